@@ -1,0 +1,66 @@
+"""The optional compilers, imported in one place: the module, or a stand-in that lets a kernel's file still import.
+
+A variant's file writes `from kernels.backends import tl, triton` and decorates its kernels as usual. Where the
+compiler is not installed, the stand-in swallows the decorators and the variant says so through `why_absent`.
+"""
+from __future__ import annotations
+
+import importlib
+import os
+
+
+class Absent:
+    """Stands in for a module that is not installed: any attribute, call or index of it is the stand-in again."""
+
+    def __init__(self, why: str):
+        self._why = why
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __getitem__(self, key):
+        return self
+
+
+def _import_or_absent(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        return Absent(f"{module} can't be imported ({error})")
+
+
+triton = _import_or_absent("triton")
+tl = _import_or_absent("triton.language")
+numba = _import_or_absent("numba")
+cuda = _import_or_absent("numba.cuda")
+
+_COMPILERS = {"triton": triton, "numba_cuda": cuda, "numba_cpu": numba}
+_INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDASIM"}
+NAMES = ("torch", *_COMPILERS)
+
+
+def why_absent(backend: str) -> str | None:
+    """Why `backend` can't be used in this environment, or None."""
+    compiler = _COMPILERS.get(backend)
+    return compiler._why if isinstance(compiler, Absent) else None
+
+
+def interpreted(backend: str) -> bool:
+    """Whether `backend`'s kernels run on the CPU here, through Triton's interpreter or Numba's CUDA simulator.
+
+    Both are chosen by an environment variable that must be set before the process starts.
+    """
+    return os.environ.get(_INTERPRETERS.get(backend, ""), "0") not in ("", "0")
+
+
+def interpreter_environment(backend: str) -> dict[str, str]:
+    """The variables under which a new process interprets `backend`'s kernels on the CPU."""
+    return {_INTERPRETERS[backend]: "1"}
+
+
+INTERPRETED_BACKENDS = tuple(_INTERPRETERS)

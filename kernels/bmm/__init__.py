@@ -1,0 +1,175 @@
+"""Batched matrix product: A[B,M,K] @ B[B,K,N] → C[B,M,N], accumulated in fp32 or wider."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kernels import digits
+from kernels.draw import Draw
+from kernels.op import Op, Scenario, distinct_bytes, subnormal_step, unit_roundoff
+
+LAYOUTS = ("nn", "nt", "tn")
+
+
+@dataclass(frozen=True)
+class BmmScenario(Scenario):
+    """sizes has M, N, K. `layout` says which operand is stored transposed; `shared_rhs` gives all entries one B."""
+
+    layout: str = "nn"
+    shared_rhs: bool = False
+    data: Callable[[int, torch.dtype, str, int], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+def _digits_forward(batch, dtype, device, seed):
+    """32 images an entry times the trained hidden weight, stored [out, in] as a linear layer stores it."""
+    x, _ = digits.hidden_layer(batch * 32, dtype, device, seed)
+    return x.view(batch, 32, digits.PIXELS), digits.hidden_weight(dtype, device).T.expand(batch, -1, -1)
+
+
+def _digits_wgrad(batch, dtype, device, seed):
+    """dYᵀ X over 32 images an entry: each micro-batch's gradient of the hidden weight."""
+    x, dy = digits.hidden_layer(batch * 32, dtype, device, seed)
+    return dy.view(batch, 32, digits.HIDDEN).transpose(1, 2), x.view(batch, 32, digits.PIXELS)
+
+
+SCENARIOS = (
+    BmmScenario("attention_scores", "Q Kᵀ of one GPT-2 small head over 512 tokens; B = sequences x heads",
+                {"M": 512, "N": 512, "K": 64}, layout="nt"),
+    BmmScenario("attention_values", "P V of one GPT-2 small head over 512 tokens; B = sequences x heads",
+                {"M": 512, "N": 64, "K": 512}),
+    BmmScenario("linear_forward", "X Wᵀ of the base Transformer's 512 → 2048 layer, 128 tokens a sample, W shared",
+                {"M": 128, "N": 2048, "K": 512}, layout="nt", shared_rhs=True),
+    BmmScenario("linear_grad_input", "dY W of the same layer, W shared",
+                {"M": 128, "N": 512, "K": 2048}, shared_rhs=True),
+    BmmScenario("linear_grad_weight", "dYᵀ X: per-sample weight gradients of a 512 → 512 layer, 128 tokens a sample",
+                {"M": 512, "N": 512, "K": 128}, layout="tn"),
+    BmmScenario("tiny_16", "many 16x16 matrices, as in block-diagonal preconditioners", {"M": 16, "N": 16, "K": 16}),
+    BmmScenario("square_1024", "squares of 1024", {"M": 1024, "N": 1024, "K": 1024}),
+    BmmScenario("square_4096", "squares of 4096", {"M": 4096, "N": 4096, "K": 4096}),
+    BmmScenario("odd_127x257x65", "odd sizes: nothing divides a tile", {"M": 127, "N": 257, "K": 65}),
+    BmmScenario("skinny_long_k", "16 rows, 64 columns, 8192 deep: too few tiles for a chip",
+                {"M": 16, "N": 64, "K": 8192}),
+    BmmScenario("digits_forward", "real: 32 digits an entry through the MLP's hidden layer, W shared",
+                {"M": 32, "N": 128, "K": 64}, layout="nt", shared_rhs=True, data=_digits_forward),
+    BmmScenario("digits_grad_weight", "real: the hidden layer's weight gradient of 32 digits an entry",
+                {"M": 128, "N": 64, "K": 32}, layout="tn", data=_digits_wgrad),
+)
+
+
+def inputs(scenario: BmmScenario, batch: int, dtype: torch.dtype, device: str, seed: int):
+    """A[B,M,K] and B[B,K,N] of the scenario: real data, or uniform on [-1, 1)."""
+    if scenario.data:
+        return scenario.data(batch, dtype, device, seed)
+    draw = Draw(dtype, device, seed)
+    m, n, k = (scenario.sizes[name] for name in "MNK")
+    rhs_batch = 1 if scenario.shared_rhs else batch
+    a, b = stored(draw, scenario.layout, batch, rhs_batch, m, n, k)
+    return a, b.expand(batch, -1, -1)
+
+
+def stored(draw: Draw, layout: str, batch: int, rhs_batch: int, m: int, n: int, k: int, scale: float = 1.0):
+    """A[batch,M,K] and B[rhs_batch,K,N] where "t" in the layout means that the operand lies transposed in memory."""
+    a = (draw.uniform(batch, k, m, scale=scale).transpose(1, 2) if layout[0] == "t"
+         else draw.uniform(batch, m, k, scale=scale))
+    b = (draw.uniform(rhs_batch, n, k, scale=scale).transpose(1, 2) if layout[1] == "t"
+         else draw.uniform(rhs_batch, k, n, scale=scale))
+    return a, b
+
+
+def reference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """C[B,M,N] in fp64."""
+    return _product(a, b)
+
+
+def tolerance(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|C − c| that fp32 accumulation in any order can give, elementwise: (K+1)·u₃₂·|A||B| + u_out·|c|.
+
+    Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), §3.5; the second term is the rounding to the
+    output's dtype, the last a subnormal step of it. The whole is taken 1% wider, for the terms of order u² left out.
+    """
+    accumulator = torch.float64 if a.dtype == torch.float64 else torch.float32
+    growth = (a.shape[2] + 1) * unit_roundoff(accumulator)
+    return 1.01 * (growth * _product(a.abs(), b.abs()) + unit_roundoff(a.dtype) * c.abs()) + subnormal_step(a.dtype)
+
+
+def _product(a, b):
+    if b.stride(0) == 0 and len(b):  # a shared right side: one product, and no copy of it for every entry
+        return torch.matmul(a.double(), b[0].double())
+    return torch.matmul(a.double(), b.double())
+
+
+def flops(a: torch.Tensor, b: torch.Tensor) -> int:
+    """2·B·M·N·K."""
+    return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
+
+
+def least_bytes(a: torch.Tensor, b: torch.Tensor) -> int:
+    """A and B read once (a shared B counts once), C written once."""
+    output_bytes = a.shape[0] * a.shape[1] * b.shape[2] * a.element_size()
+    return distinct_bytes(a) + distinct_bytes(b) + output_bytes
+
+
+def _probe(batch, m, n, k, layout="nn", scale=1.0):
+    def make(dtype, device, seed):
+        return stored(Draw(dtype, device, seed), layout, batch, batch, m, n, k, scale)
+    return make
+
+
+def _sliced(dtype, device, seed):
+    """Every second row of A, an inner window of B, both off the start of their storage."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(2, 10, 9)[:, ::2, 3:], draw.uniform(2, 9, 11)[:, 2:8, 4:]
+
+
+def _batch_inside(dtype, device, seed):
+    """The batch as the middle dimension of memory, as attention's [tokens, heads, size] has it."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(5, 3, 8).transpose(0, 1), draw.uniform(8, 3, 7).transpose(0, 1)
+
+
+def _shared(side):
+    def make(dtype, device, seed):
+        a, b = stored(Draw(dtype, device, seed), "nn", 1 if side == "a" else 3, 1 if side == "b" else 3, 5, 6, 7)
+        return a.expand(3, -1, -1), b.expand(3, -1, -1)
+    return make
+
+
+def _large(dtype, device, seed):
+    """Products whose sums come near the top of the dtype's range."""
+    top = torch.finfo(dtype).max
+    return stored(Draw(dtype, device, seed), "nn", 2, 2, 6, 7, 40, scale=(top / 40) ** 0.5)
+
+
+# The first ones are tiny, for the interpreters (Numba's CUDA simulator starts a thread for each thread); the last
+# ones walk many tiles of the usual sizes, and more entries than grid.y or grid.z can count.
+PROBES = {
+    "ragged": _probe(2, 17, 5, 19),
+    "one_element": _probe(1, 1, 1, 1),
+    "transposed_a": _probe(2, 3, 4, 5, layout="tn"),
+    "transposed_b": _probe(2, 3, 4, 5, layout="nt"),
+    "sliced": _sliced,
+    "batch_inside": _batch_inside,
+    "shared_a": _shared("a"),
+    "shared_b": _shared("b"),
+    "deep": _probe(1, 2, 3, 150),
+    "large": _large,
+    "empty_batch": _probe(0, 5, 6, 7),
+    "empty_m": _probe(2, 0, 6, 7),
+    "empty_n": _probe(2, 5, 0, 7),
+    "empty_k": _probe(2, 5, 6, 0),
+    "ragged_tiles": _probe(3, 37, 29, 65),
+    "tall": _probe(1, 1100, 30, 5),
+    "deep_1027": _probe(2, 5, 7, 1027),
+    "many_tiles": _probe(3, 300, 531, 270),
+    "many_tiles_tn": _probe(2, 290, 301, 133, layout="tn"),
+    "many_tiles_nt": _probe(2, 290, 301, 133, layout="nt"),
+    "batch_over_65535": _probe(65537, 2, 3, 5),
+}
+
+bmm = Op(
+    __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
+    flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
+    example=("linear_grad_weight", 16), baseline="torch_bmm",
+)

@@ -1,0 +1,111 @@
+"""Gradient reduction: g[B,P] → the mean gradient ḡ[P], accumulated in fp32 or wider, in g's dtype."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels import digits
+from kernels.draw import Draw
+from kernels.op import Op, Scenario, distinct_bytes, subnormal_step, unit_roundoff
+
+
+@dataclass(frozen=True)
+class GradientScenario(Scenario):
+    """sizes has P, the parameters. `real` takes the digits MLP's own per-sample gradients."""
+
+    real: bool = False
+
+
+SCENARIOS = (
+    GradientScenario("digits", "real: per-sample gradients of the digits MLP, all its 9,610 parameters",
+                     {"P": digits.PARAMETERS}, real=True),
+    GradientScenario("layer_norm", "weight and bias of one GPT-2 small layer norm", {"P": 1536}),
+    GradientScenario("linear_512", "one 512x512 linear layer", {"P": 512 * 512}),
+    GradientScenario("odd_100003", "a prime number of parameters: no vector width divides a row", {"P": 100_003}),
+    GradientScenario("transformer_block", "one whole GPT-2 small block", {"P": 7_087_872}),
+)
+
+
+def inputs(scenario: GradientScenario, batch: int, dtype: torch.dtype, device: str, seed: int):
+    """g[B,P]: real, or a common direction plus unit noise a sample, as gradients early in training look."""
+    if scenario.real:
+        return (digits.per_sample_gradients(batch, dtype, device, seed),)
+    draw = Draw(dtype, device, seed)
+    return (draw.normal(batch, scenario.sizes["P"]).add_(draw.normal(scenario.sizes["P"], scale=0.1)),)
+
+
+def reference(g: torch.Tensor) -> torch.Tensor:
+    """ḡ[P] in fp64. B = 0 gives NaN, as torch.mean does: nothing has no mean."""
+    return g.mean(dim=0, dtype=torch.float64)
+
+
+def tolerance(mean: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """|ḡ − mean| that fp32 accumulation in any order can give, elementwise: (B+2)·u₃₂·mean|g| + u_out·|mean|.
+
+    Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), §4.2: B − 1 additions, then 1/B and its product.
+    """
+    accumulator = torch.float64 if g.dtype == torch.float64 else torch.float32
+    growth = (g.shape[0] + 2) * unit_roundoff(accumulator)
+    magnitudes = g.abs().mean(dim=0, dtype=torch.float64)
+    return 1.01 * (growth * magnitudes + unit_roundoff(g.dtype) * mean.abs()) + subnormal_step(g.dtype)
+
+
+def flops(g: torch.Tensor) -> int:
+    """B·P: the additions, and the division."""
+    return g.numel()
+
+
+def least_bytes(g: torch.Tensor) -> int:
+    """g read once, ḡ written once."""
+    return distinct_bytes(g) + g.shape[1] * g.element_size()
+
+
+def _probe(batch, parameters, scale=1.0):
+    def make(dtype, device, seed):
+        return (Draw(dtype, device, seed).uniform(batch, parameters, scale=scale),)
+    return make
+
+
+def _sliced(dtype, device, seed):
+    """Every second sample, an inner window of the parameters."""
+    return (Draw(dtype, device, seed).uniform(14, 90)[::2, 3:77],)
+
+
+def _transposed(dtype, device, seed):
+    """Samples along memory's fast dimension."""
+    return (Draw(dtype, device, seed).uniform(67, 9).T,)
+
+
+def _repeated(dtype, device, seed):
+    """One gradient seen as a batch of five (stride 0)."""
+    return (Draw(dtype, device, seed).uniform(1, 70).expand(5, -1),)
+
+
+def _large(dtype, device, seed):
+    """All of one sign and near the top of the dtype's range (of fp32's over B, for those as wide as it)."""
+    top = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max / 64)
+    return (Draw(dtype, device, seed).uniform(33, 130, scale=top / 4).add_(top / 2),)
+
+
+# The last ones are too large for an interpreter to walk.
+PROBES = {
+    "ragged": _probe(7, 261),
+    "one_sample": _probe(1, 19),
+    "one_parameter": _probe(37, 1),
+    "tall": _probe(67, 3),
+    "sliced": _sliced,
+    "transposed": _transposed,
+    "repeated": _repeated,
+    "large": _large,
+    "empty_batch": _probe(0, 9),
+    "empty_parameters": _probe(4, 0),
+    "blocks": _probe(13, 5037),
+    "wide": _probe(5, 1_000_003),
+    "deep": _probe(5003, 517),
+}
+
+grad_reduce = Op(
+    __name__, signature="g[B,P] → ḡ[P]", inputs=inputs, reference=reference, tolerance=tolerance, flops=flops,
+    least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES, example=("linear_512", 64), baseline="torch_mean",
+)

@@ -1,0 +1,197 @@
+"""Op and Variant: what a kernel computes, and the ways to compute it."""
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kernels import backends
+
+Tensors = tuple[torch.Tensor, ...]
+Probe = Callable[[torch.dtype, str, int], Tensors]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A shape worth measuring: the sizes of everything but the batch, and whose sizes they are.
+
+    `name` is part of every case id, so renaming one loses its history. Ops subclass this with what else they need.
+    """
+
+    name: str
+    title: str
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute an op, and what it declares that it can't do. Calling it calls its function."""
+
+    op: "Op"
+    function: Callable[..., torch.Tensor | Tensors]
+    backend: str
+    dtypes: tuple[str, ...] | None = None
+    needs: str | None = None
+    supports: Callable[..., str | None] | None = None
+    idea: str = field(default="")
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def id(self) -> str:
+        return f"{self.op.name}/{self.name}"
+
+    def __call__(self, *inputs: torch.Tensor):
+        return self.function(*inputs)
+
+    def why_not_here(self, device: str) -> str | None:
+        """Why this variant can't run on `device` ("cpu" or "cuda") in this environment, or None."""
+        absent = backends.why_absent(self.backend)
+        if absent:
+            return absent
+        if self.needs in (None, device) or (self.needs == "cuda" and backends.interpreted(self.backend)):
+            return None
+        return f"needs {self.needs.upper()}"
+
+    def why_unsupported(self, *inputs: torch.Tensor) -> str | None:
+        """Why this variant declines these inputs, or None. Inputs on the meta device are enough."""
+        dtype = dtype_name(inputs[0].dtype)
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"{dtype} is not among its dtypes ({', '.join(self.dtypes)})"
+        return self.supports(*inputs) if self.supports else None
+
+
+class Op:
+    """A function on tensors, its fp64 reference, and every variant found beside it.
+
+    Args (all keyword, the functions take the op's inputs):
+        signature: shapes in and out, for people.
+        inputs: (scenario, batch, dtype, device, seed) → the inputs; device "meta" gives shapes alone.
+        reference: the result in fp64 (a tensor, or a tuple where the op has several outputs).
+        tolerance: (expected, *inputs) → the largest |output − expected| of correct arithmetic, elementwise, in fp64.
+        flops: floating-point operations of the definition, whatever way a variant takes.
+        least_bytes: bytes of each distinct input element read once and each output written once.
+        scenarios: what is benchmarked.
+        probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
+            interpreter.
+        example: the (scenario, batch) whose launch stands for the op where one must do: its compiled code is shown.
+        baseline: the variant that speed-ups are quoted against.
+    """
+
+    def __init__(self, package: str, *, signature: str, inputs: Callable[..., Tensors], reference: Callable,
+                 tolerance: Callable, flops: Callable[..., int], least_bytes: Callable[..., int],
+                 scenarios: Sequence[Scenario], probes: Mapping[str, Probe], example: tuple[str, int],
+                 baseline: str):
+        self.package = package
+        self.name = package.rpartition(".")[2]
+        self.signature = signature
+        self.inputs = inputs
+        self.reference = reference
+        self.tolerance = tolerance
+        self.flops = flops
+        self.least_bytes = least_bytes
+        self.scenarios = {scenario.name: scenario for scenario in scenarios}
+        self.probes = dict(probes)
+        self.example = example
+        self.baseline = baseline
+        self._variants: dict[str, Variant] = {}
+        self._searched = False
+
+    def variant(self, *, backend: str, dtypes: Sequence[str] | None = None, needs: str | None = None,
+                supports: Callable[..., str | None] | None = None):
+        """Register the decorated function as a variant of this op, and return it unchanged.
+
+        Args:
+            backend: one of kernels.backends.NAMES.
+            dtypes: names of the input dtypes it takes; None is every dtype.
+            needs: "cuda" or "cpu"; None is any device.
+            supports: inputs → why it declines them, or None. What is not declared is supported.
+
+        Raises:
+            ValueError: for an unknown backend or device, a name already taken, or a name that is not its file's.
+        """
+        if backend not in backends.NAMES:
+            raise ValueError(f"backend {backend!r} is none of {', '.join(backends.NAMES)}")
+        if needs not in (None, "cpu", "cuda"):
+            raise ValueError(f"needs={needs!r} is none of None, 'cpu', 'cuda'")
+
+        def register(function):
+            package, _, file = function.__module__.rpartition(".")
+            if package == self.package and file != function.__name__:
+                raise ValueError(f"{file}.py registers {function.__name__!r}: a variant is named after its file")
+            if function.__name__ in self._variants:
+                raise ValueError(f"{self.name} has a variant named {function.__name__!r} already")
+            module_doc = sys.modules[function.__module__].__doc__ or ""
+            self._variants[function.__name__] = Variant(
+                self, function, backend, tuple(dtypes) if dtypes is not None else None, needs, supports,
+                idea=module_doc.strip().partition("\n")[0])
+            return function
+
+        return register
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """Every variant by name, the baseline first; found by importing each file of the op's package."""
+        if not self._searched:
+            self._searched = True
+            for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
+                if not module.name.startswith("_"):
+                    self._load(module.name)
+        return dict(sorted(self._variants.items(), key=lambda item: (item[0] != self.baseline, item[0])))
+
+    def _load(self, file: str) -> None:
+        try:
+            importlib.import_module(f"{self.package}.{file}")
+            if file not in self._variants:
+                raise ValueError(f"{file}.py registers no variant (start its name with _ if it is a helper)")
+        except Exception as error:  # a broken file must not hide the others: it becomes a variant that fails, so a row
+            self._variants[file] = _unloadable(self, file, error)
+
+    def make_inputs(self, scenario: str, batch: int, dtype: str, device: str, seed: int = 0) -> Tensors:
+        """The named scenario's inputs, fresh for each seed; on device "meta" they are shapes and strides alone."""
+        return self.inputs(self.scenarios[scenario], batch, getattr(torch, dtype), device, seed)
+
+    def __call__(self, *inputs: torch.Tensor):
+        """Run the op through its baseline."""
+        return self.variants[self.baseline](*inputs)
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}: {self.signature}>"
+
+
+def _unloadable(op: Op, file: str, error: Exception) -> Variant:
+    def function(*inputs):
+        raise ImportError(f"{file}.py does not load: {type(error).__name__}: {error}") from error
+
+    function.__name__ = file
+    return Variant(op, function, backend="torch", idea="(does not load)")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """'float16' for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """u = eps/2, the largest relative error of rounding to nearest (Higham, Accuracy and Stability, §2.2)."""
+    return torch.finfo(dtype).eps / 2
+
+
+def subnormal_step(dtype: torch.dtype) -> float:
+    """The spacing of the dtype's subnormal numbers: what rounding costs at worst where a result underflows."""
+    info = torch.finfo(dtype)
+    return info.smallest_normal * info.eps
+
+
+def distinct_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the elements a tensor really holds: a dimension of stride 0 is one element, however often it is read."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride()):
+        elements *= size if stride else min(size, 1)
+    return elements * tensor.element_size()
