@@ -1,0 +1,92 @@
+"""`python -m bench`: every command of the suite. The Makefile only calls this."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+USAGE = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing measured."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("bench", "kernels"):
+            raise
+        return _complain(f"{error.name} is not installed: install what requirements.txt lists (`make install`)")
+    except ValueError as error:
+        return _complain(str(error))
+
+
+def _run(options) -> int:
+    from bench.run import DEFAULT_FOLDER, UsageError, run
+
+    try:
+        return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER)
+    except UsageError as error:
+        return _complain(str(error))
+
+
+def _list(options) -> int:
+    from bench.listing import show
+    from bench.measure.environment import resolve_device
+
+    print(show(options.profile, resolve_device(options.device), options.json))
+    return 0
+
+
+def _report(options) -> int:
+    from bench import records, report
+
+    folder = Path(options.folder)
+    run = records.load(folder)
+    try:
+        notes = report.write(run, folder)
+    except OSError as error:
+        return _complain(f"can't write the report to {folder} ({error.strerror})")
+    print("\n".join([report.terminal(run), *notes, f"report: {folder / report.FILE_NAME}"]))
+    return 0
+
+
+def _complain(line: str) -> int:
+    print(f"batchline: {line}", file=sys.stderr)
+    return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench",
+                                     description="What does the batch size do? Measured, on this machine.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    run = commands.add_parser("run", help="check and time every variant, write a report",
+                              epilog="exit: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing could be "
+                                     "measured, 130 stopped by Ctrl-C (what was measured is kept)")
+    _add_plan_options(run)
+    run.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
+    run.add_argument("--out", metavar="FOLDER", help="where the run's own folder is made (default: reports/runs)")
+    run.set_defaults(command=_run)
+    listing = commands.add_parser("list", help="print every case id and what it can run on")
+    _add_plan_options(listing)
+    listing.add_argument("--json", action="store_true", help="the same for programs")
+    listing.set_defaults(command=_list)
+    report = commands.add_parser("report", help="write and print a stored run's report again")
+    report.add_argument("folder", help="a folder that holds a run.json")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
+    parser.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""The one benchmark function. pytest-benchmark runs it once a case and keeps its rounds; `session` gives the cases."""
+import pytest
+
+from bench.records import NotMeasured
+
+
+def test_kernel(case_id, batchline, benchmark):
+    try:
+        batchline.measure(case_id, benchmark)
+    except NotMeasured as refusal:
+        pytest.skip(str(refusal))

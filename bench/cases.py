@@ -1,0 +1,128 @@
+"""What is measured: profile x op x scenario x dtype x batch x variant → Case, in the order in which they run.
+
+The variant changes fastest, so that all variants of one problem are measured close together in time and share its
+reference.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import kernels
+from bench.records import NOT_HERE, UNSUPPORTED, case_id
+from kernels.op import Op, Variant
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest problem a profile takes on a device, for one call."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much to measure, and how long a case may take. Mappings are by device ("cpu", "cuda")."""
+
+    name: str
+    batches: tuple[int, ...]
+    dtypes: Mapping[str, tuple[str, ...]]
+    limits: Mapping[str, Limits]
+    warm_up_s: float
+    sampling_s: float
+
+
+_ALL_DTYPES = ("float32", "float16", "bfloat16")
+_POWERS = tuple(2 ** power for power in range(13))
+
+PROFILES = {profile.name: profile for profile in (
+    Profile("smoke", batches=(1, 3, 16),
+            dtypes={"cpu": ("float32",), "cuda": ("float16",)},
+            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
+            warm_up_s=0.01, sampling_s=0.02),
+    Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
+            dtypes={"cpu": ("float32",), "cuda": _ALL_DTYPES},
+            limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
+            warm_up_s=0.04, sampling_s=0.15),
+    Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
+            dtypes={"cpu": _ALL_DTYPES, "cuda": _ALL_DTYPES},
+            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
+            warm_up_s=0.2, sampling_s=1.0),
+)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant on one problem. `refusal` is (status, reason) when it is known beforehand that it can't be timed."""
+
+    variant: Variant
+    scenario: str
+    dtype: str
+    batch: int
+    refusal: tuple[str, str] | None
+
+    @property
+    def op(self) -> Op:
+        return self.variant.op
+
+    @property
+    def id(self) -> str:
+        return case_id(self.op.name, self.variant.name, self.scenario, self.dtype, self.batch)
+
+    @property
+    def problem(self) -> tuple[str, str, str, int]:
+        """What the variants of one comparison share."""
+        return self.op.name, self.scenario, self.dtype, self.batch
+
+    @property
+    def runs_on(self) -> str:
+        """The devices that the variant can run on at all."""
+        return {None: "cpu, cuda"}.get(self.variant.needs, self.variant.needs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cases of a profile on a device, and the problems that are over its limits."""
+
+    profile: Profile
+    device: str
+    cases: tuple[Case, ...]
+    left_out: tuple[tuple[str, str, str, int], ...]
+
+
+def plan(profile_name: str, device: str) -> Plan:
+    """Every case of the profile on the device.
+
+    Raises:
+        ValueError: for an unknown profile.
+    """
+    if profile_name not in PROFILES:
+        raise ValueError(f"unknown profile {profile_name!r}: use {', '.join(PROFILES)}")
+    profile = PROFILES[profile_name]
+    cases, left_out = [], []
+    for op, scenario, dtype, batch in _problems(profile, device):
+        inputs = op.make_inputs(scenario, batch, dtype, "meta")
+        limits = profile.limits[device]
+        if op.flops(*inputs) > limits.flops or op.least_bytes(*inputs) > limits.bytes:
+            left_out.append((op.name, scenario, dtype, batch))
+            continue
+        for variant in op.variants.values():
+            cases.append(Case(variant, scenario, dtype, batch, _refusal(variant, device, inputs)))
+    return Plan(profile, device, tuple(cases), tuple(left_out))
+
+
+def _problems(profile: Profile, device: str) -> Iterator[tuple[Op, str, str, int]]:
+    for op in kernels.ops.values():
+        for scenario in op.scenarios:
+            for dtype in profile.dtypes[device]:
+                for batch in profile.batches:
+                    yield op, scenario, dtype, batch
+
+
+def _refusal(variant: Variant, device: str, inputs) -> tuple[str, str] | None:
+    unsupported = variant.why_unsupported(*inputs)
+    if unsupported:
+        return UNSUPPORTED, unsupported
+    not_here = variant.why_not_here(device)
+    return (NOT_HERE, not_here) if not_here else None

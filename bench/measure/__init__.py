@@ -1,0 +1,1 @@
+"""The only part of bench/ that touches torch, Triton, Numba and the machine."""

@@ -1,0 +1,106 @@
+"""The machine, as a reader of the figures must know it: processor, GPU, driver, versions, git revision."""
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+_NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "numpy")
+_VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark")
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def missing_packages() -> list[str]:
+    """The packages without which nothing can be measured and that are not installed."""
+    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+
+
+def resolve_device(asked: str) -> str:
+    """"cpu" or "cuda" for "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: for another word, or for "cuda" where torch sees no GPU.
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {asked!r}: use auto, cpu or cuda")
+    usable = torch.cuda.is_available()
+    if asked == "cuda" and not usable:
+        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
+        raise ValueError(f"DEVICE=cuda, but {why} ({torch.__version__}): use DEVICE=cpu, or a torch and machine with CUDA")
+    return ("cuda" if usable else "cpu") if asked == "auto" else asked
+
+
+def machine(device: str) -> dict:
+    """What the figures depend on, by name. Sizes in bytes."""
+    facts = {
+        "device": device,
+        "device_name": torch.cuda.get_device_name(0) if device == "cuda" else cpu_name(),
+        "cpu": cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_threads_of_torch": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "revision": revision(),
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        facts["gpu"] = {
+            "name": properties.name, "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda_of_torch": torch.version.cuda, "driver": _driver_version(),
+        }
+    return facts
+
+
+def cpu_name() -> str:
+    """The processor's model name, with its vector extension where /proc says it (AVX2, AVX-512)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    vectors = "AVX-512" if " avx512f " in text else "AVX2" if " avx2 " in text else ""
+    return " ".join(filter(None, (name.group(1).strip() if name else platform.machine(), vectors)))
+
+
+def revision() -> dict:
+    """The repository's commit and whether the working tree differs from it; commit "unknown" outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": None}
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", "-C", str(_REPOSITORY), *args], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _driver_version() -> str:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlSystemGetDriverVersion()
+    except Exception as error:  # whatever NVML's binding raises, a run without the driver's number is still a run
+        return f"unknown ({type(error).__name__}: {error})"

@@ -1,0 +1,136 @@
+"""The frontier: what a run measured, as pytest-benchmark's JSON, and as the Records that all judging and showing reads.
+
+Nothing here or right of here imports torch, so a report renders on any machine.
+"""
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MEASURED = "measured"
+WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant
+FAILED = "failed"                # raised
+OUT_OF_MEMORY = "out of memory"
+UNSUPPORTED = "unsupported"      # declared by the variant
+NOT_HERE = "not timed here"      # needs a device or a compiler that this machine lacks
+NOT_REACHED = "not reached"      # planned, and the run ended before it
+
+STATUSES = (MEASURED, WRONG, FAILED, OUT_OF_MEMORY, UNSUPPORTED, NOT_HERE, NOT_REACHED)
+BROKEN = (WRONG, FAILED, OUT_OF_MEMORY)
+FILE_NAME = "run.json"
+
+
+class NotMeasured(Exception):
+    """A case that ends without a time: a status from STATUSES and one line that says why."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Record:
+    """One planned case and what came of it. Times in seconds, sizes in bytes.
+
+    `samples_s` are the raw rounds, each the mean of `iterations` calls in a row. `facts` is what else was recorded:
+    clock, peak_bytes, output_bytes, memory_method, error (relative, Frobenius), error_of_tolerance, flops, least_bytes.
+    """
+
+    op: str
+    variant: str
+    scenario: str
+    dtype: str
+    batch: int
+    status: str
+    reason: str = ""
+    samples_s: tuple[float, ...] = ()
+    iterations: int = 1
+    facts: Mapping = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return case_id(self.op, self.variant, self.scenario, self.dtype, self.batch)
+
+    @property
+    def median_s(self) -> float:
+        """Median of the samples; raises statistics.StatisticsError where there are none."""
+        return statistics.median(self.samples_s)
+
+    @property
+    def quartiles_s(self) -> tuple[float, float]:
+        """First and third quartile of the samples (both the sample itself where there is one)."""
+        if len(self.samples_s) < 2:
+            return self.median_s, self.median_s
+        first, _, third = statistics.quantiles(self.samples_s, n=4, method="inclusive")
+        return first, third
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run: its machine and settings (`about`), every planned case, what the compilers said of GPU kernels."""
+
+    about: Mapping
+    machine: Mapping
+    records: tuple[Record, ...]
+
+    def groups(self) -> dict[tuple[str, str, str], list[Record]]:
+        """Records by (op, scenario, dtype), in the order of the plan."""
+        groups: dict[tuple[str, str, str], list[Record]] = {}
+        for record in self.records:
+            groups.setdefault((record.op, record.scenario, record.dtype), []).append(record)
+        return groups
+
+
+def case_id(op: str, variant: str, scenario: str, dtype: str, batch: int) -> str:
+    """The stable name of a case; a change of it loses the case's history."""
+    return f"{op}/{variant}/{scenario}/{dtype}/B{batch}"
+
+
+def parse_case_id(name: str) -> dict:
+    """The parts of a case id, as Record's first five fields."""
+    op, variant, scenario, dtype, batch = name.split("/")
+    return {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype, "batch": int(batch.removeprefix("B"))}
+
+
+def load(folder: Path) -> Run:
+    """The run stored in `folder`.
+
+    Raises:
+        ValueError: if there is no run.json, or it is not one of ours.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        about = document["batchline"]
+        measured = {bench["param"]: bench for bench in document["benchmarks"]}
+        records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
+        return Run(about, document["machine_info"], records)
+    except OSError as error:
+        raise ValueError(f"no run in {folder}: {error.strerror or error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a run that Batchline wrote ({type(error).__name__}: {error})") from error
+
+
+def _record(case: Mapping, bench: Mapping | None) -> Record:
+    parts = parse_case_id(case["id"])
+    if bench is None:
+        return Record(**parts, status=case["status"], reason=case["reason"])
+    stats = bench["stats"]
+    return Record(**parts, status=MEASURED, samples_s=tuple(stats["data"]), iterations=stats["iterations"],
+                  facts=bench["extra_info"])
+
+
+def save(folder: Path, document: Mapping) -> Path:
+    """Write pytest-benchmark's document, with our own part under "batchline", as `folder`/run.json.
+
+    The file appears whole or not at all.
+    """
+    path = Path(folder) / FILE_NAME
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)
+    return path

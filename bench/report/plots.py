@@ -1,0 +1,91 @@
+"""Latency, speed-up and memory over the batch: one figure a problem group, as PNG and SVG."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import units
+from bench.records import MEASURED, Record, Run
+from bench.report.tables import unique
+
+# Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the distinction without colour.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
+_MARKERS = "osD^vPX"
+
+
+def why_no_plots() -> str | None:
+    """Why plots can't be drawn here, or None."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return "matplotlib is not installed"
+    return None
+
+
+def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:
+    """Draw every group that has a time; returns each group's file name without its ending, relative to `folder`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "batchline"  # or the same run would give other bytes each time
+    matplotlib.rcParams["svg.fonttype"] = "none"       # text stays text
+    names = {}
+    for group, records in run.groups().items():
+        timed = [record for record in records if record.status == MEASURED]
+        if timed:
+            names[group] = "-".join(group)
+            _draw_group(timed, run, group, folder / names[group])
+    return names
+
+
+def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    op, scenario, dtype = group
+    baseline = run.about["baselines"][op]
+    base = {record.batch: record.median_s for record in records if record.variant == baseline}
+    figure = Figure(figsize=(13, 3.9))
+    latency, speedup, memory = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.83, bottom=0.22, wspace=0.22)
+    others = [name for name in unique(record.variant for record in records) if name != baseline]
+    looks = {baseline: {"color": "black", "marker": "o"}}
+    looks |= {name: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[(i + 1) % len(_MARKERS)]}
+              for i, name in enumerate(others)}
+    for variant in (baseline, *others):
+        curve = sorted((record for record in records if record.variant == variant), key=lambda record: record.batch)
+        batches = [record.batch for record in curve]
+        look = looks[variant] | {"markersize": 4.5, "linewidth": 1.4}
+        latency.plot(batches, [record.median_s for record in curve], label=variant, **look)
+        quartiles = [record.quartiles_s for record in curve]
+        latency.fill_between(batches, [low for low, _ in quartiles], [high for _, high in quartiles],
+                             color=look["color"], alpha=0.18, linewidth=0)
+        compared = [record for record in curve if record.batch in base]
+        speedup.plot([record.batch for record in compared],
+                     [base[record.batch] / record.median_s for record in compared], **look)
+        counted = [record for record in curve if record.facts.get("peak_bytes")]
+        memory.plot([record.batch for record in counted],
+                    [record.facts["peak_bytes"] for record in counted], **look)
+    _finish(latency, "latency, median and quartiles", "log", units.duration)
+    _finish(speedup, f"speed-up over {baseline}", "linear", units.ratio)
+    speedup.set_ylim(bottom=0)
+    _finish(memory, "peak memory above the inputs", "log", units.size)
+    figure.legend(*latency.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=9)
+    partial = " (partial run)" if run.about["partial"] else ""
+    figure.suptitle(f"{op} · {scenario} · {dtype} on {run.machine['device_name']}{partial}", fontsize=11)
+    figure.savefig(path.with_name(f"{path.name}.png"), dpi=110)
+    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+
+
+def _finish(axes, title: str, scale: str, unit: Callable[[float], str]) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_title(title, fontsize=9.5)
+    axes.set_xlabel("batch")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale(scale)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: unit(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", color="0.88", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8.5)

@@ -1,0 +1,105 @@
+"""The report of a run: README.md beside its run.json, and the same tables for the terminal."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench import units
+from bench.records import Run
+from bench.report import plots, tables
+
+FILE_NAME = "README.md"
+
+
+def write(run: Run, folder: Path) -> list[str]:
+    """Write README.md and the plots into `folder`; returns a line for each thing that could not be shown."""
+    missing = plots.why_no_plots()
+    figures = {} if missing else plots.draw(run, folder)
+    (folder / FILE_NAME).write_text("\n\n".join(_markdown(run, figures, missing)) + "\n", encoding="utf-8")
+    return [f"no plots: {missing}"] if missing else []
+
+
+def terminal(run: Run) -> str:
+    """Every table as plain text; * marks the fastest of a row."""
+    parts = []
+    for (op, scenario, dtype), records in run.groups().items():
+        table = tables.comparison(records, run.about["baselines"][op], tables.PLAIN)
+        if table:
+            parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
+    rest = tables.not_measured(run, tables.PLAIN)
+    if rest:
+        parts.append(f"Without a time\n{rest}")
+    parts.append(summary(run))
+    return "\n\n".join(parts)
+
+
+def summary(run: Run) -> str:
+    """The run in a line: how many cases ended how, on what."""
+    counts = Counter(record.status for record in run.records)
+    words = ", ".join(f"{count} {status}" for status, count in counts.items())
+    partial = "PARTIAL (stopped before the end): " if run.about["partial"] else ""
+    return f"{partial}{len(run.records)} cases: {words}; profile {run.about['profile']} on {run.machine['device_name']}"
+
+
+def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
+    about = run.about
+    yield f"# Batchline: {about['profile']} run on {run.machine['device_name']}, {about['started'][:10]}"
+    if about["partial"]:
+        yield "> **Partial.** The run was stopped before its end; what it had not reached is listed as such."
+    selection = f", cases matching `{about['selection']}`" if about["selection"] else ""
+    yield f"{summary(run)}{selection}. Measured in {about['seconds']:.0f} s, begun {about['started']}."
+    yield tables.machine(run, tables.MARKDOWN)
+    yield ("A cell is the median latency · the speed-up over the baseline at that batch · the peak memory above the "
+           "inputs (outputs and workspace). The fastest in a row is bold. Every variant passed its check against fp64 "
+           "before it was timed, and the timed output was checked again. "
+           f"{_how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
+    last_op = None
+    for (op, scenario, dtype), records in run.groups().items():
+        table = tables.comparison(records, about["baselines"][op], tables.MARKDOWN)
+        if not table:
+            continue
+        if op != last_op:
+            yield f"## {op}\n\n`{about['signatures'][op]}`; speed-ups are over `{about['baselines'][op]}`."
+            last_op = op
+        yield f"### {scenario} · {dtype}\n\n{about['scenarios'][op][scenario]}"
+        yield table
+        if (op, scenario, dtype) in figures:
+            name = figures[op, scenario, dtype]
+            yield (f"![latency, speed-up and memory of {op} over the batch, {scenario}, {dtype}]({name}.png)\n\n"
+                   f"[as SVG]({name}.svg)")
+    if missing:
+        yield f"No plots: {missing}."
+    rest = tables.not_measured(run, tables.MARKDOWN)
+    if rest:
+        yield f"## Without a time\n\n{rest}"
+    if about["left_out"]:
+        yield f"## Larger than the profile takes\n\n{_left_out(run)}"
+    static = tables.compiled(run, tables.MARKDOWN)
+    if static:
+        not_run = "" if run.machine.get("gpu") else ", not yet run: there was no GPU here"
+        yield ("## What the compilers made of the GPU variants\n\n"
+               f"Compiled for these architectures{not_run}. "
+               "Registers and stack (where spills go) are per thread, shared memory per block; a variant that launches "
+               "two kernels has two entries.")
+        yield static
+    yield "## The variants\n\n" + "\n".join(f"- `{name}`: {idea}" for name, idea in about["ideas"].items())
+
+
+def _how_measured(run: Run) -> str:
+    clocks = tables.unique(record.facts["clock"] for record in run.records if record.facts)
+    methods = tables.unique(record.facts["memory_method"] for record in run.records if record.facts)
+    errors = [record.facts["error_of_tolerance"] for record in run.records if record.facts]
+    if not errors:
+        return "Nothing was timed."
+    return (f"Clock: {', '.join(clocks)}. Memory: {', '.join(methods)}. The worst element of any result was at "
+            f"{max(errors):.2g} of its tolerance.")
+
+
+def _left_out(run: Run) -> str:
+    batches: dict[str, list[int]] = {}
+    for op, scenario, dtype, batch in run.about["left_out"]:
+        batches.setdefault(f"`{op}/{scenario}/{dtype}`", []).append(batch)
+    limits = run.about["limits"]
+    return (f"Over {limits['flops']:.3g} FLOP or {units.size(limits['bytes'])} a call:\n\n"
+            + "\n".join(f"- {problem}: B = {', '.join(map(str, sizes))}" for problem, sizes in batches.items()))

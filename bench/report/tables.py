@@ -1,0 +1,131 @@
+"""A run as tables: for each problem the variants side by side over the batch, then everything that has no time."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from bench import units
+from bench.records import MEASURED, Record, Run
+
+
+@dataclass(frozen=True)
+class Style:
+    """Markdown for the report's file, plain for the terminal: tabulate's format, and how the best cell is marked."""
+
+    table_format: str
+    best: str
+
+    def render(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+        return tabulate(list(rows), headers=list(headers), tablefmt=self.table_format, disable_numparse=True)
+
+
+MARKDOWN = Style("github", "**{}**")
+PLAIN = Style("simple", "{} *")
+
+
+def comparison(records: Sequence[Record], baseline: str, style: Style) -> str | None:
+    """One problem group (an op, scenario and dtype): batches down, variants across; None if nothing was timed.
+
+    A cell is the median latency, the speed-up over the baseline at that batch, and the peak memory above the inputs.
+    The fastest is marked. Variants with no time at any batch stand in `not_measured` alone.
+    """
+    timed = unique(record.variant for record in records if record.status == MEASURED)
+    if not timed:
+        return None
+    cells = {(record.batch, record.variant): record for record in records}
+    rows = []
+    for batch in unique(record.batch for record in records):
+        row = [cells.get((batch, variant)) for variant in timed]
+        base = cells.get((batch, baseline))
+        fastest = min((record.median_s for record in row if _is_timed(record)), default=None)
+        rows.append([str(batch), *(_cell(record, base, fastest, style) for record in row)])
+    return style.render(["batch", *timed], rows)
+
+
+def _cell(record: Record | None, base: Record | None, fastest: float | None, style: Style) -> str:
+    if record is None:
+        return ""
+    if not _is_timed(record):
+        return record.status
+    latency = units.duration(record.median_s)
+    parts = [style.best.format(latency) if record.median_s == fastest else latency]
+    if _is_timed(base) and record.variant != base.variant:
+        parts.append(units.ratio(base.median_s / record.median_s))
+    peak = record.facts.get("peak_bytes")
+    parts.append(units.size(peak) if peak is not None else "memory n/a")
+    return " · ".join(parts)
+
+
+def not_measured(run: Run, style: Style) -> str | None:
+    """Every case without a time, cases of one variant and one reason in a row; None if there are none."""
+    rows: dict[tuple[str, str, str], list[Record]] = {}
+    for record in run.records:
+        if record.status != MEASURED:
+            rows.setdefault((f"{record.op}/{record.variant}", record.status, record.reason), []).append(record)
+    if not rows:
+        return None
+    return style.render(["variant", "what became of it", "cases", "which"], (
+        [variant, f"{status}: {reason}" if reason else status, str(len(records)), _which(records)]
+        for (variant, status, reason), records in rows.items()))
+
+
+def _which(records: Sequence[Record]) -> str:
+    problems = unique(f"{record.scenario}/{record.dtype}" for record in records)
+    shown = ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
+    return f"{shown}; B = {', '.join(map(str, unique(record.batch for record in records)))}"
+
+
+def compiled(run: Run, style: Style) -> str | None:
+    """What the compilers made of the GPU variants, architectures across; None if nothing was compiled."""
+    entries = run.about.get("compiled", ())
+    if not entries:
+        return None
+    architectures = unique(entry["architecture"] for entry in entries)
+    cells: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for entry in entries:
+        row = cells.setdefault((entry["variant"], entry["dtype"]), {})
+        row.setdefault(entry["architecture"], []).append(_kernel_facts(entry))
+    return style.render(["variant", "dtype", *(f"sm_{number}" for number in architectures)], (
+        [variant, dtype, *("; ".join(row.get(number, ())) for number in architectures)]
+        for (variant, dtype), row in cells.items()))
+
+
+def _kernel_facts(entry: dict) -> str:
+    if entry.get("error"):
+        return f"does not compile: {entry['error']}"
+    facts = [f"{entry['registers']} regs"]
+    if entry["stack_bytes"]:
+        facts.append(f"{entry['stack_bytes']} B stack")
+    if entry["shared_bytes"]:
+        facts.append(f"{units.size(entry['shared_bytes'])} shared")
+    if entry["matrix_instruction"]:
+        facts.append(entry["matrix_instruction"].partition(".")[0])
+    return ", ".join(facts)
+
+
+def machine(run: Run, style: Style) -> str:
+    """The machine and the versions, a fact a row."""
+    facts, gpu = run.machine, run.machine.get("gpu")
+    commit = facts["revision"]["commit"]
+    processor = (facts["cpu"], f"{facts['cpu_cores']} cores", f"{facts['cpu_threads_of_torch']} threads in torch",
+                 units.size(facts["memory_bytes"]))
+    rows = [["timed on", facts["device_name"]], ["processor", ", ".join(processor)]]
+    if gpu:
+        rows.append(["GPU", ", ".join((gpu["name"], f"sm_{gpu['compute_capability'].replace('.', '')}",
+                                       f"{gpu['multiprocessors']} SMs", units.size(gpu["memory_bytes"]),
+                                       f"driver {gpu['driver']}", f"CUDA {gpu['cuda_of_torch']}"))])
+    rows += [["system", f"{facts['system']}, Python {facts['python']}"],
+             ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+             ["revision", f"{commit[:12]}{' + uncommitted changes' if facts['revision']['dirty'] else ''}"]]
+    return style.render(["", ""], rows)
+
+
+def unique(values: Iterable) -> list:
+    """The distinct values in the order in which they first come."""
+    return list(dict.fromkeys(values))
+
+
+def _is_timed(record: Record | None) -> bool:
+    return record is not None and record.status == MEASURED

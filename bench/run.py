@@ -1,0 +1,173 @@
+"""`bench run`: plan, measure through pytest-benchmark, store, report, and say by the exit code how it went."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from bench import records, report
+from bench.cases import Plan, plan
+from bench.progress import Progress
+from bench.records import BROKEN, MEASURED
+
+CLEAN, BROKEN_CASES, USAGE, NOTHING_MEASURED, INTERRUPTED = 0, 1, 2, 3, 130
+_REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT_FOLDER = _REPOSITORY / "reports" / "runs"
+_LEAST_FREE_BYTES = 64 * 2 ** 20
+
+
+class UsageError(Exception):
+    """One line: what was wrong with the call, and what to do."""
+
+
+def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER) -> int:
+    """Measure the profile's cases that match `selection` (pytest's -k), write the report under `folder`.
+
+    Raises:
+        UsageError: before anything is measured, if the call, the environment or the folder is not usable.
+    """
+    environment = _require_environment()
+    try:
+        device = environment.resolve_device(device)
+        the_plan = plan(profile, device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    machine = environment.machine(device)
+    run_folder = _new_folder(folder, machine["device_name"])
+    started = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        document, about, interrupted = _measure(the_plan, machine, selection)
+    except UsageError:
+        run_folder.rmdir()
+        raise
+    try:
+        compiled = [] if interrupted else _compile_gpu_variants(the_plan, about["cases"])
+    except KeyboardInterrupt:
+        compiled, interrupted = [], True
+    about |= {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
+        "partial": interrupted, "selection": selection, "compiled": compiled,
+    }
+    _store({**document, "batchline": about}, run_folder)
+    return _exit_code(about["cases"], interrupted)
+
+
+def _require_environment():
+    """bench.measure.environment, if what it and the measuring need is installed."""
+    try:
+        from bench.measure import environment
+    except ImportError as error:
+        raise UsageError(f"{error}: install what requirements.txt lists (`make install`)") from error
+    missing = environment.missing_packages()
+    if missing:
+        raise UsageError(f"not installed: {', '.join(missing)}; install what requirements.txt lists (`make install`)")
+    return environment
+
+
+def _new_folder(parent: Path, device_name: str) -> Path:
+    """A folder of this run's own, made now, so that a folder that can't be written is known before the measuring."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < _LEAST_FREE_BYTES:
+            raise UsageError(f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {_LEAST_FREE_BYTES >> 20}: "
+                             "free some, or name another folder with --out")
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            with contextlib.suppress(FileExistsError):
+                (parent / f"{name}{suffix}").mkdir()
+                return parent / f"{name}{suffix}"
+        raise UsageError(f"{parent}/{name} and 98 more like it exist already")
+    except OSError as error:
+        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
+
+
+def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict, bool]:
+    """Run pytest over the plan; returns its document, our part of it, and whether it was interrupted."""
+    from bench.measure.runner import Runner
+    from bench.session import Session
+
+    progress = Progress()
+    session = Session(the_plan, Runner(the_plan.profile, the_plan.device), machine, progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        stored = Path(scratch) / "benchmark.json"
+        code = pytest.main(
+            [str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-k", selection,
+             "-c", os.devnull, "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
+             "--benchmark-json", str(stored), "--benchmark-quiet", "--benchmark-disable-gc"], plugins=[session])
+        progress.end()
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError(f"K={selection!r} matches none of the {len(the_plan.cases)} cases of profile "
+                             f"{the_plan.profile.name}: `python -m bench list` shows them")
+        if code == pytest.ExitCode.USAGE_ERROR:
+            raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
+        if code == pytest.ExitCode.INTERNAL_ERROR:
+            raise RuntimeError("pytest ended with an internal error, printed above")
+        if stored.exists():
+            document = json.loads(stored.read_text(encoding="utf-8"))
+        else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
+            document = {"machine_info": machine, "commit_info": machine["revision"], "benchmarks": [],
+                        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
+    return document, _about(the_plan, session), code == pytest.ExitCode.INTERRUPTED
+
+
+def _about(the_plan: Plan, session) -> dict:
+    ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
+    chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
+    return {
+        "profile": the_plan.profile.name,
+        "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
+        "signatures": {name: op.signature for name, op in ops.items()},
+        "baselines": {name: op.baseline for name, op in ops.items()},
+        "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
+                      for name, op in ops.items()},
+        "ideas": {case.variant.id: case.variant.idea for case in the_plan.cases if case.id in session.outcomes},
+        "left_out": [problem for problem in the_plan.left_out if problem[:3] in chosen],
+        "cases": [{"id": name, "status": status, "reason": reason}
+                  for name, (status, reason) in session.outcomes.items()],
+    }
+
+
+def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> list[dict]:
+    """The static facts of the run's GPU variants, from a process of its own: it puts a stand-in for the driver in."""
+    from bench.measure.codegen import compile_in_own_process
+
+    chosen = {case["id"] for case in cases}
+    variants = dict.fromkeys(case.variant.id for case in the_plan.cases if case.id in chosen)
+    return compile_in_own_process(list(variants), the_plan.profile.dtypes["cuda"])
+
+
+def _store(document: dict, folder: Path) -> None:
+    """Write run.json, then the report; if the folder fails by now, keep the measurements elsewhere and say where."""
+    try:
+        records.save(folder, document)
+        the_run = records.load(folder)
+        notes = report.write(the_run, folder)
+    except OSError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
+        records.save(rescue, document)
+        raise UsageError(f"can't write to {folder} any more ({error.strerror}): the measurements are in {rescue}, and "
+                         f"`python -m bench report {rescue}` makes the report there") from error
+    print(report.terminal(the_run))
+    for note in notes:
+        print(note)
+    print(f"report: {folder / report.FILE_NAME}")
+
+
+def _exit_code(cases: list[dict], interrupted: bool) -> int:
+    statuses = {case["status"] for case in cases}
+    if MEASURED not in statuses:
+        return NOTHING_MEASURED
+    if interrupted:
+        return INTERRUPTED
+    return BROKEN_CASES if statuses.intersection(BROKEN) else CLEAN

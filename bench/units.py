@@ -1,0 +1,29 @@
+"""Numbers for people: three significant digits and a unit."""
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """1.23 ms."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 1e-9)} ns"
+
+
+def size(count: float) -> str:
+    """4.00 MiB."""
+    for unit, step in (("GiB", 2 ** 30), ("MiB", 2 ** 20), ("KiB", 2 ** 10)):
+        if count >= step:
+            return f"{_three_digits(count / step)} {unit}"
+    return f"{count:.0f} B"
+
+
+def ratio(value: float) -> str:
+    """1.23x."""
+    return f"{_three_digits(value)}x"
+
+
+def _three_digits(value: float) -> str:
+    if value >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
