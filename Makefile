@@ -1,0 +1,61 @@
+# `make` prints help. Every target is one call of `python -m bench`, pytest or flake8; the logic is theirs.
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= quick
+DEVICE  ?= auto
+K       ?=
+RUN     ?=
+
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+INSTALLED := $(if $(VENV),$(VENV)/.installed,)
+
+.DEFAULT_GOAL := help
+.PHONY: help install bench report list test lint clean
+
+help:
+	@echo "Batchline: what does the batch size do? Measured, on this machine."
+	@echo
+	@echo "  make bench      check and time every variant, write a report under reports/runs/"
+	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
+	@echo "  make list       every case id and what it can run on"
+	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
+	@echo "  make lint       flake8"
+	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
+	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
+	@echo
+	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
+	@echo "  PROFILE=smoke|quick|full   about one minute, up to five, as long as it takes   [$(PROFILE)]"
+	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
+	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
+	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
+	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         [$(VENV)]"
+
+install: $(INSTALLED)
+
+# The stamp is newer than requirements.txt once everything is installed; a broken install leaves none.
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Batchline needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1): name another with PYTHON="; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+bench: $(INSTALLED)
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)"
+
+list: $(INSTALLED)
+	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"
+
+report: $(INSTALLED)
+	@test -n "$(RUN)" || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
+	$(PY) -m bench report "$(RUN)"
+
+test: $(INSTALLED)
+	$(PY) -m pytest
+
+lint: $(INSTALLED)
+	$(PY) -m flake8
+
+clean:
+	rm -rf $(VENV) .pytest_cache .hypothesis .benchmarks build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
