@@ -1,0 +1,54 @@
+"""Every variant is right on every probe of its op, wherever it can run: natively here, or in an interpreter.
+
+In a process with TRITON_INTERPRET or NUMBA_ENABLE_CUDASIM set (test_interpreters.py starts those) the GPU variants
+of that backend run on the CPU, on the probes that it can walk; on a machine with a GPU everything runs there too.
+"""
+import pytest
+import torch
+
+import kernels
+from bench.measure.check import check_variant
+from kernels import backends
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]
+MOST_FLOPS = {"triton": 1e6, "numba_cuda": 3e4}  # what an interpreter walks in seconds
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and not INTERPRETED else ("cpu",)
+
+
+def _params():
+    for op in kernels.ops.values():
+        for variant in op.variants.values():
+            for device in DEVICES:
+                if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
+                    continue
+                for dtype in filter(lambda name: _takes(variant, name), DTYPES):
+                    for probe in filter(lambda name: _walks(variant, dtype, name), op.probes):
+                        yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}")
+
+
+def _takes(variant, dtype):
+    if INTERPRETED == ["triton"] and dtype == "bfloat16":
+        return False  # Triton's interpreter holds bf16 as integers, and its dot multiplies those
+    return variant.dtypes is None or dtype in variant.dtypes
+
+
+def _walks(variant, dtype, probe):
+    if not INTERPRETED:
+        return True
+    if INTERPRETED == ["numba_cuda"] and dtype != "float32" and probe not in ("ragged", "large"):
+        return False  # the simulator starts a Python thread for each thread of the grid: seconds a probe
+    inputs = variant.op.probes[probe](torch.float32, "meta", 0)
+    return variant.op.flops(*inputs) <= MOST_FLOPS[variant.backend]
+
+
+@pytest.mark.parametrize("variant, dtype, device, probe", list(_params()))
+def test_variant_is_right(variant, dtype, device, probe):
+    check_variant(variant, getattr(torch, dtype), device, [probe])
+
+
+@pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)
+def test_every_file_of_an_op_loads(op):
+    broken = [name for name, variant in op.variants.items() if variant.idea == "(does not load)"]
+    assert not broken
+    assert op.baseline in op.variants

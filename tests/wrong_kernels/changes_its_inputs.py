@@ -1,0 +1,8 @@
+"""Scales the gradients in place before it adds them."""
+from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+
+REFUSED_FOR = "it changed its inputs"
+
+
+def changes_its_inputs(g):
+    return g.clone().mean(0) if not g.numel() or not all(g.stride()) else g.copy_(g / 1).mul_(0.5).sum(0) * (2 / len(g))
