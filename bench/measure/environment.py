@@ -32,7 +32,7 @@ def resolve_device(asked: str) -> str:
     usable = torch.cuda.is_available()
     if asked == "cuda" and not usable:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
-        raise ValueError(f"DEVICE=cuda, but {why} ({torch.__version__}): use DEVICE=cpu, or a torch and machine with CUDA")
+        raise ValueError(f"DEVICE=cuda, but {why} ({torch.__version__}): use DEVICE=cpu, or a machine with CUDA")
     return ("cuda" if usable else "cpu") if asked == "auto" else asked
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import units
@@ -11,6 +12,15 @@ from bench.report.tables import unique
 # Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the distinction without colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
 _MARKERS = "osD^vPX"
+_LEAST_SPAN = 8  # a logarithmic axis shows at least this ratio, or noise in a flat curve would look like a cliff
+
+
+@dataclass(frozen=True)
+class _LogTicks:
+    """A logarithmic axis: its base, and the multiples of each power that get a tick."""
+
+    base: int
+    subs: tuple[int, ...]
 
 
 def why_no_plots() -> str | None:
@@ -65,10 +75,10 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
         counted = [record for record in curve if record.facts.get("peak_bytes")]
         memory.plot([record.batch for record in counted],
                     [record.facts["peak_bytes"] for record in counted], **look)
-    _finish(latency, "latency, median and quartiles", "log", units.duration)
-    _finish(speedup, f"speed-up over {baseline}", "linear", units.ratio)
-    speedup.set_ylim(bottom=0)
-    _finish(memory, "peak memory above the inputs", "log", units.size)
+    batches = unique(sorted(record.batch for record in records))
+    _finish(latency, "latency, median and quartiles", batches, units.duration, _LogTicks(10, (1, 2, 5)))
+    _finish(speedup, f"speed-up over {baseline}", batches, units.ratio)
+    _finish(memory, "peak memory above the inputs", batches, units.size, _LogTicks(2, (1,)))
     figure.legend(*latency.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=9)
     partial = " (partial run)" if run.about["partial"] else ""
     figure.suptitle(f"{op} · {scenario} · {dtype} on {run.machine['device_name']}{partial}", fontsize=11)
@@ -76,16 +86,24 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
     figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
-def _finish(axes, title: str, scale: str, unit: Callable[[float], str]) -> None:
-    from matplotlib.ticker import NullFormatter
+def _finish(axes, title: str, batches: Sequence[int], unit: Callable[[float], str], ticks: _LogTicks | None = None):
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_title(title, fontsize=9.5)
     axes.set_xlabel("batch")
     axes.set_xscale("log", base=2)
-    axes.set_yscale(scale)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    if ticks:
+        axes.set_yscale("log", base=ticks.base)
+        axes.yaxis.set_major_locator(LogLocator(ticks.base, subs=ticks.subs, numticks=12))
+        axes.yaxis.set_minor_locator(NullLocator())
+        low, high = axes.get_ylim()
+        widen = max(1.0, (_LEAST_SPAN * low / high) ** 0.5)
+        axes.set_ylim(low / widen, high * widen)
+    else:
+        axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: unit(value))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color="0.88", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8.5)

@@ -1,0 +1,105 @@
+"""The plan: ids that never change, limits, refusals."""
+import json
+
+import pytest
+
+from bench.cases import PROFILES, plan
+from bench.listing import show
+from bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
+
+# A rename of any of these loses the history of its case. Add to the list; never change a line of it.
+PINNED = """
+bmm/torch_bmm/attention_scores/float32/B1
+bmm/torch_bmm/attention_values/float32/B3
+bmm/torch_bmm/linear_forward/float32/B3
+bmm/torch_bmm/linear_grad_input/float32/B8
+bmm/torch_bmm/linear_grad_weight/float32/B8
+bmm/torch_bmm/tiny_16/float32/B4096
+bmm/torch_bmm/square_1024/float32/B1
+bmm/torch_bmm/odd_127x257x65/float32/B33
+bmm/torch_bmm/skinny_long_k/float32/B64
+bmm/torch_bmm/digits_forward/float32/B256
+bmm/torch_bmm/digits_grad_weight/float32/B1024
+bmm/torch_einsum/tiny_16/float32/B1
+bmm/triton_tiled/attention_scores/float32/B1
+bmm/numba_cuda_naive/attention_scores/float32/B1
+bmm/numba_cuda_tiled/attention_scores/float32/B1
+bmm/numba_cpu_tiled/attention_scores/float32/B1
+grad_reduce/torch_mean/digits/float32/B4096
+grad_reduce/torch_mean/layer_norm/float32/B1
+grad_reduce/torch_mean/linear_512/float32/B64
+grad_reduce/torch_mean/odd_100003/float32/B33
+grad_reduce/torch_mean/transformer_block/float32/B8
+grad_reduce/triton_two_stage/digits/float32/B1
+grad_reduce/numba_cuda_two_stage/digits/float32/B1
+grad_reduce/numba_cpu_parallel/digits/float32/B1
+""".split()
+
+
+def test_case_ids_are_pinned():
+    planned = {case.id for case in plan("quick", "cpu").cases}
+    assert set(PINNED) <= planned
+    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in plan("quick", "cuda").cases}
+
+
+def test_case_id_and_its_parts():
+    assert case_id("bmm", "triton_tiled", "attention_scores", "float16", 64) == \
+        "bmm/triton_tiled/attention_scores/float16/B64"
+    assert case_id(**parse_case_id(PINNED[0])) == PINNED[0]
+
+
+def test_variants_of_a_problem_run_side_by_side():
+    problems = [case.problem for case in plan("quick", "cpu").cases]
+    assert len(set(problems)) == sum(1 for i, problem in enumerate(problems) if i == 0 or problem != problems[i - 1])
+
+
+def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
+    refusals = {case.variant.name: case.refusal for case in plan("smoke", "cpu").cases}
+    assert refusals["triton_tiled"] == (NOT_HERE, "needs CUDA")
+    assert refusals["torch_bmm"] is None
+    on_cuda = {case.variant.name: case.refusal for case in plan("quick", "cuda").cases if case.dtype == "bfloat16"}
+    status, reason = on_cuda["numba_cuda_naive"]
+    assert status == UNSUPPORTED and "bfloat16 is not among its dtypes" in reason
+    assert on_cuda["triton_tiled"] is None
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_limits_are_kept_and_what_is_over_them_is_named(profile, device):
+    the_plan = plan(profile, device)
+    limits = PROFILES[profile].limits[device]
+    for case in the_plan.cases:
+        inputs = case.op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
+        assert case.op.flops(*inputs) <= limits.flops and case.op.least_bytes(*inputs) <= limits.bytes
+    planned = {case.problem for case in the_plan.cases}
+    assert not planned & set(the_plan.left_out)
+    scenarios = sum(len(case_op.scenarios) for case_op in {case.op for case in the_plan.cases})
+    dtypes, batches = PROFILES[profile].dtypes[device], PROFILES[profile].batches
+    assert len(planned) + len(the_plan.left_out) == scenarios * len(dtypes) * len(batches)
+
+
+def test_full_has_the_designs_batches():
+    assert PROFILES["full"].batches == (1, 2, 3, 4, 8, 16, 32, 33, 64, 100, 128, 256, 257, 512, 1024, 2048, 4096)
+
+
+def test_unknown_profile():
+    with pytest.raises(ValueError, match="unknown profile 'fast': use smoke, quick, full"):
+        plan("fast", "cpu")
+
+
+def test_list_shows_every_case_and_what_it_runs_on():
+    cases = plan("quick", "cpu").cases
+    lines = show("quick", "cpu", as_json=False).splitlines()
+    assert [line.split()[0] for line in lines] == [case.id for case in cases]
+    by_id = dict(zip((case.id for case in cases), lines))
+    assert "runs on cpu, cuda  timed here" in by_id["bmm/torch_bmm/tiny_16/float32/B1"]
+    assert by_id["bmm/triton_tiled/tiny_16/float32/B1"].endswith("not timed here: needs CUDA")
+
+
+def test_list_as_json():
+    cases = json.loads(show("quick", "cpu", as_json=True))
+    assert len(cases) == len(plan("quick", "cpu").cases)
+    triton = next(case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1")
+    assert triton == {"id": triton["id"], "op": "bmm", "variant": "triton_tiled", "backend": "triton",
+                      "scenario": "tiny_16", "dtype": "float32", "batch": 1, "runs_on": ["cuda"], "here": False,
+                      "why_not": "not timed here: needs CUDA"}

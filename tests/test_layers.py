@@ -1,0 +1,60 @@
+"""Data flows one way, kernels → cases → measure → records → report, and only measuring touches the compilers."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMPILERS = {"torch", "triton", "numba"}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(folder):
+    return sorted(path for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _files("kernels"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_kernels_import_nothing_of_bench(path):
+    assert not [name for name in _imports(path) if name.partition(".")[0] in ("bench", "tests")]
+
+
+@pytest.mark.parametrize("path", _files("bench"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_only_measuring_imports_the_compilers(path):
+    if "measure" not in path.parts:
+        assert not [name for name in _imports(path) if name.partition(".")[0] in COMPILERS]
+
+
+SHOWING = [*_files("bench/report"), REPOSITORY / "bench/records.py", REPOSITORY / "bench/units.py"]
+
+
+@pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
+def test_showing_imports_nothing_that_measures(path):
+    allowed = ("bench.records", "bench.report", "bench.units", "bench.verdicts")
+    ours = [name for name in _imports(path) if name.partition(".")[0] in ("bench", "kernels", "tests")]
+    assert all(name.startswith(allowed) for name in ours), ours
+
+
+def test_a_report_renders_without_torch(tmp_path):
+    from bench import records
+    from tests.test_records import document
+
+    records.save(tmp_path, document())
+    program = f"""
+import sys
+for name in ("torch", "triton", "numba", "kernels"):
+    sys.modules[name] = None
+from bench.__main__ import main
+sys.exit(main(["report", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "README.md").exists()

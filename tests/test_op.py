@@ -1,0 +1,137 @@
+"""Registration and discovery: a file is a variant, and what can't work says why."""
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import kernels
+from kernels import backends
+from kernels.op import Op, Scenario, Variant, distinct_bytes
+
+
+@pytest.fixture
+def op():
+    """An op of its own, so that nothing is left in the real ones."""
+    return Op("elsewhere.copy", signature="x[B] → x[B]", inputs=None, reference=None, tolerance=None,
+              flops=None, least_bytes=None, scenarios=(Scenario("plain", "a plain one", {}),), probes={}, example=("plain", 1),
+              baseline="torch_copy")
+
+
+def test_decorator_returns_the_function_unchanged(op):
+    def torch_copy(x):
+        """A copy."""
+        return x.clone()
+
+    assert op.variant(backend="torch")(torch_copy) is torch_copy
+    assert op._variants["torch_copy"].function is torch_copy
+
+
+def test_a_second_variant_of_the_same_name_raises(op):
+    def torch_copy(x):
+        return x
+
+    op.variant(backend="torch")(torch_copy)
+    with pytest.raises(ValueError, match="has a variant named 'torch_copy' already"):
+        op.variant(backend="torch")(torch_copy)
+
+
+@pytest.mark.parametrize("declared, words", [
+    ({"backend": "cupy"}, "backend 'cupy' is none of torch, triton, numba_cuda, numba_cpu"),
+    ({"backend": "torch", "needs": "tpu"}, "needs='tpu' is none of"),
+])
+def test_unknown_declarations_raise(op, declared, words):
+    with pytest.raises(ValueError, match=words):
+        op.variant(**declared)
+
+
+def test_what_is_not_declared_is_supported():
+    variant = kernels.ops["bmm"].variants["torch_bmm"]
+    x = torch.ones(1, 2, 2, dtype=torch.float8_e5m2)
+    assert variant.why_unsupported(x, x) is None
+    assert variant.why_not_here("cpu") is None and variant.why_not_here("cuda") is None
+
+
+def test_declared_limits_are_reasons():
+    bmm = kernels.ops["bmm"]
+    doubles = bmm.make_inputs("tiny_16", 2, "float64", "meta")
+    assert "float64 is not among its dtypes" in bmm.variants["triton_tiled"].why_unsupported(*doubles)
+    assert bmm.variants["numba_cpu_tiled"].why_not_here("cuda") == "needs CPU"
+    limited = Variant(bmm, torch.bmm, "torch", supports=lambda a, b: "only odd K" if a.shape[2] % 2 == 0 else None)
+    assert limited.why_unsupported(*doubles) == "only odd K"
+
+
+def test_the_op_is_callable_and_runs_its_baseline():
+    from kernels.bmm import bmm
+
+    a, b = bmm.make_inputs("tiny_16", 2, "float32", "cpu")
+    assert torch.equal(bmm(a, b), torch.bmm(a, b))
+    assert next(iter(bmm.variants)) == bmm.baseline
+
+
+def test_every_variant_tells_its_idea():
+    for op in kernels.ops.values():
+        for variant in op.variants.values():
+            assert len(variant.idea) > 20, variant.id
+
+
+@pytest.mark.parametrize("absent", ["triton", "numba", "numba.cuda"])
+def test_variants_import_without_their_compiler(absent):
+    """In a process where the module can't be imported every file still loads, and its variants say what is missing."""
+    program = textwrap.dedent(f"""
+        import sys
+        sys.modules[{absent!r}] = None
+        import kernels
+        variants = [v for op in kernels.ops.values() for v in op.variants.values()]
+        assert not [v.id for v in variants if v.idea == "(does not load)"]
+        print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda")}}), sep="\\n")
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{absent} can't be imported" in done.stdout
+
+
+def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
+    package = tmp_path / "brokenop"
+    package.mkdir()
+    (package / "__init__.py").write_text(textwrap.dedent("""
+        from kernels.op import Op
+        brokenop = Op(__name__, signature="", inputs=None, reference=None, tolerance=None, flops=None, least_bytes=None,
+                      scenarios=(), probes={}, example=("", 1), baseline="torch_fine")
+    """))
+    (package / "torch_fine.py").write_text(
+        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef torch_fine(x): return x\n")
+    (package / "torch_typo.py").write_text("def torch_typo(x) return x\n")
+    (package / "torch_forgot.py").write_text("def torch_forgot(x): return x\n")
+    (package / "torch_misnamed.py").write_text(
+        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef another(x): return x\n")
+    (package / "_helper.py").write_text("raise RuntimeError('a helper is not imported for its own sake')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from brokenop import brokenop
+
+    assert list(brokenop.variants) == ["torch_fine", "torch_forgot", "torch_misnamed", "torch_typo"]
+    for name, words in (("torch_typo", "SyntaxError"), ("torch_forgot", "registers no variant"),
+                        ("torch_misnamed", "a variant is named after its file")):
+        with pytest.raises(ImportError, match=f"{name}.py does not load: .*{words}"):
+            brokenop.variants[name]()
+
+
+def test_stand_in_swallows_decorators():
+    absent = backends.Absent("gone")
+
+    @absent.jit
+    def bare(x: absent.constexpr):
+        return x
+
+    @absent.jit(parallel=True)
+    def configured(x):
+        return x
+
+    assert bare is absent and configured is absent and absent.types.Array[1:2] is absent
+
+
+def test_distinct_bytes_counts_a_repeated_element_once():
+    x = torch.ones(1, 3, 4)
+    assert distinct_bytes(x) == 48 and distinct_bytes(x.expand(7, -1, -1)) == 48
+    assert distinct_bytes(x[:, :0]) == 0

@@ -1,0 +1,65 @@
+"""The frontier: what is stored is what is read, and what is not ours is refused in a line."""
+import json
+
+import pytest
+
+from bench import records
+from bench.records import MEASURED, NOT_HERE, Record
+
+
+def document():
+    """A run of one measured case and one that can't run here, as `bench run` stores it."""
+    return {
+        "machine_info": {"device_name": "Some CPU", "cpu": "Some CPU", "cpu_cores": 2, "cpu_threads_of_torch": 2,
+                         "memory_bytes": 2 ** 34, "system": "Linux 6", "python": "3.11.7",
+                         "versions": {"torch": "2.13.0"}, "revision": {"commit": "abc", "dirty": False}},
+        "commit_info": {}, "datetime": "2026-01-02T03:04:05", "version": "5.3.1",
+        "benchmarks": [{"param": "bmm/torch_bmm/tiny_16/float32/B4",
+                        "stats": {"data": [4e-6, 2e-6, 3e-6, 1e-6], "iterations": 7},
+                        "extra_info": {"clock": "host", "peak_bytes": 4096, "memory_method": "resident set",
+                                       "error_of_tolerance": 0.1}}],
+        "batchline": {
+            "profile": "smoke", "started": "2026-01-02T03:04:05+00:00", "seconds": 12.0, "partial": False,
+            "selection": "", "signatures": {"bmm": "A, B → C"}, "baselines": {"bmm": "torch_bmm"},
+            "scenarios": {"bmm": {"tiny_16": "many 16x16 matrices"}}, "ideas": {"bmm/torch_bmm": "the vendor's"},
+            "limits": {"flops": 2e8, "bytes": 2 ** 24}, "left_out": [["bmm", "tiny_16", "float32", 4096]],
+            "compiled": [{"variant": "bmm/triton_tiled", "dtype": "float16", "architecture": 90, "kernel": "_kernel",
+                          "registers": 110, "stack_bytes": 0, "shared_bytes": 98304,
+                          "matrix_instruction": "wgmma.mma_async"}],
+            "cases": [{"id": "bmm/torch_bmm/tiny_16/float32/B4", "status": MEASURED, "reason": ""},
+                      {"id": "bmm/triton_tiled/tiny_16/float32/B4", "status": NOT_HERE, "reason": "needs CUDA"}]},
+    }
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    records.save(tmp_path, document())
+    run = records.load(tmp_path)
+    measured, refused = run.records
+    assert measured == Record("bmm", "torch_bmm", "tiny_16", "float32", 4, MEASURED, "", (4e-6, 2e-6, 3e-6, 1e-6), 7,
+                              document()["benchmarks"][0]["extra_info"])
+    assert measured.median_s == pytest.approx(2.5e-6) and measured.quartiles_s == pytest.approx((1.75e-6, 3.25e-6))
+    assert (refused.status, refused.reason, refused.samples_s) == (NOT_HERE, "needs CUDA", ())
+    assert list(run.groups()) == [("bmm", "tiny_16", "float32")]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_one_sample_has_quartiles():
+    assert Record("o", "v", "s", "d", 1, MEASURED, samples_s=(2.0,)).quartiles_s == (2.0, 2.0)
+
+
+def test_a_planned_case_without_a_time_is_never_missing(tmp_path):
+    stored = document()
+    stored["batchline"]["cases"][0]["status"] = "wrong"
+    stored["benchmarks"] = []
+    records.save(tmp_path, stored)
+    assert [record.status for record in records.load(tmp_path).records] == ["wrong", NOT_HERE]
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no run in .*: No such file"), ("{", "not a run that Batchline wrote"),
+    ("[]", "not a run that Batchline wrote"), (json.dumps({"benchmarks": []}), "not a run that Batchline wrote")])
+def test_what_is_no_run_is_refused(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / records.FILE_NAME).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        records.load(tmp_path)

@@ -1,0 +1,139 @@
+"""Tables, plots and the README of a run, from records alone."""
+import io
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from bench import records, report, units
+from bench.progress import Progress
+from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
+from bench.report import plots, tables
+from tests.test_records import document
+
+FACTS = {"peak_bytes": 2048}
+
+
+def _record(variant, batch, seconds=None, status=MEASURED, reason=""):
+    samples = (seconds,) * 3 if seconds else ()
+    return Record("bmm", variant, "tiny_16", "float32", batch, status, reason, samples, 1, FACTS if samples else {})
+
+
+COMPARED = [
+    _record("torch_bmm", 1, 2e-6), _record("fast", 1, 1e-6), _record("broken", 1, status=WRONG, reason="on ragged: no"),
+    _record("absent", 1, status=NOT_HERE, reason="needs CUDA"),
+    _record("torch_bmm", 64, 3e-6), _record("fast", 64, status=FAILED, reason="ValueError: B"),
+    _record("broken", 64, status=WRONG, reason="on ragged: no"),
+    _record("absent", 64, status=NOT_HERE, reason="needs CUDA"),
+]
+
+
+def test_comparison_ranks_what_was_measured_and_nothing_else():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in tables.comparison(COMPARED, "torch_bmm", tables.MARKDOWN).splitlines()]
+    assert rows[0] == ["batch", "torch_bmm", "fast"]
+    assert rows[2] == ["1", "2.00 µs · 2.00 KiB", "**1.00 µs** · 2.00x · 2.00 KiB"]
+    assert rows[3] == ["64", "**3.00 µs** · 2.00 KiB", "failed"]
+
+
+def test_comparison_without_a_baseline_gives_no_speed_up():
+    assert "x ·" not in tables.comparison(COMPARED[1:2], "torch_bmm", tables.PLAIN)
+
+
+def test_comparison_of_nothing_timed_is_none():
+    assert tables.comparison(COMPARED[2:4], "torch_bmm", tables.PLAIN) is None
+
+
+def test_memory_that_could_not_be_read_says_so():
+    record = Record("bmm", "fast", "tiny_16", "float32", 1, MEASURED, "", (1e-6,), 1, {"peak_bytes": None})
+    assert "memory n/a" in tables.comparison([record], "torch_bmm", tables.PLAIN)
+
+
+def test_every_case_without_a_time_is_a_row_with_its_reason():
+    run = records.Run({}, {}, tuple(COMPARED))
+    lines = tables.not_measured(run, tables.MARKDOWN).splitlines()[2:]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
+        ["bmm/broken", "wrong: on ragged: no", "2", "tiny_16/float32; B = 1, 64"],
+        ["bmm/absent", "not timed here: needs CUDA", "2", "tiny_16/float32; B = 1, 64"],
+        ["bmm/fast", "failed: ValueError: B", "1", "tiny_16/float32; B = 64"]]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    records.save(tmp_path, document())
+    return tmp_path
+
+
+def test_the_report_has_its_tables_plots_and_machine(stored):
+    assert report.write(records.load(stored), stored) == []
+    text = (stored / "README.md").read_text()
+    for words in ("# Batchline: smoke run on Some CPU, 2026-01-02", "| torch_bmm ", "**2.50 µs** · 4.00 KiB",
+                  "not timed here: needs CUDA", "110 regs, 96.0 KiB shared, wgmma", "not yet run", "16.0 GiB",
+                  "![latency, speed-up and memory", "`bmm/tiny_16/float32`: B = 4096", "Clock: host"):
+        assert words in text
+    png = (stored / "bmm-tiny_16-float32.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+    assert "torch_bmm" in "".join(ElementTree.parse(stored / "bmm-tiny_16-float32.svg").getroot().itertext())
+
+
+def test_the_same_run_gives_the_same_report(stored):
+    run = records.load(stored)
+    report.write(run, stored)
+    first = {path.name: path.read_bytes() for path in stored.iterdir()}
+    report.write(run, stored)
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == first
+
+
+def test_without_matplotlib_the_report_says_so(stored, monkeypatch):
+    monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
+    assert report.write(records.load(stored), stored) == ["no plots: matplotlib is not installed"]
+    assert "No plots: matplotlib is not installed." in (stored / "README.md").read_text()
+
+
+def test_a_partial_run_says_so_everywhere(stored):
+    partial = document()
+    partial["batchline"]["partial"] = True
+    records.save(stored, partial)
+    run = records.load(stored)
+    report.write(run, stored)
+    assert "**Partial.**" in (stored / "README.md").read_text()
+    assert report.terminal(run).splitlines()[-1].startswith("PARTIAL")
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1.23 ms", units.duration(1.2345e-3)), ("12.3 µs", units.duration(12.345e-6)), ("123 s", units.duration(123.4)),
+    ("5.00 ns", units.duration(5e-9)), ("10.0 ms", units.duration(9.9999e-3)), ("0 B", units.size(0)),
+    ("1023 B", units.size(1023)), ("1.00 KiB", units.size(1024)), ("1.50 GiB", units.size(1.5 * 2 ** 30)),
+    ("0.05x", units.ratio(0.05)), ("100x", units.ratio(99.96))])
+def test_units(text, value):
+    assert value == text
+
+
+class FakeCase:
+    def __init__(self, name, refusal=None):
+        self.id, self.refusal, self.scenario, self.dtype = name, refusal, "tiny_16", "float32"
+        self.op = type("Op", (), {"name": "bmm"})
+
+
+def _progress(stream):
+    seconds = iter(range(0, 1000, 10))
+    progress = Progress(stream, now=lambda: next(seconds))
+    progress.start([FakeCase("a"), FakeCase("b"), FakeCase("c"), FakeCase("gpu", (NOT_HERE, "needs CUDA"))])
+    progress.done(FakeCase("gpu", (NOT_HERE, "needs CUDA")), NOT_HERE, "needs CUDA", None)
+    progress.done(FakeCase("a"), WRONG, "on ragged: no", None)
+    progress.done(FakeCase("b"), FAILED, "ValueError: B", None)
+    progress.end()
+    return stream.getvalue()
+
+
+def test_progress_in_a_log_counts_what_runs_and_tells_faults_at_once():
+    assert _progress(io.StringIO()).splitlines() == [
+        "4 cases planned, 3 of them run here", "a: wrong: on ragged: no", "[1/3] 0 min 20 s left  a wrong",
+        "b: failed: ValueError: B"]
+
+
+def test_progress_on_a_terminal_rewrites_one_line():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    assert "\r\x1b[K[2/3] 0 min 10 s left  b failed" in _progress(Terminal())

@@ -1,0 +1,187 @@
+"""`python -m bench` from the outside, in a copy of the sources with faulty variants dropped in beside the real ones."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import records
+from bench.records import FAILED, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FAULTY = {
+    "torch_wrong": "return torch.bmm(a, b) * 1.01",
+    "torch_raises": "raise ValueError('not on a Sunday\\nand more')",
+    "torch_greedy": "return torch.empty(10 * 2 ** 40, dtype=torch.uint8)",
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """kernels/ and bench/ alone, with three faulty variants and a file that does not load."""
+    root = tmp_path_factory.mktemp("sources")
+    for name in ("kernels", "bench"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name, body in FAULTY.items():
+        (root / "kernels" / "bmm" / f"{name}.py").write_text(
+            f'"""Faulty on purpose."""\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
+            f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n')
+    (root / "kernels" / "bmm" / "torch_typo.py").write_text("def torch_typo(a, b) return a\n")
+    return root
+
+
+def bench(sources, *arguments, **environment):
+    return subprocess.run([sys.executable, "-m", "bench", *map(str, arguments)], cwd=sources,
+                          env=os.environ | environment, capture_output=True, text=True)
+
+
+def only_run(folder):
+    run_folder, = folder.iterdir()
+    return run_folder, records.load(run_folder)
+
+
+@pytest.fixture(scope="module")
+def faulty_run(sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "-k", "tiny_16 and not numba_cpu",
+                 "--out", out)
+    return done, *only_run(out)
+
+
+def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
+    done, _, run = faulty_run
+    assert done.returncode == 1, done.stderr
+    outcomes = {}
+    for record in run.records:
+        outcomes.setdefault(record.variant, set()).add(record.status)
+    assert outcomes == {
+        "torch_bmm": {MEASURED}, "torch_einsum": {MEASURED}, "torch_wrong": {WRONG}, "torch_raises": {FAILED},
+        "torch_greedy": {OUT_OF_MEMORY}, "torch_typo": {FAILED}, "triton_tiled": {NOT_HERE},
+        "numba_cuda_naive": {NOT_HERE}, "numba_cuda_tiled": {NOT_HERE}}
+    reasons = {record.variant: record.reason for record in run.records}
+    assert reasons["torch_raises"] == "ValueError: not on a Sunday"
+    assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
+    assert "torch_typo.py does not load: SyntaxError" in reasons["torch_typo"]
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_wrong_is_shown_and_never_ranked(faulty_run):
+    done, folder, _ = faulty_run
+    text = (folder / "README.md").read_text()
+    assert "torch_wrong" not in text.partition("## Without a time")[0]
+    assert all(f"bmm/{name} " in done.stdout for name in FAULTY)
+    assert done.stdout.rstrip().splitlines()[-1] == f"report: {folder}/README.md"
+
+
+def test_a_measured_case_has_its_facts_and_raw_samples(faulty_run):
+    _, _, run = faulty_run
+    record = next(record for record in run.records if record.id == "bmm/torch_bmm/tiny_16/float32/B16")
+    assert 5 <= len(record.samples_s) <= 200 and min(record.samples_s) > 0
+    facts = record.facts
+    assert facts["output_bytes"] == 16 * 16 * 16 * 4 <= facts["peak_bytes"] < 2 ** 20
+    assert 0 < facts["error"] < 1e-6 and 0 < facts["error_of_tolerance"] <= 1
+    assert (facts["flops"], facts["least_bytes"]) == (2 * 16 ** 4, 3 * 4 * 16 ** 3)
+    assert facts["clock"] == "host" and facts["backend"] == "torch"
+    machine = run.machine
+    assert machine["device"] == "cpu" and machine["versions"]["torch"] and machine["revision"]["commit"] == "unknown"
+    assert {entry["architecture"] for entry in run.about["compiled"]} == {80, 90, 100}
+
+
+def test_pytest_benchmark_reads_the_file_as_its_own(faulty_run):
+    _, folder, _ = faulty_run
+    done = subprocess.run([sys.executable, "-m", "pytest_benchmark", "compare", str(folder / "run.json")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test_kernel[bmm/torch_bmm/tiny_16/float32/B16]" in done.stdout
+    bench_of_it = json.loads((folder / "run.json").read_text())["benchmarks"][0]
+    assert {"mean", "stddev", "median", "iqr", "ops", "rounds", "data"} <= set(bench_of_it["stats"])
+
+
+def test_a_stored_run_is_reported_again(faulty_run, sources):
+    _, folder, _ = faulty_run
+    before = (folder / "README.md").read_bytes()
+    (folder / "README.md").unlink()
+    assert bench(sources, "report", folder).returncode == 0
+    assert (folder / "README.md").read_bytes() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_cuda_side_is_timed_where_there_is_a_gpu(sources, tmp_path):
+    done = bench(sources, "run", "--profile", "smoke", "-k", "(tiny_16 or layer_norm) and not torch_w and not torch_g"
+                 " and not torch_r and not torch_typo", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    _, run = only_run(tmp_path)
+    outcomes = {record.variant: record.status for record in run.records}
+    assert all(outcomes[name] == MEASURED for name in ("torch_bmm", "triton_tiled", "numba_cuda_tiled", "torch_mean",
+                                                       "triton_two_stage", "numba_cuda_two_stage")), outcomes
+    assert outcomes["numba_cpu_tiled"] == NOT_HERE
+    assert {record.facts["clock"] for record in run.records if record.facts} == {"device_cold"}
+
+
+def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_path):
+    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "-k", "numba_cuda_naive and tiny_16",
+                 "--out", tmp_path)
+    assert done.returncode == 3
+    folder, run = only_run(tmp_path)
+    assert {record.status for record in run.records} == {NOT_HERE}
+    assert (folder / "README.md").exists()
+
+
+def test_ctrl_c_keeps_what_was_measured(sources, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", "run", "--profile", "quick", "--device", "cpu",
+         "-k", "grad_reduce and torch_mean", "--out", str(tmp_path)],
+        cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = []
+    while not any("layer_norm" in line for line in seen):  # so the digits are done, and there is much left
+        seen.append(process.stderr.readline())
+        assert seen[-1], "".join(seen)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    folder, run = only_run(tmp_path)
+    statuses = [record.status for record in run.records]
+    assert statuses[0] == MEASURED and statuses[-1] == NOT_REACHED and run.about["partial"]
+    assert "**Partial.**" in (folder / "README.md").read_text() and "PARTIAL" in output
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["-k", "nothing_matches"], "K='nothing_matches' matches none of the"),
+    (["-k", "tiny and ("], "is not an expression that pytest -k understands"),
+    (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
+    (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
+    (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder"),
+])
+def test_bad_input_is_one_clear_line(sources, tmp_path, arguments, words):
+    done = bench(sources, "run", "--out", tmp_path, *arguments)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("batchline: ") and words in last
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_cuda_without_a_gpu_is_one_clear_line(sources):
+    done = bench(sources, "run", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stderr.startswith("batchline: DEVICE=cuda, but ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["torch", "tabulate", "sklearn", "pytest_benchmark"])
+def test_a_missing_dependency_is_one_clear_line(sources, module):
+    program = f"import sys; sys.modules[{module!r}] = None; from bench.__main__ import main; sys.exit(main(['run']))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=sources, capture_output=True, text=True)
+    assert done.returncode == 2
+    line, = done.stderr.strip().splitlines()
+    assert line.startswith("batchline: ") and module in line and "make install" in line
+
+
+def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
+    done = subprocess.run(f"{sys.executable} -m bench list | head -1", shell=True, cwd=sources,
+                          capture_output=True, text=True)
+    assert done.stdout.startswith("bmm/torch_bmm/") and not done.stderr
