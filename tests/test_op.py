@@ -15,8 +15,8 @@ from kernels.op import Op, Scenario, Variant, distinct_bytes
 def op():
     """An op of its own, so that nothing is left in the real ones."""
     return Op("elsewhere.copy", signature="x[B] → x[B]", inputs=None, reference=None, tolerance=None,
-              flops=None, least_bytes=None, scenarios=(Scenario("plain", "a plain one", {}),), probes={}, example=("plain", 1),
-              baseline="torch_copy")
+              flops=None, least_bytes=None, scenarios=(Scenario("plain", "a plain one", {}),), probes={},
+              example=("plain", 1), baseline="torch_copy")
 
 
 def test_decorator_returns_the_function_unchanged(op):
