@@ -44,7 +44,7 @@ PROFILES = {profile.name: profile for profile in (
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": _ALL_DTYPES},
             limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
-            warm_up_s=0.04, sampling_s=0.15),
+            warm_up_s=0.05, sampling_s=0.25),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": _ALL_DTYPES},
             limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,12 @@ def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict,
 
     progress = Progress()
     session = Session(the_plan, Runner(the_plan.profile, the_plan.device), machine, progress)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
         stored = Path(scratch) / "benchmark.json"
         code = pytest.main(
             [str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-k", selection,
-             "-c", os.devnull, "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
+             "-c", os.devnull, "-p", "pytest_benchmark.plugin", "-p", "no:terminal",
+             "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
              "--benchmark-json", str(stored), "--benchmark-quiet", "--benchmark-disable-gc"], plugins=[session])
         progress.end()
         if code == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -118,10 +120,22 @@ def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict,
         else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
             document = {"machine_info": machine, "commit_info": machine["revision"], "benchmarks": [],
                         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
-    return document, _about(the_plan, session), code == pytest.ExitCode.INTERRUPTED
+    return document, _about(the_plan, session, selection), code == pytest.ExitCode.INTERRUPTED
 
 
-def _about(the_plan: Plan, session) -> dict:
+@contextlib.contextmanager
+def _no_plugins_but_ours() -> Iterator[None]:
+    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
+    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        os.environ.update({name: value for name, value in outside.items() if value is not None})
+
+
+def _about(the_plan: Plan, session, selection: str) -> dict:
     ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
     chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
     return {
@@ -132,7 +146,7 @@ def _about(the_plan: Plan, session) -> dict:
         "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
                       for name, op in ops.items()},
         "ideas": {case.variant.id: case.variant.idea for case in the_plan.cases if case.id in session.outcomes},
-        "left_out": [problem for problem in the_plan.left_out if problem[:3] in chosen],
+        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
         "cases": [{"id": name, "status": status, "reason": reason}
                   for name, (status, reason) in session.outcomes.items()],
     }

@@ -12,6 +12,8 @@ import torch
 
 from bench import records
 from bench.records import FAILED, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from bench.run import UsageError, _new_folder, _store
+from tests.test_records import document
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -185,3 +187,22 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
     done = subprocess.run(f"{sys.executable} -m bench list | head -1", shell=True, cwd=sources,
                           capture_output=True, text=True)
     assert done.stdout.startswith("bmm/torch_bmm/") and not done.stderr
+
+
+def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path):
+    with pytest.raises(UsageError, match="can't write to .*gone any more .*: the measurements are in ") as refusal:
+        _store(document(), tmp_path / "gone")
+    rescue = Path(str(refusal.value).partition("measurements are in ")[2].partition(",")[0])
+    assert records.load(rescue).records[0].status == MEASURED
+    shutil.rmtree(rescue)
+
+
+def test_a_nearly_full_folder_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 2 ** 20))
+    with pytest.raises(UsageError, match="has 1 MiB free and a run wants 64"):
+        _new_folder(tmp_path, "cpu")
+
+
+def test_a_run_never_overwrites_another(tmp_path):
+    folders = {_new_folder(tmp_path, "AMD EPYC (tm)") for _ in range(4)}
+    assert len(folders) == 4 and all("-amd-epyc-tm" in folder.name for folder in folders)

@@ -1,8 +1,9 @@
 """Threads over 64x256 tiles of C; B is packed 128 rows at a time into contiguous panels that stay in L2.
 
-The inner loop adds four rows of the packed panel, each times one element of A, to a row of C: four fused
-multiply-adds for five vector loads and a store, over vectors as wide as the host's (LLVM vectorises it). Packing
-makes every layout of B the same and is paid once for 64 rows. What bounds it: C is not held in registers.
+The inner loop adds four rows of the packed panel, each times one element of A, to a row of sums in L1. With AVX2
+its assembly is a multiplication, three fused multiply-adds and an addition over 8 floats, for five loads and a
+store: those bound it, since the sums are not held in registers. Packing makes every layout of B the same, once for
+64 rows.
 """
 import functools
 

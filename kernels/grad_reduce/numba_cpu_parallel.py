@@ -1,7 +1,7 @@
 """Threads over blocks of 1,024 columns: a block's sums stay in L1 while the rows stream past once.
 
-The inner loop adds one row's block to the sums: LLVM vectorises it (AVX2: `vaddps` on ymm). A block is summed by one
-thread in row order, so the result has the same bits whatever the number of threads.
+The inner loop adds one row's block to the sums (with AVX2 `vaddps` over 8 floats where the row is contiguous). A
+block is summed by one thread in row order, so the result has the same bits whatever the number of threads.
 """
 import numpy as np
 import torch

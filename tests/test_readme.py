@@ -1,0 +1,36 @@
+"""The README's figures are the committed run's, and nothing that it names is missing."""
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import records
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+EVIDENCE = REPOSITORY / re.search(r"\((reports/evidence/[^/)]+)/README\.md\)", README).group(1)
+
+
+def test_the_table_is_the_stored_runs():
+    table = re.search(r"^\| batch.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL).group(0)
+    assert len(table.splitlines()) > 4
+    assert table in (EVIDENCE / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_machine_is_named():
+    machine = records.load(EVIDENCE).machine
+    assert machine["device_name"] in README
+    assert machine["revision"]["dirty"] is False
+
+
+@pytest.mark.parametrize("document", ["README.md", "reports/METHODOLOGY.md"])
+def test_links_lead_somewhere(document):
+    path = REPOSITORY / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_setting_of_the_makefile_is_in_the_readme():
+    settings = re.findall(r"^([A-Z]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert len(settings) == 6
+    assert not [name for name in settings if f"`{name}`" not in README]
