@@ -44,8 +44,14 @@ def test_rounds_are_bounded(effort, rounds):
 
 def test_a_call_too_short_for_the_clock_is_repeated_inside_a_sample():
     fixture = FakeFixture()
-    HostClock().run(fixture, lambda: None, Effort(0.001, 0.01))
+    HostClock().run(fixture, lambda: None, Effort(warm_up_s=0.001, sampling_s=0.0))
     assert fixture.iterations >= 20  # 20 µs a sample, and an empty call takes well under 1 µs
+
+
+def test_the_samples_of_a_short_call_span_the_whole_time():
+    fixture = FakeFixture()
+    HostClock().run(fixture, _call_taking(0.001), Effort(warm_up_s=0.01, sampling_s=2.0))
+    assert fixture.rounds == pytest.approx(200, abs=40) and fixture.iterations == pytest.approx(9, abs=1)
 
 
 def test_the_last_result_comes_back():
