@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(f"{error.name} is not installed: install what requirements.txt lists (`make install`)")
     except ValueError as error:
         return _complain(str(error))
+    except KeyboardInterrupt:
+        print("batchline: stopped", file=sys.stderr)
+        return 130
 
 
 def _run(options) -> int:

@@ -1,6 +1,7 @@
 """What `bench run` shows while it works: one rewritten line on a terminal, a line a problem group in a log."""
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Progress:
         what = duration(stats.stats.median) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
-            self._stream.write(f"\r\x1b[K{line[:119]}")
+            self._stream.write(f"\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
         elif group != self._group:
             self._say(line)

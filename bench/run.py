@@ -17,11 +17,12 @@ import pytest
 from bench import records, report
 from bench.cases import Plan, plan
 from bench.progress import Progress
-from bench.records import BROKEN, MEASURED
+from bench.records import BROKEN, MEASURED, NOT_REACHED
 
 CLEAN, BROKEN_CASES, USAGE, NOTHING_MEASURED, INTERRUPTED = 0, 1, 2, 3, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_FOLDER = _REPOSITORY / "reports" / "runs"
+_NOT_COMPILED = ([], "the run was stopped")
 _LEAST_FREE_BYTES = 64 * 2 ** 20
 
 
@@ -43,23 +44,23 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         raise UsageError(str(error)) from error
     machine = environment.machine(device)
     run_folder = _new_folder(folder, machine["device_name"])
-    started = datetime.datetime.now(datetime.timezone.utc)
     try:
-        document, about, interrupted = _measure(the_plan, machine, selection)
-    except UsageError:
-        run_folder.rmdir()
-        raise
-    try:
-        compiled = [] if interrupted else _compile_gpu_variants(the_plan, about["cases"])
-    except KeyboardInterrupt:
-        compiled, interrupted = [], True
-    about |= {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
-        "partial": interrupted, "selection": selection, "compiled": compiled,
-    }
-    _store({**document, "batchline": about}, run_folder)
-    return _exit_code(about["cases"], interrupted)
+        started = datetime.datetime.now(datetime.timezone.utc)
+        document, about, ended = _measure(the_plan, machine, selection)
+        try:
+            compiled = _compile_gpu_variants(the_plan, about["cases"]) if ended == CLEAN else _NOT_COMPILED
+        except KeyboardInterrupt:
+            compiled, ended = _NOT_COMPILED, INTERRUPTED
+        about |= {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
+            "partial": ended != CLEAN, "selection": selection, "compiled": compiled[0], "not_compiled": compiled[1],
+        }
+        _store({**document, "batchline": about}, run_folder)
+    finally:
+        with contextlib.suppress(OSError):
+            run_folder.rmdir()  # only succeeds where nothing was stored
+    return _exit_code(about["cases"], ended)
 
 
 def _require_environment():
@@ -93,8 +94,8 @@ def _new_folder(parent: Path, device_name: str) -> Path:
         raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
 
 
-def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict, bool]:
-    """Run pytest over the plan; returns its document, our part of it, and whether it was interrupted."""
+def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict, int]:
+    """Run pytest over the plan; returns its document, our part of it, and CLEAN if it came to its end."""
     from bench.measure.runner import Runner
     from bench.session import Session
 
@@ -113,14 +114,13 @@ def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict,
                              f"{the_plan.profile.name}: `python -m bench list` shows them")
         if code == pytest.ExitCode.USAGE_ERROR:
             raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
-        if code == pytest.ExitCode.INTERNAL_ERROR:
-            raise RuntimeError("pytest ended with an internal error, printed above")
         if stored.exists():
             document = json.loads(stored.read_text(encoding="utf-8"))
         else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
             document = {"machine_info": machine, "commit_info": machine["revision"], "benchmarks": [],
                         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
-    return document, _about(the_plan, session, selection), code == pytest.ExitCode.INTERRUPTED
+    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
+    return document, _about(the_plan, session, selection), ended
 
 
 @contextlib.contextmanager
@@ -152,8 +152,8 @@ def _about(the_plan: Plan, session, selection: str) -> dict:
     }
 
 
-def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> list[dict]:
-    """The static facts of the run's GPU variants, from a process of its own: it puts a stand-in for the driver in."""
+def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
+    """The static facts of the run's GPU variants, and why they are not complete, if so."""
     from bench.measure.codegen import compile_in_own_process
 
     chosen = {case["id"] for case in cases}
@@ -178,10 +178,10 @@ def _store(document: dict, folder: Path) -> None:
     print(f"report: {folder / report.FILE_NAME}")
 
 
-def _exit_code(cases: list[dict], interrupted: bool) -> int:
+def _exit_code(cases: list[dict], ended: int) -> int:
     statuses = {case["status"] for case in cases}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
-    if interrupted:
-        return INTERRUPTED
-    return BROKEN_CASES if statuses.intersection(BROKEN) else CLEAN
+    if ended != CLEAN:
+        return ended
+    return BROKEN_CASES if statuses.intersection((*BROKEN, NOT_REACHED)) else CLEAN

@@ -36,6 +36,12 @@ def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
     assert {row["error"] for row in rows} == {"TypeError: no such thing"}
 
 
+def test_a_compiling_process_that_dies_costs_only_what_it_had_not_compiled():
+    rows, incomplete = codegen.compile_in_own_process(["grad_reduce/triton_two_stage", "bmm/no_such"], ["float32"])
+    assert len(rows) == 2 * len(codegen.ARCHITECTURES)  # two launches each
+    assert incomplete == "the compiling process failed: KeyError: 'no_such'"
+
+
 def test_cpu_variants_are_refused():
     variant = kernels.ops["bmm"].variants["torch_bmm"]
     with pytest.raises(ValueError, match="no GPU kernel"):

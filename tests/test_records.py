@@ -26,6 +26,7 @@ def document():
             "compiled": [{"variant": "bmm/triton_tiled", "dtype": "float16", "architecture": 90, "kernel": "_kernel",
                           "registers": 110, "stack_bytes": 0, "shared_bytes": 98304,
                           "matrix_instruction": "wgmma.mma_async"}],
+            "not_compiled": None,
             "cases": [{"id": "bmm/torch_bmm/tiny_16/float32/B4", "status": MEASURED, "reason": ""},
                       {"id": "bmm/triton_tiled/tiny_16/float32/B4", "status": NOT_HERE, "reason": "needs CUDA"}]},
     }

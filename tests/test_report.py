@@ -99,6 +99,14 @@ def test_a_partial_run_says_so_everywhere(stored):
     assert report.terminal(run).splitlines()[-1].startswith("PARTIAL")
 
 
+def test_what_was_not_compiled_is_said(stored):
+    cut_short = document()
+    cut_short["batchline"] |= {"compiled": [], "not_compiled": "the compiling process failed: MemoryError"}
+    records.save(stored, cut_short)
+    report.write(records.load(stored), stored)
+    assert "not compiled to the end: the compiling process failed: MemoryError." in (stored / "README.md").read_text()
+
+
 @pytest.mark.parametrize("text, value", [
     ("1.23 ms", units.duration(1.2345e-3)), ("12.3 µs", units.duration(12.345e-6)), ("123 s", units.duration(123.4)),
     ("5.00 ns", units.duration(5e-9)), ("10.0 ms", units.duration(9.9999e-3)), ("0 B", units.size(0)),

@@ -18,6 +18,7 @@ from tests.test_records import document
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
     "torch_wrong": "return torch.bmm(a, b) * 1.01",
+    "torch_exits": "raise SystemExit(0)",
     "torch_raises": "raise ValueError('not on a Sunday\\nand more')",
     "torch_greedy": "return torch.empty(10 * 2 ** 40, dtype=torch.uint8)",
 }
@@ -63,7 +64,7 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
         outcomes.setdefault(record.variant, set()).add(record.status)
     assert outcomes == {
         "torch_bmm": {MEASURED}, "torch_einsum": {MEASURED}, "torch_wrong": {WRONG}, "torch_raises": {FAILED},
-        "torch_greedy": {OUT_OF_MEMORY}, "torch_typo": {FAILED}, "triton_tiled": {NOT_HERE},
+        "torch_exits": {FAILED}, "torch_greedy": {OUT_OF_MEMORY}, "torch_typo": {FAILED}, "triton_tiled": {NOT_HERE},
         "numba_cuda_naive": {NOT_HERE}, "numba_cuda_tiled": {NOT_HERE}}
     reasons = {record.variant: record.reason for record in run.records}
     assert reasons["torch_raises"] == "ValueError: not on a Sunday"
@@ -116,7 +117,7 @@ def test_a_stored_run_is_reported_again(faulty_run, sources):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_cuda_side_is_timed_where_there_is_a_gpu(sources, tmp_path):
     done = bench(sources, "run", "--profile", "smoke", "-k", "(tiny_16 or layer_norm) and not torch_w and not torch_g"
-                 " and not torch_r and not torch_typo", "--out", tmp_path)
+                 " and not torch_r and not torch_typo and not torch_exits", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     _, run = only_run(tmp_path)
     outcomes = {record.variant: record.status for record in run.records}

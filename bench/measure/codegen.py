@@ -24,6 +24,7 @@ from kernels import backends
 from kernels.op import Variant
 
 ARCHITECTURES = (80, 90, 100)
+_LONGEST_S = 900  # a hundred kernels at a few seconds each; a compiler that hangs must not hold the report up
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
 
@@ -177,13 +178,22 @@ def why_cannot_compile(backend: str) -> str | None:
     return backends.why_absent(backend) or backends.why_absent("triton")
 
 
-def compile_in_own_process(variant_ids: Sequence[str], dtypes: Sequence[str]) -> list[dict]:
-    """`facts_of` the GPU variants among those named, in a process where replacing the driver harms nothing else."""
-    done = subprocess.run([sys.executable, "-m", "bench.measure.codegen", ",".join(dtypes), *variant_ids],
-                          capture_output=True, text=True, cwd=_REPOSITORY)
-    if done.returncode:
-        raise RuntimeError(f"compiling the GPU variants failed:\n{done.stderr}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def compile_in_own_process(variant_ids: Sequence[str], dtypes: Sequence[str]) -> tuple[list[dict], str | None]:
+    """`facts_of` the GPU variants among those named, in a process where replacing the driver harms nothing else.
+
+    Returns the rows, and a line that says why they are not complete, or None.
+    """
+    command = [sys.executable, "-m", "bench.measure.codegen", ",".join(dtypes), *variant_ids]
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=_REPOSITORY,
+                                  timeout=_LONGEST_S)
+            last_words = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+            incomplete = f"the compiling process failed: {last_words[0]}" if done.returncode else None
+        except subprocess.TimeoutExpired:
+            incomplete = f"the compiling process was stopped after {_LONGEST_S} s"
+        output.seek(0)
+        return [json.loads(line) for line in output if line.startswith("{")], incomplete
 
 
 def facts_of(variant: Variant, dtypes: Sequence[str]) -> Iterator[dict]:

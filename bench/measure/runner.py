@@ -11,6 +11,8 @@ from bench.measure import check, memory
 from bench.measure.clocks import Effort, clock_for
 from bench.records import FAILED, OUT_OF_MEMORY, NotMeasured
 
+_RAISED = (Exception, SystemExit)
+
 
 class Runner:
     """Measures cases one after another on one device ("cpu" or "cuda")."""
@@ -42,7 +44,7 @@ class Runner:
         except NotMeasured:
             benchmark.has_error = True
             raise
-        except Exception as error:  # whatever a variant raises ends as its row, and the run goes on
+        except _RAISED as error:  # whatever a variant raises ends as its row, and the run goes on
             benchmark.has_error = True
             raise _as_not_measured(error) from error
 
@@ -75,7 +77,7 @@ class Runner:
                 self._verdicts[key] = None
             except NotMeasured as refusal:
                 self._verdicts[key] = refusal
-            except Exception as error:  # as above: it is this variant's row, in each of its cases
+            except _RAISED as error:  # as above: it is this variant's row, in each of its cases
                 self._verdicts[key] = _as_not_measured(error)
         refusal = self._verdicts[key]
         if refusal:
@@ -87,7 +89,7 @@ class Runner:
         return inputs, check.expect(op, inputs)
 
 
-def _as_not_measured(error: Exception) -> NotMeasured:
+def _as_not_measured(error: BaseException) -> NotMeasured:
     first_line = str(error).strip().partition("\n")[0] or "no message"
     status = OUT_OF_MEMORY if memory.is_out_of_memory(error) else FAILED
     return NotMeasured(status, f"{type(error).__name__}: {first_line}")

@@ -83,6 +83,8 @@ def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
                "Registers and stack (where spills go) are per thread, shared memory per block; a variant that launches "
                "two kernels has two entries.")
         yield static
+    if about["not_compiled"]:
+        yield f"GPU variants not compiled to the end: {about['not_compiled']}."
     yield "## The variants\n\n" + "\n".join(f"- `{name}`: {idea}" for name, idea in about["ideas"].items())
 
 
