@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,7 @@ def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> tuple[list[dict]
     """The static facts of the run's GPU variants, and why they are not complete, if so."""
     from bench.measure.codegen import compile_in_own_process
 
+    print("compiling the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
     variants = dict.fromkeys(case.variant.id for case in the_plan.cases if case.id in chosen)
     return compile_in_own_process(list(variants), the_plan.profile.dtypes["cuda"])
