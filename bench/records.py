@@ -21,6 +21,7 @@ NOT_REACHED = "not reached"      # planned, and the run ended before it
 STATUSES = (MEASURED, WRONG, FAILED, OUT_OF_MEMORY, UNSUPPORTED, NOT_HERE, NOT_REACHED)
 BROKEN = (WRONG, FAILED, OUT_OF_MEMORY)
 FILE_NAME = "run.json"
+OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
 
 class NotMeasured(Exception):
@@ -105,10 +106,10 @@ def load(folder: Path) -> Run:
     path = Path(folder) / FILE_NAME
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        about = document["batchline"]
+        about = document[OURS]
         measured = {bench["param"]: bench for bench in document["benchmarks"]}
         records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
-        return Run(about, document["machine_info"], records)
+        return Run(about, document["machine_info"][OURS], records)
     except OSError as error:
         raise ValueError(f"no run in {folder}: {error.strerror or error}") from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -125,7 +126,7 @@ def _record(case: Mapping, bench: Mapping | None) -> Record:
 
 
 def save(folder: Path, document: Mapping) -> Path:
-    """Write pytest-benchmark's document, with our own part under "batchline", as `folder`/run.json.
+    """Write pytest-benchmark's document, with our part in it, as `folder`/run.json.
 
     The file appears whole or not at all.
     """

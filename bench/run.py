@@ -18,11 +18,11 @@ import pytest
 from bench import records, report
 from bench.cases import Plan, plan
 from bench.progress import Progress
-from bench.records import BROKEN, MEASURED, NOT_REACHED
+from bench.records import BROKEN, MEASURED, NOT_REACHED, OURS
 
 CLEAN, BROKEN_CASES, USAGE, NOTHING_MEASURED, INTERRUPTED = 0, 1, 2, 3, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
-DEFAULT_FOLDER = _REPOSITORY / "reports" / "runs"
+DEFAULT_FOLDER = Path("reports", "runs")
 _NOT_COMPILED = ([], "the run was stopped")
 _LEAST_FREE_BYTES = 64 * 2 ** 20
 
@@ -57,7 +57,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
             "partial": ended != CLEAN, "selection": selection, "compiled": compiled[0], "not_compiled": compiled[1],
         }
-        _store({**document, "batchline": about}, run_folder)
+        _store({**document, OURS: about}, run_folder)
     finally:
         with contextlib.suppress(OSError):
             run_folder.rmdir()  # only succeeds where nothing was stored
@@ -118,7 +118,7 @@ def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict,
         if stored.exists():
             document = json.loads(stored.read_text(encoding="utf-8"))
         else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
-            document = {"machine_info": machine, "commit_info": machine["revision"], "benchmarks": [],
+            document = {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
                         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
     ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
     return document, _about(the_plan, session, selection), ended

@@ -5,7 +5,7 @@ import pytest
 
 from bench.cases import Plan
 from bench.progress import Progress
-from bench.records import MEASURED, NOT_REACHED, NotMeasured
+from bench.records import MEASURED, NOT_REACHED, OURS, NotMeasured
 
 
 class Session:
@@ -32,7 +32,7 @@ class Session:
         self._progress.start([self._cases[name] for name in selected])
 
     def pytest_benchmark_update_machine_info(self, machine_info):
-        machine_info.update(self._machine)
+        machine_info[OURS] = self._machine
 
     @pytest.fixture
     def batchline(self):

@@ -10,9 +10,10 @@ from bench.records import MEASURED, NOT_HERE, Record
 def document():
     """A run of one measured case and one that can't run here, as `bench run` stores it."""
     return {
-        "machine_info": {"device_name": "Some CPU", "cpu": "Some CPU", "cpu_cores": 2, "cpu_threads_of_torch": 2,
-                         "memory_bytes": 2 ** 34, "system": "Linux 6", "python": "3.11.7",
-                         "versions": {"torch": "2.13.0"}, "revision": {"commit": "abc", "dirty": False}},
+        "machine_info": {"batchline": {
+            "device_name": "Some CPU", "cpu": "Some CPU", "cpu_cores": 2, "cpu_threads_of_torch": 2,
+            "memory_bytes": 2 ** 34, "system": "Linux 6", "python": "3.11.7", "versions": {"torch": "2.13.0"},
+            "revision": {"commit": "abc", "dirty": False}}},
         "commit_info": {}, "datetime": "2026-01-02T03:04:05", "version": "5.3.1",
         "benchmarks": [{"param": "bmm/torch_bmm/tiny_16/float32/B4",
                         "stats": {"data": [4e-6, 2e-6, 3e-6, 1e-6], "iterations": 7},

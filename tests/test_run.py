@@ -103,6 +103,7 @@ def test_pytest_benchmark_reads_the_file_as_its_own(faulty_run):
     assert "test_kernel[bmm/torch_bmm/tiny_16/float32/B16]" in done.stdout
     bench_of_it = json.loads((folder / "run.json").read_text())["benchmarks"][0]
     assert {"mean", "stddev", "median", "iqr", "ops", "rounds", "data"} <= set(bench_of_it["stats"])
+    assert isinstance(json.loads((folder / "run.json").read_text())["machine_info"]["cpu"], dict)  # theirs, untouched
 
 
 def test_a_stored_run_is_reported_again(faulty_run, sources):

@@ -107,9 +107,8 @@ class _NoGpu:
 
 @contextlib.contextmanager
 def _capture_numba(architecture: int, compiled: list[Compiled]) -> Iterator[None]:
-    from numba import types
+    from numba import types, typeof
     from numba.cuda import compile_ptx, dispatcher
-    from numba.cuda.typing.typeof import typeof
 
     capability = divmod(architecture, 10)
     get_current_device, getitem = dispatcher.get_current_device, dispatcher.CUDADispatcher.__getitem__
