@@ -59,6 +59,14 @@ def test_accuracy_of_a_right_result():
     assert accuracy.error == 0 and accuracy.error_of_tolerance == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_judging_leaves_the_outputs_as_they_are(dtype):
+    a, b = torch.ones(2, 3, 4, dtype=dtype), torch.ones(2, 4, 5, dtype=dtype)
+    result = torch.full((2, 3, 5), 4.0, dtype=dtype)
+    _judge(result, a, b)
+    assert (result == 4).all()
+
+
 def test_poison_fills_what_is_not_initialised():
     with Poison():
         for tensor in (torch.empty(3), torch.empty_like(torch.ones(3)), torch.ones(1).new_empty(3),

@@ -66,3 +66,9 @@ except Exception as error:
     (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"), True), (RuntimeError("shapes differ"), False)])
 def test_ways_to_say_it(error, is_one):
     assert memory.is_out_of_memory(error) is is_one
+
+
+def test_where_the_mark_cannot_be_lowered_the_peak_is_unknown_and_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "no" / "such")
+    peak = memory.peak_of(lambda: None, "cpu")
+    assert peak.bytes is None and peak.method.startswith("not measured: needs glibc and a writable ")

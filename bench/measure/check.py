@@ -109,7 +109,7 @@ def check_outputs(returned, inputs: Tensors, expected: Expected, where: str) -> 
     worst, squares, reference_squares = 0.0, 0.0, 0.0
     for output, reference, tolerance in zip(outputs, expected.outputs, expected.tolerances):
         _check_contract(output, reference, inputs, where)
-        difference = output.double().sub_(reference).abs_()
+        difference = (output.double() - reference).abs_()  # a new tensor: double() of an fp64 output is the output
         share = float((difference / tolerance).max()) if output.numel() else 0.0
         if not share <= 1:  # or NaN, which is right only where the reference is NaN too
             wrong = ~((difference <= tolerance) | (output.isnan() & reference.isnan()))
