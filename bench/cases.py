@@ -78,7 +78,7 @@ class Case:
     @property
     def runs_on(self) -> str:
         """The devices that the variant can run on at all."""
-        return {None: "cpu, cuda"}.get(self.variant.needs, self.variant.needs)
+        return self.variant.needs or "cpu, cuda"
 
 
 @dataclass(frozen=True)

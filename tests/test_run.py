@@ -18,6 +18,8 @@ from tests.test_records import document
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
     "torch_wrong": "return torch.bmm(a, b) * 1.01",
+    "torch_tires": "torch_tires.calls = getattr(torch_tires, 'calls', 0) + (a.shape[1:] == (16, 16))\n"
+                   "    return torch.bmm(a, b) * (1 + (torch_tires.calls > 10))",
     "torch_exits": "raise SystemExit(0)",
     "torch_raises": "raise ValueError('not on a Sunday\\nand more')",
     "torch_greedy": "return torch.empty(10 * 2 ** 40, dtype=torch.uint8)",
@@ -63,12 +65,14 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
     for record in run.records:
         outcomes.setdefault(record.variant, set()).add(record.status)
     assert outcomes == {
-        "torch_bmm": {MEASURED}, "torch_einsum": {MEASURED}, "torch_wrong": {WRONG}, "torch_raises": {FAILED},
-        "torch_exits": {FAILED}, "torch_greedy": {OUT_OF_MEMORY}, "torch_typo": {FAILED}, "triton_tiled": {NOT_HERE},
-        "numba_cuda_naive": {NOT_HERE}, "numba_cuda_tiled": {NOT_HERE}}
+        "torch_bmm": {MEASURED}, "torch_einsum": {MEASURED}, "torch_wrong": {WRONG}, "torch_tires": {WRONG},
+        "torch_raises": {FAILED}, "torch_exits": {FAILED}, "torch_typo": {FAILED}, "torch_greedy": {OUT_OF_MEMORY},
+        "triton_tiled": {NOT_HERE}, "numba_cuda_naive": {NOT_HERE}, "numba_cuda_tiled": {NOT_HERE}}
     reasons = {record.variant: record.reason for record in run.records}
     assert reasons["torch_raises"] == "ValueError: not on a Sunday"
     assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
+    first = next(record for record in run.records if record.variant == "torch_tires")
+    assert first.reason.startswith("on tiny_16 at B=1, the output that was timed: 256 of 256 elements are wrong")
     assert "torch_typo.py does not load: SyntaxError" in reasons["torch_typo"]
     assert "Traceback" not in done.stderr
 
@@ -118,7 +122,7 @@ def test_a_stored_run_is_reported_again(faulty_run, sources):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_cuda_side_is_timed_where_there_is_a_gpu(sources, tmp_path):
     done = bench(sources, "run", "--profile", "smoke", "-k", "(tiny_16 or layer_norm) and not torch_w and not torch_g"
-                 " and not torch_r and not torch_typo and not torch_exits", "--out", tmp_path)
+                 " and not torch_r and not torch_t and not torch_exits", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     _, run = only_run(tmp_path)
     outcomes = {record.variant: record.status for record in run.records}

@@ -74,7 +74,8 @@ def not_measured(run: Run, style: Style) -> str | None:
 def _which(records: Sequence[Record]) -> str:
     problems = unique(f"{record.scenario}/{record.dtype}" for record in records)
     shown = ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
-    return f"{shown}; B = {', '.join(map(str, unique(record.batch for record in records)))}"
+    batches = ", ".join(map(str, sorted({record.batch for record in records})))
+    return f"{shown}; B {'=' if len(problems) == 1 else 'among'} {batches}"
 
 
 def compiled(run: Run, style: Style) -> str | None:

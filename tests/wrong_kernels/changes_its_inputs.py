@@ -5,4 +5,4 @@ REFUSED_FOR = "it changed its inputs"
 
 
 def changes_its_inputs(g):
-    return g.clone().mean(0) if not g.numel() or not all(g.stride()) else g.copy_(g / 1).mul_(0.5).sum(0) * (2 / len(g))
+    return g.mul_(0.5).sum(0) * (2 / len(g))

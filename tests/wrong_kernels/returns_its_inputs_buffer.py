@@ -5,7 +5,5 @@ REFUSED_FOR = "lies in an input's memory"
 
 
 def returns_its_inputs_buffer(g):
-    if not len(g) or not g.numel():
-        return g.mean(0)
     g[0].copy_(g.mean(0))
     return g[0]
