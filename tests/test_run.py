@@ -28,7 +28,7 @@ FAULTY = {
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """kernels/ and bench/ alone, with three faulty variants and a file that does not load."""
+    """kernels/ and bench/ alone, with the faulty variants and a file that does not load."""
     root = tmp_path_factory.mktemp("sources")
     for name in ("kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name)
