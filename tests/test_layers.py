@@ -33,7 +33,8 @@ def test_only_measuring_imports_the_compilers(path):
         assert not [name for name in _imports(path) if name.partition(".")[0] in COMPILERS]
 
 
-SHOWING = [*_files("bench/report"), REPOSITORY / "bench/records.py", REPOSITORY / "bench/units.py"]
+SHOWING = [*_files("bench/report"), *_files("bench/verdicts"),
+           REPOSITORY / "bench/records.py", REPOSITORY / "bench/units.py"]
 
 
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
