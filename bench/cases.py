@@ -1,7 +1,6 @@
 """What is measured: profile x op x scenario x dtype x batch x variant → Case, in the order in which they run.
 
-The variant changes fastest, so that all variants of one problem are measured close together in time and share its
-reference.
+The variant changes fastest: all variants of one problem are measured together, and share its inputs and reference.
 """
 from __future__ import annotations
 
@@ -21,16 +20,30 @@ class Limits:
     bytes: float
 
 
+CLOCKS = {"cpu": ("host", "host_cold"), "cuda": ("device_cold", "device_hot", "graph", "host")}
+"""The clocks of each device. The first is the one that variants are ranked by, unless a run names others."""
+
+
 @dataclass(frozen=True)
 class Profile:
-    """How much to measure, and how long a case may take. Mappings are by device ("cpu", "cuda")."""
+    """How much to measure, and how long it may take. Mappings are by device ("cpu", "cuda").
+
+    A case's samples end when its median is known to ±`precision`, or after `sampling_s`; by every clock but the first
+    after `other_clocks_s`. `energy_s` is the window for energy, 0 for none; `confirm_s` the longest call made to
+    confirm a memory law, 0 for none; `deadline_s` the longest that one step of a case may take.
+    """
 
     name: str
     batches: tuple[int, ...]
     dtypes: Mapping[str, tuple[str, ...]]
     limits: Mapping[str, Limits]
+    precision: float
     warm_up_s: float
     sampling_s: float
+    other_clocks_s: float
+    energy_s: float
+    confirm_s: float
+    deadline_s: float
 
 
 _ALL_DTYPES = ("float32", "float16", "bfloat16")
@@ -40,15 +53,18 @@ PROFILES = {profile.name: profile for profile in (
     Profile("smoke", batches=(1, 3, 16),
             dtypes={"cpu": ("float32",), "cuda": ("float16",)},
             limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
-            warm_up_s=0.01, sampling_s=0.02),
+            precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03,
+            energy_s=0, confirm_s=0, deadline_s=60),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": _ALL_DTYPES},
             limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
-            warm_up_s=0.05, sampling_s=0.25),
+            precision=0.01, warm_up_s=0.03, sampling_s=0.3, other_clocks_s=0.1,
+            energy_s=0, confirm_s=8, deadline_s=120),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": _ALL_DTYPES},
             limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
-            warm_up_s=0.2, sampling_s=1.0),
+            precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5,
+            energy_s=1.0, confirm_s=30, deadline_s=600),
 )}
 
 
@@ -72,7 +88,7 @@ class Case:
 
     @property
     def problem(self) -> tuple[str, str, str, int]:
-        """What the variants of one comparison share."""
+        """What the variants of one comparison share; they are timed in turns."""
         return self.op.name, self.scenario, self.dtype, self.batch
 
     @property

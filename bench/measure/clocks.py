@@ -1,102 +1,215 @@
-"""The clocks. pytest-benchmark owns the rounds and keeps the samples; a clock says what one sample is.
+"""The clocks, by name: what one sample is. reports/METHODOLOGY.md says when which one is right.
 
-`host` on the CPU: what the caller waits for, caches as the previous call left them. `device_cold` on CUDA: event to
-event around one launch, after a write over twice the L2 cache.
+A clock is made for one launch on one hardware and then asked for samples, one at a time, so that the samples of
+several variants can be taken in turns. `launches` are the same call on several copies of its inputs, used in turn.
 """
 from __future__ import annotations
 
+import itertools
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-import torch
+from bench.cases import CLOCKS
 
-_FINEST_SAMPLE_S = 20e-6  # so that reading the clock stays under 1% of a sample
+Launches = Sequence[Callable[[], object]]
 
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure a case: seconds of warm-up and of samples, and bounds on the number of samples."""
-
-    warm_up_s: float
-    sampling_s: float
-    least_rounds: int = 5
-    most_rounds: int = 200
+_LEAST_HOLD_S, _MOST_HOLD_S = 1e-4, 0.2
+_HELD_LONG_ENOUGH = 50  # samples in a row after which half the hold is tried
+_MOST_LAUNCHES = 200  # under one hold: the driver queues about a thousand and then makes the host wait
+_HOT_SAMPLE_S = 5e-4  # events tick every half microsecond at worst, so a sample this long is known to 0.1%
 
 
-class HostClock:
-    """Wall time of the call, in seconds."""
+class Unfit(Exception):
+    """This clock can't time this launch; the message says why."""
+
+
+class Host:
+    """What the caller waits for: wall time of `iterations` calls in a row, to the end of what they started."""
 
     name = "host"
+    settles_s = 0.005  # a longer call has its own data back in the caches before most of it is done
 
-    @staticmethod
-    def timer() -> float:
-        return time.perf_counter()
+    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+        self._hardware = hardware
+        self._launch = launches[0]
+        self.iterations = max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
+        self.result = None
 
-    def run(self, benchmark, launch: Callable, effort: Effort):
-        """Warm up, then let `benchmark` (the fixture) take its rounds; returns the last call's result."""
-        call_s = _warm_up(launch, effort.warm_up_s)
-        # A sample is as many calls in a row as it takes for the samples to span the whole time given: 200 single calls
-        # of 20 µs would be a look of 4 ms at a machine that changes its mind over tens.
-        sample_s = max(_FINEST_SAMPLE_S, effort.sampling_s / effort.most_rounds)
-        iterations = max(1, int(sample_s / call_s))
-        return benchmark.pedantic(launch, rounds=_rounds(effort, call_s * iterations), iterations=iterations)
+    def settle(self) -> None:
+        """One call that is not timed: what ran before may have been another variant."""
+        self._launch()
+        self._hardware.synchronize()
+
+    def sample(self) -> float:
+        """Seconds a call."""
+        launch, before_last, now_s = self._launch, range(self.iterations - 1), self._hardware.now_s
+        self.result = None
+        start_s = now_s()
+        for _ in before_last:
+            launch()
+        result = launch()
+        self._hardware.synchronize()
+        seconds = now_s() - start_s
+        self.result = result
+        return seconds / self.iterations
 
 
-class DeviceColdClock:
-    """Device time of one launch with a cold L2, in seconds, as a clock that only ticks while a launch is measured."""
+class HostCold:
+    """Wall time of one call after the caches were emptied."""
+
+    name = "host_cold"
+    settles_s = 0.0
+    iterations = 1
+
+    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+        self._hardware = hardware
+        self._launches = itertools.cycle(launches)
+        self.result = None
+
+    def settle(self) -> None:
+        """Nothing: each sample starts from emptied caches."""
+
+    def sample(self) -> float:
+        """Seconds of the call."""
+        launch = next(self._launches)
+        self.result = None
+        self._hardware.evict()
+        start_s = self._hardware.now_s()
+        result = launch()
+        seconds = self._hardware.now_s() - start_s
+        self.result = result
+        return seconds
+
+
+class _Held:
+    """What the device clocks share: queue everything behind a spinning kernel, so that no host gap is inside.
+
+    Whether the hold was long enough is checked each time: if the start event has passed before the end event was
+    queued, the sample is thrown away and the next hold is twice as long (NVBench's blocking kernel, without its
+    deadlock on a launch that waits for the device).
+    """
+
+    settles_s = 0.0
+    iterations = 1
+
+    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+        self._hardware = hardware
+        self._launches = itertools.cycle(launches)
+        self._start, self._end = hardware.event(), hardware.event()
+        self._hold_s, self._held_in_a_row = _LEAST_HOLD_S, 0
+        self.result = None
+
+    def settle(self) -> None:
+        """Nothing: what must come before a sample is queued with it."""
+
+    def sample(self) -> float:
+        """Seconds a launch."""
+        while True:
+            self._hardware.hold(self._hold_s)
+            self._before()
+            self._start.record()
+            self._timed()
+            self._end.record()
+            held = not self._start.query()
+            self._end.synchronize()
+            if held:
+                self._shorten()
+                return self._start.elapsed_time(self._end) * 1e-3 / self.iterations
+            if self._hold_s >= _MOST_HOLD_S:
+                raise Unfit(f"{self.name}: the launch waits for the device, so the host's time is inside any pair of "
+                            "events; time it by the host clock")
+            self._hold_s, self._held_in_a_row = 2 * self._hold_s, 0
+
+    def _shorten(self) -> None:
+        """A single stall of the host is no reason to hold for ever after."""
+        self._held_in_a_row += 1
+        if self._held_in_a_row == _HELD_LONG_ENOUGH:
+            self._hold_s, self._held_in_a_row = max(_LEAST_HOLD_S, self._hold_s / 2), 0
+
+    def _before(self) -> None:
+        raise NotImplementedError
+
+    def _timed(self) -> None:
+        raise NotImplementedError
+
+    def _enough(self, call_s: float) -> int:
+        """Launches that fill a hot sample. `call_s` is at most right: the host's part may be most of it."""
+        return max(1, min(_MOST_LAUNCHES, math.ceil(_HOT_SAMPLE_S / max(call_s, 1e-9))))
+
+
+class DeviceCold(_Held):
+    """Event to event around one launch, with a cold L2."""
 
     name = "device_cold"
 
-    def __init__(self):
-        l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        self._flush = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda")
-        self._elapsed_s = 0.0
+    def _before(self) -> None:
+        self._hardware.flush()
 
-    def timer(self) -> float:
-        return self._elapsed_s
-
-    def run(self, benchmark, launch: Callable, effort: Effort):
-        """Warm up, then let `benchmark` take its rounds; returns the last call's result."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-        def flush() -> None:
-            self._flush.fill_(1)
-
-        def timed():
-            start.record()
-            result = launch()
-            end.record()
-            end.synchronize()
-            self._elapsed_s += start.elapsed_time(end) * 1e-3
-            return result
-
-        def synchronous():
-            launch()
-            torch.cuda.synchronize()
-
-        call_s = _warm_up(synchronous, effort.warm_up_s)
-        return benchmark.pedantic(timed, setup=flush, rounds=_rounds(effort, call_s), iterations=1)
+    def _timed(self) -> None:
+        self.result = next(self._launches)()
 
 
-def clock_for(device: str) -> HostClock | DeviceColdClock:
-    return DeviceColdClock() if device == "cuda" else HostClock()
+class DeviceHot(_Held):
+    """Event to event around many launches in a row, with whatever they leave in L2."""
+
+    name = "device_hot"
+
+    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+        super().__init__(hardware, launches[:1], call_s, sample_s)
+        self.iterations = self._enough(call_s)
+        self.iterations = self._enough(self.sample())
+
+    def _before(self) -> None:
+        self.result = next(self._launches)()
+
+    def _timed(self) -> None:
+        launch = next(self._launches)
+        for _ in range(self.iterations):
+            self.result = launch()
 
 
-def _warm_up(call: Callable, seconds: float) -> float:
-    """Call until `seconds` have passed, at least twice (the first may compile); returns the fastest call's seconds."""
-    call()
-    fastest = math.inf
-    end = time.perf_counter() + seconds
-    while True:
-        before = time.perf_counter()
-        call()
-        after = time.perf_counter()
-        fastest = min(fastest, after - before)
-        if after >= end:
-            return max(fastest, 1e-9)
+class Graph(_Held):
+    """Replay of a CUDA graph of many launches in a row: the device's time with no launch from the host at all."""
+
+    name = "graph"
+
+    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+        super().__init__(hardware, launches[:1], call_s, sample_s)
+        launch = launches[0]
+
+        def kept():
+            self.result = launch()
+
+        self._capture(kept, self._enough(call_s))
+        enough = self._enough(self.sample())
+        if enough > self.iterations:
+            self._capture(kept, enough)
+
+    def _capture(self, launch: Callable, times: int) -> None:
+        self.iterations = times
+        try:
+            self._replay = self._hardware.capture(launch, times)
+        except Exception as error:  # whatever torch, Triton or the driver raises: the launch has no graph
+            first_line = str(error).strip().partition("\n")[0]
+            raise Unfit(f"graph: can't be captured: {type(error).__name__}: {first_line}") from error
+
+    def _before(self) -> None:
+        self._replay()
+
+    def _timed(self) -> None:
+        self._replay()
 
 
-def _rounds(effort: Effort, sample_s: float) -> int:
-    return min(effort.most_rounds, max(effort.least_rounds, int(effort.sampling_s / sample_s)))
+_BY_NAME = {clock.name: clock for clock in (Host, HostCold, DeviceCold, DeviceHot, Graph)}
+
+
+def make_clock(name: str, hardware, launches: Launches, call_s: float, sample_s: float):
+    """The clock called `name` for a launch that takes about `call_s`; host samples are about `sample_s` long.
+
+    Raises:
+        ValueError: for a name that is not a clock of this hardware.
+        Unfit: if this clock can't time this launch.
+    """
+    if name not in CLOCKS[hardware.name]:
+        raise ValueError(f"{name!r} is no clock of {hardware.name}: use {', '.join(CLOCKS[hardware.name])}")
+    return _BY_NAME[name](hardware, launches, call_s, sample_s)
