@@ -1,16 +1,18 @@
 """Peak memory of a call above what was there before it, so without its inputs: its outputs and its workspace.
 
-On CUDA torch's allocator counts, to the byte (every variant allocates through torch). On Linux the resident set's
-high-water mark counts, to a page of 4 KiB: it sees every allocator, Numba's and the vendor libraries' too. Before it
-is read the heap's free pages go back to the system, or a reused page would hide an allocation.
+On CUDA torch's allocator counts, to the byte, and what the device lost outside of it is added (Numba's own
+allocations, a vendor library's). On Linux the resident set's high-water mark counts, to a page of 4 KiB: it sees every
+allocator. Before it is read the heap's free pages go back to the system, or a reused page would hide an allocation.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
 import resource
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,25 @@ def peak_of(call: Callable, device: str) -> Peak:
 def _device_peak(call: Callable) -> Peak:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    kept = call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated()
+    before, outside_before = torch.cuda.memory_allocated(), _outside_torch()
+    with _numba_frees_later():
+        kept = call()
+        torch.cuda.synchronize()
+        peak, outside = torch.cuda.max_memory_allocated() - before, _outside_torch() - outside_before
     del kept
-    return Peak(peak - before, "torch.cuda.max_memory_allocated")
+    return Peak(peak + max(0, outside), "torch's allocator and what the device lost outside of it")
+
+
+def _outside_torch() -> int:
+    """Device bytes in use that torch's allocator does not hold. The driver hands memory out in steps of 2 MiB."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+
+def _numba_frees_later():
+    """Keeps what Numba allocates until the end, where it is counted: after the call some of it would be gone."""
+    numba_cuda = sys.modules.get("numba.cuda")
+    return numba_cuda.defer_cleanup() if numba_cuda else contextlib.nullcontext()
 
 
 def _resident_peak(call: Callable) -> Peak:
@@ -66,7 +82,7 @@ def _resident_growth(call: Callable) -> int:
 
 def _lower_the_mark() -> None:
     """Give free heap pages back, and let the high-water mark start from what is resident now."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _trim()
     _CLEAR_REFS.write_text(_RESET_PEAK)
 
 
@@ -85,9 +101,54 @@ def limit_to_available() -> None:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
         return
-    available = _kibibytes(meminfo, "MemAvailable")
+    limit_to(_kibibytes(meminfo, "MemAvailable") * 9 // 10)
+
+
+def limit_to(more_bytes: int) -> None:
+    """Let this process allocate so many bytes more than it has, and no further."""
+    _trim()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_status_bytes("VmData") + available * 9 // 10, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (_status_bytes("VmData") + more_bytes, hard))
+
+
+def room(device: str) -> int | None:
+    """Bytes that this process can still allocate on the device; None on a CPU where that is not limited."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    _trim()
+    return soft - _status_bytes("VmData")
+
+
+def keep_freed_memory() -> None:
+    """Make the C heap keep what is freed, as torch's allocator does on a GPU, so that calls reuse warm pages.
+
+    By default glibc hands large blocks back to the system each time, and the next call takes a page fault for every 4
+    KiB of its output. glibc only; elsewhere it does nothing.
+    """
+    _set_heap({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
+
+
+def return_freed_memory() -> None:
+    """Make the C heap hand large blocks back as they are freed: then only what is in use counts against a limit."""
+    _set_heap({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2 ** 17, _M_TRIM_THRESHOLD: 2 ** 17})
+    _trim()
+
+
+def _set_heap(options: Mapping[int, int]) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in options.items():
+            libc.mallopt(option, value)
+
+
+def _trim() -> None:
+    """Give the heap's free pages back to the system (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
