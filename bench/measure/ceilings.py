@@ -1,0 +1,127 @@
+"""What this machine can do, measured in the same run: the ceilings that results are held against."""
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from bench.cases import CLOCKS
+from bench.measure.clocks import make_clock
+from bench.measure.hardware import Cpu, Cuda, hardware
+from bench.measure.sampling import Effort, sample
+from bench.records import NotMeasured
+
+_MEMORY_IN_CACHES = 8  # a stream this many times the last cache's size comes from memory
+_LEAST_STREAM_BYTES = 2 ** 28
+_CACHE_SHARES = (2, 8, 32)  # of the last level; the smaller ones come from the level before it
+_SIZES = {"cpu": {"float32": 1024, "float64": 1024, "float16": 256, "bfloat16": 256},
+          "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, "fp8": 8192}}
+
+
+def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
+    """The ceilings of "cpu" or "cuda".
+
+    Returns:
+        copy_bytes_per_s: device memory, bytes read plus bytes written. read_bytes_per_s: read only (a sum).
+        cache_bytes_per_s: the best of copy and sum over what the last level of cache holds; cache_bytes: its size.
+        matmul_flops_per_s: by dtype, square products through the vendor's library. launch_s: by clock, what an empty
+        launch reads on it. Rates are of the median; `best` has the same of the fastest sample, for floors.
+    """
+    machine = hardware(device)
+    clock = CLOCKS[device][0]
+    stream = max(_LEAST_STREAM_BYTES, _MEMORY_IN_CACHES * machine.cache_bytes)
+    rate = functools.partial(_rate, machine, effort=effort)
+    found = {"copy_bytes_per_s": rate(clock, _copy(stream, device), stream),
+             "read_bytes_per_s": rate(clock, _read(stream, device), stream)}
+    hot = "device_hot" if device == "cuda" else clock
+    cached = [rate(hot, make(machine.cache_bytes // share, device), machine.cache_bytes // share)
+              for make in (_copy, _read) for share in _CACHE_SHARES]
+    found["cache_bytes_per_s"] = {key: max(one[key] for one in cached) for key in ("median", "best")}
+    products = {}
+    for name in _dtypes(device, dtypes):
+        with contextlib.suppress(RuntimeError):  # what the library can't multiply in has no ceiling
+            products[name] = rate(clock, _product(name, device), 2 * _SIZES[device][name] ** 3)
+    if not products:
+        raise RuntimeError("no matrix product could be timed in any dtype")
+    rates = {name: value["median"] for name, value in found.items()}
+    best = {name: value["best"] for name, value in found.items()}
+    return rates | {
+        "cache_bytes": machine.cache_bytes,
+        "matmul_flops_per_s": {name: value["median"] for name, value in products.items()},
+        "launch_s": {name: _seconds(machine, name, machine.empty_launch(), effort)["median"]
+                     for name in CLOCKS[device]},
+        "best": best | {"matmul_flops_per_s": max(value["best"] for value in products.values())},
+    }
+
+
+def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
+    """fp32 always: on a CPU it is the best of the rates, and a floor needs the best."""
+    names = [name for name in dict.fromkeys(("float32", *dtypes)) if name in _SIZES[device]]
+    if device == "cuda":
+        names.append("tf32")
+        if torch.cuda.get_device_capability() >= (8, 9):
+            names.append("fp8")
+    return names
+
+
+def _rate(machine: Cpu | Cuda, clock: str, launch: Callable, work: float, effort: Effort) -> dict[str, float]:
+    seconds = _seconds(machine, clock, launch, effort)
+    return {"median": work / seconds["median"], "best": work / seconds["best"]}
+
+
+def _seconds(machine: Cpu | Cuda, clock: str, launch: Callable, effort: Effort) -> dict[str, float]:
+    for _ in range(3):
+        start_s = machine.now_s()
+        launch()
+        machine.synchronize()
+        call_s = max(machine.now_s() - start_s, 1e-7)
+    taken = sample({"": make_clock(clock, machine, [launch], call_s, effort.sample_s)}, effort, lambda: None)[""]
+    if isinstance(taken, BaseException):
+        raise taken
+    return {"median": statistics.median(taken.samples_s), "best": min(taken.samples_s)}
+
+
+def _copy(stream_bytes: int, device: str) -> Callable:
+    """Half the bytes read, half of them written."""
+    source = torch.ones(stream_bytes // 8, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _read(stream_bytes: int, device: str) -> Callable:
+    source = torch.ones(stream_bytes // 4, dtype=torch.float32, device=device)
+    return lambda: source.sum()
+
+
+def _product(dtype: str, device: str) -> Callable:
+    size = _SIZES[device][dtype]
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.rand(size, size, device=device, generator=generator).mul_(2).sub_(1) for _ in "ab")
+    if dtype == "fp8":
+        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # cuBLAS takes fp8 as row times column
+        one = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    if dtype == "tf32":
+        return functools.partial(_with_tf32, a, b)
+    a, b = a.to(getattr(torch, dtype)), b.to(getattr(torch, dtype))
+    return lambda: torch.mm(a, b)
+
+
+def _with_tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return torch.mm(a, b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def try_to_measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
+    """The ceilings, or None and why they could not be had: a run without them has no shares, regimes and floors."""
+    try:
+        return measure(device, dtypes, effort), None
+    except (RuntimeError, MemoryError, NotMeasured) as error:
+        return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
