@@ -28,15 +28,15 @@ class Progress:
         self._started_s = self._now()
         self._say(f"{len(cases)} cases planned, {self._to_do} of them run here")
 
-    def done(self, case: Case, status: str, reason: str, stats) -> None:
-        """Tell of one finished case; `stats` is the fixture's, or None where nothing was timed."""
+    def done(self, case: Case, status: str, reason: str, median_s: float | None) -> None:
+        """Tell of one finished case and its median, None where it has none."""
         if status in BROKEN:
             self._say(f"{case.id}: {status}: {reason}")
         if case.refusal:
             return
         self._done += 1
         group = case.op.name, case.scenario, case.dtype
-        what = duration(stats.stats.median) if status == MEASURED else status
+        what = duration(median_s) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
             self._stream.write(f"\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}")

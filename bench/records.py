@@ -12,14 +12,17 @@ from pathlib import Path
 
 MEASURED = "measured"
 WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant
+INVALID = "invalid"              # timed, and the time can't be believed: impossible, or the machine was throttled
 FAILED = "failed"                # raised
 OUT_OF_MEMORY = "out of memory"
+CRASHED = "crashed"              # took its process with it
+HUNG = "hung"                    # was not done by its deadline
 UNSUPPORTED = "unsupported"      # declared by the variant
 NOT_HERE = "not timed here"      # needs a device or a compiler that this machine lacks
-NOT_REACHED = "not reached"      # planned, and the run ended before it
+NOT_REACHED = "not reached"      # planned, and the run ended before it, or it was given up
 
-STATUSES = (MEASURED, WRONG, FAILED, OUT_OF_MEMORY, UNSUPPORTED, NOT_HERE, NOT_REACHED)
-BROKEN = (WRONG, FAILED, OUT_OF_MEMORY)
+STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
+BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 FILE_NAME = "run.json"
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
@@ -28,17 +31,22 @@ class NotMeasured(Exception):
     """A case that ends without a time: a status from STATUSES and one line that says why."""
 
     def __init__(self, status: str, reason: str):
-        super().__init__(f"{status}: {reason}")
+        super().__init__(status, reason)
         self.status = status
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Record:
     """One planned case and what came of it. Times in seconds, sizes in bytes.
 
-    `samples_s` are the raw rounds, each the mean of `iterations` calls in a row. `facts` is what else was recorded:
-    clock, peak_bytes, output_bytes, memory_method, error (relative, Frobenius), error_of_tolerance, flops, least_bytes.
+    `samples_s` are the raw rounds of the first clock, each the mean of `iterations` calls in a row. `facts` is what
+    else was recorded: clock, precision, discarded (samples), clocks (each clock's median_s, precision and samples, or
+    why it has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative, Frobenius),
+    error_of_tolerance, flops, least_bytes, bound (regime, least_s, share), state, energy_j.
     """
 
     op: str
@@ -105,15 +113,19 @@ def load(folder: Path) -> Run:
     """
     path = Path(folder) / FILE_NAME
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        about = document[OURS]
-        measured = {bench["param"]: bench for bench in document["benchmarks"]}
-        records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
-        return Run(about, document["machine_info"][OURS], records)
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(f"no run in {folder}: {error.strerror or error}") from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a run that Batchline wrote ({type(error).__name__}: {error})") from error
+
+
+def parse(document: Mapping) -> Run:
+    """The run in pytest-benchmark's document with our part in it."""
+    about = document[OURS]
+    measured = {bench["param"]: bench for bench in document["benchmarks"]}
+    records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
+    return Run(about, document["machine_info"][OURS], records)
 
 
 def _record(case: Mapping, bench: Mapping | None) -> Record:

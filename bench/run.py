@@ -2,37 +2,33 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
-import json
-import os
-import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from bench import records, report
-from bench.cases import Plan, plan
-from bench.progress import Progress
+from bench import pytest_run, records, report, units
+from bench.cases import CLOCKS, Plan, plan
+from bench.errors import UsageError
+from bench.folders import new_folder
+from bench.measure.isolation import Isolation, WorkerLost
+from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
 from bench.records import BROKEN, MEASURED, NOT_REACHED, OURS
+from bench.verdicts import memory_law
 
-CLEAN, BROKEN_CASES, USAGE, NOTHING_MEASURED, INTERRUPTED = 0, 1, 2, 3, 130
-_REPOSITORY = Path(__file__).resolve().parents[1]
+NOTHING_MEASURED = 3
 DEFAULT_FOLDER = Path("reports", "runs")
 _NOT_COMPILED = ([], "the run was stopped")
-_LEAST_FREE_BYTES = 64 * 2 ** 20
 
 
-class UsageError(Exception):
-    """One line: what was wrong with the call, and what to do."""
-
-
-def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER) -> int:
+def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER, clocks: Sequence[str] = (),
+        deadline_s: float | None = None) -> int:
     """Measure the profile's cases that match `selection` (pytest's -k), write the report under `folder`.
+
+    Args:
+        clocks: names of the clocks to time by, the one that ranks first; by default all of the device's.
+        deadline_s: the longest that one step of a case may take; by default the profile's.
 
     Raises:
         UsageError: before anything is measured, if the call, the environment or the folder is not usable.
@@ -43,22 +39,33 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         the_plan = plan(profile, device)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    chosen = tuple(clocks or CLOCKS[device])
+    if unknown := [name for name in chosen if name not in CLOCKS[device]]:
+        raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
     machine = environment.machine(device)
-    run_folder = _new_folder(folder, machine["device_name"])
+    run_folder = new_folder(folder, machine["device_name"])
+    isolation = Isolation(device, deadline_s or the_plan.profile.deadline_s)
     try:
         started = datetime.datetime.now(datetime.timezone.utc)
-        document, about, ended = _measure(the_plan, machine, selection)
-        try:
-            compiled = _compile_gpu_variants(the_plan, about["cases"]) if ended == CLEAN else _NOT_COMPILED
-        except KeyboardInterrupt:
-            compiled, ended = _NOT_COMPILED, INTERRUPTED
+        document, ended = pytest_run.measure(the_plan, isolation, machine, selection, chosen)
+        about = document[OURS]
+        compiled, capacity = _NOT_COMPILED, (None, [])
+        if ended == CLEAN:
+            try:
+                capacity = _confirm_memory(isolation, the_plan, document)
+                isolation.close()
+                compiled = _compile_gpu_variants(the_plan, about["cases"])
+            except KeyboardInterrupt:
+                ended = INTERRUPTED
         about |= {
             "started": started.isoformat(timespec="seconds"),
             "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
-            "partial": ended != CLEAN, "selection": selection, "compiled": compiled[0], "not_compiled": compiled[1],
+            "partial": ended != CLEAN, "compiled": compiled[0], "not_compiled": compiled[1],
+            "room_bytes": capacity[0], "capacity": capacity[1],
         }
-        _store({**document, OURS: about}, run_folder)
+        _store(document, run_folder)
     finally:
+        isolation.close()
         with contextlib.suppress(OSError):
             run_folder.rmdir()  # only succeeds where nothing was stored
     return _exit_code(about["cases"], ended)
@@ -76,81 +83,29 @@ def _require_environment():
     return environment
 
 
-def _new_folder(parent: Path, device_name: str) -> Path:
-    """A folder of this run's own, made now, so that a folder that can't be written is known before the measuring."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug}"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < _LEAST_FREE_BYTES:
-            raise UsageError(f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {_LEAST_FREE_BYTES >> 20}: "
-                             "free some, or name another folder with --out")
-        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-            with contextlib.suppress(FileExistsError):
-                (parent / f"{name}{suffix}").mkdir()
-                return parent / f"{name}{suffix}"
-        raise UsageError(f"{parent}/{name} and 98 more like it exist already")
-    except OSError as error:
-        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
+def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
+    """What the device has room for, and for each variant whether the largest batch that its memory law predicts is it.
 
-
-def _measure(the_plan: Plan, machine: dict, selection: str) -> tuple[dict, dict, int]:
-    """Run pytest over the plan; returns its document, our part of it, and CLEAN if it came to its end."""
-    from bench.measure.runner import Runner
-    from bench.session import Session
-
-    progress = Progress()
-    session = Session(the_plan, Runner(the_plan.profile, the_plan.device), machine, progress)
-    with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
-        stored = Path(scratch) / "benchmark.json"
-        code = pytest.main(
-            [str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-k", selection,
-             "-c", os.devnull, "-p", "pytest_benchmark.plugin", "-p", "no:terminal",
-             "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
-             "--benchmark-json", str(stored), "--benchmark-quiet", "--benchmark-disable-gc"], plugins=[session])
-        progress.end()
-        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-            raise UsageError(f"K={selection!r} matches none of the {len(the_plan.cases)} cases of profile "
-                             f"{the_plan.profile.name}: `python -m bench list` shows them")
-        if code == pytest.ExitCode.USAGE_ERROR:
-            raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
-        if stored.exists():
-            document = json.loads(stored.read_text(encoding="utf-8"))
-        else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
-            document = {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
-                        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
-    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
-    return document, _about(the_plan, session, selection), ended
-
-
-@contextlib.contextmanager
-def _no_plugins_but_ours() -> Iterator[None]:
-    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
-    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
-        os.environ.update({name: value for name, value in outside.items() if value is not None})
-
-
-def _about(the_plan: Plan, session, selection: str) -> dict:
-    ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
-    chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
-    return {
-        "profile": the_plan.profile.name,
-        "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
-        "signatures": {name: op.signature for name, op in ops.items()},
-        "baselines": {name: op.baseline for name, op in ops.items()},
-        "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
-                      for name, op in ops.items()},
-        "ideas": {case.variant.id: case.variant.idea for case in the_plan.cases if case.id in session.outcomes},
-        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
-        "cases": [{"id": name, "status": status, "reason": reason}
-                  for name, (status, reason) in session.outcomes.items()],
-    }
+    Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
+    profile's bound.
+    """
+    isolation.close()  # a fresh worker: the heap of the last one is full of what it has kept
+    room = isolation.call("room")
+    if room is None or not the_plan.profile.confirm_s:
+        return room, []
+    print("confirming the memory laws", file=sys.stderr)
+    rows = []
+    for growth in memory_law.quickest(memory_law.growths(records.parse(document).records), room):
+        row = {"op": growth.op, "variant": growth.variant, "scenario": growth.scenario, "dtype": growth.dtype}
+        expected_s = growth.seconds_at(growth.largest_batch(room))
+        if expected_s > the_plan.profile.confirm_s:
+            rows.append(row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"})
+            continue
+        try:
+            rows.append(row | isolation.call("capacity", *row.values(), growth.total))
+        except (WorkerLost, RuntimeError) as error:
+            rows.append(row | {"why_not": str(error)})
+    return room, rows
 
 
 def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:

@@ -1,4 +1,5 @@
 """`python -m bench` from the outside, in a copy of the sources with faulty variants dropped in beside the real ones."""
+import importlib
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from bench import records
-from bench.records import FAILED, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
-from bench.run import UsageError, _new_folder, _store
+from bench.errors import UsageError
+from bench.folders import new_folder
+from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from bench.run import _store
 from tests.test_records import document
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -22,8 +25,9 @@ FAULTY = {
                    "    return torch.bmm(a, b) * (1 + (torch_tires.calls > 10))",
     "torch_exits": "raise SystemExit(0)",
     "torch_raises": "raise ValueError('not on a Sunday\\nand more')",
-    "torch_greedy": "return torch.empty(10 * 2 ** 40, dtype=torch.uint8)",
+    "torch_stalls": "while a.shape == (3, 16, 16):\n        pass\n    return torch.bmm(a, b)",
 }
+FATAL = ("hangs", "kills_its_process", "asks_for_10_tib", "returns_without_work")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,9 @@ def sources(tmp_path_factory):
         (root / "kernels" / "bmm" / f"{name}.py").write_text(
             f'"""Faulty on purpose."""\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
             f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n')
+    for name in FATAL:
+        text = (REPOSITORY / "tests" / "wrong_kernels" / f"{name}.py").read_text()
+        (root / "kernels" / "bmm" / f"{name}.py").write_text(f'{text}\n\nOP.variant(backend="torch")({name})\n')
     (root / "kernels" / "bmm" / "torch_typo.py").write_text("def torch_typo(a, b) return a\n")
     return root
 
@@ -53,8 +60,8 @@ def only_run(folder):
 @pytest.fixture(scope="module")
 def faulty_run(sources, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "-k", "tiny_16 and not numba_cpu",
-                 "--out", out)
+    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "--deadline", 8, "--out", out,
+                 "-k", "(tiny_16 or attention_scores) and not numba_cpu and not torch_einsum")
     return done, *only_run(out)
 
 
@@ -63,16 +70,23 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
     assert done.returncode == 1, done.stderr
     outcomes = {}
     for record in run.records:
-        outcomes.setdefault(record.variant, set()).add(record.status)
+        outcomes.setdefault(record.variant, []).append(record.status)
+    # attention_scores at B = 1, 3, then tiny_16 at B = 1, 3, 16
     assert outcomes == {
-        "torch_bmm": {MEASURED}, "torch_einsum": {MEASURED}, "torch_wrong": {WRONG}, "torch_tires": {WRONG},
-        "torch_raises": {FAILED}, "torch_exits": {FAILED}, "torch_typo": {FAILED}, "torch_greedy": {OUT_OF_MEMORY},
-        "triton_tiled": {NOT_HERE}, "numba_cuda_naive": {NOT_HERE}, "numba_cuda_tiled": {NOT_HERE}}
-    reasons = {record.variant: record.reason for record in run.records}
+        "torch_bmm": [MEASURED] * 5, "torch_wrong": [WRONG] * 5, "torch_raises": [FAILED] * 5,
+        "torch_exits": [FAILED] * 5, "torch_typo": [FAILED] * 5, "torch_tires": [MEASURED] * 2 + [WRONG] * 3,
+        "torch_stalls": [MEASURED] * 3 + [HUNG, MEASURED], "hangs": [HUNG] * 5, "kills_its_process": [CRASHED] * 5,
+        "asks_for_10_tib": [OUT_OF_MEMORY] * 5, "returns_without_work": [MEASURED, INVALID, *[MEASURED] * 3],
+        "triton_tiled": [NOT_HERE] * 5, "numba_cuda_naive": [NOT_HERE] * 5, "numba_cuda_tiled": [NOT_HERE] * 5}
+    reasons = {record.variant: record.reason for record in run.records if record.reason}
+    for name in FATAL:
+        assert importlib.import_module(f"tests.wrong_kernels.{name}").REFUSED_FOR in reasons[name]
+    assert reasons["hangs"] == "not done after 8 s (probes: ragged)"
+    assert reasons["torch_stalls"] == "not done after 8 s (check on tiny_16 at B=3)"
     assert reasons["torch_raises"] == "ValueError: not on a Sunday"
     assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
-    first = next(record for record in run.records if record.variant == "torch_tires")
-    assert first.reason.startswith("on tiny_16 at B=1, the output that was timed: 256 of 256 elements are wrong")
+    first = next(record for record in run.records if record.variant == "torch_tires" and record.reason)
+    assert first.reason.startswith("on tiny_16 at B=1, the output that was timed by host: 256 of 256 elements")
     assert "torch_typo.py does not load: SyntaxError" in reasons["torch_typo"]
     assert "Traceback" not in done.stderr
 
@@ -81,7 +95,8 @@ def test_what_is_wrong_is_shown_and_never_ranked(faulty_run):
     done, folder, _ = faulty_run
     text = (folder / "README.md").read_text()
     assert "torch_wrong" not in text.partition("## Without a time")[0]
-    assert all(f"bmm/{name} " in done.stdout for name in FAULTY)
+    assert "invalid" in text and text.partition("## Memory over")[0].count(" hung ") == 1  # in a row of others
+    assert all(f"bmm/{name} " in done.stdout for name in (*FAULTY, *FATAL))
     assert done.stdout.rstrip().splitlines()[-1] == f"report: {folder}/README.md"
 
 
@@ -94,6 +109,10 @@ def test_a_measured_case_has_its_facts_and_raw_samples(faulty_run):
     assert 0 < facts["error"] < 1e-6 and 0 < facts["error_of_tolerance"] <= 1
     assert (facts["flops"], facts["least_bytes"]) == (2 * 16 ** 4, 3 * 4 * 16 ** 3)
     assert facts["clock"] == "host" and facts["backend"] == "torch"
+    assert set(facts["clocks"]) == {"host", "host_cold"}
+    assert facts["clocks"]["host"]["median_s"] == pytest.approx(record.median_s)
+    assert 0 < facts["precision"] < 1 and facts["input_bytes"] == 2 * 4 * 16 ** 3 and facts["discarded"] == 0
+    assert run.about["ceilings"]["matmul_flops_per_s"]["float32"] > 1e9
     machine = run.machine
     assert machine["device"] == "cpu" and machine["versions"]["torch"] and machine["revision"]["commit"] == "unknown"
     assert {entry["architecture"] for entry in run.about["compiled"]} == {80, 90, 100}
@@ -163,6 +182,7 @@ def test_ctrl_c_keeps_what_was_measured(sources, tmp_path):
     (["-k", "nothing_matches"], "K='nothing_matches' matches none of the"),
     (["-k", "tiny and ("], "is not an expression that pytest -k understands"),
     (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
+    (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
     (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
     (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder"),
 ])
@@ -206,9 +226,9 @@ def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path):
 def test_a_nearly_full_folder_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 2 ** 20))
     with pytest.raises(UsageError, match="has 1 MiB free and a run wants 64"):
-        _new_folder(tmp_path, "cpu")
+        new_folder(tmp_path, "cpu")
 
 
 def test_a_run_never_overwrites_another(tmp_path):
-    folders = {_new_folder(tmp_path, "AMD EPYC (tm)") for _ in range(4)}
+    folders = {new_folder(tmp_path, "AMD EPYC (tm)") for _ in range(4)}
     assert len(folders) == 4 and all("-amd-epyc-tm" in folder.name for folder in folders)

@@ -24,7 +24,8 @@ def _params():
                     continue
                 for dtype in filter(lambda name: _takes(variant, name), DTYPES):
                     for probe in filter(lambda name: _walks(variant, dtype, name), op.probes):
-                        yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}")
+                        yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}",
+                                           marks=[pytest.mark.gpu] if device == "cuda" else [])
 
 
 def _takes(variant, dtype):

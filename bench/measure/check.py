@@ -55,8 +55,9 @@ def expect(op: Op, inputs: Tensors) -> Expected:
     return Expected(_as_tuple(outputs), _as_tuple(tolerances))
 
 
-def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Iterable[str] | None = None) -> None:
-    """Check a variant on its op's probes (all of them, or those named).
+def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Iterable[str] | None = None,
+                  tell: Callable[[str], None] = lambda probe: None) -> None:
+    """Check a variant on its op's probes (all of them, or those named); `tell` is told each one's name before it.
 
     On each: the result and its contract; then, in the same buffers, fresh values, so that a result remembered by
     address is found out; then the same call again, which must give the same bits in a buffer of its own.
@@ -65,6 +66,7 @@ def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Ite
         NotMeasured: WRONG, with the probe's name and what was wrong there. Whatever the variant raises passes through.
     """
     for name in variant.op.probes if probes is None else probes:
+        tell(name)
         make_inputs = variant.op.probes[name]
         inputs = make_inputs(dtype, device, _seed(name, 0))
         if variant.why_unsupported(*inputs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "numpy")
+_NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
 _VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,95 +1,257 @@
-"""One case from inputs to facts: check, memory, time, and a second look at the very output that was timed."""
+"""One problem from inputs to outcomes: check each variant, its memory, time all of them in turns, check again.
+
+Runs in a worker process (bench.measure.worker); every method takes and returns what can be sent between processes.
+"""
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import math
 import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
-from bench.cases import Case, Profile
-from bench.measure import check, memory
-from bench.measure.clocks import Effort, clock_for
-from bench.records import FAILED, OUT_OF_MEMORY, NotMeasured
+import kernels
+from bench.measure import capacity, ceilings, check, memory, outcome
+from bench.measure.clocks import Unfit, make_clock
+from bench.measure.hardware import hardware
+from bench.measure.sampling import Effort, Samples, sample
+from bench.measure.state import cpu_load, state_of
+from bench.measure.task import Outcome, Task
+from bench.measure.worker import DeviceLost
+from bench.records import INVALID, NotMeasured
+from kernels.op import Op, Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
+_WARM_CALLS = 16
+_ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
+
+
+@dataclass
+class _Entry:
+    """One variant, right and warm: the call to time, how long it takes, and what is known of it so far."""
+
+    variant: Variant
+    launch: Callable[[], object]
+    call_s: float
+    facts: dict
+    by_clock: dict[str, Samples | str] = field(default_factory=dict)
 
 
 class Runner:
-    """Measures cases one after another on one device ("cpu" or "cuda")."""
+    """Measures tasks one after another on one device ("cpu" or "cuda"); `begin` is told whose step comes next."""
 
-    def __init__(self, profile: Profile, device: str):
-        self.device = device
-        self.clock = clock_for(device)
-        self._effort = Effort(profile.warm_up_s, profile.sampling_s)
+    def __init__(self, device: str, begin: Callable[[str, str], None] = lambda whose, step: None):
+        self._device = device
+        self._begin = begin
+        self._hardware = hardware(device)
+        self._state = state_of(device)
         self._verdicts: dict[tuple[str, str], NotMeasured | None] = {}
-        self._problem = functools.lru_cache(maxsize=1)(self._make_problem)
         if device == "cpu":
+            memory.keep_freed_memory()
             memory.limit_to_available()
         else:
             # The contract is fp32 accumulation; cuBLAS may otherwise add split-K partial sums in the narrow type.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
-    def measure(self, case: Case, benchmark) -> None:
-        """Measure `case` through pytest-benchmark's fixture and leave the facts in its extra_info.
+    def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
+        """The machine's ceilings, or why they could not be had."""
+        return ceilings.try_to_measure(self._device, dtypes, effort)
+
+    def room(self) -> int | None:
+        """Bytes that can still be allocated on the device; None where that is not limited."""
+        return memory.room(self._device)
+
+    def capacity(self, op: str, variant: str, scenario: str, dtype: str, law, room_bytes: int | None = None) -> dict:
+        """Whether the batch that a memory law predicts as the largest is it (bench.measure.capacity).
+
+        For a fresh worker, and the last thing that it does: the heap hands its memory back from then on.
+        """
+        self._begin(f"{op}/{variant}", "capacity")
+        return capacity.confirm(kernels.ops[op].variants[variant], scenario, dtype, law, self._device, room_bytes)
+
+    def measure(self, task: Task) -> dict[str, Outcome]:
+        """Every entry's outcome, by label.
 
         Raises:
-            NotMeasured: with the status and the reason; then the fixture's samples, if it took any, do not count.
+            DeviceLost: if a variant took the device's context with it.
         """
+        op = kernels.ops[task.op]
         try:
-            if case.refusal:
-                raise NotMeasured(*case.refusal)
-            self._require_right(case)
-            benchmark.extra_info.update(self._measure(case, benchmark))
-        except NotMeasured:
-            benchmark.has_error = True
-            raise
-        except _RAISED as error:  # whatever a variant raises ends as its row, and the run goes on
-            benchmark.has_error = True
-            raise _as_not_measured(error) from error
+            inputs, expected = self._make_problem(op, task)
+        except _RAISED as error:  # no room for the inputs, usually
+            self._require_device(error)
+            return dict.fromkeys(task.labels, outcome.of_error(error))
+        before = self._state.read()
+        entries: dict[str, _Entry] = {}
+        outcomes: dict[str, Outcome] = {}
+        for label, name in task.entries:
+            with self._row_of(label, outcomes):
+                entries[label] = self._prepare(label, op.variants[name], task, inputs, expected)
+        for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
+            for label, error in self._sample(clock, effort, entries, inputs, expected, task).items():
+                del entries[label]
+                outcomes[label] = outcome.of_error(error)
+        state = self._state_between(before)
+        for label, entry in entries.items():
+            with self._row_of(label, outcomes):
+                energy = {"energy_j": self._energy(label, entry, task.energy_s)} if task.energy_s else {}
+                outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0],
+                                                     entry.facts | {"state": state, **energy})
+        return outcomes
 
-    def _measure(self, case: Case, benchmark) -> dict:
-        variant = case.variant
-        inputs, expected = self._problem(case.op, case.scenario, case.batch, case.dtype)
-        where = f"on {case.scenario} at B={case.batch}"
-        outputs, accuracy = check.checked_call(variant, inputs, expected, where)
+    def _prepare(self, label: str, variant: Variant, task: Task, inputs: Tensors, expected: check.Expected) -> _Entry:
+        """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
+        self._require_right(label, variant, task.dtype)
+        self._begin(label, f"check on {task.scenario} at B={task.batch}")
+        outputs, accuracy = check.checked_call(variant, inputs, expected, _where(task))
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
         launch = functools.partial(variant.function, *inputs)
-        peak = memory.peak_of(launch, self.device)
-        timed = self.clock.run(benchmark, launch, self._effort)
-        check.check_outputs(timed, inputs, expected, f"{where}, the output that was timed")
-        return {
-            "backend": variant.backend, "clock": self.clock.name,
+        peak = memory.peak_of(launch, self._device)
+        self._begin(label, "warm-up")
+        call_s = self._warm_up(launch, task.warm_up_s)
+        return _Entry(variant, launch, call_s, {
+            "backend": variant.backend,
             # A page holds more than a tiny output: the outputs are there all the same.
             "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes),
-            "memory_method": peak.method, "output_bytes": output_bytes,
+            "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": capacity.storage_bytes(inputs),
             "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
-            "flops": case.op.flops(*inputs), "least_bytes": case.op.least_bytes(*inputs),
-        }
+            "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
+        })
 
-    def _require_right(self, case: Case) -> None:
+    def _sample(self, name: str, effort: Effort, entries: Mapping[str, _Entry], inputs: Tensors,
+                expected: check.Expected, task: Task) -> dict[str, BaseException]:
+        """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
+        clocks, errors = {}, {}
+        copies = self._copies(inputs) if name.endswith("_cold") else [inputs]
+        for label, entry in entries.items():
+            self._begin(label, f"timing by {name}")
+            launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
+            try:
+                clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, effort.sample_s)
+            except Unfit as unfit:
+                entry.by_clock[name] = str(unfit)
+            except _RAISED as error:
+                self._require_device(error)
+                errors[label] = error
+        taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"))
+        for label, samples in taken.items():
+            try:
+                if isinstance(samples, Unfit):
+                    entries[label].by_clock[name] = str(samples)
+                    continue
+                if isinstance(samples, BaseException):
+                    raise samples
+                entries[label].by_clock[name] = samples
+                clocks[label].sample()  # once more: outputs are not kept from turn to turn
+                check.check_outputs(clocks[label].result, inputs, expected,
+                                    f"{_where(task)}, the output that was timed by {name}")
+            except NotMeasured as invalid:
+                if invalid.status == INVALID and name != task.clocks[0]:
+                    entries[label].by_clock[name] = str(invalid)
+                else:
+                    errors[label] = invalid
+            except _RAISED as error:
+                self._require_device(error)
+                errors[label] = error
+        return errors
+
+    def _copies(self, inputs: Tensors) -> list[Tensors]:
+        """The inputs, and another set of the same values where they are small enough to survive in a cache."""
+        if capacity.storage_bytes(inputs) > self._hardware.cache_bytes:
+            return [inputs]
+        return [inputs, *(tuple(map(_twin, inputs)) for _ in range(_ENOUGH_INPUTS - 1))]
+
+    def _warm_up(self, launch: Callable, seconds: float) -> float:
+        """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.
+
+        The first call may compile; on a CPU the heap takes a dozen of them to have a warm place for each output.
+        """
+        now_s, fastest_s = self._hardware.now_s, math.inf
+        launch()
+        self._hardware.synchronize()
+        start_s = now_s()
+        for calls in itertools.count(1):
+            before_s = now_s()
+            launch()
+            self._hardware.synchronize()
+            after_s = now_s()
+            fastest_s = min(fastest_s, after_s - before_s)
+            spent_s = after_s - start_s
+            if spent_s >= seconds and (calls >= _WARM_CALLS or spent_s >= 10 * seconds):
+                return max(fastest_s, 1e-9)
+
+    def _energy(self, label: str, entry: _Entry, seconds: float) -> float | None:
+        """Joules a call over a window of back-to-back calls; None where the device does not count them."""
+        counter = getattr(self._state, "energy_j", lambda: None)
+        self._begin(label, "energy")
+        self._hardware.synchronize()
+        calls, start_j, start_s = 0, counter(), self._hardware.now_s()
+        if start_j is None:
+            return None
+        while self._hardware.now_s() - start_s < seconds:
+            for _ in range(max(1, int(0.1 * seconds / entry.call_s))):
+                entry.launch()
+                calls += 1
+            self._hardware.synchronize()
+        return (counter() - start_j) / calls
+
+    def _state_between(self, before: dict) -> dict:
+        after = self._state.read()
+        if self._device == "cpu":
+            return cpu_load(before, after, torch.get_num_threads())
+        return {"before": before, "after": after}
+
+    def _require_right(self, label: str, variant: Variant, dtype: str) -> None:
         """Raise unless the variant passes its op's probes in this dtype; they are walked once for each."""
-        key = case.variant.id, case.dtype
+        key = variant.id, dtype
         if key not in self._verdicts:
             try:
-                check.check_variant(case.variant, getattr(torch, case.dtype), self.device)
+                check.check_variant(variant, getattr(torch, dtype), self._device,
+                                    tell=lambda probe: self._begin(label, f"probes: {probe}"))
                 self._verdicts[key] = None
-            except NotMeasured as refusal:
-                self._verdicts[key] = refusal
-            except _RAISED as error:  # as above: it is this variant's row, in each of its cases
-                self._verdicts[key] = _as_not_measured(error)
+            except _RAISED as error:  # it is this variant's row, in each of its cases
+                self._require_device(error)
+                self._verdicts[key] = outcome.refusal_of(error)
         refusal = self._verdicts[key]
         if refusal:
             raise NotMeasured(refusal.status, refusal.reason)
 
-    def _make_problem(self, op, scenario: str, batch: int, dtype: str):
-        seed = zlib.crc32(f"{op.name}/{scenario}/{dtype}/B{batch}".encode())
-        inputs = op.make_inputs(scenario, batch, dtype, self.device, seed)
+    def _require_device(self, error: BaseException) -> None:
+        """Raise DeviceLost if the device does not answer any more after `error`."""
+        try:
+            self._hardware.synchronize()
+        except Exception as lost:
+            raise DeviceLost(f"{outcome.one_line(error)}; the device's context is lost") from lost
+
+    @contextlib.contextmanager
+    def _row_of(self, label: str, outcomes: dict[str, Outcome]) -> Iterator[None]:
+        """Turns whatever a variant raises in the block into its outcome."""
+        try:
+            yield
+        except NotMeasured as refusal:
+            outcomes[label] = outcome.of_error(refusal)
+        except _RAISED as error:
+            self._require_device(error)
+            outcomes[label] = outcome.of_error(error)
+
+    def _make_problem(self, op: Op, task: Task) -> tuple[Tensors, check.Expected]:
+        seed = zlib.crc32(f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode())
+        inputs = op.make_inputs(task.scenario, task.batch, task.dtype, self._device, seed)
         return inputs, check.expect(op, inputs)
 
 
-def _as_not_measured(error: BaseException) -> NotMeasured:
-    first_line = str(error).strip().partition("\n")[0] or "no message"
-    status = OUT_OF_MEMORY if memory.is_out_of_memory(error) else FAILED
-    return NotMeasured(status, f"{type(error).__name__}: {first_line}")
+def _where(task: Task) -> str:
+    return f"on {task.scenario} at B={task.batch}"
+
+
+def _twin(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, shape and strides in memory of its own."""
+    storage = tensor.untyped_storage().clone()
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        storage, tensor.storage_offset(), tensor.shape, tensor.stride())

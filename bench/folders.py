@@ -1,0 +1,31 @@
+"""The folder of a run: its own, and known to be writable before anything is measured."""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import shutil
+from pathlib import Path
+
+from bench.errors import UsageError
+
+LEAST_FREE_BYTES = 64 * 2 ** 20
+
+
+def new_folder(parent: Path, device_name: str) -> Path:
+    """A folder of this run's own, made now, so that a folder that can't be written is known before the measuring."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < LEAST_FREE_BYTES:
+            raise UsageError(f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {LEAST_FREE_BYTES >> 20}: "
+                             "free some, or name another folder with --out")
+        for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+            with contextlib.suppress(FileExistsError):
+                (parent / f"{name}{suffix}").mkdir()
+                return parent / f"{name}{suffix}"
+        raise UsageError(f"{parent}/{name} and 98 more like it exist already")
+    except OSError as error:
+        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error

@@ -1,0 +1,47 @@
+"""What passes between the run and its worker process: tasks one way, outcomes the other."""
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
+
+from bench.measure.sampling import Effort
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem (op, scenario, dtype, batch) and the variants to measure on it, in turns.
+
+    `entries` are (label, variant's name); a label is the entry's name in the outcomes, so a variant may stand twice.
+    `clocks` are names; the first is the one whose samples rank, and gets `effort`; the others get `other_effort`.
+    """
+
+    op: str
+    scenario: str
+    dtype: str
+    batch: int
+    entries: tuple[tuple[str, str], ...]
+    clocks: tuple[str, ...]
+    effort: Effort
+    other_effort: Effort
+    warm_up_s: float
+    energy_s: float = 0.0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(label for label, _ in self.entries)
+
+    def without(self, labels: Container[str]) -> "Task | None":
+        """The task with no entry of these labels; None if none is left."""
+        left = tuple(entry for entry in self.entries if entry[0] not in labels)
+        return replace(self, entries=left) if left else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one entry: a status and reason from bench.records, and where it was measured samples and facts."""
+
+    status: str
+    reason: str = ""
+    samples_s: tuple[float, ...] = ()
+    iterations: int = 1
+    facts: Mapping = field(default_factory=dict)

@@ -1,0 +1,117 @@
+"""One pytest session over a plan: pytest selects and pytest-benchmark keeps the rounds, a worker process takes them."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.cases import Case, Plan
+from bench.errors import UsageError
+from bench.measure.isolation import Isolation, WorkerLost
+from bench.measure.sampling import Effort
+from bench.measure.task import Outcome, Task
+from bench.progress import Progress
+from bench.records import OURS
+from bench.session import Session
+
+CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
+            clocks: Sequence[str]) -> tuple[dict, int]:
+    """Measure the cases that match `selection`; returns pytest-benchmark's document with our part in it, and how the
+    session ended: CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the document) or BROKEN_CASES.
+
+    Raises:
+        UsageError: if `selection` is not a pytest -k expression, or matches nothing.
+    """
+    session = Session(the_plan, Measurer(the_plan, isolation, clocks), machine, Progress())
+    with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
+        stored = Path(scratch) / "benchmark.json"
+        code = pytest.main(
+            [str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-k", selection,
+             "-c", os.devnull, "-p", "pytest_benchmark.plugin", "-p", "no:terminal",
+             "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
+             "--benchmark-json", str(stored), "--benchmark-quiet"], plugins=[session])
+        session.progress.end()
+        if code == pytest.ExitCode.OK:
+            session.measure_ceilings()  # again, for the machine may not be what it was
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError(f"K={selection!r} matches none of the {len(the_plan.cases)} cases of profile "
+                             f"{the_plan.profile.name}: `python -m bench list` shows them")
+        if code == pytest.ExitCode.USAGE_ERROR:
+            raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
+        if stored.exists():
+            document = json.loads(stored.read_text(encoding="utf-8"))
+        else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
+            document = {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
+                        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
+    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
+    return document | {OURS: _about(the_plan, session, selection)}, ended
+
+
+class Measurer:
+    """Puts cases and ceilings to the worker, with the effort of a plan's profile."""
+
+    def __init__(self, the_plan: Plan, isolation: Isolation, clocks: Sequence[str]):
+        self._plan = the_plan
+        self._isolation = isolation
+        profile = the_plan.profile
+        self._settings = {
+            "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
+            "effort": Effort(profile.precision, profile.sampling_s),
+            "other_effort": Effort(profile.precision, profile.other_clocks_s)}
+
+    def ceilings(self) -> tuple[dict | None, str | None]:
+        """The machine's ceilings, or None and why it has none."""
+        dtypes = self._plan.profile.dtypes[self._plan.device]
+        try:
+            return self._isolation.call("ceilings", dtypes, self._settings["effort"])
+        except (WorkerLost, RuntimeError) as error:
+            return None, str(error)
+
+    def outcomes(self, cases: Sequence[Case]) -> dict[str, Outcome]:
+        """The outcomes of the cases of one problem, by case id."""
+        op, scenario, dtype, batch = cases[0].problem
+        entries = tuple((case.id, case.variant.name) for case in cases)
+        return self._isolation.measure(Task(op, scenario, dtype, batch, entries, **self._settings))
+
+
+@contextlib.contextmanager
+def _no_plugins_but_ours() -> Iterator[None]:
+    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
+    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        os.environ.update({name: value for name, value in outside.items() if value is not None})
+
+
+def _about(the_plan: Plan, session: Session, selection: str) -> dict:
+    ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
+    chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
+    return {
+        "profile": the_plan.profile.name,
+        "selection": selection,
+        "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
+        "effort": {"precision": the_plan.profile.precision, "seconds": the_plan.profile.sampling_s},
+        "ceilings": session.ceilings, "why_no_ceilings": session.why_no_ceilings,
+        "signatures": {name: op.signature for name, op in ops.items()},
+        "baselines": {name: op.baseline for name, op in ops.items()},
+        "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
+                      for name, op in ops.items()},
+        "ideas": {case.variant.id: case.variant.idea for case in the_plan.cases if case.id in session.outcomes},
+        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
+        "cases": [{"id": name, "status": status, "reason": reason}
+                  for name, (status, reason) in session.outcomes.items()],
+    }
