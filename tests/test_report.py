@@ -7,10 +7,12 @@ import pytest
 from bench import records, report, units
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
-from bench.report import plots, tables
+from bench.report import limits, plots, tables
 from tests.test_records import document
 
-FACTS = {"peak_bytes": 2048}
+FACTS = {"peak_bytes": 2048, "input_bytes": 4096, "output_bytes": 2048, "least_bytes": 6144, "flops": 32768,
+         "clock": "host", "clocks": {}}
+CEILINGS = document()["batchline"]["ceilings"]
 
 
 def _record(variant, batch, seconds=None, status=MEASURED, reason=""):
@@ -39,12 +41,63 @@ def test_comparison_without_a_baseline_gives_no_speed_up():
     assert "x ·" not in tables.comparison(COMPARED[1:2], "torch_bmm", tables.PLAIN)
 
 
+def test_a_cell_says_which_ceiling_binds_it_and_how_much_of_that_was_reached():
+    slow = _record("torch_bmm", 1, 4e-6)  # an empty launch takes 1 µs, and the rest of its work less
+    assert "· 25% launch" in tables.comparison([slow], "torch_bmm", tables.PLAIN, CEILINGS)
+    assert "launch" not in tables.comparison([slow], "torch_bmm", tables.PLAIN)
+
+
+def test_every_clock_stands_in_one_row():
+    facts = FACTS | {"clocks": {"device_cold": {"median_s": 8e-6, "precision": 0.004},
+                                "graph": {"why_not": "graph: can't be captured: it waits"}}}
+    records_ = [Record("bmm", name, "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1, facts) for name in "ab"]
+    table = tables.clocks(records_, tables.MARKDOWN, CEILINGS | {"launch_s": {"device_cold": 2e-6}})
+    assert "8.00 µs ±0.4% · 25% launch" in table
+    assert table.count("(1)") == 3 and table.endswith("(1) graph: can't be captured: it waits")
+    one_clock = Record("bmm", "a", "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1,
+                       FACTS | {"clocks": {"host": {"median_s": 8e-6, "precision": 0.004}}})
+    assert tables.clocks([one_clock], tables.MARKDOWN, CEILINGS) is None
+
+
+def _grown(variant, per_sample, batches=(1, 8, 64)):
+    return [Record("bmm", variant, "tiny_16", "float32", batch, MEASURED, "", (1e-6 * batch,), 1,
+                   FACTS | {"peak_bytes": 4096 + per_sample * batch, "input_bytes": 2048 * batch})
+            for batch in batches]
+
+
+@pytest.mark.parametrize("tried, words", [
+    ({"predicted": 1000, "fits": {"95%": True, "105%": False}}, "confirmed at 1,000 ±5%"),
+    ({"predicted": 1000, "fits": {"95%": True, "105%": True}}, "refuted at 1,000: 5% above still fits"),
+    ({"predicted": 1000, "fits": {"95%": False, "105%": False}}, "refuted at 1,000: 5% below does not fit"),
+    ({"why_not": "a call of that size would take about 9 s"}, "no: a call of that size would take about 9 s")])
+def test_the_memory_law_its_prediction_and_its_trial(tried, words):
+    key = {"op": "bmm", "variant": "a", "scenario": "tiny_16", "dtype": "float32"}
+    run = records.Run({"room_bytes": 4096 + 3072 * 500, "capacity": [key | tried]}, {},
+                      (*_grown("a", 1024), *_grown("b", 1024, batches=(1, 8))))
+    lines = limits.memory_law(run, tables.MARKDOWN).splitlines()
+    row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert row == ["bmm/a", "tiny_16", "4.00 KiB", "1.00 KiB", "2.00 KiB", "0.0%", "500", words]
+    assert not [line for line in lines if "bmm/b" in line]  # two batches make no law
+
+
+def test_memory_that_is_no_line_predicts_nothing():
+    bent = _grown("a", 1024)[:2] + _grown("a", 9000)[2:] + _grown("a", 1024, batches=(128,))
+    run = records.Run({"room_bytes": 2 ** 30, "capacity": []}, {}, tuple(bent))
+    assert "no law: it does not grow in a line" in limits.memory_law(run, tables.MARKDOWN)
+
+
+def test_a_run_without_ceilings_says_why():
+    run = records.Run({"ceilings": None, "why_no_ceilings": "RuntimeError: no"}, {}, ())
+    assert "not measured (RuntimeError: no)" in limits.ceilings(run, tables.MARKDOWN)
+
+
 def test_comparison_of_nothing_timed_is_none():
     assert tables.comparison(COMPARED[2:4], "torch_bmm", tables.PLAIN) is None
 
 
 def test_memory_that_could_not_be_read_says_so():
-    record = Record("bmm", "fast", "tiny_16", "float32", 1, MEASURED, "", (1e-6,), 1, {"peak_bytes": None})
+    record = Record("bmm", "fast", "tiny_16", "float32", 1, MEASURED, "", (1e-6,), 1,
+                    FACTS | {"peak_bytes": None})
     assert "memory n/a" in tables.comparison([record], "torch_bmm", tables.PLAIN)
 
 
@@ -66,7 +119,10 @@ def stored(tmp_path):
 def test_the_report_has_its_tables_plots_and_machine(stored):
     assert report.write(records.load(stored), stored) == []
     text = (stored / "README.md").read_text()
-    for words in ("# Batchline: smoke run on Some CPU, 2026-01-02", "| torch_bmm ", "**2.50 µs** · 4.00 KiB",
+    for words in ("# Batchline: smoke run on Some CPU, 2026-01-02", "| torch_bmm ",
+                  "**2.50 µs** · 4.00 KiB · 40% launch",
+                  "9.00 µs ±11.0%", "3 samples were dropped", "other processes took 4% of the cores", "100 GFLOP/s",
+                  "empty launch by host_cold",
                   "not timed here: needs CUDA", "110 regs, 96.0 KiB shared, wgmma", "not yet run", "16.0 GiB",
                   "![latency, speed-up and memory", "`bmm/tiny_16/float32`: B = 4096", "Clock: host"):
         assert words in text

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import units
 from bench.records import Run
-from bench.report import plots, tables
+from bench.report import limits, plots, tables
 
 FILE_NAME = "README.md"
 
@@ -16,7 +16,7 @@ def write(run: Run, folder: Path) -> list[str]:
     """Write README.md and the plots into `folder`; returns a line for each thing that could not be shown."""
     missing = plots.why_no_plots()
     figures = {} if missing else plots.draw(run, folder)
-    (folder / FILE_NAME).write_text("\n\n".join(_markdown(run, figures, missing)) + "\n", encoding="utf-8")
+    (folder / FILE_NAME).write_text("\n\n".join(markdown(run, figures, missing)) + "\n", encoding="utf-8")
     return [f"no plots: {missing}"] if missing else []
 
 
@@ -24,7 +24,7 @@ def terminal(run: Run) -> str:
     """Every table as plain text; * marks the fastest of a row."""
     parts = []
     for (op, scenario, dtype), records in run.groups().items():
-        table = tables.comparison(records, run.about["baselines"][op], tables.PLAIN)
+        table = tables.comparison(records, run.about["baselines"][op], tables.PLAIN, run.about["ceilings"])
         if table:
             parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
     rest = tables.not_measured(run, tables.PLAIN)
@@ -42,7 +42,8 @@ def summary(run: Run) -> str:
     return f"{partial}{len(run.records)} cases: {words}; profile {run.about['profile']} on {run.machine['device_name']}"
 
 
-def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
+def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
+    """The report's paragraphs: `figures` are the plots' names by group, `missing` says why there are none."""
     about = run.about
     yield f"# Batchline: {about['profile']} run on {run.machine['device_name']}, {about['started'][:10]}"
     if about["partial"]:
@@ -51,12 +52,14 @@ def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     yield f"{summary(run)}{selection}. Measured in {about['seconds']:.0f} s, begun {about['started']}."
     yield tables.machine(run, tables.MARKDOWN)
     yield ("A cell is the median latency · the speed-up over the baseline at that batch · the peak memory above the "
-           "inputs (outputs and workspace). The fastest in a row is bold. Every variant passed its check against fp64 "
-           "before it was timed, and the timed output was checked again. "
+           "inputs (outputs and workspace) · the share reached of the ceiling that binds it, and which that is "
+           "(launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its check against "
+           "fp64 before it was timed, and its output was checked again behind the timing. "
            f"{_how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
+    yield f"## What this machine can do\n\n{limits.ceilings(run, tables.MARKDOWN)}"
     last_op = None
     for (op, scenario, dtype), records in run.groups().items():
-        table = tables.comparison(records, about["baselines"][op], tables.MARKDOWN)
+        table = tables.comparison(records, about["baselines"][op], tables.MARKDOWN, about["ceilings"])
         if not table:
             continue
         if op != last_op:
@@ -68,8 +71,14 @@ def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
             name = figures[op, scenario, dtype]
             yield (f"![latency, speed-up and memory of {op} over the batch, {scenario}, {dtype}]({name}.png)\n\n"
                    f"[as SVG]({name}.svg)")
+        clocks = tables.clocks(records, tables.MARKDOWN, about["ceilings"])
+        if clocks:
+            yield f"<details><summary>every clock</summary>\n\n{clocks}\n\n</details>"
     if missing:
         yield f"No plots: {missing}."
+    law = limits.memory_law(run, tables.MARKDOWN)
+    if law:
+        yield f"## Memory over the batch\n\n{law}"
     rest = tables.not_measured(run, tables.MARKDOWN)
     if rest:
         yield f"## Without a time\n\n{rest}"
@@ -89,13 +98,31 @@ def _markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
 
 
 def _how_measured(run: Run) -> str:
-    clocks = tables.unique(record.facts["clock"] for record in run.records if record.facts)
-    methods = tables.unique(record.facts["memory_method"] for record in run.records if record.facts)
-    errors = [record.facts["error_of_tolerance"] for record in run.records if record.facts]
-    if not errors:
+    timed = [record for record in run.records if record.facts]
+    if not timed:
         return "Nothing was timed."
-    return (f"Clock: {', '.join(clocks)}. Memory: {', '.join(methods)}. The worst element of any result was at "
-            f"{max(errors):.2g} of its tolerance.")
+    facts = [record.facts for record in timed]
+    clocks = tables.unique(fact["clock"] for fact in facts)
+    methods = tables.unique(fact["memory_method"] for fact in facts)
+    effort = run.about["effort"]
+    precise = sum(fact["precision"] <= effort["precision"] for fact in facts) / len(facts)
+    dropped = sum(fact["discarded"] for fact in facts)
+    return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
+            f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
+            f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
+            f"{_load(facts)}Memory: {', '.join(methods)}. The worst element of any result was at "
+            f"{max(fact['error_of_tolerance'] for fact in facts):.2g} of its tolerance.")
+
+
+def _load(facts: Sequence[Mapping]) -> str:
+    """What else the processor was busy with: the worst case's share."""
+    shares = [(fact["state"]["others_share"], fact["state"]["stolen_share"]) for fact in facts
+              if "others_share" in fact.get("state", {})]
+    if not shares:
+        return ""
+    others, stolen = (max(values) for values in zip(*shares))
+    return (f"In the worst case other processes took {others:.0%} of the cores, and the hypervisor "
+            f"{stolen:.0%}. ")
 
 
 def _left_out(run: Run) -> str:

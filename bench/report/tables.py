@@ -1,13 +1,14 @@
 """A run as tables: for each problem the variants side by side over the batch, then everything that has no time."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from bench import units
 from bench.records import MEASURED, Record, Run
+from bench.verdicts import roofline
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ MARKDOWN = Style("github", "**{}**")
 PLAIN = Style("simple", "{} *")
 
 
-def comparison(records: Sequence[Record], baseline: str, style: Style) -> str | None:
+def comparison(records: Sequence[Record], baseline: str, style: Style, ceilings: Mapping | None = None) -> str | None:
     """One problem group (an op, scenario and dtype): batches down, variants across; None if nothing was timed.
 
-    A cell is the median latency, the speed-up over the baseline at that batch, and the peak memory above the inputs.
-    The fastest is marked. Variants with no time at any batch stand in `not_measured` alone.
+    A cell is the median latency, the speed-up over the baseline at that batch, the peak memory above the inputs, and
+    the share reached of the ceiling that binds it. The fastest is marked. Variants with no time at any batch stand in
+    `not_measured` alone.
     """
     timed = unique(record.variant for record in records if record.status == MEASURED)
     if not timed:
@@ -40,11 +42,12 @@ def comparison(records: Sequence[Record], baseline: str, style: Style) -> str | 
         row = [cells.get((batch, variant)) for variant in timed]
         base = cells.get((batch, baseline))
         fastest = min((record.median_s for record in row if _is_timed(record)), default=None)
-        rows.append([str(batch), *(_cell(record, base, fastest, style) for record in row)])
+        rows.append([str(batch), *(_cell(record, base, fastest, style, ceilings) for record in row)])
     return style.render(["batch", *timed], rows)
 
 
-def _cell(record: Record | None, base: Record | None, fastest: float | None, style: Style) -> str:
+def _cell(record: Record | None, base: Record | None, fastest: float | None, style: Style,
+          ceilings: Mapping | None) -> str:
     if record is None:
         return ""
     if not _is_timed(record):
@@ -55,7 +58,42 @@ def _cell(record: Record | None, base: Record | None, fastest: float | None, sty
         parts.append(units.ratio(base.median_s / record.median_s))
     peak = record.facts.get("peak_bytes")
     parts.append(units.size(peak) if peak is not None else "memory n/a")
-    return " · ".join(parts)
+    return " · ".join(parts + _bound(record, record.facts["clock"], record.median_s, ceilings))
+
+
+def _bound(record: Record, clock: str, median_s: float, ceilings: Mapping | None) -> list[str]:
+    """["71% memory"], or nothing where the run has no ceilings."""
+    if not ceilings:
+        return []
+    bound = roofline.bound(record.facts, record.dtype, clock, median_s, ceilings)
+    return [f"{bound.share:.0%} {bound.regime}"]
+
+
+def clocks(records: Sequence[Record], style: Style, ceilings: Mapping | None) -> str | None:
+    """Every clock of one problem group side by side, a row a batch and variant; None if there is but one clock.
+
+    A cell is the median, half the width of its 95% interval, and the share reached of the ceiling that binds it there.
+    """
+    timed = [record for record in records if record.status == MEASURED]
+    names = unique(name for record in timed for name in record.facts["clocks"])
+    if len(names) < 2:
+        return None
+    reasons = unique(facts["why_not"] for record in timed for facts in record.facts["clocks"].values()
+                     if "why_not" in facts)
+    rows = [[str(record.batch), record.variant,
+             *(_clock_cell(record, name, reasons, ceilings) for name in names)] for record in timed]
+    notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n\n".join([style.render(["batch", "variant", *names], rows), *notes])
+
+
+def _clock_cell(record: Record, name: str, reasons: Sequence[str], ceilings: Mapping | None) -> str:
+    facts = record.facts["clocks"].get(name)
+    if facts is None:
+        return ""
+    if "why_not" in facts:
+        return f"({reasons.index(facts['why_not']) + 1})"
+    shown = f"{units.duration(facts['median_s'])} ±{facts['precision']:.1%}"
+    return " · ".join([shown, *_bound(record, name, facts["median_s"], ceilings)])
 
 
 def not_measured(run: Run, style: Style) -> str | None:
