@@ -1,0 +1,46 @@
+"""A/A: the figure, and a run of it."""
+import json
+
+from bench import a_a
+from bench.a_a import Pair
+from bench.records import FAILED, MEASURED
+
+
+def _pair(name, first_s, second_s):
+    return Pair(name, MEASURED, "", first_s, second_s, 0.004, 100)
+
+
+def test_the_figure_counts_cases_over_60_us_that_differ_by_less_than_2_percent():
+    pairs = [_pair("a", 1e-4, 1.019e-4), _pair("b", 1e-3, 0.979e-3), _pair("c", 1e-2, 1.0e-2), _pair("d", 1e-4, 1e-4),
+             _pair("short", 5e-5, 9e-5), Pair("broken", FAILED, "ValueError: no")]
+    lines = a_a.summary(pairs, "Some CPU", "host").splitlines()
+    assert lines[-1] == ("A/A by host on Some CPU: 3 of 4 cases over 60.0 µs (75.0%) differ by less than 2% in the "
+                         "median; half of them by less than 0.95%; 1 not measured")
+    assert lines[2].split()[:2] == ["b", "1.00"] and "-2.10%" in lines[2]  # the largest difference first
+
+
+def test_nothing_over_60_us_is_said():
+    assert "nothing to judge" in a_a.summary([_pair("short", 1e-6, 1e-6)], "Some CPU", "host")
+
+
+def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
+    whole = a_a.plan
+
+    def two(profile, device):
+        made = whole(profile, device)
+        cases = tuple(case for case in made.cases if case.scenario in ("tiny_16", "layer_norm") and case.batch == 16)
+        return type(made)(made.profile, made.device, cases, ())
+
+    measured = []
+    measure = a_a.Isolation.measure
+    monkeypatch.setattr(a_a, "plan", two)
+    monkeypatch.setattr(a_a.Isolation, "measure", lambda self, task: measured.append(task) or measure(self, task))
+    assert a_a.run("smoke", "cpu", 0.05, tmp_path / "new") == 0
+    assert [len(task.entries) for task in measured] == [2, 2]  # the two of a case together, so in turns
+    document = json.loads((tmp_path / "new" / "a-a.json").read_text())
+    assert [pair["case"] for pair in document["pairs"]] == ["bmm/torch_bmm/tiny_16/float32/B16",
+                                                            "grad_reduce/torch_mean/layer_norm/float32/B16"]
+    for pair in document["pairs"]:
+        assert pair["status"] == MEASURED and pair["samples"] >= 6
+        assert 0.1 < pair["second_s"] / pair["first_s"] < 10 and pair["first_s"] != pair["second_s"]
+    assert "A/A" in capsys.readouterr().out or document["pairs"]
