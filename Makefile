@@ -5,12 +5,13 @@ PROFILE ?= quick
 DEVICE  ?= auto
 K       ?=
 RUN     ?=
+OUT     ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench report list test lint clean
+.PHONY: help install bench report list aa evidence test lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -18,6 +19,8 @@ help:
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make list       every case id and what it can run on"
+	@echo "  make aa         each baseline against itself: the spread on identical code"
+	@echo "  make evidence   all that this machine can show (GPU tests, bench, clocks, A/A), in at most 8 files"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
 	@echo "  make lint       flake8"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
@@ -27,6 +30,7 @@ help:
 	@echo "  PROFILE=smoke|quick|full   about one minute, up to five, as long as it takes   [$(PROFILE)]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
+	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write [$(OUT)]"
 	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
 	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         [$(VENV)]"
 
@@ -41,10 +45,13 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 bench: $(INSTALLED)
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)"
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
 
 list: $(INSTALLED)
 	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"
+
+aa evidence: $(INSTALLED)
+	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"
 
 report: $(INSTALLED)
 	@test -n "$(RUN)" || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }

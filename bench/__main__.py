@@ -31,10 +31,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> int:
-    from bench.run import DEFAULT_FOLDER, UsageError, run
+    from bench.errors import UsageError
+    from bench.run import DEFAULT_FOLDER, run
 
     try:
-        return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER)
+        return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER,
+                   options.clocks.split(",") if options.clocks else (), options.deadline)
+    except UsageError as error:
+        return _complain(str(error))
+
+
+def _aa(options) -> int:
+    from bench import a_a
+    from bench.errors import UsageError
+
+    try:
+        return a_a.run(options.profile, options.device, options.seconds, Path(options.out) if options.out else None)
+    except UsageError as error:
+        return _complain(str(error))
+
+
+def _evidence(options) -> int:
+    from bench import evidence
+    from bench.errors import UsageError
+
+    try:
+        return evidence.collect(options.device, Path(options.out) if options.out else None, options.profile)
     except UsageError as error:
         return _complain(str(error))
 
@@ -74,8 +96,24 @@ def _parser() -> argparse.ArgumentParser:
                                      "measured, 130 stopped by Ctrl-C (what was measured is kept)")
     _add_plan_options(run)
     run.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
+    run.add_argument("--clocks", metavar="A,B", help="the clocks to time by, the first ranks (default: all of "
+                     "cpu: host,host_cold; cuda: device_cold,device_hot,graph,host)")
+    run.add_argument("--deadline", type=float, metavar="SECONDS", help="the longest that one step of a case may take "
+                     "before it counts as hung (default: smoke 60, quick 120, full 600)")
     run.add_argument("--out", metavar="FOLDER", help="where the run's own folder is made (default: reports/runs)")
     run.set_defaults(command=_run)
+    aa = commands.add_parser("aa", help="time each baseline against itself: the spread on identical code",
+                             epilog="exit: 0 clean, 1 a case could not be measured, 2 usage, 3 nothing was measured")
+    _add_plan_options(aa)
+    aa.add_argument("--seconds", type=float, default=3.0, help="the most to time each of the two in a case (default 3)")
+    aa.add_argument("--out", metavar="FOLDER", help="write a-a.json there too")
+    aa.set_defaults(command=_aa)
+    evidence = commands.add_parser("evidence", help="all that this machine can show, in at most eight files",
+                                   epilog="exit: 0 clean, 1 a part failed or was cut short (the others are there), "
+                                          "2 usage")
+    _add_plan_options(evidence)
+    evidence.add_argument("--out", metavar="FOLDER", help="where to write (default: a new folder in reports/evidence)")
+    evidence.set_defaults(command=_evidence)
     listing = commands.add_parser("list", help="print every case id and what it can run on")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")

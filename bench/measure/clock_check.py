@@ -1,0 +1,72 @@
+"""Every clock on the same three launches, with NVBench's figures beside them where its package is there.
+
+`python -m bench.measure.clock_check FILE DEVICE` in a process of its own, for NVBench runs once in a process.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.cases import CLOCKS
+from bench.measure import nvbench
+from bench.measure.clocks import make_clock
+from bench.measure.hardware import hardware
+from bench.measure.sampling import Effort, Samples, sample
+from bench.measure.state import state_of
+
+_EFFORT = Effort(0.002, 2.0, most=2000)
+_NVBENCH_S = 4.0
+
+
+def launches(device: str) -> dict[str, Callable[[], object]]:
+    """torch.bmm of one 256³ and one 4096³ product, and torch.mean over 1 GiB of gradients."""
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, device=device, dtype=torch.float32).mul_(2).sub_(1).to(dtype)
+
+    name = str(dtype).removeprefix("torch.")
+    products = {f"torch.bmm {size}³ {name}": functools.partial(
+        torch.bmm, draw(1, size, size, dtype=dtype), draw(1, size, size, dtype=dtype)) for size in (256, 4096)}
+    gradients = draw(1024, 2 ** 18, dtype=torch.float32)
+    return products | {"torch.mean over 1 GiB float32": functools.partial(torch.mean, gradients, 0)}
+
+
+def measure(device: str) -> dict:
+    """{launch: {clock: {"median_s", "precision", "samples"} or {"error"}, "nvbench": its figures}}."""
+    machine, state = hardware(device), state_of(device)
+    chosen = launches(device)
+    found: dict[str, dict] = {}
+    for name, launch in chosen.items():
+        for _ in range(3):
+            start_s = machine.now_s()
+            launch()
+            machine.synchronize()
+            call_s = machine.now_s() - start_s
+        found[name] = {}
+        for clock in CLOCKS[device]:
+            try:
+                made = make_clock(clock, machine, [launch], call_s, _EFFORT.sample_s)
+                taken = sample({name: made}, _EFFORT, state.why_throttled)[name]
+            except Exception as error:  # a clock that fails is a row too
+                taken = error
+            found[name][clock] = _facts(taken)
+    beside = nvbench.times(chosen, _NVBENCH_S) if device == "cuda" else {}
+    return {name: facts | ({"nvbench": beside[name]} if name in beside else {}) for name, facts in found.items()}
+
+
+def _facts(taken: Samples | BaseException) -> dict:
+    if isinstance(taken, BaseException):
+        return {"error": f"{type(taken).__name__}: {taken}"}
+    return {"median_s": taken.median_s, "precision": taken.precision, "samples": len(taken.samples_s),
+            "iterations": taken.iterations, "discarded": taken.discarded}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(measure(sys.argv[2]), indent=1), encoding="utf-8")
