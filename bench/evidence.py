@@ -194,6 +194,6 @@ _PARTS = (
           _show_clocks),
     _Part("Every case, and the machine's ceilings", {"cuda": 235, "cpu": 420}, _run_command, _show_run),
     _Part("A/A: each baseline against itself", {"cuda": 75, "cpu": 720},
-          lambda folder, device, _: _bench("aa", "--device", device, "--out", str(folder),
-                                           "--seconds", {"cuda": "0.2", "cpu": "3"}[device]), _show_a_a),
+          lambda folder, device, profile: _bench("aa", "--device", device, "--profile", profile, "--out", str(folder),
+                                                 "--seconds", {"cuda": "0.2", "cpu": "3"}[device]), _show_a_a),
 )

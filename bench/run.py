@@ -89,9 +89,14 @@ def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tup
     Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
     profile's bound.
     """
-    isolation.close()  # a fresh worker: the heap of the last one is full of what it has kept
-    room = isolation.call("room")
-    if room is None or not the_plan.profile.confirm_s:
+    trying = the_plan.profile.confirm_s > 0
+    if trying:
+        isolation.close()  # a fresh worker: the heap of the last one is full of what it has kept
+    try:
+        room = isolation.call("room")
+    except (WorkerLost, RuntimeError):
+        return None, []
+    if room is None or not trying:
         return room, []
     print("confirming the memory laws", file=sys.stderr)
     rows = []

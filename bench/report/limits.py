@@ -48,10 +48,11 @@ def memory_law(run: Run, style: Style) -> str | None:
                      f"{growth.total.misfit:.1%}",
                      _largest(growth, room), _verdict(tried.get(key))])
     where = f"The process had room for {units.size(room)}." if room else "The room was not known."
+    trial = ("for each variant the quickest of them was tried: a call 5% below must fit, one 5% above must not."
+             if tried else "none was tried in this run.")
     return ("The peak above the inputs is fixed + per sample · B (least squares over the batches measured; the misfit "
             f"is the worst batch's, of the largest total). {where} The largest batch is where inputs and peak together "
-            "fill it; for each variant the quickest of them was tried: a call 5% below must fit, one 5% above must not."
-            "\n\n"
+            f"fill it; {trial}\n\n"
             + style.render(["variant", "scenario", "fixed", "per sample", "inputs per sample", "misfit",
                             "largest batch", "tried"], rows))
 
