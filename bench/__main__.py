@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ USAGE = 2
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing measured."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a CI that cancels keeps what was measured, too
     try:
         code = options.command(options)
         sys.stdout.flush()

@@ -82,13 +82,13 @@ def _given(out: Path) -> Path:
 
 
 def _run(command: Sequence[str], limit_s: float) -> str | None:
-    """Run it; returns why it did not come to its end, or None. A run that takes too long is stopped as by Ctrl-C."""
+    """Run it; returns why it did not come to its end, or None. A run that takes too long is asked to end, and keeps what it has."""
     process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=sys.stderr, start_new_session=True)
     try:
         code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT, which a shell makes its background jobs ignore
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_TO_STOP_S)
         return f"stopped after {limit_s:.0f} s; what it had by then is below"

@@ -15,7 +15,8 @@ def _part(title, program, show=lambda folder, device: (folder / "out").read_text
 
 WRITES = "import sys; open(sys.argv[1], 'w').write('figures')"
 STALLS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     time.sleep(60)
 except KeyboardInterrupt:
