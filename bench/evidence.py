@@ -82,8 +82,9 @@ def _given(out: Path) -> Path:
 
 
 def _run(command: Sequence[str], limit_s: float) -> str | None:
-    """Run it; returns why it did not come to its end, or None. One that takes too long is asked to end, and keeps
-    what it has.
+    """Run it; returns why it did not come to its end, or None.
+
+    One that takes too long is asked to end, and keeps what it has.
     """
     process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=sys.stderr, start_new_session=True)
     try:

@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import pytest_run, records, report, units
@@ -52,8 +52,8 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         compiled, capacity = _NOT_COMPILED, (None, [])
         if ended == CLEAN:
             try:
-                capacity = _confirm_memory(isolation, the_plan, document)
                 isolation.close()
+                capacity = _confirm_memory(the_plan, document)
                 compiled = _compile_gpu_variants(the_plan, about["cases"])
             except KeyboardInterrupt:
                 ended = INTERRUPTED
@@ -83,34 +83,36 @@ def _require_environment():
     return environment
 
 
-def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
+def _confirm_memory(the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
     """What the device has room for, and for each variant whether the largest batch that its memory law predicts is it.
 
     Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
     profile's bound.
     """
-    trying = the_plan.profile.confirm_s > 0
-    if trying:
-        isolation.close()  # a fresh worker: the heap of the last one is full of what it has kept
-    try:
-        room = isolation.call("room")
-    except (WorkerLost, RuntimeError):
-        return None, []
-    if room is None or not trying:
-        return room, []
-    print("confirming the memory laws", file=sys.stderr)
-    rows = []
-    for growth in memory_law.quickest(memory_law.growths(records.parse(document).records), room):
+    longest_s = the_plan.profile.confirm_s
+    # A worker of its own: the heap of the last one is full of what it has kept, and these deadlines are shorter.
+    with contextlib.closing(Isolation(the_plan.device, max(4 * longest_s, 10))) as isolation:
+        try:
+            room = isolation.call("room")
+        except (WorkerLost, RuntimeError):
+            return None, []
+        if room is None or not longest_s:
+            return room, []
+        print("confirming the memory laws", file=sys.stderr)
+        return room, list(_trials(isolation, records.parse(document), room, longest_s))
+
+
+def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: float) -> Iterator[dict]:
+    for growth in memory_law.quickest(memory_law.growths(the_run.records), room):
         row = {"op": growth.op, "variant": growth.variant, "scenario": growth.scenario, "dtype": growth.dtype}
         expected_s = growth.seconds_at(growth.largest_batch(room))
-        if expected_s > the_plan.profile.confirm_s:
-            rows.append(row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"})
+        if expected_s > longest_s:
+            yield row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"}
             continue
         try:
-            rows.append(row | isolation.call("capacity", *row.values(), growth.total))
+            yield row | isolation.call("capacity", *row.values(), growth.total)
         except (WorkerLost, RuntimeError) as error:
-            rows.append(row | {"why_not": str(error)})
-    return room, rows
+            yield row | {"why_not": str(error)}
 
 
 def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:

@@ -1,13 +1,15 @@
 """The README's figures are the committed run's, and nothing that it names is missing."""
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from bench import records
+from bench import a_a, records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+METHODOLOGY = (REPOSITORY / "reports" / "METHODOLOGY.md").read_text(encoding="utf-8")
 EVIDENCE = REPOSITORY / re.search(r"\((reports/evidence/[^/)]+)/README\.md\)", README).group(1)
 
 
@@ -15,6 +17,14 @@ def test_the_table_is_the_stored_runs():
     table = re.search(r"^\| batch.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL).group(0)
     assert len(table.splitlines()) > 4
     assert table in (EVIDENCE / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_a_a_figure_is_the_stored_one():
+    figure = re.search(r"^> (A/A by .*?)\n\n", METHODOLOGY, re.MULTILINE | re.DOTALL).group(1).replace("\n> ", " ")
+    document = json.loads((EVIDENCE / a_a.FILE_NAME).read_text(encoding="utf-8"))
+    assert document["machine"]["revision"]["dirty"] is False
+    pairs = [a_a.Pair(**pair) for pair in document["pairs"]]
+    assert a_a.summary(pairs, document["machine"]["device_name"], document["clock"]).endswith(figure)
 
 
 def test_the_machine_is_named():

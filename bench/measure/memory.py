@@ -134,7 +134,8 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Make the C heap hand large blocks back as they are freed: then only what is in use counts against a limit."""
-    _set_heap({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2 ** 17, _M_TRIM_THRESHOLD: 2 ** 17})
+    large = 2 ** 24  # not the scratch of a task, of which a call may take millions
+    _set_heap({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: large, _M_TRIM_THRESHOLD: large})
     _trim()
 
 
