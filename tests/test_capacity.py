@@ -16,7 +16,7 @@ from bench.measure import capacity, memory
 from bench.verdicts.memory_law import Law, fit
 
 MIB = 2 ** 20
-ROOM = 512 * MIB
+ROOM = 1024 * MIB
 TINY = "bmm", "torch_bmm", "tiny_16"  # 3072 bytes a sample: two inputs and the output
 RIGHT, TOO_HIGH = Law(0, 3072, 0), Law(0, 1.2 * 3072, 0)
 CONFIRMED = {"95%": True, "105%": False}
