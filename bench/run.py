@@ -52,8 +52,8 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         compiled, capacity = _NOT_COMPILED, (None, [])
         if ended == CLEAN:
             try:
+                capacity = _confirm_memory(isolation, the_plan, document)
                 isolation.close()
-                capacity = _confirm_memory(the_plan, document)
                 compiled = _compile_gpu_variants(the_plan, about["cases"])
             except KeyboardInterrupt:
                 ended = INTERRUPTED
@@ -83,23 +83,26 @@ def _require_environment():
     return environment
 
 
-def _confirm_memory(the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
+def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
     """What the device has room for, and for each variant whether the largest batch that its memory law predicts is it.
 
     Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
     profile's bound.
     """
     longest_s = the_plan.profile.confirm_s
-    # A worker of its own: the heap of the last one is full of what it has kept, and these deadlines are shorter.
-    with contextlib.closing(Isolation(the_plan.device, max(4 * longest_s, 10))) as isolation:
-        try:
-            room = isolation.call("room")
-        except (WorkerLost, RuntimeError):
-            return None, []
-        if room is None or not longest_s:
-            return room, []
-        print("confirming the memory laws", file=sys.stderr)
-        return room, list(_trials(isolation, records.parse(document), room, longest_s))
+    try:
+        if not longest_s:
+            return isolation.call("room"), []
+        isolation.close()
+        # A worker of its own: the heap of the last one is full of what it has kept, and these deadlines are shorter.
+        with contextlib.closing(Isolation(the_plan.device, 4 * longest_s)) as fresh:
+            room = fresh.call("room")
+            if room is None:
+                return room, []
+            print("confirming the memory laws", file=sys.stderr)
+            return room, list(_trials(fresh, records.parse(document), room, longest_s))
+    except (WorkerLost, RuntimeError):
+        return None, []
 
 
 def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: float) -> Iterator[dict]:
