@@ -95,9 +95,6 @@ def _run(command: Sequence[str], limit_s: float) -> str | None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_TO_STOP_S)
         return f"stopped after {limit_s:.0f} s; what it had by then is below"
-    except BaseException:
-        _kill(process)
-        raise
     finally:
         _kill(process)
     return None if code == 0 else f"exit code {code}"

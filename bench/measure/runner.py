@@ -23,6 +23,7 @@ from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import DeviceLost
 from bench.records import INVALID, NotMeasured
+from bench.verdicts import roofline
 from kernels.op import Op, Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
@@ -128,7 +129,7 @@ class Runner:
                 expected: check.Expected, task: Task) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
         clocks, errors = {}, {}
-        copies = self._copies(inputs) if name.endswith("_cold") else [inputs]
+        copies = self._copies(inputs) if roofline.is_cold(name) else [inputs]
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
             launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
@@ -151,6 +152,7 @@ class Runner:
                 clocks[label].sample()  # once more: outputs are not kept from turn to turn
                 check.check_outputs(clocks[label].result, inputs, expected,
                                     f"{_where(task)}, the output that was timed by {name}")
+                clocks[label].result = None  # as after a turn: not the outputs of all at once
             except NotMeasured as invalid:
                 if invalid.status == INVALID and name != task.clocks[0]:
                     entries[label].by_clock[name] = str(invalid)
