@@ -3,19 +3,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import re
 import shutil
 from pathlib import Path
 
 from bench.errors import UsageError
+from kernels.device import slug
 
 LEAST_FREE_BYTES = 64 * 2 ** 20
 
 
 def new_folder(parent: Path, device_name: str) -> Path:
     """A folder of this run's own, made now, so that a folder that can't be written is known before the measuring."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
-    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug}"
+    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug(device_name)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free

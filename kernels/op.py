@@ -6,10 +6,12 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from kernels import backends
+from kernels.tuning import Tunable
 
 Tensors = tuple[torch.Tensor, ...]
 Probe = Callable[[torch.dtype, str, int], Tensors]
@@ -29,7 +31,10 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute an op, and what it declares that it can't do. Calling it calls its function."""
+    """One way to compute an op, and what it declares that it can't do. Calling it calls its function.
+
+    `builds_on` names the rung below it on the ladder: the variant that its idea changes, and its gain is quoted over.
+    """
 
     op: "Op"
     function: Callable[..., torch.Tensor | Tensors]
@@ -37,6 +42,8 @@ class Variant:
     dtypes: tuple[str, ...] | None = None
     needs: str | None = None
     supports: Callable[..., str | None] | None = None
+    builds_on: str | None = None
+    tunable: Tunable | None = None
     idea: str = field(default="")
 
     @property
@@ -81,13 +88,15 @@ class Op:
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
         example: the (scenario, batch) whose launch stands for the op where one must do: its compiled code is shown.
-        baseline: the variant that speed-ups are quoted against.
+        baseline: the variant that the op runs when it is called.
+        describe: inputs → (traits, sizes): what a tuned configuration depends on. Only inputs of equal traits can
+            share one, and of those the nearest in size do.
     """
 
     def __init__(self, package: str, *, signature: str, inputs: Callable[..., Tensors], reference: Callable,
                  tolerance: Callable, flops: Callable[..., int], least_bytes: Callable[..., int],
                  scenarios: Sequence[Scenario], probes: Mapping[str, Probe], example: tuple[str, int],
-                 baseline: str):
+                 baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
@@ -100,11 +109,13 @@ class Op:
         self.probes = dict(probes)
         self.example = example
         self.baseline = baseline
+        self.describe = describe or _shapes
         self._variants: dict[str, Variant] = {}
         self._searched = False
 
     def variant(self, *, backend: str, dtypes: Sequence[str] | None = None, needs: str | None = None,
-                supports: Callable[..., str | None] | None = None):
+                supports: Callable[..., str | None] | None = None, builds_on: str | None = None,
+                tunable: Tunable | None = None):
         """Register the decorated function as a variant of this op, and return it unchanged.
 
         Args:
@@ -112,6 +123,8 @@ class Op:
             dtypes: names of the input dtypes it takes; None is every dtype.
             needs: "cuda" or "cpu"; None is any device.
             supports: inputs → why it declines them, or None. What is not declared is supported.
+            builds_on: the variant of this op that is the rung below.
+            tunable: its configurations, if more than one is worth timing; the function asks tunable.choose(*inputs).
 
         Raises:
             ValueError: for an unknown backend or device, a name already taken, or a name that is not its file's.
@@ -130,10 +143,17 @@ class Op:
             module_doc = sys.modules[function.__module__].__doc__ or ""
             self._variants[function.__name__] = Variant(
                 self, function, backend, tuple(dtypes) if dtypes is not None else None, needs, supports,
-                idea=module_doc.strip().partition("\n")[0])
+                builds_on, tunable, idea=module_doc.strip().partition("\n")[0])
+            if tunable:
+                tunable.bind(self.folder, function.__name__, self.describe)
             return function
 
         return register
+
+    @property
+    def folder(self) -> Path:
+        """Where the op's files are, its tuned configurations among them."""
+        return Path(sys.modules[self.package].__file__).parent
 
     @property
     def variants(self) -> Mapping[str, Variant]:
@@ -171,6 +191,11 @@ def _unloadable(op: Op, file: str, error: Exception) -> Variant:
 
     function.__name__ = file
     return Variant(op, function, backend="torch", idea="(does not load)")
+
+
+def _shapes(*inputs: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """(the first input's dtype, all sizes): what configurations depend on where an op doesn't say better."""
+    return dtype_name(inputs[0].dtype), tuple(size for tensor in inputs for size in tensor.shape)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

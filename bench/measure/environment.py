@@ -5,11 +5,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 
 import torch
+
+from kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
 _VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark")
@@ -40,7 +41,7 @@ def machine(device: str) -> dict:
     """What the figures depend on, by name. Sizes in bytes."""
     facts = {
         "device": device,
-        "device_name": torch.cuda.get_device_name(0) if device == "cuda" else cpu_name(),
+        "device_name": device_name(device),
         "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_threads_of_torch": torch.get_num_threads(),
@@ -59,17 +60,6 @@ def machine(device: str) -> dict:
             "cuda_of_torch": torch.version.cuda, "driver": _driver_version(),
         }
     return facts
-
-
-def cpu_name() -> str:
-    """The processor's model name, with its vector extension where /proc says it (AVX2, AVX-512)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    vectors = "AVX-512" if " avx512f " in text else "AVX2" if " avx2 " in text else ""
-    return " ".join(filter(None, (name.group(1).strip() if name else platform.machine(), vectors)))
 
 
 def revision() -> dict:

@@ -8,7 +8,7 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw
-from kernels.op import Op, Scenario, distinct_bytes, subnormal_step, unit_roundoff
+from kernels.op import Op, Scenario, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 
 LAYOUTS = ("nn", "nt", "tn")
 
@@ -100,6 +100,13 @@ def _product(a, b):
     return torch.matmul(a.double(), b.double())
 
 
+def describe(a: torch.Tensor, b: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """("float16/nt", (B, M, N, K)), with "/shared" where the right side has stride 0 over the batch."""
+    layout = "".join("n" if tensor.stride(2) == 1 else "t" if tensor.stride(1) == 1 else "s" for tensor in (a, b))
+    shared = "/shared" if b.stride(0) == 0 else ""
+    return f"{dtype_name(a.dtype)}/{layout}{shared}", (a.shape[0], a.shape[1], b.shape[2], a.shape[2])
+
+
 def flops(a: torch.Tensor, b: torch.Tensor) -> int:
     """2·B·M·N·K."""
     return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
@@ -171,5 +178,5 @@ PROBES = {
 bmm = Op(
     __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
     flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
-    example=("linear_grad_weight", 16), baseline="torch_bmm",
+    example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe,
 )
