@@ -36,6 +36,7 @@ def _import_or_absent(module: str):
 
 triton = _import_or_absent("triton")
 tl = _import_or_absent("triton.language")
+TensorDescriptor = getattr(_import_or_absent("triton.tools.tensor_descriptor"), "TensorDescriptor")
 numba = _import_or_absent("numba")
 cuda = _import_or_absent("numba.cuda")
 

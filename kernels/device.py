@@ -1,4 +1,4 @@
-"""The names of the devices: of a GPU as its driver gives it, of a CPU with the vector extension that kernels can use."""
+"""The devices, and their names: of a GPU as its driver gives it, of a CPU with its vector extension."""
 from __future__ import annotations
 
 import functools
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import torch
+
+FP8_FROM = (8, 9)  # the compute capability whose tensor cores have it
 
 
 @functools.cache
@@ -24,6 +26,14 @@ def cpu_name() -> str:
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     vectors = "AVX-512" if " avx512f " in text else "AVX2" if " avx2 " in text else ""
     return " ".join(filter(None, (name.group(1).strip() if name else platform.machine(), vectors)))
+
+
+def why_no_fp8(device: str) -> str | None:
+    """Why this machine's "cpu" or "cuda" does not multiply fp8, or None; None too where there is no GPU to ask."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return None if (major, minor) >= FP8_FROM else f"fp8 needs sm_89 or newer, and this is sm_{major}{minor}"
 
 
 def slug(name: str) -> str:

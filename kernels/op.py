@@ -11,29 +11,46 @@ from pathlib import Path
 import torch
 
 from kernels import backends
+from kernels.device import why_no_fp8
 from kernels.tuning import Tunable
 
 Tensors = tuple[torch.Tensor, ...]
 Probe = Callable[[torch.dtype, str, int], Tensors]
+WIDE = ("float32", "float16", "bfloat16", "float64")
+FP8 = "float8_e4m3fn"
 
 
 @dataclass(frozen=True)
 class Scenario:
     """A shape worth measuring: the sizes of everything but the batch, and whose sizes they are.
 
-    `name` is part of every case id, so renaming one loses its history. Ops subclass this with what else they need.
+    `name` is part of every case id, so renaming one loses its history. `dtypes` are those it is defined in. `detail`:
+    it fills in a range that other scenarios span, so a short run can do without it. Ops subclass this with what else
+    they need.
     """
 
     name: str
     title: str
     sizes: Mapping[str, int]
+    dtypes: tuple[str, ...] = WIDE
+    detail: bool = False
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute an op, and what it declares that it can't do. Calling it calls its function.
+    """One way to compute an op, and what it declares of itself. Calling it calls its function.
 
-    `builds_on` names the rung below it on the ladder: the variant that its idea changes, and its gain is quoted over.
+    Args:
+        backend: one of kernels.backends.NAMES.
+        dtypes: names of the input dtypes it takes; None is every dtype.
+        needs: "cuda" or "cpu"; None is any device.
+        supports: inputs → why it declines them, or None. What is not declared is supported.
+        builds_on: the rung below it on the ladder: the variant whose idea it changes, and its gain is quoted over.
+        tunable: its configurations, if more than one is worth timing; the function asks tunable.choose(*inputs).
+        example: the (scenario, batch) whose launch stands for it where one must do; None is the op's.
+        tolerance: as the op's, where it promises another accuracy than the op asks; None is the op's.
+        slow_start: it takes seconds before its first call on each shape, as a compiler does that tries what is fastest.
+        idea: the first line of its file.
     """
 
     op: "Op"
@@ -44,7 +61,18 @@ class Variant:
     supports: Callable[..., str | None] | None = None
     builds_on: str | None = None
     tunable: Tunable | None = None
+    example: tuple[str, int] | None = None
+    tolerance: Callable | None = None
+    slow_start: bool = False
     idea: str = field(default="")
+
+    def __post_init__(self):
+        if self.backend not in backends.NAMES:
+            raise ValueError(f"backend {self.backend!r} is none of {', '.join(backends.NAMES)}")
+        if self.needs not in (None, "cpu", "cuda"):
+            raise ValueError(f"needs={self.needs!r} is none of None, 'cpu', 'cuda'")
+        if self.tunable:
+            self.tunable.bind(self.op.folder, self.name, self.op.describe)
 
     @property
     def name(self) -> str:
@@ -54,16 +82,21 @@ class Variant:
     def id(self) -> str:
         return f"{self.op.name}/{self.name}"
 
+    @property
+    def below(self) -> str | None:
+        """The id of the rung below."""
+        return f"{self.op.name}/{self.builds_on}" if self.builds_on else None
+
     def __call__(self, *inputs: torch.Tensor):
         return self.function(*inputs)
 
-    def why_not_here(self, device: str) -> str | None:
-        """Why this variant can't run on `device` ("cpu" or "cuda") in this environment, or None."""
+    def why_not_here(self, device: str, dtype: str | None = None) -> str | None:
+        """Why this variant can't run on `device` ("cpu" or "cuda"; in `dtype`) in this environment, or None."""
         absent = backends.why_absent(self.backend)
         if absent:
             return absent
         if self.needs in (None, device) or (self.needs == "cuda" and backends.interpreted(self.backend)):
-            return None
+            return why_no_fp8(device) if dtype == FP8 else None
         return f"needs {self.needs.upper()}"
 
     def why_unsupported(self, *inputs: torch.Tensor) -> str | None:
@@ -84,6 +117,7 @@ class Op:
         tolerance: (expected, *inputs) → the largest |output − expected| of correct arithmetic, elementwise, in fp64.
         flops: floating-point operations of the definition, whatever way a variant takes.
         least_bytes: bytes of each distinct input element read once and each output written once.
+        output_dtype: the inputs' dtype → the outputs'; by default the same.
         scenarios: what is benchmarked.
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
@@ -96,7 +130,8 @@ class Op:
     def __init__(self, package: str, *, signature: str, inputs: Callable[..., Tensors], reference: Callable,
                  tolerance: Callable, flops: Callable[..., int], least_bytes: Callable[..., int],
                  scenarios: Sequence[Scenario], probes: Mapping[str, Probe], example: tuple[str, int],
-                 baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None):
+                 baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
+                 output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
@@ -110,30 +145,18 @@ class Op:
         self.example = example
         self.baseline = baseline
         self.describe = describe or _shapes
+        self.output_dtype = output_dtype
         self._variants: dict[str, Variant] = {}
         self._searched = False
 
-    def variant(self, *, backend: str, dtypes: Sequence[str] | None = None, needs: str | None = None,
-                supports: Callable[..., str | None] | None = None, builds_on: str | None = None,
-                tunable: Tunable | None = None):
+    def variant(self, *, dtypes: Sequence[str] | None = None, example: tuple[str, int] | None = None, **declared):
         """Register the decorated function as a variant of this op, and return it unchanged.
 
-        Args:
-            backend: one of kernels.backends.NAMES.
-            dtypes: names of the input dtypes it takes; None is every dtype.
-            needs: "cuda" or "cpu"; None is any device.
-            supports: inputs → why it declines them, or None. What is not declared is supported.
-            builds_on: the variant of this op that is the rung below.
-            tunable: its configurations, if more than one is worth timing; the function asks tunable.choose(*inputs).
+        Takes what Variant takes, by keyword: backend, dtypes, needs, supports…
 
         Raises:
             ValueError: for an unknown backend or device, a name already taken, or a name that is not its file's.
         """
-        if backend not in backends.NAMES:
-            raise ValueError(f"backend {backend!r} is none of {', '.join(backends.NAMES)}")
-        if needs not in (None, "cpu", "cuda"):
-            raise ValueError(f"needs={needs!r} is none of None, 'cpu', 'cuda'")
-
         def register(function):
             package, _, file = function.__module__.rpartition(".")
             if package == self.package and file != function.__name__:
@@ -142,10 +165,8 @@ class Op:
                 raise ValueError(f"{self.name} has a variant named {function.__name__!r} already")
             module_doc = sys.modules[function.__module__].__doc__ or ""
             self._variants[function.__name__] = Variant(
-                self, function, backend, tuple(dtypes) if dtypes is not None else None, needs, supports,
-                builds_on, tunable, idea=module_doc.strip().partition("\n")[0])
-            if tunable:
-                tunable.bind(self.folder, function.__name__, self.describe)
+                self, function, dtypes=tuple(dtypes) if dtypes is not None else None, example=example or self.example,
+                idea=module_doc.strip().partition("\n")[0], **declared)
             return function
 
         return register

@@ -85,6 +85,49 @@ def test_bmm_tolerance_holds_for_any_order_and_not_for_a_narrower_sum(dtype):
         assert (sum_in(range(500), dtype) > tolerance[0]).any()
 
 
+def _sum_as_fp8_tensor_cores(a, b, promoted_every):
+    """Products aligned 32 at a time to the largest of them and of the running sum, and cut to 14 bits (DeepSeek-V3,
+    arXiv:2412.19437, §3.5.2); the sum moves to fp32 after `promoted_every` products."""
+    products = a.double()[:, :, :, None] * b.double()[:, None]
+    total = torch.zeros(len(a), a.shape[1], b.shape[2], dtype=torch.float32)
+    running = torch.zeros_like(total, dtype=torch.float64)
+    for start in range(0, a.shape[2], 32):
+        if start % promoted_every == 0:
+            total, running = total + running.float(), torch.zeros_like(running)
+        addends = torch.cat([running[:, :, None], products[:, :, start:start + 32]], dim=2)
+        largest = addends.abs().amax(2, keepdim=True).clamp_min(1e-30).log2().floor()
+        step = 2.0 ** (largest - 13)
+        running = ((addends / step).trunc() * step).sum(2)
+        step = 2.0 ** (running.abs().clamp_min(1e-30).log2().floor() - 13)
+        running = (running / step).trunc() * step
+    return (total + running.float()).to(torch.bfloat16)
+
+
+def test_fp8_inputs_show_a_sum_kept_in_14_bits_and_nothing_else():
+    for probe in ("ragged", "deep", "large", "deep_1027", "returning_sums"):
+        a, b = bmm.probes[probe](torch.float8_e4m3fn, "cpu", 7)
+        expected = bmm.reference(a, b)
+        tolerance = bmm.tolerance(expected, a, b)
+
+        def is_right(promoted_every):
+            return ((_sum_as_fp8_tensor_cores(a, b, promoted_every).double() - expected).abs() <= tolerance).all()
+
+        assert is_right(32) and is_right(128), probe
+        assert is_right(10 ** 6) == (probe != "returning_sums"), probe
+
+
+@pytest.mark.parametrize("scale", [1.0, 256.0])
+def test_fp8_is_drawn_on_eighths_of_its_scale(scale):
+    drawn = Draw(torch.float8_e4m3fn, "cpu", 3).uniform(1000, scale=scale).double()
+    assert set((drawn * 8 / scale).tolist()) == set(map(float, range(-8, 9)))
+
+
+def test_fp8_products_are_bfloat16():
+    a, b = bmm.make_inputs("linear_forward", 4, "float8_e4m3fn", "meta")
+    assert bmm.output_dtype(a.dtype) == torch.bfloat16
+    assert bmm.least_bytes(a, b) == 4 * 128 * 512 + 512 * 2048 + 2 * 4 * 128 * 2048
+
+
 def test_grad_reduce_tolerance_bites():
     g = Draw(torch.float16, "cpu", 3).uniform(300, 50)
     expected = grad_reduce.reference(g)

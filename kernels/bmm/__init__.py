@@ -1,6 +1,7 @@
 """Batched matrix product: A[B,M,K] @ B[B,K,N] → C[B,M,N], accumulated in fp32 or wider."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw
-from kernels.op import Op, Scenario, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.op import FP8, WIDE, Op, Scenario, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 
 LAYOUTS = ("nn", "nt", "tn")
 
@@ -17,6 +18,7 @@ LAYOUTS = ("nn", "nt", "tn")
 class BmmScenario(Scenario):
     """sizes has M, N, K. `layout` says which operand is stored transposed; `shared_rhs` gives all entries one B."""
 
+    dtypes: tuple[str, ...] = (*WIDE, FP8)
     layout: str = "nn"
     shared_rhs: bool = False
     data: Callable[[int, torch.dtype, str, int], tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -39,23 +41,32 @@ SCENARIOS = (
                 {"M": 512, "N": 512, "K": 64}, layout="nt"),
     BmmScenario("attention_values", "P V of one GPT-2 small head over 512 tokens; B = sequences x heads",
                 {"M": 512, "N": 64, "K": 512}),
+    BmmScenario("attention_grad_key", "dSᵀ Q of the same head, as dV = Pᵀ dO is; B = sequences x heads",
+                {"M": 512, "N": 64, "K": 512}, layout="tn"),
     BmmScenario("linear_forward", "X Wᵀ of the base Transformer's 512 → 2048 layer, 128 tokens a sample, W shared",
                 {"M": 128, "N": 2048, "K": 512}, layout="nt", shared_rhs=True),
     BmmScenario("linear_grad_input", "dY W of the same layer, W shared",
                 {"M": 128, "N": 512, "K": 2048}, shared_rhs=True),
     BmmScenario("linear_grad_weight", "dYᵀ X: per-sample weight gradients of a 512 → 512 layer, 128 tokens a sample",
                 {"M": 512, "N": 512, "K": 128}, layout="tn"),
+    BmmScenario("tiny_4", "many 4x4 matrices, as poses and transforms are", {"M": 4, "N": 4, "K": 4}),
+    BmmScenario("tiny_8", "many 8x8 matrices, between those beside it", {"M": 8, "N": 8, "K": 8}, detail=True),
     BmmScenario("tiny_16", "many 16x16 matrices, as in block-diagonal preconditioners", {"M": 16, "N": 16, "K": 16}),
+    BmmScenario("tiny_32", "many 32x32 matrices, as capsules' or the blocks of a block-sparse layer",
+                {"M": 32, "N": 32, "K": 32}, detail=True),
+    BmmScenario("square_64", "squares of 64: one head's size squared", {"M": 64, "N": 64, "K": 64}),
+    BmmScenario("square_128", "squares of 128: one tile of a GPU each", {"M": 128, "N": 128, "K": 128}),
+    BmmScenario("square_256", "squares of 256: few tiles each", {"M": 256, "N": 256, "K": 256}),
     BmmScenario("square_1024", "squares of 1024", {"M": 1024, "N": 1024, "K": 1024}),
     BmmScenario("square_4096", "squares of 4096", {"M": 4096, "N": 4096, "K": 4096}),
     BmmScenario("odd_127x257x65", "odd sizes: nothing divides a tile", {"M": 127, "N": 257, "K": 65}),
     BmmScenario("skinny_long_k", "16 rows, 64 columns, 8192 deep: too few tiles for a chip",
                 {"M": 16, "N": 64, "K": 8192}),
     BmmScenario("digits_forward", "real: 32 digits an entry through the MLP's hidden layer, W shared",
-                {"M": 32, "N": 128, "K": 64}, layout="nt", shared_rhs=True, data=_digits_forward),
+                {"M": 32, "N": 128, "K": 64}, dtypes=WIDE, layout="nt", shared_rhs=True, data=_digits_forward),
     BmmScenario("digits_grad_weight", "real: the hidden layer's weight gradient of 32 digits an entry",
-                {"M": 128, "N": 64, "K": 32}, layout="tn", data=_digits_wgrad),
-)
+                {"M": 128, "N": 64, "K": 32}, dtypes=WIDE, layout="tn", data=_digits_wgrad),
+)  # the real ones not in fp8: its tensor cores can round sums of other numbers than Draw's by more than the tolerance
 
 
 def inputs(scenario: BmmScenario, batch: int, dtype: torch.dtype, device: str, seed: int):
@@ -88,16 +99,25 @@ def tolerance(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
 
     Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), §3.5; the second term is the rounding to the
     output's dtype, the last a subnormal step of it. The whole is taken 1% wider, for the terms of order u² left out.
+
+    fp8 is asked for the same: its tensor cores on sm_90 add in fewer bits, so a kernel moves their sums to fp32 as it
+    goes (Triton's max_num_imprecise_acc, torch's use_fast_accum=False), every 128 products at the latest. Inputs as
+    Draw makes them lose nothing in between; other inputs may miss this bound by what an instruction rounds off.
     """
     accumulator = torch.float64 if a.dtype == torch.float64 else torch.float32
     growth = (a.shape[2] + 1) * unit_roundoff(accumulator)
-    return 1.01 * (growth * _product(a.abs(), b.abs()) + unit_roundoff(a.dtype) * c.abs()) + subnormal_step(a.dtype)
+    out = output_dtype(a.dtype)
+    return 1.01 * (growth * _product(a, b, torch.abs) + unit_roundoff(out) * c.abs()) + subnormal_step(out)
 
 
-def _product(a, b):
-    if b.stride(0) == 0 and len(b):  # a shared right side: one product, and no copy of it for every entry
-        return torch.matmul(a.double(), b[0].double())
-    return torch.matmul(a.double(), b.double())
+def _product(a, b, of=lambda tensor: tensor):
+    shared = b.stride(0) == 0 and len(b)  # a shared right side: one product, and no copy of it for every entry
+    return torch.matmul(of(a.double()), of((b[0] if shared else b).double()))
+
+
+def output_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The inputs' own; bfloat16 for fp8, in which a sum of products has neither the digits nor the range."""
+    return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
 
 def describe(a: torch.Tensor, b: torch.Tensor) -> tuple[str, tuple[int, ...]]:
@@ -114,7 +134,7 @@ def flops(a: torch.Tensor, b: torch.Tensor) -> int:
 
 def least_bytes(a: torch.Tensor, b: torch.Tensor) -> int:
     """A and B read once (a shared B counts once), C written once."""
-    output_bytes = a.shape[0] * a.shape[1] * b.shape[2] * a.element_size()
+    output_bytes = a.shape[0] * a.shape[1] * b.shape[2] * output_dtype(a.dtype).itemsize
     return distinct_bytes(a) + distinct_bytes(b) + output_bytes
 
 
@@ -144,9 +164,19 @@ def _shared(side):
 
 
 def _large(dtype, device, seed):
-    """Products whose sums come near the top of the dtype's range."""
-    top = torch.finfo(dtype).max
-    return stored(Draw(dtype, device, seed), "nn", 2, 2, 6, 7, 40, scale=(top / 40) ** 0.5)
+    """Products whose sums come near the top of the output's range, or factors near the top of the inputs'."""
+    largest = 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] - 1)
+    scale = min((torch.finfo(output_dtype(dtype)).max / 40) ** 0.5, largest)
+    return stored(Draw(dtype, device, seed), "nn", 2, 2, 6, 7, 40, scale=scale)
+
+
+def _returning(dtype, device, seed):
+    """Sums that rise to 1,000 and come back to nearly nothing: what a short accumulator lost on the way shows."""
+    draw = Draw(dtype, device, seed)
+    up, weights, last_a, last_b = (draw.uniform(*shape).double() for shape in (
+        (1, 5, 4096), (1, 4096, 7), (1, 5, 33), (1, 33, 7)))
+    up, weights = up.abs(), weights.abs()
+    return torch.cat([up, -up, last_a], dim=2).to(dtype), torch.cat([weights, weights, last_b], dim=1).to(dtype)
 
 
 # The first ones are tiny, for the interpreters (Numba's CUDA simulator starts a thread for each thread); the last
@@ -169,6 +199,7 @@ PROBES = {
     "ragged_tiles": _probe(3, 37, 29, 65),
     "tall": _probe(1, 1100, 30, 5),
     "deep_1027": _probe(2, 5, 7, 1027),
+    "returning_sums": _returning,
     "many_tiles": _probe(3, 300, 531, 270),
     "many_tiles_tn": _probe(2, 290, 301, 133, layout="tn"),
     "many_tiles_nt": _probe(2, 290, 301, 133, layout="nt"),
@@ -178,5 +209,7 @@ PROBES = {
 bmm = Op(
     __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
     flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
-    example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe,
+    example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe, output_dtype=output_dtype,
 )
+
+from kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)

@@ -1,0 +1,77 @@
+"""The batched product with its gradient, which is two more of them: dA = dC Bᵀ (nt) and dB = Aᵀ dC (tn)."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import torch
+
+from kernels.bmm import bmm
+from kernels.bmm._folding import folded, why_not_folded
+from kernels.op import WIDE, Variant, dtype_name
+
+_TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
+
+
+def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times, by the best variant for each.
+
+    A shared right side is best given as [K,N]: its gradient is then one product over all B·M rows, where B expanded to
+    [B,K,N] costs one for each entry and their sum. Only what the asked gradients need is kept and computed. Autocast
+    does not change it.
+
+    Raises:
+        ValueError: if the shapes don't fit each other.
+        TypeError: if the dtypes or devices differ, or the dtype is none of float32, float16, bfloat16 and float64.
+    """
+    if a.dim() != 3 or b.dim() not in (2, 3) or a.shape[2] != b.shape[-2] or (b.dim() == 3 and len(a) != len(b)):
+        raise ValueError("batched_product takes a[B,M,K] and b[B,K,N] or b[K,N], "
+                         f"not a{list(a.shape)} and b{list(b.shape)}")
+    if (a.dtype, a.device) != (b.dtype, b.device):
+        raise TypeError(f"a is {a.dtype} on {a.device}, b is {b.dtype} on {b.device}: they must be alike")
+    if dtype_name(a.dtype) not in WIDE:
+        raise TypeError(f"batched_product is differentiated in {', '.join(WIDE)}, not in {dtype_name(a.dtype)}")
+    return _Product.apply(a, b)
+
+
+def best(a: torch.Tensor, b: torch.Tensor) -> Variant:
+    """The variant to run on A[B,M,K] and B[B,K,N]: by rule, until a device's measurements say better."""
+    variants = _variants()
+    candidates = []
+    if b.stride(0) == 0 and why_not_folded(a, b) is None:
+        candidates.append("torch_folded")
+    elif a.device.type == "cpu" and max(a.shape[1], *b.shape[1:]) <= _TINY and len(a) >= _MANY:
+        candidates.append("numba_cpu_tiny")
+    for variant in (variants[name] for name in candidates if name in variants):
+        if variant.why_not_here(a.device.type) is None and variant.why_unsupported(a, b) is None:
+            return variant
+    return variants[bmm.baseline]
+
+
+@functools.cache
+def _variants() -> Mapping[str, Variant]:
+    return bmm.variants
+
+
+class _Product(torch.autograd.Function):
+    """C = A B. The backward pass applies the function again, so it can be differentiated too."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        needs_a, needs_b = ctx.needs_input_grad
+        ctx.shared = b.dim() == 2
+        ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
+        if ctx.shared:
+            b = b.expand(len(a), -1, -1)
+        with torch.autocast(a.device.type, enabled=False):
+            return best(a, b)(a, b)
+
+    @staticmethod
+    def backward(ctx, dc):
+        a, b = ctx.saved_tensors
+        da = _Product.apply(dc, b.mT) if b is not None else None
+        if a is None:
+            return da, None
+        if not ctx.shared:
+            return da, _Product.apply(a.mT, dc)
+        return da, _Product.apply(folded(a).mT[None], folded(dc)[None])[0]

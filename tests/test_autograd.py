@@ -1,0 +1,134 @@
+"""The product's gradients are the right ones, of any order, and cost no product that nobody asked for."""
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from kernels.bmm import _autograd, batched_product, bmm
+
+SIZES = {"plain": (3, 4, 2, 5), "one": (1, 1, 1, 1), "no_batch": (0, 2, 3, 4), "no_rows": (2, 0, 3, 4),
+         "no_depth": (2, 3, 4, 0)}
+
+
+def _leaf(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def _operands(layout, batch, m, n, k):
+    a = _leaf(batch, k, m).mT if layout[0] == "t" else _leaf(batch, m, k)
+    b = _leaf(batch, n, k).mT if layout[1] == "t" else _leaf(batch, k, n)
+    return a, b
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes of every product that is computed."""
+    computed = []
+    choose = _autograd.best
+
+    def best(a, b):
+        computed.append((tuple(a.shape), tuple(b.shape), b.stride(0) == 0))
+        return choose(a, b)
+
+    monkeypatch.setattr(_autograd, "best", best)
+    return computed
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_first_and_second_derivatives(layout, sizes):
+    operands = _operands(layout, *sizes)
+    assert gradcheck(batched_product, operands)
+    assert gradgradcheck(batched_product, operands)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: (_leaf(3, 4, 5), _leaf(5, 6)),
+    lambda: (_leaf(3, 4, 5), _leaf(6, 5).T),
+    lambda: (_leaf(4, 3, 5).transpose(0, 1), _leaf(5, 6)),       # folding A copies it
+    lambda: (_leaf(6, 8, 10)[::2, ::2, 1:6], _leaf(3, 5, 12)[:, :, ::2]),
+    lambda: (_leaf(0, 4, 5), _leaf(5, 6)),
+], ids=["shared", "shared_nt", "batch_inside", "strided", "shared_no_batch"])
+def test_shared_and_strided_operands(make):
+    operands = make()
+    assert gradcheck(batched_product, operands)
+    assert gradgradcheck(batched_product, operands)
+
+
+def test_many_tiny_entries():
+    operands = _operands("nt", 40, 2, 3, 4)
+    if "numba_cpu_tiny" in bmm.variants and bmm.variants["numba_cpu_tiny"].why_not_here("cpu") is None:
+        assert _autograd.best(*operands).name == "numba_cpu_tiny"
+    assert gradcheck(batched_product, operands, fast_mode=True)
+    assert gradgradcheck(batched_product, operands, fast_mode=True)
+
+
+@pytest.mark.parametrize("shape_a, shape_b", [((1, 4, 5), (5, 6)), ((3, 4, 5), (1, 5, 6)), ((1, 4, 5), (3, 5, 6)),
+                                              ((1, 4, 5), (1, 5, 6))])
+def test_expanded_operands(shape_a, shape_b):
+    def product(a, b):
+        return batched_product(*(tensor.expand(3, -1, -1) if len(tensor) == 1 else tensor for tensor in (a, b)))
+
+    assert gradcheck(product, (_leaf(*shape_a), _leaf(*shape_b)))
+    assert gradgradcheck(product, (_leaf(*shape_a), _leaf(*shape_b)))
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_operand_alone(needs, shared, products):
+    a = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=needs[0])
+    b = torch.randn(*(() if shared else (3,)), 5, 6, dtype=torch.float64, requires_grad=needs[1])
+    c = batched_product(a, b)
+    assert len(c.grad_fn.saved_tensors) == 2 and [tensor is None for tensor in c.grad_fn.saved_tensors] == list(needs)
+    c.sum().backward()
+    assert [a.grad is not None, b.grad is not None] == list(needs)
+    assert len(products) == 2
+    assert gradcheck(batched_product, (a, b)) and gradgradcheck(batched_product, (a, b))
+
+
+def test_a_shared_right_side_has_one_folded_product_for_its_gradient(products):
+    a, w = _leaf(3, 4, 5), _leaf(5, 6)
+    batched_product(a, w).square().sum().backward()
+    assert products == [((3, 4, 5), (3, 5, 6), True), ((3, 4, 6), (3, 6, 5), True), ((1, 5, 12), (1, 12, 6), False)]
+    assert torch.allclose(w.grad, torch.einsum("bmk,bmn->kn", a, 2 * (a @ w)))
+
+
+def test_nothing_is_recorded_without_grad(products):
+    a, b = _leaf(3, 4, 5), _leaf(3, 5, 6)
+    with torch.no_grad():
+        c = batched_product(a, b)
+    assert not c.requires_grad and torch.allclose(c, torch.bmm(a, b))
+    assert not batched_product(a.detach(), b.detach()).requires_grad
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_have_the_operands_dtype_also_under_autocast(dtype):
+    a, w = (torch.randn(*shape).to(dtype).requires_grad_() for shape in ((2, 3, 4), (4, 5)))
+    batched_product(a, w).sum().backward()
+    plain, a.grad, w.grad = (a.grad, w.grad), None, None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batched_product(a, w).sum().backward()
+    assert a.grad.dtype == w.grad.dtype == dtype
+    assert all(map(torch.equal, plain, (a.grad, w.grad)))
+
+
+@pytest.mark.parametrize("a, b", [((2, 3, 4), (2, 5, 6)), ((2, 3, 4), (3, 4, 5)), ((3, 4), (4, 5)), ((2, 3, 4), (5, 6)),
+                                  ((2, 3, 4), (2, 4))])
+def test_shapes_that_do_not_fit_are_named(a, b):
+    with pytest.raises(ValueError, match=r"a\[B,M,K\] and b\[B,K,N\] or b\[K,N\], not a\[.*\] and b\[.*\]"):
+        batched_product(torch.ones(a), torch.ones(b))
+
+
+def test_operands_that_differ_or_have_no_gradient_are_refused():
+    with pytest.raises(TypeError, match="a is torch.float32 on cpu, b is torch.float64 on cpu"):
+        batched_product(torch.ones(1, 2, 3), torch.ones(1, 3, 4).double())
+    with pytest.raises(TypeError, match="in float32, float16, bfloat16, float64, not in float8_e4m3fn"):
+        batched_product(*(torch.ones(1, 2, 2).to(torch.float8_e4m3fn) for _ in "ab"))
+
+
+def test_the_choice():
+    a, b = torch.ones(4, 64, 64), torch.ones(4, 64, 64)
+    assert _autograd.best(a, b).name == bmm.baseline
+    assert _autograd.best(a, b[:1].expand(4, -1, -1)).name == "torch_folded"
+    assert _autograd.best(a.mT, b[:1].expand(4, -1, -1)).name == bmm.baseline
+    assert _autograd.best(*(torch.ones(1, 0, 0) for _ in "ab")).why_not_here("cpu") is None
