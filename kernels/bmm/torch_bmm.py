@@ -2,8 +2,9 @@
 import torch
 
 from kernels.bmm import bmm
+from kernels.op import WIDE
 
 
-@bmm.variant(backend="torch")
+@bmm.variant(backend="torch", dtypes=WIDE)
 def torch_bmm(a, b):
     return torch.bmm(a, b)

@@ -2,8 +2,9 @@
 import torch
 
 from kernels.bmm import bmm
+from kernels.op import WIDE
 
 
-@bmm.variant(backend="torch")
+@bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm")
 def torch_einsum(a, b):
     return torch.einsum("bmk,bkn->bmn", a, b)

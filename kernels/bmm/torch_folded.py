@@ -1,0 +1,19 @@
+"""A shared right side makes it one product: the batch folds into the rows, [B·M, K] @ [K, N], by torch.mm.
+
+It is what a linear layer does: B is read once for all entries instead of once for each, and the tiles of short
+entries (M = 32 of the digits) are filled by their neighbours. torch.matmul folds like this where the right side is
+[K, N]; given one that was expanded to [B, K, N] it calls torch.bmm.
+"""
+import torch
+
+from kernels.bmm import bmm
+from kernels.bmm._folding import folded, why_not_folded
+from kernels.op import WIDE
+
+
+@bmm.variant(backend="torch", dtypes=WIDE, supports=why_not_folded, builds_on="torch_bmm")
+def torch_folded(a, b):
+    batch, m, n = a.shape[0], a.shape[1], b.shape[2]
+    if batch == 0:
+        return a.new_empty((0, m, n))
+    return torch.mm(folded(a), b[0]).view(batch, m, n)

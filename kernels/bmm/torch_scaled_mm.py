@@ -1,0 +1,50 @@
+"""torch._scaled_mm over the entries, scales of 1: the library's fp8 product, which knows no batch.
+
+It is how PyTorch multiplies fp8, which torch.bmm does not take. Entries that share B fold into one product, any
+others are a launch each. use_fast_accum=False has the library move its sums to fp32 as it goes.
+"""
+import functools
+
+import torch
+
+from kernels.bmm import bmm
+from kernels.bmm._folding import folded, why_not_folded
+from kernels.op import FP8
+
+_ALIGNED = 16  # elements, which are bytes
+
+
+def _why_not(a, b):
+    k, n = b.shape[1:]
+    if k % _ALIGNED or n % _ALIGNED:
+        return f"the library's fp8 product takes K and N in multiples of {_ALIGNED}"
+    for tensor, along, across, asked in ((a, 2, 1, "A row by row"), (b, 1, 2, "B column by column")):
+        if tensor.stride(along) != 1 or tensor.stride(across) < k:
+            return f"the library's fp8 product takes {asked}"
+        if tensor.storage_offset() % _ALIGNED or tensor.stride(across) % _ALIGNED or tensor.stride(0) % _ALIGNED:
+            return f"the library's fp8 product takes rows that start at multiples of {_ALIGNED} bytes"
+    return None
+
+
+@functools.cache
+def _one(device):
+    return torch.ones((), device=device)
+
+
+def _product(a, b, out):
+    one = _one(a.device)
+    torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=out.dtype, use_fast_accum=False, out=out)
+
+
+@bmm.variant(backend="torch", dtypes=(FP8,), supports=_why_not)
+def torch_scaled_mm(a, b):
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    c = torch.empty(shape, dtype=bmm.output_dtype(a.dtype), device=a.device)
+    if c.numel() == 0 or a.shape[2] == 0:
+        return c.zero_()
+    if why_not_folded(a, b) is None:
+        _product(folded(a), b[0], folded(c))
+    else:
+        for entry in range(len(a)):
+            _product(a[entry], b[entry], c[entry])
+    return c
