@@ -1,0 +1,108 @@
+"""Which tiles are worth launching on a product: those that fit, ordered by an estimate of their time."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from kernels.backends import triton
+from kernels.bmm._triton_product import long_side_first, vector_bytes
+from kernels.launch import multiprocessors
+
+# BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared memory.
+_HALF = (
+    (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 4, 4),
+    (64, 256, 64, 4, 3), (256, 64, 64, 8, 3), (128, 64, 64, 4, 3), (64, 128, 64, 4, 3), (64, 64, 64, 4, 3),
+    (64, 64, 128, 4, 3), (128, 32, 128, 4, 3), (64, 32, 128, 4, 4), (64, 32, 64, 4, 4), (128, 16, 128, 4, 4),
+    (64, 16, 256, 4, 3), (64, 16, 128, 4, 4), (32, 32, 64, 4, 4), (32, 16, 64, 2, 4), (16, 16, 64, 1, 4),
+)
+_SINGLE = (
+    (128, 128, 16, 8, 3), (128, 64, 16, 4, 3), (64, 128, 16, 4, 3), (64, 64, 16, 4, 3), (64, 64, 32, 4, 3),
+    (64, 32, 32, 4, 3), (64, 16, 32, 4, 3), (32, 32, 32, 4, 4), (32, 16, 64, 2, 4), (16, 16, 64, 1, 4),
+)
+_SPLITS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_NARROW_BYTES = 64  # of a step's operands a thread, where it loads 4 bytes or fewer at once: more would spill
+
+# An SM of an H200: what a cycle multiplies (its datasheet's rate) and brings from L2, what holds programs, and cycles
+# that fill no unit. The last line and L2's bytes are assumptions: they order the candidates, and timing chooses.
+_HALF_PRODUCTS, _SINGLE_PRODUCTS, _L2_BYTES = 2048, 128, 32
+_SHARED_BYTES, _REGISTERS = 227 * 1024, 65536
+_LATENCY, _WARP_SETUP, _LAUNCH = 1000, 100, 4000
+
+
+def ranked(a: torch.Tensor, b: torch.Tensor, split_k: bool = False) -> list[dict]:
+    """Configurations for these operands, the one that should be fastest first; with split_k each names its SPLITS."""
+    sms, vector = multiprocessors(a.device), vector_bytes(a, b)
+    a, b, _ = long_side_first(a, b)
+    table = _SINGLE if a.dtype == torch.float32 else _HALF
+    configs = [config for tile in table for config in _fitted(tile, a, b, sms, vector, split_k)]
+    distinct = {tuple(config.items()): config for config in configs}.values()
+    return sorted(distinct, key=lambda config: _cycles(config, a, b, sms, vector))
+
+
+def _fitted(tile, a, b, sms: int, vector: int, split_k: bool) -> Iterator[dict]:
+    """The tile where it fits: no deeper than K, no more stages than its steps use, with each split that may help."""
+    block_m, block_n, block_k, num_warps, num_stages = tile
+    batch, m, k = a.shape
+    n = b.shape[2]
+    if block_m > _room(m, 64) or block_m < min(m, 64) and a.dtype != torch.float32 or block_n > _room(n, 16):
+        return
+    block_k = min(block_k, _room(k, 16))
+    if vector <= 4:
+        most_k = _NARROW_BYTES * 32 * num_warps // ((block_m + block_n) * a.element_size())
+        if most_k < 16 or a.dtype == torch.float32 and block_m * block_n > 64 * 64:
+            return
+        block_k = min(block_k, 32 if most_k >= 32 else 16)
+    if vector < 4:
+        num_stages = 1
+    fewest = 2 if a.dtype == torch.float32 else 1  # FMAs leave a load no registers to pass through: cp.async always
+    steps = triton.cdiv(k, block_k)
+    tiles = max(1, batch * triton.cdiv(m, block_m) * triton.cdiv(n, block_n))
+    most = min(4 * sms // tiles, steps // 2) if split_k else 0
+    for splits in (1, *(splits for splits in _SPLITS if splits <= most)):
+        steps_of_split = triton.cdiv(steps, splits)
+        config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 16, "num_warps": num_warps,
+                  "num_stages": min(num_stages, max(fewest, steps_of_split + (steps_of_split > 1)))}
+        yield config | ({"SPLITS": splits} if split_k else {})
+
+
+def _room(size: int, least: int) -> int:
+    return max(least, triton.next_power_of_2(size))
+
+
+def _cycles(config: Mapping, a, b, sms: int, vector: int) -> float:
+    """Cycles of the busiest SM: the longer of what its units do for all its programs and what those wait in turn."""
+    batch, m, k = a.shape
+    n, itemsize, splits = b.shape[2], a.element_size(), config.get("SPLITS", 1)
+    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    threads, elements = 32 * config["num_warps"], (block_m + block_n) * block_k
+    waves = triton.cdiv(splits * batch * triton.cdiv(m, block_m) * triton.cdiv(n, block_n), sms)
+    steps = triton.cdiv(triton.cdiv(k, block_k), splits)
+    resident = max(1, min(waves, shared_room(a.device) // shared_bytes(config, itemsize),
+                          _REGISTERS // (block_m * block_n + 64 * threads)))
+    if itemsize == 4:  # the assembly has about six other instructions for the FMAs of a thread's elements
+        own = block_m * block_n / threads
+        rate = _SINGLE_PRODUCTS * own / (own + 6)
+    else:
+        rate = _HALF_PRODUCTS if block_m >= 64 else _HALF_PRODUCTS / 2
+    issue = config["num_warps"] * _WARP_SETUP
+    if vector < 4:  # about eight instructions an element, 32 lanes at a time, from four schedulers
+        issue += steps * elements / 16
+    multiply, load = block_m * block_n * block_k / rate, elements * itemsize / _L2_BYTES
+    store = block_m * block_n * (itemsize if splits == 1 else 4) / _L2_BYTES
+    busy = max(steps * multiply, steps * load + store, issue)
+    alone = _LATENCY + issue + steps * max(multiply, load, _LATENCY / config["num_stages"]) + store
+    second_launch = _LAUNCH + splits * batch * m * n * 4 / _L2_BYTES / sms if splits > 1 else 0
+    return waves * max(busy, alone / resident) + second_launch
+
+
+def shared_bytes(config: Mapping, itemsize: int) -> int:
+    """Shared memory that the stages of a program's operands take."""
+    return (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * itemsize * config["num_stages"]
+
+
+def shared_room(device: torch.device) -> int:
+    """The most shared memory a program can have there, an H200's where there is no GPU to ask."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return _SHARED_BYTES

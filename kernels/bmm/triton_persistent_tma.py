@@ -1,0 +1,121 @@
+"""Programs that stay: a grid of the chip's size walks over all tiles, fed and emptied by TMA.
+
+`triton_autotuned` starts a program for each tile: each begins with an empty pipeline, and computes an address and a
+mask for every 16 bytes that it loads. Here 132 programs (an H200's multiprocessors; up to four times as many of small
+tiles) take tile after tile. The loops over tiles and over K are one pipeline, so a tile's last steps already load the
+next one while C leaves by an asynchronous store. TMA is given a tile's coordinates, [entry, row, column], and computes
+the addresses: a tile is clipped at the edge of its entry, reads zeros beyond it, and needs no mask.
+
+128x256x64 with 8 warps moves 48 KB for 4.2 MFLOP; three stages and C's own place take 208 of 227 KiB, at up to 168
+registers a thread. Operands go from shared memory straight into wgmma in each layout: in nn, nt and tn of 16 bits, in
+fp8 where both are contiguous along K. Bound next by its warps, which issue loads, multiply and write C in turns.
+Before sm_90 descriptors become scalar loads of 2 bytes with no pipeline, so it is declined there.
+"""
+import torch
+
+from kernels.backends import TensorDescriptor, tl, triton
+from kernels.bmm import bmm, output_dtype
+from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, SHARED_BYTES, place, stored, tiles, why_not as why_not_tma
+from kernels.launch import multiprocessors
+from kernels.op import FP8
+from kernels.tuning import Tunable
+
+
+@triton.jit
+def _kernel(a_desc, b_desc, c_desc, B, M, N, K, a_step, b_step, A_TRANSPOSED: tl.constexpr,
+            B_TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+            GROUP_M: tl.constexpr):
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    # Flattened, the two loops are one pipeline: a tile's last steps already load the next tile.
+    for tile in tl.range(tl.program_id(0), B * tiles_m * tiles_n, tl.num_programs(0), flatten=True):
+        entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
+        first_m = tile_m * BLOCK_M
+        first_n = tile_n * BLOCK_N
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, K, BLOCK_K):
+            if A_TRANSPOSED:
+                a = a_desc.load([entry * a_step, k, first_m]).reshape(BLOCK_K, BLOCK_M).T
+            else:
+                a = a_desc.load([entry * a_step, first_m, k]).reshape(BLOCK_M, BLOCK_K)
+            if B_TRANSPOSED:
+                b = b_desc.load([entry * b_step, first_n, k]).reshape(BLOCK_N, BLOCK_K).T
+            else:
+                b = b_desc.load([entry * b_step, k, first_n]).reshape(BLOCK_K, BLOCK_N)
+            # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128 products is added apart.
+            accumulator = tl.dot(a, b, accumulator, max_num_imprecise_acc=BLOCK_K if a.dtype.is_fp8() else 0)
+        c_desc.store([entry, first_m, first_n], accumulator.to(c_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
+
+
+def _config(a, block_m, block_n, num_warps, programs_per_sm):
+    """A tile with as many programs as an SM's registers hold, and as many stages as its shared memory then does."""
+    accumulators = block_m * block_n // (32 * num_warps)  # registers a thread; the rest of the kernel takes up to 90
+    programs_per_sm = min(programs_per_sm, 4, 65536 // (32 * num_warps * min(255, accumulators + 90)))
+    room = SHARED_BYTES // programs_per_sm - 1024 - block_m * block_n * 2  # C has its place there too, on its way out
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": num_warps,
+            "num_stages": min(6, room // ((block_m + block_n) * ROW_BYTES)), "programs_per_sm": programs_per_sm}
+
+
+def _widest(a):
+    """Columns that a tile of 128 rows can have without spilling: fp8 keeps two sums."""
+    return 128 if a.dtype.itemsize == 1 else 256
+
+
+def _rule(a, b):
+    """The largest tile that leaves no SM without one; a short K shows the epilogue, which a second program hides."""
+    (_, m, k), n = a.shape, b.shape[2]
+    sms = multiprocessors(a.device)
+    block_m = 128 if m > 64 else 64
+    block_n = min(_widest(a) if k > 256 else 128, max(16, triton.next_power_of_2(n)))
+    while block_n > 64 and tiles(a, b, block_m, block_n) < sms:
+        block_n //= 2
+    if tiles(a, b, block_m, block_n) < sms:
+        block_m = 64
+    programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
+    alone = block_m * block_n > 128 * 128 or programs_per_sm == 1
+    return _config(a, block_m, block_n, 8 if block_m == 128 and alone else 4, programs_per_sm)
+
+
+def _candidates(a, b):
+    m, n = a.shape[1], b.shape[2]
+    shapes = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 128, 4),
+              (64, 64, 4), (64, 32, 4), (64, 16, 4))
+    fitting = [shape for shape in shapes if shape[0] < max(65, 2 * m) and min(n, 256) <= 4 * shape[1] < max(65, 8 * n)
+               and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a)]
+    configs = [_rule(a, b), *(_config(a, *shape, programs) for shape in fitting for programs in (4, 2))]
+    return list({tuple(config.values()): config for config in configs}.values())
+
+
+CONFIGS = Tunable(rule=_rule, candidates=_candidates)
+
+
+def why_not(a, b):
+    if reason := why_not_tma(a, b):
+        return reason
+    if a.element_size() == 1 and a.numel() and b.numel() and (stored(a).transposed or not stored(b).transposed):
+        return "wgmma takes fp8 from rows of A and columns of B only"
+    return None
+
+
+@bmm.variant(backend="triton", dtypes=("float16", "bfloat16", FP8), needs="cuda", supports=why_not,
+             builds_on="triton_autotuned", tunable=CONFIGS, example=("linear_forward", 16))
+def triton_persistent_tma(a, b):
+    batch, m, k = a.shape
+    n = b.shape[2]
+    c = torch.empty((batch, m, n), dtype=output_dtype(a.dtype), device=a.device)
+    if c.numel() == 0 or k == 0:
+        return c.zero_()
+    config = dict(CONFIGS.choose(a, b))
+    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    programs = min(tiles(a, b, block_m, block_n), multiprocessors(a.device) * config.pop("programs_per_sm"))
+    a_stored, b_stored = stored(a), stored(b)
+    _kernel[(programs,)](
+        _descriptor(a, a_stored, block_m, block_k), _descriptor(b, b_stored, block_k, block_n),
+        TensorDescriptor(c, c.shape, c.stride(), [1, block_m, block_n]), batch, m, n, k, a_stored.step, b_stored.step,
+        A_TRANSPOSED=a_stored.transposed, B_TRANSPOSED=b_stored.transposed, GROUP_M=GROUP_M, **config)
+    return c
+
+
+def _descriptor(operand, lies, rows, columns):
+    block = [1, columns, rows] if lies.transposed else [1, rows, columns]
+    return TensorDescriptor(operand, lies.shape, lies.strides, block)
