@@ -1,9 +1,13 @@
 """How a Numba CUDA kernel is launched on torch tensors: no copies, on torch's current stream."""
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from kernels.backends import cuda, interpreted
+from kernels.backends import cuda, interpreted, numba
+
+_POINTER = numba.types.CPointer(numba.types.int8)
 
 
 def launch(kernel, grid: int, block: int | tuple[int, ...], *args) -> None:
@@ -12,20 +16,62 @@ def launch(kernel, grid: int, block: int | tuple[int, ...], *args) -> None:
     On the CPU they arrive as NumPy views, which is what Numba's simulator and its type inference understand.
     """
     on_device = any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args)
-    stream = cuda.external_stream(torch.cuda.current_stream().cuda_stream) if on_device else 0
-    kernel[grid, block, stream](*(_as_argument(arg) for arg in args))
+    _configured(kernel, grid, block, on_device)(*(_as_argument(arg) for arg in args))
+
+
+def launch_at(device: torch.device, kernel, grid: int, block: int, *numbers: int) -> None:
+    """Launch a kernel that takes integers alone: addresses (`Tensor.data_ptr`), sizes and strides.
+
+    An array costs the host a view of the tensor, its type and its eleven fields; an integer none of them.
+    """
+    _configured(kernel, grid, block, device.type == "cuda")(*numbers)
+
+
+def _configured(kernel, grid, block, on_device):
+    if not on_device:
+        return kernel[grid, block, 0]
+    return _on_stream(kernel, grid, block, torch.cuda.current_stream().cuda_stream)
+
+
+@functools.lru_cache(maxsize=512)
+def _on_stream(kernel, grid, block, stream):
+    """A kernel with its grid and stream: the same few are launched over and over."""
+    return kernel[grid, block, cuda.external_stream(stream)]
 
 
 def _as_argument(arg):
     if not isinstance(arg, torch.Tensor):
         return arg
     if arg.is_cuda:
-        return cuda.as_cuda_array(arg.detach())
+        return cuda.as_cuda_array(arg.detach() if arg.requires_grad else arg, sync=False)
     view = arg.detach().numpy()
     # A bare NumPy array would be copied to the simulated device, and the copy refuses strides.
     return cuda.cudadrv.devicearray.FakeCUDAArray(view) if interpreted("numba_cuda") else view
 
 
+def jit_for(threads: int, blocks_per_sm: int = 1):
+    """`cuda.jit` for a kernel of integers alone, with registers few enough that `blocks_per_sm` blocks fit on an SM.
+
+    The simulator knows neither option.
+    """
+    if interpreted("numba_cuda"):
+        return cuda.jit
+    return cuda.jit(launch_bounds=(threads, blocks_per_sm), extensions=[_AsPointers])
+
+
+class _AsPointers:
+    """Hands integers to the launch as pointers, 8 bytes too: of an integer Numba makes a ctypes object first."""
+
+    @staticmethod
+    def prepare_args(type_, value, stream, retr):
+        return _POINTER, value
+
+
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; an H200's 132 where there is none to ask (compiling, interpreting)."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    """Streaming multiprocessors of the device, or for "meta" of this machine's GPU; else an H200's 132.
+
+    So for "cpu", whatever is there: on CPU tensors kernels are compiled and interpreted, the same everywhere.
+    """
+    if device.type == "cpu" or not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(device if device.type == "cuda" else 0).multi_processor_count

@@ -42,7 +42,7 @@ def _kernel(a, b, c):
         c[entry, row, column] = total
 
 
-@bmm.variant(backend="numba_cuda", dtypes=("float16", "float32"), needs="cuda")
+@bmm.variant(backend="numba_cuda", dtypes=("float16", "float32"), needs="cuda", builds_on="numba_cuda_naive")
 def numba_cuda_tiled(a, b):
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
     c = torch.empty((batch, m, n), dtype=a.dtype, device=a.device)
