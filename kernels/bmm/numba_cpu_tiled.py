@@ -67,7 +67,7 @@ def _compiled(dtype: np.dtype):
     return numba.njit(signature, parallel=True, fastmath={"contract"}, cache=True)(_kernel)
 
 
-@bmm.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu")
+@bmm.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu", builds_on="numba_cpu_naive")
 def numba_cpu_tiled(a, b):
     c = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype)
     if c.numel():
