@@ -7,46 +7,56 @@ on alignment and divisibility. Nothing is executed.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
+import math
 import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-import kernels
+from bench.measure import sass
 from kernels import backends
 from kernels.op import Variant
 
 ARCHITECTURES = (80, 90, 100)
-_LONGEST_S = 900  # a hundred kernels at a few seconds each; a compiler that hangs must not hold the report up
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_TENSOR_MEMORY = 512  # columns, on sm_100
+_RESERVED_BYTES = 1024  # of a block's shared memory, by the system
+_THREADS = re.compile(r"\.reqntid (\d+)")
 _MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel compiled for one architecture. Bytes are per thread for the stack and per block for shared memory.
+    """One kernel compiled for one architecture, as it would be launched.
 
-    A stack above zero is where spilled registers live. `matrix_instruction` is the tensor-core instruction in the PTX
-    (wgmma.mma_async, tcgen05.mma, mma.sync) or None.
+    `config` is its compile-time constants, warps and stages. Registers and stack bytes are per thread, shared memory
+    per block, without what the system reserves. `spills` counts the loads and stores of the stack.
+    `matrix_instruction` is the tensor-core instruction in the PTX (wgmma.mma_async, tcgen05.mma, mma.sync) or None, and
+    `matrix` how many of its kind the machine code has; `loads` and `stores` count those on global memory by the bytes
+    a thread ("16", "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps.
     """
 
     kernel: str
+    config: str
     architecture: int
+    threads: int
     registers: int
     stack_bytes: int
     shared_bytes: int
+    spills: int
     matrix_instruction: str | None
+    matrix: int
+    loads: dict[str, int]
+    stores: dict[str, int]
+    warp_specialized: bool
 
 
-def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int) -> list[Compiled]:
+def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int,
+                    seen: set | None = None) -> list[Compiled]:
     """Compile every kernel that `variant` would launch on `inputs` (CPU tensors; their values don't matter).
+
+    A launch that `seen` holds is left out, and each new one is added: it is known by its kernel, its compile-time
+    constants, its arguments' types, and whether all of its sizes and strides are multiples of 16.
 
     Raises:
         ValueError: if the variant's backend is not a GPU compiler.
@@ -55,26 +65,53 @@ def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architec
     capture = {"triton": _capture_triton, "numba_cuda": _capture_numba}.get(variant.backend)
     if capture is None:
         raise ValueError(f"{variant.id} is no GPU kernel: its backend is {variant.backend}")
-    compiled: list[Compiled] = []
-    with capture(architecture, compiled):
+    launches = _Launches(seen if seen is not None else set())
+    with capture(architecture, launches):
         variant(*inputs)
-    if not compiled:
+    if not launches.count:
         raise RuntimeError(f"{variant.id} launched no kernel on {[tuple(tensor.shape) for tensor in inputs]}")
-    return compiled
+    return launches.compiled
+
+
+class _Launches:
+    """What a launcher launched: how often, and what came of those that had not been seen."""
+
+    def __init__(self, seen: set):
+        self._seen = seen
+        self.count = 0
+        self.compiled: list[Compiled] = []
+
+    def is_new(self, *key) -> bool:
+        self.count += 1
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
 
 
 @contextlib.contextmanager
-def _capture_triton(architecture: int, compiled: list[Compiled]) -> Iterator[None]:
+def _capture_triton(architecture: int, launches: _Launches) -> Iterator[None]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     launch, active = JITFunction.run, driver._active  # the public `active` looks for a GPU when there is none yet
 
     def compile_only(self, *args, grid, warmup, **kwargs):
+        config = _triton_config(self, args, kwargs)
+        numbers = [arg for arg in args if isinstance(arg, int)]
+        if not launches.is_new(self.__name__, config, all(arg % 16 == 0 or arg == 1 for arg in numbers),
+                               *(arg.dtype for arg in args if isinstance(arg, torch.Tensor))):
+            return None
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        resources = _resources(kernel.asm["cubin"])
-        compiled.append(Compiled(self.__name__, architecture, resources["REG"], resources["STACK"],
-                                 kernel.metadata.shared, _matrix_instruction(kernel.asm["ptx"])))
+        if getattr(kernel.metadata, "tmem_size", 0) > _TENSOR_MEMORY:  # its code is empty, and can't be launched
+            raise RuntimeError(f"{self.__name__} needs {kernel.metadata.tmem_size} columns of tensor memory, "
+                               f"and there are {_TENSOR_MEMORY}")
+        binary = sass.read(kernel.asm["cubin"])
+        launches.compiled.append(Compiled(
+            self.__name__, config, architecture, int(_THREADS.search(kernel.asm["ptx"]).group(1)),
+            binary.registers, binary.stack_bytes, kernel.metadata.shared, binary.spills,
+            _matrix_instruction(kernel.asm["ptx"]), binary.matrix, binary.loads, binary.stores,
+            "ttg.warp_specialize" in kernel.asm["ttgir"]))
         return kernel
 
     JITFunction.run = compile_only
@@ -106,7 +143,7 @@ class _NoGpu:
 
 
 @contextlib.contextmanager
-def _capture_numba(architecture: int, compiled: list[Compiled]) -> Iterator[None]:
+def _capture_numba(architecture: int, launches: _Launches) -> Iterator[None]:
     from numba import types, typeof
     from numba.cuda import compile_ptx, dispatcher
 
@@ -120,11 +157,20 @@ def _capture_numba(architecture: int, compiled: list[Compiled]) -> Iterator[None
         return types.int64 if isinstance(argument, int) else typeof(argument)
 
     def compile_only(self, configuration):
+        block = configuration[1] if isinstance(configuration[1], tuple) else (configuration[1],)
+
         def launch(*args):
-            ptx, _ = compile_ptx(self.py_func, tuple(numba_type(argument) for argument in args), cc=capability)
-            resources = _resources(_assemble(ptx, architecture))
-            compiled.append(Compiled(self.py_func.__name__, architecture, resources["REG"], resources["STACK"],
-                                     resources["SHARED"], _matrix_instruction(ptx)))
+            signature, config = tuple(numba_type(argument) for argument in args), _numba_config(self.py_func)
+            if not launches.is_new(self.py_func, config, block, signature):
+                return
+            ptx, _ = compile_ptx(self.py_func, signature, cc=capability,
+                                 launch_bounds=self.targetoptions.get("launch_bounds"))
+            binary = sass.read(_assemble(ptx, architecture))
+            reserved = _RESERVED_BYTES if architecture >= 90 else 0  # the linker counts it from sm_90 on
+            launches.compiled.append(Compiled(
+                self.py_func.__name__, config, architecture, math.prod(block), binary.registers, binary.stack_bytes,
+                max(0, binary.shared_bytes - reserved), binary.spills, _matrix_instruction(ptx), binary.matrix,
+                binary.loads, binary.stores, warp_specialized=False))
         return launch
 
     # Device helpers ask for the current device even when they are compiled for another.
@@ -153,16 +199,19 @@ def _assemble(ptx: str, architecture: int) -> bytes:
     return bytes(cubin)
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
-    """REG, STACK, SHARED, LOCAL… of a cubin's one kernel, from the cuobjdump that Triton bundles."""
-    cuobjdump = Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([cuobjdump, "--dump-resource-usage", file.name],
-                               check=True, capture_output=True, text=True)
-    numbers = dict(re.findall(r"\b([A-Z]+):(\d+)", usage.stdout.partition("Function")[2]))
-    return {name: int(number) for name, number in numbers.items()}
+def _triton_config(kernel, args: tuple, kwargs: dict) -> str:
+    """"BLOCK_M=128 BLOCK_N=64, 8 warps, 3 stages" of a launch."""
+    given = dict(zip((parameter.name for parameter in kernel.params), args)) | kwargs
+    constants = {parameter.name: given[parameter.name] for parameter in kernel.params
+                 if parameter.is_constexpr and parameter.name in given}
+    shown = " ".join(f"{name}={value}" for name, value in constants.items())
+    return f"{shown}, {kwargs.get('num_warps', 4)} warps, {kwargs.get('num_stages', 3)} stages"
+
+
+def _numba_config(function) -> str:
+    """The numbers that a kernel made by a factory closes over."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or ())
+    return " ".join(f"{name}={cell.cell_contents}" for name, cell in cells if isinstance(cell.cell_contents, int))
 
 
 def _matrix_instruction(ptx: str) -> str | None:
@@ -175,51 +224,3 @@ def why_cannot_compile(backend: str) -> str | None:
     if backend not in backends.INTERPRETED_BACKENDS:
         return f"{backend} is not a GPU compiler"
     return backends.why_absent(backend) or backends.why_absent("triton")
-
-
-def compile_in_own_process(variant_ids: Sequence[str], dtypes: Sequence[str]) -> tuple[list[dict], str | None]:
-    """`facts_of` the GPU variants among those named, in a process where replacing the driver harms nothing else.
-
-    Returns the rows, and a line that says why they are not complete, or None.
-    """
-    command = [sys.executable, "-m", "bench.measure.codegen", ",".join(dtypes), *variant_ids]
-    with tempfile.TemporaryFile("w+") as output:
-        try:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=_REPOSITORY,
-                                  timeout=_LONGEST_S)
-            last_words = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-            incomplete = f"the compiling process failed: {last_words[0]}" if done.returncode else None
-        except subprocess.TimeoutExpired:
-            incomplete = f"the compiling process was stopped after {_LONGEST_S} s"
-        output.seek(0)
-        return [json.loads(line) for line in output if line.startswith("{")], incomplete
-
-
-def facts_of(variant: Variant, dtypes: Sequence[str]) -> Iterator[dict]:
-    """A variant's kernels on its op's example, for those of `dtypes` that it takes and each architecture.
-
-    A kernel that does not compile is a row with its "error".
-    """
-    for dtype in dtypes:
-        if variant.dtypes is not None and dtype not in variant.dtypes:
-            continue
-        inputs = variant.op.make_inputs(*variant.op.example, dtype, "cpu")
-        for architecture in ARCHITECTURES:
-            row = {"variant": variant.id, "dtype": dtype, "architecture": architecture}
-            try:
-                yield from (row | asdict(kernel) for kernel in compile_variant(variant, inputs, architecture))
-            except Exception as error:  # whatever the compiler raised
-                yield row | {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
-
-
-def _main(dtypes: str, *variant_ids: str) -> None:
-    for variant_id in variant_ids:
-        op_name, _, name = variant_id.partition("/")
-        variant = kernels.ops[op_name].variants[name]
-        if why_cannot_compile(variant.backend) is None:
-            for row in facts_of(variant, dtypes.split(",")):
-                print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
