@@ -61,7 +61,7 @@ class Tunable:
     def _search(self, inputs: Sequence[torch.Tensor]) -> Choice:
         traits, sizes = self._describe(*inputs)
         device = "cuda" if inputs[0].is_cuda else "cpu"
-        entries = [entry for entry in _stored(file_for(self._folder, device)).get("winners", {}).get(self._name, ())
+        entries = [entry for entry in stored(file_for(self._folder, device)).get("winners", {}).get(self._name, ())
                    if entry["traits"] == traits]
         nearest = min(entries, key=lambda entry: _distance(entry["sizes"], sizes), default=None)
         if nearest is None or _distance(nearest["sizes"], sizes) > _NEAR:
@@ -71,11 +71,11 @@ class Tunable:
     @contextlib.contextmanager
     def forced(self, config: Config) -> Iterator[None]:
         """While active, every launch takes `config`: how candidates are timed."""
-        self._forced = config
+        before, self._forced = self._forced, config
         try:
             yield
         finally:
-            self._forced = None
+            self._forced = before
 
 
 def file_for(folder: Path, device: str) -> Path:
@@ -84,11 +84,19 @@ def file_for(folder: Path, device: str) -> Path:
 
 
 @functools.cache
-def _stored(path: Path) -> Mapping:
+def stored(path: Path) -> Mapping:
+    """What a tuning file holds: its device, when and how long it was measured, and the winners; {} if there is none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document if document["winners"] is not None else {}
     except FileNotFoundError:
         return {}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a tuning file ({error}): remove it, and `make tune` writes it anew") from error
 
 
 def _distance(one: Sequence[int], other: Sequence[int]) -> float:

@@ -8,27 +8,27 @@ import contextlib
 import functools
 import itertools
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 import kernels
+from bench import units
 from bench.measure import capacity, ceilings, check, memory, outcome
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.hardware import hardware
+from bench.measure.problem import Problem, configured, launched_with
 from bench.measure.sampling import Effort, Samples, sample
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import DeviceLost
-from bench.records import INVALID, NotMeasured
+from bench.records import INVALID, NOT_HERE, NotMeasured
 from bench.verdicts import roofline
-from kernels.op import Op, Tensors, Variant
+from kernels.op import Variant
 
 _RAISED = (Exception, SystemExit)
 _WARM_CALLS = 16
-_ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Runner:
         """
         op = kernels.ops[task.op]
         try:
-            inputs, expected = self._make_problem(op, task)
+            problem = Problem(op, task, self._device)
         except _RAISED as error:  # no room for the inputs, usually
             self._require_device(error)
             return dict.fromkeys(task.labels, outcome.of_error(error))
@@ -92,9 +92,10 @@ class Runner:
         outcomes: dict[str, Outcome] = {}
         for label, name in task.entries:
             with self._row_of(label, outcomes):
-                entries[label] = self._prepare(label, op.variants[name], task, inputs, expected)
+                variant = launched_with(op.variants[name], task.configs.get(label))
+                entries[label] = self._prepare(label, variant, task, problem)
         for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
-            for label, error in self._sample(clock, effort, entries, inputs, expected, task).items():
+            for label, error in self._sample(clock, effort, entries, problem, task).items():
                 del entries[label]
                 outcomes[label] = outcome.of_error(error)
         state = self._state_between(before)
@@ -105,14 +106,16 @@ class Runner:
                                                      entry.facts | {"state": state, **energy})
         return outcomes
 
-    def _prepare(self, label: str, variant: Variant, task: Task, inputs: Tensors, expected: check.Expected) -> _Entry:
+    def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> _Entry:
         """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
         self._require_right(label, variant, task.dtype)
-        self._begin(label, f"check on {task.scenario} at B={task.batch}")
-        outputs, accuracy = check.checked_call(variant, inputs, expected, _where(task))
+        self._begin(label, f"check {problem.where}")
+        outputs, accuracy = problem.call(variant)
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
+        inputs = problem.inputs
         launch = functools.partial(variant.function, *inputs)
+        self._require_quick(launch, task.longest_call_s)
         peak = memory.peak_of(launch, self._device)
         self._begin(label, "warm-up")
         call_s = self._warm_up(launch, task.warm_up_s)
@@ -120,16 +123,18 @@ class Runner:
             "backend": variant.backend,
             # A page holds more than a tiny output: the outputs are there all the same.
             "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes),
-            "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": capacity.storage_bytes(inputs),
+            "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
             "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
+            "own_tolerance": variant.tolerance is not None,
             "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
+            **configured(variant, inputs),
         })
 
-    def _sample(self, name: str, effort: Effort, entries: Mapping[str, _Entry], inputs: Tensors,
-                expected: check.Expected, task: Task) -> dict[str, BaseException]:
+    def _sample(self, name: str, effort: Effort, entries: Mapping[str, _Entry], problem: Problem,
+                task: Task) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
         clocks, errors = {}, {}
-        copies = self._copies(inputs) if roofline.is_cold(name) else [inputs]
+        copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
             launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
@@ -150,8 +155,7 @@ class Runner:
                     raise samples
                 entries[label].by_clock[name] = samples
                 clocks[label].sample()  # once more: outputs are not kept from turn to turn
-                check.check_outputs(clocks[label].result, inputs, expected,
-                                    f"{_where(task)}, the output that was timed by {name}")
+                problem.check(entries[label].variant, clocks[label].result, f"the output that was timed by {name}")
                 clocks[label].result = None  # as after a turn: not the outputs of all at once
             except NotMeasured as invalid:
                 if invalid.status == INVALID and name != task.clocks[0]:
@@ -163,11 +167,15 @@ class Runner:
                 errors[label] = error
         return errors
 
-    def _copies(self, inputs: Tensors) -> list[Tensors]:
-        """The inputs, and another set of the same values where they are small enough to survive in a cache."""
-        if capacity.storage_bytes(inputs) > self._hardware.cache_bytes:
-            return [inputs]
-        return [inputs, *(tuple(map(_twin, inputs)) for _ in range(_ENOUGH_INPUTS - 1))]
+    def _require_quick(self, launch: Callable, longest_s: float) -> None:
+        """Raise unless a call, compiled by now, takes at most so long."""
+        start_s = self._hardware.now_s()
+        launch()
+        self._hardware.synchronize()
+        call_s = self._hardware.now_s() - start_s
+        if call_s > longest_s:
+            raise NotMeasured(NOT_HERE, f"a call takes over {units.duration(longest_s)}, the most that this profile "
+                                        "has time for: PROFILE=full times it")
 
     def _warm_up(self, launch: Callable, seconds: float) -> float:
         """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.
@@ -241,19 +249,3 @@ class Runner:
         except _RAISED as error:
             self._require_device(error)
             outcomes[label] = outcome.of_error(error)
-
-    def _make_problem(self, op: Op, task: Task) -> tuple[Tensors, check.Expected]:
-        seed = zlib.crc32(f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode())
-        inputs = op.make_inputs(task.scenario, task.batch, task.dtype, self._device, seed)
-        return inputs, check.expect(op, inputs)
-
-
-def _where(task: Task) -> str:
-    return f"on {task.scenario} at B={task.batch}"
-
-
-def _twin(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, shape and strides in memory of its own."""
-    storage = tensor.untyped_storage().clone()
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        storage, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -1,6 +1,7 @@
 """What passes between the run and its worker process: tasks one way, outcomes the other."""
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,8 @@ class Task:
     """One problem (op, scenario, dtype, batch) and the variants to measure on it, in turns.
 
     `entries` are (label, variant's name); a label is the entry's name in the outcomes, so a variant may stand twice.
+    Where `configs` has an entry's label, its variant is launched with that configuration whatever it would choose.
+    A variant whose one call takes over `longest_call_s` is not timed.
     `clocks` are names; the first is the one whose samples rank, and gets `effort`; the others get `other_effort`.
     """
 
@@ -25,6 +28,8 @@ class Task:
     other_effort: Effort
     warm_up_s: float
     energy_s: float = 0.0
+    longest_call_s: float = math.inf
+    configs: Mapping[str, Mapping] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:

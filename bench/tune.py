@@ -1,0 +1,129 @@
+"""`bench tune`: time the configurations of every variant that has several, and keep the winners beside the kernels."""
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench import units
+from bench.cases import CLOCKS, Case, plan
+from bench.errors import UsageError
+from bench.measure import environment
+from bench.measure.isolation import Isolation
+from bench.measure.sampling import Effort
+from bench.measure.task import Outcome, Task
+from bench.records import BROKEN, MEASURED
+from kernels.tuning import file_for
+
+CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
+_PRECISION = 0.01
+_TIE = 0.98  # a winner must take less than this of the rule's time: under that it is noise, and the rule is simpler
+_HEADER = ("device", "versions", "revision", "clock", "measured", "seconds")
+
+
+def tune(profile: str, device: str, selection: str, seconds: float, folder: Path | None = None) -> int:
+    """Time the candidates of the profile's cases whose id contains `selection`; returns the exit code.
+
+    Args:
+        seconds: the most that each configuration is timed for, on each problem.
+        folder: where the files go, as <op>-<device>.json; by default beside the kernels.
+
+    Raises:
+        UsageError: for an unknown profile or device, or a file that can't be written.
+    """
+    device = environment.resolve_device(device)
+    cases = [case for case in plan(profile, device).cases
+             if case.variant.tunable and not case.refusal and selection in case.id]
+    if not cases:
+        print(f"nothing to tune on {device} among the cases of {profile} with {selection!r} in their id")
+        return NOTHING_TUNED
+    machine = environment.machine(device)
+    started, broken = time.monotonic(), 0
+    winners: dict[Path, dict[str, list[dict]]] = {}
+    isolation = Isolation(device, plan(profile, device).profile.deadline_s)
+    try:
+        for case in cases:
+            winner, failed = _winner(isolation, case, CLOCKS[device][0], seconds)
+            broken += failed
+            if winner:
+                beside = file_for(case.op.folder, device)
+                path = folder / f"{case.op.name}-{beside.name}" if folder else beside
+                winners.setdefault(path, {}).setdefault(case.variant.name, []).append(winner)
+    except KeyboardInterrupt:
+        print("stopped: what was tuned until now is kept", file=sys.stderr)
+    finally:
+        isolation.close()
+    header = {"device": machine["device_name"], "versions": machine["versions"], "revision": machine["revision"],
+              "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat(),
+              "seconds": round(time.monotonic() - started)}
+    for path, by_variant in winners.items():
+        _store(path, header, by_variant)
+        print(f"{sum(map(len, by_variant.values()))} problems tuned in {header['seconds']} s: {path}")
+    return BROKEN_CASES if broken else CLEAN
+
+
+def _winner(isolation: Isolation, case: Case, clock: str, seconds: float) -> tuple[dict | None, int]:
+    """The fastest configuration on a case's problem, as the file's entry, and how many candidates were broken."""
+    shapes = case.op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
+    rule = dict(case.variant.tunable.rule(*shapes))
+    configs = [rule, *(dict(config) for config in case.variant.tunable.candidates(*shapes) if dict(config) != rule)]
+    labels = [f"{case.id} {_words(config)}" for config in configs]
+    effort = Effort(_PRECISION, seconds)
+    outcomes = isolation.measure(Task(
+        *case.problem, tuple((label, case.variant.name) for label in labels), (clock,), effort, effort,
+        warm_up_s=0.03, configs=dict(zip(labels, configs))))
+    times = [_median_s(outcomes[label]) for label in labels]
+    for label in labels:
+        if outcomes[label].status in BROKEN:
+            print(f"{label}: {outcomes[label].status}: {outcomes[label].reason}", file=sys.stderr)
+    broken = sum(outcomes[label].status in BROKEN for label in labels)
+    known = [(median_s, config) for median_s, config in zip(times, configs) if median_s is not None]
+    if not known:
+        return None, broken
+    best_s, best = min(known, key=lambda item: item[0])
+    if times[0] is not None and best_s > _TIE * times[0]:
+        best_s, best = times[0], rule
+    gain = "" if times[0] is None else f", {units.ratio(times[0] / best_s)} the rule"
+    print(f"{case.id}  {_words(best)}: {units.duration(best_s)}{gain}", file=sys.stderr)
+    traits, sizes = case.op.describe(*shapes)
+    return {"traits": traits, "sizes": list(sizes), "config": best, "median_s": best_s, "rule_s": times[0],
+            "tried": len(configs)}, broken
+
+
+def _median_s(outcome: Outcome) -> float | None:
+    return statistics.median(outcome.samples_s) if outcome.status == MEASURED else None
+
+
+def _words(config: Mapping) -> str:
+    return " ".join(f"{name}={value}" for name, value in config.items())
+
+
+def _store(path: Path, header: Mapping, fresh: Mapping[str, Sequence[dict]]) -> None:
+    """Put the fresh winners in place of those on the same problems; the others stay if the versions are the same."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = {}
+    if before.get("versions") != header["versions"]:
+        before = {}
+    header = {**header, "seconds": header["seconds"] + before.get("seconds", 0)}
+    old = before.get("winners", {})
+    merged = {name: list(_merged(old.get(name, ()), fresh.get(name, ()))) for name in sorted({*old, *fresh})}
+    lines = [f" {json.dumps(name)}: {json.dumps(header[name])}," for name in _HEADER]
+    blocks = [f'  {json.dumps(name)}: [\n' + ",\n".join(f"   {json.dumps(entry)}" for entry in entries) + "]"
+              for name, entries in merged.items()]
+    text = "\n".join(["{", *lines, ' "winners": {', ",\n".join(blocks), " }", "}"]) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't write {path} ({error.strerror})") from error
+
+
+def _merged(old: Sequence[dict], fresh: Sequence[dict]) -> Iterator[dict]:
+    problems = {(entry["traits"], *entry["sizes"]): entry for entry in (*old, *fresh)}
+    yield from (problems[key] for key in sorted(problems))
