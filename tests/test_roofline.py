@@ -9,7 +9,8 @@ from bench.verdicts.roofline import CACHE, COMPUTE, LAUNCH, MEMORY, Bound
 CACHE_BYTES = 32_000_000
 CEILINGS = {
     "copy_bytes_per_s": 1e11, "read_bytes_per_s": 2e11, "cache_bytes_per_s": 1e12, "cache_bytes": CACHE_BYTES,
-    "matmul_flops_per_s": {"float32": 1e12, "float16": 4e12}, "launch_s": {"host": 1e-6, "host_cold": 3e-6},
+    "matmul_flops_per_s": {"float32": 1e12, "float16": 4e12}, "fma_flops_per_s": {},
+    "launch_s": {"host": 1e-6, "host_cold": 3e-6},
     "best": {"copy_bytes_per_s": 1.25e11, "read_bytes_per_s": 2.5e11, "cache_bytes_per_s": 1.6e12,
              "matmul_flops_per_s": 5e12},
 }
@@ -140,3 +141,9 @@ def test_the_best_of_two_leaves_both_as_they_were():
     one, other = copy.deepcopy(CEILINGS), {"launch_s": {"host": 1e-9}, "best": {"matmul_flops_per_s": 1e20}}
     roofline.best_of(one, other)
     assert one == CEILINGS and other == {"launch_s": {"host": 1e-9}, "best": {"matmul_flops_per_s": 1e20}}
+
+
+def test_multiply_adds_raise_the_ceiling_that_a_library_does_not_reach():
+    facts = {"flops": 1e9, "least_bytes": 1e3, "output_bytes": 1e2}
+    found = roofline.bound(facts, "float32", "host", 1e-3, CEILINGS | {"fma_flops_per_s": {"float32": 2e12}})
+    assert (found.regime, found.share) == (roofline.COMPUTE, pytest.approx(0.5))

@@ -9,16 +9,18 @@ from collections.abc import Callable
 import torch
 
 from bench.cases import CLOCKS
+from bench.measure import fma
 from bench.measure.clocks import make_clock
 from bench.measure.hardware import Cpu, Cuda, hardware
 from bench.measure.sampling import Effort, sample
 from bench.records import NotMeasured
+from kernels.op import FP8
 
 _MEMORY_IN_CACHES = 8  # a stream this many times the last cache's size comes from memory
 _LEAST_STREAM_BYTES = 2 ** 28
 _CACHE_SHARES = (2, 8, 32)  # of the last level; the smaller ones come from the level before it
 _SIZES = {"cpu": {"float32": 1024, "float64": 1024, "float16": 256, "bfloat16": 256},
-          "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, "fp8": 8192}}
+          "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, FP8: 8192}}
 
 
 def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
@@ -27,7 +29,8 @@ def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
     Returns:
         copy_bytes_per_s: device memory, bytes read plus bytes written. read_bytes_per_s: read only (a sum).
         cache_bytes_per_s: the best of copy and sum over what the last level of cache holds; cache_bytes: its size.
-        matmul_flops_per_s: by dtype, square products through the vendor's library. launch_s: by clock, what an empty
+        matmul_flops_per_s: by dtype, square products through the vendor's library. fma_flops_per_s: by dtype, a
+        processor's multiply-adds on what stays in L1 (a GPU's are not measured: {}). launch_s: by clock, what an empty
         launch reads on it. Rates are of the median; `best` has the same of the fastest sample, for floors.
     """
     machine = hardware(device)
@@ -46,25 +49,32 @@ def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
             products[name] = rate(clock, _product(name, device), 2 * _SIZES[device][name] ** 3)
     if not products:
         raise RuntimeError("no matrix product could be timed in any dtype")
+    peaks = {name: _peak(rate, clock, name) for name in fma.DTYPES if device == "cpu" and not fma.why_not()}
     rates = {name: value["median"] for name, value in found.items()}
     best = {name: value["best"] for name, value in found.items()}
     return rates | {
         "cache_bytes": machine.cache_bytes,
         "matmul_flops_per_s": {name: value["median"] for name, value in products.items()},
+        "fma_flops_per_s": {name: value["median"] for name, value in peaks.items()},
         "launch_s": {name: _seconds(machine, name, machine.empty_launch(), effort)["median"]
                      for name in CLOCKS[device]},
-        "best": best | {"matmul_flops_per_s": max(value["best"] for value in products.values())},
+        "best": best | {"matmul_flops_per_s": max(value["best"] for value in (*products.values(), *peaks.values()))},
     }
 
 
 def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
     """fp32 always: on a CPU it is the best of the rates, and a floor needs the best."""
-    names = [name for name in dict.fromkeys(("float32", *dtypes)) if name in _SIZES[device]]
+    names = [name for name in dict.fromkeys(("float32", *dtypes)) if name in _SIZES[device] and name != FP8]
     if device == "cuda":
         names.append("tf32")
         if torch.cuda.get_device_capability() >= (8, 9):
-            names.append("fp8")
+            names.append(FP8)
     return names
+
+
+def _peak(rate: Callable, clock: str, dtype: str) -> dict[str, float]:
+    launch, flops = fma.launch(dtype)
+    return rate(clock, launch, flops)
 
 
 def _rate(machine: Cpu | Cuda, clock: str, launch: Callable, work: float, effort: Effort) -> dict[str, float]:
@@ -100,7 +110,7 @@ def _product(dtype: str, device: str) -> Callable:
     size = _SIZES[device][dtype]
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.rand(size, size, device=device, generator=generator).mul_(2).sub_(1) for _ in "ab")
-    if dtype == "fp8":
+    if dtype == FP8:
         a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # cuBLAS takes fp8 as row times column
         one = torch.ones((), device=device)
         return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)

@@ -23,6 +23,8 @@ def ceilings(run: Run, style: Style) -> str:
              f"{_rate(found['cache_bytes_per_s'])}"]]
     rows += [[f"matrix product, {dtype}", f"{flops / 1e9:,.0f} GFLOP/s"]
              for dtype, flops in found["matmul_flops_per_s"].items()]
+    rows += [[f"multiply-adds in L1, {dtype}", f"{flops / 1e9:,.0f} GFLOP/s"]
+             for dtype, flops in found["fma_flops_per_s"].items()]
     rows += [[f"empty launch by {clock}", units.duration(seconds)] for clock, seconds in found["launch_s"].items()]
     return style.render(["ceiling", "measured in this run"], rows)
 
@@ -82,5 +84,6 @@ def _verdict(row: Mapping | None) -> str:
         return f"no: {row['why_not']}"
     below, above = row["fits"]["95%"], row["fits"]["105%"]
     if below and not above:
-        return f"confirmed at {row['predicted']:,} ±5%"
-    return f"refuted at {row['predicted']:,}: 5% {'above still fits' if below else 'below does not fit'}"
+        return f"confirmed: {row['predicted']:,} ±5% fill {units.size(row['room_bytes'])}"
+    what = f"5% above {row['predicted']:,} still fits" if below else f"5% below {row['predicted']:,} does not fit"
+    return f"refuted: {what} in {units.size(row['room_bytes'])}"

@@ -29,7 +29,8 @@ def bound(facts: Mapping, dtype: str, clock: str, median_s: float, ceilings: Map
 
     The regime is that of the largest of four times: an empty launch on the same clock; the bytes at the rate of the
     last cache where they fit into it and the clock leaves them there, or else at memory's (copy, or read-only where
-    little is written); the operations at the rate of the vendor's product in that dtype.
+    little is written); the operations at the rate of the vendor's product or of multiply-adds in that dtype,
+    whichever is higher.
     """
     moved = facts["least_bytes"]
     if moved <= ceilings["cache_bytes"] and not is_cold(clock):
@@ -37,8 +38,8 @@ def bound(facts: Mapping, dtype: str, clock: str, median_s: float, ceilings: Map
     else:
         mostly_reads = facts["output_bytes"] < _MOSTLY_READS * moved
         data = MEMORY, moved / ceilings["read_bytes_per_s" if mostly_reads else "copy_bytes_per_s"]
-    rates = ceilings["matmul_flops_per_s"]
-    compute = COMPUTE, facts["flops"] / rates[dtype] if dtype in rates else 0.0
+    rates = [ceilings[kind][dtype] for kind in ("matmul_flops_per_s", "fma_flops_per_s") if dtype in ceilings[kind]]
+    compute = COMPUTE, facts["flops"] / max(rates) if rates else 0.0
     launch = LAUNCH, ceilings["launch_s"].get(clock, 0.0)
     regime, least_s = max(launch, data, compute, key=lambda item: item[1])
     return Bound(regime, least_s, least_s / median_s)
