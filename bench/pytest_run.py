@@ -20,6 +20,8 @@ from bench.measure.task import Outcome, Task
 from bench.progress import Progress
 from bench.records import OURS
 from bench.session import Session
+from kernels.op import Op
+from kernels.tuning import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -67,6 +69,7 @@ class Measurer:
         profile = the_plan.profile
         self._settings = {
             "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
+            "longest_call_s": profile.longest_call_s,
             "effort": Effort(profile.precision, profile.sampling_s),
             "other_effort": Effort(profile.precision, profile.other_clocks_s)}
 
@@ -97,6 +100,14 @@ def _no_plugins_but_ours() -> Iterator[None]:
         os.environ.update({name: value for name, value in outside.items() if value is not None})
 
 
+def _tuning(op: Op, device: str) -> dict:
+    """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
+    path = file_for(op.folder, device)
+    header = stored(path)
+    return {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": header.get("measured"),
+            "seconds": header.get("seconds")}
+
+
 def _about(the_plan: Plan, session: Session, selection: str) -> dict:
     ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
     chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
@@ -110,7 +121,12 @@ def _about(the_plan: Plan, session: Session, selection: str) -> dict:
         "baselines": {name: op.baseline for name, op in ops.items()},
         "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
                       for name, op in ops.items()},
-        "ideas": {case.variant.id: case.variant.idea for case in the_plan.cases if case.id in session.outcomes},
+        "variants": {case.variant.id: {"idea": case.variant.idea, "backend": case.variant.backend,
+                                       "builds_on": case.variant.below,
+                                       "own_tolerance": case.variant.tolerance is not None}
+                     for case in the_plan.cases if case.id in session.outcomes},
+        "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
+                   if any(variant.tunable for variant in op.variants.values())},
         "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
         "cases": [{"id": name, "status": status, "reason": reason}
                   for name, (status, reason) in session.outcomes.items()],

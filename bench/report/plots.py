@@ -8,10 +8,12 @@ from pathlib import Path
 from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.report.tables import unique
+from bench.verdicts.ladder import opponents
 
 # Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the distinction without colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
 _MARKERS = "osD^vPX"
+_LINES = ("-", "--", ":")
 _LEAST_SPAN = 8  # a logarithmic axis shows at least this ratio, or noise in a flat curve would look like a cliff
 
 
@@ -53,13 +55,14 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
 
     op, scenario, dtype = group
     baseline = run.about["baselines"][op]
-    base = {record.batch: record.median_s for record in records if record.variant == baseline}
+    base = {problem[-1]: record.median_s for problem, record in opponents(records).items()}
     figure = Figure(figsize=(13, 3.9))
     latency, speedup, memory = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.99, top=0.83, bottom=0.22, wspace=0.22)
     others = [name for name in unique(record.variant for record in records) if name != baseline]
     looks = {baseline: {"color": "black", "marker": "o"}}
-    looks |= {name: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[(i + 1) % len(_MARKERS)]}
+    looks |= {name: {"color": _COLORS[i % len(_COLORS)], "linestyle": _LINES[i // len(_COLORS) % len(_LINES)],
+                     "marker": _MARKERS[(i + 1 + i // len(_COLORS)) % len(_MARKERS)]}
               for i, name in enumerate(others)}
     for variant in (baseline, *others):
         curve = sorted((record for record in records if record.variant == variant), key=lambda record: record.batch)
@@ -77,7 +80,7 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
                     [record.facts["peak_bytes"] for record in counted], **look)
     batches = unique(sorted(record.batch for record in records))
     _finish(latency, "latency, median and quartiles", batches, units.duration, _LogTicks(10, (1, 2, 5)))
-    _finish(speedup, f"speed-up over {baseline}", batches, units.ratio)
+    _finish(speedup, "speed-up over PyTorch's fastest", batches, units.ratio)
     _finish(memory, "peak memory above the inputs", batches, units.size, _LogTicks(2, (1,)))
     figure.legend(*latency.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=9)
     partial = " (partial run)" if run.about["partial"] else ""

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import units
-from bench.records import Run
-from bench.report import limits, plots, tables
+from bench.records import Record, Run
+from bench.report import ladder, limits, plots, static, tables
 
 FILE_NAME = "README.md"
+_LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
+           "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
+           "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example.")
 
 
 def write(run: Run, folder: Path) -> list[str]:
@@ -24,7 +27,7 @@ def terminal(run: Run) -> str:
     """Every table as plain text; * marks the fastest of a row."""
     parts = []
     for (op, scenario, dtype), records in run.groups().items():
-        table = tables.comparison(records, run.about["baselines"][op], tables.PLAIN, run.about["ceilings"])
+        table = tables.comparison(records, tables.PLAIN, run.about["ceilings"])
         if table:
             parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
     rest = tables.not_measured(run, tables.PLAIN)
@@ -51,20 +54,25 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     selection = f", cases matching `{about['selection']}`" if about["selection"] else ""
     yield f"{summary(run)}{selection}. Measured in {about['seconds']:.0f} s, begun {about['started']}."
     yield tables.machine(run, tables.MARKDOWN)
-    yield ("A cell is the median latency · the speed-up over the baseline at that batch · the peak memory above the "
-           "inputs (outputs and workspace) · the share reached of the ceiling that binds it, and which that is "
-           "(launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its check against "
-           "fp64 before it was timed, and its output was checked again behind the timing. "
+    yield ("A cell is the median latency · the speed-up over the fastest of PyTorch's variants at that batch · the "
+           "peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that binds it, and "
+           "which that is (launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its "
+           "check against fp64 before it was timed, and its output was checked again behind the timing. "
            f"{_how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
     yield f"## What this machine can do\n\n{limits.ceilings(run, tables.MARKDOWN)}"
     last_op = None
     for (op, scenario, dtype), records in run.groups().items():
-        table = tables.comparison(records, about["baselines"][op], tables.MARKDOWN, about["ceilings"])
+        if op != last_op:
+            yield f"## {op}\n\n`{about['signatures'][op]}`"
+            yield f"### The ladder of {op}\n\n{_LADDER}"
+            yield ladder.table(run, op, tables.MARKDOWN)
+            configurations = ladder.configurations(run, op, tables.MARKDOWN)
+            if configurations:
+                yield configurations
+            last_op = op
+        table = tables.comparison(records, tables.MARKDOWN, about["ceilings"])
         if not table:
             continue
-        if op != last_op:
-            yield f"## {op}\n\n`{about['signatures'][op]}`; speed-ups are over `{about['baselines'][op]}`."
-            last_op = op
         yield f"### {scenario} · {dtype}\n\n{about['scenarios'][op][scenario]}"
         yield table
         if (op, scenario, dtype) in figures:
@@ -84,17 +92,21 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
         yield f"## Without a time\n\n{rest}"
     if about["left_out"]:
         yield f"## Larger than the profile takes\n\n{_left_out(run)}"
-    static = tables.compiled(run, tables.MARKDOWN)
-    if static:
+    compiled = static.examples(run, tables.MARKDOWN)
+    if compiled:
         not_run = "" if run.machine.get("gpu") else ", not yet run: there was no GPU here"
         yield ("## What the compilers made of the GPU variants\n\n"
                f"Compiled for these architectures{not_run}. "
                "Registers and stack (where spills go) are per thread, shared memory per block; a variant that launches "
                "two kernels has two entries.")
-        yield static
+        yield static.verdict(run)
+        yield compiled
+        rules = static.configurations(run, tables.MARKDOWN)
+        if rules:
+            yield (f"<details><summary>every configuration that the rules give on the scenarios</summary>\n\n"
+                   f"{rules}\n\n</details>")
     if about["not_compiled"]:
         yield f"GPU variants not compiled to the end: {about['not_compiled']}."
-    yield "## The variants\n\n" + "\n".join(f"- `{name}`: {idea}" for name, idea in about["ideas"].items())
 
 
 def _how_measured(run: Run) -> str:
@@ -110,8 +122,19 @@ def _how_measured(run: Run) -> str:
     return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
             f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
-            f"{_load(facts)}Memory: {', '.join(methods)}. The worst element of any result was at "
-            f"{max(fact['error_of_tolerance'] for fact in facts):.2g} of its tolerance.")
+            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}")
+
+
+def _accuracy(timed: Sequence[Record]) -> str:
+    """The worst element's share of its op's tolerance; that of variants with wider bounds of their own apart."""
+    by_op = [record.facts["error_of_tolerance"] for record in timed if not record.facts["own_tolerance"]]
+    own = [record for record in timed if record.facts["own_tolerance"]]
+    words = [f"The worst element of any result was at {max(by_op):.2g} of its tolerance."] if by_op else []
+    if own:
+        worst = max(record.facts["error_of_tolerance"] for record in own)
+        names = tables.unique(f"{record.op}/{record.variant}" for record in own)
+        words.append(f"Held to error bounds of their own, and at {worst:.2g} of those: {', '.join(names)}.")
+    return " ".join(words)
 
 
 def _load(facts: Sequence[Mapping]) -> str:

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from bench import units
 from bench.records import MEASURED, Record, Run
-from bench.verdicts import roofline
+from bench.verdicts import ladder, roofline
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,27 @@ MARKDOWN = Style("github", "**{}**")
 PLAIN = Style("simple", "{} *")
 
 
-def comparison(records: Sequence[Record], baseline: str, style: Style, ceilings: Mapping | None = None) -> str | None:
+def comparison(records: Sequence[Record], style: Style, ceilings: Mapping | None = None) -> str | None:
     """One problem group (an op, scenario and dtype): batches down, variants across; None if nothing was timed.
 
-    A cell is the median latency, the speed-up over the baseline at that batch, the peak memory above the inputs, and
-    the share reached of the ceiling that binds it. The fastest is marked. Variants with no time at any batch stand in
-    `not_measured` alone.
+    A cell is the median latency, the speed-up over the fastest of PyTorch's variants at that batch, the peak memory
+    above the inputs, and the share reached of the ceiling that binds it. The fastest is marked. Variants with no time
+    at any batch stand in `not_measured` alone.
     """
     timed = unique(record.variant for record in records if record.status == MEASURED)
     if not timed:
         return None
     cells = {(record.batch, record.variant): record for record in records}
+    opponents = {problem[-1]: record for problem, record in ladder.opponents(records).items()}
     rows = []
     for batch in unique(record.batch for record in records):
         row = [cells.get((batch, variant)) for variant in timed]
-        base = cells.get((batch, baseline))
         fastest = min((record.median_s for record in row if _is_timed(record)), default=None)
-        rows.append([str(batch), *(_cell(record, base, fastest, style, ceilings) for record in row)])
+        rows.append([str(batch), *(_cell(record, opponents.get(batch), fastest, style, ceilings) for record in row)])
     return style.render(["batch", *timed], rows)
 
 
-def _cell(record: Record | None, base: Record | None, fastest: float | None, style: Style,
+def _cell(record: Record | None, opponent: Record | None, fastest: float | None, style: Style,
           ceilings: Mapping | None) -> str:
     if record is None:
         return ""
@@ -54,8 +54,8 @@ def _cell(record: Record | None, base: Record | None, fastest: float | None, sty
         return record.status
     latency = units.duration(record.median_s)
     parts = [style.best.format(latency) if record.median_s == fastest else latency]
-    if _is_timed(base) and record.variant != base.variant:
-        parts.append(units.ratio(base.median_s / record.median_s))
+    if opponent and record.variant != opponent.variant:
+        parts.append(units.ratio(opponent.median_s / record.median_s))
     peak = record.facts.get("peak_bytes")
     parts.append(units.size(peak) if peak is not None else "memory n/a")
     return " · ".join(parts + _bound(record, record.facts["clock"], record.median_s, ceilings))
@@ -114,34 +114,6 @@ def _which(records: Sequence[Record]) -> str:
     shown = ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
     batches = ", ".join(map(str, sorted({record.batch for record in records})))
     return f"{shown}; B {'=' if len(problems) == 1 else 'among'} {batches}"
-
-
-def compiled(run: Run, style: Style) -> str | None:
-    """What the compilers made of the GPU variants, architectures across; None if nothing was compiled."""
-    entries = run.about.get("compiled", ())
-    if not entries:
-        return None
-    architectures = unique(entry["architecture"] for entry in entries)
-    cells: dict[tuple[str, str], dict[int, list[str]]] = {}
-    for entry in entries:
-        row = cells.setdefault((entry["variant"], entry["dtype"]), {})
-        row.setdefault(entry["architecture"], []).append(_kernel_facts(entry))
-    return style.render(["variant", "dtype", *(f"sm_{number}" for number in architectures)], (
-        [variant, dtype, *("; ".join(row.get(number, ())) for number in architectures)]
-        for (variant, dtype), row in cells.items()))
-
-
-def _kernel_facts(entry: dict) -> str:
-    if entry.get("error"):
-        return f"does not compile: {entry['error']}"
-    facts = [f"{entry['registers']} regs"]
-    if entry["stack_bytes"]:
-        facts.append(f"{entry['stack_bytes']} B stack")
-    if entry["shared_bytes"]:
-        facts.append(f"{units.size(entry['shared_bytes'])} shared")
-    if entry["matrix_instruction"]:
-        facts.append(entry["matrix_instruction"].partition(".")[0])
-    return ", ".join(facts)
 
 
 def machine(run: Run, style: Style) -> str:

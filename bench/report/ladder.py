@@ -1,0 +1,78 @@
+"""The ladder of an op: each rung's idea, what it bought over the rung below, and what the compiler made of it."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from bench import units
+from bench.records import UNSUPPORTED, Record, Run
+from bench.report.static import shown_facts
+from bench.report.tables import Style, unique
+from bench.verdicts import ladder
+from bench.verdicts.ladder import Gain
+
+_OWN_BOUND = " (held to an error bound of its own)"
+_SOURCES = ("tuned", "tuned nearby", "rule")
+_SHOWN_ARCHITECTURE = 90  # for a machine without a GPU; with one, its own
+
+
+def table(run: Run, op: str, style: Style) -> str:
+    """Every variant of the op in the run, from the lowest rung up."""
+    variants = {name: facts for name, facts in run.about["variants"].items() if name.startswith(f"{op}/")}
+    records = [record for record in run.records if record.op == op]
+    rows = []
+    for name, height in ladder.climb(variants):
+        below = variants[name]["builds_on"]
+        rows.append([
+            f"{'· ' * height}{name.partition('/')[2]}",
+            variants[name]["idea"] + (_OWN_BOUND if variants[name]["own_tolerance"] else ""),
+            _gain(ladder.over_rung_below(records, name, below)) if below else "",
+            _gain(ladder.over_opponent(records, name)) or _why_not(records, name),
+            _static(run, name)])
+    return style.render(["rung", "idea", "over the rung below", "over PyTorch's fastest", "compiled"], rows)
+
+
+def configurations(run: Run, op: str, style: Style) -> str | None:
+    """Where the configurations of the op's tunable variants came from; None where it has none that was measured."""
+    chosen: dict[str, Counter] = {}
+    for record in run.records:
+        if record.op == op and "config_source" in record.facts:
+            chosen.setdefault(record.variant, Counter())[record.facts["config_source"]] += 1
+    if not chosen:
+        return None
+    tuning = run.about["tuning"][op]
+    origin = (f"Configurations were tuned on this device: `{tuning['file']}`, {tuning['measured']}, in "
+              f"{tuning['seconds']:.0f} s, none of them in a sample here." if tuning["measured"] else
+              f"There is no `{tuning['file']}`: every configuration is its rule's. `make tune` measures and writes it.")
+    table_ = style.render(["variant", *_SOURCES], (
+        [variant, *(str(counts[source]) for source in _SOURCES)] for variant, counts in chosen.items()))
+    return f"{origin}\n\n{table_}"
+
+
+def _why_not(records: Sequence[Record], variant: str) -> str:
+    """What became of a variant that has no gain: "wrong", "not timed here"."""
+    statuses = unique(record.status for record in records if f"{record.op}/{record.variant}" == variant)
+    return ", ".join(status for status in statuses if status != UNSUPPORTED or len(statuses) == 1)
+
+
+def _gain(gain: Gain | None) -> str:
+    """"1.80x (0.90x to 3.20x, 24 cases)", or nothing."""
+    if gain is None:
+        return ""
+    spread = f"{units.ratio(gain.least)} to {units.ratio(gain.most)}, " if gain.cases > 1 else ""
+    return f"{units.ratio(gain.mean)} ({spread}{gain.cases} case{'s' if gain.cases > 1 else ''})"
+
+
+def _static(run: Run, variant: str) -> str:
+    """The facts of its example in the first dtype compiled, for the machine's architecture or sm_90."""
+    gpu = run.machine.get("gpu")
+    architecture = int(gpu["compute_capability"].replace(".", "")) if gpu else _SHOWN_ARCHITECTURE
+    rows = [row for row in run.about["compiled"] if row["variant"] == variant and row["example"]]
+    return _first_dtype([row for row in rows if row["architecture"] == architecture] or rows)
+
+
+def _first_dtype(rows: Sequence[Mapping]) -> str:
+    if not rows:
+        return ""
+    same = [row for row in rows if (row["dtype"], row["architecture"]) == (rows[0]["dtype"], rows[0]["architecture"])]
+    return f"sm_{rows[0]['architecture']} {rows[0]['dtype']}: " + "; ".join(map(shown_facts, same))
