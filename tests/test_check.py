@@ -75,3 +75,25 @@ def test_poison_fills_what_is_not_initialised():
             assert tensor.isnan().all()
         assert (torch.empty(3, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
         assert (torch.zeros(3) == 0).all()
+
+
+def rounded_to_bf16(a, b):
+    return torch.bmm(a.bfloat16().float(), b.bfloat16().float())
+
+
+def _within(roundoff):
+    """The op's tolerance, wider by `roundoff` of |A||B|."""
+    def tolerance(c, a, b):
+        return bmm.tolerance(c, a, b) + 1.01 * roundoff * bmm.reference(a.abs(), b.abs())
+    return tolerance
+
+
+def test_a_variant_is_held_to_the_tolerance_that_it_declares():
+    """Two factors rounded to 8 bits are a product within 2·2⁻⁸, and no closer."""
+    def check(tolerance):
+        check_variant(Variant(bmm, rounded_to_bf16, "torch", tolerance=tolerance), torch.float32, "cpu", ["ragged"])
+
+    check(_within(2 * 2.0**-8))
+    for declared in (None, _within(2.0**-11)):
+        with pytest.raises(NotMeasured, match="times the tolerance"):
+            check(declared)

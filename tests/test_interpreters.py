@@ -1,4 +1,4 @@
-"""The GPU variants' arithmetic without a GPU: test_variants.py again, in a process that interprets their kernels."""
+"""The GPU variants' arithmetic without a GPU: test_variants.py and test_properties.py again, interpreting kernels."""
 import os
 import subprocess
 import sys
@@ -24,7 +24,8 @@ def test_gpu_variants_are_right_when_interpreted(backend):
     if _why_not(backend):
         pytest.skip(_why_not(backend))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_variants.py", "-p", "no:cacheprovider", "--no-header", "-rN"],
+        [sys.executable, "-m", "pytest", "tests/test_variants.py", "tests/test_properties.py",
+         "-p", "no:cacheprovider", "--no-header", "-rN"],
         env=os.environ | backends.interpreter_environment(backend), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

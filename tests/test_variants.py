@@ -9,10 +9,12 @@ import torch
 import kernels
 from bench.measure.check import check_variant
 from kernels import backends
+from kernels.op import FP8
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]
 MOST_FLOPS = {"triton": 1e6, "numba_cuda": 3e4}  # what an interpreter walks in seconds
+SLOW_STARTS = {("float32", "ragged")}  # seconds each, of compiling
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and not INTERPRETED else ("cpu",)
 
 
@@ -22,7 +24,9 @@ def _params():
             for device in DEVICES:
                 if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
                     continue
-                for dtype in filter(lambda name: _takes(variant, name), DTYPES):
+                for dtype in filter(lambda name: _takes(variant, name), (*DTYPES, FP8)):
+                    if variant.why_not_here(device, dtype):
+                        continue
                     for probe in filter(lambda name: _walks(variant, dtype, name), op.probes):
                         yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}",
                                            marks=[pytest.mark.gpu] if device == "cuda" else [])
@@ -31,10 +35,12 @@ def _params():
 def _takes(variant, dtype):
     if INTERPRETED == ["triton"] and dtype == "bfloat16":
         return False  # Triton's interpreter holds bf16 as integers, and its dot multiplies those
-    return variant.dtypes is None or dtype in variant.dtypes
+    return dtype in variant.dtypes if variant.dtypes is not None else dtype != FP8
 
 
 def _walks(variant, dtype, probe):
+    if variant.slow_start and (dtype, probe) not in SLOW_STARTS:
+        return False
     if not INTERPRETED:
         return True
     if INTERPRETED == ["numba_cuda"] and dtype != "float32" and probe not in ("ragged", "large"):
