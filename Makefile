@@ -6,12 +6,13 @@ DEVICE  ?= auto
 K       ?=
 RUN     ?=
 OUT     ?=
+PIN     ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench report list aa evidence test lint clean
+.PHONY: help install bench report list tune codegen aa evidence test lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -19,6 +20,8 @@ help:
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make list       every case id and what it can run on"
+	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
+	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
 	@echo "  make aa         each baseline against itself: the spread on identical code"
 	@echo "  make evidence   all that this machine can show (GPU tests, bench, clocks, A/A), in at most 8 files"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
@@ -30,6 +33,7 @@ help:
 	@echo "  PROFILE=smoke|quick|full   about one minute, up to five, as long as it takes   [$(PROFILE)]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
+	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
 	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write [$(OUT)]"
 	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
 	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         [$(VENV)]"
@@ -49,6 +53,12 @@ bench: $(INSTALLED)
 
 list: $(INSTALLED)
 	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"
+
+tune: $(INSTALLED)
+	$(PY) -m bench tune --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+
+codegen: $(INSTALLED)
+	$(PY) -m bench codegen $(if $(PIN),--pin)
 
 aa evidence: $(INSTALLED)
 	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"

@@ -33,34 +33,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> int:
-    from bench.errors import UsageError
     from bench.run import DEFAULT_FOLDER, run
 
-    try:
-        return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER,
-                   options.clocks.split(",") if options.clocks else (), options.deadline)
-    except UsageError as error:
-        return _complain(str(error))
+    return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER,
+               options.clocks.split(",") if options.clocks else (), options.deadline)
 
 
 def _aa(options) -> int:
     from bench import a_a
-    from bench.errors import UsageError
 
-    try:
-        return a_a.run(options.profile, options.device, options.seconds, Path(options.out) if options.out else None)
-    except UsageError as error:
-        return _complain(str(error))
+    return a_a.run(options.profile, options.device, options.seconds, Path(options.out) if options.out else None)
 
 
 def _evidence(options) -> int:
     from bench import evidence
-    from bench.errors import UsageError
 
-    try:
-        return evidence.collect(options.device, Path(options.out) if options.out else None, options.profile)
-    except UsageError as error:
-        return _complain(str(error))
+    return evidence.collect(options.device, Path(options.out) if options.out else None, options.profile)
+
+
+def _tune(options) -> int:
+    from bench.tune import tune
+
+    return tune(options.profile, options.device, options.k, options.seconds,
+                Path(options.out) if options.out else None)
+
+
+def _codegen(options) -> int:
+    from bench.codegen import codegen
+
+    return codegen(options.pin, options.all)
 
 
 def _list(options) -> int:
@@ -116,6 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan_options(evidence)
     evidence.add_argument("--out", metavar="FOLDER", help="where to write (default: a new folder in reports/evidence)")
     evidence.set_defaults(command=_evidence)
+    tune = commands.add_parser("tune", help="time every variant's configurations, keep the winners beside the kernels",
+                               epilog="exit: 0 clean, 1 a configuration was wrong or failed (the others are kept), "
+                                      "2 usage, 3 nothing to tune here")
+    _add_plan_options(tune)
+    tune.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
+    tune.add_argument("--seconds", type=float, default=0.3, help="the most to time each configuration (default 0.3)")
+    tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
+    tune.set_defaults(command=_tune)
+    codegen = commands.add_parser("codegen", help="compile every GPU variant (no GPU needed), compare with the pins",
+                                  epilog="exit: 0 as pinned, 1 something moved, 3 it could not be compiled or compared")
+    codegen.add_argument("--pin", action="store_true", help="write what was compiled as the pins of this toolchain")
+    codegen.add_argument("--all", action="store_true", help="compile also what has not changed since it was pinned")
+    codegen.set_defaults(command=_codegen)
     listing = commands.add_parser("list", help="print every case id and what it can run on")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")

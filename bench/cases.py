@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import kernels
 from bench.records import NOT_HERE, UNSUPPORTED, case_id
-from kernels.op import Op, Variant
+from kernels.op import FP8, Op, Variant
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,26 @@ class Profile:
     """How much to measure, and how long it may take. Mappings are by device ("cpu", "cuda").
 
     A case's samples end when its median is known to ±`precision`, or after `sampling_s`; by every clock but the first
-    after `other_clocks_s`. `energy_s` is the window for energy, 0 for none; `confirm_s` the longest call made to
-    confirm a memory law, 0 for none; `deadline_s` the longest that one step of a case may take.
+    after `other_clocks_s`. `details`: also the scenarios that fill in a range; `slow_starts`: also the variants that
+    take seconds before their first call on a shape. `energy_s` is the window for energy, 0 for none; `longest_call_s`
+    the slowest call that is timed; `confirm_s` the longest made to confirm a memory law, 0 for none, and on a CPU in so
+    many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case may take.
     """
 
     name: str
     batches: tuple[int, ...]
     dtypes: Mapping[str, tuple[str, ...]]
     limits: Mapping[str, Limits]
+    details: bool
+    slow_starts: bool
     precision: float
     warm_up_s: float
     sampling_s: float
     other_clocks_s: float
     energy_s: float
+    longest_call_s: float
     confirm_s: float
+    confirm_bytes: int | None
     deadline_s: float
 
 
@@ -52,19 +58,19 @@ _POWERS = tuple(2 ** power for power in range(13))
 PROFILES = {profile.name: profile for profile in (
     Profile("smoke", batches=(1, 3, 16),
             dtypes={"cpu": ("float32",), "cuda": ("float16",)},
-            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
+            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)}, details=False, slow_starts=False,
             precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03,
-            energy_s=0, confirm_s=0, deadline_s=60),
+            energy_s=0, longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": _ALL_DTYPES},
-            limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
-            precision=0.01, warm_up_s=0.03, sampling_s=0.3, other_clocks_s=0.1,
-            energy_s=0, confirm_s=8, deadline_s=120),
+            limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)}, details=False, slow_starts=False,
+            precision=0.01, warm_up_s=0.02, sampling_s=0.15, other_clocks_s=0.05,
+            energy_s=0, longest_call_s=0.05, confirm_s=8, confirm_bytes=2 ** 32, deadline_s=120),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
-            dtypes={"cpu": _ALL_DTYPES, "cuda": _ALL_DTYPES},
-            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
+            dtypes={"cpu": _ALL_DTYPES, "cuda": (*_ALL_DTYPES, FP8)},
+            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)}, details=True, slow_starts=True,
             precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5,
-            energy_s=1.0, confirm_s=30, deadline_s=600),
+            energy_s=1.0, longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600),
 )}
 
 
@@ -124,21 +130,25 @@ def plan(profile_name: str, device: str) -> Plan:
             left_out.append((op.name, scenario, dtype, batch))
             continue
         for variant in op.variants.values():
-            cases.append(Case(variant, scenario, dtype, batch, _refusal(variant, device, inputs)))
+            cases.append(Case(variant, scenario, dtype, batch, _refusal(variant, profile, device, dtype, inputs)))
     return Plan(profile, device, tuple(cases), tuple(left_out))
 
 
 def _problems(profile: Profile, device: str) -> Iterator[tuple[Op, str, str, int]]:
     for op in kernels.ops.values():
-        for scenario in op.scenarios:
-            for dtype in profile.dtypes[device]:
+        for scenario in op.scenarios.values():
+            if scenario.detail and not profile.details:
+                continue
+            for dtype in filter(scenario.dtypes.__contains__, profile.dtypes[device]):
                 for batch in profile.batches:
-                    yield op, scenario, dtype, batch
+                    yield op, scenario.name, dtype, batch
 
 
-def _refusal(variant: Variant, device: str, inputs) -> tuple[str, str] | None:
+def _refusal(variant: Variant, profile: Profile, device: str, dtype: str, inputs) -> tuple[str, str] | None:
     unsupported = variant.why_unsupported(*inputs)
     if unsupported:
         return UNSUPPORTED, unsupported
-    not_here = variant.why_not_here(device)
+    not_here = variant.why_not_here(device, dtype)
+    if variant.slow_start and not profile.slow_starts:
+        not_here = not_here or "takes seconds to compile for each shape: PROFILE=full times it"
     return (NOT_HERE, not_here) if not_here else None

@@ -1,5 +1,5 @@
 """What ends a command in one line."""
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """What was wrong with the call, and what to do, in a line."""

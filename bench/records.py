@@ -18,7 +18,7 @@ OUT_OF_MEMORY = "out of memory"
 CRASHED = "crashed"              # took its process with it
 HUNG = "hung"                    # was not done by its deadline
 UNSUPPORTED = "unsupported"      # declared by the variant
-NOT_HERE = "not timed here"      # needs a device or a compiler that this machine lacks
+NOT_HERE = "not timed here"      # needs a device, a compiler or more time than this run has
 NOT_REACHED = "not reached"      # planned, and the run ended before it, or it was given up
 
 STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
@@ -46,7 +46,8 @@ class Record:
     `samples_s` are the raw rounds of the first clock, each the mean of `iterations` calls in a row. `facts` is what
     else was recorded: clock, precision, discarded (samples), clocks (each clock's median_s, precision and samples, or
     why it has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative, Frobenius),
-    error_of_tolerance, flops, least_bytes, bound (regime, least_s, share), state, energy_j.
+    error_of_tolerance, own_tolerance (the variant's, instead of the op's), flops, least_bytes, bound (regime, least_s,
+    share), state, energy_j.
     """
 
     op: str

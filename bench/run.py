@@ -54,7 +54,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             try:
                 capacity = _confirm_memory(isolation, the_plan, document)
                 isolation.close()
-                compiled = _compile_gpu_variants(the_plan, about["cases"])
+                compiled = _static_facts(the_plan, about["cases"])
             except KeyboardInterrupt:
                 ended = INTERRUPTED
         about |= {
@@ -100,7 +100,8 @@ def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tup
             if room is None:
                 return room, []
             print("confirming the memory laws", file=sys.stderr)
-            return room, list(_trials(fresh, records.parse(document), room, longest_s))
+            tried_in = min(room, the_plan.profile.confirm_bytes or room) if the_plan.device == "cpu" else room
+            return room, list(_trials(fresh, records.parse(document), tried_in, longest_s))
     except (WorkerLost, RuntimeError):
         return None, []
 
@@ -113,19 +114,20 @@ def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: fl
             yield row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"}
             continue
         try:
-            yield row | isolation.call("capacity", *row.values(), growth.total)
+            yield row | isolation.call("capacity", *row.values(), growth.total, room)
         except (WorkerLost, RuntimeError) as error:
             yield row | {"why_not": str(error)}
 
 
-def _compile_gpu_variants(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
+def _static_facts(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
     """The static facts of the run's GPU variants, and why they are not complete, if so."""
-    from bench.measure.codegen import compile_in_own_process
+    from bench.measure import static_facts
 
-    print("compiling the GPU variants, then the report", file=sys.stderr)
+    print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
-    variants = dict.fromkeys(case.variant.id for case in the_plan.cases if case.id in chosen)
-    return compile_in_own_process(list(variants), the_plan.profile.dtypes["cuda"])
+    variants = {case.variant.id for case in the_plan.cases if case.id in chosen}
+    facts = static_facts.facts(static_facts.jobs(variants, the_plan.profile.dtypes["cuda"]))
+    return facts.rows, facts.incomplete
 
 
 def _store(document: dict, folder: Path) -> None:

@@ -2,7 +2,9 @@
 import json
 
 import pytest
+import torch
 
+import kernels
 from bench.cases import PROFILES, plan
 from bench.listing import show
 from bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
@@ -11,6 +13,7 @@ from bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
 PINNED = """
 bmm/torch_bmm/attention_scores/float32/B1
 bmm/torch_bmm/attention_values/float32/B3
+bmm/torch_bmm/attention_grad_key/float32/B1
 bmm/torch_bmm/linear_forward/float32/B3
 bmm/torch_bmm/linear_grad_input/float32/B8
 bmm/torch_bmm/linear_grad_weight/float32/B8
@@ -21,10 +24,32 @@ bmm/torch_bmm/skinny_long_k/float32/B64
 bmm/torch_bmm/digits_forward/float32/B256
 bmm/torch_bmm/digits_grad_weight/float32/B1024
 bmm/torch_einsum/tiny_16/float32/B1
+bmm/torch_baddbmm/tiny_16/float32/B1
+bmm/torch_folded/linear_forward/float32/B1
+bmm/torch_compiled/tiny_16/float32/B1
+bmm/torch_scaled_mm/linear_forward/float32/B1
 bmm/triton_tiled/attention_scores/float32/B1
 bmm/numba_cuda_naive/attention_scores/float32/B1
 bmm/numba_cuda_tiled/attention_scores/float32/B1
 bmm/numba_cpu_tiled/attention_scores/float32/B1
+bmm/numba_cpu_naive/square_64/float32/B1
+bmm/numba_cpu_blocked/square_256/float32/B64
+bmm/numba_cpu_tiny/tiny_4/float32/B4096
+bmm/torch_baddbmm/square_128/float32/B64
+bmm/torch_folded/linear_forward/float32/B8
+bmm/torch_compiled/tiny_16/float32/B1
+bmm/triton_naive/tiny_16/float32/B1
+bmm/triton_autotuned/tiny_16/float32/B1
+bmm/triton_persistent_tma/tiny_16/float32/B1
+bmm/triton_warp_specialized/tiny_16/float32/B1
+bmm/triton_split_k/skinny_long_k/float32/B1
+bmm/triton_packed/tiny_16/float32/B1
+bmm/triton_shared_rhs/linear_forward/float32/B1
+bmm/triton_3xbf16/tiny_16/float32/B1
+bmm/triton_6xbf16/tiny_16/float32/B1
+bmm/numba_cuda_register_tile/tiny_16/float32/B1
+bmm/numba_cuda_tiny/tiny_16/float32/B1
+bmm/numba_cuda_mma/tiny_16/float32/B1
 grad_reduce/torch_mean/digits/float32/B4096
 grad_reduce/torch_mean/layer_norm/float32/B1
 grad_reduce/torch_mean/linear_512/float32/B64
@@ -36,10 +61,46 @@ grad_reduce/numba_cpu_parallel/digits/float32/B1
 """.split()
 
 
+PINNED_IN_FULL = """
+bmm/torch_bmm/tiny_8/float32/B4096
+bmm/torch_bmm/tiny_32/float32/B4096
+bmm/torch_scaled_mm/linear_forward/float8_e4m3fn/B1
+""".split()
+
+
 def test_case_ids_are_pinned():
     planned = {case.id for case in plan("quick", "cpu").cases}
     assert set(PINNED) <= planned
     assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in plan("quick", "cuda").cases}
+    assert set(PINNED_IN_FULL) <= {case.id for case in plan("full", "cuda").cases}
+
+
+def test_only_full_takes_the_details_and_the_slow_starts():
+    for name, taken in (("smoke", False), ("quick", False), ("full", True)):
+        cases = plan(name, "cpu").cases
+        assert any(case.scenario == "tiny_8" for case in cases) == taken
+        refusals = {case.refusal for case in cases if case.variant.slow_start and case.dtype == "float32"}
+        assert refusals == {None if taken else (
+            NOT_HERE, "takes seconds to compile for each shape: PROFILE=full times it")}
+
+
+def test_fp8_is_planned_where_it_is_defined():
+    cases = [case for case in plan("full", "cuda").cases if case.dtype == "float8_e4m3fn"]
+    assert {case.op.name for case in cases} == {"bmm"}
+    assert not [case for case in cases if case.scenario.startswith("digits")]
+    refusals = {(case.variant.name, case.scenario): case.refusal for case in cases}
+    assert refusals["torch_scaled_mm", "attention_scores"] is None
+    assert refusals["torch_bmm", "attention_scores"][0] == UNSUPPORTED
+    assert "B column by column" in refusals["torch_scaled_mm", "attention_values"][1]
+
+
+def test_a_gpu_without_fp8_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    refusals = {case.dtype: case.refusal for case in plan("full", "cuda").cases
+                if case.variant.name == "torch_scaled_mm" and case.scenario == "attention_scores"}
+    assert refusals["float8_e4m3fn"] == (NOT_HERE, "fp8 needs sm_89 or newer, and this is sm_80")
+    assert refusals["float16"][0] == UNSUPPORTED
 
 
 def test_case_id_and_its_parts():
@@ -73,9 +134,10 @@ def test_limits_are_kept_and_what_is_over_them_is_named(profile, device):
         assert case.op.flops(*inputs) <= limits.flops and case.op.least_bytes(*inputs) <= limits.bytes
     planned = {case.problem for case in the_plan.cases}
     assert not planned & set(the_plan.left_out)
-    scenarios = sum(len(case_op.scenarios) for case_op in {case.op for case in the_plan.cases})
-    dtypes, batches = PROFILES[profile].dtypes[device], PROFILES[profile].batches
-    assert len(planned) + len(the_plan.left_out) == scenarios * len(dtypes) * len(batches)
+    dtypes, batches = set(PROFILES[profile].dtypes[device]), PROFILES[profile].batches
+    problems = sum(len(dtypes.intersection(scenario.dtypes)) * len(batches) for op in kernels.ops.values()
+                   for scenario in op.scenarios.values() if profile == "full" or not scenario.detail)
+    assert len(planned) + len(the_plan.left_out) == problems
 
 
 def test_full_has_the_designs_batches():

@@ -15,7 +15,8 @@ def make(*arguments):
 def test_bare_make_prints_help():
     done = make()
     assert done.returncode == 0
-    for words in ("make bench", "make test", "PROFILE=smoke|quick|full", "DEVICE=auto|cpu|cuda", "K=", "VENV="):
+    for words in ("make bench", "make test", "make tune", "make codegen",
+                  "PROFILE=smoke|quick|full", "DEVICE=auto|cpu|cuda", "K=", "VENV="):
         assert words in done.stdout
 
 

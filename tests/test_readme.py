@@ -42,5 +42,5 @@ def test_links_lead_somewhere(document):
 
 def test_every_setting_of_the_makefile_is_in_the_readme():
     settings = re.findall(r"^([A-Z]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    assert len(settings) == 7
+    assert len(settings) == 8
     assert not [name for name in settings if f"`{name}`" not in README]

@@ -23,6 +23,8 @@ def confirm(variant: Variant, scenario: str, dtype: str, law: Law, device: str, 
     Returns:
         room_bytes, predicted (the batch) and fits: {"95%": True or False, "105%": ...}; or why_not.
     """
+    if variant.slow_start:
+        return {"why_not": "what it compiles for each batch takes memory of its own"}
     memory.return_freed_memory()
     _fits(variant, scenario, dtype, 1, device)  # what it imports and compiles is not to be taken out of the room
     if room_bytes is not None and device == "cpu":
