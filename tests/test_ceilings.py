@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases import CLOCKS
-from bench.measure import ceilings, hardware
+from bench.measure import ceilings, fma, hardware
 from bench.measure.sampling import Effort, Samples
 from bench.records import INVALID, NotMeasured
 
@@ -28,7 +28,7 @@ def small(monkeypatch):
 def test_every_ceiling_is_measured():
     found = ceilings.measure("cpu", ("float16", "bfloat16", "float64"), QUICK)
     best = found["best"]
-    assert set(found) == {*RATES, "cache_bytes", "matmul_flops_per_s", "launch_s", "best"}
+    assert set(found) == {*RATES, "cache_bytes", "matmul_flops_per_s", "fma_flops_per_s", "launch_s", "best"}
     assert set(best) == {*RATES, "matmul_flops_per_s"}
     assert found["cache_bytes"] == CACHE_BYTES
     assert set(found["matmul_flops_per_s"]) == {"float16", "bfloat16", "float64", "float32"}
@@ -80,6 +80,7 @@ def work_by_clock(monkeypatch):
         return {"median": 0.5, "best": 0.25}
 
     monkeypatch.setattr(ceilings, "_seconds", seconds)
+    monkeypatch.setattr(fma, "DTYPES", ())  # it calls nothing through torch
     return seen
 
 
@@ -102,6 +103,22 @@ def test_operations_are_those_of_the_product_in_its_dtype(work_by_clock):
     assert products == {"float32": 2 * 32 ** 3, "float64": 2 * 48 ** 3, "float16": 2 * 16 ** 3}
     assert found["matmul_flops_per_s"] == {dtype: flops / 0.5 for dtype, flops in products.items()}
     assert found["best"]["matmul_flops_per_s"] == 2 * 48 ** 3 / 0.25
+
+
+def test_multiply_adds_are_counted_and_raise_the_best_rate(monkeypatch):
+    monkeypatch.setattr(fma, "launch", lambda dtype: (lambda: None, {"float32": 8e9, "float64": 4e9}[dtype]))
+    monkeypatch.setattr(ceilings, "_seconds", lambda *_: {"median": 0.5, "best": 0.25})
+    found = ceilings.measure("cpu", (), QUICK)
+    assert found["fma_flops_per_s"] == {"float32": 16e9, "float64": 8e9}
+    assert found["best"]["matmul_flops_per_s"] == 32e9
+
+
+@pytest.mark.skipif(fma.why_not() is not None, reason="needs Numba")
+@pytest.mark.parametrize("dtype", fma.DTYPES)
+def test_a_multiply_add_call_writes_every_tile(dtype):
+    call, flops = fma.launch(dtype)
+    call()
+    assert flops > 1e8
 
 
 def test_products_multiply_no_zeros():
