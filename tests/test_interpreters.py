@@ -19,16 +19,33 @@ def _why_not(backend):
     return backends.why_absent(backend)
 
 
-@pytest.mark.parametrize("backend", backends.INTERPRETED_BACKENDS)
-def test_gpu_variants_are_right_when_interpreted(backend):
+CHILDREN = [(backend, file) for backend in backends.INTERPRETED_BACKENDS
+            for file in ("tests/test_variants.py", "tests/test_properties.py")]
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    """All of them at once, each a process of its own: on two cores that is half the time."""
+    folder = tmp_path_factory.mktemp("children")
+    started = {}
+    for number, (backend, file) in enumerate(child for child in CHILDREN if not _why_not(child[0])):
+        output = folder / str(number)
+        with output.open("w") as stream:
+            started[backend, file] = output, subprocess.Popen(
+                [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider", "--no-header", "-rN"],
+                env=os.environ | backends.interpreter_environment(backend), stdout=stream, stderr=stream)
+    yield started
+    for _, process in started.values():
+        process.kill()
+
+
+@pytest.mark.parametrize("backend, file", CHILDREN)
+def test_gpu_variants_are_right_when_interpreted(children, backend, file):
     if _why_not(backend):
         pytest.skip(_why_not(backend))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_variants.py", "tests/test_properties.py",
-         "-p", "no:cacheprovider", "--no-header", "-rN"],
-        env=os.environ | backends.interpreter_environment(backend), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    output, process = children[backend, file]
+    assert process.wait() == 0, output.read_text()
+    assert " passed" in output.read_text()
 
 
 def test_every_variant_is_run_somewhere():

@@ -16,8 +16,8 @@ _SOURCES = ("tuned", "tuned nearby", "rule")
 _SHOWN_ARCHITECTURE = 90  # for a machine without a GPU; with one, its own
 
 
-def table(run: Run, op: str, style: Style) -> str:
-    """Every variant of the op in the run, from the lowest rung up."""
+def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
+    """Every variant of the op in the run, from the lowest rung up; `compiled`: with its example's compiled facts."""
     variants = {name: facts for name, facts in run.about["variants"].items() if name.startswith(f"{op}/")}
     records = [record for record in run.records if record.op == op]
     rows = []
@@ -28,8 +28,9 @@ def table(run: Run, op: str, style: Style) -> str:
             variants[name]["idea"] + (_OWN_BOUND if variants[name]["own_tolerance"] else ""),
             _gain(ladder.over_rung_below(records, name, below)) if below else "",
             _gain(ladder.over_opponent(records, name)) or _why_not(records, name),
-            _static(run, name)])
-    return style.render(["rung", "idea", "over the rung below", "over PyTorch's fastest", "compiled"], rows)
+            *([_static(run, name)] if compiled else [])])
+    return style.render(["rung", "idea", "over the rung below", "over PyTorch's fastest",
+                         *(["compiled"] if compiled else [])], rows)
 
 
 def configurations(run: Run, op: str, style: Style) -> str | None:

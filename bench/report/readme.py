@@ -30,6 +30,8 @@ def terminal(run: Run) -> str:
         table = tables.comparison(records, tables.PLAIN, run.about["ceilings"])
         if table:
             parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
+    parts += [f"The ladder of {op}\n{ladder.table(run, op, tables.PLAIN, compiled=False)}"
+              for op in tables.unique(record.op for record in run.records)]
     rest = tables.not_measured(run, tables.PLAIN)
     if rest:
         parts.append(f"Without a time\n{rest}")
