@@ -62,7 +62,7 @@ PROFILES = {profile.name: profile for profile in (
             precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03,
             energy_s=0, longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
-            dtypes={"cpu": ("float32",), "cuda": _ALL_DTYPES},
+            dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
             limits={"cpu": Limits(3e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)}, details=False, slow_starts=False,
             precision=0.01, warm_up_s=0.02, sampling_s=0.15, other_clocks_s=0.05,
             energy_s=0, longest_call_s=0.05, confirm_s=8, confirm_bytes=2 ** 32, deadline_s=120),

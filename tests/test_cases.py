@@ -71,7 +71,7 @@ bmm/torch_scaled_mm/linear_forward/float8_e4m3fn/B1
 def test_case_ids_are_pinned():
     planned = {case.id for case in plan("quick", "cpu").cases}
     assert set(PINNED) <= planned
-    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in plan("quick", "cuda").cases}
+    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in plan("full", "cuda").cases}
     assert set(PINNED_IN_FULL) <= {case.id for case in plan("full", "cuda").cases}
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
     refusals = {case.variant.name: case.refusal for case in plan("smoke", "cpu").cases}
     assert refusals["triton_tiled"] == (NOT_HERE, "needs CUDA")
     assert refusals["torch_bmm"] is None
-    on_cuda = {case.variant.name: case.refusal for case in plan("quick", "cuda").cases if case.dtype == "bfloat16"}
+    on_cuda = {case.variant.name: case.refusal for case in plan("full", "cuda").cases if case.dtype == "bfloat16"}
     status, reason = on_cuda["numba_cuda_naive"]
     assert status == UNSUPPORTED and "bfloat16 is not among its dtypes" in reason
     assert on_cuda["triton_tiled"] is None

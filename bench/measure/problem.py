@@ -56,10 +56,12 @@ def launched_with(variant: Variant, config: Mapping | None) -> Variant:
     return replace(variant, function=function)
 
 
-def configured(variant: Variant, inputs: Tensors) -> dict:
+def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None) -> dict:
     """The configuration that a variant takes for these inputs, and where it has it from; {} if it has but one."""
     if not variant.tunable:
         return {}
+    if config is not None:
+        return {"config": dict(config), "config_source": "asked for"}
     choice = variant.tunable.look_up(*inputs)
     return {"config": dict(choice.config), "config_source": choice.source}
 

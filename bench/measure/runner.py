@@ -127,7 +127,7 @@ class Runner:
             "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
             "own_tolerance": variant.tolerance is not None,
             "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
-            **configured(variant, inputs),
+            **configured(variant, inputs, task.configs.get(label)),
         })
 
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, _Entry], problem: Problem,
@@ -169,11 +169,7 @@ class Runner:
 
     def _require_quick(self, launch: Callable, longest_s: float) -> None:
         """Raise unless a call, compiled by now, takes at most so long."""
-        start_s = self._hardware.now_s()
-        launch()
-        self._hardware.synchronize()
-        call_s = self._hardware.now_s() - start_s
-        if call_s > longest_s:
+        if self._timed(launch) > longest_s:
             raise NotMeasured(NOT_HERE, f"a call takes over {units.duration(longest_s)}, the most that this profile "
                                         "has time for: PROFILE=full times it")
 
@@ -182,19 +178,20 @@ class Runner:
 
         The first call may compile; on a CPU the heap takes a dozen of them to have a warm place for each output.
         """
-        now_s, fastest_s = self._hardware.now_s, math.inf
-        launch()
-        self._hardware.synchronize()
-        start_s = now_s()
+        self._timed(launch)
+        start_s, fastest_s = self._hardware.now_s(), math.inf
         for calls in itertools.count(1):
-            before_s = now_s()
-            launch()
-            self._hardware.synchronize()
-            after_s = now_s()
-            fastest_s = min(fastest_s, after_s - before_s)
-            spent_s = after_s - start_s
+            fastest_s = min(fastest_s, self._timed(launch))
+            spent_s = self._hardware.now_s() - start_s
             if spent_s >= seconds and (calls >= _WARM_CALLS or spent_s >= 10 * seconds):
                 return max(fastest_s, 1e-9)
+
+    def _timed(self, launch: Callable) -> float:
+        """Seconds of one call, until the device is done."""
+        start_s = self._hardware.now_s()
+        launch()
+        self._hardware.synchronize()
+        return self._hardware.now_s() - start_s
 
     def _energy(self, label: str, entry: _Entry, seconds: float) -> float | None:
         """Joules a call over a window of back-to-back calls; None where the device does not count them."""

@@ -1,0 +1,51 @@
+"""A variant as a task launches it: with a configuration of its own, and not where a call takes too long."""
+import contextlib
+
+import pytest
+
+import kernels
+from bench.measure.isolation import Isolation
+from bench.measure.problem import configured, launched_with
+from bench.measure.sampling import Effort
+from bench.measure.task import Task
+from bench.records import MEASURED, NOT_HERE
+
+EFFORT = Effort(precision=0.5, seconds=0.01)
+BLOCKED = kernels.ops["bmm"].variants["numba_cpu_blocked"]
+INPUTS = BLOCKED.op.make_inputs("tiny_16", 4, "float32", "cpu")
+
+
+def _task(entries, **more):
+    return Task("bmm", "tiny_16", "float32", 4, entries, ("host",), EFFORT, EFFORT, warm_up_s=0.001, **more)
+
+
+@pytest.fixture(scope="module")
+def isolation():
+    with contextlib.closing(Isolation("cpu", 60)) as found:
+        yield found
+
+
+def test_a_call_over_the_longest_is_a_row(isolation):
+    outcome = isolation.measure(_task((("it", "torch_bmm"),), longest_call_s=1e-9))["it"]
+    assert outcome.status == NOT_HERE and outcome.reason.endswith("PROFILE=full times it")
+
+
+@pytest.mark.skipif(BLOCKED.why_not_here("cpu") is not None, reason="needs Numba")
+def test_a_task_times_the_configurations_that_it_names(isolation):
+    configs = {name: {"rows": 3, "columns": columns, "depth": 5, "pack": False}
+               for name, columns in (("a", 7), ("b", 9))}
+    outcomes = isolation.measure(_task(tuple((name, "numba_cpu_blocked") for name in configs), configs=configs))
+    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(configs, MEASURED)
+    assert outcomes["a"].facts["config"] == configs["a"] and outcomes["a"].facts["config_source"] == "asked for"
+
+
+def test_a_variant_of_one_configuration_has_none_to_show():
+    assert configured(kernels.ops["bmm"].variants["torch_bmm"], INPUTS) == {}
+    assert configured(BLOCKED, INPUTS)["config_source"] in ("tuned", "tuned nearby", "rule")
+
+
+def test_a_forced_configuration_does_not_outlive_its_call():
+    before = BLOCKED.tunable.choose(*INPUTS)
+    forced = launched_with(BLOCKED, {"rows": 2, "columns": 16, "depth": 4, "pack": True})
+    assert forced(*INPUTS).shape == (4, 16, 16)
+    assert BLOCKED.tunable.choose(*INPUTS) == before
