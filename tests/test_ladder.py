@@ -115,6 +115,20 @@ def _tuned(source):
                   {"backend": "torch", "config": {"BLOCK": 1}, "config_source": source})
 
 
+def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
+    run = _run(compiled=[compiled_row(variant="bmm/numba_never")])
+    assert "compiled, not yet run" in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
+    on_a_gpu = Run(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
+    assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
+
+
+def test_a_bar_in_an_idea_does_not_end_its_cell():
+    run = _run()
+    run.about["variants"]["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
+    assert r"within 1% of \|a\|\|b\|" in shown.table(run, "bmm", tables.MARKDOWN)
+    assert "within 1% of |a||b|" in shown.table(run, "bmm", tables.PLAIN)
+
+
 def test_where_configurations_came_from_is_said():
     found = {"file": "kernels/bmm/tuning/some.json", "measured": "2026-01-02", "seconds": 12}
     run = Run({"tuning": {"bmm": found}}, {}, (_tuned("tuned"), _tuned("tuned"), _tuned("rule")))

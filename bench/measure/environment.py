@@ -63,10 +63,10 @@ def machine(device: str) -> dict:
 
 
 def revision() -> dict:
-    """The repository's commit and whether the working tree differs from it; commit "unknown" outside git."""
+    """The repository's commit and whether the sources differ from it (reports don't); commit "unknown" outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", ".", ":!reports"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": None}
 

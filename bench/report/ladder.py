@@ -27,7 +27,7 @@ def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
             f"{'· ' * height}{name.partition('/')[2]}",
             variants[name]["idea"] + (_OWN_BOUND if variants[name]["own_tolerance"] else ""),
             _gain(ladder.over_rung_below(records, name, below)) if below else "",
-            _gain(ladder.over_opponent(records, name)) or _why_not(records, name),
+            _gain(ladder.over_opponent(records, name)) or _why_not(run, records, name),
             *([_static(run, name)] if compiled else [])])
     return style.render(["rung", "idea", "over the rung below", "over PyTorch's fastest",
                          *(["compiled"] if compiled else [])], rows)
@@ -50,8 +50,11 @@ def configurations(run: Run, op: str, style: Style) -> str | None:
     return f"{origin}\n\n{table_}"
 
 
-def _why_not(records: Sequence[Record], variant: str) -> str:
-    """What became of a variant that has no gain: "wrong", "not timed here"."""
+def _why_not(run: Run, records: Sequence[Record], variant: str) -> str:
+    """What became of a variant that has no gain: "wrong", "not timed here", "compiled, not yet run"."""
+    if not run.machine.get("gpu") and any(row["variant"] == variant and not row.get("error")
+                                          for row in run.about["compiled"]):
+        return "compiled, not yet run"
     statuses = unique(record.status for record in records if f"{record.op}/{record.variant}" == variant)
     return ", ".join(status for status in statuses if status != UNSUPPORTED or len(statuses) == 1)
 

@@ -13,17 +13,22 @@ from bench.verdicts import ladder, roofline
 
 @dataclass(frozen=True)
 class Style:
-    """Markdown for the report's file, plain for the terminal: tabulate's format, and how the best cell is marked."""
+    """Markdown for the report's file, plain for the terminal.
+
+    tabulate's format, how the best cell is marked, and how a bar inside a cell is written.
+    """
 
     table_format: str
     best: str
+    bar: str
 
     def render(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        return tabulate(list(rows), headers=list(headers), tablefmt=self.table_format, disable_numparse=True)
+        escaped = [[cell.replace("|", self.bar) for cell in row] for row in rows]
+        return tabulate(escaped, headers=list(headers), tablefmt=self.table_format, disable_numparse=True)
 
 
-MARKDOWN = Style("github", "**{}**")
-PLAIN = Style("simple", "{} *")
+MARKDOWN = Style("github", "**{}**", r"\|")
+PLAIN = Style("simple", "{} *", "|")
 
 
 def comparison(records: Sequence[Record], style: Style, ceilings: Mapping | None = None) -> str | None:
