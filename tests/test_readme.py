@@ -19,6 +19,14 @@ def test_the_table_is_the_stored_runs():
     assert table in (EVIDENCE / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_ladder_is_the_stored_runs():
+    rungs = [line.strip("| ").split(" | ") for line in README.partition("| rung | idea ")[2].splitlines()[2:]
+             if line.startswith("|")][:4]
+    stored = [[cell.strip() for cell in line.split("|")[1:5]]
+              for line in (EVIDENCE / "README.md").read_text(encoding="utf-8").splitlines()]
+    assert len(rungs) == 4 and all(rung in stored for rung in rungs)
+
+
 def test_the_a_a_figure_is_the_stored_one():
     figure = re.search(r"^> (A/A by .*?)\n\n", METHODOLOGY, re.MULTILINE | re.DOTALL).group(1).replace("\n> ", " ")
     document = json.loads((EVIDENCE / a_a.FILE_NAME).read_text(encoding="utf-8"))

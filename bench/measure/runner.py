@@ -168,8 +168,8 @@ class Runner:
         return errors
 
     def _require_quick(self, launch: Callable, longest_s: float) -> None:
-        """Raise unless a call, compiled by now, takes at most so long."""
-        if self._timed(launch) > longest_s:
+        """Raise unless a call, compiled by now, takes at most so long; of three the quickest, if it must be."""
+        if all(self._timed(launch) > longest_s for _ in range(3)):
             raise NotMeasured(NOT_HERE, f"a call takes over {units.duration(longest_s)}, the most that this profile "
                                         "has time for: PROFILE=full times it")
 
