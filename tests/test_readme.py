@@ -20,7 +20,8 @@ def test_the_table_is_the_stored_runs():
 
 
 def test_the_ladder_is_the_stored_runs():
-    rungs = [line.strip("| ").split(" | ") for line in README.partition("| rung | idea ")[2].partition("\n\n")[0].splitlines()[2:]]
+    table = README.partition("| rung | idea ")[2].partition("\n\n")[0]
+    rungs = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     stored = [[cell.strip() for cell in line.split("|")[1:5]]
               for line in (EVIDENCE / "README.md").read_text(encoding="utf-8").splitlines()]
     assert len(rungs) == 4 and all(rung in stored for rung in rungs)
