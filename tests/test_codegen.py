@@ -40,15 +40,17 @@ def test_no_configuration_shipped_for_sm_90_spills():
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 @pytest.mark.parametrize("architecture, instruction", [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")])
-def test_products_of_narrow_types_use_the_tensor_cores(architecture, instruction):
+def test_products_of_bf16_and_fp16_use_the_tensor_cores(architecture, instruction):
     """Of the Triton rungs of bmm; the one for tiny matrices says itself why it takes the smaller instruction."""
     products = [row for row in ROWS if row["example"] and row["architecture"] == architecture
-                and row["variant"].startswith("bmm/triton_") and row["dtype"] in ("float16", "bfloat16")
+                and row["variant"].startswith("bmm/triton_")
+                and (row["dtype"] in ("float16", "bfloat16") or row["variant"] in FP32_FROM_BF16)
                 and row["variant"] not in WITHOUT_LARGE_TILES and "_sum" not in row["kernel"]]
     assert products
     assert {row["variant"] for row in products if row["matrix_instruction"] != instruction} == set()
 
 
+FP32_FROM_BF16 = ("bmm/triton_3xbf16", "bmm/triton_6xbf16")
 WITHOUT_LARGE_TILES = ("bmm/triton_packed",)
 
 
@@ -163,3 +165,9 @@ def test_a_launcher_that_launches_nothing_is_an_error():
     assert isinstance(variant.op, Op)
     with pytest.raises(RuntimeError, match="launched no kernel"):
         codegen.compile_variant(variant, (torch.empty(3, 0),), 90)
+
+
+@pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
+def test_warp_specialisation_engages_where_the_report_says_so():
+    engaged = {(row["variant"], row["architecture"]) for row in ROWS if row["warp_specialized"]}
+    assert engaged == {("bmm/triton_warp_specialized", 90), ("bmm/triton_warp_specialized", 100)}
