@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def machine(device: str) -> dict:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(_VERSIONS),
         "revision": revision(),
     }
     if torch.cuda.is_available():
@@ -76,9 +77,10 @@ def _git(*args: str) -> str:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The version of each package, or "not installed"."""
     found = {}
-    for name in _VERSIONS:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

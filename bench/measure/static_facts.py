@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from bench.measure import codegen, sass
+from bench.measure import codegen, environment, sass
 from kernels.device import FP8_FROM
 from kernels.op import FP8, Variant
 
@@ -48,13 +47,7 @@ class Facts:
 
 def toolchain() -> dict[str, str]:
     """The versions that compiled code depends on (Triton brings its own assembler)."""
-    found = {}
-    for name in _TOOLS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    return environment.versions(_TOOLS)
 
 
 def pin_file() -> Path:

@@ -5,8 +5,8 @@ tolerance at K = 1 and less with every product more; its own is wider by that on
 whose low parts underflow. Three tf32 products take the tensor cores as long, tf32 being half as fast, and leave out
 eight times as much.
 
-The peak is 132 TFLOP/s of bf16's 790, twice the 67 of FMAs. A tile is 64x128, so that two programs share an SM (234
-registers at 4 warps, sm_90), and one splits while the other multiplies.
+By an H200's datasheet the peak is 165 TFLOP/s, a sixth of bf16's 989, and FMAs' is 67. A tile is 64x128, so that two
+programs share an SM (234 registers at 4 warps, sm_90), and one splits while the other multiplies.
 """
 from kernels.bmm import bmm
 from kernels.bmm._split_bf16 import split_product, split_tolerance, split_tunable
