@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kernels import backends
-from kernels.bmm._cpu_lanes import FEATURES, VECTOR_BYTES
-from kernels.bmm._cpu_vectors import TILE_ROWS, TILE_VECTORS
+from kernels.cpu_lanes import FEATURES, VECTOR_BYTES
+from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
 
 pytestmark = [
     pytest.mark.skipif(backends.why_absent("numba_cpu") is not None, reason="Numba is not installed"),

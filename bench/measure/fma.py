@@ -20,9 +20,9 @@ def why_not() -> str | None:
 
 def launch(dtype: str) -> tuple[Callable, float]:
     """A call that keeps every thread's units busy, and its floating-point operations."""
-    from kernels.bmm._cpu_lanes import lanes_of
-    from kernels.bmm._cpu_tasks import run, shares
-    from kernels.bmm._cpu_vectors import TILE_ROWS, TILE_VECTORS
+    from kernels.cpu_lanes import lanes_of
+    from kernels.cpu_tasks import run, shares
+    from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
 
     width = TILE_VECTORS * lanes_of(getattr(torch, dtype).itemsize)
     tasks = _TILES * numba.get_num_threads()
@@ -37,9 +37,9 @@ def launch(dtype: str) -> tuple[Callable, float]:
 
 @functools.cache
 def _compiled(dtype: str):
-    from kernels.bmm._cpu_lanes import lanes_of
-    from kernels.bmm._cpu_tasks import compiled
-    from kernels.bmm._cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
+    from kernels.cpu_lanes import lanes_of
+    from kernels.cpu_tasks import compiled
+    from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
 
     element, size = getattr(numba, dtype)(0), getattr(torch, dtype).itemsize
     width = TILE_VECTORS * lanes_of(size)

@@ -15,9 +15,9 @@ import torch
 
 from kernels.backends import numba
 from kernels.bmm import bmm
-from kernels.bmm._cpu_lanes import lanes_of
-from kernels.bmm._cpu_tasks import compiled, run, shares
-from kernels.bmm._cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile, transpose_block
+from kernels.cpu_lanes import lanes_of
+from kernels.cpu_tasks import compiled, run, shares
+from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile, transpose_block
 from kernels.tuning import Tunable
 
 ALONE = 2 ** 20  # multiply-adds that one thread does in the time that it takes to start the others

@@ -14,9 +14,9 @@ import torch
 
 from kernels.backends import numba
 from kernels.bmm import bmm
-from kernels.bmm._cpu_lanes import Vectors, cgutils, intrinsic, lanes_of, types
-from kernels.bmm._cpu_tasks import compiled, run, shares
-from kernels.bmm._cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile_function, transpose_function
+from kernels.cpu_lanes import Vectors, cgutils, intrinsic, lanes_of, types
+from kernels.cpu_tasks import compiled, run, shares
+from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile_function, transpose_function
 
 MOST = 32
 ALONE = 2 ** 15  # multiply-adds of vectors that one thread does in the time that it takes to start the others

@@ -6,7 +6,7 @@ The loop over threads is compiled once, whatever runs in it, and calls through a
 from __future__ import annotations
 
 from kernels.backends import numba
-from kernels.bmm._cpu_lanes import intrinsic, ir, types
+from kernels.cpu_lanes import intrinsic, ir, types
 
 
 @intrinsic
