@@ -1,0 +1,93 @@
+"""Gradient statistics: g[B,P] → the mean ḡ[P], squared norms n[B] = ‖g_b‖² and inner products d[B] = g_b·ḡ."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from kernels.draw import Draw
+from kernels.grad_reduce import PROBES as REDUCED
+from kernels.grad_reduce import SCENARIOS, inputs
+from kernels.op import Op, Tensors, distinct_bytes, subnormal_step, unit_roundoff
+from kernels.statistics import accumulator, summed
+
+_CHUNK = 2 ** 22  # elements that the reference holds in fp64 at once
+
+
+def reference(g: torch.Tensor) -> Tensors:
+    """{ḡ, n, d} in fp64. B = 0 gives a mean of NaN and no norms."""
+    mean = g.mean(dim=0, dtype=torch.float64)
+    n = d = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+    for columns, chunk in _chunks(g):
+        n = n + chunk.square().sum(1)
+        d = d + chunk @ mean[columns]
+    return mean, n, d
+
+
+def tolerance(expected: Tensors, g: torch.Tensor) -> Tensors:
+    """How far each of {ḡ, n, d} may be off, with γ(k) = (2√k + 64)·u₃₂ for a blocked sum of k terms.
+
+    ḡ: γ(B)·mean|g|. n_b: γ(P)·n_b. d_b: γ(P)·|g_b|·|ḡ|, and |g_b|·δ where δ is what ḡ may be off.
+    """
+    mean, n, _ = expected
+    over_batch, over_parameters = summed(len(g), g.dtype), summed(g.shape[1], g.dtype)
+    off = over_batch * g.abs().mean(dim=0, dtype=torch.float64)
+    d = torch.zeros_like(n)
+    for columns, chunk in _chunks(g):
+        d = d + chunk.abs() @ (over_parameters * mean[columns].abs() + off[columns])
+    least = subnormal_step(accumulator(g.dtype))
+    # A square under the normal numbers keeps a subnormal step, times the P of them.
+    return off + least + unit_roundoff(accumulator(g.dtype)) * mean.abs(), over_parameters * n + least * (
+        g.shape[1] + 1), d + least * (g.shape[1] + 1)
+
+
+def _chunks(g: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    width = max(1, _CHUNK // max(1, len(g)))
+    for start in range(0, g.shape[1], width):
+        columns = slice(start, start + width)
+        yield columns, g[:, columns].double()
+
+
+def output_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64: of all three."""
+    return accumulator(dtype)
+
+
+def flops(g: torch.Tensor) -> int:
+    """5·B·P: an addition for ḡ, two operations each for n and d."""
+    return 5 * g.numel()
+
+
+def least_bytes(g: torch.Tensor) -> int:
+    """g read once; ḡ, n and d written once."""
+    return distinct_bytes(g) + (g.shape[1] + 2 * g.shape[0]) * output_dtype(g.dtype).itemsize
+
+
+def _large(dtype, device, seed):
+    """Squares near the top of what n can hold."""
+    scale = min(torch.finfo(dtype).max / 4, 5e17)
+    return (Draw(dtype, device, seed).uniform(33, 130, scale=scale).add_(2 * scale),)
+
+
+def _small(dtype, device, seed):
+    """Squares near the smallest normal numbers of n, and in fp16 gradients near its own."""
+    return (Draw(dtype, device, seed).uniform(9, 130, scale=max(1e-17, 4 * torch.finfo(dtype).smallest_normal)),)
+
+
+def _equal(dtype, device, seed):
+    """A batch of one gradient in memory of its own: n = d = ‖ḡ‖², no noise at all."""
+    return (Draw(dtype, device, seed).uniform(1, 301).repeat(70, 1),)
+
+
+def _mean_over_noise(dtype, device, seed):
+    """A mean 300 times its noise: whoever takes n for a variance shows it."""
+    return (Draw(dtype, device, seed).uniform(12, 700).add_(300),)
+
+
+PROBES = {**REDUCED, "large": _large, "small": _small, "equal_samples": _equal, "mean_over_noise": _mean_over_noise}
+
+grad_stats = Op(
+    __name__, signature="g[B,P] → ḡ[P], n[B] = ‖g_b‖², d[B] = g_b·ḡ", inputs=inputs, reference=reference,
+    tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
+    example=("linear_512", 64), baseline="torch_passes", output_dtype=output_dtype,
+)

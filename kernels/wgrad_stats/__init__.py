@@ -1,0 +1,195 @@
+"""Statistics of a linear layer's per-sample weight gradients, from its inputs and output gradients.
+
+X[B,T,I], dY[B,T,O]; sample b's gradient of the weight [O,I] is G_b = dY_bᵀ X_b, summed over its T tokens. The result
+is the mean ḡ[O,I], the squared norms n[B] = ‖G_b‖² and the inner products d[B] = ⟨G_b, ḡ⟩. Nothing asks for the B
+gradients themselves, which are I·O/(T·(I+O)) times as large as what they are made of.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from kernels import digits
+from kernels.draw import Draw
+from kernels.op import Op, Scenario, Tensors, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.statistics import accumulator, summed
+
+_CHUNK = 2 ** 23  # elements of per-sample gradients that the reference holds in fp64 at once
+
+
+@dataclass(frozen=True)
+class LayerScenario(Scenario):
+    """sizes has T, I, O. `data` gives real inputs and output gradients."""
+
+    data: Callable[[int, torch.dtype, str, int], Tensors] | None = None
+
+
+def _digits(batch, dtype, device, seed):
+    x, dy = digits.hidden_layer(batch, dtype, device, seed)
+    return x[:, None], dy[:, None]
+
+
+SCENARIOS = (
+    LayerScenario("digits_hidden", "real: the digits MLP's hidden layer 64 → 128, one token a sample",
+                  {"T": 1, "I": 64, "O": 128}, data=_digits),
+    LayerScenario("linear_512_T1", "a 512 → 512 layer, one token a sample", {"T": 1, "I": 512, "O": 512}),
+    LayerScenario("linear_512_T16", "a 512 → 512 layer, 16 tokens a sample", {"T": 16, "I": 512, "O": 512}),
+    LayerScenario("linear_512_T128", "a 512 → 512 layer, 128 tokens a sample", {"T": 128, "I": 512, "O": 512}),
+    LayerScenario("linear_512_T512", "a 512 → 512 layer, 512 tokens a sample", {"T": 512, "I": 512, "O": 512},
+                  detail=True),
+    LayerScenario("linear_1024_T256", "a 1024 → 1024 layer, 256 tokens a sample", {"T": 256, "I": 1024, "O": 1024},
+                  detail=True),
+    LayerScenario("gpt2_mlp_T256", "GPT-2 small's first MLP layer 768 → 3072, 256 tokens a sample",
+                  {"T": 256, "I": 768, "O": 3072}, detail=True),
+    LayerScenario("odd_37x127x257", "odd sizes: nothing divides a tile", {"T": 37, "I": 127, "O": 257}),
+)
+
+
+def inputs(scenario: LayerScenario, batch: int, dtype: torch.dtype, device: str, seed: int) -> Tensors:
+    """X[B,T,I] and dY[B,T,O]: real, or X normal and dY = X E/√I plus unit noise, so that the samples share a direction.
+
+    E is one fixed normal matrix; without it ḡ would be noise alone.
+    """
+    if scenario.data:
+        return scenario.data(batch, dtype, device, seed)
+    tokens, i, o = (scenario.sizes[name] for name in "TIO")
+    draw = Draw(dtype, device, seed)
+    x, dy = draw.normal(batch, tokens, i), draw.normal(batch, tokens, o)
+    if device == "meta":
+        return x, dy
+    return x, dy.add_(x @ draw.normal(i, o, scale=0.3 / i ** 0.5))
+
+
+def reference(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
+    """{ḡ, n, d} in fp64. B = 0 gives a mean of NaN and no norms."""
+    mean = _mean(x.double(), dy.double())
+    n, d = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
+    for samples, gradients in _gradients(x, dy):
+        n[samples], d[samples] = gradients.square().sum((1, 2)), (gradients * mean).sum((1, 2))
+    return mean, n, d
+
+
+def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor) -> Tensors:
+    """How far each of {ḡ, n, d} may be off; γ(k) = (2√k + 64)·u₃₂ for a blocked sum of k terms.
+
+    An element of G_b is a sum of T products, off by (T+1)·u₃₂·A_b at most, A_b = |dY_b|ᵀ|X_b| (Higham, Accuracy and
+    Stability of Numerical Algorithms, 2nd ed., §3.5). So with e = (T+1)·u₃₂:
+    ḡ: (e + γ(B))·mean A. n_b: 2e·‖G_b‖·‖A_b‖ + e²·‖A_b‖² + γ(IO)·n_b.
+    d_b: e·‖A_b‖·‖ḡ‖ + ‖G_b‖·δ + γ(IO)·‖G_b‖·‖ḡ‖, δ what ‖ḡ‖ may be off. ‖A_b‖ is taken at its bound Σ_t ‖x_t‖·‖dy_t‖.
+    """
+    mean, n, _ = expected
+    out = accumulator(x.dtype)
+    product = (x.shape[1] + 1) * unit_roundoff(out)
+    over_batch, over_parameters = summed(len(x), x.dtype), summed(mean.numel(), x.dtype)
+    least = subnormal_step(out) * (mean.numel() + 1)
+    off = (product + over_batch) * _mean(x.double().abs(), dy.double().abs())
+    magnitude = (x.double().norm(dim=2) * dy.double().norm(dim=2)).sum(1)
+    norm, norm_of_mean = n.sqrt(), mean.norm()
+    n_off = (2 * norm + product * magnitude) * product * magnitude + over_parameters * n
+    d_off = product * magnitude * norm_of_mean + norm * off.norm() + over_parameters * norm * norm_of_mean
+    return off + least, n_off + least, d_off + least
+
+
+def _mean(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    return dy.flatten(0, 1).T @ x.flatten(0, 1) / len(x)
+
+
+def _gradients(x: torch.Tensor, dy: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The per-sample gradients [b,O,I] in fp64, so many samples at a time as fit the chunk."""
+    count = max(1, _CHUNK // max(1, x.shape[2] * dy.shape[2]))
+    for start in range(0, len(x), count):
+        samples = slice(start, start + count)
+        yield samples, torch.bmm(dy[samples].double().mT, x[samples].double())
+
+
+def output_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64: of all three."""
+    return accumulator(dtype)
+
+
+def describe(x: torch.Tensor, dy: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """("float16", (B, T, I, O))."""
+    return dtype_name(x.dtype), (*x.shape, dy.shape[2])
+
+
+def flops(x: torch.Tensor, dy: torch.Tensor) -> int:
+    """2·B·T·I·O: the mean's product. Every way needs that; what n and d cost depends on the way."""
+    return 2 * x.numel() * dy.shape[2]
+
+
+def least_bytes(x: torch.Tensor, dy: torch.Tensor) -> int:
+    """X and dY read once; ḡ, n and d written once."""
+    outputs = x.shape[2] * dy.shape[2] + 2 * len(x)
+    return distinct_bytes(x) + distinct_bytes(dy) + outputs * output_dtype(x.dtype).itemsize
+
+
+def _probe(batch, tokens, i, o, scale=1.0):
+    def make(dtype, device, seed):
+        draw = Draw(dtype, device, seed)
+        return draw.uniform(batch, tokens, i, scale=scale), draw.uniform(batch, tokens, o, scale=scale)
+    return make
+
+
+def _sliced(dtype, device, seed):
+    """Every second sample and token of X, an inner window of dY's outputs."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(6, 10, 9)[::2, ::2], draw.uniform(3, 5, 12)[:, :, 2:9]
+
+
+def _tokens_first(dtype, device, seed):
+    """[T, B, size] in memory, as sequence-first models have it."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(5, 3, 8).transpose(0, 1), draw.uniform(5, 3, 7).transpose(0, 1)
+
+
+def _features_last_but_one(dtype, device, seed):
+    """Features along memory's slow dimension, as a convolution's unfolded patches are."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(3, 9, 6).mT, draw.uniform(3, 10, 6).mT
+
+
+def _equal(dtype, device, seed):
+    """One sample seen as a batch of five (stride 0): n = d = ‖ḡ‖², no noise at all."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(1, 4, 10).expand(5, -1, -1), draw.uniform(1, 4, 11).expand(5, -1, -1)
+
+
+def _scaled(scale_of):
+    """Elements of X and dY so large, or so small, that n comes near the end of what fp32 can hold."""
+    def make(dtype, device, seed):
+        return _probe(3, 5, 16, 17, scale=scale_of(torch.finfo(dtype)))(dtype, device, seed)
+    return make
+
+
+# The last ones walk several tiles of the usual sizes, and more samples than grid.y or grid.z can count.
+PROBES = {
+    "ragged": _probe(3, 5, 19, 17),
+    "one_token": _probe(7, 1, 21, 18),
+    "one_sample": _probe(1, 6, 9, 11),
+    "one_element": _probe(1, 1, 1, 1),
+    "sliced": _sliced,
+    "tokens_first": _tokens_first,
+    "features_strided": _features_last_but_one,
+    "equal_samples": _equal,
+    "large": _scaled(lambda info: min(info.max / 4, 2e8)),
+    "small": _scaled(lambda info: max(info.smallest_normal * 4, 1e-8)),
+    "empty_batch": _probe(0, 5, 6, 7),
+    "no_tokens": _probe(3, 0, 6, 7),
+    "empty_inputs": _probe(2, 5, 0, 7),
+    "empty_outputs": _probe(2, 5, 6, 0),
+    "long": _probe(2, 150, 20, 18),
+    "tiles": _probe(3, 40, 130, 150),
+    "tiles_one_token": _probe(70, 1, 130, 150),
+    "many_tiles": _probe(9, 70, 300, 531),
+    "many_samples": _probe(4099, 3, 33, 17),
+    "batch_over_65535": _probe(65537, 2, 3, 5),
+}
+
+wgrad_stats = Op(
+    __name__, signature="X[B,T,I], dY[B,T,O] → ḡ[O,I], n[B] = ‖G_b‖², d[B] = ⟨G_b,ḡ⟩, where G_b = dY_bᵀ X_b",
+    inputs=inputs, reference=reference, tolerance=tolerance, flops=flops, least_bytes=least_bytes,
+    scenarios=SCENARIOS, probes=PROBES, example=("linear_512_T128", 64), baseline="torch_materialize",
+    describe=describe, output_dtype=output_dtype,
+)
