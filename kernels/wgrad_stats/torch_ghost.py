@@ -2,11 +2,9 @@
 
 Nothing of size B·O·I is written; instead 2·B·T²·(I+O) operations and two Grams of T² a sample (Goodfellow,
 arXiv:1510.01799, for T = 1; Li et al., arXiv:2110.05679, §4, for sequences). The sum is signed: where the tokens of a
-sample cancel, so do its terms, and their rounding stays. So it is held to a bound on its own terms, γ·(Σ_t ‖x_t‖‖dy_t‖)²
-with γ = (I + O + 2T + 64)·u₃₂, and its Grams are fp32 whatever the inputs are.
+sample cancel, so do its terms, and their rounding stays. So it is held to a bound on its own terms,
+γ·(Σ_t ‖x_t‖‖dy_t‖)² with γ = (I + O + 2T + 64)·u₃₂, and its Grams are fp32 whatever the inputs are.
 """
-import torch
-
 from kernels.op import unit_roundoff
 from kernels.statistics import accumulator
 from kernels.wgrad_stats import tolerance as exact
