@@ -67,6 +67,40 @@ class Vectors:
                                [self.vector, address.type, ir.IntType(32), bits])
         return build.call(store, [value, address, ir.IntType(32)(self.bytes), mask])
 
+    def load_wide(self, build, address, stored, mask=None):
+        """A vector of numbers from an integer address where they lie as `stored`: "float16" and "bfloat16" widened."""
+        if stored not in ("float16", "bfloat16"):
+            return self.load(build, build.inttoptr(address, self.pointer), mask)
+        half, word = ir.IntType(16), ir.IntType(32)
+        bits = ir.VectorType(half, self.lanes)
+        pointer = build.inttoptr(address, bits.as_pointer())
+        if mask is None:
+            loaded = build.load(pointer, align=2)
+        else:
+            load = self._declared(f"llvm.masked.load.v{self.lanes}i16.p0", bits,
+                                  [pointer.type, word, ir.VectorType(self.bit, self.lanes), bits])
+            loaded = build.call(load, [pointer, word(2), mask, ir.Constant(bits, None)])
+        if stored == "float16":
+            return build.fpext(build.bitcast(loaded, ir.VectorType(ir.HalfType(), self.lanes)), self.vector)
+        wide = ir.VectorType(word, self.lanes)
+        upper = build.shl(build.zext(loaded, wide), ir.Constant(wide, [16] * self.lanes))  # bf16 is half a float32
+        return build.bitcast(upper, self.vector)
+
+    def prefetch(self, build, address):
+        """Ask for the line at an integer address; nothing happens where there is none."""
+        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = self._declared("llvm.prefetch.p0", ir.VoidType(), [pointer, word, word, word])
+        build.call(function, [build.inttoptr(address, pointer), word(0), word(2), word(1)])
+
+    def total(self, build, vector):
+        """The sum of a vector's lanes, by halves."""
+        width = self.lanes
+        while width > 1:
+            width //= 2
+            upper = self.shuffle(build, vector, vector, [(lane + width) % self.lanes for lane in range(self.lanes)])
+            vector = build.fadd(vector, upper)
+        return build.extract_element(vector, ir.IntType(32)(0))
+
     def splat(self, build, value):
         return self._splat(build, value, self.vector)
 

@@ -86,6 +86,7 @@ def _compiled(dtype, size):
                         tile(pointer(block_a + size * row * stride_am, element), stride_am, stride_ak,
                              pointer(panel_b, element), stride_panel, steps,
                              pointer(rows_c + size * j, element), n, rows, min(panel, width - j), start)
+        scratch[0] = 0  # its last use: Numba frees an array after that, whatever its address is used for
 
     return compiled(blocks, 16)
 
