@@ -10,14 +10,16 @@ PIN     ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
+PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench report list tune codegen aa evidence test lint clean
+.PHONY: help install bench bench-peers report list tune codegen aa evidence test lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
 	@echo
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
+	@echo "  make bench-peers   wgrad_stats (or K) beside Opacus and BackPACK, which it installs first"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
@@ -50,6 +52,14 @@ $(VENV)/.installed: requirements.txt
 
 bench: $(INSTALLED)
 	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+
+$(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
+	@touch $@
+
+bench-peers: $(PEERS)
+	$(if $(VENV),,@echo "VENV is empty: peers that are missing are not installed (pip install --no-deps -r requirements-peers.txt)")
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(or $(K),wgrad_stats)" --out "$(OUT)"
 
 list: $(INSTALLED)
 	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"

@@ -121,9 +121,12 @@ def _about(the_plan: Plan, session: Session, selection: str) -> dict:
         "baselines": {name: op.baseline for name, op in ops.items()},
         "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
                       for name, op in ops.items()},
+        "sizes": {name: {scenario.name: dict(scenario.sizes) for scenario in op.scenarios.values()}
+                  for name, op in ops.items()},
         "variants": {case.variant.id: {"idea": case.variant.idea, "backend": case.variant.backend,
                                        "builds_on": case.variant.below,
-                                       "own_tolerance": case.variant.tolerance is not None}
+                                       "own_tolerance": case.variant.tolerance is not None,
+                                       "gives": case.variant.gives}
                      for case in the_plan.cases if case.id in session.outcomes},
         "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
                    if any(variant.tunable for variant in op.variants.values())},

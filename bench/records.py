@@ -46,8 +46,8 @@ class Record:
     `samples_s` are the raw rounds of the first clock, each the mean of `iterations` calls in a row. `facts` is what
     else was recorded: clock, precision, discarded (samples), clocks (each clock's median_s, precision and samples, or
     why it has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative, Frobenius),
-    error_of_tolerance, own_tolerance (the variant's, instead of the op's), flops, least_bytes, bound (regime, least_s,
-    share), state, energy_j.
+    error_of_tolerance, own_tolerance (the variant's, instead of the op's), gives (the first so many outputs; None is
+    all), flops, least_bytes, bound (regime, least_s, share), state, energy_j.
     """
 
     op: str

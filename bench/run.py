@@ -49,9 +49,10 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         started = datetime.datetime.now(datetime.timezone.utc)
         document, ended = pytest_run.measure(the_plan, isolation, machine, selection, chosen)
         about = document[OURS]
-        compiled, capacity = _NOT_COMPILED, (None, [])
+        compiled, capacity, audited = _NOT_COMPILED, (None, []), []
         if ended == CLEAN:
             try:
+                audited = _audit(isolation, the_plan, document)  # by the worker that has compiled the variants
                 capacity = _confirm_memory(isolation, the_plan, document)
                 isolation.close()
                 compiled = _static_facts(the_plan, about["cases"])
@@ -61,14 +62,14 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             "started": started.isoformat(timespec="seconds"),
             "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
             "partial": ended != CLEAN, "compiled": compiled[0], "not_compiled": compiled[1],
-            "room_bytes": capacity[0], "capacity": capacity[1],
+            "room_bytes": capacity[0], "capacity": capacity[1], "audit": audited,
         }
         _store(document, run_folder)
     finally:
         isolation.close()
         with contextlib.suppress(OSError):
             run_folder.rmdir()  # only succeeds where nothing was stored
-    return _exit_code(about["cases"], ended)
+    return _exit_code(about["cases"], ended, audited)
 
 
 def _require_environment():
@@ -81,6 +82,26 @@ def _require_environment():
     if missing:
         raise UsageError(f"not installed: {', '.join(missing)}; install what requirements.txt lists (`make install`)")
     return environment
+
+
+def _audit(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
+    """The numerics audit of the run's variants that can run here, and of the negative controls of their ops."""
+    from bench.measure import audit
+
+    chosen = {case["id"] for case in document[OURS]["cases"]}
+    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal}
+    jobs = audit.jobs(list(variants.values()))
+    if jobs:
+        print("the numerics of the statistics", file=sys.stderr)
+    rows = []
+    for variant, dtype in jobs:
+        try:
+            rows += isolation.call("audit", variant.op.name, variant.name, dtype)
+        except WorkerLost as lost:
+            rows.append(audit.row(variant, dtype, failed=f"{lost} ({lost.step})"))
+        except RuntimeError as error:
+            rows.append(audit.row(variant, dtype, failed=f"Batchline itself failed: {error}"))
+    return rows
 
 
 def _confirm_memory(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
@@ -147,10 +168,11 @@ def _store(document: dict, folder: Path) -> None:
     print(f"report: {folder / report.FILE_NAME}")
 
 
-def _exit_code(cases: list[dict], ended: int) -> int:
+def _exit_code(cases: list[dict], ended: int, audited: list[dict]) -> int:
     statuses = {case["status"] for case in cases}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    return BROKEN_CASES if statuses.intersection((*BROKEN, NOT_REACHED)) else CLEAN
+    broken = statuses.intersection((*BROKEN, NOT_REACHED))
+    return BROKEN_CASES if broken or any(row["whose"] == "ours" and row["impossible"] for row in audited) else CLEAN

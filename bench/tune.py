@@ -17,6 +17,7 @@ from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import BROKEN, MEASURED
+from kernels.backends import DISPATCH
 from kernels.tuning import file_for
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
@@ -36,34 +37,49 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
         UsageError: for an unknown profile or device, or a file that can't be written.
     """
     device = environment.resolve_device(device)
-    cases = [case for case in plan(profile, device).cases
-             if case.variant.tunable and not case.refusal and selection in case.id]
+    the_plan = plan(profile, device)
+    cases = [case for case in the_plan.cases if case.variant.tunable and not case.refusal and selection in case.id]
     if not cases:
         print(f"nothing to tune on {device} among the cases of {profile} with {selection!r} in their id")
         return NOTHING_TUNED
     machine = environment.machine(device)
+    header = {"device": machine["device_name"], "versions": machine["versions"], "revision": machine["revision"],
+              "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat()}
+    broken = 0
+    try:
+        # What chooses among variants is tuned last, by workers that read what those have been tuned to.
+        for dispatches in (False, True):
+            chosen = [case for case in cases if (case.variant.backend == DISPATCH) == dispatches]
+            broken += _tune_and_store(chosen, header, device, seconds, the_plan.profile.deadline_s, folder)
+    except KeyboardInterrupt:
+        print("stopped: what was tuned until now is kept", file=sys.stderr)
+    return BROKEN_CASES if broken else CLEAN
+
+
+def _tune_and_store(cases: Sequence[Case], header: Mapping, device: str, seconds: float, deadline_s: float,
+                    folder: Path | None) -> int:
+    """Time the candidates of the cases and write the winners; how many candidates were broken.
+
+    Stopped by Ctrl-C it writes what it has, and is stopped all the same.
+    """
     started, broken = time.monotonic(), 0
     winners: dict[Path, dict[str, list[dict]]] = {}
-    isolation = Isolation(device, plan(profile, device).profile.deadline_s)
+    isolation = Isolation(device, deadline_s)
     try:
         for case in cases:
-            winner, failed = _winner(isolation, case, CLOCKS[device][0], seconds)
+            winner, failed = _winner(isolation, case, header["clock"], seconds)
             broken += failed
             if winner:
                 beside = file_for(case.op.folder, device)
                 path = folder / f"{case.op.name}-{beside.name}" if folder else beside
                 winners.setdefault(path, {}).setdefault(case.variant.name, []).append(winner)
-    except KeyboardInterrupt:
-        print("stopped: what was tuned until now is kept", file=sys.stderr)
     finally:
         isolation.close()
-    header = {"device": machine["device_name"], "versions": machine["versions"], "revision": machine["revision"],
-              "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat(),
-              "seconds": round(time.monotonic() - started)}
-    for path, by_variant in winners.items():
-        _store(path, header, by_variant)
-        print(f"{sum(map(len, by_variant.values()))} problems tuned in {header['seconds']} s: {path}")
-    return BROKEN_CASES if broken else CLEAN
+        header = {**header, "seconds": round(time.monotonic() - started)}
+        for path, by_variant in winners.items():
+            _store(path, header, by_variant)
+            print(f"{sum(map(len, by_variant.values()))} problems tuned in {header['seconds']} s: {path}")
+    return broken
 
 
 def _winner(isolation: Isolation, case: Case, clock: str, seconds: float) -> tuple[dict | None, int]:

@@ -1,11 +1,13 @@
 """The optional compilers, imported in one place: the module, or a stand-in that lets a kernel's file still import.
 
 A variant's file writes `from kernels.backends import tl, triton` and decorates its kernels as usual. Where the
-compiler is not installed, the stand-in swallows the decorators and the variant says so through `why_absent`.
+compiler is not installed, the stand-in swallows the decorators and the variant says so through `why_absent`. The
+libraries of PEERS, which decorate nothing, a variant imports where it calls them.
 """
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 
 
@@ -42,11 +44,16 @@ cuda = _import_or_absent("numba.cuda")
 
 _COMPILERS = {"triton": triton, "numba_cuda": cuda, "numba_cpu": numba}
 _INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDASIM"}
-NAMES = ("torch", *_COMPILERS)
+PEERS = {"opacus": "opacus", "backpack": "backpack-for-pytorch"}  # module: the name that it is installed by
+DISPATCH = "dispatch"  # of a variant that calls another one, whatever backend that has
+NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
 
 
 def why_absent(backend: str) -> str | None:
     """Why `backend` can't be used in this environment, or None."""
+    if backend in PEERS:  # looked for and not imported, for Opacus takes a second
+        found = importlib.util.find_spec(backend)
+        return None if found else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
     compiler = _COMPILERS.get(backend)
     return compiler._why if isinstance(compiler, Absent) else None
 

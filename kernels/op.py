@@ -50,6 +50,7 @@ class Variant:
         example: the (scenario, batch) whose launch stands for it where one must do; None is the op's.
         tolerance: as the op's, where it promises another accuracy than the op asks; None is the op's.
         slow_start: it takes seconds before its first call on each shape, as a compiler does that tries what is fastest.
+        gives: the first so many of the op's outputs, where it can't give all (a peer's); None is all.
         idea: the first line of its file.
     """
 
@@ -64,6 +65,7 @@ class Variant:
     example: tuple[str, int] | None = None
     tolerance: Callable | None = None
     slow_start: bool = False
+    gives: int | None = None
     idea: str = field(default="")
 
     def __post_init__(self):
@@ -121,6 +123,7 @@ class Op:
         scenarios: what is benchmarked.
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
+        conditions: name → inputs that are hard on arithmetic, on which ways of computing are compared, not refused.
         example: the (scenario, batch) whose launch stands for the op where one must do: its compiled code is shown.
         baseline: the variant that the op runs when it is called.
         describe: inputs → (traits, sizes): what a tuned configuration depends on. Only inputs of equal traits can
@@ -131,6 +134,7 @@ class Op:
                  tolerance: Callable, flops: Callable[..., int], least_bytes: Callable[..., int],
                  scenarios: Sequence[Scenario], probes: Mapping[str, Probe], example: tuple[str, int],
                  baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
+                 conditions: Mapping[str, Probe] = {},
                  output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype):
         self.package = package
         self.name = package.rpartition(".")[2]
@@ -142,6 +146,7 @@ class Op:
         self.least_bytes = least_bytes
         self.scenarios = {scenario.name: scenario for scenario in scenarios}
         self.probes = dict(probes)
+        self.conditions = dict(conditions)
         self.example = example
         self.baseline = baseline
         self.describe = describe or _shapes

@@ -203,6 +203,12 @@ EDGES = (
 )
 
 
+def scale(tensor, factor):
+    """Multiply a tensor's whole memory, whatever its strides."""
+    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    memory.copy_(memory.double() * factor)
+
+
 @st.composite
 def problems(draw, most_flops: float, most_results: float = math.inf, sizes: tuple[int, ...] = SIZES,
              depths: tuple[int, ...] = (150, 1027), batches: tuple[int, ...] = (2, 1, 3, 5)) -> Problem:

@@ -20,7 +20,7 @@ from kernels.bmm import bmm
 from kernels.op import FP8, Variant, dtype_name, unit_roundoff
 from kernels.tuning import Tunable
 from tests import problems
-from tests.problems import EDGES, MANY, MODERATE, Problem
+from tests.problems import EDGES, MANY, MODERATE, Problem, scale
 from tests.test_check import WRONG_KERNELS
 from tests.test_variants import DEVICES, DTYPES, INTERPRETED, _takes
 
@@ -121,12 +121,6 @@ def _check(variant, problem, a, b):
         raise NotMeasured(WRONG, f"{where}: a later call overwrote the result of an earlier one")
     if not _same(*(_normal(result, kept, factor) for result in (second, kept * factor))):
         raise NotMeasured(WRONG, f"{where}: {factor:g} A did not give {factor:g} times the bits of C")
-
-
-def scale(tensor, factor):
-    """Multiply a tensor's whole memory, whatever its strides."""
-    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    memory.copy_(memory.double() * factor)
 
 
 def _normal(result, kept, factor):

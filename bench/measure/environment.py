@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from kernels import backends
 from kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
-_VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark")
+_VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark",
+             *backends.PEERS.values())
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 

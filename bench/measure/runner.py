@@ -15,7 +15,7 @@ import torch
 
 import kernels
 from bench import units
-from bench.measure import capacity, ceilings, check, memory, outcome
+from bench.measure import audit, capacity, ceilings, check, energy, memory, outcome
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.hardware import hardware
 from bench.measure.problem import Problem, configured, launched_with
@@ -75,6 +75,12 @@ class Runner:
         self._begin(f"{op}/{variant}", "capacity")
         return capacity.confirm(kernels.ops[op].variants[variant], scenario, dtype, law, self._device, room_bytes)
 
+    def audit(self, op: str, variant: str, dtype: str) -> list[dict]:
+        """How far a variant or a negative control is from fp64 on its op's conditions (bench.measure.audit)."""
+        subject = (kernels.ops[op].variants | audit.controls(op))[variant]
+        return audit.audit(subject, dtype, self._device, lambda name: self._begin(subject.id, f"audit: {name}"),
+                           self._require_device)
+
     def measure(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label.
 
@@ -101,9 +107,12 @@ class Runner:
         state = self._state_between(before)
         for label, entry in entries.items():
             with self._row_of(label, outcomes):
-                energy = {"energy_j": self._energy(label, entry, task.energy_s)} if task.energy_s else {}
-                outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0],
-                                                     entry.facts | {"state": state, **energy})
+                facts = entry.facts | {"state": state}
+                if task.energy_s:
+                    self._begin(label, "energy")
+                    facts["energy_j"] = energy.of_a_call(entry.launch, entry.call_s, task.energy_s, self._hardware,
+                                                         self._state)
+                outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
         return outcomes
 
     def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> _Entry:
@@ -125,7 +134,7 @@ class Runner:
             "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes),
             "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
             "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
-            "own_tolerance": variant.tolerance is not None,
+            "own_tolerance": variant.tolerance is not None, "gives": variant.gives,
             "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
             **configured(variant, inputs, task.configs.get(label)),
         })
@@ -192,21 +201,6 @@ class Runner:
         launch()
         self._hardware.synchronize()
         return self._hardware.now_s() - start_s
-
-    def _energy(self, label: str, entry: _Entry, seconds: float) -> float | None:
-        """Joules a call over a window of back-to-back calls; None where the device does not count them."""
-        counter = getattr(self._state, "energy_j", lambda: None)
-        self._begin(label, "energy")
-        self._hardware.synchronize()
-        calls, start_j, start_s = 0, counter(), self._hardware.now_s()
-        if start_j is None:
-            return None
-        while self._hardware.now_s() - start_s < seconds:
-            for _ in range(max(1, int(0.1 * seconds / entry.call_s))):
-                entry.launch()
-                calls += 1
-            self._hardware.synchronize()
-        return (counter() - start_j) / calls
 
     def _state_between(self, before: dict) -> dict:
         after = self._state.read()

@@ -1,6 +1,7 @@
 """The ladder of an op: each rung's idea, what it bought over the rung below, and what the compiler made of it."""
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -25,7 +26,8 @@ def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
         below = variants[name]["builds_on"]
         rows.append([
             f"{'· ' * height}{name.partition('/')[2]}",
-            variants[name]["idea"] + (_OWN_BOUND if variants[name]["own_tolerance"] else ""),
+            variants[name]["idea"] + (_OWN_BOUND if variants[name]["own_tolerance"] else "")
+            + _gives(run, op, variants[name].get("gives")),
             _gain(ladder.over_rung_below(records, name, below)) if below else "",
             _gain(ladder.over_opponent(records, name)) or _why_not(run, records, name),
             *([_static(run, name)] if compiled else [])])
@@ -48,6 +50,14 @@ def configurations(run: Run, op: str, style: Style) -> str | None:
     table_ = style.render(["variant", *_SOURCES], (
         [variant, *(str(counts[source]) for source in _SOURCES)] for variant, counts in chosen.items()))
     return f"{origin}\n\n{table_}"
+
+
+def _gives(run: Run, op: str, count: int | None) -> str:
+    """" (gives ḡ, n only)" of a variant that gives the first `count` of the op's outputs, or nothing."""
+    if count is None:
+        return ""
+    outputs = re.findall(r"(\w+)\[", run.about["signatures"][op].partition("→")[2])
+    return f" (gives {', '.join(outputs[:count])} only)"
 
 
 def _why_not(run: Run, records: Sequence[Record], variant: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import ladder, limits, plots, static, tables
+from bench.report import audit, crossover, ladder, limits, plots, static, tables
 
 FILE_NAME = "README.md"
 _LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -32,6 +32,12 @@ def terminal(run: Run) -> str:
             parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
     parts += [f"The ladder of {op}\n{ladder.table(run, op, tables.PLAIN, compiled=False)}"
               for op in tables.unique(record.op for record in run.records)]
+    crossings = crossover.table(run, tables.PLAIN)
+    if crossings:
+        parts.append(f"Ghost norms or fused?\n{crossings}")
+    numerics = audit.findings(run)
+    if numerics:
+        parts.append(f"Numerics of the statistics\n{numerics}")
     rest = tables.not_measured(run, tables.PLAIN)
     if rest:
         parts.append(f"Without a time\n{rest}")
@@ -86,6 +92,12 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
             yield f"<details><summary>every clock</summary>\n\n{clocks}\n\n</details>"
     if missing:
         yield f"No plots: {missing}."
+    crossings = crossover.table(run, tables.MARKDOWN)
+    if crossings:
+        yield f"## Ghost norms or fused?\n\n{crossover.NOTE}\n\n{crossings}"
+    numerics = audit.section(run, tables.MARKDOWN)
+    if numerics:
+        yield f"## Numerics of the statistics\n\n{numerics}"
     law = limits.memory_law(run, tables.MARKDOWN)
     if law:
         yield f"## Memory over the batch\n\n{law}"

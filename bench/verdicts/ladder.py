@@ -21,10 +21,14 @@ class Gain:
 
 
 def opponents(records: Sequence[Record]) -> dict[Problem, Record]:
-    """The strongest opponent on each problem: of PyTorch's own variants the one with the lowest median there."""
+    """The strongest opponent on each problem: of PyTorch's own variants the one with the lowest median there.
+
+    Not one that gives only some of the op's outputs.
+    """
     best: dict[Problem, Record] = {}
     for record in records:
-        if record.status == MEASURED and record.facts["backend"] == "torch":
+        if (record.status == MEASURED and record.facts["backend"] == "torch"
+                and record.facts.get("gives") is None):  # runs of before had no such variants, nor the fact
             problem = problem_of(record)
             if problem not in best or record.median_s < best[problem].median_s:
                 best[problem] = record

@@ -86,8 +86,26 @@ def _mean_over_noise(dtype, device, seed):
 
 PROBES = {**REDUCED, "large": _large, "small": _small, "equal_samples": _equal, "mean_over_noise": _mean_over_noise}
 
+
+def _condition(mean=1.0, noise=1.0, parameters=4096, scale=1.0):
+    """64 gradients mean·v + noise·e_b, v and e_b normal, times scale; drawn in fp32, and rounded."""
+    def make(dtype, device, seed):
+        draw = Draw(torch.float32, device, seed)
+        g = draw.normal(1, parameters, scale=mean) + draw.normal(64, parameters, scale=noise)
+        return (g.mul_(scale).to(dtype),)
+    return make
+
+
+CONDITIONS = {
+    "well": _condition(),
+    "mean_over_noise": _condition(mean=1e3),  # mean²/variance = 1e6
+    "mean_under_noise": _condition(mean=1e-3),
+    "tiny": _condition(scale=1e-20),  # squares under the normal numbers of fp32
+    "huge": _condition(scale=1e18, parameters=32),  # with a few times as many n is no fp32 number
+}
+
 grad_stats = Op(
     __name__, signature="g[B,P] → ḡ[P], n[B] = ‖g_b‖², d[B] = g_b·ḡ", inputs=inputs, reference=reference,
     tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
-    example=("linear_512", 64), baseline="torch_passes", output_dtype=output_dtype,
+    example=("linear_512", 64), baseline="torch_passes", output_dtype=output_dtype, conditions=CONDITIONS,
 )

@@ -1,0 +1,1 @@
+"""Gradient noise from {ḡ, n}: pure arithmetic, on whatever machine."""
