@@ -1,4 +1,4 @@
-"""The GPU variants' arithmetic without a GPU: test_variants.py and test_properties.py again, interpreting kernels."""
+"""The GPU variants' arithmetic without a GPU: the tests of variants and of properties again, interpreting kernels."""
 import os
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def _why_not(backend):
 
 
 CHILDREN = [(backend, file) for backend in backends.INTERPRETED_BACKENDS
-            for file in ("tests/test_variants.py", "tests/test_properties.py")]
+            for file in ("tests/test_variants.py", "tests/test_properties.py", "tests/test_statistics.py")]
 
 
 @pytest.fixture(scope="module")

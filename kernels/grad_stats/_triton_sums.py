@@ -1,0 +1,30 @@
+"""What the Triton rungs share: sums within 16-byte words, and n and d from the partial sums of many programs."""
+from __future__ import annotations
+
+import torch
+
+from kernels.backends import tl, triton
+from kernels.grad_reduce.triton_whole_words import sum_rows
+from kernels.op import Tensors
+from kernels.statistics import of_nothing
+
+
+@triton.jit
+def within_words(values, GROUPS: tl.constexpr, PHASES: tl.constexpr, WORDS: tl.constexpr, WORD: tl.constexpr):
+    """[GROUPS, PHASES, WORDS·WORD] → [GROUPS, PHASES, WORDS]. A thread holds whole words, so nothing moves."""
+    return tl.sum(tl.reshape(values, (GROUPS, PHASES, WORDS, WORD)), axis=3)
+
+
+def finish(partial: torch.Tensor) -> Tensors:
+    """n[B] and d[B] from partial[programs, 2·B], which holds each program's share of n and then of d."""
+    sums = torch.empty(partial.shape[1], dtype=torch.float32, device=partial.device)
+    sum_rows(partial, sums, 1.0)
+    return tuple(sums.view(2, -1))
+
+
+def without_elements(g: torch.Tensor) -> Tensors:
+    """{ḡ, n, d} where the batch is empty or there are no parameters."""
+    if len(g) == 0:
+        return of_nothing(g.shape[1:], g.dtype, g.device)
+    zeros = torch.zeros((2, len(g)), dtype=torch.float32, device=g.device)
+    return torch.empty(0, dtype=torch.float32, device=g.device), *zeros
