@@ -123,6 +123,16 @@ def copy_row(typing, to, source, count):
 
 
 @intrinsic
+def prefetch(typing, address):
+    """Ask for the line at an integer address; nothing happens where there is none."""
+    def generate(context, builder, signature, args):
+        Vectors(builder.module, ir.FloatType(), 1).prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def transpose_block(typing, to, stride_to, source, stride_source, rows, columns):
     """Up to lanes x lanes elements, transposed: to[column, row] = source[row, column], and zeros to fill the block."""
     def generate(context, builder, signature, args):

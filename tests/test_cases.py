@@ -58,12 +58,55 @@ grad_reduce/torch_mean/transformer_block/float32/B8
 grad_reduce/triton_two_stage/digits/float32/B1
 grad_reduce/numba_cuda_two_stage/digits/float32/B1
 grad_reduce/numba_cpu_parallel/digits/float32/B1
+grad_reduce/numba_cpu_together/digits/float32/B1
+grad_reduce/numba_cuda_vectorised/digits/float32/B1
+grad_reduce/triton_whole_words/digits/float32/B1
+grad_reduce_multi/torch_loop/digits/float32/B1
+grad_reduce_multi/numba_cpu_one_launch/digits/float32/B1
+grad_reduce_multi/numba_cuda_one_launch/digits/float32/B1
+grad_reduce_multi/torch_concat/digits/float32/B1
+grad_reduce_multi/triton_one_launch/digits/float32/B1
+grad_reduce_multi/torch_loop/gpt2_block/float32/B1
+grad_reduce_multi/torch_loop/layer_norms/float32/B1
+grad_stats/torch_passes/digits/float32/B1
+grad_stats/numba_cpu_one_read/digits/float32/B1
+grad_stats/numba_cpu_two_pass/digits/float32/B1
+grad_stats/numba_cuda_one_read/digits/float32/B1
+grad_stats/numba_cuda_two_pass/digits/float32/B1
+grad_stats/torch_compiled/digits/float32/B1
+grad_stats/triton_one_read/digits/float32/B1
+grad_stats/triton_two_pass/digits/float32/B1
+grad_stats/torch_passes/layer_norm/float32/B1
+grad_stats/torch_passes/linear_512/float32/B1
+grad_stats/torch_passes/odd_100003/float32/B1
+grad_stats/torch_passes/transformer_block/float32/B1
+wgrad_stats/torch_materialize/digits_hidden/float32/B1
+wgrad_stats/backpack_batch_l2/digits_hidden/float32/B1
+wgrad_stats/dispatched/digits_hidden/float32/B1
+wgrad_stats/numba_cpu_fused/digits_hidden/float32/B1
+wgrad_stats/numba_cpu_loop/digits_hidden/float32/B1
+wgrad_stats/opacus_ghost/digits_hidden/float32/B1
+wgrad_stats/torch_ghost/digits_hidden/float32/B1
+wgrad_stats/torch_mean_gradient/digits_hidden/float32/B1
+wgrad_stats/torch_rank_one/digits_hidden/float32/B1
+wgrad_stats/torch_vmap/digits_hidden/float32/B1
+wgrad_stats/triton_fused/digits_hidden/float32/B1
+wgrad_stats/triton_materialize_fused/digits_hidden/float32/B1
+wgrad_stats/triton_rank_one/digits_hidden/float32/B1
+wgrad_stats/torch_materialize/linear_512_T1/float32/B1
+wgrad_stats/torch_materialize/linear_512_T4/float32/B1
+wgrad_stats/torch_materialize/linear_512_T16/float32/B1
+wgrad_stats/torch_materialize/linear_512_T128/float32/B1
+wgrad_stats/torch_materialize/odd_37x127x257/float32/B1
 """.split()
 
 
 PINNED_IN_FULL = """
 bmm/torch_bmm/tiny_8/float32/B4096
 bmm/torch_bmm/tiny_32/float32/B4096
+wgrad_stats/torch_ghost/linear_512_T512/float32/B8
+wgrad_stats/torch_ghost/linear_1024_T256/float32/B8
+wgrad_stats/torch_ghost/gpt2_mlp_T256/float32/B8
 bmm/torch_scaled_mm/linear_forward/float8_e4m3fn/B1
 """.split()
 

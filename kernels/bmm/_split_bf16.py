@@ -90,8 +90,8 @@ def _kernel(a_ptr, b_ptr, c_ptr, M, N, K, stride_ab, stride_am, stride_ak, strid
         b = tl.load(b_ptr + b_offs, mask=(depth[:, None] < rest) & in_n, other=0.0)
         # Tensor cores cut off what they add: in one accumulator that is a bias, which grows with K.
         accumulator += _product(a, b, PRODUCTS, OPERAND)
-        a_ptr += BLOCK_K * stride_ak
-        b_ptr += BLOCK_K * stride_bk
+        a_ptr += tl.full((), BLOCK_K, tl.int64) * stride_ak
+        b_ptr += tl.full((), BLOCK_K, tl.int64) * stride_bk
     c_ptr += entry * stride_cb + top * stride_cm + left * stride_cn
     c_offs = rows.to(OFFSET)[:, None] * stride_cm + columns.to(OFFSET)[None, :] * stride_cn
     tl.store(c_ptr + c_offs, accumulator, mask=in_m & in_n)

@@ -53,8 +53,8 @@ def _product_kernel(a_ptr, b_ptr, c_ptr, M, N, K, splits, k_per_split, stride_ab
             a = tl.load(a_ptr + a_offs, mask=in_m & (depth[None, :] < rest), other=0.0)
             b = tl.load(b_ptr + b_offs, mask=(depth[:, None] < rest) & in_n, other=0.0)
         accumulator = tl.dot(a, b, accumulator, input_precision="ieee")
-        a_ptr += BLOCK_K * stride_ak
-        b_ptr += BLOCK_K * stride_bk
+        a_ptr += tl.full((), BLOCK_K, tl.int64) * stride_ak
+        b_ptr += tl.full((), BLOCK_K, tl.int64) * stride_bk
 
     # C is dense, so its rows (columns, where it is written transposed) start at multiples of what divides N (M).
     c_rows = tl.multiple_of(rows.to(OFFSET) * stride_cm, ALIGN_N)

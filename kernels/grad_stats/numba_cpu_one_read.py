@@ -1,9 +1,10 @@
 """One read of g from memory: a thread walks a block of columns for ḡ and n, and again for d while it is cached.
 
-Against `numba_cpu_two_pass`, whose second walk comes to a block when it has long left the caches. A block of all rows
-takes 256 KiB where it can, a quarter of an L2 of 1 MiB, and at least 1 KiB of each row, for a row's block is a jump to
-another page. While the second walk computes, it asks for the next block, so that memory does not wait for it. The
-extra memory is 16 float64 partial norms a sample, twice. Bound in the caches by the two walks' own loads.
+Against `numba_cpu_two_pass`, whose second walk comes to a block when it has long left the caches. A block of 64 rows of
+1,024 columns is 256 KiB, a quarter of an L2 of 1 MiB; that of a larger batch comes from the last level of cache. A
+row's part is 4 KiB, for each part is a jump to another page. While the second walk computes, it asks for the next
+block, so that memory does not wait for it. The extra memory is 16 float64 partial norms a sample, twice. Bound in the
+caches by the two walks' own loads.
 """
 from kernels.cpu_columns import statistics_of
 from kernels.grad_stats import grad_stats
@@ -11,16 +12,13 @@ from kernels.op import WIDE
 from kernels.statistics import of_nothing
 from kernels.tuning import Tunable
 
-_BLOCK, _LEAST, _MOST = 2 ** 16, 256, 1024  # elements of a block; columns
-
 
 def _rule(g):
-    return {"columns": max(_LEAST, min(_MOST, _BLOCK // max(1, len(g)) // _LEAST * _LEAST))}
+    return {"columns": 1024}
 
 
 def _candidates(g):
-    widths = {_rule(g)["columns"], *(width for width in (256, 512, 1024, 2048) if width < 2 * g.shape[1])}
-    return [{"columns": width} for width in sorted(widths)]
+    return [{"columns": width} for width in (256, 512, 1024, 2048, 4096) if width in (256, 1024) or width < g.shape[1]]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

@@ -14,7 +14,7 @@ from kernels.backends import numba
 from kernels.cpu_lanes import lanes_of
 from kernels.cpu_rows import STORED, SUM_AND_SQUARES, walks
 from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile
+from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, prefetch, tile
 
 TASKS = 64       # at most, each with partial norms of its own
 ALONE = 2 ** 18  # multiply-adds that one thread does in the time that it takes to start the others
@@ -48,13 +48,15 @@ def _compiled(dtype):
     add, project = walks(dtype, SUM_AND_SQUARES)
 
     @numba.njit
-    def pack_rows(to, x, stride_xt, tokens, width):
-        """Panels of whole vectors, one token after another, zeros past the last of `width` columns."""
-        for left in range(0, width, panel):
-            for lane in range(0, panel, lanes):
-                for token in range(tokens):
-                    copy_row(pointer(to + size * (left * tokens + token * panel + lane), element),
-                             pointer(x + size * (token * stride_xt + left + lane), element), width - left - lane)
+    def pack(to, source, stride, tokens, width, pitch, ahead):
+        """Panels of `pitch` columns, token after token, zeros past the last of `width`; asks for what is ahead."""
+        for left in range(0, width, pitch):
+            for token in range(tokens):
+                at = source + size * (token * stride + left)
+                for lane in range(0, pitch, lanes):
+                    copy_row(pointer(to + size * (left * tokens + token * pitch + lane), element),
+                             pointer(at + size * lane, element), width - left - lane)
+                    prefetch(at + ahead + size * lane)
 
     @numba.njit
     def product(to, panels, stride_panel, next_panel, dy, stride_dt, stride_do, tokens, height, width):
@@ -72,11 +74,13 @@ def _compiled(dtype):
                outputs, rows, columns, held, packs, tasks, mean, partial):
         most = min(rows, outputs) * min(columns, inputs)
         most_columns = (min(columns, inputs) + panel - 1) // panel * panel
-        scratch = np.empty(size * ((held + 2) * most + most_columns * tokens) + 256, np.uint8)
+        most_rows = (min(rows, outputs) + panel - 1) // panel * panel
+        scratch = np.empty(size * ((held + 2) * most + (most_columns + most_rows) * tokens) + 320, np.uint8)
         row = (scratch.ctypes.data + 63) // 64 * 64
         sums = (row + size * most + 63) // 64 * 64
         packed = (sums + size * most + 63) // 64 * 64
-        products = (packed + size * most_columns * tokens + 63) // 64 * 64
+        packed_dy = (packed + size * most_columns * tokens + 63) // 64 * 64
+        products = (packed_dy + size * most_rows * tokens + 63) // 64 * 64
         blocks_i = (inputs + columns - 1) // columns
         blocks_all = (outputs + rows - 1) // rows * blocks_i
         means, result = pointer(row, element), pointer(mean, element)
@@ -100,11 +104,15 @@ def _compiled(dtype):
                                 panels = x + size * (sample * stride_xb + left)
                                 stride_panel, next_panel = stride_xt, size * panel
                                 if must_pack:
-                                    pack_rows(packed, panels, stride_xt, tokens, width)
+                                    pack(packed, panels, stride_xt, tokens, width, panel, size * stride_xb)
                                     panels, stride_panel, next_panel = packed, panel, size * panel * tokens
+                                factors, stride_ft = dy + size * (sample * stride_db + top * stride_do), stride_dt
+                                if packs and stride_do == 1:
+                                    pitch = (height + lanes - 1) // lanes * lanes
+                                    pack(packed_dy, factors, stride_dt, tokens, height, pitch, size * stride_db)
+                                    factors, stride_ft = packed_dy, pitch
                                 product(products + size * (sample - start) * area, panels, stride_panel, next_panel,
-                                        dy + size * (sample * stride_db + top * stride_do), stride_dt, stride_do,
-                                        tokens, height, width)
+                                        factors, stride_ft, stride_do, tokens, height, width)
                         if walk_number == 0:
                             add(products, size * area, count, area, sums, row, norms + 8 * start, 0)
                         else:
