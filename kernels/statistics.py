@@ -27,6 +27,14 @@ def summed(terms: int, dtype: torch.dtype) -> float:
     return (2 * math.sqrt(terms) + 64) * unit_roundoff(accumulator(dtype))
 
 
+def summed_in_any_order(terms: int, dtype: torch.dtype) -> float:
+    """The relative error that a sum of so many terms can have at worst: (terms + 1)·u of their magnitudes.
+
+    Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), §4.2; the last one is a product's own.
+    """
+    return (terms + 1) * unit_roundoff(accumulator(dtype))
+
+
 def of_nothing(parameters: tuple[int, ...], dtype: torch.dtype, device: torch.device):
     """{ḡ, n, d} of an empty batch: the mean of nothing is NaN, as torch.mean has it."""
     out = accumulator(dtype)

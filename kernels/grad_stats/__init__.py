@@ -1,7 +1,7 @@
 """Gradient statistics: g[B,P] → the mean ḡ[P], squared norms n[B] = ‖g_b‖² and inner products d[B] = g_b·ḡ."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -24,13 +24,15 @@ def reference(g: torch.Tensor) -> Tensors:
     return mean, n, d
 
 
-def tolerance(expected: Tensors, g: torch.Tensor) -> Tensors:
+def tolerance(expected: Tensors, g: torch.Tensor,
+              error_of_sum: Callable[[int, torch.dtype], float] = summed) -> Tensors:
     """How far each of {ḡ, n, d} may be off, with γ(k) = (2√k + 64)·u₃₂ for a blocked sum of k terms.
 
-    ḡ: γ(B)·mean|g|. n_b: γ(P)·n_b. d_b: γ(P)·|g_b|·|ḡ|, and |g_b|·δ where δ is what ḡ may be off.
+    ḡ: γ(B)·mean|g|. n_b: γ(P)·n_b. d_b: γ(P)·|g_b|·|ḡ|, and |g_b|·δ where δ is what ḡ may be off. `error_of_sum`
+    takes γ's place over the parameters.
     """
     mean, n, _ = expected
-    over_batch, over_parameters = summed(len(g), g.dtype), summed(g.shape[1], g.dtype)
+    over_batch, over_parameters = summed(len(g), g.dtype), error_of_sum(g.shape[1], g.dtype)
     off = over_batch * g.abs().mean(dim=0, dtype=torch.float64)
     d = torch.zeros_like(n)
     for columns, chunk in _chunks(g):
