@@ -192,8 +192,8 @@ _PARTS = (
     _Part("The clocks beside NVBench", {"cuda": 60, "cpu": 120},
           lambda folder, device, _: [sys.executable, "-m", "bench.measure.clock_check", str(folder / _CLOCKS), device],
           _show_clocks),
-    _Part("Every case, and the machine's ceilings", {"cuda": 235, "cpu": 420}, _run_command, _show_run),
-    _Part("A/A: each baseline against itself", {"cuda": 75, "cpu": 720},
+    _Part("Every case, and the machine's ceilings", {"cuda": 235, "cpu": 600}, _run_command, _show_run),
+    _Part("A/A: each baseline against itself", {"cuda": 75, "cpu": 900},
           lambda folder, device, profile: _bench("aa", "--device", device, "--profile", profile, "--out", str(folder),
                                                  "--seconds", {"cuda": "0.2", "cpu": "3"}[device]), _show_a_a),
 )
