@@ -13,7 +13,7 @@ from kernels.op import FP8
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]
-MOST_FLOPS = {"triton": 1e6, "numba_cuda": 3e4}  # what an interpreter walks in seconds
+MOST_FLOPS = {"triton": 1e6, "numba_cuda": 1e4}  # what an interpreter walks in seconds
 SLOW_STARTS = {("float32", "ragged")}  # seconds each, of compiling
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and not INTERPRETED else ("cpu",)
 
