@@ -52,3 +52,15 @@ def test_every_setting_of_the_makefile_is_in_the_readme():
     settings = re.findall(r"^([A-Z]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     assert len(settings) == 8
     assert not [name for name in settings if f"`{name}`" not in README]
+
+
+def test_the_tables_of_the_statistics_are_the_stored_runs():
+    section = README.partition("## One read, nothing materialised")[2].partition("\n## ")[0]
+    folder = REPOSITORY / re.search(r"\((reports/evidence/[^/)]+)/README\.md\)", section).group(1)
+    report = (folder / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| batch.*?(?=\n\n)", section, re.MULTILINE | re.DOTALL).group(0) in report
+    stored = [[cell.strip() for cell in line.split("|")[1:5]] for line in report.splitlines()]
+    table = section.partition("| way |")[2].partition("\n\n")[0]
+    ways = [[cell.strip() for cell in line.split("|")[1:5]] for line in table.splitlines()[2:]]
+    assert len(ways) == 4 and all(way in stored for way in ways)
+    assert records.load(folder).machine["revision"]["dirty"] is False
