@@ -17,7 +17,7 @@ from kernels.cpu_vectors import pointer
 
 TASKS = 16          # at most: they bound the partial sums, and share the work out evenly over a few threads
 ALONE = 2 ** 15     # elements that one thread reads in the time that it takes to start the others
-FETCHED = 2 ** 24   # bytes of g from which on the next rows and block are asked for early: below it they are in the caches
+FETCHED = 2 ** 24   # bytes of g from which on the next rows and block are asked for early: less is in the caches
 
 
 def mean_of(g: torch.Tensor, columns: int) -> torch.Tensor:
