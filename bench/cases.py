@@ -29,10 +29,11 @@ class Profile:
     """How much to measure, and how long it may take. Mappings are by device ("cpu", "cuda").
 
     A case's samples end when its median is known to ±`precision`, or after `sampling_s`; by every clock but the first
-    after `other_clocks_s`. `details`: also the scenarios that fill in a range; `slow_starts`: also the variants that
-    take seconds before their first call on a shape. `energy_s` is the window for energy, 0 for none; `longest_call_s`
-    the slowest call that is timed; `confirm_s` the longest made to confirm a memory law, 0 for none, and on a CPU in so
-    many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case may take.
+    after `other_clocks_s`. `details`: also the scenarios that fill in a range, and the variants that show a detail;
+    `slow_starts`: also the variants that take seconds before their first call on a shape. `energy_s` is the window for
+    energy, 0 for none; `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory
+    law, 0 for none, and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one
+    step of a case may take.
     """
 
     name: str
@@ -63,9 +64,9 @@ PROFILES = {profile.name: profile for profile in (
             energy_s=0, longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
-            limits={"cpu": Limits(4.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)}, details=False, slow_starts=False,
-            precision=0.01, warm_up_s=0.02, sampling_s=0.1, other_clocks_s=0.03,
-            energy_s=0, longest_call_s=0.07, confirm_s=4, confirm_bytes=2 ** 30, deadline_s=120),
+            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)}, details=False, slow_starts=False,
+            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02,
+            energy_s=0, longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": (*_ALL_DTYPES, FP8)},
             limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)}, details=True, slow_starts=True,
@@ -151,4 +152,6 @@ def _refusal(variant: Variant, profile: Profile, device: str, dtype: str, inputs
     not_here = variant.why_not_here(device, dtype)
     if variant.slow_start and not profile.slow_starts:
         not_here = not_here or "takes seconds to compile for each shape: PROFILE=full times it"
+    if variant.detail and not profile.details:
+        not_here = not_here or f"a detail beside {variant.below}: PROFILE=full times it"
     return (NOT_HERE, not_here) if not_here else None

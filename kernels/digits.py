@@ -31,7 +31,8 @@ class Layers:
 
 
 @functools.cache
-def _images() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """x[1797,64], the pixels from 0 to 1 in fp32, and y[1797], the class numbers."""
     from sklearn.datasets import load_digits  # slow to import, and only real data needs it
 
     digits = load_digits()
@@ -41,7 +42,7 @@ def _images() -> tuple[torch.Tensor, torch.Tensor]:
 @functools.cache
 def _trained() -> tuple[torch.Tensor, ...]:
     """w1[128,64], b1[128], w2[10,128], b2[10] after training."""
-    x, y = _images()
+    x, y = images()
     generator = torch.Generator().manual_seed(0)
     w1 = torch.randn(HIDDEN, PIXELS, generator=generator) * (2 / PIXELS) ** 0.5
     w2 = torch.randn(CLASSES, HIDDEN, generator=generator) * (2 / HIDDEN) ** 0.5
@@ -91,6 +92,6 @@ def per_sample_gradients(samples: int, dtype: torch.dtype, device: str, seed: in
 
 
 def _draw_layers(samples: int, seed: int) -> Layers:
-    x, y = _images()
+    x, y = images()
     rows = torch.randint(len(x), (samples,), generator=torch.Generator().manual_seed(seed))
     return backward(_trained(), x[rows], y[rows])

@@ -50,6 +50,7 @@ class Variant:
         example: the (scenario, batch) whose launch stands for it where one must do; None is the op's.
         tolerance: as the op's, where it promises another accuracy than the op asks; None is the op's.
         slow_start: it takes seconds before its first call on each shape, as a compiler does that tries what is fastest.
+        detail: what it shows over the rung below is a detail, which a short run can do without.
         gives: the first so many of the op's outputs, where it can't give all (a peer's); None is all.
         idea: the first line of its file.
     """
@@ -65,6 +66,7 @@ class Variant:
     example: tuple[str, int] | None = None
     tolerance: Callable | None = None
     slow_start: bool = False
+    detail: bool = False
     gives: int | None = None
     idea: str = field(default="")
 

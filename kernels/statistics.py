@@ -21,7 +21,7 @@ def summed(terms: int, dtype: torch.dtype) -> float:
     """The relative error allowed to a sum of so many terms: (2√terms + 64)·u of their magnitudes.
 
     What two levels of blocks give in any order within them (Castaldo, Whaley and Chronopoulos, Reducing floating
-    point error in dot product using the superblock family of algorithms, SIAM J. Sci. Comput. 31(2), 2008, §4): no
+    point error in dot product using the superblock family of algorithms, SIAM J. Sci. Comput. 31(2), 2008): no
     element passes through more than 2√terms additions. One running sum of a million terms may miss it.
     """
     return (2 * math.sqrt(terms) + 64) * unit_roundoff(accumulator(dtype))

@@ -125,6 +125,8 @@ def test_only_full_takes_the_details_and_the_slow_starts():
         refusals = {case.refusal for case in cases if case.variant.slow_start and case.dtype == "float32"}
         assert refusals == {None if taken else (
             NOT_HERE, "takes seconds to compile for each shape: PROFILE=full times it")}
+        refusals = {case.refusal for case in cases if case.variant.name == "torch_einsum"}
+        assert refusals == {None if taken else (NOT_HERE, "a detail beside torch_bmm: PROFILE=full times it")}
 
 
 def test_fp8_is_planned_where_it_is_defined():

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import torch
 
 import kernels
-from bench import units
 from bench.measure import audit, capacity, ceilings, check, energy, memory, outcome
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.hardware import hardware
+from bench.measure.patience import Patience
 from bench.measure.problem import Problem, configured, launched_with
 from bench.measure.sampling import Effort, Samples, sample
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import DeviceLost
-from bench.records import INVALID, NOT_HERE, NotMeasured
+from bench.records import INVALID, NotMeasured
 from bench.verdicts import roofline
 from kernels.op import Variant
 
@@ -51,6 +51,7 @@ class Runner:
         self._hardware = hardware(device)
         self._state = state_of(device)
         self._verdicts: dict[tuple[str, str], NotMeasured | None] = {}
+        self._patience = Patience(self._timed)
         if device == "cpu":
             memory.keep_freed_memory()
             memory.limit_to_available()
@@ -118,13 +119,14 @@ class Runner:
     def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> _Entry:
         """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
         self._require_right(label, variant, task.dtype)
+        self._patience.require_hope(variant.id, task)
         self._begin(label, f"check {problem.where}")
         outputs, accuracy = problem.call(variant)
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
         inputs = problem.inputs
         launch = functools.partial(variant.function, *inputs)
-        self._require_quick(launch, task.longest_call_s)
+        self._patience.require_quick(launch, variant.id, task)
         peak = memory.peak_of(launch, self._device)
         self._begin(label, "warm-up")
         call_s = self._warm_up(launch, task.warm_up_s)
@@ -176,12 +178,6 @@ class Runner:
                 errors[label] = error
         return errors
 
-    def _require_quick(self, launch: Callable, longest_s: float) -> None:
-        """Raise unless a call, compiled by now, takes at most so long; of three the quickest, if it must be."""
-        if all(self._timed(launch) > longest_s for _ in range(3)):
-            raise NotMeasured(NOT_HERE, f"a call takes over {units.duration(longest_s)}, the most that this profile "
-                                        "has time for: PROFILE=full times it")
-
     def _warm_up(self, launch: Callable, seconds: float) -> float:
         """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.
 
@@ -192,7 +188,7 @@ class Runner:
         for calls in itertools.count(1):
             fastest_s = min(fastest_s, self._timed(launch))
             spent_s = self._hardware.now_s() - start_s
-            if spent_s >= seconds and (calls >= _WARM_CALLS or spent_s >= 10 * seconds):
+            if spent_s >= seconds and (calls >= _WARM_CALLS or spent_s >= 5 * seconds):
                 return max(fastest_s, 1e-9)
 
     def _timed(self, launch: Callable) -> float:

@@ -9,7 +9,7 @@ from kernels.bmm import bmm
 from kernels.op import WIDE
 
 
-@bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm")
+@bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm", detail=True)
 def torch_baddbmm(a, b):
     c = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype, device=a.device)
     return c.baddbmm_(a, b, beta=0)

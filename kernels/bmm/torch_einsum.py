@@ -5,6 +5,6 @@ from kernels.bmm import bmm
 from kernels.op import WIDE
 
 
-@bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm")
+@bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm", detail=True)
 def torch_einsum(a, b):
     return torch.einsum("bmk,bkn->bmn", a, b)
