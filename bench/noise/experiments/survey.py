@@ -1,0 +1,200 @@
+"""The gradient noise of a workload over its training, and what its step costs over the batch: what the advisor needs.
+
+At several points of training, from several seeds, independent batches are drawn and their statistics taken by the
+meter, that is by Batchline's own kernels. Whole steps are timed in turns, so all batches share the machine's moods.
+"""
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.measure import memory
+from bench.measure.clocks import Host
+from bench.measure.hardware import hardware
+from bench.measure.sampling import Effort, sample
+from bench.noise.batch_tests import inner_product_test, norm_test, orthogonality_test
+from bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
+from bench.noise.meter import NoiseMeter, Reading
+from bench.noise.workloads import workloads
+from bench.noise.workloads.workload import Workload
+
+Tell = Callable[[str], None]
+_PRECISION = 0.01
+_GROUP = 4       # batches that are put together for the two-batch-size estimate and the cosine of a larger batch
+_SMALLER = 4     # times smaller is the other batch whose direction is looked at, and so many times more are drawn
+_WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How much to look at: after how many updates, how many seeds, and how many independent batches each time.
+
+    `updates`, `noise_batch` and `step_batches` are by workload: the points of training, the size of the batches whose
+    noise is taken, and the batches whose step is timed, each for `step_s` seconds at most.
+    """
+
+    seeds: int
+    batches: int
+    updates: Mapping[str, tuple[int, ...]]
+    noise_batch: Mapping[str, int]
+    step_batches: Mapping[str, tuple[int, ...]]
+    step_s: float
+
+
+_NOISE_BATCH = {"digits": 256, "characters": 16}
+SURVEYS = {
+    "smoke": Survey(1, 8, {"digits": (0, 45), "characters": (0,)}, _NOISE_BATCH,
+                    {"digits": (1, 8, 64), "characters": (1, 4)}, 0.1),
+    "quick": Survey(2, 16, {"digits": (0, 45, 180, 450), "characters": (0, 60, 240)}, _NOISE_BATCH,
+                    {"digits": (1, 4, 16, 64, 256, 1024), "characters": (1, 2, 4, 8, 16, 32, 64)}, 0.4),
+    "full": Survey(5, 32, {"digits": (0, 45, 180, 450, 1350), "characters": (0, 60, 240, 900, 3000)}, _NOISE_BATCH,
+                   {"digits": tuple(2 ** power for power in range(13)),
+                    "characters": tuple(2 ** power for power in range(9))}, 2.0),
+}
+
+
+def survey(name: str, profile: str, device: str, tell: Tell = lambda what: None) -> dict:
+    """The noise, the step times and the memory of the workload called `name`, as plain data.
+
+    Returns:
+        title, parameters, samples, device; points: [{"seed", "updates", "loss", "estimate" (NoiseEstimate's JSON over
+        independent batches), "layers" {name: estimate}, "tests", "two_batch_sizes" (tr Σ, ‖G‖²), "cosines"}];
+        steps: [{"batch", "samples_s", "peak_bytes", "memory_method"}]; limit_bytes, what the device has room for.
+    """
+    workload, effort = workloads[name], SURVEYS[profile]
+    limit_bytes = memory.room(device)
+    steps = _steps(workload, effort, device, tell)
+    points = [point for seed in range(effort.seeds) for point in _training(workload, effort, seed, device, tell)]
+    return {"title": workload.title, "samples": len(workload.train), "train_batch": workload.batch,
+            "learning_rate": workload.learning_rate, "noise_batch": effort.noise_batch[name],
+            "parameters": sum(parameter.numel() for parameter in workload.model(0).parameters()),
+            "points": points, "steps": steps, "limit_bytes": limit_bytes}
+
+
+def _training(workload: Workload, effort: Survey, seed: int, device: str, tell: Tell) -> Iterator[dict]:
+    """Plain SGD from a seed, with a look at the noise at each of the points."""
+    model = workload.model(seed, device)
+    generator = torch.Generator().manual_seed(seed)
+    looks = torch.Generator().manual_seed(1000 + seed)  # of its own, so that looking does not change the training
+    batches, points = _epochs(workload, generator, device), effort.updates[workload.name]
+    for done in range(points[-1] + 1):
+        if done in points:
+            tell(f"{workload.name}: noise after {done} updates, seed {seed + 1} of {effort.seeds}")
+            yield {"seed": seed, "updates": done} | _look(workload, model, effort, looks, device)
+        if done < points[-1]:
+            _update(workload, model, next(batches))
+
+
+def _epochs(workload: Workload, generator: torch.Generator, device: str) -> Iterator[tuple]:
+    while True:
+        yield from workload.train.epoch(workload.batch, generator, device)
+
+
+def _update(workload: Workload, model: torch.nn.Module, batch) -> None:
+    _backward(workload, model, batch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= workload.learning_rate * parameter.grad
+
+
+def _backward(workload: Workload, model: torch.nn.Module, batch) -> torch.Tensor:
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = workload.losses(model, *batch).mean()
+    loss.backward()
+    return loss
+
+
+def _look(workload: Workload, model: torch.nn.Module, effort: Survey, generator: torch.Generator, device: str) -> dict:
+    """The noise at one point of training."""
+    batch, meter = effort.noise_batch[workload.name], NoiseMeter(model, reduction="mean")
+    readings, losses, means = [], [], []
+    for _ in range(effort.batches):
+        drawn = workload.train.draw(batch, generator, device)
+        with meter:
+            losses.append(_backward(workload, model, drawn).item())
+        readings.append(meter.reading)
+        means.append(_gradient(model))
+    small = batch // _SMALLER
+    smaller = []
+    for _ in range(_SMALLER * effort.batches):
+        _backward(workload, model, workload.train.draw(small, generator, device))
+        smaller.append(_gradient(model))
+    groups = [torch.stack(means[start:start + _GROUP]).mean(0)
+              for start in range(0, len(means) - _GROUP + 1, _GROUP)]
+    two = two_batch_sizes(batch, statistics.fmean(map(_square, means)),
+                          _GROUP * batch, statistics.fmean(map(_square, groups)))
+    return {"loss": statistics.fmean(losses),
+            "estimate": _estimate([reading.whole for reading in readings], batch).to_json(),
+            "layers": {layer: _estimate([reading.layers[layer] for reading in readings], batch).to_json()
+                       for layer in readings[0].layers},
+            "tests": _tests(readings), "two_batch_sizes": {"trace": two.trace, "square": two.square},
+            "cosines": [{"batch": size, "cosines": _cosines(gradients)}
+                        for size, gradients in ((small, smaller), (batch, means), (_GROUP * batch, groups))]}
+
+
+def _estimate(of_batches: Sequence, batch: int):
+    return over_batches([noise_scale(one.mean_square, one.squared_norms) for one in of_batches], batch)
+
+
+def _tests(readings: Sequence[Reading]) -> dict[str, float]:
+    """Each test's value at this batch, the median over the batches."""
+    values: dict[str, list[float]] = {}
+    for reading in readings:
+        for test in (norm_test, inner_product_test, orthogonality_test):
+            result = test(reading.whole)
+            values.setdefault(result.name, []).append(result.value)
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+def _gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).cpu()
+
+
+def _square(gradient: torch.Tensor) -> float:
+    return float(gradient.double().square().sum())
+
+
+def _cosines(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """Of disjoint pairs of independent batches, so that the cosines are independent too."""
+    return [float(torch.dot(left.double(), right.double()) / math.sqrt(_square(left) * _square(right)))
+            for left, right in zip(gradients[::2], gradients[1::2]) if _square(left) and _square(right)]
+
+
+def _steps(workload: Workload, effort: Survey, device: str, tell: Tell) -> list[dict]:
+    """Whole training steps (forward, backward, update), and their peak memory above the model's own."""
+    machine, launches, peaks = hardware(device), {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for batch in effort.step_batches[workload.name]:
+        tell(f"{workload.name}: a step of {batch}")
+        model, drawn = workload.model(0, device), workload.train.draw(batch, generator, device)
+        step = _Step(workload, model, drawn)
+        for _ in range(_WARM_STEPS):
+            step()
+        machine.synchronize()
+        start_s = machine.now_s()
+        step()
+        machine.synchronize()
+        peaks[batch] = memory.peak_of(step, device)
+        launches[batch] = Host(machine, [step], machine.now_s() - start_s, effort.step_s / 100)
+    taken = sample(launches, Effort(_PRECISION, effort.step_s, most=100), lambda: None)
+    return [{"batch": batch, "samples_s": samples.samples_s, "peak_bytes": peaks[batch].bytes,
+             "memory_method": peaks[batch].method} for batch, samples in taken.items()]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A training step on one batch; it gives back the memory of its gradients, which every step makes anew."""
+
+    workload: Workload
+    model: torch.nn.Module
+    batch: tuple[torch.Tensor, torch.Tensor]
+
+    def __call__(self) -> None:
+        _update(self.workload, self.model, self.batch)
+        for parameter in self.model.parameters():
+            parameter.grad = None

@@ -1,0 +1,63 @@
+"""Which kernel makes {ḡ, n, d}: the measured dispatch for layers, one read for per-sample gradients that exist."""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import torch
+
+from kernels.grad_stats import grad_stats
+from kernels.op import Tensors, Variant, dtype_name
+from kernels.statistics import accumulator
+from kernels.wgrad_stats import wgrad_stats
+from kernels.wgrad_stats.dispatched import CONFIGS
+
+_ONE_READ = ("numba_cpu_one_read", "triton_one_read")
+_SMALL = 2 ** 18  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
+_chosen: dict[tuple, Callable[..., Tensors]] = {}
+
+
+def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
+    """X[B,T,I] and dY[B,T,O] → ḡ[O,I], n[B], d[B] of the products dY_bᵀX_b; fp32, or fp64 for fp64 inputs."""
+    if not x.is_cuda and x.dtype != (wide := accumulator(x.dtype)):
+        x, dy = x.to(wide), dy.to(wide)  # the CPU's fused kernel knows no narrow dtype; the others hold B·O·I numbers
+    key = x.shape, dy.shape, x.dtype, x.device
+    if key not in _chosen:
+        _chosen[key] = _choose(x, dy)
+    if torch.is_autocast_enabled(x.device.type):
+        with autocast_off(x.device.type):
+            return _chosen[key](x, dy)
+    return _chosen[key](x, dy)
+
+
+def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
+    """What the dispatch chooses; for a small problem on a CPU one call instead of nine to a library."""
+    device, variants = "cuda" if x.is_cuda else "cpu", wgrad_stats.variants
+    names = [CONFIGS.choose(x, dy)["variant"]]
+    if not x.is_cuda and x.numel() * dy.shape[2] <= _SMALL:
+        names.insert(0, "numba_cpu_fused")
+    for variant in (variants[name] for name in names if name in variants):
+        if variant.why_not_here(device) is None and variant.why_unsupported(x, dy) is None:
+            return variant.function
+    return wgrad_stats
+
+
+def of_rows(g: torch.Tensor) -> Tensors:
+    """Per-sample gradients g[B,P] → ḡ[P], n[B], d[B]; fp32, or fp64 for fp64."""
+    for variant in _row_kernels("cuda" if g.is_cuda else "cpu", dtype_name(g.dtype)):
+        if variant.supports is None or variant.supports(g) is None:
+            return variant.function(g)
+    return grad_stats(g)
+
+
+def autocast_off(device: str) -> contextlib.AbstractContextManager:
+    """Statistics are sums in fp32 and more, also where the backward pass runs under autocast."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+@functools.cache
+def _row_kernels(device: str, dtype: str) -> tuple[Variant, ...]:
+    found = [grad_stats.variants[name] for name in _ONE_READ if name in grad_stats.variants]
+    return tuple(variant for variant in found if variant.why_not_here(device, dtype) is None
+                 and (variant.dtypes is None or dtype in variant.dtypes))

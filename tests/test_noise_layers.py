@@ -1,0 +1,254 @@
+"""Each kind of layer, alone and shared, against single-sample backward passes in fp64."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench.noise import NoiseMeter
+from bench.noise.meter import contributions
+
+BATCH = 6
+
+
+def _seeded(make):
+    torch.manual_seed(5)
+    return make().double()
+
+
+def _floats(*shape):
+    return torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def _ids(*shape, vocabulary=7):
+    return torch.randint(vocabulary, (BATCH, *shape), generator=torch.Generator().manual_seed(8))
+
+
+def _loss(y):
+    """Of each sample: no two of its outputs count alike."""
+    y = y.flatten(1)
+    return (y.square() * torch.linspace(0.5, 1.5, y.shape[1], dtype=y.dtype)).sum(1)
+
+
+def _check(model, x, rel=1e-9):
+    """{ḡ, n, d} of every parameter, and .grad, against a backward pass for each sample; returns the meter."""
+    plain = copy.deepcopy(model)
+    names, parameters = zip(*plain.named_parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rows = [torch.autograd.grad(_loss(plain(x[b:b + 1])).sum(), trained, allow_unused=True) for b in range(len(x))]
+    meter = NoiseMeter(model, reduction="mean")
+    with meter:
+        _loss(model(x)).mean().backward()
+    index = -1
+    for name, parameter in zip(names, parameters):
+        if not parameter.requires_grad:
+            continue
+        index += 1
+        if rows[0][index] is None:
+            assert name in meter.reading.without_gradient
+            continue
+        g = torch.stack([row[index].flatten() for row in rows])
+        mean, found = g.mean(0), meter.reading.parameters[name]
+        n = g.square().sum(1)
+        assert found.squared_norms == pytest.approx(n.numpy(), rel=rel, abs=1e-14), name
+        assert found.mean_square == pytest.approx(mean.square().sum().item(), rel=rel), name
+        scale = (n * mean.square().sum()).sqrt().max().item()
+        assert found.inner_products == pytest.approx((g @ mean).numpy(), rel=rel, abs=rel * scale), name
+        torch.testing.assert_close(model.get_parameter(name).grad.flatten(), mean, rtol=1e-9, atol=1e-12)
+    return meter
+
+
+class Twice(nn.Module):
+    """One layer, called two times."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class TiedLanguageModel(nn.Module):
+    """The output layer's weight is the embedding's table."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.token(ids)))
+
+
+class TiedLinears(nn.Module):
+    """Two layers with one weight and different numbers of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        return torch.tanh(self.one(x)).sum(1) + self.other(x[:, 0])
+
+
+class Token(nn.Module):
+    """A bare parameter, in front of the sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(torch.cat([self.first.expand(len(x), -1, -1), x], 1))
+
+
+class LastState(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.recurrent = kind(4, 3, batch_first=True)
+
+    def forward(self, x):
+        y, state = self.recurrent(x)
+        return y.sum(1) + (state[0] if isinstance(state, tuple) else state)[-1]
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def _changed_in_place():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.norm = nn.Embedding(7, 4), nn.LayerNorm(4)
+
+        def forward(self, ids):
+            x = self.token(ids)
+            x.mul_(2).add_(1)
+            return functional.relu_(self.norm(x))
+    return Model()
+
+
+COMPACT = {
+    "linear": (lambda: nn.Linear(5, 3), _floats(5)),
+    "linear without bias": (lambda: nn.Linear(5, 3, bias=False), _floats(5)),
+    "linear of tokens": (lambda: nn.Linear(5, 3), _floats(4, 5)),
+    "linear of two middle dimensions": (lambda: nn.Linear(5, 3), _floats(4, 2, 5)),
+    "linear behind a transpose": (lambda: nn.Linear(4, 3), _floats(4, 5).mT),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)), _floats(4, 5)),
+    "layer norm of no tokens": (lambda: nn.LayerNorm(5), _floats(5)),
+    "layer norm of two dimensions": (lambda: nn.LayerNorm((4, 5)), _floats(3, 4, 5)),
+    "layer norm without bias": (lambda: nn.LayerNorm(5, bias=False), _floats(2, 5)),
+    "rms norm": (lambda: nn.Sequential(nn.Linear(5, 5), nn.RMSNorm(5)), _floats(4, 5)),
+    "embedding": (lambda: nn.Embedding(7, 4), _ids(9)),
+    "embedding of one id": (lambda: nn.Embedding(7, 4), _ids()),
+    "embedding with padding": (lambda: nn.Embedding(7, 4, padding_idx=2), _ids(9)),
+    "embedding of a table of ids": (lambda: nn.Embedding(7, 4), _ids(3, 5)),
+    "changed in place": (_changed_in_place, _ids(5)),
+    "linear called twice": (lambda: Twice(nn.Linear(4, 4)), _floats(3, 4)),
+    "layer norm called twice": (lambda: Twice(nn.LayerNorm(4)), _floats(3, 4)),
+    "tied linears": (TiedLinears, _floats(3, 4)),
+    "tied language model": (TiedLanguageModel, _ids(5)),
+}
+REPLAYED = {
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 2)), _floats(2, 5, 5)),
+    "convolution called twice": (lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)), _floats(3, 5)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
+    "batch norm in eval": (lambda: nn.BatchNorm1d(4).eval(), _floats(4)),
+    "bare parameter": (Token, _floats(3, 4)),
+    "parametrised": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4)),
+    "attention": (Attention, _floats(3, 4)),
+    "gru": (lambda: LastState(nn.GRU), _floats(3, 4)),
+    "lstm": (lambda: LastState(nn.LSTM), _floats(3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", COMPACT)
+def test_a_supported_layer(case):
+    make, x = COMPACT[case]
+    assert _check(_seeded(make), x).fallbacks == {}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("case", REPLAYED)
+def test_any_other_layer_goes_through_torch_func_and_is_named(case):
+    make, x = REPLAYED[case]
+    assert _check(_seeded(make), x).fallbacks
+
+
+def test_fallbacks_are_named_by_type():
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    meter = _check(model, _floats(1, 5))
+    assert meter.fallbacks == meter.reading.fallbacks == {"0": "Conv1d"}
+    assert "0 (Conv1d) went through torch.func" in str(meter.reading)
+
+
+@pytest.mark.parametrize("chunk", [1, 70, 200], ids=["a sample at a time", "two", "five"])
+@pytest.mark.parametrize("case", ["tied language model", "convolution"])
+def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
+    monkeypatch.setattr(contributions, "_CHUNK", chunk)
+    make, x = (COMPACT | REPLAYED)[case]
+    _check(_seeded(make), x)
+
+
+def test_frozen_parameters_are_left_out_and_named():
+    model = _seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)))
+    model[0].weight.requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    model[2].requires_grad_(False)
+    meter = _check(model, _floats(5))
+    assert list(meter.reading.parameters) == ["0.bias", "1.bias"]
+    assert meter.reading.frozen == ("0.weight", "1.weight", "2.weight", "2.bias")
+    assert model[0].weight.grad is None and "frozen: 0.weight" in str(meter.reading)
+
+
+def test_freezing_between_steps_is_seen():
+    model = _seeded(lambda: nn.Linear(5, 3))
+    meter = NoiseMeter(model, reduction="mean")
+    for names in (["weight", "bias"], ["weight"]):
+        with meter:
+            _loss(model(_floats(5))).mean().backward()
+        assert list(meter.reading.parameters) == names
+        model.bias.requires_grad_(False)
+
+
+def test_what_the_loss_does_not_depend_on_is_named():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            self.unused(x)
+            return self.used(x)
+
+    meter = _check(_seeded(Model), _floats(5))
+    assert meter.reading.without_gradient == ("unused.weight", "unused.bias")
+
+
+def test_a_pass_without_gradients_inside_the_step_is_not_measured():
+    model = _seeded(lambda: nn.Linear(5, 3))
+    meter = NoiseMeter(model, reduction="sum")
+    with meter:
+        with torch.no_grad():
+            model(_floats(5)[:2])
+        _loss(model(_floats(5))).sum().backward()
+    assert meter.reading.batch == BATCH
+
+
+def test_equal_tokens_of_a_sample_add_up_before_they_are_squared():
+    table = _seeded(lambda: nn.Embedding(3, 1))
+    ids = torch.tensor([[0, 0, 1], [2, 2, 2]])
+    meter = NoiseMeter(table, reduction="sum")
+    with meter:
+        table(ids).sum().backward()
+    assert list(meter.reading.parameters["weight"].squared_norms) == [5, 9]
+    assert list(meter.reading.parameters["weight"].inner_products) == [2.5, 4.5]

@@ -1,0 +1,67 @@
+"""A survey in small: plain data, of training that looking does not change, with real batches of real gradients."""
+import json
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from bench.noise.claims import judge
+from bench.noise.experiments import survey
+from bench.noise.experiments.survey import Survey
+from bench.noise.surveyed import advice, middle, moments
+from bench.noise.workloads import workloads
+
+
+def _small(updates, seeds=1):
+    return Survey(seeds, 4, {"digits": updates, "characters": updates}, {"digits": 32, "characters": 4},
+                  {"digits": (1, 8, 64), "characters": (1, 2)}, 0.02)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(survey.SURVEYS, "small", _small((0, 3, 50), seeds=2))
+        return survey.survey("digits", "small", "cpu", told.append), told
+
+
+def test_it_is_plain_data_that_advises_and_judges(digits):
+    found, _ = digits
+    assert json.loads(json.dumps(found)) == found
+    assert [moment.updates for moment in moments(found)] == [0, 3, 50]
+    assert advice(found, middle(found)).curve
+    assert len(judge(None, {"workloads": {"digits": found}})) == 4
+
+
+def test_what_it_holds_is_what_it_says(digits):
+    found, told = digits
+    assert found["parameters"] == 9610 and found["samples"] == 1437
+    assert [step["batch"] for step in found["steps"]] == [1, 8, 64]
+    assert all(step["samples_s"] and min(step["samples_s"]) > 0 for step in found["steps"])
+    for point in found["points"]:
+        assert len(point["estimate"]["pairs"]) == 4 and set(point["layers"]) == {"0", "2"}
+        assert [(row["batch"], len(row["cosines"])) for row in point["cosines"]] == [(8, 8), (32, 2), (128, 0)]
+        assert sum(layer["scale"]["trace"] for layer in point["layers"].values()) == pytest.approx(
+            point["estimate"]["scale"]["trace"], rel=1e-9)
+    assert moments(found)[0].loss > moments(found)[-1].loss
+    assert "digits: noise after 50 updates, seed 2 of 2" in told
+
+
+def test_looking_does_not_change_the_training(monkeypatch):
+    weights, look = [], survey._look
+
+    def seen(workload, model, *rest):
+        weights.append(parameters_to_vector(model.parameters()).detach().clone())
+        return look(workload, model, *rest)
+
+    monkeypatch.setattr(survey, "_look", seen)
+    for updates in ((0, 3, 50), (50,)):
+        list(survey._training(workloads["digits"], _small(updates), 0, "cpu", lambda what: None))
+    assert torch.equal(weights[2], weights[3]) and not torch.equal(weights[0], weights[1])
+
+
+def test_every_profile_surveys_every_workload():
+    for effort in survey.SURVEYS.values():
+        assert set(effort.updates) == set(effort.noise_batch) == set(effort.step_batches) == set(workloads)
+        assert all(batch % 4 == 0 for batch in effort.noise_batch.values())
+        assert all(points == tuple(sorted(points)) for points in effort.updates.values())
