@@ -7,19 +7,28 @@ K       ?=
 RUN     ?=
 OUT     ?=
 PIN     ?=
+WORKLOAD ?=
+BATCH   ?=
+COST_CAP ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
 PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench bench-peers report list tune codegen aa evidence test lint clean
+.PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune codegen \
+        aa evidence test lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
 	@echo
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
 	@echo "  make bench-peers   wgrad_stats (or K) beside Opacus and BackPACK, which it installs first"
+	@echo "  make noise      the gradient noise of two trainings alone, and the batch size that follows"
+	@echo "  make advise     that batch size, from a stored run (RUN=) or measured now; WORKLOAD=, BATCH=, COST_CAP="
+	@echo "  make claims     train at many batch sizes (minutes) and judge the four claims on batch size"
+	@echo "  make coverage   the intervals of the noise scale against a truth that is known"
+	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
@@ -35,6 +44,7 @@ help:
 	@echo "  PROFILE=smoke|quick|full   about one minute, some minutes, as long as it takes [$(PROFILE)]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
+	@echo "  RUN=<folder>               a stored run, for report and advise                 [$(RUN)]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
 	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write [$(OUT)]"
 	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
@@ -60,6 +70,19 @@ $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 bench-peers: $(PEERS)
 	$(if $(VENV),,@echo "VENV is empty: peers that are missing are not installed (pip install --no-deps -r requirements-peers.txt)")
 	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(or $(K),wgrad_stats)" --out "$(OUT)"
+
+noise claims: $(INSTALLED)
+	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"
+
+advise: $(INSTALLED)
+	@$(PY) -m bench advise --profile "$(PROFILE)" --device "$(DEVICE)" $(if $(RUN),--run "$(RUN)") \
+	  $(if $(WORKLOAD),--workload "$(WORKLOAD)") $(if $(BATCH),--batch "$(BATCH)") $(if $(COST_CAP),--cost-cap "$(COST_CAP)")
+
+coverage: $(INSTALLED)
+	$(PY) -m bench coverage
+
+noise-cost: $(PEERS)
+	$(PY) -m bench noise-cost --device "$(DEVICE)"
 
 list: $(INSTALLED)
 	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"

@@ -58,6 +58,38 @@ def _tune(options) -> int:
                 Path(options.out) if options.out else None)
 
 
+def _noise(options) -> int:
+    from bench import study
+
+    return study.noise(options.profile, options.device, Path(options.out) if options.out else study.RUNS)
+
+
+def _claims(options) -> int:
+    from bench import study
+
+    return study.claims(options.profile, options.device, Path(options.out) if options.out else study.RUNS)
+
+
+def _advise(options) -> int:
+    from bench import study
+
+    return study.advise(Path(options.run) if options.run else None, options.profile, options.device, options.workload,
+                        options.batch, options.cost_cap)
+
+
+def _coverage(options) -> int:
+    from bench.noise import coverage
+
+    return coverage.run(options.draws)
+
+
+def _noise_cost(options) -> int:
+    from bench.measure.environment import resolve_device
+    from bench.noise.experiments import cost
+
+    return cost.run(resolve_device(options.device), options.seconds)
+
+
 def _codegen(options) -> int:
     from bench.codegen import codegen
 
@@ -130,6 +162,33 @@ def _parser() -> argparse.ArgumentParser:
     codegen.add_argument("--pin", action="store_true", help="write what was compiled as the pins of this toolchain")
     codegen.add_argument("--all", action="store_true", help="compile also what has not changed since it was pinned")
     codegen.set_defaults(command=_codegen)
+    noise = commands.add_parser("noise", help="the gradient noise of the workloads over their training, and the batch "
+                                "size that follows", epilog="exit: 0 clean, 1 a workload failed, 2 usage")
+    _add_plan_options(noise)
+    noise.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
+    noise.set_defaults(command=_noise)
+    claims = commands.add_parser("claims", help="train at many batch sizes, judge the article's four claims",
+                                 epilog="exit: 0 clean, 1 a workload failed, 2 usage")
+    _add_plan_options(claims)
+    claims.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
+    claims.set_defaults(command=_claims)
+    advise = commands.add_parser("advise", help="the batch size to train at, from a stored run or measured now",
+                                 epilog="exit: 0 clean, 2 usage")
+    _add_plan_options(advise)
+    advise.add_argument("--run", metavar="FOLDER", help="a stored run or study (default: measure now)")
+    advise.add_argument("--workload", metavar="NAME", help="one workload only")
+    advise.add_argument("--batch", type=int, help="the batch in use, to compare with (default: the workload's)")
+    advise.add_argument("--cost-cap", type=float, metavar="C", help="the examples used may be C times the least")
+    advise.set_defaults(command=_advise)
+    coverage = commands.add_parser("coverage", help="do the noise scale's intervals cover the truth where it is known?",
+                                   epilog="exit: 0 they do, 1 one does not")
+    coverage.add_argument("--draws", type=int, default=1000, help="batches drawn of each setting (default 1000)")
+    coverage.set_defaults(command=_coverage)
+    cost = commands.add_parser("noise-cost", help="a metered step beside a plain one, Opacus' and BackPACK's",
+                               epilog="exit: 0 clean, 2 usage")
+    cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
+    cost.add_argument("--seconds", type=float, default=6.0, help="for each workload (default 6)")
+    cost.set_defaults(command=_noise_cost)
     listing = commands.add_parser("list", help="print every case id and what it can run on")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")

@@ -153,5 +153,5 @@ def _refusal(variant: Variant, profile: Profile, device: str, dtype: str, inputs
     if variant.slow_start and not profile.slow_starts:
         not_here = not_here or "takes seconds to compile for each shape: PROFILE=full times it"
     if variant.detail and not profile.details:
-        not_here = not_here or f"a detail beside {variant.below}: PROFILE=full times it"
+        not_here = not_here or f"a detail beside {variant.builds_on}: PROFILE=full times it"
     return (NOT_HERE, not_here) if not_here else None

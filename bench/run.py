@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import pytest_run, records, report, units
+from bench import pytest_run, records, report, study, units
 from bench.cases import CLOCKS, Plan, plan
 from bench.errors import UsageError
 from bench.folders import new_folder
@@ -49,10 +49,12 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         started = datetime.datetime.now(datetime.timezone.utc)
         document, ended = pytest_run.measure(the_plan, isolation, machine, selection, chosen)
         about = document[OURS]
-        compiled, capacity, audited = _NOT_COMPILED, (None, []), []
+        compiled, capacity, audited, noise = _NOT_COMPILED, (None, []), [], None
         if ended == CLEAN:
             try:
                 audited = _audit(isolation, the_plan, document)  # by the worker that has compiled the variants
+                if not selection:
+                    noise = study.noise_of(isolation, profile)
                 capacity = _confirm_memory(isolation, the_plan, document)
                 isolation.close()
                 compiled = _static_facts(the_plan, about["cases"])
@@ -63,6 +65,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds(),
             "partial": ended != CLEAN, "compiled": compiled[0], "not_compiled": compiled[1],
             "room_bytes": capacity[0], "capacity": capacity[1], "audit": audited,
+            "noise": noise, "sweep": study.stored_sweep() if noise else None,
         }
         _store(document, run_folder)
     finally:

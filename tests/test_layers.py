@@ -8,6 +8,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMPILERS = {"torch", "triton", "numba"}
+MEASURING = ("bench/measure", "bench/noise/meter", "bench/noise/workloads", "bench/noise/experiments",
+             "bench/noise/coverage.py")
 
 
 def _imports(path):
@@ -29,19 +31,22 @@ def test_kernels_import_nothing_of_bench(path):
 
 @pytest.mark.parametrize("path", _files("bench"), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_only_measuring_imports_the_compilers(path):
-    if "measure" not in path.parts:
+    if not str(path.relative_to(REPOSITORY)).startswith(MEASURING):
         assert not [name for name in _imports(path) if name.partition(".")[0] in COMPILERS]
 
 
 SHOWING = [*_files("bench/report"), *_files("bench/verdicts"),
+           *(path for path in _files("bench/noise")
+             if not str(path.relative_to(REPOSITORY)).startswith(MEASURING) and path.name != "__init__.py"),
            REPOSITORY / "bench/records.py", REPOSITORY / "bench/units.py"]
 
 
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
 def test_showing_imports_nothing_that_measures(path):
-    allowed = ("bench.records", "bench.report", "bench.units", "bench.verdicts")
+    allowed = ("bench.records", "bench.report", "bench.units", "bench.verdicts", "bench.noise")
     ours = [name for name in _imports(path) if name.partition(".")[0] in ("bench", "kernels", "tests")]
     assert all(name.startswith(allowed) for name in ours), ours
+    assert not [name for name in ours if name.replace(".", "/").startswith(MEASURING)], ours
 
 
 def test_a_report_renders_without_torch(tmp_path):

@@ -82,6 +82,12 @@ class Runner:
         return audit.audit(subject, dtype, self._device, lambda name: self._begin(subject.id, f"audit: {name}"),
                            self._require_device)
 
+    def survey(self, workload: str, profile: str) -> dict:
+        """The gradient noise of a workload, and its step over the batch (bench.noise.experiments.survey)."""
+        from bench.noise.experiments import survey  # the workloads' data, which only this needs
+
+        return survey.survey(workload, profile, self._device, lambda what: self._begin(workload, what))
+
     def measure(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label.
 

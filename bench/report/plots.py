@@ -34,13 +34,25 @@ def why_no_plots() -> str | None:
     return None
 
 
-def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:
-    """Draw every group that has a time; returns each group's file name without its ending, relative to `folder`."""
+def new_figure(size: tuple[float, float]):
+    """A figure of this size in inches, drawn without a display."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "batchline"  # or the same run would give other bytes each time
     matplotlib.rcParams["svg.fonttype"] = "none"       # text stays text
+    return Figure(figsize=size)
+
+
+def save(figure, path: Path) -> None:
+    """`path`.png and `path`.svg."""
+    figure.savefig(path.with_name(f"{path.name}.png"), dpi=110)
+    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+
+
+def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:
+    """Draw every group that has a time; returns each group's file name without its ending, relative to `folder`."""
     names = {}
     for group, records in run.groups().items():
         timed = [record for record in records if record.status == MEASURED]
@@ -51,12 +63,10 @@ def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:
 
 
 def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     op, scenario, dtype = group
     baseline = run.about["baselines"][op]
     base = {problem[-1]: record.median_s for problem, record in opponents(records).items()}
-    figure = Figure(figsize=(13, 3.9))
+    figure = new_figure((13, 3.9))
     latency, speedup, memory = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.99, top=0.83, bottom=0.22, wspace=0.22)
     others = [name for name in unique(record.variant for record in records) if name != baseline]
@@ -85,8 +95,7 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
     figure.legend(*latency.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=9)
     partial = " (partial run)" if run.about["partial"] else ""
     figure.suptitle(f"{op} · {scenario} · {dtype} on {run.machine['device_name']}{partial}", fontsize=11)
-    figure.savefig(path.with_name(f"{path.name}.png"), dpi=110)
-    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    save(figure, path)
 
 
 def _finish(axes, title: str, batches: Sequence[int], unit: Callable[[float], str], ticks: _LogTicks | None = None):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import audit, crossover, ladder, limits, plots, static, tables
+from bench.report import audit, crossover, ladder, limits, plots, static, tables, training
 
 FILE_NAME = "README.md"
 _LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -19,6 +19,8 @@ def write(run: Run, folder: Path) -> list[str]:
     """Write README.md and the plots into `folder`; returns a line for each thing that could not be shown."""
     missing = plots.why_no_plots()
     figures = {} if missing else plots.draw(run, folder)
+    if run.about.get("noise"):
+        figures |= training.draw(run.about["noise"], run.about["sweep"], folder)
     (folder / FILE_NAME).write_text("\n\n".join(markdown(run, figures, missing)) + "\n", encoding="utf-8")
     return [f"no plots: {missing}"] if missing else []
 
@@ -38,6 +40,8 @@ def terminal(run: Run) -> str:
     numerics = audit.findings(run)
     if numerics:
         parts.append(f"Numerics of the statistics\n{numerics}")
+    if run.about.get("noise"):
+        parts += training.terminal(run.about["noise"], run.about["sweep"], run.machine)
     rest = tables.not_measured(run, tables.PLAIN)
     if rest:
         parts.append(f"Without a time\n{rest}")
@@ -98,6 +102,8 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     numerics = audit.section(run, tables.MARKDOWN)
     if numerics:
         yield f"## Numerics of the statistics\n\n{numerics}"
+    if about.get("noise"):
+        yield from training.markdown(about["noise"], about["sweep"], run.machine, figures)
     law = limits.memory_law(run, tables.MARKDOWN)
     if law:
         yield f"## Memory over the batch\n\n{law}"

@@ -1,0 +1,103 @@
+"""What the batch size does to training, as a part of the report: noise, the advisor's batch, the four claims."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bench.noise import claims, surveyed, time_to_target
+from bench.report import advisor, advisor_plot, noise_plot
+from bench.report import claims as claims_report
+from bench.report import noise as noise_report
+from bench.report.tables import MARKDOWN, Style
+
+Figures = Mapping[str, str]
+
+
+def draw(noise: Mapping, sweep: Mapping | None, folder: Path) -> dict[str, str]:
+    """Draw the part's figures; returns each one's file name without its ending, by what it shows."""
+    found, workloads = {}, _surveyed(noise)
+    if workloads and noise_plot.draw(workloads, folder / "noise") is None:
+        found["noise"] = "noise"
+    for name, workload in workloads.items():
+        middle = surveyed.middle(workload)
+        title = f"{name}: a step, memory and the time to a loss, by the noise after {middle.updates} updates"
+        if advisor_plot.draw_advice(surveyed.advice(workload, middle), title, folder / f"advice-{name}") is None:
+            found[name] = f"advice-{name}"
+    result = _time_to_target(noise, sweep)
+    if not isinstance(result, str):
+        title = f"{result.workload}: time to a training loss of {result.target_loss:g}"
+        if advisor_plot.draw_comparison(result, title, folder / "time-to-target") is None:
+            found["time to target"] = "time-to-target"
+    return found
+
+
+def markdown(noise: Mapping, sweep: Mapping | None, machine: Mapping, figures: Figures) -> Iterator[str]:
+    """The paragraphs, headings from the second level on."""
+    yield f"## Gradient noise\n\n{noise_report.EXPLAINED}"
+    if "noise" in figures:
+        yield _image("the gradient noise scale over training", figures["noise"])
+    for name, workload in _surveyed(noise).items():
+        yield f"### The noise of {name}\n\n{noise_report.section(workload, MARKDOWN)}"
+    for name, why in _failed(noise).items():
+        yield f"### The noise of {name}\n\nNot measured: {why}."
+    yield "## What batch size?"
+    for name, workload in _surveyed(noise).items():
+        yield f"### The batch size of {name}\n\n{advice(workload, MARKDOWN)}"
+        if name in figures:
+            yield _image(f"step time, memory and time to a loss of {name} over the batch", figures[name])
+    yield "### Predicted and measured: the time to a loss"
+    result = _time_to_target(noise, sweep)
+    if isinstance(result, str):
+        yield result
+    else:
+        yield f"{claims_report.provenance(sweep, machine)}\n\n{advisor.comparison(result, MARKDOWN)}"
+    if "time to target" in figures:
+        yield _image("predicted and measured time to the target loss over the batch", figures["time to target"])
+    yield f"## The four claims\n\n{claims_report.section(claims.judge(sweep, noise), sweep, machine)}"
+
+
+def terminal(noise: Mapping, sweep: Mapping | None, machine: Mapping) -> Iterator[str]:
+    """The same in a few lines each."""
+    for name, workload in _surveyed(noise).items():
+        middle = surveyed.middle(workload)
+        yield (f"{name}: {noise_report.summary(workload)}. For the noise after {middle.updates} updates: "
+               f"{advisor.summary(surveyed.advice(workload, middle))}")
+    for name, why in _failed(noise).items():
+        yield f"{name}: the noise was not measured: {why}"
+    yield f"The four claims\n{claims_report.terminal(claims.judge(sweep, noise), sweep, machine)}"
+
+
+def advice(workload: Mapping, style: Style, current_batch: int | None = None, cost_cap: float | None = None) -> str:
+    """The advisor on one workload: what follows from the noise in the middle of training, and at its other points."""
+    middle, rows = surveyed.middle(workload), []
+    for moment in surveyed.moments(workload):
+        found = surveyed.advice(workload, moment, current_batch, cost_cap)
+        rows.append((moment, found))
+    chosen = surveyed.advice(workload, middle, current_batch, cost_cap)
+    return "\n\n".join([f"For the noise after {middle.updates} updates, the middle of what was looked at:",
+                        advisor.section(chosen, style), advisor.over_training(rows, style)])
+
+
+def _surveyed(noise: Mapping) -> dict[str, Mapping]:
+    return {name: workload for name, workload in noise["workloads"].items() if "failed" not in workload}
+
+
+def _failed(noise: Mapping) -> dict[str, str]:
+    return {name: workload["failed"] for name, workload in noise["workloads"].items() if "failed" in workload}
+
+
+def _time_to_target(noise: Mapping, sweep: Mapping | None) -> time_to_target.TimeToTarget | str:
+    """The comparison by the sweep's own step times and the noise at each point of training, or why there is none."""
+    if sweep is None:
+        return "There is no training sweep to compare with: `make claims` runs one."
+    workload = _surveyed(noise).get(sweep["workload"])
+    measured = surveyed.moments(workload) if workload else []
+    estimates = {f"after {moment.updates} updates": moment.estimate.to_json() for moment in measured}
+    try:
+        return time_to_target.compare(sweep, time_to_target.steps_of(sweep), estimates)
+    except ValueError as error:
+        return f"No comparison: {error}."
+
+
+def _image(what: str, name: str) -> str:
+    return f"![{what}]({name}.png)\n\n[as SVG]({name}.svg)"

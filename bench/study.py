@@ -1,0 +1,142 @@
+"""What the batch size does to training: `bench noise`, `claims` and `advise`, and the same part of `bench run`.
+
+A study is plain data: {"machine", "started", "profile", "noise": {"workloads", "seconds"}, "sweep"}. The sweep, of
+minutes, is what `bench claims` trains; the others use the newest that is stored.
+"""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench import records
+from bench.cases import PROFILES
+from bench.errors import UsageError
+from bench.folders import new_folder
+from bench.report import tables, training
+
+FILE_NAME = "study.json"
+CLEAN, FAILED = 0, 1
+RUNS = Path("reports", "runs")
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_STORED = "reports/evidence/*/" + FILE_NAME
+
+
+def noise_of(isolation, profile: str) -> dict:
+    """The survey of every workload, each in the isolation's worker; one that fails says why in its place."""
+    from bench.measure.isolation import WorkerLost
+    from bench.noise.workloads import workloads
+
+    started_s, found = time.monotonic(), {}
+    for name in workloads:
+        print(f"the gradient noise of {name}", file=sys.stderr)
+        try:
+            found[name] = isolation.call("survey", name, profile)
+        except WorkerLost as lost:
+            found[name] = {"failed": f"{lost} ({lost.step})"}
+        except RuntimeError as error:
+            found[name] = {"failed": str(error)}
+    return {"workloads": found, "seconds": time.monotonic() - started_s}
+
+
+def stored_sweep() -> dict | None:
+    """The training sweep of the newest study that is kept as evidence; None where there is none that can be read."""
+    for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if sweep := json.loads(path.read_text(encoding="utf-8"))["sweep"]:
+                return sweep
+    return None
+
+
+def noise(profile: str, device: str, out: Path) -> int:
+    """`bench noise`: the survey alone, its report under `out`."""
+    return _study(profile, device, out, lambda: stored_sweep())
+
+
+def claims(profile: str, device: str, out: Path) -> int:
+    """`bench claims`: train the sweep and take the survey; the report, with the four verdicts, goes under `out`."""
+    from bench.noise.experiments import sweep
+
+    return _study(profile, device, out, sweep.run)
+
+
+def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
+           cost_cap: float | None) -> int:
+    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey."""
+    found = _stored_noise(folder) if folder else _measured(profile, device)["noise"]
+    names = [name for name, one in found["workloads"].items() if "failed" not in one and workload in (None, name)]
+    if not names:
+        raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(found['workloads'])}")
+    for name in names:
+        workload = found["workloads"][name]
+        print(f"{name}: {workload['title']}\n\n{training.advice(workload, tables.PLAIN, batch, cost_cap)}\n")
+    return CLEAN
+
+
+def _study(profile: str, device: str, out: Path, sweep) -> int:
+    from bench.measure import environment
+
+    device = _resolved(profile, device)
+    folder = new_folder(out, environment.machine(device)["device_name"])
+    try:
+        study = _measured(profile, device) | {"sweep": sweep()}
+        write(study, folder)
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only succeeds where nothing was stored
+    failed = any("failed" in workload for workload in study["noise"]["workloads"].values())
+    return FAILED if failed else CLEAN
+
+
+def _measured(profile: str, device: str) -> dict:
+    from bench.measure import environment
+    from bench.measure.isolation import Isolation
+
+    device = _resolved(profile, device)
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    with contextlib.closing(Isolation(device, PROFILES[profile].deadline_s)) as isolation:
+        return {"machine": environment.machine(device), "started": started, "profile": profile,
+                "noise": noise_of(isolation, profile)}
+
+
+def _resolved(profile: str, device: str) -> str:
+    from bench.measure import environment
+
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
+    try:
+        return environment.resolve_device(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def write(study: Mapping, folder: Path) -> None:
+    """Store the study and write its report beside it; print the answers."""
+    (folder / FILE_NAME).write_text(json.dumps(study, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    parts = study["noise"], study["sweep"], study["machine"]
+    figures = training.draw(study["noise"], study["sweep"], folder)
+    title = (f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
+             f"{study['started'][:10]}")
+    measured = (f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
+                f"{study['started']}.")
+    text = [title, measured, *training.markdown(*parts, figures)]
+    (folder / "README.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    print("\n\n".join(training.terminal(*parts)))
+    print(f"report: {folder / 'README.md'}")
+
+
+def _stored_noise(folder: Path) -> Mapping:
+    path = folder / FILE_NAME
+    if not path.exists():
+        found = records.load(folder).about.get("noise")
+        if not found:
+            raise UsageError(f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`")
+        return found
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["noise"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a study that Batchline wrote ({type(error).__name__}: {error})") from error

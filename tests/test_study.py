@@ -1,0 +1,83 @@
+"""`bench noise`, `claims` and `advise`: what is stored, what is read back, and what bad input is told."""
+import json
+
+import pytest
+
+from bench import records, study
+from bench.__main__ import USAGE, main
+from bench.errors import UsageError
+from tests.claims_evidence import sweep
+from tests.noise_evidence import noise
+from tests.test_records import document
+
+STUDY = {"machine": {"device_name": "Some CPU"}, "started": "2026-01-02T03:04:05+00:00", "profile": "quick",
+         "noise": noise(), "sweep": sweep()}
+
+
+def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
+    study.write(STUDY, tmp_path)
+    assert json.loads((tmp_path / study.FILE_NAME).read_text()) == json.loads(json.dumps(STUDY))
+    assert "## The four claims" in (tmp_path / "README.md").read_text()
+    assert f"report: {tmp_path / 'README.md'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options, words", [
+    ([], "Train at batch 63"), (["--batch", "1000"], "A smaller batch than the current 1,000"),
+    (["--cost-cap", "1.5"], "cost decides")])
+def test_advice_comes_from_a_stored_study(tmp_path, capsys, options, words):
+    study.write(STUDY, tmp_path)
+    capsys.readouterr()
+    assert main(["advise", "--run", str(tmp_path), *options]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_advice_comes_from_a_stored_run(tmp_path, capsys):
+    stored = document()
+    stored[records.OURS] |= {"noise": noise(), "sweep": None}
+    records.save(tmp_path, stored)
+    assert main(["advise", "--run", str(tmp_path), "--workload", "digits"]) == 0
+    assert "Train at batch 63" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "no run in"), ("{", "is not a study that Batchline wrote"), ("[]", "is not a study that Batchline wrote"),
+    ('{"noise": {"workloads": {}}}', "no noise of any workload there")])
+def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
+    if text is not None:
+        (tmp_path / study.FILE_NAME).write_text(text)
+    assert main(["advise", "--run", str(tmp_path)]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--workload", "nonsense"], "no noise of nonsense there: it has digits"), (["--cost-cap", "0.5"], "the cap must be that or more"),
+    (["--batch", "0"], "batch")])
+def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
+    study.write(STUDY, tmp_path)
+    capsys.readouterr()
+    assert main(["advise", "--run", str(tmp_path), *arguments]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_run_without_noise_says_where_there_is_some(tmp_path):
+    records.save(tmp_path, document())
+    with pytest.raises(UsageError, match="no gradient noise in it"):
+        study.advise(tmp_path, "quick", "cpu", None, None, None)
+
+
+def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    assert study.stored_sweep() is None
+    for name, text in (("2026-01-01-a", json.dumps(STUDY)), ("2026-01-02-b", json.dumps(STUDY | {"sweep": None})),
+                       ("2026-01-03-c", "{")):
+        (tmp_path / "reports/evidence" / name).mkdir(parents=True)
+        (tmp_path / "reports/evidence" / name / study.FILE_NAME).write_text(text)
+    assert study.stored_sweep() == json.loads(json.dumps(sweep()))
+
+
+@pytest.mark.parametrize("arguments", [["noise", "--profile", "nonsense"], ["claims", "--device", "tpu"]])
+def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(arguments, capsys):
+    assert main(arguments) == USAGE
+    assert len(capsys.readouterr().err.splitlines()) == 1
