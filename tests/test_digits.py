@@ -11,7 +11,7 @@ def _loss(w1, b1, w2, b2, x, y):
 
 def test_per_sample_gradients_are_autograds():
     weights = [weight.double().requires_grad_() for weight in digits._trained()]
-    images, classes = digits._images()
+    images, classes = digits.images()
     rows = torch.randint(len(images), (5,), generator=torch.Generator().manual_seed(11))
     ours = digits.per_sample_gradients(5, torch.float32, "cpu", seed=11)
     assert ours.shape == (5, digits.PARAMETERS) == (5, PIXELS * HIDDEN + HIDDEN + HIDDEN * CLASSES + CLASSES)
@@ -28,7 +28,7 @@ def test_the_weight_gradient_is_the_product_of_the_hidden_layers_tensors():
 
 
 def test_the_net_is_learning_and_has_not_finished():
-    images, classes = digits._images()
+    images, classes = digits.images()
     loss = _loss(*digits._trained(), images, classes)
     assert 0.05 < loss.mean() < 1.0  # ln 10 = 2.3 before training
 

@@ -51,8 +51,8 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--workload", "nonsense"], "no noise of nonsense there: it has digits"), (["--cost-cap", "0.5"], "the cap must be that or more"),
-    (["--batch", "0"], "batch")])
+    (["--workload", "nonsense"], "no noise of nonsense there: it has digits"),
+    (["--cost-cap", "0.5"], "the cap must be that or more"), (["--batch", "0"], "batch")])
 def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()

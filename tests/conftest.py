@@ -1,0 +1,43 @@
+"""The interpreters' runs take minutes: they begin with the session, one after another beside its tests, and end it."""
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kernels import backends
+
+WAITS = "test_interpreters.py"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name == WAITS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted(request, tmp_path_factory):
+    """(backend, file) → the future of a child process that runs the file's tests interpreting that backend's kernels:
+    (its exit code, what it printed). Only where this session waits for them."""
+    children = {item.callspec.params["child"] for item in request.session.items if _waits(item)}
+    folder, started = tmp_path_factory.mktemp("interpreted"), []
+
+    def run(backend, file):
+        with (folder / f"{len(started)}").open("w+") as output:
+            started.append(subprocess.Popen(
+                [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider", "--no-header", "-rN"],
+                env=os.environ | backends.interpreter_environment(backend), stdout=output, stderr=output))
+            code = started[-1].wait()
+            output.seek(0)
+            return code, output.read()
+
+    pool = ThreadPoolExecutor(1)
+    yield {child: pool.submit(run, *child) for child in sorted(children)}
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in started:
+        child.kill()
+
+
+def _waits(item):
+    return (item.path.name == WAITS and hasattr(item, "callspec")
+            and not any(mark.args[0] for mark in item.iter_markers("skipif")))
