@@ -40,11 +40,7 @@ def _check(model, x, rel=1e-9):
     meter = NoiseMeter(model, reduction="mean")
     with meter:
         _loss(model(x)).mean().backward()
-    index = -1
-    for name, parameter in zip(names, parameters):
-        if not parameter.requires_grad:
-            continue
-        index += 1
+    for index, name in enumerate(name for name, parameter in zip(names, parameters) if parameter.requires_grad):
         if rows[0][index] is None:
             assert name in meter.reading.without_gradient
             continue
@@ -87,7 +83,7 @@ class TiedLinears(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.one, self.other = (nn.Linear(4, 4) for _ in range(2))
         self.other.weight = self.one.weight
 
     def forward(self, x):

@@ -7,9 +7,9 @@ import torch
 
 
 class Found(NamedTuple):
-    """Of the samples' contributions to a gradient: ‖ḡ‖ (a scalar), n[B] and d[B].
+    """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B] and d[B].
 
-    `gap` is how far ḡ is from what autograd has for the parameter, divided by B; None where that was taken from ḡ.
+    `gap` is how far B·ḡ is from what autograd has for the parameter; None where autograd has it from here.
     `eps` is the coarsest spacing of the dtypes that took part.
     """
 

@@ -43,6 +43,24 @@ def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     return wgrad_stats
 
 
+def takes_one_token(dy: torch.Tensor) -> bool:
+    """Whether `of_one_token` is the way for dY[B,O]: on a CPU, where a GPU has a kernel of its own."""
+    return not dy.is_cuda and not torch.is_autocast_enabled(dy.device.type)
+
+
+def of_one_token(x: torch.Tensor, dy: torch.Tensor) -> tuple[Tensors, Tensors]:
+    """X[B,I] and dY[B,O] → {B·ḡ, n, d} of the weight[O,I] and of the bias[O], whose gradients are dy xᵀ and dy.
+
+    `wgrad_stats/torch_rank_one`'s closed form, which a CPU's dispatch takes for one token: the bias shares ‖dy‖, and
+    the sum over the batch is never divided and multiplied again. Small layers wait for calls: these are half as many.
+    """
+    x, dy = (tensor.to(accumulator(tensor.dtype)) for tensor in (x, dy))
+    norm, x_norm = torch.linalg.vector_norm(dy, dim=1), torch.linalg.vector_norm(x, dim=1)
+    weight, bias = torch.mm(dy.t(), x), dy.sum(0)
+    along = torch.mm(x, weight.t()).mul_(dy).sum(1).div_(len(x))
+    return (weight, x_norm.mul_(norm).square_(), along), (bias, norm.square(), torch.mv(dy, bias).div_(len(x)))
+
+
 def of_rows(g: torch.Tensor) -> Tensors:
     """Per-sample gradients g[B,P] → ḡ[P], n[B], d[B]; fp32, or fp64 for fp64."""
     for variant in _row_kernels("cuda" if g.is_cuda else "cpu", dtype_name(g.dtype)):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.noise.meter import kernel
 from bench.noise.meter.contributions import Product, Rows
 from bench.noise.meter.step import Step
 from kernels.statistics import accumulator
@@ -45,19 +46,26 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         d_weight = d_bias = None
         d_x = torch.matmul(dy, weight.to(dy.dtype)) if needs_x else None
-        listening, differentiated = step.backpropagates(), torch.is_grad_enabled()
+        listening = step.backpropagates()
+        alone = listening and not torch.is_grad_enabled()
+        if (alone and dy.dim() == 2 and needs_weight and needs_bias and kernel.takes_one_token(dy)
+                and step.once(parameter) and step.once(bias)):
+            of_weight, of_bias = kernel.of_one_token(x, dy)
+            return d_x, step.replaces(parameter, *of_weight), step.replaces(bias, *of_bias), None
         if needs_weight:
             tokens, d_tokens = _tokens(x), _tokens(dy)
-            if listening and not differentiated and step.once(parameter):
-                d_weight = step.replaces(parameter, Product(tokens, d_tokens).statistics())
+            if alone and step.once(parameter):
+                mean, n, d = kernel.of_layer(tokens, d_tokens)
+                d_weight = step.replaces(parameter, mean.mul_(step.batch), n, d)
             else:
                 d_weight = torch.matmul(d_tokens.flatten(0, 1).T, tokens.flatten(0, 1)).to(weight.dtype)
                 if listening:
                     step.adds(parameter, Product(tokens.detach(), d_tokens.detach()))
         if needs_bias:
             rows = dy if dy.dim() == 2 else _tokens(dy).sum(1, dtype=accumulator(dy.dtype))
-            if listening and not differentiated and step.once(bias):
-                d_bias = step.replaces(bias, Rows(rows).statistics())
+            if alone and step.once(bias):
+                mean, n, d = kernel.of_rows(rows)
+                d_bias = step.replaces(bias, mean.mul_(step.batch), n, d)
             else:
                 d_bias = rows.sum(0, dtype=accumulator(dy.dtype)).to(weight.dtype)
                 if listening:

@@ -83,7 +83,7 @@ def read(found: Mapping[str, Found], batch: int, factor: float, **named) -> Read
         one.squared_norms.double(), one.inner_products.double()]) for one in found.values()]).cpu().numpy()
     parameters = {}
     for (name, one), row in zip(found.items(), numbers):
-        norm, gap, n, d = row[0], row[1], row[2:2 + batch], row[2 + batch:]
+        norm, gap, n, d = row[0] / batch, row[1] / batch, row[2:2 + batch], row[2 + batch:]
         try:
             parameters[name] = BatchStatistics(factor * norm ** 2, factor * n, factor * d)
         except ValueError as error:

@@ -10,7 +10,6 @@ from torch import nn
 from bench.errors import UsageError
 from bench.noise.meter.contributions import Contribution, combined
 from bench.noise.meter.found import Found
-from kernels.op import Tensors
 
 
 class Step:
@@ -84,11 +83,10 @@ class Step:
         """What a call contributes to the samples' gradients of a parameter."""
         self._uses[parameter].append(use)
 
-    def replaces(self, parameter: nn.Parameter, statistics: Tensors) -> torch.Tensor:
-        """The gradient that a parameter's only call returns to autograd, B·ḡ, from the ḡ of its statistics."""
-        mean, n, d = statistics
-        self._found[parameter] = Found(torch.linalg.vector_norm(mean), n, d)
-        gradient = mean.mul_(self.batch)
+    def replaces(self, parameter: nn.Parameter, gradient: torch.Tensor, n: torch.Tensor,
+                 d: torch.Tensor) -> torch.Tensor:
+        """The gradient that a parameter's only call returns to autograd, which is B·ḡ, and n and d beside it."""
+        self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d)
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
         self._replaced[parameter] = gradient.data_ptr(), gradient._version
@@ -103,7 +101,7 @@ class Step:
             self._astray.append(self._names[parameter])
 
     def finish(self) -> dict[str, Found]:
-        """{‖ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
+        """{‖B·ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
 
         Raises:
             UsageError: if there was no backward pass, or a parameter had a gradient from outside its layer.
@@ -117,9 +115,8 @@ class Step:
                              "belong inside the `with`, with gradients enabled")
         for parameter, uses in self._uses.items():
             mean, n, d = combined(uses, self.batch, parameter.numel())
-            total = self._totals.get(parameter)
-            gap = None if total is None else torch.linalg.vector_norm(
-                total.to(mean.dtype).reshape(-1) / self.batch - mean.reshape(-1))
+            gradient, total = mean.reshape(-1) * self.batch, self._totals.get(parameter)
+            gap = None if total is None else torch.linalg.vector_norm(total.to(mean.dtype).reshape(-1) - gradient)
             coarsest = max(torch.finfo(dtype).eps for dtype in (parameter.dtype, *(use.dtype for use in uses)))
-            self._found[parameter] = Found(torch.linalg.vector_norm(mean), n, d, gap, coarsest)
+            self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d, gap, coarsest)
         return {name: self._found[parameter] for parameter, name in self._names.items() if parameter in self._found}

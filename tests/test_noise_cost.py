@@ -1,0 +1,89 @@
+"""What measuring costs: every way has a row, timed or with its reason, over the plain step of the same rounds."""
+import pytest
+import torch
+
+from bench.noise.experiments import cost
+from bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
+from bench.noise.workloads import workloads
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other make small products slow wherever cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Clock:
+    """Hardware whose time goes by as steps say, and not otherwise but for `tick`."""
+
+    def __init__(self):
+        self.time_s = 0.0
+
+    def now_s(self):
+        return self.time_s
+
+    def synchronize(self):
+        pass
+
+
+def _ways(clock, seconds_of):
+    def make(name):
+        def step():
+            clock.time_s += seconds_of[name]
+
+        return lambda workload, model, x, y: (step, ("left.out",) if name == METERED else ())
+    return tuple(Way(name, "", make(name)) for name in seconds_of)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(cost, "hardware_of", lambda device: clock)
+    return clock
+
+
+def test_the_overhead_is_over_the_plain_step(clock, monkeypatch):
+    monkeypatch.setattr(cost, "WAYS", _ways(clock, {PLAIN: 0.010, METERED: 0.012, READ: 0.008}))
+    plain, metered, read = costs(workloads["digits"], 4, seconds=1.0)
+    assert plain.median_s == pytest.approx(0.010) and plain.overhead == pytest.approx(0)
+    assert (metered.overhead, metered.overhead_low, metered.overhead_high) == pytest.approx((0.2, 0.2, 0.2))
+    assert read.overhead == pytest.approx(-0.2) and metered.left_out == ("left.out",)
+    assert metered.rounds == pytest.approx(1.0 / 0.030, abs=1.01)
+
+
+def test_a_way_that_fails_is_a_row_with_its_reason_and_the_others_are_timed(clock, monkeypatch):
+    def broken(workload, model, x, y):
+        raise NotImplementedError("no rule for\nthis layer")
+
+    ways = *_ways(clock, {PLAIN: 0.010, METERED: 0.011}), Way(OPACUS, "", broken)
+    monkeypatch.setattr(cost, "WAYS", ways)
+    plain, metered, opacus = costs(workloads["digits"], 4, seconds=0.1)
+    assert opacus.reason == "NotImplementedError: no rule for" and opacus.median_s is None
+    assert plain.rounds == metered.rounds >= 6
+    text = table([plain, metered, opacus])
+    assert "no rule for" in text and "+10.0%" in text and "11.0 ms" in text
+
+
+def test_a_peer_that_is_absent_is_a_row(clock, monkeypatch):
+    monkeypatch.setattr(cost.backends, "why_absent", lambda backend: f"{backend} is not here")
+    monkeypatch.setattr(cost, "WAYS", (*_ways(clock, {PLAIN: 0.01}), *(way for way in WAYS if way.needs)))
+    rows = {row.way: row for row in costs(workloads["digits"], 4, seconds=0.05)}
+    assert rows[OPACUS].reason == "opacus is not here" and rows[BACKPACK].reason == "backpack is not here"
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("name", workloads)
+def test_every_way_runs_or_says_why_on_a_real_workload(name):
+    rows = costs(workloads[name], 4, seconds=0.2)
+    assert [row.way for row in rows] == [way.name for way in WAYS]
+    for row in rows:
+        assert (row.median_s is None) == (row.reason is not None)
+        if not row.reason:
+            assert 0 < row.first_quartile_s <= row.median_s <= row.third_quartile_s
+            assert row.overhead_low <= row.overhead <= row.overhead_high
+    assert all(row.reason is None for row in rows if row.way in (PLAIN, METERED, READ))
+    assert next(row for row in rows if row.way == METERED).left_out == ()
+    assert all(row.way in table(rows) for row in rows)
