@@ -41,7 +41,7 @@ help:
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
-	@echo "  PROFILE=smoke|quick|full   about one minute, some minutes, as long as it takes [$(PROFILE)]"
+	@echo "  PROFILE=smoke|quick|full   about one minute, about five, as long as it takes [$(PROFILE)]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
 	@echo "  RUN=<folder>               a stored run, for report and advise                 [$(RUN)]"

@@ -49,8 +49,8 @@ def test_links_lead_somewhere(document):
 
 
 def test_every_setting_of_the_makefile_is_in_the_readme():
-    settings = re.findall(r"^([A-Z]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    assert len(settings) == 8
+    settings = re.findall(r"^([A-Z_]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert len(settings) == 11
     assert not [name for name in settings if f"`{name}`" not in README]
 
 
@@ -64,3 +64,26 @@ def test_the_tables_of_the_statistics_are_the_stored_runs():
     ways = [[cell.strip() for cell in line.split("|")[1:5]] for line in table.splitlines()[2:]]
     assert len(ways) == 4 and all(way in stored for way in ways)
     assert records.load(folder).machine["revision"]["dirty"] is False
+
+
+def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
+    section = README.partition("## What batch size?")[2].partition("\n## ")[0]
+    folder = REPOSITORY / re.search(r"\((reports/evidence/[^/)]+)/README\.md\)", section).group(1)
+    report = (folder / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 4
+    for claim, _, measured in rows:
+        assert claim in report and all(part in report for part in measured.split("; ")), claim
+    for figure in ("73.9 (67 to 78.4)", "the worst disagreement is 1.52x: at B = 1437 the model says 102 ms "
+                   "(62 updates), training took 155 ms (92)", "the worst disagreement is 3.28x", "which took 1.33x the time"):
+        assert figure in report
+    stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert stored["machine"]["revision"]["dirty"] is False and f"{stored['sweep']['seconds']:.0f} s" in section
+    costs = {tuple(line.split()[:2]) + (line[21:39].strip(),): line for line in
+             (folder / "noise-cost.txt").read_text(encoding="utf-8").splitlines()[2:]}
+    for key, percent in ((("characters", "64", "NoiseMeter"), 28), (("characters", "64", "Opacus ghost norms"), 107),
+                         (("characters", "64", "BackPACK batch_l2"), 61), (("digits", "128", "NoiseMeter"), 125),
+                         (("digits", "128", "Opacus ghost norms"), 200), (("digits", "128", "BackPACK batch_l2"), 158),
+                         (("digits", "128", "NoiseMeter, read"), 349)):
+        assert round(float(re.search(r"\+([0-9.]+)%", costs[key]).group(1))) == percent, key
+        assert f"{percent}%" in section
