@@ -28,7 +28,8 @@ class NoiseMeter:
             print(meter.reading)
 
     Samples are dimension 0 of every layer's input, and must not mix. Linear layers, normalisations and embeddings go
-    through Batchline's kernels; any other module with parameters through torch.func, and is named in `fallbacks`.
+    through Batchline's kernels (on a CPU, one token of a layer with a bias by the same closed form as its variant
+    torch_rank_one); any other module with parameters through torch.func, and is named in `fallbacks`.
     Gradients arrive in .grad as without the meter, to rounding.
 
     Args:
