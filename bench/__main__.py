@@ -168,7 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
     noise.set_defaults(command=_noise)
     claims = commands.add_parser("claims", help="train at many batch sizes, judge the article's four claims",
-                                 epilog="exit: 0 clean, 1 a workload failed, 2 usage")
+                                 epilog="exit: 0 clean, 1 a workload failed, 2 usage, 130 "
+                                 "stopped by Ctrl-C (the noise is kept)")
     _add_plan_options(claims)
     claims.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
     claims.set_defaults(command=_claims)

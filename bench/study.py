@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from bench.folders import new_folder
 from bench.report import tables, training
 
 FILE_NAME = "study.json"
-CLEAN, FAILED = 0, 1
+CLEAN, FAILED, INTERRUPTED = 0, 1, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _STORED = "reports/evidence/*/" + FILE_NAME
@@ -54,7 +55,7 @@ def stored_sweep() -> dict | None:
 
 def noise(profile: str, device: str, out: Path) -> int:
     """`bench noise`: the survey alone, its report under `out`."""
-    return _study(profile, device, out, lambda: stored_sweep())
+    return _study(profile, device, out, stored_sweep)
 
 
 def claims(profile: str, device: str, out: Path) -> int:
@@ -67,13 +68,13 @@ def claims(profile: str, device: str, out: Path) -> int:
 def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
            cost_cap: float | None) -> int:
     """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey."""
-    found = _stored_noise(folder) if folder else _measured(profile, device)["noise"]
+    found = _stored_noise(folder) if folder else _measured(profile, _resolved(profile, device))["noise"]
     names = [name for name, one in found["workloads"].items() if "failed" not in one and workload in (None, name)]
     if not names:
         raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(found['workloads'])}")
     for name in names:
-        workload = found["workloads"][name]
-        print(f"{name}: {workload['title']}\n\n{training.advice(workload, tables.PLAIN, batch, cost_cap)}\n")
+        chosen = found["workloads"][name]
+        print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, tables.PLAIN, batch, cost_cap)}\n")
     return CLEAN
 
 
@@ -82,21 +83,36 @@ def _study(profile: str, device: str, out: Path, sweep) -> int:
 
     device = _resolved(profile, device)
     folder = new_folder(out, environment.machine(device)["device_name"])
+    interrupted = False
     try:
-        study = _measured(profile, device) | {"sweep": sweep()}
-        write(study, folder)
+        study = _measured(profile, device)
+        try:
+            study["sweep"] = sweep()
+        except KeyboardInterrupt:  # the survey is kept, beside the newest sweep that is stored
+            study["sweep"], interrupted = stored_sweep(), True
+        _write_or_rescue(study, folder)
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only succeeds where nothing was stored
     failed = any("failed" in workload for workload in study["noise"]["workloads"].values())
-    return FAILED if failed else CLEAN
+    return INTERRUPTED if interrupted else FAILED if failed else CLEAN
+
+
+def _write_or_rescue(study: Mapping, folder: Path) -> None:
+    """Write the study; if the folder fails by now, keep what was measured elsewhere and say where."""
+    try:
+        write(study, folder)
+    except OSError as error:
+        rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
+        _store(study, rescue)
+        raise UsageError(f"can't write to {folder} any more ({error.strerror}): what was measured is in {rescue}, and "
+                         f"`python -m bench advise --run {rescue}` reads it") from error
 
 
 def _measured(profile: str, device: str) -> dict:
     from bench.measure import environment
     from bench.measure.isolation import Isolation
 
-    device = _resolved(profile, device)
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.closing(Isolation(device, PROFILES[profile].deadline_s)) as isolation:
         return {"machine": environment.machine(device), "started": started, "profile": profile,
@@ -116,7 +132,7 @@ def _resolved(profile: str, device: str) -> str:
 
 def write(study: Mapping, folder: Path) -> None:
     """Store the study and write its report beside it; print the answers."""
-    (folder / FILE_NAME).write_text(json.dumps(study, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    _store(study, folder)
     parts = study["noise"], study["sweep"], study["machine"]
     figures = training.draw(study["noise"], study["sweep"], folder)
     title = (f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
@@ -127,6 +143,11 @@ def write(study: Mapping, folder: Path) -> None:
     (folder / "README.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("\n\n".join(training.terminal(*parts)))
     print(f"report: {folder / 'README.md'}")
+
+
+def _store(study: Mapping, folder: Path) -> None:
+    text = json.dumps(study, separators=(",", ":"), ensure_ascii=False)
+    (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
 def _stored_noise(folder: Path) -> Mapping:

@@ -1,10 +1,11 @@
-"""The interpreters' runs take minutes: they begin with the session, one after another beside its tests, and end it."""
+"""What test files share. The interpreters' runs take minutes: they begin with the session, beside its other tests."""
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from kernels import backends
 
@@ -36,6 +37,15 @@ def interpreted(request, tmp_path_factory):
     pool.shutdown(wait=False, cancel_futures=True)
     for child in started:
         child.kill()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other make small products slow wherever cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _waits(item):

@@ -1,19 +1,12 @@
 """What measuring costs: every way has a row, timed or with its reason, over the plain step of the same rounds."""
 import pytest
-import torch
 
 from bench.noise.experiments import cost
 from bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
 from bench.noise.workloads import workloads
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other make small products slow wherever cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Clock:

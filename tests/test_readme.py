@@ -72,8 +72,10 @@ def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
     report = (folder / "README.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 4
-    for claim, _, measured in rows:
-        assert claim in report and all(part in report for part in measured.split("; ")), claim
+    for claim, verdict, measured in rows:
+        (stored,) = (line for line in report.splitlines() if line.startswith(f"| {claim} "))
+        assert verdict.split("**")[1].upper() == re.search(r"\*\*([A-Z ]+[A-Z])\b", stored).group(1), claim
+        assert all(part.rstrip(")") in stored for part in measured.split("; ")), claim
     for figure in ("73.9 (67 to 78.4)", "which took 1.33x the time", "the worst disagreement is 3.28x",
                    "1.52x: at B = 1437 the model says 102 ms (62 updates), training took 155 ms (92)"):
         assert figure in report

@@ -62,3 +62,12 @@ def test_the_terminal_says_the_answer_in_lines():
     lines = "\n".join(training.terminal(noise(), sweep(), MACHINE))
     assert "digits: B_simple after 0 updates" in lines and "Train at batch 63" in lines
     assert "4. a smaller batch makes the gradient's direction more consistent: DOES NOT HOLD" in lines
+
+
+def test_advice_that_can_not_be_had_is_a_line_and_the_report_goes_on(tmp_path):
+    one_batch = [{"batch": 8, "samples_s": [1e-3] * 9, "peak_bytes": 1000}]
+    found = noise(digits=workload([point(0, 0, 10.0)], steps=one_batch))
+    text = _text(found)
+    assert "### The batch size of digits\n\nNo advice: " in text and "## The four claims" in text
+    assert "No advice: " in "\n".join(training.terminal(found, None, MACHINE))
+    assert "digits" not in training.draw(found, None, tmp_path)

@@ -81,3 +81,27 @@ def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
 def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(arguments, capsys):
     assert main(arguments) == USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def _stopped():
+    raise KeyboardInterrupt
+
+
+def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
+    (stored,) = (tmp_path / "runs").glob(f"*/{study.FILE_NAME}")
+    assert json.loads(stored.read_text())["noise"] == json.loads(json.dumps(STUDY["noise"]))
+
+
+def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(study.training, "draw", full)
+    monkeypatch.setattr(study.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    with pytest.raises(UsageError, match="No space left on device.*what was measured is in"):
+        study._study("quick", "cpu", tmp_path / "runs", sweep)
+    assert json.loads((tmp_path / study.FILE_NAME).read_text())["sweep"]

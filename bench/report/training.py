@@ -1,7 +1,8 @@
 """What the batch size does to training, as a part of the report: noise, the advisor's batch, the four claims."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from bench.noise import claims, surveyed, time_to_target
@@ -21,8 +22,9 @@ def draw(noise: Mapping, sweep: Mapping | None, folder: Path) -> dict[str, str]:
     for name, workload in workloads.items():
         middle = surveyed.middle(workload)
         title = f"{name}: a step, memory and the time to a loss, by the noise after {middle.updates} updates"
-        if advisor_plot.draw_advice(surveyed.advice(workload, middle), title, folder / f"advice-{name}") is None:
-            found[name] = f"advice-{name}"
+        with contextlib.suppress(ValueError):  # the section says why there is no advice
+            if advisor_plot.draw_advice(surveyed.advice(workload, middle), title, folder / f"advice-{name}") is None:
+                found[name] = f"advice-{name}"
     result = _time_to_target(noise, sweep)
     if not isinstance(result, str):
         title = f"{result.workload}: time to a training loss of {result.target_loss:g}"
@@ -42,7 +44,7 @@ def markdown(noise: Mapping, sweep: Mapping | None, machine: Mapping, figures: F
         yield f"### The noise of {name}\n\nNot measured: {why}."
     yield "## What batch size?"
     for name, workload in _surveyed(noise).items():
-        yield f"### The batch size of {name}\n\n{advice(workload, MARKDOWN)}"
+        yield f"### The batch size of {name}\n\n{_or_why_not(lambda: advice(workload, MARKDOWN))}"
         if name in figures:
             yield _image(f"step time, memory and time to a loss of {name} over the batch", figures[name])
     yield "### Predicted and measured: the time to a loss"
@@ -61,21 +63,31 @@ def terminal(noise: Mapping, sweep: Mapping | None, machine: Mapping) -> Iterato
     for name, workload in _surveyed(noise).items():
         middle = surveyed.middle(workload)
         yield (f"{name}: {noise_report.summary(workload)}. For the noise after {middle.updates} updates: "
-               f"{advisor.summary(surveyed.advice(workload, middle))}")
+               + _or_why_not(lambda: advisor.summary(surveyed.advice(workload, middle))))
     for name, why in _failed(noise).items():
         yield f"{name}: the noise was not measured: {why}"
     yield f"The four claims\n{claims_report.terminal(claims.judge(sweep, noise), sweep, machine)}"
 
 
 def advice(workload: Mapping, style: Style, current_batch: int | None = None, cost_cap: float | None = None) -> str:
-    """The advisor on one workload: what follows from the noise in the middle of training, and at its other points."""
-    middle, rows = surveyed.middle(workload), []
-    for moment in surveyed.moments(workload):
-        found = surveyed.advice(workload, moment, current_batch, cost_cap)
-        rows.append((moment, found))
+    """The advisor on one workload: what follows from the noise in the middle of training, and at its other points.
+
+    Raises:
+        ValueError: as bench.noise.advisor.advise.
+    """
+    middle = surveyed.middle(workload)
     chosen = surveyed.advice(workload, middle, current_batch, cost_cap)
+    rows = [(moment, surveyed.advice(workload, moment, current_batch, cost_cap))
+            for moment in surveyed.moments(workload)]
     return "\n\n".join([f"For the noise after {middle.updates} updates, the middle of what was looked at:",
                         advisor.section(chosen, style), advisor.over_training(rows, style)])
+
+
+def _or_why_not(advised: Callable[[], str]) -> str:
+    try:
+        return advised()
+    except ValueError as error:
+        return f"No advice: {error}."
 
 
 def _surveyed(noise: Mapping) -> dict[str, Mapping]:

@@ -16,6 +16,7 @@ from bench.measure import memory
 from bench.measure.clocks import Host
 from bench.measure.hardware import hardware
 from bench.measure.sampling import Effort, sample
+from bench.measure.state import state_of
 from bench.noise.batch_tests import inner_product_test, norm_test, orthogonality_test
 from bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
 from bench.noise.meter import NoiseMeter, Reading
@@ -61,8 +62,9 @@ def survey(name: str, profile: str, device: str, tell: Tell = lambda what: None)
     """The noise, the step times and the memory of the workload called `name`, as plain data.
 
     Returns:
-        title, parameters, samples, device; points: [{"seed", "updates", "loss", "estimate" (NoiseEstimate's JSON over
-        independent batches), "layers" {name: estimate}, "tests", "two_batch_sizes" (tr Σ, ‖G‖²), "cosines"}];
+        title, samples, parameters, train_batch, learning_rate, noise_batch; points: [{"seed", "updates", "loss",
+        "estimate" (NoiseEstimate's JSON, over independent batches), "layers" {name: estimate}, "tests",
+        "two_batch_sizes" (tr Σ, ‖G‖²), "cosines" [{"batch", "cosines"}]}];
         steps: [{"batch", "samples_s", "peak_bytes", "memory_method"}]; limit_bytes, what the device has room for.
     """
     workload, effort = workloads[name], SURVEYS[profile]
@@ -80,18 +82,13 @@ def _training(workload: Workload, effort: Survey, seed: int, device: str, tell: 
     model = workload.model(seed, device)
     generator = torch.Generator().manual_seed(seed)
     looks = torch.Generator().manual_seed(1000 + seed)  # of its own, so that looking does not change the training
-    batches, points = _epochs(workload, generator, device), effort.updates[workload.name]
+    batches, points = workload.train.epochs(workload.batch, generator, device), effort.updates[workload.name]
     for done in range(points[-1] + 1):
         if done in points:
             tell(f"{workload.name}: noise after {done} updates, seed {seed + 1} of {effort.seeds}")
             yield {"seed": seed, "updates": done} | _look(workload, model, effort, looks, device)
         if done < points[-1]:
             _update(workload, model, next(batches))
-
-
-def _epochs(workload: Workload, generator: torch.Generator, device: str) -> Iterator[tuple]:
-    while True:
-        yield from workload.train.epoch(workload.batch, generator, device)
 
 
 def _update(workload: Workload, model: torch.nn.Module, batch) -> None:
@@ -181,7 +178,10 @@ def _steps(workload: Workload, effort: Survey, device: str, tell: Tell) -> list[
         machine.synchronize()
         peaks[batch] = memory.peak_of(step, device)
         launches[batch] = Host(machine, [step], machine.now_s() - start_s, effort.step_s / 100)
-    taken = sample(launches, Effort(_PRECISION, effort.step_s, most=100), lambda: None)
+    taken = sample(launches, Effort(_PRECISION, effort.step_s, most=100), state_of(device).why_throttled)
+    for batch, samples in taken.items():
+        if isinstance(samples, BaseException):
+            raise RuntimeError(f"a step of {batch}: {samples}") from samples
     return [{"batch": batch, "samples_s": samples.samples_s, "peak_bytes": peaks[batch].bytes,
              "memory_method": peaks[batch].method} for batch, samples in taken.items()]
 

@@ -66,10 +66,9 @@ def _steps(workload: Workload, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def _batches(samples: Samples, batch: int, seed: int) -> Iterator[Batch]:
-    """Epochs without end; what is left over in one is passed by, so that every update has its full batch."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from (drawn for drawn in samples.epoch(batch, generator, "cpu") if len(drawn[0]) == batch)
+    """What is left over in an epoch is passed by, so that every update has its full batch."""
+    drawn = samples.epochs(batch, torch.Generator().manual_seed(seed), "cpu")
+    return (one for one in drawn if len(one[0]) == batch)
 
 
 @torch.no_grad()

@@ -34,6 +34,11 @@ class Samples:
         for rows in torch.randperm(len(self), generator=generator).split(batch):
             yield self.rows(rows, device)
 
+    def epochs(self, batch: int, generator: torch.Generator, device: str) -> Iterator[Batch]:
+        """Epochs without end."""
+        while True:
+            yield from self.epoch(batch, generator, device)
+
 
 @dataclass(frozen=True)
 class Workload:
