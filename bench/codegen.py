@@ -1,70 +1,83 @@
 """`bench codegen`: compile every GPU variant with no GPU, and hold the result against what is pinned."""
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from bench.verdicts.occupancy import occupancy
+from bench.report import ci
+from bench.report import codegen as report
+from bench.verdicts import codegen as verdicts
 
-CLEAN, MOVED, NOT_COMPILED = 0, 1, 3
-_SAME = ("variant", "dtype", "scenario", "batch", "architecture", "kernel", "config")  # what makes a row the same row
+CLEAN, MOVED, NOT_COMPARED = 0, 1, 3
 
 
 def codegen(pin: bool, everything: bool) -> int:
     """Compile what has changed since it was pinned, or everything; print what moved, or pin it; the exit code."""
-    from bench.measure import static_facts
+    from bench.measure import pins, static_facts
 
     started = time.monotonic()
-    wanted, pins = static_facts.jobs(), static_facts.pinned()
-    changed = [job for job in wanted if everything or not static_facts.is_current(job, pins)]
+    try:
+        pinned = pins.load()
+    except pins.PinsRefused as refusal:
+        if not pin:
+            return _not_compared(str(refusal))
+        print(refusal)
+        pinned = {}
+    wanted = sorted(static_facts.jobs(), key=lambda job: -len(pinned.get(job, {"kernels": ()})["kernels"]))
+    if not wanted:
+        return _not_compared("there is nothing to compile with: install what requirements.txt lists (`make install`)")
+    if not pinned and not pin:
+        return _not_compared(pins.why_none())
+    changed = [job for job in wanted if everything or not static_facts.is_current(job, pinned)]
     # Before they are compiled: whoever edits meanwhile has not compiled what they then have.
     sources = {job: static_facts.fingerprint(static_facts.variant_of(job[0])) for job in changed}
-    fresh, incomplete = static_facts.compile_in_own_processes(changed) if changed else ({}, None)
-    compiled = (f"{sum(map(len, fresh.values()))} kernels of {len(changed)} variants and dtypes compiled in "
-                f"{time.monotonic() - started:.0f} s, {len(wanted) - len(changed)} more are as they were pinned")
-    if incomplete:
-        print(f"not compiled to the end: {incomplete}")
-        return NOT_COMPILED
+    fresh = static_facts.compiled(changed)
+    if fresh.incomplete:
+        return _not_compared(f"not compiled to the end: {fresh.incomplete}")
+    before = [row for job, entry in pinned.items() if job in changed or job not in wanted for row in entry["kernels"]]
+    after = [row for job in changed for row in fresh.rows[job]]
+    moved = verdicts.moves(before, after)
+    compiled = (f"{len(after)} kernels of {len(changed)} variants and dtypes compiled in "
+                f"{time.monotonic() - started:.0f} s ({fresh.cached} of the {len(changed)} by an earlier call on this "
+                f"machine), {len(wanted) - len(changed)} more have the sources that were pinned.")
     if pin:
-        kept = {job: pins[job] for job in wanted if job in pins}
-        new = {job: {"sources": sources[job], "kernels": rows} for job, rows in fresh.items()}
-        print(f"{compiled}; pinned in {static_facts.pin(kept | new)}")
+        kept = {job: pinned[job] for job in wanted if job in pinned}
+        new = {job: {"sources": sources[job], "kernels": fresh.rows[job]} for job in changed}
+        print("\n\n".join([*([report.terminal(moved)] if pinned else []), compiled]))
+        print(f"pinned in {pins.save(kept | new).relative_to(pins.FOLDER.parents[1])}")
         return CLEAN
-    if not pins:
-        print(f"nothing is pinned for {_words(static_facts.toolchain())}: `make codegen PIN=1` does it")
-        return NOT_COMPILED
-    before = [row for job, entry in pins.items() if job in changed or job not in wanted for row in entry["kernels"]]
-    moved = list(differences(before, [row for rows in fresh.values() for row in rows]))
-    print("\n".join([*moved, f"{compiled}; {len(moved)} differ from the pins"]))
-    if changed:
-        print("where that is meant: `make codegen PIN=1`, and commit the file")
+    _tell(moved, after, compiled)
     return MOVED if moved else CLEAN
 
 
-def differences(before: Sequence[Mapping], after: Sequence[Mapping]) -> Iterator[str]:
-    """A line for each kernel that is new, gone, or changed, with what changed of it. Nothing for equal ones."""
-    old, new = ({tuple(row.get(name) for name in _SAME): row for row in rows} for rows in (before, after))
-    for key in {**old, **new}:
-        was, now = old.get(key), new.get(key)
-        if was != now:
-            variant, dtype, scenario, batch, architecture, kernel, config = key
-            name = f"{variant} {dtype} {scenario}/B{batch} sm_{architecture} {kernel} ({config})"
-            if was is None or now is None:
-                yield f"{name}: {'new' if was is None else 'gone'}"
-            else:
-                changed = [f"{field} {was.get(field)} → {value}" for field, value in now.items()
-                           if was.get(field) != value]
-                yield f"{name}: {', '.join([*changed, *_consequence(was, now)])}"
+def _tell(moved: Sequence[verdicts.Move], after: Sequence[Mapping], compiled: str) -> None:
+    """The table and what to do now, to the terminal and to GitHub."""
+    advice = _advice(moved, after)
+    print("\n\n".join([report.terminal(moved), *advice, compiled]))
+    ci.step_summary("\n\n".join(["## Compiled code", report.markdown(moved), *advice, compiled]))
+    ci.announce("error", report.annotations(moved))
 
 
-def _consequence(was: Mapping, now: Mapping) -> list[str]:
-    shares = []
-    for row in (was, now):
-        if row.get("registers") is None:
-            return []
-        shares.append(occupancy(row["architecture"], row["threads"], row["registers"], row["shared_bytes"]).share)
-    return [f"occupancy {shares[0]:.0%} → {shares[1]:.0%}"] if shares[0] != shares[1] else []
+def _advice(moved: Sequence[verdicts.Move], after: Sequence[Mapping]) -> list[str]:
+    if not moved:
+        return []
+    expression = verdicts.again(moved, after)
+    timed = [f"On a GPU, time again what moved: `make regress BASE=<revision> {_profile(moved)}K=\"{expression}\"`"]
+    return [*(timed if expression else []), "Where it is meant: `make codegen PIN=1`, and commit the file."]
 
 
-def _words(toolchain: Mapping) -> str:
-    return ", ".join(f"{name} {version}" for name, version in toolchain.items())
+def _profile(moved: Sequence[verdicts.Move]) -> str:
+    """"PROFILE=full ", where the default profile leaves a case out that moved."""
+    from bench.cases import PROFILES
+    from bench.measure import static_facts
+
+    details = {variant_id for variant_id, _ in static_facts.jobs() if static_facts.variant_of(variant_id).detail}
+    timed = PROFILES["quick"].dtypes["cuda"]
+    return "PROFILE=full " if any(move.dtype not in timed or move.variant in details for move in moved) else ""
+
+
+def _not_compared(why: str) -> int:
+    print(f"batchline: {why}", file=sys.stderr)
+    ci.announce("error", [("codegen", why)])
+    return NOT_COMPARED

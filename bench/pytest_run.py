@@ -25,6 +25,9 @@ from kernels.tuning import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_ARGUMENTS = (str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-c", os.devnull,
+              "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
+              "--capture=no")
 
 
 def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
@@ -38,19 +41,12 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
     session = Session(the_plan, Measurer(the_plan, isolation, clocks), machine, Progress())
     with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
         stored = Path(scratch) / "benchmark.json"
-        code = pytest.main(
-            [str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-k", selection,
-             "-c", os.devnull, "-p", "pytest_benchmark.plugin", "-p", "no:terminal",
-             "-p", "no:cacheprovider", "-W", "ignore", "--capture=no",
-             "--benchmark-json", str(stored), "--benchmark-quiet"], plugins=[session])
+        code = pytest.main([*_ARGUMENTS, "-k", selection, "--benchmark-json", str(stored), "--benchmark-quiet"],
+                           plugins=[session])
         session.progress.end()
         if code == pytest.ExitCode.OK:
             session.measure_ceilings()  # again, for the machine may not be what it was
-        if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-            raise UsageError(f"K={selection!r} matches none of the {len(the_plan.cases)} cases of profile "
-                             f"{the_plan.profile.name}: `python -m bench list` shows them")
-        if code == pytest.ExitCode.USAGE_ERROR:
-            raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
+        _require_selected(code, selection, len(the_plan.cases), the_plan.profile.name)
         if stored.exists():
             document = json.loads(stored.read_text(encoding="utf-8"))
         else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
@@ -58,6 +54,42 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
                         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
     ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
     return document | {OURS: _about(the_plan, session, selection)}, ended
+
+
+def selected(case_ids: Sequence[str], selection: str, profile_name: str) -> list[str]:
+    """Those of the case ids that match `selection`, as `measure` chooses them.
+
+    Raises:
+        UsageError: if `selection` is not a pytest -k expression, or matches nothing.
+    """
+    chooser = _Chooser(case_ids)
+    with _no_plugins_but_ours():
+        code = pytest.main([*_ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])
+    _require_selected(code, selection, len(case_ids), profile_name)
+    return chooser.chosen
+
+
+class _Chooser:
+    """Lets pytest choose among case ids, and keeps what it chose."""
+
+    def __init__(self, case_ids: Sequence[str]):
+        self._case_ids = list(case_ids)
+        self.chosen: list[str] = []
+
+    def pytest_generate_tests(self, metafunc):
+        if "case_id" in metafunc.fixturenames:
+            metafunc.parametrize("case_id", self._case_ids, ids=self._case_ids)
+
+    def pytest_collection_finish(self, session):
+        self.chosen = [item.callspec.params["case_id"] for item in session.items]
+
+
+def _require_selected(code: int, selection: str, cases: int, profile_name: str) -> None:
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise UsageError(f"K={selection!r} matches none of the {cases} cases of profile {profile_name}: "
+                         "`python -m bench list` shows them")
+    if code == pytest.ExitCode.USAGE_ERROR:
+        raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
 
 
 class Measurer:

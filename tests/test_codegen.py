@@ -1,16 +1,21 @@
 """GPU variants compile with no GPU; their facts are pinned; the shipped ones spill nothing and use the tensor cores."""
+import re
+import subprocess
+import tempfile
+
 import pytest
 import torch
 
 import kernels
-from bench import codegen as command
-from bench.measure import codegen, static_facts
+from bench.measure import codegen, compile_cache, pins, sass, static_facts
+from bench.measure.sources import files_of
 from kernels.op import Op
 from tests.test_records import compiled_row
 
-PINNED = {job: entry["kernels"] for job, entry in static_facts.pinned().items()}
+PINNED = {job: entry["kernels"] for job, entry in pins.load().items()}
 ROWS = [row for rows in PINNED.values() for row in rows]
-NOT_PINNED = f"nothing is pinned for {static_facts.toolchain()}"
+NOT_PINNED = f"nothing is pinned for {pins.toolchain()}"
+JOB = ("grad_reduce/triton_two_stage", "float32")
 
 
 def _gpu_variants():
@@ -20,7 +25,7 @@ def _gpu_variants():
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 def test_every_gpu_variant_is_pinned_with_the_sources_that_it_has():
-    stale = [job for job in static_facts.jobs() if not static_facts.is_current(job, static_facts.pinned())]
+    stale = [job for job in static_facts.jobs() if not static_facts.is_current(job, pins.load())]
     assert not stale, "run `make codegen PIN=1` and look at what moved"
     assert set(PINNED) == set(static_facts.jobs())
 
@@ -83,17 +88,51 @@ def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
     def broken(*_):
         raise TypeError("no such thing\nand a long tail")
 
-    monkeypatch.setattr(codegen, "compile_variant", broken)
+    monkeypatch.setattr(codegen, "launches_of", broken)
     rows = list(static_facts.rows_of(variant, "float16"))
     assert [row["architecture"] for row in rows if row["example"]] == list(static_facts.ARCHITECTURES)
     assert {row["error"] for row in rows} == {"TypeError: no such thing"}
 
 
-def test_a_compiling_process_that_dies_costs_only_what_it_had_not_compiled():
-    jobs = [("grad_reduce/triton_two_stage", "float32"), ("grad_reduce/no_such", "float32")]
-    rows, incomplete = static_facts.compile_in_own_processes(jobs)
-    assert set(rows) == {jobs[0]}
-    assert incomplete == "a compiling process failed: KeyError: 'no_such'"
+def test_each_job_is_compiled_once_and_one_that_fails_costs_no_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = static_facts.compiled([JOB, ("grad_reduce/no_such", "float32")])
+    assert set(found.rows) == {JOB} and found.cached == 0
+    assert found.incomplete == "grad_reduce/no_such float32: KeyError: 'no_such'"
+    assert found.rows[JOB] == PINNED.get(JOB, found.rows[JOB])
+    monkeypatch.setattr(static_facts.compile_pool, "each", lambda work, jobs: pytest.fail(f"compiles {jobs}"))
+    again = static_facts.compiled([JOB])
+    assert (again.rows, again.cached, again.incomplete) == ({JOB: found.rows[JOB]}, 1, None)
+
+
+def test_another_source_or_toolchain_is_compiled_anew(monkeypatch):
+    key = compile_cache.key(JOB, "sources")
+    assert key == compile_cache.key(JOB, "sources")
+    assert key != compile_cache.key(JOB, "others") != compile_cache.key(("grad_reduce/other", "float32"), "sources")
+    monkeypatch.setattr(pins, "toolchain", lambda: dict.fromkeys(pins.TOOLS, "0"))
+    assert key != compile_cache.key(JOB, "sources")
+
+
+def test_what_is_kept_is_given_back_and_what_is_damaged_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compile_cache.load("key") is None
+    compile_cache.store("key", [compiled_row()])
+    assert compile_cache.load("key") == [compiled_row()]
+    file = compile_cache.folder() / "key.json"
+    file.write_text(file.read_text().replace('"registers": 110', '"registers": 111'))
+    assert compile_cache.load("key") is None
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
+    compile_cache.store("key", [compiled_row()])
+    assert compile_cache.load("key") is None
+
+
+def test_what_does_not_compile_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    broken = [({"variant": JOB[0], "dtype": JOB[1], "error": "MemoryError: "}, None)]
+    monkeypatch.setattr(static_facts.compile_pool, "each", lambda work, jobs: ({JOB: broken}, []))
+    assert static_facts.compiled([JOB]).rows == {JOB: [broken[0][0]]}
+    assert static_facts.compiled([JOB]).cached == 0
 
 
 def _entry(job, row):
@@ -101,48 +140,75 @@ def _entry(job, row):
 
 
 def test_what_is_pinned_for_these_sources_is_not_compiled(monkeypatch, tmp_path):
-    monkeypatch.setattr(static_facts, "_FOLDER", tmp_path)
-    job = ("grad_reduce/triton_two_stage", "float32")
-    static_facts.pin({job: _entry(job, compiled_row(registers=7))})
-    monkeypatch.setattr(static_facts, "compile_in_own_processes", lambda jobs: pytest.fail(f"compiles {jobs}"))
-    found = static_facts.facts([job])
+    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
+    monkeypatch.setattr(static_facts.compile_pool, "each", lambda work, jobs: pytest.fail(f"compiles {jobs}"))
+    found = static_facts.facts([JOB])
     assert (found.rows, found.pinned, found.compiled) == ([compiled_row(registers=7)], 1, 0)
 
 
+def _compiles(rows):
+    return lambda wanted: static_facts.Compilation({job: rows for job in wanted}, 0, None)
+
+
 def test_changed_sources_are_compiled_anew(monkeypatch, tmp_path):
-    monkeypatch.setattr(static_facts, "_FOLDER", tmp_path)
-    job = ("grad_reduce/triton_two_stage", "float32")
-    static_facts.pin({job: _entry(job, compiled_row(registers=7))})
+    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     monkeypatch.setattr(static_facts, "fingerprint", lambda variant: "another")
-    monkeypatch.setattr(static_facts, "compile_in_own_processes", lambda jobs: ({job: [compiled_row()]}, None))
-    assert static_facts.facts([job]).rows == [compiled_row()]
+    monkeypatch.setattr(static_facts, "compiled", _compiles([compiled_row()]))
+    assert static_facts.facts([JOB]).rows == [compiled_row()]
 
 
-def test_another_toolchain_has_no_pins(monkeypatch, tmp_path):
-    monkeypatch.setattr(static_facts, "_FOLDER", tmp_path)
-    job = ("grad_reduce/triton_two_stage", "float32")
-    static_facts.pin({job: _entry(job, compiled_row())})
-    monkeypatch.setattr(static_facts, "toolchain", lambda: {**dict.fromkeys(static_facts._TOOLS, "0")})
-    assert static_facts.pinned() == {}
+def test_pins_that_cannot_be_believed_end_no_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    file = pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
+    file.write_text(file.read_text()[:-20])
+    monkeypatch.setattr(static_facts, "compiled", _compiles([compiled_row()]))
+    found = static_facts.facts([JOB])
+    assert (found.rows, found.pinned, found.compiled) == ([compiled_row()], 0, 1)
+    assert found.incomplete.startswith(f"compiled anew, because {file.name} is damaged (")
 
 
 def test_a_fingerprint_holds_every_file_that_a_variant_imports():
     variant = kernels.ops["bmm"].variants["triton_tiled"]
-    start = static_facts._REPOSITORY / "kernels" / "bmm" / "triton_tiled.py"
-    names = {path.relative_to(static_facts._REPOSITORY).as_posix() for path in static_facts._sources(start)}
+    names = {path.relative_to(static_facts._REPOSITORY).as_posix() for path in files_of(variant)}
     assert {"kernels/bmm/triton_tiled.py", "kernels/bmm/__init__.py", "kernels/op.py", "kernels/backends.py"} <= names
     assert not any(name.startswith("kernels/grad_reduce") for name in names)
     assert len(static_facts.fingerprint(variant)) == 16
 
 
-def test_what_moved_is_named_with_its_consequence():
-    before = [compiled_row(), compiled_row(dtype="bfloat16"), compiled_row(architecture=80)]
-    after = [compiled_row(registers=168), compiled_row(dtype="bfloat16"), compiled_row(architecture=100)]
-    assert list(command.differences(before, before)) == []
-    moved = list(command.differences(before, after))
-    assert moved[0] == ("bmm/triton_tiled float16 tiny_16/B4 sm_90 _kernel (BLOCK_M=128, 8 warps, 3 stages): "
-                        "registers 110 → 168, occupancy 25% → 12%")
-    assert [line.rpartition(": ")[2] for line in moved[1:]] == ["gone", "new"]
+def test_launches_read_at_once_are_as_the_disassembler_lists_each_alone():
+    variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
+    inputs = variant.op.make_inputs("layer_norm", 8, "float16", "cpu")
+    launches = [launch for architecture in static_facts.ARCHITECTURES
+                for launch in codegen.launches_of(variant, inputs, architecture)]
+    assert len({launch.cubin for launch in launches}) == 6
+    for launch, facts in zip(launches, codegen.read(launches), strict=True):
+        names, code_bytes = _listed(launch.cubin)
+        assert facts.architecture == launch.architecture
+        assert facts.code_bytes == code_bytes
+        assert facts.barriers == sum(name.startswith(("BAR.", "SYNCS.")) for name in names) > 0
+        assert sum(facts.loads.values()) == sum(name.startswith("LDG.") for name in names) > 0
+        assert sum(facts.stores.values()) == sum(name.startswith("STG.") for name in names) > 0
+
+
+def _listed(cubin):
+    """The instructions of a cubin and the bytes of its code, 16 an instruction."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([sass._bundled("cuobjdump"), "--dump-sass", file.name], check=True, capture_output=True,
+                              text=True).stdout
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", text, re.MULTILINE)
+    return [name for _, never, name in found if not never], int(found[-1][0], 16) + 16
+
+
+def test_what_is_no_cubin_is_refused():
+    with pytest.raises(ValueError, match="not a cubin"):
+        sass.read([b"no cubin"], 90)
+    with pytest.raises(ValueError, match="sm_75 is none of sm_80, sm_90, sm_100"):
+        sass.read([], 75)
+    assert sass.read([], 90) == []
 
 
 def test_cpu_variants_are_refused():

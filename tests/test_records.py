@@ -11,7 +11,7 @@ def compiled_row(**changes):
     """A kernel's static facts, as a run stores them."""
     return {"variant": "bmm/triton_tiled", "dtype": "float16", "scenario": "tiny_16", "batch": 4, "example": True,
             "architecture": 90, "kernel": "_kernel", "config": "BLOCK_M=128, 8 warps, 3 stages", "threads": 256,
-            "registers": 110, "stack_bytes": 0, "shared_bytes": 98304, "spills": 0,
+            "registers": 110, "stack_bytes": 0, "shared_bytes": 98304, "code_bytes": 5120, "spills": 0, "barriers": 6,
             "matrix_instruction": "wgmma.mma_async", "matrix": 4, "loads": {"16": 24}, "stores": {"16": 8},
             "warp_specialized": False} | changes
 

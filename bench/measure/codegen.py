@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bench.measure import sass
+from bench.measure.captured import Launch, Launches, matrix_instruction
 from kernels import backends
 from kernels.op import Variant
 
@@ -22,7 +23,6 @@ ARCHITECTURES = (80, 90, 100)
 _TENSOR_MEMORY = 512  # columns, on sm_100
 _RESERVED_BYTES = 1024  # of a block's shared memory, by the system
 _THREADS = re.compile(r"\.reqntid (\d+)")
-_MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Compiled:
     """One kernel compiled for one architecture, as it would be launched.
 
     `config` is its compile-time constants, warps and stages. Registers and stack bytes are per thread, shared memory
-    per block, without what the system reserves. `spills` counts the loads and stores of the stack.
+    per block, without what the system reserves. `code_bytes` is the size of the machine code, `spills` counts the loads
+    and stores of the stack, `barriers` the instructions on barriers.
     `matrix_instruction` is the tensor-core instruction in the PTX (wgmma.mma_async, tcgen05.mma, mma.sync) or None, and
     `matrix` how many of its kind the machine code has; `loads` and `stores` count those on global memory by the bytes
     a thread ("16", "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps.
@@ -43,7 +44,9 @@ class Compiled:
     registers: int
     stack_bytes: int
     shared_bytes: int
+    code_bytes: int
     spills: int
+    barriers: int
     matrix_instruction: str | None
     matrix: int
     loads: dict[str, int]
@@ -55,6 +58,15 @@ def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architec
                     seen: set | None = None) -> list[Compiled]:
     """Compile every kernel that `variant` would launch on `inputs` (CPU tensors; their values don't matter).
 
+    The arguments and errors are those of `launches_of`.
+    """
+    return read(launches_of(variant, inputs, architecture, seen))
+
+
+def launches_of(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int,
+                seen: set | None = None) -> list[Launch]:
+    """Capture and compile every launch of `variant` on `inputs`; `read` has the facts.
+
     A launch that `seen` holds is left out, and each new one is added: it is known by its kernel, its compile-time
     constants, its arguments' types, and whether all of its sizes and strides are multiples of 16.
 
@@ -65,32 +77,34 @@ def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architec
     capture = {"triton": _capture_triton, "numba_cuda": _capture_numba}.get(variant.backend)
     if capture is None:
         raise ValueError(f"{variant.id} is no GPU kernel: its backend is {variant.backend}")
-    launches = _Launches(seen if seen is not None else set())
+    launches = Launches(seen if seen is not None else set())
     with capture(architecture, launches):
         variant(*inputs)
     if not launches.count:
         raise RuntimeError(f"{variant.id} launched no kernel on {[tuple(tensor.shape) for tensor in inputs]}")
-    return launches.compiled
+    return launches.new
 
 
-class _Launches:
-    """What a launcher launched: how often, and what came of those that had not been seen."""
+def read(launches: Sequence[Launch]) -> list[Compiled]:
+    """The facts of many launches, in their order; many at once cost little more than one."""
+    compiled: dict[int, Compiled] = {}
+    for architecture in {launch.architecture for launch in launches}:
+        numbers = [number for number, launch in enumerate(launches) if launch.architecture == architecture]
+        binaries = sass.read([launches[number].cubin for number in numbers], architecture)
+        compiled |= {number: _compiled(launches[number], binary) for number, binary in zip(numbers, binaries)}
+    return [compiled[number] for number in range(len(launches))]
 
-    def __init__(self, seen: set):
-        self._seen = seen
-        self.count = 0
-        self.compiled: list[Compiled] = []
 
-    def is_new(self, *key) -> bool:
-        self.count += 1
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        return True
+def _compiled(launch: Launch, binary: sass.Binary) -> Compiled:
+    reserved = _RESERVED_BYTES if launch.architecture >= 90 else 0  # the linker counts it from sm_90 on
+    shared = max(0, binary.shared_bytes - reserved) if launch.shared_bytes is None else launch.shared_bytes
+    return Compiled(launch.kernel, launch.config, launch.architecture, launch.threads, binary.registers,
+                    binary.stack_bytes, shared, binary.code_bytes, binary.spills, binary.barriers,
+                    launch.matrix_instruction, binary.matrix, binary.loads, binary.stores, launch.warp_specialized)
 
 
 @contextlib.contextmanager
-def _capture_triton(architecture: int, launches: _Launches) -> Iterator[None]:
+def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -106,12 +120,10 @@ def _capture_triton(architecture: int, launches: _Launches) -> Iterator[None]:
         if getattr(kernel.metadata, "tmem_size", 0) > _TENSOR_MEMORY:  # its code is empty, and can't be launched
             raise RuntimeError(f"{self.__name__} needs {kernel.metadata.tmem_size} columns of tensor memory, "
                                f"and there are {_TENSOR_MEMORY}")
-        binary = sass.read(kernel.asm["cubin"])
-        launches.compiled.append(Compiled(
-            self.__name__, config, architecture, int(_THREADS.search(kernel.asm["ptx"]).group(1)),
-            binary.registers, binary.stack_bytes, kernel.metadata.shared, binary.spills,
-            _matrix_instruction(kernel.asm["ptx"]), binary.matrix, binary.loads, binary.stores,
-            "ttg.warp_specialize" in kernel.asm["ttgir"]))
+        ptx = kernel.asm["ptx"]
+        launches.new.append(Launch(
+            self.__name__, config, architecture, int(_THREADS.search(ptx).group(1)), kernel.metadata.shared,
+            matrix_instruction(ptx), "ttg.warp_specialize" in kernel.asm["ttgir"], kernel.asm["cubin"]))
         return kernel
 
     JITFunction.run = compile_only
@@ -143,7 +155,7 @@ class _NoGpu:
 
 
 @contextlib.contextmanager
-def _capture_numba(architecture: int, launches: _Launches) -> Iterator[None]:
+def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
     from numba import types, typeof
     from numba.cuda import compile_ptx, dispatcher
 
@@ -165,12 +177,9 @@ def _capture_numba(architecture: int, launches: _Launches) -> Iterator[None]:
                 return
             ptx, _ = compile_ptx(self.py_func, signature, cc=capability,
                                  launch_bounds=self.targetoptions.get("launch_bounds"))
-            binary = sass.read(_assemble(ptx, architecture))
-            reserved = _RESERVED_BYTES if architecture >= 90 else 0  # the linker counts it from sm_90 on
-            launches.compiled.append(Compiled(
-                self.py_func.__name__, config, architecture, math.prod(block), binary.registers, binary.stack_bytes,
-                max(0, binary.shared_bytes - reserved), binary.spills, _matrix_instruction(ptx), binary.matrix,
-                binary.loads, binary.stores, warp_specialized=False))
+            launches.new.append(Launch(
+                self.py_func.__name__, config, architecture, math.prod(block), None, matrix_instruction(ptx),
+                warp_specialized=False, cubin=_assemble(ptx, architecture)))
         return launch
 
     # Device helpers ask for the current device even when they are compiled for another.
@@ -212,11 +221,6 @@ def _numba_config(function) -> str:
     """The numbers that a kernel made by a factory closes over."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or ())
     return " ".join(f"{name}={cell.cell_contents}" for name, cell in cells if isinstance(cell.cell_contents, int))
-
-
-def _matrix_instruction(ptx: str) -> str | None:
-    found = _MATRIX_INSTRUCTIONS.search(ptx)
-    return found.group(1) if found else None
 
 
 def why_cannot_compile(backend: str) -> str | None:

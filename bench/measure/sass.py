@@ -1,19 +1,23 @@
-"""What a cubin holds: its resources and its instructions, read by the disassembler that Triton bundles."""
+"""What cubins hold: their resources and their instructions, read by the tools that Triton bundles."""
 from __future__ import annotations
 
 import importlib.util
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", re.MULTILINE)
 _MATRIX = re.compile(r"HMMA|HGMMA|QGMMA|QMMA|IMMA|IGMMA|UTC\w*MMA")
+_BARRIER = re.compile(r"(BAR|SYNCS|UTCBAR|UCGABAR_\w+)\b")  # of a block's threads, in shared memory, of a cluster
 _GLOBAL_LOAD = re.compile(r"(LDG|LDGSTS|UTMALDG|UBLKCP)\b")
 _GLOBAL_STORE = re.compile(r"(STG|UTMASTG)\b")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+_DIALECTS = {80: "SM80", 90: "SM90a", 100: "SM100a"}  # with "a" the wgmma and tcgen05 instructions are known too
 TMA = "TMA"
 
 
@@ -21,38 +25,87 @@ TMA = "TMA"
 class Binary:
     """One kernel's cubin. Bytes of stack and registers are per thread, of shared memory per block.
 
-    `matrix` counts the tensor-core instructions, `spills` the loads and stores of the stack. `loads` and `stores` count
-    the instructions on global memory by the bytes that each moves for a thread ("16", "4"…), or "TMA".
+    `code_bytes` is the size of the machine code, `matrix` counts the tensor-core instructions, `spills` the loads and
+    stores of the stack, `barriers` the instructions on barriers (of a block, a cluster, or in shared memory). `loads`
+    and `stores` count those on global memory by the bytes that each moves for a thread ("16", "4"…), or "TMA".
     """
 
     registers: int
     stack_bytes: int
     shared_bytes: int
+    code_bytes: int
     matrix: int
     spills: int
+    barriers: int
     loads: dict[str, int]
     stores: dict[str, int]
 
 
-def read(cubin: bytes) -> Binary:
-    """Disassemble a cubin of one kernel (device functions beside it count with it).
+def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
+    """Disassemble cubins of one kernel each (device functions beside it count with it), for one architecture.
+
+    All at once: the disassembler takes a third of a second to start, and a few milliseconds for a kernel.
 
     Raises:
-        subprocess.CalledProcessError: if it is no cubin.
+        ValueError: if one is no cubin, or it is an architecture whose instructions are not known here.
+        subprocess.CalledProcessError: if the disassembler refuses it.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([_bundled("cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name],
-                              check=True, capture_output=True, text=True).stdout
-    resources = {name: max(map(int, re.findall(rf"\b{name}:(\d+)", text))) for name in ("REG", "STACK", "SHARED")}
-    # What is predicated on !PT never runs: the assembler pads with such loads.
-    instructions = Counter(name for never, name in _INSTRUCTION.findall(text) if not never)
+    if architecture not in _DIALECTS:
+        raise ValueError(f"sm_{architecture} is none of {', '.join(f'sm_{known}' for known in _DIALECTS)}")
+    distinct = list(dict.fromkeys(cubins))
+    codes = [b"".join(_code_sections(cubin)) for cubin in distinct]
+    binaries = {cubin: _binary(_resources(cubin), len(code), instructions)
+                for cubin, code, instructions in zip(distinct, codes, _instructions(codes, architecture))}
+    return [binaries[cubin] for cubin in cubins]
+
+
+def _binary(resources: dict[str, int], code_bytes: int, instructions: Counter) -> Binary:
     return Binary(
-        resources["REG"], resources["STACK"], resources["SHARED"],
+        resources["REG"], resources["STACK"], resources["SHARED"], code_bytes,
         matrix=sum(count for name, count in instructions.items() if _MATRIX.match(name)),
         spills=sum(count for name, count in instructions.items() if name.partition(".")[0] in ("LDL", "STL")),
+        barriers=sum(count for name, count in instructions.items() if _BARRIER.match(name)),
         loads=_widths(instructions, _GLOBAL_LOAD), stores=_widths(instructions, _GLOBAL_STORE))
+
+
+def _code_sections(cubin: bytes) -> Iterator[bytes]:
+    """The .text sections of an ELF64 file (System V ABI, "Sections")."""
+    if cubin[:4] != b"\x7fELF":
+        raise ValueError("not a cubin: it does not start as an ELF file does")
+    table, = struct.unpack_from("<Q", cubin, 0x28)
+    count, of_names = struct.unpack_from("<HH", cubin, 0x3C)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + 64 * number) for number in range(count)]
+    names_at = headers[of_names][4]
+    for name, _, _, _, offset, size in headers:
+        if cubin.startswith(b".text", names_at + name):
+            yield cubin[offset:offset + size]
+
+
+def _instructions(codes: Sequence[bytes], architecture: int) -> list[Counter]:
+    """How often each of the codes has which instruction."""
+    counts: list[Counter] = [Counter() for _ in codes]
+    listing = iter(_INSTRUCTION.findall(_run("nvdisasm", b"".join(codes), "--no-dataflow", "--binary",
+                                             _DIALECTS[architecture])) if any(codes) else ())
+    line, end = next(listing, None), 0
+    for count, code in zip(counts, codes):
+        end += len(code)
+        while line and int(line[0], 16) < end:
+            if not line[1]:  # what is predicated on !PT never runs: the assembler pads with such loads
+                count[line[2]] += 1
+            line = next(listing, None)
+    return counts
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    text = _run("cuobjdump", cubin, "--dump-resource-usage")
+    return {name: max(map(int, re.findall(rf"\b{name}:(\d+)", text))) for name in ("REG", "STACK", "SHARED")}
+
+
+def _run(tool: str, content: bytes, *options: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(content)
+        file.flush()
+        return subprocess.run([_bundled(tool), *options, file.name], check=True, capture_output=True, text=True).stdout
 
 
 def _widths(instructions: Counter, wanted: re.Pattern) -> dict[str, int]:

@@ -1,17 +1,8 @@
-"""The compiled facts of the GPU variants: as pinned, where the sources are the same, or else compiled now.
-
-Compiling happens in processes of its own, where replacing the drivers harms nothing else.
-"""
+"""The compiled facts of the GPU variants: as pinned, where the sources are the same, or else compiled now."""
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
-import json
-import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +10,20 @@ from pathlib import Path
 import torch
 
 import kernels
-from bench.measure import codegen, environment, sass
+from bench.measure import captured, codegen, compile_cache, compile_pool, pins, sass
+from bench.measure.captured import Launch
+from bench.measure.codegen import ARCHITECTURES
+from bench.measure.pins import Job
+from bench.measure.sources import files_of
 from kernels.device import FP8_FROM
 from kernels.op import FP8, Variant
 
-ARCHITECTURES = (80, 90, 100)
 DEFAULTS_FOR = 90  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
-_LONGEST_S = 900  # a hundred kernels at a few seconds each; a compiler that hangs must not hold the report up
-_MOST_PROCESSES = 8
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_FOLDER = _REPOSITORY / "reports" / "baselines"
-_TOOLS = ("triton", "numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")
+_READERS = tuple(Path(module.__file__) for module in (captured, codegen, sass)) + (Path(__file__),)
 
-Job = tuple[str, str]  # a variant's id, a dtype
+Captured = tuple[dict, Launch | None]  # what a row says of where it was launched (or its "error"), and the launch
 
 
 @dataclass(frozen=True)
@@ -45,15 +36,13 @@ class Facts:
     incomplete: str | None
 
 
-def toolchain() -> dict[str, str]:
-    """The versions that compiled code depends on (Triton brings its own assembler)."""
-    return environment.versions(_TOOLS)
+@dataclass(frozen=True)
+class Compilation:
+    """Rows by job, how many of the jobs this machine had compiled before, and a line that says what is missing."""
 
-
-def pin_file() -> Path:
-    """Where this toolchain's facts are pinned."""
-    versions = toolchain()
-    return _FOLDER / f"codegen-triton-{versions['triton']}-numba-cuda-{versions['numba-cuda']}.json"
+    rows: dict[Job, list[dict]]
+    cached: int
+    incomplete: str | None
 
 
 def jobs(variant_ids: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> list[Job]:
@@ -65,44 +54,23 @@ def jobs(variant_ids: Sequence[str] | None = None, dtypes: Sequence[str] | None 
 
 
 def facts(wanted: Sequence[Job]) -> Facts:
-    """The rows of the wanted jobs, in their order."""
-    pins = pinned()
-    known = {job: pins[job]["kernels"] for job in wanted if is_current(job, pins)}
-    missing = [job for job in wanted if job not in known]
-    compiled, incomplete = compile_in_own_processes(missing) if missing else ({}, None)
-    rows = [row for job in wanted for row in known.get(job, compiled.get(job, ()))]
-    return Facts(rows, len(known), len(compiled), incomplete)
-
-
-def is_current(job: Job, pins: Mapping[Job, dict]) -> bool:
-    """Whether the pins of a job came from the sources that it has now."""
-    return job in pins and pins[job]["sources"] == fingerprint(variant_of(job[0]))
-
-
-def pin(entries: Mapping[Job, dict]) -> Path:
-    """Write the toolchain's pin file: every job's "kernels", and the "sources" that they came from."""
-    path = pin_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f' {json.dumps("/".join(job))}: {_entry(entry)}' for job, entry in sorted(entries.items()))
-    path.write_text(f'{{"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n', encoding="utf-8")
-    return path
-
-
-def _entry(entry: Mapping) -> str:
-    """A kernel a line, so that a change of one is a line's change."""
-    rows = ",\n  ".join(json.dumps(row) for row in entry["kernels"])
-    return f'{{"sources": {json.dumps(entry["sources"])}, "kernels": [\n  {rows}]}}'
-
-
-def pinned() -> dict[Job, dict]:
-    """What is pinned for this toolchain, by job: its "sources" and its "kernels"; {} where nothing is."""
+    """The rows of the wanted jobs, in their order. Pins that can't be believed are not: all is compiled, and that said.
+    """
     try:
-        document = json.loads(pin_file().read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    if document["toolchain"] != toolchain():
-        return {}
-    return {tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()}
+        pinned, refused = pins.load(), None
+    except pins.PinsRefused as refusal:
+        pinned, refused = {}, f"compiled anew, because {refusal}"
+    known = {job: pinned[job]["kernels"] for job in wanted if is_current(job, pinned)}
+    missing = [job for job in wanted if job not in known]
+    compilation = compiled(missing)
+    rows = [row for job in wanted for row in known.get(job, compilation.rows.get(job, ()))]
+    notes = "; ".join(note for note in (refused, compilation.incomplete) if note)
+    return Facts(rows, len(known), len(compilation.rows), notes or None)
+
+
+def is_current(job: Job, pinned: Mapping[Job, dict]) -> bool:
+    """Whether the pins of a job came from the sources that it has now."""
+    return job in pinned and pinned[job]["sources"] == fingerprint(variant_of(job[0]))
 
 
 def variant_of(variant_id: str) -> Variant:
@@ -112,85 +80,74 @@ def variant_of(variant_id: str) -> Variant:
 
 def fingerprint(variant: Variant) -> str:
     """A hash of the variant's source, every file of `kernels` that it imports, directly or not, and what reads it."""
-    module = sys.modules[variant.function.__module__]
     found = hashlib.sha256()
-    for path in sorted({*_sources(Path(module.__file__)), Path(codegen.__file__), Path(sass.__file__), Path(__file__)}):
+    for path in sorted({*files_of(variant), *_READERS}):
         found.update(path.relative_to(_REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def _sources(start: Path) -> set[Path]:
-    found, waiting = set(), [start]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting.extend(_imported(path))
-    return found
+def compiled(wanted: Sequence[Job]) -> Compilation:
+    """Compile the jobs in processes of their own, but for those that this machine has compiled before.
 
-
-@functools.cache
-def _imported(path: Path) -> list[Path]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
-    bases = [_REPOSITORY.joinpath(*name.split(".")) for name in names if name.partition(".")[0] == "kernels"]
-    candidates = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
-    return [file for file in candidates if file.is_file()]
-
-
-def compile_in_own_processes(wanted: Sequence[Job]) -> tuple[dict[Job, list[dict]], str | None]:
-    """The rows by job, and a line that says why some are missing, or None. As many processes as there are cores."""
-    count = max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, len(wanted)))
-    shares = [wanted[start::count] for start in range(count)]
-    with tempfile.TemporaryDirectory() as folder:
-        started = [_start(share, Path(folder, str(number))) for number, share in enumerate(shares)]
-        problems = [problem for problem in map(_ended, started) if problem]
-        rows: dict[Job, list[dict]] = {}
-        for number in range(count):
-            for line in Path(folder, str(number)).read_text(encoding="utf-8").splitlines():
-                if line.startswith("{"):
-                    row = json.loads(line)
-                    rows.setdefault((row["variant"], row["dtype"]), []).append(row)
-    return rows, "; ".join(problems) or None
-
-
-def _start(share: Sequence[Job], output: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bench.measure.static_facts", *(part for job in share for part in job)]
-    with output.open("w") as stdout:
-        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=_REPOSITORY)
-
-
-def _ended(process: subprocess.Popen) -> str | None:
+    The largest should come first, so that the processes end together.
+    """
+    keys = {job: _key(job) for job in wanted}
+    rows = {job: kept for job in wanted if (kept := compile_cache.load(keys[job])) is not None}
+    cached = len(rows)
+    missing = [job for job in wanted if job not in rows]
+    launched, problems = compile_pool.each(captured_of, missing) if missing else ({}, [])
     try:
-        _, errors = process.communicate(timeout=_LONGEST_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return f"a compiling process was stopped after {_LONGEST_S} s"
-    last_words = errors.strip().splitlines()[-1:] or [f"exit {process.returncode}"]
-    return f"a compiling process failed: {last_words[0]}" if process.returncode else None
+        fresh = _read(launched)
+    except (ValueError, subprocess.CalledProcessError) as error:
+        problems.append(f"the disassembler refused what was compiled ({error})")
+        fresh = {}
+    for job, found in fresh.items():
+        # Whoever edits meanwhile has not compiled what they then have.
+        if keys[job] == _key(job) and not any("error" in row for row in found):
+            compile_cache.store(keys[job], found)
+    return Compilation(rows | fresh, cached, "; ".join(problems) or None)
 
 
-def rows_of(variant: Variant, dtype: str) -> Iterator[dict]:
+def _key(job: Job) -> str:
+    try:
+        return compile_cache.key(job, fingerprint(variant_of(job[0])))
+    except KeyError:  # no such variant: the process that should compile it says so
+        return "none"
+
+
+def captured_of(variant_id: str, dtype: str) -> list[Captured]:
+    """A job's launches, compiled, with their cubins still unread."""
+    return list(_launches(variant_of(variant_id), dtype))
+
+
+def rows_of(variant: Variant, dtype: str) -> list[dict]:
     """A variant's kernels in one dtype: on its example for each architecture, and for one of those every other
     configuration that its rule gives on the op's scenarios (in the first of its dtypes of each width).
 
     A launch that does not compile is a row with its "error".
     """
+    job = variant.id, dtype
+    return _read({job: list(_launches(variant, dtype))})[job]
+
+
+def _read(launched: Mapping[Job, Sequence[Captured]]) -> dict[Job, list[dict]]:
+    """The rows by job; all cubins are disassembled at once."""
+    facts_of_all = iter(codegen.read([launch for found in launched.values() for _, launch in found if launch]))
+    return {job: [row | asdict(next(facts_of_all)) if launch else row for row, launch in found]
+            for job, found in launched.items()}
+
+
+def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:
     architectures = architectures_for(dtype)
     seen: dict[int, set] = {architecture: set() for architecture in architectures}
     scenario, batch = variant.example
     for architecture in architectures:
-        yield from _rows(variant, dtype, scenario, batch, architecture, seen[architecture], example=True)
+        yield from _launched(variant, dtype, scenario, batch, architecture, seen[architecture], example=True)
     if dtype != next(name for name in variant.dtypes if _width(name) == _width(dtype)):
         return
     for scenario in variant.op.scenarios:
         for batch in BATCHES:
-            yield from _rows(variant, dtype, scenario, batch, DEFAULTS_FOR, seen[DEFAULTS_FOR], example=False)
+            yield from _launched(variant, dtype, scenario, batch, DEFAULTS_FOR, seen[DEFAULTS_FOR], example=False)
 
 
 def architectures_for(dtype: str) -> tuple[int, ...]:
@@ -202,8 +159,8 @@ def _width(dtype: str) -> int:
     return getattr(torch, dtype).itemsize
 
 
-def _rows(variant: Variant, dtype: str, scenario: str, batch: int, architecture: int, seen: set,
-          example: bool) -> Iterator[dict]:
+def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architecture: int, seen: set,
+              example: bool) -> Iterator[Captured]:
     shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
     if variant.why_unsupported(*shapes):
         return
@@ -212,16 +169,6 @@ def _rows(variant: Variant, dtype: str, scenario: str, batch: int, architecture:
     # Never written, so a large problem costs no memory here.
     inputs = tuple(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype) for tensor in shapes)
     try:
-        yield from (row | asdict(kernel) for kernel in codegen.compile_variant(variant, inputs, architecture, seen))
+        yield from ((row, launch) for launch in codegen.launches_of(variant, inputs, architecture, seen))
     except Exception as error:  # whatever the compiler raised
-        yield row | {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
-
-
-def _main(*parts: str) -> None:
-    for variant_id, dtype in zip(parts[::2], parts[1::2]):
-        for row in rows_of(variant_of(variant_id), dtype):
-            print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+        yield row | {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}, None

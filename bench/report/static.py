@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from bench import units
 from bench.records import Run
 from bench.report.tables import Style, unique
+from bench.verdicts.codegen_changes import widths
 from bench.verdicts.occupancy import occupancy
 
 
@@ -75,9 +76,5 @@ def shown_facts(entry: Mapping) -> str:
         facts.append(f"{entry['matrix_instruction'].partition('.')[0]} x{entry['matrix']}")
     if entry["warp_specialized"]:
         facts.append("warp-specialised")
-    facts += [f"{word} {_widths(entry[word])}" for word in ("loads", "stores") if entry[word]]
+    facts += [f"{word} {widths(entry[word])}" for word in ("loads", "stores") if entry[word]]
     return ", ".join(facts)
-
-
-def _widths(counts: Mapping[str, int]) -> str:
-    return " + ".join(f"{count} x {width if width == 'TMA' else width + ' B'}" for width, count in counts.items())

@@ -1,0 +1,63 @@
+"""The files a variant is made of: its own, and each of its tree's `kernels` that it imports, directly or not."""
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import sys
+from pathlib import Path
+
+from kernels.op import Variant
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def files_of(variant: Variant) -> tuple[Path, ...]:
+    """The files in the order of their names; of the tree that the variant was imported from."""
+    start = Path(sys.modules[variant.function.__module__].__file__)
+    found: set[Path] = set()
+    waiting = [start]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting.extend(_imported(path, _root(path)))
+    return tuple(sorted(found))
+
+
+def code_digest(variant: Variant) -> str:
+    """A hash of the code of the variant and of what it imports of `kernels`, blind to comments and layout."""
+    digest = hashlib.sha256()
+    for path in files_of(variant):
+        name = path.relative_to(_root(path)).as_posix()
+        digest.update(f"{name}\0{_code(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _code(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _root(path: Path) -> Path:
+    """The folder that holds the `kernels` (or tests') package of a file."""
+    while (path.parent / "__init__.py").exists():
+        path = path.parent
+    return path.parent
+
+
+@functools.cache
+def _imported(path: Path, root: Path) -> list[Path]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    bases = [root.joinpath(*name.split(".")) for name in names if name.partition(".")[0] == "kernels"]
+    candidates = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    return [file for file in candidates if file.is_file()]

@@ -1,0 +1,36 @@
+"""Text that others' code has a say in (ids, failures), made safe for the terminal, Markdown and GitHub's commands."""
+from __future__ import annotations
+
+import re
+
+# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone surrogates, U+FFFE and U+FFFF.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# An underscore inside a word is no markup, and ids are full of them.
+_MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_REPLACEMENT = "\ufffd"
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for every character that XML 1.0 forbids or that steers a terminal."""
+    return _UNPRINTABLE.sub(_REPLACEMENT, text)
+
+
+def one_line(text: str) -> str:
+    """The printable text with every run of white space as one space."""
+    return " ".join(printable(text).split())
+
+
+def markdown(text: str) -> str:
+    """One line that GitHub's Markdown shows as it is, also in a table's cell: no markup, no HTML, no mention."""
+    html = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", html)
+
+
+def workflow_data(text: str) -> str:
+    """The message of a GitHub workflow command, as actions/toolkit's command.ts escapes it."""
+    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def workflow_property(text: str) -> str:
+    """A property of a GitHub workflow command (`title=`), as actions/toolkit's command.ts escapes it."""
+    return workflow_data(text).replace(":", "%3A").replace(",", "%2C")

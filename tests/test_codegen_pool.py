@@ -1,0 +1,52 @@
+"""Processes that compile: what each gives back, and that one that dies, hangs or raises costs its job alone."""
+import os
+import time
+
+import pytest
+
+from bench.measure import compile_pool
+
+
+def double(number):
+    return os.getpid(), 2 * number
+
+
+def sometimes(what):
+    if what == "dies":
+        os._exit(7)
+    if what == "raises":
+        raise ValueError("no\nsuch thing")
+    if what == "hangs":
+        time.sleep(600)
+    return what
+
+
+@pytest.fixture(autouse=True)
+def two_processes(monkeypatch):
+    monkeypatch.setattr(compile_pool.os, "cpu_count", lambda: 2)
+
+
+def test_every_job_is_done_once_by_other_processes():
+    results, problems = compile_pool.each(double, [(number,) for number in range(40)])
+    assert problems == []
+    assert {job: doubled for job, (_, doubled) in results.items()} == {(number,): 2 * number for number in range(40)}
+    assert os.getpid() not in {process for process, _ in results.values()}
+
+
+def test_no_job_is_no_answer():
+    assert compile_pool.each(double, []) == ({}, [])
+
+
+def test_a_job_that_dies_or_raises_is_named_and_the_others_are_done():
+    jobs = [("dies",), ("a",), ("raises",), ("b",), ("dies",), ("c",)]
+    results, problems = compile_pool.each(sometimes, jobs)
+    assert results == {(name,): name for name in "abc"}
+    assert sorted(problems) == ["dies: its process died (exit 7)", "dies: its process died (exit 7)",
+                                "raises: ValueError: no"]
+
+
+def test_a_job_that_hangs_is_named_and_the_others_are_done(monkeypatch):
+    monkeypatch.setattr(compile_pool, "_LONGEST_S", 3)
+    results, problems = compile_pool.each(sometimes, [("hangs",), ("a",), ("b",)])
+    assert results == {("a",): "a", ("b",): "b"}
+    assert problems == ["hangs: did not compile within 3 s"]
