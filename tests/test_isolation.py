@@ -14,7 +14,7 @@ from bench.records import CRASHED, FAILED, HUNG, MEASURED, NOT_REACHED, OUT_OF_M
 EFFORT = Effort(0.1, 0.01)
 
 
-def fake_serve(connection, doing, device):
+def fake_serve(connection, doing, device, tree):
     """A worker whose variants do what their names say, in the step that their label names."""
     worker._be_a_good_child()
     while True:

@@ -27,10 +27,14 @@ class WorkerLost(Exception):
 
 
 class Isolation:
-    """Measures tasks in a worker process. A variant that ends it gets its row, and the others a fresh worker."""
+    """Measures tasks in a worker process. A variant that ends it gets its row, and the others a fresh worker.
 
-    def __init__(self, device: str, deadline_s: float):
+    `tree`: the folder whose `kernels` are measured, where that is not the one beside this `bench`.
+    """
+
+    def __init__(self, device: str, deadline_s: float, tree: Path | None = None):
         self._device = device
+        self._tree = str(tree) if tree else None
         self._deadline_s = deadline_s
         self._context = multiprocessing.get_context("spawn")
         self._process = None
@@ -45,11 +49,19 @@ class Isolation:
             WorkerLost: if the worker ended or was not done with one step by the deadline; a fresh one is started.
             RuntimeError: if it answered with an error of our own.
         """
+        self.ask(method, *arguments)
+        return self.answer()
+
+    def ask(self, method: str, *arguments) -> None:
+        """Put a request to the worker; its `answer` must be fetched before the next."""
         if self._process is None:
             self._start()
+        with contextlib.suppress(BrokenPipeError):  # it has just died: wait for its exit code as usual
+            self._connection.send((method, arguments))
+
+    def answer(self):
+        """What the worker answers to what it was asked. Raises as `call` does."""
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has just died: wait for its exit code as usual
-                self._connection.send((method, arguments))
             kind, result = self._wait()
         except WorkerLost:
             self.close()
@@ -91,7 +103,8 @@ class Isolation:
     def _start(self) -> None:
         self._connection, theirs = self._context.Pipe()
         self._doing = Doing(self._context)
-        self._process = self._context.Process(target=serve, args=(theirs, self._doing, self._device), daemon=True)
+        self._process = self._context.Process(target=serve, daemon=True,
+                                              args=(theirs, self._doing, self._device, self._tree))
         with _interrupts_ignored():  # inherited, or a Ctrl-C while it starts would print its traceback
             self._process.start()
         theirs.close()

@@ -15,6 +15,8 @@ class Task:
     `entries` are (label, variant's name); a label is the entry's name in the outcomes, so a variant may stand twice.
     Where `configs` has an entry's label, its variant is launched with that configuration whatever it would choose.
     A variant whose one call takes over `longest_call_s` is not timed.
+    An entry whose label is in `planted` takes that share of its time more (bench.measure.planted).
+    Without `probes` the variants are checked on the problem itself only: they have passed their op's elsewhere.
     `clocks` are names; the first is the one whose samples rank, and gets `effort`; the others get `other_effort`.
     """
 
@@ -30,6 +32,8 @@ class Task:
     energy_s: float = 0.0
     longest_call_s: float = math.inf
     configs: Mapping[str, Mapping] = field(default_factory=dict)
+    planted: Mapping[str, float] = field(default_factory=dict)
+    probes: bool = True
 
     @property
     def labels(self) -> tuple[str, ...]:

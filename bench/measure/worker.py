@@ -41,16 +41,23 @@ class DeviceLost(Exception):
     """The device's context is gone (an illegal access): nothing more can be done in this process."""
 
 
-def serve(connection, doing: Doing, device: str) -> None:
+def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
     """Answer requests (method, arguments) of the parent with ("done", result) or ("raised", one line), until it ends.
 
-    A lost device is answered with ("lost", one line), and ends the process.
+    A lost device is answered with ("lost", one line), and ends the process. `tree`: the folder whose `kernels` it
+    measures, where that is not the one beside this `bench`.
     """
     _be_a_good_child()
     doing.begin("", "starting")
-    from bench.measure.runner import Runner
+    if tree:
+        sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
+    try:
+        from bench.measure.runner import Runner
 
-    runner = Runner(device, doing.begin)
+        runner = Runner(device, doing.begin)
+    except Exception as error:  # the answer to whatever is asked first
+        connection.send(("raised", f"{type(error).__name__}: {error}"))
+        return
     while True:
         try:
             method, arguments = connection.recv()

@@ -1,0 +1,170 @@
+"""From a task to launches that may be timed: each variant checked, its memory taken, compiled and warm.
+
+What a variant raises on the way is its outcome; an error that took the device with it ends the process.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from bench.measure import check, memory, outcome
+from bench.measure.clocks import Unfit, make_clock
+from bench.measure.patience import Patience
+from bench.measure.planted import slower
+from bench.measure.problem import Problem, configured, launched_with
+from bench.measure.sampling import Samples
+from bench.measure.task import Outcome, Task
+from bench.measure.worker import DeviceLost
+from bench.records import NotMeasured
+from bench.verdicts import roofline
+from kernels.op import Op, Variant
+
+RAISED = (Exception, SystemExit)
+_WARM_CALLS = 16
+
+
+@dataclass
+class Entry:
+    """One variant, right and warm: the call to time, how long it takes, and what is known of it so far."""
+
+    variant: Variant
+    launch: Callable[[], object]
+    call_s: float
+    facts: dict
+    by_clock: dict[str, Samples | str] = field(default_factory=dict)
+
+
+class Preparing:
+    """Prepares the entries of tasks on one device; `begin` is told whose step comes next."""
+
+    def __init__(self, device: str, hardware, begin: Callable[[str, str], None]):
+        self._device = device
+        self._hardware = hardware
+        self._begin = begin
+        self._verdicts: dict[tuple[str, str], NotMeasured | None] = {}
+        self._patience = Patience(self._timed)
+
+    def problem(self, op: Op, task: Task, outcomes: dict[str, Outcome]) -> Problem | None:
+        """The task's problem; None, with every entry's outcome, where its inputs can't be made."""
+        try:
+            return Problem(op, task, self._device)
+        except RAISED as error:  # no room for the inputs, usually
+            self.require_device(error)
+            outcomes |= dict.fromkeys(task.labels, outcome.of_error(error))
+            return None
+
+    def entries(self, op: Op, task: Task, problem: Problem, outcomes: dict[str, Outcome]) -> dict[str, Entry]:
+        """The entries that are right and warm, by label; the others' outcomes are put into `outcomes`."""
+        entries = {}
+        for label, name in task.entries:
+            with self.row_of(label, outcomes):
+                variant = launched_with(op.variants[name], task.configs.get(label))
+                if label in task.planted:
+                    variant = slower(variant, task.planted[label], self._hardware)
+                entries[label] = self._prepare(label, variant, task, problem)
+        return entries
+
+    def clocks(self, name: str, sample_s: float, entries: Mapping[str, Entry],
+               problem: Problem) -> tuple[dict, dict[str, BaseException]]:
+        """A clock for each entry, by label, and the errors of those that have none.
+
+        Where the clock can't time an entry, the entry says why.
+        """
+        clocks, errors = {}, {}
+        copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
+        for label, entry in entries.items():
+            self._begin(label, f"timing by {name}")
+            launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
+            try:
+                clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, sample_s)
+            except Unfit as unfit:
+                entry.by_clock[name] = str(unfit)
+            except RAISED as error:
+                self.require_device(error)
+                errors[label] = error
+        return clocks, errors
+
+    def require_device(self, error: BaseException) -> None:
+        """Raise DeviceLost if the device does not answer any more after `error`."""
+        try:
+            self._hardware.synchronize()
+        except Exception as lost:
+            raise DeviceLost(f"{outcome.one_line(error)}; the device's context is lost") from lost
+
+    @contextlib.contextmanager
+    def row_of(self, label: str, outcomes: dict[str, Outcome]) -> Iterator[None]:
+        """Turns whatever a variant raises in the block into its outcome."""
+        try:
+            yield
+        except NotMeasured as refusal:
+            outcomes[label] = outcome.of_error(refusal)
+        except RAISED as error:
+            self.require_device(error)
+            outcomes[label] = outcome.of_error(error)
+
+    def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> Entry:
+        """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
+        if task.probes:
+            self._require_right(label, variant, task.dtype)
+        self._patience.require_hope(variant.id, task)
+        self._begin(label, f"check {problem.where}")
+        outputs, accuracy = problem.call(variant)
+        output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
+        del outputs
+        inputs = problem.inputs
+        launch = functools.partial(variant.function, *inputs)
+        self._patience.require_quick(launch, variant.id, task)
+        peak = memory.peak_of(launch, self._device)
+        self._begin(label, "warm-up")
+        call_s = self._warm_up(launch, task.warm_up_s)
+        return Entry(variant, launch, call_s, {
+            "backend": variant.backend,
+            # A page holds more than a tiny output: the outputs are there all the same.
+            "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes),
+            "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
+            "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
+            "own_tolerance": variant.tolerance is not None, "gives": variant.gives,
+            "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
+            **configured(variant, inputs, task.configs.get(label)),
+        })
+
+    def _require_right(self, label: str, variant: Variant, dtype: str) -> None:
+        """Raise unless the variant passes its op's probes in this dtype; they are walked once for each."""
+        key = variant.id, dtype
+        if key not in self._verdicts:
+            try:
+                check.check_variant(variant, getattr(torch, dtype), self._device,
+                                    tell=lambda probe: self._begin(label, f"probes: {probe}"))
+                self._verdicts[key] = None
+            except RAISED as error:  # it is this variant's row, in each of its cases
+                self.require_device(error)
+                self._verdicts[key] = outcome.refusal_of(error)
+        refusal = self._verdicts[key]
+        if refusal:
+            raise NotMeasured(refusal.status, refusal.reason)
+
+    def _warm_up(self, launch: Callable, seconds: float) -> float:
+        """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.
+
+        The first call may compile; on a CPU the heap takes a dozen of them to have a warm place for each output.
+        """
+        self._timed(launch)
+        start_s, fastest_s = self._hardware.now_s(), math.inf
+        for calls in itertools.count(1):
+            fastest_s = min(fastest_s, self._timed(launch))
+            spent_s = self._hardware.now_s() - start_s
+            if spent_s >= seconds and (calls >= _WARM_CALLS or spent_s >= 5 * seconds):
+                return max(fastest_s, 1e-9)
+
+    def _timed(self, launch: Callable) -> float:
+        """Seconds of one call, until the device is done."""
+        start_s = self._hardware.now_s()
+        launch()
+        self._hardware.synchronize()
+        return self._hardware.now_s() - start_s

@@ -1,0 +1,71 @@
+"""A problem held ready: timed a turn at a time, outputs checked, a planted slow-down seen, a failure its own row."""
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+
+import kernels
+from bench.measure.runner import Runner
+from bench.measure.sampling import Effort
+from bench.measure.task import Task
+from bench.records import FAILED, MEASURED
+
+EFFORT = Effort(0.05, 0.02, most=80)
+BASELINE = "torch_mean"
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    monkeypatch.setattr("bench.measure.held._give_each_thread_a_core", lambda: None)  # this process has other tests
+    return Runner("cpu")
+
+
+def task(entries, **settings):
+    return Task("grad_reduce", "digits", "float32", 64, entries, ("host",), EFFORT, EFFORT, 0.01, probes=False,
+                **settings)
+
+
+def test_turns_give_samples_and_release_the_facts(runner):
+    assert runner.hold(task((("one", BASELINE),))) == ("one",)
+    samples_s, throttled = runner.turn("one", 0.01)
+    assert samples_s and all(sample > 1e-6 for sample in samples_s) and throttled is None
+    outcome = runner.release()["one"]
+    assert outcome.status == MEASURED
+    assert outcome.facts["peak_bytes"] > 0 and 0 < outcome.facts["error_of_tolerance"] < 1
+
+
+def test_what_is_planted_is_seen(runner, one_thread):
+    runner.hold(task((("plain", BASELINE), ("slower", BASELINE)), planted={"slower": 0.5}))
+    logs = []
+    for _ in range(9):
+        plain, slower = (statistics.median(runner.turn(label, 0.004)[0]) for label in ("plain", "slower"))
+        logs.append(math.log(slower / plain))
+    runner.release()
+    assert 0.3 < math.exp(statistics.median(logs)) - 1 < 0.8
+
+
+def test_one_that_fails_is_its_own_row_and_the_others_go_on(runner, monkeypatch):
+    op = kernels.ops["grad_reduce"]
+    baseline, worn = op.variants[BASELINE], []
+
+    def breaks(g):
+        if worn:
+            raise RuntimeError("worn out")
+        return baseline.function(g)
+
+    monkeypatch.setitem(op._variants, "breaks", replace(baseline, function=breaks))
+    assert runner.hold(task((("breaks", "breaks"), ("one", BASELINE)))) == ("breaks", "one")
+    assert runner.turn("breaks", 0.002)[0]
+    worn.append(True)
+    assert runner.turn("breaks", 0.005) == ([], None) and runner.turn("one", 0.002)[0]
+    outcomes = runner.release()
+    assert (outcomes["breaks"].status, outcomes["breaks"].reason) == (FAILED, "RuntimeError: worn out")
+    assert outcomes["one"].status == MEASURED
+
+
+def test_every_case_of_a_profile_is_planned_with_the_code_that_it_runs(runner):
+    planned = runner.planned("smoke")
+    digests = {case["code"] for name, case in planned.items() if name.startswith("grad_reduce/torch_mean/")}
+    assert len(digests) == 1 and len({case["code"] for case in planned.values()}) > 20
+    assert planned["grad_reduce/torch_mean/digits/float32/B16"]["refusal"] is None
