@@ -92,6 +92,7 @@ class FakeCpu(_Machine):
     """Calls take the host's own time."""
 
     name = "cpu"
+    evict_s = EVICT_S
 
     def evict(self) -> None:
         self.log.append("evict")

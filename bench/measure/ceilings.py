@@ -16,15 +16,16 @@ from bench.measure.sampling import Effort, sample
 from bench.records import NotMeasured
 from kernels.op import FP8
 
-_MEMORY_IN_CACHES = 8  # a stream this many times the last cache's size comes from memory
 _LEAST_STREAM_BYTES = 2 ** 28
+_LONG_STREAM_BYTES = 2 ** 30
 _CACHE_SHARES = (2, 8, 32)  # of the last level; the smaller ones come from the level before it
 _SIZES = {"cpu": {"float32": 1024, "float64": 1024, "float16": 256, "bfloat16": 256},
           "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, FP8: 8192}}
 
 
-def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
-    """The ceilings of "cpu" or "cuda".
+def measure(device: str, dtypes: tuple[str, ...], effort: Effort,
+            tell: Callable[[str], None] = lambda what: None) -> dict:
+    """The ceilings of "cpu" or "cuda"; `tell` is told of each before it is measured.
 
     Returns:
         copy_bytes_per_s: device memory, bytes read plus bytes written. read_bytes_per_s: read only (a sum).
@@ -35,8 +36,12 @@ def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
     """
     machine = hardware(device)
     clock = CLOCKS[device][0]
-    stream = max(_LEAST_STREAM_BYTES, _MEMORY_IN_CACHES * machine.cache_bytes)
-    rate = functools.partial(_rate, machine, effort=effort)
+    stream = stream_bytes(machine.cache_bytes)
+
+    def rate(clock: str, launch: Callable, work: float) -> dict[str, float]:
+        tell(f"{work:.2e} bytes or FLOPs by {clock}")
+        return _rate(machine, clock, launch, work, effort)
+
     found = {"copy_bytes_per_s": rate(clock, _copy(stream, device), stream),
              "read_bytes_per_s": rate(clock, _read(stream, device), stream)}
     hot = "device_hot" if device == "cuda" else clock
@@ -60,6 +65,11 @@ def measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> dict:
                      for name in CLOCKS[device]},
         "best": best | {"matmul_flops_per_s": max(value["best"] for value in (*products.values(), *peaks.values()))},
     }
+
+
+def stream_bytes(cache_bytes: int) -> int:
+    """How much to stream so that it comes from memory: eight times the last cache, or twice one of 480 MiB."""
+    return max(_LEAST_STREAM_BYTES, min(8 * cache_bytes, max(2 * cache_bytes, _LONG_STREAM_BYTES)))
 
 
 def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
@@ -129,9 +139,10 @@ def _with_tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         torch.set_float32_matmul_precision(before)
 
 
-def try_to_measure(device: str, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
+def try_to_measure(device: str, dtypes: tuple[str, ...], effort: Effort,
+                   tell: Callable[[str], None] = lambda what: None) -> tuple[dict | None, str | None]:
     """The ceilings, or None and why they could not be had: a run without them has no shares, regimes and floors."""
     try:
-        return measure(device, dtypes, effort), None
+        return measure(device, dtypes, effort, tell), None
     except (RuntimeError, MemoryError, NotMeasured) as error:
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

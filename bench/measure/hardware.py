@@ -1,6 +1,7 @@
 """What a clock needs of the machine: a host clock, caches to empty, and on CUDA a stream with events to time it by."""
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -25,6 +26,14 @@ class Cpu:
 
     def now_s(self) -> float:
         return time.perf_counter()
+
+    @functools.cached_property
+    def evict_s(self) -> float:
+        """Seconds that `evict` takes, the first of them apart."""
+        self.evict()
+        start_s = self.now_s()
+        self.evict()
+        return self.now_s() - start_s
 
     def evict(self) -> None:
         """Replace what every cache holds. All of torch's threads write a part, so each core's own caches go too."""

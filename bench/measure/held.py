@@ -33,7 +33,7 @@ class Held:
         self._problem = preparing.problem(op, task, self._outcomes)
         if self._problem:
             self._entries = preparing.entries(op, task, self._problem, self._outcomes)
-            self._clocks, errors = preparing.clocks(name, task.effort.sample_s, self._entries, self._problem)
+            self._clocks, errors = preparing.clocks(name, task.effort, self._entries, self._problem)
             unfit = {label: NotMeasured(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
                      if name in entry.by_clock}
             self._outcomes |= {label: outcome.of_error(error) for label, error in (errors | unfit).items()}

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench import units
 from bench.measure import check, memory, outcome
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.patience import Patience
 from bench.measure.planted import slower
 from bench.measure.problem import Problem, configured, launched_with
-from bench.measure.sampling import Samples
+from bench.measure.sampling import Effort, Samples
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import DeviceLost
 from bench.records import NotMeasured
@@ -27,6 +28,7 @@ from kernels.op import Op, Variant
 
 RAISED = (Exception, SystemExit)
 _WARM_CALLS = 16
+_MOST_EMPTYING = 10  # times the effort of a clock, to empty the caches for its samples
 
 
 @dataclass
@@ -70,25 +72,38 @@ class Preparing:
                 entries[label] = self._prepare(label, variant, task, problem)
         return entries
 
-    def clocks(self, name: str, sample_s: float, entries: Mapping[str, Entry],
+    def clocks(self, name: str, effort: Effort, entries: Mapping[str, Entry],
                problem: Problem) -> tuple[dict, dict[str, BaseException]]:
         """A clock for each entry, by label, and the errors of those that have none.
 
         Where the clock can't time an entry, the entry says why.
         """
         clocks, errors = {}, {}
+        if too_slow := self._why_too_slow(name, effort):
+            for entry in entries.values():
+                entry.by_clock[name] = too_slow
+            return clocks, errors
         copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
             launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
             try:
-                clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, sample_s)
+                clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, effort.sample_s)
             except Unfit as unfit:
                 entry.by_clock[name] = str(unfit)
             except RAISED as error:
                 self.require_device(error)
                 errors[label] = error
         return clocks, errors
+
+    def _why_too_slow(self, name: str, effort: Effort) -> str | None:
+        """Why a clock would take much longer than the effort that it gets, whatever it times; or None."""
+        if name == "host_cold":
+            evict_s = self._hardware.evict_s
+            if effort.least * evict_s > _MOST_EMPTYING * effort.seconds:
+                return (f"emptying a cache of {units.size(self._hardware.cache_bytes)} takes {units.duration(evict_s)} "
+                        "a sample, more than this profile has time for: PROFILE=full times it")
+        return None
 
     def require_device(self, error: BaseException) -> None:
         """Raise DeviceLost if the device does not answer any more after `error`."""

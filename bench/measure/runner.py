@@ -43,7 +43,7 @@ class Runner:
 
     def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or why they could not be had."""
-        return ceilings.try_to_measure(self._device, dtypes, effort)
+        return ceilings.try_to_measure(self._device, dtypes, effort, lambda what: self._begin("", f"ceilings: {what}"))
 
     def room(self) -> int | None:
         """Bytes that can still be allocated on the device; None where that is not limited."""
@@ -119,7 +119,7 @@ class Runner:
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
                 task: Task) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
-        clocks, errors = self._preparing.clocks(name, effort.sample_s, entries, problem)
+        clocks, errors = self._preparing.clocks(name, effort, entries, problem)
         taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"))
         for label, samples in taken.items():
             try:

@@ -1,0 +1,42 @@
+"""A clock whose caches take too long to empty is left out, and says so; on the machine at hand it is tried."""
+import pytest
+
+from bench.measure.hardware import Cpu
+from bench.measure.preparing import Entry, Preparing
+from bench.measure.sampling import Effort
+
+
+def clocks_of(evict_s, seconds, name="host_cold"):
+    machine = Cpu()
+    machine.cache_bytes, machine.evict_s = 2 ** 20, evict_s
+    entry = Entry(None, lambda: None, 1e-6, {})
+
+    class NoProblem:
+        inputs = ()
+
+        @staticmethod
+        def copies(cache_bytes):
+            return [()]
+
+    preparing = Preparing("cpu", machine, lambda whose, step: None)
+    clocks, errors = preparing.clocks(name, Effort(0.03, seconds), {"one": entry}, NoProblem())
+    assert not errors
+    return clocks, entry.by_clock
+
+
+@pytest.mark.parametrize("evict_s, seconds, name, timed", [
+    (0.1, 0.03, "host_cold", False), (0.1, 0.5, "host_cold", True), (0.006, 0.02, "host_cold", True),
+    (0.1, 0.03, "host", True)])
+def test_emptying_the_caches_may_take_ten_times_the_effort(evict_s, seconds, name, timed):
+    clocks, why = clocks_of(evict_s, seconds, name)
+    assert set(clocks) == ({"one"} if timed else set()) and set(why) == (set() if timed else {name})
+    if why:
+        assert why[name] == ("emptying a cache of 1.00 MiB takes 100 ms a sample, more than this profile has time for: "
+                             "PROFILE=full times it")
+
+
+def test_emptying_takes_the_time_that_it_takes():
+    machine = Cpu()
+    machine.cache_bytes = 2 ** 22
+    first = machine.evict_s
+    assert 0 < first < 1 and machine.evict_s == first
