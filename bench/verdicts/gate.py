@@ -1,0 +1,207 @@
+"""The rule of the gate: which cases changed from base to head by more than noise, and which need more pairs first.
+
+Each case has one natural logarithm of head over base from each pair of processes. After 5, 10 and 20 pairs it is
+tested against its floor (one-sided t), under Benjamini-Hochberg over all cases (Controlling the false discovery rate,
+JRSS B 57, 1995). A case that this flags is confirmed, or not, by the next pairs alone. Whatever was decided stays so:
+later ratios of a case do not change its verdict, so a stored history replays to the same one.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, REGRESSED
+from bench.verdicts.floors import Floor
+from bench.verdicts.pair_tests import EXACT, Moments, moments, pairs_to_show, reach
+
+STAGES = (5, 10, 20)              # pairs, from the first on
+LEVELS = (0.01, 0.015, 0.025)     # the error of each stage: .05 in all, most of it where the t test is sharpest
+LAST_PAIR = 30                    # what is flagged at 20 is confirmed by 21 to 30
+CONFIRMING_LEVEL = 0.05           # of the new pairs alone
+LEAST_PAIRS = STAGES[0]
+LOOKS = (*zip(STAGES, LEVELS), (LAST_PAIR, 0.0))
+_OUTSIDE = 0.05                   # on either side of the interval: two one-sided tests at this level make EQUIVALENT
+
+Ratios = Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One case by the rule. `effect`, `low`, `high` (its 90% interval) and `floor` are shares: +0.05 is 5% more.
+
+    They are of the `pairs` that it was decided by, or of all where it was not; None from fewer than five.
+    `least_detectable` is the least change that so many pairs, with this spread, flag in four of five runs;
+    `pairs_needed` how many pairs would flag this effect or find it EQUIVALENT in four of five, None where it has a
+    verdict or a thousand would not do. `decided`: more pairs would change nothing. `flagged`: over the floor or under
+    it by the family's test; confirmed if it is decided too, else waiting for new pairs.
+    """
+
+    verdict: str
+    effect: float | None
+    low: float | None
+    high: float | None
+    floor: float
+    pairs: int
+    least_detectable: float | None
+    pairs_needed: int | None
+    decided: bool
+    flagged: bool
+
+
+def decide(ratios: Ratios, floors: Mapping[str, Floor]) -> dict[str, Judgement]:
+    """Each case's verdict from its whole history: natural logarithms of head over base, by pair, from the first.
+
+    A pair that failed is None; a look uses what the case has of the pairs up to it. The family is all the cases given,
+    the ones decided or without enough pairs too, so that it does not change from stage to stage. Every case that is
+    not decided must have been in every pair so far, as in a session; one that is decided may end there.
+
+    Raises:
+        ValueError: if a ratio or a floor is not finite, or a case has no floor.
+    """
+    replay = Replay(ratios, floors)
+    for number in range(len(LOOKS)):
+        replay.look(number)
+    return replay.judgements()
+
+
+def tabulate(ratios: Ratios) -> tuple[np.ndarray, np.ndarray]:
+    """Cases × pairs, NaN where a case lacks a pair, and how many pairs each case was in (failed ones too)."""
+    reached = np.array([len(row) for row in ratios.values()], int)
+    table = np.full((len(ratios), max([LAST_PAIR, *reached])), np.nan)
+    for (name, row), into in zip(ratios.items(), table):
+        if any(value is not None and not math.isfinite(value) for value in row):
+            raise ValueError(f"{name} has a ratio that is no number: its pairs can't be judged")
+        into[:len(row)] = row
+    return table, reached
+
+
+def bounds(floors: Mapping[str, Floor], names: Sequence[str] | Ratios) -> tuple[np.ndarray, np.ndarray]:
+    """The logarithms over which a case regressed and under which it improved: log(1 ± floor)."""
+    if missing := [name for name in names if name not in floors]:
+        raise ValueError(f"no floor for {missing[0]}: give each case one (bench.verdicts.floors.floor)")
+    shares = np.array([floors[name].share for name in names])
+    if not (np.isfinite(shares) & (shares >= 0)).all():
+        raise ValueError("a floor is negative or no number: bench.verdicts.floors.floor makes them")
+    with np.errstate(divide="ignore"):
+        return np.log1p(shares), np.log1p(-np.minimum(shares, 1.0))  # a fall of more than all of it there is none
+
+
+def rejected(chances: np.ndarray, level: float) -> np.ndarray:
+    """Which of a family's p-values Benjamini-Hochberg rejects at `level`; none at level 0."""
+    from scipy.stats import false_discovery_control
+
+    if not ((chances <= level) & (level > 0)).any():  # nor would it then, and most looks end here
+        return np.full(len(chances), False)
+    return false_discovery_control(chances) <= level
+
+
+def confirmed(new: Moments, pairs: int, direction: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Which rows' new pairs alone say what flagged them (`direction` +1 or -1); it takes half of the pairs at least."""
+    chance = np.where(direction > 0, new.chance_above(above), new.chance_below(below))
+    return (direction != 0) & (2 * new.count >= pairs) & (chance <= CONFIRMING_LEVEL)
+
+
+def why_void(controls: Mapping[str, Judgement]) -> str | None:
+    """Why a session counts for nothing, or None: a case of identical code that the rule found to have changed.
+
+    `controls` are the judgements of such cases, as a family of their own.
+    """
+    alarms = [(name, one) for name, one in controls.items() if one.verdict in (REGRESSED, IMPROVED)]
+    if not alarms:
+        return None
+    name, worst = max(alarms, key=lambda item: abs(item[1].effect))
+    others = f" (and {len(alarms) - 1} more)" if len(alarms) > 1 else ""
+    return (f"{name}{others} is the same code on both sides and was found {worst.effect:+.1%} over {worst.pairs} "
+            "pairs: this machine can't tell a change from noise now")
+
+
+class Replay:
+    """The looks of a session one after another, over all its cases at once: an array has an entry a case, in order."""
+
+    def __init__(self, ratios: Ratios, floors: Mapping[str, Floor]):
+        self.table, self.reached = tabulate(ratios)
+        self.above, self.below = bounds(floors, ratios)
+        self.floors = {name: floors[name] for name in ratios}
+        cases = len(self.table)
+        self.open = np.full(cases, True)
+        self.direction = np.zeros(cases, int)      # +1, -1: flagged as over or under its floor
+        self.equivalent = np.full(cases, False)
+        self.used = self.reached.copy()            # pairs: what closed it, or all
+        self.over, self.under = np.ones(cases), np.ones(cases)  # each case's p at its last look
+
+    def look(self, number: int) -> None:
+        pairs, level = LOOKS[number]
+        before = LOOKS[number - 1][0] if number else 0
+        here = self.open & (self.reached >= pairs)
+        if not here.any():
+            return
+        firm = here & confirmed(moments(self.table[:, before:pairs]), pairs - before, self.direction,
+                                self.above, self.below)
+        self._close(firm, pairs)
+        looked = here & ~firm
+        sums = moments(self.table[:, :pairs])
+        looked &= sums.count >= LEAST_PAIRS
+        self.direction[looked] = 0
+        self.over = np.where(looked, sums.chance_above(self.above), self.over)
+        self.under = np.where(looked, sums.chance_below(self.below), self.under)
+        self.direction[looked & rejected(self.over, level)] = 1
+        self.direction[looked & rejected(self.under, level)] = -1
+        low, high = sums.interval(1 - 2 * _OUTSIDE)
+        self.equivalent = self.equivalent | looked & (low >= self.below - EXACT) & (high <= self.above + EXACT)
+        last = pairs >= STAGES[-1]
+        self._close(looked & self.equivalent | here & last & (self.direction == 0), pairs)
+
+    def _close(self, cases: np.ndarray, pairs: int) -> None:
+        self.open = self.open & ~cases
+        self.used = np.where(cases, pairs, self.used)
+
+    @property
+    def changed(self) -> np.ndarray:
+        """+1 where a case is found to have regressed, -1 improved, else 0."""
+        return np.where(self.open, 0, self.direction)
+
+    @property
+    def settled(self) -> np.ndarray:
+        """Where a case has a verdict of its own."""
+        return self.equivalent | (self.changed != 0)
+
+    def so_far(self) -> Moments:
+        """Of the pairs that each case was decided by, or of all where it was not."""
+        return moments(np.where(np.arange(self.table.shape[1]) < self.used[:, None], self.table, np.nan))
+
+    def judgements(self) -> dict[str, Judgement]:
+        sums = self.so_far()
+        figures = zip(sums.count.tolist(), sums.mean.tolist(), sums.spread.tolist(),
+                      *(end.tolist() for end in sums.interval(1 - 2 * _OUTSIDE)))
+        return {name: self._judgement(row, self.floors[name], *of_one)
+                for row, (name, of_one) in enumerate(zip(self.floors, figures))}
+
+    def _judgement(self, row: int, floor: Floor, pairs: int, mean: float, spread: float, low: float,
+                   high: float) -> Judgement:
+        decided, flagged = not self.open[row], bool(self.direction[row])
+        if pairs < LEAST_PAIRS:
+            return Judgement(INVALID, None, None, None, floor.share, pairs, None, LEAST_PAIRS, decided,
+                             False)
+        verdict = (EQUIVALENT if self.equivalent[row] else INCONCLUSIVE if not (decided and flagged) else
+                   REGRESSED if self.direction[row] > 0 else IMPROVED)
+        level = self._level_of_one(pairs)
+        needed = None if verdict != INCONCLUSIVE else _pairs_needed(
+            mean, spread, float(self.above[row]), float(self.below[row]), level)
+        return Judgement(verdict, math.expm1(mean), math.expm1(low), math.expm1(high), floor.share, pairs,
+                         math.expm1(self.above[row] + reach(pairs, level) * spread), needed, decided, flagged)
+
+    def _level_of_one(self, pairs: int) -> float:
+        """What a case's p must be under if no other case changed, at the stage that so many pairs are at."""
+        level = next((level for stage, level in zip(STAGES, LEVELS) if pairs <= stage), LEVELS[-1])
+        return level / len(self.table)
+
+
+def _pairs_needed(mean: float, spread: float, above: float, below: float, level: float) -> int | None:
+    """To be flagged where the mean is outside the floor, to be EQUIVALENT where it is inside: in four of five runs."""
+    outside = max(mean - above, below - mean)
+    if outside > 0:
+        return pairs_to_show(outside, spread, level)
+    return pairs_to_show(-outside, spread, _OUTSIDE, far=max(above - mean, mean - below))
