@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.report import ci
 from bench.report import codegen as report
+from bench.sealed import SealBroken
 from bench.verdicts import codegen as verdicts
 
 CLEAN, MOVED, NOT_COMPARED = 0, 1, 3
@@ -19,7 +20,7 @@ def codegen(pin: bool, everything: bool) -> int:
     started = time.monotonic()
     try:
         pinned = pins.load()
-    except pins.PinsRefused as refusal:
+    except SealBroken as refusal:
         if not pin:
             return _not_compared(str(refusal))
         print(refusal)

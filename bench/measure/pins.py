@@ -1,12 +1,13 @@
 """The pinned facts of the compiled kernels: one committed file a toolchain, with a digest, so that no edit passes."""
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from bench import sealed
 from bench.measure import environment
+from bench.sealed import SealBroken
 
 Job = tuple[str, str]  # a variant's id, a dtype
 
@@ -14,10 +15,7 @@ FORMAT = 2
 FOLDER = Path(__file__).resolve().parents[2] / "reports" / "baselines"
 TOOLS = ("triton", "numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")
 _AGAIN = "`make codegen PIN=1` compiles and pins everything anew"
-
-
-class PinsRefused(ValueError):
-    """Why a pin file can't be held against anything, and what to do, in a line."""
+_PARTS = ("toolchain", "entries")
 
 
 def toolchain() -> dict[str, str]:
@@ -35,25 +33,15 @@ def load() -> dict[Job, dict]:
     """What is pinned for this toolchain, by job: its "sources" and its "kernels"; {} where nothing is.
 
     Raises:
-        PinsRefused: if the file is damaged, was edited by hand, or is of another format or toolchain.
+        SealBroken: if the file is damaged, was edited by hand, or is of another format or toolchain.
     """
     file = path()
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
+    if document is None:
         return {}
-    except OSError as error:
-        raise PinsRefused(f"can't read {file.name} ({error.strerror})") from error
-    except ValueError as error:  # of JSON or of UTF-8
-        raise PinsRefused(f"{file.name} is damaged ({error}): take it from git again, or {_AGAIN}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format", "an older one") if isinstance(document, dict) else "none"
-        raise PinsRefused(f"{file.name} is of format {found!r}, and this Batchline reads {FORMAT}: {_AGAIN}")
-    if document.get("digest") != _digest(document.get("toolchain"), document.get("entries")):
-        raise PinsRefused(f"{file.name} is not as it was pinned (its digest does not match: edited by hand, or cut): "
-                          f"take it from git again, or {_AGAIN}")
     if document["toolchain"] != toolchain():
-        raise PinsRefused(f"{file.name} is of another toolchain ({_differing(document['toolchain'])}): {_AGAIN}")
+        differing = sealed.differing(document["toolchain"], toolchain())
+        raise SealBroken(f"{file.name} is of another toolchain ({differing}): {_AGAIN}")
     return {tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()}
 
 
@@ -64,7 +52,7 @@ def save(entries: Mapping[Job, dict]) -> Path:
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
-    unfinished.write_text(f'{{"format": {FORMAT}, "digest": "{_digest(toolchain(), named)}",\n'
+    unfinished.write_text(f'{{"format": {FORMAT}, "digest": "{sealed.digest(toolchain(), named)}",\n'
                           f'"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n', encoding="utf-8")
     unfinished.replace(file)
     return file
@@ -81,14 +69,3 @@ def _entry(entry: Mapping) -> str:
     """A kernel a line, so that a change of one is a line's change."""
     rows = ",\n  ".join(json.dumps(row) for row in entry["kernels"])
     return f'{{"sources": {json.dumps(entry["sources"])}, "kernels": [\n  {rows}]}}'
-
-
-def _digest(of_toolchain: Mapping | None, entries: Mapping | None) -> str:
-    whole = json.dumps([of_toolchain, entries], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(whole.encode()).hexdigest()[:32]
-
-
-def _differing(theirs: Mapping) -> str:
-    ours = toolchain()
-    return ", ".join(f"{name} {theirs.get(name)}, here {ours.get(name)}" for name in {**theirs, **ours}
-                     if theirs.get(name) != ours.get(name))

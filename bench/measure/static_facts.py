@@ -15,6 +15,7 @@ from bench.measure.captured import Launch
 from bench.measure.codegen import ARCHITECTURES
 from bench.measure.pins import Job
 from bench.measure.sources import files_of
+from bench.sealed import SealBroken
 from kernels.device import FP8_FROM
 from kernels.op import FP8, Variant
 
@@ -58,7 +59,7 @@ def facts(wanted: Sequence[Job]) -> Facts:
     """
     try:
         pinned, refused = pins.load(), None
-    except pins.PinsRefused as refusal:
+    except SealBroken as refusal:
         pinned, refused = {}, f"compiled anew, because {refusal}"
     known = {job: pinned[job]["kernels"] for job in wanted if is_current(job, pinned)}
     missing = [job for job in wanted if job not in known]
