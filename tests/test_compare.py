@@ -1,0 +1,161 @@
+"""Two stored runs side by side: what differs is shown, other machines are refused, and nothing is a verdict."""
+import json
+import subprocess
+
+import pytest
+
+from bench import compare as command
+from bench import records
+from bench.errors import UsageError
+from bench.report.comparison import COLUMNS, terminal
+from bench.verdicts.comparison import compare
+from tests.test_records import document
+
+CASE = "bmm/torch_bmm/tiny_16/float32/B4"
+GPU = {"name": "NVIDIA H200", "memory_bytes": 150 * 2 ** 30, "driver": "580.82.07"}
+
+
+def stored(factor=1.0, machine=None, facts=None, commit="a" * 40, started="2026-01-02T03:04:05+00:00", clock="host"):
+    made = document()
+    made["machine_info"]["batchline"] |= {"revision": {"commit": commit, "dirty": False}} | (machine or {})
+    made["batchline"]["started"] = started
+    bench = made["benchmarks"][0]
+    bench["stats"]["data"] = [factor * 1e-3 * (1 + 0.001 * (i % 7)) for i in range(50)]
+    bench["extra_info"] |= {"clock": clock} | (facts or {})
+    return made
+
+
+def saved(folder, **changes):
+    folder.mkdir(parents=True)
+    records.save(folder, stored(**changes))
+    return folder
+
+
+def shown(capsys, *args, **options):
+    assert command.compare(*args, **options) == 0
+    return capsys.readouterr().out
+
+
+def test_the_answer_comes_first_then_the_case(tmp_path, capsys):
+    a = saved(tmp_path / "a")
+    b = saved(tmp_path / "b", factor=1.2, facts={"peak_bytes": 8192, "error_of_tolerance": 0.25})
+    output = shown(capsys, a, str(b))
+    assert " ".join(output.split()).startswith(
+        f"1 of 1 cases differ by more than their intervals and 1% or 1 µs (B slower in 1, faster in 0): {CASE} +20.0%")
+    assert "`make regress` judges" in output
+    row = next(line for line in output.splitlines() if line.startswith("4 "))
+    assert "1.00 ms → 1.20 ms" in row and "+20.0 [" in row and "4.00 KiB → 8.00 KiB" in row and "10.0% → 25.0%" in row
+    assert "other machine" not in output
+
+
+def test_the_interval_holds_the_change_and_widens_with_the_noise():
+    pair, = compare(records.parse(stored()), records.parse(stored(1.05))).pairs
+    assert pair.low < pair.change < pair.high and pair.change == pytest.approx(0.05)
+    noisy = stored(1.05)
+    noisy["benchmarks"][0]["stats"]["data"] = [1.05e-3 * (1 + 0.1 * (i % 9 - 4)) for i in range(50)]
+    wide, = compare(records.parse(stored()), records.parse(noisy)).pairs
+    assert wide.high - wide.low > 3 * (pair.high - pair.low) and pair.moved and not wide.moved
+
+
+def test_a_change_within_one_percent_is_not_marked():
+    pair, = compare(records.parse(stored()), records.parse(stored(1.005))).pairs
+    assert pair.low > 0 and not pair.moved
+
+
+def test_few_samples_have_no_interval():
+    few = stored()
+    few["benchmarks"][0]["stats"]["data"] = [1e-3, 2e-3]
+    comparison = compare(records.parse(few), records.parse(stored(9)))
+    assert not comparison.pairs[0].moved and "too few samples" in terminal(comparison)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"cpu": "Another CPU"}, "CPU Some CPU → Another CPU"),
+    ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 → 2.14.0"),
+    ({"versions": {"torch": "2.13.0", "numba-cuda": "0.31"}}, "numba-cuda unknown → 0.31"),
+    ({"gpu": GPU}, "GPU none → NVIDIA H200"), ({"cpu_threads_of_torch": 16}, "threads 2 → 16")])
+def test_another_machine_or_toolchain_is_refused_with_what_differs(tmp_path, change, named):
+    with pytest.raises(UsageError) as refused:
+        command.compare(saved(tmp_path / "a"), saved(tmp_path / "b", machine=change))
+    assert named in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("other, same", [
+    ({"driver": "580.95.05"}, True), ({"driver": "590.1"}, False), ({"memory_bytes": 80 * 2 ** 30}, False),
+    ({"memory_bytes": 150 * 2 ** 30 - 2 ** 20}, True), ({"name": "NVIDIA H100"}, False)])
+def test_a_gpu_is_its_model_memory_and_major_driver(other, same):
+    sides = [records.parse(stored(machine={"gpu": gpu})) for gpu in (GPU, GPU | other)]
+    assert (not compare(*sides).other_machine) is same
+
+
+def test_forced_every_line_says_that_the_machine_is_another(tmp_path, capsys):
+    output = shown(capsys, saved(tmp_path / "a"), saved(tmp_path / "b", machine={"cpu": "Another CPU"}), force=True)
+    lines = [line for line in output.splitlines() if line.strip(" -")]
+    assert len(lines) > 5 and all("other machine" in line for line in lines)
+
+
+def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
+    b = stored()
+    b["batchline"]["cases"][0] |= {"status": "wrong", "reason": "on ragged: no"}
+    text = terminal(compare(records.parse(stored()), records.parse(b)))
+    assert "no case is timed in both runs" in text and "Timed in A only" in text
+    assert "tiny_16/float32, B = 4 (wrong: on ragged: no)" in text
+
+
+def test_times_by_different_clocks_are_not_compared():
+    comparison = compare(records.parse(stored()), records.parse(stored(clock="host_cold")))
+    assert not comparison.pairs and "by the clock host, and in B by host_cold" in terminal(comparison)
+
+
+def test_it_fits_the_terminal():
+    long = {"peak_bytes": 1023 * 2 ** 20, "error_of_tolerance": 0.999}
+    machine = {"cpu": "Another CPU"}
+    text = terminal(compare(records.parse(stored(0.001234)), records.parse(stored(0.002345, machine, long))))
+    assert max(map(len, text.splitlines())) <= COLUMNS
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"benchmarks": [], "batchline": {"cases": [{"id": "x"}]}}'])
+def test_what_is_no_run_is_a_line(tmp_path, text):
+    folder = tmp_path / "b"
+    folder.mkdir()
+    if text is not None:
+        (folder / records.FILE_NAME).write_text(text)
+    with pytest.raises(UsageError) as refused:
+        command.compare(saved(tmp_path / "a"), folder)
+    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("samples", [[], [0.0] * 9, [-1.0] * 9, ["1"] * 9, [float("nan")] * 9])
+def test_times_that_are_none_are_a_line(tmp_path, samples):
+    damaged = stored()
+    damaged["benchmarks"][0]["stats"]["data"] = samples
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / records.FILE_NAME).write_text(json.dumps(damaged))
+    with pytest.raises(UsageError, match="no positive number"):
+        command.compare(saved(tmp_path / "a"), tmp_path / "b")
+
+
+@pytest.mark.parametrize("a, words", [("", "say which two"), ("no-such-revision", "neither a folder nor a revision"),
+                                      ("abcdef0123", "no run of A=abcdef0123")])
+def test_a_side_that_is_nothing_is_a_line(tmp_path, a, words):
+    with pytest.raises(UsageError, match=words):
+        command.compare(a, saved(tmp_path / "b"), stored=[tmp_path / "none"])
+
+
+def test_a_revision_is_its_newest_run_on_the_other_sides_machine(tmp_path, capsys):
+    commit, runs = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(), tmp_path
+    saved(runs / "old", commit=commit, started="2026-01-01T00:00:00+00:00", factor=3)
+    saved(runs / "newer", commit=commit, started="2026-01-03T00:00:00+00:00", factor=2)
+    saved(runs / "elsewhere", commit=commit, started="2026-01-04T00:00:00+00:00", machine={"cpu": "Another"})
+    b = saved(runs / "b")
+    (runs / "torn").mkdir()
+    (runs / "torn" / records.FILE_NAME).write_text(f"{{{commit}")
+    command.compare("HEAD", b, stored=[runs])
+    captured = capsys.readouterr()
+    assert "2.01 ms → 1.00 ms" in captured.out and "passed over" in captured.err
+    assert "torn" in captured.err
+
+
+def test_a_commit_that_git_has_lost_is_found_by_its_hash(tmp_path, capsys):
+    saved(tmp_path / "a", commit="f" * 40)
+    assert "A: fffffffff, smoke" in shown(capsys, "f" * 9, saved(tmp_path / "b"), stored=[tmp_path])
