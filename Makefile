@@ -10,6 +10,12 @@ PIN     ?=
 WORKLOAD ?=
 BATCH   ?=
 COST_CAP ?=
+BASE    ?=
+BUDGET  ?=
+A       ?=
+B       ?=
+FORCE   ?=
+HISTORY ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
@@ -17,7 +23,7 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune codegen \
-        aa evidence test lint clean
+        regress selftest compare history aa evidence test lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -33,6 +39,10 @@ help:
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
 	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
+	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Exit 1 if so"
+	@echo "  make selftest   what that gate sees on this machine: false alarms, and known slow-downs of 1 to 10%"
+	@echo "  make compare    two stored runs or revisions side by side: A=, B= (FORCE=1 across machines)"
+	@echo "  make history    every run on this machine: what changed when (K=, HISTORY=<folder>)"
 	@echo "  make aa         each baseline against itself: the spread on identical code"
 	@echo "  make evidence   all that this machine can show (GPU tests, bench, clocks, A/A), in at most 8 files"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
@@ -46,6 +56,10 @@ help:
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
 	@echo "  RUN=<folder>               a stored run, for report and advise                 [$(RUN)]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
+	@echo "  BASE=<revision>            what regress compares the working tree with       [$(BASE)]"
+	@echo "  BUDGET=<minutes>           regress begins no pair that would end later        [$(BUDGET)]"
+	@echo "  A=, B=, FORCE=1            compare's runs or revisions; FORCE: of two machines [$(A) $(B) $(FORCE)]"
+	@echo "  HISTORY=<folder>           where bench appends and history reads [$(or $(HISTORY),reports/history)]"
 	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write [$(OUT)]"
 	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
 	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         [$(VENV)]"
@@ -61,7 +75,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 bench: $(INSTALLED)
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)" --history "$(HISTORY)"
 
 $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
@@ -69,7 +83,7 @@ $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 
 bench-peers: $(PEERS)
 	$(if $(VENV),,@echo "VENV is empty: peers that are missing are not installed (pip install --no-deps -r requirements-peers.txt)")
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(or $(K),wgrad_stats)" --out "$(OUT)"
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(or $(K),wgrad_stats)" --out "$(OUT)" --history "$(HISTORY)"
 
 noise claims: $(INSTALLED)
 	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"
@@ -92,6 +106,19 @@ tune: $(INSTALLED)
 
 codegen: $(INSTALLED)
 	$(PY) -m bench codegen $(if $(PIN),--pin)
+
+regress: $(INSTALLED)
+	$(PY) -m bench regress --base "$(BASE)" --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)" \
+	  $(if $(BUDGET),--budget "$(BUDGET)")
+
+selftest: $(INSTALLED)
+	$(PY) -m bench selftest --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+
+compare: $(INSTALLED)
+	@$(PY) -m bench compare "$(A)" "$(B)" $(if $(FORCE),--force)
+
+history: $(INSTALLED)
+	@$(PY) -m bench history -k "$(K)" --out "$(OUT)" --history "$(HISTORY)"
 
 aa evidence: $(INSTALLED)
 	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"

@@ -33,10 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> int:
-    from bench.run import DEFAULT_FOLDER, run
+    from bench.run import DEFAULT_FOLDER, DEFAULT_HISTORY, run
 
     return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER,
-               options.clocks.split(",") if options.clocks else (), options.deadline)
+               options.clocks.split(",") if options.clocks else (), options.deadline,
+               Path(options.history) if options.history else DEFAULT_HISTORY)
 
 
 def _aa(options) -> int:
@@ -90,6 +91,33 @@ def _noise_cost(options) -> int:
     return cost.run(resolve_device(options.device), options.seconds)
 
 
+def _regress(options) -> int:
+    from bench.regress.command import DEFAULT_FOLDER, regress
+
+    return regress(options.base, options.profile, options.device, options.k, options.budget and options.budget * 60,
+                   Path(options.out) if options.out else DEFAULT_FOLDER)
+
+
+def _selftest(options) -> int:
+    from bench.regress import selftest
+
+    return selftest.run(options.profile, options.device, options.k, options.sessions,
+                        Path(options.out) if options.out else None)
+
+
+def _compare(options) -> int:
+    from bench.compare import compare
+
+    return compare(options.a, options.b, options.force)
+
+
+def _history(options) -> int:
+    from bench.history import DEFAULT_FOLDER, history
+
+    return history(options.machine, options.k, Path(options.out) if options.out else None,
+                   Path(options.history) if options.history else DEFAULT_FOLDER)
+
+
 def _codegen(options) -> int:
     from bench.codegen import codegen
 
@@ -136,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--deadline", type=float, metavar="SECONDS", help="the longest that one step of a case may take "
                      "before it counts as hung (default: smoke 60, quick 120, full 600)")
     run.add_argument("--out", metavar="FOLDER", help="where the run's own folder is made (default: reports/runs)")
+    run.add_argument("--history", metavar="FOLDER", help="the history it is appended to (default: reports/history)")
     run.set_defaults(command=_run)
     aa = commands.add_parser("aa", help="time each baseline against itself: the spread on identical code",
                              epilog="exit: 0 clean, 1 a case could not be measured, 2 usage, 3 nothing was measured")
@@ -157,6 +186,37 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--seconds", type=float, default=0.3, help="the most to time each configuration (default 0.3)")
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     tune.set_defaults(command=_tune)
+    regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
+                                  epilog="exit: 0 no regression, 1 a confirmed regression, 2 usage, 3 it could not be "
+                                         "measured, 130 stopped by Ctrl-C (what was measured is kept)")
+    _add_plan_options(regress)
+    regress.add_argument("--base", required=True, metavar="REVISION", help="what to compare with, as git names it")
+    regress.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
+    regress.add_argument("--budget", type=float, metavar="MINUTES", help="begin no pair that would end later")
+    regress.add_argument("--out", metavar="FOLDER", help="where its own folder is made (default: reports/runs)")
+    regress.set_defaults(command=_regress)
+    selftest = commands.add_parser("selftest", help="what the gate of regress sees on this machine: false alarms on "
+                                   "identical code, and variants with known extra work",
+                                   epilog="exit: 0 it can be believed here, 1 it can't, 2 usage, 3 not measured")
+    _add_plan_options(selftest)
+    selftest.add_argument("-k", default="", metavar="EXPRESSION", help="the cases (default: a handful)")
+    selftest.add_argument("--sessions", type=int, default=20, help="A/A sessions; half of them see the planted "
+                          "slow-downs, too (default 20)")
+    selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
+    selftest.set_defaults(command=_selftest)
+    compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
+                                  "not the same machine; it never gates")
+    compare.add_argument("a", metavar="A", help="a run's folder, or a revision that a stored run is of")
+    compare.add_argument("b", metavar="B", help="another")
+    compare.add_argument("--force", action="store_true", help="across machines, too: each line then says so")
+    compare.set_defaults(command=_compare)
+    history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
+                                  epilog="exit: 0 shown, 2 usage, 3 there is no history")
+    history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: this one's)")
+    history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
+    history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
+    history.add_argument("--history", metavar="FOLDER", help="where it is kept (default: reports/history)")
+    history.set_defaults(command=_history)
     codegen = commands.add_parser("codegen", help="compile every GPU variant (no GPU needed), compare with the pins",
                                   epilog="exit: 0 as pinned, 1 something moved, 3 it could not be compiled or compared")
     codegen.add_argument("--pin", action="store_true", help="write what was compiled as the pins of this toolchain")

@@ -28,3 +28,9 @@ def new_folder(parent: Path, device_name: str) -> Path:
         raise UsageError(f"{parent}/{name} and 98 more like it exist already")
     except OSError as error:
         raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run's folder where nothing was stored in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

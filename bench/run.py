@@ -8,27 +8,29 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import pytest_run, records, report, study, units
+from bench import history, pytest_run, records, report, study, units
 from bench.cases import CLOCKS, Plan, plan
 from bench.errors import UsageError
-from bench.folders import new_folder
+from bench.folders import new_folder, remove_if_empty
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
 from bench.records import BROKEN, MEASURED, NOT_REACHED, OURS
+from bench.report import ci, junit, run_in_ci
 from bench.verdicts import memory_law
 
 NOTHING_MEASURED = 3
-DEFAULT_FOLDER = Path("reports", "runs")
+DEFAULT_FOLDER, DEFAULT_HISTORY = Path("reports", "runs"), history.DEFAULT_FOLDER
 _NOT_COMPILED = ([], "the run was stopped")
 
 
 def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER, clocks: Sequence[str] = (),
-        deadline_s: float | None = None) -> int:
+        deadline_s: float | None = None, history_folder: Path = DEFAULT_HISTORY) -> int:
     """Measure the profile's cases that match `selection` (pytest's -k), write the report under `folder`.
 
     Args:
         clocks: names of the clocks to time by, the one that ranks first; by default all of the device's.
         deadline_s: the longest that one step of a case may take; by default the profile's.
+        history_folder: where the history is that the run is appended to.
 
     Raises:
         UsageError: before anything is measured, if the call, the environment or the folder is not usable.
@@ -67,11 +69,10 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             "room_bytes": capacity[0], "capacity": capacity[1], "audit": audited,
             "noise": noise, "sweep": study.stored_sweep() if noise else None,
         }
-        _store(document, run_folder)
+        _store(document, run_folder, history_folder)
     finally:
         isolation.close()
-        with contextlib.suppress(OSError):
-            run_folder.rmdir()  # only succeeds where nothing was stored
+        remove_if_empty(run_folder)
     return _exit_code(about["cases"], ended, audited)
 
 
@@ -154,12 +155,13 @@ def _static_facts(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | 
     return facts.rows, facts.incomplete
 
 
-def _store(document: dict, folder: Path) -> None:
-    """Write run.json, then the report; if the folder fails by now, keep the measurements elsewhere and say where."""
+def _store(document: dict, folder: Path, history_folder: Path) -> None:
+    """Write run.json, then the reports; if the folder fails by now, keep the measurements elsewhere and say where."""
     try:
         records.save(folder, document)
         the_run = records.load(folder)
         notes = report.write(the_run, folder)
+        (folder / junit.FILE_NAME).write_text(junit.junit_of_run(the_run), encoding="utf-8")
     except OSError as error:
         rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
         records.save(rescue, document)
@@ -169,6 +171,13 @@ def _store(document: dict, folder: Path) -> None:
     for note in notes:
         print(note)
     print(f"report: {folder / report.FILE_NAME}")
+    try:
+        history.append(the_run, history_folder)
+    except UsageError as error:
+        print(f"batchline: {error}", file=sys.stderr)
+    markdown, problems = run_in_ci.of_run(the_run)
+    ci.step_summary(markdown)
+    ci.announce("error", problems)
 
 
 def _exit_code(cases: list[dict], ended: int, audited: list[dict]) -> int:

@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 
-from bench import base_tree
 from bench.errors import UsageError
+from bench.regress import base_tree
 
 
 @pytest.fixture

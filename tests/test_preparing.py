@@ -1,4 +1,6 @@
 """A clock whose caches take too long to empty is left out, and says so; on the machine at hand it is tried."""
+from types import SimpleNamespace
+
 import pytest
 
 from bench.measure.hardware import Cpu
@@ -9,17 +11,9 @@ from bench.measure.sampling import Effort
 def clocks_of(evict_s, seconds, name="host_cold"):
     machine = Cpu()
     machine.cache_bytes, machine.evict_s = 2 ** 20, evict_s
-    entry = Entry(None, lambda: None, 1e-6, {})
-
-    class NoProblem:
-        inputs = ()
-
-        @staticmethod
-        def copies(cache_bytes):
-            return [()]
-
+    entry = Entry(SimpleNamespace(function=lambda: None), lambda: None, 1e-6, {})
     preparing = Preparing("cpu", machine, lambda whose, step: None)
-    clocks, errors = preparing.clocks(name, Effort(0.03, seconds), {"one": entry}, NoProblem())
+    clocks, errors = preparing.clocks(name, Effort(0.03, seconds), {"one": entry}, [()])
     assert not errors
     return clocks, entry.by_clock
 

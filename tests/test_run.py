@@ -226,7 +226,7 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path):
     with pytest.raises(UsageError, match="can't write to .*gone any more .*: the measurements are in ") as refusal:
-        _store(document(), tmp_path / "gone")
+        _store(document(), tmp_path / "gone", tmp_path / "history")
     rescue = Path(str(refusal.value).partition("measurements are in ")[2].partition(",")[0])
     assert records.load(rescue).records[0].status == MEASURED
     shutil.rmtree(rescue)

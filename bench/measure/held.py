@@ -5,6 +5,7 @@ So the parent can take turns between two processes that are alive at once, each 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -13,15 +14,19 @@ import kernels
 from bench.measure import outcome
 from bench.measure.preparing import RAISED, Preparing
 from bench.measure.task import Outcome, Task
-from bench.records import INVALID, MEASURED, NotMeasured
+from bench.records import INVALID, MEASURED
 
-_SETTLES_S = 4e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own
+_SETTLES_S = 3e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own
 _LONG_S = 0.02     # a call that takes so long has settled before most of it is done
+_COPIES = 5             # of the inputs
+_TURNS_OF_A_COPY = 2     # both turns of one side in A B B A
+_PLACED_BYTES = 2 ** 26  # larger inputs are in no cache, and where they lie makes no difference
 
 
 class Held:
-    """The entries of one task, each ready to be timed by the task's first clock.
+    """The entries of one task, each ready to be timed by the task's first clock, on several copies of the inputs.
 
+    Where a copy happens to lie in memory makes up to a tenth of a small call's time, for as long as its process lives.
     Garbage collection is off until they are let go of.
     """
 
@@ -33,10 +38,15 @@ class Held:
         self._problem = preparing.problem(op, task, self._outcomes)
         if self._problem:
             self._entries = preparing.entries(op, task, self._problem, self._outcomes)
-            self._clocks, errors = preparing.clocks(name, task.effort, self._entries, self._problem)
-            unfit = {label: NotMeasured(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
-                     if name in entry.by_clock}
-            self._outcomes |= {label: outcome.of_error(error) for label, error in (errors | unfit).items()}
+            for copy in self._problem.copies(_PLACED_BYTES, _COPIES):
+                clocks, errors = preparing.clocks(name, task.effort, self._entries, [copy])
+                for label, clock in clocks.items():
+                    self._clocks.setdefault(label, []).append(clock)
+                self._outcomes |= {label: outcome.of_error(error) for label, error in errors.items()}
+            self._outcomes |= {label: Outcome(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
+                               if name in entry.by_clock}
+            self._clocks = {label: itertools.cycle(clock for clock in clocks for _ in range(_TURNS_OF_A_COPY))
+                            for label, clocks in self._clocks.items() if label not in self._outcomes}
         if hardware.name == "cpu":
             _give_each_thread_a_core()
         gc.collect()
@@ -53,9 +63,9 @@ class Held:
 
         No samples from an entry that has failed.
         """
-        clock = self._clocks.get(label)
-        if clock is None:
+        if label not in self._clocks:
             return [], None
+        clock = next(self._clocks[label])
         self._begin(label, f"timing by {clock.name}")
         try:
             self._settle(clock, self._entries[label].call_s)
@@ -71,7 +81,8 @@ class Held:
 
         The samples are in the answers to `turn`.
         """
-        for label, clock in list(self._clocks.items()):
+        for label, clocks in list(self._clocks.items()):
+            clock = next(clocks)
             try:
                 clock.sample()
                 self._problem.check(self._entries[label].variant, clock.result,

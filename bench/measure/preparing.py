@@ -8,7 +8,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +23,7 @@ from bench.measure.sampling import Effort, Samples
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import DeviceLost
 from bench.records import NotMeasured
-from bench.verdicts import roofline
-from kernels.op import Op, Variant
+from kernels.op import Op, Tensors, Variant
 
 RAISED = (Exception, SystemExit)
 _WARM_CALLS = 16
@@ -73,20 +72,20 @@ class Preparing:
         return entries
 
     def clocks(self, name: str, effort: Effort, entries: Mapping[str, Entry],
-               problem: Problem) -> tuple[dict, dict[str, BaseException]]:
+               copies: Sequence[Tensors]) -> tuple[dict, dict[str, BaseException]]:
         """A clock for each entry, by label, and the errors of those that have none.
 
-        Where the clock can't time an entry, the entry says why.
+        `copies` of the inputs are called on in turn, if the clock does so. Where the clock can't time an entry, the
+        entry says why.
         """
         clocks, errors = {}, {}
         if too_slow := self._why_too_slow(name, effort):
             for entry in entries.values():
                 entry.by_clock[name] = too_slow
             return clocks, errors
-        copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
-            launches = [entry.launch, *(functools.partial(entry.variant.function, *copy) for copy in copies[1:])]
+            launches = [functools.partial(entry.variant.function, *copy) for copy in copies]
             try:
                 clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, effort.sample_s)
             except Unfit as unfit:

@@ -27,11 +27,11 @@ class Problem:
     def input_bytes(self) -> int:
         return capacity.storage_bytes(self.inputs)
 
-    def copies(self, cache_bytes: int) -> list[Tensors]:
-        """The inputs, and another set of the same values where they are small enough to survive in such a cache."""
+    def copies(self, cache_bytes: int, count: int = _ENOUGH_INPUTS) -> list[Tensors]:
+        """The inputs, or `count` sets of the same values where they are small enough to survive in such a cache."""
         if self.input_bytes > cache_bytes:
             return [self.inputs]
-        return [self.inputs, *(tuple(map(_twin, self.inputs)) for _ in range(_ENOUGH_INPUTS - 1))]
+        return [self.inputs, *(tuple(map(_twin, self.inputs)) for _ in range(count - 1))]
 
     def call(self, variant: Variant) -> tuple[Tensors, check.Accuracy]:
         """The variant's outputs, checked."""

@@ -21,6 +21,7 @@ from bench.measure.sources import code_digest
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.records import INVALID, NotMeasured
+from bench.verdicts import roofline
 
 
 class Runner:
@@ -119,7 +120,8 @@ class Runner:
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
                 task: Task) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
-        clocks, errors = self._preparing.clocks(name, effort, entries, problem)
+        copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
+        clocks, errors = self._preparing.clocks(name, effort, entries, copies)
         taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"))
         for label, samples in taken.items():
             try:

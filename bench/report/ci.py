@@ -15,7 +15,7 @@ _CUT = "\n\nCut here: GitHub shows 1 MiB of a step's summary. The whole of it is
 
 
 def step_summary(markdown: str) -> None:
-    """Append to the file that $GITHUB_STEP_SUMMARY names, if it is set; what is over GitHub's limit is cut, and says so.
+    """Append to the file that $GITHUB_STEP_SUMMARY names, if it is set; over GitHub's limit it is cut, and says so.
 
     A file that can't be written is a line on stderr and no error: it must not cost a verdict.
     """

@@ -2,12 +2,20 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Iterable, Sequence
 
-# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone surrogates, U+FFFE and U+FFFF.
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from bench.report.tables import Style
+
+# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone surrogates, U+FFFE and U+FFFF;
+# and what turns text around (Unicode's bidirectional embeddings, overrides and isolates).
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # An underscore inside a word is no markup, and ids are full of them.
 _MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _REPLACEMENT = "\ufffd"
+# Where GitHub's runner looks for commands in what a step prints (actions/runner, ActionCommand.cs).
+_COMMAND = re.compile(r"^(\s*)(?=::)", re.MULTILINE)
+_OLD_COMMAND = "##["
 
 
 def printable(text: str) -> str:
@@ -24,6 +32,23 @@ def markdown(text: str) -> str:
     """One line that GitHub's Markdown shows as it is, also in a table's cell: no markup, no HTML, no mention."""
     html = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", html)
+
+
+def wrapped(text: str, columns: int, indent: str = "") -> str:
+    """The text as lines of at most `columns` characters, none of which GitHub's runner takes for a command."""
+    lines = textwrap.fill(one_line(text).replace(_OLD_COMMAND, "## ["), columns - 1, initial_indent=indent,
+                          subsequent_indent=f"{indent}  ", break_on_hyphens=False)
+    return _COMMAND.sub(r"\1\\", lines)
+
+
+class EscapedStyle(Style):
+    """A table's style in which every header and cell is shown as it is, markup of our own included."""
+
+    def render(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+        return super().render(list(map(markdown, headers)), (list(map(markdown, row)) for row in rows))
+
+
+GITHUB = EscapedStyle("github", "{} *", "|")
 
 
 def workflow_data(text: str) -> str:

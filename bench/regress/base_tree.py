@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.errors import UsageError
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _PREFIX = "batchline-base-"
 
 

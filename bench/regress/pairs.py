@@ -1,0 +1,210 @@
+"""Pairs of fresh processes, one with each revision's kernels: both alive, timed in turns, compared case by case.
+
+A process has its luck (where its code and data lie); a pair of fresh ones draws it anew. Turns of milliseconds, in the
+order A B B A, let the machine's drift meet both alike.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.cases import CLOCKS, Profile
+from bench.measure.isolation import Isolation, WorkerLost
+from bench.measure.sampling import Effort
+from bench.measure.task import Outcome, Task
+from bench.records import FAILED, INVALID, MEASURED, parse_case_id
+from bench.regressions import ACCURACY, LATENCY, MEMORY
+from bench.verdicts.evidence import BASE, BOTH, HEAD
+
+_QUADS = 5        # of turns A B B A, for each case in a pair
+_LEAST_QUADS = 3  # that were not throttled
+_TURN_S = 0.008
+_EFFORT = Effort(precision=0.05, seconds=0.05, most=200)  # of the first look; a sample in a turn is as long as its
+_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+_FACTS = ((MEMORY, "peak_bytes", 1), (ACCURACY, "error_of_tolerance", 0.01))  # and what is as good as none
+BASE_SIDE, HEAD_SIDE = 0, 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case to compare: its label in the results, its case id, and the share of its time that head takes more.
+
+    `planted` is 0 but where a gate is to be proved.
+    """
+
+    label: str
+    case_id: str
+    planted: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One entry in one pair: what became of it on each side, and each side's time in seconds.
+
+    `ratio` is the natural logarithm of head's time over the base's. All three are None where a side has no time.
+    """
+
+    base: Outcome
+    head: Outcome
+    base_s: float | None = None
+    head_s: float | None = None
+    ratio: float | None = None
+
+    @property
+    def figures(self) -> dict[str, tuple[float, float, float]]:
+        """By quantity: base's, head's, and the natural logarithm of head over base; {} where a side has no time."""
+        if self.ratio is None:
+            return {}
+        found = {LATENCY: (self.base_s, self.head_s, self.ratio)}
+        for quantity, fact, least in _FACTS:
+            base, head = self.base.facts[fact], self.head.facts[fact]
+            if base is not None and head is not None:
+                base, head = max(base, least), max(head, least)
+                found[quantity] = base, head, math.log(head / base)
+        return found
+
+    @property
+    def failure(self) -> tuple[str, str] | None:
+        """The side without a time (bench.verdicts.evidence) and why, or None."""
+        return failure(self.base, self.head) if self.ratio is None else None
+
+
+class Pairs:
+    """Measures pairs on one device.
+
+    `trees` are the folders whose `kernels` are the base's and the head's; None is the one beside this `bench`.
+    """
+
+    def __init__(self, device: str, profile: Profile, trees: tuple[Path | None, Path | None]):
+        self._device, self._profile, self._trees = device, profile, trees
+
+    def plans(self) -> tuple[dict[str, dict], dict[str, dict]]:
+        """Every case that the base and the head have in the profile, by id (Runner.planned).
+
+        Raises:
+            RuntimeError, WorkerLost: if a side's kernels can't be measured by this bench.
+        """
+        with self._two_processes() as sides:
+            return tuple(_both(sides, "planned", self._profile.name))
+
+    def first(self, side: int, entries: Sequence[Entry]) -> dict[str, Outcome]:
+        """What becomes of each on one side when it is first measured: checked on its op's probes, and compiled."""
+        found: dict[str, Outcome] = {}
+        with contextlib.closing(self._process(side)) as process:
+            for problem in _by_problem(entries):
+                found |= process.measure(self._task(problem, side, probes=True))
+        return found
+
+    def pair(self, entries: Sequence[Entry], number: int) -> dict[str, Compared]:
+        """The entries in two fresh processes; `number` counts the pairs, and decides which side goes first."""
+        compared = {}
+        with self._two_processes() as sides:
+            for problem in _by_problem(entries):
+                compared |= self._problem(sides, problem, number)
+        return compared
+
+    def _problem(self, sides: Sequence[Isolation], problem: Sequence[Entry], number: int) -> dict[str, Compared]:
+        try:
+            tasks = [self._task(problem, side, probes=False) for side in (BASE_SIDE, HEAD_SIDE)]
+            ready = set.intersection(*map(set, _both(sides, "hold", *tasks)))
+            turns = {entry.label: _Turns() for entry in problem if entry.label in ready}
+            for quad in range(_QUADS):
+                for label, taken in turns.items():
+                    _take_quad(sides, label, taken, (number + quad) % 2)
+            for pause_s in _PAUSES_S:
+                if short := [label for label, taken in turns.items() if taken.wants_more]:
+                    time.sleep(pause_s)
+                    for label in short:
+                        _take_quad(sides, label, turns[label], number % 2)
+            base, head = _both(sides, "release")
+        except (WorkerLost, RuntimeError) as error:
+            for side in sides:  # the other one may still be at it
+                side.close()
+            lost = Outcome(getattr(error, "status", FAILED), f"in pair {number + 1}: {error}")
+            return dict.fromkeys((entry.label for entry in problem), Compared(lost, lost))
+        return {entry.label: _compared(base[entry.label], head[entry.label], turns.get(entry.label))
+                for entry in problem}
+
+    def _task(self, problem: Sequence[Entry], side: int, probes: bool) -> Task:
+        parts = [parse_case_id(entry.case_id) for entry in problem]
+        return Task(*(parts[0][key] for key in ("op", "scenario", "dtype", "batch")),
+                    tuple((entry.label, part["variant"]) for entry, part in zip(problem, parts)),
+                    CLOCKS[self._device][:1], _EFFORT, _EFFORT, self._profile.warm_up_s,
+                    longest_call_s=self._profile.longest_call_s, probes=probes,
+                    planted={entry.label: entry.planted for entry in problem if entry.planted and side == HEAD_SIDE})
+
+    @contextlib.contextmanager
+    def _two_processes(self) -> Iterator[list[Isolation]]:
+        """A fresh worker of each side; they start at the same time."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(contextlib.closing(self._process(side))) for side in (BASE_SIDE, HEAD_SIDE)]
+
+    def _process(self, side: int) -> Isolation:
+        return Isolation(self._device, self._profile.deadline_s, self._trees[side])
+
+
+@dataclass
+class _Turns:
+    """The turns of one entry: the logarithm of head over base of each quad, and each side's medians in seconds."""
+
+    ratios: list[float] = field(default_factory=list)
+    medians_s: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    throttled: str | None = None
+    ended: bool = False
+
+    @property
+    def wants_more(self) -> bool:
+        return not self.ended and len(self.ratios) < _LEAST_QUADS
+
+
+def _take_quad(sides: Sequence[Isolation], label: str, taken: _Turns, first: int) -> None:
+    """One turn of the side that is first, two of the other, one of the first again."""
+    medians_s: tuple[list[float], list[float]] = ([], [])
+    for side in (first, 1 - first, 1 - first, first):
+        samples_s, throttled = sides[side].call("turn", label, _TURN_S)
+        if throttled or not samples_s:
+            taken.throttled, taken.ended = throttled, not samples_s
+            return
+        medians_s[side].append(statistics.median(samples_s))
+    logs = [sum(map(math.log, of_side)) / 2 for of_side in medians_s]
+    taken.ratios.append(logs[HEAD_SIDE] - logs[BASE_SIDE])
+    for kept, new in zip(taken.medians_s, medians_s):
+        kept += new
+
+
+def _compared(base: Outcome, head: Outcome, taken: _Turns | None) -> Compared:
+    if not taken or base.status != MEASURED or head.status != MEASURED:
+        return Compared(base, head)
+    if len(taken.ratios) < _LEAST_QUADS:
+        throttled = Outcome(INVALID, f"throttled in too many turns ({taken.throttled})")
+        return Compared(throttled, throttled)
+    return Compared(base, head, *map(statistics.median, taken.medians_s), statistics.median(taken.ratios))
+
+
+def failure(base: Outcome, head: Outcome) -> tuple[str, str] | None:
+    """Which of two outcomes is not a measurement (BASE, HEAD or BOTH), and how it ended; None where both are."""
+    broken = [(side, f"{outcome.status}: {outcome.reason}") for side, outcome in ((BASE, base), (HEAD, head))
+              if outcome.status != MEASURED]
+    if not broken:
+        return None
+    return (BOTH, broken[-1][1]) if len(broken) > 1 else broken[0]
+
+
+def _both(sides: Sequence[Isolation], method: str, *arguments) -> list:
+    """Both sides' answers, worked on at the same time. Each has its own of two arguments, or one that both share."""
+    for number, side in enumerate(sides):
+        side.ask(method, *(arguments[number:number + 1] if len(arguments) > 1 else arguments))
+    return [side.answer() for side in sides]
+
+
+def _by_problem(entries: Sequence[Entry]) -> list[list[Entry]]:
+    problems: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        parts: Mapping = parse_case_id(entry.case_id)
+        problems.setdefault((parts["op"], parts["scenario"], parts["dtype"], parts["batch"]), []).append(entry)
+    return list(problems.values())

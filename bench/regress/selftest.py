@@ -1,0 +1,130 @@
+"""`bench selftest`: what the gate sees on this machine, shown on identical code and on known extra work."""
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench import selftests
+from bench.cases import PROFILES, plan
+from bench.errors import UsageError
+from bench.measure import environment
+from bench.measure.isolation import WorkerLost
+from bench.pytest_run import selected
+from bench.records import MEASURED
+from bench.regress import known_noise, staged
+from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
+from bench.regress.staged import Family
+from bench.regressions import LATENCY
+from bench.report import selftest as report
+from bench.report.tables import PLAIN
+from bench.selftests import NOTHING, Finding, Selftest
+from bench.verdicts.evidence import Evidence
+
+CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
+SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)
+HANDFUL = {  # from microseconds to a millisecond; those over 200 µs are what a gate is mostly asked about
+    "cpu": "(bmm/numba_cpu_tiled/square_128 and (B3 or B16)) or (bmm/torch_bmm/square_256 and B3) "
+           "or (grad_reduce/torch_mean/odd_100003 and B3) or (wgrad_stats/torch_materialize/linear_512_T16 and B3)",
+    "cuda": "(square_256 and (torch_bmm or triton_tiled)) "
+            "or (grad_reduce and digits and (torch_mean or triton_two_stage))"}
+_PLANTED_EVERY = 2  # sessions
+_LEAST_NOISE_SESSIONS = 10
+
+
+def run(profile: str, device: str, selection: str, sessions: int, folder: Path | None = None) -> int:
+    """Run so many A/A sessions, each as a `regress` would on these cases, every second one with planted slow-downs too.
+
+    Prints the table; keeps each case's A/A change for `regress`; writes selftest.json into `folder`. The exit code: 0,
+    1 where identical code alarmed or the largest slow-down was missed once, 3 where nothing could be measured.
+
+    Raises:
+        UsageError: for an unknown profile, selection or folder.
+        ValueError: for an unknown device.
+    """
+    device = environment.resolve_device(device)
+    if sessions < 1:
+        raise UsageError("say how many sessions: --sessions 20")
+    try:
+        cases = [case.id for case in plan(profile, device).cases if not case.refusal]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    chosen = selected(cases, selection or HANDFUL[device], profile)
+    machine = environment.machine(device)
+    if folder:
+        _require_folder(folder)
+    started, started_s = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
+    findings: list[Finding] = []
+    with staged.compiled_once():
+        try:
+            pairs = Pairs(device, PROFILES[profile], (None, None))
+            working = _working(pairs, chosen)
+            ended = _sessions(pairs, working, sessions, findings) if working else "no case works"
+        except KeyboardInterrupt:
+            ended = staged.INTERRUPTED
+        except (RuntimeError, WorkerLost) as error:
+            ended = str(error)
+    found = Selftest({"machine": machine, "profile": profile, "selection": selection or HANDFUL[device],
+                      "started": started.isoformat(timespec="seconds"), "seconds": time.monotonic() - started_s,
+                      "ended": ended}, tuple(findings))
+    return _publish(found, folder)
+
+
+def _working(pairs: Pairs, chosen: Sequence[str]) -> list[str]:
+    print(f"checking and compiling {len(chosen)} cases", file=sys.stderr)
+    outcomes = pairs.first(HEAD_SIDE, [Entry(case, case) for case in chosen])
+    for case, outcome in outcomes.items():
+        if outcome.status != MEASURED:
+            print(f"{case}: {outcome.status}: {outcome.reason}", file=sys.stderr)
+    return [case for case in chosen if outcomes[case].status == MEASURED]
+
+
+def _sessions(pairs: Pairs, cases: Sequence[str], sessions: int, findings: list[Finding]) -> str:
+    """Run the sessions, and add what each found; why it ended early, or ""."""
+    for session in range(sessions):
+        shares = (NOTHING, *(SHARES if session % _PLANTED_EVERY == 0 else ()))
+        families = {share: Family(Evidence(cases), {case: Entry(f"{case} +{share:.0%}", case, share) for case in cases})
+                    for share in shares}
+        print(f"session {session + 1} of {sessions}", file=sys.stderr)
+        _, ended = staged.measure(pairs, list(families.values()))
+        if ended:
+            return ended
+        new = [finding for share, family in families.items() for finding in _findings(session, share, family.evidence)]
+        findings += new
+        for one in new:
+            if one.alarm:
+                print(f"a false alarm: {one.case} +{one.share:.0%} is {one.verdict} {one.effect:+.1%}", file=sys.stderr)
+    return ""
+
+
+def _findings(session: int, share: float, evidence: Evidence) -> Iterator[Finding]:
+    for row in evidence.judged():
+        if row.quantity == LATENCY:
+            yield Finding(session, row.id, share, row.verdict, row.effect, row.pairs, row.base)
+
+
+def _publish(found: Selftest, folder: Path | None) -> int:
+    if not found.findings:
+        print(f"batchline: no session was completed ({found.about['ended']})", file=sys.stderr)
+        return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
+    print(f"{report.table(found, PLAIN)}\n\n{report.answer(found)}")
+    noise = {case: value for case in found.cases if (value := report.noise(found.of(case, NOTHING))) is not None}
+    if found.sessions >= _LEAST_NOISE_SESSIONS:
+        kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)
+        print(f"kept for regress: {kept}")
+    if folder:
+        print(f"stored: {selftests.save(folder, found)}")
+    if found.about["ended"]:
+        return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
+    missed = [one for one in found.findings if one.share == max(SHARES) and not one.seen]
+    return NOT_BELIEVED if missed or any(one.alarm for one in found.findings) else CLEAN
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / selftests.FILE_NAME).touch()
+    except OSError as error:
+        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with --out") from error

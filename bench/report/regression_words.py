@@ -1,0 +1,181 @@
+"""What a comparison found, in plain words: the answer in a sentence, and a line for each thing that was judged."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from bench import units
+from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
+                               REGRESSED, Judged, OverBatches, Regression)
+from bench.report.escaping import one_line
+
+WORST_FIRST = (REGRESSED, INVALID, MISSING, INCONCLUSIVE, IMPROVED, NEW, EQUIVALENT, IDENTICAL)
+_WORDS = {REGRESSED: "regressed", INVALID: "could not be judged", MISSING: "missing", INCONCLUSIVE: "inconclusive",
+          IMPROVED: "improved", NEW: "new", EQUIVALENT: "equal", IDENTICAL: "the same code"}
+_MOST_NAMED = 3
+
+
+def answer(regression: Regression) -> str:
+    """The whole comparison in one sentence; a case counts once, with the worst verdict of its quantities."""
+    of_case = _by_case(regression)
+    counts, cases = Counter(of_case.values()), _number(len(of_case), "case")
+    if regression.void is not None:
+        return one_line(f"VOID, no verdict counts: {regression.void}; {provenance(regression.about)}")
+    if judged_nothing(regression):
+        if not of_case:
+            found = "COULD NOT MEASURE: there was no case to compare"
+        else:
+            found = f"COULD NOT MEASURE: none of {cases} could be judged{_first_reason(regression)}"
+        return one_line(f"{found}; {provenance(regression.about)}")
+    named = [f"{_subject(case)} {change(case)}" for case in worst_first(regression) if case.verdict == REGRESSED]
+    kernels = [f"{_subject(kernel)}: {kernel.words}" for kernel in only_over_batches(regression)]
+    parts = []
+    if named:
+        parts.append(f"{counts[REGRESSED]} of {cases} REGRESSED: {_some(named)}")
+    if kernels:
+        parts.append(f"{'and ' if named else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
+                     f"together: {_some(kernels)}")
+    if not parts:
+        parts.append(f"No regression confirmed in {cases}")
+    rest = [f"{counts[verdict]} {_WORDS[verdict]}" for verdict in WORST_FIRST[1:] if counts[verdict]]
+    if rest:
+        parts.append(", ".join(rest))
+    return one_line("; ".join([*parts, provenance(regression.about)]))
+
+
+def judged_nothing(regression: Regression) -> bool:
+    """Whether no case has a verdict: then nothing is known, and least of all that it is clean. NEW is one."""
+    return not set(_by_case(regression).values()) - {INVALID, MISSING}
+
+
+def provenance(about: Mapping) -> str:
+    """What was compared, where, and by how much measuring."""
+    said = (f"base {_revision(about['base'])}, head {_revision(about['head'])}, {about['machine']['device_name']}, "
+            f"{_number(about['pairs'], 'pair')} in {about['seconds']:.0f} s")
+    return f"{said}; ended early: {about['ended']}" if about["ended"] else said
+
+
+def worst_first(regression: Regression) -> list[Judged]:
+    """Every case, the worst verdict first, and in a verdict the largest change for the worse that it may be.
+
+    What did not change keeps its order.
+    """
+    def badness(case: Judged) -> tuple[int, float]:
+        most = {REGRESSED: case.effect, INCONCLUSIVE: case.high}.get(case.verdict) or 0.0
+        return WORST_FIRST.index(case.verdict), -most
+
+    return sorted(regression.cases, key=badness)
+
+
+def kernels_worst_first(regression: Regression) -> list[OverBatches]:
+    """The verdicts over the batch sizes, the worst first."""
+    return sorted(regression.kernels, key=lambda kernel: WORST_FIRST.index(kernel.verdict))
+
+
+def only_over_batches(regression: Regression) -> list[OverBatches]:
+    """The kernels that regressed over their batch sizes together with no case among them that did so alone."""
+    alone = {(case.id.rpartition("/")[0], case.quantity) for case in regression.of(REGRESSED)}
+    return [kernel for kernel in regression.kernels
+            if kernel.verdict == REGRESSED and (kernel.id, kernel.quantity) not in alone]
+
+
+def problems(regression: Regression) -> list[tuple[str, str]]:
+    """(title, message) of all that keeps the comparison from being clean, the worst first; for bench.report.ci."""
+    if regression.void is not None:
+        return [("The comparison is void", regression.void)]
+    found = [(f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
+             for kernel in only_over_batches(regression)]
+    found += [(f"{case.verdict} {_subject(case)}", line(case)) for case in worst_first(regression)
+              if case.verdict in (REGRESSED, INVALID)]
+    return [("Nothing could be judged", answer(regression)), *found] if judged_nothing(regression) else found
+
+
+def line(case: Judged) -> str:
+    """All that is known of one case, in a line: sides, change, floor, pairs, and what else there is to say."""
+    parts = [values(case), change(case), f"floor {floor(case)}" if case.floor is not None else "",
+             _number(case.pairs, "pair") if case.pairs else "", note(case)]
+    return "; ".join(filter(None, parts)) or _WORDS[case.verdict]
+
+
+def values(case: Judged) -> str:
+    """Base → head in the quantity's unit, "" where it was not measured."""
+    if case.base is None and case.head is None:
+        return ""
+    return f"{_value(case.quantity, case.base)} → {_value(case.quantity, case.head)}"
+
+
+def change(case: Judged) -> str:
+    """+12.3% (+10.9% to +13.6%): the change and its 90% interval, "" where it was not judged."""
+    if case.effect is None:
+        return ""
+    if case.low is None or case.high is None:
+        return share(case.effect)
+    if case.low == case.high:
+        return f"{share(case.effect)} (in every pair)"
+    return f"{share(case.effect)} ({share(case.low)} to {share(case.high)})"
+
+
+def floor(case: Judged) -> str:
+    """1.5% (A/A): the change that counts as noise, and where it comes from."""
+    if case.floor is None:
+        return ""
+    source = one_line(case.floor_from)
+    return f"{share(case.floor)[1:]} ({source})" if source else share(case.floor)[1:]
+
+
+def note(case: Judged) -> str:
+    """Why there is no verdict, or what it would take."""
+    said = [one_line(case.reason)]
+    if case.verdict == INCONCLUSIVE:
+        if case.least_detectable is not None:
+            said.append(f"could have seen {share(case.least_detectable)}")
+        if case.pairs:
+            said.append(f"{case.pairs_needed} pairs in all would tell" if case.pairs_needed is not None
+                        else "more pairs would not tell")
+    return "; ".join(filter(None, said))
+
+
+def share(value: float) -> str:
+    """+12.3%, always with its sign; no decimals from 100% on."""
+    shown = f"{value:+.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
+    return "+0.0%" if shown == "-0.0%" else shown
+
+
+def _by_case(regression: Regression) -> dict[str, str]:
+    """The worst verdict of each case's quantities."""
+    found: dict[str, str] = {}
+    for case in worst_first(regression):
+        found.setdefault(case.id, case.verdict)
+    return found
+
+
+def _value(quantity: str, value: float | None) -> str:
+    if value is None:
+        return "nothing"
+    if quantity == LATENCY:
+        return units.duration(value)
+    return units.size(value) if quantity == MEMORY else f"{value:.1%} of the tolerance"
+
+
+def _revision(side: Mapping) -> str:
+    name, commit = side["name"], side["commit"][:9]
+    shown = commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
+    return f"{shown} with uncommitted changes" if side["dirty"] else shown
+
+
+def _subject(what: Judged | OverBatches) -> str:
+    return one_line(what.id if what.quantity == LATENCY else f"{what.id} {what.quantity}")
+
+
+def _first_reason(regression: Regression) -> str:
+    reasons = [f" ({case.id}: {case.reason})" for case in regression.of(INVALID) if case.reason]
+    return reasons[0] if reasons else ""
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
