@@ -37,7 +37,7 @@ def digest(monkeypatch, made):
     module.__file__ = str(made.file)
     monkeypatch.setitem(sys.modules, "an_idea", module)
     importlib.invalidate_caches()
-    return sources.code_digest(type("V", (), {"function": Function})())
+    return sources.launch_digest(type("V", (), {"function": Function, "tunable": None})(), "cpu")
 
 
 BODY = "    return a + TILE\n"
@@ -55,3 +55,12 @@ def test_a_digest_follows_what_is_imported(tmp_path, monkeypatch):
     one, other = Made(tmp_path / "one", BODY), Made(tmp_path / "other", BODY)
     (other.file.parent / "shared.py").write_text("TILE = 32\n")
     assert digest(monkeypatch, one) != digest(monkeypatch, other)
+
+
+def test_a_digest_follows_what_was_tuned_here_for_a_variant_with_configurations(monkeypatch):
+    variants = kernels.ops["bmm"].variants
+    both = next(variant for variant in variants.values() if variant.tunable), variants["torch_bmm"]
+    before = [sources.launch_digest(variant, "cpu") for variant in both]
+    monkeypatch.setattr(sources, "stored", lambda path: {"winners": {"triton_tiled": [{"config": {"BLOCK_M": 8}}]}})
+    after = [sources.launch_digest(variant, "cpu") for variant in both]
+    assert before[0] != after[0] and before[1] == after[1]

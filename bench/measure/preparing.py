@@ -98,10 +98,10 @@ class Preparing:
     def _why_too_slow(self, name: str, effort: Effort) -> str | None:
         """Why a clock would take much longer than the effort that it gets, whatever it times; or None."""
         if name == "host_cold":
-            evict_s = self._hardware.evict_s
-            if effort.least * evict_s > _MOST_EMPTYING * effort.seconds:
-                return (f"emptying a cache of {units.size(self._hardware.cache_bytes)} takes {units.duration(evict_s)} "
-                        "a sample, more than this profile has time for: PROFILE=full times it")
+            if effort.least * self._hardware.evict_s > _MOST_EMPTYING * effort.seconds:
+                cache = units.size(self._hardware.cache_bytes)
+                return (f"emptying a cache of {cache} for each sample takes longer than this profile has: "
+                        "PROFILE=full times it")
         return None
 
     def require_device(self, error: BaseException) -> None:

@@ -17,7 +17,7 @@ from bench.measure.held import Held
 from bench.measure.preparing import RAISED, Entry, Preparing
 from bench.measure.problem import Problem
 from bench.measure.sampling import Effort, sample
-from bench.measure.sources import code_digest
+from bench.measure.sources import launch_digest
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.records import INVALID, NotMeasured
@@ -99,8 +99,8 @@ class Runner:
 
     def planned(self, profile: str) -> dict[str, dict]:
         """Every case of the profile that these kernels have, by id: its "refusal" (status and reason, or None), and a
-        digest of the "code" that it runs."""
-        return {case.id: {"refusal": case.refusal, "code": code_digest(case.variant)}
+        digest of what it launches ("code")."""
+        return {case.id: {"refusal": case.refusal, "code": launch_digest(case.variant, self._device)}
                 for case in plan(profile, self._device).cases}
 
     def hold(self, task: Task) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 import sys
 from pathlib import Path
 
 from kernels.op import Variant
+from kernels.tuning import file_for, stored
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -25,9 +27,16 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def code_digest(variant: Variant) -> str:
-    """A hash of the code of the variant and of what it imports of `kernels`, blind to comments and layout."""
+def launch_digest(variant: Variant, device: str) -> str:
+    """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
+
+    That is its code, with what it imports of `kernels`, blind to comments and layout; and, where it has several
+    configurations, what was tuned here for its op (a variant may hand on to another).
+    """
     digest = hashlib.sha256()
+    if variant.tunable:
+        winners = stored(file_for(variant.op.folder, device)).get("winners")
+        digest.update(json.dumps(winners, sort_keys=True).encode())
     for path in files_of(variant):
         name = path.relative_to(_root(path)).as_posix()
         digest.update(f"{name}\0{_code(path)}".encode())

@@ -1,0 +1,122 @@
+"""`bench regress` from end to end, on a repository of its own: real worktrees, real processes, real times."""
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import regressions
+from bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, REGRESSED
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VARIANT = '''"""{idea}"""
+import torch
+
+from kernels.grad_reduce import grad_reduce
+
+
+@grad_reduce.variant(backend="torch")
+def {name}(g):
+    {body}
+'''
+CHOSEN = "layer_norm and B16 and (torch or new_idea)"
+
+
+def variant(root, name, body):
+    (root / "kernels" / "grad_reduce" / f"{name}.py").write_text(VARIANT.format(idea="An idea.", name=name, body=body))
+
+
+def git(root, *arguments):
+    somebody = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", *somebody, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A commit with three more variants; the working tree makes one slower and one wrong, adds one and removes one."""
+    root = tmp_path_factory.mktemp("repository")
+    for name in ("kernels", "bench"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    variant(root, "torch_slows", "return g.mean(0)")
+    variant(root, "torch_errs", "return g.mean(0)")
+    variant(root, "torch_goes", "return g.mean(0)")
+    git(root, "init", "--quiet")
+    git(root, "add", "-A")
+    git(root, "commit", "--quiet", "-m", "base")
+    variant(root, "torch_slows", "return (g.mean(0) + g.mean(0) + g.mean(0) + g.mean(0)) / 4")
+    variant(root, "torch_errs", "return g.mean(0) * 1.01")
+    variant(root, "torch_new_idea", "return g.mean(0)")
+    (root / "kernels" / "grad_reduce" / "torch_goes.py").unlink()
+    return root
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bench", "regress", "--profile", "smoke", "--device", "cpu", *arguments]
+
+
+@pytest.fixture(scope="module")
+def regressed(repository, tmp_path_factory):
+    summary = tmp_path_factory.mktemp("ci") / "summary.md"
+    done = subprocess.run(command("--base", "HEAD", "-k", CHOSEN), cwd=repository, capture_output=True, text=True,
+                          env=os.environ | {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_ACTIONS": "true"})
+    folder, = (repository / "reports" / "runs").iterdir()
+    return done, folder, summary.read_text()
+
+
+def test_each_case_has_its_verdict(regressed):
+    done, folder, _ = regressed
+    assert done.returncode == 1, done.stderr
+    found = regressions.load(folder)
+    assert found.void is None
+    verdicts = {row.id.split("/")[1]: row for row in found.cases if row.quantity == LATENCY}
+    assert {name: row.verdict for name, row in verdicts.items()} == {
+        "torch_mean": IDENTICAL, "torch_slows": REGRESSED, "torch_errs": REGRESSED, "torch_new_idea": NEW,
+        "torch_goes": MISSING}
+    slow = verdicts["torch_slows"]
+    assert slow.effect > 0.5 and slow.pairs == 10 and slow.low > slow.floor and slow.base > 1e-6
+    assert verdicts["torch_errs"].reason.startswith("the base works; head: wrong: on ")
+    assert verdicts["torch_mean"].pairs == found.about["pairs"] == 10  # a control, in every pair
+
+
+def test_it_is_said_in_each_place(regressed):
+    done, folder, summary = regressed
+    assert "2 of 5 cases REGRESSED: " in done.stdout and "Traceback" not in done.stderr
+    assert done.stdout.count("::error ") == 2
+    assert "torch_slows" in (folder / "README.md").read_text() and "torch_slows" in summary
+    suite = ElementTree.parse(folder / "junit.xml").getroot()
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+
+
+def test_nothing_is_left_behind(regressed, repository):
+    assert git(repository, "worktree", "list").count("\n") == 1
+    assert not re.search("batchline-base-", git(repository, "worktree", "list", "--porcelain"))
+
+
+def test_ctrl_c_leaves_no_worktree_and_no_empty_folder(repository):
+    before = set((repository / "reports" / "runs").glob("*"))
+    process = subprocess.Popen(command("--base", "HEAD", "-k", CHOSEN), cwd=repository, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while git(repository, "worktree", "list").count("\n") == 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert git(repository, "worktree", "list").count("\n") == 1
+    assert all(any(folder.iterdir()) for folder in set((repository / "reports" / "runs").glob("*")) - before)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--base", "nowhere"), "git knows no revision 'nowhere'"), (("--base", ""), "say what to compare with"),
+    (("--base", "HEAD", "-k", "nothing_at_all"), "K='nothing_at_all' matches none of the"),
+    (("--base", "HEAD", "--budget", "0"), "leaves no time")])
+def test_a_wrong_call_is_a_line_and_2(repository, arguments, words):
+    done = subprocess.run(command(*arguments), cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
