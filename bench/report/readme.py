@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import audit, crossover, ladder, limits, plots, static, tables, training
+from bench.report import audit, crossover, crossovers, ladder, limits, plots, static, tables, training
 
 FILE_NAME = "README.md"
 _LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -26,8 +26,11 @@ def write(run: Run, folder: Path) -> list[str]:
 
 
 def terminal(run: Run) -> str:
-    """Every table as plain text; * marks the fastest of a row."""
-    parts = []
+    """The answer, then every table as plain text; * marks the fastest of a row."""
+    parts = [crossovers.answer(run)]
+    choices = crossovers.table(run, tables.PLAIN)
+    if choices:
+        parts.append(f"Which variant at which batch size\n{choices}")
     for (op, scenario, dtype), records in run.groups().items():
         table = tables.comparison(records, tables.PLAIN, run.about["ceilings"])
         if table:
@@ -71,6 +74,10 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
            "which that is (launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its "
            "check against fp64 before it was timed, and its output was checked again behind the timing. "
            f"{_how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
+    choices = crossovers.table(run, tables.MARKDOWN)
+    if choices:
+        yield f"## Which variant at which batch size\n\n**{crossovers.answer(run)}** {crossovers.NOTE}"
+        yield choices
     yield f"## What this machine can do\n\n{limits.ceilings(run, tables.MARKDOWN)}"
     last_op = None
     for (op, scenario, dtype), records in run.groups().items():

@@ -26,9 +26,11 @@ def precision(samples: Sequence[float], confidence: float = 0.95) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _rank(count: int, confidence: float) -> int:
-    """The largest k with P(Binomial(count, 1/2) < k) ≤ (1 - confidence)/2; 0 if there is none."""
-    from scipy.stats import binom
-
-    miss = (1 - confidence) / 2
-    rank = int(binom.ppf(miss, count, 0.5))
-    return rank if binom.cdf(rank - 1, count, 0.5) <= miss else rank - 1
+    """The largest k with P(Binomial(count, 1/2) < k) ≤ (1 - confidence)/2; 0 if there is none. In whole numbers."""
+    part, whole = ((1 - confidence) / 2).as_integer_ratio()
+    most, ways, below, rank = part << count, 1, 1, 0  # of the 2^count outcomes, `below` have at most `rank` successes
+    while below * whole <= most:
+        rank += 1
+        ways = ways * (count - rank + 1) // rank
+        below += ways
+    return rank

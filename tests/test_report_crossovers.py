@@ -1,0 +1,44 @@
+"""Which variant at which batch size, as it is said: ranges, where they meet, and the answer in a sentence."""
+from bench.records import MEASURED, Record, Run
+from bench.report import crossovers
+from bench.report.tables import PLAIN
+from tests.test_crossovers import line
+
+
+def run(*records):
+    return Run({"baselines": {"bmm": "torch_bmm"}}, {}, records)
+
+
+def cells(text):
+    return [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in text.splitlines()[2:]]
+
+
+def test_the_ranges_and_where_they_meet():
+    found = run(*line("torch_bmm", 10e-6, 1e-6), *line("ours", 30e-6, 0.5e-6))
+    (op, scenario, use, meet), = cells(crossovers.table(found, PLAIN))
+    assert (op, scenario, use) == ("bmm", "tiny_16 · float32", "torch_bmm (B=1 to 33), ours (B=64 to 1024)")
+    assert meet.startswith("40 (39.") and meet.endswith(")")
+    assert crossovers.answer(found) == "On 1 of 1 problems something beats the baseline at some batch: bmm/ours on 1."
+
+
+def test_undecided_batches_are_named():
+    batches = (8, 40, 256)
+    found = run(*line("torch_bmm", 10e-6, 1e-6, batches), *line("ours", 30e-6, 0.5e-6, batches))
+    assert "undecided at B=40" in crossovers.table(found, PLAIN)
+
+
+def test_a_change_that_no_two_times_show_is_between_two_batches():
+    found = run(*line("torch_bmm", 10e-6, 1e-6, (1, 8)), *line("ours", 5e-6, 1e-6, (64,)))
+    assert cells(crossovers.table(found, PLAIN))[0][-1] == "between 8 and 64"
+
+
+def test_nothing_better_is_an_answer_and_nothing_timed_too():
+    assert crossovers.answer(run(*line("torch_bmm", 1e-5, 1e-6))) == (
+        "On none of 1 problems is a variant told from the baseline for the better.")
+    assert crossovers.answer(run()) == "Nothing was timed." and crossovers.table(run(), PLAIN) is None
+
+
+def test_the_answer_names_four_and_counts_the_rest():
+    records = [Record("bmm", name, f"s{number}", "float32", 1, MEASURED, samples_s=(seconds,) * 9)
+               for number in range(6) for name, seconds in (("torch_bmm", 2e-5), (f"v{number}", 1e-5))]
+    assert crossovers.answer(run(*records)).endswith("bmm/v3 on 1 and 2 more variants.")
