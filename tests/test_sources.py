@@ -37,7 +37,7 @@ def digest(monkeypatch, made):
     module.__file__ = str(made.file)
     monkeypatch.setitem(sys.modules, "an_idea", module)
     importlib.invalidate_caches()
-    return sources.launch_digest(type("V", (), {"function": Function, "tunable": None})(), "cpu")
+    return sources.launch_digest(type("V", (), {"function": Function, "tunable": None, "backend": "torch"})(), "cpu")
 
 
 BODY = "    return a + TILE\n"
@@ -62,5 +62,15 @@ def test_a_digest_follows_what_was_tuned_here_for_a_variant_with_configurations(
     both = next(variant for variant in variants.values() if variant.tunable), variants["torch_bmm"]
     before = [sources.launch_digest(variant, "cpu") for variant in both]
     monkeypatch.setattr(sources, "stored", lambda path: {"winners": {"triton_tiled": [{"config": {"BLOCK_M": 8}}]}})
+    after = [sources.launch_digest(variant, "cpu") for variant in both]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_what_hands_on_to_another_changes_with_any_of_them(monkeypatch):
+    op = kernels.ops["wgrad_stats"]
+    both = op.variants["dispatched"], op.variants["torch_materialize"]
+    before = [sources.launch_digest(variant, "cpu") for variant in both]
+    code_of = sources._code
+    monkeypatch.setattr(sources, "_code", lambda path: "else" if path.stem == "torch_ghost" else code_of(path))
     after = [sources.launch_digest(variant, "cpu") for variant in both]
     assert before[0] != after[0] and before[1] == after[1]

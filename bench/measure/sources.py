@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from kernels.backends import DISPATCH
 from kernels.op import Variant
 from kernels.tuning import file_for, stored
 
@@ -30,14 +31,15 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
 def launch_digest(variant: Variant, device: str) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
 
-    That is its code, with what it imports of `kernels`, blind to comments and layout; and, where it has several
-    configurations, what was tuned here for its op (a variant may hand on to another).
+    That is its code, with what it imports of `kernels`, blind to comments and layout; where it has several
+    configurations, what was tuned here for its op; and where it hands on to another variant, the code of them all.
     """
     digest = hashlib.sha256()
     if variant.tunable:
         winners = stored(file_for(variant.op.folder, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
-    for path in files_of(variant):
+    others = variant.op.variants.values() if variant.backend == DISPATCH else ()
+    for path in sorted({path for one in (variant, *others) for path in files_of(one)}):
         name = path.relative_to(_root(path)).as_posix()
         digest.update(f"{name}\0{_code(path)}".encode())
     return digest.hexdigest()[:16]
