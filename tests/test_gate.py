@@ -199,12 +199,17 @@ def test_a_floor_of_nonsense_is_refused(asked):
 
 
 def test_a_session_is_void_where_identical_code_changed_and_the_reason_names_the_worst():
-    still, worse, better = judge(NOTHING), judge(SLOWER * 2), judge([-2 * ratio for ratio in SLOWER * 2])
-    assert gate.why_void({}) is None
-    assert gate.why_void({"a": still, "b": judge(SLOWER)}) is None
-    why = gate.why_void({"a": still, "b": worse})
+    worse, better, floors = SLOWER * 2, [-2 * ratio for ratio in SLOWER * 2], dict.fromkeys("abc", LEAST)
+    assert gate.why_void({}, {}) is None
+    assert gate.why_void({"a": NOTHING, "b": worse[:4]}, floors) is None  # four pairs are too few
+    why = gate.why_void({"a": NOTHING, "b": worse}, floors)
     assert why.startswith("b is the same code on both sides and was found +7.3% over 10 pairs")
-    assert gate.why_void({"b": worse, "c": better}).startswith("c (and 1 more) is the same code")
+    assert gate.why_void({"b": worse, "c": better}, floors).startswith("c (and 1 more) is the same code")
+
+
+def test_a_control_that_was_equal_at_first_voids_the_session_by_what_comes_later():
+    late = NOTHING[:5] + SLOWER * 5
+    assert judge(late).verdict == EQUIVALENT and "a is the same code" in gate.why_void({"a": late}, {"a": LEAST})
 
 
 HISTORIES = st.lists(

@@ -1,6 +1,8 @@
 """A pair with made-up processes: who has a turn when, what becomes of throttled ones, and of a process that is lost."""
 import contextlib
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +10,7 @@ from bench.cases import PROFILES
 from bench.measure.isolation import WorkerLost
 from bench.measure.task import Outcome
 from bench.records import CRASHED, FAILED, INVALID, MEASURED
-from bench.regress import pairs
+from bench.regress import busy, pairs
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Compared, Entry, Pairs, failure
 from bench.regressions import ACCURACY, LATENCY, MEMORY
 from bench.verdicts.evidence import BASE, BOTH, HEAD
@@ -53,8 +55,12 @@ class Side:
 @pytest.fixture
 def pair_of(monkeypatch):
     monkeypatch.setattr(pairs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(pairs.busy, "why_too_busy", lambda before, after: next(load, None))
+    load = iter(())
 
-    def measure(base, head, entries, number=0):
+    def measure(base, head, entries, number=0, busy=()):
+        nonlocal load
+        load = iter(busy)
         measurer = Pairs("cpu", PROFILES["smoke"], (None, None))
         monkeypatch.setattr(measurer, "_two_processes", lambda: contextlib.nullcontext([base, head]))
         return measurer.pair(entries, number)
@@ -102,6 +108,35 @@ def test_a_case_that_stays_throttled_is_invalid(pair_of):
     found = pair_of(base, head, [Entry(ONE, ONE)])[ONE]
     assert found.ratio is None and found.base.status == INVALID
     assert found.failure == (BOTH, "invalid: throttled in too many turns (hot)")
+
+
+def test_a_pair_on_a_busy_machine_is_measured_again(pair_of, capsys):
+    base, head, log = sides()
+    found = pair_of(base, head, [Entry(ONE, ONE)], 2, busy=["others took 40% of the cores", None])
+    assert len(log) == 2 * 20 and found[ONE].ratio == pytest.approx(math.log(1.1))
+    assert capsys.readouterr().err == "pair 3 is measured again: others took 40% of the cores\n"
+
+
+def test_a_machine_that_stays_busy_gives_no_times(pair_of):
+    base, head, _ = sides()
+    found = pair_of(base, head, [Entry(ONE, ONE)], busy=["others took 40% of the cores"] * 4)[ONE]
+    assert found.ratio is None and found.failure == (BOTH, "invalid: others took 40% of the cores")
+
+
+@pytest.mark.parametrize("busy_s, own_s, stolen_s, words", [
+    (10.0, 9.5, 0.0, None), (10.0, 5.0, 0.0, "other processes took 25% of the cores"),
+    (10.0, 10.0, 4.0, "the hypervisor took 20% of the cores")])
+def test_others_are_whoever_is_not_of_this_run(monkeypatch, busy_s, own_s, stolen_s, words):
+    monkeypatch.setattr(busy.os, "cpu_count", lambda: 2)
+    zero = {"time_s": 0.0, "busy_cpu_s": 0.0, "own_cpu_s": 0.0, "stolen_cpu_s": 0.0, "load_1min": 1.0, "mhz": None}
+    after = zero | {"time_s": 10.0, "busy_cpu_s": busy_s, "own_cpu_s": own_s, "stolen_cpu_s": stolen_s}
+    assert busy.why_too_busy(zero, after) == words
+
+
+def test_workers_that_have_ended_are_ours():
+    before = busy.read()
+    subprocess.run([sys.executable, "-c", "sum(range(10 ** 7))"], check=True)
+    assert busy.read()["own_cpu_s"] - before["own_cpu_s"] > 0.05
 
 
 def test_what_only_one_side_could_hold_has_no_turn(pair_of):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import a_a, records
+from bench import a_a, records, selftests
+from bench.report import selftest
+from bench.report.tables import MARKDOWN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -89,3 +91,12 @@ def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
                          (("digits", "128", "NoiseMeter, read"), 349)):
         assert round(float(re.search(r"\+([0-9.]+)%", costs[key]).group(1))) == percent, key
         assert f"{percent}%" in section
+
+
+@pytest.mark.parametrize("document", [README, METHODOLOGY], ids=["README", "METHODOLOGY"])
+def test_the_selftests_table_is_the_stored_one(document):
+    folder = REPOSITORY / re.search(r"reports/(evidence/[\w-]+)/selftest\.json", METHODOLOGY).group(0)
+    found = selftests.load(folder.parent)
+    assert found.about["machine"]["revision"]["dirty"] is False and found.sessions == 20 and not found.about["ended"]
+    assert selftest.table(found, MARKDOWN) in document
+    assert selftest.answer(found) in " ".join(document.replace("\n> ", " ").split())

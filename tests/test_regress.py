@@ -43,6 +43,9 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     for name in ("kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    busy = root / "bench" / "regress" / "busy.py"  # a CI's machine may be, and what is planted here is far above that
+    busy.write_text(busy.read_text().replace("_MOST_SHARE = 0.1 ", "_MOST_SHARE = 9.9 "))
+    assert "9.9" in busy.read_text()
     variant(root, "torch_slows", "return g.mean(0)")
     variant(root, "torch_errs", "return g.mean(0)")
     variant(root, "torch_goes", "return g.mean(0)")
@@ -81,7 +84,7 @@ def test_each_case_has_its_verdict(regressed):
     slow = verdicts["torch_slows"]
     assert slow.effect > 0.5 and slow.pairs == 10 and slow.low > slow.floor and slow.base > 1e-6
     assert verdicts["torch_errs"].reason.startswith("the base works; head: wrong: on ")
-    assert verdicts["torch_mean"].pairs == found.about["pairs"] == 10  # a control, in every pair
+    assert len(found.ratios[LATENCY][verdicts["torch_mean"].id]) == found.about["pairs"] == 10  # a control, in each
 
 
 def test_it_is_said_in_each_place(regressed):

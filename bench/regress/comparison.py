@@ -15,7 +15,6 @@ from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
 from bench.regress.staged import Family
 from bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
 from bench.verdicts.evidence import Evidence
-from bench.verdicts.gate import why_void
 
 
 class NotComparable(Exception):
@@ -81,6 +80,6 @@ class Comparison:
         seen = {row.id for row in measured}
         rows = (*measured, *(row for row in self._matched.unmeasured() if row.id not in seen))
         return Regression(dict(about) | {"pairs": self._counted, "ended": self._ended},
-                          why_void(self._controls.judgements()), rows, self._subjects.over_batches(),
+                          self._controls.why_void(), rows, self._subjects.over_batches(),
                           {quantity: self._subjects.ratios[quantity] | self._controls.ratios[quantity]
                            for quantity in QUANTITIES})

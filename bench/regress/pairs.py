@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import FAILED, INVALID, MEASURED, parse_case_id
+from bench.regress import busy
 from bench.regressions import ACCURACY, LATENCY, MEMORY
 from bench.verdicts.evidence import BASE, BOTH, HEAD
 
@@ -25,7 +27,8 @@ _QUADS = 5        # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled
 _TURN_S = 0.008
 _EFFORT = Effort(precision=0.05, seconds=0.05, most=200)  # of the first look; a sample in a turn is as long as its
-_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+_PAUSES_S = (0.1, 0.3, 1.0, 3.0)  # for a machine that is throttled
+_BUSY_PAUSES_S = (1, 5, 20)
 _FACTS = ((MEMORY, "peak_bytes", 1), (ACCURACY, "error_of_tolerance", 0.01))  # and what is as good as none
 BASE_SIDE, HEAD_SIDE = 0, 1
 
@@ -101,12 +104,24 @@ class Pairs:
         return found
 
     def pair(self, entries: Sequence[Entry], number: int) -> dict[str, Compared]:
-        """The entries in two fresh processes; `number` counts the pairs, and decides which side goes first."""
-        compared = {}
-        with self._two_processes() as sides:
-            for problem in _by_problem(entries):
-                compared |= self._problem(sides, problem, number)
-        return compared
+        """The entries in two fresh processes; `number` counts the pairs, and decides which side goes first.
+
+        A pair in which others had a good part of the cores is measured anew; one after the last pause has no times.
+        """
+        for pause_s in (*_BUSY_PAUSES_S, None):
+            before = busy.read()
+            compared = {}
+            with self._two_processes() as sides:
+                for problem in _by_problem(entries):
+                    compared |= self._problem(sides, problem, number)
+            why = busy.why_too_busy(before, busy.read())
+            if not why:
+                return compared
+            if pause_s is not None:
+                print(f"pair {number + 1} is measured again: {why}", file=sys.stderr)
+                time.sleep(pause_s)
+        lost = Outcome(INVALID, why)
+        return dict.fromkeys(compared, Compared(lost, lost))
 
     def _problem(self, sides: Sequence[Isolation], problem: Sequence[Entry], number: int) -> dict[str, Compared]:
         try:

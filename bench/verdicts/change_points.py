@@ -3,10 +3,10 @@
 The critical value is calibrated so that a flat history shows no change, because hundreds of cases are looked at each
 time. Simulated (tests/test_change_points.py repeats it in small): of flat histories of 10 to 200 runs with 2% of noise,
 independent or AR(1) with φ = 0.3, without spikes or with one run in fifty slower by 5-50%, about 1% at most show a
-change. A step of +5% in such noise is found, within three runs, in 83 to 89 of a hundred histories with 16 runs on either
-side, in about eight of ten with 8 behind it and 100 before it, and with 8 on either side in four or five of ten. That
-last step is 5 standard errors, and noise of φ = 0.3 alone reaches 5.4 in one of a hundred histories that short: to see
-more of them would be to cry wolf more often.
+change. A step of +5% in such noise is found, within three runs, in 83 to 89 of a hundred histories with 16 runs on
+either side, in about eight of ten with 8 behind it and 100 before it, and with 8 on either side in four or five of ten.
+That last step is 5 standard errors, and noise of φ = 0.3 alone reaches 5.4 in one of a hundred histories that short: to
+see more of them would be to cry wolf more often.
 """
 from __future__ import annotations
 

@@ -75,9 +75,9 @@ class Evidence:
         return tuple(verdict for quantity in QUANTITIES
                      for verdict in over_batches(self.ratios[quantity], self._floors(quantity), quantity))
 
-    def judgements(self) -> dict[str, gate.Judgement]:
-        """Each case's latency by the rule."""
-        return gate.decide(self.ratios[LATENCY], self._floors(LATENCY))
+    def why_void(self) -> str | None:
+        """Of controls: why their session counts for nothing, or None."""
+        return gate.why_void(self.ratios[LATENCY], self._floors(LATENCY))
 
     def _row(self, case: str, quantity: str, one: gate.Judgement) -> Judged:
         values = self._values[quantity].get(case, [])

@@ -21,6 +21,7 @@ STAGES = (5, 10, 20)              # pairs, from the first on
 LEVELS = (0.01, 0.015, 0.025)     # the error of each stage: .05 in all, most of it where the t test is sharpest
 LAST_PAIR = 30                    # what is flagged at 20 is confirmed by 21 to 30
 CONFIRMING_LEVEL = 0.05           # of the new pairs alone
+_VOID_LEVEL = 0.01                # of the controls, once
 LEAST_PAIRS = STAGES[0]
 LOOKS = (*zip(STAGES, LEVELS), (LAST_PAIR, 0.0))
 _OUTSIDE = 0.05                   # on either side of the interval: two one-sided tests at this level make EQUIVALENT
@@ -104,18 +105,25 @@ def confirmed(new: Moments, pairs: int, direction: np.ndarray, above: np.ndarray
     return (direction != 0) & (2 * new.count >= pairs) & (chance <= CONFIRMING_LEVEL)
 
 
-def why_void(controls: Mapping[str, Judgement]) -> str | None:
-    """Why a session counts for nothing, or None: a case of identical code that the rule found to have changed.
+def why_void(controls: Ratios, floors: Mapping[str, Floor]) -> str | None:
+    """Why a session counts for nothing, or None: a case of identical code that is beyond its floor.
 
-    `controls` are the judgements of such cases, as a family of their own.
+    `controls` are the ratios of such cases, a family of their own. They are looked at once, over all their pairs: what
+    goes wrong late counts as much as what goes wrong at first.
     """
-    alarms = [(name, one) for name, one in controls.items() if one.verdict in (REGRESSED, IMPROVED)]
-    if not alarms:
+    if not controls:
         return None
-    name, worst = max(alarms, key=lambda item: abs(item[1].effect))
+    sums = moments(tabulate(controls)[0])
+    above, below = bounds(floors, controls)
+    chances = np.minimum(sums.chance_above(above), sums.chance_below(below))
+    alarms = np.flatnonzero(rejected(np.where(sums.count >= LEAST_PAIRS, chances, 1.0), _VOID_LEVEL))
+    if not len(alarms):
+        return None
+    worst = max(alarms, key=lambda row: abs(sums.mean[row]))
     others = f" (and {len(alarms) - 1} more)" if len(alarms) > 1 else ""
-    return (f"{name}{others} is the same code on both sides and was found {worst.effect:+.1%} over {worst.pairs} "
-            "pairs: this machine can't tell a change from noise now")
+    return (f"{list(controls)[worst]}{others} is the same code on both sides and was found "
+            f"{math.expm1(sums.mean[worst]):+.1%} over {sums.count[worst]} pairs: this machine can't tell a change "
+            "from noise now")
 
 
 class Replay:
