@@ -117,3 +117,9 @@ def test_choices_start_anew_with_each_problem():
     other = [Record("bmm", "ours", "tiny_4", "float32", 1, MEASURED, samples_s=(1e-5,) * 9)]
     found = choices([record("ours", 1, 1e-5), *other], {})
     assert [(one.scenario, one.first, one.last) for one in found] == [("tiny_16", 1, 1), ("tiny_4", 1, 1)]
+
+
+def test_samples_without_any_spread_meet_all_the_same():
+    records = [*line("quick", 10e-6, 1e-6, spread=0.0), *line("steady", 30e-6, 0.5e-6, spread=0.0)]
+    found, = crossovers.crossovers(records)
+    assert (found.batch, found.low, found.high) == pytest.approx((40, 40, 40))

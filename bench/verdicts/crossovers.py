@@ -143,7 +143,7 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
     Weighted least squares. Root and ends lie between the first x and the last: there the sign is known.
     """
     low, high = points[0][0], points[-1][0]
-    weights = [1 / max(error, 1e-300) ** 2 for _, _, error in points]
+    weights = [1 / max(error, 1e-150) ** 2 for _, _, error in points]
     total = math.fsum(weights)
     x_mean, y_mean = (math.fsum(weight * point[axis] for weight, point in zip(weights, points)) / total
                       for axis in (0, 1))
