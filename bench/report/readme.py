@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import audit, crossover, crossovers, ladder, limits, plots, static, tables, training
+from bench.report import audit, crossover, crossovers, ladder, latency_law, limits, plots, static, tables, training
 
 FILE_NAME = "README.md"
 _LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -111,6 +111,9 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
         yield f"## Numerics of the statistics\n\n{numerics}"
     if about.get("noise"):
         yield from training.markdown(about["noise"], about["sweep"], run.machine, figures)
+    latencies = latency_law.table(run, tables.MARKDOWN)
+    if latencies:
+        yield f"## Latency over the batch\n\n{latencies}"
     law = limits.memory_law(run, tables.MARKDOWN)
     if law:
         yield f"## Memory over the batch\n\n{law}"
