@@ -1,0 +1,80 @@
+"""The answer that a run gives, first thing, in a few sentences: what to use where, and what is new."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from bench.noise import claims, surveyed
+from bench.records import BROKEN, Run
+from bench.report import advisor, comparison
+from bench.report import crossovers as crossovers_report
+from bench.report.tables import unique
+from bench.verdicts import crossovers
+from bench.verdicts.comparison import compare
+from bench.verdicts.crossovers import Crossover
+from bench.verdicts.identity import machine_differences
+
+_MOST_NAMED = 3
+
+
+def answer(run: Run, previous: Run | None = None) -> list[tuple[str, list[str]]]:
+    """(what it is about, its sentences), in the order in which a reader wants them.
+
+    Args:
+        previous: an earlier run; it is left out where machine, toolchain or profile are not the same.
+    """
+    found = [("Which variant", [crossovers_report.answer(run)])]
+    changes = [_change(crossing) for crossing in choice_changes(run)]
+    if changes:
+        found.append(("From which batch", _first(changes)))
+    found += _training(run.about.get("noise"), run.about.get("sweep"))
+    broken = unique(f"{record.op}/{record.variant} ({record.status})" for record in run.records
+                    if record.status in BROKEN)
+    if broken:
+        found.append(("Broken", _first(broken)))
+    if previous is not None and is_comparable(previous, run):
+        found.append(("Against the last run", [f"{comparison.answer(compare(previous, run))}. A is the run of "
+                      f"{previous.about['started'][:16]}, B this one. It shows and does not judge."]))
+    return found
+
+
+def is_comparable(previous: Run, run: Run) -> bool:
+    """Whether two runs are of one machine, toolchain and profile."""
+    return (previous.about["profile"] == run.about["profile"]
+            and not machine_differences(previous.machine, run.machine))
+
+
+def choice_changes(run: Run) -> list[Crossover]:
+    """The crossovers at which the choice of a problem changes, and not only the leader of a pair."""
+    changed = {(before.problem, before.variant, after.variant)
+               for before, after in pairwise(crossovers.choices(run.records, run.about["baselines"]))
+               if before.problem == after.problem}
+    return [crossing for crossing in crossovers.crossovers(run.records)
+            if ((crossing.op, crossing.scenario, crossing.dtype), crossing.first, crossing.then) in changed]
+
+
+def _change(crossing: Crossover) -> str:
+    return (f"{crossing.then} overtakes {crossing.first} at B = {crossing.batch:.3g} ({crossing.low:.3g} to "
+            f"{crossing.high:.3g}) on {crossing.op}/{crossing.scenario}/{crossing.dtype}.")
+
+
+def _training(noise: Mapping | None, sweep: Mapping | None) -> Iterator[tuple[str, list[str]]]:
+    if not noise:
+        return
+    for name, workload in noise["workloads"].items():
+        if "failed" not in workload:
+            yield f"Batch size for {name}", [_advice(workload)]
+    yield "The article's claims", [f"“{one.claim}”: {one.words}." for one in claims.judge(sweep, noise)]
+
+
+def _advice(workload: Mapping) -> str:
+    try:
+        return advisor.summary(surveyed.advice(workload, surveyed.middle(workload)))
+    except ValueError as error:
+        return f"No advice: {error}."
+
+
+def _first(items: Sequence[str]) -> list[str]:
+    """The first few, and how many more there are."""
+    more = [f"And {len(items) - _MOST_NAMED} more."] if len(items) > _MOST_NAMED else []
+    return [*items[:_MOST_NAMED], *more]
