@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
     history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
                                   epilog="exit: 0 shown, 2 usage, 3 there is no history")
-    history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: this one's)")
+    history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: all there are)")
     history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
     history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
     history.add_argument("--history", metavar="FOLDER", help="where it is kept (default: reports/history)")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bench.noise.claims.verdict import Table, Verdict
 from bench.report.tables import MARKDOWN, Style
 
-_EXPLAINED = (
+EXPLAINED = (
     "The article that this project grew from makes four claims about batch size. Each is put as a hypothesis that this "
     "suite can refute. Intervals are at 95%. A difference that is within a stated margin does not count as one, and an "
     "interval too wide to tell leaves the part undecided.")
@@ -19,7 +19,7 @@ def section(verdicts: Sequence[Verdict], sweep: Mapping | None, machine: Mapping
         sweep: the record of the training sweep, or None where there is none.
         machine: that of the run which the section belongs to; a sweep of another is said to be that.
     """
-    return "\n\n".join([_EXPLAINED, short(verdicts, MARKDOWN), provenance(sweep, machine), *_claims(verdicts)])
+    return "\n\n".join([EXPLAINED, short(verdicts, MARKDOWN), provenance(sweep, machine), *_claims(verdicts)])
 
 
 def short(verdicts: Sequence[Verdict], style: Style) -> str:

@@ -67,7 +67,7 @@ def ops(run: Run, plots: Plots) -> list[Op]:
                             run.about["scenarios"][op][scenario], _problem(run, records))
                     for (op, scenario, dtype), records in run.groups().items()
                     if op == name and any(record.status == MEASURED for record in records)]
-        rungs = [readme._LADDER, *blocks(lambda style: ladder.table(run, name, style)),
+        rungs = [readme.LADDER, *blocks(lambda style: ladder.table(run, name, style)),
                  *blocks(lambda style: ladder.configurations(run, name, style))]
         found.append(Op(name, run.about["signatures"][name], entry["variants"], problems, rungs))
     return found
@@ -101,7 +101,7 @@ def sections(run: Run, plots: Plots) -> list[Section]:
               Section("machine", "The machine", [
                   *blocks(lambda style: tables.machine(run, style)), Heading("What it can do"),
                   *blocks(lambda style: limits.ceilings(run, style)), Heading("How it was measured"),
-                  readme._how_measured(run)])]
+                  readme.how_measured(run)])]
     return [section for section in found if section.blocks]
 
 
@@ -119,7 +119,7 @@ def _without_time(run: Run, broken: bool) -> list[Block]:
 def _left_out(run: Run) -> list[Block]:
     if not run.about["left_out"]:
         return []
-    return [Heading("Larger than the profile takes"), *blocks(lambda style: readme._left_out(run))]
+    return [Heading("Larger than the profile takes"), *blocks(lambda style: readme.left_out(run))]
 
 
 def _static(run: Run) -> list[Block]:
@@ -133,14 +133,14 @@ def _static(run: Run) -> list[Block]:
 
 def _training(run: Run, plots: Plots) -> Iterator[Section]:
     noise, sweep = run.about["noise"], run.about["sweep"]
-    workloads = {one_line(name): workload for name, workload in training._surveyed(noise).items()}
+    workloads = {one_line(name): workload for name, workload in training.surveyed_workloads(noise).items()}
     found: list[Block] = [noise_report.EXPLAINED]
     if workloads:
         plots.others["noise"] = page_training.noise(workloads)
         found.append(Figure("noise", "Gradient noise scale over training, 95% intervals"))
     for name, workload in workloads.items():
         found += [Heading(f"The noise of {name}"), *blocks(lambda style: noise_report.section(workload, style))]
-    found += [Bullets(tuple(f"{name}: not measured: {why}" for name, why in training._failed(noise).items()))]
+    found += [Bullets(tuple(f"{name}: not measured: {why}" for name, why in training.failed(noise).items()))]
     yield Section("noise", "Gradient noise", found)
     yield Section("batch-size", "What batch size?", [
         *(block for name, workload in workloads.items() for block in _advice(name, workload, plots)),
@@ -165,7 +165,7 @@ def _advice(name: str, workload: Mapping, plots: Plots) -> Iterator[Block]:
 
 def _time_to_target(run: Run, plots: Plots) -> Iterator[Block]:
     yield Heading("Predicted and measured: the time to a loss")
-    result = training._time_to_target(run.about["noise"], run.about["sweep"])
+    result = training.judged_sweep(run.about["noise"], run.about["sweep"])
     if isinstance(result, str):
         yield result
         return
@@ -179,7 +179,7 @@ def _claims(verdicts: list, sweep: Mapping | None, machine: Mapping) -> Iterator
     def short(style: Style) -> str:
         return claims_report.short(verdicts, style)
 
-    yield from [claims_report._EXPLAINED, *blocks(short), claims_report.provenance(sweep, machine)]
+    yield from [claims_report.EXPLAINED, *blocks(short), claims_report.provenance(sweep, machine)]
     for number, verdict in enumerate(verdicts, 1):
         yield Heading(f"{number}. “{verdict.claim}”: {verdict.verdict}")
         yield f"Hypothesis: {verdict.hypothesis}"

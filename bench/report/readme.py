@@ -10,9 +10,9 @@ from bench.records import Record, Run
 from bench.report import audit, crossover, crossovers, ladder, latency_law, limits, plots, static, tables, training
 
 FILE_NAME = "README.md"
-_LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
-           "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
-           "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example.")
+LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
+          "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
+          "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example.")
 
 
 def write(run: Run, folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
            "peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that binds it, and "
            "which that is (launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its "
            "check against fp64 before it was timed, and its output was checked again behind the timing. "
-           f"{_how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
+           f"{how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
     choices = crossovers.table(run, tables.MARKDOWN)
     if choices:
         yield f"## Which variant at which batch size\n\n**{crossovers.answer(run)}** {crossovers.NOTE}"
@@ -83,7 +83,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     for (op, scenario, dtype), records in run.groups().items():
         if op != last_op:
             yield f"## {op}\n\n`{about['signatures'][op]}`"
-            yield f"### The ladder of {op}\n\n{_LADDER}"
+            yield f"### The ladder of {op}\n\n{LADDER}"
             yield ladder.table(run, op, tables.MARKDOWN)
             configurations = ladder.configurations(run, op, tables.MARKDOWN)
             if configurations:
@@ -121,7 +121,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     if rest:
         yield f"## Without a time\n\n{rest}"
     if about["left_out"]:
-        yield f"## Larger than the profile takes\n\n{_left_out(run)}"
+        yield f"## Larger than the profile takes\n\n{left_out(run)}"
     compiled = static.examples(run, tables.MARKDOWN)
     if compiled:
         not_run = "" if run.machine.get("gpu") else ", not yet run: there was no GPU here"
@@ -139,7 +139,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
         yield f"GPU variants not compiled to the end: {about['not_compiled']}."
 
 
-def _how_measured(run: Run) -> str:
+def how_measured(run: Run) -> str:
     timed = [record for record in run.records if record.facts]
     if not timed:
         return "Nothing was timed."
@@ -178,7 +178,7 @@ def _load(facts: Sequence[Mapping]) -> str:
             f"{stolen:.0%}. ")
 
 
-def _left_out(run: Run) -> str:
+def left_out(run: Run) -> str:
     batches: dict[str, list[int]] = {}
     for op, scenario, dtype, batch in run.about["left_out"]:
         batches.setdefault(f"`{op}/{scenario}/{dtype}`", []).append(batch)

@@ -16,7 +16,7 @@ Figures = Mapping[str, str]
 
 def draw(noise: Mapping, sweep: Mapping | None, folder: Path) -> dict[str, str]:
     """Draw the part's figures; returns each one's file name without its ending, by what it shows."""
-    found, workloads = {}, _surveyed(noise)
+    found, workloads = {}, surveyed_workloads(noise)
     if workloads and noise_plot.draw(workloads, folder / "noise") is None:
         found["noise"] = "noise"
     for name, workload in workloads.items():
@@ -25,7 +25,7 @@ def draw(noise: Mapping, sweep: Mapping | None, folder: Path) -> dict[str, str]:
         with contextlib.suppress(ValueError):  # the section says why there is no advice
             if advisor_plot.draw_advice(surveyed.advice(workload, middle), title, folder / f"advice-{name}") is None:
                 found[name] = f"advice-{name}"
-    result = _time_to_target(noise, sweep)
+    result = judged_sweep(noise, sweep)
     if not isinstance(result, str):
         title = f"{result.workload}: time to a training loss of {result.target_loss:g}"
         if advisor_plot.draw_comparison(result, title, folder / "time-to-target") is None:
@@ -38,17 +38,17 @@ def markdown(noise: Mapping, sweep: Mapping | None, machine: Mapping, figures: F
     yield f"## Gradient noise\n\n{noise_report.EXPLAINED}"
     if "noise" in figures:
         yield _image("the gradient noise scale over training", figures["noise"])
-    for name, workload in _surveyed(noise).items():
+    for name, workload in surveyed_workloads(noise).items():
         yield f"### The noise of {name}\n\n{noise_report.section(workload, MARKDOWN)}"
-    for name, why in _failed(noise).items():
+    for name, why in failed(noise).items():
         yield f"### The noise of {name}\n\nNot measured: {why}."
     yield "## What batch size?"
-    for name, workload in _surveyed(noise).items():
+    for name, workload in surveyed_workloads(noise).items():
         yield f"### The batch size of {name}\n\n{_or_why_not(lambda: advice(workload, MARKDOWN))}"
         if name in figures:
             yield _image(f"step time, memory and time to a loss of {name} over the batch", figures[name])
     yield "### Predicted and measured: the time to a loss"
-    result = _time_to_target(noise, sweep)
+    result = judged_sweep(noise, sweep)
     if isinstance(result, str):
         yield result
     else:
@@ -60,11 +60,11 @@ def markdown(noise: Mapping, sweep: Mapping | None, machine: Mapping, figures: F
 
 def terminal(noise: Mapping, sweep: Mapping | None, machine: Mapping) -> Iterator[str]:
     """The same in a few lines each."""
-    for name, workload in _surveyed(noise).items():
+    for name, workload in surveyed_workloads(noise).items():
         middle = surveyed.middle(workload)
         yield (f"{name}: {noise_report.summary(workload)}. For the noise after {middle.updates} updates: "
                + _or_why_not(lambda: advisor.summary(surveyed.advice(workload, middle))))
-    for name, why in _failed(noise).items():
+    for name, why in failed(noise).items():
         yield f"{name}: the noise was not measured: {why}"
     yield f"The four claims\n{claims_report.terminal(claims.judge(sweep, noise), sweep, machine)}"
 
@@ -90,19 +90,19 @@ def _or_why_not(advised: Callable[[], str]) -> str:
         return f"No advice: {error}."
 
 
-def _surveyed(noise: Mapping) -> dict[str, Mapping]:
+def surveyed_workloads(noise: Mapping) -> dict[str, Mapping]:
     return {name: workload for name, workload in noise["workloads"].items() if "failed" not in workload}
 
 
-def _failed(noise: Mapping) -> dict[str, str]:
+def failed(noise: Mapping) -> dict[str, str]:
     return {name: workload["failed"] for name, workload in noise["workloads"].items() if "failed" in workload}
 
 
-def _time_to_target(noise: Mapping, sweep: Mapping | None) -> time_to_target.TimeToTarget | str:
+def judged_sweep(noise: Mapping, sweep: Mapping | None) -> time_to_target.TimeToTarget | str:
     """The comparison by the sweep's own step times and the noise at each point of training, or why there is none."""
     if sweep is None:
         return "There is no training sweep to compare with: `make claims` runs one."
-    workload = _surveyed(noise).get(sweep["workload"])
+    workload = surveyed_workloads(noise).get(sweep["workload"])
     measured = surveyed.moments(workload) if workload else []
     estimates = {f"after {moment.updates} updates": moment.estimate.to_json() for moment in measured}
     try:

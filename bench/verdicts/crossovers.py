@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bench.noise.intervals import Means, Quantiles, fieller
 from bench.records import MEASURED, Record
 from bench.verdicts import medians
 
@@ -142,7 +143,7 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
 
     Weighted least squares. Root and ends lie between the first x and the last: there the sign is known.
     """
-    low, high = points[0][0], points[-1][0]
+    first, last = points[0][0], points[-1][0]
     weights = [1 / max(error, 1e-150) ** 2 for _, _, error in points]
     total = math.fsum(weights)
     x_mean, y_mean = (math.fsum(weight * point[axis] for weight, point in zip(weights, points)) / total
@@ -150,14 +151,13 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
     spread = math.fsum(weight * (x - x_mean) ** 2 for weight, (x, _, _) in zip(weights, points))
     slope = math.fsum(weight * (x - x_mean) * (y - y_mean) for weight, (x, y, _) in zip(weights, points)) / spread
     if slope == 0:
-        return (low + high) / 2, low, high
-    # (y_mean + slope·u)² = z²(1/total + u²/spread), for u = x - x_mean
-    z = _NORMAL_95 ** 2
-    a, b, c = slope ** 2 - z / spread, slope * y_mean, y_mean ** 2 - z / total
-    inside = b * b - a * c
-    ends = sorted((-b + sign * math.sqrt(inside)) / a + x_mean for sign in (-1, 1)) if a > 0 and inside >= 0 else [
-        low, high]
-    return (min(max(x_mean - y_mean / slope, low), high), min(max(ends[0], low), high), min(max(ends[1], low), high))
+        return (first + last) / 2, first, last
+    # How far behind the first x: what the line lacks there to be 0, over what it gains a step.
+    sign, to_mean = math.copysign(1, slope), x_mean - first
+    way = Means(sign * (slope * to_mean - y_mean), abs(slope), 1 / total + to_mean ** 2 / spread, to_mean / spread,
+                1 / spread)
+    ends = fieller(way, Quantiles(-_NORMAL_95, _NORMAL_95))
+    return tuple(min(max(first + step, first), last) for step in (way.top / way.bottom, ends.low, ends.high))
 
 
 def _difference(one: Record, other: Record) -> tuple[float, float]:

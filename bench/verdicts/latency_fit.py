@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from bench.noise import intervals
+
 GOOD_FIT = 0.25     # of a time: a fit that misses by more is none
 _CONFIDENCE = 0.95
 _LEVEL = 0.01       # at which a term is added
@@ -147,12 +149,10 @@ class Fit:
         """
         free, covariance = self._unbounded
         value = (top @ self.values) / (bottom @ self.values)
-        a, b, c = ((one @ free) * (other @ free) - self._quantile ** 2 * (one @ covariance @ other)
-                   for one, other in ((bottom, bottom), (top, bottom), (top, top)))
-        if a <= 0:
-            return float(value), (0.0, math.inf)
-        root = math.sqrt(max(b * b - a * c, 0))
-        return float(value), self._holding(value, (b - root) / a, (b + root) / a)
+        both = np.array([top, bottom])
+        ends = intervals.fieller(intervals.Means.of(both @ free, both @ covariance @ both.T),
+                                 intervals.Quantiles(-self._quantile, self._quantile))
+        return float(value), self._holding(value, ends.low, ends.high)
 
     @staticmethod
     def _holding(value: float, low: float, high: float) -> Interval:
