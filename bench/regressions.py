@@ -83,7 +83,9 @@ class Regression:
     `about` has base and head ({"name", "commit", "dirty"}), profile, selection, device, clock, started (ISO 8601),
     seconds, pairs (how many were measured), budget_s (None without one), ended ("" or why it ended early), machine
     (bench.measure.environment.machine). `void` says why no verdict counts, or is None. `ratios` are the raw data:
-    quantity → case id → the natural logarithm of head over base, one of each pair, in order.
+    quantity → case id → the natural logarithm of head over base, one of each pair, in order. `states`: the machine
+    while a problem's turns were taken, each {"pair" (from 1), "problem" ("op/scenario/dtype/B8"), "base" and "head" (as
+    a case's "state" in a run: clocks, temperature, power, load), "throttled" (reason → turns dropped for it)}.
     """
 
     about: Mapping
@@ -91,6 +93,7 @@ class Regression:
     cases: tuple[Judged, ...]
     kernels: tuple[OverBatches, ...]
     ratios: Mapping
+    states: tuple[Mapping, ...] = ()
 
     def of(self, verdict: str) -> tuple[Judged, ...]:
         return tuple(case for case in self.cases if case.verdict == verdict)
@@ -120,7 +123,8 @@ def load(folder: Path) -> Regression:
                              "run `make regress` again")
         return Regression(document["about"], document["void"], tuple(_made(Judged, row) for row in document["cases"]),
                           tuple(_made(OverBatches, row | {"parts": tuple(row["parts"])})
-                                for row in document["kernels"]), document["ratios"])
+                                for row in document["kernels"]), document["ratios"],
+                          tuple(document.get("states", ())))
     except OSError as error:
         raise ValueError(f"no comparison in {folder}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -15,7 +15,7 @@ class FakePairs:
 
     def __init__(self, ratios, plans=({}, {}), first=None):
         self.ratios, self._plans, self._first = ratios, plans, first or {}
-        self.asked, self.checked = [], []
+        self.asked, self.checked, self.states = [], [], []
 
     def plans(self):
         if isinstance(self._plans, Exception):

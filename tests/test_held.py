@@ -30,7 +30,9 @@ def test_turns_give_samples_and_release_the_facts(runner):
     assert runner.hold(task((("one", BASELINE),))) == ("one",)
     samples_s, throttled = runner.turn("one", 0.01)
     assert samples_s and all(sample > 1e-6 for sample in samples_s) and throttled is None
-    outcome = runner.release()["one"]
+    outcomes, state = runner.release()
+    assert state["mhz"] is None or state["mhz"] > 0
+    outcome = outcomes["one"]
     assert outcome.status == MEASURED
     assert outcome.facts["peak_bytes"] > 0 and 0 < outcome.facts["error_of_tolerance"] < 1
 
@@ -59,7 +61,7 @@ def test_one_that_fails_is_its_own_row_and_the_others_go_on(runner, monkeypatch)
     assert runner.turn("breaks", 0.002)[0]
     worn.append(True)
     assert runner.turn("breaks", 0.005) == ([], None) and runner.turn("one", 0.002)[0]
-    outcomes = runner.release()
+    outcomes, _ = runner.release()
     assert (outcomes["breaks"].status, outcomes["breaks"].reason) == (FAILED, "RuntimeError: worn out")
     assert outcomes["one"].status == MEASURED
 

@@ -13,7 +13,7 @@ from bench.records import CRASHED, FAILED, INVALID, MEASURED
 from bench.regress import busy, pairs
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Compared, Entry, Pairs, failure
 from bench.regressions import ACCURACY, LATENCY, MEMORY
-from bench.verdicts.evidence import BASE, BOTH, HEAD
+from bench.verdicts.paired import BASE, BOTH, HEAD
 
 ONE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/b/tiny_16/float32/B1"
 FACTS = {"peak_bytes": 2 ** 20, "error_of_tolerance": 0.5}
@@ -42,7 +42,8 @@ class Side:
             self.turns.append(label)
             self.log.append(self.name)
             return [self.call_s] * 3, self.throttled(label, len(self.turns))
-        return {label: Outcome(MEASURED, facts=FACTS) for label in self.tasks[-1].labels}
+        return {label: Outcome(MEASURED, facts=FACTS) for label in self.tasks[-1].labels}, {"mhz": 2000.0,
+                                                                                            "others_share": 0.5}
 
     def call(self, method, *arguments):
         self.ask(method, *arguments)
@@ -61,7 +62,7 @@ def pair_of(monkeypatch):
     def measure(base, head, entries, number=0, busy=()):
         nonlocal load
         load = iter(busy)
-        measurer = Pairs("cpu", PROFILES["smoke"], (None, None))
+        measurer = measure.measurer = Pairs("cpu", PROFILES["smoke"], (None, None))
         monkeypatch.setattr(measurer, "_two_processes", lambda: contextlib.nullcontext([base, head]))
         return measurer.pair(entries, number)
 
@@ -101,6 +102,13 @@ def test_cases_of_one_problem_are_held_together_and_planted_at_head_alone(pair_o
 def test_throttled_turns_are_taken_again(pair_of):
     base, head, _ = sides(throttled=lambda label, turn: "hot" if turn <= 6 else None)
     assert pair_of(base, head, [Entry(ONE, ONE)])[ONE].ratio == pytest.approx(math.log(1.1))
+
+
+def test_clocks_and_throttled_turns_are_logged(pair_of):
+    base, head, _ = sides(throttled=lambda label, turn: "hot" if turn <= 2 else None)
+    pair_of(base, head, [Entry(ONE, ONE), Entry("again", ONE)], 3)
+    assert pair_of.measurer.states == [{"pair": 4, "problem": "bmm/tiny_16/float32/B1", "base": {"mhz": 2000.0},
+                                        "head": {"mhz": 2000.0}, "throttled": {"hot": 2}}]
 
 
 def test_a_case_that_stays_throttled_is_invalid(pair_of):

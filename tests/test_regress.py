@@ -84,6 +84,7 @@ def test_each_case_has_its_verdict(regressed):
     slow = verdicts["torch_slows"]
     assert slow.effect > 0.5 and slow.pairs == 10 and slow.low > slow.floor and slow.base > 1e-6
     assert verdicts["torch_errs"].reason.startswith("the base works; head: wrong: on ")
+    assert [state["pair"] for state in found.states] == list(range(1, 11)) and found.states[0]["throttled"] == {}
     assert len(found.ratios[LATENCY][verdicts["torch_mean"].id]) == found.about["pairs"] == 10  # a control, in each
 
 

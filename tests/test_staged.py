@@ -7,7 +7,7 @@ from bench.regress import staged
 from bench.regress.pairs import Entry
 from bench.regress.staged import Family
 from bench.regressions import EQUIVALENT, INCONCLUSIVE, LATENCY, REGRESSED
-from bench.verdicts.evidence import Evidence
+from bench.verdicts.paired import Evidence
 from tests.fake_pairs import FakePairs, wobbling
 
 SAME, SLOWER, NOISY, CONTROL = (f"bmm/{name}/tiny_16/float32/B1" for name in ("same", "slower", "noisy", "control"))

@@ -14,7 +14,7 @@ from bench.regress.matched import match, union
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
 from bench.regress.staged import Family
 from bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
-from bench.verdicts.evidence import Evidence
+from bench.verdicts.paired import Evidence
 
 
 class NotComparable(Exception):
@@ -82,4 +82,4 @@ class Comparison:
         return Regression(dict(about) | {"pairs": self._counted, "ended": self._ended},
                           self._controls.why_void(), rows, self._subjects.over_batches(),
                           {quantity: self._subjects.ratios[quantity] | self._controls.ratios[quantity]
-                           for quantity in QUANTITIES})
+                           for quantity in QUANTITIES}, tuple(self._pairs.states))

@@ -10,7 +10,8 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bench.measure.task import Outcome, Task
 from bench.records import FAILED, INVALID, MEASURED, parse_case_id
 from bench.regress import busy
 from bench.regressions import ACCURACY, LATENCY, MEMORY
-from bench.verdicts.evidence import BASE, BOTH, HEAD
+from bench.verdicts.paired import BASE, BOTH, HEAD
 
 _QUADS = 5        # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled
@@ -73,7 +74,7 @@ class Compared:
 
     @property
     def failure(self) -> tuple[str, str] | None:
-        """The side without a time (bench.verdicts.evidence) and why, or None."""
+        """The side without a time (bench.verdicts.paired) and why, or None."""
         return failure(self.base, self.head) if self.ratio is None else None
 
 
@@ -85,6 +86,7 @@ class Pairs:
 
     def __init__(self, device: str, profile: Profile, trees: tuple[Path | None, Path | None]):
         self._device, self._profile, self._trees = device, profile, trees
+        self.states: list[dict] = []  # bench.regressions.Regression.states, of the pairs until now
 
     def plans(self) -> tuple[dict[str, dict], dict[str, dict]]:
         """Every case that the base and the head have in the profile, by id (Runner.planned).
@@ -136,7 +138,8 @@ class Pairs:
                     time.sleep(pause_s)
                     for label in short:
                         _take_quad(sides, label, turns[label], number % 2)
-            base, head = _both(sides, "release")
+            (base, base_state), (head, head_state) = _both(sides, "release")
+            self._log(number, problem, (base_state, head_state), turns.values())
         except (WorkerLost, RuntimeError) as error:
             for side in sides:  # the other one may still be at it
                 side.close()
@@ -144,6 +147,12 @@ class Pairs:
             return dict.fromkeys((entry.label for entry in problem), Compared(lost, lost))
         return {entry.label: _compared(base[entry.label], head[entry.label], turns.get(entry.label))
                 for entry in problem}
+
+    def _log(self, number: int, problem: Sequence[Entry], states: Sequence[Mapping], turns: Iterable[_Turns]) -> None:
+        op, _, *rest = problem[0].case_id.split("/")
+        base, head = ({name: value for name, value in state.items() if name != "others_share"} for state in states)
+        self.states.append({"pair": number + 1, "problem": "/".join((op, *rest)), "base": base, "head": head,
+                            "throttled": dict(Counter(reason for taken in turns for reason in taken.throttled))})
 
     def _task(self, problem: Sequence[Entry], side: int, probes: bool) -> Task:
         parts = [parse_case_id(entry.case_id) for entry in problem]
@@ -169,7 +178,7 @@ class _Turns:
 
     ratios: list[float] = field(default_factory=list)
     medians_s: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
-    throttled: str | None = None
+    throttled: list[str] = field(default_factory=list)  # why, of each turn that was dropped for it
     ended: bool = False
 
     @property
@@ -183,7 +192,8 @@ def _take_quad(sides: Sequence[Isolation], label: str, taken: _Turns, first: int
     for side in (first, 1 - first, 1 - first, first):
         samples_s, throttled = sides[side].call("turn", label, _TURN_S)
         if throttled or not samples_s:
-            taken.throttled, taken.ended = throttled, not samples_s
+            taken.throttled += [throttled] if throttled else []
+            taken.ended = not samples_s
             return
         medians_s[side].append(statistics.median(samples_s))
     logs = [sum(map(math.log, of_side)) / 2 for of_side in medians_s]
@@ -196,7 +206,7 @@ def _compared(base: Outcome, head: Outcome, taken: _Turns | None) -> Compared:
     if not taken or base.status != MEASURED or head.status != MEASURED:
         return Compared(base, head)
     if len(taken.ratios) < _LEAST_QUADS:
-        throttled = Outcome(INVALID, f"throttled in too many turns ({taken.throttled})")
+        throttled = Outcome(INVALID, f"throttled in too many turns ({', '.join(dict.fromkeys(taken.throttled))})")
         return Compared(throttled, throttled)
     return Compared(base, head, *map(statistics.median, taken.medians_s), statistics.median(taken.ratios))
 

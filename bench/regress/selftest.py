@@ -19,9 +19,9 @@ from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from bench.regress.staged import Family
 from bench.regressions import LATENCY
 from bench.report import selftest as report
-from bench.report.tables import PLAIN
+from bench.report.fitting import TERMINAL
 from bench.selftests import NOTHING, Finding, Selftest
-from bench.verdicts.evidence import Evidence
+from bench.verdicts.paired import Evidence
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)
@@ -109,7 +109,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
     if not found.findings:
         print(f"batchline: no session was completed ({found.about['ended']})", file=sys.stderr)
         return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
-    print(f"{report.table(found, PLAIN)}\n\n{report.answer(found)}")
+    print(f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}")
     noise = {case: value for case in found.cases if (value := report.noise(found.of(case, NOTHING))) is not None}
     if found.sessions >= _LEAST_NOISE_SESSIONS:
         kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.regress.pairs import Compared, Entry, Pairs
-from bench.verdicts.evidence import Evidence
+from bench.verdicts.paired import Evidence
 from bench.verdicts.gate import LAST_PAIR, STAGES
 
 INTERRUPTED = "stopped by Ctrl-C"

@@ -1,8 +1,9 @@
 """What a comparison found, in plain words: the answer in a sentence, and a line for each thing that was judged."""
 from __future__ import annotations
 
+import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bench import units
 from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
@@ -133,6 +134,20 @@ def note(case: Judged) -> str:
             said.append(f"{case.pairs_needed} pairs in all would tell" if case.pairs_needed is not None
                         else "more pairs would not tell")
     return "; ".join(filter(None, said))
+
+
+def clocks(states: Sequence[Mapping]) -> str:
+    """The clocks while the turns were taken, and what was dropped because the machine was throttled; "" unknown."""
+    readings = [reading for state in states for side in (state["base"], state["head"])
+                for reading in (side, side.get("before", {}), side.get("after", {}))]
+    said = []
+    for clock, name in (("CPU clock", "mhz"), ("SM clock", "sm_mhz")):
+        if mhz := [reading[name] for reading in readings if reading.get(name)]:
+            said.append(f"{clock} {statistics.median(mhz):.0f} MHz ({min(mhz):.0f} to {max(mhz):.0f}) while it was "
+                        "measured")
+    dropped = Counter(reason for state in states for reason in Counter(state["throttled"]).elements())
+    said += [f"{_number(count, 'turn')} dropped, throttled: {one_line(reason)}" for reason, count in dropped.items()]
+    return f"{'; '.join(said)}." if said else ""
 
 
 def share(value: float) -> str:
