@@ -17,8 +17,7 @@ from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import BROKEN, MEASURED
-from kernels.backends import DISPATCH
-from kernels.tuning import file_for
+from kernels.device_files import file_for
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
 _PRECISION = 0.01
@@ -47,10 +46,7 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
               "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat()}
     broken = 0
     try:
-        # What chooses among variants is tuned last, by workers that read what those have been tuned to.
-        for dispatches in (False, True):
-            chosen = [case for case in cases if (case.variant.backend == DISPATCH) == dispatches]
-            broken += _tune_and_store(chosen, header, device, seconds, the_plan.profile.deadline_s, folder)
+        broken = _tune_and_store(cases, header, device, seconds, the_plan.profile.deadline_s, folder)
     except KeyboardInterrupt:
         print("stopped: what was tuned until now is kept", file=sys.stderr)
     return BROKEN_CASES if broken else CLEAN
@@ -70,7 +66,7 @@ def _tune_and_store(cases: Sequence[Case], header: Mapping, device: str, seconds
             winner, failed = _winner(isolation, case, header["clock"], seconds)
             broken += failed
             if winner:
-                beside = file_for(case.op.folder, device)
+                beside = file_for(case.op.folder, "tuning", device)
                 path = folder / f"{case.op.name}-{beside.name}" if folder else beside
                 winners.setdefault(path, {}).setdefault(case.variant.name, []).append(winner)
     finally:

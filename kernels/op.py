@@ -12,6 +12,8 @@ import torch
 
 from kernels import backends
 from kernels.device import why_no_fp8
+from kernels.dispatch import DISPATCHED, Dispatch
+from kernels.elements import dtype_name
 from kernels.tuning import Tunable
 
 Tensors = tuple[torch.Tensor, ...]
@@ -122,12 +124,14 @@ class Op:
         flops: floating-point operations of the definition, whatever way a variant takes.
         least_bytes: bytes of each distinct input element read once and each output written once.
         output_dtype: the inputs' dtype → the outputs'; by default the same.
+        rows: the outputs, by number, of which row b is a function of row b of the inputs alone.
         scenarios: what is benchmarked.
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
         conditions: name → inputs that are hard on arithmetic, on which ways of computing are compared, not refused.
         example: the (scenario, batch) whose launch stands for the op where one must do: its compiled code is shown.
-        baseline: the variant that the op runs when it is called.
+        baseline: the variant that all others are compared with.
+        rule: inputs → names of variants that a call prefers where nothing near was measured (kernels.dispatch).
         describe: inputs → (traits, sizes): what a tuned configuration depends on. Only inputs of equal traits can
             share one, and of those the nearest in size do.
     """
@@ -136,8 +140,9 @@ class Op:
                  tolerance: Callable, flops: Callable[..., int], least_bytes: Callable[..., int],
                  scenarios: Sequence[Scenario], probes: Mapping[str, Probe], example: tuple[str, int],
                  baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
-                 conditions: Mapping[str, Probe] = {},
-                 output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype):
+                 conditions: Mapping[str, Probe] = {}, rule: Callable[..., Sequence[str]] = lambda *inputs: (),
+                 output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
+                 rows: Sequence[int] = ()):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
@@ -153,6 +158,8 @@ class Op:
         self.baseline = baseline
         self.describe = describe or _shapes
         self.output_dtype = output_dtype
+        self.rows = tuple(rows)
+        self.dispatch = Dispatch(self, rule)
         self._variants: dict[str, Variant] = {}
         self._searched = False
 
@@ -191,6 +198,7 @@ class Op:
             for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
                 if not module.name.startswith("_"):
                     self._load(module.name)
+            self._variants[DISPATCHED] = self._own_call()
         return dict(sorted(self._variants.items(), key=lambda item: (item[0] != self.baseline, item[0])))
 
     def _load(self, file: str) -> None:
@@ -206,8 +214,17 @@ class Op:
         return self.inputs(self.scenarios[scenario], batch, getattr(torch, dtype), device, seed)
 
     def __call__(self, *inputs: torch.Tensor):
-        """Run the op through its baseline."""
-        return self.variants[self.baseline](*inputs)
+        """Run the op by the variant that was measured fastest here, or by rule; gradients by the baseline."""
+        return self.dispatch.function(*inputs)(*inputs)
+
+    def _own_call(self) -> Variant:
+        """The call itself as one more variant: what it costs and gains is measured like any other."""
+        def dispatched(*inputs):
+            return self(*inputs)
+
+        return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=self._variants[self.baseline].dtypes,
+                       builds_on=self.baseline, detail=True, example=self.example,
+                       idea="The op's own call: what was measured fastest near the inputs on this device, or a rule.")
 
     def __repr__(self) -> str:
         return f"<Op {self.name}: {self.signature}>"
@@ -224,27 +241,3 @@ def _unloadable(op: Op, file: str, error: Exception) -> Variant:
 def _shapes(*inputs: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     """(the first input's dtype, all sizes): what configurations depend on where an op doesn't say better."""
     return dtype_name(inputs[0].dtype), tuple(size for tensor in inputs for size in tensor.shape)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """'float16' for torch.float16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """u = eps/2, the largest relative error of rounding to nearest (Higham, Accuracy and Stability, §2.2)."""
-    return torch.finfo(dtype).eps / 2
-
-
-def subnormal_step(dtype: torch.dtype) -> float:
-    """The spacing of the dtype's subnormal numbers: what rounding costs at worst where a result underflows."""
-    info = torch.finfo(dtype)
-    return info.smallest_normal * info.eps
-
-
-def distinct_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the elements a tensor really holds: a dimension of stride 0 is one element, however often it is read."""
-    elements = 1
-    for size, stride in zip(tensor.shape, tensor.stride()):
-        elements *= size if stride else min(size, 1)
-    return elements * tensor.element_size()

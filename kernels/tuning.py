@@ -6,19 +6,15 @@ or the nearest one of the same traits within a factor of four in all, or else th
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kernels.device import device_name, slug
+from kernels.device_files import file_for, nearby, stored
 
 Config = Mapping[str, int | str | bool]
-_NEAR = 2.0  # in doublings, summed over the sizes
 
 
 @dataclass(frozen=True)
@@ -59,14 +55,12 @@ class Tunable:
         return self._known[key]
 
     def _search(self, inputs: Sequence[torch.Tensor]) -> Choice:
-        traits, sizes = self._describe(*inputs)
-        device = "cuda" if inputs[0].is_cuda else "cpu"
-        entries = [entry for entry in stored(file_for(self._folder, device)).get("winners", {}).get(self._name, ())
-                   if entry["traits"] == traits]
-        nearest = min(entries, key=lambda entry: _distance(entry["sizes"], sizes), default=None)
-        if nearest is None or _distance(nearest["sizes"], sizes) > _NEAR:
+        path = file_for(self._folder, "tuning", "cuda" if inputs[0].is_cuda else "cpu")
+        near = nearby(stored(path).get("winners", {}).get(self._name, ()), *self._describe(*inputs))
+        if not near:
             return Choice(self.rule(*inputs), "rule")
-        return Choice(nearest["config"], "tuned" if tuple(nearest["sizes"]) == sizes else "tuned nearby")
+        distance, nearest = near[0]
+        return Choice(nearest["config"], "tuned nearby" if distance else "tuned")
 
     @contextlib.contextmanager
     def forced(self, config: Config) -> Iterator[None]:
@@ -76,29 +70,3 @@ class Tunable:
             yield
         finally:
             self._forced = before
-
-
-def file_for(folder: Path, device: str) -> Path:
-    """Where the winners of an op's variants on this machine's "cpu" or "cuda" are kept."""
-    return folder / "tuning" / f"{slug(device_name(device))}.json"
-
-
-@functools.cache
-def stored(path: Path) -> Mapping:
-    """What a tuning file holds: its device, when and how long it was measured, and the winners; {} if there is none.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return document if document["winners"] is not None else {}
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a tuning file ({error}): remove it, and `make tune` writes it anew") from error
-
-
-def _distance(one: Sequence[int], other: Sequence[int]) -> float:
-    """Doublings between two problems' sizes, summed over them; a size of 0 is near nothing but itself."""
-    return sum(0.0 if a == b else abs(math.log2(a / b)) if a and b else math.inf for a, b in zip(one, other))

@@ -8,7 +8,8 @@ import torch
 
 import kernels
 from kernels import backends
-from kernels.op import Op, Scenario, Variant, distinct_bytes
+from kernels.elements import distinct_bytes
+from kernels.op import Op, Scenario, Variant
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def test_declared_limits_are_reasons():
     assert limited.why_unsupported(*doubles) == "only odd K"
 
 
-def test_the_op_is_callable_and_runs_its_baseline():
+def test_the_op_is_callable_and_runs_what_the_dispatch_chooses():
     from kernels.bmm import bmm
 
     a, b = bmm.make_inputs("tiny_16", 2, "float32", "cpu")
-    assert torch.equal(bmm(a, b), torch.bmm(a, b))
+    assert torch.equal(bmm(a, b), bmm.variants[bmm.dispatch.look_up(a, b).variant](a, b))
     assert next(iter(bmm.variants)) == bmm.baseline
 
 
@@ -110,7 +111,7 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     from brokenop import brokenop
 
-    assert list(brokenop.variants) == ["torch_fine", "torch_forgot", "torch_misnamed", "torch_typo"]
+    assert list(brokenop.variants) == ["torch_fine", "dispatched", "torch_forgot", "torch_misnamed", "torch_typo"]
     for name, words in (("torch_typo", "SyntaxError"), ("torch_forgot", "registers no variant"),
                         ("torch_misnamed", "a variant is named after its file")):
         with pytest.raises(ImportError, match=f"{name}.py does not load: .*{words}"):

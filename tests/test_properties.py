@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from bench.measure.check import checked_call, expect
 from bench.records import WRONG, NotMeasured
+from kernels.backends import DISPATCH
 from kernels.bmm import bmm
-from kernels.op import FP8, Variant, dtype_name, unit_roundoff
+from kernels.elements import dtype_name, unit_roundoff
+from kernels.op import FP8, Variant
 from kernels.tuning import Tunable
 from tests import problems
 from tests.problems import EDGES, MANY, MODERATE, Problem, scale
@@ -138,6 +140,8 @@ def _params():
         if variant.slow_start:
             continue
         for device in DEVICES:
+            if variant.backend == DISPATCH:
+                continue  # it is one of the others each time
             if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
                 continue
             for dtype in filter(lambda name: _takes(variant, name), (*DTYPES, FP8)):

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from kernels import tuning
+from kernels import device_files, tuning
 from kernels.tuning import Tunable
 
 ENTRIES = [
@@ -22,10 +22,10 @@ def describe(a):
 def tunable(tmp_path):
     found = Tunable(rule=lambda a: {"BLOCK": 1}, candidates=lambda a: [{"BLOCK": 1}, {"BLOCK": 2}])
     found.bind(tmp_path, "mine", describe)
-    path = tuning.file_for(tmp_path, "cpu")
+    path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()
     path.write_text(json.dumps({"winners": {"mine": ENTRIES, "another": [{**ENTRIES[0], "config": {"BLOCK": 99}}]}}))
-    tuning.stored.cache_clear()
+    device_files.stored.cache_clear()
     return found
 
 
@@ -71,7 +71,7 @@ def test_a_forced_configuration_is_taken_until_the_end_of_its_block(tunable):
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
     found = Tunable(rule=lambda a: {"BLOCK": 1}, candidates=lambda a: [])
     found.bind(tmp_path, "mine", describe)
-    path = tuning.file_for(tmp_path, "cpu")
+    path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()
     path.write_text('{"winners": ')
     with pytest.raises(ValueError, match=f"{path.name} is not a tuning file.*make tune"):

@@ -9,6 +9,7 @@ import torch
 
 from bench.measure import capacity, check
 from bench.measure.task import Task
+from kernels.backends import DISPATCH
 from kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
@@ -57,7 +58,13 @@ def launched_with(variant: Variant, config: Mapping | None) -> Variant:
 
 
 def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None) -> dict:
-    """The configuration that a variant takes for these inputs, and where it has it from; {} if it has but one."""
+    """The configuration that a variant takes for these inputs, and where it has it from; {} if it has but one.
+
+    Of what hands on to another variant it is that one.
+    """
+    if variant.backend == DISPATCH:
+        choice = variant.op.dispatch.look_up(*inputs)
+        return {"config": {"variant": choice.variant}, "config_source": choice.source}
     if not variant.tunable:
         return {}
     if config is not None:

@@ -4,13 +4,15 @@ Every method takes and returns what can be sent between processes.
 """
 from __future__ import annotations
 
+import functools
+import timeit
 from collections.abc import Callable, Mapping
 
 import torch
 
 import kernels
 from bench.cases import plan
-from bench.measure import audit, capacity, ceilings, energy, memory, outcome
+from bench.measure import audit, capacity, ceilings, energy, invariance, memory, outcome
 from bench.measure.clocks import Unfit
 from bench.measure.hardware import hardware
 from bench.measure.held import Held
@@ -22,6 +24,8 @@ from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.records import INVALID, NotMeasured
 from bench.verdicts import roofline
+
+_LOOK_UPS = 2000
 
 
 class Runner:
@@ -64,6 +68,12 @@ class Runner:
         return audit.audit(subject, dtype, self._device, lambda name: self._begin(subject.id, f"audit: {name}"),
                            self._preparing.require_device)
 
+    def invariance(self, op: str, variant: str, scenario: str, dtype: str, batches: tuple[int, ...]) -> dict:
+        """Whether a sample's result is bitwise the same in every batch and in every call (bench.measure.invariance)."""
+        subject = kernels.ops[op].variants[variant]
+        self._begin(subject.id, f"batch invariance on {scenario}")
+        return invariance.found(subject, scenario, dtype, batches, self._device, self._preparing.require_device)
+
     def survey(self, workload: str, profile: str) -> dict:
         """The gradient noise of a workload, and its step over the batch (bench.noise.experiments.survey)."""
         from bench.noise.experiments import survey  # the workloads' data, which only this needs
@@ -97,14 +107,24 @@ class Runner:
                 outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
         return outcomes
 
+    def look_up_s(self, op: str, scenario: str, dtype: str) -> float:
+        """Seconds in which an op's call finds its variant, on a problem that it has seen before: the least of five."""
+        look_up = functools.partial(kernels.ops[op].dispatch.function,
+                                    *kernels.ops[op].make_inputs(scenario, 1, dtype, self._device))
+        look_up()
+        return min(timeit.repeat(look_up, number=_LOOK_UPS, repeat=5)) / _LOOK_UPS
+
     def planned(self, profile: str) -> dict[str, dict]:
         """Every case of the profile that these kernels have, by id: its "refusal" (status and reason, or None), and a
         digest of what it launches ("code")."""
-        return {case.id: {"refusal": case.refusal, "code": launch_digest(case.variant, self._device)}
-                for case in plan(profile, self._device).cases}
+        cases = plan(profile, self._device).cases
+        variants = {case.variant.id: case.variant for case in cases}
+        codes = {name: launch_digest(variant, self._device) for name, variant in variants.items()}
+        return {case.id: {"refusal": case.refusal, "code": codes[case.variant.id]} for case in cases}
 
     def hold(self, task: Task) -> tuple[str, ...]:
         """Make the task's entries ready to be timed in turns, until `release`; the labels of those that are."""
+        self._held_since = self._state.read()
         self._held = Held(task, self._preparing, self._hardware, self._state, self._begin)
         return self._held.ready
 
@@ -112,10 +132,13 @@ class Runner:
         """Samples of one held entry over so many seconds, and what slowed the machine down meanwhile, or None."""
         return self._held.turn(label, seconds)
 
-    def release(self) -> dict[str, Outcome]:
-        """What became of the held entries: their facts, or what they ended with; and let go of them."""
+    def release(self) -> tuple[dict[str, Outcome], dict]:
+        """What became of the held entries, their facts or what they ended with, and the machine's state meanwhile.
+
+        Lets go of them.
+        """
         held, self._held = self._held, None
-        return held.outcomes()
+        return held.outcomes(), self._state_between(self._held_since)
 
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
                 task: Task) -> dict[str, BaseException]:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from kernels.backends import DISPATCH
+from kernels.device_files import file_for, stored
 from kernels.op import Variant
-from kernels.tuning import file_for, stored
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -32,13 +32,15 @@ def launch_digest(variant: Variant, device: str) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
 
     That is its code, with what it imports of `kernels`, blind to comments and layout; where it has several
-    configurations, what was tuned here for its op; and where it hands on to another variant, the code of them all.
+    configurations, what was tuned here for its op; and where it hands on to another variant, the table it does so by
+    and the code of them all.
     """
     digest = hashlib.sha256()
-    if variant.tunable:
-        winners = stored(file_for(variant.op.folder, device)).get("winners")
+    dispatches = variant.backend == DISPATCH
+    for kind in (["dispatch", "tuning"] if dispatches else ["tuning"] if variant.tunable else []):
+        winners = stored(file_for(variant.op.folder, kind, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
-    others = variant.op.variants.values() if variant.backend == DISPATCH else ()
+    others = variant.op.variants.values() if dispatches else ()
     for path in sorted({path for one in (variant, *others) for path in files_of(one)}):
         name = path.relative_to(_root(path)).as_posix()
         digest.update(f"{name}\0{_code(path)}".encode())

@@ -39,7 +39,7 @@ def configurations(run: Run, op: str, style: Style) -> str | None:
     """Where the configurations of the op's tunable variants came from; None where it has none that was measured."""
     chosen: dict[str, Counter] = {}
     for record in run.records:
-        if record.op == op and "config_source" in record.facts:
+        if record.op == op and record.facts.get("config_source") in _SOURCES:
             chosen.setdefault(record.variant, Counter())[record.facts["config_source"]] += 1
     if not chosen:
         return None

@@ -76,7 +76,8 @@ class Choice:
 def crossovers(records: Sequence[Record]) -> list[Crossover]:
     """Every change of the leader between two variants of one op, scenario and dtype, over their common batch sizes."""
     found = []
-    for (op, scenario, dtype), by_variant in _timed(records).items():
+    own = [record for record in records if record.facts.get("backend") != _CHOOSES]
+    for (op, scenario, dtype), by_variant in by_problem(own).items():
         for one, other in itertools.combinations(by_variant, 2):
             found += _between(op, scenario, dtype, by_variant[one], by_variant[other])
     return found
@@ -88,9 +89,7 @@ def best(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Best]:
     What itself chooses among the others is none of them.
     """
     found = []
-    bound = [record for record in records
-             if not record.facts.get("own_tolerance") and record.facts.get("backend") != _CHOOSES]
-    for (op, scenario, dtype), by_variant in _timed(bound).items():
+    for (op, scenario, dtype), by_variant in by_problem(comparable(records)).items():
         for batch in sorted({batch for timed in by_variant.values() for batch in timed}):
             here = [timed[batch] for timed in by_variant.values() if batch in timed]
             fastest = min(here, key=lambda record: record.median_s)
@@ -118,6 +117,12 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
             name = baselines.get(one.op) if baselines.get(one.op) in as_good else one.variant
             found.append(Choice(one.op, one.scenario, one.dtype, name, one.batch, one.batch))
     return found
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """Those of variants that keep their op's error bound and do the work themselves."""
+    return [record for record in records
+            if not record.facts.get("own_tolerance") and record.facts.get("backend") != _CHOOSES]
 
 
 def leader(one: Record, other: Record) -> str | None:
@@ -170,7 +175,7 @@ def _precision(record: Record) -> float:
     return medians.precision(record.samples_s)
 
 
-def _timed(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[str, dict[int, Record]]]:
+def by_problem(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[str, dict[int, Record]]]:
     """Op, scenario and dtype → variant → batch → what was measured; what gives only a part of its op is left out."""
     found: dict[tuple[str, str, str], dict[str, dict[int, Record]]] = {}
     for record in records:

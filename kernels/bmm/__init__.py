@@ -9,9 +9,11 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw
-from kernels.op import FP8, WIDE, Op, Scenario, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.op import FP8, WIDE, Op, Scenario
 
 LAYOUTS = ("nn", "nt", "tn")
+_TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,12 @@ def describe(a: torch.Tensor, b: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     return f"{dtype_name(a.dtype)}/{layout}{shared}", (a.shape[0], a.shape[1], b.shape[2], a.shape[2])
 
 
+def rule(a: torch.Tensor, b: torch.Tensor) -> tuple[str, ...]:
+    """A shared right side is one product; many tiny ones on a CPU cost the library more to call than to do."""
+    many_tiny = not a.is_cuda and max(a.shape[1], *b.shape[1:]) <= _TINY and len(a) >= _MANY
+    return (*(["torch_folded"] if b.stride(0) == 0 else []), *(["numba_cpu_tiny"] if many_tiny else []))
+
+
 def flops(a: torch.Tensor, b: torch.Tensor) -> int:
     """2·B·M·N·K."""
     return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
@@ -210,6 +218,7 @@ bmm = Op(
     __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
     flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
     example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe, output_dtype=output_dtype,
+    rule=rule, rows=(0,),
 )
 
 from kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)

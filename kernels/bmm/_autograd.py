@@ -1,20 +1,16 @@
 """The batched product with its gradient, which is two more of them: dA = dC Bᵀ (nt) and dB = Aᵀ dC (tn)."""
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-
 import torch
 
 from kernels.bmm import bmm
-from kernels.bmm._folding import folded, why_not_folded
-from kernels.op import WIDE, Variant, dtype_name
-
-_TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
+from kernels.bmm._folding import folded
+from kernels.elements import dtype_name
+from kernels.op import WIDE
 
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times, by the best variant for each.
+    """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times; each product by what `bmm` chooses.
 
     A shared right side is best given as [K,N]: its gradient is then one product over all B·M rows, where B expanded to
     [B,K,N] costs one for each entry and their sum. Only what the asked gradients need is kept and computed. Autocast
@@ -34,25 +30,6 @@ def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return _Product.apply(a, b)
 
 
-def best(a: torch.Tensor, b: torch.Tensor) -> Variant:
-    """The variant to run on A[B,M,K] and B[B,K,N]: by rule, until a device's measurements say better."""
-    variants = _variants()
-    candidates = []
-    if b.stride(0) == 0 and why_not_folded(a, b) is None:
-        candidates.append("torch_folded")
-    elif a.device.type == "cpu" and max(a.shape[1], *b.shape[1:]) <= _TINY and len(a) >= _MANY:
-        candidates.append("numba_cpu_tiny")
-    for variant in (variants[name] for name in candidates if name in variants):
-        if variant.why_not_here(a.device.type) is None and variant.why_unsupported(a, b) is None:
-            return variant
-    return variants[bmm.baseline]
-
-
-@functools.cache
-def _variants() -> Mapping[str, Variant]:
-    return bmm.variants
-
-
 class _Product(torch.autograd.Function):
     """C = A B. The backward pass applies the function again, so it can be differentiated too."""
 
@@ -64,7 +41,7 @@ class _Product(torch.autograd.Function):
         if ctx.shared:
             b = b.expand(len(a), -1, -1)
         with torch.autocast(a.device.type, enabled=False):
-            return best(a, b)(a, b)
+            return bmm(a, b)
 
     @staticmethod
     def backward(ctx, dc):

@@ -15,7 +15,7 @@ from kernels.backends import cuda, interpreted, numba
 from kernels.bmm import bmm
 from kernels.bmm._numba_tiles import along, tile_of_block, wide
 from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 from kernels.tuning import Tunable
 
 OUTPUTS, HALF = 8, 4  # a thread's 8x8 outputs are four 4x4 squares, half a tile apart

@@ -14,7 +14,7 @@ from kernels import ptx
 from kernels.backends import cuda, interpreted, numba
 from kernels.bmm import bmm
 from kernels.launch import jit_for, launch_at
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 
 LARGEST = 32
 FOUR = 4

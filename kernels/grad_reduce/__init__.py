@@ -7,7 +7,8 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw
-from kernels.op import Op, Scenario, distinct_bytes, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
+from kernels.op import Op, Scenario
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from kernels.backends import cuda, interpreted, numba
 from kernels.block_reduce import column_sums, fetching, lanes_of
 from kernels.grad_reduce import grad_reduce
 from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 
 THREADS = 8 if interpreted("numba_cuda") else 256  # the simulator starts a Python thread for each of the block's
 WIDE, NARROW = (4, 4) if interpreted("numba_cuda") else (32, 8)  # threads along a row

@@ -14,7 +14,7 @@ from kernels.backends import cuda, interpreted, numba
 from kernels.grad_reduce_multi import grad_reduce_multi
 from kernels.grad_reduce_multi._table import blocks_of, table_of
 from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 
 THREADS, NARROWEST = (8, 4) if interpreted("numba_cuda") else (256, 32)
 BLOCKS_PER_SM = 8

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from kernels.draw import Draw
+from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
 from kernels.grad_reduce import PROBES as REDUCED
 from kernels.grad_reduce import SCENARIOS, inputs
-from kernels.op import Op, Tensors, distinct_bytes, subnormal_step, unit_roundoff
+from kernels.op import Op, Tensors
 from kernels.statistics import accumulator, summed
 
 _CHUNK = 2 ** 22  # elements that the reference holds in fp64 at once
@@ -110,4 +111,5 @@ grad_stats = Op(
     __name__, signature="g[B,P] → ḡ[P], n[B] = ‖g_b‖², d[B] = g_b·ḡ", inputs=inputs, reference=reference,
     tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
     example=("linear_512", 64), baseline="torch_passes", output_dtype=output_dtype, conditions=CONDITIONS,
+    rows=(1,),
 )

@@ -20,7 +20,7 @@ from kernels.block_reduce import FOUR, column_sums, fetching, lanes_of, row_sums
 from kernels.grad_reduce.numba_cuda_vectorised import add_rows
 from kernels.grad_stats import grad_stats
 from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 from kernels.statistics import of_nothing
 
 THREADS, MOST_ROWS, LINE = 256, 8, 128  # of a block; of a thread in registers; bytes of a row that a block reads

@@ -15,7 +15,7 @@ from kernels.block_reduce import row_sums
 from kernels.grad_reduce.numba_cuda_vectorised import add_rows, mean_into
 from kernels.grad_stats import grad_stats
 from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.op import dtype_name
+from kernels.elements import dtype_name
 from kernels.statistics import of_nothing
 
 THREADS = 8 if interpreted("numba_cuda") else 256

@@ -13,7 +13,8 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw
-from kernels.op import Op, Scenario, Tensors, distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.op import Op, Scenario, Tensors
 from kernels.statistics import accumulator, summed
 
 _CHUNK = 2 ** 23  # elements of per-sample gradients that the reference holds in fp64 at once
@@ -113,6 +114,11 @@ def output_dtype(dtype: torch.dtype) -> torch.dtype:
 def describe(x: torch.Tensor, dy: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     """("float16", (B, T, I, O)), with "/one_token" where T = 1, which has ways of its own."""
     return dtype_name(x.dtype) + ("/one_token" if x.shape[1] == 1 else ""), (*x.shape, dy.shape[2])
+
+
+def rule(x: torch.Tensor, dy: torch.Tensor) -> tuple[str, ...]:
+    """For one token the closed form, else the kernel that materialises nothing."""
+    return "torch_rank_one", "triton_fused", "numba_cpu_fused"
 
 
 def flops(x: torch.Tensor, dy: torch.Tensor) -> int:
@@ -230,5 +236,5 @@ wgrad_stats = Op(
     __name__, signature="X[B,T,I], dY[B,T,O] → ḡ[O,I], n[B] = ‖G_b‖², d[B] = ⟨G_b,ḡ⟩, where G_b = dY_bᵀ X_b",
     inputs=inputs, reference=reference, tolerance=tolerance, flops=flops, least_bytes=least_bytes,
     scenarios=SCENARIOS, probes=PROBES, example=("linear_512_T128", 64), baseline="torch_materialize",
-    describe=describe, output_dtype=output_dtype, conditions=CONDITIONS,
+    describe=describe, output_dtype=output_dtype, conditions=CONDITIONS, rule=rule, rows=(1,),
 )

@@ -5,7 +5,7 @@ arXiv:1510.01799, for T = 1; Li et al., arXiv:2110.05679, §4, for sequences). T
 sample cancel, so do its terms, and their rounding stays. So it is held to a bound on its own terms,
 γ·(Σ_t ‖x_t‖‖dy_t‖)² with γ = (I + O + 2T + 64)·u₃₂, and its Grams are fp32 whatever the inputs are.
 """
-from kernels.op import unit_roundoff
+from kernels.elements import unit_roundoff
 from kernels.statistics import accumulator
 from kernels.wgrad_stats import tolerance, wgrad_stats
 from kernels.wgrad_stats._products import along_mean, mean_gradient, product

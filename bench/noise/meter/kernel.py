@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 
 from kernels.grad_stats import grad_stats
-from kernels.op import Tensors, Variant, dtype_name
+from kernels.elements import dtype_name
+from kernels.op import Tensors, Variant
 from kernels.statistics import accumulator
 from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats.dispatched import CONFIGS
 
 _ONE_READ = ("numba_cpu_one_read", "triton_one_read")
 _SMALL = 2 ** 18  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
@@ -22,19 +22,23 @@ def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     """X[B,T,I] and dY[B,T,O] → ḡ[O,I], n[B], d[B] of the products dY_bᵀX_b; fp32, or fp64 for fp64 inputs."""
     if not x.is_cuda and x.dtype != (wide := accumulator(x.dtype)):
         x, dy = x.to(wide), dy.to(wide)  # the CPU's fused kernel knows no narrow dtype; the others hold B·O·I numbers
+    if torch.is_autocast_enabled(x.device.type):
+        with autocast_off(x.device.type):
+            return _function(x, dy)(x, dy)
+    return _function(x, dy)(x, dy)
+
+
+def _function(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     key = x.shape, dy.shape, x.dtype, x.device
     if key not in _chosen:
         _chosen[key] = _choose(x, dy)
-    if torch.is_autocast_enabled(x.device.type):
-        with autocast_off(x.device.type):
-            return _chosen[key](x, dy)
-    return _chosen[key](x, dy)
+    return _chosen[key]
 
 
 def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     """What the dispatch chooses; for a small problem on a CPU one call instead of nine to a library."""
     device, variants = "cuda" if x.is_cuda else "cpu", wgrad_stats.variants
-    names = [CONFIGS.choose(x, dy)["variant"]]
+    names = [wgrad_stats.dispatch.look_up(x, dy).variant]
     if not x.is_cuda and x.numel() * dy.shape[2] <= _SMALL:
         names.insert(0, "numba_cpu_fused")
     for variant in (variants[name] for name in names if name in variants):

@@ -1,0 +1,208 @@
+"""`bench dispatch`: a run's evidence as the tables by which an op's call finds its variant, and what the call costs.
+
+Every problem of the profile is then called through its op, in turns with the op's baseline, in a process of its own; a
+choice of fresh tables that is slower than the baseline there is taken out of them again.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import kernels
+from bench import records
+from bench.cases import CLOCKS, PROFILES, plan
+from bench.errors import UsageError
+from bench.measure import environment
+from bench.measure.isolation import Isolation, WorkerLost
+from bench.measure.sampling import Effort
+from bench.measure.task import Task
+from bench.records import MEASURED, Run, case_id
+from bench.report import dispatch as report
+from bench.report.fitting import wrapped
+from bench.verdicts.dispatch import Called, measured
+from kernels.device import device_name
+from kernels.device_files import file_for, stored
+from kernels.dispatch import DISPATCHED, why_stale
+
+CLEAN, SLOWER, NOT_MEASURED = 0, 1, 3
+_LOOKS = 3     # in as many processes; what is slower in each of them is slower
+_REMOVALS = 3  # of a problem's choices, the best first, before it is left as it is
+_HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
+Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
+
+
+def dispatch(run_folder: Path | None, profile: str, device: str, selection: str) -> int:
+    """Write the tables of a run of this machine, if one is given, and call every problem of the profile by them.
+
+    Args:
+        selection: call only problems that have this in their id.
+
+    Returns:
+        0, 1 where a call is slower than the baseline and the look-up, 3 where nothing could be measured.
+
+    Raises:
+        UsageError: for an unknown profile, a run that is no evidence for this machine, or a file that can't be written.
+        ValueError: for an unknown device, no such run, or a damaged table.
+    """
+    device = environment.resolve_device(device)
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
+    if run_folder:
+        _write(_evidence(run_folder, device), device)
+    calls = _Calls(profile, device)
+    try:
+        called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
+        slower = calls.confirm(called)
+        for _ in range(_REMOVALS if run_folder else 0):
+            if removed := [one for one in slower if _take_out(one, device)]:
+                print(f"{len(removed)} choices are slower than the baseline in each of {_LOOKS} processes: taken out",
+                      file=sys.stderr)
+                called |= calls.time(one.problem for one in removed)
+                slower = calls.confirm(called)
+    except (WorkerLost, RuntimeError) as error:
+        print(f"batchline: the calls can't be measured: {error}", file=sys.stderr)
+        return NOT_MEASURED
+    print(report.terminal(list(called.values()), slower))
+    for line in _stale(device):
+        print(wrapped(line))
+    return NOT_MEASURED if not called else SLOWER if slower else CLEAN
+
+
+class _Calls:
+    """Times ops' calls in turns with their baselines, each look at some problems in a fresh process."""
+
+    def __init__(self, profile: str, device: str):
+        self._profile, self._device = PROFILES[profile], device
+        self._look_ups: dict[tuple[str, str, str], float] = {}
+
+    def problems(self) -> list[Problem]:
+        """The profile's, where the op's call can be timed."""
+        return [case.problem for case in plan(self._profile.name, self._device).cases
+                if case.variant.name == case.op.baseline and not case.refusal]
+
+    def time(self, problems: Iterable[Problem]) -> dict[Problem, Called]:
+        """What each call takes; what could not be timed is said and left out."""
+        with contextlib.closing(Isolation(self._device, self._profile.deadline_s)) as isolation:
+            found = (self._called(isolation, problem) for problem in problems)
+            return {one.problem: one for one in found if one}
+
+    def confirm(self, called: dict[Problem, Called]) -> list[Called]:
+        """Those that are slower than the baseline, and again in each fresh process; their last look is put in."""
+        suspects = [one for one in called.values() if one.is_slower]
+        for _ in range(_LOOKS - 1):
+            if suspects:
+                again = self.time(one.problem for one in suspects)
+                called |= again
+                suspects = [one for one in again.values() if one.is_slower]
+        return suspects
+
+    def _called(self, isolation: Isolation, problem: Problem) -> Called | None:
+        op, profile = kernels.ops[problem[0]], self._profile
+        labels = {name: case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline)}
+        effort = Effort(profile.precision, profile.sampling_s)
+        outcomes = isolation.measure(Task(*problem, tuple((label, name) for name, label in labels.items()),
+                                          CLOCKS[self._device][:1], effort, effort, profile.warm_up_s,
+                                          longest_call_s=profile.longest_call_s))
+        call, baseline = (outcomes[label] for label in labels.values())
+        for label, outcome in outcomes.items():
+            if outcome.status != MEASURED:
+                print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
+                return None
+        if problem[:3] not in self._look_ups:
+            self._look_ups[problem[:3]] = isolation.call("look_up_s", *problem[:3])
+        return Called(*problem, op.baseline, call.facts["config"]["variant"], call.facts["config_source"],
+                      self._look_ups[problem[:3]], call.samples_s, baseline.samples_s)
+
+
+def _evidence(folder: Path, device: str) -> Run:
+    """The run, if it is of this machine and these versions.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    run = records.load(folder)
+    clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
+    for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),
+                               ("clock", clocks, CLOCKS[device][0])):
+        if theirs != {ours}:
+            raise UsageError(f"{folder} has another {what} ({', '.join(sorted(theirs)) or 'none'}, and this is {ours}"
+                             "): tables are made where they are used, from a run of `make bench` there")
+    if why := why_stale(run.machine):
+        raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
+    return run
+
+
+def _write(run: Run, device: str) -> None:
+    """Write the table of each op that the run has timed; what an older one has of other problems stays, if it is of
+    the same libraries."""
+    header = {"device": run.machine["device_name"], "versions": run.machine["versions"],
+              "revision": run.machine["revision"], "clock": CLOCKS[device][0], "measured": run.about["started"][:10],
+              "profile": run.about["profile"]}
+    rows: dict[str, list[dict]] = {}
+    for one in measured(run.records, run.about["baselines"],
+                        {name: op.dispatch.candidates for name, op in kernels.ops.items()}):
+        rows.setdefault(one.op, []).append(_entry(one.op, one.scenario, one.dtype, one.batch) | {"faster": one.faster})
+    for name, entries in rows.items():
+        path = file_for(kernels.ops[name].folder, "dispatch", device)
+        before = stored(path)
+        fresh = {_key(entry) for entry in entries}
+        kept = [entry for entry in before.get("winners", ()) if _key(entry) not in fresh and not why_stale(before)]
+        _store(path, header, [*kept, *entries])
+        better = sum(bool(entry["faster"]) for entry in entries)
+        print(f"{name}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
+              file=sys.stderr)
+
+
+def _entry(op_name: str, scenario: str, dtype: str, batch: int) -> dict:
+    """A problem as a table has it, with nothing that is faster."""
+    op = kernels.ops[op_name]
+    traits, sizes = op.describe(*op.make_inputs(scenario, batch, dtype, "meta"))
+    return {"problem": f"{scenario}/{dtype}/B{batch}", "traits": traits, "sizes": list(sizes), "faster": {}}
+
+
+def _key(entry: Mapping) -> tuple:
+    return entry["traits"], *entry["sizes"]
+
+
+def _words(problem: Problem) -> str:
+    op, scenario, dtype, batch = problem
+    return f"{op}/{scenario}/{dtype}/B{batch}"
+
+
+def _take_out(one: Called, device: str) -> bool:
+    """Take a call's choice out of its table, for its own sizes; whether there was one."""
+    op = kernels.ops[one.op]
+    if one.variant == op.baseline:
+        return False
+    path = file_for(op.folder, "dispatch", device)
+    document = stored(path)
+    problem = _entry(*one.problem)
+    entries = [dict(entry) for entry in document["winners"]]
+    own = [entry for entry in entries if _key(entry) == _key(problem)]
+    if not own:  # it was chosen for what is near
+        own = [problem]
+        entries += own
+    for entry in own:
+        entry["faster"] = {name: gain for name, gain in entry["faster"].items() if name != one.variant}
+    _store(path, document, entries)
+    return True
+
+
+def _store(path: Path, header: Mapping, entries: Sequence[Mapping]) -> None:
+    lines = [f" {json.dumps(name)}: {json.dumps(header[name])}," for name in _HEADER]
+    rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["{", *lines, ' "winners": [', rows, " ]", "}"]) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't write {path} ({error.strerror})") from error
+    stored.cache_clear()
+
+
+def _stale(device: str) -> list[str]:
+    tables = {name: stored(file_for(op.folder, "dispatch", device)) for name, op in kernels.ops.items()}
+    return [f"the table of {name} is not used: {why_stale(table)}; `make dispatch RUN=` replaces it by a new run's"
+            for name, table in tables.items() if table and why_stale(table)]

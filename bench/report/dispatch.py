@@ -1,0 +1,41 @@
+"""What an op's call runs and costs, beside the op's baseline: a row an op, and a line for each call that is slower."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bench import units
+from bench.report.fitting import TERMINAL, wrapped
+from bench.report.tables import Style
+from bench.verdicts.dispatch import Called
+
+
+def terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:
+    """The table, then the verdict, with a line for each of `slower`."""
+    if not called:
+        return "No call was timed."
+    said = (f"{len(slower)} of {len(called)} calls are slower than the baseline by more than the look-up:"
+            if slower else f"None of {len(called)} calls is slower than the baseline by more than the look-up.")
+    return "\n".join([table(called, TERMINAL), "", said, *(wrapped(_line(one)) for one in slower)])
+
+
+def table(called: Sequence[Called], style: Style) -> str:
+    """A row an op: its problems, on how many something else than the baseline ran, what that gained, the look-up."""
+    ops = dict.fromkeys(one.op for one in called)
+    return style.render(
+        ["op", "problems", "not the baseline", "its speed-up", "the most", "the least of all", "look-up"],
+        [_row(op, [one for one in called if one.op == op]) for op in ops])
+
+
+def _row(op: str, called: Sequence[Called]) -> list[str]:
+    gains = [one.speed_up for one in called if one.variant != one.baseline]
+    middle = math.exp(math.fsum(map(math.log, gains)) / len(gains)) if gains else None
+    look_ups = [one.look_up_s for one in called]
+    return [op, str(len(called)), str(len(gains)), units.ratio(middle) if gains else "",
+            units.ratio(max(gains)) if gains else "", units.ratio(min(one.speed_up for one in called)),
+            f"{units.duration(min(look_ups))} to {units.duration(max(look_ups))}"]
+
+
+def _line(one: Called) -> str:
+    return (f"{one.op}/{one.scenario}/{one.dtype}/B{one.batch}: {units.duration(one.call_s)} by {one.variant} "
+            f"({one.source}), the baseline {units.duration(one.baseline_s)}")

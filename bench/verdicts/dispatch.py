@@ -1,0 +1,80 @@
+"""What a run's evidence says of calling something else than the baseline, and whether the call that does so pays."""
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.records import Record
+from bench.verdicts import crossovers, medians
+
+LEAST_GAIN = 1.05  # less is not worth leaving the library for: two processes differ by as much (`make selftest`)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One problem of a run: by how much each variant beats the baseline there (1.2 is 1.2x), the best first."""
+
+    op: str
+    scenario: str
+    dtype: str
+    batch: int
+    faster: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Called:
+    """One problem on which an op's call was timed in turns with the op's baseline. Times in seconds, samples raw.
+
+    `baseline` is the op's, `variant` what the call ran, `source` why (kernels.dispatch.Choice), `look_up_s` what it
+    takes to find it.
+    """
+
+    op: str
+    scenario: str
+    dtype: str
+    batch: int
+    baseline: str
+    variant: str
+    source: str
+    look_up_s: float
+    call_samples_s: Sequence[float]
+    baseline_samples_s: Sequence[float]
+
+    @property
+    def problem(self) -> tuple[str, str, str, int]:
+        return self.op, self.scenario, self.dtype, self.batch
+
+    @property
+    def call_s(self) -> float:
+        return statistics.median(self.call_samples_s)
+
+    @property
+    def baseline_s(self) -> float:
+        return statistics.median(self.baseline_samples_s)
+
+    @property
+    def speed_up(self) -> float:
+        return self.baseline_s / self.call_s
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether it takes longer than the baseline and the look-up, by more than is told apart in one process."""
+        open_s = math.hypot(*(medians.precision(samples) * statistics.median(samples)
+                              for samples in (self.call_samples_s, self.baseline_samples_s)))
+        return self.call_s - self.baseline_s - self.look_up_s > max(crossovers.TIE * self.baseline_s, open_s)
+
+
+def measured(records: Sequence[Record], baselines: Mapping[str, str],
+             candidates: Mapping[str, Container[str]]) -> Iterator[Measured]:
+    """Each problem on which the baseline was timed, and which of the op's candidates beat it by LEAST_GAIN."""
+    for (op, scenario, dtype), by_variant in crossovers.by_problem(records).items():
+        baseline = by_variant.get(baselines.get(op), {})
+        for batch, record in sorted(baseline.items()):
+            gains = {name: record.median_s / timed[batch].median_s for name, timed in by_variant.items()
+                     if batch in timed and name in candidates[op]
+                     and crossovers.leader(timed[batch], record) == name}
+            faster = sorted(gains.items(), key=lambda gain: -gain[1])
+            yield Measured(op, scenario, dtype, batch,
+                           {name: round(gain, 3) for name, gain in faster if gain >= LEAST_GAIN})

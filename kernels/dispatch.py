@@ -1,0 +1,161 @@
+"""Which variant an op's call runs: the one measured fastest on this device near these inputs, or else by rule.
+
+`make dispatch RUN=<folder>` turns a run's evidence into kernels/<op>/dispatch/<device>.json: for each measured problem
+the variants that were told from the baseline for the better, and by how much. A call only looks up.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels import backends
+from kernels.device_files import file_for, nearby, stored
+
+DISPATCHED = "dispatched"  # of the variant that stands for the op's own call among its others
+VERSIONS = ("torch", "triton", "numba", "numba-cuda")  # another one of these, and what was measured is not evidence
+MEASURED, NEARBY, RULE, BASELINE = "measured", "measured nearby", "by rule", "the baseline"
+_MOST_REMEMBERED = 4096  # problems; a caller whose sizes never repeat must not fill the memory
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The name of a variant, and why it is this one: MEASURED, NEARBY, RULE, or BASELINE with a reason."""
+
+    variant: str
+    source: str
+
+
+class Dispatch:
+    """The choice among an op's variants. Only those that keep the op's own error bound are chosen from.
+
+    Near a problem that was not measured it is a variant that beat the baseline on every measured problem within a
+    factor of four in size, the one that did so by most; if none did, the baseline. The baseline alone runs where
+    PyTorch has to see the work (gradients, autocast, compilation, subclasses of Tensor) or refuses the inputs.
+
+    Args:
+        op: the kernels.op.Op.
+        rule: inputs → names of variants to prefer where nothing near was measured on the device, the best first.
+    """
+
+    def __init__(self, op, rule: Callable[..., Sequence[str]]):
+        self._op, self._rule = op, rule
+        self._known: dict[tuple, Callable] = {}
+
+    def function(self, *inputs: torch.Tensor) -> Callable:
+        """What to call on these inputs. Remembered for their shapes, strides, dtypes and devices."""
+        if torch.compiler.is_compiling():
+            return self._baseline.function
+        try:
+            key = (torch.is_grad_enabled(), torch.is_autocast_enabled(inputs[0].device.type),
+                   *[(type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+                     for tensor in inputs])
+        except (AttributeError, IndexError, RuntimeError):  # no tensors, or without strides: for the baseline to refuse
+            return self._baseline.function
+        found = self._known.get(key)
+        if found is None:
+            found = self._op.variants[self.look_up(*inputs).variant].function
+            if len(self._known) >= _MOST_REMEMBERED:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def look_up(self, *inputs: torch.Tensor) -> Choice:
+        """The choice for these inputs.
+
+        Raises:
+            ValueError: if the device's table is damaged.
+        """
+        if why := self._why_baseline(inputs):
+            return Choice(self._op.baseline, f"{BASELINE}: {why}")
+        device = inputs[0].device.type
+        near = nearby(self.table(device).get("winners", ()), *self._op.describe(*inputs))
+        if not near:
+            name = next((name for name in self._rule(*inputs) if self._takes(name, inputs)), self._op.baseline)
+            return Choice(name, RULE)
+        exact = near[0][0] == 0
+        gains = [entry["faster"] for distance, entry in near if distance == 0 or not exact]
+        name = next((name for name in _by_gain(gains) if self._takes(name, inputs)), self._op.baseline)
+        return Choice(name, MEASURED if exact else NEARBY)
+
+    def table(self, device: str) -> Mapping:
+        """What was measured on this machine's "cpu" or "cuda", by the versions that are installed; {} where nothing.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        document = stored(file_for(self._op.folder, "dispatch", device))
+        return {} if document and why_stale(document) else document
+
+    @functools.cached_property
+    def candidates(self) -> Mapping[str, object]:
+        """The variants to choose from, by name: those that give the whole op within its own bound, compiled ahead."""
+        return {name: variant for name, variant in self._op.variants.items()
+                if variant.backend not in (backends.DISPATCH, *backends.PEERS) and variant.tolerance is None
+                and variant.gives is None and not variant.slow_start}
+
+    @functools.cached_property
+    def _baseline(self):
+        return self._op.variants[self._op.baseline]
+
+    def _takes(self, name: str, inputs: Sequence[torch.Tensor]) -> bool:
+        variant = self.candidates.get(name)
+        return (variant is not None and variant.why_not_here(inputs[0].device.type) is None
+                and variant.why_unsupported(*inputs) is None)
+
+    def _why_baseline(self, inputs: Sequence[torch.Tensor]) -> str | None:
+        """Why nothing but the baseline can be called, or None."""
+        device = inputs[0].device
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return "a gradient is asked for"
+        if any(type(tensor) not in _PLAIN for tensor in inputs):
+            return "a subclass of Tensor"
+        if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in inputs):
+            return f"tensors on {', '.join(sorted({str(tensor.device) for tensor in inputs}))}"
+        if torch.is_autocast_enabled(device.type):
+            return "autocast is on"
+        if device.type == "cuda" and device.index and _gpu(device.index) != _gpu(0):
+            return "what was measured is of the first GPU, and this is another model"
+        try:  # kernels trust the shapes that they are given
+            self._baseline(*(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+                             for tensor in inputs))
+        except Exception as error:
+            return f"it refuses these inputs ({error})"
+        return None
+
+
+def why_stale(document: Mapping) -> str | None:
+    """Why a table is of another time than the installed libraries, or None."""
+    for name, version in document["versions"].items():
+        if name in VERSIONS and version != _installed(name):
+            return f"measured with {name} {version}, and {_installed(name)} is installed"
+    return None
+
+
+@functools.cache
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _gpu(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def _by_gain(gains: Sequence[Mapping[str, float]]) -> list[str]:
+    """The names that are in all of `gains`, those with the largest product of them first."""
+    def product(name: str) -> float:
+        whole = 1.0
+        for gain in gains:
+            whole *= gain[name]
+        return whole
+
+    common = set(gains[0]).intersection(*gains[1:])
+    return sorted(common, key=lambda name: (-product(name), name))
