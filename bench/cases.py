@@ -4,7 +4,7 @@ The variant changes fastest: all variants of one problem are measured together, 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import kernels
@@ -30,10 +30,11 @@ class Profile:
 
     A case's samples end when its median is known to ±`precision`, or after `sampling_s`; by every clock but the first
     after `other_clocks_s`. `details`: also the scenarios that fill in a range, and the variants that show a detail;
-    `slow_starts`: also the variants that take seconds before their first call on a shape. `energy_s` is the window for
-    energy, 0 for none; `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory
-    law, 0 for none, and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one
-    step of a case may take.
+    `slow_starts`: also the variants that take seconds before their first call on a shape; `refines`: then more batch
+    sizes, where the answer changes (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
+    `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory law, 0 for none,
+    and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case
+    may take.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Profile:
     limits: Mapping[str, Limits]
     details: bool
     slow_starts: bool
+    refines: bool
     precision: float
     warm_up_s: float
     sampling_s: float
@@ -59,19 +61,22 @@ _POWERS = tuple(2 ** power for power in range(13))
 PROFILES = {profile.name: profile for profile in (
     Profile("smoke", batches=(1, 3, 16),
             dtypes={"cpu": ("float32",), "cuda": ("float16",)},
-            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)}, details=False, slow_starts=False,
-            precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03,
-            energy_s=0, longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
+            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
+            details=False, slow_starts=False, refines=False,
+            precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03, energy_s=0,
+            longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
-            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)}, details=False, slow_starts=False,
-            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02,
-            energy_s=0, longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120),
+            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
+            details=False, slow_starts=False, refines=False,
+            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
+            longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": (*_ALL_DTYPES, FP8)},
-            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)}, details=True, slow_starts=True,
-            precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5,
-            energy_s=1.0, longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600),
+            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
+            details=True, slow_starts=True, refines=True,
+            precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5, energy_s=1.0,
+            longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600),
 )}
 
 
@@ -123,8 +128,19 @@ def plan(profile_name: str, device: str) -> Plan:
     if profile_name not in PROFILES:
         raise ValueError(f"unknown profile {profile_name!r}: use {', '.join(PROFILES)}")
     profile = PROFILES[profile_name]
+    return _planned(profile, device, _problems(profile, device))
+
+
+def refined(the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]) -> Plan:
+    """Batch sizes besides those of a plan, by op, scenario and dtype: for them alone, and all variants."""
+    problems = ((kernels.ops[op], scenario, dtype, batch) for (op, scenario, dtype), batches in added.items()
+                for batch in batches)
+    return _planned(the_plan.profile, the_plan.device, problems)
+
+
+def _planned(profile: Profile, device: str, problems: Iterable[tuple[Op, str, str, int]]) -> Plan:
     cases, left_out = [], []
-    for op, scenario, dtype, batch in _problems(profile, device):
+    for op, scenario, dtype, batch in problems:
         inputs = op.make_inputs(scenario, batch, dtype, "meta")
         limits = profile.limits[device]
         if op.flops(*inputs) > limits.flops or op.least_bytes(*inputs) > limits.bytes:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import Case, Plan
+from bench import records
+from bench.cases import Case, Plan, refined
 from bench.errors import UsageError
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.progress import Progress
-from bench.records import OURS
+from bench.records import OURS, parse_case_id
 from bench.session import Session
+from bench.verdicts.refinement import batches_to_add
+from kernels.device_files import file_for, stored
 from kernels.op import Op
-from kernels.tuning import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -35,10 +37,30 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
     """Measure the cases that match `selection`; returns pytest-benchmark's document with our part in it, and how the
     session ended: CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the document) or BROKEN_CASES.
 
+    A profile that `refines` then measures more batch sizes where the first ones have shown that the answer changes.
+
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
-    session = Session(the_plan, Measurer(the_plan, isolation, clocks), machine, Progress())
+    measurer, progress = Measurer(the_plan, isolation, clocks), Progress()
+    session = Session(the_plan, measurer, machine, progress)
+    document, code = _measured(session, machine, selection)
+    _require_selected(code, selection, len(the_plan.cases), the_plan.profile.name)
+    about = _about(the_plan, session, selection)
+    if code == pytest.ExitCode.OK and the_plan.profile.refines:
+        more = refined(the_plan, batches_to_add(records.parse(document | {OURS: about}).records, about["baselines"]))
+        besides = Session(more, measurer, machine, progress, session.ceilings)
+        added, besides_code = _measured(besides, machine, selection) if more.cases else ({}, code)
+        if besides.outcomes:
+            code = besides_code
+            document["benchmarks"] += added["benchmarks"]
+            about |= {"ceilings": besides.ceilings, "cases": _in_order(about["cases"] + _cases(besides))}
+    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
+    return document | {OURS: about}, ended
+
+
+def _measured(session: Session, machine: dict, selection: str) -> tuple[dict, int]:
+    """pytest-benchmark's document of a session, and pytest's exit code."""
     with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
         stored = Path(scratch) / "benchmark.json"
         code = pytest.main([*_ARGUMENTS, "-k", selection, "--benchmark-json", str(stored), "--benchmark-quiet"],
@@ -46,14 +68,11 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
         session.progress.end()
         if code == pytest.ExitCode.OK:
             session.measure_ceilings()  # again, for the machine may not be what it was
-        _require_selected(code, selection, len(the_plan.cases), the_plan.profile.name)
         if stored.exists():
-            document = json.loads(stored.read_text(encoding="utf-8"))
-        else:  # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
-            document = {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
-                        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}
-    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
-    return document | {OURS: _about(the_plan, session, selection)}, ended
+            return json.loads(stored.read_text(encoding="utf-8")), code
+    # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
+    return {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
+            "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}, code
 
 
 def selected(case_ids: Sequence[str], selection: str, profile_name: str) -> list[str]:
@@ -134,7 +153,7 @@ def _no_plugins_but_ours() -> Iterator[None]:
 
 def _tuning(op: Op, device: str) -> dict:
     """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
-    path = file_for(op.folder, device)
+    path = file_for(op.folder, "tuning", device)
     header = stored(path)
     return {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": header.get("measured"),
             "seconds": header.get("seconds")}
@@ -163,6 +182,18 @@ def _about(the_plan: Plan, session: Session, selection: str) -> dict:
         "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
                    if any(variant.tunable for variant in op.variants.values())},
         "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
-        "cases": [{"id": name, "status": status, "reason": reason}
-                  for name, (status, reason) in session.outcomes.items()],
+        "cases": _cases(session),
     }
+
+
+def _in_order(cases: Sequence[dict]) -> list[dict]:
+    """The groups as they first come, each by ascending batch."""
+    parts = [parse_case_id(case["id"]) for case in cases]
+    groups = [(part["op"], part["scenario"], part["dtype"]) for part in parts]
+    place = {group: number for number, group in reversed(list(enumerate(groups)))}
+    order = sorted(range(len(cases)), key=lambda number: (place[groups[number]], parts[number]["batch"]))
+    return [cases[number] for number in order]
+
+
+def _cases(session: Session) -> list[dict]:
+    return [{"id": name, "status": status, "reason": reason} for name, (status, reason) in session.outcomes.items()]

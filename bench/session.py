@@ -19,15 +19,15 @@ _MOST_SUSPICIONS = 8  # each measures the ceilings again, some seconds
 class Session:
     """One run's state: the plan, and the status and reason of every case that was selected.
 
-    `measurer` gives the ceilings, once, and the outcomes of the cases of a problem.
+    `measurer` gives the ceilings, once, and the outcomes of the cases of a problem. `ceilings` are those already known.
     """
 
-    def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress):
+    def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None):
         self._cases = {case.id: case for case in plan.cases}
         self._measurer = measurer
         self._machine = machine
         self.progress = progress
-        self.ceilings: dict | None = None
+        self.ceilings = ceilings
         self.why_no_ceilings: str | None = None
         self._suspicions_left = _MOST_SUSPICIONS
         self._replay = _Replay()

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import kernels
-from bench import records, report
+from bench import besides, records, report
 from bench.measure import audit
 from bench.measure.isolation import WorkerLost
 from bench.pytest_run import BROKEN_CASES, CLEAN
 from bench.records import CRASHED, MEASURED, OURS
 from bench.report import audit as shown
 from bench.report import tables
-from bench.run import _audit, _exit_code
+from bench.run import _exit_code
 from kernels.op import Variant
 from tests.test_records import document
 
@@ -130,7 +130,7 @@ class _Worker:
 
 
 def test_a_crash_costs_its_row():
-    rows = _audit(_Worker(), _Plan, {OURS: {"cases": [{"id": _Plan.cases[0].id}]}})
+    rows = besides.audited(_Worker(), _Plan, {OURS: {"cases": [{"id": _Plan.cases[0].id}]}})
     assert [row["condition"] for row in rows[:-3]] == list(GRAD.conditions)
     crashed, ours, last = rows[-3:]
     assert crashed["failed"] == last["failed"] == "its process was ended by SIGSEGV (audit: tiny)"

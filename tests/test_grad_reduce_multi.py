@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from bench.measure.check import Poison, check_outputs, expect
 from bench.measure.codegen import why_cannot_compile
+from bench.measure.grids import grids_of
 from kernels import backends
 from kernels.draw import Draw
 from kernels.grad_reduce import grad_reduce
 from kernels.grad_reduce_multi import _table, grad_reduce_multi
 from kernels.grad_reduce_multi._table import table_of
-from tests.test_grids import grids_of
 
 GPU = [name for name, variant in grad_reduce_multi.variants.items() if variant.needs == "cuda"]
 HERE = [name for name, variant in grad_reduce_multi.variants.items() if not variant.why_not_here("cpu")]
@@ -89,7 +89,8 @@ def test_one_kernel_is_launched_however_many_tensors(name, count):
     if why_cannot_compile(variant.backend) is not None or backends.interpreted(variant.backend):
         pytest.skip("needs the compiler itself")
     for batch in (0, 3, 5000):
-        (x, y, z), = grids_of(variant, _gradients(batch, [1 + 700 * (number % 3) for number in range(count)]))
+        grid, = grids_of(variant, _gradients(batch, [1 + 700 * (number % 3) for number in range(count)]))
+        x, y, z = grid.blocks
         assert x >= count and (y, z) == (1, 1)
     assert grids_of(variant, _gradients(3, [0] * count)) == []
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.measure.codegen import why_cannot_compile
+from bench.measure.grids import grids_of, waves_of
 from kernels.backends import triton
 from kernels.bmm import bmm
 from kernels.op import Variant
@@ -19,46 +20,11 @@ HUGE = {"batch": (MANY, 8, 8, 8), "one_element": (MANY, 1, 1, 1), "ragged": (MAN
         "columns": (1, 1, 16 * MANY, 1), "wide": (2, 16, 16 * MANY, 16), "deep": (1, 16, 16, 16 * MANY)}
 
 
-@contextlib.contextmanager
-def _noted_triton(grids):
-    from triton.runtime.jit import JITFunction
-
-    def note(self, *args, grid, warmup, **kwargs):
-        grids.append(grid(dict(zip(self.arg_names, args)) | kwargs) if callable(grid) else grid)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JITFunction, "run", note)
-        yield
-
-
-@contextlib.contextmanager
-def _noted_numba(grids):
-    from numba.cuda import dispatcher
-
-    def note(self, configuration):
-        grids.append(configuration[0])
-        return lambda *args: None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher.CUDADispatcher, "__getitem__", note)
-        yield
-
-
-NOTED = {"triton": _noted_triton, "numba_cuda": _noted_numba}
-
-
 def _params():
     for variant in bmm.variants.values():
         if why_cannot_compile(variant.backend) is None:
             for dtype in variant.dtypes:
                 yield pytest.param(variant, getattr(torch, dtype), id=f"{variant.name}-{dtype}")
-
-
-def grids_of(variant, inputs):
-    grids = []
-    with NOTED[variant.backend](grids):
-        variant(*inputs)
-    return [(*(grid if isinstance(grid, tuple) else (grid,)), 1, 1)[:3] for grid in grids]
 
 
 def check(variant, dtype):
@@ -74,7 +40,7 @@ def check(variant, dtype):
                 with contextlib.nullcontext() if config is None else variant.tunable.forced(config):
                     grids = grids_of(variant, inputs)
                 assert grids, f"{name}: nothing was launched"
-                for x, y, z in grids:
+                for x, y, z in (grid.blocks for grid in grids):
                     assert 1 <= x < 2 ** 31 and 1 <= y <= 65535 and 1 <= z <= 65535, f"{name}, {config}: {(x, y, z)}"
                 launched.add(name)
     return launched
@@ -97,3 +63,36 @@ def test_a_batch_in_grid_y_is_refused():
 
     with pytest.raises(AssertionError, match=r"batch, None: \(1, 70000, 1\)"):
         check(Variant(bmm, batch_in_y, "triton"), torch.float32)
+
+
+GPU = {"multiprocessors": 132, "compute_capability": "9.0"}
+needs_triton = pytest.mark.skipif(why_cannot_compile("triton") is not None, reason="needs Triton")
+
+
+def row(grid, **changes):
+    return {"variant": "bmm/triton_tiled", "dtype": "float16", "architecture": 90, "kernel": grid.kernel,
+            "config": grid.config, "threads": 128, "registers": 64, "shared_bytes": 32 * 1024} | changes
+
+
+@needs_triton
+def test_the_waves_of_a_tiled_product():
+    variant = bmm.variants["triton_tiled"]
+    (grid,) = grids_of(variant, bmm.make_inputs("square_256", 64, "float16", "cpu"))
+    found = waves_of(variant, "square_256", "float16", 64, [row(grid)], GPU)
+    assert (found.ctas_per_sample, found.multiprocessors, found.ctas_per_multiprocessor) == (
+        grid.blocks[0] * grid.blocks[1] * grid.blocks[2] // 64, 132, 6)  # 228 KiB hold six of 33 KiB
+    for stranger in (row(grid, config="another"), row(grid, architecture=80), row(grid, dtype="float32"),
+                     {"variant": "bmm/triton_tiled", "dtype": "float16", "architecture": 90, "error": "no"}):
+        assert waves_of(variant, "square_256", "float16", 64, [stranger], GPU) is None
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["triton_persistent_tma", "triton_split_k"])
+def test_what_is_not_so_many_blocks_a_sample_has_no_waves(name):
+    variant = bmm.variants[name]
+    inputs = bmm.make_inputs("skinny_long_k", 512, "float16", "cpu")
+    if variant.why_unsupported(*inputs):
+        pytest.skip("declined")
+    rows = [row(grid, variant=variant.id) for grid in grids_of(variant, inputs)]
+    found = waves_of(variant, "skinny_long_k", "float16", 512, rows, GPU)
+    assert found is None or found.ctas_per_sample >= 1

@@ -1,5 +1,6 @@
 """The latency law's table: each column from laws that are known, and every kind of row."""
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -26,7 +27,8 @@ def _records(seconds=_line, batches=QUICK, status=MEASURED, **other):
 
 
 def _table(records, ceilings=CEILINGS, waves=None):
-    return latency_law.table(Run({"ceilings": ceilings}, {}, tuple(records)), tables.MARKDOWN, waves)
+    rows = [dict(zip(("op", "variant", "scenario", "dtype"), key)) | asdict(one) for key, one in (waves or {}).items()]
+    return latency_law.table(Run({"ceilings": ceilings, "waves": rows}, {}, tuple(records)), tables.MARKDOWN)
 
 
 def _rows(text):

@@ -62,7 +62,7 @@ def expect(op: Op, inputs: Tensors) -> Expected:
     """The op's reference on these inputs, computed where they are."""
     outputs = op.reference(*inputs)
     tolerances = op.tolerance(outputs, *inputs)
-    return Expected(_as_tuple(outputs), _as_tuple(tolerances), op.output_dtype(inputs[0].dtype))
+    return Expected(as_tuple(outputs), as_tuple(tolerances), op.output_dtype(inputs[0].dtype))
 
 
 def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
@@ -70,7 +70,7 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
     tolerances = expected.tolerances
     if variant.tolerance is not None:
         outputs = expected.outputs if len(expected.outputs) > 1 else expected.outputs[0]
-        tolerances = _as_tuple(variant.tolerance(outputs, *inputs))
+        tolerances = as_tuple(variant.tolerance(outputs, *inputs))
     return replace(expected, outputs=expected.outputs[:variant.gives], tolerances=tolerances[:variant.gives])
 
 
@@ -95,9 +95,9 @@ def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Ite
         kept = [tensor.clone() for tensor in first]
         _refill(inputs, make_inputs(dtype, device, _seed(name, 1)))
         second = _checked_call(variant, inputs, f"{where}, with new values in the same buffers")
-        if not _same_bits(first, kept):
+        if not same_bits(first, kept):
             raise NotMeasured(WRONG, f"{where}: a later call overwrote the result of an earlier one")
-        if not _same_bits(_as_tuple(variant(*inputs)), second):
+        if not same_bits(as_tuple(variant(*inputs)), second):
             raise NotMeasured(WRONG, f"{where}: two calls on the same inputs differ")
 
 
@@ -112,9 +112,9 @@ def checked_call(variant: Variant, inputs: Tensors, expected: Expected, where: s
     with Poison():
         returned = variant(*inputs)
     accuracy = check_outputs(returned, inputs, held_to(variant, inputs, expected), where)
-    if not _same_bits(inputs, before):
+    if not same_bits(inputs, before):
         raise NotMeasured(WRONG, f"{where}: it changed its inputs")
-    return _as_tuple(returned), accuracy
+    return as_tuple(returned), accuracy
 
 
 def check_outputs(returned, inputs: Tensors, expected: Expected, where: str) -> Accuracy:
@@ -123,7 +123,7 @@ def check_outputs(returned, inputs: Tensors, expected: Expected, where: str) -> 
     Raises:
         NotMeasured: WRONG if the outputs' number, shape, dtype, device or values are, or one lies in an input's memory.
     """
-    outputs = _as_tuple(returned)
+    outputs = as_tuple(returned)
     if len(outputs) != len(expected.outputs) or not all(isinstance(output, torch.Tensor) for output in outputs):
         count = len(expected.outputs)
         raise NotMeasured(WRONG, f"{where}: it returned {type(returned).__name__}, not {count} tensor(s)")
@@ -176,12 +176,14 @@ def _refill(inputs: Tensors, fresh: Tensors) -> None:
         tensor.untyped_storage().copy_(new.untyped_storage())
 
 
-def _same_bits(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bool:
+def same_bits(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bool:
+    """Whether tensors of equal shapes and dtypes are bitwise the same, one by one."""
     return all(torch.equal(*(tensor.view(_BITS[tensor.element_size()]) for tensor in pair))
                for pair in zip(left, right))
 
 
-def _as_tuple(outputs) -> Tensors:
+def as_tuple(outputs) -> Tensors:
+    """What a variant returned, as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

@@ -111,7 +111,7 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
     launch, active = JITFunction.run, driver._active  # the public `active` looks for a GPU when there is none yet
 
     def compile_only(self, *args, grid, warmup, **kwargs):
-        config = _triton_config(self, args, kwargs)
+        config = triton_config(self, args, kwargs)
         numbers = [arg for arg in args if isinstance(arg, int)]
         if not launches.is_new(self.__name__, config, all(arg % 16 == 0 or arg == 1 for arg in numbers),
                                *(arg.dtype for arg in args if isinstance(arg, torch.Tensor))):
@@ -172,7 +172,7 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
         block = configuration[1] if isinstance(configuration[1], tuple) else (configuration[1],)
 
         def launch(*args):
-            signature, config = tuple(numba_type(argument) for argument in args), _numba_config(self.py_func)
+            signature, config = tuple(numba_type(argument) for argument in args), numba_config(self.py_func)
             if not launches.is_new(self.py_func, config, block, signature):
                 return
             ptx, _ = compile_ptx(self.py_func, signature, cc=capability,
@@ -208,7 +208,7 @@ def _assemble(ptx: str, architecture: int) -> bytes:
     return bytes(cubin)
 
 
-def _triton_config(kernel, args: tuple, kwargs: dict) -> str:
+def triton_config(kernel, args: tuple, kwargs: dict) -> str:
     """"BLOCK_M=128 BLOCK_N=64, 8 warps, 3 stages" of a launch."""
     given = dict(zip((parameter.name for parameter in kernel.params), args)) | kwargs
     constants = {parameter.name: given[parameter.name] for parameter in kernel.params
@@ -217,7 +217,7 @@ def _triton_config(kernel, args: tuple, kwargs: dict) -> str:
     return f"{shown}, {kwargs.get('num_warps', 4)} warps, {kwargs.get('num_stages', 3)} stages"
 
 
-def _numba_config(function) -> str:
+def numba_config(function) -> str:
     """The numbers that a kernel made by a factory closes over."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or ())
     return " ".join(f"{name}={cell.cell_contents}" for name, cell in cells if isinstance(cell.cell_contents, int))

@@ -19,9 +19,9 @@ _HEADERS = ("variant", "scenario", "launch floor", "over an empty launch", "cost
             "floor a sample", "memory a sample", "second slope", "saturated from", "misfit", "stands out")
 
 
-def table(run: Run, style: Style, waves: Mapping[Key, Waves] | None = None) -> str | None:
-    """A row a law, then why the others have none; None where nothing was timed. `waves` is as in laws()."""
-    found = laws(run.records, waves)
+def table(run: Run, style: Style) -> str | None:
+    """A row a law, then why the others have none; None where nothing was timed."""
+    found = laws(run.records, waves_of(run))
     if not found:
         return None
     several_dtypes = len(unique(law.dtype for law in found)) > 1
@@ -39,6 +39,24 @@ def table(run: Run, style: Style, waves: Mapping[Key, Waves] | None = None) -> s
                for (variant, why), scenarios in _without(found, several_dtypes).items()]
     parts = [NOTE, style.render(_HEADERS, rows)] if rows else []
     return "\n\n".join([*parts, style.render(["variant", "no law", "scenarios"], without)] if without else parts)
+
+
+def waves_of(run: Run) -> dict[Key, Waves]:
+    """How the run's variants fill its GPU, where that is known, by op, variant, scenario and dtype."""
+    return {(row["op"], row["variant"], row["scenario"], row["dtype"]):
+            Waves(row["ctas_per_sample"], row["multiprocessors"], row["ctas_per_multiprocessor"])
+            for row in run.about.get("waves", ())}  # older runs have none
+
+
+def words(law: LatencyLaw) -> str:
+    """One law in a sentence: floor, cost a sample, where it bends, from where on it is saturated, what stands out."""
+    if law.why_none is not None:
+        return f"no law: {law.why_none}"
+    parts = [f"{_with_interval(law.launch_s, law.launch_interval_s)} + "
+             f"{_with_interval(law.cost_s, law.cost_interval_s)} a sample", _second_slope(law),
+             f"saturated from B={_saturated(law)}" if law.saturation else "not seen to grow",
+             ", ".join(_stands_out(cliff, law) for cliff in law.cliffs)]
+    return "; ".join(filter(None, parts))
 
 
 def _largest(records: Sequence[Record]) -> dict[Key, Record]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from bench.noise import claims, surveyed
 from bench.records import BROKEN, MEASURED, Run
-from bench.report import advisor, audit, crossover, crossovers, ladder, latency_law, limits, page_data, page_training
+from bench.report import (advisor, audit, crossover, crossovers, invariance, ladder, latency_law, limits, page_data,
+                          page_training)
 from bench.report import claims as claims_report
 from bench.report import noise as noise_report
 from bench.report import readme, static, tables, training
@@ -92,6 +93,7 @@ def sections(run: Run, plots: Plots) -> list[Section]:
     found = [Section("latency-law", "Latency over the batch", blocks(lambda style: latency_law.table(run, style))),
              Section("memory-law", "Memory over the batch", blocks(lambda style: limits.memory_law(run, style))),
              Section("ghost", "Ghost norms or fused?", _noted(run, crossover)),
+             Section("invariance", "Batch invariance", blocks(lambda style: invariance.section(run, style))),
              Section("numerics", "Numerics of the statistics", blocks(lambda style: audit.section(run, style), BAD))]
     if about.get("noise"):
         found += _training(run, plots)

@@ -1,4 +1,4 @@
-"""The report of a run: README.md beside its run.json, and the same tables for the terminal."""
+"""The report of a run: README.md beside its run.json."""
 from __future__ import annotations
 
 from collections import Counter
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import audit, crossover, crossovers, ladder, latency_law, limits, plots, static, tables, training
+from bench.report import (audit, crossover, crossovers, invariance, ladder, latency_law, limits, plots, static, tables,
+                          training)
 
 FILE_NAME = "README.md"
 LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -23,33 +24,6 @@ def write(run: Run, folder: Path) -> list[str]:
         figures |= training.draw(run.about["noise"], run.about["sweep"], folder)
     (folder / FILE_NAME).write_text("\n\n".join(markdown(run, figures, missing)) + "\n", encoding="utf-8")
     return [f"no plots: {missing}"] if missing else []
-
-
-def terminal(run: Run) -> str:
-    """The answer, then every table as plain text; * marks the fastest of a row."""
-    parts = [crossovers.answer(run)]
-    choices = crossovers.table(run, tables.PLAIN)
-    if choices:
-        parts.append(f"Which variant at which batch size\n{choices}")
-    for (op, scenario, dtype), records in run.groups().items():
-        table = tables.comparison(records, tables.PLAIN, run.about["ceilings"])
-        if table:
-            parts.append(f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}\n{table}")
-    parts += [f"The ladder of {op}\n{ladder.table(run, op, tables.PLAIN, compiled=False)}"
-              for op in tables.unique(record.op for record in run.records)]
-    crossings = crossover.table(run, tables.PLAIN)
-    if crossings:
-        parts.append(f"Ghost norms or fused?\n{crossings}")
-    numerics = audit.findings(run)
-    if numerics:
-        parts.append(f"Numerics of the statistics\n{numerics}")
-    if run.about.get("noise"):
-        parts += training.terminal(run.about["noise"], run.about["sweep"], run.machine)
-    rest = tables.not_measured(run, tables.PLAIN)
-    if rest:
-        parts.append(f"Without a time\n{rest}")
-    parts.append(summary(run))
-    return "\n\n".join(parts)
 
 
 def summary(run: Run) -> str:
@@ -109,6 +83,9 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     numerics = audit.section(run, tables.MARKDOWN)
     if numerics:
         yield f"## Numerics of the statistics\n\n{numerics}"
+    invariant = invariance.section(run, tables.MARKDOWN)
+    if invariant:
+        yield f"## Batch invariance\n\n{invariant}"
     if about.get("noise"):
         yield from training.markdown(about["noise"], about["sweep"], run.machine, figures)
     latencies = latency_law.table(run, tables.MARKDOWN)

@@ -1,0 +1,146 @@
+"""What a run looks at besides its times: numerics, batch invariance, memory laws, the compilers' facts.
+
+Each asks the run's worker, and none ends the run: what a worker is lost over is in the answer.
+"""
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import kernels
+from bench import records, study, units
+from bench.cases import Plan
+from bench.measure import audit, grids, invariance, static_facts
+from bench.measure.isolation import Isolation, WorkerLost
+from bench.records import MEASURED, OURS
+from bench.verdicts import memory_law
+from kernels import backends
+
+
+NOTHING = {"audit": [], "invariance": [], "noise": None, "sweep": None, "room_bytes": None, "capacity": [],
+           "compiled": [], "not_compiled": "the run was stopped", "waves": []}
+
+
+def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -> Iterator[dict]:
+    """Parts of a run's `about`, one after another, as NOTHING names them; the worker is closed on the way.
+
+    The noise of the workloads is looked at where all cases were chosen.
+    """
+    yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
+    yield {"invariance": invariance_of(isolation, the_plan, document)}
+    if not document[OURS]["selection"]:
+        yield {"noise": study.noise_of(isolation, the_plan.profile.name), "sweep": study.stored_sweep()}
+    room_bytes, trials = memory_confirmed(isolation, the_plan, document)
+    yield {"room_bytes": room_bytes, "capacity": trials}
+    isolation.close()
+    rows, missing = compiled(the_plan, document[OURS]["cases"])
+    yield {"compiled": rows, "not_compiled": missing, "waves": waves(the_plan, document, rows, machine)}
+
+
+def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
+    """The numerics audit of the run's variants that can run here, and of the negative controls of their ops."""
+    chosen = {case["id"] for case in document[OURS]["cases"]}
+    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal}
+    jobs = audit.jobs(list(variants.values()))
+    if jobs:
+        print("the numerics of the statistics", file=sys.stderr)
+    rows = []
+    for variant, dtype in jobs:
+        try:
+            rows += isolation.call("audit", variant.op.name, variant.name, dtype)
+        except WorkerLost as lost:
+            rows.append(audit.row(variant, dtype, failed=f"{lost} ({lost.step})"))
+        except RuntimeError as error:
+            rows.append(audit.row(variant, dtype, failed=f"Batchline itself failed: {error}"))
+    return rows
+
+
+def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
+    """Whether each measured variant gives a sample the same bits in every batch and call; `full` asks two processes."""
+    batches: dict[tuple, set[int]] = {}
+    for record in records.parse(document).records:
+        if record.status == MEASURED:
+            batches.setdefault((record.op, record.variant, record.scenario, record.dtype), set()).add(record.batch)
+    jobs = {}
+    for (op, variant, scenario, dtype), measured in batches.items():
+        if small := invariance.batches_of(kernels.ops[op], scenario, dtype, measured):
+            jobs[op, variant, scenario, dtype] = small
+    if jobs:
+        print("batch invariance", file=sys.stderr)
+    rows = [_looked_at(isolation, *job, small) for job, small in jobs.items()]
+    if the_plan.profile.details:
+        isolation.close()  # the next call is answered by a fresh process
+        for row, (job, small) in zip(rows, jobs.items()):
+            row["repeats"] = row["repeats"] and _looked_at(isolation, *job, small)["digest"] == row["digest"]
+    return rows
+
+
+def _looked_at(isolation: Isolation, op: str, variant: str, scenario: str, dtype: str, batches: Sequence[int]) -> dict:
+    try:
+        return isolation.call("invariance", op, variant, scenario, dtype, batches)
+    except (WorkerLost, RuntimeError) as error:
+        return invariance.row(kernels.ops[op].variants[variant], scenario, dtype, batches, failed=str(error))
+
+
+def memory_confirmed(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
+    """What the device has room for, and for each variant whether the largest batch that its memory law predicts is it.
+
+    Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
+    profile's bound.
+    """
+    longest_s = the_plan.profile.confirm_s
+    try:
+        if not longest_s:
+            return isolation.call("room"), []
+        isolation.close()
+        # A worker of its own: the heap of the last one is full of what it has kept, and these deadlines are shorter.
+        with contextlib.closing(Isolation(the_plan.device, 4 * longest_s)) as fresh:
+            room = fresh.call("room")
+            if room is None:
+                return room, []
+            print("confirming the memory laws", file=sys.stderr)
+            tried_in = min(room, the_plan.profile.confirm_bytes or room) if the_plan.device == "cpu" else room
+            return room, list(_trials(fresh, records.parse(document), tried_in, longest_s))
+    except (WorkerLost, RuntimeError):
+        return None, []
+
+
+def waves(the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -> list[dict]:
+    """How each variant that was timed on a GPU fills it, where its blocks go with the batch (bench.measure.grids)."""
+    if "gpu" not in machine or the_plan.device != "cuda":
+        return []
+    largest: dict[tuple, int] = {}
+    for record in records.parse(document).records:
+        if record.status == MEASURED and record.facts["backend"] in backends.INTERPRETED_BACKENDS:
+            key = record.op, record.variant, record.scenario, record.dtype
+            largest[key] = max(largest.get(key, 0), record.batch)
+    found = []
+    for (op, variant, scenario, dtype), batch in largest.items():
+        with contextlib.suppress(Exception):  # a launcher that CPU tensors don't do for has no waves
+            if one := grids.waves_of(kernels.ops[op].variants[variant], scenario, dtype, batch, rows, machine["gpu"]):
+                found.append({"op": op, "variant": variant, "scenario": scenario, "dtype": dtype, **asdict(one)})
+    return found
+
+
+def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: float) -> Iterator[dict]:
+    for growth in memory_law.quickest(memory_law.growths(the_run.records), room):
+        row = {"op": growth.op, "variant": growth.variant, "scenario": growth.scenario, "dtype": growth.dtype}
+        expected_s = growth.seconds_at(growth.largest_batch(room))
+        if expected_s > longest_s:
+            yield row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"}
+            continue
+        try:
+            yield row | isolation.call("capacity", *row.values(), growth.total, room)
+        except (WorkerLost, RuntimeError) as error:
+            yield row | {"why_not": str(error)}
+
+
+def compiled(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
+    """The static facts of the run's GPU variants, and why they are not complete, if so."""
+    print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
+    chosen = {case["id"] for case in cases}
+    variants = {case.variant.id for case in the_plan.cases if case.id in chosen}
+    facts = static_facts.facts(static_facts.jobs(variants, the_plan.profile.dtypes["cuda"]))
+    return facts.rows, facts.incomplete
