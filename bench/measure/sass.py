@@ -59,6 +59,11 @@ def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
     return [binaries[cubin] for cubin in cubins]
 
 
+def listing(cubin: bytes, architecture: int) -> str:
+    """The disassembly of a cubin's code, an instruction a line, each behind its address."""
+    return _disassembled(b"".join(_code_sections(cubin)), architecture)
+
+
 def _binary(resources: dict[str, int], code_bytes: int, instructions: Counter) -> Binary:
     return Binary(
         resources["REG"], resources["STACK"], resources["SHARED"], code_bytes,
@@ -84,16 +89,19 @@ def _code_sections(cubin: bytes) -> Iterator[bytes]:
 def _instructions(codes: Sequence[bytes], architecture: int) -> list[Counter]:
     """How often each of the codes has which instruction."""
     counts: list[Counter] = [Counter() for _ in codes]
-    listing = iter(_INSTRUCTION.findall(_run("nvdisasm", b"".join(codes), "--no-dataflow", "--binary",
-                                             _DIALECTS[architecture])) if any(codes) else ())
-    line, end = next(listing, None), 0
+    lines = iter(_INSTRUCTION.findall(_disassembled(b"".join(codes), architecture)))
+    line, end = next(lines, None), 0
     for count, code in zip(counts, codes):
         end += len(code)
         while line and int(line[0], 16) < end:
             if not line[1]:  # what is predicated on !PT never runs: the assembler pads with such loads
                 count[line[2]] += 1
-            line = next(listing, None)
+            line = next(lines, None)
     return counts
+
+
+def _disassembled(code: bytes, architecture: int) -> str:
+    return _run("nvdisasm", code, "--no-dataflow", "--binary", _DIALECTS[architecture]) if code else ""
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

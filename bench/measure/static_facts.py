@@ -17,7 +17,7 @@ from bench.measure.pins import Job
 from bench.measure.sources import files_of
 from bench.sealed import SealBroken
 from kernels.device import FP8_FROM
-from kernels.op import FP8, Variant
+from kernels.op import FP8, Tensors, Variant
 
 DEFAULTS_FOR = 90  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
@@ -160,6 +160,11 @@ def _width(dtype: str) -> int:
     return getattr(torch, dtype).itemsize
 
 
+def never_written(shapes: Tensors) -> Tensors:
+    """CPU tensors like these ones; nothing is written to them, so a large problem costs no memory."""
+    return tuple(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype) for tensor in shapes)
+
+
 def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architecture: int, seen: set,
               example: bool) -> Iterator[Captured]:
     shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
@@ -167,9 +172,7 @@ def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architect
         return
     row = {"variant": variant.id, "dtype": dtype, "scenario": scenario, "batch": batch, "example": example,
            "architecture": architecture}
-    # Never written, so a large problem costs no memory here.
-    inputs = tuple(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype) for tensor in shapes)
     try:
-        yield from ((row, launch) for launch in codegen.launches_of(variant, inputs, architecture, seen))
+        yield from ((row, launch) for launch in codegen.launches_of(variant, never_written(shapes), architecture, seen))
     except Exception as error:  # whatever the compiler raised
         yield row | {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}, None

@@ -17,7 +17,7 @@ _FLOOR_MARGIN = 0.75
 
 @dataclass(frozen=True)
 class Bound:
-    """The binding ceiling: its regime, the least time it allows, and the share of it that was reached."""
+    """The binding ceiling, that of the largest floor: its regime, the floor, and the share of it that was reached."""
 
     regime: str
     least_s: float
@@ -25,12 +25,17 @@ class Bound:
 
 
 def bound(facts: Mapping, dtype: str, clock: str, median_s: float, ceilings: Mapping) -> Bound:
-    """What binds a result of `median_s` by `clock`; `facts` has flops, least_bytes and output_bytes.
+    """What binds a result of `median_s` by `clock`; `facts` has flops, least_bytes and output_bytes."""
+    regime, least_s = max(floors(facts, dtype, clock, ceilings).items(), key=lambda item: item[1])
+    return Bound(regime, least_s, least_s / median_s)
 
-    The regime is that of the largest of four times: an empty launch on the same clock; the bytes at the rate of the
-    last cache where they fit into it and the clock leaves them there, or else at memory's (copy, or read-only where
-    little is written); the operations at the rate of the vendor's product or of multiply-adds in that dtype,
-    whichever is higher.
+
+def floors(facts: Mapping, dtype: str, clock: str, ceilings: Mapping) -> dict[str, float]:
+    """The least seconds by each ceiling, by regime: LAUNCH, CACHE or MEMORY, COMPUTE.
+
+    An empty launch on the same clock; the bytes at the rate of the last cache where they fit into it and the clock
+    leaves them there, or else at memory's (copy, or read-only where little is written); the operations at the rate of
+    the vendor's product or of multiply-adds in that dtype, whichever is higher.
     """
     moved = facts["least_bytes"]
     if moved <= ceilings["cache_bytes"] and not is_cold(clock):
@@ -39,10 +44,8 @@ def bound(facts: Mapping, dtype: str, clock: str, median_s: float, ceilings: Map
         mostly_reads = facts["output_bytes"] < _MOSTLY_READS * moved
         data = MEMORY, moved / ceilings["read_bytes_per_s" if mostly_reads else "copy_bytes_per_s"]
     rates = [ceilings[kind][dtype] for kind in ("matmul_flops_per_s", "fma_flops_per_s") if dtype in ceilings[kind]]
-    compute = COMPUTE, facts["flops"] / max(rates) if rates else 0.0
-    launch = LAUNCH, ceilings["launch_s"].get(clock, 0.0)
-    regime, least_s = max(launch, data, compute, key=lambda item: item[1])
-    return Bound(regime, least_s, least_s / median_s)
+    return dict([(LAUNCH, ceilings["launch_s"].get(clock, 0.0)), data,
+                 (COMPUTE, facts["flops"] / max(rates) if rates else 0.0)])
 
 
 def why_impossible(facts: Mapping, median_s: float, ceilings: Mapping) -> str | None:

@@ -1,0 +1,35 @@
+"""`bench explain`: one case of a stored run on one screen."""
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from bench import records
+from bench.errors import UsageError
+from bench.records import Run
+from bench.report import explain as report
+
+RUNS = (Path("reports", "runs"), Path("reports", "evidence"))  # where it is looked for, in this order
+
+
+def explain(case: str, run_folder: Path | None) -> str:
+    """What the run has on the case; by default the newest run that has it.
+
+    Raises:
+        UsageError: for no case, or one that is in no stored run.
+        ValueError: if `run_folder` is no run, or has no such case.
+    """
+    if not case:
+        raise UsageError("say which case: make explain CASE=bmm/torch_bmm/square_128/float32/B64")
+    if run_folder:
+        return report.screen(records.load(run_folder), case, str(run_folder))
+    for folder in RUNS:
+        for path in sorted(folder.glob(f"*/{records.FILE_NAME}"), reverse=True):  # their names begin with their dates
+            with contextlib.suppress(ValueError):
+                if _has(run := records.load(path.parent), case):
+                    return report.screen(run, case, str(path.parent))
+    raise UsageError(f"no stored run has the case {case!r}: `make bench K='…'` measures it, `make list` shows the ids")
+
+
+def _has(run: Run, case: str) -> bool:
+    return any(record.id == case for record in run.records)

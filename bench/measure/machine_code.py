@@ -1,0 +1,26 @@
+"""A variant's kernels as machine code for one problem, compiled without a GPU: their facts, and their instructions."""
+from __future__ import annotations
+
+from bench.measure import codegen, sass
+from bench.measure.codegen import Compiled
+from bench.measure.hot_loop import Instruction, instructions
+from bench.measure.static_facts import never_written
+from kernels.op import Variant
+
+
+def machine_code(variant: Variant, scenario: str, dtype: str, batch: int,
+                 architecture: int) -> list[tuple[Compiled, list[Instruction]]]:
+    """Each kernel that the variant launches on the problem.
+
+    Raises:
+        ValueError: if it is no GPU kernel, or its compiler is not installed, or it does not take the problem.
+        RuntimeError: if it launched nothing. What the compiler raises passes through.
+    """
+    if why := codegen.why_cannot_compile(variant.backend):
+        raise ValueError(f"{variant.id} has no GPU code here: {why}")
+    shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
+    if why := variant.why_unsupported(*shapes):
+        raise ValueError(f"{variant.id} does not take this problem: {why}")
+    launches = codegen.launches_of(variant, never_written(shapes), architecture)
+    return [(compiled, instructions(sass.listing(launch.cubin, architecture)))
+            for compiled, launch in zip(codegen.read(launches), launches)]

@@ -1,0 +1,118 @@
+"""`bench profile`: one case under Nsight Compute or Triton's proton; without a GPU, what its machine code does.
+
+The two profilers are called as their manuals say; nobody has run this on a GPU yet.
+"""
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import kernels
+from bench import units
+from bench.errors import UsageError
+from bench.measure import environment, hot_loop
+from bench.measure.codegen import ARCHITECTURES
+from bench.measure.machine_code import machine_code
+from bench.records import parse_case_id
+from bench.report.fitting import TERMINAL, wrapped
+from bench.report.static import shown_facts
+from bench.verdicts.proton import kernel_times
+from kernels.op import Variant
+
+DONE, FAILED, NOTHING_TO_SHOW = 0, 1, 3
+_ONE_CALL = (sys.executable, "-m", "bench.measure.one_call")
+_NCU = ("ncu", "--set", "detailed", "--profile-from-start", "off", "--target-processes", "all")
+_NOT_PERMITTED = "ERR_NVGPUCTRPERM"
+
+
+def profile(case: str, device: str, architecture: int) -> int:
+    """Show where the case's time goes: on a GPU by ncu or proton, else by its machine code for sm_`architecture`.
+
+    Returns:
+        0, 1 where the profiler failed, 3 where there is nothing to show here.
+
+    Raises:
+        UsageError: if there is no such case, or the architecture is none that is compiled for.
+        ValueError: for an unknown device.
+    """
+    parts, variant = _case(case)
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"sm_{architecture} is none of {', '.join(f'sm_{known}' for known in ARCHITECTURES)}")
+    device = environment.resolve_device(device)
+    if device == "cuda" and not variant.why_not_here(device):
+        return _profiled(case)
+    try:
+        code = machine_code(variant, parts["scenario"], parts["dtype"], parts["batch"], architecture)
+    except (ValueError, RuntimeError) as why:
+        print(wrapped(f"{why}. What is known of the case: make explain CASE={case}"), file=sys.stderr)
+        return NOTHING_TO_SHOW
+    print(wrapped(f"{case}: no GPU here, so this is what the compiler made of it for sm_{architecture}, not yet run"))
+    for compiled, instructions in code:
+        print("\n".join(["", *_shown(compiled, instructions)]))
+    return DONE
+
+
+def _case(name: str) -> tuple[dict, Variant]:
+    if not name:
+        raise UsageError("say which case: make profile CASE=bmm/triton_tiled/square_128/float16/B64")
+    try:
+        parts = parse_case_id(name)
+        op = kernels.ops[parts["op"]]
+        variant, scenario = op.variants[parts["variant"]], op.scenarios[parts["scenario"]]
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"no case {name!r} (op/variant/scenario/dtype/B<batch>): `make list` shows the ids") from error
+    if parts["dtype"] not in scenario.dtypes:
+        raise UsageError(f"{scenario.name} is not defined in {parts['dtype']}: use {', '.join(scenario.dtypes)}")
+    return parts, variant
+
+
+def _profiled(case: str) -> int:
+    why_not_ncu = "ncu is not in the PATH"
+    if shutil.which("ncu"):
+        done = subprocess.run([*_NCU, *_ONE_CALL, case], capture_output=True, text=True)
+        if done.returncode == 0 and _NOT_PERMITTED not in done.stdout:
+            print(done.stdout)
+            return DONE
+        why_not_ncu = (f"ncu may not read the counters ({_NOT_PERMITTED}: NVIDIA's page on it says how to allow it)"
+                       if _NOT_PERMITTED in done.stdout + done.stderr else f"ncu failed: {_last_line(done)}")
+    if importlib.util.find_spec("triton.profiler") is None:
+        print(wrapped(f"{why_not_ncu}, and Triton's proton is not installed"), file=sys.stderr)
+        return NOTHING_TO_SHOW
+    print(wrapped(f"{why_not_ncu}: by Triton's proton, which knows times alone"), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "case")
+        done = subprocess.run([*_ONE_CALL, case, str(path)], capture_output=True, text=True)
+        found = path.with_suffix(".hatchet")
+        if done.returncode or not found.exists():
+            print(wrapped(f"proton failed: {_last_line(done)}"), file=sys.stderr)
+            return FAILED
+        times = kernel_times(json.loads(found.read_text(encoding="utf-8")))
+    print(TERMINAL.render(["kernel", "calls", "time a call", "of all"], (
+        [one.name, str(one.calls), units.duration(one.seconds / one.calls), f"{one.share:.0%}"] for one in times)))
+    return DONE
+
+
+def _last_line(done: subprocess.CompletedProcess) -> str:
+    return next(reversed((done.stderr or done.stdout).strip().splitlines()), f"exit code {done.returncode}")
+
+
+def _shown(compiled, instructions) -> Iterator[str]:
+    """The kernel's facts, the work of its hot loop, and that loop with what each instruction is for."""
+    yield wrapped(f"{compiled.kernel} {compiled.config}: {shown_facts(vars(compiled))}")
+    loop = hot_loop.hot_loop(instructions)
+    if not loop:
+        yield f"No loop in its {len(instructions)} instructions, which are:"
+        loop = instructions
+    else:
+        yield (f"Hot loop: {len(loop)} of {len(instructions)} instructions, from {loop[0].address:#x} to "
+               f"{loop[-1].address:#x}")
+    yield wrapped(", ".join(f"{count} {kind}" for kind, count in hot_loop.work(loop)))
+    for one in loop:
+        said = "" if one.kind == hot_loop.OTHER else f"← {one.kind}"
+        yield f"  {one.address:5x}  {one.text:<58.58}  {said}".rstrip()
