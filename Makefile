@@ -16,14 +16,16 @@ A       ?=
 B       ?=
 FORCE   ?=
 HISTORY ?=
+CASE    ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
+BROWSER := $(if $(VENV),$(VENV)/.browser,)
 PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune codegen \
-        regress selftest compare history aa evidence test lint clean
+.PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
+        explain profile readme regress selftest compare history aa evidence test test-page lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -36,9 +38,13 @@ help:
 	@echo "  make coverage   the intervals of the noise scale against a truth that is known"
 	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
+	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
+	@echo "  make dispatch   a run's winners as the tables that a call looks up (RUN=), and what a call costs"
 	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
+	@echo "  make explain    one case on one screen: floor, regime, ceilings, the rung below (CASE=, RUN=)"
+	@echo "  make profile    one case under ncu or proton; without a GPU its annotated hot loop (CASE=)"
 	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Exit 1 if so"
 	@echo "  make selftest   what that gate sees on this machine: false alarms, and known slow-downs of 1 to 10%"
 	@echo "  make compare    two stored runs or revisions side by side: A=, B= (FORCE=1 across machines)"
@@ -46,6 +52,7 @@ help:
 	@echo "  make aa         each baseline against itself: the spread on identical code"
 	@echo "  make evidence   all that this machine can show (GPU tests, bench, clocks, A/A), in at most 8 files"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
+	@echo "  make readme     the figures of README and METHODOLOGY anew, from the stored runs that they name"
 	@echo "  make lint       flake8"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
@@ -54,7 +61,8 @@ help:
 	@echo "  PROFILE=smoke|quick|full   about one minute, about five, as long as it takes [$(PROFILE)]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
 	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
-	@echo "  RUN=<folder>               a stored run, for report and advise                 [$(RUN)]"
+	@echo "  RUN=<folder>               a stored run: report, advise, dispatch, explain     [$(RUN)]"
+	@echo "  CASE=<id>                  which case, for explain and profile                 [$(CASE)]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
 	@echo "  BASE=<revision>            what regress compares the working tree with       [$(BASE)]"
 	@echo "  BUDGET=<minutes>           regress begins no pair that would end later        [$(BUDGET)]"
@@ -104,8 +112,20 @@ list: $(INSTALLED)
 tune: $(INSTALLED)
 	$(PY) -m bench tune --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
 
+dispatch: $(INSTALLED)
+	$(PY) -m bench dispatch --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" $(if $(RUN),--run "$(RUN)")
+
 codegen: $(INSTALLED)
 	$(PY) -m bench codegen $(if $(PIN),--pin)
+
+explain: $(INSTALLED)
+	@$(PY) -m bench explain "$(CASE)" $(if $(RUN),--run "$(RUN)")
+
+profile: $(INSTALLED)
+	@$(PY) -m bench profile "$(CASE)" --device "$(DEVICE)"
+
+readme: $(BROWSER)
+	$(PY) -m bench readme
 
 regress: $(INSTALLED)
 	$(PY) -m bench regress --base "$(BASE)" --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)" \
@@ -129,6 +149,13 @@ report: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest
+
+$(VENV)/.browser: requirements-page.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -r requirements-page.txt
+	@touch $@
+
+test-page: $(BROWSER)
+	BATCHLINE_BROWSER=needed $(PY) -m pytest tests/test_page_browser.py
 
 lint: $(INSTALLED)
 	$(PY) -m flake8

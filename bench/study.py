@@ -18,7 +18,8 @@ from bench import records
 from bench.cases import PROFILES
 from bench.errors import UsageError
 from bench.folders import new_folder
-from bench.report import tables, training
+from bench.report import training
+from bench.report.fitting import TERMINAL, wrapped
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, INTERRUPTED = 0, 1, 130
@@ -74,7 +75,7 @@ def advise(folder: Path | None, profile: str, device: str, workload: str | None,
         raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(found['workloads'])}")
     for name in names:
         chosen = found["workloads"][name]
-        print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, tables.PLAIN, batch, cost_cap)}\n")
+        print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n")
     return CLEAN
 
 
@@ -141,7 +142,7 @@ def write(study: Mapping, folder: Path) -> None:
                 f"{study['started']}.")
     text = [title, measured, *training.markdown(*parts, figures)]
     (folder / "README.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    print("\n\n".join(training.terminal(*parts)))
+    print("\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in training.terminal(*parts)))
     print(f"report: {folder / 'README.md'}")
 
 

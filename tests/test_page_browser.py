@@ -1,4 +1,5 @@
 """The page in a real browser: from disk, offline, read by mouse, by keyboard, on a phone, in the dark, and by axe."""
+import os
 import shutil
 
 import pytest
@@ -7,11 +8,12 @@ from bench.report import page
 from tests.pages import everything, hostile
 
 pytest.importorskip("plotly", reason="plotly.js comes with plotly, which is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser, and is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="`make test-page` installs Playwright and runs these")
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright",
                                      reason="axe-core comes with axe-playwright-python, which is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+pytestmark = pytest.mark.skipif(CHROMIUM is None and "BATCHLINE_BROWSER" not in os.environ,
+                                reason="there is no Chromium here")
 
 PHONE = {"width": 375, "height": 812}
 LATENCY = "[data-op=bmm] [data-quantity=latency]"
@@ -19,6 +21,7 @@ LATENCY = "[data-op=bmm] [data-quantity=latency]"
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM, "there is no Chromium in the PATH: install one (on Debian: apt-get install chromium)"
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
         yield browser

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import a_a, records, selftests
-from bench.report import selftest
-from bench.report.tables import MARKDOWN
+from bench import a_a, readme, records, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -52,7 +50,7 @@ def test_links_lead_somewhere(document):
 
 def test_every_setting_of_the_makefile_is_in_the_readme():
     settings = re.findall(r"^([A-Z_]+) +\?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    assert len(settings) == 17
+    assert len(settings) == 18
     assert not [name for name in settings if f"`{name}`" not in README]
 
 
@@ -93,10 +91,13 @@ def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
         assert f"{percent}%" in section
 
 
-@pytest.mark.parametrize("document", [README, METHODOLOGY], ids=["README", "METHODOLOGY"])
-def test_the_selftests_table_is_the_stored_one(document):
-    folder = REPOSITORY / re.search(r"reports/(evidence/[\w-]+)/selftest\.json", METHODOLOGY).group(0)
-    found = selftests.load(folder.parent)
-    assert found.about["machine"]["revision"]["dirty"] is False and found.sessions == 20 and not found.about["ended"]
-    assert selftest.table(found, MARKDOWN) in document
-    assert selftest.answer(found) in " ".join(document.replace("\n> ", " ").split())
+def test_the_figures_are_those_of_the_stored_runs(capsys):
+    assert readme.readme(check=True) == readme.CLEAN, capsys.readouterr().out
+
+
+def test_the_self_test_is_of_a_clean_checkout_and_whole():
+    for document in (README, METHODOLOGY):
+        (folder,) = re.findall(r"<!-- shown: selftest ([^ ;]+)", document)
+        found = selftests.load(REPOSITORY / folder)
+        assert found.about["machine"]["revision"]["dirty"] is False
+        assert found.sessions == 20 and not found.about["ended"]

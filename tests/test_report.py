@@ -215,3 +215,26 @@ def test_progress_on_a_terminal_rewrites_one_line():
             return True
 
     assert "\r\x1b[K[2/3] 0 min 10 s left  b failed" in _progress(Terminal())
+
+
+def _stored_run(folder, started, **about):
+    run_document = document()
+    run_document[records.OURS] |= {"started": started, **about}
+    folder.mkdir()
+    records.save(folder, run_document)
+    return folder
+
+
+def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
+    own = _stored_run(tmp_path / "2026-01-05-own", "2026-01-05T00:00:00+00:00")
+    run = records.load(own)
+    assert report.before(run, own) is None
+    _stored_run(tmp_path / "2026-01-01-older", "2026-01-01T00:00:00+00:00")
+    _stored_run(tmp_path / "2026-01-02-old", "2026-01-02T00:00:00+00:00")
+    _stored_run(tmp_path / "2026-01-03-part", "2026-01-03T00:00:00+00:00", selection="tiny")
+    _stored_run(tmp_path / "2026-01-04-quick", "2026-01-04T00:00:00+00:00", profile="quick")
+    _stored_run(tmp_path / "2026-01-06-later", "2026-01-06T00:00:00+00:00")
+    (tmp_path / "2026-01-07-damaged").mkdir()
+    (tmp_path / "2026-01-07-damaged" / records.FILE_NAME).write_text("{")
+    assert report.before(run, own).about["started"].startswith("2026-01-02")
+    assert "Against the last run: " in report.terminal(run, report.before(run, own))

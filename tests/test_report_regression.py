@@ -1,6 +1,7 @@
 """A comparison in Markdown and in the terminal: every verdict, a void session, and text that stays text."""
 import html
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -126,3 +127,20 @@ def test_the_terminal_fits_100_columns_and_gives_no_command_to_a_runner():
         assert not [line for line in lines if line.lstrip().startswith("::") or "##[" in line]
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202e]", "".join(lines))
     assert HOSTILE.split()[-1] in regression.terminal(hostile_comparison())
+
+
+def state(base, head, **throttled):
+    return {"pair": 1, "problem": "bmm/tiny_16/float32/B1", "base": base, "head": head, "throttled": throttled}
+
+
+@pytest.mark.parametrize("states, said", [
+    ((), ""), ((state({}, {}),), ""), ((state({"unknown": "no NVML"}, {"mhz": None}),), ""),
+    ((state({"mhz": 2000.0}, {"mhz": 2100.0}),), "CPU clock 2050 MHz (2000 to 2100) while it was measured."),
+    ((state({"before": {"sm_mhz": 1980}, "after": {"sm_mhz": 1755}}, {"before": {}, "after": {"sm_mhz": 1980}},
+            heat=1), state({}, {}, heat=2)),
+     "SM clock 1980 MHz (1755 to 1980) while it was measured; 3 turns dropped, throttled: heat."),
+])
+def test_the_clocks_and_what_was_dropped_are_said(states, said):
+    assert words.clocks(states) == said
+    shown = regression.markdown(replace(comparison(judged(EQUIVALENT)), states=states))
+    assert shown.rstrip().endswith(said or "</details>")

@@ -9,10 +9,9 @@ from bench import units
 from bench.records import Record, Run
 from bench.report.escaping import one_line
 from bench.report.regression_words import share
-from bench.report.tables import PLAIN
+from bench.report.fitting import COLUMNS, TERMINAL
 from bench.verdicts.comparison import Comparison, Pair
 
-COLUMNS = 100
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")
 _MARK = "other machine"
@@ -29,7 +28,7 @@ def terminal(comparison: Comparison) -> str:
     for kernel, pairs in _by_kernel(comparison).items():
         headers = [*_HEADERS, *([mark] if mark else [])]
         rows = [[*_row(pair), *([mark] if mark else [])] for pair in pairs]
-        tables.append(f"{_wrapped(kernel, mark)}\n{PLAIN.render(headers, rows)}")
+        tables.append(f"{_wrapped(kernel, mark)}\n{TERMINAL.render(headers, rows)}")
     return "\n\n".join(["\n".join(blocks), *tables, *_alone(comparison, mark)])
 
 

@@ -1,18 +1,17 @@
 """A history in words and plots: what changed when, at which revision, by how much."""
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.report import plots
 from bench.report.escaping import one_line
+from bench.report.fitting import wrapped
 from bench.report.regression_words import share
 from bench.report.tables import unique
 from bench.verdicts.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
 from bench.verdicts.trends import Entry, Group, Series, toolchain_changes
 
-COLUMNS = 100
 _MOST_NAMED = 3
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
 _MARKERS = "osD^vPX"
@@ -26,13 +25,13 @@ def terminal(name: str, groups: Sequence[Group]) -> str:
 
 
 def _lines(name: str, group: Group, several: bool) -> Iterator[str]:
-    yield _wrapped(answer(name, group))
+    yield wrapped(answer(name, group))
     if several:
-        yield _wrapped("on " + ", ".join(f"{fact} {value}" for fact, value in group.machine.items()), "  ")
+        yield wrapped("on " + ", ".join(f"{fact} {value}" for fact, value in group.machine.items()), "  ")
     for index, differ in toolchain_changes(group.entries):
-        yield _wrapped(f"toolchain at {_revision(group.entries[index])}: {', '.join(differ)}", "  ")
+        yield wrapped(f"toolchain at {_revision(group.entries[index])}: {', '.join(differ)}", "  ")
     for series, change in group.changed:
-        yield _wrapped(f"{series.case}: {_change(series, change)}", "  ")
+        yield wrapped(f"{series.case}: {_change(series, change)}", "  ")
 
 
 def answer(name: str, group: Group) -> str:
@@ -123,8 +122,3 @@ def _note(axes, x: float, text: str, height: float, align: str) -> None:
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(one_line(text), COLUMNS, initial_indent=indent, subsequent_indent=f"{indent}  ",
-                         break_on_hyphens=False)

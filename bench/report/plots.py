@@ -57,9 +57,14 @@ def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:
     for group, records in run.groups().items():
         timed = [record for record in records if record.status == MEASURED]
         if timed:
-            names[group] = "-".join(group)
+            names[group] = name_of(*group)
             _draw_group(timed, run, group, folder / names[group])
     return names
+
+
+def name_of(op: str, scenario: str, dtype: str) -> str:
+    """A group's file name, without its ending."""
+    return f"{op}-{scenario}-{dtype}"
 
 
 def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str], path: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from bench.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
 from bench.report import escaping
 from bench.report import regression_words as words
+from bench.report.fitting import COLUMNS
 from bench.report.tables import unique
 
-COLUMNS = 100
 _UNCHANGED = (EQUIVALENT, IDENTICAL)
 _HEADERS = ("case", "what", "verdict", "base → head", "change (90% interval)", "floor", "pairs", "note")
 
@@ -33,6 +33,8 @@ def _sections(regression: Regression) -> Iterator[str]:
         yield f"<details><summary>{_unchanged_heading(unchanged)}</summary>"
         yield escaping.GITHUB.render(_HEADERS, map(_row, unchanged))
         yield "</details>"
+    if clocks := words.clocks(regression.states):
+        yield escaping.markdown(clocks)
 
 
 def _row(case: Judged) -> Sequence[str]:
