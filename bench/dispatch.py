@@ -76,7 +76,6 @@ class _Calls:
 
     def __init__(self, profile: str, device: str):
         self._profile, self._device = PROFILES[profile], device
-        self._look_ups: dict[tuple[str, str, str], float] = {}
 
     def problems(self) -> list[Problem]:
         """The profile's, where the op's call can be timed."""
@@ -101,20 +100,20 @@ class _Calls:
 
     def _called(self, isolation: Isolation, problem: Problem) -> Called | None:
         op, profile = kernels.ops[problem[0]], self._profile
-        labels = {name: case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline)}
+        call, baseline = (case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline))
+        looked_up = f"{baseline} behind a look-up"
         effort = Effort(profile.precision, profile.sampling_s)
-        outcomes = isolation.measure(Task(*problem, tuple((label, name) for name, label in labels.items()),
-                                          CLOCKS[self._device][:1], effort, effort, profile.warm_up_s,
-                                          longest_call_s=profile.longest_call_s))
-        call, baseline = (outcomes[label] for label in labels.values())
+        outcomes = isolation.measure(Task(
+            *problem, ((call, DISPATCHED), (baseline, op.baseline), (looked_up, DISPATCHED)), CLOCKS[self._device][:1],
+            effort, effort, profile.warm_up_s, longest_call_s=profile.longest_call_s,
+            configs={looked_up: {"variant": op.baseline}}))
         for label, outcome in outcomes.items():
             if outcome.status != MEASURED:
                 print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
                 return None
-        if problem[:3] not in self._look_ups:
-            self._look_ups[problem[:3]] = isolation.call("look_up_s", *problem[:3])
-        return Called(*problem, op.baseline, call.facts["config"]["variant"], call.facts["config_source"],
-                      self._look_ups[problem[:3]], call.samples_s, baseline.samples_s)
+        facts = outcomes[call].facts
+        return Called(*problem, op.baseline, facts["config"]["variant"], facts["config_source"],
+                      *(outcomes[label].samples_s for label in (call, baseline, looked_up)))
 
 
 def _evidence(folder: Path, device: str) -> Run:

@@ -67,7 +67,7 @@ def _take_screenshots(text: str, root: Path) -> None:
 
 
 def _screenshot(folder: Path) -> bytes:
-    """The first screen of the run's page, in light.
+    """The run's page in light, from the plots of its first op on.
 
     Raises:
         UsageError: where there is no browser to take it.
@@ -84,8 +84,10 @@ def _screenshot(folder: Path) -> bytes:
         browser = driver.chromium.launch(executable_path=chromium)
         tab = browser.new_page(viewport=_WINDOW, color_scheme="light")
         tab.goto(path.as_uri())
-        tab.locator("figure .plot svg").first.wait_for()
-        tab.wait_for_timeout(500)  # for the fonts and the plots' last frame
+        tab.locator("[data-op]").first.evaluate("section => section.scrollIntoView()")
+        for figure in tab.locator("[data-op]").first.locator("figure").all():  # a plot is drawn when it comes into view
+            figure.locator("svg.main-svg").first.wait_for(state="attached")
+        tab.wait_for_timeout(500)  # for the plots' last frame
         taken = tab.screenshot()
         browser.close()
     return taken

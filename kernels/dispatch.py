@@ -20,6 +20,8 @@ VERSIONS = ("torch", "triton", "numba", "numba-cuda")  # another one of these, a
 MEASURED, NEARBY, RULE, BASELINE = "measured", "measured nearby", "by rule", "the baseline"
 _MOST_REMEMBERED = 4096  # problems; a caller whose sizes never repeat must not fill the memory
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+_is_autocast_enabled = torch.is_autocast_enabled
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,37 @@ class Dispatch:
 
     def function(self, *inputs: torch.Tensor) -> Callable:
         """What to call on these inputs. Remembered for their shapes, strides, dtypes and devices."""
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._baseline.function
-        try:
-            key = (torch.is_grad_enabled(), torch.is_autocast_enabled(inputs[0].device.type),
-                   *[(type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
-                     for tensor in inputs])
+        try:  # a microsecond: as few calls as tell the problems apart, and no frame of its own
+            graded, key = _is_grad_enabled(), [_is_autocast_enabled("cuda" if inputs[0].is_cuda else "cpu")]
+            for tensor in inputs:
+                key += type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+                if graded and tensor.requires_grad:
+                    key.append(True)
+            return self._known[tuple(key)]
+        except KeyError:
+            return self._remembered(tuple(key), inputs)
         except (AttributeError, IndexError, RuntimeError):  # no tensors, or without strides: for the baseline to refuse
             return self._baseline.function
-        found = self._known.get(key)
-        if found is None:
-            found = self._op.variants[self.look_up(*inputs).variant].function
-            if len(self._known) >= _MOST_REMEMBERED:
-                self._known.clear()
-            self._known[key] = found
+
+    def _remembered(self, key: tuple, inputs: Sequence[torch.Tensor]) -> Callable:
+        found = self._op.variants[self.look_up(*inputs).variant].function
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known[key] = found
         return found
+
+    def behind_look_up(self, name: str) -> Callable:
+        """The variant of that name behind a look-up whose answer it does not take: by it the look-up is timed."""
+        look_up, function = self.function, self._op.variants[name].function
+
+        def looked_up_first(*inputs):
+            look_up(*inputs)
+            return function(*inputs)
+
+        looked_up_first.__name__ = DISPATCHED
+        return looked_up_first
 
     def look_up(self, *inputs: torch.Tensor) -> Choice:
         """The choice for these inputs.

@@ -160,6 +160,7 @@ class Op:
         self.output_dtype = output_dtype
         self.rows = tuple(rows)
         self.dispatch = Dispatch(self, rule)
+        self._function = self.dispatch.function
         self._variants: dict[str, Variant] = {}
         self._searched = False
 
@@ -215,12 +216,14 @@ class Op:
 
     def __call__(self, *inputs: torch.Tensor):
         """Run the op by the variant that was measured fastest here, or by rule; gradients by the baseline."""
-        return self.dispatch.function(*inputs)(*inputs)
+        return self._function(*inputs)(*inputs)
 
     def _own_call(self) -> Variant:
         """The call itself as one more variant: what it costs and gains is measured like any other."""
+        function = self.dispatch.function
+
         def dispatched(*inputs):
-            return self(*inputs)
+            return function(*inputs)(*inputs)
 
         return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=self._variants[self.baseline].dtypes,
                        builds_on=self.baseline, detail=True, example=self.example,

@@ -45,9 +45,14 @@ class Problem:
 
 
 def launched_with(variant: Variant, config: Mapping | None) -> Variant:
-    """The variant with a configuration that it would not choose itself; as it is for None."""
+    """The variant with a configuration that it would not choose itself; as it is for None.
+
+    What hands on to another looks up all the same, and then hands on to the one that is asked for.
+    """
     if config is None:
         return variant
+    if variant.backend == DISPATCH:
+        return replace(variant, function=variant.op.dispatch.behind_look_up(config["variant"]))
 
     def function(*inputs):
         with variant.tunable.forced(config):
@@ -62,13 +67,13 @@ def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None)
 
     Of what hands on to another variant it is that one.
     """
-    if variant.backend == DISPATCH:
+    if variant.backend == DISPATCH and config is None:
         choice = variant.op.dispatch.look_up(*inputs)
         return {"config": {"variant": choice.variant}, "config_source": choice.source}
-    if not variant.tunable:
-        return {}
     if config is not None:
         return {"config": dict(config), "config_source": "asked for"}
+    if not variant.tunable:
+        return {}
     choice = variant.tunable.look_up(*inputs)
     return {"config": dict(choice.config), "config_source": choice.source}
 

@@ -4,8 +4,6 @@ Every method takes and returns what can be sent between processes.
 """
 from __future__ import annotations
 
-import functools
-import timeit
 from collections.abc import Callable, Mapping
 
 import torch
@@ -24,8 +22,6 @@ from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.records import INVALID, NotMeasured
 from bench.verdicts import roofline
-
-_LOOK_UPS = 2000
 
 
 class Runner:
@@ -106,13 +102,6 @@ class Runner:
                                                          self._state)
                 outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
         return outcomes
-
-    def look_up_s(self, op: str, scenario: str, dtype: str) -> float:
-        """Seconds in which an op's call finds its variant, on a problem that it has seen before: the least of five."""
-        look_up = functools.partial(kernels.ops[op].dispatch.function,
-                                    *kernels.ops[op].make_inputs(scenario, 1, dtype, self._device))
-        look_up()
-        return min(timeit.repeat(look_up, number=_LOOK_UPS, repeat=5)) / _LOOK_UPS
 
     def planned(self, profile: str) -> dict[str, dict]:
         """Every case of the profile that these kernels have, by id: its "refusal" (status and reason, or None), and a

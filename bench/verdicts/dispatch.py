@@ -27,8 +27,8 @@ class Measured:
 class Called:
     """One problem on which an op's call was timed in turns with the op's baseline. Times in seconds, samples raw.
 
-    `baseline` is the op's, `variant` what the call ran, `source` why (kernels.dispatch.Choice), `look_up_s` what it
-    takes to find it.
+    `baseline` is the op's, `variant` what the call ran, `source` why (kernels.dispatch.Choice). `looked_up_samples_s`
+    are of the baseline behind a look-up whose answer it does not take.
     """
 
     op: str
@@ -38,9 +38,9 @@ class Called:
     baseline: str
     variant: str
     source: str
-    look_up_s: float
     call_samples_s: Sequence[float]
     baseline_samples_s: Sequence[float]
+    looked_up_samples_s: Sequence[float]
 
     @property
     def problem(self) -> tuple[str, str, str, int]:
@@ -59,11 +59,18 @@ class Called:
         return self.baseline_s / self.call_s
 
     @property
+    def overhead_s(self) -> float:
+        """What the look-up takes beside this baseline: more where the data drives its few objects out of the caches."""
+        return statistics.median(self.looked_up_samples_s) - self.baseline_s
+
+    @property
     def is_slower(self) -> bool:
-        """Whether it takes longer than the baseline and the look-up, by more than is told apart in one process."""
-        open_s = math.hypot(*(medians.precision(samples) * statistics.median(samples)
-                              for samples in (self.call_samples_s, self.baseline_samples_s)))
-        return self.call_s - self.baseline_s - self.look_up_s > max(crossovers.TIE * self.baseline_s, open_s)
+        """Whether it takes longer than the look-up and the baseline, by more than is told apart in one process."""
+        known = [(statistics.median(samples), medians.precision(samples))
+                 for samples in (self.call_samples_s, self.looked_up_samples_s)]
+        (call_s, _), (allowed_s, _) = known
+        open_s = math.hypot(*(median_s * precision for median_s, precision in known))
+        return call_s - allowed_s > max(crossovers.TIE * allowed_s, open_s)
 
 
 def measured(records: Sequence[Record], baselines: Mapping[str, str],
