@@ -22,6 +22,18 @@ def test_the_a_a_figure_is_the_stored_one():
     assert a_a.summary(pairs, document["machine"]["device_name"], document["clock"]).endswith(figure)
 
 
+def test_the_figures_of_an_ops_own_call_are_the_stored_ones():
+    section = " ".join(METHODOLOGY.partition("## An op's own call")[2].partition("\n## ")[0].split())
+    text = (REPOSITORY / "reports" / re.search(r"\((evidence/[^/)]+/dispatch\.txt)\)", section).group(1)).read_text()
+    assert "None of 197 calls is slower than the baseline by more than the look-up." in text
+    assert "none of 197 calls is" in section
+    rows = [line.split() for line in text.splitlines() if line.startswith(("bmm", "grad_stats", "wgrad"))]
+    for op, problems, others, gain, *_ in rows:
+        assert re.search(rf"{op} (is )?{gain}( as fast)? \({others} of {problems}", section), op
+    assert "takes 1.98 µs beside" in section and "takes 5.23 µs more" in section
+    assert re.search(r"^bmm .* 1\.98 µs +5\.23 µs", text, re.MULTILINE)
+
+
 def test_the_machine_is_named():
     machine = records.load(EVIDENCE).machine
     assert machine["device_name"] in README
