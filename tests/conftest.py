@@ -22,12 +22,13 @@ def interpreted(request, tmp_path_factory):
     (its exit code, what it printed). Only where this session waits for them."""
     children = {item.callspec.params["child"] for item in request.session.items if _waits(item)}
     folder, started = tmp_path_factory.mktemp("interpreted"), []
+    environment = dict(os.environ)  # as it is now: a test that is at it when a child starts may have changed it
 
     def run(backend, file):
         with (folder / f"{len(started)}").open("w+") as output:
             started.append(subprocess.Popen(
                 [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider", "--no-header", "-rN"],
-                env=os.environ | backends.interpreter_environment(backend), stdout=output, stderr=output))
+                env=environment | backends.interpreter_environment(backend), stdout=output, stderr=output))
             code = started[-1].wait()
             output.seek(0)
             return code, output.read()
