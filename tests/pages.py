@@ -60,6 +60,13 @@ def a_run(**about):
     return replace(run, about={**run.about, **about})
 
 
+def invariance(variant, differs_at=(), **changes):
+    """What a run found of one variant's bits over the batch, on tiny_16."""
+    return {"op": "bmm", "variant": variant, "scenario": "tiny_16", "dtype": "float32", "batches": [1, 16, 256],
+            "rows": not differs_at, "differs_at": list(differs_at), "repeats": True, "digest": "0", "failed": None,
+            **changes}
+
+
 def with_records(run, *added):
     return replace(run, records=(*run.records, *added))
 
@@ -71,8 +78,8 @@ def timed(variant, batch, median_s, scenario="tiny_16", dtype="float32", **facts
 
 
 def everything():
-    """A run that has all that a page can show: two scenarios, a crossover, a failure, noise, and a sweep."""
-    run = a_run(noise=noise(), sweep=sweep())
+    """A run that has all that a page can show: two scenarios, a crossover, a failure, bits, noise, and a sweep."""
+    run = a_run(noise=noise(), sweep=sweep(), invariance=[invariance("torch_bmm"), invariance("fast", [1])])
     run.about["scenarios"]["bmm"]["tiny_32"] = "many 32x32 matrices"
     return with_records(
         run, *(timed(variant, batch, launch_s * (1 + batch / saturated)) for batch in (1, 16, 256)
@@ -83,7 +90,8 @@ def everything():
 
 def hostile():
     """A run in which a variant, a scenario, a failure, an idea and a workload are called HOSTILE."""
-    run = with_records(a_run(noise=noise(**{HOSTILE: noise()["workloads"]["digits"]}), sweep=None),
+    bits = [invariance(HOSTILE, [1], scenario=HOSTILE), invariance("torch_bmm", failed=HOSTILE, rows=None)]
+    run = with_records(a_run(noise=noise(**{HOSTILE: noise()["workloads"]["digits"]}), sweep=None, invariance=bits),
                        timed(HOSTILE, 4, 1e-6, HOSTILE),
                        Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE))
     run.about["scenarios"]["bmm"][HOSTILE] = HOSTILE

@@ -14,6 +14,7 @@ from bench.report.tables import PLAIN
 from bench.verdicts.invariance import by_variant, prices
 from kernels.op import Variant
 from tests.pages import a_run, timed, with_records
+from tests.pages import invariance as row
 from tests.test_records import document
 
 BMM, REDUCE, STATS = (kernels.ops[name] for name in ("bmm", "grad_reduce", "grad_stats"))
@@ -83,15 +84,8 @@ def test_only_problems_of_milliseconds_are_looked_at():
     assert invariance.batches_of(BMM, "square_4096", "float32", [1, 2]) == ()
 
 
-def rows(*changes):
-    plain = {"op": "bmm", "variant": "torch_bmm", "scenario": "tiny_16", "dtype": "float32", "batches": [1, 16, 256],
-             "rows": True, "differs_at": [], "repeats": True, "digest": "0", "failed": None}
-    return [plain | change for change in changes]
-
-
-ROWS = rows({}, {"variant": "fast", "rows": False, "differs_at": [1, 16]},
-            {"variant": "fast", "scenario": "tiny_32"}, {"variant": "broken", "failed": "no", "rows": None},
-            {"variant": "mean", "rows": None, "repeats": False})
+ROWS = [row("torch_bmm"), row("fast", [1, 16]), row("fast", scenario="tiny_32"), row("broken", failed="no", rows=None),
+        row("mean", rows=None, repeats=False)]
 
 
 def run():
@@ -133,7 +127,7 @@ class Worker:
         if arguments[2] == "tiny_32":
             raise WorkerLost(CRASHED, "gone", "", "")
         digest = str(self.closed) if arguments[1] == "numba_cpu_tiny" else "0"
-        return rows({"variant": arguments[1], "scenario": arguments[2], "digest": digest})[0]
+        return row(arguments[1], scenario=arguments[2], digest=digest)
 
     def close(self):
         self.closed += 1

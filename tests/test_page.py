@@ -26,7 +26,7 @@ def full():
 def test_the_page_has_its_sections_in_order(full):
     assert [heading.partition(":")[0] for heading in full.text("h2")] == [
         "The answer", "Which variant from which batch", "bmm", "Latency over the batch", "Memory over the batch",
-        "Gradient noise", "What batch size?", "The four claims", "Failures", "Not timed, and why",
+        "Batch invariance", "Gradient noise", "What batch size?", "The four claims", "Failures", "Not timed, and why",
         "What the compilers made of the GPU variants", "The machine"]
 
 
