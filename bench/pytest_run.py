@@ -84,6 +84,8 @@ def selected(case_ids: Sequence[str], selection: str, profile_name: str) -> list
     chooser = _Chooser(case_ids)
     with _no_plugins_but_ours():
         code = pytest.main([*_ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])
+    if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
+        raise KeyboardInterrupt
     _require_selected(code, selection, len(case_ids), profile_name)
     return chooser.chosen
 

@@ -127,3 +127,21 @@ def test_doing_is_cut_to_what_it_holds():
     doing.begin("bmm/x/y/z/B1", "µ" * 600)
     whose, step, since_s = doing.read()
     assert whose == "bmm/x/y/z/B1" and len(step) < 600 and time.monotonic() - since_s < 5
+
+
+def test_a_ctrl_c_while_a_worker_starts_counts_when_it_has_started(monkeypatch):
+    start, started = isolation.multiprocessing.context.SpawnProcess.start, []
+
+    def interrupted(process):
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(isolation.multiprocessing.context.SpawnProcess, "start", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Isolation("cpu", 5)
+    assert len(started) == 1 and signal.getsignal(signal.SIGINT) is handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    started[0].kill()
+    started[0].join()

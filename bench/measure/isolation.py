@@ -105,7 +105,7 @@ class Isolation:
         self._doing = Doing(self._context)
         self._process = self._context.Process(target=serve, daemon=True,
                                               args=(theirs, self._doing, self._device, self._tree))
-        with _interrupts_ignored():  # inherited, or a Ctrl-C while it starts would print its traceback
+        with _interrupts_put_off():  # the child inherits that, or a Ctrl-C while it starts would print its traceback
             self._process.start()
         theirs.close()
         self._oom_kills = _oom_kills()
@@ -154,12 +154,18 @@ class Isolation:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_put_off() -> Iterator[None]:
+    """A Ctrl-C in the block counts after it: none is lost, and none reaches a process that starts in it."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _oom_kills() -> int:
