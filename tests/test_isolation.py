@@ -138,10 +138,13 @@ def test_a_ctrl_c_while_a_worker_starts_counts_when_it_has_started(monkeypatch):
         started.append(process)
 
     monkeypatch.setattr(isolation.multiprocessing.context.SpawnProcess, "start", interrupted)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        Isolation("cpu", 5)
-    assert len(started) == 1 and signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where it runs in the background, it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Isolation("cpu", 5)
+        assert len(started) == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
     started[0].kill()
     started[0].join()

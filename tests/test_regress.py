@@ -102,10 +102,16 @@ def test_nothing_is_left_behind(regressed, repository):
     assert not re.search("batchline-base-", git(repository, "worktree", "list", "--porcelain"))
 
 
+def _ctrl_c_counts():
+    """In a process that a shell has put into the background it is ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_no_worktree_and_no_empty_folder(repository):
     before = set((repository / "reports" / "runs").glob("*"))
     process = subprocess.Popen(command("--base", "HEAD", "-k", CHOSEN), cwd=repository, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=_ctrl_c_counts)
     deadline = time.monotonic() + 60
     while git(repository, "worktree", "list").count("\n") == 1 and time.monotonic() < deadline:
         time.sleep(0.1)

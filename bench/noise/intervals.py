@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-_NO_SKEWNESS = 1e-6  # below it rounding would be all that the transformation shows
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -79,11 +77,12 @@ def skewed(quantiles: Quantiles, skewness: float) -> Quantiles:
     (estimate − truth)/(standard error) is skewed the other way, and twice as much. Hall 1992, On the removal of
     skewness by transformation: of t + k·t²/3 + k²·t³/27 + k/6 next to nothing is left; that is inverted here.
     """
-    k = skewness
-    if abs(k) < _NO_SKEWNESS:
-        return quantiles
-    low, high = (3 / k * (np.cbrt(1 + k * (quantile - k / 6)) - 1) for quantile in (quantiles.low, quantiles.high))
-    return Quantiles(float(low), float(high))
+    k, ends = skewness, []
+    for quantile in (quantiles.low, quantiles.high):
+        shifted = quantile - k / 6
+        root = np.cbrt(1 + k * shifted)
+        ends.append(float(shifted * (3 / (root * root + root + 1))))  # 3/k · (root − 1), where k is next to nothing too
+    return Quantiles(*ends)
 
 
 def around(mean: float, variance: float, quantiles: Quantiles) -> Interval:
