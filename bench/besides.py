@@ -12,7 +12,7 @@ from dataclasses import asdict
 import kernels
 from bench import records, study, units
 from bench.cases import Plan
-from bench.measure import audit, grids, invariance, static_facts
+from bench.measure import audit, grids, invariance, outcome, static_facts
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.records import MEASURED, OURS
 from bench.verdicts import memory_law
@@ -73,7 +73,9 @@ def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[
     if the_plan.profile.details:
         isolation.close()  # the next call is answered by a fresh process
         for row, (job, small) in zip(rows, jobs.items()):
-            row["repeats"] = row["repeats"] and _looked_at(isolation, *job, small)["digest"] == row["digest"]
+            again = _looked_at(isolation, *job, small)
+            row["failed"] = row["failed"] or again["failed"]
+            row["repeats"] = row["repeats"] and again["digest"] == row["digest"]
     return rows
 
 
@@ -118,9 +120,13 @@ def waves(the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -
             largest[key] = max(largest.get(key, 0), record.batch)
     found = []
     for (op, variant, scenario, dtype), batch in largest.items():
-        with contextlib.suppress(Exception):  # a launcher that CPU tensors don't do for has no waves
-            if one := grids.waves_of(kernels.ops[op].variants[variant], scenario, dtype, batch, rows, machine["gpu"]):
-                found.append({"op": op, "variant": variant, "scenario": scenario, "dtype": dtype, **asdict(one)})
+        row = {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype}
+        try:
+            one = grids.waves_of(kernels.ops[op].variants[variant], scenario, dtype, batch, rows, machine["gpu"])
+        except Exception as error:  # whatever a launcher raises that CPU tensors don't do for
+            found.append(row | {"why_not": outcome.one_line(error)})
+        else:
+            found += [row | asdict(one)] if one else []
     return found
 
 

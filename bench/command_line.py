@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
-                                   "by more than the look-up, 2 usage, 3 nothing could be measured")
+                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured")
     _add_plan_options(dispatch)
     dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this")
     dispatch.add_argument("--run", metavar="FOLDER", help="write its tables first, and take out what is slower "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import kernels
@@ -19,7 +19,7 @@ from bench.measure import environment
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import MEASURED, Run, case_id
+from bench.records import BROKEN, MEASURED, Run, case_id
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
 from bench.verdicts.dispatch import Called, measured
@@ -27,7 +27,7 @@ from kernels.device import device_name
 from kernels.device_files import file_for, stored
 from kernels.dispatch import DISPATCHED, why_stale
 
-CLEAN, SLOWER, NOT_MEASURED = 0, 1, 3
+CLEAN, REFUTED, NOT_MEASURED = 0, 1, 3
 _LOOKS = 3     # in as many processes; what is slower in each of them is slower
 _REMOVALS = 3  # of a problem's choices, the best first, before it is left as it is
 _HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
@@ -41,7 +41,7 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         selection: call only problems that have this in their id.
 
     Returns:
-        0, 1 where a call is slower than the baseline and the look-up, 3 where nothing could be measured.
+        0, 1 where a call is slower than the baseline and the look-up, or fails, 3 where nothing could be measured.
 
     Raises:
         UsageError: for an unknown profile, a run that is no evidence for this machine, or a file that can't be written.
@@ -50,25 +50,41 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
     device = environment.resolve_device(device)
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
-    if run_folder:
-        _write(_evidence(run_folder, device), device)
     calls = _Calls(profile, device)
+    run = _evidence(run_folder, device) if run_folder else None
     try:
-        called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
-        slower = calls.confirm(called)
-        for _ in range(_REMOVALS if run_folder else 0):
-            if removed := [one for one in slower if _take_out(one, device)]:
-                print(f"{len(removed)} choices are slower than the baseline in each of {_LOOKS} processes: taken out",
-                      file=sys.stderr)
-                called |= calls.time(one.problem for one in removed)
-                slower = calls.confirm(called)
+        with _put_back_unless_called(device):
+            if run:
+                _write(run, device)
+            called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
+            slower = calls.confirm(called)
+            for _ in range(_REMOVALS if run else 0):
+                if removed := [one for one in slower if _take_out(one, device)]:
+                    print(f"{len(removed)} choices are slower than the baseline in each of {_LOOKS} processes: "
+                          "taken out", file=sys.stderr)
+                    called |= calls.time(one.problem for one in removed)
+                    slower = calls.confirm(called)
     except (WorkerLost, RuntimeError) as error:
-        print(f"batchline: the calls can't be measured: {error}", file=sys.stderr)
+        print(f"batchline: the calls can't be measured: {error}; the tables are as they were", file=sys.stderr)
         return NOT_MEASURED
     print(report.terminal(list(called.values()), slower))
     for line in _stale(device):
         print(wrapped(line))
-    return NOT_MEASURED if not called else SLOWER if slower else CLEAN
+    return NOT_MEASURED if not called else REFUTED if slower or calls.broken else CLEAN
+
+
+@contextlib.contextmanager
+def _put_back_unless_called(device: str) -> Iterator[None]:
+    """Tables that were not called to the end are none: whatever ends the block, Ctrl-C too, the old ones are back."""
+    paths = [file_for(op.folder, "dispatch", device) for op in kernels.ops.values()]
+    before = {path: path.read_bytes() if path.exists() else None for path in paths}
+    try:
+        yield
+    except BaseException:
+        for path, content in before.items():
+            path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+        stored.cache_clear()
+        raise
 
 
 class _Calls:
@@ -76,6 +92,7 @@ class _Calls:
 
     def __init__(self, profile: str, device: str):
         self._profile, self._device = PROFILES[profile], device
+        self.broken = False  # whether a call was wrong, failed, crashed…
 
     def problems(self) -> list[Problem]:
         """The profile's, where the op's call can be timed."""
@@ -110,6 +127,7 @@ class _Calls:
         for label, outcome in outcomes.items():
             if outcome.status != MEASURED:
                 print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
+                self.broken = self.broken or outcome.status in BROKEN
                 return None
         facts = outcomes[call].facts
         return Called(*problem, op.baseline, facts["config"]["variant"], facts["config_source"],

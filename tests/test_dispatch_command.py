@@ -166,7 +166,7 @@ def test_a_run_of_a_part_leaves_the_rest_of_the_table(here):
 def test_without_a_run_the_tables_are_called_as_they_are(here, capsys):
     assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.CLEAN
     FakeIsolation.seconds = {(3, "torch_bmm"): 2e-5}
-    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.SLOWER
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.REFUTED
     assert ("1 of 3 calls are slower than the baseline by more than the look-up: bmm/tiny_16/float32/B3: 20.0 µs by "
             "torch_bmm (measured), the baseline 10.0 µs, and 2.00 µs for the look-up"
             ) in " ".join(capsys.readouterr().out.split())
@@ -178,6 +178,34 @@ def test_what_could_not_be_timed_is_said(here, capsys):
     assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.NOT_MEASURED
     told = capsys.readouterr()
     assert "bmm/dispatched/tiny_16/float32/B3: failed: no" in told.err and "No call was timed" in told.out
+
+
+def test_a_call_that_fails_beside_others_is_no_clean_end(here, capsys):
+    FakeIsolation.failing = (3,)
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.REFUTED
+    assert "None of 2 calls is slower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("gone")])
+def test_tables_that_were_not_called_to_the_end_are_put_back(here, monkeypatch, error):
+    path = device_files.file_for(kernels.ops["bmm"].folder, "dispatch", "cpu")
+    run = a_run(here / "run", record("torch_bmm", 3, 2e-5), record("numba_cpu_tiny", 3, 1e-5))
+
+    def measure(self, task):
+        assert table()["winners"][0]["faster"] == {"numba_cpu_tiny": 2.0}
+        raise error
+
+    monkeypatch.setattr(FakeIsolation, "measure", measure)
+    for before in (None, b'{"versions": {}, "winners": []}'):
+        if before:
+            path.write_bytes(before)
+            device_files.stored.cache_clear()
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                command.dispatch(run, "smoke", "cpu", "tiny_16")
+        else:
+            assert command.dispatch(run, "smoke", "cpu", "tiny_16") == command.NOT_MEASURED
+        assert (path.read_bytes() if path.exists() else None) == before
 
 
 @pytest.mark.parametrize("machine, clock, words", [

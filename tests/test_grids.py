@@ -87,12 +87,14 @@ def test_the_waves_of_a_tiled_product():
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["triton_persistent_tma", "triton_split_k"])
-def test_what_is_not_so_many_blocks_a_sample_has_no_waves(name):
-    variant = bmm.variants[name]
-    inputs = bmm.make_inputs("skinny_long_k", 512, "float16", "cpu")
-    if variant.why_unsupported(*inputs):
-        pytest.skip("declined")
-    rows = [row(grid, variant=variant.id) for grid in grids_of(variant, inputs)]
-    found = waves_of(variant, "skinny_long_k", "float16", 512, rows, GPU)
-    assert found is None or found.ctas_per_sample >= 1
+@pytest.mark.parametrize("launch, blocks", [
+    (lambda batch: _nothing[(4 * batch,)](), 4),
+    (lambda batch: _nothing[(132,)](), None),                                  # as many as there are multiprocessors
+    (lambda batch: _nothing[(batch + 7,)](), None),
+    (lambda batch: (_nothing[(batch,)](), _nothing[(batch,)]()), None),        # two launches
+], ids=["so many a sample", "persistent", "some more", "two launches"])
+def test_only_one_launch_of_so_many_blocks_a_sample_has_waves(launch, blocks):
+    variant = Variant(bmm, lambda a, b: launch(len(a)), "triton")
+    grid, *_ = grids_of(variant, bmm.make_inputs("tiny_16", 64, "float16", "cpu"))
+    found = waves_of(variant, "tiny_16", "float16", 64, [row(grid, variant=variant.id)], GPU)
+    assert (found and found.ctas_per_sample) == blocks

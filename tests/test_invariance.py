@@ -98,7 +98,7 @@ def test_a_verdict_a_variant():
     torch_bmm, fast, broken, mean = by_variant(ROWS)
     assert (torch_bmm.scenarios, torch_bmm.varies, torch_bmm.repeats) == (1, {}, True)
     assert (fast.scenarios, fast.varies) == (2, {"tiny_16": [1, 16]})
-    assert broken.failed == ("tiny_16: no",) and mean.scenarios == 0 and not mean.repeats
+    assert broken.failed == ("tiny_16: no",) and broken.repeats is None and mean.scenarios == 0 and not mean.repeats
 
 
 def test_the_price_is_the_fastest_invariant_over_the_fastest():

@@ -126,3 +126,9 @@ def test_the_dtype_is_said_where_there_are_several():
 
 def test_nothing_timed_has_no_table():
     assert _table(_records(status=FAILED)) is None
+
+
+def test_a_launcher_that_could_not_be_looked_at_is_said():
+    run = Run({"ceilings": CEILINGS, "waves": [dict(zip(("op", "variant", "scenario", "dtype"), KEY)) | {
+        "why_not": "TypeError: no"}]}, {}, tuple(_records()))
+    assert latency_law.table(run, tables.MARKDOWN).endswith("No waves are known of bmm/torch_bmm: TypeError: no.")

@@ -30,7 +30,7 @@ def _row(one: Invariance) -> Sequence[str]:
     same = one.scenarios - len(one.varies)
     kept = ("no row a sample" if not one.scenarios else "the same" if not one.varies else
             f"the same on {same} of {one.scenarios} scenarios")
-    return (f"{one.op}/{one.variant} · {one.dtype}", kept, "the same" if one.repeats else "differs",
+    return (f"{one.op}/{one.variant} · {one.dtype}", kept, {True: "the same", False: "differs", None: ""}[one.repeats],
             "; ".join([*_varies(one), *one.failed]))
 
 

@@ -38,14 +38,17 @@ def table(run: Run, style: Style) -> str | None:
     without = [[variant, why, ", ".join(scenarios)]
                for (variant, why), scenarios in _without(found, several_dtypes).items()]
     parts = [NOTE, style.render(_HEADERS, rows)] if rows else []
-    return "\n\n".join([*parts, style.render(["variant", "no law", "scenarios"], without)] if without else parts)
+    parts += [style.render(["variant", "no law", "scenarios"], without)] if without else []
+    unknown = unique(f"{row['op']}/{row['variant']}: {row['why_not']}" for row in run.about.get("waves", ())
+                     if "why_not" in row)
+    return "\n\n".join([*parts, *([f"No waves are known of {'; '.join(unknown)}."] if unknown else [])])
 
 
 def waves_of(run: Run) -> dict[Key, Waves]:
     """How the run's variants fill its GPU, where that is known, by op, variant, scenario and dtype."""
     return {(row["op"], row["variant"], row["scenario"], row["dtype"]):
             Waves(row["ctas_per_sample"], row["multiprocessors"], row["ctas_per_multiprocessor"])
-            for row in run.about.get("waves", ())}  # older runs have none
+            for row in run.about.get("waves", ()) if "why_not" not in row}  # older runs have none
 
 
 def words(law: LatencyLaw) -> str:

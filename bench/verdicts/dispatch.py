@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.records import Record
 from bench.verdicts import crossovers, medians
 
-LEAST_GAIN = 1.05  # less is not worth leaving the library for: two processes differ by as much (`make selftest`)
+LEAST_GAIN = 1.05  # less is not worth leaving the library for: processes alone differ by 2% (`make selftest`)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Invariance:
 
     `varies` are the scenarios on which they are not, each with the batches at which they differ from those in the
     largest; `scenarios` is 0 where no output has a row for each sample. `repeats`: all outputs are the same in every
-    call and process that was looked at, on every scenario; `failed` are what was raised.
+    call and process that was looked at, on every scenario (None: it failed on all); `failed` are what was raised.
     """
 
     op: str
@@ -23,7 +23,7 @@ class Invariance:
     dtype: str
     scenarios: int
     varies: Mapping[str, Sequence[int]]
-    repeats: bool
+    repeats: bool | None
     failed: tuple[str, ...]
 
 
@@ -50,7 +50,7 @@ def by_variant(rows: Sequence[Mapping]) -> list[Invariance]:
         groups.setdefault((row["op"], row["variant"], row["dtype"]), []).append(row)
     return [Invariance(*key, sum(row["rows"] is not None for row in group),
                        {row["scenario"]: row["differs_at"] for row in group if row["rows"] is False},
-                       all(row["repeats"] for row in group if not row["failed"]),
+                       all(looked) if (looked := [row["repeats"] for row in group if not row["failed"]]) else None,
                        tuple(f"{row['scenario']}: {row['failed']}" for row in group if row["failed"]))
             for key, group in groups.items()]
 
