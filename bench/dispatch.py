@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import kernels
-from bench import records
+from bench import device_tables, records
 from bench.cases import CLOCKS, PROFILES, plan
 from bench.errors import UsageError
 from bench.measure import environment
@@ -209,14 +209,8 @@ def _take_out(one: Called, device: str) -> bool:
 
 
 def _store(path: Path, header: Mapping, entries: Sequence[Mapping]) -> None:
-    lines = [f" {json.dumps(name)}: {json.dumps(header[name])}," for name in _HEADER]
     rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(["{", *lines, ' "winners": [', rows, " ]", "}"]) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"can't write {path} ({error.strerror})") from error
-    stored.cache_clear()
+    device_tables.write(path, {name: header[name] for name in _HEADER}, f"[\n{rows}\n ]")
 
 
 def _stale(device: str) -> list[str]:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench import units
+from bench import device_tables, units
 from bench.cases import CLOCKS, Case, plan
-from bench.errors import UsageError
 from bench.measure import environment
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
@@ -125,15 +124,9 @@ def _store(path: Path, header: Mapping, fresh: Mapping[str, Sequence[dict]]) -> 
     header = {**header, "seconds": header["seconds"] + before.get("seconds", 0)}
     old = before.get("winners", {})
     merged = {name: list(_merged(old.get(name, ()), fresh.get(name, ()))) for name in sorted({*old, *fresh})}
-    lines = [f" {json.dumps(name)}: {json.dumps(header[name])}," for name in _HEADER]
     blocks = [f'  {json.dumps(name)}: [\n' + ",\n".join(f"   {json.dumps(entry)}" for entry in entries) + "]"
               for name, entries in merged.items()]
-    text = "\n".join(["{", *lines, ' "winners": {', ",\n".join(blocks), " }", "}"]) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"can't write {path} ({error.strerror})") from error
+    device_tables.write(path, {name: header[name] for name in _HEADER}, "\n".join(["{", ",\n".join(blocks), " }"]))
 
 
 def _merged(old: Sequence[dict], fresh: Sequence[dict]) -> Iterator[dict]:
