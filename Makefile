@@ -25,7 +25,7 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
-        explain profile readme regress selftest compare history aa evidence test test-page lint clean
+        explain profile readme regress selftest compare history aa evidence test test-page fuzz lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -39,6 +39,7 @@ help:
 	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
+	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
 	@echo "  make dispatch   a run's winners as the tables that a call looks up (RUN=), and what a call costs"
@@ -156,6 +157,9 @@ $(VENV)/.browser: requirements-page.txt $(VENV)/.installed
 
 test-page: $(BROWSER)
 	BATCHLINE_BROWSER=needed $(PY) -m pytest tests/test_page_browser.py
+
+fuzz: $(INSTALLED)
+	$(PY) -m tests.damage 1000
 
 lint: $(INSTALLED)
 	$(PY) -m flake8

@@ -160,14 +160,17 @@ def _list(options) -> int:
 
 def _report(options) -> int:
     from bench import records, report
+    from bench.stored_files import blamed_on
 
     folder = Path(options.folder)
     run = records.load(folder)
-    try:
-        notes = report.write(run, folder)
-    except OSError as error:
-        return _complain(f"can't write the report to {folder} ({error.strerror})")
-    print("\n".join([report.terminal(run, report.before(run, folder)), *notes, f"report: {folder / report.FILE_NAME}"]))
+    with blamed_on(records.path_in(folder)):
+        text = report.terminal(run, report.before(run, folder))
+        try:
+            notes = report.write(run, folder)
+        except OSError as error:
+            return _complain(f"can't write the report to {folder} ({error.strerror})")
+    print("\n".join([text, *notes, f"report: {folder / report.FILE_NAME}"]))
     return 0
 
 

@@ -22,6 +22,7 @@ from bench.measure.task import Task
 from bench.records import BROKEN, MEASURED, Run, case_id
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
+from bench.stored_files import blamed_on
 from bench.verdicts.dispatch import Called, measured
 from kernels.device import device_name
 from kernels.device_files import file_for, stored
@@ -55,7 +56,8 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
     try:
         with _put_back_unless_called(device):
             if run:
-                _write(run, device)
+                with blamed_on(records.path_in(run_folder)):
+                    _write(run, device)
             called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
             slower = calls.confirm(called)
             for _ in range(_REMOVALS if run else 0):
@@ -141,6 +143,12 @@ def _evidence(folder: Path, device: str) -> Run:
         UsageError: if it is not.
     """
     run = records.load(folder)
+    with blamed_on(records.path_in(folder)):
+        _require_of_here(run, folder, device)
+    return run
+
+
+def _require_of_here(run: Run, folder: Path, device: str) -> None:
     clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
     for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),
                                ("clock", clocks, CLOCKS[device][0])):
@@ -149,7 +157,6 @@ def _evidence(folder: Path, device: str) -> Run:
                              "): tables are made where they are used, from a run of `make bench` there")
     if why := why_stale(run.machine):
         raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
-    return run
 
 
 def _write(run: Run, device: str) -> None:

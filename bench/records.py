@@ -5,10 +5,14 @@ Nothing here or right of here imports torch, so a report renders on any machine.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bench.errors import UsageError
+from bench.stored_files import blamed_on, read_json
 
 MEASURED = "measured"
 WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant
@@ -107,22 +111,31 @@ def parse_case_id(name: str) -> dict:
 
 
 def load(folder: Path) -> Run:
-    """The run stored in `folder`.
+    """The run stored in `folder`. Whoever works on it does so inside `blamed_on(path_in(folder))`.
 
     Raises:
-        ValueError: if there is no run.json, or it is not one of ours.
+        UsageError: if there is no run.json, or it is not one of ours.
     """
-    path = Path(folder) / FILE_NAME
+    path = path_in(folder)
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        document = read_json(path)
     except OSError as error:
-        raise ValueError(f"no run in {folder}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a run that Batchline wrote ({type(error).__name__}: {error})") from error
+        raise UsageError(f"no run in {folder}: {error.strerror or error}") from error
+    with blamed_on(path):
+        return parse(document)
+
+
+def path_in(folder: Path) -> Path:
+    """Where a run's folder has the run."""
+    return Path(folder) / FILE_NAME
 
 
 def parse(document: Mapping) -> Run:
-    """The run in pytest-benchmark's document with our part in it."""
+    """The run in pytest-benchmark's document with our part in it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if it is not as Batchline writes it.
+    """
     about = document[OURS]
     measured = {bench["param"]: bench for bench in document["benchmarks"]}
     records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
@@ -131,9 +144,13 @@ def parse(document: Mapping) -> Run:
 
 def _record(case: Mapping, bench: Mapping | None) -> Record:
     parts = parse_case_id(case["id"])
+    if case["status"] not in STATUSES:
+        raise ValueError(f"{case['id']} has the status {case['status']!r}")
     if case["status"] != MEASURED:  # whatever pytest-benchmark kept of it: a case that failed has no times
         return Record(**parts, status=case["status"], reason=case["reason"])
     stats = bench["stats"]
+    if not stats["data"] or not all(0 < sample < math.inf for sample in stats["data"]):
+        raise ValueError(f"{case['id']} has a sample that is no time")
     return Record(**parts, status=MEASURED, samples_s=tuple(stats["data"]), iterations=stats["iterations"],
                   facts=bench["extra_info"])
 
@@ -143,7 +160,7 @@ def save(folder: Path, document: Mapping) -> Path:
 
     The file appears whole or not at all.
     """
-    path = Path(folder) / FILE_NAME
+    path = path_in(folder)
     unfinished = path.with_suffix(".partial")
     unfinished.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
     unfinished.replace(path)
