@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.connection import Connection, wait
 
+from bench import texts
+
 _LONGEST_S = 300  # without an answer: a compiler that hangs must not hold the others up
 _MOST_PROCESSES = 8
 
@@ -100,5 +102,5 @@ def _serve(connection: Connection, work: Callable) -> None:
         try:
             answer = work(*job), None
         except Exception as error:  # whatever it raised is that job's problem
-            answer = None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            answer = None, texts.error_line(error)
         connection.send(answer)
