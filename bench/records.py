@@ -5,6 +5,7 @@ Nothing here or right of here imports torch, so a report renders on any machine.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ NOT_REACHED = "not reached"      # planned, and the run ended before it, or it w
 STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 FILE_NAME = "run.json"
+FORMAT = 1  # of our part; runs before it have none
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
 
@@ -124,6 +126,8 @@ def load(folder: Path) -> Run:
 def parse(document: Mapping) -> Run:
     """The run in pytest-benchmark's document with our part in it."""
     about = document[OURS]
+    if about.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"the run is of format {about['format']}, and this Batchline reads {FORMAT}: use a newer one")
     measured = {bench["param"]: bench for bench in document["benchmarks"]}
     records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
     return Run(about, document["machine_info"][OURS], records)
@@ -145,6 +149,9 @@ def save(folder: Path, document: Mapping) -> Path:
     """
     path = Path(folder) / FILE_NAME
     unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(document, file, separators=(",", ":"), ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
     return path
