@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ NOT_REACHED = "not reached"      # planned, and the run ended before it, or it w
 STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 FILE_NAME = "run.json"
+FORMAT = 1  # of our part; runs before it have none
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
 
@@ -137,6 +139,8 @@ def parse(document: Mapping) -> Run:
         ValueError, KeyError, TypeError, AttributeError: if it is not as Batchline writes it.
     """
     about = document[OURS]
+    if about.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"the run is of format {about['format']}, and this Batchline reads {FORMAT}: use a newer one")
     measured = {bench["param"]: bench for bench in document["benchmarks"]}
     records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
     return Run(about, document["machine_info"][OURS], records)
@@ -162,6 +166,9 @@ def save(folder: Path, document: Mapping) -> Path:
     """
     path = path_in(folder)
     unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(document, file, separators=(",", ":"), ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
     return path

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import UsageError
+from bench.texts import clean_line
 
 _MOST_SIGNS = 200  # of an error's own message
 
@@ -51,8 +52,7 @@ def blamed_on(path: Path) -> Iterator[None]:
 
 
 def _described(error: BaseException) -> str:
-    message = "".join(sign if sign.isprintable() else "\ufffd" for sign in str(error)[:_MOST_SIGNS])
-    return f"{type(error).__name__}: {message}"
+    return f"{type(error).__name__}: {clean_line(error, _MOST_SIGNS)}"
 
 
 def _place_of(error: BaseException) -> str:

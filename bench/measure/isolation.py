@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.measure.task import Outcome, Task
 from bench.measure.worker import Doing, serve
 from bench.records import CRASHED, FAILED, HUNG, NOT_REACHED, OUT_OF_MEMORY
+from bench.stopping import put_off_and_kept_from_children
 
 _START_S = 120   # to import torch, and on a GPU to make a context
 _MOST_HANGS = 2  # of one variant in one dtype; each costs a whole deadline
@@ -105,7 +106,7 @@ class Isolation:
         self._doing = Doing(self._context)
         self._process = self._context.Process(target=serve, daemon=True,
                                               args=(theirs, self._doing, self._device, self._tree))
-        with _interrupts_put_off():  # the child inherits that, or a Ctrl-C while it starts would print its traceback
+        with put_off_and_kept_from_children():  # or a Ctrl-C while it starts would print its traceback
             self._process.start()
         theirs.close()
         self._oom_kills = _oom_kills()
@@ -151,21 +152,6 @@ class Isolation:
             self._refused[key] = outcome
         elif lost.status == HUNG:
             self._hangs[key] = self._hangs.get(key, 0) + 1
-
-
-@contextlib.contextmanager
-def _interrupts_put_off() -> Iterator[None]:
-    """A Ctrl-C in the block counts after it: none is lost, and none reaches a process that starts in it."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _oom_kills() -> int:
