@@ -46,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
                           "(default: call by the tables that there are)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
                                   epilog="exit: 0 no regression confirmed, 1 a confirmed regression, 2 usage, 3 not "
-                                         "measured or not decided: a case is INVALID, or UNCONFIRMED (above its "
-                                         "floor when the pairs or the budget ended), or no case that was compared has a verdict, or the session "
-                                         "is void; 130 stopped by Ctrl-C (what was measured is kept)")
+                                         "measured or not decided (a case is INVALID, or UNCONFIRMED: above its floor "
+                                         "when the pairs or the budget ended; no case that was compared has a verdict; "
+                                         "or the session is void), 130 stopped by Ctrl-C (what was measured is kept)")
     _add_plan_options(regress)
     regress.add_argument("--base", required=True, metavar="REVISION", help="what to compare with, as git names it")
     regress.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
