@@ -1,12 +1,12 @@
 """What decides a variant's launch: files, imported or read, beside it or far off; and what does not."""
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 import kernels
 from bench.measure import python_source, sources
+from kernels.backends import DISPATCH
 
 VARIANT = kernels.ops["bmm"].variants["triton_tiled"]
 TREE = Path(kernels.__file__).parents[1]
@@ -43,7 +43,7 @@ def test_the_files_are_the_variants_own_and_all_that_they_import():
 
 def test_no_variant_of_bmm_has_another_variants_file():
     variants = kernels.ops["bmm"].variants
-    for variant in variants.values():
+    for variant in [one for one in variants.values() if one.backend != DISPATCH]:
         assert names(variant) & {f"kernels/bmm/{name}.py" for name in variants} <= {f"kernels/bmm/{variant.name}.py"}
 
 
@@ -56,7 +56,8 @@ class Made:
 
     def __init__(self, folder, idea=IDEA, files={}):
         self.folder = folder
-        usual = {"kernels/__init__.py": "", "kernels/shared.py": "TILE = 16\n", "kernels/op/__init__.py": "",
+        usual = {"kernels/__init__.py": "", "kernels/shared.py": "TILE = 16\n", "kernels/op.py": "",
+                 "kernels/op/__init__.py": "",
                  "kernels/op/idea.py": idea, "kernels/op/other_variant.py": "OTHER = 1\n",
                  "kernels/op/_helper.py": "HELP = 1\n"}
         for name, text in (usual | files).items():
@@ -67,38 +68,34 @@ class Made:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    def digest(self, monkeypatch, module="idea"):
-        loaded = type(sys)("an_idea")
-        loaded.__file__ = str(self.folder / "kernels" / "op" / f"{module}.py")
-        monkeypatch.setitem(sys.modules, "an_idea", loaded)
-        monkeypatch.setattr(sources, "_TREE", self.folder)
+    def digest(self, module="idea", backend="torch"):
         forget()
-        function = type("F", (), {"__module__": "an_idea"})
-        op = type("O", (), {"folder": self.folder / "kernels" / "op"})
-        variant = type("V", (), {"name": "idea", "function": function, "backend": "torch", "tunable": None, "op": op})
+        op = self.folder / "kernels" / "op"
+        variant = type("V", (), {"name": "idea", "folder": op, "file": op / f"{module}.py", "backend": backend,
+                                 "tunable": None})
         return sources.launch_digest(variant, "cpu")
 
 
-def changes(monkeypatch, tmp_path, idea, files, name, text):
+def changes(tmp_path, idea, files, name, text):
     """Whether the digest of a variant is another one once a file has another text."""
     made = Made(tmp_path / "tree", idea, files)
-    before = made.digest(monkeypatch)
+    before = made.digest()
     made.write(name, text)
-    return made.digest(monkeypatch) != before
+    return made.digest() != before
 
 
 @pytest.mark.parametrize("body, same", [
     ('    """Says it."""\n    return a + TILE\n', True), ("    return (a +\n            TILE)  # why\n", True),
     ("    return a - TILE\n", False)])
-def test_a_digest_follows_the_code_alone(tmp_path, monkeypatch, body, same):
+def test_a_digest_follows_the_code_alone(tmp_path, body, same):
     other = IDEA.replace("    return a + TILE\n", body)
-    assert changes(monkeypatch, tmp_path, IDEA, {}, "kernels/op/idea.py", other) is not same
+    assert changes(tmp_path, IDEA, {}, "kernels/op/idea.py", other) is not same
 
 
-def test_the_same_tree_elsewhere_has_the_same_digest(tmp_path, monkeypatch):
+def test_the_same_tree_elsewhere_has_the_same_digest(tmp_path):
     files = {"kernels/op/idea.cu": "__global__", "helper/__init__.py": ""}
     one, other = (Made(tmp_path / name, files=files) for name in ("one", "other"))
-    assert one.digest(monkeypatch) == other.digest(monkeypatch)
+    assert one.digest() == other.digest()
 
 
 def reading(expression):
@@ -137,9 +134,9 @@ def reading(expression):
     (reading("open('../../assets/table.bin')"), "assets/table.bin"),
     (reading("json.load(open(Path(__file__).parent / 'tuning' / a))"), "kernels/op/tuning/some.json"),
 ])
-def test_a_digest_follows_whatever_is_imported_or_may_be_read(tmp_path, monkeypatch, idea, name):
+def test_a_digest_follows_whatever_is_imported_or_may_be_read(tmp_path, idea, name):
     files = {name: "A = 1\n", "helper/__init__.py": "B = 1\n", "helper/fast.py": "C = 1\n"} | {name: "A = 1\n"}
-    assert changes(monkeypatch, tmp_path, idea, files, name, "A = 2\n")
+    assert changes(tmp_path, idea, files, name, "A = 2\n")
 
 
 @pytest.mark.parametrize("idea, name", [
@@ -151,69 +148,69 @@ def test_a_digest_follows_whatever_is_imported_or_may_be_read(tmp_path, monkeypa
     (IDEA + "NAME = 'other_variant'\n", "kernels/op/other_variant.py"),  # as builds_on= has it
     (IDEA + "torch.compile(model.eval())(a)\n", "kernels/op/other_variant.py"),
 ])
-def test_a_digest_does_not_follow_what_another_variant_is_made_of(tmp_path, monkeypatch, idea, name):
+def test_a_digest_does_not_follow_what_another_variant_is_made_of(tmp_path, idea, name):
     files = {"kernels/op2/__init__.py": "", name: "A = 1\n"}
-    assert not changes(monkeypatch, tmp_path, idea, files, name, "A = 2\n")
+    assert not changes(tmp_path, idea, files, name, "A = 2\n")
 
 
-def test_a_file_that_appears_beside_it_changes_the_digest(tmp_path, monkeypatch):
+def test_a_file_that_appears_beside_it_changes_the_digest(tmp_path):
     made = Made(tmp_path)
-    before = made.digest(monkeypatch)
+    before = made.digest()
     made.write("kernels/op/fast.so", "")
-    assert made.digest(monkeypatch) != before
+    assert made.digest() != before
 
 
 @pytest.mark.parametrize("idea", [
     '"""__global__ void f() { slow(); }"""\n\n\ndef idea(a):\n    return compiled(__doc__)(a)\n',
     'def source():\n    """slow();"""\n\n\ndef idea(a):\n    return compiled(source.__doc__)(a)\n',
     "import inspect\n\n\ndef idea(a):\n    return compiled(inspect.getsource(idea))(a)  # slow();\n"])
-def test_a_docstring_or_comment_that_is_data_counts(tmp_path, monkeypatch, idea):
-    assert changes(monkeypatch, tmp_path, idea, {}, "kernels/op/idea.py", idea.replace("slow", "fast"))
+def test_a_docstring_or_comment_that_is_data_counts(tmp_path, idea):
+    assert changes(tmp_path, idea, {}, "kernels/op/idea.py", idea.replace("slow", "fast"))
 
 
-def test_what_does_not_load_is_its_own_file_and_what_can_not_be_parsed_its_text(tmp_path, monkeypatch):
+def test_what_does_not_load_is_its_own_file_and_what_can_not_be_parsed_its_text(tmp_path):
     made = Made(tmp_path, "def idea(:\n")
-    before = made.digest(monkeypatch, module="other_variant")  # where the function that stands for it is
+    before = made.digest(module="other_variant")  # where the function that stands for it is
     made.write("kernels/op/idea.py", "def idea(::\n")
-    assert made.digest(monkeypatch, module="other_variant") != before
+    assert made.digest(module="other_variant") != before
 
 
-def test_links_pipes_and_what_can_not_be_read_end(tmp_path, monkeypatch):
+def test_links_pipes_and_what_can_not_be_read_end(tmp_path):
     made = Made(tmp_path / "tree")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "data").write_text("1")
-    before = made.digest(monkeypatch)
+    before = made.digest()
     (made.folder / "kernels" / "op" / "loop").symlink_to(made.folder / "kernels" / "op")
     (made.folder / "kernels" / "op" / "dangling").symlink_to("nowhere")
     (made.folder / "kernels" / "op" / "out").symlink_to(tmp_path / "outside")
     os.mkfifo(made.folder / "kernels" / "op" / "pipe")
-    linked = made.digest(monkeypatch)
+    linked = made.digest()
     (tmp_path / "outside" / "data").write_text("2")
-    assert len({before, linked, made.digest(monkeypatch)}) == 3
+    assert len({before, linked, made.digest()}) == 3
 
 
 @pytest.mark.parametrize("name, changed", [("TRITON_DEFAULT_FP_FUSION", True), ("NUMBA_OPT", True), ("HOME", False)])
 def test_a_digest_follows_the_variables_that_change_what_is_compiled(tmp_path, monkeypatch, name, changed):
     """Another variant may set one where it is imported."""
     made = Made(tmp_path)
-    before = made.digest(monkeypatch)
+    before = made.digest()
     monkeypatch.setenv(name, "1")
-    assert (made.digest(monkeypatch) != before) is changed
+    assert (made.digest() != before) is changed
 
 
 def test_a_variable_that_names_the_tree_does_not_tell_two_trees_apart(tmp_path, monkeypatch):
     digests = set()
     for name in ("one", "two"):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / name / "cache"))
-        digests.add(Made(tmp_path / name).digest(monkeypatch))
+        digests.add(Made(tmp_path / name).digest())
     assert len(digests) == 1
 
 
 def test_a_digest_follows_the_versions_of_the_compilers(tmp_path, monkeypatch):
     made = Made(tmp_path)
-    before = made.digest(monkeypatch)
+    before = made.digest()
     monkeypatch.setattr(sources.environment, "versions", lambda names: dict.fromkeys(names, "9"))
-    assert made.digest(monkeypatch) != before
+    assert made.digest() != before
 
 
 def test_a_digest_follows_what_was_tuned_here_for_a_variant_with_configurations(monkeypatch):
@@ -225,11 +222,12 @@ def test_a_digest_follows_what_was_tuned_here_for_a_variant_with_configurations(
     assert before[0] != after[0] and before[1] == after[1]
 
 
-def test_what_hands_on_to_another_changes_with_any_of_them(monkeypatch):
-    op = kernels.ops["wgrad_stats"]
-    both = op.variants["dispatched"], op.variants["torch_materialize"]
-    before = [sources.launch_digest(variant, "cpu") for variant in both]
-    content = sources._content
-    monkeypatch.setattr(sources, "_content", lambda path: "else" if path.stem == "torch_ghost" else content(path))
-    after = [sources.launch_digest(variant, "cpu") for variant in both]
-    assert before[0] != after[0] and before[1] == after[1]
+def test_what_hands_on_to_another_changes_with_any_of_them(tmp_path):
+    made = Made(tmp_path, files={"kernels/op/other_variant.py": "from kernels import another\n",
+                                 "kernels/another.py": "A = 1\n"})
+    for name in ("kernels/op/other_variant.py", "kernels/another.py"):
+        before = made.digest("../op", DISPATCH)
+        made.write(name, "A = 2\nfrom kernels import another\n")
+        assert made.digest("../op", DISPATCH) != before
+    dispatched = next(one for one in kernels.ops["bmm"].variants.values() if one.backend == DISPATCH)
+    assert {"kernels/bmm/torch_bmm.py", "kernels/bmm/triton_tiled.py"} <= names(dispatched)

@@ -11,18 +11,15 @@ import importlib.machinery
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import kernels
 from bench.measure import environment
 from bench.measure.python_source import read
 from kernels.backends import DISPATCH
 from kernels.device_files import file_for, stored
 from kernels.op import Variant
 
-_TREE = Path(kernels.__file__).parents[1]
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 _TABLES = ("tuning", "dispatch")  # of all devices; this device's are in the digest where a variant looks them up
 _CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints", ".git")
@@ -39,6 +36,7 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
     Files of other variants are among them only where they are imported, are named by a string, or where a file beside
     them runs what a name says that is made at run time.
     """
+    tree = variant.folder.parents[1]
     found: set[Path] = set()
     waiting = _own_files(variant)
     while waiting:
@@ -46,7 +44,7 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
         if path not in found:
             found.add(path)
             if path.suffix == ".py":
-                waiting += _decided_by(path)
+                waiting += _decided_by(path, tree)
     return tuple(sorted(found))
 
 
@@ -54,26 +52,30 @@ def launch_digest(variant: Variant, device: str) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
 
     That is its files (Python's blind to comments and layout); the versions of what compiles them, and the variables
-    that it heeds, as they are once all variants are imported; where it has several configurations, what was tuned here
-    for its op; and where it hands on to another variant, the table it does so by and the files of them all.
+    that it heeds; where it has several configurations, what was tuned here for its op; and where it hands on to another
+    variant, the table it does so by and the files of them all.
     """
+    tree = variant.folder.parents[1]
     digest = hashlib.sha256()
     dispatches = variant.backend == DISPATCH
     for kind in (["dispatch", "tuning"] if dispatches else ["tuning"] if variant.tunable else []):
-        winners = stored(file_for(variant.op.folder, kind, device)).get("winners")
+        winners = stored(file_for(variant.folder, kind, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
-    others = variant.op.variants.values() if dispatches else ()
-    for path in sorted({path for one in (variant, *others) for path in files_of(one)}):
-        name = path.relative_to(_root(path)).as_posix()
-        digest.update(f"{name}\0{_content(path)}\0".encode("utf-8", "surrogatepass"))
-    digest.update(json.dumps(_outside(str(_root(_own_files(variant)[0])))).encode())
+    for path in files_of(variant):
+        name = os.path.relpath(path, tree)
+        digest.update(f"{name}\0{_content(path, tree)}\0".encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps(_outside(str(tree))).encode())
     return digest.hexdigest()[:16]
 
 
 def _own_files(variant: Variant) -> list[Path]:
-    """Where its function is, and the file that is called after it: a variant that does not load stands in for that."""
-    named = variant.op.folder / f"{variant.name}.py"
-    return [Path(sys.modules[variant.function.__module__].__file__), *([named] if named.is_file() else [])]
+    """Where its function is, and the file that is called after it, for which another function may stand in.
+
+    What hands on to other variants has all the files of its op.
+    """
+    named = variant.folder / f"{variant.name}.py"
+    others = variant.folder.glob("*.py") if variant.backend == DISPATCH else ()
+    return [variant.file, *others, *([named] if named.is_file() else [])]
 
 
 def _outside(root: str) -> list:
@@ -83,25 +85,25 @@ def _outside(root: str) -> list:
 
 
 @functools.cache
-def _decided_by(path: Path) -> tuple[Path, ...]:
+def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
     """The other files that a Python file brings in."""
-    source, root = read(path), _root(path)
-    found = [file for level, name in source.imports for file in _module(path, root, level, name)]
+    source = read(path)
+    found = [file for level, name in source.imports for file in _module(path, tree, level, name)]
     for text in source.strings:
-        found += _pointed_at(path, root, text)
-    found += _files_in(path.parent, below=path.parent != root, python=False)
-    if source.runs_by_name and not _is_of_the_suite(path):
+        found += _pointed_at(path, tree, text)
+    found += _files_in(path.parent, below=path.parent != tree, python=False)
+    if source.runs_by_name and not _is_of_the_suite(path, tree):
         found += path.parent.glob("*.py")
     return tuple(found)
 
 
-def _module(path: Path, root: Path, level: int, name: str) -> Iterator[Path]:
+def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
     """The files that an import may run: the packages on the way to the module, and the module."""
     parts = name.split(".") if name else []
     if level:
         starts = [path.parents[min(level, len(path.parents)) - 1]]
     else:
-        starts = [root, path.parent, _TREE]  # beside it: sys.path may have been changed
+        starts = [tree, path.parent]  # beside it: sys.path may have been changed
     for start in dict.fromkeys(starts):
         bases = [start.joinpath(*parts[:count]) for count in range(0 if level else 1, len(parts) + 1)]
         files = [Path(f"{base}{suffix}") for base in bases for suffix in _SUFFIXES]
@@ -111,14 +113,14 @@ def _module(path: Path, root: Path, level: int, name: str) -> Iterator[Path]:
             return
 
 
-def _pointed_at(path: Path, root: Path, text: str) -> Iterator[Path]:
+def _pointed_at(path: Path, tree: Path, text: str) -> Iterator[Path]:
     """The files that a string may name: a path from any folder on the way to the file, or a module."""
     if not text.strip("./ ") or len(text) > _LONGEST_PATH or "\0" in text or "\n" in text:
         return
-    folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+    folders = [folder for folder in path.parents if folder == tree or tree in folder.parents]
     for folder in folders:
         place = Path(os.path.normpath(folder / text))
-        if root not in place.parents or place in path.parents:
+        if tree not in place.parents or place in path.parents:
             continue
         if place.is_file():
             yield place
@@ -126,7 +128,7 @@ def _pointed_at(path: Path, root: Path, text: str) -> Iterator[Path]:
             yield from _files_in(place, below=True, python=not (place / "__init__.py").exists())
     bare = text.lstrip(".")
     if "." in text and all(part.isidentifier() for part in bare.split(".")):
-        yield from _module(path, root, len(text) - len(bare), bare)
+        yield from _module(path, tree, len(text) - len(bare), bare)
 
 
 def _files_in(folder: Path, below: bool, python: bool) -> Iterator[Path]:
@@ -146,7 +148,7 @@ def _files_in(folder: Path, below: bool, python: bool) -> Iterator[Path]:
             if entry.is_dir():
                 if below and entry.name not in _CACHES and not _is_apart(entry):
                     waiting.append(entry)
-            elif not entry.name.endswith(_NO_DATA) and (with_python or entry.suffix != ".py"):
+            elif entry.is_file() and not entry.name.endswith(_NO_DATA) and (with_python or entry.suffix != ".py"):
                 yield entry
 
 
@@ -155,12 +157,10 @@ def _is_apart(folder: Path) -> bool:
     return (folder / "__init__.py").exists() or (folder.name in _TABLES and (folder.parent / "__init__.py").exists())
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, tree: Path) -> str:
     """What counts of a file."""
-    if not path.is_file():  # a pipe would not end
-        return "no file"
     try:
-        if path.suffix != ".py" or (read(path).reads_itself and not _is_of_the_suite(path)):
+        if path.suffix != ".py" or (read(path).reads_itself and not _is_of_the_suite(path, tree)):
             return _hash(path)
         return read(path).code
     except OSError as error:
@@ -173,15 +173,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_of_the_suite(path: Path) -> bool:
+def _is_of_the_suite(path: Path, tree: Path) -> bool:
     """Whether it is directly in `kernels`: what those import by name are ops, variants and compilers."""
-    return path.parent == _root(path) / "kernels"
-
-
-def _root(path: Path) -> Path:
-    """The folder of the tree whose kernels these are; of a file elsewhere the one that holds its top package, or it."""
-    if _TREE in path.parents:
-        return _TREE
-    while (path.parent / "__init__.py").exists():
-        path = path.parent
-    return path.parent
+    return path.parent == tree / "kernels"
