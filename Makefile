@@ -46,7 +46,7 @@ help:
 	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
 	@echo "  make explain    one case on one screen: floor, regime, ceilings, the rung below (CASE=, RUN=)"
 	@echo "  make profile    one case under ncu or proton; without a GPU its annotated hot loop (CASE=)"
-	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Exit 1 if so"
+	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Fails if so"
 	@echo "  make selftest   what that gate sees on this machine: false alarms, and known slow-downs of 1 to 10%"
 	@echo "  make compare    two stored runs or revisions side by side: A=, B= (FORCE=1 across machines)"
 	@echo "  make history    every run on this machine: what changed when (K=, HISTORY=<folder>)"
@@ -57,6 +57,8 @@ help:
 	@echo "  make lint       flake8"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
+	@echo
+	@echo "make fails with its own 2 whatever a command exits with, and prints that code (Error 1, Error 3: README)."
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
 	@echo "  PROFILE=smoke|quick|full   about one minute, about five, as long as it takes [$(PROFILE)]"

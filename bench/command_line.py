@@ -59,14 +59,18 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
-                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured")
+                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a table "
+                                   "was left as it is because the new one could not be verified")
     _add_plan_options(dispatch)
-    dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this")
-    dispatch.add_argument("--run", metavar="FOLDER", help="write its tables first, and take out what is slower "
-                          "(default: call by the tables that there are)")
+    dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this; the tables of "
+                          "other ops are not touched")
+    dispatch.add_argument("--run", metavar="FOLDER", help="call by its tables, take out what is slower, and write "
+                          "them (default: call by the tables that there are)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
-                                  epilog="exit: 0 no regression, 1 a confirmed regression, 2 usage, 3 it could not be "
-                                         "measured, 130 stopped by Ctrl-C (what was measured is kept)")
+                                  epilog="exit: 0 no regression confirmed, 1 a confirmed regression, 2 usage, 3 not "
+                                         "measured or not decided (a case is INVALID, or UNCONFIRMED: above its floor "
+                                         "when the pairs or the budget ended; no case that was compared has a verdict; "
+                                         "or the session is void), 130 stopped by Ctrl-C (what was measured is kept)")
     _add_plan_options(regress)
     regress.add_argument("--base", required=True, metavar="REVISION", help="what to compare with, as git names it")
     regress.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")

@@ -54,6 +54,7 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
     try:
         from bench.measure.runner import Runner
 
+        _require_kernels_of(tree)
         runner = Runner(device, doing.begin)
     except Exception as error:  # the answer to whatever is asked first
         connection.send(("raised", f"{type(error).__name__}: {error}"))
@@ -73,6 +74,15 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
             traceback.print_exc()
             answer = "raised", f"{type(error).__name__}: {error}"
         connection.send(answer)
+
+
+def _require_kernels_of(tree: str | None) -> None:
+    """Raise ImportError if the kernels are not the tree's: another revision must not be compared with itself."""
+    import kernels
+
+    folder = os.path.realpath(os.path.dirname(kernels.__file__))
+    if tree and folder != os.path.realpath(os.path.join(tree, "kernels")):
+        raise ImportError(f"the kernels of {tree} were asked for, and those of {folder} were imported")
 
 
 def _be_a_good_child() -> None:
