@@ -13,7 +13,7 @@ from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty
 from bench.measure.isolation import Isolation
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
-from bench.records import BROKEN, MEASURED, NOT_REACHED, OURS
+from bench.records import MEASURED, NOT_REACHED, OURS, is_broken
 from bench.report import ci, junit, run_in_ci
 
 NOTHING_MEASURED = 3
@@ -102,10 +102,11 @@ def _store(document: dict, folder: Path, history_folder: Path) -> None:
 
 
 def _exit_code(cases: list[dict], ended: int, audited: list[dict]) -> int:
+    """What only the machine is to blame for is no fault of a case; where it left no time at all, nothing is known."""
     statuses = {case["status"] for case in cases}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    broken = statuses.intersection((*BROKEN, NOT_REACHED))
+    broken = NOT_REACHED in statuses or any(is_broken(case["status"], case["reason"]) for case in cases)
     return BROKEN_CASES if broken or any(row["whose"] == "ours" and row["impossible"] for row in audited) else CLEAN
