@@ -22,7 +22,7 @@ from bench.report import training
 from bench.report.fitting import TERMINAL, wrapped
 
 FILE_NAME = "study.json"
-CLEAN, FAILED, INTERRUPTED = 0, 1, 130
+CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _STORED = "reports/evidence/*/" + FILE_NAME
@@ -68,15 +68,23 @@ def claims(profile: str, device: str, out: Path) -> int:
 
 def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
            cost_cap: float | None) -> int:
-    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey."""
+    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey.
+
+    Returns 3 where no workload's steps could be timed.
+    """
     found = _stored_noise(folder) if folder else _measured(profile, _resolved(profile, device))["noise"]
     names = [name for name, one in found["workloads"].items() if "failed" not in one and workload in (None, name)]
     if not names:
         raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(found['workloads'])}")
     for name in names:
         chosen = found["workloads"][name]
+        if chosen.get("why_not_timed"):
+            print(f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
+                  file=sys.stderr)
+            continue
         print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n")
-    return CLEAN
+    advised = any(not found["workloads"][name].get("why_not_timed") for name in names)
+    return CLEAN if advised else NOT_MEASURED
 
 
 def _study(profile: str, device: str, out: Path, sweep) -> int:
