@@ -12,17 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import kernels
-from bench import device_tables, records
+from bench import device_tables, records, units
 from bench.cases import CLOCKS, PROFILES, plan
 from bench.errors import UsageError
 from bench.measure import environment
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import BROKEN, MEASURED, Run, case_id
+from bench.records import MEASURED, Run, case_id, is_broken
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
 from bench.verdicts.dispatch import Called, measured
+from bench.verdicts.usable import why_unusable
 from kernels.device import device_name
 from kernels.device_files import file_for, stored
 from kernels.dispatch import DISPATCHED, why_stale
@@ -127,7 +128,7 @@ class _Calls:
         for label, outcome in outcomes.items():
             if outcome.status != MEASURED:
                 print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
-                self.broken = self.broken or outcome.status in BROKEN
+                self.broken = self.broken or is_broken(outcome.status, outcome.reason)
                 return None
         facts = outcomes[call].facts
         return Called(*problem, op.baseline, facts["config"]["variant"], facts["config_source"],
@@ -147,6 +148,8 @@ def _evidence(folder: Path, device: str) -> Run:
         if theirs != {ours}:
             raise UsageError(f"{folder} has another {what} ({', '.join(sorted(theirs)) or 'none'}, and this is {ours}"
                              "): tables are made where they are used, from a run of `make bench` there")
+    if why := why_unusable(run):
+        raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")
     if why := why_stale(run.machine):
         raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
     return run
@@ -162,6 +165,9 @@ def _write(run: Run, device: str) -> None:
     for one in measured(run.records, run.about["baselines"],
                         {name: op.dispatch.candidates for name, op in kernels.ops.items()}):
         rows.setdefault(one.op, []).append(_entry(one.op, one.scenario, one.dtype, one.batch) | {"faster": one.faster})
+        for name, gain in one.not_believed.items():
+            print(f"{_words((one.op, one.scenario, one.dtype, one.batch))}: {units.ratio(gain)} by {name} is not "
+                  "believed, and not taken: run `make bench` again", file=sys.stderr)
     for name, entries in rows.items():
         path = file_for(kernels.ops[name].folder, "dispatch", device)
         before = stored(path)
