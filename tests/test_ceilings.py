@@ -1,12 +1,13 @@
 """The ceilings: all there, work counted as it is done, and what a library can't do or a machine can't say left out."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases import CLOCKS
-from bench.measure import ceilings, fma, hardware
+from bench.measure import ceilings, fma, hardware, sampling
 from bench.measure.busy import NoGuard
 from bench.measure.sampling import Effort, Samples
 from bench.records import INVALID, NotMeasured
@@ -140,6 +141,13 @@ def test_seconds_are_the_median_and_the_fastest_of_the_samples(monkeypatch):
     monkeypatch.setattr(ceilings, "sample", lambda clocks, effort, why_throttled: dict.fromkeys(clocks, taken))
     seconds = ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
     assert seconds == {"median": 3.0, "best": 1.0}
+
+
+def test_samples_of_a_throttled_machine_are_no_ceiling(monkeypatch):
+    monkeypatch.setattr(ceilings, "state_of", lambda device: SimpleNamespace(why_throttled=lambda: "hot"))
+    monkeypatch.setattr(sampling, "_PAUSES_S", ())
+    with pytest.raises(NotMeasured, match="the machine was throttled \\(hot\\)"):
+        ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
 
 
 def test_what_ended_the_sampling_is_raised(monkeypatch):

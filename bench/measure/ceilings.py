@@ -14,6 +14,7 @@ from bench.measure.busy import NoGuard, Guard
 from bench.measure.clocks import make_clock
 from bench.measure.hardware import Cpu, Cuda, hardware
 from bench.measure.sampling import Effort, sample
+from bench.measure.state import state_of
 from bench.records import NotMeasured
 from bench.verdicts import roofline
 from kernels.backends import why_absent
@@ -120,7 +121,8 @@ def _seconds(machine: Cpu | Cuda, clock: str, launch: Callable, effort: Effort) 
         launch()
         machine.synchronize()
         call_s = max(machine.now_s() - start_s, 1e-7)
-    taken = sample({"": make_clock(clock, machine, [launch], call_s, effort.sample_s)}, effort, lambda: None)[""]
+    clocks = {"": make_clock(clock, machine, [launch], call_s, effort.sample_s)}
+    taken = sample(clocks, effort, state_of(machine.name).why_throttled)[""]
     if isinstance(taken, BaseException):
         raise taken
     return {"median": statistics.median(taken.samples_s), "best": min(taken.samples_s)}
