@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
                                     description="What does the batch size do? Measured, on this machine.")
     commands = found.add_subparsers(required=True, dest="command", metavar="command")
     run = commands.add_parser("run", help="check and time every variant, write a report",
-                              epilog="exit: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing could be "
+                              epilog="exit: 0 clean (cases that only a busy or throttled machine left without a time "
+                                     "count as clean), 1 a variant was wrong or failed, 2 usage, 3 nothing could be "
                                      "measured, 130 stopped by Ctrl-C (what was measured is kept)")
     _add_plan_options(run)
     run.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
@@ -59,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
-                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a table "
-                                   "was left as it is because the new one could not be verified")
+                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a "
+                                   "table was left as it is because the new one could not be verified")
     _add_plan_options(dispatch)
     dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this; the tables of "
                           "other ops are not touched")
@@ -123,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan_options(claims)
     claims.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
     advise = commands.add_parser("advise", help="the batch size to train at, from a stored run or measured now",
-                                 epilog="exit: 0 clean, 2 usage")
+                                 epilog="exit: 0 clean, 2 usage, 3 the machine was too busy to time a step")
     _add_plan_options(advise)
     advise.add_argument("--run", metavar="FOLDER", help="a stored run or study (default: measure now)")
     advise.add_argument("--workload", metavar="NAME", help="one workload only")
@@ -133,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
                                    epilog="exit: 0 they do, 1 one does not")
     coverage.add_argument("--draws", type=_count, default=1000, help="batches drawn of each setting (default 1000)")
     cost = commands.add_parser("noise-cost", help="a metered step beside a plain one, Opacus' and BackPACK's",
-                               epilog="exit: 0 clean, 2 usage")
+                               epilog="exit: 0 clean, 2 usage, 3 the machine was too busy to time a step")
     cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
     cost.add_argument("--seconds", type=_positive, default=6.0, help="for each workload (default 6)")
     listing = commands.add_parser("list", help="print every case id and what it can run on")

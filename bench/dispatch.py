@@ -20,11 +20,12 @@ from bench.measure import environment
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import BROKEN, MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id
+from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id, is_broken
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
 from bench.stored_files import blamed_on
 from bench.verdicts.dispatch import Called
+from bench.verdicts.usable import why_unusable
 from kernels.device import device_name
 from kernels.device_files import file_for, stored
 from kernels.dispatch import DISPATCHED, why_stale
@@ -162,7 +163,7 @@ class _Calls:
         for label, outcome in outcomes.items():
             if outcome.status != MEASURED:
                 print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
-                self.broken = self.broken or outcome.status in BROKEN
+                self.broken = self.broken or is_broken(outcome.status, outcome.reason)
                 self.untimed[problem] = outcome.status
                 return None
         facts = outcomes[call].facts
@@ -189,6 +190,8 @@ def _require_of_here(run: Run, folder: Path, device: str) -> None:
         if theirs != {ours}:
             raise UsageError(f"{folder} has another {what} ({', '.join(sorted(theirs)) or 'none'}, and this is {ours}"
                              "): tables are made where they are used, from a run of `make bench` there")
+    if why := why_unusable(run):
+        raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")
     if why := why_stale(run.machine):
         raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
 

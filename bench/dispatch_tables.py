@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 
 import kernels
-from bench import device_tables
+from bench import device_tables, units
 from bench.cases import CLOCKS
 from bench.records import Run
 from bench.verdicts.dispatch import Called, measured
@@ -37,6 +37,9 @@ class HeldBack:
         candidates = {name: op.dispatch.candidates for name, op in kernels.ops.items()}
         for one in measured(run.records, run.about["baselines"], candidates):
             problem = one.op, one.scenario, one.dtype, one.batch
+            for name, gain in one.not_believed.items():
+                print(f"{one.scenario}/{one.dtype}/B{one.batch} of {one.op}: {units.ratio(gain)} by {name} is not "
+                      "believed, and not taken: run `make bench` again", file=sys.stderr)
             if problem in problems:
                 self.entries.setdefault(one.op, []).append(_entry(problem) | {"faster": dict(one.faster)})
             else:

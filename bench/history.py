@@ -20,6 +20,7 @@ from bench.stored_files import blamed_on
 from bench.verdicts import trends
 from bench.verdicts.identity import identity, toolchain
 from bench.verdicts.trends import Entry
+from bench.verdicts.usable import why_unusable
 
 DEFAULT_FOLDER = Path("reports", "history")
 NO_HISTORY = 3
@@ -28,7 +29,7 @@ _ENDING = ".jsonl"
 
 
 def append(run: Run, folder: Path = DEFAULT_FOLDER) -> Path | None:
-    """Add a run to its device's history; returns the file, or None where nothing was timed.
+    """Add a run to its device's history; returns the file, or None where nothing was timed or it can't be built upon.
 
     One write at the end of the file, so that two runs that end together keep both their lines. A line that a killed
     writer has left torn is closed first: it spoils itself and no other.
@@ -39,7 +40,7 @@ def append(run: Run, folder: Path = DEFAULT_FOLDER) -> Path | None:
     from kernels.device import slug  # imports torch, which reading a history does without
 
     entry = entry_of(run)
-    if not entry.cases:
+    if not entry.cases or why_unusable(run):
         return None
     path = Path(folder) / f"{slug(run.machine['device_name'])}{_ENDING}"
     line = json.dumps({"format": FORMAT, **asdict(entry)}, ensure_ascii=False, allow_nan=False) + "\n"

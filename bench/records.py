@@ -28,9 +28,20 @@ NOT_REACHED = "not reached"      # planned, and the run ended before it, or it w
 
 STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
+THE_MACHINE_WAS = "the machine was "  # busy, throttled: so begins the reason where no variant is to blame
 FILE_NAME = "run.json"
 FORMAT = 1  # of our part; runs before it have none
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
+
+
+def is_machines_fault(status: str, reason: str) -> bool:
+    """Whether a case has no time because of what the machine was doing: it says nothing of the variant."""
+    return status == INVALID and reason.startswith(THE_MACHINE_WAS)
+
+
+def is_broken(status: str, reason: str) -> bool:
+    """Whether a case counts against its variant, and so against the run's exit code."""
+    return status in BROKEN and not is_machines_fault(status, reason)
 
 
 class NotMeasured(Exception):

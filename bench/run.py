@@ -13,7 +13,7 @@ from bench.folders import new_folder, remove_if_empty
 from bench.journal import Journal
 from bench.measure.isolation import Isolation
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
-from bench.records import BROKEN, MEASURED, NOT_REACHED, Run
+from bench.records import MEASURED, NOT_REACHED, Run, is_broken
 from bench.report import run_in_ci
 from bench.stopping import put_off
 
@@ -103,10 +103,11 @@ def _require_environment():
 
 
 def _exit_code(run: Run, ended: int, published: bool) -> int:
+    """What only the machine is to blame for is no fault of a case; where it left no time at all, nothing is known."""
     statuses = {record.status for record in run.records}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    broken = statuses.intersection((*BROKEN, NOT_REACHED)) or any(run_in_ci.impossible(run))
-    return BROKEN_CASES if broken or not published else CLEAN
+    broken = NOT_REACHED in statuses or any(is_broken(record.status, record.reason) for record in run.records)
+    return BROKEN_CASES if broken or any(run_in_ci.impossible(run)) or not published else CLEAN

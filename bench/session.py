@@ -5,7 +5,7 @@ gets each one's rounds through `pedantic`, with a timer that goes on by one samp
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -13,7 +13,7 @@ from bench import texts
 from bench.cases import Case, Plan
 from bench.measure.task import Outcome
 from bench.progress import Progress
-from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, NotMeasured
+from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import roofline
 
 _MOST_SUSPICIONS = 8  # each measures the ceilings again, some seconds
@@ -96,18 +96,26 @@ class Session:
         """The outcome, or INVALID if one of its times is impossible.
 
         The machine may have been slower when its ceilings were measured than it is now: before a time is refused they
-        are measured again, and the best of each counts; and what a baseline reaches, the vendor's, can be done.
+        are measured again, and the best of each counts; and what a baseline reaches, the vendor's, can be done. Where
+        the machine was never quiet enough for its ceilings, nobody is accused by them, and nothing is believed either.
         """
-        if outcome.status == MEASURED and self.ceilings and case.variant.name == case.op.baseline:
-            for facts in outcome.facts["clocks"].values():
-                if "median_s" in facts:
-                    self.ceilings = roofline.raised_by(self.ceilings, outcome.facts, facts["median_s"])
         why = self._why_impossible(outcome)
         if why and self._suspicions_left:
             self._suspicions_left -= 1
             self.measure_ceilings()
             why = self._why_impossible(outcome)
+        if why and not self.ceilings.get("quiet", True):
+            why = f"{THE_MACHINE_WAS}busy whenever its ceilings were measured, so it is not known whether {why}"
         return Outcome(INVALID, why) if why else outcome
+
+    def _raise_ceilings(self, cases: Sequence[Case]) -> None:
+        """By what the baseline of these cases of one problem has reached, before any of them is judged."""
+        for case in cases:
+            outcome = self._results[case.id]
+            if self.ceilings and outcome.status == MEASURED and case.variant.name == case.op.baseline:
+                for facts in outcome.facts["clocks"].values():
+                    if "median_s" in facts:
+                        self.ceilings = roofline.raised_by(self.ceilings, outcome.facts, facts["median_s"])
 
     def _why_impossible(self, outcome: Outcome) -> str | None:
         if outcome.status != MEASURED or not self.ceilings:
@@ -135,7 +143,9 @@ class Session:
 
     def _result_of(self, case: Case) -> Outcome:
         if case.id not in self._results:
-            self._results.update(self._measurer.outcomes(self._by_problem[case.problem]))
+            cases = self._by_problem[case.problem]
+            self._results.update(self._measurer.outcomes(cases))
+            self._raise_ceilings(cases)
         return self._results.pop(case.id)
 
 

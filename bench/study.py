@@ -23,7 +23,7 @@ from bench.report.fitting import TERMINAL, wrapped
 from bench.stored_files import blamed_on, read_json
 
 FILE_NAME = "study.json"
-CLEAN, FAILED, INTERRUPTED = 0, 1, 130
+CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _STORED = "reports/evidence/*/" + FILE_NAME
@@ -69,7 +69,10 @@ def claims(profile: str, device: str, out: Path) -> int:
 
 def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
            cost_cap: float | None) -> int:
-    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey."""
+    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey.
+
+    Returns 3 where no workload's steps could be timed.
+    """
     if cost_cap is not None and cost_cap < 1:
         raise UsageError(f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}")
     if folder:
@@ -85,8 +88,13 @@ def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_
         raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}")
     for name in names:
         chosen = noise["workloads"][name]
+        if chosen.get("why_not_timed"):
+            print(f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
+                  file=sys.stderr)
+            continue
         print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n")
-    return CLEAN
+    advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
+    return CLEAN if advised else NOT_MEASURED
 
 
 def _study(profile: str, device: str, out: Path, sweep) -> int:

@@ -15,7 +15,7 @@ from bench.measure import environment
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
-from bench.records import BROKEN, MEASURED
+from bench.records import BROKEN, MEASURED, is_broken
 from kernels.device_files import file_for
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
@@ -91,7 +91,7 @@ def _winner(isolation: Isolation, case: Case, clock: str, seconds: float) -> tup
     for label in labels:
         if outcomes[label].status in BROKEN:
             print(f"{label}: {outcomes[label].status}: {outcomes[label].reason}", file=sys.stderr)
-    broken = sum(outcomes[label].status in BROKEN for label in labels)
+    broken = sum(is_broken(outcomes[label].status, outcomes[label].reason) for label in labels)
     known = [(median_s, config) for median_s, config in zip(times, configs) if median_s is not None]
     if not known:
         return None, broken

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kernels.backends import numba
 from kernels.cpu_lanes import intrinsic, ir, types
+from kernels.numba_cpu import njit, threads
 
 
 @intrinsic
@@ -20,7 +21,7 @@ def _call(typing, address, first, last, arguments):
     return types.void(types.int64, types.int64, types.int64, arguments), generate
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def run(address, tasks, shares, arguments):
     """Call the C function at `address` with (first, last, *arguments), all int64, for equal shares of the tasks."""
     if shares == 1:
@@ -32,7 +33,7 @@ def run(address, tasks, shares, arguments):
 
 def shares(tasks: int, alone: bool) -> int:
     """A share of the tasks for every thread, or one for all where `alone`: not worth the start of the others."""
-    return 1 if alone else min(tasks, numba.get_num_threads())
+    return 1 if alone else min(tasks, threads())
 
 
 def compiled(function, count: int):

@@ -1,4 +1,5 @@
 """Comparisons of two revisions, and runs, as what shows them gets them; with text that means to be more than text."""
+from bench import records
 from bench.records import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG, Run, parse
 from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
                                UNCONFIRMED, Judged, OverBatches, Regression)
@@ -59,5 +60,6 @@ def run(*outcomes, audit=(), partial=False) -> Run:
 BROKEN_CASES = (("late", 4, NOT_REACHED, "the run ended before it"), ("slow", 4, HUNG, "not done after 20 s"),
                 ("bad", 4, FAILED, "ValueError: B"), ("bad", 8, FAILED, "ValueError: B"),
                 ("off", 4, WRONG, "on ragged: no"), ("shy", 4, UNSUPPORTED, "float16 only"))
+BUSY_CASE = "fast", 4, records.INVALID, "the machine was busy: other processes took 43% of the cores, three times"
 IMPOSSIBLE = {"op": "grad_stats", "variant": "rounded", "dtype": "bfloat16", "whose": "ours", "impossible": True,
               "condition": "large_mean", "failed": "n is negative in 7 of 16"}

@@ -1,7 +1,7 @@
 """The answer: what it says, and when it says what is new."""
 from dataclasses import replace
 
-from bench.records import FAILED, Record
+from bench.records import FAILED, INVALID, Record
 from bench.report.answer import answer
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, everything, timed, with_records
@@ -35,6 +35,12 @@ def test_only_a_change_of_the_choice_is_told():
 def test_the_first_are_named_and_the_rest_counted():
     failed = [Record("bmm", f"broken_{number}", "tiny_16", "float32", 4, FAILED) for number in range(5)]
     assert dict(answer(with_records(a_run(), *failed)))["Broken"][2:] == ["bmm/broken_2 (failed)", "And 2 more."]
+
+
+def test_a_busy_machine_is_said_and_breaks_nobody():
+    busy = Record("bmm", "fast", "tiny_16", "float32", 4, INVALID, "the machine was busy: others took 43% of the cores")
+    said = dict(answer(with_records(a_run(), busy)))
+    assert "Broken" not in said and said["The machine"][0].startswith("It was busy or throttled during 1 of ")
 
 
 def test_a_workload_without_an_advice_says_why():

@@ -1,12 +1,14 @@
 """The ceilings: all there, work counted as it is done, and what a library can't do or a machine can't say left out."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases import CLOCKS
-from bench.measure import ceilings, fma, hardware
+from bench.measure import ceilings, fma, hardware, sampling
+from bench.measure.busy import NoGuard
 from bench.measure.sampling import Effort, Samples
 from bench.records import INVALID, NotMeasured
 
@@ -141,6 +143,13 @@ def test_seconds_are_the_median_and_the_fastest_of_the_samples(monkeypatch):
     assert seconds == {"median": 3.0, "best": 1.0}
 
 
+def test_samples_of_a_throttled_machine_are_no_ceiling(monkeypatch):
+    monkeypatch.setattr(ceilings, "state_of", lambda device: SimpleNamespace(why_throttled=lambda: "hot"))
+    monkeypatch.setattr(sampling, "_PAUSES_S", ())
+    with pytest.raises(NotMeasured, match="the machine was throttled \\(hot\\)"):
+        ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
+
+
 def test_what_ended_the_sampling_is_raised(monkeypatch):
     throttled = NotMeasured(INVALID, "throttled")
     monkeypatch.setattr(ceilings, "sample", lambda clocks, effort, why_throttled: dict.fromkeys(clocks, throttled))
@@ -175,15 +184,44 @@ def test_where_they_can_not_be_measured_there_is_a_reason_of_one_line(monkeypatc
         raise error
 
     monkeypatch.setattr(ceilings, "_seconds", seconds)
-    assert ceilings.try_to_measure("cpu", (), QUICK) == (None, reason)
+    assert ceilings.try_to_measure("cpu", (), QUICK, NoGuard()) == (None, reason)
 
 
 def test_where_no_product_can_be_had_there_is_a_reason_too(monkeypatch):
     monkeypatch.setattr(ceilings, "_product", lambda dtype, device: _refused)
-    found, reason = ceilings.try_to_measure("cpu", (), QUICK)
+    found, reason = ceilings.try_to_measure("cpu", (), QUICK, NoGuard())
     assert found is None and reason
 
 
 def test_where_they_can_be_measured_there_is_no_reason(work_by_clock):
-    found, reason = ceilings.try_to_measure("cpu", (), QUICK)
-    assert found == ceilings.measure("cpu", (), QUICK) and reason is None
+    found, reason = ceilings.try_to_measure("cpu", (), QUICK, NoGuard())
+    assert found == ceilings.measure("cpu", (), QUICK) | {"quiet": True} and reason is None
+
+
+@pytest.mark.parametrize("why, quiet", [(None, True), ("the machine was busy: twice", False)])
+def test_of_several_attempts_on_a_busy_machine_the_best_of_each_is_kept(monkeypatch, why, quiet):
+    taken_s = {"median": 2.0, "best": 2.0}
+
+    class Twice(NoGuard):
+        def measured(self, work):
+            work()
+            taken_s["median"] = 1.0
+            return work(), why
+
+    monkeypatch.setattr(ceilings, "_seconds", lambda *_: dict(taken_s))
+    found, _ = ceilings.try_to_measure("cpu", (), QUICK, Twice())
+    assert found["copy_bytes_per_s"] == LEAST_STREAM_BYTES / 1.0 and found["quiet"] is quiet
+
+
+def test_a_floor_holds_for_numbas_threads_where_it_has_more_than_torch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ceilings, "threads", lambda: 2)
+    monkeypatch.setattr(ceilings, "_seconds", lambda *_: seen.append(torch.get_num_threads()) or {
+        "median": 1.0, "best": 1.0})
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ceilings.measure("cpu", (), QUICK)
+        assert set(seen) == {2} and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

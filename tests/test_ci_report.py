@@ -9,7 +9,7 @@ from bench.records import FAILED, WRONG
 from bench.report import ci, regression_words
 from bench.report.escaping import markdown, one_line
 from bench.report.run_in_ci import of_run
-from tests.comparisons import BROKEN_CASES, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged, run
+from tests.comparisons import BROKEN_CASES, BUSY_CASE, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged, run
 from tests.test_codegen_moves import moved
 
 
@@ -108,6 +108,11 @@ def test_a_runs_problems_are_one_a_variant_and_reason_the_worst_first():
     above, folded = shown.split("<details>", 1)
     assert all(word in above for word in ("ValueError: B", "not done after 20 s", "n is negative in 7 of 16"))
     assert "float16 only" in folded and "float16 only" not in above and "ValueError" not in folded
+
+
+def test_a_machine_that_was_busy_is_no_problem_of_a_variant():
+    shown, problems = of_run(run(BUSY_CASE))
+    assert problems == [] and "other processes took 43% of the cores" in shown.partition("<details>")[2]
 
 
 def test_a_run_that_was_stopped_or_measured_nothing_is_a_problem():

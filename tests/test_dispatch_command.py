@@ -33,6 +33,19 @@ def test_what_a_run_says(rows, faster):
     assert list(found.faster.items()) == list(faster.items())
 
 
+@pytest.mark.parametrize("baseline, gain", [
+    (record("torch_bmm", 1, 12e-3), 4444.444),             # beyond what was ever seen
+    (replace(record("torch_bmm", 1, 8e-5), samples_s=(3e-6,) + (8e-5,) * 20), 29.63)])  # its own fastest is no slower
+def test_a_gain_that_a_stall_of_the_baseline_gives_is_not_believed(baseline, gain):
+    (found,) = measured([baseline, record("fast", 1, 2.7e-6)], BASELINES, CANDIDATES)
+    assert found.faster == {} and found.not_believed == {"fast": pytest.approx(gain)}
+
+
+def test_a_large_gain_that_every_sample_bears_out_is_believed():
+    (found,) = measured([record("torch_bmm", 1, 9.5e-5), record("fast", 1, 2.7e-6)], BASELINES, CANDIDATES)
+    assert found.faster == {"fast": 35.185} and not found.not_believed
+
+
 def test_without_the_baselines_time_nothing_is_said():
     assert not list(measured([record("fast", 1, 1e-5)], BASELINES, CANDIDATES))
 

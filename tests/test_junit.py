@@ -9,8 +9,8 @@ from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, ME
                                UNCONFIRMED, VERDICTS)
 from bench.report.junit import junit, junit_of_run
 from bench.report.run_in_ci import of_run
-from tests.comparisons import (BROKEN_CASES, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged, over_batches,
-                               run)
+from tests.comparisons import (BROKEN_CASES, BUSY_CASE, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged,
+                               over_batches, run)
 
 # Of junit-10.xsd (jenkinsci/xunit-plugin): the children and attributes that an element may have, those it must have.
 ALLOWED = {
@@ -90,8 +90,13 @@ def test_a_cases_status_is_its_outcome(status):
     assert outcomes(junit_of_run(run()))["bmm.torch_bmm", "tiny_16/float32/B4"] is None
 
 
+def test_a_machine_that_was_busy_is_no_error():
+    found = outcomes(junit_of_run(run(BUSY_CASE)))["bmm.fast", "tiny_16/float32/B4"]
+    assert found == ("skipped", f"invalid: {BUSY_CASE[-1]}")
+
+
 @pytest.mark.parametrize("measured", [
-    run(), run(partial=True), run(audit=[IMPOSSIBLE]), run(audit=[IMPOSSIBLE | {"whose": "control"}]),
+    run(), run(BUSY_CASE), run(partial=True), run(audit=[IMPOSSIBLE]), run(audit=[IMPOSSIBLE | {"whose": "control"}]),
     run(audit=[IMPOSSIBLE | {"impossible": False}]),
     *(run(("other", 4, status, "why")) for status in (*BROKEN, NOT_REACHED, UNSUPPORTED, NOT_HERE))])
 def test_xml_and_annotations_agree_on_whether_a_run_is_clean(measured):

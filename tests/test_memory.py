@@ -130,6 +130,16 @@ except Exception as error:
 """) == [1, True]
 
 
+def test_in_a_container_the_room_is_what_its_limit_leaves(monkeypatch):
+    """On made-up files, for the limit itself is the kernel's."""
+    limits = []
+    monkeypatch.setattr(memory, "limit_to", limits.append)
+    for allowed in (None, 2 ** 20, 2 ** 60):
+        monkeypatch.setattr(memory.cgroups, "memory_room", lambda: allowed)
+        memory.limit_to_available()
+    assert limits[1] == 2 ** 20 * 9 // 10 and limits[0] == pytest.approx(limits[2], rel=0.1)
+
+
 @pytest.mark.parametrize("error, is_one", [
     (MemoryError(), True), (torch.OutOfMemoryError("x"), True),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), True),

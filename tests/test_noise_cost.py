@@ -1,6 +1,7 @@
 """What measuring costs: every way has a row, timed or with its reason, over the plain step of the same rounds."""
 import pytest
 
+from bench.measure.busy import NoGuard
 from bench.noise.experiments import cost
 from bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
 from bench.noise.workloads import workloads
@@ -80,3 +81,19 @@ def test_every_way_runs_or_says_why_on_a_real_workload(name):
     assert all(row.reason is None for row in rows if row.way in (PLAIN, METERED, READ))
     assert next(row for row in rows if row.way == METERED).left_out == ()
     assert all(row.way in table(rows) for row in rows)
+
+
+class Busy(NoGuard):
+    """Every attempt met others."""
+
+    def measured(self, work):
+        return work(), "the machine was busy: other processes took 43% of the cores, three times"
+
+
+def test_beside_others_no_way_has_a_time_and_the_command_ends_with_3(clock, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "WAYS", _ways(clock, {PLAIN: 0.010, METERED: 0.012}))
+    monkeypatch.setattr(cost, "guard_of", lambda device: Busy())
+    assert cost.run("cpu", 0.1) == 3
+    assert "other processes took 43%" in capsys.readouterr().out
+    monkeypatch.setattr(cost, "guard_of", lambda device: NoGuard())
+    assert cost.run("cpu", 0.1) == 0

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from bench.measure.busy import NoGuard
 from bench.noise.claims import judge
 from bench.noise.experiments import survey
 from bench.noise.experiments.survey import Survey
 from bench.noise.surveyed import advice, middle, moments
 from bench.noise.workloads import workloads
+from bench.records import INVALID, NotMeasured
 
 
 def _small(updates, seeds=1):
@@ -22,7 +24,7 @@ def digits():
     told = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(survey.SURVEYS, "small", _small((0, 3, 50), seeds=2))
-        return survey.survey("digits", "small", "cpu", told.append), told
+        return survey.survey("digits", "small", "cpu", NoGuard(), told.append), told
 
 
 def test_it_is_plain_data_that_advises_and_judges(digits):
@@ -65,3 +67,29 @@ def test_every_profile_surveys_every_workload():
         assert set(effort.updates) == set(effort.noise_batch) == set(effort.step_batches) == set(workloads)
         assert all(batch % 4 == 0 for batch in effort.noise_batch.values())
         assert all(points == tuple(sorted(points)) for points in effort.updates.values())
+
+
+class Busy(NoGuard):
+    """Every attempt met others."""
+
+    def measured(self, work):
+        return work(), "the machine was busy: other processes took 43% of the cores, three times"
+
+
+def test_steps_that_were_timed_beside_others_have_no_times_and_give_no_advice(monkeypatch):
+    monkeypatch.setitem(survey.SURVEYS, "small", _small((0,)))
+    found = survey.survey("digits", "small", "cpu", Busy())
+    assert all(step["samples_s"] == [] and step["peak_bytes"] for step in found["steps"])  # memory is no time
+    assert moments(found)[0].estimate.batches == 4                                         # nor is the noise
+    assert json.loads(json.dumps(found)) == found
+    with pytest.raises(ValueError, match="its steps could not be timed: the machine was busy: other processes"):
+        advice(found, middle(found))
+    assert len(judge(None, {"workloads": {"digits": found}})) == 4
+
+
+def test_steps_of_a_throttled_machine_have_none_either(monkeypatch):
+    throttled = NotMeasured(INVALID, "the machine was throttled (power brake)")
+    monkeypatch.setattr(survey, "sample", lambda launches, *_: dict.fromkeys(launches, throttled))
+    monkeypatch.setitem(survey.SURVEYS, "small", _small((0,)))
+    found = survey.survey("digits", "small", "cpu", NoGuard())
+    assert found["why_not_timed"] == throttled.reason and not any(step["samples_s"] for step in found["steps"])

@@ -13,6 +13,7 @@ from bench.noise.experiments import sweep
 from bench.noise.experiments.sharpness import sharpness
 from bench.noise.experiments.sweep import Grid
 from bench.noise.experiments.training import train
+from bench.noise.time_to_target import steps_of
 from bench.noise.workloads import workloads
 
 DIGITS = workloads["digits"]
@@ -61,6 +62,12 @@ def test_a_rate_of_64_diverges_and_says_so(record):
     wild = [run for run in record["runs"] if run["learning_rate"] == 64]
     assert wild and all(run["diverged"] and run["why"] and run["sharpness"] is None for run in wild)
     assert all(not run["diverged"] and not run["why"] for run in record["runs"] if run["learning_rate"] < 1)
+
+
+def test_times_of_a_sweep_beside_others_are_not_used(record):
+    assert steps_of(record)
+    with pytest.raises(ValueError, match="the machine was busy while the sweep trained"):
+        steps_of(record | {"why_busy": "other processes took 43% of the cores"})
 
 
 def test_a_deadline_leaves_rows_of_what_was_not_run():

@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from bench.cases import PROFILES
+from bench.measure import busy
 from bench.measure.isolation import WorkerLost
 from bench.measure.task import Outcome
 from bench.records import CRASHED, FAILED, INVALID, MEASURED
-from bench.regress import busy, pairs
+from bench.regress import pairs
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Compared, Entry, Pairs, failure
 from bench.regressions import ACCURACY, LATENCY, MEMORY
 from bench.verdicts.paired import BASE, BOTH, HEAD
@@ -135,8 +136,9 @@ def test_a_machine_that_stays_busy_gives_no_times(pair_of):
     (10.0, 9.5, 0.0, None), (10.0, 5.0, 0.0, "other processes took 25% of the cores"),
     (10.0, 10.0, 4.0, "the hypervisor took 20% of the cores")])
 def test_others_are_whoever_is_not_of_this_run(monkeypatch, busy_s, own_s, stolen_s, words):
-    monkeypatch.setattr(busy.os, "cpu_count", lambda: 2)
-    zero = {"time_s": 0.0, "busy_cpu_s": 0.0, "own_cpu_s": 0.0, "stolen_cpu_s": 0.0, "load_1min": 1.0, "mhz": None}
+    monkeypatch.delenv(busy.VARIABLE, raising=False)
+    zero = {"time_s": 0.0, "cores": 2, "busy_cpu_s": 0.0, "own_cpu_s": 0.0, "stolen_cpu_s": 0.0, "load_1min": 1.0,
+            "mhz": None}
     after = zero | {"time_s": 10.0, "busy_cpu_s": busy_s, "own_cpu_s": own_s, "stolen_cpu_s": stolen_s}
     assert busy.why_too_busy(zero, after) == words
 

@@ -42,9 +42,6 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     for name in ("kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    busy = root / "bench" / "regress" / "busy.py"  # a CI's machine may be, and what is planted here is far above that
-    busy.write_text(busy.read_text().replace("_MOST_SHARE = 0.1 ", "_MOST_SHARE = 9.9 "))
-    assert "9.9" in busy.read_text()
     variant(root, "torch_slows", "return g.mean(0)")
     variant(root, "torch_errs", "return g.mean(0)")
     variant(root, "torch_goes", "return g.mean(0)")

@@ -15,7 +15,9 @@ import torch
 from bench import publishing, records
 from bench.errors import UsageError
 from bench.folders import new_folder
+from bench.pytest_run import CLEAN
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from bench.run import _exit_code
 from tests.test_records import document
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -235,6 +237,19 @@ def test_a_nearly_full_folder_is_refused_before_anything_is_measured(tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 2 ** 20))
     with pytest.raises(UsageError, match="has 1 MiB free and a run wants 64"):
         new_folder(tmp_path, "cpu")
+
+
+BUSY = "the machine was busy: other processes took 43% of the cores, three times"
+
+
+@pytest.mark.parametrize("cases, code", [
+    ([(MEASURED, ""), (INVALID, BUSY)], 0),              # what was checked was right, and some of it timed
+    ([(INVALID, BUSY)], 3), ([(INVALID, BUSY), (NOT_HERE, "needs CUDA")], 3),
+    ([(MEASURED, ""), (INVALID, BUSY), (INVALID, "by host, it is impossible")], 1),
+    ([(INVALID, BUSY), (WRONG, "on ragged: no")], 3), ([(MEASURED, ""), (INVALID, BUSY), (WRONG, "on ragged: no")], 1)])
+def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
+    rows = [records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason) for status, reason in cases]
+    assert _exit_code(records.Run({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
 
 
 def test_a_run_never_overwrites_another(tmp_path):

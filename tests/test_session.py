@@ -3,7 +3,7 @@ import pytest
 
 from bench.cases import plan
 from bench.measure.task import Outcome
-from bench.records import INVALID, MEASURED, WRONG, NotMeasured
+from bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
 from bench.session import Session, _Replay
 
 PLAN = plan("smoke", "cpu")
@@ -73,6 +73,16 @@ def test_a_machine_that_was_slow_when_its_ceilings_were_measured_costs_no_result
     assert made._believed(outcome(0.004), OTHER).status == MEASURED and made._measurer.asked == 2  # the best is kept
 
 
+def test_ceilings_of_a_busy_machine_accuse_nobody_and_let_nobody_pass():
+    low = CEILINGS | {"quiet": False}
+    made = session((low, None), (low, None))
+    refused = made._believed(outcome(0.004), OTHER)
+    assert is_machines_fault(refused.status, refused.reason) and made._measurer.asked == 2
+    assert "busy whenever its ceilings were measured, so it is not known whether by host, 4.00 ms is" in refused.reason
+    made = session((low, None), (CEILINGS | {"quiet": True}, None))
+    assert not is_machines_fault(INVALID, made._believed(outcome(0.004), OTHER).reason)  # it was quiet the second time
+
+
 def test_any_clock_can_give_it_away():
     made = session((CEILINGS, None), (CEILINGS, None))
     assert made._believed(outcome(0.02, host_cold=1e-6), OTHER).reason.startswith("by host_cold, 1.00 µs")
@@ -80,8 +90,10 @@ def test_any_clock_can_give_it_away():
 
 def test_what_the_baseline_reaches_can_be_done():
     made = session((CEILINGS, None))
-    assert made._believed(outcome(0.002), BASELINE).status == MEASURED
-    assert made._believed(outcome(0.002), OTHER).status == MEASURED and made._measurer.asked == 1
+    made._measurer._outcomes = {BASELINE.id: outcome(0.002), OTHER.id: outcome(0.002)}
+    made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
+    assert made._believed(made._result_of(OTHER), OTHER).status == MEASURED  # before the baseline itself is judged
+    assert made._believed(made._result_of(BASELINE), BASELINE).status == MEASURED and made._measurer.asked == 1
     assert made.ceilings["matmul_flops_per_s"] == CEILINGS["matmul_flops_per_s"]  # shares are of what was measured
 
 

@@ -141,8 +141,8 @@ def test_with_nvml_the_state_is_the_gpus(monkeypatch):
 
 def test_this_linux_tells_all_there_is():
     facts = CpuState().read()
-    assert facts.keys() == {"time_s", "own_cpu_s", "busy_cpu_s", "stolen_cpu_s", "load_1min", "mhz"}
-    assert facts["own_cpu_s"] > 0 and facts["busy_cpu_s"] >= 0
+    assert facts.keys() == {"time_s", "own_cpu_s", "cores", "busy_cpu_s", "stolen_cpu_s", "load_1min", "mhz"}
+    assert facts["own_cpu_s"] > 0 and facts["cores"] >= 1
     assert CpuState().read()["time_s"] >= facts["time_s"]
 
 
@@ -151,8 +151,8 @@ def test_busy_is_neither_idle_nor_waiting_nor_stolen(tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("cpu MHz\t\t: 2000.0\nmodel name : x\ncpu MHz\t\t: 3000.5\n")
     monkeypatch.setattr(state, "_PROC", tmp_path)
     facts, ticks = CpuState().read(), os.sysconf("SC_CLK_TCK")
-    assert facts["busy_cpu_s"] == pytest.approx(163 / ticks) and facts["stolen_cpu_s"] == pytest.approx(80 / ticks)
-    assert facts["mhz"] == 2500.25
+    assert facts["busy_cpu_s"] == pytest.approx(facts["time_s"] - (4000 + 500 + 80) / ticks)
+    assert facts["stolen_cpu_s"] == pytest.approx(80 / ticks) and facts["mhz"] == 2500.25
     (tmp_path / "cpuinfo").write_text("BogoMIPS : 50\n")
     assert CpuState().read()["mhz"] is None
 
@@ -160,15 +160,34 @@ def test_busy_is_neither_idle_nor_waiting_nor_stolen(tmp_path, monkeypatch):
 def test_without_proc_less_is_known_and_nothing_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "_PROC", tmp_path)
     facts = CpuState().read()
-    assert facts.keys() == {"time_s", "own_cpu_s"} and cpu_load(facts, facts, 2) == {}
+    assert facts.keys() == {"time_s", "own_cpu_s"} and cpu_load(facts, facts) == {}
+
+
+def test_a_sandbox_that_counts_nothing_is_known_for_one(tmp_path, monkeypatch):
+    (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(state, "_PROC", tmp_path)
+    assert "busy_cpu_s" not in CpuState().read()
+
+
+def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "stat").write_text("cpu  0 0 0 900 0 0 0 0 0 0\n" + "".join(
+        f"cpu{core} 0 0 0 {idle} 0 0 0 {core} 0 0\n" for core, idle in enumerate((100, 200, 600))) + "intr 1 2\n")
+    (tmp_path / "cpuinfo").write_text("")
+    monkeypatch.setattr(state, "_PROC", tmp_path)
+    monkeypatch.setattr(state.os, "sched_getaffinity", lambda pid: {1, 2})
+    facts, ticks = CpuState().read(), os.sysconf("SC_CLK_TCK")
+    assert facts["cores"] == 2 and facts["stolen_cpu_s"] == pytest.approx(3 / ticks)
+    assert facts["busy_cpu_s"] == pytest.approx(2 * facts["time_s"] - 803 / ticks)
 
 
 def test_what_others_took_is_what_was_busy_beside_us():
-    before = {"time_s": 10.0, "busy_cpu_s": 100.0, "own_cpu_s": 5.0, "stolen_cpu_s": 1.0, "load_1min": 9, "mhz": 9}
-    after = {"time_s": 12.0, "busy_cpu_s": 106.0, "own_cpu_s": 7.0, "stolen_cpu_s": 1.4, "load_1min": 3, "mhz": 2900}
+    before = {"time_s": 10.0, "cores": 4, "busy_cpu_s": 100.0, "own_cpu_s": 5.0, "stolen_cpu_s": 1.0, "load_1min": 9,
+              "mhz": 9}
+    after = {"time_s": 12.0, "cores": 4, "busy_cpu_s": 106.0, "own_cpu_s": 7.0, "stolen_cpu_s": 1.4, "load_1min": 3,
+             "mhz": 2900}
     expected = {"others_share": 0.5, "stolen_share": 0.05, "load_1min": 3, "mhz": 2900}  # of 4 cores for 2 s
-    assert cpu_load(before, after, cores=4) == pytest.approx(expected)
-    assert cpu_load(before, after | {"own_cpu_s": 12.0}, cores=4)["others_share"] == 0  # ticks are coarse
+    assert cpu_load(before, after) == pytest.approx(expected)
+    assert cpu_load(before, after | {"own_cpu_s": 12.0})["others_share"] == 0  # ticks are coarse
 
 
 def test_a_core_slowed_down_for_heat_is_said_once(tmp_path, monkeypatch):
@@ -183,6 +202,17 @@ def test_a_core_slowed_down_for_heat_is_said_once(tmp_path, monkeypatch):
     assert cpu.why_throttled() is None  # what was before it began to look is past
     counts[1].write_text("9\n")
     assert [cpu.why_throttled(), cpu.why_throttled()] == ["a core was slowed down for heat", None]
+
+
+def test_a_quota_that_was_used_up_is_said_once(tmp_path, monkeypatch):
+    stat = tmp_path / "cpu.stat"
+    stat.write_text("nr_periods 9\nnr_throttled 7\nthrottled_usec 1\n")
+    monkeypatch.setattr(state, "_CPUS", tmp_path)
+    monkeypatch.setattr(state.cgroups, "stop_counters", lambda: (stat,))
+    cpu = CpuState()
+    assert cpu.why_throttled() is None
+    stat.write_text("nr_periods 10\nnr_throttled 8\nthrottled_usec 4\n")
+    assert [cpu.why_throttled(), cpu.why_throttled()] == ["the container's CPU quota was used up", None]
 
 
 def test_a_guest_that_sees_no_throttling_reports_none(tmp_path, monkeypatch):

@@ -39,6 +39,18 @@ def test_advice_comes_from_a_stored_run(tmp_path, capsys):
     assert "Train at batch 63" in capsys.readouterr().out
 
 
+def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsys):
+    busy = "the machine was busy: other processes took 43% of the cores, three times"
+    untimed = noise()["workloads"]["digits"]
+    untimed = untimed | {"why_not_timed": busy, "steps": [step | {"samples_s": []} for step in untimed["steps"]]}
+    study.write(STUDY | {"noise": noise() | {"workloads": {"digits": untimed}}}, tmp_path)
+    assert f"No advice: its steps could not be timed: {busy}." in (tmp_path / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["advise", "--run", str(tmp_path)]) == 3
+    printed = capsys.readouterr()
+    assert busy in printed.err and "Train at" not in printed.out
+
+
 @pytest.mark.parametrize("text, words", [
     (None, "no run in"), ("{", "study.json is damaged"), ("[]", "study.json is damaged"),
     ('{"noise": {"workloads": {}}}', "no noise of any workload there")])

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from bench.git import git
-from kernels import backends
+from bench.measure import busy
+from kernels import backends, cgroups, numba_cpu
 from kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
@@ -43,14 +44,26 @@ def resolve_device(asked: str) -> str:
 
 
 def machine(device: str) -> dict:
-    """What the figures depend on, by name. Sizes in bytes."""
+    """What the figures depend on, by name. Sizes in bytes.
+
+    `cpu_quota` (in cores) and `memory_limit_bytes` are a container's, None without one; the threads are a worker's;
+    `most_busy_share` is the share of the cores that others may take while something is measured.
+
+    Raises:
+        ValueError: if that share was set to what is none.
+    """
     facts = {
         "device": device,
         "device_name": device_name(device),
         "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu_threads_of_torch": torch.get_num_threads(),
+        "cpu_quota": cgroups.cpu_quota(),
+        "cpu_threads_of_torch": threads_of_torch(),
+        "cpu_threads_of_numba": _threads_of_numba(),
+        "why_no_kernel_cache": numba_cpu.why_not_kept(),
+        "most_busy_share": busy.most_share(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_limit_bytes": cgroups.memory_limit(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(_VERSIONS),
@@ -65,6 +78,15 @@ def machine(device: str) -> dict:
             "cuda_of_torch": torch.version.cuda, "driver": _driver_version(),
         }
     return facts
+
+
+def threads_of_torch() -> int:
+    """torch's threads where it measures: its own count, within a container's CPU quota."""
+    return min(torch.get_num_threads(), cgroups.whole_cores() or torch.get_num_threads())
+
+
+def _threads_of_numba() -> int | None:
+    return None if backends.why_absent("numba_cpu") else numba_cpu.threads()
 
 
 def revision() -> dict:

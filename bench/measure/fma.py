@@ -23,9 +23,10 @@ def launch(dtype: str) -> tuple[Callable, float]:
     from kernels.cpu_lanes import lanes_of
     from kernels.cpu_tasks import run, shares
     from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
+    from kernels.numba_cpu import threads
 
     width = TILE_VECTORS * lanes_of(getattr(torch, dtype).itemsize)
-    tasks = _TILES * numba.get_num_threads()
+    tasks = _TILES * threads()
     operands = torch.zeros(width, dtype=getattr(torch, dtype))
     results = torch.empty(tasks, TILE_ROWS, width, dtype=getattr(torch, dtype))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from bench import texts
+from kernels import cgroups
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark")
@@ -88,15 +89,17 @@ def _lower_the_mark() -> None:
 
 
 def limit_to_available() -> None:
-    """Make an allocation beyond the machine's free memory fail in this process, instead of the kernel killing it.
+    """Make an allocation beyond the memory that is free fail in this process, instead of the kernel killing it.
 
-    Linux only (RLIMIT_DATA counts private writable mappings since 4.7); elsewhere it does nothing.
+    Free is what the machine has, or a container's limit leaves where that is less. Linux only (RLIMIT_DATA counts
+    private writable mappings since 4.7); elsewhere it does nothing.
     """
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
         return
-    limit_to(_kibibytes(meminfo, "MemAvailable") * 9 // 10)
+    available, allowed = _kibibytes(meminfo, "MemAvailable"), cgroups.memory_room()
+    limit_to((available if allowed is None else min(available, allowed)) * 9 // 10)
 
 
 def limit_to(more_bytes: int) -> None:

@@ -10,8 +10,9 @@ import torch
 
 import kernels
 from bench.cases import plan
-from bench.measure import audit, capacity, ceilings, energy, invariance, memory, outcome
+from bench.measure import audit, busy, capacity, ceilings, energy, invariance, memory, outcome
 from bench.measure.clocks import Unfit
+from bench.measure.environment import threads_of_torch
 from bench.measure.hardware import hardware
 from bench.measure.held import Held
 from bench.measure.preparing import RAISED, Entry, Preparing
@@ -20,7 +21,7 @@ from bench.measure.sampling import Effort, sample
 from bench.measure.sources import launch_digest
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
-from bench.records import INVALID, NotMeasured
+from bench.records import INVALID, MEASURED, NotMeasured
 from bench.verdicts import roofline
 
 
@@ -32,11 +33,13 @@ class Runner:
         self._begin = begin
         self._hardware = hardware(device)
         self._state = state_of(device)
+        self._guard = busy.guard_of(device, lambda why: begin("", why))
         self._preparing = Preparing(device, self._hardware, begin)
         self._held: Held | None = None
         if device == "cpu":
             memory.keep_freed_memory()
             memory.limit_to_available()
+            torch.set_num_threads(threads_of_torch())
         else:
             # The contract is fp32 accumulation; cuBLAS may otherwise add split-K partial sums in the narrow type.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -44,7 +47,8 @@ class Runner:
 
     def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or why they could not be had."""
-        return ceilings.try_to_measure(self._device, dtypes, effort, lambda what: self._begin("", f"ceilings: {what}"))
+        return ceilings.try_to_measure(self._device, dtypes, effort, self._guard,
+                                       lambda what: self._begin("", f"ceilings: {what}"))
 
     def room(self) -> int | None:
         """Bytes that can still be allocated on the device; None where that is not limited."""
@@ -74,14 +78,21 @@ class Runner:
         """The gradient noise of a workload, and its step over the batch (bench.noise.experiments.survey)."""
         from bench.noise.experiments import survey  # the workloads' data, which only this needs
 
-        return survey.survey(workload, profile, self._device, lambda what: self._begin(workload, what))
+        return survey.survey(workload, profile, self._device, self._guard, lambda what: self._begin(workload, what))
 
     def measure(self, task: Task) -> dict[str, Outcome]:
-        """Every entry's outcome, by label.
+        """Every entry's outcome, by label; INVALID where others had the cores in each attempt (bench.measure.busy).
 
         Raises:
             DeviceLost: if a variant took the device's context with it.
         """
+        outcomes, why = self._guard.measured(lambda: self._attempt(task))
+        if why:
+            outcomes |= {label: Outcome(INVALID, why) for label, one in outcomes.items() if one.status == MEASURED}
+        return outcomes
+
+    def _attempt(self, task: Task) -> dict[str, Outcome]:
+        """Every entry's outcome, by label, whoever had the cores."""
         op, outcomes = kernels.ops[task.op], {}
         problem = self._preparing.problem(op, task, outcomes)
         if problem is None:
@@ -159,5 +170,5 @@ class Runner:
     def _state_between(self, before: dict) -> dict:
         after = self._state.read()
         if self._device == "cpu":
-            return cpu_load(before, after, torch.get_num_threads())
+            return cpu_load(before, after)
         return {"before": before, "after": after}

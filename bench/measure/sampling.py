@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bench.records import INVALID, NotMeasured
+from bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import medians
 
 _TURN_S = 2e-3
@@ -186,6 +186,6 @@ def _outcome(launch: _Launch, effort: Effort, throttled: str | None) -> Samples 
         return launch.error
     count = len(launch.kept.samples_s)
     if count < effort.least:
-        return NotMeasured(INVALID, f"{count} of at least {effort.least} samples were taken with the machine not "
-                                    f"throttled ({throttled}); {launch.kept.discarded} were dropped")
+        return NotMeasured(INVALID, f"{THE_MACHINE_WAS}throttled ({throttled}): {count} of at least {effort.least} "
+                                    f"samples are left, {launch.kept.discarded} were dropped")
     return launch.thinned(effort.most)

@@ -1,12 +1,18 @@
 """The machine around a case: its clocks, temperature, power and load, and whether it was throttled."""
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import re
+import resource
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+
+from kernels import cgroups
 
 _LEAST_CLOCK_SHARE = 0.75  # NVBench's rule: a sample below this share of the default clock is not of this chip
 _PROC = Path("/proc")
@@ -17,28 +23,55 @@ class CpuState:
     """Linux's own counters. What a hypervisor keeps to itself (its host's clocks and heat) is not among them."""
 
     def __init__(self):
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._throttles = sorted(_CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-        self._last_count = self._throttle_count()
+        self._stops = cgroups.stop_counters()
+        self._last_counts = self._counts()
 
     def read(self) -> dict:
-        """Load average over a minute, frequency in MHz, and CPU-seconds so far: of all, of this process, stolen."""
-        facts = {"time_s": time.monotonic(), "own_cpu_s": sum(os.times()[:2])}
+        """Load average over a minute, frequency in MHz, and CPU-seconds so far on the cores that this process may use.
+
+        `cores` is how many those are. `busy_cpu_s` is all that was neither idle nor stolen, from any start on, so only
+        differences of it mean something; `own_cpu_s` is what `own_cpu_s()` says.
+        """
+        facts = {"time_s": time.monotonic(), "own_cpu_s": own_cpu_s()}
         try:
-            ticks = [int(word) for word in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]]
-            tick_s = 1 / os.sysconf("SC_CLK_TCK")
-            facts |= {"busy_cpu_s": (sum(ticks[:3]) + sum(ticks[5:7])) * tick_s, "stolen_cpu_s": ticks[7] * tick_s,
-                      "load_1min": os.getloadavg()[0], "mhz": self._mhz()}
+            cores, idle_s, stolen_s = self._idle_and_stolen_s()
+            facts |= {"cores": cores, "busy_cpu_s": facts["time_s"] * cores - idle_s - stolen_s,
+                      "stolen_cpu_s": stolen_s, "load_1min": os.getloadavg()[0], "mhz": self._mhz()}
         except (OSError, IndexError, ValueError):  # no Linux /proc: less is known, and nothing is lost
             pass
         return facts
 
     def why_throttled(self) -> str | None:
-        """Whether a core was slowed down for heat since the last time this was asked (bare metal only)."""
-        last, self._last_count = self._last_count, self._throttle_count()
-        return "a core was slowed down for heat" if self._last_count > last else None
+        """What stopped or slowed this process down since the last time this was asked, or None.
 
-    def _throttle_count(self) -> int:
-        return sum(int(path.read_text()) for path in self._throttles)
+        A container's CPU quota that was used up, or a core that became too hot (which bare metal alone tells).
+        """
+        last, self._last_counts = self._last_counts, self._counts()
+        hotter, stopped = (now > before for now, before in zip(self._last_counts, last))
+        reasons = [reason for reason, holds in (
+            ("a core was slowed down for heat", hotter),
+            ("the container's CPU quota was used up", stopped)) if holds]
+        return ", ".join(reasons) or None
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(int(path.read_text()) for path in self._throttles), cgroups.times_stopped(self._stops)
+
+    def _idle_and_stolen_s(self) -> tuple[int, float, float]:
+        """The cores that are read, and the seconds that they were idle (or waited for a disk) and stolen.
+
+        Idle time is exact where busy time is sampled at ticks. A sandbox that counts nothing raises ValueError.
+        """
+        whole, *lines = (line.split() for line in (_PROC / "stat").read_text().splitlines() if line.startswith("cpu"))
+        own = [line for line in lines if int(line[0][3:]) in self._cores]
+        chosen = own if 0 < len(own) < len(lines) else [whole]  # the sum is rounded to a tick once
+        ticks = [[int(word) for word in line[1:]] for line in chosen]
+        if not any(map(any, ticks)):
+            raise ValueError("nothing is counted here")
+        tick_s = 1 / os.sysconf("SC_CLK_TCK")
+        return (len(own) if chosen is own else len(lines), sum(row[3] + row[4] for row in ticks) * tick_s,
+                sum(row[7] for row in ticks) * tick_s)
 
     @staticmethod
     def _mhz() -> float | None:
@@ -46,11 +79,38 @@ class CpuState:
         return sum(found) / len(found) if found else None
 
 
-def cpu_load(before: dict, after: dict, cores: int) -> dict:
+def own_cpu_s() -> float:
+    """CPU-seconds so far of this process, of all that it has started, and of the one that it is a worker of."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = time.process_time() + ended.ru_utime + ended.ru_stime
+    total += sum(sum(_times_s(pid)) for pid in _descendants(os.getpid()))
+    parent = multiprocessing.parent_process()
+    return total + (sum(_times_s(parent.pid)[:2]) if parent else 0.0)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """The processes below this one, as far as the kernel lists them (CONFIG_PROC_CHILDREN)."""
+    for path in (_PROC / str(pid) / "task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                yield child
+                yield from _descendants(child)
+
+
+def _times_s(pid: int) -> tuple[float, ...]:
+    """User and system time of a process, then both of its children that have ended; zeros once it is gone."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0, 0.0, 0.0
+    return tuple(int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:15])
+
+
+def cpu_load(before: Mapping, after: Mapping) -> dict:
     """Between two readings of CpuState: the share of the cores that others took, and that the hypervisor stole."""
     if "busy_cpu_s" not in before or "busy_cpu_s" not in after:
         return {}
-    span = max((after["time_s"] - before["time_s"]) * cores, 1e-9)
+    span = max((after["time_s"] - before["time_s"]) * after["cores"], 1e-9)
     grown = {name: after[name] - before[name] for name in ("busy_cpu_s", "own_cpu_s", "stolen_cpu_s")}
     return {"others_share": max(0.0, grown["busy_cpu_s"] - grown["own_cpu_s"]) / span,
             "stolen_share": grown["stolen_cpu_s"] / span, "load_1min": after["load_1min"], "mhz": after["mhz"]}

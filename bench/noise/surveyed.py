@@ -42,8 +42,10 @@ def advice(workload: Mapping, moment: Moment, current_batch: int | None = None,
     """The batch that the noise at that point of training, the step times and the memory lead to.
 
     Raises:
-        ValueError: as bench.noise.advisor.advise.
+        ValueError: as bench.noise.advisor.advise; and where its steps could not be timed.
     """
+    if workload.get("why_not_timed"):
+        raise ValueError(f"its steps could not be timed: {workload['why_not_timed']}")
     return advise(workload["steps"], moment.estimate.to_json(), workload["limit_bytes"],
                   current_batch=workload["train_batch"] if current_batch is None else current_batch, cost_cap=cost_cap)
 

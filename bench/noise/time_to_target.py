@@ -107,7 +107,13 @@ class TimeToTarget:
 
 
 def steps_of(sweep: Mapping) -> list[dict]:
-    """The step times of the sweep's own runs, a sample a run: its seconds of training over its updates."""
+    """The step times of the sweep's own runs, a sample a run: its seconds of training over its updates.
+
+    Raises:
+        ValueError: where the machine was busy while they were taken.
+    """
+    if sweep.get("why_busy"):
+        raise ValueError(f"the machine was busy while the sweep trained, so its times are none: {sweep['why_busy']}")
     found: dict[int, list[float]] = {}
     for run in sweep["runs"]:
         updates, seconds = run["curve"]["updates"], run["curve"]["train_s"]

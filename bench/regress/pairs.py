@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.cases import CLOCKS, Profile
+from bench.measure import busy
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import FAILED, INVALID, MEASURED, parse_case_id
-from bench.regress import busy
 from bench.regressions import ACCURACY, LATENCY, MEMORY
 from bench.verdicts.paired import BASE, BOTH, HEAD
 

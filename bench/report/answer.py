@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from bench.noise import claims, surveyed
-from bench.records import BROKEN, Run
+from bench.records import Run, is_broken, is_machines_fault
 from bench.report import advisor, comparison
 from bench.report import crossovers as crossovers_report
 from bench.report.tables import unique
@@ -29,9 +29,13 @@ def answer(run: Run, previous: Run | None = None) -> list[tuple[str, list[str]]]
         found.append(("From which batch", _first(changes)))
     found += _training(run.about.get("noise"), run.about.get("sweep"))
     broken = unique(f"{record.op}/{record.variant} ({record.status})" for record in run.records
-                    if record.status in BROKEN)
+                    if is_broken(record.status, record.reason))
     if broken:
         found.append(("Broken", _first(broken)))
+    disturbed = sum(is_machines_fault(record.status, record.reason) for record in run.records)
+    if disturbed:
+        found.append(("The machine", [f"It was busy or throttled during {disturbed} of {len(run.records)} cases, which "
+                                      "have no time for that."]))
     if previous is not None and is_comparable(previous, run):
         found.append(("Against the last run", [f"{comparison.answer(compare(previous, run))}. A is the run of "
                       f"{previous.about['started'][:16]}, B this one. It shows and does not judge."]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run
+from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run, is_machines_fault
 from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, UNCONFIRMED, Regression
 from bench.report import regression_words as words
 from bench.report import run_in_ci
@@ -46,13 +46,15 @@ def junit_of_run(run: Run) -> str:
 
     A wrong result is a failure, and an impossible statistic of the numerics audit too; what failed, hung, crashed, ran
     out of memory, has a time that can't be believed, or was not reached, is an error. What the variant declares not to
-    support, or can't run here, is skipped, with the reason. `time` is a call's median in seconds. Where nothing was
-    measured, or the run was stopped, there is one more test case, the session, that is an error.
+    support, can't run here, or met a busy or throttled machine, is skipped, with the reason. `time` is a call's median
+    in seconds. Where nothing was measured, or the run was stopped, there is one more test case, the session, that is an
+    error.
     """
     suite = _suite(_RUN, run.about, summary(run))
     for record in run.records:
         test = _test(suite, record.id, record.median_s if record.status == MEASURED else None)
-        _outcome(test, _TAGS.get(record.status, "error"), record.status, f"{record.status}: {record.reason}")
+        tag = "skipped" if is_machines_fault(record.status, record.reason) else _TAGS.get(record.status, "error")
+        _outcome(test, tag, record.status, f"{record.status}: {record.reason}")
     for row in run_in_ci.impossible(run):
         test = _test(suite, f"{row['op']}/{row['variant']}/{row['condition']}/{row['dtype']} numerics")
         _outcome(test, "failure", "impossible statistics", row["failed"])

@@ -26,7 +26,10 @@ def ceilings(run: Run, style: Style) -> str:
     rows += [[f"multiply-adds in L1, {dtype}", f"{flops / 1e9:,.0f} GFLOP/s"]
              for dtype, flops in found["fma_flops_per_s"].items()]
     rows += [[f"empty launch by {clock}", units.duration(seconds)] for clock, seconds in found["launch_s"].items()]
-    return style.render(["ceiling", "measured in this run"], rows)
+    table = style.render(["ceiling", "measured in this run"], rows)
+    if found.get("quiet", True):
+        return table
+    return f"{table}\n\nThe machine was busy whenever they were measured: they are too low, and their shares too high."
 
 
 def _rate(bytes_per_s: float) -> str:

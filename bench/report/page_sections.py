@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bench.noise import claims, surveyed
-from bench.records import BROKEN, MEASURED, Run
+from bench.records import MEASURED, Run, is_broken
 from bench.report import (advisor, audit, crossover, crossovers, invariance, ladder, latency_law, limits, page_data,
                           page_training)
 from bench.report import claims as claims_report
@@ -114,7 +114,7 @@ def _noted(run: Run, module) -> list[Block]:
 
 
 def _without_time(run: Run, broken: bool) -> list[Block]:
-    some = tuple(record for record in run.records if (record.status in BROKEN) == broken)
+    some = tuple(record for record in run.records if is_broken(record.status, record.reason) == broken)
     return blocks(lambda style: tables.not_measured(replace(run, records=some), style))
 
 

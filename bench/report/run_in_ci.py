@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bench.records import BROKEN, MEASURED, NOT_REACHED, Run
+from bench.records import BROKEN, MEASURED, NOT_REACHED, Record, Run, is_broken
 from bench.report import escaping, limits, tables
 from bench.report.readme import summary
 
@@ -34,7 +34,7 @@ def impossible(run: Run) -> Iterator[Mapping]:
 def _sections(run: Run) -> Iterator[str]:
     style = escaping.GITHUB
     yield f"**{escaping.markdown(summary(run))}**"
-    broken = tuple(record for record in run.records if record.status in _WORST_FIRST)
+    broken = tuple(record for record in run.records if _is_problem(record))
     if broken:
         yield f"### Wrong, failed or not reached\n\n{tables.not_measured(replace(run, records=broken), style)}"
     audited = list(impossible(run))
@@ -53,6 +53,10 @@ def _sections(run: Run) -> Iterator[str]:
     yield _folded("The machine", f"{tables.machine(run, style)}\n\n{limits.ceilings(run, style)}")
 
 
+def _is_problem(record: Record) -> bool:
+    return record.status == NOT_REACHED or is_broken(record.status, record.reason)
+
+
 def _folded(title: str, content: str) -> str:
     return f"<details><summary>{escaping.markdown(title)}</summary>\n\n{content}\n\n</details>"
 
@@ -61,7 +65,7 @@ def _problems(run: Run) -> Iterator[tuple[str, str]]:
     if incomplete := why_incomplete(run):
         yield incomplete, escaping.one_line(summary(run))
     alike: dict[tuple[str, str, str], list[str]] = {}
-    for record in sorted((record for record in run.records if record.status in _WORST_FIRST),
+    for record in sorted((record for record in run.records if _is_problem(record)),
                          key=lambda record: _WORST_FIRST.index(record.status)):
         alike.setdefault((record.status, f"{record.op}/{record.variant}", record.reason), []).append(record.id)
     for (status, variant, reason), ids in alike.items():

@@ -1,7 +1,7 @@
 """A run as tables: for each problem the variants side by side over the batch, then everything that has no time."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -10,6 +10,8 @@ from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.texts import one_line
 from bench.verdicts import ladder, roofline
+
+_USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,7 @@ def machine(run: Run, style: Style) -> str:
     """The machine and the versions, a fact a row."""
     facts, gpu = run.machine, run.machine.get("gpu")
     commit = facts["revision"]["commit"]
-    processor = (facts["cpu"], f"{facts['cpu_cores']} cores", f"{facts['cpu_threads_of_torch']} threads in torch",
-                 units.size(facts["memory_bytes"]))
-    rows = [["timed on", facts["device_name"]], ["processor", ", ".join(processor)]]
+    rows = [["timed on", facts["device_name"]], ["processor", ", ".join(_processor(facts))]]
     if gpu:
         rows.append(["GPU", ", ".join((gpu["name"], f"sm_{gpu['compute_capability'].replace('.', '')}",
                                        f"{gpu['multiprocessors']} SMs", units.size(gpu["memory_bytes"]),
@@ -137,6 +137,24 @@ def machine(run: Run, style: Style) -> str:
              ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
              ["revision", f"{commit[:12]}{' + uncommitted changes' if facts['revision']['dirty'] else ''}"]]
     return style.render(["", ""], rows)
+
+
+def _processor(facts: Mapping) -> Iterator[str]:
+    """What older runs have not stored is left out."""
+    yield facts["cpu"]
+    yield f"{facts['cpu_cores']} cores"
+    if facts.get("cpu_quota") is not None:
+        yield f"a quota of {facts['cpu_quota']:g} cores"
+    yield f"{facts['cpu_threads_of_torch']} threads in torch"
+    if facts.get("cpu_threads_of_numba") is not None:
+        yield f"{facts['cpu_threads_of_numba']} in Numba"
+    yield units.size(facts["memory_bytes"])
+    if facts.get("memory_limit_bytes") is not None:
+        yield f"of which a container may use {units.size(facts['memory_limit_bytes'])}"
+    if facts.get("most_busy_share", _USUAL_BUSY_SHARE) != _USUAL_BUSY_SHARE:
+        yield f"measured while others took up to {facts['most_busy_share']:.0%} of the cores"
+    if facts.get("why_no_kernel_cache"):
+        yield f"no kernel cache ({facts['why_no_kernel_cache']})"
 
 
 def unique(values: Iterable) -> list:

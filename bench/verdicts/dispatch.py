@@ -4,24 +4,30 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.records import Record
 from bench.verdicts import crossovers, medians
 
 MOST_OFF = 2.0  # times what a gain promises: processes, and the moments of one run, differ by far less
+MOST_GAIN = 100.0  # the most that was ever measured on a quiet machine is 35; stalls of a baseline gave thousands
+_MOST_OF_FASTEST = 5.0  # times the gain of the fastest samples, which are not disturbed; page faults alone made it 3.6
 LEAST_GAIN = 1.05  # less is not worth leaving the library for: processes alone differ by 2% (`make selftest`)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One problem of a run: by how much each variant beats the baseline there (1.2 is 1.2x), the best first."""
+    """One problem of a run: by how much each variant beats the baseline there (1.2 is 1.2x), the best first.
+
+    `not_believed` are gains that come from a slow moment of the baseline, and not from the variant.
+    """
 
     op: str
     scenario: str
     dtype: str
     batch: int
     faster: Mapping[str, float]
+    not_believed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,15 @@ def measured(records: Sequence[Record], baselines: Mapping[str, str],
             gains = {name: record.median_s / timed[batch].median_s for name, timed in by_variant.items()
                      if batch in timed and name in candidates[op]
                      and crossovers.leader(timed[batch], record) == name}
-            faster = sorted(gains.items(), key=lambda gain: -gain[1])
+            faster = {name: round(gain, 3) for name, gain in sorted(gains.items(), key=lambda gain: -gain[1])
+                      if gain >= LEAST_GAIN}
+            not_believed = {name: gain for name, gain in faster.items()
+                            if not _is_believed(gain, record, by_variant[name][batch])}
             yield Measured(op, scenario, dtype, batch,
-                           {name: round(gain, 3) for name, gain in faster if gain >= LEAST_GAIN})
+                           {name: gain for name, gain in faster.items() if name not in not_believed}, not_believed)
+
+
+def _is_believed(gain: float, baseline: Record, variant: Record) -> bool:
+    """Whether the two fastest samples bear out what the medians say, and it is not beyond what was ever seen."""
+    of_fastest = min(baseline.samples_s) / min(variant.samples_s)
+    return gain <= min(MOST_GAIN, _MOST_OF_FASTEST * of_fastest)

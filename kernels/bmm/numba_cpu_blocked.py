@@ -18,6 +18,7 @@ from kernels.bmm import bmm
 from kernels.cpu_lanes import lanes_of
 from kernels.cpu_tasks import compiled, run, shares
 from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile, transpose_block
+from kernels.numba_cpu import threads
 from kernels.tuning import Tunable
 
 ALONE = 2 ** 20  # multiply-adds that one thread does in the time that it takes to start the others
@@ -96,7 +97,7 @@ def _rule(a, b):
     (batch, m, _), n = a.shape, b.shape[2]
     tasks_m = max(1, -(-m // (8 * TILE_ROWS)))
     columns = 256
-    while columns > 32 and batch * tasks_m * -(-n // columns) < 2 * numba.get_num_threads():
+    while columns > 32 and batch * tasks_m * -(-n // columns) < 2 * threads():
         columns //= 2
     return {"rows": max(1, -(-m // tasks_m)), "columns": columns, "depth": 512, "pack": b.stride(2) != 1}
 

@@ -10,6 +10,7 @@ import torch
 
 from kernels.backends import numba
 from kernels.bmm import bmm
+from kernels.numba_cpu import njit
 
 
 def _kernel(a, b, c):
@@ -28,7 +29,7 @@ def _compiled(dtype):
     """One compilation a dtype, for any strides of A and B: Numba's own choice would be one for each mix of layouts."""
     element = numba.from_dtype(dtype)
     strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(element, 3, "C")
-    return numba.njit(numba.void(strided, strided, contiguous), parallel=True, cache=True)(_kernel)
+    return njit(numba.void(strided, strided, contiguous), parallel=True)(_kernel)
 
 
 @bmm.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu")

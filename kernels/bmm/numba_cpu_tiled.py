@@ -12,6 +12,7 @@ import torch
 
 from kernels.backends import numba
 from kernels.bmm import bmm
+from kernels.numba_cpu import njit
 
 ROWS, COLUMNS, DEPTH, UNROLL = 64, 256, 128, 4
 
@@ -64,7 +65,7 @@ def _compiled(dtype: np.dtype):
     element = numba.from_dtype(dtype)
     strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(element, 3, "C")
     signature = numba.void(strided, strided, contiguous)
-    return numba.njit(signature, parallel=True, fastmath={"contract"}, cache=True)(_kernel)
+    return njit(signature, parallel=True, fastmath={"contract"})(_kernel)
 
 
 @bmm.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu", builds_on="numba_cpu_naive")

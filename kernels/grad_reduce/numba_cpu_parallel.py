@@ -8,11 +8,12 @@ import torch
 
 from kernels.backends import numba
 from kernels.grad_reduce import grad_reduce
+from kernels.numba_cpu import njit
 
 COLUMNS = 1024
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _kernel(g, mean):
     rows, parameters = g.shape
     for block in numba.prange((parameters + COLUMNS - 1) // COLUMNS):

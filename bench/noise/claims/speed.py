@@ -46,7 +46,7 @@ def _step_times(sweep: Mapping | None, noise: Mapping | None) -> dict[str, dict[
     found = {}
     for name, workload in (noise or {}).get("workloads", {}).items():
         found[name] = {step["batch"]: step.get("samples_s") for step in workload.get("steps", [])}
-    if not found and sweep is not None:
+    if not found and sweep is not None and not sweep.get("why_busy"):
         found[f"{sweep['workload']}, as trained in the sweep"] = {
             batch: [run["curve"]["train_s"][-1] / run["curve"]["updates"][-1] for run in sweep["runs"]
                     if run["batch"] == batch and run["curve"]["updates"] and run["curve"]["updates"][-1]]

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import nn
 
 from bench import texts
+from bench.measure.busy import Guard, NoGuard, guard_of
 from bench.measure.hardware import hardware as hardware_of
 from bench.noise.meter import NoiseMeter
 from bench.noise.workloads import workloads
@@ -27,6 +28,7 @@ from kernels import backends
 
 PLAIN, METERED, READ, OPACUS, BACKPACK = ("plain step", "NoiseMeter", "NoiseMeter, read", "Opacus ghost norms",
                                           "BackPACK batch_l2")
+CLEAN, NOT_MEASURED = 0, 3
 _WARM_STEPS, _SAMPLE_S, _SEED = 5, 2e-3, 0
 _LARGER = 4
 Step = Callable[[], object]
@@ -139,14 +141,16 @@ WAYS = (Way(PLAIN, "", _plain), Way(METERED, "n, d by layer", _metered),
 
 
 def run(device: str, seconds: float) -> int:
-    """Print the costs on every workload, at its own batch and at several times that; returns the exit code."""
+    """Print the costs on every workload, at its own batch and at several times that; 3 where nothing could be timed."""
+    guard = guard_of(device)
     rows = [row for workload in workloads.values() for factor in (1, _LARGER)
-            for row in costs(workload, factor * workload.batch, seconds, device)]
+            for row in costs(workload, factor * workload.batch, seconds, device, guard)]
     print(table(rows))
-    return 0
+    return CLEAN if any(row.median_s for row in rows) else NOT_MEASURED
 
 
-def costs(workload: Workload, batch: int, seconds: float, device: str = "cpu") -> list[Cost]:
+def costs(workload: Workload, batch: int, seconds: float, device: str = "cpu",
+          guard: Guard | NoGuard = NoGuard()) -> list[Cost]:
     """A row for each way: about so many seconds in all are spent on rounds, after every way has been warmed."""
     hardware = hardware_of(device)
     x, y = workload.train.draw(batch, torch.Generator().manual_seed(_SEED), device)
@@ -164,7 +168,9 @@ def costs(workload: Workload, batch: int, seconds: float, device: str = "cpu") -
         except Exception as error:  # whatever a peer raises is its row
             steps.pop(way.name, None)
             reasons[way.name] = texts.error_line(error)
-    rounds = _rounds(steps, seconds, hardware)
+    rounds, busy = guard.measured(lambda: _rounds(steps, seconds, hardware))
+    if busy:
+        reasons = dict.fromkeys(steps, busy) | reasons
     return [_cost(workload, batch, device, way, rounds, left_out.get(way.name, ()), reasons.get(way.name))
             for way in WAYS]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.measure import memory
+from bench.measure.busy import NoGuard, Guard
 from bench.measure.clocks import Host
 from bench.measure.hardware import hardware
 from bench.measure.sampling import Effort, sample
@@ -22,6 +23,7 @@ from bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
 from bench.noise.meter import NoiseMeter, Reading
 from bench.noise.workloads import workloads
 from bench.noise.workloads.workload import Workload
+from bench.records import NotMeasured
 
 Tell = Callable[[str], None]
 _PRECISION = 0.01
@@ -58,23 +60,24 @@ SURVEYS = {
 }
 
 
-def survey(name: str, profile: str, device: str, tell: Tell = lambda what: None) -> dict:
+def survey(name: str, profile: str, device: str, guard: Guard | NoGuard, tell: Tell = lambda what: None) -> dict:
     """The noise, the step times and the memory of the workload called `name`, as plain data.
 
     Returns:
         title, samples, parameters, train_batch, learning_rate, noise_batch; points: [{"seed", "updates", "loss",
         "estimate" (NoiseEstimate's JSON, over independent batches), "layers" {name: estimate}, "tests",
         "two_batch_sizes" (tr Σ, ‖G‖²), "cosines" [{"batch", "cosines"}]}];
-        steps: [{"batch", "samples_s", "peak_bytes", "memory_method"}]; limit_bytes, what the device has room for.
+        steps: [{"batch", "samples_s", "peak_bytes", "memory_method"}]; why_not_timed, None unless the samples_s are
+        empty; limit_bytes, what the device has room for.
     """
     workload, effort = workloads[name], SURVEYS[profile]
     limit_bytes = memory.room(device)
-    steps = _steps(workload, effort, device, tell)
+    steps, why_not_timed = _steps(workload, effort, device, guard, tell)
     points = [point for seed in range(effort.seeds) for point in _training(workload, effort, seed, device, tell)]
     return {"title": workload.title, "samples": len(workload.train), "train_batch": workload.batch,
             "learning_rate": workload.learning_rate, "noise_batch": effort.noise_batch[name],
             "parameters": sum(parameter.numel() for parameter in workload.model(0).parameters()),
-            "points": points, "steps": steps, "limit_bytes": limit_bytes}
+            "points": points, "steps": steps, "why_not_timed": why_not_timed, "limit_bytes": limit_bytes}
 
 
 def _training(workload: Workload, effort: Survey, seed: int, device: str, tell: Tell) -> Iterator[dict]:
@@ -162,8 +165,12 @@ def _cosines(gradients: Sequence[torch.Tensor]) -> list[float]:
             for left, right in zip(gradients[::2], gradients[1::2]) if _square(left) and _square(right)]
 
 
-def _steps(workload: Workload, effort: Survey, device: str, tell: Tell) -> list[dict]:
-    """Whole training steps (forward, backward, update), and their peak memory above the model's own."""
+def _steps(workload: Workload, effort: Survey, device: str, guard: Guard | NoGuard,
+           tell: Tell) -> tuple[list[dict], str | None]:
+    """Whole training steps (forward, backward, update), and their peak memory above the model's own.
+
+    Where the machine was busy or throttled none has a time, and the second of what is returned says why.
+    """
     machine, launches, peaks = hardware(device), {}, {}
     generator = torch.Generator().manual_seed(0)
     for batch in effort.step_batches[workload.name]:
@@ -178,12 +185,21 @@ def _steps(workload: Workload, effort: Survey, device: str, tell: Tell) -> list[
         machine.synchronize()
         peaks[batch] = memory.peak_of(step, device)
         launches[batch] = Host(machine, [step], machine.now_s() - start_s, effort.step_s / 100)
-    taken = sample(launches, Effort(_PRECISION, effort.step_s, most=100), state_of(device).why_throttled)
+    samples, why = _samples(launches, Effort(_PRECISION, effort.step_s, most=100), device, guard)
+    return [{"batch": batch, "samples_s": samples[batch], "peak_bytes": peak.bytes, "memory_method": peak.method}
+            for batch, peak in peaks.items()], why
+
+
+def _samples(launches: Mapping[int, Host], effort: Effort, device: str,
+             guard: Guard | NoGuard) -> tuple[dict[int, list[float]], str | None]:
+    """Each step's samples in seconds; none of any, and why, where the machine was busy or throttled meanwhile."""
+    taken, why = guard.measured(lambda: sample(launches, effort, state_of(device).why_throttled))
     for batch, samples in taken.items():
-        if isinstance(samples, BaseException):
+        if isinstance(samples, NotMeasured):
+            why = why or samples.reason
+        elif isinstance(samples, BaseException):
             raise RuntimeError(f"a step of {batch}: {samples}") from samples
-    return [{"batch": batch, "samples_s": samples.samples_s, "peak_bytes": peaks[batch].bytes,
-             "memory_method": peaks[batch].method} for batch, samples in taken.items()]
+    return {batch: [] if why else samples.samples_s for batch, samples in taken.items()}, why
 
 
 @dataclass(frozen=True)

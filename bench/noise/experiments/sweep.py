@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from bench.errors import UsageError
-from bench.measure import environment
+from bench.measure import busy, environment
 from bench.noise.claims import curves
 from bench.noise.experiments.training import train
 from bench.noise.workloads import workloads
@@ -48,7 +48,8 @@ def run(seconds: float | None = None, seed: int = 0, tell: Callable[[str], None]
         processes: int | None = None) -> dict:
     """Train every run of the grid; returns the record, which is plain data. Runs begin until `seconds` have passed.
 
-    Every run has one thread; `processes` of them train at a time, by default one a core.
+    Every run has one thread; `processes` of them train at a time, by default one a core. `why_busy` is what others
+    took of the cores meanwhile, where that is too much to use the runs' times; None otherwise.
 
     Raises:
         UsageError: of a grid with a batch larger than the data, or with too few seeds.
@@ -66,6 +67,7 @@ def run(seconds: float | None = None, seed: int = 0, tell: Callable[[str], None]
               "not_run": []}
     deadline_s = None if seconds is None else started_s + seconds
     tell = tell or _to_stderr
+    before = busy.read()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for stage, choose in (("every learning rate", _tuning), ("the best rates with more seeds", _replicates)):
             jobs = choose(record, grid, seed)
@@ -73,7 +75,8 @@ def run(seconds: float | None = None, seed: int = 0, tell: Callable[[str], None]
             for job, result in _trained(pool, jobs, grid, samples, deadline_s, f"sweep, {stage}", tell):
                 record["runs" if result else "not_run"].append(result or list(job))
     record["runs"].sort(key=lambda one: (one["batch"], one["learning_rate"], one["seed"]))
-    return record | {"partial": bool(record["not_run"]), "seconds": round(time.monotonic() - started_s, 1)}
+    return record | {"partial": bool(record["not_run"]), "seconds": round(time.monotonic() - started_s, 1),
+                     "why_busy": busy.why_too_busy(before, busy.read())}
 
 
 def points(grid: Grid, batch: int, samples: int) -> list[int]:

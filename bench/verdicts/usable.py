@@ -1,0 +1,17 @@
+"""Whether a stored run's times may be built upon: by the tables that calls look up, and by a machine's history."""
+from __future__ import annotations
+
+from bench.records import MEASURED, Run, is_machines_fault
+
+_MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, it was not itself for the others either
+
+
+def why_unusable(run: Run) -> str | None:
+    """Why not: the run was stopped, or the machine was busy or throttled in a good part of its cases; or None."""
+    if run.about.get("partial"):
+        return "it was stopped before its end"
+    disturbed = sum(is_machines_fault(record.status, record.reason) for record in run.records)
+    timed = disturbed + sum(record.status == MEASURED for record in run.records)
+    if disturbed > _MOST_DISTURBED * timed:
+        return f"the machine was busy or throttled during {disturbed} of {timed} cases"
+    return None
