@@ -11,6 +11,7 @@ from kernels import digits
 from kernels.draw import Draw
 from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 from kernels.op import FP8, WIDE, Op, Scenario
+from kernels.rounding import Typical, sum_in_any_order
 
 LAYOUTS = ("nn", "nt", "tn")
 _TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
@@ -110,6 +111,12 @@ def tolerance(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
     growth = (a.shape[2] + 1) * unit_roundoff(accumulator)
     out = output_dtype(a.dtype)
     return 1.01 * (growth * _product(a, b, torch.abs) + unit_roundoff(out) * c.abs()) + subnormal_step(out)
+
+
+def typical(a: torch.Tensor, b: torch.Tensor) -> tuple[Typical]:
+    """Of sums of K products; those of narrow inputs are made by tensor cores, which cut off what they add."""
+    accumulator = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return sum_in_any_order(a.shape[2], accumulator, output_dtype(a.dtype), truncated=a.dtype.itemsize < 4),
 
 
 def _product(a, b, of=lambda tensor: tensor):
@@ -218,7 +225,7 @@ bmm = Op(
     __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
     flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
     example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe, output_dtype=output_dtype,
-    rule=rule, rows=(0,),
+    rule=rule, rows=(0,), typical=typical,
 )
 
 from kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)

@@ -9,6 +9,7 @@ from kernels import digits
 from kernels.draw import Draw
 from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario
+from kernels.rounding import Typical, sum_in_any_order
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ def tolerance(mean: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     growth = (g.shape[0] + 2) * unit_roundoff(accumulator)
     magnitudes = g.abs().mean(dim=0, dtype=torch.float64)
     return 1.01 * (growth * magnitudes + unit_roundoff(g.dtype) * mean.abs()) + subnormal_step(g.dtype)
+
+
+def typical(g: torch.Tensor) -> tuple[Typical]:
+    """Of sums of B numbers, and the rounding to g's dtype."""
+    accumulator = torch.float64 if g.dtype == torch.float64 else torch.float32
+    return sum_in_any_order(len(g), accumulator, g.dtype),
 
 
 def flops(g: torch.Tensor) -> int:
@@ -109,4 +116,5 @@ PROBES = {
 grad_reduce = Op(
     __name__, signature="g[B,P] → ḡ[P]", inputs=inputs, reference=reference, tolerance=tolerance, flops=flops,
     least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES, example=("linear_512", 64), baseline="torch_mean",
+    typical=typical,
 )

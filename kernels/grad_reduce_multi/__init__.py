@@ -11,6 +11,7 @@ import torch
 from kernels import digits, grad_reduce
 from kernels.draw import Draw
 from kernels.op import Op, Scenario, Tensors
+from kernels.rounding import Typical
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ def tolerance(expected: Tensors | torch.Tensor, *gs: torch.Tensor) -> Tensors:
     """For each of them what `grad_reduce` allows. A lone mean may come bare."""
     means = expected if isinstance(expected, tuple) else (expected,)
     return tuple(map(grad_reduce.tolerance, means, gs))
+
+
+def typical(*gs: torch.Tensor) -> tuple[Typical, ...]:
+    """For each of them what `grad_reduce` says."""
+    return tuple(one for g in gs for one in grad_reduce.typical(g))
 
 
 def flops(*gs: torch.Tensor) -> int:
@@ -131,5 +137,5 @@ PROBES = {
 grad_reduce_multi = Op(
     __name__, signature="g_1[B,P_1], …, g_k[B,P_k] → ḡ_1[P_1], …, ḡ_k[P_k]", inputs=inputs, reference=reference,
     tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
-    example=("gpt2_block", 64), baseline="torch_loop",
+    example=("gpt2_block", 64), baseline="torch_loop", typical=typical,
 )

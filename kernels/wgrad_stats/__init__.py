@@ -15,6 +15,7 @@ from kernels import digits
 from kernels.draw import Draw
 from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario, Tensors
+from kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
 from kernels.statistics import accumulator, summed
 
 _CHUNK = 2 ** 23  # elements of per-sample gradients that the reference holds in fp64 at once
@@ -92,6 +93,17 @@ def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     n_off = (2 * norm + product * magnitude) * product * magnitude + over_parameters * n
     d_off = product * magnitude * norm_of_mean + norm * off.norm() + over_parameters * norm * norm_of_mean
     return off + least, n_off + least, d_off + least
+
+
+def typical(x: torch.Tensor, dy: torch.Tensor) -> tuple[Typical, Typical, Typical]:
+    """Of {ḡ, n, d}: a product over all tokens, and sums over I·O of what is itself a sum over T."""
+    out, truncated = accumulator(x.dtype), x.dtype.itemsize < 4
+    samples, tokens, features = x.shape
+    over_all_tokens = sum_in_any_order(samples * tokens, out, out, truncated)
+    over_tokens = sum_in_any_order(tokens, out, out, truncated)
+    over_parameters = sum_in_blocks(features * dy.shape[2], out)
+    both = Typical(max(over_tokens.of_tolerance, over_parameters.of_tolerance), over_parameters.of_value)
+    return over_all_tokens, both, both
 
 
 def _mean(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
@@ -237,4 +249,5 @@ wgrad_stats = Op(
     inputs=inputs, reference=reference, tolerance=tolerance, flops=flops, least_bytes=least_bytes,
     scenarios=SCENARIOS, probes=PROBES, example=("linear_512_T128", 64), baseline="torch_materialize",
     describe=describe, output_dtype=output_dtype, conditions=CONDITIONS, rule=rule, rows=(1,),
+    typical=typical,
 )
