@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario
 from kernels.rounding import Typical, sum_in_any_order
@@ -96,6 +96,18 @@ def _large(dtype, device, seed):
     return (Draw(dtype, device, seed).uniform(33, 130, scale=top / 4).add_(top / 2),)
 
 
+def _spoiled(spoil):
+    """Numbers that are not finite: they belong in their parameters' means, and nowhere else."""
+    def make(dtype, device, seed):
+        return (spoil(Draw(dtype, device, seed).uniform(9, 131)),)
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Eight samples, so that the mean is rounded once."""
+    return (Draw(dtype, device, seed).subnormal(8, 75),)
+
+
 # The last ones are too large for an interpreter to walk.
 PROBES = {
     "ragged": _probe(7, 261),
@@ -106,6 +118,9 @@ PROBES = {
     "transposed": _transposed,
     "repeated": _repeated,
     "large": _large,
+    "nan": _spoiled(with_nan),
+    "infinite": _spoiled(with_infinities),
+    "subnormal": _subnormal,
     "empty_batch": _probe(0, 9),
     "empty_parameters": _probe(4, 0),
     "blocks": _probe(13, 5037),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits, grad_reduce
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.op import Op, Scenario, Tensors
 from kernels.rounding import Typical
 
@@ -113,6 +113,21 @@ def _large(dtype, device, seed):
     return tuple(draw.uniform(33, size, scale=top / 4).add_(top / 2) for size in (130, 5, 64))
 
 
+def _spoiled(spoil):
+    """Numbers that are not finite, in the first and the last: they belong in their parameters' means, and nowhere else.
+    """
+    def make(dtype, device, seed):
+        draw = Draw(dtype, device, seed)
+        return spoil(draw.uniform(5, 67)), draw.uniform(5, 16), spoil(draw.uniform(5, 33))
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Eight samples, so that the means are rounded once."""
+    draw = Draw(dtype, device, seed)
+    return draw.subnormal(8, 35), draw.subnormal(8, 64), draw.subnormal(8, 1)
+
+
 # The last ones are too large for an interpreter to walk.
 PROBES = {
     "ragged": _probe(7, 141, 1, 17, 66),
@@ -129,6 +144,9 @@ PROBES = {
     "repeated": _repeated,
     "layouts": _layouts,
     "large": _large,
+    "nan": _spoiled(with_nan),
+    "infinite": _spoiled(with_infinities),
+    "subnormal": _subnormal,
     "blocks": _probe(13, 5037, 64, 2049),
     "tiny_and_large": _probe(6, 5, 200_003, 768, 1),
     "deep": _probe(5003, 517, 3),

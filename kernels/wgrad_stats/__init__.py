@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario, Tensors
 from kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
@@ -182,6 +182,26 @@ def _scaled(scale_of):
     return make
 
 
+def _spoiled(spoil, tokens):
+    """Numbers that are not finite in both operands, in different samples."""
+    def make(dtype, device, seed):
+        draw = Draw(dtype, device, seed)
+        x, dy = draw.uniform(6, tokens, 19), draw.uniform(6, tokens, 18)
+        return spoil(x), spoil(dy.flip(0)).flip(0)
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Features of X under the smallest normal number among others, and large dY: ḡ has normal numbers everywhere.
+
+    The squares of the small ones underflow in any way to compute n; the others hide that.
+    """
+    draw = Draw(dtype, device, seed)
+    x, dy = draw.uniform(4, 3, 19), draw.uniform(4, 3, 17, scale=16.0 if dtype == torch.float16 else 2.0 ** 20)
+    x[:, :, ::4] = draw.subnormal(4, 3, 5)
+    return x, dy
+
+
 # The last ones walk several tiles of the usual sizes, and more samples than grid.y or grid.z can count.
 PROBES = {
     "ragged": _probe(3, 5, 19, 17),
@@ -194,6 +214,10 @@ PROBES = {
     "equal_samples": _equal,
     "large": _scaled(lambda info: min(info.max / 4, 2e8)),
     "small": _scaled(lambda info: max(info.smallest_normal * 4, 1e-8)),
+    "nan": _spoiled(with_nan, tokens=3),
+    "infinite": _spoiled(with_infinities, tokens=3),
+    "infinite_one_token": _spoiled(with_infinities, tokens=1),
+    "subnormal": _subnormal,
     "empty_batch": _probe(0, 5, 6, 7),
     "no_tokens": _probe(3, 0, 6, 7),
     "empty_inputs": _probe(2, 5, 0, 7),
