@@ -14,6 +14,7 @@ from kernels import backends
 from kernels.device import why_no_fp8
 from kernels.dispatch import DISPATCHED, Dispatch
 from kernels.elements import dtype_name
+from kernels.rounding import Typical
 from kernels.tuning import Tunable
 
 Tensors = tuple[torch.Tensor, ...]
@@ -131,6 +132,7 @@ class Op:
         inputs: (scenario, batch, dtype, device, seed) → the inputs; device "meta" gives shapes alone.
         reference: the result in fp64 (a tensor, or a tuple where the op has several outputs).
         tolerance: (expected, *inputs) → the largest |output − expected| of correct arithmetic, elementwise, in fp64.
+        typical: inputs → for each output what the root mean square of its errors may be (kernels.rounding.Typical).
         flops: floating-point operations of the definition, whatever way a variant takes.
         least_bytes: bytes of each distinct input element read once and each output written once.
         output_dtype: the inputs' dtype → the outputs'; by default the same.
@@ -152,7 +154,8 @@ class Op:
                  baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
                  conditions: Mapping[str, Probe] = {}, rule: Callable[..., Sequence[str]] = lambda *inputs: (),
                  output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
-                 rows: Sequence[int] = ()):
+                 rows: Sequence[int] = (),
+                 typical: Callable[..., Sequence[Typical]] | None = None):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
@@ -169,6 +172,7 @@ class Op:
         self.describe = describe or _shapes
         self.output_dtype = output_dtype
         self.rows = tuple(rows)
+        self.typical = typical
         self.dispatch = Dispatch(self, rule)
         self._function = self.dispatch.function
         self._variants: dict[str, Variant] = {}

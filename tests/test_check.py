@@ -5,9 +5,12 @@ import pkgutil
 import pytest
 import torch
 
-from bench.measure.check import Poison, check_outputs, check_variant, expect
+from bench.measure.check import Poison, check_outputs, check_variant, expect, held_to, tolerance_multiple
 from bench.records import WRONG, NotMeasured
 from kernels.bmm import bmm
+from kernels.draw import Draw
+from kernels.grad_reduce import grad_reduce
+from kernels.grad_stats import grad_stats
 from kernels.op import Variant
 from tests import wrong_kernels
 
@@ -18,7 +21,7 @@ WRONG_KERNELS = [module.name for module in pkgutil.iter_modules(wrong_kernels.__
 @pytest.mark.parametrize("name", WRONG_KERNELS)
 def test_wrong_kernel_is_refused(name):
     module = importlib.import_module(f"tests.wrong_kernels.{name}")
-    variant = Variant(module.OP, getattr(module, name), backend="torch")
+    variant = Variant(module.OP, getattr(module, name), backend="torch", **getattr(module, "DECLARES", {}))
     with pytest.raises(NotMeasured) as refusal:
         check_variant(variant, getattr(module, "DTYPE", torch.float32), "cpu")
     assert refusal.value.status == WRONG
@@ -97,3 +100,73 @@ def test_a_variant_is_held_to_the_tolerance_that_it_declares():
     for declared in (None, _within(2.0**-11)):
         with pytest.raises(NotMeasured, match="times the tolerance"):
             check(declared)
+
+
+@pytest.mark.parametrize("declared, words", [
+    (lambda c, a, b: -torch.ones_like(c), "bounds nothing: it is -1 for 170 of 170 elements"),
+    (lambda c, a, b: torch.full_like(c, float("nan")), "bounds nothing: it is nan"),
+    (lambda c, a, b: torch.ones(1), "has shape (1,) for a result of shape (2, 17, 5)")])
+def test_a_tolerance_that_is_no_bound_is_refused(declared, words):
+    with pytest.raises(NotMeasured) as refusal:
+        check_variant(Variant(bmm, torch.bmm, "torch", tolerance=declared), torch.float32, "cpu", ["ragged"])
+    assert refusal.value.status == WRONG and words in refusal.value.reason
+
+
+def test_with_a_tolerance_of_its_own_nan_may_stand_for_an_infinity_and_a_number_may_not():
+    def check(spoilt):
+        def function(a, b):
+            c = torch.bmm(a, b)
+            return c.where(c.isfinite(), spoilt)
+
+        check_variant(Variant(bmm, function, "torch", tolerance=bmm.tolerance), torch.float32, "cpu", ["infinite"])
+
+    check(float("nan"))
+    with pytest.raises(NotMeasured, match="against -?inf"):
+        check(0.0)
+
+
+def test_probes_that_were_declined_or_have_no_elements_do_not_count():
+    def count(*probes, **declared):
+        return check_variant(Variant(bmm, torch.bmm, "torch", **declared), torch.float32, "cpu", probes)
+
+    assert count("ragged", "sliced") == 2
+    assert count("empty_batch", "empty_n") == 0
+    assert count("ragged", "sliced", supports=lambda a, b: "never") == 0
+
+
+def test_how_many_times_the_ops_tolerance_its_own_is():
+    inputs = bmm.probes["ragged"](torch.float32, "cpu", 0)
+    variant = Variant(bmm, torch.bmm, "torch", tolerance=lambda c, a, b: 20 * bmm.tolerance(c, a, b))
+    expected = expect(bmm, inputs)
+    assert tolerance_multiple(held_to(variant, inputs, expected), expected) == pytest.approx(20)
+    assert tolerance_multiple(expected, expected) == 1
+
+
+def _pairwise(g):
+    while len(g) > 1:
+        half = len(g) // 2
+        g = torch.cat([g[:half] + g[half:2 * half], g[2 * half:]])
+    return g[0]
+
+
+def _running(g):
+    total = torch.zeros_like(g[0])
+    for row in g:
+        total = total + row
+    return total
+
+
+@pytest.mark.parametrize("of_sum", [_pairwise, _running])
+def test_honest_sums_of_a_deep_batch_are_typical(of_sum):
+    check_variant(Variant(grad_reduce, lambda g: of_sum(g) / len(g), "torch"), torch.float32, "cpu", ["deep", "large"])
+
+
+def test_one_running_sum_of_60000_squares_is_not():
+    """It is inside the worst case, and many times as far off as sums of blocks are."""
+    g = Draw(torch.float32, "cpu", 1).uniform(40, 60_000)
+    mean, _, d = (output.float() for output in grad_stats.reference(g))
+    n = _running(g.T.contiguous().square())
+    with pytest.raises(NotMeasured, match="in root mean square"):
+        check_outputs((mean, n, d), (g,), expect(grad_stats, (g,)), "here")
+    right = g.square().sum(1)
+    assert check_outputs((mean, right, d), (g,), expect(grad_stats, (g,)), "here").error_of_typical < 0.5

@@ -1,7 +1,8 @@
 """Is a variant right? Checked against the op's fp64 reference, on fresh inputs, before any time is taken.
 
-`check_variant` walks the op's probes (ragged, empty, strided, shared, large); `check_outputs` judges one result and
-is used again on the output that was timed. Both raise NotMeasured with a line that says what was wrong.
+`check_variant` walks the op's probes (ragged, empty, strided, shared, large, with NaN and infinities); `check_outputs`
+judges one result and is used again on the output that was timed. Both raise NotMeasured with a line that says what was
+wrong.
 """
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.measure import accuracy, contract
+from bench.measure.accuracy import Demand
 from bench.records import WRONG, NotMeasured
 from kernels.op import Op, Tensors, Variant
+from kernels.rounding import Typical
 
 _ALLOCATORS = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
@@ -43,47 +47,101 @@ class Poison(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Expected:
-    """The outputs that a variant must give, in fp64, how far from them it may be, elementwise, and in what dtype."""
+    """What a variant must give: the outputs in fp64, how far from them it may be, elementwise, and in what dtype.
+
+    `typical` says of each output what its errors may be in root mean square; () where the op does not say. Where terms
+    may be `regrouped`, NaN is right where an infinity is expected, too.
+    """
 
     outputs: Tensors
     tolerances: Tensors
     dtype: torch.dtype
+    typical: tuple[Typical, ...] = ()
+    regrouped: bool = False
+
+    def demand(self, number: int) -> Demand:
+        """What is asked of one output."""
+        return Demand(self.outputs[number], self.tolerances[number],
+                      self.typical[number] if self.typical else None, self.regrouped)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How far the outputs are from fp64: ‖out − ref‖/‖ref‖, and the worst element's share of its tolerance."""
+    """How far the outputs are from fp64: ‖out − ref‖/‖ref‖, and the worst element's share of its tolerance.
+
+    `error_of_typical` is the root mean square of the errors' shares of what is typical, of the worst output; None where
+    no output is held to that.
+    """
 
     error: float
     error_of_tolerance: float
+    error_of_typical: float | None = None
 
 
 def expect(op: Op, inputs: Tensors) -> Expected:
     """The op's reference on these inputs, computed where they are."""
     outputs = op.reference(*inputs)
     tolerances = op.tolerance(outputs, *inputs)
-    return Expected(as_tuple(outputs), as_tuple(tolerances), op.output_dtype(inputs[0].dtype))
+    typical = tuple(op.typical(*inputs)) if op.typical else ()
+    return Expected(as_tuple(outputs), as_tuple(tolerances), op.output_dtype(inputs[0].dtype), typical)
 
 
 def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
-    """What the op expects of the outputs that the variant gives, within its own tolerance where it declares one."""
-    tolerances = expected.tolerances
+    """What the op expects of the outputs that the variant gives, within its own tolerance where it declares one.
+
+    With a tolerance of its own it is not held to what is typical of the op's sums, and it may give NaN for an infinity:
+    products of parts meet ∞ − ∞.
+
+    Raises:
+        NotMeasured: WRONG if what the variant declares is no demand: no outputs, or a tolerance that bounds nothing.
+    """
+    if variant.gives is not None and not 0 < variant.gives <= len(expected.outputs):
+        raise NotMeasured(WRONG, f"it declares to give {variant.gives} of {len(expected.outputs)} outputs")
     if variant.tolerance is not None:
         outputs = expected.outputs if len(expected.outputs) > 1 else expected.outputs[0]
         tolerances = as_tuple(variant.tolerance(outputs, *inputs))
-    return replace(expected, outputs=expected.outputs[:variant.gives], tolerances=tolerances[:variant.gives])
+        _require_bounds(tolerances, expected.outputs[:variant.gives])
+        expected = replace(expected, tolerances=tolerances, typical=(), regrouped=True)
+    return replace(expected, outputs=expected.outputs[:variant.gives], tolerances=expected.tolerances[:variant.gives],
+                   typical=expected.typical[:variant.gives])
+
+
+def _require_bounds(tolerances: Tensors, outputs: Tensors) -> None:
+    """Raise unless a declared tolerance is a finite number, 0 or more, for each finite element of the outputs."""
+    for number, output in enumerate(outputs):
+        shape = tuple(tolerances[number].shape) if number < len(tolerances) else None
+        if shape != tuple(output.shape):
+            raise NotMeasured(WRONG, f"the tolerance that it declares has shape {shape} for a result of shape "
+                                     f"{tuple(output.shape)}")
+        tolerance = tolerances[number]
+        bad = output.isfinite() & ~(tolerance.isfinite() & (tolerance >= 0))
+        if bad.any():
+            raise NotMeasured(WRONG, f"the tolerance that it declares bounds nothing: it is "
+                                     f"{float(tolerance[bad][0]):g} for {int(bad.sum())} of {bad.numel()} elements")
+
+
+def tolerance_multiple(held: Expected, expected: Expected) -> float:
+    """How many times as far off as the op allows a variant may be, at most, by the tolerance that it is `held` to."""
+    multiple = 1.0
+    for own, ops, output in zip(held.tolerances, expected.tolerances, held.outputs):
+        if own is not ops and (finite := output.isfinite()).any():
+            multiple = max(multiple, float((own[finite] / ops[finite]).nan_to_num(1.0, float("inf")).max()))
+    return multiple
 
 
 def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Iterable[str] | None = None,
-                  tell: Callable[[str], None] = lambda probe: None) -> None:
+                  tell: Callable[[str], None] = lambda probe: None) -> int:
     """Check a variant on its op's probes (all of them, or those named); `tell` is told each one's name before it.
 
     On each: the result and its contract; then, in the same buffers, fresh values, so that a result remembered by
     address is found out; then the same call again, which must give the same bits in a buffer of its own.
 
+    Returns on how many probes it computed something: those that it declines, and those of no elements, prove nothing.
+
     Raises:
         NotMeasured: WRONG, with the probe's name and what was wrong there. Whatever the variant raises passes through.
     """
+    computed = 0
     for name in variant.op.probes if probes is None else probes:
         tell(name)
         make_inputs = variant.op.probes[name]
@@ -99,6 +157,8 @@ def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Ite
             raise NotMeasured(WRONG, f"{where}: a later call overwrote the result of an earlier one")
         if not same_bits(as_tuple(variant(*inputs)), second):
             raise NotMeasured(WRONG, f"{where}: two calls on the same inputs differ")
+        computed += any(output.numel() for output in second)
+    return computed
 
 
 def _checked_call(variant: Variant, inputs: Tensors, where: str) -> Tensors:
@@ -111,63 +171,39 @@ def checked_call(variant: Variant, inputs: Tensors, expected: Expected, where: s
     before = [tensor.clone() for tensor in inputs]
     with Poison():
         returned = variant(*inputs)
-    accuracy = check_outputs(returned, inputs, held_to(variant, inputs, expected), where)
+    errors = check_outputs(returned, inputs, held_to(variant, inputs, expected), where)
     if not same_bits(inputs, before):
         raise NotMeasured(WRONG, f"{where}: it changed its inputs")
-    return as_tuple(returned), accuracy
+    return as_tuple(returned), errors
 
 
 def check_outputs(returned, inputs: Tensors, expected: Expected, where: str) -> Accuracy:
     """Judge what a variant returned for `inputs`.
 
+    NaN is right where the reference has NaN, an infinity where it has the same one, a finite number where it has one.
+
     Raises:
-        NotMeasured: WRONG if the outputs' number, shape, dtype, device or values are, or one lies in an input's memory.
+        NotMeasured: WRONG if the outputs' number, kind, shape, dtype, device, memory or values are.
     """
-    outputs = as_tuple(returned)
-    if len(outputs) != len(expected.outputs) or not all(isinstance(output, torch.Tensor) for output in outputs):
-        count = len(expected.outputs)
-        raise NotMeasured(WRONG, f"{where}: it returned {type(returned).__name__}, not {count} tensor(s)")
-    worst, off, whole = 0.0, 0.0, 0.0
-    for output, reference, tolerance in zip(outputs, expected.outputs, expected.tolerances):
-        _check_contract(output, reference, expected.dtype, inputs, where)
-        difference = (output.double() - reference).abs_()  # a new tensor: double() of an fp64 output is the output
-        share = float((difference / tolerance).max()) if output.numel() else 0.0
-        if not share <= 1:  # or NaN, which is right only where the reference is NaN too
-            wrong = ~((difference <= tolerance) | (output.isnan() & reference.isnan()))
-            if wrong.any():
-                raise NotMeasured(WRONG, f"{where}: {_describe(output, reference, tolerance, wrong)}")
-            known = ~reference.isnan()
-            difference, reference = difference[known], reference[known]
-            share = float((difference / tolerance[known]).max()) if len(difference) else 0.0
-        worst = max(worst, share)
-        off = math.hypot(off, float(torch.linalg.vector_norm(difference)))
-        whole = math.hypot(whole, float(torch.linalg.vector_norm(reference)))
-    error = off / whole if whole else 0.0
-    return Accuracy(error=error, error_of_tolerance=worst)
+    outputs = contract.plain_outputs(returned, inputs, len(expected.outputs), where)
+    for output, reference in zip(outputs, expected.outputs):
+        _require_form(output, reference, expected.dtype, inputs, where)
+    contract.require_own_memory(outputs, inputs, where)
+    judged = [accuracy.judge(output, expected.demand(number), where) for number, output in enumerate(outputs)]
+    whole = math.hypot(*(one.norm for one in judged))
+    typical = [one.of_typical for one in judged if one.of_typical is not None]
+    return Accuracy(error=math.hypot(*(one.off for one in judged)) / whole if whole else 0.0,
+                    error_of_tolerance=max((one.of_tolerance for one in judged), default=0.0),
+                    error_of_typical=max(typical, default=None))
 
 
-def _check_contract(output: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, inputs: Tensors,
-                    where: str) -> None:
+def _require_form(output: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, inputs: Tensors,
+                  where: str) -> None:
     if output.shape != reference.shape:
         raise NotMeasured(WRONG, f"{where}: the result has shape {tuple(output.shape)}, not {tuple(reference.shape)}")
     if output.dtype != dtype or output.device != inputs[0].device:
         raise NotMeasured(WRONG, f"{where}: the result is {output.dtype} on {output.device}, "
                                  f"not {dtype} on {inputs[0].device}")
-    memory = output.untyped_storage().data_ptr()
-    if output.numel() and any(memory == tensor.untyped_storage().data_ptr() for tensor in inputs):
-        raise NotMeasured(WRONG, f"{where}: the result lies in an input's memory")
-
-
-def _describe(output: torch.Tensor, reference: torch.Tensor, tolerance: torch.Tensor, wrong: torch.Tensor) -> str:
-    share = f"{int(wrong.sum())} of {wrong.numel()} elements"
-    unwritten = output.isnan() & ~reference.isnan()
-    if unwritten.any():
-        return f"{int(unwritten.sum())} of {wrong.numel()} elements are NaN, as if they were never written"
-    excess = torch.where(wrong, (output.double() - reference).abs() / tolerance, 0).flatten()
-    worst = int(excess.argmax())
-    place = tuple(int(index) for index in torch.unravel_index(torch.tensor(worst), output.shape))
-    return (f"{share} are wrong, the worst at {place}: {float(output.flatten()[worst]):.6g} against "
-            f"{float(reference.flatten()[worst]):.6g}, {float(excess[worst]):.3g} times the tolerance")
 
 
 def _refill(inputs: Tensors, fresh: Tensors) -> None:

@@ -48,7 +48,7 @@ class Preparing:
         self._device = device
         self._hardware = hardware
         self._begin = begin
-        self._verdicts: dict[tuple[str, str], NotMeasured | None] = {}
+        self._verdicts: dict[tuple[str, str], NotMeasured | int] = {}
         self._patience = Patience(self._timed)
 
     def problem(self, op: Op, task: Task, outcomes: dict[str, Outcome]) -> Problem | None:
@@ -124,10 +124,10 @@ class Preparing:
 
     def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> Entry:
         """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
-        if task.probes:
-            self._require_right(label, variant, task.dtype)
+        probes = self._require_right(label, variant, task.dtype) if task.probes else None
         self._patience.require_hope(variant.id, task)
         self._begin(label, f"check {problem.where}")
+        held = memory.held(self._device)
         outputs, accuracy = problem.call(variant)
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
@@ -135,33 +135,41 @@ class Preparing:
         launch = functools.partial(variant.function, *inputs)
         self._patience.require_quick(launch, variant.id, task)
         peak = memory.peak_of(launch, self._device)
+        kept = memory.kept_since(held)
         self._begin(label, "warm-up")
         call_s = self._warm_up(launch, task.warm_up_s)
         return Entry(variant, launch, call_s, {
             "backend": variant.backend,
-            # A page holds more than a tiny output: the outputs are there all the same.
-            "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes),
-            "memory_method": peak.method, "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
+            # A page holds more than a tiny output: the outputs are there all the same. So is what earlier calls kept.
+            "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes) + (kept or 0),
+            "kept_bytes": kept, "memory_method": peak.method,
+            "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
             "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
+            "error_of_typical": accuracy.error_of_typical, "probes": probes,
             "own_tolerance": variant.tolerance is not None, "gives": variant.gives,
+            "tolerance_multiple": problem.tolerance_multiple(variant),
+            "is_baseline": variant.name == variant.op.baseline,
             "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
             **configured(variant, inputs, task.configs.get(label)),
         })
 
-    def _require_right(self, label: str, variant: Variant, dtype: str) -> None:
-        """Raise unless the variant passes its op's probes in this dtype; they are walked once for each."""
+    def _require_right(self, label: str, variant: Variant, dtype: str) -> int:
+        """Raise unless the variant passes its op's probes in this dtype; they are walked once for each.
+
+        Returns on how many of them it computed something.
+        """
         key = variant.id, dtype
         if key not in self._verdicts:
             try:
-                check.check_variant(variant, getattr(torch, dtype), self._device,
-                                    tell=lambda probe: self._begin(label, f"probes: {probe}"))
-                self._verdicts[key] = None
+                self._verdicts[key] = check.check_variant(variant, getattr(torch, dtype), self._device,
+                                                          tell=lambda probe: self._begin(label, f"probes: {probe}"))
             except RAISED as error:  # it is this variant's row, in each of its cases
                 self.require_device(error)
                 self._verdicts[key] = outcome.refusal_of(error)
-        refusal = self._verdicts[key]
-        if refusal:
-            raise NotMeasured(refusal.status, refusal.reason)
+        verdict = self._verdicts[key]
+        if isinstance(verdict, NotMeasured):
+            raise NotMeasured(verdict.status, verdict.reason)
+        return verdict
 
     def _warm_up(self, launch: Callable, seconds: float) -> float:
         """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.

@@ -39,6 +39,12 @@ class Problem:
         """The variant's outputs, checked."""
         return check.checked_call(variant, self.inputs, self.expected, self.where)
 
+    def tolerance_multiple(self, variant: Variant) -> float:
+        """How many times the op's own error bound the variant's is here; 1 where it declares none."""
+        if variant.tolerance is None:
+            return 1.0
+        return check.tolerance_multiple(check.held_to(variant, self.inputs, self.expected), self.expected)
+
     def check(self, variant: Variant, returned, how: str) -> None:
         """Raise NotMeasured if what the variant returned earlier is wrong; `how` says where it came from."""
         expected = check.held_to(variant, self.inputs, self.expected)

@@ -7,7 +7,7 @@ from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.report import latency_law, static
 from bench.report.fitting import TERMINAL, wrapped
-from bench.verdicts import crossovers, ladder, medians, roofline
+from bench.verdicts import crossovers, eligible, ladder, medians, roofline
 from bench.verdicts.latency_law import laws
 
 _MOST_COMPILED = 6
@@ -47,6 +47,8 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
     else:
         yield "floor", f"unknown, for the run has no ceilings: {run.about['why_no_ceilings']}"
     yield from _over_the_batch(run, record)
+    if why := eligible.why_unranked(record):
+        yield "not ranked", why
     yield "memory", _memory(facts)
     yield "error", (f"{facts['error_of_tolerance']:.2g} of the tolerance against fp64"
                     f"{', a wider one of its own' if facts['own_tolerance'] else ''}")
@@ -77,8 +79,9 @@ def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
 def _memory(facts: Mapping) -> str:
     if facts.get("peak_bytes") is None:
         return f"unknown ({facts['memory_method']})"
+    kept = f" and {units.size(facts['kept_bytes'])} kept for good" if facts.get("kept_bytes") else ""
     return (f"{units.size(facts['peak_bytes'])} above {units.size(facts['input_bytes'])} of inputs, of which "
-            f"{units.size(facts['output_bytes'])} outputs ({facts['memory_method']})")
+            f"{units.size(facts['output_bytes'])} outputs{kept} ({facts['memory_method']})")
 
 
 def _rungs(run: Run, record: Record, below: str | None) -> Iterator[tuple[str, str]]:
@@ -86,8 +89,7 @@ def _rungs(run: Run, record: Record, below: str | None) -> Iterator[tuple[str, s
     here = {other.variant: other for other in run.records if ladder.problem_of(other) == ladder.problem_of(record)}
     if below:
         yield "the rung below", _against(record, here.get(below.partition("/")[2]), below.partition("/")[2])
-    timed = [other for other in crossovers.comparable(list(here.values()))
-             if other.status == MEASURED and other.facts.get("gives") is None]
+    timed = list(filter(eligible.may_be_chosen, here.values()))
     opponent = ladder.opponents(timed).get(ladder.problem_of(record))
     if opponent and opponent is not record and f"{record.op}/{opponent.variant}" != below:
         yield "PyTorch's fastest", _against(record, opponent, opponent.variant)

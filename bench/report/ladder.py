@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bench import units
-from bench.records import UNSUPPORTED, Record, Run
+from bench.records import MEASURED, UNSUPPORTED, Record, Run
 from bench.report.static import shown_facts
 from bench.report.tables import Style, unique
-from bench.verdicts import ladder
+from bench.verdicts import eligible, ladder
 from bench.verdicts.ladder import Gain
 
 _OWN_BOUND = " (held to an error bound of its own)"
@@ -63,11 +63,12 @@ def _gives(run: Run, op: str, count: int | None) -> str:
 
 
 def _why_not(run: Run, records: Sequence[Record], variant: str) -> str:
-    """What became of a variant that has no gain: "wrong", "not timed here", "compiled, not yet run"."""
+    """What became of a variant that has no gain: "wrong", "not ranked", "not timed here", "compiled, not yet run"."""
     if not run.machine.get("gpu") and any(row["variant"] == variant and not row.get("error")
                                           for row in run.about["compiled"]):
         return "compiled, not yet run"
-    statuses = unique(record.status for record in records if f"{record.op}/{record.variant}" == variant)
+    statuses = unique("not ranked" if record.status == MEASURED and eligible.why_unranked(record) else record.status
+                      for record in records if f"{record.op}/{record.variant}" == variant)
     return ", ".join(status for status in statuses if status != UNSUPPORTED or len(statuses) == 1)
 
 

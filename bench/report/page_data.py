@@ -10,7 +10,7 @@ from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.report.escaping import one_line
 from bench.report.tables import unique
-from bench.verdicts import roofline
+from bench.verdicts import eligible, roofline
 from bench.verdicts.ladder import opponents
 
 QUANTITIES = {"latency": "Latency, median and quartiles (dotted: the least that the ceilings allow)",
@@ -64,7 +64,7 @@ def _problem(timed: Sequence[Record], ceilings: Mapping | None) -> dict:
 def _point(record: Record, base_s: float | None, ceilings: Mapping | None) -> dict:
     low, high = record.quartiles_s
     peak = record.facts.get("peak_bytes")
-    speed_up = base_s and base_s / record.median_s
+    speed_up = base_s / record.median_s if base_s and eligible.may_win(record) else None
     return {"batch": record.batch, "text": "\n".join(_words(record, speed_up, ceilings)),
             "latency": record.median_s, "low": low, "high": high, "speedup": speed_up,
             "memory": None if peak is None else peak / _MIB,
@@ -79,6 +79,8 @@ def _words(record: Record, speed_up: float | None, ceilings: Mapping | None) -> 
     words = [f"{one_line(record.variant)}, B = {record.batch}",
              f"median {units.duration(record.median_s)}{known}", f"quartiles {low} to {high}",
              f"{len(record.samples_s)} samples{calls}, {record.facts['clock']} clock"]
+    if why := eligible.why_unranked(record):
+        words.append(f"not ranked: {why}")
     if speed_up is not None:
         words.append(f"{units.ratio(speed_up)} as fast as PyTorch's fastest")
     peak = record.facts.get("peak_bytes")

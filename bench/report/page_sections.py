@@ -17,7 +17,7 @@ from bench.report.tables import Style
 
 CELLS = ("A cell of the tables is the median latency · the speed-up over the fastest of PyTorch's variants at that "
          "batch · the peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that "
-         "binds it, and which that is. ★ marks the best of a row.")
+         "binds it, and which that is. ★ marks the best of a row of those that are ranked; † marks what is not.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.report.tables import unique
+from bench.verdicts import eligible
 from bench.verdicts.ladder import opponents
 
 # Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the distinction without colour.
@@ -87,7 +88,7 @@ def _draw_group(records: Sequence[Record], run: Run, group: tuple[str, str, str]
         quartiles = [record.quartiles_s for record in curve]
         latency.fill_between(batches, [low for low, _ in quartiles], [high for _, high in quartiles],
                              color=look["color"], alpha=0.18, linewidth=0)
-        compared = [record for record in curve if record.batch in base]
+        compared = [record for record in curve if record.batch in base and eligible.may_win(record)]
         speedup.plot([record.batch for record in compared],
                      [base[record.batch] / record.median_s for record in compared], **look)
         counted = [record for record in curve if record.facts.get("peak_bytes")]

@@ -50,8 +50,9 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     yield tables.machine(run, tables.MARKDOWN)
     yield ("A cell is the median latency · the speed-up over the fastest of PyTorch's variants at that batch · the "
            "peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that binds it, and "
-           "which that is (launch, cache, memory or compute). The fastest in a row is bold. Every variant passed its "
-           "check against fp64 before it was timed, and its output was checked again behind the timing. "
+           "which that is (launch, cache, memory or compute). The fastest of those ranked in a row is bold; † marks "
+           "the others. Every variant passed its check against fp64 before it was timed, and its output was checked "
+           "again behind the timing. "
            f"{how_measured(run)} reports/METHODOLOGY.md says what each figure means.")
     choices = crossovers.table(run, tables.MARKDOWN)
     if choices:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.texts import one_line
-from bench.verdicts import ladder, roofline
+from bench.verdicts import eligible, ladder, roofline
 
 _USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
 
@@ -32,14 +32,16 @@ class Style:
 
 MARKDOWN = Style("github", "**{}**", r"\|")
 PLAIN = Style("simple", "{} *", "|")
+UNRANKED = "†"  # behind a time that is shown and not ranked
 
 
 def comparison(records: Sequence[Record], style: Style, ceilings: Mapping | None = None) -> str | None:
     """One problem group (an op, scenario and dtype): batches down, variants across; None if nothing was timed.
 
     A cell is the median latency, the speed-up over the fastest of PyTorch's variants at that batch, the peak memory
-    above the inputs, and the share reached of the ceiling that binds it. The fastest is marked. Variants with no time
-    at any batch stand in `not_measured` alone.
+    above the inputs, and the share reached of the ceiling that binds it. The fastest of those that are ranked is
+    marked; what is not has † behind its time, no speed-up, and its reason below the table. Variants with no time at any
+    batch stand in `not_measured` alone.
     """
     timed = unique(record.variant for record in records if record.status == MEASURED)
     if not timed:
@@ -49,9 +51,22 @@ def comparison(records: Sequence[Record], style: Style, ceilings: Mapping | None
     rows = []
     for batch in unique(record.batch for record in records):
         row = [cells.get((batch, variant)) for variant in timed]
-        fastest = min((record.median_s for record in row if _is_timed(record)), default=None)
+        fastest = min((record.median_s for record in row if record and eligible.may_win(record)), default=None)
         rows.append([str(batch), *(_cell(record, opponents.get(batch), fastest, style, ceilings) for record in row)])
-    return style.render(["batch", *timed], rows)
+    table = style.render(["batch", *timed], rows)
+    note = unranked(records)
+    return f"{table}\n\n{note}" if note else table
+
+
+def unranked(records: Sequence[Record]) -> str | None:
+    """Which of the timed variants are not ranked, and why, in a line; None if all are."""
+    reasons: dict[str, str] = {}
+    for record in records:
+        if record.status == MEASURED and (why := eligible.why_unranked(record)):
+            reasons.setdefault(record.variant, why)
+    if not reasons:
+        return None
+    return f"{UNRANKED} not ranked: " + "; ".join(f"{name} ({why})" for name, why in reasons.items())
 
 
 def _cell(record: Record | None, opponent: Record | None, fastest: float | None, style: Style,
@@ -60,9 +75,11 @@ def _cell(record: Record | None, opponent: Record | None, fastest: float | None,
         return ""
     if not _is_timed(record):
         return record.status
-    latency = units.duration(record.median_s)
-    parts = [style.best.format(latency) if record.median_s == fastest else latency]
-    if opponent and record.variant != opponent.variant:
+    latency, is_ranked = units.duration(record.median_s), eligible.may_win(record)
+    if not is_ranked:
+        latency = f"{latency} {UNRANKED}"
+    parts = [style.best.format(latency) if is_ranked and record.median_s == fastest else latency]
+    if is_ranked and opponent and record.variant != opponent.variant:
         parts.append(units.ratio(opponent.median_s / record.median_s))
     peak = record.facts.get("peak_bytes")
     parts.append(units.size(peak) if peak is not None else "memory n/a")

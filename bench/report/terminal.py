@@ -9,6 +9,7 @@ from bench.report import audit, crossover, crossovers, ladder, tables, training
 from bench.report.answer import answer
 from bench.report.fitting import TERMINAL, wrapped
 from bench.report.readme import summary
+from bench.verdicts import eligible
 
 
 def terminal(run: Run, previous: Run | None = None) -> str:
@@ -50,22 +51,28 @@ def _parts(run: Run, previous: Run | None) -> Iterator[str]:
 def latencies(records: Sequence[Record]) -> str | None:
     """One problem group, variants down and batches across, the medians; None if nothing was timed.
 
-    Speed-ups, memory and shares of the ceilings are in the report.
+    The fastest of those that are ranked is marked; † and a line below mark the others. Speed-ups, memory and shares of
+    the ceilings are in the report.
     """
     timed = [record for record in records if record.status == MEASURED]
     if not timed:
         return None
     batches = tables.unique(record.batch for record in timed)
-    fastest = {batch: min(record.median_s for record in timed if record.batch == batch) for batch in batches}
-    cells = {(record.variant, record.batch): record.median_s for record in timed}
+    fastest = {batch: min((record.median_s for record in timed if record.batch == batch and eligible.may_win(record)),
+                          default=None) for batch in batches}
+    cells = {(record.variant, record.batch): record for record in timed}
 
     def cell(variant: str, batch: int) -> str:
-        median_s = cells.get((variant, batch))
-        if median_s is None:
+        record = cells.get((variant, batch))
+        if record is None:
             return ""
-        shown = units.duration(median_s).replace(" ", "")
-        return TERMINAL.best.format(shown) if median_s == fastest[batch] else shown
+        shown = units.duration(record.median_s).replace(" ", "")
+        if not eligible.may_win(record):
+            return f"{shown}{tables.UNRANKED}"
+        return TERMINAL.best.format(shown) if record.median_s == fastest[batch] else shown
 
-    return TERMINAL.render(["", *(f"B={batch}" for batch in batches)], (
+    table = TERMINAL.render(["", *(f"B={batch}" for batch in batches)], (
         [variant, *(cell(variant, batch) for batch in batches)]
         for variant in tables.unique(record.variant for record in timed)))
+    note = tables.unranked(timed)
+    return f"{table}\n{wrapped(note)}" if note else table

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.noise.intervals import Means, Quantiles, fieller
-from bench.records import MEASURED, Record
-from bench.verdicts import medians
+from bench.records import Record
+from bench.verdicts import eligible, medians
 
 TIE = 0.02        # medians of one run that differ by less are not told apart: processes differ by as much (A/A)
 _NORMAL_95 = 1.96
-_CHOOSES = "dispatch"  # the backend (kernels.backends) of a variant that hands on to another
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,16 @@ class Choice:
 def crossovers(records: Sequence[Record]) -> list[Crossover]:
     """Every change of the leader between two variants of one op, scenario and dtype, over their common batch sizes."""
     found = []
-    own = [record for record in records if record.facts.get("backend") != _CHOOSES]
-    for (op, scenario, dtype), by_variant in by_problem(own).items():
+    for (op, scenario, dtype), by_variant in by_problem(filter(eligible.does_the_work, records)).items():
         for one, other in itertools.combinations(by_variant, 2):
             found += _between(op, scenario, dtype, by_variant[one], by_variant[other])
     return found
 
 
 def best(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Best]:
-    """The fastest variant of each problem that keeps its op's error bound; `baselines`: op → its baseline's name.
-
-    What itself chooses among the others is none of them.
-    """
+    """The fastest variant of each problem that a call may go to; `baselines`: op → its baseline's name."""
     found = []
-    for (op, scenario, dtype), by_variant in by_problem(comparable(records)).items():
+    for (op, scenario, dtype), by_variant in by_problem(filter(eligible.may_be_chosen, records)).items():
         for batch in sorted({batch for timed in by_variant.values() for batch in timed}):
             here = [timed[batch] for timed in by_variant.values() if batch in timed]
             fastest = min(here, key=lambda record: record.median_s)
@@ -117,12 +112,6 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
             name = baselines.get(one.op) if baselines.get(one.op) in as_good else one.variant
             found.append(Choice(one.op, one.scenario, one.dtype, name, one.batch, one.batch))
     return found
-
-
-def comparable(records: Sequence[Record]) -> list[Record]:
-    """Those of variants that keep their op's error bound and do the work themselves."""
-    return [record for record in records
-            if not record.facts.get("own_tolerance") and record.facts.get("backend") != _CHOOSES]
 
 
 def leader(one: Record, other: Record) -> str | None:
@@ -175,11 +164,11 @@ def _precision(record: Record) -> float:
     return medians.precision(record.samples_s)
 
 
-def by_problem(records: Sequence[Record]) -> dict[tuple[str, str, str], dict[str, dict[int, Record]]]:
-    """Op, scenario and dtype → variant → batch → what was measured; what gives only a part of its op is left out."""
+def by_problem(records: Iterable[Record]) -> dict[tuple[str, str, str], dict[str, dict[int, Record]]]:
+    """Op, scenario and dtype → variant → batch → what was measured; what is not ranked is left out."""
     found: dict[tuple[str, str, str], dict[str, dict[int, Record]]] = {}
     for record in records:
-        if record.status == MEASURED and record.facts.get("gives") is None:
+        if eligible.may_win(record):
             group = found.setdefault((record.op, record.scenario, record.dtype), {})
             group.setdefault(record.variant, {})[record.batch] = record
     return found

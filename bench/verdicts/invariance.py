@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.records import Record
-from bench.verdicts import crossovers
+from bench.verdicts import crossovers, eligible
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def prices(rows: Sequence[Mapping], records: Sequence[Record]) -> Iterator[Price
                  if row["rows"] is not None and not row["failed"]}
     ratios: dict[tuple[str, str], list[tuple[float, str]]] = {}
     without: dict[tuple[str, str], int] = {}
-    for (op, scenario, dtype), timed in crossovers.by_problem(crossovers.comparable(records)).items():
+    for (op, scenario, dtype), timed in crossovers.by_problem(filter(eligible.may_be_chosen, records)).items():
         looked_at = [name for name in timed if (op, scenario, dtype, name) in invariant]
         for batch in sorted({batch for name in looked_at for batch in timed[name]}):
             times = {name: timed[name][batch].median_s for name in looked_at if batch in timed[name]}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.records import MEASURED, Record
+from bench.verdicts import eligible
 
 Problem = tuple[str, str, str, int]
 
@@ -21,14 +22,11 @@ class Gain:
 
 
 def opponents(records: Sequence[Record]) -> dict[Problem, Record]:
-    """The strongest opponent on each problem: of PyTorch's own variants the one with the lowest median there.
-
-    Not one that gives only some of the op's outputs.
+    """The strongest opponent on each problem: of PyTorch's own variants that are ranked the one with the lowest median.
     """
     best: dict[Problem, Record] = {}
     for record in records:
-        if (record.status == MEASURED and record.facts["backend"] == "torch"
-                and record.facts.get("gives") is None):  # runs of before had no such variants, nor the fact
+        if eligible.may_win(record) and record.facts["backend"] == "torch":
             problem = problem_of(record)
             if problem not in best or record.median_s < best[problem].median_s:
                 best[problem] = record
@@ -41,9 +39,12 @@ def problem_of(record: Record) -> Problem:
 
 
 def over(records: Sequence[Record], variant: str, other: Callable[[Record], Record | None]) -> Gain | None:
-    """How much faster `variant` ("op/name") is than what `other` gives for each of its records; None without a pair."""
+    """How much faster `variant` ("op/name") is than what `other` gives for each of its records; None without a pair.
+
+    Where it is not ranked it gains nothing.
+    """
     ratios = [rival.median_s / record.median_s for record in records
-              if record.status == MEASURED and f"{record.op}/{record.variant}" == variant
+              if eligible.may_win(record) and f"{record.op}/{record.variant}" == variant
               and (rival := other(record)) is not None]
     if not ratios:
         return None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 from kernels.op import FP8, WIDE, Op, Scenario
+from kernels.rounding import Typical, sum_in_any_order
 
 LAYOUTS = ("nn", "nt", "tn")
 _TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
@@ -112,6 +113,12 @@ def tolerance(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
     return 1.01 * (growth * _product(a, b, torch.abs) + unit_roundoff(out) * c.abs()) + subnormal_step(out)
 
 
+def typical(a: torch.Tensor, b: torch.Tensor) -> tuple[Typical]:
+    """Of sums of K products; those of narrow inputs are made by tensor cores, which cut off what they add."""
+    accumulator = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return sum_in_any_order(a.shape[2], accumulator, output_dtype(a.dtype), truncated=a.dtype.itemsize < 4),
+
+
 def _product(a, b, of=lambda tensor: tensor):
     shared = b.stride(0) == 0 and len(b)  # a shared right side: one product, and no copy of it for every entry
     return torch.matmul(of(a.double()), of((b[0] if shared else b).double()))
@@ -178,6 +185,21 @@ def _large(dtype, device, seed):
     return stored(Draw(dtype, device, seed), "nn", 2, 2, 6, 7, 40, scale=scale)
 
 
+def _spoiled(spoil):
+    """Numbers that are not finite in both operands: they belong in their rows and columns of C, and nowhere else."""
+    def make(dtype, device, seed):
+        a, b = stored(Draw(dtype, device, seed), "nn", 2, 2, 19, 21, 37)
+        return spoil(a), spoil(b)
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """A under the smallest normal number, B so large that most products are normal; fp16 and fp8 need no such B."""
+    draw = Draw(dtype, device, seed)
+    return draw.subnormal(2, 18, 33), draw.uniform(2, 33, 20, scale=2.0 ** 30 if dtype.itemsize > 2 or (
+        dtype == torch.bfloat16) else 1.0)
+
+
 def _returning(dtype, device, seed):
     """Sums that rise to 1,000 and come back to nearly nothing: what a short accumulator lost on the way shows."""
     draw = Draw(dtype, device, seed)
@@ -200,6 +222,9 @@ PROBES = {
     "shared_b": _shared("b"),
     "deep": _probe(1, 2, 3, 150),
     "large": _large,
+    "nan": _spoiled(with_nan),
+    "infinite": _spoiled(with_infinities),
+    "subnormal": _subnormal,
     "empty_batch": _probe(0, 5, 6, 7),
     "empty_m": _probe(2, 0, 6, 7),
     "empty_n": _probe(2, 5, 0, 7),
@@ -207,6 +232,8 @@ PROBES = {
     "ragged_tiles": _probe(3, 37, 29, 65),
     "tall": _probe(1, 1100, 30, 5),
     "deep_1027": _probe(2, 5, 7, 1027),
+    "deep_8200": _probe(2, 9, 11, 8200),
+    "aligned_nt": _probe(2, 32, 48, 64, layout="nt"),
     "returning_sums": _returning,
     "many_tiles": _probe(3, 300, 531, 270),
     "many_tiles_tn": _probe(2, 290, 301, 133, layout="tn"),
@@ -218,7 +245,7 @@ bmm = Op(
     __name__, signature="A[B,M,K], B[B,K,N] → C[B,M,N]", inputs=inputs, reference=reference, tolerance=tolerance,
     flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
     example=("linear_grad_weight", 16), baseline="torch_bmm", describe=describe, output_dtype=output_dtype,
-    rule=rule, rows=(0,),
+    rule=rule, rows=(0,), typical=typical,
 )
 
 from kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)

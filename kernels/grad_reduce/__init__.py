@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario
+from kernels.rounding import Typical, sum_in_any_order
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ def tolerance(mean: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return 1.01 * (growth * magnitudes + unit_roundoff(g.dtype) * mean.abs()) + subnormal_step(g.dtype)
 
 
+def typical(g: torch.Tensor) -> tuple[Typical]:
+    """Of sums of B numbers, and the rounding to g's dtype."""
+    accumulator = torch.float64 if g.dtype == torch.float64 else torch.float32
+    return sum_in_any_order(len(g), accumulator, g.dtype),
+
+
 def flops(g: torch.Tensor) -> int:
     """B·P: the additions, and the division."""
     return g.numel()
@@ -89,6 +96,18 @@ def _large(dtype, device, seed):
     return (Draw(dtype, device, seed).uniform(33, 130, scale=top / 4).add_(top / 2),)
 
 
+def _spoiled(spoil):
+    """Numbers that are not finite: they belong in their parameters' means, and nowhere else."""
+    def make(dtype, device, seed):
+        return (spoil(Draw(dtype, device, seed).uniform(9, 131)),)
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Eight samples, so that the mean is rounded once."""
+    return (Draw(dtype, device, seed).subnormal(8, 75),)
+
+
 # The last ones are too large for an interpreter to walk.
 PROBES = {
     "ragged": _probe(7, 261),
@@ -99,6 +118,9 @@ PROBES = {
     "transposed": _transposed,
     "repeated": _repeated,
     "large": _large,
+    "nan": _spoiled(with_nan),
+    "infinite": _spoiled(with_infinities),
+    "subnormal": _subnormal,
     "empty_batch": _probe(0, 9),
     "empty_parameters": _probe(4, 0),
     "blocks": _probe(13, 5037),
@@ -109,4 +131,5 @@ PROBES = {
 grad_reduce = Op(
     __name__, signature="g[B,P] → ḡ[P]", inputs=inputs, reference=reference, tolerance=tolerance, flops=flops,
     least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES, example=("linear_512", 64), baseline="torch_mean",
+    typical=typical,
 )

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits, grad_reduce
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.op import Op, Scenario, Tensors
+from kernels.rounding import Typical
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ def tolerance(expected: Tensors | torch.Tensor, *gs: torch.Tensor) -> Tensors:
     """For each of them what `grad_reduce` allows. A lone mean may come bare."""
     means = expected if isinstance(expected, tuple) else (expected,)
     return tuple(map(grad_reduce.tolerance, means, gs))
+
+
+def typical(*gs: torch.Tensor) -> tuple[Typical, ...]:
+    """For each of them what `grad_reduce` says."""
+    return tuple(one for g in gs for one in grad_reduce.typical(g))
 
 
 def flops(*gs: torch.Tensor) -> int:
@@ -107,6 +113,21 @@ def _large(dtype, device, seed):
     return tuple(draw.uniform(33, size, scale=top / 4).add_(top / 2) for size in (130, 5, 64))
 
 
+def _spoiled(spoil):
+    """Numbers that are not finite, in the first and the last: they belong in their parameters' means, and nowhere else.
+    """
+    def make(dtype, device, seed):
+        draw = Draw(dtype, device, seed)
+        return spoil(draw.uniform(5, 67)), draw.uniform(5, 16), spoil(draw.uniform(5, 33))
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Eight samples, so that the means are rounded once."""
+    draw = Draw(dtype, device, seed)
+    return draw.subnormal(8, 35), draw.subnormal(8, 64), draw.subnormal(8, 1)
+
+
 # The last ones are too large for an interpreter to walk.
 PROBES = {
     "ragged": _probe(7, 141, 1, 17, 66),
@@ -123,6 +144,9 @@ PROBES = {
     "repeated": _repeated,
     "layouts": _layouts,
     "large": _large,
+    "nan": _spoiled(with_nan),
+    "infinite": _spoiled(with_infinities),
+    "subnormal": _subnormal,
     "blocks": _probe(13, 5037, 64, 2049),
     "tiny_and_large": _probe(6, 5, 200_003, 768, 1),
     "deep": _probe(5003, 517, 3),
@@ -131,5 +155,5 @@ PROBES = {
 grad_reduce_multi = Op(
     __name__, signature="g_1[B,P_1], …, g_k[B,P_k] → ḡ_1[P_1], …, ḡ_k[P_k]", inputs=inputs, reference=reference,
     tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
-    example=("gpt2_block", 64), baseline="torch_loop",
+    example=("gpt2_block", 64), baseline="torch_loop", typical=typical,
 )

@@ -10,6 +10,7 @@ from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
 from kernels.grad_reduce import PROBES as REDUCED
 from kernels.grad_reduce import SCENARIOS, inputs
 from kernels.op import Op, Tensors
+from kernels.rounding import Typical, sum_in_blocks
 from kernels.statistics import accumulator, summed
 
 _CHUNK = 2 ** 22  # elements that the reference holds in fp64 at once
@@ -42,6 +43,12 @@ def tolerance(expected: Tensors, g: torch.Tensor,
     # A square under the normal numbers keeps a subnormal step, times the P of them.
     return off + least + unit_roundoff(accumulator(g.dtype)) * mean.abs(), over_parameters * n + least * (
         g.shape[1] + 1), d + least * (g.shape[1] + 1)
+
+
+def typical(g: torch.Tensor) -> tuple[Typical, Typical, Typical]:
+    """Of {ḡ, n, d}: n and d are sums over P, of squares and of products; ḡ's tolerance is narrow as it is."""
+    over_parameters = sum_in_blocks(g.shape[1], accumulator(g.dtype))
+    return Typical(of_tolerance=1.0, of_value=0.0), over_parameters, over_parameters
 
 
 def _chunks(g: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -111,5 +118,5 @@ grad_stats = Op(
     __name__, signature="g[B,P] → ḡ[P], n[B] = ‖g_b‖², d[B] = g_b·ḡ", inputs=inputs, reference=reference,
     tolerance=tolerance, flops=flops, least_bytes=least_bytes, scenarios=SCENARIOS, probes=PROBES,
     example=("linear_512", 64), baseline="torch_passes", output_dtype=output_dtype, conditions=CONDITIONS,
-    rows=(1,),
+    rows=(1,), typical=typical,
 )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels import digits
-from kernels.draw import Draw
+from kernels.draw import Draw, with_infinities, with_nan
 from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario, Tensors
+from kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
 from kernels.statistics import accumulator, summed
 
 _CHUNK = 2 ** 23  # elements of per-sample gradients that the reference holds in fp64 at once
@@ -94,6 +95,17 @@ def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     return off + least, n_off + least, d_off + least
 
 
+def typical(x: torch.Tensor, dy: torch.Tensor) -> tuple[Typical, Typical, Typical]:
+    """Of {ḡ, n, d}: a product over all tokens, and sums over I·O of what is itself a sum over T."""
+    out, truncated = accumulator(x.dtype), x.dtype.itemsize < 4
+    samples, tokens, features = x.shape
+    over_all_tokens = sum_in_any_order(samples * tokens, out, out, truncated)
+    over_tokens = sum_in_any_order(tokens, out, out, truncated)
+    over_parameters = sum_in_blocks(features * dy.shape[2], out)
+    both = Typical(max(over_tokens.of_tolerance, over_parameters.of_tolerance), over_parameters.of_value)
+    return over_all_tokens, both, both
+
+
 def _mean(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     return dy.flatten(0, 1).T @ x.flatten(0, 1) / len(x)
 
@@ -170,6 +182,26 @@ def _scaled(scale_of):
     return make
 
 
+def _spoiled(spoil, tokens):
+    """Numbers that are not finite in both operands, in different samples."""
+    def make(dtype, device, seed):
+        draw = Draw(dtype, device, seed)
+        x, dy = draw.uniform(6, tokens, 19), draw.uniform(6, tokens, 18)
+        return spoil(x), spoil(dy.flip(0)).flip(0)
+    return make
+
+
+def _subnormal(dtype, device, seed):
+    """Features of X under the smallest normal number among others, and large dY: ḡ has normal numbers everywhere.
+
+    The squares of the small ones underflow in any way to compute n; the others hide that.
+    """
+    draw = Draw(dtype, device, seed)
+    x, dy = draw.uniform(4, 3, 19), draw.uniform(4, 3, 17, scale=16.0 if dtype == torch.float16 else 2.0 ** 20)
+    x[:, :, ::4] = draw.subnormal(4, 3, 5)
+    return x, dy
+
+
 # The last ones walk several tiles of the usual sizes, and more samples than grid.y or grid.z can count.
 PROBES = {
     "ragged": _probe(3, 5, 19, 17),
@@ -182,6 +214,10 @@ PROBES = {
     "equal_samples": _equal,
     "large": _scaled(lambda info: min(info.max / 4, 2e8)),
     "small": _scaled(lambda info: max(info.smallest_normal * 4, 1e-8)),
+    "nan": _spoiled(with_nan, tokens=3),
+    "infinite": _spoiled(with_infinities, tokens=3),
+    "infinite_one_token": _spoiled(with_infinities, tokens=1),
+    "subnormal": _subnormal,
     "empty_batch": _probe(0, 5, 6, 7),
     "no_tokens": _probe(3, 0, 6, 7),
     "empty_inputs": _probe(2, 5, 0, 7),
@@ -237,4 +273,5 @@ wgrad_stats = Op(
     inputs=inputs, reference=reference, tolerance=tolerance, flops=flops, least_bytes=least_bytes,
     scenarios=SCENARIOS, probes=PROBES, example=("linear_512_T128", 64), baseline="torch_materialize",
     describe=describe, output_dtype=output_dtype, conditions=CONDITIONS, rule=rule, rows=(1,),
+    typical=typical,
 )
