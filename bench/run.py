@@ -57,6 +57,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
                 ended = INTERRUPTED
         about |= {"started": started.isoformat(timespec="seconds"), "partial": ended != CLEAN,
                   "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds()}
+        isolation.close()  # what a variant may have left running must not be there when the run is written
         _store(document, run_folder, history_folder)
     finally:
         isolation.close()
