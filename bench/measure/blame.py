@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bench.measure.task import Outcome, Task, WorkerLost
+from bench.measure.task import OWN_FAULT, Outcome, Task, WorkerLost
 from bench.measure.worker import STARTING
 from bench.records import FAILED, HUNG, NOT_REACHED, WRONG
 
@@ -44,7 +44,7 @@ class Blame:
             return self._workers.call("measure", task)
         except RuntimeError as error:
             self._workers.renew()
-            raise WorkerLost(FAILED, f"Batchline itself failed: {error}", "", "") from error
+            raise WorkerLost(FAILED, f"{OWN_FAULT}{error}", "", "") from error
 
     def _is_of_all(self, lost: WorkerLost) -> bool:
         """Whether no variant can be the reason: no worker comes up, or we have failed at too many tasks before."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from bench.measure.sampling import Effort
 
+OWN_FAULT = "Batchline itself failed: "  # so begins the reason where no variant is to blame
+
 
 @dataclass(frozen=True)
 class Task:
