@@ -51,18 +51,18 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         about |= besides.NOTHING
         if ended == CLEAN:
             try:
-                for found in besides.looks(isolation, the_plan, document, machine):
+                for found in besides.looks(isolation, the_plan, document, machine, _seconds_since(started)):
                     about |= found
             except KeyboardInterrupt:
                 ended = INTERRUPTED
         about |= {"started": started.isoformat(timespec="seconds"), "partial": ended != CLEAN,
-                  "seconds": (datetime.datetime.now(datetime.timezone.utc) - started).total_seconds()}
+                  "seconds": _seconds_since(started)}
         isolation.close()  # what a variant may have left running must not be there when the run is written
         _store(document, run_folder, history_folder)
     finally:
         isolation.close()
         remove_if_empty(run_folder)
-    return _exit_code(about["cases"], ended, about["audit"])
+    return _exit_code(records.parse(document).records, ended, about["audit"])
 
 
 def _require_environment():
@@ -102,8 +102,12 @@ def _store(document: dict, folder: Path, history_folder: Path) -> None:
     ci.announce("error", problems)
 
 
-def _exit_code(cases: list[dict], ended: int, audited: list[dict]) -> int:
-    statuses = {case["status"] for case in cases}
+def _seconds_since(start: datetime.datetime) -> float:
+    return (datetime.datetime.now(datetime.timezone.utc) - start).total_seconds()
+
+
+def _exit_code(cases: Sequence[records.Record], ended: int, audited: list[dict]) -> int:
+    statuses = {case.status for case in cases}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
