@@ -25,7 +25,7 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
-        explain profile readme regress selftest compare history aa evidence test test-page lint clean
+        explain profile readme regress selftest compare history aa evidence test test-page fuzz lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -39,13 +39,14 @@ help:
 	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
+	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
 	@echo "  make dispatch   a run's winners as the tables that a call looks up (RUN=), and what a call costs"
 	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
 	@echo "  make explain    one case on one screen: floor, regime, ceilings, the rung below (CASE=, RUN=)"
 	@echo "  make profile    one case under ncu or proton; without a GPU its annotated hot loop (CASE=)"
-	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Exit 1 if so"
+	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Fails if so"
 	@echo "  make selftest   what that gate sees on this machine: false alarms, and known slow-downs of 1 to 10%"
 	@echo "  make compare    two stored runs or revisions side by side: A=, B= (FORCE=1 across machines)"
 	@echo "  make history    every run on this machine: what changed when (K=, HISTORY=<folder>)"
@@ -56,6 +57,8 @@ help:
 	@echo "  make lint       flake8"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
+	@echo
+	@echo "make fails with its own 2 whatever a command exits with, and prints that code (Error 1, Error 3: README)."
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
 	@echo "  PROFILE=smoke|quick|full   about one minute, about five, as long as it takes [$(PROFILE)]"
@@ -156,6 +159,9 @@ $(VENV)/.browser: requirements-page.txt $(VENV)/.installed
 
 test-page: $(BROWSER)
 	BATCHLINE_BROWSER=needed $(PY) -m pytest tests/test_page_browser.py
+
+fuzz: $(INSTALLED)
+	$(PY) -m tests.damage 1000
 
 lint: $(INSTALLED)
 	$(PY) -m flake8

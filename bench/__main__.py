@@ -1,36 +1,43 @@
 """`python -m bench`: every command of the suite. The Makefile only calls this."""
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
-from bench import command_line
+from bench import command_line, console, stopping, texts
+from bench.console import complain
 
-USAGE = 2
+NOT_PRINTED, USAGE = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing measured."""
+    """Run one command; returns its exit code: 0 clean, 1 a variant was wrong or failed, 2 usage, 3 nothing measured.
+
+    What is printed and can't be written is 1 too, unless its reader has just seen enough.
+    """
+    console.prepare()
     options = command_line.parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a CI that cancels keeps what was measured, too
+    with stopping.as_interrupts():
+        code = _ended(options)
+    if why := console.why_not_printed():
+        complain(f"can't print to stdout ({why})")
+        return code or NOT_PRINTED
+    return code
+
+
+def _ended(options) -> int:
+    """The command's exit code; what ends it early is a line on stderr."""
     try:
-        code = _COMMANDS[options.command](options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader (head, a pager) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _COMMANDS[options.command](options)
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in ("bench", "kernels"):
             raise
         return _complain(f"{error.name} is not installed: install what requirements.txt lists (`make install`)")
     except ValueError as error:
-        return _complain(str(error))
+        return _complain(texts.clean_line(error, texts.MOST))
     except KeyboardInterrupt:
-        print("batchline: stopped", file=sys.stderr)
-        return 130
+        complain("stopped")
+        return stopping.EXIT_CODE
 
 
 def _run(options) -> int:
@@ -159,20 +166,19 @@ def _list(options) -> int:
 
 
 def _report(options) -> int:
-    from bench import records, report
+    from bench import journal, publishing, records
+    from bench.stored_files import blamed_on
 
     folder = Path(options.folder)
+    if (folder / journal.FILE_NAME).exists() and not records.path_in(folder).exists():
+        publishing.store(journal.read(folder), folder)
     run = records.load(folder)
-    try:
-        notes = report.write(run, folder)
-    except OSError as error:
-        return _complain(f"can't write the report to {folder} ({error.strerror})")
-    print("\n".join([report.terminal(run, report.before(run, folder)), *notes, f"report: {folder / report.FILE_NAME}"]))
-    return 0
+    with blamed_on(records.path_in(folder)):
+        return 0 if publishing.write_report(run, folder, (OSError,)) else 1
 
 
 def _complain(line: str) -> int:
-    print(f"batchline: {line}", file=sys.stderr)
+    complain(line)
     return USAGE
 
 

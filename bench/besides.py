@@ -24,12 +24,12 @@ NOTHING = {"confirmed": {}, "audit": [], "invariance": [], "noise": None, "sweep
            "capacity": [], "compiled": [], "not_compiled": "the run was stopped", "waves": []}
 
 
-def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict, run_s: float) -> Iterator[dict]:
+def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -> Iterator[dict]:
     """Parts of a run's `about`, one after another, as NOTHING names them; the worker is closed on the way.
 
-    The noise of the workloads is looked at where all cases were chosen. `run_s`: how long the run has taken so far.
+    The noise of the workloads is looked at where all cases were chosen.
     """
-    confirming = Confirming(isolation, the_plan.profile, run_s)
+    confirming = Confirming(isolation, the_plan.profile, document[OURS]["seconds"])
     yield {"confirmed": confirming.confirmations(records.parse(document).records, document[OURS]["baselines"])}
     yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}

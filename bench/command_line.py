@@ -2,6 +2,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+
+
+def _positive(text: str) -> float:
+    """A finite number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
+def _count(text: str) -> int:
+    """A whole number of 1 or more."""
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,14 +34,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
     run.add_argument("--clocks", metavar="A,B", help="the clocks to time by, the first ranks (default: all of "
                      "cpu: host,host_cold; cuda: device_cold,device_hot,graph,host)")
-    run.add_argument("--deadline", type=float, metavar="SECONDS", help="the longest that one step of a case may take "
-                     "before it counts as hung (default: smoke 60, quick 120, full 600)")
+    run.add_argument("--deadline", type=_positive, metavar="SECONDS", help="the longest that one step of a case may "
+                     "take before it counts as hung (default: smoke 60, quick 120, full 600)")
     run.add_argument("--out", metavar="FOLDER", help="where the run's own folder is made (default: reports/runs)")
     run.add_argument("--history", metavar="FOLDER", help="the history it is appended to (default: reports/history)")
     aa = commands.add_parser("aa", help="time each baseline against itself: the spread on identical code",
                              epilog="exit: 0 clean, 1 a case could not be measured, 2 usage, 3 nothing was measured")
     _add_plan_options(aa)
-    aa.add_argument("--seconds", type=float, default=3.0, help="the most to time each of the two in a case (default 3)")
+    aa.add_argument("--seconds", type=_positive, default=3.0,
+                    help="the most to time each of the two in a case (default 3)")
     aa.add_argument("--out", metavar="FOLDER", help="write a-a.json there too")
     evidence = commands.add_parser("evidence", help="all that this machine can show, in at most eight files",
                                    epilog="exit: 0 clean, 1 a part failed or was cut short (the others are there), "
@@ -35,18 +54,23 @@ def parser() -> argparse.ArgumentParser:
                                       "2 usage, 3 nothing to tune here")
     _add_plan_options(tune)
     tune.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
-    tune.add_argument("--seconds", type=float, default=0.3, help="the most to time each configuration (default 0.3)")
+    tune.add_argument("--seconds", type=_positive, default=0.3,
+                      help="the most to time each configuration (default 0.3)")
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
-                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured")
+                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a table "
+                                   "was left as it is because the new one could not be verified")
     _add_plan_options(dispatch)
-    dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this")
-    dispatch.add_argument("--run", metavar="FOLDER", help="write its tables first, and take out what is slower "
-                          "(default: call by the tables that there are)")
+    dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this; the tables of "
+                          "other ops are not touched")
+    dispatch.add_argument("--run", metavar="FOLDER", help="call by its tables, take out what is slower, and write "
+                          "them (default: call by the tables that there are)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
-                                  epilog="exit: 0 no regression, 1 a confirmed regression, 2 usage, 3 it could not be "
-                                         "measured, 130 stopped by Ctrl-C (what was measured is kept)")
+                                  epilog="exit: 0 no regression confirmed, 1 a confirmed regression, 2 usage, 3 not "
+                                         "measured or not decided (a case is INVALID, or UNCONFIRMED: above its floor "
+                                         "when the pairs or the budget ended; no case that was compared has a verdict; "
+                                         "or the session is void), 130 stopped by Ctrl-C (what was measured is kept)")
     _add_plan_options(regress)
     regress.add_argument("--base", required=True, metavar="REVISION", help="what to compare with, as git names it")
     regress.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
@@ -57,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
                                    epilog="exit: 0 it can be believed here, 1 it can't, 2 usage, 3 not measured")
     _add_plan_options(selftest)
     selftest.add_argument("-k", default="", metavar="EXPRESSION", help="the cases (default: a handful)")
-    selftest.add_argument("--sessions", type=int, default=20, help="A/A sessions; half of them see the planted "
+    selftest.add_argument("--sessions", type=_count, default=20, help="A/A sessions; half of them see the planted "
                           "slow-downs, too (default 20)")
     selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
     compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
@@ -83,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
                                   epilog="exit: 0 shown, 1 the profiler failed, 2 usage, 3 nothing to show here")
     profile.add_argument("case", help="its id, as `bench list` shows it")
     profile.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
-    profile.add_argument("--architecture", type=int, default=90, metavar="NUMBER",
+    profile.add_argument("--architecture", type=_count, default=90, metavar="NUMBER",
                          help="without a GPU: what it is compiled for, 80, 90 (default) or 100")
     readme = commands.add_parser("readme", help="write the documents' figures anew, from the stored runs they name",
                                  epilog="exit: 0 clean, 1 (with --check) a document is not up to date, 2 a figure "
@@ -103,15 +127,15 @@ def parser() -> argparse.ArgumentParser:
     _add_plan_options(advise)
     advise.add_argument("--run", metavar="FOLDER", help="a stored run or study (default: measure now)")
     advise.add_argument("--workload", metavar="NAME", help="one workload only")
-    advise.add_argument("--batch", type=int, help="the batch in use, to compare with (default: the workload's)")
-    advise.add_argument("--cost-cap", type=float, metavar="C", help="the examples used may be C times the least")
+    advise.add_argument("--batch", type=_count, help="the batch in use, to compare with (default: the workload's)")
+    advise.add_argument("--cost-cap", type=_positive, metavar="C", help="the examples used may be C times the least")
     coverage = commands.add_parser("coverage", help="do the noise scale's intervals cover the truth where it is known?",
                                    epilog="exit: 0 they do, 1 one does not")
-    coverage.add_argument("--draws", type=int, default=1000, help="batches drawn of each setting (default 1000)")
+    coverage.add_argument("--draws", type=_count, default=1000, help="batches drawn of each setting (default 1000)")
     cost = commands.add_parser("noise-cost", help="a metered step beside a plain one, Opacus' and BackPACK's",
                                epilog="exit: 0 clean, 2 usage")
     cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
-    cost.add_argument("--seconds", type=float, default=6.0, help="for each workload (default 6)")
+    cost.add_argument("--seconds", type=_positive, default=6.0, help="for each workload (default 6)")
     listing = commands.add_parser("list", help="print every case id and what it can run on")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")

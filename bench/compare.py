@@ -11,6 +11,7 @@ from bench.errors import UsageError
 from bench.records import Run
 from bench.regress.base_tree import commit_of
 from bench.report.comparison import terminal
+from bench.stored_files import blamed_on
 from bench.verdicts import comparison
 from bench.verdicts.identity import machine_differences
 
@@ -80,10 +81,8 @@ def _measured_at(commit: str, path: Path) -> Run | None:
 
 
 def _loaded(folder: Path) -> Run:
-    try:
-        run = records.load(folder)
+    run = records.load(folder)
+    with blamed_on(records.path_in(folder)):
         machine_differences(run.machine, run.machine)
         str.startswith(run.machine["revision"]["commit"], "")
-        return run
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"can't use the run in {folder}: {error}") from error
+    return run

@@ -1,90 +1,121 @@
 """`bench dispatch`: a run's evidence as the tables by which an op's call finds its variant, and what the call costs.
 
-Every problem of the profile is then called through its op, in turns with the op's baseline, in a process of its own; a
-choice of fresh tables that is slower than the baseline there is taken out of them again.
+Every problem of the profile is called through its op by the new tables, in turns with the op's baseline, in a process
+of its own; a choice that is slower than the baseline there, or far from what it gained in the run, is taken out. Then
+each table takes the place of the old one, if every call of its op was verified.
 """
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import kernels
-from bench import device_tables, records
+from bench import records
 from bench.cases import CLOCKS, PROFILES, plan
+from bench.dispatch_tables import HeldBack, Problem
 from bench.errors import UsageError
 from bench.measure import environment
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import BROKEN, MEASURED, Run, case_id
+from bench.records import BROKEN, MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
-from bench.verdicts.dispatch import Called, measured
+from bench.stored_files import blamed_on
+from bench.verdicts.dispatch import Called
 from kernels.device import device_name
 from kernels.device_files import file_for, stored
 from kernels.dispatch import DISPATCHED, why_stale
 
 CLEAN, REFUTED, NOT_MEASURED = 0, 1, 3
-_LOOKS = 3     # in as many processes; what is slower in each of them is slower
-_REMOVALS = 3  # of a problem's choices, the best first, before it is left as it is
-_HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
-Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
+_LOOKS = 3     # in as many processes; what is refuted in each of them is
+_REMOVALS = 3  # of a problem's choices, the best first
 
 
 def dispatch(run_folder: Path | None, profile: str, device: str, selection: str) -> int:
-    """Write the tables of a run of this machine, if one is given, and call every problem of the profile by them.
+    """Call problems of the profile; by the tables of a run of this machine, if one is given, which are then written.
 
     Args:
-        selection: call only problems that have this in their id.
+        selection: only problems that have this in their id; the tables of other ops are not touched.
 
     Returns:
-        0, 1 where a call is slower than the baseline and the look-up, or fails, 3 where nothing could be measured.
+        0; 1 where a call is slower than the baseline and the look-up, or fails; 3 where nothing could be measured, or
+        a table is not written because some of its calls could not be verified.
 
     Raises:
-        UsageError: for an unknown profile, a run that is no evidence for this machine, or a file that can't be written.
+        UsageError: for an unknown profile, no such problem, a run that is no evidence for this machine or for these
+            problems, or a file that can't be written.
         ValueError: for an unknown device, no such run, or a damaged table.
     """
     device = environment.resolve_device(device)
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
-    calls = _Calls(profile, device)
     run = _evidence(run_folder, device) if run_folder else None
+    calls = _Calls(profile, device)
+    problems = [problem for problem in calls.problems() if selection in _id(problem)]
+    if not problems:
+        raise UsageError(f"K={selection!r} is in the id of no problem that {profile} has here: `make list` shows them")
+    tables = _tables(run, run_folder, problems, device, profile) if run else None
     try:
-        with _put_back_unless_called(device):
-            if run:
-                _write(run, device)
-            called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
-            slower = calls.confirm(called)
-            for _ in range(_REMOVALS if run else 0):
-                if removed := [one for one in slower if _take_out(one, device)]:
-                    print(f"{len(removed)} choices are slower than the baseline in each of {_LOOKS} processes: "
-                          "taken out", file=sys.stderr)
-                    called |= calls.time(one.problem for one in removed)
-                    slower = calls.confirm(called)
+        called, refuted = _verified(calls, problems, tables)
     except (WorkerLost, RuntimeError) as error:
         print(f"batchline: the calls can't be measured: {error}; the tables are as they were", file=sys.stderr)
         return NOT_MEASURED
-    print(report.terminal(list(called.values()), slower))
+    print(report.terminal(list(called.values()), [one for one in refuted if one.is_slower]))
+    all_written = _write(tables, problems, calls, refuted) if tables else True
     for line in _stale(device):
         print(wrapped(line))
-    return NOT_MEASURED if not called else REFUTED if slower or calls.broken else CLEAN
+    if called and (refuted or calls.broken):
+        return REFUTED
+    return CLEAN if called and all_written else NOT_MEASURED
 
 
-@contextlib.contextmanager
-def _put_back_unless_called(device: str) -> Iterator[None]:
-    """Tables that were not called to the end are none: whatever ends the block, Ctrl-C too, the old ones are back."""
-    paths = [file_for(op.folder, "dispatch", device) for op in kernels.ops.values()]
-    before = {path: path.read_bytes() if path.exists() else None for path in paths}
-    try:
-        yield
-    except BaseException:
-        for path, content in before.items():
-            path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
-        stored.cache_clear()
-        raise
+def _tables(run: Run, folder: Path, problems: Sequence[Problem], device: str, profile: str) -> HeldBack:
+    with blamed_on(records.path_in(folder)):
+        tables = HeldBack(run, set(problems), device)
+    if not tables.entries:
+        raise UsageError(f"{folder} has timed no baseline of the problems that are called: name another run, or K=")
+    if tables.left_out:
+        print(f"{tables.left_out} problems of the run are not called with PROFILE={profile} and this K, so no table "
+              "gets them", file=sys.stderr)
+    return tables
+
+
+def _verified(calls: _Calls, problems: Sequence[Problem],
+              tables: HeldBack | None) -> tuple[dict[Problem, Called], list[Called]]:
+    """What was called, and what is refuted of it; choices that are refuted have been taken out of `tables`."""
+    def is_refuted(one: Called) -> bool:
+        gain = tables.gain(one) if tables else None
+        return one.is_slower or (gain is not None and one.falls_short_of(gain))
+
+    called = calls.time(problems, tables)
+    refuted = calls.confirm(called, tables, is_refuted)
+    for _ in range(_REMOVALS if tables else 0):
+        if removed := [one for one in refuted if tables.take_out(one)]:
+            print(f"{len(removed)} choices are slower than the baseline, or far from what the run says they gain, in "
+                  f"each of {_LOOKS} processes: taken out", file=sys.stderr)
+            called |= calls.time([one.problem for one in removed], tables)
+            refuted = calls.confirm(called, tables, is_refuted)
+    return called, refuted
+
+
+def _write(tables: HeldBack, problems: Sequence[Problem], calls: _Calls, refuted: Sequence[Called]) -> bool:
+    """Write the tables that all calls of their ops bear out; whether those are all."""
+    all_written = True
+    for op in tables.entries:
+        open_ids = [_id(problem) for problem in problems if problem[0] == op and problem in calls.untimed
+                    and (tables.chooses(problem) or calls.untimed[problem] not in (NOT_HERE, UNSUPPORTED))]
+        open_ids += [_id(one.problem) for one in refuted if one.op == op and one.variant != one.baseline]
+        if not open_ids:
+            tables.write(op)
+            continue
+        all_written = False
+        more = f" and {len(open_ids) - 1} more" if len(open_ids) > 1 else ""
+        print(f"batchline: the table of {op} is as it was, for the new one could not be verified: {open_ids[0]}{more}",
+              file=sys.stderr)
+    return all_written
 
 
 class _Calls:
@@ -93,29 +124,32 @@ class _Calls:
     def __init__(self, profile: str, device: str):
         self._profile, self._device = PROFILES[profile], device
         self.broken = False  # whether a call was wrong, failed, crashed…
+        self.untimed: dict[Problem, str] = {}  # the status of what could not be timed when it was last tried
 
     def problems(self) -> list[Problem]:
         """The profile's, where the op's call can be timed."""
         return [case.problem for case in plan(self._profile.name, self._device).cases
                 if case.variant.name == case.op.baseline and not case.refusal]
 
-    def time(self, problems: Iterable[Problem]) -> dict[Problem, Called]:
-        """What each call takes; what could not be timed is said and left out."""
+    def time(self, problems: Iterable[Problem], tables: HeldBack | None) -> dict[Problem, Called]:
+        """What each call takes, by the tables on disk or by those; what could not be timed is said and left out."""
         with contextlib.closing(Isolation(self._device, self._profile.deadline_s)) as isolation:
-            found = (self._called(isolation, problem) for problem in problems)
-            return {one.problem: one for one in found if one}
+            timed = (self._called(isolation, problem, tables.config(problem[0]) if tables else {})
+                     for problem in problems)
+            return {one.problem: one for one in timed if one}
 
-    def confirm(self, called: dict[Problem, Called]) -> list[Called]:
-        """Those that are slower than the baseline, and again in each fresh process; their last look is put in."""
-        suspects = [one for one in called.values() if one.is_slower]
+    def confirm(self, called: dict[Problem, Called], tables: HeldBack | None,
+                is_refuted: Callable[[Called], bool]) -> list[Called]:
+        """Those that are refuted, and again in each fresh process; their last look is put in."""
+        suspects = [one for one in called.values() if is_refuted(one)]
         for _ in range(_LOOKS - 1):
             if suspects:
-                again = self.time(one.problem for one in suspects)
+                again = self.time([one.problem for one in suspects], tables)
                 called |= again
-                suspects = [one for one in again.values() if one.is_slower]
+                suspects = [one for one in again.values() if is_refuted(one)]
         return suspects
 
-    def _called(self, isolation: Isolation, problem: Problem) -> Called | None:
+    def _called(self, isolation: Isolation, problem: Problem, config: dict) -> Called | None:
         op, profile = kernels.ops[problem[0]], self._profile
         call, baseline = (case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline))
         looked_up = f"{baseline} behind a look-up"
@@ -123,11 +157,13 @@ class _Calls:
         outcomes = isolation.measure(Task(
             *problem, ((call, DISPATCHED), (baseline, op.baseline), (looked_up, DISPATCHED)), CLOCKS[self._device][:1],
             effort, effort, profile.warm_up_s, longest_call_s=profile.longest_call_s,
-            configs={looked_up: {"variant": op.baseline}}))
+            configs={looked_up: {"variant": op.baseline, **config}, **({call: config} if config else {})}))
+        self.untimed.pop(problem, None)
         for label, outcome in outcomes.items():
             if outcome.status != MEASURED:
                 print(f"{label}: {outcome.status}: {outcome.reason}", file=sys.stderr)
                 self.broken = self.broken or outcome.status in BROKEN
+                self.untimed[problem] = outcome.status
                 return None
         facts = outcomes[call].facts
         return Called(*problem, op.baseline, facts["config"]["variant"], facts["config_source"],
@@ -141,6 +177,12 @@ def _evidence(folder: Path, device: str) -> Run:
         UsageError: if it is not.
     """
     run = records.load(folder)
+    with blamed_on(records.path_in(folder)):
+        _require_of_here(run, folder, device)
+    return run
+
+
+def _require_of_here(run: Run, folder: Path, device: str) -> None:
     clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
     for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),
                                ("clock", clocks, CLOCKS[device][0])):
@@ -149,68 +191,11 @@ def _evidence(folder: Path, device: str) -> Run:
                              "): tables are made where they are used, from a run of `make bench` there")
     if why := why_stale(run.machine):
         raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
-    return run
 
 
-def _write(run: Run, device: str) -> None:
-    """Write the table of each op that the run has timed; what an older one has of other problems stays, if it is of
-    the same libraries."""
-    header = {"device": run.machine["device_name"], "versions": run.machine["versions"],
-              "revision": run.machine["revision"], "clock": CLOCKS[device][0], "measured": run.about["started"][:10],
-              "profile": run.about["profile"]}
-    rows: dict[str, list[dict]] = {}
-    for one in measured(run.records, run.about["baselines"],
-                        {name: op.dispatch.candidates for name, op in kernels.ops.items()}):
-        rows.setdefault(one.op, []).append(_entry(one.op, one.scenario, one.dtype, one.batch) | {"faster": one.faster})
-    for name, entries in rows.items():
-        path = file_for(kernels.ops[name].folder, "dispatch", device)
-        before = stored(path)
-        fresh = {_key(entry) for entry in entries}
-        kept = [entry for entry in before.get("winners", ()) if _key(entry) not in fresh and not why_stale(before)]
-        _store(path, header, [*kept, *entries])
-        better = sum(bool(entry["faster"]) for entry in entries)
-        print(f"{name}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
-              file=sys.stderr)
-
-
-def _entry(op_name: str, scenario: str, dtype: str, batch: int) -> dict:
-    """A problem as a table has it, with nothing that is faster."""
-    op = kernels.ops[op_name]
-    traits, sizes = op.describe(*op.make_inputs(scenario, batch, dtype, "meta"))
-    return {"problem": f"{scenario}/{dtype}/B{batch}", "traits": traits, "sizes": list(sizes), "faster": {}}
-
-
-def _key(entry: Mapping) -> tuple:
-    return entry["traits"], *entry["sizes"]
-
-
-def _words(problem: Problem) -> str:
+def _id(problem: Problem) -> str:
     op, scenario, dtype, batch = problem
     return f"{op}/{scenario}/{dtype}/B{batch}"
-
-
-def _take_out(one: Called, device: str) -> bool:
-    """Take a call's choice out of its table, for its own sizes; whether there was one."""
-    op = kernels.ops[one.op]
-    if one.variant == op.baseline:
-        return False
-    path = file_for(op.folder, "dispatch", device)
-    document = stored(path)
-    problem = _entry(*one.problem)
-    entries = [dict(entry) for entry in document["winners"]]
-    own = [entry for entry in entries if _key(entry) == _key(problem)]
-    if not own:  # it was chosen for what is near
-        own = [problem]
-        entries += own
-    for entry in own:
-        entry["faster"] = {name: gain for name, gain in entry["faster"].items() if name != one.variant}
-    _store(path, document, entries)
-    return True
-
-
-def _store(path: Path, header: Mapping, entries: Sequence[Mapping]) -> None:
-    rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
-    device_tables.write(path, {name: header[name] for name in _HEADER}, f"[\n{rows}\n ]")
 
 
 def _stale(device: str) -> list[str]:

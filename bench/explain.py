@@ -8,6 +8,7 @@ from bench import records
 from bench.errors import UsageError
 from bench.records import Run
 from bench.report import explain as report
+from bench.stored_files import blamed_on
 
 RUNS = (Path("reports", "runs"), Path("reports", "evidence"))  # where it is looked for, in this order
 
@@ -17,18 +18,26 @@ def explain(case: str, run_folder: Path | None) -> str:
 
     Raises:
         UsageError: for no case, or one that is in no stored run.
-        ValueError: if `run_folder` is no run, or has no such case.
+        ValueError: if `run_folder` is no run, or is damaged, or has no such case.
     """
     if not case:
         raise UsageError("say which case: make explain CASE=bmm/torch_bmm/square_128/float32/B64")
     if run_folder:
-        return report.screen(records.load(run_folder), case, str(run_folder))
+        return _screen(records.load(run_folder), case, run_folder)
     for folder in RUNS:
         for path in sorted(folder.glob(f"*/{records.FILE_NAME}"), reverse=True):  # their names begin with their dates
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # a damaged run is passed over: an older one may have the case
                 if _has(run := records.load(path.parent), case):
-                    return report.screen(run, case, str(path.parent))
+                    return _screen(run, case, path.parent)
     raise UsageError(f"no stored run has the case {case!r}: `make bench K='…'` measures it, `make list` shows the ids")
+
+
+def _screen(run: Run, case: str, folder: Path) -> str:
+    if not _has(run, case):
+        raise UsageError(f"{folder} has no case {case!r}: `make list` shows the ids of a profile, and `make bench` "
+                         "measures them")
+    with blamed_on(records.path_in(folder)):
+        return report.screen(run, case, str(folder))
 
 
 def _has(run: Run, case: str) -> bool:

@@ -16,6 +16,7 @@ from bench.errors import UsageError
 from bench.records import MEASURED, Record, Run, parse_case_id
 from bench.report import history as shown
 from bench.report import otava
+from bench.stored_files import blamed_on
 from bench.verdicts import trends
 from bench.verdicts.identity import identity, toolchain
 from bench.verdicts.trends import Entry
@@ -140,7 +141,10 @@ def history(device: str | None = None, k: str = "", out: Path | None = None, fol
     if not chosen:
         raise UsageError(f"no history of {device!r} in {folder}: it has {', '.join(path.stem for path in paths)}")
     for path in chosen:
-        _show(path, k, Path(out) / path.stem if out else path.with_suffix(""))
+        if not path.is_file():
+            raise UsageError(f"{path} is not an ordinary file")
+        with blamed_on(path):
+            _show(path, k, Path(out) / path.stem if out else path.with_suffix(""))
     return 0
 
 

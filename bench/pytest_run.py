@@ -3,23 +3,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from bench import records
+from bench import records, texts
 from bench.cases import Case, Plan, refined
 from bench.errors import UsageError
+from bench.journal import Journal
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.progress import Progress
-from bench.records import OURS, parse_case_id
+from bench.records import OURS
 from bench.session import Session
 from bench.verdicts.refinement import batches_to_add
 from kernels.device_files import file_for, stored
@@ -29,13 +27,13 @@ CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _ARGUMENTS = (str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-c", os.devnull,
               "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
-              "--capture=no")
+              "--capture=no", "-o", "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true")
 
 
-def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
-            clocks: Sequence[str]) -> tuple[dict, int]:
-    """Measure the cases that match `selection`; returns pytest-benchmark's document with our part in it, and how the
-    session ended: CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the document) or BROKEN_CASES.
+def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
+            journal: Journal) -> int:
+    """Measure the cases that match `selection`, each into the journal as it is done; returns how the session ended:
+    CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the journal) or BROKEN_CASES.
 
     A profile that `refines` then measures more batch sizes where the first ones have shown that the answer changes.
 
@@ -43,36 +41,53 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
     measurer, progress = Measurer(the_plan, isolation, clocks), Progress()
-    session = Session(the_plan, measurer, machine, progress)
-    document, code = _measured(session, machine, selection)
+    session = Session(the_plan, measurer, machine, progress, record=journal.add)
+    code = _measured(session, selection, _Beginning(journal, the_plan, selection))
     _require_selected(code, selection, len(the_plan.cases), the_plan.profile.name)
-    about = _about(the_plan, session, selection)
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
-        more = refined(the_plan, batches_to_add(records.parse(document | {OURS: about}).records, about["baselines"]))
-        besides = Session(more, measurer, machine, progress, session.ceilings)
-        added, besides_code = _measured(besides, machine, selection) if more.cases else ({}, code)
+        document = journal.document()
+        more = refined(the_plan, batches_to_add(records.parse(document).records, document[OURS]["baselines"]))
+        besides = Session(more, measurer, machine, progress, session.ceilings, journal.add)
+        besides_code = _measured(besides, selection) if more.cases else code
         if besides.outcomes:
             code = besides_code
-            document["benchmarks"] += added["benchmarks"]
-            about |= {"ceilings": besides.ceilings, "cases": _in_order(about["cases"] + _cases(besides))}
-    ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
-    return document | {OURS: about}, ended
+    return {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
 
 
-def _measured(session: Session, machine: dict, selection: str) -> tuple[dict, int]:
-    """pytest-benchmark's document of a session, and pytest's exit code."""
-    with tempfile.TemporaryDirectory() as scratch, _no_plugins_but_ours():
-        stored = Path(scratch) / "benchmark.json"
-        code = pytest.main([*_ARGUMENTS, "-k", selection, "--benchmark-json", str(stored), "--benchmark-quiet"],
-                           plugins=[session])
-        session.progress.end()
-        if code == pytest.ExitCode.OK:
-            session.measure_ceilings()  # again, for the machine may not be what it was
-        if stored.exists():
-            return json.loads(stored.read_text(encoding="utf-8")), code
-    # pytest-benchmark writes no file when nothing was timed; the run has its rows all the same
-    return {"machine_info": {OURS: machine}, "commit_info": machine["revision"], "benchmarks": [],
-            "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(), "version": ""}, code
+def _measured(session: Session, selection: str, *plugins) -> int:
+    """pytest's exit code of a session."""
+    with _no_plugins_but_ours():
+        code = pytest.main([*_ARGUMENTS, "-k", selection, "--benchmark-quiet"], plugins=[session, *plugins])
+    session.progress.end()
+    if code == pytest.ExitCode.OK:
+        session.measure_ceilings()  # again, for the machine may not be what it was
+    return code
+
+
+class _Beginning:
+    """Begins the journal when pytest has chosen the cases: with pytest-benchmark's description of the machine."""
+
+    def __init__(self, journal: Journal, the_plan: Plan, selection: str):
+        self._journal = journal
+        self._plan = the_plan
+        self._selection = selection
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session):
+        chosen = {item.callspec.params["case_id"] for item in session.items}
+        if chosen:
+            self._journal.begin(_empty_document(session.config), _about(self._plan, chosen, self._selection))
+
+
+def _empty_document(config) -> dict:
+    """What pytest-benchmark stores of a run beside its benchmarks."""
+    hook = config.hook
+    machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
+    hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
+    commit_info = hook.pytest_benchmark_generate_commit_info(config=config)
+    document = hook.pytest_benchmark_generate_json(config=config, benchmarks=[], include_data=True,
+                                                   machine_info=machine_info, commit_info=commit_info)
+    return {name: part for name, part in document.items() if name != "benchmarks"}
 
 
 def selected(case_ids: Sequence[str], selection: str, profile_name: str) -> list[str]:
@@ -156,46 +171,37 @@ def _no_plugins_but_ours() -> Iterator[None]:
 def _tuning(op: Op, device: str) -> dict:
     """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
     path = file_for(op.folder, "tuning", device)
-    header = stored(path)
-    return {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": header.get("measured"),
-            "seconds": header.get("seconds")}
+    found = {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": None, "seconds": None}
+    try:
+        header = stored(path)
+    except ValueError as damaged:
+        return found | {"why_not": texts.clean_line(damaged)}
+    return found | {name: header.get(name) for name in ("measured", "seconds")}
 
 
-def _about(the_plan: Plan, session: Session, selection: str) -> dict:
-    ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
-    chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
+def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
+    """Our part of the run as far as it is known before anything is measured; `chosen` has the cases' ids."""
+    cases = [case for case in the_plan.cases if case.id in chosen]
+    ops = {case.op.name: case.op for case in cases}
+    groups = {case.problem[:3] for case in cases}
     return {
         "profile": the_plan.profile.name,
         "selection": selection,
         "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
         "effort": {"precision": the_plan.profile.precision, "seconds": the_plan.profile.sampling_s},
-        "ceilings": session.ceilings, "why_no_ceilings": session.why_no_ceilings,
+        "ceilings": None, "why_no_ceilings": None,
         "signatures": {name: op.signature for name, op in ops.items()},
         "baselines": {name: op.baseline for name, op in ops.items()},
         "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
                       for name, op in ops.items()},
         "sizes": {name: {scenario.name: dict(scenario.sizes) for scenario in op.scenarios.values()}
                   for name, op in ops.items()},
-        "variants": {case.variant.id: {"idea": case.variant.idea, "backend": case.variant.backend,
+        "variants": {case.variant.id: {"idea": texts.clean_line(case.variant.idea), "backend": case.variant.backend,
                                        "builds_on": case.variant.below,
                                        "own_tolerance": case.variant.tolerance is not None,
                                        "gives": case.variant.gives}
-                     for case in the_plan.cases if case.id in session.outcomes},
+                     for case in cases},
         "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
                    if any(variant.tunable for variant in op.variants.values())},
-        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
-        "cases": _cases(session),
+        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in groups],
     }
-
-
-def _in_order(cases: Sequence[dict]) -> list[dict]:
-    """The groups as they first come, each by ascending batch."""
-    parts = [parse_case_id(case["id"]) for case in cases]
-    groups = [(part["op"], part["scenario"], part["dtype"]) for part in parts]
-    place = {group: number for number, group in reversed(list(enumerate(groups)))}
-    order = sorted(range(len(cases)), key=lambda number: (place[groups[number]], parts[number]["batch"]))
-    return [cases[number] for number in order]
-
-
-def _cases(session: Session) -> list[dict]:
-    return [{"id": name, "status": status, "reason": reason} for name, (status, reason) in session.outcomes.items()]

@@ -5,10 +5,15 @@ Nothing here or right of here imports torch, so a report renders on any machine.
 from __future__ import annotations
 
 import json
+import math
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bench.errors import UsageError
+from bench.stored_files import blamed_on, read_json
 
 MEASURED = "measured"
 WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant
@@ -24,6 +29,7 @@ NOT_REACHED = "not reached"      # planned, and the run ended before it, or it w
 STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSUPPORTED, NOT_HERE, NOT_REACHED)
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 FILE_NAME = "run.json"
+FORMAT = 1  # of our part; runs before it have none
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
 
@@ -108,23 +114,34 @@ def parse_case_id(name: str) -> dict:
 
 
 def load(folder: Path) -> Run:
-    """The run stored in `folder`.
+    """The run stored in `folder`. Whoever works on it does so inside `blamed_on(path_in(folder))`.
 
     Raises:
-        ValueError: if there is no run.json, or it is not one of ours.
+        UsageError: if there is no run.json, or it is not one of ours.
     """
-    path = Path(folder) / FILE_NAME
+    path = path_in(folder)
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        document = read_json(path)
     except OSError as error:
-        raise ValueError(f"no run in {folder}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a run that Batchline wrote ({type(error).__name__}: {error})") from error
+        raise UsageError(f"no run in {folder}: {error.strerror or error}") from error
+    with blamed_on(path):
+        return parse(document)
+
+
+def path_in(folder: Path) -> Path:
+    """Where a run's folder has the run."""
+    return Path(folder) / FILE_NAME
 
 
 def parse(document: Mapping) -> Run:
-    """The run in pytest-benchmark's document with our part in it."""
+    """The run in pytest-benchmark's document with our part in it.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if it is not as Batchline writes it.
+    """
     about = document[OURS]
+    if about.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"the run is of format {about['format']}, and this Batchline reads {FORMAT}: use a newer one")
     measured = {bench["param"]: bench for bench in document["benchmarks"]}
     confirmed = about.get("confirmed", {})
     records = tuple(_record(case | confirmed.get(case["id"], {}), measured.get(case["id"])) for case in about["cases"])
@@ -134,9 +151,13 @@ def parse(document: Mapping) -> Run:
 def _record(case: Mapping, bench: Mapping | None) -> Record:
     """One case; what was confirmed of it in a process of its own (bench.confirm), or not, is in it."""
     parts = parse_case_id(case["id"])
+    if case["status"] not in STATUSES:
+        raise ValueError(f"{case['id']} has the status {case['status']!r}")
     if case["status"] != MEASURED:  # whatever pytest-benchmark kept of it: a case that failed has no times
         return Record(**parts, status=case["status"], reason=case["reason"])
     stats, facts = bench["stats"], bench["extra_info"]
+    if not stats["data"] or not all(0 < sample < math.inf for sample in stats["data"]):
+        raise ValueError(f"{case['id']} has a sample that is no time")
     if "published" in case:
         facts = facts | {"confirmed": {name: case[name] for name in ("published", "again", "why_not") if name in case}}
     return Record(**parts, status=MEASURED, samples_s=tuple(stats["data"]), iterations=stats["iterations"],
@@ -148,8 +169,11 @@ def save(folder: Path, document: Mapping) -> Path:
 
     The file appears whole or not at all.
     """
-    path = Path(folder) / FILE_NAME
+    path = path_in(folder)
     unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(document, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(document, file, separators=(",", ":"), ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
     return path

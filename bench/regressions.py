@@ -14,11 +14,12 @@ REGRESSED = "REGRESSED"
 IMPROVED = "IMPROVED"
 EQUIVALENT = "EQUIVALENT"      # the interval of the change is inside the noise floor
 INCONCLUSIVE = "INCONCLUSIVE"  # neither, with the pairs that there were
+UNCONFIRMED = "UNCONFIRMED"    # left open, and its whole interval is above the noise floor
 INVALID = "INVALID"            # could not be judged: throttled, wrong on both sides, too few samples
 IDENTICAL = "IDENTICAL"        # the same compiled code and launch: not judged, and a control of the session
 NEW = "NEW"
 MISSING = "MISSING"
-VERDICTS = (REGRESSED, IMPROVED, EQUIVALENT, INCONCLUSIVE, INVALID, IDENTICAL, NEW, MISSING)
+VERDICTS = (REGRESSED, IMPROVED, EQUIVALENT, INCONCLUSIVE, UNCONFIRMED, INVALID, IDENTICAL, NEW, MISSING)
 
 LATENCY, MEMORY, ACCURACY = "latency", "memory", "accuracy"
 QUANTITIES = (LATENCY, MEMORY, ACCURACY)

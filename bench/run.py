@@ -1,20 +1,21 @@
-"""`bench run`: plan, measure through pytest-benchmark, store, report, and say by the exit code how it went."""
+"""`bench run`: plan, measure through pytest-benchmark, publish, and say by the exit code how it went."""
 from __future__ import annotations
 
 import datetime
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import besides, history, pytest_run, records, report
-from bench.cases import CLOCKS, plan
+from bench import besides, history, publishing, pytest_run, records, texts
+from bench.cases import CLOCKS, Plan, plan
+from bench.console import complain
 from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty
+from bench.journal import Journal
 from bench.measure.isolation import Isolation
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
-from bench.records import BROKEN, MEASURED, NOT_REACHED, OURS
-from bench.report import ci, junit, run_in_ci
+from bench.records import BROKEN, MEASURED, NOT_REACHED, Run
+from bench.report import run_in_ci
+from bench.stopping import put_off
 
 NOTHING_MEASURED = 3
 DEFAULT_FOLDER, DEFAULT_HISTORY = Path("reports", "runs"), history.DEFAULT_FOLDER
@@ -43,26 +44,50 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
     machine = environment.machine(device)
     run_folder = new_folder(folder, machine["device_name"])
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    journal = Journal(run_folder, {**besides.NOTHING, "started": started})
     isolation = Isolation(device, deadline_s or the_plan.profile.deadline_s)
     try:
-        started = datetime.datetime.now(datetime.timezone.utc)
-        document, ended = pytest_run.measure(the_plan, isolation, machine, selection, chosen)
-        about = document[OURS]
-        about |= besides.NOTHING
-        if ended == CLEAN:
-            try:
-                for found in besides.looks(isolation, the_plan, document, machine, _seconds_since(started)):
-                    about |= found
-            except KeyboardInterrupt:
-                ended = INTERRUPTED
-        about |= {"started": started.isoformat(timespec="seconds"), "partial": ended != CLEAN,
-                  "seconds": _seconds_since(started)}
-        isolation.close()  # what a variant may have left running must not be there when the run is written
-        _store(document, run_folder, history_folder)
+        ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
+        isolation.close()  # what a variant may have left running must not be there when the run is stored
+        with put_off():
+            document = journal.document()
+            run_in = publishing.store(document, run_folder)
+        the_run = records.parse(document)
+        return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
     finally:
         isolation.close()
+        journal.close()
         remove_if_empty(run_folder)
-    return _exit_code(records.parse(document).records, ended, about["audit"])
+
+
+def _measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
+             journal: Journal) -> int:
+    """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or BROKEN_CASES by a fault of our own.
+
+    Raises:
+        UsageError: if `selection` chooses nothing; then there is no journal.
+        KeyboardInterrupt: before the journal has begun, so with nothing to keep.
+    """
+    try:
+        ended = pytest_run.measure(the_plan, isolation, machine, selection, clocks, journal)
+        if ended == CLEAN:
+            for found in besides.looks(isolation, the_plan, journal.document(), machine):
+                journal.add(about=found)
+            journal.add(about={"partial": False})
+    except UsageError:
+        journal.discard()
+        raise
+    except KeyboardInterrupt:
+        ended = INTERRUPTED
+    except Exception as error:
+        if not journal.has_begun():
+            raise
+        complain(f"Batchline itself failed: {texts.error_line(error)}; what was measured before is kept")
+        ended = BROKEN_CASES
+    if not journal.has_begun():
+        raise KeyboardInterrupt
+    return ended
 
 
 def _require_environment():
@@ -77,40 +102,11 @@ def _require_environment():
     return environment
 
 
-def _store(document: dict, folder: Path, history_folder: Path) -> None:
-    """Write run.json, then the reports; if the folder fails by now, keep the measurements elsewhere and say where."""
-    try:
-        records.save(folder, document)
-        the_run = records.load(folder)
-        notes = report.write(the_run, folder)
-        (folder / junit.FILE_NAME).write_text(junit.junit_of_run(the_run), encoding="utf-8")
-    except OSError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
-        records.save(rescue, document)
-        raise UsageError(f"can't write to {folder} any more ({error.strerror}): the measurements are in {rescue}, and "
-                         f"`python -m bench report {rescue}` makes the report there") from error
-    print(report.terminal(the_run, report.before(the_run, folder)))
-    for note in notes:
-        print(note)
-    print(f"report: {folder / report.FILE_NAME}")
-    try:
-        history.append(the_run, history_folder)
-    except UsageError as error:
-        print(f"batchline: {error}", file=sys.stderr)
-    markdown, problems = run_in_ci.of_run(the_run)
-    ci.step_summary(markdown)
-    ci.announce("error", problems)
-
-
-def _seconds_since(start: datetime.datetime) -> float:
-    return (datetime.datetime.now(datetime.timezone.utc) - start).total_seconds()
-
-
-def _exit_code(cases: Sequence[records.Record], ended: int, audited: list[dict]) -> int:
-    statuses = {case.status for case in cases}
+def _exit_code(run: Run, ended: int, published: bool) -> int:
+    statuses = {record.status for record in run.records}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    broken = statuses.intersection((*BROKEN, NOT_REACHED))
-    return BROKEN_CASES if broken or any(row["whose"] == "ours" and row["impossible"] for row in audited) else CLEAN
+    broken = statuses.intersection((*BROKEN, NOT_REACHED)) or any(run_in_ci.impossible(run))
+    return BROKEN_CASES if broken or not published else CLEAN

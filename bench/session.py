@@ -5,12 +5,15 @@ gets each one's rounds through `pedantic`, with a timer that goes on by one samp
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from bench import texts
 from bench.cases import Case, Plan
 from bench.measure.task import Outcome
 from bench.progress import Progress
-from bench.records import INVALID, MEASURED, NOT_REACHED, OURS, NotMeasured
+from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, NotMeasured
 from bench.verdicts import roofline
 
 _MOST_SUSPICIONS = 8  # each measures the ceilings again, some seconds
@@ -20,14 +23,18 @@ class Session:
     """One run's state: the plan, and the status and reason of every case that was selected.
 
     `measurer` gives the ceilings, once, and the outcomes of the cases of a problem. `ceilings` are those already known.
+    `record` is called with each entry for the run's journal (bench.journal).
     """
 
-    def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None):
+    def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None,
+                 record: Callable[..., None] = lambda **entry: None):
         self._cases = {case.id: case for case in plan.cases}
         self._measurer = measurer
         self._machine = machine
         self.progress = progress
         self.ceilings = ceilings
+        self._record = record
+        self._recorded_ceilings = ceilings, None
         self.why_no_ceilings: str | None = None
         self._suspicions_left = _MOST_SUSPICIONS
         self._replay = _Replay()
@@ -49,6 +56,8 @@ class Session:
         for case in selected:
             if not case.refusal:
                 self._by_problem.setdefault(case.problem, []).append(case)
+        if selected:
+            self._record(planned=list(self.outcomes))
         self.progress.start(selected)
         if self._by_problem:
             self.measure_ceilings()
@@ -62,23 +71,26 @@ class Session:
 
     def measure(self, name: str, benchmark) -> None:
         """Measure the case called `name`; its outcome is kept whether or not it raises NotMeasured."""
-        case = self._cases[name]
-        median_s = None
+        case, stats = self._cases[name], None
         try:
-            if case.refusal:
-                raise NotMeasured(*case.refusal)
-            outcome = self._believed(self._result_of(case), case)
-            self.outcomes[name] = outcome.status, outcome.reason
-            if outcome.status != MEASURED:
-                raise NotMeasured(outcome.status, outcome.reason)
-            self._replay.into(benchmark, outcome)
-            benchmark.extra_info.update(outcome.facts)
-            median_s = benchmark.stats.stats.median
-        except NotMeasured as refusal:
-            self.outcomes[name] = refusal.status, refusal.reason
-            raise
-        finally:
-            self.progress.done(case, *self.outcomes[name], median_s)
+            outcome = Outcome(*case.refusal) if case.refusal else self._believed(self._result_of(case), case)
+            if outcome.status == MEASURED:
+                self._replay.into(benchmark, outcome)
+                benchmark.extra_info.update(outcome.facts)
+                stats = benchmark.stats
+        except Exception as error:  # ours, or a worker's answer that is none: a row, and the run goes on
+            outcome = Outcome(FAILED, f"Batchline itself failed: {texts.error_line(error)}")
+        self._keep(case, outcome.status, texts.clean_line(outcome.reason), stats)
+        if outcome.status != MEASURED:
+            raise NotMeasured(*self.outcomes[name])
+
+    def _keep(self, case: Case, status: str, reason: str, stats) -> None:
+        """The outcome of a case, and pytest-benchmark's statistics of one that was measured; else None."""
+        self.outcomes[case.id] = status, reason
+        measured = {"benchmark": stats.as_dict()} if stats else {}
+        self._record(case=case.id, status=status, reason=reason, **measured)
+        self._record_ceilings()
+        self.progress.done(case, status, reason, stats.stats.median if stats else None)
 
     def _believed(self, outcome: Outcome, case: Case) -> Outcome:
         """The outcome, or INVALID if one of its times is impossible.
@@ -113,6 +125,13 @@ class Session:
             self.ceilings = roofline.best_of(self.ceilings, now) if self.ceilings else now
         elif not self.ceilings:
             self.why_no_ceilings = why_not
+        self._record_ceilings()
+
+    def _record_ceilings(self) -> None:
+        now = self.ceilings, self.why_no_ceilings
+        if now != self._recorded_ceilings:
+            self._record(about=dict(zip(("ceilings", "why_no_ceilings"), now)))
+            self._recorded_ceilings = now
 
     def _result_of(self, case: Case) -> Outcome:
         if case.id not in self._results:

@@ -20,6 +20,7 @@ from bench.errors import UsageError
 from bench.folders import new_folder
 from bench.report import training
 from bench.report.fitting import TERMINAL, wrapped
+from bench.stored_files import blamed_on, read_json
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, INTERRUPTED = 0, 1, 130
@@ -69,12 +70,21 @@ def claims(profile: str, device: str, out: Path) -> int:
 def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
            cost_cap: float | None) -> int:
     """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey."""
-    found = _stored_noise(folder) if folder else _measured(profile, _resolved(profile, device))["noise"]
-    names = [name for name, one in found["workloads"].items() if "failed" not in one and workload in (None, name)]
+    if cost_cap is not None and cost_cap < 1:
+        raise UsageError(f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}")
+    if folder:
+        path, noise = _stored_noise(folder)
+        with blamed_on(path):
+            return _print_advice(noise, workload, batch, cost_cap)
+    return _print_advice(_measured(profile, _resolved(profile, device))["noise"], workload, batch, cost_cap)
+
+
+def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None) -> int:
+    names = [name for name, one in noise["workloads"].items() if "failed" not in one and workload in (None, name)]
     if not names:
-        raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(found['workloads'])}")
+        raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}")
     for name in names:
-        chosen = found["workloads"][name]
+        chosen = noise["workloads"][name]
         print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n")
     return CLEAN
 
@@ -151,14 +161,19 @@ def _store(study: Mapping, folder: Path) -> None:
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
-def _stored_noise(folder: Path) -> Mapping:
+def _stored_noise(folder: Path) -> tuple[Path, Mapping]:
+    """The file that has the noise, of a study or of a run, and the noise."""
     path = folder / FILE_NAME
-    if not path.exists():
-        found = records.load(folder).about.get("noise")
-        if not found:
-            raise UsageError(f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`")
-        return found
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["noise"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a study that Batchline wrote ({type(error).__name__}: {error})") from error
+    if path.exists():
+        try:
+            document = read_json(path)
+        except OSError as error:
+            raise UsageError(f"can't read {path} ({error.strerror})") from error
+        with blamed_on(path):
+            return path, document["noise"]
+    run = records.load(folder)
+    with blamed_on(records.path_in(folder)):
+        noise = run.about.get("noise")
+    if not noise:
+        raise UsageError(f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`")
+    return records.path_in(folder), noise

@@ -42,10 +42,11 @@ class Dispatch:
     Args:
         op: the kernels.op.Op.
         rule: inputs → names of variants to prefer where nothing near was measured on the device, the best first.
+        table: what to go by, whatever is stored.
     """
 
-    def __init__(self, op, rule: Callable[..., Sequence[str]]):
-        self._op, self._rule = op, rule
+    def __init__(self, op, rule: Callable[..., Sequence[str]], table: Mapping | None = None):
+        self._op, self._rule, self._given = op, rule, table
         self._known: dict[tuple, Callable] = {}
 
     def function(self, *inputs: torch.Tensor) -> Callable:
@@ -70,6 +71,10 @@ class Dispatch:
             self._known.clear()
         self._known[key] = found
         return found
+
+    def by_table(self, table: Mapping) -> "Dispatch":
+        """The choice by a table that is not stored: so it is tried before it is."""
+        return Dispatch(self._op, self._rule, table)
 
     def behind_look_up(self, name: str) -> Callable:
         """The variant of that name behind a look-up whose answer it does not take: by it the look-up is timed."""
@@ -106,6 +111,8 @@ class Dispatch:
         Raises:
             ValueError: if the file is damaged.
         """
+        if self._given is not None:
+            return self._given
         document = stored(file_for(self._op.folder, "dispatch", device))
         return {} if document and why_stale(document) else document
 

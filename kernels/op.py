@@ -89,6 +89,16 @@ class Variant:
         return f"{self.op.name}/{self.name}"
 
     @property
+    def folder(self) -> Path:
+        """Its op's, where what was measured of it is kept."""
+        return self.op.folder
+
+    @property
+    def file(self) -> Path:
+        """Where its function is."""
+        return Path(sys.modules[self.function.__module__].__file__)
+
+    @property
     def below(self) -> str | None:
         """The id of the rung below."""
         return f"{self.op.name}/{self.builds_on}" if self.builds_on else None

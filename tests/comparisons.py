@@ -1,7 +1,7 @@
 """Comparisons of two revisions, and runs, as what shows them gets them; with text that means to be more than text."""
 from bench.records import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG, Run, parse
 from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
-                               Judged, OverBatches, Regression)
+                               UNCONFIRMED, Judged, OverBatches, Regression)
 from tests.test_records import document
 
 HOSTILE = ("<script>alert(\"1\")</script> 'q' & | `c` **b** [l](http://x) @all #1 $x$ ~~s~~ \\"
@@ -20,6 +20,7 @@ def judged(verdict, batch=1, quantity=LATENCY, **changes):
         EQUIVALENT: {"base": 2e-5, "head": 2e-5, "effect": 0.0004, "low": -0.001, "high": 0.002},
         INCONCLUSIVE: {"base": 2e-5, "head": 2.1e-5, "effect": 0.04, "low": -0.01, "high": 0.09,
                        "least_detectable": 0.08, "pairs_needed": 24},
+        UNCONFIRMED: {"base": 2e-5, "head": 4.1e-5, "effect": 1.05, "low": 0.981, "high": 1.13, "pairs_needed": 6},
         INVALID: {"reason": "throttled on both sides"}, IDENTICAL: {}, NEW: {"reason": "only at head", "head": 2e-5},
         MISSING: {"reason": "only at base", "base": 2e-5}}[verdict]
     if "effect" in known:

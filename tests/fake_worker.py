@@ -27,10 +27,10 @@ from bench.records import MEASURED
 EFFORT = Effort(0.1, 0.01)
 
 
-def serve(connection, doing, device):
+def serve(connection, doing, device, tree):
     """What bench.measure.worker.serve does, by a FakeRunner. `device` is a folder for the variants to write into."""
     sys.modules["bench.measure.runner"] = SimpleNamespace(Runner=FakeRunner)
-    worker.serve(connection, doing, device)
+    worker.serve(connection, doing, device, tree)
 
 
 def isolated(monkeypatch, folder="", deadline_s=0.5):

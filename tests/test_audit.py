@@ -1,4 +1,5 @@
 """The numerics audit: what goes wrong is failed and named, what is right is close, and all of it is shown."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from bench import besides, records, report
 from bench.measure import audit
 from bench.measure.isolation import WorkerLost
 from bench.pytest_run import BROKEN_CASES, CLEAN
-from bench.records import CRASHED, MEASURED, OURS
+from bench.records import CRASHED, MEASURED, OURS, Record, Run
 from bench.report import audit as shown
 from bench.report import tables
 from bench.run import _exit_code
@@ -140,9 +141,10 @@ def test_a_crash_costs_its_row():
 @pytest.mark.parametrize("whose, impossible, code", [
     ("ours", True, BROKEN_CASES), ("ours", False, CLEAN), ("peer", True, CLEAN), ("control", True, CLEAN)])
 def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code):
-    cases = [{"status": MEASURED}]
-    assert _exit_code(cases, CLEAN, [{"whose": whose, "impossible": impossible}]) == code
-    assert _exit_code(cases, CLEAN, []) == CLEAN
+    run = Run({"audit": [{"whose": whose, "impossible": impossible}]}, {}, (Record("op", "a", "b", "c", 1, MEASURED),))
+    assert _exit_code(run, CLEAN, published=True) == code
+    assert _exit_code(replace(run, about={}), CLEAN, published=True) == CLEAN
+    assert _exit_code(replace(run, about={}), CLEAN, published=False) == BROKEN_CASES
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,12 @@ import pytest
 
 from bench.measure.task import Outcome
 from bench.records import FAILED, WRONG
+from bench.regress import staged
 from bench.regress.command import CLEAN, CONFIRMED, INTERRUPTED, NOT_MEASURED, exit_code
 from bench.regress.comparison import Comparison, NotComparable
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INVALID, LATENCY, MISSING, NEW, REGRESSED, load, save)
+from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
+                               UNCONFIRMED, load, save)
 from tests.fake_pairs import FakePairs, wobbling
 
 ABOUT = {"base": {"name": "main", "commit": "a" * 40, "dirty": False},
@@ -90,6 +92,17 @@ def test_ctrl_c_keeps_the_verdicts_that_there_are_and_says_so(tmp_path):
 def test_no_time_is_no_pass():
     found, pairs = compared({MINE: wobbling(0)}, plans(), until_s=0)
     assert not pairs.asked and latencies(found)[MINE] == INVALID and exit_code(found) == NOT_MEASURED
+
+
+@pytest.mark.parametrize("change, others, verdict, code", [
+    (1.05, {OTHER: wobbling(0)}, UNCONFIRMED, NOT_MEASURED),       # "+105%", and too few pairs to confirm it
+    (1.05, {}, UNCONFIRMED, NOT_MEASURED),
+    (0.01, {OTHER: wobbling(0)}, INCONCLUSIVE, CLEAN),             # its interval has the floor inside
+    (0.01, {}, INCONCLUSIVE, NOT_MEASURED)])                       # and nothing else was judged
+def test_a_budget_that_ends_first_is_no_pass_for_what_looks_slower(monkeypatch, change, others, verdict, code):
+    monkeypatch.setattr(staged, "LAST_PAIR", 6)
+    found, _ = compared({MINE: wobbling(change, by=0.01)} | others, plans(changed=(MINE, *others)))
+    assert latencies(found)[MINE] == verdict and exit_code(found) == code
 
 
 def test_a_base_that_this_bench_cannot_measure_is_a_line():

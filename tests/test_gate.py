@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED)
+from bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED,
+                               UNCONFIRMED)
 from bench.verdicts import gate
 from bench.verdicts.floors import Floor, floor
 from bench.verdicts.pair_tests import moments
@@ -28,7 +29,7 @@ def alternating(mean, spread, pairs):
 
 def test_a_flagged_case_waits_for_new_pairs_and_its_figures_are_those_of_a_t_interval():
     found = judge(SLOWER)
-    assert (found.verdict, found.flagged, found.decided, found.pairs) == (INCONCLUSIVE, True, False, 5)
+    assert (found.verdict, found.flagged, found.decided, found.pairs) == (UNCONFIRMED, True, False, 5)
     margin = 2.131847 * math.sqrt(0.00025 / 5)  # t of 4 degrees of freedom at .95
     assert (found.effect, found.low, found.high) == pytest.approx(
         (math.expm1(0.07), math.expm1(0.07 - margin), math.expm1(0.07 + margin)), rel=1e-6)
@@ -44,7 +45,7 @@ def test_the_next_pairs_alone_confirm_however_clear_all_of_them_are():
     ratios = SLOWER + [0.0, 0.04, 0.01, 0.03, -0.01]
     assert moments(np.array([ratios])).chance_above(math.log1p(0.01))[0] < gate.LEVELS[1]
     found = judge(ratios)
-    assert (found.verdict, found.flagged, found.decided) == (INCONCLUSIVE, True, False)
+    assert (found.verdict, found.flagged, found.decided) == (UNCONFIRMED, True, False)
 
 
 def test_flagged_at_ten_is_confirmed_by_eleven_to_twenty():
@@ -53,12 +54,31 @@ def test_flagged_at_ten_is_confirmed_by_eleven_to_twenty():
     assert not judge(WIDE[:5] + SLOWER * 2 + [None] * 4).decided
 
 
-@pytest.mark.parametrize("last, verdict", [([0.03, 0.04] * 5, REGRESSED), (NOTHING * 2, INCONCLUSIVE),
-                                           ([0.03, 0.04] * 2 + [None] * 6, INCONCLUSIVE)])
+@pytest.mark.parametrize("last, verdict", [([0.03, 0.04] * 5, REGRESSED), (NOTHING * 2, UNCONFIRMED),
+                                           ([0.03, 0.04] * 2 + [None] * 6, UNCONFIRMED),
+                                           ([-0.06, -0.05] * 5, INCONCLUSIVE)])
 def test_flagged_at_twenty_is_confirmed_by_the_last_ten_or_not_at_all(last, verdict):
     ratios = WIDE + [0.04, 0.06] * 5
     assert (judge(ratios).flagged, judge(ratios).decided) == (True, False)
     assert (judge(ratios + last).verdict, judge(ratios + last).decided) == (verdict, True)
+
+
+@pytest.mark.parametrize("ratios, verdict", [
+    ([0.70, 0.71, 0.72, 0.73, 0.74], UNCONFIRMED),          # the budget ended before it could be confirmed
+    ([-0.70, -0.71, -0.72, -0.73, -0.74], INCONCLUSIVE),    # faster, and not confirmed either: nobody is let down
+    (WIDE, UNCONFIRMED),                                    # 10 pairs do not flag it, and its interval is above
+    ([0.0, 0.04] * 5, INCONCLUSIVE),                        # its interval has the floor inside
+    ([0.02, 0.021, 0.022], INVALID)])
+def test_what_is_left_open_above_its_floor_is_unconfirmed(ratios, verdict):
+    found = judge(ratios)
+    assert (found.verdict, found.decided) == (verdict, False)
+    assert (verdict == UNCONFIRMED) == (found.low is not None and found.low > found.floor)
+
+
+def test_what_its_family_decided_is_not_left_open():
+    many = {"case": WIDE * 2} | {str(number): NOTHING * 4 for number in range(99)}
+    found = gate.decide(many, dict.fromkeys(many, LEAST))["case"]
+    assert found.decided and found.verdict == INCONCLUSIVE and found.low > found.floor
 
 
 def test_equivalent_at_five_stays_so_whatever_comes():
@@ -109,7 +129,7 @@ def test_a_failed_pair_is_left_out():
     ratios = [None, *SLOWER, 0.05, None, None, 0.06]  # seen first at 10
     assert (judge(ratios).flagged, judge(ratios).pairs) == (True, 7)
     assert judge(SLOWER + [None, 0.05, 0.06, None, 0.05]).verdict == REGRESSED
-    assert judge(SLOWER + [None, 0.05, 0.06, None, None]).verdict == INCONCLUSIVE  # two of five confirm nothing
+    assert judge(SLOWER + [None, 0.05, 0.06, None, None]).verdict == UNCONFIRMED  # two of five confirm nothing
 
 
 def test_a_case_among_many_needs_more_to_be_flagged():

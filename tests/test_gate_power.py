@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED
+from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED, UNCONFIRMED
 from bench.verdicts.floors import Floor
 from bench.verdicts.gate import decide
 from bench.verdicts.over_batches import over_batches
@@ -34,6 +34,7 @@ def at_most(successes):
 def test_at_most_one_session_in_a_hundred_without_a_change_has_a_false_alarm(kind):
     found = verdicts(traces.KINDS[kind], sessions=470, cases=30)
     assert at_most(np.isin(found, [REGRESSED, IMPROVED]).any(axis=1)) <= 0.01
+    assert at_most((found == UNCONFIRMED).any(axis=1)) <= 0.02
 
 
 def test_nor_does_one_have_a_kernel_that_changed_over_its_batch_sizes():

@@ -201,3 +201,13 @@ def test_a_ctrl_c_while_a_worker_starts_counts_when_it_has_started(monkeypatch):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
     started[0].kill()
     started[0].join()
+
+
+def test_a_tree_without_kernels_is_not_measured_as_if_it_were_another_one(tmp_path):
+    """What is imported then are the kernels beside this bench: a revision would be compared with itself."""
+    isolation = Isolation("cpu", 60, tmp_path)
+    try:
+        with pytest.raises(RuntimeError, match=f"the kernels of {tmp_path} were asked for"):
+            isolation.call("planned", "smoke")
+    finally:
+        isolation.close()

@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.records import BROKEN, INVALID, MEASURED, NOT_HERE, NOT_REACHED, STATUSES, UNSUPPORTED, WRONG
-from bench.regressions import EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, MEMORY, MISSING, NEW, REGRESSED, VERDICTS
+from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, MEMORY, MISSING, NEW, REGRESSED,
+                               UNCONFIRMED, VERDICTS)
 from bench.report.junit import junit, junit_of_run
 from bench.report.run_in_ci import of_run
 from tests.comparisons import (BROKEN_CASES, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged, over_batches,
@@ -21,8 +22,8 @@ ALLOWED = {
     "testcase": ({"skipped", "error", "failure", "system-out", "system-err"}, {"name", "time", "classname", "group"},
                  {"name"}),
     **dict.fromkeys(("skipped", "error", "failure"), (set(), {"type", "message"}, set()))}
-TAGS = {REGRESSED: "failure", "INVALID": "error", INCONCLUSIVE: "skipped", NEW: "skipped", MISSING: "skipped",
-        IMPROVED: None, EQUIVALENT: None, IDENTICAL: None}
+TAGS = {REGRESSED: "failure", "INVALID": "error", UNCONFIRMED: "error", INCONCLUSIVE: "skipped", NEW: "skipped",
+        MISSING: "skipped", IMPROVED: None, EQUIVALENT: None, IDENTICAL: None}
 
 
 def suite_of(text):
@@ -47,7 +48,7 @@ def outcomes(text):
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_a_regression_is_a_failure_what_is_invalid_an_error_and_what_is_not_known_skipped(verdict):
-    found = outcomes(junit(comparison(judged(verdict), judged(IDENTICAL, 2))))
+    found = outcomes(junit(comparison(judged(verdict), judged(EQUIVALENT, 2))))
     outcome = found["bmm.tiled", "tiny_16/float16/B1 latency"]
     assert (outcome and outcome[0]) == TAGS[verdict]
     assert outcome is None or outcome[1].startswith(f"{verdict}: ")
@@ -73,10 +74,11 @@ def test_in_a_void_session_nothing_passes():
     assert found["bmm.tiled", "tiny_16/float16/B1 latency"][1] == "the session is void: noise"
 
 
-@pytest.mark.parametrize("cases", [(), (judged(MISSING),), (judged("INVALID"), judged(MISSING, 2))])
+@pytest.mark.parametrize("cases", [(), (judged(MISSING),), (judged("INVALID"), judged(MISSING, 2)),
+                                   (judged(INCONCLUSIVE), judged(IDENTICAL, 2))])
 def test_where_nothing_was_judged_the_session_is_an_error(cases):
     tag, message = outcomes(junit(comparison(*cases)))["batchline.regress", "session"]
-    assert tag == "error" and message.startswith("COULD NOT MEASURE")
+    assert tag == "error" and message.startswith(("COULD NOT MEASURE", "UNDECIDED"))
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -30,6 +30,16 @@ def test_a_wrong_setting_is_a_clear_line_and_non_zero(settings, words):
     assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("code", [1, 3])
+def test_make_makes_2_of_every_exit_code_and_prints_it_and_the_documents_say_so(tmp_path, code):
+    python = tmp_path / "python3"
+    python.write_text(f"#!/bin/sh\nexit {code}\n")
+    python.chmod(0o755)
+    done = make("regress", "BASE=main", "VENV=", f"PYTHON={python}")
+    assert done.returncode == 2 and f"Error {code}" in done.stderr
+    assert "its own 2" in make().stdout and "its own 2" in (REPOSITORY / "README.md").read_text()
+
+
 def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\ntest "$1" = --version && echo Python 3.8.1\nexit 1\n')

@@ -49,3 +49,17 @@ def test_a_forced_configuration_does_not_outlive_its_call():
     forced = launched_with(BLOCKED, {"rows": 2, "columns": 16, "depth": 4, "pack": True})
     assert forced(*INPUTS).shape == (4, 16, 16)
     assert BLOCKED.tunable.choose(*INPUTS) == before
+
+
+def test_an_ops_call_goes_by_a_table_that_is_not_stored():
+    dispatched = kernels.ops["bmm"].variants["dispatched"]
+    traits, sizes = kernels.ops["bmm"].describe(*INPUTS)
+    for name in ("numba_cpu_tiled", "torch_bmm"):
+        table = {"winners": [{"traits": traits, "sizes": sizes, "faster": {name: 2.0}}]}
+        stored = configured(dispatched, INPUTS)
+        assert configured(dispatched, INPUTS, {"table": table})["config"] == {"variant": name}
+        assert launched_with(dispatched, {"table": table})(*INPUTS).shape == (4, 16, 16)
+        behind = {"variant": "torch_bmm", "table": table}
+        assert configured(dispatched, INPUTS, behind)["config_source"] == "asked for"
+        assert launched_with(dispatched, behind)(*INPUTS).shape == (4, 16, 16)
+        assert configured(dispatched, INPUTS) == stored

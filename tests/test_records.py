@@ -78,8 +78,8 @@ def test_a_planned_case_without_a_time_is_never_missing(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (None, "no run in .*: No such file"), ("{", "not a run that Batchline wrote"),
-    ("[]", "not a run that Batchline wrote"), (json.dumps({"benchmarks": []}), "not a run that Batchline wrote")])
+    (None, "no run in .*: No such file"), ("{", "run.json is damaged: JSONDecodeError"),
+    ("[]", "run.json is damaged, or of another version"), (json.dumps({"benchmarks": []}), "KeyError: 'batchline'")])
 def test_what_is_no_run_is_refused(tmp_path, text, words):
     if text is not None:
         (tmp_path / records.FILE_NAME).write_text(text)

@@ -7,7 +7,7 @@ import pytest
 
 from bench import records
 from bench.cases import plan, refined
-from bench.pytest_run import _in_order
+from bench.journal import _in_order
 from bench.records import MEASURED, Record
 from bench.verdicts.refinement import batches_to_add
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from bench.regressions import (ACCURACY, EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MEMORY, MISSING, NEW,
-                               REGRESSED, VERDICTS)
+                               REGRESSED, UNCONFIRMED, VERDICTS)
 from bench.report import regression
 from bench.report import regression_words as words
+from bench.verdicts.conclusion import INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, conclude
 from tests.comparisons import HOSTILE, comparison, hostile_comparison, judged, over_batches
 
 CASE = "bmm/tiled/tiny_16/float16/B1"
@@ -20,14 +21,17 @@ FOUND = {
                "20.0 µs → 18.0 µs; -10.0% (-11.0% to -9.0%); floor 1.5% (A/A); 10 pairs"),
     EQUIVALENT: ("No regression confirmed in 1 case; 1 equal",
                  "20.0 µs → 20.0 µs; +0.0% (-0.1% to +0.2%); floor 1.5% (A/A); 10 pairs"),
-    INCONCLUSIVE: ("No regression confirmed in 1 case; 1 inconclusive",
+    INCONCLUSIVE: (f"UNDECIDED: none of 1 case could be judged ({CASE} +4.0% (-1.0% to +9.0%), floor 1.5% (A/A))",
                    "20.0 µs → 21.0 µs; +4.0% (-1.0% to +9.0%); floor 1.5% (A/A); 10 pairs; "
                    "could have seen +8.0%; 24 pairs in all would tell"),
+    UNCONFIRMED: (f"UNDECIDED: 1 of 1 case may have regressed, beyond the floor and not confirmed: {CASE} +105% "
+                  "(+98.1% to +113%)", "20.0 µs → 41.0 µs; +105% (+98.1% to +113%); floor 1.5% (A/A); 10 pairs; "
+                  "6 pairs in all would tell"),
     INVALID: (f"COULD NOT MEASURE: none of 1 case could be judged ({CASE}: throttled on both sides)",
               "throttled on both sides"),
     IDENTICAL: ("No regression confirmed in 1 case; 1 the same code", "the same code"),
     NEW: ("No regression confirmed in 1 case; 1 new", "nothing → 20.0 µs; only at head"),
-    MISSING: ("COULD NOT MEASURE: none of 1 case could be judged", "20.0 µs → nothing; only at base")}
+    MISSING: ("COULD NOT MEASURE: there was no case to compare; 1 missing", "20.0 µs → nothing; only at base")}
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
@@ -92,13 +96,32 @@ def test_a_void_session_says_so_first_and_is_one_problem():
 
 @pytest.mark.parametrize("cases, answer", [
     ((), "COULD NOT MEASURE: there was no case to compare"),
-    ((judged(INVALID, reason=""), judged(MISSING, 2)), "COULD NOT MEASURE: none of 2 cases could be judged")])
+    ((judged(INVALID, reason=""), judged(MISSING, 2)), "COULD NOT MEASURE: none of 1 case could be judged; 1 missing"),
+    ((judged(INVALID), judged(IDENTICAL, 2)), "COULD NOT MEASURE: none of 1 case could be judged"),
+    ((judged(INCONCLUSIVE), judged(IDENTICAL, 2), judged(EQUIVALENT, quantity=MEMORY)),
+     "UNDECIDED: none of 1 case could be judged")])
 def test_where_nothing_was_judged_nothing_is_clean(cases, answer):
     found = comparison(*cases)
-    assert words.judged_nothing(found)
+    assert conclude(found) == NOTHING
     for text in (words.answer(found), regression.markdown(found).lstrip("*"), regression.terminal(found)):
         assert text.startswith(answer)
     assert words.problems(found)[:1] == [("Nothing could be judged", words.answer(found))]
+
+
+@pytest.mark.parametrize("cases, lead, conclusion", [
+    ((judged(UNCONFIRMED), judged(EQUIVALENT, 2), judged(INVALID, 3)), "UNDECIDED: 1 of 3 cases may have regressed",
+     LEFT_OPEN),
+    ((judged(EQUIVALENT), judged(UNCONFIRMED, quantity=MEMORY)), "UNDECIDED: 1 of 1 case may have regressed",
+     LEFT_OPEN),
+    ((judged(EQUIVALENT), judged(INVALID, 2)), "INCOMPLETE: 1 of 2 cases could not be judged, no", INCOMPLETE),
+    ((judged(UNCONFIRMED), judged(REGRESSED, 2)), "1 of 2 cases REGRESSED: ", SLOWER)])
+def test_a_session_that_is_no_pass_does_not_lead_with_no_regression(cases, lead, conclusion):
+    found = comparison(*cases)
+    assert conclude(found) == conclusion
+    for text in (words.answer(found), regression.markdown(found).lstrip("*"), regression.terminal(found)):
+        assert text.startswith(lead)
+    assert words.problems(found) and set(title.split()[0] for title, _ in words.problems(found)) == {
+        case.verdict for case in cases if case.verdict != EQUIVALENT}
 
 
 def test_what_is_clean_has_no_problem():

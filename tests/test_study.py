@@ -40,7 +40,7 @@ def test_advice_comes_from_a_stored_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text, words", [
-    (None, "no run in"), ("{", "is not a study that Batchline wrote"), ("[]", "is not a study that Batchline wrote"),
+    (None, "no run in"), ("{", "study.json is damaged"), ("[]", "study.json is damaged"),
     ('{"noise": {"workloads": {}}}', "no noise of any workload there")])
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
@@ -52,7 +52,7 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--workload", "nonsense"], "no noise of nonsense there: it has digits"),
-    (["--cost-cap", "0.5"], "the cap must be that or more"), (["--batch", "0"], "batch")])
+    (["--cost-cap", "0.5"], "the cap must be 1 or more, and is 0.5")])
 def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from bench import texts
 from bench.cases import CLOCKS
 from bench.measure import fma
 from bench.measure.clocks import make_clock
@@ -145,4 +146,4 @@ def try_to_measure(device: str, dtypes: tuple[str, ...], effort: Effort,
     try:
         return measure(device, dtypes, effort, tell), None
     except (RuntimeError, MemoryError, NotMeasured) as error:
-        return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return None, texts.error_line(error)

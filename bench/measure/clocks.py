@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+from bench import texts
 from bench.cases import CLOCKS
 
 Launches = Sequence[Callable[[], object]]
@@ -190,8 +191,7 @@ class Graph(_Held):
         try:
             self._replay = self._hardware.capture(launch, times)
         except Exception as error:  # whatever torch, Triton or the driver raises: the launch has no graph
-            first_line = str(error).strip().partition("\n")[0]
-            raise Unfit(f"graph: can't be captured: {type(error).__name__}: {first_line}") from error
+            raise Unfit(f"graph: can't be captured: {texts.error_line(error)}") from error
 
     def _before(self) -> None:
         self._replay()

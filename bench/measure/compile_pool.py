@@ -12,6 +12,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.connection import Connection, wait
 
+from bench import texts
+from bench.stopping import put_off_and_kept_from_children
+
 _LONGEST_S = 300  # without an answer: a compiler that hangs must not hold the others up
 _MOST_PROCESSES = 8
 
@@ -53,7 +56,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.job: Hashable | None = None
         self._process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        self._process.start()
+        with put_off_and_kept_from_children():
+            self._process.start()
         theirs.close()
 
     def take(self, waiting: deque) -> None:
@@ -89,7 +93,6 @@ def _how(code: int) -> str:
 
 
 def _serve(connection: Connection, work: Callable) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     gc.freeze()  # compilers make garbage by the million; what was imported before them is none
     gc.set_threshold(50_000, 50, 100)
     while True:
@@ -100,5 +103,5 @@ def _serve(connection: Connection, work: Callable) -> None:
         try:
             answer = work(*job), None
         except Exception as error:  # whatever it raised is that job's problem
-            answer = None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            answer = None, texts.error_line(error)
         connection.send(answer)

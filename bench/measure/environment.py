@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
+from bench.git import git
 from kernels import backends
 from kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
 _VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark",
              *backends.PEERS.values())
+_GIT_S = 20  # the longest that a run waits for its revision
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -66,17 +68,22 @@ def machine(device: str) -> dict:
 
 
 def revision() -> dict:
-    """The repository's commit and whether the sources differ from it (reports don't); commit "unknown" outside git."""
+    """The repository's commit and whether the sources differ from it (reports don't).
+
+    The commit is "unknown" where git does not say it, and whether they differ None.
+    """
+    commit = _ask_git("rev-parse", "HEAD")
+    changed = _ask_git("status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports") if commit else None
+    return {"commit": commit or "unknown", "dirty": None if changed is None else bool(changed)}
+
+
+def _ask_git(*arguments: str) -> str | None:
+    """What git prints, None where it fails, is not there, or is not done in time."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", ".", ":!reports"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": "unknown", "dirty": None}
-
-
-def _git(*args: str) -> str:
-    done = subprocess.run(["git", "-C", str(_REPOSITORY), *args], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+        done = git(_REPOSITORY, *arguments, timeout_s=_GIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ import multiprocessing.connection
 import secrets
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from bench.measure.blame import Blame
@@ -16,6 +15,7 @@ from bench.measure.mould import Mould
 from bench.measure.task import Outcome, Task, WorkerLost
 from bench.measure.worker import IDLE, STARTING, Doing, serve
 from bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
+from bench.stopping import put_off_and_kept_from_children
 
 _START_S = 120  # to import torch, and on a GPU to make a context
 _LATE_S, _LATE_SHARE = 1.0, 0.1  # how long after its end by the worker's clock an answer may come by ours
@@ -97,8 +97,9 @@ class Isolation:
     def _start(self) -> None:
         if self._mould is None:
             self._doing = Doing(self._context)
-            with _interrupts_put_off():  # the mould inherits that, or a Ctrl-C would print its traceback
-                self._mould = Mould(self._context, serve, (self._doing, self._device), _PRELOADED, self._tree)
+            with put_off_and_kept_from_children():  # or a Ctrl-C while it starts would print its traceback
+                arguments = self._doing, self._device, self._tree
+                self._mould = Mould(self._context, serve, arguments, _PRELOADED, self._tree)
         self._doing.begin("", STARTING)
         self._connection = self._mould.fork()
         self._lines = Lines(self._connection.fileno())
@@ -171,21 +172,6 @@ class Isolation:
         if code < 0:
             return CRASHED, f"its process was ended by {signal.Signals(-code).name}"
         return CRASHED, f"its process ended with exit code {code}"
-
-
-@contextlib.contextmanager
-def _interrupts_put_off() -> Iterator[None]:
-    """A Ctrl-C in the block counts after it: none is lost, and none reaches a process that starts in it."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _oom_kills() -> int:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from bench import texts
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt(3)
@@ -148,7 +150,8 @@ def _trim() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is some library's way to say that memory ran out."""
     words = ("can't allocate memory", "out of memory", "out_of_memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
+    message = texts.message_of(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in message for word in words)
 
 
 def _status_bytes(name: str) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bench import texts
 from bench.measure import memory
 from bench.measure.sampling import Samples
 from bench.measure.task import Outcome
@@ -46,6 +47,5 @@ def refusal_of(error: BaseException) -> NotMeasured:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's type and the first line of its message."""
-    first_line = str(error).strip().partition("\n")[0] or "no message"
-    return f"{type(error).__name__}: {first_line}"
+    """The error's type and its cause, safe to show anywhere (bench.texts)."""
+    return texts.error_line(error)

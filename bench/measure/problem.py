@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from bench.measure import capacity, check
 from bench.measure.task import Task
 from kernels.backends import DISPATCH
+from kernels.dispatch import Dispatch
 from kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
@@ -47,12 +48,13 @@ class Problem:
 def launched_with(variant: Variant, config: Mapping | None) -> Variant:
     """The variant with a configuration that it would not choose itself; as it is for None.
 
-    What hands on to another looks up all the same, and then hands on to the one that is asked for.
+    What hands on to another goes by the "table" that is given, if one is; where a "variant" is asked for it looks up
+    all the same, and then hands on to that one.
     """
     if config is None:
         return variant
     if variant.backend == DISPATCH:
-        return replace(variant, function=variant.op.dispatch.behind_look_up(config["variant"]))
+        return replace(variant, function=_handing_on(_dispatch(variant, config), config.get("variant")))
 
     def function(*inputs):
         with variant.tunable.forced(config):
@@ -67,8 +69,10 @@ def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None)
 
     Of what hands on to another variant it is that one.
     """
-    if variant.backend == DISPATCH and config is None:
-        choice = variant.op.dispatch.look_up(*inputs)
+    if variant.backend == DISPATCH:
+        if config and "variant" in config:
+            return {"config": {"variant": config["variant"]}, "config_source": "asked for"}
+        choice = _dispatch(variant, config or {}).look_up(*inputs)
         return {"config": {"variant": choice.variant}, "config_source": choice.source}
     if config is not None:
         return {"config": dict(config), "config_source": "asked for"}
@@ -76,6 +80,21 @@ def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None)
         return {}
     choice = variant.tunable.look_up(*inputs)
     return {"config": dict(choice.config), "config_source": choice.source}
+
+
+def _dispatch(variant: Variant, config: Mapping) -> Dispatch:
+    dispatch = variant.op.dispatch
+    return dispatch.by_table(config["table"]) if "table" in config else dispatch
+
+
+def _handing_on(dispatch: Dispatch, name: str | None) -> Callable:
+    if name is not None:
+        return dispatch.behind_look_up(name)
+
+    def dispatched(*inputs):
+        return dispatch.function(*inputs)(*inputs)
+
+    return dispatched
 
 
 def _twin(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,15 +47,15 @@ class DeviceLost(Exception):
     """The device's context is gone (an illegal access): nothing more can be done in this process."""
 
 
-def serve(connection, doing: Doing, device: str) -> None:
+def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
     """Answer requests (number, method, arguments) of the parent (bench.measure.messages), until it ends.
 
     A lost device and a process that a variant has changed are answered, too, and end this process. "idle" is asked to
-    hear whether it is there and at nothing else.
+    hear whether it is there and at nothing else. `tree`: the folder whose `kernels` must be those that it measures.
     """
     be_a_good_child()
     doing.begin("", STARTING)
-    runner, refusal = _runner(device, doing)
+    runner, refusal = _runner(device, doing, tree)
     while True:
         try:
             number, method, arguments = connection.recv()
@@ -76,14 +76,24 @@ def serve(connection, doing: Doing, device: str) -> None:
             return
 
 
-def _runner(device: str, doing: Doing) -> tuple[object, str | None]:
+def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | None]:
     """The Runner that does what is asked, or why there is none."""
     try:
         from bench.measure.runner import Runner
 
+        _require_kernels_of(tree)
         return Runner(device, doing.begin), None
     except Exception as error:  # the answer to whatever is asked
         return None, texts.error_line(error)
+
+
+def _require_kernels_of(tree: str | None) -> None:
+    """Raise ImportError if the kernels are not the tree's: another revision must not be compared with itself."""
+    import kernels
+
+    folder = os.path.realpath(os.path.dirname(kernels.__file__))
+    if tree and folder != os.path.realpath(os.path.join(tree, "kernels")):
+        raise ImportError(f"the kernels of {tree} were asked for, and those of {folder} were imported")
 
 
 def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:

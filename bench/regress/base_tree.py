@@ -1,24 +1,34 @@
-"""Another revision of the repository, checked out beside the working tree for as long as it is needed."""
+"""Another revision of the repository, checked out into a folder of its own for as long as it is needed.
+
+It is written through an index of its own and is no worktree of the repository: nothing of the repository changes, a
+checkout that can't be written to has a base too, and there is nothing to prune.
+"""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
-import subprocess
+import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UsageError
+from bench.git import git, is_shallow, last_line, why_not_readable
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PREFIX = "batchline-base-"
+_LOCK = "in-use"
+_SUBMODULE = "160000"  # git's mode of one
+_YOUNG_S = 60          # a folder that has just been made may not be locked yet
 
 
 @dataclass(frozen=True)
 class BaseTree:
-    """A checkout of `name` (as it was asked for) at `commit`, in `folder`."""
+    """The repository's folder as it is at `commit`, in `folder`; `name` is how the revision was asked for."""
 
     name: str
     commit: str
@@ -27,63 +37,91 @@ class BaseTree:
 
 @contextlib.contextmanager
 def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseTree]:
-    """The revision in a git worktree of its own, removed again whatever happens.
+    """The revision in a folder of its own, removed again whatever happens.
 
     Raises:
-        UsageError: if this is no git repository, or has no such revision.
+        UsageError: if git reads no repository there, or it has no such revision, or none with `kernels`.
     """
     commit = commit_of(revision, repository)
-    _remove_left_behind(repository)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    _remove_left_behind()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
-        done = _git(repository, "worktree", "add", "--detach", "--quiet", str(folder / "tree"), commit)
-        if done.returncode:
-            raise UsageError(f"can't check {revision} out beside the working tree: {_line(done.stderr)}")
-        yield BaseTree(revision, commit, folder / "tree")
+        with open(folder / _LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            tree = folder / "tree"
+            tree.mkdir()
+            _check_out(repository, commit, tree, folder / "index")
+            within = tree / git(repository, "rev-parse", "--show-prefix").stdout.strip()
+            if not (within / "kernels" / "__init__.py").exists():
+                raise UsageError(f"the revision {revision!r} has no kernels to compare with: name another with BASE=")
+            yield BaseTree(revision, commit, within)
     finally:
-        _remove(repository, folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit_of(revision: str, repository: Path = _REPOSITORY) -> str:
     """The full hash of a revision's commit.
 
     Raises:
-        UsageError: if this is no git repository, or has no such revision.
+        UsageError: if git reads no repository there, or it has no such revision.
     """
     if not revision:
         raise UsageError("say what to compare with: make regress BASE=<revision>, for instance BASE=main")
     try:
-        done = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        done = git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except OSError as error:
         raise UsageError(f"can't run git ({error.strerror}): a base is checked out with it") from error
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if why := why_not_readable(repository):
+        raise UsageError(f"there is no base to compare with: {why}")
+    if is_shallow(repository):
+        raise UsageError(f"git knows no revision {revision!r}, and this clone is shallow: get the whole history with "
+                         "`git fetch --unshallow`, in a workflow with `fetch-depth: 0` for actions/checkout")
+    raise UsageError(f"git knows no revision {revision!r}: fetch it first, or name another with BASE=")
+
+
+def _check_out(repository: Path, commit: str, tree: Path, index: Path) -> None:
+    """Write a commit's files, and those of its submodules, into an empty folder."""
+    # With --recurse-submodules, which a user's configuration can ask for, the submodules' own trees would be moved.
+    done = git(repository, "-c", "core.splitIndex=false", f"--work-tree={tree}", "read-tree", "--reset", "-u",
+               "--no-recurse-submodules", commit, environment={"GIT_INDEX_FILE": str(index)})
     if done.returncode:
-        inside = _git(repository, "rev-parse", "--git-dir").returncode == 0
-        raise UsageError(f"git knows no revision {revision!r}: fetch it first, or name another with BASE=" if inside
-                         else f"{repository} is not a git repository, so there is no base to compare with")
-    return done.stdout.strip()
+        raise UsageError(f"can't check {commit[:9]} out beside the working tree: {last_line(done.stderr)}")
+    top = Path(git(repository, "rev-parse", "--show-toplevel").stdout.strip() or repository)
+    for row in git(top, "ls-tree", "-r", "-z", "--full-tree", commit).stdout.split("\0"):
+        facts, _, path = row.partition("\t")
+        if facts.startswith(_SUBMODULE) and (top / path / ".git").exists():  # else the working tree lacks it, too
+            _copy_submodule(top / path, facts.split()[2], tree / path)
 
 
-def _remove_left_behind(repository: Path) -> None:
-    """What a run that was killed has left: the trees of processes that are gone."""
-    listed = _git(repository, "worktree", "list", "--porcelain").stdout
-    for line in listed.splitlines():
-        folder = Path(line.removeprefix("worktree ")).parent
-        if line.startswith("worktree ") and folder.name.startswith(_PREFIX):
-            pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-            if not Path("/proc", pid).exists():
-                _remove(repository, folder)
+def _copy_submodule(submodule: Path, commit: str, into: Path) -> None:
+    """Write what a submodule has at a commit; without it, kernels that need it would fail at the base alone."""
+    into.mkdir(parents=True, exist_ok=True)
+    packed = into.parent / f"{into.name}.tar"
+    done = git(submodule, "archive", "--format=tar", f"--output={packed}", commit)
+    if done.returncode:
+        raise UsageError(f"the base has the submodule {submodule} at {commit[:9]}, and it can't be had there "
+                         f"({last_line(done.stderr)}): `git -C {submodule} fetch`")
+    with tarfile.open(packed) as files:
+        files.extractall(into, filter="tar")
+    packed.unlink()
 
 
-def _remove(repository: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    _git(repository, "worktree", "prune")
+def _remove_left_behind() -> None:
+    """What a run that was killed has left: folders of ours that no process holds any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.getuid() and _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
-    # A hook of the caller's, or its GIT_DIR, must not change which repository this is.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, env=environment)
-
-
-def _line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else "no reason given"
+def _is_abandoned(folder: Path) -> bool:
+    if time.time() - folder.stat().st_mtime < _YOUNG_S:
+        return False
+    with open(folder / _LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

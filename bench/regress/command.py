@@ -15,9 +15,10 @@ from bench.measure import environment
 from bench.regress import base_tree, known_noise, staged
 from bench.regress.comparison import Comparison, NotComparable
 from bench.regress.pairs import Pairs
-from bench.regressions import EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, NEW, REGRESSED, Regression
+from bench.regressions import Regression
 from bench.report import ci, junit, regression_words
 from bench.report import regression as report
+from bench.verdicts import conclusion
 
 CLEAN, CONFIRMED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 DEFAULT_FOLDER = Path("reports", "runs")
@@ -66,13 +67,7 @@ def exit_code(found: Regression) -> int:
     """What a comparison means to a CI: only 0 is a pass."""
     if found.about["ended"] == staged.INTERRUPTED:
         return INTERRUPTED
-    if found.void is not None:
-        return NOT_MEASURED
-    verdicts = {row.verdict for row in (*found.cases, *found.kernels)}
-    if REGRESSED in verdicts:
-        return CONFIRMED
-    judged = verdicts & {EQUIVALENT, IMPROVED, INCONCLUSIVE, IDENTICAL, NEW}
-    return CLEAN if judged and INVALID not in verdicts else NOT_MEASURED
+    return {conclusion.CLEAN: CLEAN, conclusion.SLOWER: CONFIRMED}.get(conclusion.conclude(found), NOT_MEASURED)
 
 
 def _publish(found: Regression, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """How a stored run is shown: tables, plots, the README that holds them, and the page. Imports nothing that measures."""
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import records
@@ -16,16 +16,22 @@ _MOST_LOOKED_AT = 12
 __all__ = ["FILE_NAME", "before", "markdown", "summary", "terminal", "write"]
 
 
-def write(run: Run, folder: Path) -> list[str]:
+def _call(what: str, action: Callable[[], object], otherwise=None):
+    return action()
+
+
+def write(run: Run, folder: Path, attempt: Callable = _call) -> list[str]:
     """Write README.md, the plots and index.html into `folder`; returns a line for each thing that could not be shown.
 
-    What is new is said against the run before it in the folder beside it.
+    What is new is said against the run before it in the folder beside it. Each part is made by `attempt(what it is, the
+    function that makes it, what to go on with if it fails)`, which by default lets errors through.
     """
-    notes = readme.write(run, folder)
-    if why := page.why_no_page():
-        return [*notes, f"no page: {why}"]
-    page.write(run, folder, before(run, folder))
-    return notes
+    figures, missing = attempt("drawing the plots", lambda: readme.draw(run, folder), ({}, "drawing them failed"))
+    attempt(FILE_NAME, lambda: readme.write(run, folder, figures, missing))
+    no_page = page.why_no_page()
+    if not no_page:
+        attempt("the page", lambda: page.write(run, folder, before(run, folder)))
+    return [*([f"no plots: {missing}"] if missing else []), *([f"no page: {no_page}"] if no_page else [])]
 
 
 def before(run: Run, folder: Path) -> Run | None:
@@ -35,13 +41,15 @@ def before(run: Run, folder: Path) -> Run | None:
     """
     own = Path(folder).resolve()
     beside = sorted((path.parent for path in own.parent.glob(f"*/{records.FILE_NAME}")), reverse=True)
-    for other in beside[:_MOST_LOOKED_AT]:  # their names begin with their dates
-        with contextlib.suppress(ValueError):
-            if other != own and _is_before(found := records.load(other), run):
-                return found
-    return None
+    candidates = (other for other in beside[:_MOST_LOOKED_AT] if other != own)  # their names begin with their dates
+    return next((found for other in candidates if (found := _loaded_if_before(other, run))), None)
 
 
-def _is_before(one: Run, run: Run) -> bool:
-    return (one.about["started"] < run.about["started"] and one.about.get("selection") == run.about.get("selection")
-            and is_comparable(one, run))
+def _loaded_if_before(folder: Path, run: Run) -> Run | None:
+    try:
+        one = records.load(folder)
+        is_before = one.about["started"] < run.about["started"]
+        same = one.about.get("selection") == run.about.get("selection") and is_comparable(one, run)
+    except Exception:  # a neighbour may be damaged in any way, and this run is not the worse for it
+        return None
+    return one if is_before and same else None

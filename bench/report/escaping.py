@@ -6,26 +6,13 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from bench.report.tables import Style
+from bench.texts import one_line, printable
 
-# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone surrogates, U+FFFE and U+FFFF;
-# and what turns text around (Unicode's bidirectional embeddings, overrides and isolates).
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # An underscore inside a word is no markup, and ids are full of them.
 _MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_REPLACEMENT = "\ufffd"
 # Where GitHub's runner looks for commands in what a step prints (actions/runner, ActionCommand.cs).
 _COMMAND = re.compile(r"^(\s*)(?=::)", re.MULTILINE)
 _OLD_COMMAND = "##["
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for every character that XML 1.0 forbids or that steers a terminal."""
-    return _UNPRINTABLE.sub(_REPLACEMENT, text)
-
-
-def one_line(text: str) -> str:
-    """The printable text with every run of white space as one space."""
-    return " ".join(printable(text).split())
 
 
 def markdown(text: str) -> str:

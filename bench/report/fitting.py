@@ -38,8 +38,10 @@ class FittedStyle(Style):
     def _table(self, columns: Sequence[Sequence[str]]) -> str:
         headers, *rows = zip(*columns)
         widths = _widths(columns)
-        return tabulate(rows, headers=[_broken(header, width - _PADDING) for header, width in zip(headers, widths)],
-                        tablefmt=self.table_format, disable_numparse=True, maxcolwidths=widths)
+        # Not by tabulate's maxcolwidths: with it "1,024" is read as a number, and refused.
+        cells = [[_broken(cell, width) for cell, width in zip(row, widths)] for row in rows]
+        return tabulate(cells, headers=[_broken(header, width - _PADDING) for header, width in zip(headers, widths)],
+                        tablefmt=self.table_format, disable_numparse=True)
 
 
 TERMINAL = FittedStyle("simple", "{}*", "|")
@@ -77,5 +79,5 @@ def _longest_word(column: Sequence[str]) -> int:
     return max(min(in_header, _LONGEST_WORD) + _PADDING, min(in_cells, _LONGEST_WORD))
 
 
-def _broken(header: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(header, max(width, 1))) or header
+def _broken(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, max(width, 1))) or text

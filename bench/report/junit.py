@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run
-from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, Regression
+from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, UNCONFIRMED, Regression
 from bench.report import regression_words as words
 from bench.report import run_in_ci
 from bench.report.escaping import one_line
 from bench.report.readme import summary
+from bench.verdicts.conclusion import NOTHING, VOID, conclude
 
 FILE_NAME = "junit.xml"
 _REGRESS, _RUN = "batchline.regress", "batchline.run"
@@ -22,8 +23,8 @@ _TAGS = {MEASURED: None, WRONG: "failure", UNSUPPORTED: "skipped", NOT_HERE: "sk
 def junit(regression: Regression) -> str:
     """The XML document, with a test case for each case and quantity, and for each verdict over the batch sizes.
 
-    REGRESSED is a failure and INVALID an error; in a void session all are errors. INCONCLUSIVE, NEW and MISSING are
-    skipped, with the reason: they neither show a regression nor rule one out, and a pass would say the latter.
+    REGRESSED is a failure, INVALID and UNCONFIRMED are errors; in a void session all are. INCONCLUSIVE, NEW and MISSING
+    are skipped, with the reason: they neither show a regression nor rule one out, and a pass would say the latter.
     IDENTICAL passes, as the same code can't have become slower. `time` is a call's median at head in seconds, 0 for
     what is no latency. Where nothing was judged there is one more test case, the session, that is an error: a file
     with no test case, or all of them skipped, would pass.
@@ -35,7 +36,7 @@ def junit(regression: Regression) -> str:
     for case in regression.cases:
         test = _test(suite, f"{case.id} {case.quantity}", case.head if case.quantity == LATENCY else None)
         _judge(test, case.verdict, words.line(case), regression.void)
-    if regression.void is not None or words.judged_nothing(regression):
+    if conclude(regression) in (VOID, NOTHING):
         _session_error(suite, words.answer(regression))
     return _document(suite)
 
@@ -84,7 +85,7 @@ def _judge(test: ElementTree.Element, verdict: str, message: str, void: str | No
     if void is not None:
         _outcome(test, "error", "VOID", f"the session is void: {void}")
         return
-    tag = {REGRESSED: "failure", INVALID: "error"}.get(verdict)
+    tag = {REGRESSED: "failure", INVALID: "error", UNCONFIRMED: "error"}.get(verdict)
     _outcome(test, "skipped" if verdict in (INCONCLUSIVE, NEW, MISSING) else tag, verdict, f"{verdict}: {message}")
 
 

@@ -44,9 +44,11 @@ def configurations(run: Run, op: str, style: Style) -> str | None:
     if not chosen:
         return None
     tuning = run.about["tuning"][op]
+    none = (f"`{tuning['file']}` can't be read ({tuning['why_not']})" if tuning.get("why_not") else
+            f"There is no `{tuning['file']}`")
     origin = (f"Configurations were tuned on this device: `{tuning['file']}`, {tuning['measured']}, in "
               f"{tuning['seconds']:.0f} s, none of them in a sample here." if tuning["measured"] else
-              f"There is no `{tuning['file']}`: every configuration is its rule's. `make tune` measures and writes it.")
+              f"{none}: every configuration is its rule's. `make tune` measures and writes it.")
     table_ = style.render(["variant", *_SOURCES], (
         [variant, *(str(counts[source]) for source in _SOURCES)] for variant, counts in chosen.items()))
     return f"{origin}\n\n{table_}"

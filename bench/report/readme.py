@@ -16,14 +16,19 @@ LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains
           "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example.")
 
 
-def write(run: Run, folder: Path) -> list[str]:
-    """Write README.md and the plots into `folder`; returns a line for each thing that could not be shown."""
-    missing = plots.why_no_plots()
-    figures = {} if missing else plots.draw(run, folder)
+def draw(run: Run, folder: Path) -> tuple[dict, str | None]:
+    """Draw the plots into `folder`; returns their names without the ending, and None or why there can be none here."""
+    if missing := plots.why_no_plots():
+        return {}, missing
+    figures = plots.draw(run, folder)
     if run.about.get("noise"):
         figures |= training.draw(run.about["noise"], run.about["sweep"], folder)
+    return figures, None
+
+
+def write(run: Run, folder: Path, figures: Mapping, missing: str | None) -> None:
+    """Write README.md into `folder`, with these plots, or with why there are none."""
     (folder / FILE_NAME).write_text("\n\n".join(markdown(run, figures, missing)) + "\n", encoding="utf-8")
-    return [f"no plots: {missing}"] if missing else []
 
 
 def summary(run: Run) -> str:

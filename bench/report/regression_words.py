@@ -7,46 +7,62 @@ from collections.abc import Mapping, Sequence
 
 from bench import units
 from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
-                               REGRESSED, Judged, OverBatches, Regression)
+                               REGRESSED, UNCONFIRMED, Judged, OverBatches, Regression)
 from bench.report.escaping import one_line
+from bench.verdicts.conclusion import (INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, VOID, WORST_FIRST, conclude,
+                                       worst_of_case)
 
-WORST_FIRST = (REGRESSED, INVALID, MISSING, INCONCLUSIVE, IMPROVED, NEW, EQUIVALENT, IDENTICAL)
-_WORDS = {REGRESSED: "regressed", INVALID: "could not be judged", MISSING: "missing", INCONCLUSIVE: "inconclusive",
-          IMPROVED: "improved", NEW: "new", EQUIVALENT: "equal", IDENTICAL: "the same code"}
+_WORDS = {REGRESSED: "regressed", INVALID: "could not be judged", UNCONFIRMED: "unconfirmed", MISSING: "missing",
+          INCONCLUSIVE: "inconclusive", IMPROVED: "improved", NEW: "new", EQUIVALENT: "equal",
+          IDENTICAL: "the same code"}
+_LEADS = {SLOWER: (REGRESSED,), LEFT_OPEN: (UNCONFIRMED,), INCOMPLETE: (INVALID,),  # what the first words have counted
+          NOTHING: (INVALID, INCONCLUSIVE)}
 _MOST_NAMED = 3
 
 
 def answer(regression: Regression) -> str:
     """The whole comparison in one sentence; a case counts once, with the worst verdict of its quantities."""
-    of_case = _by_case(regression)
-    counts, cases = Counter(of_case.values()), _number(len(of_case), "case")
-    if regression.void is not None:
-        return one_line(f"VOID, no verdict counts: {regression.void}; {provenance(regression.about)}")
-    if judged_nothing(regression):
-        if not of_case:
-            found = "COULD NOT MEASURE: there was no case to compare"
-        else:
-            found = f"COULD NOT MEASURE: none of {cases} could be judged{_first_reason(regression)}"
-        return one_line(f"{found}; {provenance(regression.about)}")
-    named = [f"{_subject(case)} {change(case)}" for case in worst_first(regression) if case.verdict == REGRESSED]
+    counts = Counter(worst_of_case(regression).values())
+    conclusion = conclude(regression)
+    rest = ", ".join(f"{counts[verdict]} {_WORDS[verdict]}" for verdict in WORST_FIRST
+                     if counts[verdict] and verdict not in _LEADS.get(conclusion, ()) and conclusion != VOID)
+    parts = [_first_words(regression, conclusion, counts), rest, provenance(regression.about)]
+    return one_line("; ".join(filter(None, parts)))
+
+
+def _first_words(regression: Regression, conclusion: str, counts: Counter) -> str:
+    cases = _number(counts.total(), "case")
+    if conclusion == VOID:
+        return f"VOID, no verdict counts: {regression.void}"
+    if conclusion == NOTHING:
+        compared = counts[INVALID] + counts[INCONCLUSIVE]
+        if not compared:
+            return "COULD NOT MEASURE: there was no case to compare"
+        lead = "UNDECIDED" if counts[INCONCLUSIVE] else "COULD NOT MEASURE"
+        return f"{lead}: none of {_number(compared, 'case')} could be judged{_first_reason(regression)}"
+    if conclusion == SLOWER:
+        return _regressed(regression, counts[REGRESSED], cases)
+    if conclusion == LEFT_OPEN:
+        return (f"UNDECIDED: {counts[UNCONFIRMED]} of {cases} may have regressed, beyond the floor and not confirmed: "
+                f"{_some(_named(regression, UNCONFIRMED))}")
+    if conclusion == INCOMPLETE:
+        return f"INCOMPLETE: {counts[INVALID]} of {cases} could not be judged, no regression confirmed in the others"
+    return f"No regression confirmed in {cases}"
+
+
+def _regressed(regression: Regression, count: int, cases: str) -> str:
     kernels = [f"{_subject(kernel)}: {kernel.words}" for kernel in only_over_batches(regression)]
     parts = []
-    if named:
-        parts.append(f"{counts[REGRESSED]} of {cases} REGRESSED: {_some(named)}")
+    if count:
+        parts.append(f"{count} of {cases} REGRESSED: {_some(_named(regression, REGRESSED))}")
     if kernels:
-        parts.append(f"{'and ' if named else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
+        parts.append(f"{'and ' if count else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
                      f"together: {_some(kernels)}")
-    if not parts:
-        parts.append(f"No regression confirmed in {cases}")
-    rest = [f"{counts[verdict]} {_WORDS[verdict]}" for verdict in WORST_FIRST[1:] if counts[verdict]]
-    if rest:
-        parts.append(", ".join(rest))
-    return one_line("; ".join([*parts, provenance(regression.about)]))
+    return "; ".join(parts)
 
 
-def judged_nothing(regression: Regression) -> bool:
-    """Whether no case has a verdict: then nothing is known, and least of all that it is clean. NEW is one."""
-    return not set(_by_case(regression).values()) - {INVALID, MISSING}
+def _named(regression: Regression, verdict: str) -> list[str]:
+    return [f"{_subject(case)} {change(case)}" for case in worst_first(regression) if case.verdict == verdict]
 
 
 def provenance(about: Mapping) -> str:
@@ -62,7 +78,7 @@ def worst_first(regression: Regression) -> list[Judged]:
     What did not change keeps its order.
     """
     def badness(case: Judged) -> tuple[int, float]:
-        most = {REGRESSED: case.effect, INCONCLUSIVE: case.high}.get(case.verdict) or 0.0
+        most = {REGRESSED: case.effect, UNCONFIRMED: case.effect, INCONCLUSIVE: case.high}.get(case.verdict) or 0.0
         return WORST_FIRST.index(case.verdict), -most
 
     return sorted(regression.cases, key=badness)
@@ -87,8 +103,8 @@ def problems(regression: Regression) -> list[tuple[str, str]]:
     found = [(f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
              for kernel in only_over_batches(regression)]
     found += [(f"{case.verdict} {_subject(case)}", line(case)) for case in worst_first(regression)
-              if case.verdict in (REGRESSED, INVALID)]
-    return [("Nothing could be judged", answer(regression)), *found] if judged_nothing(regression) else found
+              if case.verdict in (REGRESSED, INVALID, UNCONFIRMED)]
+    return [("Nothing could be judged", answer(regression)), *found] if conclude(regression) == NOTHING else found
 
 
 def line(case: Judged) -> str:
@@ -127,7 +143,7 @@ def floor(case: Judged) -> str:
 def note(case: Judged) -> str:
     """Why there is no verdict, or what it would take."""
     said = [one_line(case.reason)]
-    if case.verdict == INCONCLUSIVE:
+    if case.verdict in (INCONCLUSIVE, UNCONFIRMED):
         if case.least_detectable is not None:
             said.append(f"could have seen {share(case.least_detectable)}")
         if case.pairs:
@@ -156,14 +172,6 @@ def share(value: float) -> str:
     return "+0.0%" if shown == "-0.0%" else shown
 
 
-def _by_case(regression: Regression) -> dict[str, str]:
-    """The worst verdict of each case's quantities."""
-    found: dict[str, str] = {}
-    for case in worst_first(regression):
-        found.setdefault(case.id, case.verdict)
-    return found
-
-
 def _value(quantity: str, value: float | None) -> str:
     if value is None:
         return "nothing"
@@ -184,7 +192,9 @@ def _subject(what: Judged | OverBatches) -> str:
 
 def _first_reason(regression: Regression) -> str:
     reasons = [f" ({case.id}: {case.reason})" for case in regression.of(INVALID) if case.reason]
-    return reasons[0] if reasons else ""
+    open_cases = [f" ({_subject(case)} {change(case)}, floor {floor(case)})" for case in worst_first(regression)
+                  if case.verdict == INCONCLUSIVE]
+    return next(iter([*reasons, *open_cases]), "")
 
 
 def _some(names: list[str]) -> str:

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from bench import units
 from bench.records import MEASURED, Record, Run
+from bench.texts import one_line
 from bench.verdicts import ladder, roofline
 
 
@@ -23,7 +24,7 @@ class Style:
     bar: str
 
     def render(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        escaped = [[cell.replace("|", self.bar) for cell in row] for row in rows]
+        escaped = [[one_line(cell).replace("|", self.bar) for cell in row] for row in rows]
         return tabulate(escaped, headers=list(headers), tablefmt=self.table_format, disable_numparse=True)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bench.records import Record
 from bench.verdicts import crossovers, medians
 
+MOST_OFF = 2.0  # times what a gain promises: processes, and the moments of one run, differ by far less
 LEAST_GAIN = 1.05  # less is not worth leaving the library for: processes alone differ by 2% (`make selftest`)
 
 
@@ -71,6 +72,14 @@ class Called:
         (call_s, _), (allowed_s, _) = known
         open_s = math.hypot(*(median_s * precision for median_s, precision in known))
         return call_s - allowed_s > max(crossovers.TIE * allowed_s, open_s)
+
+    def falls_short_of(self, gain: float) -> bool:
+        """Whether it takes far longer than by a variant that is `gain` times as fast as the baseline is here.
+
+        Such a gain came from a slow moment of the baseline in the run.
+        """
+        promised_s = self.baseline_s / gain + max(0.0, self.overhead_s)
+        return self.call_s > MOST_OFF * promised_s
 
 
 def measured(records: Sequence[Record], baselines: Mapping[str, str],

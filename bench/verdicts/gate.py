@@ -4,6 +4,10 @@ Each case has one natural logarithm of head over base from each pair of processe
 tested against its floor (one-sided t), under Benjamini-Hochberg over all cases (Controlling the false discovery rate,
 JRSS B 57, 1995). A case that this flags is confirmed, or not, by the next pairs alone. Whatever was decided stays so:
 later ratios of a case do not change its verdict, so a stored history replays to the same one.
+
+UNCONFIRMED is a case that was left open with its 90% interval wholly above its floor: the pairs ended before a verdict,
+or 20 pairs flagged it and the last ten did not confirm it. It is no regression, and no session with one passes. A case
+that 20 pairs did not flag was decided as one of its family, and is INCONCLUSIVE wherever its own interval lies.
 """
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, REGRESSED
+from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, REGRESSED, UNCONFIRMED
 from bench.verdicts.floors import Floor
 from bench.verdicts.pair_tests import EXACT, Moments, moments, pairs_to_show, reach
 
@@ -193,13 +197,21 @@ class Replay:
         if pairs < LEAST_PAIRS:
             return Judgement(INVALID, None, None, None, floor.share, pairs, None, LEAST_PAIRS, decided,
                              False)
-        verdict = (EQUIVALENT if self.equivalent[row] else INCONCLUSIVE if not (decided and flagged) else
-                   REGRESSED if self.direction[row] > 0 else IMPROVED)
+        verdict = self._verdict(row, low)
         level = self._level_of_one(pairs)
-        needed = None if verdict != INCONCLUSIVE else _pairs_needed(
+        needed = None if verdict not in (INCONCLUSIVE, UNCONFIRMED) else _pairs_needed(
             mean, spread, float(self.above[row]), float(self.below[row]), level)
         return Judgement(verdict, math.expm1(mean), math.expm1(low), math.expm1(high), floor.share, pairs,
                          math.expm1(self.above[row] + reach(pairs, level) * spread), needed, decided, flagged)
+
+    def _verdict(self, row: int, low: float) -> str:
+        """Of a case with enough pairs; `low` is the lower end of its interval, as a logarithm."""
+        if self.equivalent[row]:
+            return EQUIVALENT
+        if self.changed[row]:
+            return REGRESSED if self.changed[row] > 0 else IMPROVED
+        left_open = self.open[row] or self.used[row] == LAST_PAIR
+        return UNCONFIRMED if left_open and low > self.above[row] + EXACT else INCONCLUSIVE
 
     def _level_of_one(self, pairs: int) -> float:
         """What a case's p must be under if no other case changed, at the stage that so many pairs are at."""

@@ -16,6 +16,7 @@ from scipy.stats import quantile_test
 from tabulate import tabulate
 from torch import nn
 
+from bench import texts
 from bench.measure.hardware import hardware as hardware_of
 from bench.noise.meter import NoiseMeter
 from bench.noise.workloads import workloads
@@ -162,7 +163,7 @@ def costs(workload: Workload, batch: int, seconds: float, device: str = "cpu") -
                 steps[way.name]()
         except Exception as error:  # whatever a peer raises is its row
             steps.pop(way.name, None)
-            reasons[way.name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reasons[way.name] = texts.error_line(error)
     rounds = _rounds(steps, seconds, hardware)
     return [_cost(workload, batch, device, way, rounds, left_out.get(way.name, ()), reasons.get(way.name))
             for way in WAYS]

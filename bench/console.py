@@ -1,0 +1,74 @@
+"""What a command prints: readable in any encoding, and never the end of a command, whatever its reader does."""
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+
+_STANDARD = (0, 1, 2)  # the file descriptors of stdin, stdout, stderr
+_HANDLER = "batchline"
+# The few signs beyond ASCII that reports use; others are shown as Python escapes them.
+_IN_ASCII = {"µ": "u", "×": "x", "·": "-", "±": "+-", "≤": "<=", "≥": ">=", "→": "->", "–": "-", "—": "-", "…": "...",
+             "“": '"', "”": '"', "‖": "||", "²": "^2", "√": "sqrt ", "∞": "inf", "≈": "~", "ḡ": "mean g", "−": "-"}
+
+
+class _Forgiving(io.FileIO):
+    """A file descriptor whose first error is kept in `error`; from then on what is written to it is dropped."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int | None:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+def prepare() -> None:
+    """Make stdout and stderr take any text, and go on without a reader. Leaves streams that a caller has put there."""
+    codecs.register_error(_HANDLER, _in_ascii)
+    _open_standard_files()
+    sys.stdout = _forgiving(sys.stdout, sys.__stdout__, 1)
+    sys.stderr = _forgiving(sys.stderr, sys.__stderr__, 2)
+
+
+def why_not_printed() -> str | None:
+    """Why what was printed has not all arrived, or None; a reader that has seen enough (head, a pager) is no reason."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = raw.error if isinstance(raw, _Forgiving) else None
+    return None if error is None or error.errno == errno.EPIPE else error.strerror
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    print(f"batchline: {line}", file=sys.stderr)
+
+
+def _open_standard_files() -> None:
+    """What was closed by the caller (`>&-`) is /dev/null, or the next file that is opened would be taken for it."""
+    for number in _STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+
+
+def _forgiving(stream, original, number: int):
+    if stream is not original:
+        return stream
+    encoding = stream.encoding if stream is not None else "utf-8"
+    raw = _Forgiving(number, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, _HANDLER, line_buffering=number == 2 or raw.isatty())
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wanted = error.object[error.start:error.end]
+    shown = "".join(_IN_ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in wanted)
+    return shown, error.end

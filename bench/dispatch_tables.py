@@ -1,0 +1,105 @@
+"""A run's tables for ops' calls, held back: calls go by them first, and they take their places if that bears them out.
+
+Nothing on disk changes before `write`, and a table appears there whole: whatever ends the command leaves the old ones.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Mapping
+
+import kernels
+from bench import device_tables
+from bench.cases import CLOCKS
+from bench.records import Run
+from bench.verdicts.dispatch import Called, measured
+from kernels.device_files import file_for, stored
+from kernels.dispatch import why_stale
+
+Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
+_HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
+
+
+class HeldBack:
+    """The table of each op that a run has timed on some of `problems`, by the op's name, and none of any other op.
+
+    It has those problems' entries, and what the op's present table has of others, if that is of the same libraries.
+    """
+
+    def __init__(self, run: Run, problems: Collection[Problem], device: str):
+        self._device = device
+        self._header = {
+            "device": run.machine["device_name"], "versions": run.machine["versions"],
+            "revision": run.machine["revision"], "clock": CLOCKS[device][0], "measured": run.about["started"][:10],
+            "profile": run.about["profile"]}
+        self.entries: dict[str, list[dict]] = {}
+        self.left_out = 0  # problems that the run has timed and that are not called
+        candidates = {name: op.dispatch.candidates for name, op in kernels.ops.items()}
+        for one in measured(run.records, run.about["baselines"], candidates):
+            problem = one.op, one.scenario, one.dtype, one.batch
+            if problem in problems:
+                self.entries.setdefault(one.op, []).append(_entry(problem) | {"faster": dict(one.faster)})
+            else:
+                self.left_out += 1
+        for op, fresh in self.entries.items():
+            self.entries[op] = [*self._kept(op, fresh), *fresh]
+
+    def config(self, op: str) -> dict:
+        """What a call of the op is told to go by (bench.measure.problem.launched_with)."""
+        return {"table": {"winners": self.entries[op]}} if op in self.entries else {}
+
+    def gain(self, one: Called) -> float | None:
+        """How much the table says that a call's own variant gains there; None where it is not the table's choice."""
+        own = self._own(one.problem)
+        return own[0]["faster"].get(one.variant) if own else None
+
+    def chooses(self, problem: Problem) -> bool:
+        """Whether the table has something faster than the baseline for this very problem."""
+        return any(entry["faster"] for entry in self._own(problem))
+
+    def take_out(self, one: Called) -> bool:
+        """Take a call's choice out of its table, for its own sizes; whether there was one."""
+        if one.op not in self.entries or one.variant == one.baseline:
+            return False
+        own = self._own(one.problem)
+        if not own:  # it was chosen for what is near
+            own = [_entry(one.problem)]
+            self.entries[one.op] += own
+        for entry in own:
+            entry["faster"].pop(one.variant, None)
+        return True
+
+    def write(self, op: str) -> None:
+        """Put the op's table in the place of the present one.
+
+        Raises:
+            UsageError: if it can't be written.
+        """
+        path, entries = file_for(kernels.ops[op].folder, "dispatch", self._device), self.entries[op]
+        rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
+        device_tables.write(path, {name: self._header[name] for name in _HEADER}, f"[\n{rows}\n ]")
+        better = sum(bool(entry["faster"]) for entry in entries)
+        print(f"{op}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
+              file=sys.stderr)
+
+    def _kept(self, op: str, fresh: Collection[Mapping]) -> list[dict]:
+        before = stored(file_for(kernels.ops[op].folder, "dispatch", self._device))
+        keys = {_key(entry) for entry in fresh}
+        return [dict(entry) | {"faster": dict(entry["faster"])} for entry in before.get("winners", ())
+                if _key(entry) not in keys and not why_stale(before)]
+
+    def _own(self, problem: Problem) -> list[dict]:
+        key = _key(_entry(problem))
+        return [entry for entry in self.entries.get(problem[0], ()) if _key(entry) == key]
+
+
+def _entry(problem: Problem) -> dict:
+    """A problem as a table has it, with nothing that is faster."""
+    name, scenario, dtype, batch = problem
+    op = kernels.ops[name]
+    traits, sizes = op.describe(*op.make_inputs(scenario, batch, dtype, "meta"))
+    return {"problem": f"{scenario}/{dtype}/B{batch}", "traits": traits, "sizes": list(sizes), "faster": {}}
+
+
+def _key(entry: Mapping) -> tuple:
+    return entry["traits"], *entry["sizes"]

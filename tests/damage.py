@@ -1,0 +1,219 @@
+"""Stored files, damaged at random: each command that reads one ends with its report, or with one line that names it.
+
+`python -m tests.damage 1000` (`make fuzz`) damages a stored file so many times for every command, and prints how the
+commands ended. tests/test_damage.py does the same with fewer.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import multiprocessing
+import random
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tabulate import tabulate
+
+from bench import history, records
+from bench.__main__ import main
+from bench.records import parse_case_id
+
+EVIDENCE = Path(__file__).resolve().parents[1] / "reports" / "evidence"
+LONGEST_S = 60
+_BATCHES = (1, 8, 64)
+_HISTORY_RUNS = 3
+_DEEP = 100_000
+_VALUES = (
+    None, True, "", 0, -1, [], {}, [[]], {"a": {"b": 1}},
+    float("nan"), float("inf"), -float("inf"), 0.5, 1e308, -1e308, 1e-320, 10 ** 30, 10 ** 400,
+    "\ud800\x1b[31m::error::", "x" * 10_000, "1,024", "é\u202e🙂",
+)
+
+
+def stored_run() -> dict:
+    """The newest run in reports/evidence that has every section, with one scenario an op and few batch sizes."""
+    path = next(path for path in sorted(EVIDENCE.glob("*/run.json"), reverse=True) if path.stat().st_size > 4e6)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    first = {}
+    kept = []
+    for case in document["batchline"]["cases"]:
+        parts = parse_case_id(case["id"])
+        scenario = first.setdefault(parts["op"], parts["scenario"])
+        if parts["scenario"] == scenario and parts["batch"] in _BATCHES:
+            kept.append(case)
+    names = {case["id"] for case in kept}
+    document["batchline"]["cases"] = kept
+    document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["param"] in names]
+    for bench in document["benchmarks"]:
+        bench["stats"]["data"] = bench["stats"]["data"][:20]
+    scenarios = set(first.values())
+    for part in ("compiled", "invariance", "capacity"):
+        rows = document["batchline"][part]
+        document["batchline"][part] = [row for row in rows if row.get("scenario") in scenarios][:20]
+    return document
+
+
+def damaged(document: dict, chance: random.Random) -> bytes:
+    """The document as JSON with one thing wrong: a value, a key, a missing or doubled part, or the text itself."""
+    changed = copy.deepcopy(document)
+    if chance.random() < 0.85:
+        _damage_a_value(changed, chance)
+        return json.dumps(changed).encode()
+    text = json.dumps(changed).encode()
+    place = chance.randrange(len(text))
+    return chance.choice((
+        lambda: text[:place],
+        lambda: text[:place] + bytes([chance.randrange(256)]) + text[place + 1:],
+        lambda: text[:place] + text[place + chance.randrange(1, 40):],
+        lambda: b"",
+        lambda: b"[" * _DEEP,
+        lambda: b'{"batchline": ' + b"9" * 5000 + b"}",
+    ))()
+
+
+def _damage_a_value(document: dict, chance: random.Random) -> None:
+    """Change one place in the tree. Every depth is as likely as any other, or the many samples would take them all."""
+    node, way = document, []
+    while isinstance(node, (dict, list)) and node and (not way or chance.random() < 0.8):
+        key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+        way.append((node, key))
+        node = node[key]
+    parent, key = way[-1]
+    kind = chance.random()
+    if kind < 0.15:
+        del parent[key]
+    elif kind < 0.25 and isinstance(parent, dict):
+        parent["renamed"] = parent.pop(key)
+    elif kind < 0.3 and isinstance(parent, list):
+        parent.append(parent[key])
+    elif kind < 0.4 and isinstance(node, (int, float)) and not isinstance(node, bool):
+        parent[key] = -node
+    else:
+        parent[key] = copy.copy(chance.choice(_VALUES))
+
+
+@dataclass
+class Outcome:
+    """What a command did with damaged files: how many ended with which exit code, and which ended as they must not."""
+
+    command: str
+    codes: Counter = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def call(arguments: list[str], file: Path) -> tuple[int | None, str | None]:
+    """(exit code, what is wrong with how the command ended, or None)."""
+    output, errors = io.StringIO(), io.StringIO()
+    before = signal.signal(signal.SIGALRM, _time_is_up)
+    sigterm = signal.getsignal(signal.SIGTERM)
+    signal.alarm(LONGEST_S)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = main(arguments)
+    except BaseException:  # whatever came through is what this looks for
+        return None, traceback.format_exc()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGTERM, sigterm)
+    return code, _why_wrong(code, errors.getvalue(), file)
+
+
+def _time_is_up(number, frame):
+    raise TimeoutError(f"not done after {LONGEST_S} s")
+
+
+def _why_wrong(code: int, errors: str, file: Path) -> str | None:
+    lines = [line for line in errors.splitlines() if line.startswith("batchline: ")]
+    if "Traceback" in errors:
+        return errors
+    if code == 0:
+        return None
+    if code != 2:
+        return f"exit code {code}: {errors}"
+    if len(lines) != 1 or file.name not in lines[0]:
+        return f"not one line that names the file: {errors!r}"
+    return None
+
+
+def _run_file(folder: Path, content: bytes) -> Path:
+    file = folder / "run" / records.FILE_NAME
+    file.parent.mkdir()
+    file.write_bytes(content)
+    return file
+
+
+def _history_file(folder: Path, content: bytes) -> Path:
+    """A history of a few runs, the second of which is damaged."""
+    file = history.append(records.parse(stored_run()), folder)
+    whole = file.read_bytes()
+    file.write_bytes(whole + content.replace(b"\n", b" ") + b"\n" + whole * (_HISTORY_RUNS - 2))
+    return file
+
+
+def _history_line() -> dict:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = history.append(records.parse(stored_run()), Path(scratch))
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _measured_case(document: dict) -> str:
+    return next(case["id"] for case in document["batchline"]["cases"] if case["status"] == records.MEASURED)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A command that reads a stored file: how the file is made, and the arguments that name it."""
+
+    document: Callable[[], dict]
+    write: Callable[[Path, bytes], Path]
+    arguments: Callable[[Path, dict], list[str]]
+
+
+SUBJECTS = {
+    "report": Subject(stored_run, _run_file, lambda file, document: ["report", str(file.parent)]),
+    "explain": Subject(stored_run, _run_file, lambda file, document: [
+        "explain", _measured_case(document), "--run", str(file.parent)]),
+    "advise": Subject(stored_run, _run_file, lambda file, document: ["advise", "--run", str(file.parent)]),
+    "compare": Subject(stored_run, _run_file, lambda file, document: ["compare", *[str(file.parent)] * 2]),
+    "history": Subject(_history_line, _history_file, lambda file, document: [
+        "history", "--history", str(file.parent), "--out", str(file.parent / "out")]),
+}
+
+
+def fuzz(command: str, times: int, seed: int = 0) -> Outcome:
+    """Call one command on `times` files, each damaged in another way."""
+    subject, chance, outcome = SUBJECTS[command], random.Random(seed), Outcome(command)
+    document = subject.document()
+    for number in range(times):
+        with tempfile.TemporaryDirectory() as scratch:
+            file = subject.write(Path(scratch), damaged(document, chance))
+            code, wrong = call(subject.arguments(file, document), file)
+            outcome.codes[code] += 1
+            if wrong:
+                outcome.failures.append(f"{command}, mutation {number} of seed {seed}: {wrong}")
+    return outcome
+
+
+def run(times: int) -> int:
+    """Fuzz every command, print a table of how they ended and each failure; 1 if there is a failure."""
+    with multiprocessing.Pool() as pool:
+        outcomes = pool.starmap(fuzz, [(command, times) for command in SUBJECTS], chunksize=1)
+    for outcome in outcomes:
+        print(*outcome.failures, sep="\n", end="\n" if outcome.failures else "")
+    print(tabulate([[outcome.command, times, outcome.codes[0], outcome.codes[2], len(outcome.failures)]
+                    for outcome in outcomes],
+                   ["command", "damaged files", "shown all the same", "refused in a line", "neither"]))
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(int(sys.argv[1])))
