@@ -1,4 +1,4 @@
-"""What a run looks at besides its times: numerics, batch invariance, memory laws, the compilers' facts.
+"""What a run looks at besides its times: the gains once more, numerics, batch invariance, memory, the compilers' facts.
 
 Each asks the run's worker, and none ends the run: what a worker is lost over is in the answer.
 """
@@ -12,6 +12,7 @@ from dataclasses import asdict
 import kernels
 from bench import records, study, units
 from bench.cases import Plan
+from bench.confirm import Confirming
 from bench.measure import audit, grids, invariance, outcome, static_facts
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.records import MEASURED, OURS
@@ -19,8 +20,8 @@ from bench.verdicts import memory_law
 from kernels import backends
 
 
-NOTHING = {"audit": [], "invariance": [], "noise": None, "sweep": None, "room_bytes": None, "capacity": [],
-           "compiled": [], "not_compiled": "the run was stopped", "waves": []}
+NOTHING = {"confirmed": {}, "audit": [], "invariance": [], "noise": None, "sweep": None, "room_bytes": None,
+           "capacity": [], "compiled": [], "not_compiled": "the run was stopped", "waves": []}
 
 
 def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -> Iterator[dict]:
@@ -28,6 +29,8 @@ def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -
 
     The noise of the workloads is looked at where all cases were chosen.
     """
+    confirming = Confirming(isolation, the_plan.profile, document[OURS]["seconds"])
+    yield {"confirmed": confirming.confirmations(records.parse(document).records, document[OURS]["baselines"])}
     yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}
     if not document[OURS]["selection"]:

@@ -64,7 +64,8 @@ class Record:
     else was recorded: clock, precision, discarded (samples), clocks (each clock's median_s, precision and samples, or
     why it has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative, Frobenius),
     error_of_tolerance, own_tolerance (the variant's, instead of the op's), gives (the first so many outputs; None is
-    all), flops, least_bytes, bound (regime, least_s, share), state, energy_j.
+    all), flops, least_bytes, bound (regime, least_s, share), state, energy_j, alone (not timed in turns with the
+    others: bench.measure.blame), confirmed (bench.confirm).
     """
 
     op: str
@@ -153,21 +154,25 @@ def parse(document: Mapping) -> Run:
     if about.get("format", FORMAT) > FORMAT:
         raise ValueError(f"the run is of format {about['format']}, and this Batchline reads {FORMAT}: use a newer one")
     measured = {bench["param"]: bench for bench in document["benchmarks"]}
-    records = tuple(_record(case, measured.get(case["id"])) for case in about["cases"])
+    confirmed = about.get("confirmed", {})
+    records = tuple(_record(case | confirmed.get(case["id"], {}), measured.get(case["id"])) for case in about["cases"])
     return Run(about, document["machine_info"][OURS], records)
 
 
 def _record(case: Mapping, bench: Mapping | None) -> Record:
+    """One case; what was confirmed of it in a process of its own (bench.confirm), or not, is in it."""
     parts = parse_case_id(case["id"])
     if case["status"] not in STATUSES:
         raise ValueError(f"{case['id']} has the status {case['status']!r}")
     if case["status"] != MEASURED:  # whatever pytest-benchmark kept of it: a case that failed has no times
         return Record(**parts, status=case["status"], reason=case["reason"])
-    stats = bench["stats"]
+    stats, facts = bench["stats"], bench["extra_info"]
     if not stats["data"] or not all(0 < sample < math.inf for sample in stats["data"]):
         raise ValueError(f"{case['id']} has a sample that is no time")
+    if "published" in case:
+        facts = facts | {"confirmed": {name: case[name] for name in ("published", "again", "why_not") if name in case}}
     return Record(**parts, status=MEASURED, samples_s=tuple(stats["data"]), iterations=stats["iterations"],
-                  facts=bench["extra_info"])
+                  facts=facts)
 
 
 def save(folder: Path, document: Mapping) -> Path:

@@ -49,10 +49,10 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     isolation = Isolation(device, deadline_s or the_plan.profile.deadline_s)
     try:
         ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
+        isolation.close()  # what a variant may have left running must not be there when the run is stored
         with put_off():
             document = journal.document()
             run_in = publishing.store(document, run_folder)
-        isolation.close()
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
     finally:

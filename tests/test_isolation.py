@@ -5,125 +5,178 @@ import time
 
 import pytest
 
-from bench.measure import isolation, worker
-from bench.measure.isolation import Isolation, WorkerLost
-from bench.measure.sampling import Effort
-from bench.measure.task import Outcome, Task
-from bench.records import CRASHED, FAILED, HUNG, MEASURED, NOT_REACHED, OUT_OF_MEMORY
+from bench.measure import isolation
+from bench.measure.isolation import Isolation
+from bench.measure.task import WorkerLost
+from bench.measure.worker import Doing
+from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from tests import fake_worker
+from tests.fake_worker import task
 
-EFFORT = Effort(0.1, 0.01)
-
-
-def fake_serve(connection, doing, device, tree):
-    """A worker whose variants do what their names say, in the step that their label names."""
-    worker._be_a_good_child()
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        if method != "measure":
-            connection.send(("raised", f"ValueError: no {method}"))
-            continue
-        for label, variant in arguments[0].entries:
-            doing.begin(label, label.partition("@")[2] or "warm-up")
-            if variant == "hangs":
-                time.sleep(60)
-            elif variant == "segfaults":
-                os.kill(os.getpid(), signal.SIGSEGV)
-            elif variant == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif variant == "exits":
-                os._exit(7)
-            elif variant == "loses_device":
-                connection.send(("lost", "RuntimeError: illegal access"))
-                return
-        connection.send(("done", {label: Outcome(MEASURED) for label in arguments[0].labels}))
+DEADLINE_S = 0.5
 
 
 @pytest.fixture
-def isolated(monkeypatch):
-    monkeypatch.setattr(isolation, "serve", fake_serve)
-    monkeypatch.setattr(isolation, "_START_S", 20)
-    opened = Isolation("cpu", deadline_s=0.5)
+def isolated(monkeypatch, tmp_path):
+    opened = fake_worker.isolated(monkeypatch, tmp_path, DEADLINE_S)
     yield opened
     opened.close()
 
 
-def task(*entries, dtype="float32"):
-    return Task("bmm", "tiny_16", dtype, 1, tuple((entry, entry.partition("@")[0]) for entry in entries), ("host",),
-                EFFORT, EFFORT, 0.0)
+def statuses(outcomes):
+    return {label: outcome.status for label, outcome in outcomes.items()}
 
 
-@pytest.mark.parametrize("variant, status, words", [
-    ("hangs", HUNG, "not done after 0.5 s (warm-up)"), ("segfaults", CRASHED, "ended by SIGSEGV (warm-up)"),
-    ("exits", CRASHED, "ended with exit code 7"), ("loses_device", CRASHED, "RuntimeError: illegal access (warm-up)")])
-def test_what_ends_its_worker_is_a_row_and_the_others_are_measured(isolated, variant, status, words):
+@pytest.mark.parametrize("variant, status, reason", [
+    ("hangs", HUNG, "not done after 0.5 s (warm-up)"), ("stops_itself", HUNG, "not done after 0.5 s (warm-up)"),
+    ("segfaults", CRASHED, "ended by SIGSEGV (warm-up)"), ("exits", CRASHED, "ended with exit code 7"),
+    ("exits_clean", CRASHED, "ended with exit code 0"), ("loses_device", CRASHED, "RuntimeError: illegal access"),
+    ("closes_everything", CRASHED, ""), ("tampers", WRONG, "it has set a rlimit (warm-up)"),
+    ("writes_garbage", WRONG, "its process has sent no answer but '"),
+    ("begins_a_message", HUNG, "not done after"), ("sends_without_end", WRONG, "more than 32 MiB in one answer"),
+    ("takes_no_time", WRONG, "samples of 1e+09 s in an answer"),
+    ("forges_an_answer", WRONG, "its process has sent an answer that nobody asked for"),
+    ("forges_with_the_number", WRONG, "its process has sent"), ("forges_and_exits", CRASHED, "exit code 0")])
+def test_what_ends_its_worker_is_a_row_and_the_others_are_measured(isolated, variant, status, reason):
+    start_s = time.monotonic()
     outcomes = isolated.measure(task("first", variant, "last"))
-    assert {label: outcome.status for label, outcome in outcomes.items()} == {
-        "first": MEASURED, variant: status, "last": MEASURED}
-    assert words in outcomes[variant].reason
+    assert statuses(outcomes) == {"first": MEASURED, variant: status, "last": MEASURED}
+    assert reason in outcomes[variant].reason and len(outcomes[variant].reason) < 600
+    assert "alone" not in outcomes["first"].facts and outcomes["first"].facts == {"seen": 1}
+    assert time.monotonic() - start_s < 20
 
 
 def test_several_in_one_task(isolated):
     outcomes = isolated.measure(task("segfaults", "good", "exits"))
-    assert [outcomes[name].status for name in ("segfaults", "good", "exits")] == [CRASHED, MEASURED, CRASHED]
-    assert isolated.measure(task("good"))["good"].status == MEASURED
+    assert statuses(outcomes) == {"segfaults": CRASHED, "good": MEASURED, "exits": CRASHED}
+    assert statuses(isolated.measure(task("good"))) == {"good": MEASURED}
 
 
 def test_a_process_that_the_kernel_killed_for_memory_says_so(isolated, monkeypatch):
-    kills = iter((1, 1))  # after the worker that is there now was started, which saw fewer
-    monkeypatch.setattr(isolation, "_oom_kills", lambda: next(kills, 1))
     isolated._oom_kills = 0
-    assert isolated.measure(task("killed"))["killed"].status == OUT_OF_MEMORY
-    isolated._oom_kills = 1
-    assert isolated.measure(task("killed"))["killed"].status == CRASHED
+    monkeypatch.setattr(isolation, "_oom_kills", lambda: 1)
+    assert statuses(isolated.measure(task("killed"))) == {"killed": OUT_OF_MEMORY}
+    assert statuses(isolated.measure(task("killed"))) == {"killed": CRASHED}
+
+
+def test_a_hang_costs_two_deadlines_at_most(isolated):
+    isolated.call("room")
+    start_s = time.monotonic()
+    assert statuses(isolated.measure(task("hangs", "good"))) == {"hangs": HUNG, "good": MEASURED}
+    assert 2 * DEADLINE_S < time.monotonic() - start_s < 4 * DEADLINE_S
+
+
+def test_who_tampers_unseen_is_found_alone(isolated):
+    outcomes = isolated.measure(task("first", "tampers_unseen", "last"))
+    assert statuses(outcomes) == {"first": MEASURED, "tampers_unseen": WRONG, "last": MEASURED}
+    assert outcomes["tampers_unseen"].reason == "somebody has set a rlimit (warm-up)"
+
+
+def test_a_crash_that_is_a_neighbours_fault_is_not_its_own(isolated):
+    outcomes = isolated.measure(task("breaks_the_next", "breaks_if_changed", "good"))
+    assert statuses(outcomes) == dict.fromkeys(("breaks_the_next", "breaks_if_changed", "good"), MEASURED)
+    assert all(outcome.facts["alone"] for outcome in outcomes.values())  # not in turns with the others
+
+
+def test_a_thread_left_behind_that_crashes_in_a_neighbours_step(isolated):
+    outcomes = isolated.measure(task("leaves_a_thread_that_crashes", "takes_its_time", "good"))
+    assert outcomes["takes_its_time"].status == outcomes["good"].status == MEASURED
+
+
+def test_who_is_accused_and_does_nothing_alone_is_believed_where_another_is_found(isolated):
+    outcomes = isolated.measure(task("first", "accuses_first", "last"))
+    assert statuses(outcomes) == {"first": MEASURED, "accuses_first": WRONG, "last": MEASURED}
 
 
 def test_what_fails_in_the_probes_is_refused_in_all_its_cases_of_that_dtype(isolated):
     isolated.measure(task("exits@probes: ragged"))
-    process = isolated._process
     again = isolated.measure(task("good", "exits@probes: ragged"))
-    assert again["exits@probes: ragged"].status == CRASHED and again["good"].status == MEASURED
-    assert process is None and isolated._process.is_alive()  # it was not run again
-    with_other_dtype = isolated.measure(task("exits", dtype="float16"))
-    assert with_other_dtype["exits"].status == CRASHED and isolated._process is None
+    assert statuses(again) == {"exits@probes: ragged": CRASHED, "good": MEASURED}
+    assert "alone" not in again["good"].facts and not isolated.untouched  # it was not run again
+    assert statuses(isolated.measure(task("exits", dtype="float16"))) == {"exits": CRASHED}
+    assert isolated.untouched
 
 
 def test_a_variant_that_keeps_hanging_is_given_up(isolated):
-    statuses = [isolated.measure(task("hangs"))["hangs"].status for _ in range(3)]
-    assert statuses == [HUNG, HUNG, NOT_REACHED]
+    assert [isolated.measure(task("hangs"))["hangs"].status for _ in range(3)] == [HUNG, HUNG, NOT_REACHED]
 
 
-def test_an_error_of_our_own_ends_neither_the_run_nor_the_worker(isolated, monkeypatch):
-    with pytest.raises(RuntimeError, match="no such"):
+def test_an_error_of_our_own_ends_neither_the_run_nor_the_worker(isolated):
+    with pytest.raises(RuntimeError, match="no attribute 'such'"):
         isolated.call("such")
-    monkeypatch.setattr(isolated, "call", lambda *_: (_ for _ in ()).throw(RuntimeError("KeyError: 'x'")))
-    outcome = isolated.measure(task("good"))["good"]
+    outcome = isolated.measure(task("fails"))["fails"]
     assert (outcome.status, outcome.reason) == (FAILED, "Batchline itself failed: KeyError: 'x'")
+
+
+def test_after_an_error_of_our_own_each_is_tried_alone_in_a_fresh_worker(isolated):
+    outcomes = isolated.measure(task("good", "fails_in_company"))
+    assert statuses(outcomes) == {"good": MEASURED, "fails_in_company": MEASURED}
+    assert statuses(isolated.measure(task("good", "fails"))) == {"good": MEASURED, "fails": FAILED}
+
+
+def test_our_own_failures_are_not_tried_alone_for_ever(isolated):
+    outcomes = [isolated.measure(task("fails@a", "fails@b")) for _ in range(2)]
+    start_s = time.monotonic()
+    outcomes.append(isolated.measure(task("fails@a", "fails@b", "fails@c")))
+    assert {status for found in outcomes for status in statuses(found).values()} == {FAILED}
+    assert isolated._blame._own_failures == 2 and time.monotonic() - start_s < 2
+
+
+def test_texts_of_60_mb_are_cut(isolated):
+    assert len(isolated.measure(task("gives_60_mb"))["gives_60_mb"].reason) < 600
+    outcome = isolated.measure(task("raises_60_mb"))["raises_60_mb"]
+    assert outcome.status == FAILED and len(outcome.reason) < 600 and "::error::" not in outcome.reason
+
+
+def test_a_slow_clock_is_seen_by_the_parents(isolated, monkeypatch):
+    monkeypatch.setattr(isolation, "_LATE_S", 0.1)
+    outcomes = isolated.measure(task("slows_its_clock", "good"))
+    assert statuses(outcomes) == {"slows_its_clock": INVALID, "good": MEASURED}
+    assert outcomes["slows_its_clock"].reason.startswith("by its own clock its process was done 0.")
 
 
 def test_a_worker_that_ends_between_two_calls_is_replaced(isolated):
     isolated.measure(task("good"))
-    isolated._process.kill()
+    os.kill(_worker_of(isolated), signal.SIGKILL)
     with pytest.raises(WorkerLost):
         isolated.call("room")
-    assert isolated.measure(task("good"))["good"].status == MEASURED
+    assert statuses(isolated.measure(task("good"))) == {"good": MEASURED}
 
 
-def test_nothing_is_left_behind(isolated):
-    isolated.measure(task("good"))
-    pid = isolated._process.pid
-    isolated.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    isolated.close()
+def test_a_mould_that_ends_between_two_calls_is_replaced(isolated):
+    isolated._mould._process.kill()
+    with pytest.raises(WorkerLost, match="forked from has ended"):
+        isolated.call("room")
+    assert statuses(isolated.measure(task("good"))) == {"good": MEASURED}
+
+
+def test_a_worker_that_comes_up_wrong_costs_no_second_try(isolated, monkeypatch):
+    monkeypatch.setattr(isolation, "_START_S", 0)
+    isolated.call("room")
+    isolated.renew()
+    calls = []
+    monkeypatch.setattr(isolated, "call", lambda *call: calls.append(call) or _lose(STARTING_LOST))
+    assert statuses(isolated.measure(task("good", "other"))) == {"good": HUNG, "other": HUNG} and len(calls) == 1
+
+
+STARTING_LOST = WorkerLost(HUNG, "not done after 120 s", "", "starting")
+
+
+def _lose(lost):
+    raise lost
+
+
+def _worker_of(isolated):
+    from bench.measure import processes
+
+    worker, = processes.descendants(isolated._mould._process.pid)
+    return worker
 
 
 def test_doing_is_cut_to_what_it_holds():
     import multiprocessing
 
-    doing = worker.Doing(multiprocessing.get_context("spawn"))
+    doing = Doing(multiprocessing.get_context("spawn"))
     doing.begin("bmm/x/y/z/B1", "µ" * 600)
     whose, step, since_s = doing.read()
     assert whose == "bmm/x/y/z/B1" and len(step) < 600 and time.monotonic() - since_s < 5

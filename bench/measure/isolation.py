@@ -4,27 +4,22 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import secrets
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from bench.measure.task import Outcome, Task
-from bench.measure.worker import Doing, serve
-from bench.records import CRASHED, FAILED, HUNG, NOT_REACHED, OUT_OF_MEMORY
+from bench.measure.blame import Blame
+from bench.measure.messages import DONE, LOST, TAMPERED, Answer, Asked, Forged, Lines, decoded
+from bench.measure.mould import Mould
+from bench.measure.task import Outcome, Task, WorkerLost
+from bench.measure.worker import IDLE, STARTING, Doing, serve
+from bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
 from bench.stopping import put_off_and_kept_from_children
 
-_START_S = 120   # to import torch, and on a GPU to make a context
-_MOST_HANGS = 2  # of one variant in one dtype; each costs a whole deadline
-PROBES = "probes"  # the step in which a variant is checked once for all its cases in a dtype
-
-
-class WorkerLost(Exception):
-    """The worker is gone, or was killed at the deadline: whose step it was, which, and what became of it."""
-
-    def __init__(self, status: str, reason: str, whose: str, step: str):
-        super().__init__(reason)
-        self.status, self.reason, self.whose, self.step = status, reason, whose, step
+_START_S = 120  # to import torch, and on a GPU to make a context
+_LATE_S, _LATE_SHARE = 1.0, 0.1  # how long after its end by the worker's clock an answer may come by ours
+_PRELOADED = ("bench.measure.runner",)  # and with it torch, the compilers and scipy, but no op
 
 
 class Isolation:
@@ -38,16 +33,22 @@ class Isolation:
         self._tree = str(tree) if tree else None
         self._deadline_s = deadline_s
         self._context = multiprocessing.get_context("spawn")
-        self._process = None
-        self._refused: dict[tuple[str, str, str], Outcome] = {}
-        self._hangs: dict[tuple[str, str, str], int] = {}
+        self._blame = Blame(self)
+        self._mould: Mould | None = None
+        self._connection = None
         self._start()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the next request is the first that its worker is asked."""
+        return self._connection is None or self._fresh
 
     def call(self, method: str, *arguments):
         """Runner.`method`(*arguments) in the worker.
 
         Raises:
-            WorkerLost: if the worker ended or was not done with one step by the deadline; a fresh one is started.
+            WorkerLost: if the worker ended, was not done with one step by the deadline, or can't be believed any more;
+                the next call is answered by a fresh one.
             RuntimeError: if it answered with an error of our own.
         """
         self.ask(method, *arguments)
@@ -55,103 +56,122 @@ class Isolation:
 
     def ask(self, method: str, *arguments) -> None:
         """Put a request to the worker; its `answer` must be fetched before the next."""
-        if self._process is None:
+        if self._connection is None:
             self._start()
-        with contextlib.suppress(BrokenPipeError):  # it has just died: wait for its exit code as usual
-            self._connection.send((method, arguments))
+        self._fresh = False
+        self._put(method, *arguments)
 
     def answer(self):
         """What the worker answers to what it was asked. Raises as `call` does."""
         try:
-            kind, result = self._wait()
+            answer = self._believed()
         except WorkerLost:
-            self.close()
+            self.renew()
             raise
-        if kind == "lost":
-            whose, step, _ = self._doing.read()
-            self.close()
-            raise WorkerLost(CRASHED, result, whose, step)
-        if kind == "raised":
-            raise RuntimeError(result)
-        return result
+        if answer.kind == DONE:
+            return answer.content
+        raise RuntimeError(answer.content)
 
     def measure(self, task: Task) -> dict[str, Outcome]:
-        """Every entry's outcome, by label. The task is begun anew without the entry that ended its worker."""
-        outcomes = dict(self._refusals(task))
-        while left := task.without(outcomes):
-            try:
-                return outcomes | self.call("measure", left)
-            except WorkerLost as lost:
-                outcome = Outcome(lost.status, f"{lost.reason} ({lost.step})")
-                if lost.whose not in left.labels:
-                    return outcomes | dict.fromkeys(left.labels, outcome)
-                outcomes[lost.whose] = outcome
-                self._remember(left, lost, outcome)
-            except RuntimeError as error:  # ours, not a variant's; the run goes on all the same
-                return outcomes | dict.fromkeys(left.labels, Outcome(FAILED, f"Batchline itself failed: {error}"))
-        return outcomes
+        """Every entry's outcome, by label; those that end their worker have that as theirs (bench.measure.blame)."""
+        return self._blame.measure(task)
+
+    def renew(self) -> None:
+        """End the worker, whatever it is doing, and all that it has left behind; the next call gets a fresh one."""
+        if self._connection is None:
+            return
+        self._connection.close()
+        self._connection = None
+        if not self._mould.end_worker():
+            self.close()
 
     def close(self) -> None:
-        """End the worker, whatever it is doing."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self._connection.close()
-        self._process = None
+        """End the worker and the process that it was forked from; the next call starts both anew."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._mould is not None:
+            mould, self._mould = self._mould, None
+            mould.close()
 
     def _start(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._doing = Doing(self._context)
-        self._process = self._context.Process(target=serve, daemon=True,
-                                              args=(theirs, self._doing, self._device, self._tree))
-        with put_off_and_kept_from_children():  # or a Ctrl-C while it starts would print its traceback
-            self._process.start()
-        theirs.close()
+        if self._mould is None:
+            self._doing = Doing(self._context)
+            with put_off_and_kept_from_children():  # or a Ctrl-C while it starts would print its traceback
+                arguments = self._doing, self._device, self._tree
+                self._mould = Mould(self._context, serve, arguments, _PRELOADED, self._tree)
+        self._doing.begin("", STARTING)
+        self._connection = self._mould.fork()
+        self._lines = Lines(self._connection.fileno())
+        self._fresh = True
         self._oom_kills = _oom_kills()
 
-    def _wait(self) -> tuple[str, object]:
-        """The worker's next answer; raises WorkerLost."""
+    def _put(self, method: str, *arguments) -> None:
+        labels = arguments[0].labels if method == "measure" else ()
+        self._asked = Asked(secrets.token_hex(16), method, labels, time.perf_counter())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has just died: wait for its exit code
+            self._connection.send((self._asked.number, method, arguments))
+
+    def _believed(self) -> Answer:
+        """The worker's answer, if nothing speaks against it; raises WorkerLost."""
+        answer = self._received()
+        whose, step, _ = self._doing.read()
+        if answer.kind == LOST:
+            raise WorkerLost(CRASHED, answer.content, whose, step)
+        if answer.kind == TAMPERED:
+            named, reason = answer.content
+            raise WorkerLost(WRONG, reason, named or "", step, certain=named in self._asked.labels)
+        late_s = time.perf_counter() - answer.ended_s
+        if self._asked.method == "measure" and late_s > _LATE_S + _LATE_SHARE * (answer.ended_s - answer.began_s):
+            reason = f"by its own clock its process was done {late_s:.1f} s before its answer came"
+            raise WorkerLost(INVALID, reason, "", step)
+        self._put(IDLE)  # while it is still at it, what has come was not from it
+        self._received()
+        return answer
+
+    def _received(self) -> Answer:
+        """The answer to what was asked last; raises WorkerLost."""
+        try:
+            line = self._next_line()
+            answer = decoded(line, self._asked, time.perf_counter())
+        except Forged as forged:
+            raise WorkerLost(WRONG, f"its process has sent {forged}", *self._doing.read()[:2]) from forged
+        return answer
+
+    def _next_line(self) -> bytes:
+        """What the worker sends next; raises WorkerLost where it ends or its deadline passes first, and Forged."""
         asked_s = time.monotonic()
         while True:
             whose, step, since_s = self._doing.read()
-            longest_s = self._deadline_s + (_START_S if step in ("", "starting") else 0)
+            longest_s = self._deadline_s + (_START_S if step == STARTING else 0)
             left_s = max(since_s, asked_s) + longest_s - time.monotonic()
             if left_s <= 0:
                 raise WorkerLost(HUNG, f"not done after {longest_s:g} s", whose, step)
             look_s = min(left_s, self._deadline_s / 8)  # the next step has its own deadline, and no way to say so
-            ready = multiprocessing.connection.wait([self._connection, self._process.sentinel], look_s)
+            ready = multiprocessing.connection.wait([self._connection, *self._mould.signs], look_s)
             if self._connection in ready:
-                with contextlib.suppress(EOFError, ConnectionResetError):
-                    return self._connection.recv()
-            if ready:
-                self._process.join()
-                status, reason = self._how_it_ended()
-                raise WorkerLost(status, reason, *self._doing.read()[:2])
+                try:
+                    if line := self._lines.next():
+                        return line
+                except (EOFError, ConnectionResetError):
+                    self._raise_lost(multiprocessing.connection.wait(self._mould.signs, _LATE_S))
+            elif ready:
+                self._raise_lost(ready)
+
+    def _raise_lost(self, signs: list) -> None:
+        """Raise WorkerLost: its process has ended if there are `signs` of that; else it has closed its connection."""
+        status, reason = self._how_it_ended() if signs else (CRASHED, "its process has closed its connection")
+        raise WorkerLost(status, reason, *self._doing.read()[:2])
 
     def _how_it_ended(self) -> tuple[str, str]:
-        code = self._process.exitcode
+        code = self._mould.exit_code()
+        if code is None:
+            return CRASHED, "the process that its process was forked from has ended"
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
             return OUT_OF_MEMORY, "the kernel killed its process when memory ran out"
         if code < 0:
             return CRASHED, f"its process was ended by {signal.Signals(-code).name}"
         return CRASHED, f"its process ended with exit code {code}"
-
-    def _refusals(self, task: Task) -> Iterator[tuple[str, Outcome]]:
-        for label, variant in task.entries:
-            key = task.op, variant, task.dtype
-            if key in self._refused:
-                yield label, self._refused[key]
-            elif self._hangs.get(key, 0) >= _MOST_HANGS:
-                yield label, Outcome(NOT_REACHED, f"given up: it hung on {_MOST_HANGS} cases in {task.dtype} before")
-
-    def _remember(self, task: Task, lost: WorkerLost, outcome: Outcome) -> None:
-        key = task.op, dict(task.entries)[lost.whose], task.dtype
-        if lost.step.startswith(PROBES):
-            self._refused[key] = outcome
-        elif lost.status == HUNG:
-            self._hangs[key] = self._hangs.get(key, 0) + 1
 
 
 def _oom_kills() -> int:

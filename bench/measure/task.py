@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from bench.measure.sampling import Effort
 
+OWN_FAULT = "Batchline itself failed: "  # so begins the reason where no variant is to blame
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,6 +46,10 @@ class Task:
         left = tuple(entry for entry in self.entries if entry[0] not in labels)
         return replace(self, entries=left) if left else None
 
+    def only(self, label: str) -> "Task":
+        """The task with this entry alone."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry[0] == label))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,3 +60,19 @@ class Outcome:
     samples_s: tuple[float, ...] = ()
     iterations: int = 1
     facts: Mapping = field(default_factory=dict)
+
+
+class WorkerLost(Exception):
+    """The worker has ended or can't be believed any more: what became of it, in whose step ("" is nobody's) and which.
+
+    `certain`: `whose` was seen to change the process, and not only to have the turn.
+    """
+
+    def __init__(self, status: str, reason: str, whose: str, step: str, certain: bool = False):
+        super().__init__(reason)
+        self.status, self.reason, self.whose, self.step, self.certain = status, reason, whose, step, certain
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it means for the one who is to blame."""
+        return Outcome(self.status, f"{self.reason} ({self.step})" if self.step else self.reason)

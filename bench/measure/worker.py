@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
 import time
 import traceback
 
-_PR_SET_PDEATHSIG = 1
+from bench import texts
+from bench.measure import messages
+from bench.measure.tampering import Tampered
+
 DOING_BYTES = 512
+STARTING = "starting"  # the step of a worker that has not been asked anything yet
+IDLE = "idle"
 
 
 class Doing:
@@ -42,38 +48,43 @@ class DeviceLost(Exception):
 
 
 def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
-    """Answer requests (method, arguments) of the parent with ("done", result) or ("raised", one line), until it ends.
+    """Answer requests (number, method, arguments) of the parent (bench.measure.messages), until it ends.
 
-    A lost device is answered with ("lost", one line), and ends the process. `tree`: the folder whose `kernels` it
-    measures, where that is not the one beside this `bench`.
+    A lost device and a process that a variant has changed are answered, too, and end this process. "idle" is asked to
+    hear whether it is there and at nothing else. `tree`: the folder whose `kernels` must be those that it measures.
     """
-    _be_a_good_child()
-    doing.begin("", "starting")
-    if tree:
-        sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
+    be_a_good_child()
+    doing.begin("", STARTING)
+    runner, refusal = _runner(device, doing, tree)
+    while True:
+        try:
+            number, method, arguments = connection.recv()
+        except EOFError:
+            return
+        began_s = time.perf_counter()
+        if method != IDLE:
+            doing.begin("", method)
+        kind, content = (messages.RAISED, refusal) if refusal else _answer(runner, method, arguments)
+        answer = messages.Answer(kind, content, began_s, time.perf_counter())
+        try:
+            line = messages.encoded(number, answer)
+        except (TypeError, ValueError, RecursionError) as error:  # ours: it answers with what can't be sent
+            kind, content = messages.RAISED, texts.error_line(error)
+            line = messages.encoded(number, dataclasses.replace(answer, kind=kind, content=content))
+        _send(connection.fileno(), line)
+        if kind in (messages.LOST, messages.TAMPERED):
+            return
+
+
+def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | None]:
+    """The Runner that does what is asked, or why there is none."""
     try:
         from bench.measure.runner import Runner
 
         _require_kernels_of(tree)
-        runner = Runner(device, doing.begin)
-    except Exception as error:  # the answer to whatever is asked first
-        connection.send(("raised", f"{type(error).__name__}: {error}"))
-        return
-    while True:
-        try:
-            method, arguments = connection.recv()
-        except EOFError:
-            return
-        doing.begin("", method)
-        try:
-            answer = "done", getattr(runner, method)(*arguments)
-        except DeviceLost as error:
-            connection.send(("lost", str(error)))
-            return
-        except Exception as error:  # ours, not a variant's: the parent must hear of it
-            traceback.print_exc()
-            answer = "raised", f"{type(error).__name__}: {error}"
-        connection.send(answer)
+        return Runner(device, doing.begin), None
+    except Exception as error:  # the answer to whatever is asked
+        return None, texts.error_line(error)
 
 
 def _require_kernels_of(tree: str | None) -> None:
@@ -85,11 +96,28 @@ def _require_kernels_of(tree: str | None) -> None:
         raise ImportError(f"the kernels of {tree} were asked for, and those of {folder} were imported")
 
 
-def _be_a_good_child() -> None:
-    """Ctrl-C is the parent's to handle; its death is ours too; what a variant prints must not mix with the report."""
+def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
+    """What becomes of one request: the kind of the answer, and its content."""
+    if method == IDLE:
+        return messages.DONE, None
+    try:
+        return messages.DONE, getattr(runner, method)(*arguments)
+    except Tampered as tampered:
+        return messages.TAMPERED, (tampered.whose, tampered.reason)
+    except DeviceLost as error:
+        return messages.LOST, str(error)
+    except Exception as error:  # ours, not a variant's: the parent must hear of it
+        print(texts.clean(traceback.format_exc()), file=sys.stderr)
+        return messages.RAISED, texts.error_line(error)
+
+
+def _send(descriptor: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(descriptor, line):]
+
+
+def be_a_good_child() -> None:
+    """Leave Ctrl-C to the parent; if memory runs out for all, let the kernel take this process and not the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out for all, the kernel takes the worker and not the parent
+        file.write("1000")

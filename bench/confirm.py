@@ -1,0 +1,164 @@
+"""What beats the baseline is measured once more, in a process of its own, with the baseline alone beside it.
+
+There is nobody there whose time it could have taken, and nothing that it or another has left behind in the process.
+Of each variant the problem with its largest gain is tried, and one more at random, for a variant can't prepare for
+what it does not know. A run spends a tenth of its time on it, the largest gains first.
+"""
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench import units
+from bench.cases import Profile
+from bench.measure.sampling import Effort
+from bench.measure.task import OWN_FAULT, Outcome, Task
+from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Record
+from bench.verdicts import crossovers, medians
+
+_SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
+_TRIES = 2                    # before a variant is blamed
+_LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
+_REFUTES = (WRONG, FAILED, CRASHED, HUNG)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as the baseline a variant is: its logarithm, and half of its 95% interval's width."""
+
+    log: float
+    half_width: float
+
+    @property
+    def times(self) -> str:
+        return units.ratio(math.exp(self.log))
+
+    def is_gone(self, again: "Gain") -> bool:
+        """Whether less than half of the gain is there again, and less by more than luck, beyond both intervals."""
+        least = self.log - self.half_width - max(self.log / 2, _LUCK)
+        return again.log + again.half_width < least
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A variant and the baseline on one problem, on which the variant was told to be faster."""
+
+    record: Record
+    baseline: Record
+
+    @property
+    def gain(self) -> Gain:
+        return gain(self.record.samples_s, self.baseline.samples_s)
+
+    @property
+    def variant(self) -> tuple[str, str]:
+        return self.record.op, self.record.variant
+
+
+def gain(samples_s: Sequence[float], baseline_s: Sequence[float]) -> Gain:
+    """The gain of one over the other, by the medians of their samples."""
+    log = math.log(statistics.median(baseline_s) / statistics.median(samples_s))
+    return Gain(log, math.hypot(medians.precision(samples_s), medians.precision(baseline_s)))
+
+
+def winners(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Winner]:
+    """Whatever is faster than its op's baseline, beyond what can't be told apart; the largest gain first."""
+    found = []
+    for (op, _, _), by_variant in crossovers.by_problem(records).items():
+        by_batch = by_variant.get(baselines.get(op), {})
+        for timed in by_variant.values():
+            found += [Winner(record, by_batch[batch]) for batch, record in timed.items()
+                      if batch in by_batch and crossovers.leader(record, by_batch[batch]) == record.variant
+                      and record is not by_batch[batch]]
+    return sorted(found, key=lambda winner: -winner.gain.log)
+
+
+def to_try(found: Sequence[Winner], draw: random.Random) -> list[tuple[Winner, ...]]:
+    """For each variant the one with the largest gain, and another one at random; the largest gains first."""
+    by_variant: dict[tuple[str, str], list[Winner]] = {}
+    for winner in found:
+        by_variant.setdefault(winner.variant, []).append(winner)
+    return [(largest, *draw.sample(others, min(1, len(others)))) for largest, *others in by_variant.values()]
+
+
+class Confirming:
+    """Measures winners again by `workers` (an Isolation), with the effort of a profile, until the time is spent."""
+
+    def __init__(self, workers, profile: Profile, run_s: float, now_s: Callable[[], float] = time.monotonic):
+        self._workers = workers
+        self._profile = profile
+        self._now_s = now_s
+        self._until_s = now_s() + max(_LEAST_S, _SHARE * run_s)
+
+    def confirmations(self, records: Sequence[Record], baselines: Mapping[str, str]) -> dict[str, dict]:
+        """What became of the winners, by case id; of those that there was no time for, nothing.
+
+        {"published", "again"}: both gains, of what was confirmed. {"published", "why_not"}: it could not be. With
+        "status" and "reason": the case's own from now on. A variant that is refuted loses all its gains that were not
+        confirmed: a gain that is not its own on one problem is not believed on another.
+        """
+        found = winners(records, baselines)
+        if found:
+            print("confirming what beats the baseline, in processes of their own", file=sys.stderr)
+        results: dict[str, dict] = {}
+        for tried in to_try(found, random.SystemRandom()):
+            if self._now_s() > self._until_s:
+                break
+            for winner in tried:
+                results[winner.record.id] = result = self._confirmed(winner)
+                if "status" in result:
+                    others = [other for other in found if other.variant == winner.variant]
+                    results |= {other.record.id: _not_believed(other, winner, result) for other in others
+                                if other.record.id not in results}
+                    break
+        return results
+
+    def _confirmed(self, winner: Winner) -> dict:
+        """What became of one winner; tried again before its variant is blamed."""
+        for _ in range(_TRIES):
+            result = self._tried(winner)
+            if "status" not in result:
+                break
+        return {"published": math.exp(winner.gain.log)} | result
+
+    def _tried(self, winner: Winner) -> dict:
+        outcomes = self._measured_apart(winner)
+        variant, baseline = (outcomes[record.id] for record in (winner.record, winner.baseline))
+        for outcome in (baseline, variant):
+            if outcome.status != MEASURED and (outcome is baseline or not _refutes(outcome)):
+                return {"why_not": f"{outcome.status}: {outcome.reason}"}
+        if variant.status != MEASURED:
+            return {"status": variant.status,
+                    "reason": f"measured as {winner.gain.times}, and in a process of its own: {variant.reason}"}
+        again = gain(variant.samples_s, baseline.samples_s)
+        if not winner.gain.is_gone(again):
+            return {"again": math.exp(again.log)}
+        return {"again": math.exp(again.log), "status": INVALID,
+                "reason": f"its gain over {winner.baseline.variant} was {winner.gain.times}, and {again.times} in a "
+                          "process of its own"}
+
+    def _measured_apart(self, winner: Winner) -> dict[str, Outcome]:
+        """The outcomes of the variant and of the baseline in a fresh process, by case id."""
+        record, profile = winner.record, self._profile
+        entries = tuple((one.id, one.variant) for one in (winner.baseline, record))
+        self._workers.renew()
+        return self._workers.measure(Task(
+            record.op, record.scenario, record.dtype, record.batch, entries, (record.facts["clock"],),
+            Effort(profile.precision, profile.sampling_s), Effort(profile.precision, profile.other_clocks_s),
+            profile.warm_up_s, longest_call_s=profile.longest_call_s, probes=False))
+
+
+def _refutes(outcome: Outcome) -> bool:
+    """Whether an outcome without a time says something of its variant, and not of the machine or of us."""
+    return outcome.status in _REFUTES and not outcome.reason.startswith(OWN_FAULT)
+
+
+def _not_believed(winner: Winner, refuted: Winner, result: Mapping) -> dict:
+    return {"published": math.exp(winner.gain.log), "status": INVALID,
+            "reason": f"its gain of {winner.gain.times} is not believed, for one was not confirmed: "
+                      f"{refuted.record.id}: {result['reason']}"}
