@@ -22,8 +22,8 @@ import torch.utils._python_dispatch
 
 _LIBRARIES = (builtins, functools, gc, itertools, math, operator, os, random, signal, statistics, threading, time,
               torch, torch.linalg, torch.utils._python_dispatch, torch.cuda, torch._C)
-_TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generator, torch.UntypedStorage, torch.cuda.Event, torch.cuda.Stream,
-                  torch.cuda.CUDAGraph)
+_TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generator, torch.UntypedStorage,
+                  torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
 _WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
 _OWN = ("bench", "kernels")
 _Functions = (types.FunctionType, types.BuiltinFunctionType, type)

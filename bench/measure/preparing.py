@@ -50,7 +50,7 @@ class Preparing:
 
     def __init__(self, device: str, hardware, begin: Callable[[str, str], None], fence: Fence):
         self._device = device
-        self._fence = fence
+        self.fence = fence
         self._hardware = hardware
         self._begin = begin
         self._verdicts: dict[tuple[str, ...], NotMeasured | None] = {}
@@ -75,12 +75,12 @@ class Preparing:
         entries = {}
         self._look(ledger, None, problem)  # what was done since the last task
         for label, name in task.entries:
-            loaded = self._fence.loaded_files()
+            loaded = self.fence.loaded_files()
             with self.row_of(label, outcomes):
                 variant = op.variants[name]
-                self._fence.keep(variant)
+                self.fence.keep(variant)
             # Another's file may have been imported along: then it is nobody's until each is measured alone.
-            others = self._fence.loaded_files() - loaded - {f"{op.package}.{name}"}
+            others = self.fence.loaded_files() - loaded - {f"{op.package}.{name}"}
             self._look(ledger, None if others else label, problem)
             if label not in outcomes:
                 with self.row_of(label, outcomes):
@@ -94,7 +94,7 @@ class Preparing:
     def _look(self, ledger: Ledger, whose: str | None, problem: Problem) -> None:
         """Raise Tampered if the process or the inputs have changed."""
         with ledger.spending():
-            self._fence.look(whose)
+            self.fence.look(whose)
             if not problem.values.are_intact():
                 raise Tampered(whose, CHANGED_INPUTS)
 

@@ -15,15 +15,14 @@ import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 
 import kernels
 
-_TASKS = Path("/proc/self/task")
 _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
-_LIBRARIES = ("TORCH", "TRITON", "KMP_", "OMP_", "MKL_", "NUMBA_", "CUDA_", "LLVM_")  # set such variables themselves
+_BY_LIBRARIES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
+                 "PYTEST_CURRENT_TEST"}  # variables that they set themselves
 _LEAST_NUMBER = 5e-324
 
 
@@ -80,7 +79,7 @@ def _error_filters() -> int:
 
 
 def _environment() -> dict:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_LIBRARIES)}
+    return {name: value for name, value in os.environ.items() if name not in _BY_LIBRARIES}
 
 
 def _umask() -> int:

@@ -36,8 +36,9 @@ def require_no_memory(launch: Callable[[], object], values: Values, call_s: floa
         same_s, new_s = _pairs(timed, values, pairs)
         if not _is_slower(new_s, same_s):
             return
-    raise NotMeasured(WRONG, f"{where}: it remembers results: a call takes {units.duration(statistics.median(new_s))} on "
-                             f"new values, and {units.duration(statistics.median(same_s))} on values that it has seen")
+    new, same = (units.duration(statistics.median(times_s)) for times_s in (new_s, same_s))
+    raise NotMeasured(WRONG, f"{where}: it remembers results: a call takes {new} on new values, and {same} on values "
+                             "that it has seen")
 
 
 def _pairs(timed: Callable[[], float], values: Values, count: int) -> tuple[list[float], list[float]]:
