@@ -12,7 +12,7 @@ def clocks_of(evict_s, seconds, name="host_cold"):
     machine = Cpu()
     machine.cache_bytes, machine.evict_s = 2 ** 20, evict_s
     entry = Entry(SimpleNamespace(function=lambda: None), lambda: None, 1e-6, {})
-    preparing = Preparing("cpu", machine, lambda whose, step: None)
+    preparing = Preparing("cpu", machine, lambda whose, step: None, fence=None)
     clocks, errors = preparing.clocks(name, Effort(0.03, seconds), {"one": entry}, [()])
     assert not errors
     return clocks, entry.by_clock

@@ -2,12 +2,17 @@
 
 A clock is made for one launch on one hardware and then asked for samples, one at a time, so that the samples of
 several variants can be taken in turns. `launches` are the same call on several copies of its inputs, used in turn.
+
+What a sample computed last is in `result` after it. By a clock that `takes_calls` a sample can be of other calls for
+once (`use`): it goes through the same lines, so that a launch can't tell that it is looked at.
 """
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
+
+import torch
 
 from bench import texts
 from bench.cases import CLOCKS
@@ -29,30 +34,38 @@ class Host:
 
     name = "host"
     settles_s = 0.005  # a longer call has its own data back in the caches before most of it is done
+    takes_calls = True
+    copies = False
+    is_all_timed = True  # a sample takes what it reads, and next to nothing besides
 
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
         self._hardware = hardware
-        self._launch = launches[0]
+        self.launch = launches[0]
         self.iterations = max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
+        self.use(None)
         self.result = None
+
+    def use(self, calls: Sequence[Callable[[], object]] | None) -> None:
+        """Let the next samples be of these calls; of its own ones for None."""
+        *self._before_last, self._last = calls or [self.launch] * self.iterations
 
     def settle(self) -> None:
         """One call that is not timed: what ran before may have been another variant."""
-        self._launch()
+        self.launch()
         self._hardware.synchronize()
 
     def sample(self) -> float:
         """Seconds a call."""
-        launch, before_last, now_s = self._launch, range(self.iterations - 1), self._hardware.now_s
+        before_last, last, now_s = self._before_last, self._last, self._hardware.now_s
         self.result = None
         start_s = now_s()
-        for _ in before_last:
+        for launch in before_last:
             launch()
-        result = launch()
+        result = last()
         self._hardware.synchronize()
         seconds = now_s() - start_s
         self.result = result
-        return seconds / self.iterations
+        return seconds / (len(before_last) + 1)
 
 
 class HostCold:
@@ -60,6 +73,9 @@ class HostCold:
 
     name = "host_cold"
     settles_s = 0.0
+    takes_calls = False
+    copies = False
+    is_all_timed = False
     iterations = 1
 
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
@@ -88,9 +104,15 @@ class _Held:
     Whether the hold was long enough is checked each time: if the start event has passed before the end event was
     queued, the sample is thrown away and the next hold is twice as long (NVBench's blocking kernel, without its
     deadlock on a launch that waits for the device).
+
+    `result` is a copy where `copies` is set, queued right behind the end event: what another stream has not written by
+    then is not in it.
     """
 
     settles_s = 0.0
+    takes_calls = False
+    copies = False
+    is_all_timed = False
     iterations = 1
 
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
@@ -111,6 +133,8 @@ class _Held:
             self._start.record()
             self._timed()
             self._end.record()
+            if self.copies:
+                self.result = copy_of(self.result)
             held = not self._start.query()
             self._end.synchronize()
             if held:
@@ -177,9 +201,10 @@ class Graph(_Held):
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
         super().__init__(hardware, launches[:1], call_s, sample_s)
         launch = launches[0]
+        self._captured = None  # what the last launch of a replay writes to
 
         def kept():
-            self.result = launch()
+            self._captured = launch()
 
         self._capture(kept, self._enough(call_s))
         enough = self._enough(self.sample())
@@ -198,6 +223,14 @@ class Graph(_Held):
 
     def _timed(self) -> None:
         self._replay()
+        self.result = self._captured
+
+
+def copy_of(returned):
+    """A copy of what a launch returned, where that is tensors; itself where it is anything else."""
+    if isinstance(returned, tuple):
+        return tuple(map(copy_of, returned))
+    return returned.clone() if isinstance(returned, torch.Tensor) else returned
 
 
 _BY_NAME = {clock.name: clock for clock in (Host, HostCold, DeviceCold, DeviceHot, Graph)}

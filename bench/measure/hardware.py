@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import time
+from time import perf_counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Cpu:
         self._turn = 0
 
     def now_s(self) -> float:
-        return time.perf_counter()
+        return perf_counter()
 
     @functools.cached_property
     def evict_s(self) -> float:
@@ -61,7 +61,7 @@ class Cuda:
         self._flush = torch.empty(2 * self.cache_bytes, dtype=torch.uint8, device="cuda")
 
     def now_s(self) -> float:
-        return time.perf_counter()
+        return perf_counter()
 
     def hold(self, seconds: float) -> None:
         """Queue a kernel that spins for at least so long: what is queued behind it starts when it ends."""

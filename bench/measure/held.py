@@ -8,13 +8,18 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import kernels
 from bench.measure import outcome
+from bench.measure.ledger import Ledger
 from bench.measure.preparing import RAISED, Preparing
+from bench.measure.sampling import Unwatched
+from bench.measure.tampering import Tampered
 from bench.measure.task import Outcome, Task
-from bench.records import INVALID, MEASURED
+from bench.measure.values import SECRET
+from bench.measure.watch import Watch
+from bench.records import INVALID, MEASURED, WRONG
 
 _SETTLES_S = 3e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own
 _LONG_S = 0.02     # a call that takes so long has settled before most of it is done
@@ -31,27 +36,40 @@ class Held:
     """
 
     def __init__(self, task: Task, preparing: Preparing, hardware, state, begin: Callable[[str, str], None]):
-        op, name = kernels.ops[task.op], task.clocks[0]
         self._preparing, self._hardware, self._state, self._begin = preparing, hardware, state, begin
         self._outcomes: dict[str, Outcome] = {}
         self._entries, self._clocks = {}, {}
-        self._problem = preparing.problem(op, task, self._outcomes)
+        self._watch = Unwatched()
+        ledger = Ledger()
+        self._problem = preparing.problem(kernels.ops[task.op], task, self._outcomes)
         if self._problem:
-            self._entries = preparing.entries(op, task, self._problem, self._outcomes)
-            for copy in self._problem.copies(_PLACED_BYTES, _COPIES):
-                clocks, errors = preparing.clocks(name, task.effort, self._entries, [copy])
-                for label, clock in clocks.items():
-                    self._clocks.setdefault(label, []).append(clock)
-                self._outcomes |= {label: outcome.of_error(error) for label, error in errors.items()}
-            self._outcomes |= {label: Outcome(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
-                               if name in entry.by_clock}
-            self._clocks = {label: itertools.cycle(clock for clock in clocks for _ in range(_TURNS_OF_A_COPY))
-                            for label, clocks in self._clocks.items() if label not in self._outcomes}
+            try:
+                self._prepare(task, ledger)
+            except Tampered as tampered:
+                self._end_all(tampered, task.labels)
         if hardware.name == "cpu":
             _give_each_thread_a_core()
+            preparing.fence.accept()  # that was ours
         gc.collect()
         gc.disable()
+        if self._clocks:
+            variants = {label: self._entries[label].variant for label in self._clocks}
+            self._watch = Watch(self._problem, variants, preparing.fence, ledger)
+        self._watch.begin(collects=False)
         state.why_throttled()  # what was before is not of these turns
+
+    def _prepare(self, task: Task, ledger: Ledger) -> None:
+        op, name = kernels.ops[task.op], task.clocks[0]
+        self._entries = self._preparing.entries(op, task, self._problem, self._outcomes, ledger)
+        for copy in self._problem.copies(_PLACED_BYTES, _COPIES):
+            clocks, errors = self._preparing.clocks(name, task.effort, self._entries, [copy])
+            for label, clock in clocks.items():
+                self._clocks.setdefault(label, []).append(clock)
+            self._outcomes |= {label: outcome.of_error(error) for label, error in errors.items()}
+        self._outcomes |= {label: Outcome(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
+                           if name in entry.by_clock}
+        self._clocks = {label: itertools.cycle(clock for clock in clocks for _ in range(_TURNS_OF_A_COPY))
+                        for label, clocks in self._clocks.items() if label not in self._outcomes}
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -67,14 +85,21 @@ class Held:
             return [], None
         clock = next(self._clocks[label])
         self._begin(label, f"timing by {clock.name}")
+        self._watch.before_round()
+        taken: tuple[list[float], str | None] = [], None
         try:
             self._settle(clock, self._entries[label].call_s)
-            return self._samples(clock, seconds), self._state.why_throttled()
+            taken = self._samples(label, clock, seconds), self._state.why_throttled()
         except RAISED as error:
             self._fail(label, error)
-            return [], None
         finally:
             clock.result = None
+        try:
+            self._watch.after_turn(label)
+        except Tampered as tampered:
+            self._end_all(tampered, self.ready)
+            return [], None
+        return taken
 
     def outcomes(self) -> dict[str, Outcome]:
         """Each entry's outcome, with its facts: its output is compared with the reference, on the path that was timed.
@@ -92,6 +117,10 @@ class Held:
                 self._fail(label, error)
             finally:
                 clock.result = None
+        try:
+            self._watch.end(collects=True)
+        except Tampered as tampered:
+            self._end_all(tampered, self.ready)
         gc.enable()
         return self._outcomes
 
@@ -100,17 +129,35 @@ class Held:
         while self._hardware.now_s() < until_s:
             clock.sample()
 
-    def _samples(self, clock, seconds: float) -> list[float]:
+    def _samples(self, label: str, clock, seconds: float) -> list[float]:
+        """Samples for so many seconds and at least one; at a random moment among them what is computed is looked at."""
+        look = next(filter(None, self._watch.plan(label, clock, 1)), None)
         start_s = self._hardware.now_s()
+        look_s = start_s + SECRET.uniform(0, seconds)
         samples_s = [clock.sample()]
         while self._hardware.now_s() - start_s < seconds:
             samples_s.append(clock.sample())
+            if look and self._hardware.now_s() > look_s:
+                look.take(clock)
+                look = None
+        if look:
+            look.take(clock)
         return samples_s
 
     def _fail(self, label: str, error: BaseException) -> None:
         self._preparing.require_device(error)
-        del self._clocks[label]
+        self._clocks.pop(label, None)
+        self._watch.drop(label)
         self._outcomes[label] = outcome.of_error(error)
+
+    def _end_all(self, tampered: Tampered, labels: Iterable[str]) -> None:
+        """No more turns for anybody in a process that was tampered with: wrong is who did it, or whoever may have."""
+        for label in tuple(labels):
+            if tampered.whose in (label, None):
+                self._outcomes[label] = Outcome(WRONG, tampered.reason)
+            else:
+                self._outcomes[label] = Outcome(INVALID, f"{tampered.whose} changed its process: {tampered.reason}")
+        self._clocks.clear()
 
 
 def _give_each_thread_a_core() -> None:

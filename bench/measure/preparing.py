@@ -14,13 +14,17 @@ from dataclasses import dataclass, field
 import torch
 
 from bench import units
-from bench.measure import check, memory, outcome
+from bench.measure import check, memory, outcome, steadiness
 from bench.measure.clocks import Unfit, make_clock
+from bench.measure.fence import Fence
+from bench.measure.ledger import Ledger
 from bench.measure.patience import Patience
 from bench.measure.planted import slower
 from bench.measure.problem import Problem, configured, launched_with
 from bench.measure.sampling import Effort, Samples
+from bench.measure.tampering import Tampered
 from bench.measure.task import Outcome, Task
+from bench.measure.values import CHANGED_INPUTS
 from bench.measure.worker import DeviceLost
 from bench.records import NotMeasured
 from kernels.op import Op, Tensors, Variant
@@ -44,11 +48,12 @@ class Entry:
 class Preparing:
     """Prepares the entries of tasks on one device; `begin` is told whose step comes next."""
 
-    def __init__(self, device: str, hardware, begin: Callable[[str, str], None]):
+    def __init__(self, device: str, hardware, begin: Callable[[str, str], None], fence: Fence):
         self._device = device
+        self.fence = fence
         self._hardware = hardware
         self._begin = begin
-        self._verdicts: dict[tuple[str, str], NotMeasured | int] = {}
+        self._verdicts: dict[tuple[str, ...], NotMeasured | int | None] = {}
         self._patience = Patience(self._timed)
 
     def problem(self, op: Op, task: Task, outcomes: dict[str, Outcome]) -> Problem | None:
@@ -60,16 +65,38 @@ class Preparing:
             outcomes |= dict.fromkeys(task.labels, outcome.of_error(error))
             return None
 
-    def entries(self, op: Op, task: Task, problem: Problem, outcomes: dict[str, Outcome]) -> dict[str, Entry]:
-        """The entries that are right and warm, by label; the others' outcomes are put into `outcomes`."""
+    def entries(self, op: Op, task: Task, problem: Problem, outcomes: dict[str, Outcome],
+                ledger: Ledger) -> dict[str, Entry]:
+        """The entries that are right and warm, by label; the others' outcomes are put into `outcomes`.
+
+        Raises:
+            Tampered: if one of them changed the process or the inputs.
+        """
         entries = {}
+        self._look(ledger, None, problem)  # what was done since the last task
         for label, name in task.entries:
+            loaded = self.fence.loaded_files()
             with self.row_of(label, outcomes):
-                variant = launched_with(op.variants[name], task.configs.get(label))
-                if label in task.planted:
-                    variant = slower(variant, task.planted[label], self._hardware)
-                entries[label] = self._prepare(label, variant, task, problem)
+                variant = op.variants[name]
+                self.fence.keep(variant)
+            # Another's file may have been imported along: then it is nobody's until each is measured alone.
+            others = self.fence.loaded_files() - loaded - {f"{op.package}.{name}"}
+            self._look(ledger, None if others else label, problem)
+            if label not in outcomes:
+                with self.row_of(label, outcomes):
+                    variant = launched_with(variant, task.configs.get(label))
+                    if label in task.planted:
+                        variant = slower(variant, task.planted[label], self._hardware)
+                    entries[label] = self._prepare(label, variant, task, problem, ledger)
+                self._look(ledger, label, problem)
         return entries
+
+    def _look(self, ledger: Ledger, whose: str | None, problem: Problem) -> None:
+        """Raise Tampered if the process or the inputs have changed."""
+        with ledger.spending():
+            self.fence.look(whose)
+            if not problem.values.are_intact():
+                raise Tampered(whose, CHANGED_INPUTS)
 
     def clocks(self, name: str, effort: Effort, entries: Mapping[str, Entry],
                copies: Sequence[Tensors]) -> tuple[dict, dict[str, BaseException]]:
@@ -122,9 +149,9 @@ class Preparing:
             self.require_device(error)
             outcomes[label] = outcome.of_error(error)
 
-    def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem) -> Entry:
+    def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem, ledger: Ledger) -> Entry:
         """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
-        probes = self._require_right(label, variant, task.dtype) if task.probes else None
+        probes = self._require_right(label, variant, task, ledger) if task.probes else None
         self._patience.require_hope(variant.id, task)
         self._begin(label, f"check {problem.where}")
         held = memory.held(self._device)
@@ -153,17 +180,39 @@ class Preparing:
             **configured(variant, inputs, task.configs.get(label)),
         })
 
-    def _require_right(self, label: str, variant: Variant, dtype: str) -> int:
-        """Raise unless the variant passes its op's probes in this dtype; they are walked once for each.
+    def _require_right(self, label: str, variant: Variant, task: Task, ledger: Ledger) -> int:
+        """Raise unless the variant passes its op's probes in this dtype, again and again, and near this scenario.
 
-        Returns on how many of them it computed something.
+        Each is tried once. Returns on how many of the probes it computed something.
         """
-        key = variant.id, dtype
+        def walk_probes() -> int:
+            return check.check_variant(variant, getattr(torch, task.dtype), self._device,
+                                       tell=lambda probe: self._begin(label, f"probes: {probe}"))
+
+        def call_often() -> None:
+            self._begin(label, "probes: one of them many times")
+            with ledger.spending():
+                steadiness.require_same_bits(variant, task.dtype, self._device)
+
+        def try_nearby() -> None:
+            self._begin(label, f"sizes near {task.scenario}")
+            with ledger.spending():
+                steadiness.require_right_nearby(variant, task.scenario, task.dtype, self._device)
+
+        probes = self._proven_once((variant.id, task.dtype), walk_probes)
+        self._proven_once((variant.id, task.dtype, "often"), call_often)
+        self._proven_once((variant.id, task.dtype, "near", task.scenario), try_nearby)
+        return probes
+
+    def _proven_once(self, key: tuple[str, ...], prove: Callable[[], int | None]) -> int | None:
+        """What `prove` returned when it was called for this key, now or earlier.
+
+        What it raised is raised again: it is this variant's row, in each of its cases.
+        """
         if key not in self._verdicts:
             try:
-                self._verdicts[key] = check.check_variant(variant, getattr(torch, dtype), self._device,
-                                                          tell=lambda probe: self._begin(label, f"probes: {probe}"))
-            except RAISED as error:  # it is this variant's row, in each of its cases
+                self._verdicts[key] = prove()
+            except RAISED as error:
                 self.require_device(error)
                 self._verdicts[key] = outcome.refusal_of(error)
         verdict = self._verdicts[key]

@@ -5,10 +5,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-
 from bench.measure import capacity, check
 from bench.measure.task import Task
+from bench.measure.values import Values
 from kernels.backends import DISPATCH
 from kernels.dispatch import Dispatch
 from kernels.op import Op, Tensors, Variant
@@ -17,13 +16,23 @@ _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fi
 
 
 class Problem:
-    """A task's inputs, the same in every run, and the reference's outputs for them."""
+    """A task's inputs, which all its entries share, and what they must give.
+
+    `values` are at first the same in every run, so that the errors of two runs can be compared; then they change.
+    """
 
     def __init__(self, op: Op, task: Task, device: str):
         self.where = f"on {task.scenario} at B={task.batch}"
+
+        def draw(seed: int) -> Tensors:
+            return op.make_inputs(task.scenario, task.batch, task.dtype, device, seed)
+
         seed = zlib.crc32(f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode())
-        self.inputs = op.make_inputs(task.scenario, task.batch, task.dtype, device, seed)
-        self.expected = check.expect(op, self.inputs)
+        self.values = Values(op, draw(seed), draw)
+
+    @property
+    def inputs(self) -> Tensors:
+        return self.values.inputs
 
     @property
     def input_bytes(self) -> int:
@@ -31,23 +40,25 @@ class Problem:
 
     def copies(self, cache_bytes: int, count: int = _ENOUGH_INPUTS) -> list[Tensors]:
         """The inputs, or `count` sets of the same values where they are small enough to survive in such a cache."""
-        if self.input_bytes > cache_bytes:
-            return [self.inputs]
-        return [self.inputs, *(tuple(map(_twin, self.inputs)) for _ in range(count - 1))]
+        return self.values.sets(1 if self.input_bytes > cache_bytes else count)
 
     def call(self, variant: Variant) -> tuple[Tensors, check.Accuracy]:
         """The variant's outputs, checked."""
-        return check.checked_call(variant, self.inputs, self.expected, self.where)
+        return check.checked_call(variant, self.inputs, self.values.expected(), self.where)
 
     def tolerance_multiple(self, variant: Variant) -> float:
         """How many times the op's own error bound the variant's is here; 1 where it declares none."""
         if variant.tolerance is None:
             return 1.0
-        return check.tolerance_multiple(check.held_to(variant, self.inputs, self.expected), self.expected)
+        return check.tolerance_multiple(check.held_to(variant, self.inputs, self.values.expected()),
+                                        self.values.expected())
 
     def check(self, variant: Variant, returned, how: str) -> None:
-        """Raise NotMeasured if what the variant returned earlier is wrong; `how` says where it came from."""
-        expected = check.held_to(variant, self.inputs, self.expected)
+        """Raise NotMeasured if what the variant returned for the present values is wrong; `how` says where it is from.
+
+        A bound of the variant's own is asked about inputs that it was never given.
+        """
+        expected = check.held_to(variant, self.values.true, self.values.expected())
         check.check_outputs(returned, self.inputs, expected, f"{self.where}, {how}")
 
 
@@ -101,10 +112,3 @@ def _handing_on(dispatch: Dispatch, name: str | None) -> Callable:
         return dispatch.function(*inputs)(*inputs)
 
     return dispatched
-
-
-def _twin(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, shape and strides in memory of its own."""
-    storage = tensor.untyped_storage().clone()
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        storage, tensor.storage_offset(), tensor.shape, tensor.stride())

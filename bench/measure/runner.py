@@ -10,17 +10,20 @@ import torch
 
 import kernels
 from bench.cases import plan
-from bench.measure import audit, busy, capacity, ceilings, energy, invariance, memory, outcome
+from bench.measure import audit, busy, capacity, ceilings, energy, invariance, memory, outcome, remembering
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
+from bench.measure.fence import Fence
 from bench.measure.hardware import hardware
 from bench.measure.held import Held
+from bench.measure.ledger import Ledger
 from bench.measure.preparing import RAISED, Entry, Preparing
 from bench.measure.problem import Problem
-from bench.measure.sampling import Effort, sample
+from bench.measure.sampling import Effort, Samples, sample
 from bench.measure.sources import launch_digest
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
+from bench.measure.watch import Watch
 from bench.records import INVALID, MEASURED, NotMeasured
 from bench.verdicts import roofline
 
@@ -34,7 +37,6 @@ class Runner:
         self._hardware = hardware(device)
         self._state = state_of(device)
         self._guard = busy.guard_of(device, lambda why: begin("", why))
-        self._preparing = Preparing(device, self._hardware, begin)
         self._held: Held | None = None
         if device == "cpu":
             memory.keep_freed_memory()
@@ -44,6 +46,8 @@ class Runner:
             # The contract is fp32 accumulation; cuBLAS may otherwise add split-K partial sums in the narrow type.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        self._fence = Fence()  # last: what is done above is ours
+        self._preparing = Preparing(device, self._hardware, begin, self._fence)
 
     def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or why they could not be had."""
@@ -85,6 +89,7 @@ class Runner:
 
         Raises:
             DeviceLost: if a variant took the device's context with it.
+            Tampered: if a variant changed the process, so that nothing that it says is to be believed.
         """
         outcomes, why = self._guard.measured(lambda: self._attempt(task))
         if why:
@@ -93,20 +98,20 @@ class Runner:
 
     def _attempt(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label, whoever had the cores."""
-        op, outcomes = kernels.ops[task.op], {}
+        op, outcomes, ledger = kernels.ops[task.op], {}, Ledger()
         problem = self._preparing.problem(op, task, outcomes)
         if problem is None:
             return outcomes
         before = self._state.read()
-        entries = self._preparing.entries(op, task, problem, outcomes)
+        entries = self._preparing.entries(op, task, problem, outcomes, ledger)
         for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
-            for label, error in self._sample(clock, effort, entries, problem, task).items():
+            for label, error in self._sample(clock, effort, entries, problem, task, ledger).items():
                 del entries[label]
                 outcomes[label] = outcome.of_error(error)
-        state = self._state_between(before)
+        state, spent = self._state_between(before), ledger.facts(len(entries))
         for label, entry in entries.items():
             with self._preparing.row_of(label, outcomes):
-                facts = entry.facts | {"state": state}
+                facts = entry.facts | spent | {"state": state}
                 if task.energy_s:
                     self._begin(label, "energy")
                     facts["energy_j"] = energy.of_a_call(entry.launch, entry.call_s, task.energy_s, self._hardware,
@@ -141,11 +146,14 @@ class Runner:
         return held.outcomes(), self._state_between(self._held_since)
 
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
-                task: Task) -> dict[str, BaseException]:
+                task: Task, ledger: Ledger) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
         copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         clocks, errors = self._preparing.clocks(name, effort, entries, copies)
-        taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"))
+        watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger)
+        taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"),
+                       watch=watch)
+        problem.values.drop_sets()
         for label, samples in taken.items():
             try:
                 if isinstance(samples, Unfit):
@@ -154,9 +162,8 @@ class Runner:
                 if isinstance(samples, BaseException):
                     raise samples
                 entries[label].by_clock[name] = samples
-                clocks[label].sample()  # once more: outputs are not kept from turn to turn
-                problem.check(entries[label].variant, clocks[label].result, f"the output that was timed by {name}")
-                clocks[label].result = None  # as after a turn: not the outputs of all at once
+                if name == task.clocks[0]:
+                    self._require_no_memory(entries[label], samples, problem, ledger)
             except NotMeasured as invalid:
                 if invalid.status == INVALID and name != task.clocks[0]:
                     entries[label].by_clock[name] = str(invalid)
@@ -166,6 +173,13 @@ class Runner:
                 self._preparing.require_device(error)
                 errors[label] = error
         return errors
+
+    def _require_no_memory(self, entry: Entry, samples: Samples, problem: Problem, ledger: Ledger) -> None:
+        """Raise NotMeasured if the entry is quick on values that it has seen alone."""
+        if samples.median_s < remembering.LONGEST_S:
+            with ledger.spending():
+                remembering.require_no_memory(entry.launch, problem.values, samples.median_s, self._hardware,
+                                              problem.where)
 
     def _state_between(self, before: dict) -> dict:
         after = self._state.read()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from bench.measure.tampering import Tampered
 from bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import medians
 
@@ -20,6 +21,7 @@ _TURN_S = 2e-3
 _LOOK_S = 0.05       # between two looks at the machine's state and at the precision reached
 _FIRST_ROUNDS = 3    # of one sample each, to learn how long they are
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+_LEAST_BESIDE_S, _BESIDE = 2e-5, 0.1  # that a sample may take beside what it reads: so long, or such a share of it
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,38 @@ class Samples:
         return statistics.median(self.samples_s)
 
 
+class Unwatched:
+    """Watches nothing; bench.measure.watch.Watch has the same methods, and does."""
+
+    def begin(self, collects: bool) -> None:
+        """Before the first round."""
+
+    def end(self, collects: bool) -> None:
+        """After the last round."""
+
+    def wants_more(self) -> bool:
+        """Whether there must be more rounds."""
+        return False
+
+    def drop(self, name: str) -> None:
+        """This launch has raised, and has no more turns."""
+
+    def before_round(self) -> None:
+        """Before every launch's next turn."""
+
+    def plan(self, name: str, clock, samples: int) -> list:
+        """What to look at in a turn: for each sample a Look, or None."""
+        return [None] * samples
+
+    def after_turn(self, name: str) -> None:
+        """After each turn."""
+
+
 class _Launch:
     """One clock on one launch, with its samples: those kept, and those taken since the last look at the state."""
 
-    def __init__(self, clock):
+    def __init__(self, name: str, clock):
+        self.name = name
         self.clock = clock
         self.kept = Samples(clock.name, clock.iterations)
         self.fresh_s: list[float] = []
@@ -69,22 +99,44 @@ class _Launch:
         self.fresh_spent_s = 0.0
         self.a_sample_s = math.inf   # the quickest, likewise
         self.samples_a_turn = 1
+        self.beside_s: list[float] = []  # what samples took beside what they read
         self.error: BaseException | None = None
 
-    def turn(self, now_s: Callable[[], float]) -> None:
+    def turn(self, now_s: Callable[[], float], watch: Unwatched) -> None:
         """Settle if that is worth it, then the samples of a turn."""
-        start_s = reached_s = now_s()
+        looks = watch.plan(self.name, self.clock, self.samples_a_turn)
+        start_s = now_s()
         try:
             if self.a_sample_s < self.clock.settles_s or self.a_sample_s == math.inf:
                 self.clock.settle()
-                reached_s = now_s()
-            for _ in range(self.samples_a_turn):
-                self.fresh_s.append(self.clock.sample())
-                before_s, reached_s = reached_s, now_s()
-                self.a_sample_s = min(self.a_sample_s, reached_s - before_s)
+                self.fresh_spent_s += now_s() - start_s
+            for look in looks:
+                if look:
+                    look.prepare(self.clock)
+                before_s = now_s()
+                seconds = self.clock.sample()
+                took_s = now_s() - before_s
+                if look:
+                    look.see(self.clock)
+                if not look or look.is_timed:
+                    self._keep(seconds, took_s)
         finally:
             self.clock.result = None  # or the outputs of all would be in memory at once
-            self.fresh_spent_s += reached_s - start_s
+
+    def require_true_time(self) -> None:
+        """Raise Tampered if samples took much longer than they read: then it is not the clock that was read."""
+        if self.beside_s and self.kept.samples_s:
+            beside_s, read_s = statistics.median(self.beside_s), self.kept.median_s * self.clock.iterations
+            if beside_s > max(_LEAST_BESIDE_S, _BESIDE * read_s):
+                raise Tampered(self.name, f"it changed the clock: samples that read {read_s:.3g} s took "
+                                          f"{read_s + beside_s:.3g} s")
+
+    def _keep(self, seconds: float, took_s: float) -> None:
+        self.fresh_s.append(seconds)
+        self.fresh_spent_s += took_s
+        self.a_sample_s = min(self.a_sample_s, took_s)
+        if self.clock.is_all_timed:
+            self.beside_s.append(took_s - seconds * self.clock.iterations)
 
     def wants_more(self, effort: Effort) -> bool:
         count = len(self.kept.samples_s)
@@ -102,7 +154,8 @@ class _Launch:
 
 def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable[[], str | None],
            tell: Callable[[str], None] = lambda name: None, pause: Callable[[float], None] = time.sleep,
-           now_s: Callable[[], float] = time.perf_counter, seed: int = 0) -> dict[str, Samples | BaseException]:
+           now_s: Callable[[], float] = time.perf_counter, seed: int = 0,
+           watch: Unwatched = Unwatched()) -> dict[str, Samples | BaseException]:
     """Take samples by each clock, in turns; returns each name's samples, or what its launch raised.
 
     Args:
@@ -110,31 +163,39 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
         effort: when to stop.
         why_throttled: asked right after work: what slowed the machine down, or None.
         tell: told the name of the launch whose turn it is.
+        watch: told of each round and turn, and chooses the samples that are looked at.
 
     A launch with too few samples that were not throttled gets NotMeasured(INVALID).
+
+    Raises:
+        Tampered: if a launch changed the clock, or whatever `watch` finds changed.
     """
-    launches = {name: _Launch(clock) for name, clock in clocks.items()}
+    launches = {name: _Launch(name, clock) for name, clock in clocks.items()}
     order = random.Random(seed)
     pauses = iter(_PAUSES_S)
     collecting = gc.isenabled()
     gc.disable()
+    watch.begin(collects=False)
     try:
         throttled = None
         why_throttled()  # what was before is not of these samples
         for _ in range(_FIRST_ROUNDS):
-            _rounds(launches, order, tell, now_s, 0)
+            _rounds(launches, order, tell, now_s, 0, watch)
         _share_out(launches.values())
         # All go on until none wants more: samples over another span of time would have another share of the drift.
-        while any(launch.wants_more(effort) for launch in launches.values()):
+        while any(launch.wants_more(effort) for launch in launches.values()) or watch.wants_more():
             if throttled:
                 pause_s = next(pauses, None)
                 if pause_s is None:
                     break
                 pause(pause_s)
                 why_throttled()
-            _rounds(launches, order, tell, now_s, _LOOK_S)
+            _rounds(launches, order, tell, now_s, _LOOK_S, watch)
             throttled = why_throttled()
             _keep_or_drop(launches, throttled)
+        for launch in launches.values():
+            launch.require_true_time()
+        watch.end(collects=collecting)
     finally:
         if collecting:
             gc.enable()
@@ -142,20 +203,23 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
 
 
 def _rounds(launches: Mapping[str, _Launch], order: random.Random, tell: Callable, now_s: Callable,
-            seconds: float) -> None:
+            seconds: float, watch: Unwatched) -> None:
     """Rounds of one turn each, for so many seconds and at least one."""
     names = [name for name, launch in launches.items() if not launch.error]
     until_s = now_s() + seconds
-    while True:
+    while names:
+        watch.before_round()
         order.shuffle(names)
         for name in list(names):
             tell(name)
             try:
-                launches[name].turn(now_s)
+                launches[name].turn(now_s, watch)
             except (Exception, SystemExit) as error:  # it ends as this launch's row
                 launches[name].error = error
                 names.remove(name)
-        if not names or now_s() >= until_s:
+                watch.drop(name)
+            watch.after_turn(name)
+        if now_s() >= until_s:
             return
 
 

@@ -1,0 +1,101 @@
+"""A fence around each variant's turn: the process must be after it as it was before.
+
+What differs is Tampered, with the name of whoever had the turn, or of nobody where several had one. What a compiler
+or a library does at a first call is no tampering: modules that it loads, threads that sleep, its own variables.
+"""
+from __future__ import annotations
+
+import gc
+import pkgutil
+import sys
+
+import kernels
+from bench.measure import process_state, threads
+from bench.measure.originals import Originals
+from bench.measure.tampering import Tampered
+from kernels.op import Variant
+
+_LOADING = ("_variants", "_searched", "_function")  # of an op, that change as its variants are loaded
+
+
+class Fence:
+    """Knows the process as it was when this was made: at a worker's start, before any variant is loaded.
+
+    `collects`: whether garbage collection should be on; whoever switches it says so.
+    """
+
+    def __init__(self):
+        self._own_files = {f"{op.package}.{module.name}" for op in kernels.ops.values()
+                           for module in pkgutil.iter_modules(sys.modules[op.package].__path__)
+                           if not module.name.startswith("_")}
+        self._originals = Originals(self._own_files)
+        for op in kernels.ops.values():
+            self._originals.keep_object(op.name, op, except_for=_LOADING)
+        self._variants: dict[tuple[str, str], Variant] = {}
+        self.collects = gc.isenabled()
+        self.accept()
+
+    def accept(self) -> None:
+        """Take the state as it is: after a change of our own, and a look before it."""
+        self._quick = process_state.read(process_state.QUICK)
+        self._full = process_state.read(process_state.FULL)
+        self._threads, self._children = threads.ids(), threads.children()
+        self._at_exit = process_state.exit_callbacks()
+        self._numba_threads = process_state.numba_threads()
+
+    def keep(self, variant: Variant) -> None:
+        """Take a variant that has just been loaded as it is."""
+        key = variant.op.name, variant.name
+        if key not in self._variants:
+            self._variants[key] = variant
+            self._originals.keep_object(variant.id, variant)
+            self._originals.keep_functions(variant.function.__module__)
+
+    def loaded_files(self) -> frozenset[str]:
+        """The variants' files that have been imported."""
+        return frozenset(self._own_files & sys.modules.keys())
+
+    def glance(self, whose: str | None) -> None:
+        """Raise Tampered if what can be read in microseconds has changed."""
+        if gc.isenabled() is not self.collects:
+            raise Tampered(whose, f"it left garbage collection {'off' if self.collects else 'on'}")
+        self._require_same(whose, process_state.QUICK, self._quick)
+
+    def look(self, whose: str | None) -> None:
+        """Raise Tampered if anything has changed that must not. Takes a millisecond or two."""
+        self.glance(whose)
+        self._require_same(whose, process_state.FULL, self._full)
+        if name := self._originals.changed():
+            raise Tampered(whose, f"it replaced {name}")
+        for (op, name), variant in self._variants.items():
+            if kernels.ops[op].variants[name] is not variant:
+                raise Tampered(whose, f"it replaced the variant {variant.id}")
+        self._require_no_company(whose)
+        self._require_same_exit(whose)
+        self._originals.see_new()
+
+    def _require_same(self, whose: str | None, readers, before: list) -> None:
+        now = process_state.read(readers)
+        if now != before:
+            what = next(name for name, one, other in zip(readers, before, now) if one != other)
+            raise Tampered(whose, f"it left {what} changed")
+
+    def _require_no_company(self, whose: str | None) -> None:
+        """No thread at work and no child process that was not there before; Numba's pool as large as it was."""
+        if names := threads.foreign():
+            raise Tampered(whose, f"it left a thread of its own running ({', '.join(names)})")
+        now = threads.ids()
+        if threads.busy(now - self._threads):
+            raise Tampered(whose, "it left a thread that goes on computing")
+        if threads.children() - self._children:
+            raise Tampered(whose, "it left a child process")
+        count = process_state.numba_threads()
+        if self._numba_threads not in (None, count):
+            raise Tampered(whose, "it left the number of Numba's threads changed")
+        self._threads, self._numba_threads = now, count
+
+    def _require_same_exit(self, whose: str | None) -> None:
+        (count, modules), (before, modules_before) = process_state.exit_callbacks(), self._at_exit
+        if count != before and modules == modules_before:  # a library that was just loaded may have something to end
+            raise Tampered(whose, "it left something to be called at exit")
+        self._at_exit = count, modules

@@ -1,0 +1,124 @@
+"""The functions that a measurement rests on, as they were when the worker started: ours, torch's, the clock's."""
+from __future__ import annotations
+
+import builtins
+import functools
+import gc
+import itertools
+import math
+import operator
+import os
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+import torch.utils._python_dispatch
+
+_LIBRARIES = (builtins, functools, gc, itertools, math, operator, os, random, signal, statistics, threading, time,
+              torch, torch.linalg, torch.utils._python_dispatch, torch.cuda, torch._C)
+_TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generator, torch.UntypedStorage,
+                  torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
+_WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
+_OWN = ("bench", "kernels")
+_Functions = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class Originals:
+    """What each name stands for, and what code each of our functions has. `changed` says what is another one now.
+
+    `variants` are the names of modules that are variants' own: each may change itself.
+    """
+
+    def __init__(self, variants: Iterable[str] = ()):
+        self._variants = set(variants)
+        self._names: list[tuple[str, Mapping, tuple, tuple]] = []
+        self._contents: list[tuple[str, object, object]] = []
+        self._codes: dict[types.FunctionType, tuple] = {}
+        self._seen: set[str] = set()
+        for library in _LIBRARIES:
+            self._keep_names(library.__name__, vars(library), _Functions, _WRAPPED_LATER)
+        for kind in _TORCH_CLASSES:
+            self._keep_names(f"torch.{kind.__name__}", vars(kind), object)
+        self.see_new()
+
+    def see_new(self) -> None:
+        """Take our own modules that were loaded since then as they are."""
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in _OWN and name not in self._seen and isinstance(module, types.ModuleType):
+                self._seen.add(name)
+                if name not in self._variants:
+                    self._keep_module(name, module)
+
+    def keep_object(self, name: str, value: object, except_for: Iterable[str] = ()) -> None:
+        """Take the attributes of an object as they are, and what they hold; but for some."""
+        self._keep_names(name, vars(value), object, except_for)
+        for attribute, held in vars(value).items():
+            if attribute not in except_for:
+                self._keep_contents(f"{name}.{attribute}", held)
+
+    def keep_functions(self, module: str) -> None:
+        """Take the functions of a variant's own module as they are: what else it has there is its own."""
+        if module in sys.modules:
+            self._keep_names(module, vars(sys.modules[module]), _Functions)
+
+    def changed(self) -> str | None:
+        """The first name that stands for something else now, or None."""
+        for where, namespace, names, values in self._names:
+            if not all(map(operator.is_, map(namespace.get, names), values)):
+                return next(f"{where}.{name}" for name, value in zip(names, values) if namespace.get(name) is not value)
+        for function, parts in self._codes.items():
+            if not all(map(operator.is_, _parts(function), parts)):
+                return f"the code of {function.__module__}.{function.__qualname__}"
+        for where, held, content in self._contents:
+            if not _same_content(held, content):
+                return f"the content of {where}"
+        return None
+
+    def _keep_module(self, name: str, module: types.ModuleType) -> None:
+        self._keep_names(name, vars(module), object)
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, type) and value.__module__ == name:
+                self._keep_names(f"{name}.{attribute}", vars(value), object)
+            elif not attribute.startswith("__"):
+                self._keep_contents(f"{name}.{attribute}", value)
+
+    def _keep_names(self, where: str, namespace: Mapping, kinds, except_for: Iterable[str] = ()) -> None:
+        kept = {name: value for name, value in list(namespace.items())
+                if isinstance(value, kinds) and name not in except_for}
+        self._names.append((where, namespace, tuple(kept), tuple(kept.values())))
+        for value in kept.values():
+            for function in _functions_of(value):
+                self._codes.setdefault(function, _parts(function))
+
+    def _keep_contents(self, where: str, held: object) -> None:
+        if isinstance(held, (dict, list, set)):
+            self._contents.append((where, held, held.copy()))
+
+
+def _functions_of(value: object) -> Iterator[types.FunctionType]:
+    if isinstance(value, property):
+        yield from (part for part in (value.fget, value.fset) if isinstance(part, types.FunctionType))
+    value = getattr(value, "__func__", value)
+    if isinstance(value, types.FunctionType):
+        yield value
+
+
+def _parts(function: types.FunctionType) -> tuple:
+    return function.__code__, function.__defaults__, function.__kwdefaults__
+
+
+def _same_content(held: object, content: object) -> bool:
+    """Whether a container holds what it held; a dict may have grown, for many are caches."""
+    if len(held) < len(content) or (len(held) > len(content) and not isinstance(held, dict)):
+        return False
+    if isinstance(held, dict):
+        return all(map(operator.is_, map(held.get, content), content.values()))
+    if isinstance(held, list):
+        return all(map(operator.is_, held, content))
+    return held == content

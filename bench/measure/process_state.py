@@ -1,0 +1,161 @@
+"""What a variant could leave behind in the process that measures it: each thing by name, and how it is read.
+
+`QUICK` takes microseconds and is read after every turn. `FULL` takes a millisecond or two.
+"""
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+import resource
+import signal
+import sys
+import threading
+import tracemalloc
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+
+import kernels
+
+_LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
+_BY_LIBRARIES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
+                 "PYTEST_CURRENT_TEST"}  # variables that they set themselves
+_LEAST_NUMBER = 5e-324
+
+
+def _autocast() -> tuple:
+    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda"))
+
+
+def _float_unit() -> tuple:
+    """How this thread's arithmetic treats numbers under the normal ones, and which way it rounds."""
+    tiny, one = [_LEAST_NUMBER], [1.0]  # in lists, or the compiler computes it
+    return tiny[0] * one[0] == 0, one[0] + tiny[0] > 1, one[0] - tiny[0] < 1
+
+
+def _timers() -> tuple:
+    return tuple(signal.getitimer(timer) for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
+
+
+def _affinity() -> set[int] | None:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+QUICK: Mapping[str, Callable[[], object]] = {
+    "whether gradients are recorded": torch.is_grad_enabled,
+    "torch's inference mode": torch.is_inference_mode_enabled,
+    "torch's default dtype": torch.get_default_dtype,
+    "torch's default device": torch.get_default_device,
+    "the number of torch's threads": torch.get_num_threads,
+    "the precision of torch's float32 products": torch.get_float32_matmul_precision,
+    "torch's deterministic mode": torch.are_deterministic_algorithms_enabled,
+    "torch's stack of dispatch modes": torch._C._len_torch_dispatch_stack,
+    "torch's stack of function modes": torch._C._len_torch_function_stack,
+    "torch's autocast": _autocast,
+    "the arithmetic of denormal numbers": _float_unit,
+    "the collector's thresholds": gc.get_threshold,
+    "the trace function": sys.gettrace,
+    "the profile function": sys.getprofile,
+    "the switch interval": sys.getswitchinterval,
+    "the cores that it may use": _affinity,
+    "the timers": _timers,
+}
+
+
+def _handlers() -> dict:
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _limits() -> dict:
+    return {name: resource.getrlimit(getattr(resource, name)) for name in _LIMITS}
+
+
+def _error_filters() -> int:
+    """Warnings that would be raised: what a library adds of its own ignores some, or shows them once."""
+    return sum(rule[0] == "error" for rule in warnings.filters)
+
+
+def _environment() -> dict:
+    return {name: value for name, value in os.environ.items() if name not in _BY_LIBRARIES}
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _standard_files() -> tuple:
+    files = []
+    for number in range(3):
+        with contextlib.suppress(OSError):
+            status = os.fstat(number)
+            files.append((number, status.st_dev, status.st_ino))
+    return tuple(files)
+
+
+def _monitors() -> tuple:
+    monitoring = getattr(sys, "monitoring", None)  # since Python 3.12
+    return tuple(monitoring.get_tool(number) for number in range(6)) if monitoring else ()
+
+
+def _torch_flags() -> tuple:
+    backends = torch.backends
+    return (backends.mkldnn.enabled, backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic,
+            backends.opt_einsum.enabled, backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            backends.cuda.matmul.allow_bf16_reduced_precision_reduction, torch.is_anomaly_enabled(),
+            torch.is_autocast_cache_enabled(), torch.get_num_interop_threads(), torch.is_warn_always_enabled())
+
+
+def _device_files() -> dict:
+    """When each tuning and dispatch file was last changed (which no program can set back), and its size."""
+    folders = (op.folder / kind for op in kernels.ops.values() for kind in ("tuning", "dispatch"))
+    files = (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder))
+    return {entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files}
+
+
+def _priority() -> tuple:
+    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+
+
+FULL: Mapping[str, Callable[[], object]] = {
+    **QUICK,
+    "torch's flags": _torch_flags,
+    "the signal handlers": _handlers,
+    "the blocked signals": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+    "the resource limits": _limits,
+    "the priority of the process": _priority,
+    "the collector's callbacks": lambda: list(gc.callbacks),
+    "the collector's debugging": gc.get_debug,
+    "the recursion limit": sys.getrecursionlimit,
+    "the threads' trace function": threading.gettrace,
+    "the threads' profile function": threading.getprofile,
+    "the monitors of the interpreter": _monitors,
+    "the tracing of memory": tracemalloc.is_tracing,
+    "the warnings that are errors": _error_filters,
+    "the environment variables": _environment,
+    "the working directory": os.getcwd,
+    "the umask": _umask,
+    "the standard files": _standard_files,
+    "the path of imports": lambda: list(sys.path),
+    "the tuning and dispatch files": _device_files,
+}
+
+
+def read(readers: Mapping[str, Callable[[], object]]) -> list:
+    """The state, in the order of `readers`."""
+    return [reader() for reader in readers.values()]
+
+
+def numba_threads() -> int | None:
+    """How many threads Numba's parallel kernels use, or None before there was one."""
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
+    return parallel.get_num_threads() if parallel and parallel._is_initialized else None
+
+
+def exit_callbacks() -> tuple[int, int]:
+    """How many functions are called at exit, and how many modules are loaded that may have added one."""
+    return atexit._ncallbacks(), sum(not name.startswith("kernels.") for name in sys.modules)

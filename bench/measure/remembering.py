@@ -1,0 +1,59 @@
+"""Is a call as quick on values that it has not seen? One that remembers results, by whatever of its inputs, is not."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from bench import units
+from bench.measure.values import SECRET, Values
+from bench.records import WRONG, NotMeasured
+
+LONGEST_S = 5e-3         # a longer call has a turn of one call, on new values each time
+_SHORT_S = 3e-4
+_PAIRS, _FEW_PAIRS = 8, 4
+_LOOKS = 3               # all of which must agree
+_SLOWER = 1.3
+_MOSTLY = 0.9            # of all pairs of a call on new values and one on old
+
+
+def require_no_memory(launch: Callable[[], object], values: Values, call_s: float, hardware, where: str) -> None:
+    """Time calls after the same values were written again, and after new ones were.
+
+    Raises:
+        NotMeasured: WRONG if calls on new values take longer by 30% in the median, and nine of ten of them do, in each
+            of three looks.
+    """
+    pairs = _PAIRS if call_s < _SHORT_S else _FEW_PAIRS
+
+    def timed() -> float:
+        hardware.synchronize()
+        start_s = hardware.now_s()
+        launch()
+        hardware.synchronize()
+        return hardware.now_s() - start_s
+
+    for _ in range(_LOOKS):
+        same_s, new_s = _pairs(timed, values, pairs)
+        if not _is_slower(new_s, same_s):
+            return
+    new, same = (units.duration(statistics.median(times_s)) for times_s in (new_s, same_s))
+    raise NotMeasured(WRONG, f"{where}: it remembers results: a call takes {new} on new values, and {same} on values "
+                             "that it has seen")
+
+
+def _pairs(timed: Callable[[], float], values: Values, count: int) -> tuple[list[float], list[float]]:
+    """Seconds of `count` calls on values seen before, and of as many on new ones, in an order drawn at random."""
+    seen_s, new_s = [], []
+    kinds = [True, False] * count
+    SECRET.shuffle(kinds)
+    timed()
+    for is_new in kinds:
+        (values.renew if is_new else values.rewrite)()
+        (new_s if is_new else seen_s).append(timed())
+    return seen_s, new_s
+
+
+def _is_slower(one_s: Sequence[float], other_s: Sequence[float]) -> bool:
+    longer = sum(one > other for one in one_s for other in other_s)
+    return (statistics.median(one_s) > _SLOWER * statistics.median(other_s)
+            and longer >= _MOSTLY * len(one_s) * len(other_s))

@@ -1,0 +1,91 @@
+"""Is a variant right every time, and on sizes that its author can't have foreseen? Beside its op's probes."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from time import perf_counter as now_s
+
+import torch
+
+from bench.measure import check
+from bench.measure.values import SECRET
+from bench.records import WRONG, NotMeasured
+from kernels.op import Op, Scenario, Tensors, Variant
+
+_MOST_CALLS, _LONGEST_S = 2500, 0.1
+_NEAR = 7                # a size differs by so much at most
+_MOST_BATCH = 5
+_MOST_BYTES, _MOST_FLOPS = 2 ** 20, 1e7
+_DRAWS = 3               # of sizes, until the variant takes one
+
+
+def require_same_bits(variant: Variant, dtype: str, device: str) -> None:
+    """Call the variant up to 2,500 times, for 0.1 s at most, on its op's smallest probe that it takes.
+
+    Raises:
+        NotMeasured: WRONG if an output has other bits than the first. What the variant raises passes through.
+    """
+    name, inputs = _smallest_probe(variant, dtype, device)
+    if inputs is None:
+        return
+    first = check.as_tuple(variant(*inputs))
+    until_s = now_s() + _LONGEST_S
+    for number in range(2, _MOST_CALLS + 1):
+        if not check.same_bits(check.as_tuple(variant(*inputs)), first):
+            raise NotMeasured(WRONG, f"on {name}: call {number} differs from the first, on the same inputs")
+        if now_s() > until_s:
+            return
+
+
+def require_right_nearby(variant: Variant, scenario: str, dtype: str, device: str) -> None:
+    """Check the variant on sizes drawn near a scenario's, made smaller where they are large.
+
+    Raises:
+        NotMeasured: WRONG, with the sizes. What the variant raises passes through.
+    """
+    op = variant.op
+    for near in _near(op, op.scenarios[scenario]):
+        batch = SECRET.randint(1, _MOST_BATCH)
+        inputs = op.inputs(near, batch, getattr(torch, dtype), device, SECRET.getrandbits(62))
+        if variant.why_unsupported(*inputs) is None:
+            sizes = ", ".join(f"{name}={size}" for name, size in list(near.sizes.items())[:6])
+            check.checked_call(variant, inputs, check.expect(op, inputs), f"on {scenario} with {sizes} at B={batch}")
+            return
+
+
+def _smallest_probe(variant: Variant, dtype: str, device: str) -> tuple[str, Tensors | None]:
+    """The name and inputs of the probe with the fewest bytes of those that are not empty; ("", None) if it takes none.
+    """
+    sizes = {}
+    for name, make_inputs in variant.op.probes.items():
+        shapes = make_inputs(getattr(torch, dtype), "meta", 0)
+        if all(tensor.numel() for tensor in shapes) and variant.why_unsupported(*shapes) is None:
+            sizes[name] = variant.op.least_bytes(*shapes)
+    if not sizes:
+        return "", None
+    name = min(sizes, key=sizes.__getitem__)
+    return name, variant.op.probes[name](getattr(torch, dtype), device, SECRET.getrandbits(62))
+
+
+def _near(op: Op, scenario: Scenario) -> Iterator[Scenario]:
+    """Some scenarios of sizes near the scenario's and small enough; none for real data, whose sizes are what they are.
+    """
+    if _is_real(scenario):
+        return
+    sizes = dict(scenario.sizes)
+    while _is_large(op, replace(scenario, sizes=sizes)):
+        largest = max(sizes, key=sizes.__getitem__)
+        sizes[largest] = (sizes[largest] + 1) // 2
+    for draw in range(_DRAWS):
+        step = 16 if draw == 1 else 1  # some variants take multiples only
+        yield replace(scenario, sizes={
+            name: max(1, size - size % step + step * SECRET.randint(-_NEAR, _NEAR)) for name, size in sizes.items()})
+
+
+def _is_real(scenario: Scenario) -> bool:
+    return bool(getattr(scenario, "data", None) or getattr(scenario, "real", False))
+
+
+def _is_large(op: Op, scenario: Scenario) -> bool:
+    shapes = op.inputs(scenario, _MOST_BATCH, torch.float32, "meta", 0)
+    return op.least_bytes(*shapes) > _MOST_BYTES or op.flops(*shapes) > _MOST_FLOPS

@@ -1,0 +1,194 @@
+"""Watches samples being taken: new values before each round, outputs compared at random, a fence after each turn.
+
+Nothing of this is inside a sample, and nothing that a launch can see says whether it is looked at: the same lines call
+it, and which sample was chosen is drawn from the system's own secrets.
+"""
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+
+import torch
+
+from bench.measure import check, memory
+from bench.measure.clocks import copy_of
+from bench.measure.fence import Fence
+from bench.measure.ledger import Ledger
+from bench.measure.problem import Problem
+from bench.measure.tampering import Tampered
+from bench.measure.values import CHANGED_INPUTS, SECRET
+from bench.records import WRONG, NotMeasured
+from kernels.op import Variant
+
+_LEAST_CHECKS = 2        # of each launch by each clock
+_MOST_KEPT = 24          # outputs of one check
+_MOST_KEPT_BYTES = 2 ** 25
+
+
+class Watch:
+    """Watches the launches of one problem by one clock. `variants` are by the launches' names."""
+
+    def __init__(self, problem: Problem, variants: Mapping[str, Variant], fence: Fence, ledger: Ledger):
+        self._problem, self._values = problem, problem.values
+        self._variants, self._fence, self._ledger = dict(variants), fence, ledger
+        self._checks = dict.fromkeys(variants, 0)
+        self._turns_since_look: set[str] = set()
+        self._is_checking = False
+        self._knows_new_values = False
+        self._stale: tuple[torch.Tensor, ...] = ()
+        self._damage: Tampered | None = None
+
+    def begin(self, collects: bool) -> None:
+        """Before the first round; `collects`: whether garbage collection is on from now on."""
+        self._fence.collects = collects
+
+    def end(self, collects: bool) -> None:
+        """After the last round: look at everything once more."""
+        with self._ledger.spending():
+            self._look()
+            self._require_intact()
+        self._fence.collects = collects
+
+    def wants_more(self) -> bool:
+        """Whether a launch has not been checked often enough."""
+        return any(count < _LEAST_CHECKS for count in self._checks.values())
+
+    def drop(self, name: str) -> None:
+        """This launch has no more turns."""
+        self._checks.pop(name, None)
+
+    def before_round(self) -> None:
+        """Give the inputs new values, and choose whether this round is checked."""
+        with self._ledger.spending():
+            self._is_checking = (self.wants_more() or self._ledger.can_afford) and SECRET.random() < 0.5
+            if self._is_checking and self._knows_new_values and not self._ledger.can_afford and self._values.recall():
+                return
+            if self._ledger.can_afford and SECRET.random() < 0.25:
+                self._values.redraw()
+            else:
+                self._values.renew()
+            if self._is_checking:
+                self._expect()
+
+    def plan(self, name: str, clock, samples: int) -> list["Look | None"]:
+        """What to look at in a turn: for each sample a Look, or None. A Look with calls of its own is one more."""
+        steps: list[Look | None] = [None] * samples
+        if self._is_checking and name in self._checks:
+            with self._ledger.spending():
+                self._checks[name] += 1
+                place = SECRET.randrange(samples)
+                if clock.takes_calls and SECRET.random() < 0.5:
+                    steps.insert(place, self._look_at_all(name, clock))
+                else:
+                    steps[place] = Look(self, name, [])
+        return steps
+
+    def after_turn(self, name: str) -> None:
+        """Raise Tampered if the process or the inputs are not as they were."""
+        with self._ledger.spending():
+            self._turns_since_look.add(name)
+            if self._damage:
+                raise self._damage
+            self._fence.glance(name)
+            if not self._values.look_intact():
+                raise Tampered(name, CHANGED_INPUTS)
+            if self._ledger.can_afford and SECRET.random() < 0.1:
+                self._look()
+                self._require_intact()
+
+    def judge(self, name: str, clock_name: str, returned: list, copy) -> None:
+        """Raise NotMeasured if what a launch returned is wrong, or was not there when the call had returned.
+
+        If the inputs are not what they must be, `after_turn` says so, and nobody is blamed for an output.
+        """
+        with self._ledger.spending():
+            self._damage = self._damage_of_inputs()
+            if self._damage:
+                return
+            how = f"the output that was timed by {clock_name}"
+            one = SECRET.randrange(len(returned))
+            self._problem.check(self._variants[name], returned[one], how)
+            where = f"{self._problem.where}, {how}"
+            if not check.same_bits(check.as_tuple(copy), check.as_tuple(returned[-1])):
+                raise NotMeasured(WRONG, f"{where}: it was written to after the call had returned")
+            if not all(_are_same(other, returned[one]) for other in returned):
+                raise NotMeasured(WRONG, f"{where}: {len(returned)} calls in a row on the same inputs differ")
+
+    def spoil(self, count: int) -> None:
+        """Leave wrong values in free memory of the outputs' sizes, so that what is not written does not look right."""
+        blocks = [torch.empty_like(stale).copy_(stale) for _ in range(count) for stale in self._stale]
+        del blocks
+
+    def _look_at_all(self, name: str, clock) -> "Look":
+        """So many calls, that their number says nothing; the outputs of all are kept."""
+        output_bytes = sum(stale.nbytes for stale in self._stale)
+        most = max(1, min(2 * clock.iterations, _MOST_KEPT, _MOST_KEPT_BYTES // max(1, output_bytes)))
+        return Look(self, name, [clock.launch] * SECRET.randint(1, most))
+
+    def _look(self) -> None:
+        whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        self._fence.look(whose)
+        self._turns_since_look.clear()
+
+    def _require_intact(self) -> None:
+        if damage := self._damage_of_inputs():
+            raise damage
+
+    def _damage_of_inputs(self) -> Tampered | None:
+        if self._values.are_intact():
+            return None
+        whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        return Tampered(whose, CHANGED_INPUTS)
+
+    def _expect(self) -> None:
+        try:
+            expected = self._values.expected()
+        except RuntimeError as error:  # on values whose outputs are known no reference is needed
+            if not memory.is_out_of_memory(error) or not self._values.recall():
+                raise
+            expected = self._values.expected()
+        self._knows_new_values = True
+        self._stale = tuple(-output.flatten().roll(1).view(output.shape).to(expected.dtype)
+                            for output in expected.outputs)
+
+
+class Look:
+    """A sample whose outputs are looked at: the last one's of the clock's own calls, or those of all of `launches`."""
+
+    def __init__(self, watch: Watch, name: str, launches: list):
+        self._watch, self._name = watch, name
+        self._kept: list = []
+        # Called from the same line as the launch itself, with no frame in between.
+        self._calls = [functools.partial(self._kept.extend, map(operator.call, (launch,))) for launch in launches]
+        self.is_timed = not launches
+
+    def prepare(self, clock) -> None:
+        """Right before the sample."""
+        if self._calls or not clock.settles_s:  # where a sample is timed it must find its memory warm, or all cold
+            self._watch.spoil(max(1, len(self._calls)))
+        if self._calls:
+            clock.use(self._calls)
+        clock.copies = True
+
+    def take(self, clock) -> None:
+        """A sample whose time does not count, looked at; raises NotMeasured if it is wrong."""
+        self.prepare(clock)
+        clock.sample()
+        self.see(clock)
+
+    def see(self, clock) -> None:
+        """Right after the sample; raises NotMeasured if it is wrong."""
+        returned = self._kept if self._calls else [clock.result]
+        copy = copy_of(returned[-1])
+        clock.copies = False
+        if self._calls:
+            clock.use(None)
+        self._watch.judge(self._name, clock.name, returned, copy)
+
+
+def _are_same(one, other) -> bool:
+    one, other = check.as_tuple(one), check.as_tuple(other)
+    return len(one) == len(other) and all(
+        isinstance(a, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other)
+    ) and check.same_bits(one, other)
