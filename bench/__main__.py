@@ -166,11 +166,10 @@ def _list(options) -> int:
 
 
 def _report(options) -> int:
-    from bench import journal, publishing, records
+    from bench import publishing, records
 
     folder = Path(options.folder)
-    if (folder / journal.FILE_NAME).exists() and not (folder / records.FILE_NAME).exists():
-        publishing.store(journal.read(folder), folder)
+    publishing.recover(folder)
     return 0 if publishing.write_report(records.load(folder), folder) else 1
 
 

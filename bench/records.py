@@ -5,11 +5,12 @@ Nothing here or right of here imports torch, so a report renders on any machine.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bench.files import write_whole
 
 MEASURED = "measured"
 WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant
@@ -147,11 +148,5 @@ def save(folder: Path, document: Mapping) -> Path:
 
     The file appears whole or not at all.
     """
-    path = Path(folder) / FILE_NAME
-    unfinished = path.with_suffix(".partial")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(document, file, separators=(",", ":"), ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    return path
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return write_whole(Path(folder) / FILE_NAME, text)

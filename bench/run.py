@@ -51,7 +51,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
         with put_off():
             document = journal.document()
-            run_in = publishing.store(document, run_folder)
+            run_in = publishing.store_run(document, run_folder)
         isolation.close()
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
