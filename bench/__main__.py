@@ -166,12 +166,11 @@ def _list(options) -> int:
 
 
 def _report(options) -> int:
-    from bench import journal, publishing, records
+    from bench import publishing, records
     from bench.stored_files import blamed_on
 
     folder = Path(options.folder)
-    if (folder / journal.FILE_NAME).exists() and not records.path_in(folder).exists():
-        publishing.store(journal.read(folder), folder)
+    publishing.recover(folder)
     run = records.load(folder)
     with blamed_on(records.path_in(folder)):
         return 0 if publishing.write_report(run, folder, (OSError,)) else 1

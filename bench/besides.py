@@ -34,7 +34,9 @@ def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -
     yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}
     if not document[OURS]["selection"]:
-        yield {"noise": study.noise_of(isolation, the_plan.profile.name), "sweep": study.stored_sweep()}
+        sweep = study.stored_sweep()
+        for noise in study.surveys(isolation, the_plan.profile.name):
+            yield {"noise": noise, "sweep": sweep}
     room_bytes, trials = memory_confirmed(isolation, the_plan, document)
     yield {"room_bytes": room_bytes, "capacity": trials}
     isolation.close()

@@ -52,7 +52,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         isolation.close()  # what a variant may have left running must not be there when the run is stored
         with put_off():
             document = journal.document()
-            run_in = publishing.store(document, run_folder)
+            run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
     finally:

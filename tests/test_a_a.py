@@ -55,3 +55,26 @@ def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert all(pair["case"] in printed.err for pair in document["pairs"])
     assert "A/A" in printed.out
+
+
+def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
+    def one_and_stop(*_):
+        yield _pair("done", 1e-4, 1.01e-4)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(a_a, "_pairs", one_and_stop)
+    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
+    document = json.loads((tmp_path / a_a.FILE_NAME).read_text())
+    assert [pair["case"] for pair in document["pairs"]] == ["done"] and document["partial"]
+    printed = capsys.readouterr()
+    assert "1 of 1 cases over 60.0 µs" in printed.out and "stopped after 1 cases, which are kept" in printed.err
+
+
+def test_ctrl_c_before_the_first_pair_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(a_a, "_pairs", lambda *_: (_stopped() for _ in range(1)))
+    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def _stopped():
+    raise KeyboardInterrupt

@@ -226,10 +226,11 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
 
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
-    rescue = publishing.store(document(), tmp_path / "gone")
+    rescue = publishing.store_run(document(), tmp_path / "gone")
     assert records.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(f"batchline: can't write to .*gone any more .*: the run is in {rescue}, and `python -m", line)
+    assert line.startswith(f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
+                           f"measured is in {rescue}, and `python -m bench report {rescue}` reads it")
     shutil.rmtree(rescue)
 
 
