@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
-                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a table "
-                                   "was left as it is because the new one could not be verified")
+                                   "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a "
+                                   "table was left as it is because the new one could not be verified")
     _add_plan_options(dispatch)
     dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this; the tables of "
                           "other ops are not touched")
@@ -65,12 +65,12 @@ def parser() -> argparse.ArgumentParser:
                           "slow-downs, too (default 20)")
     selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
     compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
-                                  "not the same machine; it never gates")
+                                  "not the same machine, 3 no case is timed in both; it never gates")
     compare.add_argument("a", metavar="A", help="a run's folder, or a revision that a stored run is of")
     compare.add_argument("b", metavar="B", help="another")
     compare.add_argument("--force", action="store_true", help="across machines, too: each line then says so")
     history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
-                                  epilog="exit: 0 shown, 2 usage, 3 there is no history")
+                                  epilog="exit: 0 shown, 2 usage, 3 there is no run to show")
     history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: all there are)")
     history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
     history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
