@@ -86,12 +86,12 @@ def parser() -> argparse.ArgumentParser:
                           "slow-downs, too (default 20)")
     selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
     compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
-                                  "not the same machine; it never gates")
+                                  "not the same machine, 3 no case is timed in both; it never gates")
     compare.add_argument("a", metavar="A", help="a run's folder, or a revision that a stored run is of")
     compare.add_argument("b", metavar="B", help="another")
     compare.add_argument("--force", action="store_true", help="across machines, too: each line then says so")
     history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
-                                  epilog="exit: 0 shown, 2 usage, 3 there is no history")
+                                  epilog="exit: 0 shown, 2 usage, 3 there is no run to show")
     history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: all there are)")
     history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
     history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
