@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import kernels
 from bench import device_tables, records
-from bench.cases import CLOCKS, PROFILES, plan
+from bench.cases import CLOCKS, Plan, broken_lines, plan
+from bench.declared import Problem as Described
 from bench.errors import UsageError
-from bench.measure import environment
+from bench.measure import catalogue, environment
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
@@ -25,7 +25,7 @@ from bench.report.fitting import wrapped
 from bench.verdicts.dispatch import Called, measured
 from kernels.device import device_name
 from kernels.device_files import file_for, stored
-from kernels.dispatch import DISPATCHED, why_stale
+from kernels.dispatch import DISPATCHED, is_candidate, why_stale
 
 CLEAN, REFUTED, NOT_MEASURED = 0, 1, 3
 _LOOKS = 3     # in as many processes; what is slower in each of them is slower
@@ -48,18 +48,19 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         ValueError: for an unknown device, no such run, or a damaged table.
     """
     device = environment.resolve_device(device)
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
-    calls = _Calls(profile, device)
     run = _evidence(run_folder, device) if run_folder else None
+    the_plan = plan(profile, device)
+    broken = broken_lines(the_plan)
+    print(*broken, sep="\n", end="\n" if broken else "", file=sys.stderr)
+    calls = _Calls(the_plan)
     try:
-        with _put_back_unless_called(device):
+        with _put_back_unless_called(the_plan):
             if run:
-                _write(run, device)
+                _write(run, the_plan)
             called = calls.time(problem for problem in calls.problems() if selection in _words(problem))
             slower = calls.confirm(called)
             for _ in range(_REMOVALS if run else 0):
-                if removed := [one for one in slower if _take_out(one, device)]:
+                if removed := [one for one in slower if _take_out(one, the_plan)]:
                     print(f"{len(removed)} choices are slower than the baseline in each of {_LOOKS} processes: "
                           "taken out", file=sys.stderr)
                     called |= calls.time(one.problem for one in removed)
@@ -68,15 +69,15 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         print(f"batchline: the calls can't be measured: {error}; the tables are as they were", file=sys.stderr)
         return NOT_MEASURED
     print(report.terminal(list(called.values()), slower))
-    for line in _stale(device):
+    for line in _stale(the_plan):
         print(wrapped(line))
-    return NOT_MEASURED if not called else REFUTED if slower or calls.broken else CLEAN
+    return NOT_MEASURED if not called else REFUTED if slower or calls.broken or broken else CLEAN
 
 
 @contextlib.contextmanager
-def _put_back_unless_called(device: str) -> Iterator[None]:
+def _put_back_unless_called(the_plan: Plan) -> Iterator[None]:
     """Tables that were not called to the end are none: whatever ends the block, Ctrl-C too, the old ones are back."""
-    paths = [file_for(op.folder, "dispatch", device) for op in kernels.ops.values()]
+    paths = [file_for(op.folder, "dispatch", the_plan.device) for op in the_plan.ops.values()]
     before = {path: path.read_bytes() if path.exists() else None for path in paths}
     try:
         yield
@@ -90,14 +91,13 @@ def _put_back_unless_called(device: str) -> Iterator[None]:
 class _Calls:
     """Times ops' calls in turns with their baselines, each look at some problems in a fresh process."""
 
-    def __init__(self, profile: str, device: str):
-        self._profile, self._device = PROFILES[profile], device
+    def __init__(self, the_plan: Plan):
+        self._plan, self._profile, self._device = the_plan, the_plan.profile, the_plan.device
         self.broken = False  # whether a call was wrong, failed, crashed…
 
     def problems(self) -> list[Problem]:
         """The profile's, where the op's call can be timed."""
-        return [case.problem for case in plan(self._profile.name, self._device).cases
-                if case.variant.name == case.op.baseline and not case.refusal]
+        return [case.problem for case in self._plan.cases if case.variant.is_baseline and not case.refusal]
 
     def time(self, problems: Iterable[Problem]) -> dict[Problem, Called]:
         """What each call takes; what could not be timed is said and left out."""
@@ -116,7 +116,7 @@ class _Calls:
         return suspects
 
     def _called(self, isolation: Isolation, problem: Problem) -> Called | None:
-        op, profile = kernels.ops[problem[0]], self._profile
+        op, profile = self._plan.ops[problem[0]], self._profile
         call, baseline = (case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline))
         looked_up = f"{baseline} behind a look-up"
         effort = Effort(profile.precision, profile.sampling_s)
@@ -152,18 +152,22 @@ def _evidence(folder: Path, device: str) -> Run:
     return run
 
 
-def _write(run: Run, device: str) -> None:
+def _write(run: Run, the_plan: Plan) -> None:
     """Write the table of each op that the run has timed; what an older one has of other problems stays, if it is of
     the same libraries."""
     header = {"device": run.machine["device_name"], "versions": run.machine["versions"],
-              "revision": run.machine["revision"], "clock": CLOCKS[device][0], "measured": run.about["started"][:10],
-              "profile": run.about["profile"]}
+              "revision": run.machine["revision"], "clock": CLOCKS[the_plan.device][0],
+              "measured": run.about["started"][:10], "profile": run.about["profile"]}
     rows: dict[str, list[dict]] = {}
-    for one in measured(run.records, run.about["baselines"],
-                        {name: op.dispatch.candidates for name, op in kernels.ops.items()}):
-        rows.setdefault(one.op, []).append(_entry(one.op, one.scenario, one.dtype, one.batch) | {"faster": one.faster})
+    candidates = {name: [variant.name for variant in op.variants.values() if is_candidate(variant)]
+                  for name, op in the_plan.ops.items()}
+    problems = _described(run)
+    for one in measured(run.records, run.about["baselines"], candidates):
+        problem = problems.get((one.op, one.scenario, one.dtype, one.batch))
+        if problem:
+            rows.setdefault(one.op, []).append(_entry(problem) | {"faster": one.faster})
     for name, entries in rows.items():
-        path = file_for(kernels.ops[name].folder, "dispatch", device)
+        path = file_for(the_plan.ops[name].folder, "dispatch", the_plan.device)
         before = stored(path)
         fresh = {_key(entry) for entry in entries}
         kept = [entry for entry in before.get("winners", ()) if _key(entry) not in fresh and not why_stale(before)]
@@ -173,11 +177,17 @@ def _write(run: Run, device: str) -> None:
               file=sys.stderr)
 
 
-def _entry(op_name: str, scenario: str, dtype: str, batch: int) -> dict:
+def _described(run: Run) -> dict[Problem, Described]:
+    """The run's problems that there are still, as their ops describe them."""
+    asked = {(record.op, record.scenario, record.dtype, record.batch): None for record in run.records}
+    ops = catalogue.read({"problems": list(asked)}).ops
+    return {problem.key: problem for op in ops.values() for problem in op.problems}
+
+
+def _entry(problem: Described) -> dict:
     """A problem as a table has it, with nothing that is faster."""
-    op = kernels.ops[op_name]
-    traits, sizes = op.describe(*op.make_inputs(scenario, batch, dtype, "meta"))
-    return {"problem": f"{scenario}/{dtype}/B{batch}", "traits": traits, "sizes": list(sizes), "faster": {}}
+    return {"problem": f"{problem.scenario}/{problem.dtype}/B{problem.batch}", "traits": problem.traits,
+            "sizes": list(problem.sizes), "faster": {}}
 
 
 def _key(entry: Mapping) -> tuple:
@@ -189,14 +199,14 @@ def _words(problem: Problem) -> str:
     return f"{op}/{scenario}/{dtype}/B{batch}"
 
 
-def _take_out(one: Called, device: str) -> bool:
+def _take_out(one: Called, the_plan: Plan) -> bool:
     """Take a call's choice out of its table, for its own sizes; whether there was one."""
-    op = kernels.ops[one.op]
+    op = the_plan.ops[one.op]
     if one.variant == op.baseline:
         return False
-    path = file_for(op.folder, "dispatch", device)
+    path = file_for(op.folder, "dispatch", the_plan.device)
     document = stored(path)
-    problem = _entry(*one.problem)
+    problem = _entry(next(problem for problem in op.problems if problem.key == one.problem))
     entries = [dict(entry) for entry in document["winners"]]
     own = [entry for entry in entries if _key(entry) == _key(problem)]
     if not own:  # it was chosen for what is near
@@ -213,7 +223,7 @@ def _store(path: Path, header: Mapping, entries: Sequence[Mapping]) -> None:
     device_tables.write(path, {name: header[name] for name in _HEADER}, f"[\n{rows}\n ]")
 
 
-def _stale(device: str) -> list[str]:
-    tables = {name: stored(file_for(op.folder, "dispatch", device)) for name, op in kernels.ops.items()}
+def _stale(the_plan: Plan) -> list[str]:
+    tables = {name: stored(file_for(op.folder, "dispatch", the_plan.device)) for name, op in the_plan.ops.items()}
     return [f"the table of {name} is not used: {why_stale(table)}; `make dispatch RUN=` replaces it by a new run's"
             for name, table in tables.items() if table and why_stale(table)]

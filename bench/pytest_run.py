@@ -14,6 +14,7 @@ import pytest
 
 from bench import records
 from bench.cases import Case, Plan, refined
+from bench.declared import DeclaredOp
 from bench.errors import UsageError
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
@@ -23,7 +24,6 @@ from bench.records import OURS, parse_case_id
 from bench.session import Session
 from bench.verdicts.refinement import batches_to_add
 from kernels.device_files import file_for, stored
-from kernels.op import Op
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -54,7 +54,8 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
         if besides.outcomes:
             code = besides_code
             document["benchmarks"] += added["benchmarks"]
-            about |= {"ceilings": besides.ceilings, "cases": _in_order(about["cases"] + _cases(besides))}
+            about |= {"ceilings": besides.ceilings, "cases": _in_order(about["cases"] + _cases(besides)),
+                      "along": sorted({*about["along"], *besides.along})}
     ended = {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
     return document | {OURS: about}, ended
 
@@ -153,7 +154,7 @@ def _no_plugins_but_ours() -> Iterator[None]:
         os.environ.update({name: value for name, value in outside.items() if value is not None})
 
 
-def _tuning(op: Op, device: str) -> dict:
+def _tuning(op: DeclaredOp, device: str) -> dict:
     """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
     path = file_for(op.folder, "tuning", device)
     header = stored(path)
@@ -162,7 +163,7 @@ def _tuning(op: Op, device: str) -> dict:
 
 
 def _about(the_plan: Plan, session: Session, selection: str) -> dict:
-    ops = {case.op.name: case.op for case in the_plan.cases if case.id in session.outcomes}
+    ops = {case.op: the_plan.ops[case.op] for case in the_plan.cases if case.id in session.outcomes}
     chosen = {case.problem[:3] for case in the_plan.cases if case.id in session.outcomes}
     return {
         "profile": the_plan.profile.name,
@@ -178,12 +179,14 @@ def _about(the_plan: Plan, session: Session, selection: str) -> dict:
                   for name, op in ops.items()},
         "variants": {case.variant.id: {"idea": case.variant.idea, "backend": case.variant.backend,
                                        "builds_on": case.variant.below,
-                                       "own_tolerance": case.variant.tolerance is not None,
+                                       "own_tolerance": case.variant.own_tolerance,
                                        "gives": case.variant.gives}
                      for case in the_plan.cases if case.id in session.outcomes},
         "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
                    if any(variant.tunable for variant in op.variants.values())},
         "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in chosen],
+        "along": sorted(session.along),
+        "broken_files": [dataclasses.asdict(one) for one in the_plan.broken],
         "cases": _cases(session),
     }
 

@@ -35,9 +35,11 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     environment = _require_environment()
     try:
         device = environment.resolve_device(device)
-        the_plan = plan(profile, device)
+        the_plan = plan(profile, device, deadline_s)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    for one in the_plan.broken:
+        print(one, file=sys.stderr)
     chosen = tuple(clocks or CLOCKS[device])
     if unknown := [name for name in chosen if name not in CLOCKS[device]]:
         raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
@@ -61,7 +63,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     finally:
         isolation.close()
         remove_if_empty(run_folder)
-    return _exit_code(about["cases"], ended, about["audit"])
+    return _exit_code(about, ended)
 
 
 def _require_environment():
@@ -101,11 +103,12 @@ def _store(document: dict, folder: Path, history_folder: Path) -> None:
     ci.announce("error", problems)
 
 
-def _exit_code(cases: list[dict], ended: int, audited: list[dict]) -> int:
-    statuses = {case["status"] for case in cases}
+def _exit_code(about: dict, ended: int) -> int:
+    statuses = {case["status"] for case in about["cases"]}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    broken = statuses.intersection((*BROKEN, NOT_REACHED))
-    return BROKEN_CASES if broken or any(row["whose"] == "ours" and row["impossible"] for row in audited) else CLEAN
+    broken = about["broken_files"] or statuses.intersection((*BROKEN, NOT_REACHED))
+    impossible = any(row["whose"] == "ours" and row["impossible"] for row in about["audit"])
+    return BROKEN_CASES if broken or impossible else CLEAN

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cases import Case, Plan
+from bench.cases import Case, Plan, along
 from bench.measure.task import Outcome
 from bench.progress import Progress
 from bench.records import INVALID, MEASURED, NOT_REACHED, OURS, NotMeasured
@@ -20,10 +20,13 @@ class Session:
     """One run's state: the plan, and the status and reason of every case that was selected.
 
     `measurer` gives the ceilings, once, and the outcomes of the cases of a problem. `ceilings` are those already known.
+    `along` are the ids of cases that are measured only because others are compared with them.
     """
 
     def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None):
+        self._plan = plan
         self._cases = {case.id: case for case in plan.cases}
+        self.along: set[str] = set()
         self._measurer = measurer
         self._machine = machine
         self.progress = progress
@@ -39,7 +42,14 @@ class Session:
         if "case_id" in metafunc.fixturenames:
             metafunc.parametrize("case_id", list(self._cases), ids=list(self._cases))
 
+    @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self, items):
+        """Let pytest choose by its -k, and add what the chosen cases are compared with, in the order of the plan."""
+        every = list(items)
+        yield
+        chosen = {item.callspec.params["case_id"] for item in items}
+        self.along = along(self._plan, chosen)
+        items[:] = [item for item in every if item.callspec.params["case_id"] in chosen | self.along]
         for item in items:
             item.add_marker(pytest.mark.benchmark(timer=self._replay.timer))
 
@@ -86,7 +96,7 @@ class Session:
         The machine may have been slower when its ceilings were measured than it is now: before a time is refused they
         are measured again, and the best of each counts; and what a baseline reaches, the vendor's, can be done.
         """
-        if outcome.status == MEASURED and self.ceilings and case.variant.name == case.op.baseline:
+        if outcome.status == MEASURED and self.ceilings and case.variant.is_baseline:
             for facts in outcome.facts["clocks"].values():
                 if "median_s" in facts:
                     self.ceilings = roofline.raised_by(self.ceilings, outcome.facts, facts["median_s"])

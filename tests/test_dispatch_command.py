@@ -7,6 +7,7 @@ import pytest
 import kernels
 from bench import dispatch as command
 from bench import records
+from bench.declared import Catalogue
 from bench.errors import UsageError
 from bench.measure import environment
 from bench.measure.task import Outcome
@@ -17,6 +18,7 @@ from bench.verdicts.dispatch import Called, measured
 from kernels import device_files
 from kernels.device import device_name
 from kernels.op import Op
+from tests.plans import planned
 
 CANDIDATES = {"bmm": {"torch_bmm", "fast", "slow"}}
 BASELINES = {"bmm": "torch_bmm"}
@@ -100,6 +102,10 @@ def choice_of(scenario, dtype, batch):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """Tables in a folder of the test's own, and workers that only say what they would have measured."""
+    the_plan = planned("smoke", "cpu")
+    ops = {name: replace(op, folder=tmp_path / "op") for name, op in the_plan.ops.items()}
+    monkeypatch.setattr(command, "plan", lambda profile, device: replace(the_plan, ops=ops))
+    monkeypatch.setattr(command.catalogue, "read", lambda asked: Catalogue(ops, ()))
     monkeypatch.setattr(Op, "folder", tmp_path / "op")
     monkeypatch.setattr(command, "Isolation", FakeIsolation)
     monkeypatch.setattr(FakeIsolation, "made", 0)

@@ -99,6 +99,6 @@ def _serve(connection: Connection, work: Callable) -> None:
             return
         try:
             answer = work(*job), None
-        except Exception as error:  # whatever it raised is that job's problem
+        except (Exception, SystemExit) as error:  # whatever it raised is that job's problem
             answer = None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         connection.send(answer)

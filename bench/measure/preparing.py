@@ -65,6 +65,7 @@ class Preparing:
         entries = {}
         for label, name in task.entries:
             with self.row_of(label, outcomes):
+                self._begin(label, "importing it")
                 variant = launched_with(op.variants[name], task.configs.get(label))
                 if label in task.planted:
                     variant = slower(variant, task.planted[label], self._hardware)

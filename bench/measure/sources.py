@@ -5,21 +5,21 @@ import ast
 import functools
 import hashlib
 import json
-import sys
 from pathlib import Path
 
+from bench.declared import Declared
 from kernels.backends import DISPATCH
 from kernels.device_files import file_for, stored
+from kernels.discovery import variant_files
 from kernels.op import Variant
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def files_of(variant: Variant) -> tuple[Path, ...]:
-    """The files in the order of their names; of the tree that the variant was imported from."""
-    start = Path(sys.modules[variant.function.__module__].__file__)
+def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
+    """The files in the order of their names; of the tree that the variant is in."""
     found: set[Path] = set()
-    waiting = [start]
+    waiting = [variant.file]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -28,7 +28,7 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def launch_digest(variant: Variant, device: str) -> str:
+def launch_digest(variant: Variant | Declared, device: str) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
 
     That is its code, with what it imports of `kernels`, blind to comments and layout; where it has several
@@ -38,10 +38,11 @@ def launch_digest(variant: Variant, device: str) -> str:
     digest = hashlib.sha256()
     dispatches = variant.backend == DISPATCH
     for kind in (["dispatch", "tuning"] if dispatches else ["tuning"] if variant.tunable else []):
-        winners = stored(file_for(variant.op.folder, kind, device)).get("winners")
+        winners = stored(file_for(variant.folder, kind, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
-    others = variant.op.variants.values() if dispatches else ()
-    for path in sorted({path for one in (variant, *others) for path in files_of(one)}):
+    others = variant_files([str(variant.folder)]) if dispatches else ()
+    variants = [variant, *(Declared(variant.folder.name, name, variant.folder) for name in others)]
+    for path in sorted({path for one in variants for path in files_of(one)}):
         name = path.relative_to(_root(path)).as_posix()
         digest.update(f"{name}\0{_code(path)}".encode())
     return digest.hexdigest()[:16]
@@ -49,7 +50,9 @@ def launch_digest(variant: Variant, device: str) -> str:
 
 @functools.cache
 def _code(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
+    if tree is None:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
@@ -63,10 +66,18 @@ def _root(path: Path) -> Path:
     return path.parent
 
 
+def _parsed(path: Path) -> ast.Module | None:
+    """The file's syntax tree; None of what is no Python."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 @functools.cache
 def _imported(path: Path, root: Path) -> list[Path]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(path) or ast.Module([], [])):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

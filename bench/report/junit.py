@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run
 from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, Regression
 from bench.report import regression_words as words
-from bench.report import run_in_ci
+from bench.report import run_in_ci, tables
 from bench.report.escaping import one_line
 from bench.report.readme import summary
 
@@ -52,6 +52,8 @@ def junit_of_run(run: Run) -> str:
     for record in run.records:
         test = _test(suite, record.id, record.median_s if record.status == MEASURED else None)
         _outcome(test, _TAGS.get(record.status, "error"), record.status, f"{record.status}: {record.reason}")
+    for one in tables.broken_files(run):
+        _outcome(_test(suite, one["file"]), "error", one["status"], f"{one['status']}: {one['reason']}")
     for row in run_in_ci.impossible(run):
         test = _test(suite, f"{row['op']}/{row['variant']}/{row['condition']}/{row['dtype']} numerics")
         _outcome(test, "failure", "impossible statistics", row["failed"])
