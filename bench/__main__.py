@@ -158,11 +158,16 @@ def _readme(options) -> int:
 
 
 def _list(options) -> int:
+    from bench.cases import broken_lines, plan
     from bench.listing import show
     from bench.measure.environment import resolve_device
 
-    print(show(options.profile, resolve_device(options.device), options.json))
-    return 0
+    the_plan = plan(options.profile, resolve_device(options.device))
+    print(show(the_plan, options.json))
+    broken = broken_lines(the_plan)
+    for line in broken:
+        print(line, file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _report(options) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench import publishing, units
-from bench.cases import CLOCKS, Case, plan
+from bench.cases import CLOCKS, Case, broken_lines, plan
 from bench.console import complain
 from bench.errors import UsageError
 from bench.files import write_whole
@@ -23,7 +23,7 @@ from bench.measure import environment
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import MEASURED
+from bench.records import BROKEN, MEASURED
 from bench.stopping import put_off
 
 FILE_NAME = "a-a.json"
@@ -63,9 +63,11 @@ def run(profile: str, device: str, seconds: float, folder: Path | None = None) -
     """
     try:
         device = environment.resolve_device(device)
-        the_plan = plan(profile, device)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    the_plan = plan(profile, device)
+    for line in broken_lines(the_plan):
+        print(line, file=sys.stderr)
     machine = environment.machine(device)
     effort = Effort(_PRECISION, seconds, most=_MOST_SAMPLES)
     if folder:
@@ -85,7 +87,9 @@ def run(profile: str, device: str, seconds: float, folder: Path | None = None) -
         complain(f"stopped after {len(pairs)} cases" + (", which are kept" if pairs else ""))
         return INTERRUPTED
     statuses = {pair.status for pair in pairs}
-    return NOTHING_MEASURED if MEASURED not in statuses else CLEAN if statuses == {MEASURED} else BROKEN_CASES
+    if MEASURED not in statuses:
+        return NOTHING_MEASURED
+    return CLEAN if statuses == {MEASURED} and not the_plan.broken else BROKEN_CASES
 
 
 def _until_stopped(pairs: Iterator[Pair]) -> tuple[list[Pair], bool]:
@@ -101,7 +105,10 @@ def _until_stopped(pairs: Iterator[Pair]) -> tuple[list[Pair], bool]:
 
 def _pairs(isolation: Isolation, cases: Sequence[Case], clock: str, effort: Effort, warm_up_s: float) -> Iterator[Pair]:
     for case in cases:
-        if case.refusal or case.variant.name != case.op.baseline:
+        if not case.variant.is_baseline or (case.refusal and case.refusal[0] not in BROKEN):
+            continue
+        if case.refusal:
+            yield Pair(case.id, *case.refusal)
             continue
         entries = ((f"{case.id} (A)", case.variant.name), (f"{case.id} (again)", case.variant.name))
         task = Task(*case.problem, entries, (clock,), effort, effort, warm_up_s)

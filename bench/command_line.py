@@ -137,7 +137,8 @@ def parser() -> argparse.ArgumentParser:
                                epilog="exit: 0 clean, 2 usage, 3 the machine was too busy to time a step")
     cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
     cost.add_argument("--seconds", type=_positive, default=6.0, help="for each workload (default 6)")
-    listing = commands.add_parser("list", help="print every case id and what it can run on")
+    listing = commands.add_parser("list", help="print every case id and what it can run on",
+                                  epilog="exit: 0 clean, 1 a file is broken (the others are listed), 2 usage")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")
     report = commands.add_parser("report", help="write and print a stored run's report again")

@@ -123,9 +123,10 @@ def _entry(line: bytes) -> Mapping | None:
 def document_of(entries: Sequence[Mapping]) -> dict:
     """pytest-benchmark's document with our part in it, from a journal's entries."""
     first, *others = entries
-    about, benchmarks, outcomes = dict(first["about"]), [], {}
+    about, benchmarks, outcomes = {**first["about"], "along": []}, [], {}
     for entry in others:
         about |= entry.get("about", {})
+        about["along"] += entry.get("along", ())
         outcomes |= {name: (NOT_REACHED, "the run ended before it") for name in entry.get("planned", ())}
         if "case" in entry:
             outcomes[entry["case"]] = entry["status"], entry["reason"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import publishing, selftests
-from bench.cases import PROFILES, plan
+from bench.cases import PROFILES, broken_lines, plan
 from bench.errors import UsageError
 from bench.folders import remove_if_empty, require_writable
 from bench.measure import environment
@@ -49,10 +49,10 @@ def run(profile: str, device: str, selection: str, sessions: int, folder: Path |
     device = environment.resolve_device(device)
     if sessions < 1:
         raise UsageError("say how many sessions: --sessions 20")
-    try:
-        cases = [case.id for case in plan(profile, device).cases if not case.refusal]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    the_plan = plan(profile, device)
+    for line in broken_lines(the_plan):
+        print(line, file=sys.stderr)
+    cases = [case.id for case in the_plan.cases if not case.refusal]
     chosen = selected(cases, selection or HANDFUL[device], profile)
     machine = environment.machine(device)
     if folder:

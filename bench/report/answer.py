@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from bench.noise import claims, surveyed
 from bench.records import Run, is_broken, is_machines_fault
-from bench.report import advisor, comparison
+from bench.report import advisor, comparison, tables
 from bench.report import crossovers as crossovers_report
 from bench.report.tables import unique
 from bench.verdicts import crossovers
@@ -30,6 +30,7 @@ def answer(run: Run, previous: Run | None = None) -> list[tuple[str, list[str]]]
     found += _training(run.about.get("noise"), run.about.get("sweep"))
     broken = unique(f"{record.op}/{record.variant} ({record.status})" for record in run.records
                     if is_broken(record.status, record.reason))
+    broken += [f"{one['file']} ({one['status']})" for one in tables.broken_files(run)]
     if broken:
         found.append(("Broken", _first(broken)))
     disturbed = sum(is_machines_fault(record.status, record.reason) for record in run.records)
