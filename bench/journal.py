@@ -102,12 +102,13 @@ def read(folder: Path) -> dict:
     except OSError as error:
         raise ValueError(f"no journal in {folder}: {error.strerror or error}") from error
     entries = [entry for entry in map(_entry, lines) if entry is not None]
+    version = entries[0].get("format") if entries else None
+    if isinstance(version, int) and version != FORMAT:
+        raise ValueError(f"{path} is of format {version}, and this Batchline reads {FORMAT}")
     try:
-        if entries[0]["format"] != FORMAT:
-            raise ValueError(f"{path} is of format {entries[0]['format']!r}, and this Batchline reads {FORMAT}")
         return document_of(entries)
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a journal that Batchline wrote ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a journal that Batchline wrote ({texts.error_line(error)})") from error
 
 
 def _entry(line: bytes) -> Mapping | None:
