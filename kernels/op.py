@@ -139,6 +139,8 @@ class Op:
         least_bytes: bytes of each distinct input element read once and each output written once.
         output_dtype: the inputs' dtype → the outputs'; by default the same.
         rows: the outputs, by number, of which row b is a function of row b of the inputs alone.
+        regrouped: the outputs, by number, that may be NaN where an infinity is expected: ways to compute them group the
+            terms otherwise, or add products of padding, and meet ∞ − ∞ or 0 · ∞ within the same row.
         scenarios: what is benchmarked.
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
@@ -156,7 +158,7 @@ class Op:
                  baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
                  conditions: Mapping[str, Probe] = {}, rule: Callable[..., Sequence[str]] = lambda *inputs: (),
                  output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
-                 rows: Sequence[int] = (),
+                 rows: Sequence[int] = (), regrouped: Sequence[int] = (),
                  typical: Callable[..., Sequence[Typical]] | None = None):
         self.package = package
         self.name = package.rpartition(".")[2]
@@ -174,6 +176,7 @@ class Op:
         self.describe = describe or _shapes
         self.output_dtype = output_dtype
         self.rows = tuple(rows)
+        self.regrouped = tuple(regrouped)
         self.typical = typical
         self.dispatch = Dispatch(self, rule)
         self._function = self.dispatch.function
