@@ -102,6 +102,6 @@ class Fence:
 
     def _require_same_exit(self, whose: str | None) -> None:
         (count, modules), (before, modules_before) = process_state.exit_callbacks(), self._at_exit
-        if count != before and modules == modules_before:  # a library that was just loaded may have something to end
+        if count != before and modules == modules_before:  # a library that was just loaded may have something to close
             raise Tampered(whose, "it left something to be called at exit")
         self._at_exit = count, modules

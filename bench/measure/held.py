@@ -42,6 +42,7 @@ class Held:
         self._watch = Unwatched()
         ledger = Ledger()
         self._problem = preparing.problem(kernels.ops[task.op], task, self._outcomes)
+        ledger.check_s = ledger.total_s  # to draw values and compute what is expected of them
         if self._problem:
             try:
                 self._prepare(task, ledger)

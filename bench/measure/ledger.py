@@ -15,15 +15,15 @@ class Ledger:
         self._since_s = now_s()
         self._depth = 0
         self.spent_s = 0.0
+        self.check_s = 0.0  # what the dearest checked round took
 
     @property
     def total_s(self) -> float:
         return now_s() - self._since_s
 
-    @property
-    def can_afford(self) -> bool:
-        """Whether less than the usual share of the time has been spent."""
-        return self.spent_s < _SHARE * self.total_s
+    def can_afford(self, more_s: float = 0.0) -> bool:
+        """Whether less than the usual share of the time will have been spent after so many seconds more."""
+        return self.spent_s + more_s < _SHARE * self.total_s
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:

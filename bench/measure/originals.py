@@ -26,7 +26,26 @@ _TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generato
                   torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
 _WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
 _OWN = ("bench", "kernels")
+_PARTS = tuple(map(operator.attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
 _Functions = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class _Names:
+    """What some names of one namespace stood for."""
+
+    def __init__(self, where: str, namespace: Mapping, names: tuple[str, ...], values: tuple):
+        self._where, self._namespace, self._names, self._values = where, namespace, names, values
+        self._read = operator.itemgetter(*names, names[0])  # a tuple, of one name too
+
+    def are_same(self) -> bool:
+        try:
+            return all(map(operator.is_, self._read(self._namespace), self._values))
+        except KeyError:
+            return False
+
+    def first_changed(self) -> str:
+        return next(f"{self._where}.{name}" for name, value in zip(self._names, self._values)
+                    if self._namespace.get(name) is not value)
 
 
 class Originals:
@@ -37,10 +56,11 @@ class Originals:
 
     def __init__(self, variants: Iterable[str] = ()):
         self._variants = set(variants)
-        self._names: list[tuple[str, Mapping, tuple, tuple]] = []
+        self._names: list[_Names] = []
         self._contents: list[tuple[str, object, object]] = []
         self._codes: dict[types.FunctionType, tuple] = {}
         self._seen: set[str] = set()
+        self._loaded = 0  # modules, when new ones were last looked for
         for library in _LIBRARIES:
             self._keep_names(library.__name__, vars(library), _Functions, _WRAPPED_LATER)
         for kind in _TORCH_CLASSES:
@@ -49,6 +69,9 @@ class Originals:
 
     def see_new(self) -> None:
         """Take our own modules that were loaded since then as they are."""
+        if len(sys.modules) == self._loaded:
+            return
+        self._loaded = len(sys.modules)
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in _OWN and name not in self._seen and isinstance(module, types.ModuleType):
                 self._seen.add(name)
@@ -69,12 +92,14 @@ class Originals:
 
     def changed(self) -> str | None:
         """The first name that stands for something else now, or None."""
-        for where, namespace, names, values in self._names:
-            if not all(map(operator.is_, map(namespace.get, names), values)):
-                return next(f"{where}.{name}" for name, value in zip(names, values) if namespace.get(name) is not value)
-        for function, parts in self._codes.items():
-            if not all(map(operator.is_, _parts(function), parts)):
-                return f"the code of {function.__module__}.{function.__qualname__}"
+        for names in self._names:
+            if not names.are_same():
+                return names.first_changed()
+        for part, read in enumerate(_PARTS):
+            kept = map(operator.itemgetter(part), self._codes.values())
+            if not all(map(operator.is_, map(read, self._codes), kept)):
+                return next(f"the code of {function.__module__}.{function.__qualname__}"
+                            for function, parts in self._codes.items() if read(function) is not parts[part])
         for where, held, content in self._contents:
             if not _same_content(held, content):
                 return f"the content of {where}"
@@ -91,7 +116,8 @@ class Originals:
     def _keep_names(self, where: str, namespace: Mapping, kinds, except_for: Iterable[str] = ()) -> None:
         kept = {name: value for name, value in list(namespace.items())
                 if isinstance(value, kinds) and name not in except_for}
-        self._names.append((where, namespace, tuple(kept), tuple(kept.values())))
+        if kept:
+            self._names.append(_Names(where, namespace, tuple(kept), tuple(kept.values())))
         for value in kept.values():
             for function in _functions_of(value):
                 self._codes.setdefault(function, _parts(function))
@@ -110,7 +136,7 @@ def _functions_of(value: object) -> Iterator[types.FunctionType]:
 
 
 def _parts(function: types.FunctionType) -> tuple:
-    return function.__code__, function.__defaults__, function.__kwdefaults__
+    return tuple(read(function) for read in _PARTS)
 
 
 def _same_content(held: object, content: object) -> bool:

@@ -54,6 +54,7 @@ class Preparing:
         self._hardware = hardware
         self._begin = begin
         self._verdicts: dict[tuple[str, ...], NotMeasured | int | None] = {}
+        self._prepared: set[tuple[str, str]] = set()
         self._patience = Patience(self._timed)
 
     def problem(self, op: Op, task: Task, outcomes: dict[str, Outcome]) -> Problem | None:
@@ -81,17 +82,32 @@ class Preparing:
                 self._begin(label, "importing it")
                 variant = op.variants[name]
                 self.fence.keep(variant)
-            # Another's file may have been imported along: then it is nobody's until each is measured alone.
-            others = self.fence.loaded_files() - loaded - {f"{op.package}.{name}"}
-            self._look(ledger, None if others else label, problem)
-            if label not in outcomes:
-                with self.row_of(label, outcomes):
-                    variant = launched_with(variant, task.configs.get(label))
-                    if label in task.planted:
-                        variant = slower(variant, task.planted[label], self._hardware)
-                    entries[label] = self._prepare(label, variant, task, problem, ledger)
-                self._look(ledger, label, problem)
+            if new := self.fence.loaded_files() - loaded:
+                # Of another's file it is nobody's until each is measured alone.
+                self._look(ledger, label if new == {f"{op.package}.{name}"} else None, problem)
+            if label in outcomes:
+                continue
+            is_new = self._is_new(variant.id, task.dtype)
+            with self.row_of(label, outcomes):
+                variant = launched_with(variant, task.configs.get(label))
+                if label in task.planted:
+                    variant = slower(variant, task.planted[label], self._hardware)
+                entries[label] = self._prepare(label, variant, task, problem, ledger)
+            (self._look if is_new else self._glance)(ledger, label, problem)
         return entries
+
+    def _is_new(self, variant_id: str, dtype: str) -> bool:
+        """Whether this is the first time that it is asked of the variant in this dtype."""
+        is_new = (variant_id, dtype) not in self._prepared
+        self._prepared.add((variant_id, dtype))
+        return is_new
+
+    def _glance(self, ledger: Ledger, whose: str, problem: Problem) -> None:
+        """Raise Tampered if what is quickly read has changed: the rest is looked at when the samples are taken."""
+        with ledger.spending():
+            self.fence.glance(whose)
+            if not problem.values.look_intact():
+                raise Tampered(whose, CHANGED_INPUTS)
 
     def _look(self, ledger: Ledger, whose: str | None, problem: Problem) -> None:
         """Raise Tampered if the process or the inputs have changed."""

@@ -49,7 +49,6 @@ QUICK: Mapping[str, Callable[[], object]] = {
     "whether gradients are recorded": torch.is_grad_enabled,
     "torch's inference mode": torch.is_inference_mode_enabled,
     "torch's default dtype": torch.get_default_dtype,
-    "torch's default device": torch.get_default_device,
     "the number of torch's threads": torch.get_num_threads,
     "the precision of torch's float32 products": torch.get_float32_matmul_precision,
     "torch's deterministic mode": torch.are_deterministic_algorithms_enabled,
@@ -124,6 +123,7 @@ def _priority() -> tuple:
 
 FULL: Mapping[str, Callable[[], object]] = {
     **QUICK,
+    "torch's default device": torch.get_default_device,
     "torch's flags": _torch_flags,
     "the signal handlers": _handlers,
     "the blocked signals": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
@@ -165,5 +165,5 @@ def numba_threads() -> int | None:
 
 
 def exit_callbacks() -> tuple[int, int]:
-    """How many functions are called at exit, and how many modules are loaded that may have added one."""
-    return atexit._ncallbacks(), sum(not name.startswith("kernels.") for name in sys.modules)
+    """How many functions are called at exit, and how many modules are loaded, one of which may have added one."""
+    return atexit._ncallbacks(), len(sys.modules)

@@ -5,15 +5,25 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from bench import units
+from bench.measure.sampling import Samples
 from bench.measure.values import SECRET, Values
 from bench.records import WRONG, NotMeasured
 
-LONGEST_S = 5e-3         # a longer call has a turn of one call, on new values each time
+_LONGEST_S = 5e-3        # a longer call has a turn of few calls, on new values each time
 _SHORT_S = 3e-4
-_PAIRS, _FEW_PAIRS = 8, 4
+_PAIRS, _FEW_PAIRS = 6, 2
 _LOOKS = 3               # all of which must agree
 _SLOWER = 1.3
 _MOSTLY = 0.9            # of all pairs of a call on new values and one on old
+
+
+def may_remember(samples: Samples) -> bool:
+    """Whether the calls that turns began with, on new values, took longer than those after them, on the same ones.
+
+    They do where the caches were another launch's, too: then `require_no_memory` tells.
+    """
+    return (samples.median_s < _LONGEST_S and samples.first_s is not None
+            and samples.first_s > _SLOWER * samples.median_s)
 
 
 def require_no_memory(launch: Callable[[], object], values: Values, call_s: float, hardware, where: str) -> None:

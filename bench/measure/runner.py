@@ -101,6 +101,7 @@ class Runner:
         problem = self._preparing.problem(op, task, outcomes)
         if problem is None:
             return outcomes
+        ledger.check_s = ledger.total_s  # to draw values and compute what is expected of them
         before = self._state.read()
         entries = self._preparing.entries(op, task, problem, outcomes, ledger)
         for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
@@ -175,7 +176,7 @@ class Runner:
 
     def _require_no_memory(self, entry: Entry, samples: Samples, problem: Problem, ledger: Ledger) -> None:
         """Raise NotMeasured if the entry is quick on values that it has seen alone."""
-        if samples.median_s < remembering.LONGEST_S:
+        if remembering.may_remember(samples):
             with ledger.spending():
                 remembering.require_no_memory(entry.launch, problem.values, samples.median_s, self._hardware,
                                               problem.where)

@@ -44,12 +44,16 @@ class Effort:
 
 @dataclass
 class Samples:
-    """What was taken of one launch: seconds a call, each the mean of `iterations` calls in a row."""
+    """What was taken of one launch: seconds a call, each the mean of `iterations` calls in a row.
+
+    `first_s`: the median of the calls that turns began with, which were not timed; None where there were none.
+    """
 
     clock: str
     iterations: int
     samples_s: list[float] = field(default_factory=list)
     discarded: int = 0
+    first_s: float | None = None
 
     @property
     def precision(self) -> float:
@@ -99,6 +103,7 @@ class _Launch:
         self.fresh_spent_s = 0.0
         self.a_sample_s = math.inf   # the quickest, likewise
         self.samples_a_turn = 1
+        self.first_s: list[float] = []   # the calls that turns began with
         self.beside_s: list[float] = []  # what samples took beside what they read
         self.error: BaseException | None = None
 
@@ -109,7 +114,8 @@ class _Launch:
         try:
             if self.a_sample_s < self.clock.settles_s or self.a_sample_s == math.inf:
                 self.clock.settle()
-                self.fresh_spent_s += now_s() - start_s
+                self.first_s.append(now_s() - start_s)
+                self.fresh_spent_s += self.first_s[-1]
             for look in looks:
                 if look:
                     look.prepare(self.clock)
@@ -147,6 +153,7 @@ class _Launch:
     def thinned(self, most: int) -> Samples:
         """What was kept, or `most` of it evenly over the time."""
         taken = self.kept.samples_s
+        self.kept.first_s = statistics.median(self.first_s) if self.first_s else None
         if len(taken) > most:
             self.kept.samples_s = [taken[index * len(taken) // most] for index in range(most)]
         return self.kept

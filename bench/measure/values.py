@@ -54,6 +54,7 @@ class Values:
         self._spikes: tuple[_Spike, ...] = ()
         self._expected: check.Expected | None = None
         self._known: tuple[tuple[_Spike, ...], check.Expected] | None = None
+        self._first: check.Expected | None = None  # what is expected of the first values
 
     @property
     def inputs(self) -> Tensors:
@@ -82,12 +83,13 @@ class Values:
         if self._expected is None:
             self._expected = check.expect(self._op, self._true)
             self._known = self._spikes, self._expected
+            self._first = self._first or self._expected
         return self._expected
 
     @property
-    def is_known(self) -> bool:
-        """Whether what is expected of the present values has been computed."""
-        return self._expected is not None
+    def knows_new(self) -> bool:
+        """Whether what is expected has been computed of values that are not the first ones."""
+        return self._known is not None and self._known[1] is not self._first
 
     def renew(self) -> None:
         """Give a few elements at random places new values, and the last such ones their own ones back.
