@@ -8,8 +8,9 @@ import statistics
 import pytest
 
 from bench.verdicts import medians
-from bench.measure.clocks import Unfit
+from bench.measure.clocks import Host, Unfit
 from bench.measure.sampling import Effort, Samples
+from bench.measure.tampering import Tampered
 from bench.records import INVALID, NotMeasured
 from tests.fake_machine import FakeCpu, FakeCuda, Kernel, sampled
 
@@ -169,6 +170,17 @@ def test_nobody_has_a_turn_when_all_have_raised():
     kernels = {name: Kernel(machine, 1e-4, raises={40: MemoryError(name)}) for name in "ab"}
     taken = sampled("host", kernels, Effort(TO_THE_END, 0.1), tell=lambda name: turns.append(name))
     assert [str(taken[name]) for name in "ab"] == ["a", "b"] and len(turns) < 10
+
+
+def test_a_clock_that_reads_less_than_its_samples_take_is_no_clock_any_more(monkeypatch):
+    machine = FakeCpu(noise=0.1)
+    kernels = {"honest": Kernel(machine, 1e-3), "cheat": Kernel(machine, 1e-3)}
+    sampled("host", kernels, Effort(TO_THE_END, 0.1))
+    sample = Host.sample
+    monkeypatch.setattr(Host, "sample", lambda clock: sample(clock) * (0.8 if clock.launch is kernels["cheat"] else 1))
+    with pytest.raises(Tampered, match="it changed the clock: samples that read") as tampered:
+        sampled("host", kernels, Effort(TO_THE_END, 0.1))
+    assert tampered.value.whose == "cheat"
 
 
 # Whose turn it is.

@@ -83,8 +83,8 @@ class Fence:
     def _require_same(self, whose: str | None, readers, before: list) -> None:
         now = process_state.read(readers)
         if now != before:
-            what = next(name for name, one, other in zip(readers, before, now) if one != other)
-            raise Tampered(whose, f"it left {what} changed")
+            what, one, other = next(row for row in zip(readers, before, now) if row[1] != row[2])
+            raise Tampered(whose, f"it left {what} changed{_which(one, other)}")
 
     def _require_no_company(self, whose: str | None) -> None:
         """No thread at work and no child process that was not there before; Numba's pool as large as it was."""
@@ -105,3 +105,10 @@ class Fence:
         if count != before and modules == modules_before:  # a library that was just loaded may have something to close
             raise Tampered(whose, "it left something to be called at exit")
         self._at_exit = count, modules
+
+
+def _which(one: object, other: object) -> str:
+    """Of what has names the first that differs, in brackets."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return ""
+    return f" ({next(name for name in {**one, **other} if one.get(name) != other.get(name))})"

@@ -26,6 +26,7 @@ _TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generato
                   torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
 _WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
 _OWN = ("bench", "kernels")
+_are_all = all  # whatever a variant makes of builtins.all
 _PARTS = tuple(map(operator.attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
 _Functions = (types.FunctionType, types.BuiltinFunctionType, type)
 
@@ -39,7 +40,7 @@ class _Names:
 
     def are_same(self) -> bool:
         try:
-            return all(map(operator.is_, self._read(self._namespace), self._values))
+            return _are_all(map(operator.is_, self._read(self._namespace), self._values))
         except KeyError:
             return False
 
@@ -97,7 +98,7 @@ class Originals:
                 return names.first_changed()
         for part, read in enumerate(_PARTS):
             kept = map(operator.itemgetter(part), self._codes.values())
-            if not all(map(operator.is_, map(read, self._codes), kept)):
+            if not _are_all(map(operator.is_, map(read, self._codes), kept)):
                 return next(f"the code of {function.__module__}.{function.__qualname__}"
                             for function, parts in self._codes.items() if read(function) is not parts[part])
         for where, held, content in self._contents:
@@ -144,7 +145,7 @@ def _same_content(held: object, content: object) -> bool:
     if len(held) < len(content) or (len(held) > len(content) and not isinstance(held, dict)):
         return False
     if isinstance(held, dict):
-        return all(map(operator.is_, map(held.get, content), content.values()))
+        return _are_all(map(operator.is_, map(held.get, content), content.values()))
     if isinstance(held, list):
-        return all(map(operator.is_, held, content))
+        return _are_all(map(operator.is_, held, content))
     return held == content

@@ -22,8 +22,10 @@ import torch
 import kernels
 
 _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
-_BY_LIBRARIES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
-                 "PYTEST_CURRENT_TEST"}  # variables that they set themselves
+_BY_LIBRARIES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
+                 "PYTEST_CURRENT_TEST")  # variables that they set themselves
+_PATHS = len(sys.path)
+_USUAL_DEPTH = 1000
 _LEAST_NUMBER = 5e-324
 
 
@@ -46,8 +48,8 @@ def _affinity() -> set[int] | None:
 
 
 QUICK: Mapping[str, Callable[[], object]] = {
-    "whether gradients are recorded": torch.is_grad_enabled,
     "torch's inference mode": torch.is_inference_mode_enabled,
+    "whether gradients are recorded": torch.is_grad_enabled,
     "torch's default dtype": torch.get_default_dtype,
     "the number of torch's threads": torch.get_num_threads,
     "the precision of torch's float32 products": torch.get_float32_matmul_precision,
@@ -79,7 +81,7 @@ def _error_filters() -> int:
 
 
 def _environment() -> dict:
-    return {name: value for name, value in os.environ.items() if name not in _BY_LIBRARIES}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_BY_LIBRARIES)}
 
 
 def _umask() -> int:
@@ -131,7 +133,7 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the priority of the process": _priority,
     "the collector's callbacks": lambda: list(gc.callbacks),
     "the collector's debugging": gc.get_debug,
-    "the recursion limit": sys.getrecursionlimit,
+    "the recursion limit": lambda: sys.getrecursionlimit() < _USUAL_DEPTH,  # compilers raise it
     "the threads' trace function": threading.gettrace,
     "the threads' profile function": threading.getprofile,
     "the monitors of the interpreter": _monitors,
@@ -141,7 +143,7 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the working directory": os.getcwd,
     "the umask": _umask,
     "the standard files": _standard_files,
-    "the path of imports": lambda: list(sys.path),
+    "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
     "the tuning and dispatch files": _device_files,
 }
 

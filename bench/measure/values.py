@@ -54,7 +54,7 @@ class Values:
         self._spikes: tuple[_Spike, ...] = ()
         self._expected: check.Expected | None = None
         self._known: tuple[tuple[_Spike, ...], check.Expected] | None = None
-        self._first: check.Expected | None = None  # what is expected of the first values
+        self._is_redrawn = False
 
     @property
     def inputs(self) -> Tensors:
@@ -83,13 +83,12 @@ class Values:
         if self._expected is None:
             self._expected = check.expect(self._op, self._true)
             self._known = self._spikes, self._expected
-            self._first = self._first or self._expected
         return self._expected
 
     @property
     def knows_new(self) -> bool:
         """Whether what is expected has been computed of values that are not the first ones."""
-        return self._known is not None and self._known[1] is not self._first
+        return self._known is not None and (self._is_redrawn or bool(self._known[0]))
 
     def renew(self) -> None:
         """Give a few elements at random places new values, and the last such ones their own ones back.
@@ -122,7 +121,7 @@ class Values:
             true.copy_(new)
         self.restore()
         self._scales.clear()
-        self._spikes, self._expected, self._known = (), None, None
+        self._spikes, self._expected, self._known, self._is_redrawn = (), None, None, True
 
     def restore(self) -> None:
         """Write what the inputs must hold over whatever they hold."""
