@@ -66,7 +66,7 @@ class Session:
             if not case.refusal:
                 self._by_problem.setdefault(case.problem, []).append(case)
         if selected:
-            self._record(planned=list(self.outcomes), along=sorted(self._along))
+            self._record(planned=list(self.outcomes), along=[name for name in self.outcomes if name in self._along])
         self.progress.start(selected)
         if self._by_problem:
             self.measure_ceilings()

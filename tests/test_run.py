@@ -91,7 +91,7 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
     assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
     first = next(record for record in run.records if record.variant == "torch_tires" and record.reason)
     assert first.reason.startswith("on tiny_16 at B=1, the output that was timed by host: 256 of 256 elements")
-    assert "torch_typo.py does not load: SyntaxError" in reasons["torch_typo"]
+    assert "torch_typo.py: it does not load: SyntaxError" in reasons["torch_typo"]
     assert "Traceback" not in done.stderr
 
 

@@ -67,7 +67,7 @@ def each(jobs: Sequence[Job], deadline_s: float, at_once: int) -> Iterator[tuple
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.popleft(), [one.pipe for one in running]))
+                running.append(_start(waiting.popleft()))
             open_pipes = [one.pipe for one in running if not one.is_closed]
             select.select(open_pipes, [], [], _LOOK_S if len(open_pipes) == len(running) else _ENDING_S)
             for one in list(running):
@@ -158,7 +158,7 @@ def _read(received: bytes) -> tuple[list, tuple | None]:
     return data, None
 
 
-def _start(job: Job, pipes_of_others: Sequence[int]) -> _Running:
+def _start(job: Job) -> _Running:
     reading, writing = os.pipe()
     doing = Doing(multiprocessing.get_context("spawn"))
     doing.begin(job.name, "starting")
@@ -166,9 +166,7 @@ def _start(job: Job, pipes_of_others: Sequence[int]) -> _Running:
     process = os.fork()
     if process == 0:
         try:
-            for pipe in (reading, *pipes_of_others):
-                os.close(pipe)
-            _be_alone(parent)
+            _be_alone(parent, writing)
             _work(job, doing, writing)
         finally:
             os._exit(0)
@@ -177,11 +175,13 @@ def _start(job: Job, pipes_of_others: Sequence[int]) -> _Running:
     return _Running(job, process, reading, doing)
 
 
-def _be_alone(parent: int) -> None:
-    """Not to outlive the parent, and to be heard by nobody: what a file prints is not for a terminal or a CI."""
+def _be_alone(parent: int, pipe: int) -> None:
+    """Not to outlive the parent, and to be heard through the pipe alone: what a file prints is not for a terminal."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nowhere, standard)
