@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,7 @@ class Op:
         self._function = self.dispatch.function
         self._variants: dict[str, Variant] = {}
         self._searched = False
+        self._search = threading.RLock()  # re-entrant, for a variant's module may ask its op for another variant
 
     def variant(self, *, dtypes: Sequence[str] | None = None, example: tuple[str, int] | None = None, **declared):
         """Register the decorated function as a variant of this op, and return it unchanged.
@@ -195,12 +197,19 @@ class Op:
     def variants(self) -> Mapping[str, Variant]:
         """Every variant by name, the baseline first; found by importing each file of the op's package."""
         if not self._searched:
-            self._searched = True
-            for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
-                if not module.name.startswith("_"):
-                    self._load(module.name)
-            self._variants[DISPATCHED] = self._own_call()
+            with self._search:
+                self._find_variants()
         return dict(sorted(self._variants.items(), key=lambda item: (item[0] != self.baseline, item[0])))
+
+    def _find_variants(self) -> None:
+        """Import every file of the package, once. Another thread waits meanwhile; a file's own question is no call."""
+        if self._searched or DISPATCHED in self._variants:
+            return
+        for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
+            if not module.name.startswith("_"):
+                self._load(module.name)
+        self._variants[DISPATCHED] = self._own_call()
+        self._searched = True
 
     def _load(self, file: str) -> None:
         try:
