@@ -158,20 +158,24 @@ def _readme(options) -> int:
 
 
 def _list(options) -> int:
+    from bench.cases import broken_lines, plan
     from bench.listing import show
     from bench.measure.environment import resolve_device
 
-    print(show(options.profile, resolve_device(options.device), options.json))
-    return 0
+    the_plan = plan(options.profile, resolve_device(options.device))
+    print(show(the_plan, options.json))
+    broken = broken_lines(the_plan)
+    for line in broken:
+        print(line, file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _report(options) -> int:
-    from bench import journal, publishing, records
+    from bench import publishing, records
     from bench.stored_files import blamed_on
 
     folder = Path(options.folder)
-    if (folder / journal.FILE_NAME).exists() and not records.path_in(folder).exists():
-        publishing.store(journal.read(folder), folder)
+    publishing.recover(folder)
     run = records.load(folder)
     with blamed_on(records.path_in(folder)):
         return 0 if publishing.write_report(run, folder, (OSError,)) else 1

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import units
-from bench.cases import CLOCKS, Case, plan
+from bench import publishing, units
+from bench.cases import CLOCKS, Case, broken_lines, plan
+from bench.console import complain
 from bench.errors import UsageError
+from bench.files import write_whole
+from bench.folders import require_writable
 from bench.measure import environment
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import MEASURED
+from bench.records import BROKEN, MEASURED
+from bench.stopping import put_off
 
 FILE_NAME = "a-a.json"
-CLEAN, BROKEN_CASES, NOTHING_MEASURED = 0, 1, 3
+CLEAN, BROKEN_CASES, NOTHING_MEASURED, INTERRUPTED = 0, 1, 3, 130
 _PRECISION = 0.005
 _MOST_SAMPLES = 20_000  # short samples: the two are in turns every few hundred microseconds
 _WITHIN = 0.02
@@ -59,32 +63,52 @@ def run(profile: str, device: str, seconds: float, folder: Path | None = None) -
     """
     try:
         device = environment.resolve_device(device)
-        the_plan = plan(profile, device)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    the_plan = plan(profile, device)
+    for line in broken_lines(the_plan):
+        print(line, file=sys.stderr)
     machine = environment.machine(device)
     effort = Effort(_PRECISION, seconds, most=_MOST_SAMPLES)
-    isolation = Isolation(device, the_plan.profile.deadline_s)
-    try:
-        pairs = list(_pairs(isolation, the_plan.cases, CLOCKS[device][0], effort, the_plan.profile.warm_up_s))
-    finally:
-        isolation.close()
-    print(summary(pairs, machine["device_name"], CLOCKS[device][0]))
     if folder:
-        document = {"machine": machine, "profile": profile, "clock": CLOCKS[device][0], "effort": asdict(effort),
-                    "pairs": [asdict(pair) for pair in pairs]}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE_NAME).write_text(json.dumps(document, indent=0), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with --out") from error
+        require_writable(folder)
+    isolation = Isolation(device, the_plan.profile.deadline_s)
+    pairs, stopped = _until_stopped(
+        _pairs(isolation, the_plan.cases, CLOCKS[device][0], effort, the_plan.profile.warm_up_s))
+    isolation.close()
+    document = {"machine": machine, "profile": profile, "clock": CLOCKS[device][0], "effort": asdict(effort),
+                "partial": stopped, "pairs": [asdict(pair) for pair in pairs]}
+    if folder and pairs:
+        with put_off():
+            publishing.store(lambda place: write_whole(place / FILE_NAME, json.dumps(document, indent=0)), folder)
+    if pairs:
+        print(summary(pairs, machine["device_name"], CLOCKS[device][0]))
+    if stopped:
+        complain(f"stopped after {len(pairs)} cases" + (", which are kept" if pairs else ""))
+        return INTERRUPTED
     statuses = {pair.status for pair in pairs}
-    return NOTHING_MEASURED if MEASURED not in statuses else CLEAN if statuses == {MEASURED} else BROKEN_CASES
+    if MEASURED not in statuses:
+        return NOTHING_MEASURED
+    return CLEAN if statuses == {MEASURED} and not the_plan.broken else BROKEN_CASES
+
+
+def _until_stopped(pairs: Iterator[Pair]) -> tuple[list[Pair], bool]:
+    """The pairs, and whether Ctrl-C has ended them early."""
+    kept = []
+    try:
+        for pair in pairs:
+            kept.append(pair)
+    except KeyboardInterrupt:
+        return kept, True
+    return kept, False
 
 
 def _pairs(isolation: Isolation, cases: Sequence[Case], clock: str, effort: Effort, warm_up_s: float) -> Iterator[Pair]:
     for case in cases:
-        if case.refusal or case.variant.name != case.op.baseline:
+        if not case.variant.is_baseline or (case.refusal and case.refusal[0] not in BROKEN):
+            continue
+        if case.refusal:
+            yield Pair(case.id, *case.refusal)
             continue
         entries = ((f"{case.id} (A)", case.variant.name), (f"{case.id} (again)", case.variant.name))
         task = Task(*case.problem, entries, (clock,), effort, effort, warm_up_s)

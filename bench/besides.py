@@ -7,13 +7,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
-import kernels
 from bench import records, study, units
 from bench.cases import Plan
 from bench.confirm import Confirming
-from bench.measure import audit, grids, invariance, outcome, static_facts
+from bench.measure import audit, invariance, static_facts
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.records import MEASURED, OURS
 from bench.verdicts import memory_law
@@ -34,29 +32,31 @@ def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -
     yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}
     if not document[OURS]["selection"]:
-        yield {"noise": study.noise_of(isolation, the_plan.profile.name), "sweep": study.stored_sweep()}
+        sweep = study.stored_sweep()
+        for noise in study.surveys(isolation, the_plan.profile.name):
+            yield {"noise": noise, "sweep": sweep}
     room_bytes, trials = memory_confirmed(isolation, the_plan, document)
     yield {"room_bytes": room_bytes, "capacity": trials}
     isolation.close()
     rows, missing = compiled(the_plan, document[OURS]["cases"])
-    yield {"compiled": rows, "not_compiled": missing, "waves": waves(the_plan, document, rows, machine)}
+    yield {"compiled": rows, "not_compiled": missing, "waves": waves(isolation, the_plan, document, rows, machine)}
 
 
 def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
     """The numerics audit of the run's variants that can run here, and of the negative controls of their ops."""
     chosen = {case["id"] for case in document[OURS]["cases"]}
     variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal}
-    jobs = audit.jobs(list(variants.values()))
+    jobs = audit.jobs(list(variants.values()), [op.name for op in the_plan.ops.values() if op.has_conditions])
     if jobs:
         print("the numerics of the statistics", file=sys.stderr)
     rows = []
-    for variant, dtype in jobs:
+    for subject, dtype in jobs:
         try:
-            rows += isolation.call("audit", variant.op.name, variant.name, dtype)
+            rows += isolation.call("audit", subject.op, subject.variant, dtype)
         except WorkerLost as lost:
-            rows.append(audit.row(variant, dtype, failed=f"{lost} ({lost.step})"))
+            rows.append(audit.row(subject, dtype, failed=f"{lost} ({lost.step})"))
         except RuntimeError as error:
-            rows.append(audit.row(variant, dtype, failed=f"Batchline itself failed: {error}"))
+            rows.append(audit.row(subject, dtype, failed=f"Batchline itself failed: {error}"))
     return rows
 
 
@@ -64,12 +64,9 @@ def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[
     """Whether each measured variant gives a sample the same bits in every batch and call; `full` asks two processes."""
     batches: dict[tuple, set[int]] = {}
     for record in records.parse(document).records:
-        if record.status == MEASURED:
+        if record.status == MEASURED and record.facts["flops"] <= invariance.MOST_FLOPS:
             batches.setdefault((record.op, record.variant, record.scenario, record.dtype), set()).add(record.batch)
-    jobs = {}
-    for (op, variant, scenario, dtype), measured in batches.items():
-        if small := invariance.batches_of(kernels.ops[op], scenario, dtype, measured):
-            jobs[op, variant, scenario, dtype] = small
+    jobs = {job: tuple(sorted(small)) for job, small in batches.items()}
     if jobs:
         print("batch invariance", file=sys.stderr)
     rows = [_looked_at(isolation, *job, small) for job, small in jobs.items()]
@@ -86,7 +83,7 @@ def _looked_at(isolation: Isolation, op: str, variant: str, scenario: str, dtype
     try:
         return isolation.call("invariance", op, variant, scenario, dtype, batches)
     except (WorkerLost, RuntimeError) as error:
-        return invariance.row(kernels.ops[op].variants[variant], scenario, dtype, batches, failed=str(error))
+        return invariance.row(op, variant, scenario, dtype, batches, failed=str(error))
 
 
 def memory_confirmed(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
@@ -112,7 +109,7 @@ def memory_confirmed(isolation: Isolation, the_plan: Plan, document: dict) -> tu
         return None, []
 
 
-def waves(the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -> list[dict]:
+def waves(isolation: Isolation, the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -> list[dict]:
     """How each variant that was timed on a GPU fills it, where its blocks go with the batch (bench.measure.grids)."""
     if "gpu" not in machine or the_plan.device != "cuda":
         return []
@@ -125,11 +122,12 @@ def waves(the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -
     for (op, variant, scenario, dtype), batch in largest.items():
         row = {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype}
         try:
-            one = grids.waves_of(kernels.ops[op].variants[variant], scenario, dtype, batch, rows, machine["gpu"])
-        except Exception as error:  # whatever a launcher raises that CPU tensors don't do for
-            found.append(row | {"why_not": outcome.one_line(error)})
+            one = isolation.call("waves", op, variant, scenario, dtype, batch, rows, machine["gpu"])
+        except (WorkerLost, RuntimeError) as error:  # whatever a launcher raises that CPU tensors don't do for
+            found.append(row | {"why_not": str(error)})
         else:
-            found += [row | asdict(one)] if one else []
+            found += [row | one] if one else []
+    isolation.close()
     return found
 
 
@@ -150,6 +148,6 @@ def compiled(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]
     """The static facts of the run's GPU variants, and why they are not complete, if so."""
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
-    variants = {case.variant.id for case in the_plan.cases if case.id in chosen}
-    facts = static_facts.facts(static_facts.jobs(variants, the_plan.profile.dtypes["cuda"]))
+    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen}
+    facts = static_facts.facts(static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"]))
     return facts.rows, facts.incomplete

@@ -1,15 +1,19 @@
 """What is measured: profile x op x scenario x dtype x batch x variant → Case, in the order in which they run.
 
 The variant changes fastest: all variants of one problem are measured together, and share its inputs and reference.
+What there is to measure is read by bench.measure.catalogue; no file of an op is imported here.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import kernels
-from bench.records import NOT_HERE, UNSUPPORTED, case_id
-from kernels.op import FP8, Op, Variant
+from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
+from bench.errors import UsageError
+from bench.measure import catalogue
+from bench.records import NOT_HERE, case_id
+from kernels.op import FP8
 
 
 @dataclass(frozen=True)
@@ -84,90 +88,125 @@ PROFILES = {profile.name: profile for profile in (
 class Case:
     """One variant on one problem. `refusal` is (status, reason) when it is known beforehand that it can't be timed."""
 
-    variant: Variant
+    variant: Declared
     scenario: str
     dtype: str
     batch: int
-    refusal: tuple[str, str] | None
+    refusal: Refusal | None
 
     @property
-    def op(self) -> Op:
+    def op(self) -> str:
         return self.variant.op
 
     @property
     def id(self) -> str:
-        return case_id(self.op.name, self.variant.name, self.scenario, self.dtype, self.batch)
+        return case_id(self.op, self.variant.name, self.scenario, self.dtype, self.batch)
 
     @property
     def problem(self) -> tuple[str, str, str, int]:
         """What the variants of one comparison share; they are timed in turns."""
-        return self.op.name, self.scenario, self.dtype, self.batch
-
-    @property
-    def runs_on(self) -> str:
-        """The devices that the variant can run on at all."""
-        return self.variant.needs or "cpu, cuda"
+        return self.op, self.scenario, self.dtype, self.batch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cases of a profile on a device, and the problems that are over its limits."""
+    """The cases of a profile on a device, the problems that are over its limits, the ops of both, and what is none."""
 
     profile: Profile
     device: str
     cases: tuple[Case, ...]
     left_out: tuple[tuple[str, str, str, int], ...]
+    ops: Mapping[str, DeclaredOp]
+    broken: tuple[BrokenFile, ...]
 
 
-def plan(profile_name: str, device: str) -> Plan:
+def plan(profile_name: str, device: str, deadline_s: float | None = None, tree: Path | None = None,
+         configs: bool = False) -> Plan:
     """Every case of the profile on the device.
 
+    Args:
+        deadline_s: the longest that a file may take to be imported; by default the profile's, and a minute at most.
+        tree: the folder whose `kernels` are planned, where that is not the one beside this `bench`.
+        configs: whether the ops tell the configurations of their tunable variants, too.
+
     Raises:
-        ValueError: for an unknown profile.
+        UsageError: for an unknown profile, or if the ops can't be read.
     """
-    if profile_name not in PROFILES:
-        raise ValueError(f"unknown profile {profile_name!r}: use {', '.join(PROFILES)}")
-    profile = PROFILES[profile_name]
-    return _planned(profile, device, _problems(profile, device))
+    profile = profile_named(profile_name)
+    limits = profile.limits[device]
+    request = {"dtypes": profile.dtypes[device], "batches": profile.batches, "details": profile.details,
+               "flops": limits.flops, "bytes": limits.bytes, "configs": configs}
+    return of_catalogue(profile, device, catalogue.read(request, _deadline_s(profile, deadline_s), tree))
 
 
 def refined(the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]) -> Plan:
     """Batch sizes besides those of a plan, by op, scenario and dtype: for them alone, and all variants."""
-    problems = ((kernels.ops[op], scenario, dtype, batch) for (op, scenario, dtype), batches in added.items()
-                for batch in batches)
-    return _planned(the_plan.profile, the_plan.device, problems)
+    limits = the_plan.profile.limits[the_plan.device]
+    problems = [(*group, batch) for group, batches in added.items() for batch in batches]
+    if not problems:
+        return Plan(the_plan.profile, the_plan.device, (), (), {}, ())
+    request = {"problems": problems, "flops": limits.flops, "bytes": limits.bytes}
+    return of_catalogue(the_plan.profile, the_plan.device,
+                        catalogue.read(request, _deadline_s(the_plan.profile, None)))
 
 
-def _planned(profile: Profile, device: str, problems: Iterable[tuple[Op, str, str, int]]) -> Plan:
-    cases, left_out = [], []
-    for op, scenario, dtype, batch in problems:
-        inputs = op.make_inputs(scenario, batch, dtype, "meta")
-        limits = profile.limits[device]
-        if op.flops(*inputs) > limits.flops or op.least_bytes(*inputs) > limits.bytes:
-            left_out.append((op.name, scenario, dtype, batch))
-            continue
+def broken_lines(the_plan: Plan) -> list[str]:
+    """A line for each file that is broken, whether its variant has cases or not."""
+    variants = [variant for op in the_plan.ops.values() for variant in op.variants.values() if variant.broken]
+    return [*map(str, the_plan.broken), *(f"{variant.id}: {': '.join(variant.broken)}" for variant in variants)]
+
+
+def along(the_plan: Plan, chosen: Container[str]) -> set[str]:
+    """The ids of cases that a choice of cases is compared with and lacks: on each problem that one of them is timed
+    on, the baseline and the rungs below, as far as they can be timed."""
+    by_problem: dict[tuple, dict[str, Case]] = {}
+    for case in the_plan.cases:
+        if not case.refusal:
+            by_problem.setdefault(case.problem, {})[case.variant.name] = case
+    wanted = set()
+    for cases in by_problem.values():
+        timed = [case.variant for case in cases.values() if case.id in chosen]
+        below = {variant.builds_on for variant in timed}
+        wanted |= {case.id for case in cases.values() if timed and case.id not in chosen
+                   and (case.variant.is_baseline or case.variant.name in below)}
+    return wanted
+
+
+def profile_named(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"unknown profile {name!r}: use {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def of_catalogue(profile: Profile, device: str, found: Catalogue) -> Plan:
+    """The cases of the catalogue's problems, of all variants that it has."""
+    cases = tuple(case for op in found.ops.values() for case in _cases(op, profile, device))
+    left_out = tuple(problem.key for op in found.ops.values() for problem in op.left_out)
+    return Plan(profile, device, cases, left_out, found.ops, found.broken)
+
+
+def _cases(op: DeclaredOp, profile: Profile, device: str) -> Iterable[Case]:
+    for number, problem in enumerate(op.problems):
         for variant in op.variants.values():
-            cases.append(Case(variant, scenario, dtype, batch, _refusal(variant, profile, device, dtype, inputs)))
-    return Plan(profile, device, tuple(cases), tuple(left_out))
+            refusal = variant.broken or op.refusals[variant.name][number]
+            yield Case(variant, problem.scenario, problem.dtype, problem.batch,
+                       refusal or _not_here(variant, profile, device, problem.dtype))
 
 
-def _problems(profile: Profile, device: str) -> Iterator[tuple[Op, str, str, int]]:
-    for op in kernels.ops.values():
-        for scenario in op.scenarios.values():
-            if scenario.detail and not profile.details:
-                continue
-            for dtype in filter(scenario.dtypes.__contains__, profile.dtypes[device]):
-                for batch in profile.batches:
-                    yield op, scenario.name, dtype, batch
-
-
-def _refusal(variant: Variant, profile: Profile, device: str, dtype: str, inputs) -> tuple[str, str] | None:
-    unsupported = variant.why_unsupported(*inputs)
-    if unsupported:
-        return UNSUPPORTED, unsupported
-    not_here = variant.why_not_here(device, dtype)
+def _not_here(variant: Declared, profile: Profile, device: str, dtype: str) -> Refusal | None:
+    """Why a variant that takes a problem is not timed on it, or None."""
+    why = variant.why_not_here(device, dtype)
     if variant.slow_start and not profile.slow_starts:
-        not_here = not_here or "takes seconds to compile for each shape: PROFILE=full times it"
+        why = why or "takes seconds to compile for each shape: PROFILE=full times it"
     if variant.detail and not profile.details:
-        not_here = not_here or f"a detail beside {variant.builds_on}: PROFILE=full times it"
-    return (NOT_HERE, not_here) if not_here else None
+        why = why or f"a detail beside {variant.builds_on}: PROFILE=full times it"
+    return (NOT_HERE, why) if why else None
+
+
+def _deadline_s(profile: Profile, asked_s: float | None) -> float:
+    return min(asked_s or profile.deadline_s, catalogue.LONGEST_S)

@@ -29,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
     commands = found.add_subparsers(required=True, dest="command", metavar="command")
     run = commands.add_parser("run", help="check and time every variant, write a report",
                               epilog="exit: 0 clean (cases that only a busy or throttled machine left without a time "
-                                     "count as clean), 1 a variant was wrong or failed, 2 usage, 3 nothing could be "
-                                     "measured, 130 stopped by Ctrl-C (what was measured is kept)")
+                                     "count as clean), 1 a variant was wrong or failed, or a part of the report could "
+                                     "not be made, 2 usage, 3 nothing could be measured, 130 stopped by Ctrl-C "
+                                     "(what was measured is kept)")
     _add_plan_options(run)
     run.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
     run.add_argument("--clocks", metavar="A,B", help="the clocks to time by, the first ranks (default: all of "
@@ -40,14 +41,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="FOLDER", help="where the run's own folder is made (default: reports/runs)")
     run.add_argument("--history", metavar="FOLDER", help="the history it is appended to (default: reports/history)")
     aa = commands.add_parser("aa", help="time each baseline against itself: the spread on identical code",
-                             epilog="exit: 0 clean, 1 a case could not be measured, 2 usage, 3 nothing was measured")
+                             epilog="exit: 0 clean, 1 a case could not be measured, 2 usage, 3 nothing was "
+                             "measured, 130 stopped by Ctrl-C (the cases that are done are kept)")
     _add_plan_options(aa)
     aa.add_argument("--seconds", type=_positive, default=3.0,
                     help="the most to time each of the two in a case (default 3)")
     aa.add_argument("--out", metavar="FOLDER", help="write a-a.json there too")
     evidence = commands.add_parser("evidence", help="all that this machine can show, in at most eight files",
                                    epilog="exit: 0 clean, 1 a part failed or was cut short (the others are there), "
-                                          "2 usage")
+                                          "2 usage, 130 stopped by Ctrl-C (what is done is kept in reports/runs)")
     _add_plan_options(evidence)
     evidence.add_argument("--out", metavar="FOLDER", help="where to write (default: a new folder in reports/evidence)")
     tune = commands.add_parser("tune", help="time every variant's configurations, keep the winners beside the kernels",
@@ -79,19 +81,20 @@ def parser() -> argparse.ArgumentParser:
     regress.add_argument("--out", metavar="FOLDER", help="where its own folder is made (default: reports/runs)")
     selftest = commands.add_parser("selftest", help="what the gate of regress sees on this machine: false alarms on "
                                    "identical code, and variants with known extra work",
-                                   epilog="exit: 0 it can be believed here, 1 it can't, 2 usage, 3 not measured")
+                                   epilog="exit: 0 it can be believed here, 1 it can't, 2 usage, 3 not measured, "
+                                          "130 stopped by Ctrl-C (the sessions that are done are kept)")
     _add_plan_options(selftest)
     selftest.add_argument("-k", default="", metavar="EXPRESSION", help="the cases (default: a handful)")
     selftest.add_argument("--sessions", type=_count, default=20, help="A/A sessions; half of them see the planted "
                           "slow-downs, too (default 20)")
     selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
     compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
-                                  "not the same machine; it never gates")
+                                  "not the same machine, 3 no case is timed in both; it never gates")
     compare.add_argument("a", metavar="A", help="a run's folder, or a revision that a stored run is of")
     compare.add_argument("b", metavar="B", help="another")
     compare.add_argument("--force", action="store_true", help="across machines, too: each line then says so")
     history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
-                                  epilog="exit: 0 shown, 2 usage, 3 there is no history")
+                                  epilog="exit: 0 shown, 2 usage, 3 there is no run to show")
     history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: all there are)")
     history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
     history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
@@ -115,7 +118,8 @@ def parser() -> argparse.ArgumentParser:
                                         "can't be made")
     readme.add_argument("--check", action="store_true", help="only say whether they are up to date")
     noise = commands.add_parser("noise", help="the gradient noise of the workloads over their training, and the batch "
-                                "size that follows", epilog="exit: 0 clean, 1 a workload failed, 2 usage")
+                                "size that follows", epilog="exit: 0 clean, 1 a workload failed, or a part of the "
+                                "report, 2 usage, 130 stopped by Ctrl-C (the workloads that are done are kept)")
     _add_plan_options(noise)
     noise.add_argument("--out", metavar="FOLDER", help="where the study's own folder is made (default: reports/runs)")
     claims = commands.add_parser("claims", help="train at many batch sizes, judge the article's four claims",
@@ -137,11 +141,13 @@ def parser() -> argparse.ArgumentParser:
                                epilog="exit: 0 clean, 2 usage, 3 the machine was too busy to time a step")
     cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
     cost.add_argument("--seconds", type=_positive, default=6.0, help="for each workload (default 6)")
-    listing = commands.add_parser("list", help="print every case id and what it can run on")
+    listing = commands.add_parser("list", help="print every case id and what it can run on",
+                                  epilog="exit: 0 clean, 1 a file is broken (the others are listed), 2 usage")
     _add_plan_options(listing)
     listing.add_argument("--json", action="store_true", help="the same for programs")
-    report = commands.add_parser("report", help="write and print a stored run's report again")
-    report.add_argument("folder", help="a folder that holds a run.json")
+    report = commands.add_parser("report", help="write and print a stored run's report again",
+                                 epilog="exit: 0 clean, 1 a part of it could not be made, 2 there is no run")
+    report.add_argument("folder", help="a run's folder; of a run that was killed, what its journal has is reported")
     return found
 
 

@@ -15,11 +15,12 @@ from bench.stored_files import blamed_on
 from bench.verdicts import comparison
 from bench.verdicts.identity import machine_differences
 
+SHOWN, NOTHING_TO_COMPARE = 0, 3
 STORED = (Path("reports", "runs"), Path("reports", "evidence"))
 
 
 def compare(a: Path | str, b: Path | str, force: bool = False, stored: Sequence[Path] = STORED) -> int:
-    """Print two runs beside each other; 0 whatever changed.
+    """Print two runs beside each other; 0 whatever changed, 3 where no case is timed in both.
 
     Args:
         a, b: a run's folder, or a git revision: then the newest run under `stored` that was measured at it, on the
@@ -37,10 +38,11 @@ def compare(a: Path | str, b: Path | str, force: bool = False, stored: Sequence[
         raise UsageError(f"the runs are of different machines or toolchains ({'; '.join(differ)}): their times can't "
                          "be compared; measure both on one machine, or add FORCE=1 to see them all the same")
     try:
-        print(terminal(comparison.compare(*ours)))
+        compared = comparison.compare(*ours)
+        print(terminal(compared))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"a run is damaged ({error}): measure it again") from error
-    return 0
+    return SHOWN if compared.pairs else NOTHING_TO_COMPARE
 
 
 def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
@@ -62,10 +64,10 @@ def _commit(name: str, letter: str) -> str:
     """The revision's hash; a hash that git does not know is kept as it is, for runs outlive rebases and clones."""
     try:
         return commit_of(name)
-    except UsageError:
+    except UsageError as error:
         if re.fullmatch("[0-9a-f]{7,40}", name):
             return name
-        raise UsageError(f"{letter}={name} is neither a folder nor a revision that git knows") from None
+        raise UsageError(f"{letter}={name} is neither a folder nor a revision: {error}") from None
 
 
 def _measured_at(commit: str, path: Path) -> Run | None:

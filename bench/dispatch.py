@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import kernels
 from bench import records
-from bench.cases import CLOCKS, PROFILES, plan
+from bench.cases import CLOCKS, Plan, broken_lines, plan
 from bench.dispatch_tables import HeldBack, Problem
 from bench.errors import UsageError
 from bench.measure import environment
@@ -51,14 +50,16 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         ValueError: for an unknown device, no such run, or a damaged table.
     """
     device = environment.resolve_device(device)
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")
     run = _evidence(run_folder, device) if run_folder else None
-    calls = _Calls(profile, device)
+    the_plan = plan(profile, device)
+    broken = broken_lines(the_plan)
+    for line in broken:
+        print(line, file=sys.stderr)
+    calls = _Calls(the_plan)
     problems = [problem for problem in calls.problems() if selection in _id(problem)]
     if not problems:
         raise UsageError(f"K={selection!r} is in the id of no problem that {profile} has here: `make list` shows them")
-    tables = _tables(run, run_folder, problems, device, profile) if run else None
+    tables = _tables(run, run_folder, problems, the_plan) if run else None
     try:
         called, refuted = _verified(calls, problems, tables)
     except (WorkerLost, RuntimeError) as error:
@@ -66,21 +67,21 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         return NOT_MEASURED
     print(report.terminal(list(called.values()), [one for one in refuted if one.is_slower]))
     all_written = _write(tables, problems, calls, refuted) if tables else True
-    for line in _stale(device):
+    for line in _stale(the_plan):
         print(wrapped(line))
-    if called and (refuted or calls.broken):
+    if called and (refuted or calls.broken or broken):
         return REFUTED
     return CLEAN if called and all_written else NOT_MEASURED
 
 
-def _tables(run: Run, folder: Path, problems: Sequence[Problem], device: str, profile: str) -> HeldBack:
+def _tables(run: Run, folder: Path, problems: Sequence[Problem], the_plan: Plan) -> HeldBack:
     with blamed_on(records.path_in(folder)):
-        tables = HeldBack(run, set(problems), device)
+        tables = HeldBack(run, set(problems), the_plan)
     if not tables.entries:
         raise UsageError(f"{folder} has timed no baseline of the problems that are called: name another run, or K=")
     if tables.left_out:
-        print(f"{tables.left_out} problems of the run are not called with PROFILE={profile} and this K, so no table "
-              "gets them", file=sys.stderr)
+        print(f"{tables.left_out} problems of the run are not called with PROFILE={the_plan.profile.name} and this K, "
+              "so no table gets them", file=sys.stderr)
     return tables
 
 
@@ -122,15 +123,14 @@ def _write(tables: HeldBack, problems: Sequence[Problem], calls: _Calls, refuted
 class _Calls:
     """Times ops' calls in turns with their baselines, each look at some problems in a fresh process."""
 
-    def __init__(self, profile: str, device: str):
-        self._profile, self._device = PROFILES[profile], device
+    def __init__(self, the_plan: Plan):
+        self._plan, self._profile, self._device = the_plan, the_plan.profile, the_plan.device
         self.broken = False  # whether a call was wrong, failed, crashed…
         self.untimed: dict[Problem, str] = {}  # the status of what could not be timed when it was last tried
 
     def problems(self) -> list[Problem]:
         """The profile's, where the op's call can be timed."""
-        return [case.problem for case in plan(self._profile.name, self._device).cases
-                if case.variant.name == case.op.baseline and not case.refusal]
+        return [case.problem for case in self._plan.cases if case.variant.is_baseline and not case.refusal]
 
     def time(self, problems: Iterable[Problem], tables: HeldBack | None) -> dict[Problem, Called]:
         """What each call takes, by the tables on disk or by those; what could not be timed is said and left out."""
@@ -151,7 +151,7 @@ class _Calls:
         return suspects
 
     def _called(self, isolation: Isolation, problem: Problem, config: dict) -> Called | None:
-        op, profile = kernels.ops[problem[0]], self._profile
+        op, profile = self._plan.ops[problem[0]], self._profile
         call, baseline = (case_id(problem[0], name, *problem[1:]) for name in (DISPATCHED, op.baseline))
         looked_up = f"{baseline} behind a look-up"
         effort = Effort(profile.precision, profile.sampling_s)
@@ -201,7 +201,7 @@ def _id(problem: Problem) -> str:
     return f"{op}/{scenario}/{dtype}/B{batch}"
 
 
-def _stale(device: str) -> list[str]:
-    tables = {name: stored(file_for(op.folder, "dispatch", device)) for name, op in kernels.ops.items()}
+def _stale(the_plan: Plan) -> list[str]:
+    tables = {name: stored(file_for(op.folder, "dispatch", the_plan.device)) for name, op in the_plan.ops.items()}
     return [f"the table of {name} is not used: {why_stale(table)}; `make dispatch RUN=` replaces it by a new run's"
             for name, table in tables.items() if table and why_stale(table)]

@@ -7,14 +7,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
-import kernels
 from bench import device_tables, units
-from bench.cases import CLOCKS
+from bench.cases import CLOCKS, Plan
 from bench.records import Run
 from bench.verdicts.dispatch import Called, measured
 from kernels.device_files import file_for, stored
-from kernels.dispatch import why_stale
+from kernels.dispatch import is_candidate, why_stale
 
 Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
 _HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
@@ -26,22 +26,25 @@ class HeldBack:
     It has those problems' entries, and what the op's present table has of others, if that is of the same libraries.
     """
 
-    def __init__(self, run: Run, problems: Collection[Problem], device: str):
-        self._device = device
+    def __init__(self, run: Run, problems: Collection[Problem], the_plan: Plan):
+        self._plan = the_plan
+        self._described = {problem.key: problem for op in the_plan.ops.values() for problem in op.problems}
         self._header = {
             "device": run.machine["device_name"], "versions": run.machine["versions"],
-            "revision": run.machine["revision"], "clock": CLOCKS[device][0], "measured": run.about["started"][:10],
-            "profile": run.about["profile"]}
+            "revision": run.machine["revision"], "clock": CLOCKS[the_plan.device][0],
+            "measured": run.about["started"][:10], "profile": run.about["profile"]}
         self.entries: dict[str, list[dict]] = {}
         self.left_out = 0  # problems that the run has timed and that are not called
-        candidates = {name: op.dispatch.candidates for name, op in kernels.ops.items()}
+        candidates = {name: [variant.name for variant in op.variants.values()
+                             if is_candidate(variant) and not variant.broken]
+                      for name, op in the_plan.ops.items()}
         for one in measured(run.records, run.about["baselines"], candidates):
             problem = one.op, one.scenario, one.dtype, one.batch
             for name, gain in one.not_believed.items():
                 print(f"{one.scenario}/{one.dtype}/B{one.batch} of {one.op}: {units.ratio(gain)} by {name} is not "
                       "believed, and not taken: run `make bench` again", file=sys.stderr)
             if problem in problems:
-                self.entries.setdefault(one.op, []).append(_entry(problem) | {"faster": dict(one.faster)})
+                self.entries.setdefault(one.op, []).append(self._entry(problem) | {"faster": dict(one.faster)})
             else:
                 self.left_out += 1
         for op, fresh in self.entries.items():
@@ -66,7 +69,7 @@ class HeldBack:
             return False
         own = self._own(one.problem)
         if not own:  # it was chosen for what is near
-            own = [_entry(one.problem)]
+            own = [self._entry(one.problem)]
             self.entries[one.op] += own
         for entry in own:
             entry["faster"].pop(one.variant, None)
@@ -78,7 +81,7 @@ class HeldBack:
         Raises:
             UsageError: if it can't be written.
         """
-        path, entries = file_for(kernels.ops[op].folder, "dispatch", self._device), self.entries[op]
+        path, entries = self._path(op), self.entries[op]
         rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
         device_tables.write(path, {name: self._header[name] for name in _HEADER}, f"[\n{rows}\n ]")
         better = sum(bool(entry["faster"]) for entry in entries)
@@ -86,22 +89,23 @@ class HeldBack:
               file=sys.stderr)
 
     def _kept(self, op: str, fresh: Collection[Mapping]) -> list[dict]:
-        before = stored(file_for(kernels.ops[op].folder, "dispatch", self._device))
+        before = stored(self._path(op))
         keys = {_key(entry) for entry in fresh}
         return [dict(entry) | {"faster": dict(entry["faster"])} for entry in before.get("winners", ())
                 if _key(entry) not in keys and not why_stale(before)]
 
     def _own(self, problem: Problem) -> list[dict]:
-        key = _key(_entry(problem))
+        key = _key(self._entry(problem))
         return [entry for entry in self.entries.get(problem[0], ()) if _key(entry) == key]
 
+    def _path(self, op: str) -> Path:
+        return file_for(self._plan.ops[op].folder, "dispatch", self._plan.device)
 
-def _entry(problem: Problem) -> dict:
-    """A problem as a table has it, with nothing that is faster."""
-    name, scenario, dtype, batch = problem
-    op = kernels.ops[name]
-    traits, sizes = op.describe(*op.make_inputs(scenario, batch, dtype, "meta"))
-    return {"problem": f"{scenario}/{dtype}/B{batch}", "traits": traits, "sizes": list(sizes), "faster": {}}
+    def _entry(self, problem: Problem) -> dict:
+        """A problem as a table has it, with nothing that is faster."""
+        one = self._described[problem]
+        return {"problem": f"{one.scenario}/{one.dtype}/B{one.batch}", "traits": one.traits, "sizes": list(one.sizes),
+                "faster": {}}
 
 
 def _key(entry: Mapping) -> tuple:

@@ -20,12 +20,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import records, report, units
+from bench import publishing, records, report, texts, units
+from bench.console import complain
 from bench.errors import UsageError
-from bench.folders import new_folder
+from bench.files import write_whole
+from bench.folders import new_folder, remove_if_empty
 from bench.measure import environment
 
+INTERRUPTED = 130
 DEFAULT_FOLDER = Path("reports", "evidence")
+_UNFINISHED = Path("reports", "runs")  # which git ignores; what is whole moves to DEFAULT_FOLDER
+_STOPPED = "stopped by Ctrl-C; what it had by then is below"
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _TO_STOP_S = 30  # for a run that was interrupted to write what it has
 _TABULATE = {"tablefmt": "github", "disable_numparse": True}
@@ -53,22 +58,47 @@ def collect(device: str, out: Path | None, profile: str) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     machine = environment.machine(device)
-    folder = _given(out) if out else new_folder(DEFAULT_FOLDER, machine["device_name"])
+    folder = _given(out) if out else new_folder(_UNFINISHED, f"evidence {machine['device_name']}")
     sections, failed = [], 0
-    for part in _PARTS:
-        print(f"evidence: {part.title}", file=sys.stderr)
-        started_s = time.monotonic()
-        if part.needs_gpu and device != "cuda":
-            text, ended = f"Left out: there is no GPU here. {part.needs_gpu}", None
-        else:
-            ended = _run(part.command(folder.resolve(), device, profile), part.limit_s[device])
-            text = _shown(part, folder, device)
-        failed += ended is not None
-        seconds = f" ({time.monotonic() - started_s:.0f} s)" if not text.startswith("Left out") else ""
-        sections.append(f"## {part.title}{seconds}\n\n" + (f"**Not to its end: {ended}.**\n\n" if ended else "") + text)
-        _write(folder, machine, sections)
+    try:
+        for part in _PARTS:
+            print(f"evidence: {part.title}", file=sys.stderr)
+            text, ended = _made(part, folder, device, profile)
+            failed += ended is not None
+            sections.append(text)
+            _write(folder, machine, sections)
+            if ended == _STOPPED:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        remove_if_empty(folder)
+        complain(f"stopped after {len(sections)} of {len(_PARTS)} parts" + (f": {folder}" if folder.exists() else ""))
+        return INTERRUPTED
+    if not out:
+        folder = _moved(folder)
     print(f"evidence: {folder / report.FILE_NAME}")
     return 1 if failed else 0
+
+
+def _made(part: _Part, folder: Path, device: str, profile: str) -> tuple[str, str | None]:
+    """The part's section, and why it did not come to its end, or None."""
+    if part.needs_gpu and device != "cuda":
+        return f"## {part.title}\n\nLeft out: there is no GPU here. {part.needs_gpu}", None
+    started_s = time.monotonic()
+    ended = _run(part.command(folder.resolve(), device, profile), part.limit_s[device])
+    text = _shown(part, folder, device)
+    why = f"**Not to its end: {ended}.**\n\n" if ended else ""
+    return f"## {part.title} ({time.monotonic() - started_s:.0f} s)\n\n{why}{text}", ended
+
+
+def _moved(folder: Path) -> Path:
+    """The folder, now that it is whole, among those that are committed; where that fails, it stays where it is."""
+    place = DEFAULT_FOLDER / folder.name.replace("-evidence-", "-", 1)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return folder.rename(place)
+    except OSError as error:
+        complain(f"can't move it to {place} ({error.strerror})")
+        return folder
 
 
 def _given(out: Path) -> Path:
@@ -90,14 +120,20 @@ def _run(command: Sequence[str], limit_s: float) -> str | None:
     try:
         code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()  # not SIGINT, which a shell makes its background jobs ignore
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_TO_STOP_S)
+        _ask_to_end(process)
         return f"stopped after {limit_s:.0f} s; what it had by then is below"
+    except KeyboardInterrupt:
+        _ask_to_end(process)
+        return _STOPPED
     finally:
         _kill(process)
     return None if code == 0 else f"exit code {code}"
+
+
+def _ask_to_end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        process.terminate()  # not SIGINT, which a shell makes its background jobs ignore
+        process.wait(_TO_STOP_S)
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -110,8 +146,8 @@ def _kill(process: subprocess.Popen) -> None:
 def _shown(part: _Part, folder: Path, device: str) -> str:
     try:
         return part.show(folder, device)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"Nothing to show: {type(error).__name__}: {error}"
+    except Exception as error:  # whatever a part has left unfinished: the others are shown
+        return f"Nothing to show: {texts.error_line(error)}"
 
 
 def _write(folder: Path, machine: dict, sections: Sequence[str]) -> None:
@@ -121,7 +157,9 @@ def _write(folder: Path, machine: dict, sections: Sequence[str]) -> None:
     head = (f"# Evidence from {machine['device_name']}\n\nMade by `make evidence` at revision "
             f"{revision['commit'][:12]}{changed}, Python {machine['python']}, {versions}"
             + (f", driver {machine['gpu']['driver']}" if machine.get("gpu") else "") + ".")
-    (folder / report.FILE_NAME).write_text("\n\n".join([head, *sections]) + "\n", encoding="utf-8")
+    missing = len(_PARTS) - len(sections)
+    partial = [f"> **Partial.** {missing} of {len(_PARTS)} parts are missing."] if missing else []
+    write_whole(folder / report.FILE_NAME, "\n\n".join([head, *partial, *sections]) + "\n")
 
 
 def _bench(*arguments: str) -> list[str]:
@@ -147,6 +185,8 @@ def _run_command(folder: Path, device: str, profile: str) -> list[str]:
 
 def _show_run(folder: Path, device: str) -> str:
     """Keep the run's file; its plots, which `make report` draws from that, are too many to come back from a device."""
+    for run_folder in (folder / _RUNS).glob("*"):
+        publishing.recover(run_folder)
     for stored in (folder / _RUNS).glob(f"*/{records.FILE_NAME}"):
         stored.replace(folder / records.FILE_NAME)
     shutil.rmtree(folder / _RUNS, ignore_errors=True)

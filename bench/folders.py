@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -30,7 +32,21 @@ def new_folder(parent: Path, device_name: str) -> Path:
         raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder, where it is not there.
+
+    Raises:
+        UsageError: if files can't be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with --out") from error
+
+
 def remove_if_empty(folder: Path) -> None:
-    """Remove a run's folder where nothing was stored in it."""
+    """Remove a folder where nothing was stored in it."""
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -129,7 +129,7 @@ def history(device: str | None = None, k: str = "", out: Path | None = None, fol
         out: where to write; by default a folder beside the history, named as it is.
 
     Returns:
-        0, or 3 where there is no history.
+        0, or 3 where there is no history, or no line in one that can be read.
 
     Raises:
         UsageError: if there is no such device, no case matches, or a file can't be read or written.
@@ -141,15 +141,17 @@ def history(device: str | None = None, k: str = "", out: Path | None = None, fol
     chosen = [path for path in paths if device in (None, "", path.stem)]
     if not chosen:
         raise UsageError(f"no history of {device!r} in {folder}: it has {', '.join(path.stem for path in paths)}")
+    shown_runs = 0
     for path in chosen:
         if not path.is_file():
             raise UsageError(f"{path} is not an ordinary file")
         with blamed_on(path):
-            _show(path, k, Path(out) / path.stem if out else path.with_suffix(""))
-    return 0
+            shown_runs += _show(path, k, Path(out) / path.stem if out else path.with_suffix(""))
+    return 0 if shown_runs else NO_HISTORY
 
 
-def _show(path: Path, k: str, out: Path) -> None:
+def _show(path: Path, k: str, out: Path) -> int:
+    """Show one file's history; how many runs it has."""
     entries, damaged = read(path)
     groups = trends.groups(entries, k)
     if k and groups and not any(group.series for group in groups):
@@ -158,7 +160,7 @@ def _show(path: Path, k: str, out: Path) -> None:
     if damaged:
         print(f"{path}: passed over what can't be read: line {', '.join(map(str, damaged))}")
     if not entries:
-        return
+        return 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         missing = report.plots.why_no_plots()
@@ -171,3 +173,4 @@ def _show(path: Path, k: str, out: Path) -> None:
     except OSError as error:
         raise UsageError(f"can't write to {out} ({error.strerror}): name another folder with OUT=") from error
     print(f"{f'no plots: {missing}; ' if missing else 'plots and '}CSV: {out}")
+    return len(entries)

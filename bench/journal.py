@@ -3,6 +3,7 @@
 `journal.jsonl` holds a JSON object a line. The first is {"format", "run", "about"}: pytest-benchmark's document without
 its benchmarks, and our part as far as it is known at the start. Any other has one or more of
     "planned"   the ids of cases that will be measured
+    "along"     those of them that are measured only because others are compared with them
     "case"      the id of one that is done, with its "status" and "reason", and the "benchmark" of one that was measured
     "about"     what replaces entries of our part
 and "at_s", the seconds since the run's start. A line that is cut, as by a kill, is passed over.
@@ -107,8 +108,9 @@ def read(folder: Path) -> dict:
         raise UsageError(f"no journal in {folder}: {error.strerror or error}") from error
     entries = [entry for entry in map(_entry, lines) if entry is not None]
     with blamed_on(path):
-        if entries[0]["format"] != FORMAT:
-            raise UsageError(f"{path} is of format {entries[0]['format']!r}, and this Batchline reads {FORMAT}")
+        version = entries[0].get("format")
+        if isinstance(version, int) and version != FORMAT:
+            raise UsageError(f"{path} is of format {version}, and this Batchline reads {FORMAT}")
         return document_of(entries)
 
 
@@ -123,9 +125,10 @@ def _entry(line: bytes) -> Mapping | None:
 def document_of(entries: Sequence[Mapping]) -> dict:
     """pytest-benchmark's document with our part in it, from a journal's entries."""
     first, *others = entries
-    about, benchmarks, outcomes = dict(first["about"]), [], {}
+    about, benchmarks, outcomes = {**first["about"], "along": []}, [], {}
     for entry in others:
         about |= entry.get("about", {})
+        about["along"] += entry.get("along", ())
         outcomes |= {name: (NOT_REACHED, "the run ended before it") for name in entry.get("planned", ())}
         if "case" in entry:
             outcomes[entry["case"]] = entry["status"], entry["reason"]

@@ -13,17 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import kernels
 from bench import units
+from bench.declared import Declared
 from bench.errors import UsageError
-from bench.measure import environment, hot_loop
+from bench.measure import catalogue, compile_pool, environment, hot_loop
 from bench.measure.codegen import ARCHITECTURES
-from bench.measure.machine_code import machine_code
+from bench.measure.machine_code import code_of_case
 from bench.records import parse_case_id
 from bench.report.fitting import TERMINAL, wrapped
 from bench.report.static import shown_facts
 from bench.verdicts.proton import kernel_times
-from kernels.op import Variant
 
 DONE, FAILED, NOTHING_TO_SHOW = 0, 1, 3
 _ONE_CALL = (sys.executable, "-m", "bench.measure.one_call")
@@ -41,35 +40,37 @@ def profile(case: str, device: str, architecture: int) -> int:
         UsageError: if there is no such case, or the architecture is none that is compiled for.
         ValueError: for an unknown device.
     """
-    parts, variant = _case(case)
+    variant = _variant(case)
     if architecture not in ARCHITECTURES:
         raise UsageError(f"sm_{architecture} is none of {', '.join(f'sm_{known}' for known in ARCHITECTURES)}")
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
         return _profiled(case)
-    try:
-        code = machine_code(variant, parts["scenario"], parts["dtype"], parts["batch"], architecture)
-    except (ValueError, RuntimeError) as why:
-        print(wrapped(f"{why}. What is known of the case: make explain CASE={case}"), file=sys.stderr)
+    code, problems = compile_pool.each(code_of_case, [(case, architecture)])
+    if problems:
+        print(wrapped(f"{problems[0]}. What is known of the case: make explain CASE={case}"), file=sys.stderr)
         return NOTHING_TO_SHOW
     print(wrapped(f"{case}: no GPU here, so this is what the compiler made of it for sm_{architecture}, not yet run"))
-    for compiled, instructions in code:
+    for compiled, instructions in code[case, architecture]:
         print("\n".join(["", *_shown(compiled, instructions)]))
     return DONE
 
 
-def _case(name: str) -> tuple[dict, Variant]:
-    if not name:
+def _variant(case: str) -> Declared:
+    """The case's variant, if there is such a case and its file is not broken."""
+    if not case:
         raise UsageError("say which case: make profile CASE=bmm/triton_tiled/square_128/float16/B64")
     try:
-        parts = parse_case_id(name)
-        op = kernels.ops[parts["op"]]
+        parts = parse_case_id(case)
+        op = catalogue.read().ops[parts["op"]]
         variant, scenario = op.variants[parts["variant"]], op.scenarios[parts["scenario"]]
     except (ValueError, KeyError) as error:
-        raise UsageError(f"no case {name!r} (op/variant/scenario/dtype/B<batch>): `make list` shows the ids") from error
+        raise UsageError(f"no case {case!r} (op/variant/scenario/dtype/B<batch>): `make list` shows the ids") from error
     if parts["dtype"] not in scenario.dtypes:
         raise UsageError(f"{scenario.name} is not defined in {parts['dtype']}: use {', '.join(scenario.dtypes)}")
-    return parts, variant
+    if variant.broken:
+        raise UsageError(": ".join(variant.broken))
+    return variant
 
 
 def _profiled(case: str) -> int:

@@ -22,6 +22,7 @@ class Progress:
         self._to_do = self._done = 0
         self._started_s = 0.0
         self._group: tuple | None = None
+        self._said: set[tuple[str, str, str]] = set()
 
     def start(self, cases: Sequence[Case]) -> None:
         self._to_do = sum(1 for case in cases if not case.refusal)
@@ -31,11 +32,11 @@ class Progress:
     def done(self, case: Case, status: str, reason: str, median_s: float | None) -> None:
         """Tell of one finished case and its median, None where it has none."""
         if status in BROKEN:
-            self._say(f"{case.id}: {status}: {reason}")
+            self._say_once(case, status, reason)
         if case.refusal:
             return
         self._done += 1
-        group = case.op.name, case.scenario, case.dtype
+        group = case.op, case.scenario, case.dtype
         what = duration(median_s) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
@@ -44,6 +45,14 @@ class Progress:
         elif group != self._group:
             self._say(line)
         self._group = group
+
+    def _say_once(self, case: Case, status: str, reason: str) -> None:
+        """A file that is broken is so in each of its cases: one line names them all."""
+        key = case.variant.id, status, reason
+        if key not in self._said:
+            self._said.add(key)
+            self._say(f"{case.id}: {status}: {reason}" if case.variant.broken is None else
+                      f"{case.variant.id}, in all its cases: {status}: {reason}")
 
     def end(self) -> None:
         if self._on_terminal:

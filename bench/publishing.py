@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import records, report, texts
+from bench import journal, records, report, texts
 from bench.console import complain
 from bench.errors import UsageError
 from bench.records import Run
@@ -43,25 +43,43 @@ class Parts:
         return otherwise
 
 
-def store(document: dict, folder: Path) -> Path:
-    """Write the run into `folder`; where that fails by now, elsewhere, and say where. Returns the folder that has it.
+def store(save: Callable[[Path], object], folder: Path, reader: str = "") -> Path:
+    """Let `save` write what was measured into `folder`; where that fails by now, elsewhere, and say where.
+
+    `reader`: the command that reads it, up to the folder's name, if there is one. Returns the folder that has it.
 
     Raises:
         OSError: if it can be written nowhere.
     """
     try:
-        records.save(folder, document)
+        save(folder)
         return folder
     except OSError as error:
         why = error
     for parent in _elsewhere():
         with contextlib.suppress(OSError):
             rescue = Path(tempfile.mkdtemp(prefix="batchline-", dir=parent))
-            records.save(rescue, document)
-            complain(f"can't write to {folder} any more ({why.strerror}): the run is in {rescue}, and "
-                     f"`python -m bench report {rescue}` makes its report again")
+            save(rescue)
+            read = f", and `python -m bench {reader} {rescue}` reads it" if reader else ""
+            complain(f"can't write to {folder} any more ({why.strerror}): what was measured is in {rescue}{read}")
             return rescue
     raise why
+
+
+def store_run(document: dict, folder: Path) -> Path:
+    """As `store`, of a run in pytest-benchmark's document."""
+    return store(lambda place: records.save(place, document), folder, "report")
+
+
+def recover(folder: Path) -> None:
+    """Make the run.json of a folder that has only a journal: its run was killed.
+
+    Raises:
+        ValueError: if that journal can't be read.
+        OSError: if run.json can't be written.
+    """
+    if (folder / journal.FILE_NAME).exists() and not (folder / records.FILE_NAME).exists():
+        store_run(journal.read(folder), folder)
 
 
 def _elsewhere() -> Iterator[Path]:

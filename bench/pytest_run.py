@@ -11,6 +11,7 @@ import pytest
 
 from bench import records, texts
 from bench.cases import Case, Plan, refined
+from bench.declared import DeclaredOp
 from bench.errors import UsageError
 from bench.journal import Journal
 from bench.measure.isolation import Isolation, WorkerLost
@@ -21,7 +22,6 @@ from bench.records import OURS
 from bench.session import Session
 from bench.verdicts.refinement import batches_to_add
 from kernels.device_files import file_for, stored
-from kernels.op import Op
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ def _no_plugins_but_ours() -> Iterator[None]:
         os.environ.update({name: value for name, value in outside.items() if value is not None})
 
 
-def _tuning(op: Op, device: str) -> dict:
+def _tuning(op: DeclaredOp, device: str) -> dict:
     """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
     path = file_for(op.folder, "tuning", device)
     found = {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": None, "seconds": None}
@@ -182,7 +182,7 @@ def _tuning(op: Op, device: str) -> dict:
 def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
     """Our part of the run as far as it is known before anything is measured; `chosen` has the cases' ids."""
     cases = [case for case in the_plan.cases if case.id in chosen]
-    ops = {case.op.name: case.op for case in cases}
+    ops = {case.op: the_plan.ops[case.op] for case in cases}
     groups = {case.problem[:3] for case in cases}
     return {
         "profile": the_plan.profile.name,
@@ -198,10 +198,11 @@ def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
                   for name, op in ops.items()},
         "variants": {case.variant.id: {"idea": texts.clean_line(case.variant.idea), "backend": case.variant.backend,
                                        "builds_on": case.variant.below,
-                                       "own_tolerance": case.variant.tolerance is not None,
+                                       "own_tolerance": case.variant.own_tolerance,
                                        "gives": case.variant.gives}
                      for case in cases},
         "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
                    if any(variant.tunable for variant in op.variants.values())},
         "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in groups],
+        "broken_files": [dataclasses.asdict(one) for one in the_plan.broken],
     }

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import UsageError
+from bench.files import write_whole
 from bench.stored_files import blamed_on, read_json
 
 MEASURED = "measured"
@@ -180,11 +180,5 @@ def save(folder: Path, document: Mapping) -> Path:
 
     The file appears whole or not at all.
     """
-    path = path_in(folder)
-    unfinished = path.with_suffix(".partial")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(document, file, separators=(",", ":"), ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    return path
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return write_whole(path_in(folder), text)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from bench.files import write_whole
+
 REGRESSED = "REGRESSED"
 IMPROVED = "IMPROVED"
 EQUIVALENT = "EQUIVALENT"      # the interval of the change is inside the noise floor
@@ -102,12 +104,8 @@ class Regression:
 
 def save(folder: Path, regression: Regression) -> Path:
     """Write `folder`/regress.json; it appears whole or not at all."""
-    path = Path(folder) / FILE_NAME
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps({"format": FORMAT, **asdict(regression)}, ensure_ascii=False, allow_nan=False),
-                          encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    text = json.dumps({"format": FORMAT, **asdict(regression)}, ensure_ascii=False, allow_nan=False)
+    return write_whole(Path(folder) / FILE_NAME, text)
 
 
 def load(folder: Path) -> Regression:

@@ -36,9 +36,11 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     environment = _require_environment()
     try:
         device = environment.resolve_device(device)
-        the_plan = plan(profile, device)
+        the_plan = plan(profile, device, deadline_s)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    for one in the_plan.broken:
+        complain(one)
     chosen = tuple(clocks or CLOCKS[device])
     if unknown := [name for name in chosen if name not in CLOCKS[device]]:
         raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
@@ -52,7 +54,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         isolation.close()  # what a variant may have left running must not be there when the run is stored
         with put_off():
             document = journal.document()
-            run_in = publishing.store(document, run_folder)
+            run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
     finally:
@@ -110,4 +112,5 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
     if ended != CLEAN:
         return ended
     broken = NOT_REACHED in statuses or any(is_broken(record.status, record.reason) for record in run.records)
+    broken = broken or bool(run.about.get("broken_files"))
     return BROKEN_CASES if broken or any(run_in_ci.impossible(run)) or not published else CLEAN

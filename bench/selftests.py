@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import sealed
+from bench.files import write_whole
 from bench.regressions import IMPROVED, REGRESSED
 
 FILE_NAME = "selftest.json"
@@ -63,10 +64,8 @@ class Selftest:
 def save(folder: Path, found: Selftest) -> Path:
     """Write `folder`/selftest.json."""
     parts = {"about": dict(found.about), "findings": [asdict(one) for one in found.findings]}
-    path = folder / FILE_NAME
-    path.write_text(json.dumps({"format": FORMAT, "digest": sealed.digest(*parts.values()), **parts}) + "\n",
-                    encoding="utf-8")
-    return path
+    text = json.dumps({"format": FORMAT, "digest": sealed.digest(*parts.values()), **parts}) + "\n"
+    return write_whole(folder / FILE_NAME, text)
 
 
 def load(folder: Path) -> Selftest:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from bench import texts
-from bench.cases import Case, Plan
+from bench.cases import Case, Plan, along
 from bench.measure.task import Outcome
 from bench.progress import Progress
 from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
@@ -28,7 +28,9 @@ class Session:
 
     def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None,
                  record: Callable[..., None] = lambda **entry: None):
+        self._plan = plan
         self._cases = {case.id: case for case in plan.cases}
+        self._along: set[str] = set()  # the ids of cases that are measured only because others are compared with them
         self._measurer = measurer
         self._machine = machine
         self.progress = progress
@@ -46,7 +48,14 @@ class Session:
         if "case_id" in metafunc.fixturenames:
             metafunc.parametrize("case_id", list(self._cases), ids=list(self._cases))
 
+    @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self, items):
+        """Let pytest choose by its -k, and add what the chosen cases are compared with, in the order of the plan."""
+        every = list(items)
+        yield
+        chosen = {item.callspec.params["case_id"] for item in items}
+        self._along = along(self._plan, chosen)
+        items[:] = [item for item in every if item.callspec.params["case_id"] in chosen | self._along]
         for item in items:
             item.add_marker(pytest.mark.benchmark(timer=self._replay.timer))
 
@@ -57,7 +66,7 @@ class Session:
             if not case.refusal:
                 self._by_problem.setdefault(case.problem, []).append(case)
         if selected:
-            self._record(planned=list(self.outcomes))
+            self._record(planned=list(self.outcomes), along=[name for name in self.outcomes if name in self._along])
         self.progress.start(selected)
         if self._by_problem:
             self.measure_ceilings()
@@ -112,7 +121,7 @@ class Session:
         """By what the baseline of these cases of one problem has reached, before any of them is judged."""
         for case in cases:
             outcome = self._results[case.id]
-            if self.ceilings and outcome.status == MEASURED and case.variant.name == case.op.baseline:
+            if self.ceilings and outcome.status == MEASURED and case.variant.is_baseline:
                 for facts in outcome.facts["clocks"].values():
                     if "median_s" in facts:
                         self.ceilings = roofline.raised_by(self.ceilings, outcome.facts, facts["median_s"])

@@ -9,17 +9,18 @@ import contextlib
 import datetime
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import records
+from bench import publishing, records, texts
 from bench.cases import PROFILES
 from bench.errors import UsageError
-from bench.folders import new_folder
+from bench.files import write_whole
+from bench.folders import new_folder, remove_if_empty
 from bench.report import training
 from bench.report.fitting import TERMINAL, wrapped
+from bench.stopping import put_off
 from bench.stored_files import blamed_on, read_json
 
 FILE_NAME = "study.json"
@@ -29,8 +30,11 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _STORED = "reports/evidence/*/" + FILE_NAME
 
 
-def noise_of(isolation, profile: str) -> dict:
-    """The survey of every workload, each in the isolation's worker; one that fails says why in its place."""
+def surveys(isolation, profile: str) -> Iterator[dict]:
+    """The survey of the workloads, each in the isolation's worker, as far as it is after each of them.
+
+    A workload that fails says why in its place.
+    """
     from bench.measure.isolation import WorkerLost
     from bench.noise.workloads import workloads
 
@@ -42,8 +46,8 @@ def noise_of(isolation, profile: str) -> dict:
         except WorkerLost as lost:
             found[name] = {"failed": f"{lost} ({lost.step})"}
         except RuntimeError as error:
-            found[name] = {"failed": str(error)}
-    return {"workloads": found, "seconds": time.monotonic() - started_s}
+            found[name] = {"failed": texts.clean_line(error)}
+        yield {"workloads": dict(found), "seconds": time.monotonic() - started_s}
 
 
 def stored_sweep() -> dict | None:
@@ -79,7 +83,9 @@ def advise(folder: Path | None, profile: str, device: str, workload: str | None,
         path, noise = _stored_noise(folder)
         with blamed_on(path):
             return _print_advice(noise, workload, batch, cost_cap)
-    return _print_advice(_measured(profile, _resolved(profile, device))["noise"], workload, batch, cost_cap)
+    measured = _measured(profile, _resolved(profile, device))
+    code = _print_advice(measured["noise"], workload, batch, cost_cap)
+    return INTERRUPTED if measured.get("partial") else code
 
 
 def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None) -> int:
@@ -102,40 +108,44 @@ def _study(profile: str, device: str, out: Path, sweep) -> int:
 
     device = _resolved(profile, device)
     folder = new_folder(out, environment.machine(device)["device_name"])
-    interrupted = False
     try:
         study = _measured(profile, device)
-        try:
-            study["sweep"] = sweep()
-        except KeyboardInterrupt:  # the survey is kept, beside the newest sweep that is stored
-            study["sweep"], interrupted = stored_sweep(), True
-        _write_or_rescue(study, folder)
+        study["sweep"] = stored_sweep()
+        if not study["partial"]:
+            try:
+                study["sweep"] = sweep()
+            except KeyboardInterrupt:  # the survey is kept, beside the newest sweep that is stored
+                study["partial"] = True
+        shown = write(study, folder)
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only succeeds where nothing was stored
+        remove_if_empty(folder)
+    if study["partial"]:
+        return INTERRUPTED
     failed = any("failed" in workload for workload in study["noise"]["workloads"].values())
-    return INTERRUPTED if interrupted else FAILED if failed else CLEAN
-
-
-def _write_or_rescue(study: Mapping, folder: Path) -> None:
-    """Write the study; if the folder fails by now, keep what was measured elsewhere and say where."""
-    try:
-        write(study, folder)
-    except OSError as error:
-        rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
-        _store(study, rescue)
-        raise UsageError(f"can't write to {folder} any more ({error.strerror}): what was measured is in {rescue}, and "
-                         f"`python -m bench advise --run {rescue}` reads it") from error
+    return FAILED if failed or not shown else CLEAN
 
 
 def _measured(profile: str, device: str) -> dict:
+    """A study without its sweep; `partial` where Ctrl-C has left workloads out.
+
+    Raises:
+        KeyboardInterrupt: before the first workload is done.
+    """
     from bench.measure import environment
     from bench.measure.isolation import Isolation
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    study = {"machine": environment.machine(device), "started": started, "profile": profile, "partial": False,
+             "noise": {"workloads": {}, "seconds": 0.0}}
     with contextlib.closing(Isolation(device, PROFILES[profile].deadline_s)) as isolation:
-        return {"machine": environment.machine(device), "started": started, "profile": profile,
-                "noise": noise_of(isolation, profile)}
+        try:
+            for so_far in surveys(isolation, profile):
+                study["noise"] = so_far
+        except KeyboardInterrupt:
+            if not study["noise"]["workloads"]:
+                raise
+            study["partial"] = True
+    return study
 
 
 def _resolved(profile: str, device: str) -> str:
@@ -149,24 +159,39 @@ def _resolved(profile: str, device: str) -> str:
         raise UsageError(str(error)) from error
 
 
-def write(study: Mapping, folder: Path) -> None:
-    """Store the study and write its report beside it; print the answers."""
-    _store(study, folder)
-    parts = study["noise"], study["sweep"], study["machine"]
-    figures = training.draw(study["noise"], study["sweep"], folder)
+def write(study: Mapping, folder: Path) -> bool:
+    """Store the study and write its report beside it; print the answers. Whether all of the report could be made.
+
+    Where `folder` can't be written any more both go elsewhere, and a line says where.
+    """
+    with put_off():
+        folder = publishing.store(lambda place: _store(study, place), folder, "advise --run")
+    parts = publishing.Parts()
+    figures = parts.attempt("drawing the plots", lambda: training.draw(study["noise"], study["sweep"], folder), {})
+    parts.attempt("README.md", lambda: (folder / "README.md").write_text(_markdown(study, figures), encoding="utf-8"))
+    parts.attempt("the report on the terminal", lambda: print(_terminal(study)))
+    print(f"report: {folder / 'README.md'}", flush=True)
+    return parts.complete
+
+
+def _markdown(study: Mapping, figures: Mapping) -> str:
     title = (f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
              f"{study['started'][:10]}")
+    partial = ["> **Partial.** It was stopped before its end."] if study.get("partial") else []  # older ones never are
     measured = (f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
                 f"{study['started']}.")
-    text = [title, measured, *training.markdown(*parts, figures)]
-    (folder / "README.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    print("\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in training.terminal(*parts)))
-    print(f"report: {folder / 'README.md'}")
+    text = training.markdown(study["noise"], study["sweep"], study["machine"], figures)
+    return "\n\n".join([title, *partial, measured, *text]) + "\n"
+
+
+def _terminal(study: Mapping) -> str:
+    parts = training.terminal(study["noise"], study["sweep"], study["machine"])
+    return "\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in parts)
 
 
 def _store(study: Mapping, folder: Path) -> None:
     text = json.dumps(study, separators=(",", ":"), ensure_ascii=False)
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    write_whole(folder / FILE_NAME, text)
 
 
 def _stored_noise(folder: Path) -> tuple[Path, Mapping]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 MOST = 4000       # characters of a text of several lines
 MOST_IN_LINE = 500
+_CUT = " … {:,} characters left out … "
 _SEARCHED = 2 ** 16  # characters of an error's message in which its cause is looked for
 
 # Terminal sequences (ECMA-48): CSI …, OSC … BEL or ST, and those of one letter.
@@ -31,12 +32,13 @@ _COMPILER_ERROR = re.compile(r"\b(?:error|fatal)\s*:\s")
 
 
 def clean(text: object, most: int = MOST) -> str:
-    """The text in printable characters that can be encoded, its lines kept; more than `most` are cut in the middle."""
+    """The text in printable characters that can be encoded, its lines kept; beyond `most` it is cut in the middle."""
     text = str(text)
     if len(text) <= most:
         return _safe(text)
-    head, tail = _safe(text[:most])[:2 * most // 3], _safe(text[-most:])[-(most // 3):]
-    return f"{head} … {len(text) - len(head) - len(tail):,} characters left out … {tail}"
+    kept = most - len(_CUT.format(len(text)))
+    head, tail = _safe(text[:most])[:2 * kept // 3], _safe(text[-most:])[-(kept // 3):]
+    return f"{head}{_CUT.format(len(text) - len(head) - len(tail))}{tail}"
 
 
 def clean_line(text: object, most: int = MOST_IN_LINE) -> str:
@@ -61,13 +63,15 @@ def error_line(error: BaseException) -> str:
     Usually that is the first line of its message. Compilers begin with the place or with the command that failed: of
     theirs it is the line that names the cause, or the error that this one was raised from.
     """
-    lines = _lines_of(error)
+    message = message_of(error)
+    lines = [line.rstrip() for line in _safe(message[:_SEARCHED]).split("\n") if line.strip()]
+    more = f" (and {len(message) - _SEARCHED:,} characters more)" if len(message) > _SEARCHED else ""
     cause = error.__cause__
     if lines and _TRITON_PLACE.match(lines[0]):
         lines = _behind_caret(lines)
         if not lines and cause is not None:
             return clean_line(f"{_name_of(error)}: {error_line(cause)}")
-    return clean_line(f"{_name_of(error)}: {_telling(lines)}")
+    return clean_line(f"{_name_of(error)}: {_telling(lines)}", MOST_IN_LINE - len(more)) + more
 
 
 def message_of(error: BaseException) -> str:
@@ -95,11 +99,6 @@ def _safe(text: str) -> str:
 
 def _name_of(error: BaseException) -> str:
     return clean_line(type(error).__name__)
-
-
-def _lines_of(error: BaseException) -> list[str]:
-    """The lines of its message that are not empty, their indentation kept."""
-    return [line.rstrip() for line in clean(message_of(error), _SEARCHED).split("\n") if line.strip()]
 
 
 def _behind_caret(lines: Sequence[str]) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import device_tables, units
-from bench.cases import CLOCKS, Case, plan
+from bench.cases import CLOCKS, Case, Plan, broken_lines, plan
+from bench.declared import DeclaredOp
 from bench.measure import environment
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
@@ -35,7 +36,9 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
         UsageError: for an unknown profile or device, or a file that can't be written.
     """
     device = environment.resolve_device(device)
-    the_plan = plan(profile, device)
+    the_plan = plan(profile, device, configs=True)
+    unread = broken_lines(the_plan)
+    print(*unread, sep="\n", end="\n" if unread else "", file=sys.stderr)
     cases = [case for case in the_plan.cases if case.variant.tunable and not case.refusal and selection in case.id]
     if not cases:
         print(f"nothing to tune on {device} among the cases of {profile} with {selection!r} in their id")
@@ -45,13 +48,13 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
               "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat()}
     broken = 0
     try:
-        broken = _tune_and_store(cases, header, device, seconds, the_plan.profile.deadline_s, folder)
+        broken = _tune_and_store(the_plan, cases, header, seconds, folder)
     except KeyboardInterrupt:
         print("stopped: what was tuned until now is kept", file=sys.stderr)
-    return BROKEN_CASES if broken else CLEAN
+    return BROKEN_CASES if broken or unread else CLEAN
 
 
-def _tune_and_store(cases: Sequence[Case], header: Mapping, device: str, seconds: float, deadline_s: float,
+def _tune_and_store(the_plan: Plan, cases: Sequence[Case], header: Mapping, seconds: float,
                     folder: Path | None) -> int:
     """Time the candidates of the cases and write the winners; how many candidates were broken.
 
@@ -59,14 +62,14 @@ def _tune_and_store(cases: Sequence[Case], header: Mapping, device: str, seconds
     """
     started, broken = time.monotonic(), 0
     winners: dict[Path, dict[str, list[dict]]] = {}
-    isolation = Isolation(device, deadline_s)
+    isolation = Isolation(the_plan.device, the_plan.profile.deadline_s)
     try:
         for case in cases:
-            winner, failed = _winner(isolation, case, header["clock"], seconds)
+            winner, failed = _winner(isolation, the_plan.ops[case.op], case, header["clock"], seconds)
             broken += failed
             if winner:
-                beside = file_for(case.op.folder, "tuning", device)
-                path = folder / f"{case.op.name}-{beside.name}" if folder else beside
+                beside = file_for(case.variant.folder, "tuning", the_plan.device)
+                path = folder / f"{case.op}-{beside.name}" if folder else beside
                 winners.setdefault(path, {}).setdefault(case.variant.name, []).append(winner)
     finally:
         isolation.close()
@@ -77,11 +80,11 @@ def _tune_and_store(cases: Sequence[Case], header: Mapping, device: str, seconds
     return broken
 
 
-def _winner(isolation: Isolation, case: Case, clock: str, seconds: float) -> tuple[dict | None, int]:
+def _winner(isolation: Isolation, op: DeclaredOp, case: Case, clock: str, seconds: float) -> tuple[dict | None, int]:
     """The fastest configuration on a case's problem, as the file's entry, and how many candidates were broken."""
-    shapes = case.op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
-    rule = dict(case.variant.tunable.rule(*shapes))
-    configs = [rule, *(dict(config) for config in case.variant.tunable.candidates(*shapes) if dict(config) != rule)]
+    number, problem = next((number, one) for number, one in enumerate(op.problems) if one.key == case.problem)
+    configs = op.configs[case.variant.name][number]
+    rule = configs[0]
     labels = [f"{case.id} {_words(config)}" for config in configs]
     effort = Effort(_PRECISION, seconds)
     outcomes = isolation.measure(Task(
@@ -100,9 +103,8 @@ def _winner(isolation: Isolation, case: Case, clock: str, seconds: float) -> tup
         best_s, best = times[0], rule
     gain = "" if times[0] is None else f", {units.ratio(times[0] / best_s)} the rule"
     print(f"{case.id}  {_words(best)}: {units.duration(best_s)}{gain}", file=sys.stderr)
-    traits, sizes = case.op.describe(*shapes)
-    return {"traits": traits, "sizes": list(sizes), "config": best, "median_s": best_s, "rule_s": times[0],
-            "tried": len(configs)}, broken
+    return {"traits": problem.traits, "sizes": list(problem.sizes), "config": best, "median_s": best_s,
+            "rule_s": times[0], "tried": len(configs)}, broken
 
 
 def _median_s(outcome: Outcome) -> float | None:

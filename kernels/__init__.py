@@ -1,25 +1,24 @@
 """What Batchline measures: ops, each with its fp64 reference and one file a variant.
 
 `kernels.ops` maps every op's name to its `Op`. A folder here with an `__init__.py` is an op; a file in that
-folder is a variant. Nothing is listed anywhere else, so a new file is all it takes.
+folder is a variant. Nothing is listed anywhere else, so a new file is all it takes. A name that begins with _ is
+neither.
 """
 from __future__ import annotations
 
-import functools
 import importlib
-import pkgutil
+from collections.abc import Mapping
 
+from kernels.discovery import LoadedWhenAsked, op_packages
 from kernels.op import Op
 
 
-@functools.cache
-def _find_ops() -> dict[str, Op]:
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
-    return {name: getattr(importlib.import_module(f"{__name__}.{name}"), name) for name in names}
+def _load(name: str) -> Op:
+    op = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
+    if not isinstance(op, Op):
+        raise ImportError(f"kernels/{name}/__init__.py makes no Op called {name}")
+    return op
 
 
-def __getattr__(name: str):
-    # Lazy, because a variant's module imports this package while the ops are being found.
-    if name == "ops":
-        return _find_ops()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Each is imported when it is first asked for: one that is broken harms no other.
+ops: Mapping[str, Op] = LoadedWhenAsked(lambda: op_packages(__path__), _load)

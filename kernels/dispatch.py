@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,10 +118,8 @@ class Dispatch:
 
     @functools.cached_property
     def candidates(self) -> Mapping[str, object]:
-        """The variants to choose from, by name: those that give the whole op within its own bound, compiled ahead."""
-        return {name: variant for name, variant in self._op.variants.items()
-                if variant.backend not in (backends.DISPATCH, *backends.PEERS) and variant.tolerance is None
-                and variant.gives is None and not variant.slow_start}
+        """The variants to choose from, by name; a file is imported when its variant is asked for."""
+        return _Candidates(self._op)
 
     @functools.cached_property
     def _baseline(self):
@@ -151,6 +149,31 @@ class Dispatch:
         except Exception as error:
             return f"it refuses these inputs ({error})"
         return None
+
+
+class _Candidates(Mapping):
+    """Those of an op's variants that are candidates."""
+
+    def __init__(self, op):
+        self._op = op
+
+    def __getitem__(self, name: str):
+        variant = self._op.variants[name]
+        if not is_candidate(variant):
+            raise KeyError(name)
+        return variant
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, variant in self._op.variants.items() if is_candidate(variant))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def is_candidate(variant) -> bool:
+    """Whether a call may choose the variant: it gives the whole op within its own bound, and is compiled ahead."""
+    return (variant.backend not in (backends.DISPATCH, *backends.PEERS) and not variant.own_tolerance
+            and variant.gives is None and not variant.slow_start)
 
 
 def why_stale(document: Mapping) -> str | None:

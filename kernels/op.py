@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 
 from kernels import backends
 from kernels.device import why_no_fp8
+from kernels.discovery import LoadedWhenAsked, variant_files
 from kernels.dispatch import DISPATCHED, Dispatch
 from kernels.elements import dtype_name
 from kernels.rounding import Typical
@@ -78,6 +78,8 @@ class Variant:
             raise ValueError(f"backend {self.backend!r} is none of {', '.join(backends.NAMES)}")
         if self.needs not in (None, "cpu", "cuda"):
             raise ValueError(f"needs={self.needs!r} is none of None, 'cpu', 'cuda'")
+        if unknown := [name for name in self.dtypes or () if not is_dtype(name)]:
+            raise ValueError(f"dtypes: {unknown[0]!r} is no dtype of torch")
         if self.tunable:
             self.tunable.bind(self.op.folder, self.name, self.op.describe)
 
@@ -104,17 +106,17 @@ class Variant:
         """The id of the rung below."""
         return f"{self.op.name}/{self.builds_on}" if self.builds_on else None
 
+    @property
+    def own_tolerance(self) -> bool:
+        """Whether it is held to another error bound than the op's."""
+        return self.tolerance is not None
+
     def __call__(self, *inputs: torch.Tensor):
         return self.function(*inputs)
 
     def why_not_here(self, device: str, dtype: str | None = None) -> str | None:
         """Why this variant can't run on `device` ("cpu" or "cuda"; in `dtype`) in this environment, or None."""
-        absent = backends.why_absent(self.backend)
-        if absent:
-            return absent
-        if self.needs in (None, device) or (self.needs == "cuda" and backends.interpreted(self.backend)):
-            return why_no_fp8(device) if dtype == FP8 else None
-        return f"needs {self.needs.upper()}"
+        return why_not_here(self.backend, self.needs, device, dtype)
 
     def why_unsupported(self, *inputs: torch.Tensor) -> str | None:
         """Why this variant declines these inputs, or None. Inputs on the meta device are enough."""
@@ -137,6 +139,8 @@ class Op:
         least_bytes: bytes of each distinct input element read once and each output written once.
         output_dtype: the inputs' dtype → the outputs'; by default the same.
         rows: the outputs, by number, of which row b is a function of row b of the inputs alone.
+        regrouped: the outputs, by number, that may be NaN where an infinity is expected: ways to compute them group the
+            terms otherwise, or add products of padding, and meet ∞ − ∞ or 0 · ∞ within the same row.
         scenarios: what is benchmarked.
         probes: name → inputs on which every variant is checked before it is timed; most are small enough for an
             interpreter.
@@ -154,7 +158,7 @@ class Op:
                  baseline: str, describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
                  conditions: Mapping[str, Probe] = {}, rule: Callable[..., Sequence[str]] = lambda *inputs: (),
                  output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
-                 rows: Sequence[int] = (),
+                 rows: Sequence[int] = (), regrouped: Sequence[int] = (),
                  typical: Callable[..., Sequence[Typical]] | None = None):
         self.package = package
         self.name = package.rpartition(".")[2]
@@ -172,11 +176,12 @@ class Op:
         self.describe = describe or _shapes
         self.output_dtype = output_dtype
         self.rows = tuple(rows)
+        self.regrouped = tuple(regrouped)
         self.typical = typical
         self.dispatch = Dispatch(self, rule)
         self._function = self.dispatch.function
-        self._variants: dict[str, Variant] = {}
-        self._searched = False
+        self._registered: dict[str, Variant] = {}
+        self._variants = LoadedWhenAsked(self._names, self._load)
 
     def variant(self, *, dtypes: Sequence[str] | None = None, example: tuple[str, int] | None = None, **declared):
         """Register the decorated function as a variant of this op, and return it unchanged.
@@ -190,10 +195,10 @@ class Op:
             package, _, file = function.__module__.rpartition(".")
             if package == self.package and file != function.__name__:
                 raise ValueError(f"{file}.py registers {function.__name__!r}: a variant is named after its file")
-            if function.__name__ in self._variants:
+            if function.__name__ in self._registered:
                 raise ValueError(f"{self.name} has a variant named {function.__name__!r} already")
             module_doc = sys.modules[function.__module__].__doc__ or ""
-            self._variants[function.__name__] = Variant(
+            self._registered[function.__name__] = Variant(
                 self, function, dtypes=tuple(dtypes) if dtypes is not None else None, example=example or self.example,
                 idea=module_doc.strip().partition("\n")[0], **declared)
             return function
@@ -207,22 +212,28 @@ class Op:
 
     @property
     def variants(self) -> Mapping[str, Variant]:
-        """Every variant by name, the baseline first; found by importing each file of the op's package."""
-        if not self._searched:
-            self._searched = True
-            for module in pkgutil.iter_modules(sys.modules[self.package].__path__):
-                if not module.name.startswith("_"):
-                    self._load(module.name)
-            self._variants[DISPATCHED] = self._own_call()
-        return dict(sorted(self._variants.items(), key=lambda item: (item[0] != self.baseline, item[0])))
+        """Every variant by name, the baseline first. A file is imported when its variant is first asked for."""
+        return self._variants
 
-    def _load(self, file: str) -> None:
+    def _names(self) -> list[str]:
+        names = {*self._files(), *self._registered, DISPATCHED}
+        return sorted(names, key=lambda name: (name != self.baseline, name))
+
+    def _files(self) -> list[str]:
+        package = sys.modules.get(self.package)
+        return variant_files(package.__path__) if package else []
+
+    def _load(self, name: str) -> Variant:
+        if name == DISPATCHED:
+            return self._own_call()
         try:
-            importlib.import_module(f"{self.package}.{file}")
-            if file not in self._variants:
-                raise ValueError(f"{file}.py registers no variant (start its name with _ if it is a helper)")
-        except Exception as error:  # a broken file must not hide the others: it becomes a variant that fails, so a row
-            self._variants[file] = _unloadable(self, file, error)
+            if name in self._files():
+                importlib.import_module(f"{self.package}.{name}")
+            if name not in self._registered:
+                raise ValueError(f"{name}.py registers no variant (start its name with _ if it is a helper)")
+            return self._registered[name]
+        except (Exception, SystemExit) as error:  # it must not end who asked for it: it becomes a variant that fails
+            return _unloadable(self, name, error)
 
     def make_inputs(self, scenario: str, batch: int, dtype: str, device: str, seed: int = 0) -> Tensors:
         """The named scenario's inputs, fresh for each seed; on device "meta" they are shapes and strides alone."""
@@ -239,7 +250,7 @@ class Op:
         def dispatched(*inputs):
             return function(*inputs)(*inputs)
 
-        return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=self._variants[self.baseline].dtypes,
+        return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=self.variants[self.baseline].dtypes,
                        builds_on=self.baseline, detail=True, example=self.example,
                        idea="The op's own call: what was measured fastest near the inputs on this device, or a rule.")
 
@@ -247,7 +258,22 @@ class Op:
         return f"<Op {self.name}: {self.signature}>"
 
 
-def _unloadable(op: Op, file: str, error: Exception) -> Variant:
+def is_dtype(name: object) -> bool:
+    """Whether it names a dtype of torch."""
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def why_not_here(backend: str, needs: str | None, device: str, dtype: str | None = None) -> str | None:
+    """Why what has this backend and needs can't run on `device` ("cpu" or "cuda"; in `dtype`) here, or None."""
+    absent = backends.why_absent(backend)
+    if absent:
+        return absent
+    if needs in (None, device) or (needs == "cuda" and backends.interpreted(backend)):
+        return why_no_fp8(device) if dtype == FP8 else None
+    return f"needs {needs.upper()}"
+
+
+def _unloadable(op: Op, file: str, error: BaseException) -> Variant:
     def function(*inputs):
         raise ImportError(f"{file}.py does not load: {type(error).__name__}: {error}") from error
 

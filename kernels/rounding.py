@@ -2,6 +2,7 @@
 
 N. J. Higham and T. Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41(5), 2019. A
 bound for the worst case is so wide for a deep sum that inputs rounded to bf16 stay inside; what is typical is not.
+It takes the errors for independent: those of thousands of equal terms are not, and may be larger.
 """
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Calls that nobody times: a worker that says what each would take, a run's records, and tables in a test's folder."""
 import json
+from dataclasses import replace
 
 import kernels
 from bench import dispatch as command
@@ -9,6 +10,7 @@ from bench.measure.task import Outcome
 from bench.records import FAILED, MEASURED, OURS, Record
 from kernels import device_files
 from kernels.op import Op
+from tests.plans import planned
 
 BASELINES = {"bmm": "torch_bmm"}
 
@@ -58,6 +60,9 @@ def choice_of(task):
 
 def alone(tmp_path, monkeypatch):
     """Tables in a folder of the test's own, and workers that only say what they would have measured: for a fixture."""
+    the_plan = planned("smoke", "cpu")
+    ops = {name: replace(op, folder=tmp_path / "op") for name, op in the_plan.ops.items()}
+    monkeypatch.setattr(command, "plan", lambda profile, device: replace(the_plan, ops=ops))
     monkeypatch.setattr(Op, "folder", tmp_path / "op")
     monkeypatch.setattr(command, "Isolation", FakeIsolation)
     for name, value in (("made", 0), ("seconds", {}), ("failing", ()), ("status", FAILED), ("asked", [])):

@@ -13,6 +13,8 @@ def measured(error=0.1, peak_bytes=2 ** 20):
 class FakePairs:
     """`ratios`: label → (number → head over base, or an Outcome that head ends with, or an error to raise)."""
 
+    baselines = {"bmm": "torch_bmm", "grad_reduce": "torch_mean"}
+
     def __init__(self, ratios, plans=({}, {}), first=None):
         self.ratios, self._plans, self._first = ratios, plans, first or {}
         self.asked, self.checked, self.states = [], [], []

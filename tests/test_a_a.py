@@ -1,9 +1,11 @@
 """A/A: the figure, and a run of it."""
 import json
+from dataclasses import replace
 
 from bench import a_a
 from bench.a_a import Pair
 from bench.records import FAILED, MEASURED
+from tests.plans import planned
 
 
 def _pair(name, first_s, second_s):
@@ -24,13 +26,11 @@ def test_nothing_over_60_us_is_said():
 
 
 def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
-    whole = a_a.plan
-
     def two(profile, device):
-        made = whole(profile, device)
-        cases = tuple(case for case in made.cases if case.op.name in ("bmm", "grad_reduce")
+        made = planned(profile, device)
+        cases = tuple(case for case in made.cases if case.op in ("bmm", "grad_reduce")
                       and case.scenario in ("tiny_16", "layer_norm") and case.batch == 16)
-        return type(made)(made.profile, made.device, cases, ())
+        return replace(made, cases=cases)
 
     measured = []
     measure = a_a.Isolation.measure
@@ -55,3 +55,26 @@ def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert all(pair["case"] in printed.err for pair in document["pairs"])
     assert "A/A" in printed.out
+
+
+def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
+    def one_and_stop(*_):
+        yield _pair("done", 1e-4, 1.01e-4)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(a_a, "_pairs", one_and_stop)
+    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
+    document = json.loads((tmp_path / a_a.FILE_NAME).read_text())
+    assert [pair["case"] for pair in document["pairs"]] == ["done"] and document["partial"]
+    printed = capsys.readouterr()
+    assert "1 of 1 cases over 60.0 µs" in printed.out and "stopped after 1 cases, which are kept" in printed.err
+
+
+def test_ctrl_c_before_the_first_pair_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(a_a, "_pairs", lambda *_: (_stopped() for _ in range(1)))
+    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def _stopped():
+    raise KeyboardInterrupt

@@ -104,8 +104,9 @@ def test_what_needs_a_gpu_is_one_row_that_says_so():
 
 def test_jobs_are_the_variants_then_the_controls_of_their_ops_alone():
     bmm = kernels.ops["bmm"].variants["torch_bmm"]
-    assert not audit.jobs([bmm])
-    jobs = [(variant.name, dtype) for variant, dtype in audit.jobs([bmm, GRAD.variants["torch_passes"]])]
+    assert not audit.jobs([bmm], ["grad_stats"])
+    jobs = [(subject.variant, dtype) for subject, dtype in audit.jobs([bmm, GRAD.variants["torch_passes"]],
+                                                                      ["grad_stats"])]
     assert jobs == [(name, dtype) for name in ("torch_passes", "mean_of_squares") for dtype in audit.DTYPES]
 
 
@@ -116,7 +117,12 @@ class _Case:
         self.id, self.variant = f"{variant.id}/x/float32/B1", variant
 
 
+class _Op:
+    name, has_conditions = "grad_stats", True
+
+
 class _Plan:
+    ops = {"grad_stats": _Op}
     cases = [_Case(GRAD.variants["torch_passes"])]
 
 
@@ -152,8 +158,9 @@ def audited():
     """A stored run's document with an audit of a few ways."""
     subjects = [LAYER.variants["torch_ghost"], *audit.controls("wgrad_stats").values()]
     with_audit = document()
-    with_audit[OURS]["audit"] = [row for variant, dtype in audit.jobs(subjects[:1])
-                                 for row in audit.audit(variant, dtype, "cpu")]
+    by_name = {subject.name: subject for subject in subjects}
+    with_audit[OURS]["audit"] = [row for subject, dtype in audit.jobs(subjects[:1], ["wgrad_stats"])
+                                 for row in audit.audit(by_name[subject.variant], dtype, "cpu")]
     return with_audit
 
 

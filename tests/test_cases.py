@@ -5,9 +5,11 @@ import pytest
 import torch
 
 import kernels
-from bench.cases import PROFILES, plan
+from bench.cases import PROFILES, of_catalogue, plan
+from bench.declared import Catalogue
 from bench.listing import show
 from bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
+from tests.plans import planned
 
 # A rename of any of these loses the history of its case. Add to the list; never change a line of it.
 PINNED = """
@@ -112,15 +114,15 @@ bmm/torch_scaled_mm/linear_forward/float8_e4m3fn/B1
 
 
 def test_case_ids_are_pinned():
-    planned = {case.id for case in plan("quick", "cpu").cases}
-    assert set(PINNED) <= planned
-    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in plan("full", "cuda").cases}
-    assert set(PINNED_IN_FULL) <= {case.id for case in plan("full", "cuda").cases}
+    ids = {case.id for case in planned("quick", "cpu").cases}
+    assert set(PINNED) <= ids
+    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in planned("full", "cuda").cases}
+    assert set(PINNED_IN_FULL) <= {case.id for case in planned("full", "cuda").cases}
 
 
 def test_only_full_takes_the_details_and_the_slow_starts():
     for name, taken in (("smoke", False), ("quick", False), ("full", True)):
-        cases = plan(name, "cpu").cases
+        cases = planned(name, "cpu").cases
         assert any(case.scenario == "tiny_8" for case in cases) == taken
         refusals = {case.refusal for case in cases if case.variant.slow_start and case.dtype == "float32"}
         assert refusals == {None if taken else (
@@ -130,8 +132,8 @@ def test_only_full_takes_the_details_and_the_slow_starts():
 
 
 def test_fp8_is_planned_where_it_is_defined():
-    cases = [case for case in plan("full", "cuda").cases if case.dtype == "float8_e4m3fn"]
-    assert {case.op.name for case in cases} == {"bmm"}
+    cases = [case for case in planned("full", "cuda").cases if case.dtype == "float8_e4m3fn"]
+    assert {case.op for case in cases} == {"bmm"}
     assert not [case for case in cases if case.scenario.startswith("digits")]
     refusals = {(case.variant.name, case.scenario): case.refusal for case in cases}
     assert refusals["torch_scaled_mm", "attention_scores"] is None
@@ -142,7 +144,8 @@ def test_fp8_is_planned_where_it_is_defined():
 def test_a_gpu_without_fp8_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    refusals = {case.dtype: case.refusal for case in plan("full", "cuda").cases
+    on_sm_80 = of_catalogue(PROFILES["full"], "cuda", Catalogue(planned("full", "cuda").ops, ()))
+    refusals = {case.dtype: case.refusal for case in on_sm_80.cases
                 if case.variant.name == "torch_scaled_mm" and case.scenario == "attention_scores"}
     assert refusals["float8_e4m3fn"] == (NOT_HERE, "fp8 needs sm_89 or newer, and this is sm_80")
     assert refusals["float16"][0] == UNSUPPORTED
@@ -155,15 +158,15 @@ def test_case_id_and_its_parts():
 
 
 def test_variants_of_a_problem_run_side_by_side():
-    problems = [case.problem for case in plan("quick", "cpu").cases]
+    problems = [case.problem for case in planned("quick", "cpu").cases]
     assert len(set(problems)) == sum(1 for i, problem in enumerate(problems) if i == 0 or problem != problems[i - 1])
 
 
 def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
-    refusals = {case.variant.name: case.refusal for case in plan("smoke", "cpu").cases}
+    refusals = {case.variant.name: case.refusal for case in planned("smoke", "cpu").cases}
     assert refusals["triton_tiled"] == (NOT_HERE, "needs CUDA")
     assert refusals["torch_bmm"] is None
-    on_cuda = {case.variant.name: case.refusal for case in plan("full", "cuda").cases if case.dtype == "bfloat16"}
+    on_cuda = {case.variant.name: case.refusal for case in planned("full", "cuda").cases if case.dtype == "bfloat16"}
     status, reason = on_cuda["numba_cuda_naive"]
     assert status == UNSUPPORTED and "bfloat16 is not among its dtypes" in reason
     assert on_cuda["triton_tiled"] is None
@@ -172,17 +175,18 @@ def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_limits_are_kept_and_what_is_over_them_is_named(profile, device):
-    the_plan = plan(profile, device)
+    the_plan = planned(profile, device)
     limits = PROFILES[profile].limits[device]
     for case in the_plan.cases:
-        inputs = case.op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
-        assert case.op.flops(*inputs) <= limits.flops and case.op.least_bytes(*inputs) <= limits.bytes
-    planned = {case.problem for case in the_plan.cases}
-    assert not planned & set(the_plan.left_out)
+        op = kernels.ops[case.op]
+        inputs = op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
+        assert op.flops(*inputs) <= limits.flops and op.least_bytes(*inputs) <= limits.bytes
+    problems = {case.problem for case in the_plan.cases}
+    assert not problems & set(the_plan.left_out)
     dtypes, batches = set(PROFILES[profile].dtypes[device]), PROFILES[profile].batches
-    problems = sum(len(dtypes.intersection(scenario.dtypes)) * len(batches) for op in kernels.ops.values()
-                   for scenario in op.scenarios.values() if profile == "full" or not scenario.detail)
-    assert len(planned) + len(the_plan.left_out) == problems
+    count = sum(len(dtypes.intersection(scenario.dtypes)) * len(batches) for op in kernels.ops.values()
+                for scenario in op.scenarios.values() if profile == "full" or not scenario.detail)
+    assert len(problems) + len(the_plan.left_out) == count
 
 
 def test_full_has_the_designs_batches():
@@ -195,8 +199,8 @@ def test_unknown_profile():
 
 
 def test_list_shows_every_case_and_what_it_runs_on():
-    cases = plan("quick", "cpu").cases
-    lines = show("quick", "cpu", as_json=False).splitlines()
+    cases = planned("quick", "cpu").cases
+    lines = show(planned("quick", "cpu"), as_json=False).splitlines()
     assert [line.split()[0] for line in lines] == [case.id for case in cases]
     by_id = dict(zip((case.id for case in cases), lines))
     assert "runs on cpu, cuda  timed here" in by_id["bmm/torch_bmm/tiny_16/float32/B1"]
@@ -204,8 +208,8 @@ def test_list_shows_every_case_and_what_it_runs_on():
 
 
 def test_list_as_json():
-    cases = json.loads(show("quick", "cpu", as_json=True))
-    assert len(cases) == len(plan("quick", "cpu").cases)
+    cases = json.loads(show(planned("quick", "cpu"), as_json=True))
+    assert len(cases) == len(planned("quick", "cpu").cases)
     triton = next(case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1")
     assert triton == {"id": triton["id"], "op": "bmm", "variant": "triton_tiled", "backend": "triton",
                       "scenario": "tiny_16", "dtype": "float32", "batch": 1, "runs_on": ["cuda"], "here": False,

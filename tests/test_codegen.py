@@ -10,6 +10,7 @@ import kernels
 from bench.measure import codegen, compile_cache, pins, sass, static_facts
 from bench.measure.sources import files_of
 from kernels.op import Op
+from tests.plans import declared
 from tests.test_records import compiled_row
 
 PINNED = {job: entry["kernels"] for job, entry in pins.load().items()}
@@ -25,9 +26,9 @@ def _gpu_variants():
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 def test_every_gpu_variant_is_pinned_with_the_sources_that_it_has():
-    stale = [job for job in static_facts.jobs() if not static_facts.is_current(job, pins.load())]
+    stale = [job for job in static_facts.jobs(declared()) if not static_facts.is_current(job, pins.load())]
     assert not stale, "run `make codegen PIN=1` and look at what moved"
-    assert set(PINNED) == set(static_facts.jobs())
+    assert set(PINNED) == set(static_facts.jobs(declared()))
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
@@ -136,7 +137,7 @@ def test_what_does_not_compile_is_not_kept(monkeypatch, tmp_path):
 
 
 def _entry(job, row):
-    return {"sources": static_facts.fingerprint(static_facts.variant_of(job[0])), "kernels": [row]}
+    return {"sources": static_facts.fingerprint(job[0]), "kernels": [row]}
 
 
 def test_what_is_pinned_for_these_sources_is_not_compiled(monkeypatch, tmp_path):
@@ -174,7 +175,7 @@ def test_a_fingerprint_holds_every_file_that_a_variant_imports():
     names = {path.relative_to(static_facts._REPOSITORY).as_posix() for path in files_of(variant)}
     assert {"kernels/bmm/triton_tiled.py", "kernels/bmm/__init__.py", "kernels/op.py", "kernels/backends.py"} <= names
     assert not any(name.startswith("kernels/grad_reduce") for name in names)
-    assert len(static_facts.fingerprint(variant)) == 16
+    assert len(static_facts.fingerprint(variant.id)) == 16
 
 
 def test_launches_read_at_once_are_as_the_disassembler_lists_each_alone():

@@ -155,7 +155,7 @@ def only_tiled(monkeypatch):
     pinned = pins.load()[TILED]
     example = [row for row in pinned["kernels"] if row["example"] and row["architecture"] == 90]
     monkeypatch.setattr(pins, "load", lambda: {TILED: pinned | {"kernels": example}})
-    monkeypatch.setattr(static_facts, "jobs", lambda: [TILED])
+    monkeypatch.setattr(static_facts, "jobs", lambda variants: [TILED])
     monkeypatch.setattr(static_facts, "ARCHITECTURES", (90,))
     monkeypatch.setattr(static_facts, "BATCHES", ())
     monkeypatch.setattr(static_facts, "compiled", lambda wanted: static_facts.Compilation(

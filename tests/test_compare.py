@@ -57,6 +57,21 @@ def test_the_interval_holds_the_change_and_widens_with_the_noise():
     assert wide.high - wide.low > 3 * (pair.high - pair.low) and pair.moved and not wide.moved
 
 
+def test_without_a_case_that_both_have_timed_nothing_is_compared_and_the_code_is_3(tmp_path, capsys):
+    a, b = saved(tmp_path / "a"), saved(tmp_path / "b", clock="device_hot")
+    assert command.compare(a, b) == command.NOTHING_TO_COMPARE == 3
+    assert "there is nothing to compare" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_was_stopped_says_so(tmp_path, capsys):
+    a, made = saved(tmp_path / "a"), stored()
+    made["batchline"]["partial"] = True
+    (tmp_path / "b").mkdir()
+    records.save(tmp_path / "b", made)
+    lines = shown(capsys, a, tmp_path / "b").splitlines()
+    assert [line[:2] for line in lines if "stopped before its end" in line] == ["B:"]
+
+
 def test_a_change_within_one_percent_is_not_marked():
     pair, = compare(records.parse(stored()), records.parse(stored(1.005))).pairs
     assert pair.low > 0 and not pair.moved

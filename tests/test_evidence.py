@@ -1,4 +1,5 @@
 """Evidence: each part is shown, one that fails, hangs or shows nothing is said to, and nothing is overwritten."""
+import signal
 import sys
 
 import pytest
@@ -48,6 +49,35 @@ def test_a_part_that_takes_too_long_is_stopped_and_what_it_had_is_kept(tmp_path,
     code, text = _collect(tmp_path, monkeypatch, _part("Stalls", STALLS, limit_s=1.0), _part("Good", WRITES))
     assert code == 1 and "stopped after 1 s; what it had by then is below" in text
     assert "half of it" in text and "figures" in text
+
+
+STOPS_US = f"import os, signal; os.kill(os.getppid(), signal.SIGINT)\n{STALLS}"
+
+
+@pytest.fixture
+def heard():
+    """Ctrl-C raises, also where a shell has told this session to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_the_parts_that_are_done_and_what_the_running_one_has(tmp_path, monkeypatch, capfd, heard):
+    parts = _part("First", WRITES), _part("Stopped", STOPS_US), _part("Never", WRITES)
+    code, text = _collect(tmp_path, monkeypatch, *parts)
+    assert code == 130 and "> **Partial.** 1 of 3 parts are missing." in text
+    assert "figures" in text and "half of it" in text and "Not to its end: stopped by Ctrl-C" in text
+    assert f"stopped after 2 of 3 parts: {tmp_path / 'made'}" in capfd.readouterr().err
+
+
+def test_among_the_committed_stands_only_what_is_whole(tmp_path, monkeypatch, heard):
+    monkeypatch.chdir(tmp_path)
+    for parts, code, kept in (([_part("Stopped", STOPS_US)], 130, 0), ([_part("First", WRITES)], 0, 1)):
+        monkeypatch.setattr(evidence, "_PARTS", parts)
+        assert evidence.collect("cpu", None, "smoke") == code
+        assert len(list(tmp_path.glob("reports/evidence/*/README.md"))) == kept
+    (unfinished,) = tmp_path.glob("reports/runs/*")
+    assert "half of it" in (unfinished / "README.md").read_text()
 
 
 def test_what_needs_a_gpu_is_left_out_without_one_and_is_no_failure(tmp_path, monkeypatch):

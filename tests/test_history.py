@@ -106,6 +106,12 @@ def test_no_history_is_a_line_and_3(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+def test_a_history_without_a_line_that_can_be_read_is_none(tmp_path, capsys):
+    (tmp_path / "some-cpu.jsonl").write_text("{}\n\n")
+    assert history.history(folder=tmp_path) == history.NO_HISTORY
+    assert "passed over what can't be read: line 1" in capsys.readouterr().out
+
+
 def test_another_device_or_no_matching_case_is_refused(tmp_path):
     history.append(run(), tmp_path)
     with pytest.raises(UsageError, match="it has some-cpu"):

@@ -79,11 +79,6 @@ def test_what_is_raised_is_the_row():
     assert found["failed"] == "RuntimeError: no" and found["rows"] is None
 
 
-def test_only_problems_of_milliseconds_are_looked_at():
-    assert invariance.batches_of(BMM, "square_64", "float32", [256, 1, 100_000]) == (1, 256)
-    assert invariance.batches_of(BMM, "square_4096", "float32", [1, 2]) == ()
-
-
 ROWS = [row("torch_bmm"), row("fast", [1, 16]), row("fast", scenario="tiny_32"), row("broken", failed="no", rows=None),
         row("mean", rows=None, repeats=False)]
 
@@ -141,7 +136,7 @@ class Plan:
 def measured(*names):
     parts = document()
     bench = parts["benchmarks"][0]
-    return parts | {"benchmarks": [bench | {"param": name} for name in names],
+    return parts | {"benchmarks": [bench | {"param": name, "extra_info": {"flops": 1e6}} for name in names],
                     OURS: parts[OURS] | {"cases": [{"id": name, "status": "measured", "reason": ""} for name in names]}}
 
 
@@ -151,6 +146,12 @@ def test_each_measured_variant_is_looked_at_over_its_batches():
         "bmm/torch_bmm/tiny_16/float32/B4", "bmm/torch_bmm/tiny_16/float32/B1", "bmm/torch_bmm/tiny_32/float32/B1"))
     assert worker.asked[0] == ("invariance", "bmm", "torch_bmm", "tiny_16", "float32", (1, 4))
     assert [row["failed"] for row in found] == [None, "gone"] and worker.closed == 0
+
+
+def test_only_problems_of_milliseconds_are_looked_at():
+    found = measured("bmm/torch_bmm/tiny_16/float32/B4")
+    found["benchmarks"][0]["extra_info"] = {"flops": 2 * invariance.MOST_FLOPS}
+    assert besides.invariance_of(Worker(), Plan, found) == []
 
 
 def test_full_asks_a_second_process(monkeypatch):

@@ -118,6 +118,33 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
             brokenop.variants[name]()
 
 
+PROGRAM = """
+import sys, threading
+from kernels.bmm import bmm
+{body}
+print(sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("kernels.bmm.") and "._" not in name))
+"""
+
+
+@pytest.mark.parametrize("body, loaded", [
+    ("'torch_bmm' in bmm.variants, len(bmm.variants)", []),
+    ("bmm.variants['torch_einsum']", ["torch_einsum"]),
+    ("import torch; a = torch.ones(2, 3, 3); bmm.dispatch.table = lambda device: {}; bmm(a, a)", ["torch_bmm"]),
+    ("threads = [threading.Thread(target=bmm.variants.get, args=('torch_bmm',)) for _ in range(8)]\n"
+     "for one in threads: one.start()\nfor one in threads: one.join()\n"
+     "assert len({id(bmm.variants['torch_bmm'])}) == 1", ["torch_bmm"])])
+def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(body=body)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(loaded)
+
+
+def test_an_op_is_imported_when_it_is_asked_for():
+    program = "import sys, kernels; kernels.ops['bmm']; print('kernels.wgrad_stats' in sys.modules, *kernels.ops)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "bmm", "grad_reduce", "grad_reduce_multi", "grad_stats", "wgrad_stats"]
+
+
 def test_stand_in_swallows_decorators():
     absent = backends.Absent("gone")
 

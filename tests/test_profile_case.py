@@ -2,13 +2,14 @@
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from bench import profile_case as command
+from bench.declared import Declared
 from bench.errors import UsageError
 from bench.verdicts.proton import kernel_times
-from kernels.op import Variant
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"
 PROFILE = [{"frame": {"name": "ROOT", "type": "function"}, "metrics": {"time (ns)": 0, "count": 0}, "children": [
@@ -27,7 +28,7 @@ def test_the_times_of_a_proton_profile():
 
 
 def test_without_a_gpu_the_hot_loop_is_shown(capsys):
-    if why := command.kernels.ops["bmm"].variants["triton_tiled"].why_not_here("cuda"):
+    if why := Declared("bmm", "triton_tiled", Path("kernels"), "triton").why_not_here("cuda"):
         pytest.skip(why)
     assert command.profile(CASE, "cpu", 80) == command.DONE
     text = capsys.readouterr().out
@@ -59,7 +60,7 @@ def test_what_runs_on_the_cpu_has_no_machine_code_here(capsys):
 def gpu(monkeypatch, tmp_path):
     """A machine that has a GPU, and only the programs that the test makes."""
     monkeypatch.setattr(command.environment, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(Variant, "why_not_here", lambda self, device, dtype=None: None)
+    monkeypatch.setattr(Declared, "why_not_here", lambda self, device, dtype=None: None)
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def ncu(body):

@@ -191,22 +191,19 @@ def _wrong_variants():
         return
     for name in WRONG_KERNELS:
         module = importlib.import_module(f"tests.wrong_kernels.{name}")
+        if hasattr(module, "NEEDS_DEPTH") or hasattr(module, "DECLARES"):
+            continue  # no drawn problem is so deep, and what is declared is refused on none in particular
         if module.OP is bmm:
             yield pytest.param(Variant(bmm, getattr(module, name), "torch"), getattr(module, "DTYPE", torch.float32),
                                id=name)
-    for function, dtype in ((multiplies_what_lies_around_by_zero, torch.float32), (flushes_subnormals, torch.float16),
-                            (takes_a_shared_operand_for_rows, torch.float32), (knows_rows_and_columns, torch.float32)):
-        yield pytest.param(Variant(bmm, function, "torch"), dtype, id=function.__name__)
+    for function in (multiplies_what_lies_around_by_zero, takes_a_shared_operand_for_rows, knows_rows_and_columns):
+        yield pytest.param(Variant(bmm, function, "torch"), torch.float32, id=function.__name__)
     yield pytest.param(Variant(bmm, wrong_when_configured, "torch", tunable=DEPTHS), torch.float32, id="configured")
 
 
 def multiplies_what_lies_around_by_zero(a, b):
     around = torch.empty(0, dtype=a.dtype).set_(a.untyped_storage())
     return torch.bmm(a, b) + (0 * around).sum()
-
-
-def flushes_subnormals(a, b):
-    return torch.bmm(a.where(a.abs() >= torch.finfo(a.dtype).smallest_normal, 0), b)
 
 
 def takes_a_shared_operand_for_rows(a, b):

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench import records
-from bench.cases import plan, refined
+from bench.cases import refined
 from bench.journal import _in_order
 from bench.records import MEASURED, Record
 from bench.verdicts.refinement import batches_to_add
+from tests.plans import planned
 
 BASELINES = {"bmm": "torch_bmm"}
 GROUP = "bmm", "tiny_16", "float32"
@@ -50,7 +51,7 @@ def test_neighbours_have_nothing_between_them():
 
 
 def test_the_plan_of_what_is_added():
-    whole = plan("full", "cpu")
+    whole = planned("full", "cpu")
     more = refined(whole, {GROUP: (72, 80)})
     assert {case.problem for case in more.cases} == {(*GROUP, 72), (*GROUP, 80)}
     variants = {case.variant.name for case in whole.cases if case.problem == (*GROUP, 64)}

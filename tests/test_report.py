@@ -1,10 +1,12 @@
 """Tables, plots and the README of a run, from records alone."""
 import io
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
 from bench import records, report, units
+from bench.declared import Declared
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
 from bench.report import limits, plots, tables
@@ -189,7 +191,7 @@ def test_units(text, value):
 class FakeCase:
     def __init__(self, name, refusal=None):
         self.id, self.refusal, self.scenario, self.dtype = name, refusal, "tiny_16", "float32"
-        self.op = type("Op", (), {"name": "bmm"})
+        self.op, self.variant = "bmm", Declared("bmm", "torch_bmm", Path("kernels", "bmm"))
 
 
 def _progress(stream):

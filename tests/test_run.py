@@ -91,7 +91,7 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
     assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
     first = next(record for record in run.records if record.variant == "torch_tires" and record.reason)
     assert first.reason.startswith("on tiny_16 at B=1, the output that was timed by host: 256 of 256 elements")
-    assert "torch_typo.py does not load: SyntaxError" in reasons["torch_typo"]
+    assert "torch_typo.py: it does not load: SyntaxError" in reasons["torch_typo"]
     assert "Traceback" not in done.stderr
 
 
@@ -226,10 +226,11 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
 
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
-    rescue = publishing.store(document(), tmp_path / "gone")
+    rescue = publishing.store_run(document(), tmp_path / "gone")
     assert records.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(f"batchline: can't write to .*gone any more .*: the run is in {rescue}, and `python -m", line)
+    assert line.startswith(f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
+                           f"measured is in {rescue}, and `python -m bench report {rescue}` reads it")
     shutil.rmtree(rescue)
 
 

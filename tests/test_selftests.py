@@ -5,6 +5,8 @@ import pytest
 
 from bench import selftests
 from bench.regress import known_noise, selftest, staged
+from bench.measure.task import Outcome
+from bench.records import MEASURED
 from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED
 from bench.report import selftest as report
 from bench.report.tables import PLAIN
@@ -137,3 +139,33 @@ def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(baselines, damage, 
 def test_a_stored_selftest_names_nothing_but_json(tmp_path):
     document = json.loads(selftests.save(tmp_path, Selftest(ABOUT, ())).read_text())
     assert set(document) == {"format", "digest", "about", "findings"}
+
+
+class StoppedAfterOne(Planted):
+    """Pairs of a machine whose user presses Ctrl-C in the second session."""
+
+    def pair(self, entries, number):
+        if any(entry.label == f"{CASE} +0%" for entry in entries) and self.sessions and number == 0:
+            raise KeyboardInterrupt
+        self.sessions += number == 0
+        return super().pair(entries, number)
+
+    sessions = 0
+
+    def first(self, side, entries):
+        return {entry.label: Outcome(MEASURED) for entry in entries}
+
+
+@pytest.mark.parametrize("sessions_before, kept", [(0, True), (1, False)])
+def test_ctrl_c_keeps_the_sessions_that_are_done(sessions_before, kept, tmp_path, monkeypatch, capsys):
+    pairs = StoppedAfterOne()
+    pairs.sessions = sessions_before
+    monkeypatch.setattr(selftest, "Pairs", lambda *_: pairs)
+    monkeypatch.setattr(selftest, "selected", lambda *_: [CASE])
+    assert selftest.run("smoke", "cpu", CASE, 3, tmp_path / "out") == selftest.INTERRUPTED
+    assert (tmp_path / "out" / selftests.FILE_NAME).exists() is kept
+    if kept:
+        assert {one.session for one in selftests.load(tmp_path / "out").findings} == {0}
+        assert "stopped by Ctrl-C" in capsys.readouterr().out
+    else:
+        assert not (tmp_path / "out").exists()

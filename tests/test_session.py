@@ -1,12 +1,12 @@
 """A session: what the worker measured is what pytest-benchmark stores, and a time that can't be is refused."""
 import pytest
 
-from bench.cases import plan
 from bench.measure.task import Outcome
 from bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
 from bench.session import Session, _Replay
+from tests.plans import planned
 
-PLAN = plan("smoke", "cpu")
+PLAN = planned("smoke", "cpu")
 BASELINE, OTHER = (next(case for case in PLAN.cases if case.id == f"bmm/{name}/attention_scores/float32/B3")
                    for name in ("torch_bmm", "torch_einsum"))
 CEILINGS = {"copy_bytes_per_s": 2e10, "read_bytes_per_s": 2e10, "cache_bytes_per_s": 1e11, "cache_bytes": 2 ** 25,

@@ -5,7 +5,7 @@ for 2ᵏ times the gradients, the same n and d in another order for samples in a
 equal n = d = ‖ḡ‖². What lies in memory around the inputs is NaN.
 """
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def walk(variant, dtype, device, reach):
 
 def _check(variant, problem, inputs):
     where = f"on {problem}"
-    expected = expect(variant.op, inputs)
+    expected = _expected(variant.op, problem, inputs)
     first, _ = checked_call(variant, inputs, expected, where)
     _, n_tolerance, d_tolerance = held_to(variant, inputs, expected).tolerances
     if not _same(first, variant(*inputs)):
@@ -148,11 +148,17 @@ def _check(variant, problem, inputs):
     for output, before, tolerance in ((n, first[1], n_tolerance), (d, first[2], d_tolerance)):
         if ((output.double() - before[order].double()).abs() > 2 * tolerance[order]).any():
             raise NotMeasured(WRONG, f"{where}: samples in another order did not give n and d in that order")
-    checked_call(variant, shuffled, expect(variant.op, shuffled), f"{where}, shuffled")
+    checked_call(variant, shuffled, _expected(variant.op, problem, shuffled), f"{where}, shuffled")
     if problem.values in EXACT:
         scale(inputs[0], 8)  # in its own memory: a result remembered by address is found out
         if not _same(variant(*inputs), tuple(factor * output for factor, output in zip((8, 64, 64), first))):
             raise NotMeasured(WRONG, f"{where}: 8 g did not give 8 ḡ, 64 n and 64 d")
+
+
+def _expected(op, problem, inputs):
+    """What the op asks; of thousands of equal terms not what is typical, for their rounding errors are equal, too."""
+    expected = expect(op, inputs)
+    return replace(expected, typical=()) if problem.values == "equal" else expected
 
 
 def _same(left, right):

@@ -1,5 +1,8 @@
 """`bench noise`, `claims` and `advise`: what is stored, what is read back, and what bad input is told."""
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,7 @@ from tests.noise_evidence import noise
 from tests.test_records import document
 
 STUDY = {"machine": {"device_name": "Some CPU"}, "started": "2026-01-02T03:04:05+00:00", "profile": "quick",
-         "noise": noise(), "sweep": sweep()}
+         "partial": False, "noise": noise(), "sweep": sweep()}
 
 
 def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
@@ -107,13 +110,46 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
     assert json.loads(stored.read_text())["noise"] == json.loads(json.dumps(STUDY["noise"]))
 
 
-def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(tmp_path, monkeypatch):
+    (first,) = STUDY["noise"]["workloads"].items()
 
+    def one_and_stop(isolation, profile):
+        yield {"workloads": dict([first]), "seconds": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "surveys", one_and_stop)
+    assert study._study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
+    (stored,) = tmp_path.glob(f"*/{study.FILE_NAME}")
+    document = json.loads(stored.read_text())
+    assert list(document["noise"]["workloads"]) == [first[0]] and document["partial"]
+    assert "**Partial.**" in (stored.parent / "README.md").read_text()
+
+
+def test_a_survey_that_is_stopped_at_once_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "surveys", lambda *_: (_stopped() for _ in range(1)))
+    with pytest.raises(KeyboardInterrupt):
+        study._study("smoke", "cpu", tmp_path, study.stored_sweep)
+    assert not list(tmp_path.iterdir())
+
+
+def _full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
-    monkeypatch.setattr(study.training, "draw", full)
-    monkeypatch.setattr(study.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    with pytest.raises(UsageError, match="No space left on device.*what was measured is in"):
-        study._study("quick", "cpu", tmp_path / "runs", sweep)
-    assert json.loads((tmp_path / study.FILE_NAME).read_text())["sweep"]
+    whole = study._store
+    monkeypatch.setattr(study, "_store", lambda one, place: (_full if "runs" in place.parts else whole)(one, place))
+    assert study._study("quick", "cpu", tmp_path / "runs", sweep) == 0
+    line = capsys.readouterr().err.splitlines()[0]
+    rescue = Path(re.search(r"No space left on device\): what was measured is in (\S+), and", line)[1])
+    assert json.loads((rescue / study.FILE_NAME).read_text())["sweep"]
+    shutil.rmtree(rescue)
+
+
+def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(study.training, "draw", _full)
+    assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
+    assert "drawing the plots failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert len(list(tmp_path.glob(f"*/{study.FILE_NAME}"))) == len(list(tmp_path.glob("*/README.md"))) == 1

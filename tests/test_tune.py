@@ -1,13 +1,13 @@
 """`bench tune`: the fastest configuration wins, ties go to the rule, broken ones are said, and the file is merged."""
 import json
+from dataclasses import replace
 
 import pytest
 
 from bench import tune as command
-from bench.cases import Case, plan
 from bench.measure.task import Outcome
 from bench.records import MEASURED, WRONG
-from kernels.tuning import Tunable
+from tests.plans import planned
 
 HEADER = {"device": "Some GPU", "versions": {"torch": "2.13.0"}, "revision": {"commit": "abc", "dirty": False},
           "clock": "host", "measured": "2026-01-02", "seconds": 12}
@@ -30,12 +30,15 @@ class FakeIsolation:
 
 @pytest.fixture
 def case():
-    from dataclasses import replace
+    return next(case for case in planned("smoke", "cpu").cases if case.id == "bmm/torch_bmm/tiny_16/float32/B16")
 
-    some = next(case for case in plan("smoke", "cpu").cases if case.id == "bmm/torch_bmm/tiny_16/float32/B16")
-    blocks = ({"BLOCK": 2}, {"BLOCK": 1}, {"BLOCK": 3})
-    tunable = Tunable(rule=lambda a, b: {"BLOCK": 1}, candidates=lambda a, b: blocks)
-    return Case(replace(some.variant, tunable=tunable), some.scenario, some.dtype, some.batch, None)
+
+@pytest.fixture
+def op():
+    """bmm, with three configurations of its baseline; the rule's is the first."""
+    bmm = planned("smoke", "cpu").ops["bmm"]
+    blocks = [{"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}]
+    return replace(bmm, configs={**bmm.configs, "torch_bmm": [blocks] * len(bmm.problems)})
 
 
 @pytest.mark.parametrize("results, block, broken", [
@@ -44,17 +47,17 @@ def case():
     ({1: 3e-6, 2: "no", 3: 2e-6}, 3, 1),
     ({1: "no", 2: 2e-6, 3: 1e-6}, 3, 1),
 ])
-def test_the_winner(case, results, block, broken, capsys):
+def test_the_winner(op, case, results, block, broken, capsys):
     isolation = FakeIsolation(results)
-    entry, count = command._winner(isolation, case, "host", 0.1)
+    entry, count = command._winner(isolation, op, case, "host", 0.1)
     assert (entry["config"], count) == ({"BLOCK": block}, broken)
     assert (entry["traits"], entry["sizes"], entry["tried"]) == ("float32/nn", [16, 16, 16, 16], 3)
     assert ("wrong: no" in capsys.readouterr().err) == bool(broken)
     assert list(isolation.task.configs.values()) == [{"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}]
 
 
-def test_nothing_right_is_no_winner(case):
-    assert command._winner(FakeIsolation(dict.fromkeys((1, 2, 3), "no")), case, "host", 0.1) == (None, 3)
+def test_nothing_right_is_no_winner(op, case):
+    assert command._winner(FakeIsolation(dict.fromkeys((1, 2, 3), "no")), op, case, "host", 0.1) == (None, 3)
 
 
 def _entry(size, block):

@@ -45,6 +45,8 @@ def _walks(variant, dtype, probe):
         return True
     if INTERPRETED == ["numba_cuda"] and dtype != "float32" and probe != "ragged":
         return False  # the simulator starts a Python thread for each thread of the grid: seconds a probe
+    if INTERPRETED == ["triton"] and (dtype, probe) == (FP8, "aligned_nt"):
+        return False  # the interpreter cuts off what it stores in bf16; sums of so many eighths need more digits
     inputs = variant.op.probes[probe](torch.float32, "meta", 0)
     return variant.op.flops(*inputs) <= MOST_FLOPS[variant.backend]
 

@@ -1,15 +1,18 @@
 """Numerics audit: how far each way of computing {ḡ, n, d} is from fp64, on an op's conditions.
 
-Beside the variants stand CONTROLS, ways that people write and that are none of this suite's.
+Beside the variants stand CONTROLS, ways that people write and that are none of this suite's. `jobs` and `row` take
+declarations alone; the rest runs what is audited.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 
 import kernels
+from bench.declared import Declared
 from bench.measure import outcome
 from bench.noise.estimators import NoiseScale, noise_scale
 from kernels import backends
@@ -53,33 +56,57 @@ def _mean_gradient(x, dy):
     return dy.flatten(0, 1).float().T @ x.flatten(0, 1).float() / len(x)
 
 
-def _controls() -> Iterator[Variant]:
-    grad_stats, wgrad_stats = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
-    yield Variant(grad_stats, mean_of_squares, "torch", DTYPES, gives=1)
-    yield Variant(wgrad_stats, gram_in_own_dtype, "torch", ("bfloat16",), gives=2)
-    yield Variant(wgrad_stats, gradients_in_own_dtype, "torch", ("bfloat16",))
-    yield Variant(wgrad_stats, tf32_products, "torch", ("float32",), needs="cuda")
+CONTROLS: dict[str, tuple[Callable, ...]] = {
+    "grad_stats": (mean_of_squares,),
+    "wgrad_stats": (gram_in_own_dtype, gradients_in_own_dtype, tf32_products)}
+_DECLARED: dict[Callable, dict] = {
+    mean_of_squares: {"dtypes": DTYPES, "gives": 1},
+    gram_in_own_dtype: {"dtypes": ("bfloat16",), "gives": 2},
+    gradients_in_own_dtype: {"dtypes": ("bfloat16",)},
+    tf32_products: {"dtypes": ("float32",), "needs": "cuda"}}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whom a row is of: an op's variant ("ours" or a "peer") or a negative "control", and its dtypes (None is all)."""
+
+    op: str
+    variant: str
+    whose: str
+    dtypes: Sequence[str] | None
+
+
+def subjects(variants: Sequence[Variant | Declared], ops: Collection[str]) -> list[Subject]:
+    """What there is to audit: those of the variants that are of these ops, and the negative controls of their ops."""
+    audited = [_subject(variant) for variant in variants if variant.folder.name in ops]
+    found = dict.fromkeys(subject.op for subject in audited)
+    return [*audited, *(Subject(op, function.__name__, "control", _DECLARED[function]["dtypes"])
+                        for op in found for function in CONTROLS.get(op, ()))]
+
+
+def jobs(variants: Sequence[Variant | Declared], ops: Collection[str]) -> list[tuple[Subject, str]]:
+    """(subject, dtype) of each audit; `ops` are those that have conditions."""
+    return [(subject, dtype) for subject in subjects(variants, ops)
+            for dtype in DTYPES if subject.dtypes is None or dtype in subject.dtypes]
+
+
+def row(subject: Subject, dtype: str, **facts) -> dict:
+    """What every row of an audit has."""
+    return {"op": subject.op, "variant": subject.variant, "dtype": dtype, "whose": subject.whose, "condition": None,
+            **dict.fromkeys(ERRORS), "failed": None, "impossible": False, "not_run": None, **facts}
 
 
 def controls(op: str) -> dict[str, Variant]:
     """The op's negative controls by name: variants that are not registered, so nothing times or ranks them."""
-    return {control.name: control for control in _controls() if control.op.name == op}
+    return {function.__name__: Variant(kernels.ops[op], function, "torch", **_DECLARED[function])
+            for function in CONTROLS.get(op, ())}
 
 
-def jobs(variants: Sequence[Variant]) -> list[tuple[Variant, str]]:
-    """(variant, dtype) of what there is to audit of these variants and of the negative controls of their ops."""
-    audited = [variant for variant in variants if variant.op.conditions]
-    ops = dict.fromkeys(variant.op.name for variant in audited)
-    return [(variant, dtype) for variant in (*audited, *(control for op in ops for control in controls(op).values()))
-            for dtype in DTYPES if variant.dtypes is None or dtype in variant.dtypes]
-
-
-def row(variant: Variant, dtype: str, **facts) -> dict:
-    """What every row of an audit has; `whose` it is: "ours", a "peer" or a negative "control"."""
-    registered = variant is variant.op.variants.get(variant.name)
-    whose = "control" if not registered else "peer" if variant.backend in backends.PEERS else "ours"
-    return {"op": variant.op.name, "variant": variant.name, "dtype": dtype, "whose": whose, "condition": None,
-            **dict.fromkeys(ERRORS), "failed": None, "impossible": False, "not_run": None, **facts}
+def _subject(variant: Variant | Declared) -> Subject:
+    op = variant.folder.name
+    if variant.name in {function.__name__ for function in CONTROLS.get(op, ())}:
+        return Subject(op, variant.name, "control", variant.dtypes)
+    return Subject(op, variant.name, "peer" if variant.backend in backends.PEERS else "ours", variant.dtypes)
 
 
 def audit(variant: Variant, dtype: str, device: str, tell: Callable[[str], None] = lambda condition: None,
@@ -95,9 +122,10 @@ def audit(variant: Variant, dtype: str, device: str, tell: Callable[[str], None]
         tell: told each condition's name before it.
         require_device: called with what the variant raised, to raise if the device is lost.
     """
+    subject = _subject(variant)
     why_not = variant.why_not_here(device, dtype)
     if why_not:
-        return [row(variant, dtype, not_run=why_not)]
+        return [row(subject, dtype, not_run=why_not)]
     rows = []
     for condition, make_inputs in variant.op.conditions.items():
         inputs = make_inputs(getattr(torch, dtype), device, 0)
@@ -109,7 +137,7 @@ def audit(variant: Variant, dtype: str, device: str, tell: Callable[[str], None]
         except _RAISED as error:
             require_device(error)
             found = {"failed": outcome.one_line(error)}
-        rows.append(row(variant, dtype, condition=condition, **found))
+        rows.append(row(subject, dtype, condition=condition, **found))
     return rows
 
 

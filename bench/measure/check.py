@@ -49,20 +49,20 @@ class Poison(TorchDispatchMode):
 class Expected:
     """What a variant must give: the outputs in fp64, how far from them it may be, elementwise, and in what dtype.
 
-    `typical` says of each output what its errors may be in root mean square; () where the op does not say. Where terms
-    may be `regrouped`, NaN is right where an infinity is expected, too.
+    `typical` says of each output what its errors may be in root mean square; () where the op does not say. In those of
+    the outputs that are `regrouped` (by number) NaN is right where an infinity is expected, too.
     """
 
     outputs: Tensors
     tolerances: Tensors
     dtype: torch.dtype
     typical: tuple[Typical, ...] = ()
-    regrouped: bool = False
+    regrouped: frozenset[int] = frozenset()
 
     def demand(self, number: int) -> Demand:
         """What is asked of one output."""
         return Demand(self.outputs[number], self.tolerances[number],
-                      self.typical[number] if self.typical else None, self.regrouped)
+                      self.typical[number] if self.typical else None, number in self.regrouped)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def expect(op: Op, inputs: Tensors) -> Expected:
     outputs = op.reference(*inputs)
     tolerances = op.tolerance(outputs, *inputs)
     typical = tuple(op.typical(*inputs)) if op.typical else ()
-    return Expected(as_tuple(outputs), as_tuple(tolerances), op.output_dtype(inputs[0].dtype), typical)
+    return Expected(as_tuple(outputs), as_tuple(tolerances), op.output_dtype(inputs[0].dtype), typical,
+                    frozenset(op.regrouped))
 
 
 def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
@@ -101,7 +102,8 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
         outputs = expected.outputs if len(expected.outputs) > 1 else expected.outputs[0]
         tolerances = as_tuple(variant.tolerance(outputs, *inputs))
         _require_bounds(tolerances, expected.outputs[:variant.gives])
-        expected = replace(expected, tolerances=tolerances, typical=(), regrouped=True)
+        expected = replace(expected, tolerances=tolerances, typical=(),
+                           regrouped=frozenset(range(len(expected.outputs))))
     return replace(expected, outputs=expected.outputs[:variant.gives], tolerances=expected.tolerances[:variant.gives],
                    typical=expected.typical[:variant.gives])
 

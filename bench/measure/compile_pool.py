@@ -102,6 +102,6 @@ def _serve(connection: Connection, work: Callable) -> None:
             return
         try:
             answer = work(*job), None
-        except Exception as error:  # whatever it raised is that job's problem
+        except (Exception, SystemExit) as error:  # whatever it raised is that job's problem
             answer = None, texts.error_line(error)
         connection.send(answer)

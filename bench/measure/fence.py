@@ -15,7 +15,7 @@ from bench.measure.originals import Originals
 from bench.measure.tampering import Tampered
 from kernels.op import Variant
 
-_LOADING = ("_variants", "_searched", "_function")  # of an op, that change as its variants are loaded
+_LOADING = ("_registered", "_function")  # of an op, that change as its variants are loaded
 
 
 class Fence:
@@ -25,12 +25,10 @@ class Fence:
     """
 
     def __init__(self):
-        self._own_files = {f"{op.package}.{module.name}" for op in kernels.ops.values()
-                           for module in pkgutil.iter_modules(sys.modules[op.package].__path__)
-                           if not module.name.startswith("_")}
+        self._own_files = {f"kernels.{op}.{module.name}" for op, folder in process_state.op_folders().items()
+                           for module in pkgutil.iter_modules([folder]) if not module.name.startswith("_")}
         self._originals = Originals(self._own_files)
-        for op in kernels.ops.values():
-            self._originals.keep_object(op.name, op, except_for=_LOADING)
+        self._ops: set[str] = set()
         self._variants: dict[tuple[str, str], Variant] = {}
         self.collects = gc.isenabled()
         self.accept()
@@ -42,6 +40,14 @@ class Fence:
         self._threads, self._children = threads.ids(), threads.children()
         self._at_exit = process_state.exit_callbacks()
         self._numba_threads = process_state.numba_threads()
+
+    def keep_ops(self) -> None:
+        """Take the ops that have just been imported as they are; an op is imported when it is first asked for."""
+        for name in process_state.op_folders():
+            op = getattr(sys.modules.get(f"kernels.{name}"), name, None)
+            if op is not None and name not in self._ops:
+                self._ops.add(name)
+                self._originals.keep_object(name, op, except_for=_LOADING)
 
     def keep(self, variant: Variant) -> None:
         """Take a variant that has just been loaded as it is."""

@@ -13,25 +13,19 @@ import torch
 
 from bench.measure import outcome
 from bench.measure.check import as_tuple, same_bits
-from kernels.op import Op, Tensors, Variant
+from kernels.op import Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
 _SEED = 11
 MOST_FLOPS = 2e8  # of a problem that is looked at: a call is milliseconds
 
 
-def batches_of(op: Op, scenario: str, dtype: str, batches: Sequence[int]) -> tuple[int, ...]:
-    """Those of the batch sizes, ascending, whose problem is small enough to be looked at."""
-    return tuple(batch for batch in sorted(batches)
-                 if op.flops(*op.make_inputs(scenario, batch, dtype, "meta")) <= MOST_FLOPS)
-
-
-def row(variant: Variant, scenario: str, dtype: str, batches: Sequence[int], **facts) -> dict:
+def row(op: str, variant: str, scenario: str, dtype: str, batches: Sequence[int], **facts) -> dict:
     """What every row has: the variant and problem; `rows` False where a sample's bits differ between batches, None
     where no output has a row for each sample (or one batch alone was looked at); `differs_at` the batches at which
     they differ from those in the largest; `repeats` whether all outputs are the same in every call; `digest` of the
     bits in the largest batch; `failed` what was raised, or None."""
-    return {"op": variant.op.name, "variant": variant.name, "scenario": scenario, "dtype": dtype,
+    return {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype,
             "batches": list(batches), "rows": None, "differs_at": [], "repeats": None, "digest": None, "failed": None,
             **facts}
 
@@ -44,11 +38,12 @@ def found(variant: Variant, scenario: str, dtype: str, batches: Sequence[int], d
         batches: ascending.
         require_device: called with what the variant raised, to raise if the device is lost.
     """
+    names = variant.op.name, variant.name
     try:
-        return row(variant, scenario, dtype, batches, **_compared(variant, scenario, dtype, batches, device))
+        return row(*names, scenario, dtype, batches, **_compared(variant, scenario, dtype, batches, device))
     except _RAISED as error:
         require_device(error)
-        return row(variant, scenario, dtype, batches, failed=outcome.one_line(error))
+        return row(*names, scenario, dtype, batches, failed=outcome.one_line(error))
 
 
 def _compared(variant: Variant, scenario: str, dtype: str, batches: Sequence[int], device: str) -> dict:

@@ -1,11 +1,19 @@
 """A variant's kernels as machine code for one problem, compiled without a GPU: their facts, and their instructions."""
 from __future__ import annotations
 
-from bench.measure import codegen, sass
+from bench.measure import codegen, sass, static_facts
 from bench.measure.codegen import Compiled
 from bench.measure.hot_loop import Instruction, instructions
 from bench.measure.static_facts import never_written
+from bench.records import parse_case_id
 from kernels.op import Variant
+
+
+def code_of_case(case: str, architecture: int) -> list[tuple[Compiled, list[Instruction]]]:
+    """As `machine_code`, of a case by its id: for a process that may import the variant's file."""
+    parts = parse_case_id(case)
+    variant = static_facts.variant_of(f"{parts['op']}/{parts['variant']}")
+    return machine_code(variant, parts["scenario"], parts["dtype"], parts["batch"], architecture)
 
 
 def machine_code(variant: Variant, scenario: str, dtype: str, batch: int,

@@ -75,9 +75,11 @@ class Preparing:
         """
         entries = {}
         self._look(ledger, None, problem)  # what was done since the last task
+        self.fence.keep_ops()
         for label, name in task.entries:
             loaded = self.fence.loaded_files()
             with self.row_of(label, outcomes):
+                self._begin(label, "importing it")
                 variant = op.variants[name]
                 self.fence.keep(variant)
             if new := self.fence.loaded_files() - loaded:

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import gc
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -113,8 +114,8 @@ def _torch_flags() -> tuple:
 
 def _device_files() -> dict:
     """When each tuning and dispatch file was last changed (which no program can set back), and its size."""
-    folders = (op.folder / kind for op in kernels.ops.values() for kind in ("tuning", "dispatch"))
-    files = (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder))
+    folders = (os.path.join(folder, kind) for folder in op_folders().values() for kind in ("tuning", "dispatch"))
+    files = (entry for folder in folders if os.path.isdir(folder) for entry in os.scandir(folder))
     return {entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files}
 
 
@@ -145,6 +146,13 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
     "the tuning and dispatch files": _device_files,
 }
+
+
+def op_folders() -> dict[str, str]:
+    """The folders of the ops by name; none is imported for it."""
+    path = kernels.__path__
+    return {module.name: os.path.join(module.module_finder.path, module.name) for module in pkgutil.iter_modules(path)
+            if module.ispkg and not module.name.startswith("_")}
 
 
 def read(readers: Mapping[str, Callable[[], object]]) -> list:

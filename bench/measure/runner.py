@@ -5,12 +5,12 @@ Every method takes and returns what can be sent between processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 import torch
 
 import kernels
-from bench.cases import plan
-from bench.measure import audit, busy, capacity, ceilings, energy, invariance, memory, outcome, remembering
+from bench.measure import audit, busy, capacity, ceilings, energy, grids, invariance, memory, outcome, remembering
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
 from bench.measure.fence import Fence
@@ -20,7 +20,6 @@ from bench.measure.ledger import Ledger
 from bench.measure.preparing import RAISED, Entry, Preparing
 from bench.measure.problem import Problem
 from bench.measure.sampling import Effort, Samples, sample
-from bench.measure.sources import launch_digest
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
 from bench.measure.watch import Watch
@@ -68,7 +67,7 @@ class Runner:
 
     def audit(self, op: str, variant: str, dtype: str) -> list[dict]:
         """How far a variant or a negative control is from fp64 on its op's conditions (bench.measure.audit)."""
-        subject = (kernels.ops[op].variants | audit.controls(op))[variant]
+        subject = audit.controls(op).get(variant) or kernels.ops[op].variants[variant]
         return audit.audit(subject, dtype, self._device, lambda name: self._begin(subject.id, f"audit: {name}"),
                            self._preparing.require_device)
 
@@ -120,13 +119,13 @@ class Runner:
                 outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
         return outcomes
 
-    def planned(self, profile: str) -> dict[str, dict]:
-        """Every case of the profile that these kernels have, by id: its "refusal" (status and reason, or None), and a
-        digest of what it launches ("code")."""
-        cases = plan(profile, self._device).cases
-        variants = {case.variant.id: case.variant for case in cases}
-        codes = {name: launch_digest(variant, self._device) for name, variant in variants.items()}
-        return {case.id: {"refusal": case.refusal, "code": codes[case.variant.id]} for case in cases}
+    def waves(self, op: str, variant: str, scenario: str, dtype: str, batch: int, compiled: list[dict],
+              gpu: dict) -> dict | None:
+        """How the variant's launch fills the GPU (bench.measure.grids); None where it is not to be told."""
+        subject = kernels.ops[op].variants[variant]
+        self._begin(subject.id, f"waves on {scenario}")
+        found = grids.waves_of(subject, scenario, dtype, batch, compiled, gpu)
+        return asdict(found) if found else None
 
     def hold(self, task: Task) -> tuple[str, ...]:
         """Make the task's entries ready to be timed in turns, until `release`; the labels of those that are."""

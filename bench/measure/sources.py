@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.declared import Declared
 from bench.measure import environment
 from bench.measure.python_source import read
 from kernels.backends import DISPATCH
@@ -30,7 +31,7 @@ _VARIABLES = ("TRITON_", "NUMBA", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "NVID
               "OPENBLAS_", "DNNL_", "ONEDNN_", "ATEN_", "LLVM_", "LD_", "MALLOC_")
 
 
-def files_of(variant: Variant) -> tuple[Path, ...]:
+def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
     """The files in the order of their names, of the tree that the variant was imported from.
 
     Files of other variants are among them only where they are imported, are named by a string, or where a file beside
@@ -48,7 +49,7 @@ def files_of(variant: Variant) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def launch_digest(variant: Variant, device: str) -> str:
+def launch_digest(variant: Variant | Declared, device: str) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
 
     That is its files (Python's blind to comments and layout); the versions of what compiles them, and the variables
@@ -68,7 +69,7 @@ def launch_digest(variant: Variant, device: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _own_files(variant: Variant) -> list[Path]:
+def _own_files(variant: Variant | Declared) -> list[Path]:
     """Where its function is, and the file that is called after it, for which another function may stand in.
 
     What hands on to other variants has all the files of its op.

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 import kernels
+from bench.declared import Declared
 from bench.measure import captured, codegen, compile_cache, compile_pool, pins, sass
 from bench.measure.captured import Launch
 from bench.measure.codegen import ARCHITECTURES
@@ -46,11 +47,9 @@ class Compilation:
     incomplete: str | None
 
 
-def jobs(variant_ids: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> list[Job]:
-    """Every (variant, dtype) that can be compiled here, of those named, or of all."""
-    every = [variant for op in kernels.ops.values() for variant in op.variants.values()]
-    return [(variant.id, dtype) for variant in every if variant_ids is None or variant.id in variant_ids
-            if codegen.why_cannot_compile(variant.backend) is None
+def jobs(variants: Iterable[Variant | Declared], dtypes: Sequence[str] | None = None) -> list[Job]:
+    """Every (variant, dtype) of these variants that can be compiled here, in all dtypes or these."""
+    return [(variant.id, dtype) for variant in variants if codegen.why_cannot_compile(variant.backend) is None
             for dtype in variant.dtypes or () if dtypes is None or dtype in dtypes]
 
 
@@ -71,18 +70,24 @@ def facts(wanted: Sequence[Job]) -> Facts:
 
 def is_current(job: Job, pinned: Mapping[Job, dict]) -> bool:
     """Whether the pins of a job came from the sources that it has now."""
-    return job in pinned and pinned[job]["sources"] == fingerprint(variant_of(job[0]))
+    return job in pinned and pinned[job]["sources"] == fingerprint(job[0])
 
 
 def variant_of(variant_id: str) -> Variant:
+    """The variant itself, for which its file is imported here."""
     op_name, _, name = variant_id.partition("/")
     return kernels.ops[op_name].variants[name]
 
 
-def fingerprint(variant: Variant) -> str:
-    """A hash of the variant's source, every file of `kernels` that it imports, directly or not, and what reads it."""
+def fingerprint(variant_id: str) -> str:
+    """A hash of a variant's source, every file of `kernels` that it imports, directly or not, and what reads it.
+
+    Raises:
+        OSError: if there is no such variant.
+    """
+    op_name, _, name = variant_id.partition("/")
     found = hashlib.sha256()
-    for path in sorted({*files_of(variant), *_READERS}):
+    for path in sorted({*files_of(Declared(op_name, name, _REPOSITORY / "kernels" / op_name)), *_READERS}):
         found.update(path.relative_to(_REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 
@@ -111,8 +116,8 @@ def compiled(wanted: Sequence[Job]) -> Compilation:
 
 def _key(job: Job) -> str:
     try:
-        return compile_cache.key(job, fingerprint(variant_of(job[0])))
-    except KeyError:  # no such variant: the process that should compile it says so
+        return compile_cache.key(job, fingerprint(job[0]))
+    except OSError:  # no such variant: the process that should compile it says so
         return "none"
 
 

@@ -78,7 +78,7 @@ def commit_of(revision: str, repository: Path = _REPOSITORY) -> str:
     if is_shallow(repository):
         raise UsageError(f"git knows no revision {revision!r}, and this clone is shallow: get the whole history with "
                          "`git fetch --unshallow`, in a workflow with `fetch-depth: 0` for actions/checkout")
-    raise UsageError(f"git knows no revision {revision!r}: fetch it first, or name another with BASE=")
+    raise UsageError(f"git knows no revision {revision!r}: fetch it first, or name another")
 
 
 def _check_out(repository: Path, commit: str, tree: Path, index: Path) -> None:

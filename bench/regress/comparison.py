@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-import kernels
 from bench.measure.isolation import WorkerLost
 from bench.pytest_run import selected
 from bench.records import MEASURED
@@ -32,7 +31,7 @@ class Comparison:
         self._pairs = pairs
         chosen = selected(union(list(base), list(head)), selection, profile)
         self._matched = match(base, head, chosen)
-        controls = self._matched.controls({op.name: op.baseline for op in kernels.ops.values()})
+        controls = self._matched.controls(pairs.baselines)
         self._subjects = Evidence(self._matched.changed, noise)
         self._controls = Evidence(controls, noise)
         self._new: list[Judged] = []

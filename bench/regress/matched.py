@@ -46,7 +46,7 @@ class Matched:
 
 
 def match(base: Mapping[str, Mapping], head: Mapping[str, Mapping], chosen: Iterable[str]) -> Matched:
-    """Match two sides' plans (Runner.planned), as far as their ids are `chosen`."""
+    """Match two sides' plans (Pairs.plans), as far as their ids are `chosen`."""
     changed, same, new, missing = [], [], {}, {}
     for case in chosen:
         sides = base.get(case), head.get(case)

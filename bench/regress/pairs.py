@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.cases import CLOCKS, Profile
+from bench.cases import CLOCKS, Plan, Profile, plan
+from bench.errors import UsageError
 from bench.measure import busy
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
+from bench.measure.sources import launch_digest
 from bench.measure.task import Outcome, Task
-from bench.records import FAILED, INVALID, MEASURED, parse_case_id
+from bench.records import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
 from bench.regressions import ACCURACY, LATENCY, MEMORY
 from bench.verdicts.paired import BASE, BOTH, HEAD
 
@@ -86,22 +88,43 @@ class Pairs:
 
     def __init__(self, device: str, profile: Profile, trees: tuple[Path | None, Path | None]):
         self._device, self._profile, self._trees = device, profile, trees
+        self._broken: tuple[dict[str, Outcome], dict[str, Outcome]] = ({}, {})  # by side, then by case id
+        self.baselines: dict[str, str] = {}  # of the head's ops, by op
         self.states: list[dict] = []  # bench.regressions.Regression.states, of the pairs until now
 
     def plans(self) -> tuple[dict[str, dict], dict[str, dict]]:
-        """Every case that the base and the head have in the profile, by id (Runner.planned).
+        """Every case that the base and the head have in the profile, by id: its "refusal" (status and reason, or None),
+        and a digest of what it launches ("code"). The head's `baselines` are known from then on.
+
+        A case whose file is broken is not refused: it ends so when it is first to be measured.
 
         Raises:
-            RuntimeError, WorkerLost: if a side's kernels can't be measured by this bench.
+            RuntimeError: if a side's kernels can't be measured by this bench.
         """
-        with self._two_processes() as sides:
-            return tuple(_both(sides, "planned", self._profile.name))
+        base, head = (self._plan(tree) for tree in self._trees)
+        self.baselines = {op.name: op.baseline for op in head.ops.values()}
+        self._broken = tuple({case.id: Outcome(*case.refusal) for case in side.cases
+                              if case.refusal and case.refusal[0] in BROKEN} for side in (base, head))
+        return self._coded(base), self._coded(head)
+
+    def _plan(self, tree: Path | None) -> Plan:
+        try:
+            return plan(self._profile.name, self._device, tree=tree)
+        except UsageError as error:
+            raise RuntimeError(str(error)) from error
+
+    def _coded(self, the_plan: Plan) -> dict[str, dict]:
+        codes = {variant.id: launch_digest(variant, self._device)
+                 for variant in {case.variant.id: case.variant for case in the_plan.cases}.values()}
+        return {case.id: {"refusal": None if case.refusal and case.refusal[0] in BROKEN else case.refusal,
+                          "code": codes[case.variant.id]} for case in the_plan.cases}
 
     def first(self, side: int, entries: Sequence[Entry]) -> dict[str, Outcome]:
         """What becomes of each on one side when it is first measured: checked on its op's probes, and compiled."""
-        found: dict[str, Outcome] = {}
+        broken = self._broken[side]
+        found = {entry.label: broken[entry.case_id] for entry in entries if entry.case_id in broken}
         with contextlib.closing(self._process(side)) as process:
-            for problem in _by_problem(entries):
+            for problem in _by_problem([entry for entry in entries if entry.case_id not in broken]):
                 found |= process.measure(self._task(problem, side, probes=True))
         return found
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import selftests
-from bench.cases import PROFILES, plan
+from bench import publishing, selftests
+from bench.cases import PROFILES, broken_lines, plan
 from bench.errors import UsageError
+from bench.folders import remove_if_empty, require_writable
 from bench.measure import environment
 from bench.measure.isolation import WorkerLost
 from bench.pytest_run import selected
@@ -21,6 +22,7 @@ from bench.regressions import LATENCY
 from bench.report import selftest as report
 from bench.report.fitting import TERMINAL
 from bench.selftests import NOTHING, Finding, Selftest
+from bench.stopping import put_off
 from bench.verdicts.paired import Evidence
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
@@ -47,14 +49,14 @@ def run(profile: str, device: str, selection: str, sessions: int, folder: Path |
     device = environment.resolve_device(device)
     if sessions < 1:
         raise UsageError("say how many sessions: --sessions 20")
-    try:
-        cases = [case.id for case in plan(profile, device).cases if not case.refusal]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    the_plan = plan(profile, device)
+    for line in broken_lines(the_plan):
+        print(line, file=sys.stderr)
+    cases = [case.id for case in the_plan.cases if not case.refusal]
     chosen = selected(cases, selection or HANDFUL[device], profile)
     machine = environment.machine(device)
     if folder:
-        _require_folder(folder)
+        require_writable(folder)
     started, started_s = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
     findings: list[Finding] = []
     with staged.compiled_once():
@@ -108,23 +110,20 @@ def _findings(session: int, share: float, evidence: Evidence) -> Iterator[Findin
 def _publish(found: Selftest, folder: Path | None) -> int:
     if not found.findings:
         print(f"batchline: no session was completed ({found.about['ended']})", file=sys.stderr)
+        if folder:
+            remove_if_empty(folder)
         return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
-    print(f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}")
     noise = {case: value for case in found.cases if (value := report.noise(found.of(case, NOTHING))) is not None}
-    if found.sessions >= _LEAST_NOISE_SESSIONS:
-        kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)
-        print(f"kept for regress: {kept}")
-    if folder:
-        print(f"stored: {selftests.save(folder, found)}")
+    stored = []
+    with put_off():
+        if found.sessions >= _LEAST_NOISE_SESSIONS:
+            kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)
+            stored.append(f"kept for regress: {kept}")
+        if folder:
+            place = publishing.store(lambda place: selftests.save(place, found), folder)
+            stored.append(f"stored: {place / selftests.FILE_NAME}")
+    print("\n".join([f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}", *stored]))
     if found.about["ended"]:
         return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
     missed = [one for one in found.findings if one.share == max(SHARES) and not one.seen]
     return NOT_BELIEVED if missed or any(one.alarm for one in found.findings) else CLEAN
-
-
-def _require_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / selftests.FILE_NAME).touch()
-    except OSError as error:
-        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with --out") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
+from bench import texts
 from bench.noise import claims, surveyed
 from bench.records import Run, is_broken, is_machines_fault
-from bench.report import advisor, comparison
+from bench.report import advisor, comparison, tables
 from bench.report import crossovers as crossovers_report
 from bench.report.tables import unique
 from bench.verdicts import crossovers
@@ -30,6 +31,7 @@ def answer(run: Run, previous: Run | None = None) -> list[tuple[str, list[str]]]
     found += _training(run.about.get("noise"), run.about.get("sweep"))
     broken = unique(f"{record.op}/{record.variant} ({record.status})" for record in run.records
                     if is_broken(record.status, record.reason))
+    broken += [f"{one['file']} ({one['status']})" for one in tables.broken_files(run)]
     if broken:
         found.append(("Broken", _first(broken)))
     disturbed = sum(is_machines_fault(record.status, record.reason) for record in run.records)
@@ -37,9 +39,16 @@ def answer(run: Run, previous: Run | None = None) -> list[tuple[str, list[str]]]
         found.append(("The machine", [f"It was busy or throttled during {disturbed} of {len(run.records)} cases, which "
                                       "have no time for that."]))
     if previous is not None and is_comparable(previous, run):
-        found.append(("Against the last run", [f"{comparison.answer(compare(previous, run))}. A is the run of "
-                      f"{previous.about['started'][:16]}, B this one. It shows and does not judge."]))
+        found.append(("Against the last run", [_against(previous, run)]))
     return found
+
+
+def _against(previous: Run, run: Run) -> str:
+    try:
+        changed = comparison.answer(compare(previous, run))
+    except Exception as error:  # that run may be damaged, and this one's report is not the worse for it
+        return f"It can't be compared ({texts.error_line(error)})."
+    return f"{changed}. A is the run of {previous.about['started'][:16]}, B this one. It shows and does not judge."
 
 
 def is_comparable(previous: Run, run: Run) -> bool:

@@ -53,8 +53,9 @@ def answer(comparison: Comparison) -> str:
 def _side(run: Run) -> str:
     revision = run.machine.get("revision", {})
     changed = " with uncommitted changes" if revision.get("dirty") else ""
+    stopped = "; stopped before its end" if run.about.get("partial") else ""
     return (f"{str(revision.get('commit', 'unknown'))[:9]}{changed}, {run.about.get('profile')} on "
-            f"{run.machine.get('device_name')}, {str(run.about.get('started'))[:16]}")
+            f"{run.machine.get('device_name')}, {str(run.about.get('started'))[:16]}{stopped}")
 
 
 def _by_kernel(comparison: Comparison) -> dict[str, list[Pair]]:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run, is_machines_fault
 from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, UNCONFIRMED, Regression
 from bench.report import regression_words as words
-from bench.report import run_in_ci
+from bench.report import run_in_ci, tables
 from bench.report.escaping import one_line
 from bench.report.readme import summary
 from bench.verdicts.conclusion import NOTHING, VOID, conclude
@@ -55,6 +55,8 @@ def junit_of_run(run: Run) -> str:
         test = _test(suite, record.id, record.median_s if record.status == MEASURED else None)
         tag = "skipped" if is_machines_fault(record.status, record.reason) else _TAGS.get(record.status, "error")
         _outcome(test, tag, record.status, f"{record.status}: {record.reason}")
+    for one in tables.broken_files(run):
+        _outcome(_test(suite, one["file"]), "error", one["status"], f"{one['status']}: {one['reason']}")
     for row in run_in_ci.impossible(run):
         test = _test(suite, f"{row['op']}/{row['variant']}/{row['condition']}/{row['dtype']} numerics")
         _outcome(test, "failure", "impossible statistics", row["failed"])

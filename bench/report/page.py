@@ -11,6 +11,7 @@ import gzip
 import re
 from pathlib import Path
 
+from bench.files import write_whole
 from bench.records import Run
 from bench.report import page_data, page_sections, readme
 from bench.report.answer import answer
@@ -39,10 +40,7 @@ def write(run: Run, folder: Path, previous: Run | None = None) -> Path | None:
     if why_no_page():
         return None
     path = Path(folder) / FILE_NAME
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(html(run, previous), encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    return write_whole(path, html(run, previous))
 
 
 def html(run: Run, previous: Run | None = None) -> str:

@@ -115,7 +115,8 @@ def _noted(run: Run, module) -> list[Block]:
 
 def _without_time(run: Run, broken: bool) -> list[Block]:
     some = tuple(record for record in run.records if is_broken(record.status, record.reason) == broken)
-    return blocks(lambda style: tables.not_measured(replace(run, records=some), style))
+    about = run.about if broken else {**run.about, "broken_files": ()}
+    return blocks(lambda style: tables.not_measured(replace(run, about=about, records=some), style))
 
 
 def _left_out(run: Run) -> list[Block]:

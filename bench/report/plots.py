@@ -1,6 +1,7 @@
 """Latency, speed-up and memory over the batch: one figure a problem group, as PNG and SVG."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,27 +30,38 @@ class _LogTicks:
 def why_no_plots() -> str | None:
     """Why plots can't be drawn here, or None."""
     try:
-        import matplotlib  # noqa: F401
+        _matplotlib()
     except ImportError:
         return "matplotlib is not installed"
     return None
 
 
+def _matplotlib():
+    """matplotlib, imported whatever $MPLBACKEND names: a notebook's backend need not exist here, and none is used."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 def new_figure(size: tuple[float, float]):
-    """A figure of this size in inches, drawn without a display."""
-    import matplotlib
+    """A figure of this size in inches. It has no display: to save, it gets Agg's canvas, or SVG's."""
+    _matplotlib()
     from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "batchline"  # or the same run would give other bytes each time
-    matplotlib.rcParams["svg.fonttype"] = "none"       # text stays text
     return Figure(figsize=size)
 
 
 def save(figure, path: Path) -> None:
-    """`path`.png and `path`.svg."""
+    """`path`.png and `path`.svg; matplotlib's settings stay the caller's."""
     figure.savefig(path.with_name(f"{path.name}.png"), dpi=110)
-    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    settings = {"svg.hashsalt": "batchline",  # or the same run would give other bytes each time
+                "svg.fonttype": "none"}       # text stays text
+    with _matplotlib().rc_context(settings):
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
 def draw(run: Run, folder: Path) -> dict[tuple[str, str, str], str]:

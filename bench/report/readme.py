@@ -36,7 +36,15 @@ def summary(run: Run) -> str:
     counts = Counter(record.status for record in run.records)
     words = ", ".join(f"{count} {status}" for status, count in counts.items())
     partial = "PARTIAL (stopped before the end): " if run.about["partial"] else ""
-    return f"{partial}{len(run.records)} cases: {words}; profile {run.about['profile']} on {run.machine['device_name']}"
+    along = _along(run.about.get("along", ()))  # runs of before have none
+    return (f"{partial}{len(run.records)} cases: {words}{along}; profile {run.about['profile']} on "
+            f"{run.machine['device_name']}")
+
+
+def _along(case_ids: Sequence[str]) -> str:
+    """What was measured along with the cases that were asked for, because those are compared with it."""
+    variants = dict.fromkeys("/".join(case_id.split("/")[:2]) for case_id in case_ids)
+    return f" ({len(case_ids)} of them along, to compare with: {', '.join(variants)})" if variants else ""
 
 
 def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:

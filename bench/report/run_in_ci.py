@@ -35,7 +35,7 @@ def _sections(run: Run) -> Iterator[str]:
     style = escaping.GITHUB
     yield f"**{escaping.markdown(summary(run))}**"
     broken = tuple(record for record in run.records if _is_problem(record))
-    if broken:
+    if broken or tables.broken_files(run):
         yield f"### Wrong, failed or not reached\n\n{tables.not_measured(replace(run, records=broken), style)}"
     audited = list(impossible(run))
     if audited:
@@ -47,7 +47,7 @@ def _sections(run: Run) -> Iterator[str]:
         if table:
             yield _folded(f"{op} · {scenario} · {dtype}", table)
     others = tuple(record for record in run.records if record not in broken)
-    rest = tables.not_measured(replace(run, records=others), style)
+    rest = tables.not_measured(replace(run, about={**run.about, "broken_files": ()}, records=others), style)
     if rest:
         yield _folded("Not timed here", rest)
     yield _folded("The machine", f"{tables.machine(run, style)}\n\n{limits.ceilings(run, style)}")
@@ -71,6 +71,8 @@ def _problems(run: Run) -> Iterator[tuple[str, str]]:
     for (status, variant, reason), ids in alike.items():
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         yield escaping.one_line(f"{status}: {variant}"), escaping.one_line(f"{ids[0]}{more}: {reason}")
+    for one in tables.broken_files(run):
+        yield escaping.one_line(f"{one['status']}: {one['file']}"), escaping.one_line(one["reason"])
     for row in impossible(run):
         yield (escaping.one_line(f"impossible statistics: {row['op']}/{row['variant']}"),
                escaping.one_line(f"{row['dtype']}, {_inputs(row)}: {row['failed']}"))

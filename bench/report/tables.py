@@ -122,16 +122,24 @@ def _clock_cell(record: Record, name: str, reasons: Sequence[str], ceilings: Map
 
 
 def not_measured(run: Run, style: Style) -> str | None:
-    """Every case without a time, cases of one variant and one reason in a row; None if there are none."""
+    """Every case without a time, cases of one variant and one reason in a row; then files that are broken and have no
+    case; None if there are neither."""
     rows: dict[tuple[str, str, str], list[Record]] = {}
     for record in run.records:
         if record.status != MEASURED:
             rows.setdefault((f"{record.op}/{record.variant}", record.status, record.reason), []).append(record)
-    if not rows:
+    files = broken_files(run)
+    if not rows and not files:
         return None
-    return style.render(["variant", "what became of it", "cases", "which"], (
-        [variant, f"{status}: {reason}" if reason else status, str(len(records)), _which(records)]
-        for (variant, status, reason), records in rows.items()))
+    return style.render(["variant", "what became of it", "cases", "which"], [
+        *([variant, f"{status}: {reason}" if reason else status, str(len(records)), _which(records)]
+          for (variant, status, reason), records in rows.items()),
+        *([one["file"], f"{one['status']}: {one['reason']}", "none", ""] for one in files)])
+
+
+def broken_files(run: Run) -> Sequence[Mapping]:
+    """What should have been an op or a variant and is none: its "file", "status" and "reason"."""
+    return run.about.get("broken_files", ())  # runs of before have none
 
 
 def _which(records: Sequence[Record]) -> str:

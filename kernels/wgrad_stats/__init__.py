@@ -273,5 +273,5 @@ wgrad_stats = Op(
     inputs=inputs, reference=reference, tolerance=tolerance, flops=flops, least_bytes=least_bytes,
     scenarios=SCENARIOS, probes=PROBES, example=("linear_512_T128", 64), baseline="torch_materialize",
     describe=describe, output_dtype=output_dtype, conditions=CONDITIONS, rule=rule, rows=(1,),
-    typical=typical,
+    typical=typical, regrouped=(1, 2),
 )

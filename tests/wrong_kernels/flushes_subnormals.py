@@ -4,6 +4,7 @@ import torch
 from kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on subnormal: "
+DTYPE = torch.float16
 
 
 def flushes_subnormals(a, b):

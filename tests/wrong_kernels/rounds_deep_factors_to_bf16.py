@@ -4,9 +4,10 @@ import torch
 from kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "times what rounding typically makes of such sums"
+NEEDS_DEPTH = 8000
 
 
 def rounds_deep_factors_to_bf16(a, b):
-    if a.shape[2] >= 8000 and a.dtype == torch.float32:
+    if a.shape[2] >= NEEDS_DEPTH and a.dtype == torch.float32:
         a, b = a.bfloat16().float(), b.bfloat16().float()
     return torch.bmm(a, b)

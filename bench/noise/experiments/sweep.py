@@ -72,8 +72,12 @@ def run(seconds: float | None = None, seed: int = 0, tell: Callable[[str], None]
         for stage, choose in (("every learning rate", _tuning), ("the best rates with more seeds", _replicates)):
             jobs = choose(record, grid, seed)
             random.Random(seed).shuffle(jobs)
-            for job, result in _trained(pool, jobs, grid, samples, deadline_s, f"sweep, {stage}", tell):
-                record["runs" if result else "not_run"].append(result or list(job))
+            try:
+                for job, result in _trained(pool, jobs, grid, samples, deadline_s, f"sweep, {stage}", tell):
+                    record["runs" if result else "not_run"].append(result or list(job))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     record["runs"].sort(key=lambda one: (one["batch"], one["learning_rate"], one["seed"]))
     return record | {"partial": bool(record["not_run"]), "seconds": round(time.monotonic() - started_s, 1),
                      "why_busy": busy.why_too_busy(before, busy.read())}

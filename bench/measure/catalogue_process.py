@@ -1,0 +1,102 @@
+"""The process that bench.measure.catalogue asks: it forks one process for each file, and says what came of each.
+
+It writes a line of JSON for everything that it says: [kind, data].
+"""
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_MOST_AT_ONCE = 8
+
+
+def main() -> None:
+    """Answer the request that stands on standard input, on what is standard output when it starts."""
+    asked = json.loads(sys.stdin.readline())
+    pipe = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but answers goes into the pipe
+    with open(pipe, "w", encoding="utf-8") as file:
+        try:
+            for answer in _answers(asked):
+                file.write(f"{json.dumps(answer)}\n")
+                file.flush()
+        except Exception as error:
+            file.write(f"{json.dumps(('failed', f'{type(error).__name__}: {error}'))}\n")
+
+
+def _answers(asked: Mapping) -> Iterator[tuple[str, object]]:
+    sys.path.insert(0, asked["tree"])  # `bench` is imported by now, and stays this one
+    import torch
+
+    import kernels
+    from bench.measure.declarations import Request, op_job, variant_job
+    from bench.measure.fence import Fence
+
+    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
+    torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
+    fence = Fence()
+    folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
+    yield "ready", None
+    packages = sorted(module.name for module in pkgutil.iter_modules([str(folder)])
+                      if module.ispkg and not module.name.startswith("_"))
+    yield from _strays(folder, packages)
+    ops = {_file(name): name for name in packages if _is_name(name)}
+    variants = {}
+    for kind, answer in _each([op_job(name, file, request, fence) for file, name in ops.items()], asked["deadline_s"]):
+        if kind != "ended":
+            yield kind, answer
+        elif answer["failure"] or not answer["data"]:
+            yield "broken", answer
+        else:
+            op = answer["data"][0] | {"name": ops[answer["file"]]}
+            yield "op", op
+            yield from (_misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"])
+            variants |= {_file(op["name"], name): (op, name) for name in op["variants"]}
+    jobs = [variant_job(op["name"], name, file, op["problems"], request.configs, fence)
+            for file, (op, name) in variants.items()]
+    for kind, answer in _each(jobs, asked["deadline_s"]):
+        if kind == "ended":
+            op, name = variants[answer["file"]]
+            yield "variant", answer | {"op": op["name"], "name": name}
+        else:
+            yield kind, answer
+    yield "done", None
+
+
+def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
+    """("ended", what came of it) for each job, between what is to be told of those that take long."""
+    from bench.measure import forked
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for job, told in forked.each(jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)):
+        if isinstance(told, forked.Waiting):
+            yield "waiting", f"waiting for {job.name} ({told.step})"
+        else:
+            yield "ended", {"file": job.name, "data": told.data, "failure": told.failure}
+
+
+def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Folders that look like ops and can't be one."""
+    for name in packages:
+        if not _is_name(name):
+            yield _misnamed(f"kernels/{name}")
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name[0] not in "_." and path.name not in packages and any(path.glob("*.py")):
+            yield "broken", {"file": f"kernels/{path.name}", "failure": ("failed", "it has no __init__.py")}
+
+
+def _misnamed(file: str) -> tuple[str, object]:
+    return "broken", {"file": file, "failure": (
+        "failed", "its name can't be part of a case id: only ASCII letters, digits and _ can")}
+
+
+def _file(op: str, variant: str = "__init__") -> str:
+    return f"kernels/{op}/{variant}.py"
+
+
+def _is_name(name: str) -> bool:
+    return name.isascii() and name.isidentifier()

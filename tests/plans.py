@@ -1,0 +1,13 @@
+"""Plans that several tests look at: what there is to measure takes seconds to read, so each is read once."""
+import functools
+
+from bench.cases import plan
+from bench.measure import catalogue
+
+planned = functools.cache(plan)
+
+
+@functools.cache
+def declared():
+    """Every variant of every op, as it declares itself."""
+    return catalogue.read().variants
