@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from types import SimpleNamespace
 
 from kernels.backends import numba
 from kernels.cpu_lanes import intrinsic, ir, types
@@ -27,12 +28,12 @@ def _is_forked_worker() -> bool:
 
 
 _region = threading.RLock()  # re-entrant, for a signal handler may run between the kernel's end and the release
-_forked = _is_forked_worker()
+_this_process = SimpleNamespace(is_forked=_is_forked_worker())
 
 
 def why_no_threads() -> str | None:
     """Why this process can't start parallel kernels, or None."""
-    return "this process was forked, and its parent's threads did not come along" if _forked else None
+    return "this process was forked, and its parent's threads did not come along" if _this_process.is_forked else None
 
 
 @intrinsic
@@ -62,7 +63,7 @@ def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
 
     In a forked child the calling thread does all of them.
     """
-    if shares == 1 or _forked:
+    if shares == 1 or _this_process.is_forked:
         _run_alone(function.address, tasks, arguments)
     else:
         with _region:
@@ -75,7 +76,7 @@ def run_parallel(kernel, *arguments) -> None:
     Raises:
         RuntimeError: in a forked child.
     """
-    if _forked:
+    if _this_process.is_forked:
         raise RuntimeError(f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
                            "by multiprocessing's \"spawn\" or \"forkserver\"")
     with _region:
@@ -94,14 +95,12 @@ def compiled(function, count: int):
 
 def start_threads_here() -> None:
     """Let a forked process start parallel kernels after all, where its parent is known never to have started any."""
-    global _forked
-    _forked = False
+    _this_process.is_forked = False
 
 
 def _after_fork() -> None:
-    global _region, _forked
-    _region = threading.RLock()  # the old one may be held by a thread that did not come along
-    _forked = True
+    _region._at_fork_reinit()  # it may be held by a thread that did not come along; the standard library does so, too
+    _this_process.is_forked = True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
