@@ -42,7 +42,7 @@ def _walked(g, columns, mode, one_read):
     partial = g.new_empty((tasks, 2, batch) if mode else 0, dtype=torch.float64)
     size = g.element_size()
     fetched = g.numel() * size >= FETCHED
-    run(_compiled(g.dtype, mode, one_read).address, tasks, shares(tasks, g.numel() <= ALONE), (
+    run(_compiled(g.dtype, mode, one_read), tasks, shares(tasks, g.numel() <= ALONE), (
         g.data_ptr(), g.stride(0) * size, batch, parameters, columns, tasks, mean.data_ptr(), partial.data_ptr(),
         fetched))
     return mean, partial

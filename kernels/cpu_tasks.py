@@ -1,13 +1,38 @@
-"""Compiled functions run over ranges of tasks by Numba's threads.
+"""Compiled functions run over ranges of tasks by Numba's threads, and what every start of those threads has to heed.
 
 The loop over threads is compiled once, whatever runs in it, and calls through an address: a function compiled
 `parallel` itself would be compiled three times over, with all that it holds.
+
+One parallel region runs at a time in a process, whichever of its Python threads starts it: Numba's workqueue layer
+aborts the process on a second one. No region is started in a forked child: its parent's threads did not come along.
+With GNU OpenMP Numba kills a child whose parent ran its kernels, and waits for ever in one whose parent ran PyTorch's.
 """
 from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
 
 from kernels.backends import numba
 from kernels.cpu_lanes import intrinsic, ir, types
 from kernels.numba_cpu import njit, threads
+
+
+def _is_forked_worker() -> bool:
+    """Whether multiprocessing forked this process, perhaps before this module was imported."""
+    if multiprocessing.parent_process() is None:
+        return False
+    own_method = getattr(multiprocessing.current_process(), "_start_method", None)  # None: the default
+    return (own_method or multiprocessing.get_start_method()) == "fork"
+
+
+_region = threading.RLock()  # re-entrant, for a signal handler may run between the kernel's end and the release
+_forked = _is_forked_worker()
+
+
+def why_no_threads() -> str | None:
+    """Why this process can't start parallel kernels, or None."""
+    return "this process was forked, and its parent's threads did not come along" if _forked else None
 
 
 @intrinsic
@@ -21,14 +46,40 @@ def _call(typing, address, first, last, arguments):
     return types.void(types.int64, types.int64, types.int64, arguments), generate
 
 
+@njit()
+def _run_alone(address, tasks, arguments):
+    _call(address, 0, tasks, arguments)
+
+
 @njit(parallel=True)
-def run(address, tasks, shares, arguments):
-    """Call the C function at `address` with (first, last, *arguments), all int64, for equal shares of the tasks."""
-    if shares == 1:
-        _call(address, 0, tasks, arguments)
+def _run_shared(address, tasks, shares, arguments):
+    for share in numba.prange(shares):
+        _call(address, tasks * share // shares, tasks * (share + 1) // shares, arguments)
+
+
+def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
+    """Call a `compiled` function with (first, last, *arguments) for equal shares of the tasks, a thread for each.
+
+    In a forked child the calling thread does all of them.
+    """
+    if shares == 1 or _forked:
+        _run_alone(function.address, tasks, arguments)
     else:
-        for share in numba.prange(shares):
-            _call(address, tasks * share // shares, tasks * (share + 1) // shares, arguments)
+        with _region:
+            _run_shared(function.address, tasks, shares, arguments)
+
+
+def run_parallel(kernel, *arguments) -> None:
+    """Call a kernel that Numba compiled `parallel`, which starts the threads itself.
+
+    Raises:
+        RuntimeError: in a forked child.
+    """
+    if _forked:
+        raise RuntimeError(f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
+                           "by multiprocessing's \"spawn\" or \"forkserver\"")
+    with _region:
+        kernel(*arguments)
 
 
 def shares(tasks: int, alone: bool) -> int:
@@ -37,5 +88,21 @@ def shares(tasks: int, alone: bool) -> int:
 
 
 def compiled(function, count: int):
-    """`function` of (first, last) and `count` more int64 for C. Keep it: its .address is good for as long."""
+    """`function` of (first, last) and `count` more int64 for C, to be handed to `run`."""
     return numba.cfunc(numba.void(*[numba.int64] * (2 + count)))(function)
+
+
+def start_threads_here() -> None:
+    """Let a forked process start parallel kernels after all, where its parent is known never to have started any."""
+    global _forked
+    _forked = False
+
+
+def _after_fork() -> None:
+    global _region, _forked
+    _region = threading.RLock()  # the old one may be held by a thread that did not come along
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)

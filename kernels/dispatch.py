@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
-from kernels import backends
+from kernels import backends, plain
+from kernels.cpu_tasks import why_no_threads
 from kernels.device_files import file_for, nearby, stored
 
 DISPATCHED = "dispatched"  # of the variant that stands for the op's own call among its others
 VERSIONS = ("torch", "triton", "numba", "numba-cuda")  # another one of these, and what was measured is not evidence
 MEASURED, NEARBY, RULE, BASELINE = "measured", "measured nearby", "by rule", "the baseline"
 _MOST_REMEMBERED = 4096  # problems; a caller whose sizes never repeat must not fill the memory
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-_is_autocast_enabled = torch.is_autocast_enabled
+_is_compiling, _is_grad_enabled = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled
+_dispatch_modes, _function_modes, _any_autocast = plain.dispatch_modes, plain.function_modes, plain.any_autocast
+_TYPES = plain.TYPES
+_LOW = 2 ** 32  # bytes: the address of a tensor with no memory is its offset, and memory seldom lies so low
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Dispatch:
 
     Near a problem that was not measured it is a variant that beat the baseline on every measured problem within a
     factor of four in size, the one that did so by most; if none did, the baseline. The baseline alone runs where
-    PyTorch has to see the work (gradients, autocast, compilation, subclasses of Tensor) or refuses the inputs.
+    PyTorch has to see the work (gradients of any mode, transforms, autocast, compilation, tracing, modes), where an
+    input is more or less than plain memory (subclasses, lazy bits, wrappers), or where PyTorch refuses the inputs.
 
     Args:
         op: the kernels.op.Op.
@@ -48,29 +53,42 @@ class Dispatch:
     def __init__(self, op, rule: Callable[..., Sequence[str]], table: Mapping | None = None):
         self._op, self._rule, self._given = op, rule, table
         self._known: dict[tuple, Callable] = {}
+        self._baseline_function: Callable | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._known.clear)  # a child may have to do without threads
 
     def function(self, *inputs: torch.Tensor) -> Callable:
-        """What to call on these inputs. Remembered for their shapes, strides, dtypes and devices."""
+        """What to call on these inputs. Remembered for their shapes, strides, dtypes and devices.
+
+        What is tested here is what tells apart inputs that would be remembered alike; `look_up` tests all of it. So
+        a sparse tensor or one of functorch's raises, and while torch.jit traces sizes are tensors, never known ones.
+        """
         if _is_compiling():
-            return self._baseline.function
-        try:  # a microsecond: as few calls as tell the problems apart, and no frame of its own
-            graded, key = _is_grad_enabled(), [_is_autocast_enabled("cuda" if inputs[0].is_cuda else "cpu")]
+            return self._baseline()
+        try:  # two microseconds: as few calls as do, and no frame of its own
+            if ((_dispatch_modes() or _function_modes() or _any_autocast() or forward_ad._current_level >= 0)
+                    and plain.why_watched()):
+                return self._baseline()
+            graded, key = _is_grad_enabled(), None
             for tensor in inputs:
-                key += type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-                if graded and tensor.requires_grad:
-                    key.append(True)
-            return self._known[tuple(key)]
+                if (type(tensor) not in _TYPES or tensor.is_neg() or graded and tensor.requires_grad
+                        or tensor.data_ptr() < _LOW and plain.why_not_plain(tensor)):
+                    return self._baseline()
+                key = key, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+            return self._known[key]
         except KeyError:
-            return self._remembered(tuple(key), inputs)
-        except (AttributeError, IndexError, RuntimeError):  # no tensors, or without strides: for the baseline to refuse
-            return self._baseline.function
+            return self._remembered(key, inputs)
+        except RuntimeError:  # no strides or no memory: for PyTorch to take or to refuse
+            return self._baseline()
 
     def _remembered(self, key: tuple, inputs: Sequence[torch.Tensor]) -> Callable:
-        found = self._op.variants[self.look_up(*inputs).variant].function
+        if torch.jit.is_tracing():
+            return self._baseline()
+        chosen = self._op.variants[self.look_up(*inputs).variant].function
         if len(self._known) >= _MOST_REMEMBERED:
             self._known.clear()
-        self._known[key] = found
-        return found
+        self._known[key] = chosen
+        return chosen
 
     def by_table(self, table: Mapping) -> "Dispatch":
         """The choice by a table that is not stored: so it is tried before it is."""
@@ -121,9 +139,18 @@ class Dispatch:
         """The variants to choose from, by name; a file is imported when its variant is asked for."""
         return _Candidates(self._op)
 
-    @functools.cached_property
-    def _baseline(self):
-        return self._op.variants[self._op.baseline]
+    def _baseline(self) -> Callable:
+        """The baseline's function."""
+        self._find_baseline()
+        return self._baseline_function
+
+    def _find_baseline(self) -> None:
+        if self._baseline_function is None:
+            self._baseline_function = self._op.variants[self._op.baseline].function
+
+    # torch.compile calls it instead of tracing how an op's files are found and imported. This mark is
+    # torch.compiler.assume_constant_result, which would import all of the compiler first.
+    _find_baseline._dynamo_marked_constant = True
 
     def _takes(self, name: str, inputs: Sequence[torch.Tensor]) -> bool:
         variant = self.candidates.get(name)
@@ -132,19 +159,23 @@ class Dispatch:
 
     def _why_baseline(self, inputs: Sequence[torch.Tensor]) -> str | None:
         """Why nothing but the baseline can be called, or None."""
-        device = inputs[0].device
+        if not inputs:
+            return "no inputs"
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return "a gradient is asked for"
-        if any(type(tensor) not in _PLAIN for tensor in inputs):
+        if any(type(tensor) not in plain.TYPES for tensor in inputs):
             return "a subclass of Tensor"
+        device = inputs[0].device
         if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in inputs):
             return f"tensors on {', '.join(sorted({str(tensor.device) for tensor in inputs}))}"
-        if torch.is_autocast_enabled(device.type):
-            return "autocast is on"
+        if why := plain.why_watched() or next(filter(None, map(plain.why_not_plain, inputs)), None):
+            return why
+        if device.type == "cpu" and (why := why_no_threads()):
+            return why
         if device.type == "cuda" and device.index and _gpu(device.index) != _gpu(0):
             return "what was measured is of the first GPU, and this is another model"
         try:  # kernels trust the shapes that they are given
-            self._baseline(*(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            self._baseline()(*(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
                              for tensor in inputs))
         except Exception as error:
             return f"it refuses these inputs ({error})"

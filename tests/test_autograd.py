@@ -1,7 +1,8 @@
 """The product's gradients are the right ones, of any order, and cost no product that nobody asked for."""
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._pytree import tree_leaves
 
 from kernels.bmm import _autograd, batched_product, bmm
 
@@ -131,3 +132,91 @@ def test_each_product_is_dispatched_as_if_it_stood_alone(monkeypatch):
     with torch.autocast("cpu"):
         batched_product(_leaf(41, 2, 3), _leaf(3, 7)).sum().backward()
     assert len(chosen) >= 2 and not [choice for choice in chosen if choice.source.startswith("the baseline")]
+
+
+def loss_of(product):
+    return lambda a, b: product(a, b).square().sum()
+
+
+def per_entry(transform):
+    """The transform over two problems at once, of operands in one dimension more."""
+    return lambda product: torch.vmap(transform(product))
+
+
+def tangents_then_gradients(product):
+    """Reverse over forward mode, outside torch.func."""
+    def derivatives(a, b):
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        with forward_ad.dual_level():
+            result = product(forward_ad.make_dual(a, a.detach() + 1), forward_ad.make_dual(b, b.detach() - 1))
+            tangent = forward_ad.unpack_dual(result).tangent
+            return tangent, *torch.autograd.grad(tangent.square().sum() + result.sum(), (a, b))
+    return derivatives
+
+
+def gradients_then_tangents(product):
+    """Forward over reverse mode: the level begins when the product is done."""
+    def derivatives(a, b):
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        result = product(a, b)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(result.detach(), result.detach() + 1)
+            gradients = torch.autograd.grad(result, (a, b), dual)
+            return [tuple(forward_ad.unpack_dual(gradient)) for gradient in gradients]
+    return derivatives
+
+
+TRANSFORMS = {
+    "grad": lambda product: torch.func.grad(loss_of(product), (0, 1)),
+    "grad_of_a": lambda product: torch.func.grad(loss_of(product), 0),
+    "grad_of_b": lambda product: torch.func.grad(loss_of(product), 1),
+    "vjp": lambda product: lambda a, b: torch.func.vjp(product, a, b)[1](torch.ones_like(product(a, b))),
+    "jvp": lambda product: lambda a, b: torch.func.jvp(product, (a, b), (a + 1, b - 1)),
+    "jacrev": lambda product: torch.func.jacrev(product, (0, 1)),
+    "jacfwd": lambda product: torch.func.jacfwd(product, (0, 1)),
+    "hessian": lambda product: torch.func.hessian(loss_of(product), (0, 1)),
+    "reverse_over_reverse": lambda product: torch.func.jacrev(torch.func.jacrev(loss_of(product), (0, 1)), (0, 1)),
+    "forward_over_forward": lambda product: torch.func.jacfwd(torch.func.jacfwd(loss_of(product), (0, 1)), (0, 1)),
+    "tangents_then_gradients": tangents_then_gradients,
+    "gradients_then_tangents": gradients_then_tangents,
+}
+OVER_TWO = {
+    "vmap": lambda product: torch.vmap(product),
+    "vmap_of_a": lambda product: lambda a, b: torch.vmap(product, (0, None))(a, b[0]),
+    "vmap_of_b": lambda product: lambda a, b: torch.vmap(product, (None, 0))(a[0], b),
+    "vmap_along_the_last": lambda product: lambda a, b: torch.vmap(product, (-1, 1), 2)(
+        a.movedim(0, -1), b.movedim(0, 1)),
+    "vmap_of_vmap": lambda product: lambda a, b: torch.vmap(torch.vmap(product))(a[None], b[None]),
+    "vmap_of_grad": per_entry(TRANSFORMS["grad"]),
+    "vmap_of_jvp": per_entry(TRANSFORMS["jvp"]),
+    "grad_of_vmap": lambda product: torch.func.grad(loss_of(torch.vmap(product)), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("shape_b", [(3, 5, 2), (5, 2)], ids=["own", "shared"])
+@pytest.mark.parametrize("name", [*TRANSFORMS, *OVER_TWO])
+def test_transforms_are_those_of_matmul(name, shape_b):
+    shape_a, transform = (3, 4, 5), TRANSFORMS.get(name)
+    if transform is None:
+        shape_a, shape_b, transform = (2, *shape_a), (2, *shape_b), OVER_TWO[name]
+    a, b = _leaf(*shape_a).detach(), _leaf(*shape_b).detach()
+    expected = tree_leaves(transform(torch.matmul)(a, b))
+    got = tree_leaves(transform(batched_product)(a, b))
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradcheck_in_forward_mode_and_over_batches():
+    operands = _leaf(3, 4, 5), _leaf(5, 6)
+    assert gradcheck(batched_product, operands, check_forward_ad=True, check_batched_grad=True,
+                     check_batched_forward_grad=True)
+    assert gradgradcheck(batched_product, operands, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_product_has_its_gradient(backend):
+    a, b = _leaf(3, 4, 5), _leaf(5, 6)
+    compiled = torch.compile(loss_of(batched_product), backend=backend, fullgraph=True)
+    gradients = torch.autograd.grad(compiled(a, b), (a, b))
+    assert all(map(torch.allclose, gradients, torch.autograd.grad(loss_of(torch.matmul)(a, b), (a, b))))

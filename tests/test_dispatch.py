@@ -1,5 +1,7 @@
 """An op's call: the variant that was measured fastest here or nearby, else a rule, the baseline where it must be."""
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -174,3 +176,16 @@ def test_a_compiled_caller_sees_the_baseline():
     a, b = torch.ones(40, 2, 3), torch.ones(40, 3, 4)
     call = torch.compile(lambda a, b: bmm(a, b), backend="eager", fullgraph=True)
     assert torch.equal(call(a, b), torch.bmm(a, b))
+
+
+def test_a_compiled_caller_may_be_the_first_one():
+    """Finding an op's files is no part of the graph."""
+    program = """
+import torch
+from kernels.bmm import bmm
+a, b = torch.ones(40, 2, 3), torch.ones(40, 3, 4)
+call = torch.compile(lambda a, b: bmm(a, b), backend="eager", fullgraph=True)
+assert torch.equal(call(a, b), torch.bmm(a, b))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """Isolation: what ends a worker is one row, told apart by how it ended, and the others are measured all the same."""
+import contextlib
 import os
 import signal
 import time
@@ -7,7 +8,8 @@ import pytest
 
 from bench.measure import isolation
 from bench.measure.isolation import Isolation
-from bench.measure.task import WorkerLost
+from bench.measure.sampling import Effort
+from bench.measure.task import Task, WorkerLost
 from bench.measure.worker import Doing
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_REACHED, OUT_OF_MEMORY, WRONG
 from tests import fake_worker
@@ -201,6 +203,15 @@ def test_a_ctrl_c_while_a_worker_starts_counts_when_it_has_started(monkeypatch):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
     started[0].kill()
     started[0].join()
+
+
+def test_a_worker_which_is_forked_starts_threads_of_its_own():
+    effort = Effort(0.5, 0.01)
+    entries = (("naive", "numba_cpu_naive"), ("blocked", "numba_cpu_blocked"))
+    with contextlib.closing(Isolation("cpu", 60)) as workers:
+        outcomes = workers.measure(Task("bmm", "square_64", "float32", 8, entries, ("host",), effort, effort, 0.01))
+    assert not [one for one in outcomes.values() if "forked" in one.reason], outcomes
+    assert {one.status for one in outcomes.values()} <= {MEASURED, INVALID}  # by a machine that was busy
 
 
 def test_a_tree_without_kernels_is_not_measured_as_if_it_were_another_one(tmp_path):

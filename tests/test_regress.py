@@ -24,6 +24,11 @@ from kernels.grad_reduce import grad_reduce
 def {name}(g):
     {body}
 '''
+READS = """from pathlib import Path
+
+    for _ in range(int((Path(__file__).parents[2] / "assets" / "times.txt").read_text())):
+        mean = g.mean(0)
+    return mean"""
 CHOSEN = "grad_reduce/torch and layer_norm and B16"
 
 
@@ -38,18 +43,25 @@ def git(root, *arguments):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A commit with three more variants; the working tree makes one slower and one wrong, adds one and removes one."""
+    """A commit with four more variants; the working tree makes one slower, one wrong and one slower by what it reads.
+
+    It adds one more, and removes one.
+    """
     root = tmp_path_factory.mktemp("repository")
     for name in ("kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     variant(root, "torch_slows", "return g.mean(0)")
     variant(root, "torch_errs", "return g.mean(0)")
     variant(root, "torch_goes", "return g.mean(0)")
+    variant(root, "torch_reads", READS)
+    (root / "assets").mkdir()
+    (root / "assets" / "times.txt").write_text("1")
     git(root, "init", "--quiet")
     git(root, "add", "-A")
     git(root, "commit", "--quiet", "-m", "base")
     variant(root, "torch_slows", "return (g.mean(0) + g.mean(0) + g.mean(0) + g.mean(0)) / 4")
     variant(root, "torch_errs", "return g.mean(0) * 1.01")
+    (root / "assets" / "times.txt").write_text("50")
     variant(root, "torch_new_idea", "return g.mean(0)")
     (root / "kernels" / "grad_reduce" / "torch_goes.py").unlink()
     return root
@@ -81,7 +93,8 @@ def test_each_case_has_its_verdict(regressed):
     assert found.void is None
     verdicts = {row.id.split("/")[1]: row for row in found.cases if row.quantity == LATENCY}
     assert {name: row.verdict for name, row in verdicts.items()} == {
-        "torch_mean": IDENTICAL, "torch_slows": REGRESSED, "torch_errs": REGRESSED, "torch_new_idea": NEW,
+        "torch_mean": IDENTICAL, "torch_slows": REGRESSED, "torch_errs": REGRESSED, "torch_reads": REGRESSED,
+        "torch_new_idea": NEW,
         "torch_goes": MISSING}
     slow = verdicts["torch_slows"]
     assert slow.effect > 0.5 and slow.pairs == 10 and slow.low > slow.floor and slow.base > 1e-6
@@ -92,11 +105,11 @@ def test_each_case_has_its_verdict(regressed):
 
 def test_it_is_said_in_each_place(regressed):
     done, folder, summary = regressed
-    assert "2 of 5 cases REGRESSED: " in done.stdout and "Traceback" not in done.stderr
-    assert done.stdout.count("::error ") == 2
+    assert "3 of 6 cases REGRESSED: " in done.stdout and "Traceback" not in done.stderr
+    assert done.stdout.count("::error ") == 3
     assert "torch_slows" in (folder / "README.md").read_text() and "torch_slows" in summary
     suite = ElementTree.parse(folder / "junit.xml").getroot()
-    assert (suite.get("failures"), suite.get("errors")) == ("2", "0")
+    assert (suite.get("failures"), suite.get("errors")) == ("3", "0")
 
 
 def test_nothing_is_left_behind(regressed, repository, temporary):

@@ -33,6 +33,8 @@ class Poison(TorchDispatchMode):
     What torch.compile made runs as it is, and allocates unseen.
     """
 
+    ignores_kernels = True  # or an op's own call would be its baseline here, and not what it is elsewhere
+
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True  # or torch.compile gives up for good on a function first called here, and runs it eagerly

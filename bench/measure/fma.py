@@ -31,7 +31,7 @@ def launch(dtype: str) -> tuple[Callable, float]:
     results = torch.empty(tasks, TILE_ROWS, width, dtype=getattr(torch, dtype))
 
     def call():
-        run(_compiled(dtype).address, tasks, shares(tasks, alone=False), (operands.data_ptr(), results.data_ptr()))
+        run(_compiled(dtype), tasks, shares(tasks, alone=False), (operands.data_ptr(), results.data_ptr()))
 
     return call, 2.0 * tasks * TILE_ROWS * width * _DEPTH
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from kernels.bmm import bmm
 from kernels.bmm._folding import folded
@@ -27,28 +28,42 @@ def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         raise TypeError(f"a is {a.dtype} on {a.device}, b is {b.dtype} on {b.device}: they must be alike")
     if dtype_name(a.dtype) not in WIDE:
         raise TypeError(f"batched_product is differentiated in {', '.join(WIDE)}, not in {dtype_name(a.dtype)}")
-    return _Product.apply(a, b)
+    return _product(a, b)
 
 
 class _Product(torch.autograd.Function):
-    """C = A B. The backward pass applies the function again, so it can be differentiated too."""
+    """C = A B. Its gradient applies the function again, so it can be differentiated too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, a, b):
-        needs_a, needs_b = ctx.needs_input_grad
-        ctx.shared = b.dim() == 2
-        ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
-        if ctx.shared:
+    def forward(a, b):
+        if b.dim() == 2:
             b = b.expand(len(a), -1, -1)
         with torch.autocast(a.device.type, enabled=False):
             return bmm(a, b)
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b = inputs
+        needs_a, needs_b = ctx.needs_input_grad
+        ctx.shared = b.dim() == 2
+        ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
+
+    @staticmethod
     def backward(ctx, dc):
         a, b = ctx.saved_tensors
-        da = _Product.apply(dc, b.mT) if b is not None else None
+        da = _product(dc, b.mT) if b is not None else None
         if a is None:
             return da, None
         if not ctx.shared:
-            return da, _Product.apply(a.mT, dc)
-        return da, _Product.apply(folded(a).mT[None], folded(dc)[None])[0]
+            return da, _product(a.mT, dc)
+        return da, _product(folded(a).mT[None], folded(dc)[None])[0]
+
+
+def _product(a, b):
+    """C = A B: by PyTorch in forward mode, whose levels may be nested, which a Function's own derivative can't be."""
+    if forward_ad._current_level < 0:
+        return _Product.apply(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.matmul(a, b)

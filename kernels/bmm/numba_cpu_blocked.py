@@ -127,7 +127,7 @@ def numba_cpu_blocked(a, b):
         m, batch = m * batch, 1
     if c.numel():
         tasks = batch * -(-m // config["rows"]) * -(-n // config["columns"])
-        run(_compiled(a.dtype, a.element_size()).address, tasks, shares(tasks, c.numel() * depth <= ALONE), (
+        run(_compiled(a.dtype, a.element_size()), tasks, shares(tasks, c.numel() * depth <= ALONE), (
             a.data_ptr(), stride_ab, stride_am, stride_ak, b.data_ptr(), stride_bb, stride_bk, stride_bn, c.data_ptr(),
             m, n, depth, config["rows"], config["columns"], config["depth"], config["pack"] or stride_bn != 1))
     return c

@@ -12,6 +12,7 @@ import torch
 
 from kernels.backends import numba
 from kernels.bmm import bmm
+from kernels.cpu_tasks import run_parallel
 from kernels.numba_cpu import njit
 
 ROWS, COLUMNS, DEPTH, UNROLL = 64, 256, 128, 4
@@ -73,5 +74,5 @@ def numba_cpu_tiled(a, b):
     c = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype)
     if c.numel():
         result = c.numpy()
-        _compiled(result.dtype)(a.detach().numpy(), b.detach().numpy(), result)
+        run_parallel(_compiled(result.dtype), a.detach().numpy(), b.detach().numpy(), result)
     return c

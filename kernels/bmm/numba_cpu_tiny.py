@@ -100,6 +100,6 @@ def numba_cpu_tiny(a, b):
     if c.numel():
         (stride_ab, *strides_a), (stride_bb, *strides_b) = a.stride(), b.stride()
         function = _compiled(a.dtype, m, n, depth, *strides_a, *strides_b)
-        run(function.address, batch, shares(batch, batch * m * depth <= ALONE),
+        run(function, batch, shares(batch, batch * m * depth <= ALONE),
             (a.data_ptr(), stride_ab, b.data_ptr(), stride_bb, c.data_ptr()))
     return c

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from kernels.backends import numba
+from kernels.cpu_tasks import run_parallel
 from kernels.grad_reduce import grad_reduce
 from kernels.numba_cpu import njit
 
@@ -34,5 +35,5 @@ def numba_cpu_parallel(g):
     if g.shape[0] == 0:
         return mean.fill_(float("nan"))
     if g.shape[1]:
-        _kernel(g.detach().numpy(), mean.numpy())
+        run_parallel(_kernel, g.detach().numpy(), mean.numpy())
     return mean

@@ -64,7 +64,7 @@ def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Tab
         if not capturing:
             _tables[key] = table
             if len(_tables) > _MOST:
-                del _tables[next(iter(_tables))]
+                _tables.pop(next(iter(_tables)), None)  # another thread may have dropped the same one
     if capturing:
         _captured.add(table)
     return table

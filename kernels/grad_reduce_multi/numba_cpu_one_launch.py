@@ -76,7 +76,7 @@ def numba_cpu_one_launch(*gs):
     buffer, means = table.outputs(gs[0])
     elements = len(gs[0]) * buffer.numel()
     if table.blocks:
-        run(_compiled(buffer.dtype, buffer.element_size()).address, table.blocks,
+        run(_compiled(buffer.dtype, buffer.element_size()), table.blocks,
             shares(table.blocks, elements <= ALONE),
             (table.numbers.data_ptr(), table.width, buffer.data_ptr(), len(gs[0])))
     return means

@@ -31,7 +31,7 @@ def statistics_of(x: torch.Tensor, dy: torch.Tensor, rows: int, columns: int, he
     tasks = min(TASKS, -(-outputs // rows) * -(-inputs // columns))
     partial = x.new_empty((tasks, 2, batch), dtype=torch.float64)
     products = batch * max(1, tokens) * outputs * inputs
-    run(_compiled(x.dtype).address, tasks, shares(tasks, products <= ALONE), (
+    run(_compiled(x.dtype), tasks, shares(tasks, products <= ALONE), (
         x.data_ptr(), *x.stride()[:2], dy.data_ptr(), *dy.stride(), batch, tokens, inputs, outputs, rows, columns,
         min(held, batch), pack, tasks, mean.data_ptr(), partial.data_ptr()))
     n, d = partial.sum(0).to(mean.dtype)
