@@ -193,6 +193,7 @@ before_function = bmm.variants["torch_bmm"].function
 @pytest.fixture(scope="module")
 def fence():
     made = Fence()
+    made.keep_ops()
     made.keep(bmm.variants["torch_bmm"])
     return made
 

@@ -37,13 +37,13 @@ def _judged(seen_s, new_s, noise, seed):
 @pytest.mark.parametrize("seen_s, new_s", [(1e-4, 3e-4), (1e-4, 2e-4)])
 def test_a_memory_is_found_out(seen_s, new_s):
     caught = 0
-    for seed in range(20):
+    for seed in range(40):
         try:
             _judged(seen_s, new_s, 0.02, seed)
         except NotMeasured as refusal:
             assert refusal.status == WRONG and "here: it remembers results: a call takes" in refusal.reason
             caught += 1
-    assert caught >= 14  # by one clock of one case: somebody else's use of the core hides some
+    assert caught >= 16  # of 40, in one case each: somebody else's use of the core hides a third
 
 
 @pytest.mark.parametrize("call_s", [1e-5, 2e-3])
