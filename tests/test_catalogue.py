@@ -192,6 +192,8 @@ def test_what_is_broken_at_head_ends_there_and_is_not_measured(tree, monkeypatch
     case = "grad_reduce/vanishes/digits/float32/B1"
     assert base[case] == head[case] and head[case]["refusal"] is None and pairs.baselines == {
         "grad_reduce": "torch_mean"}
+    codes = {name: {one["code"] for case, one in head.items() if f"/{name}/" in case} for name in ("honest", "exits")}
+    assert [len(of_one) for of_one in codes.values()] == [1, 1] and codes["honest"] != codes["exits"]
     monkeypatch.setattr(Pairs, "_process", lambda self, side: open(os.devnull))
     assert pairs.first(HEAD_SIDE, [Entry(case, case)])[case].status == CRASHED
     assert not [name for name in sys.modules if name.endswith((".vanishes", ".honest"))]

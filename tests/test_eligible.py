@@ -29,7 +29,7 @@ def measured(monkeypatch, module, batch):
     op, name = module.OP, module.__name__.rpartition(".")[2]
     variant = Variant(op, getattr(module, name), backend="torch", **getattr(module, "DECLARES", {}))
     op.variants
-    monkeypatch.setitem(op._variants, name, variant)
+    monkeypatch.setitem(op.variants._loaded, name, variant)
     scenario = "tiny_16" if op.name == "bmm" else "layer_norm"
     entries = ((op.baseline, op.baseline), (name, name))
     outcomes = Runner("cpu").measure(
