@@ -9,7 +9,7 @@ from bench import records, report, units
 from bench.declared import Declared
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
-from bench.report import limits, plots, tables
+from bench.report import limits, plots, readme, tables
 from tests.test_records import document
 
 FACTS = {"peak_bytes": 2048, "input_bytes": 4096, "output_bytes": 2048, "least_bytes": 6144, "flops": 32768,
@@ -240,3 +240,14 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     (tmp_path / "2026-01-07-damaged" / records.FILE_NAME).write_text("{")
     assert report.before(run, own).about["started"].startswith("2026-01-02")
     assert "Against the last run: " in report.terminal(run, report.before(run, own))
+
+
+def test_it_says_what_fences_took_and_which_gains_were_there_again():
+    stored_run = document()
+    facts = stored_run["benchmarks"][0]["extra_info"]
+    assert "fences" not in readme.how_measured(records.parse(stored_run))
+    facts |= {"task_s": 2.0, "fences_s": 0.1, "confirmed": {"published": 2.0, "why_not": "hung"}}
+    text = readme.how_measured(records.parse(stored_run))
+    assert "fences took 5% of the time for the cases" in text and "0 of 1 gains over the baseline" in text
+    facts["confirmed"] = {"published": 2.0, "again": 1.9}
+    assert "1 of 1 gains over the baseline" in readme.how_measured(records.parse(stored_run))

@@ -143,7 +143,7 @@ def how_measured(run: Run) -> str:
     return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
             f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
-            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}")
+            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}{_fences(facts)}{_confirmed(facts)}")
 
 
 def _accuracy(timed: Sequence[Record]) -> str:
@@ -156,6 +156,24 @@ def _accuracy(timed: Sequence[Record]) -> str:
         names = tables.unique(f"{record.op}/{record.variant}" for record in own)
         words.append(f"Held to error bounds of their own, and at {worst:.2g} of those: {', '.join(names)}.")
     return " ".join(words)
+
+
+def _fences(facts: Sequence[Mapping]) -> str:
+    """What looking after the variants cost: a share of the workers' time on the cases, none of it inside a sample."""
+    whole_s = sum(fact.get("task_s", 0.0) for fact in facts)  # runs of before have none
+    if not whole_s:
+        return ""
+    share = sum(fact["fences_s"] for fact in facts if "task_s" in fact) / whole_s
+    return f" New values, checks of what was timed and fences took {share:.0%} of the time for the cases."
+
+
+def _confirmed(facts: Sequence[Mapping]) -> str:
+    """How many gains over the baseline were there again in a process of their own."""
+    tried = [fact["confirmed"] for fact in facts if "confirmed" in fact]
+    if not tried:
+        return ""
+    again = sum("again" in one for one in tried)
+    return f" {again} of {len(tried)} gains over the baseline were there again where a process of their own was tried."
 
 
 def _load(facts: Sequence[Mapping]) -> str:

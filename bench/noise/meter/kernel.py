@@ -20,6 +20,7 @@ _chosen: dict[tuple, Callable[..., Tensors]] = {}
 
 def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     """X[B,T,I] and dY[B,T,O] → ḡ[O,I], n[B], d[B] of the products dY_bᵀX_b; fp32, or fp64 for fp64 inputs."""
+    x, dy = x.resolve_neg(), dy.resolve_neg()  # kernels read the memory, where a lazy sign is not
     if not x.is_cuda and x.dtype != (wide := accumulator(x.dtype)):
         x, dy = x.to(wide), dy.to(wide)  # the CPU's fused kernel knows no narrow dtype; the others hold B·O·I numbers
     if torch.is_autocast_enabled(x.device.type):
@@ -67,6 +68,7 @@ def of_one_token(x: torch.Tensor, dy: torch.Tensor) -> tuple[Tensors, Tensors]:
 
 def of_rows(g: torch.Tensor) -> Tensors:
     """Per-sample gradients g[B,P] → ḡ[P], n[B], d[B]; fp32, or fp64 for fp64."""
+    g = g.resolve_neg()
     for variant in _row_kernels("cuda" if g.is_cuda else "cpu", dtype_name(g.dtype)):
         if variant.supports is None or variant.supports(g) is None:
             return variant.function(g)
