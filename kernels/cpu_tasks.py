@@ -31,9 +31,17 @@ _region = threading.RLock()  # re-entrant, for a signal handler may run between 
 _this_process = SimpleNamespace(is_forked=_is_forked_worker())
 
 
+def _is_forked() -> bool:
+    """Whether this process was forked from one that may have started threads; a forkserver, which works for nobody, has
+    not."""
+    if not _this_process.is_forked:
+        return False
+    return getattr(multiprocessing.current_process(), "_start_method", None) != "forkserver"
+
+
 def why_no_threads() -> str | None:
     """Why this process can't start parallel kernels, or None."""
-    return "this process was forked, and its parent's threads did not come along" if _this_process.is_forked else None
+    return "this process was forked, and its parent's threads did not come along" if _is_forked() else None
 
 
 @intrinsic
@@ -63,7 +71,7 @@ def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
 
     In a forked child the calling thread does all of them.
     """
-    if shares == 1 or _this_process.is_forked:
+    if shares == 1 or _is_forked():
         _run_alone(function.address, tasks, arguments)
     else:
         with _region:
@@ -76,7 +84,7 @@ def run_parallel(kernel, *arguments) -> None:
     Raises:
         RuntimeError: in a forked child.
     """
-    if _this_process.is_forked:
+    if _is_forked():
         raise RuntimeError(f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
                            "by multiprocessing's \"spawn\" or \"forkserver\"")
     with _region:
