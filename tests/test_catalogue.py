@@ -38,7 +38,7 @@ AT_IMPORT = {
     "segfaults": ("import ctypes; ctypes.string_at(0)", CRASHED, "SIGSEGV (importing it)"),
     "kills_itself": ("import os; os.kill(os.getpid(), 9)", CRASHED, "SIGKILL"),
     "interrupts": ("raise KeyboardInterrupt", FAILED, "KeyboardInterrupt"),
-    "sets_a_device": ("torch.set_default_device('meta')", WRONG, "it left torch's default device changed"),
+    "sets_a_device": ("torch.set_default_device('meta')", WRONG, "it left torch's stack of function modes changed"),
     "sets_threads": ("torch.set_num_threads(7)", WRONG, "the number of torch's threads changed"),
     "sets_a_variable": ("import os; os.environ['OMP_NUM_THREADS'] = '7'", WRONG, "environment variables changed"),
     "patches_torch": ("torch.bmm = torch.matmul", WRONG, "it replaced torch.bmm"),

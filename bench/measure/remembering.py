@@ -13,7 +13,7 @@ _LONGEST_S = 5e-3        # a longer call has a turn of few calls, on new values 
 _SHORT_S = 3e-4
 _PAIRS, _FEW_PAIRS = 6, 2
 _MORE_PAIRS = (8, 12, 12)  # of looks that all must agree, where the first one gives reason to
-_SLOWER = 1.3
+_SLOWER = 1.5
 _MOSTLY = 0.8            # of all pairs of a call on new values and one on old
 
 
@@ -30,7 +30,7 @@ def require_no_memory(launch: Callable[[], object], values: Values, call_s: floa
     """Time calls after the same values were written again, and after new ones were.
 
     Raises:
-        NotMeasured: WRONG if calls on new values take longer by 30% in the median, and four of five of them do, in each
+        NotMeasured: WRONG if calls on new values take half as long again in the median, and four of five of them do, in each
             of three looks after a first one.
     """
     pairs = _PAIRS if call_s < _SHORT_S else _FEW_PAIRS
