@@ -95,15 +95,14 @@ class Values:
 
         They are so large that an output which takes them in moves beyond any tolerance.
         """
-        spikes = self._draw_spikes()
         self._put(())
-        self._put(spikes)
+        self._put(self._draw_spikes())
 
     def rewrite(self) -> None:
         """Write the same values at the same places, by all that `renew` does: the caches are as after that."""
         spikes, expected = self._spikes, self._expected
-        self._draw_spikes()
         self._put(())
+        self._draw_spikes()
         self._put(spikes)
         self._expected = expected
 
