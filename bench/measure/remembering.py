@@ -30,8 +30,8 @@ def require_no_memory(launch: Callable[[], object], values: Values, call_s: floa
     """Time calls after the same values were written again, and after new ones were.
 
     Raises:
-        NotMeasured: WRONG if calls on new values take half as long again in the median, and four of five of them do, in each
-            of three looks after a first one.
+        NotMeasured: WRONG if calls on new values take half as long again in the median, and four of five of them do,
+            in each of three looks after a first one.
     """
     pairs = _PAIRS if call_s < _SHORT_S else _FEW_PAIRS
 
