@@ -31,6 +31,7 @@ class Fence:
         self._ops: set[str] = set()
         self._variants: dict[tuple[str, str], Variant] = {}
         self.collects = gc.isenabled()
+        self.keep_ops()
         self.accept()
 
     def accept(self) -> None:
