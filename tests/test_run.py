@@ -80,7 +80,7 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
         "torch_bmm": [MEASURED] * 5, "torch_wrong": [WRONG] * 5, "torch_raises": [FAILED] * 5,
         "torch_exits": [FAILED] * 5, "torch_typo": [FAILED] * 5, "torch_tires": [MEASURED] * 2 + [WRONG] * 3,
         "torch_stalls": [MEASURED] * 3 + [HUNG, MEASURED], "hangs": [HUNG] * 5, "kills_its_process": [CRASHED] * 5,
-        "asks_for_10_tib": [OUT_OF_MEMORY] * 5, "returns_without_work": [MEASURED, INVALID, *[MEASURED] * 3],
+        "asks_for_10_tib": [OUT_OF_MEMORY] * 5, "returns_without_work": [MEASURED, WRONG, *[MEASURED] * 3],
         "triton_tiled": [NOT_HERE] * 5, "numba_cuda_tiled": [NOT_HERE] * 5}
     reasons = {record.variant: record.reason for record in run.records if record.reason}
     for name in FATAL:
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_shown_and_never_ranked(faulty_run):
     compared = [line for line in measured.splitlines() if line.startswith("| batch")]
     assert compared and not any("torch_wrong" in line for line in compared)
     assert re.search(r"\| torch_wrong +\| Faulty on purpose\. +\| +\| wrong +\|", measured)  # on the ladder
-    assert "invalid" in text and re.search(r"\| 3 +\|.* hung ", measured)  # a cell in a row of others
+    assert "wrong" in text and re.search(r"\| 3 +\|.* hung ", measured)  # a cell in a row of others
     assert all(f"bmm/{name} " in done.stdout for name in (*FAULTY, *FATAL))
     assert done.stdout.rstrip().splitlines()[-1] == f"report: {folder}/README.md"
 
