@@ -35,6 +35,9 @@ def stored_before(here):
 
 @pytest.fixture
 def ops_apart(here, monkeypatch):
+    the_plan = command.plan("smoke", "cpu")
+    ops = {name: replace(op, folder=here / name) for name, op in the_plan.ops.items()}
+    monkeypatch.setattr(command, "plan", lambda profile, device: replace(the_plan, ops=ops))
     monkeypatch.setattr(Op, "folder", property(lambda op: here / op.name))
 
 

@@ -25,6 +25,7 @@ from bench.measure.task import Outcome, Task
 from bench.measure.watch import Watch
 from bench.records import INVALID, MEASURED, NotMeasured
 from bench.verdicts import roofline
+from kernels import cpu_tasks
 
 
 class Runner:
@@ -37,6 +38,7 @@ class Runner:
         self._state = state_of(device)
         self._guard = busy.guard_of(device, lambda why: begin("", why))
         self._held: Held | None = None
+        cpu_tasks.start_threads_here()  # the process that this one is forked from calls no kernel
         if device == "cpu":
             memory.keep_freed_memory()
             memory.limit_to_available()

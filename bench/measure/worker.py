@@ -80,10 +80,8 @@ def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | 
     """The Runner that does what is asked, or why there is none."""
     try:
         from bench.measure.runner import Runner
-        from kernels.cpu_tasks import start_threads_here
 
         _require_kernels_of(tree)
-        start_threads_here()  # the process that this one is forked from calls no kernel
         return Runner(device, doing.begin), None
     except Exception as error:  # the answer to whatever is asked
         return None, texts.error_line(error)
