@@ -77,8 +77,11 @@ def test_what_its_disk_does_not_take_is_kept_said_once_and_written_when_it_does(
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "is damaged, or of another version"), ("nonsense\n", "is damaged, or of another version"), ("[1]\n{}\n", "is damaged, or of another version"),
-    ('{"format": 99}\n', "is of format 99, and this Batchline reads 1"), ('{"format": 1}\n', "is damaged, or of another version"),
+    ("", "is damaged, or of another version"),
+    ("nonsense\n", "is damaged, or of another version"),
+    ("[1]\n{}\n", "is damaged, or of another version"),
+    ('{"format": 99}\n', "is of format 99, and this Batchline reads 1"),
+    ('{"format": 1}\n', "is damaged, or of another version"),
     ('{"format": 1, "run": {}, "about": {}}\n{"about": [1]}\n', "is damaged, or of another version"),
     ('{"format": 1, "run": {}, "about": {}}\n{"planned": ["a/b"], "at_s": 1}\n', "is damaged, or of another version")])
 def test_what_is_no_journal_is_refused_in_a_line(tmp_path, text, words):
