@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import records
+from bench import records, regress
 from bench.cases import PROFILES, along, plan
 from bench.measure import catalogue
 from bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
@@ -97,7 +97,7 @@ def write(tree, name, before="", declared=OF_TORCH):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The sources with one op, of which three variants work and all others are faulty, and with half-made ops."""
+    """The sources with one op, of which three variants work and all others are faulty, and with half-found ops."""
     root = tmp_path_factory.mktemp("sources")
     for name in ("kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -131,7 +131,8 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(tree):
-    return catalogue.read({"dtypes": ["float32"], "batches": [1, 3]}, DEADLINE_S, tree)
+    """What there is to measure, as a run plans it."""
+    return plan("smoke", "cpu", DEADLINE_S, tree)
 
 
 @pytest.mark.parametrize("name, status, words", [(name, *rest) for name, (_, *rest) in
@@ -178,14 +179,14 @@ def test_a_tree_without_a_contract_is_one_line(tree, tmp_path):
         catalogue.read(tree=tmp_path)
 
 
-def test_a_plan_has_a_row_for_each_case_of_what_is_broken(tree):
-    made = plan("smoke", "cpu", DEADLINE_S, tree)
-    refusals = {case.refusal for case in made.cases if case.variant.name == "exits"}
-    problems = {case.problem for case in made.cases}
-    assert len(refusals) == 1 and sum(case.variant.name == "exits" for case in made.cases) == len(problems)
+def test_a_plan_has_a_row_for_each_case_of_what_is_broken(found):
+    refusals = {case.refusal for case in found.cases if case.variant.name == "exits"}
+    problems = {case.problem for case in found.cases}
+    assert len(refusals) == 1 and sum(case.variant.name == "exits" for case in found.cases) == len(problems)
 
 
-def test_what_is_broken_at_head_ends_there_and_is_not_measured(tree, monkeypatch):
+def test_what_is_broken_at_head_ends_there_and_is_not_measured(tree, found, monkeypatch):
+    monkeypatch.setattr(regress.pairs, "plan", lambda *_, **__: found)
     monkeypatch.setattr(Pairs, "_process", lambda self, side: pytest.fail("a worker was started"))
     pairs = Pairs("cpu", PROFILES["smoke"], (tree, tree))
     base, head = pairs.plans()
@@ -268,10 +269,9 @@ def test_a_command_imports_no_file_of_an_op(bench, arguments, code):
     assert sum("vanishes.py" in line for line in err.splitlines()) == (0 if arguments[0] == "profile" else 1)
 
 
-def test_a_choice_lacks_its_baseline_and_the_rung_below_where_they_can_be_timed(tree):
-    made = plan("smoke", "cpu", DEADLINE_S, tree)
+def test_a_choice_lacks_its_baseline_and_the_rung_below_where_they_can_be_timed(found):
     problem = "digits/float32/B3"
-    assert along(made, {f"grad_reduce/honest/{problem}"}) == {f"grad_reduce/torch_mean/{problem}"}
-    assert along(made, {f"grad_reduce/with_surrogate/{problem}"}) == {f"grad_reduce/torch_mean/{problem}"}
-    assert along(made, {f"grad_reduce/torch_mean/{problem}"}) == set()
-    assert along(made, {f"grad_reduce/vanishes/{problem}"}) == set()  # it has no time to compare
+    assert along(found, {f"grad_reduce/honest/{problem}"}) == {f"grad_reduce/torch_mean/{problem}"}
+    assert along(found, {f"grad_reduce/with_surrogate/{problem}"}) == {f"grad_reduce/torch_mean/{problem}"}
+    assert along(found, {f"grad_reduce/torch_mean/{problem}"}) == set()
+    assert along(found, {f"grad_reduce/vanishes/{problem}"}) == set()  # it has no time to compare
