@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ from bench.cases import PROFILES, along, plan
 from bench.measure import catalogue
 from bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
 from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
+from tests.trees import copy_sources
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DEADLINE_S = 8
 VARIANT = '''"""Does something."""
 import torch
@@ -98,9 +97,7 @@ def write(tree, name, before="", declared=OF_TORCH):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """The sources with one op, of which three variants work and all others are faulty, and with half-found ops."""
-    root = tmp_path_factory.mktemp("sources")
-    for name in ("kernels", "bench"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
     for op in ("bmm", "grad_reduce_multi", "grad_stats", "wgrad_stats"):
         shutil.rmtree(root / "kernels" / op)
     folder = root / "kernels" / "grad_reduce"

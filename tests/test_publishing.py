@@ -1,7 +1,6 @@
 """What a run comes to at its end: each part by itself, in any locale, with any neighbour, on any disk."""
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ from bench import history, journal, publishing, records, report
 from bench.records import FAILED, MEASURED, OURS
 from bench.report import answer, ci, junit
 from tests.test_records import document
+from tests.trees import copy_sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = [sys.executable, "-m", "bench"]
@@ -108,26 +108,23 @@ def _megabytes():
 
 
 @bmm.variant(backend="torch")
-def torch_größe(a, b):
+def torch_hostile(a, b):
     return torch.bmm(a, b) if a.shape[0] == 1 else _megabytes()
 '''
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """kernels/ and bench/ with a hostile variant and a damaged tuning file, and without the ceilings' seconds."""
+    """kernels/ and bench/ with a hostile variant, a file that no case can name, and a damaged tuning file."""
     from kernels.device_files import file_for
 
-    root = tmp_path_factory.mktemp("sources")
-    for name in ("kernels", "bench"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    (root / "kernels" / "bmm" / "torch_größe.py").write_text(HOSTILE, encoding="utf-8")
+    root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
+    (root / "kernels" / "bmm" / "torch_hostile.py").write_text(HOSTILE)
+    (root / "kernels" / "bmm" / "torch_größe.py").write_text("", encoding="utf-8")
     for kind in ("bmm", "grad_reduce"):
         tuning = file_for(root / "kernels" / kind, "tuning", "cpu")
         tuning.parent.mkdir(exist_ok=True)
         tuning.write_text("{damaged")
-    with (root / "bench" / "measure" / "ceilings.py").open("a") as file:
-        file.write("\n\ndef try_to_measure(*_):\n    return None, 'left out here'\n")
     return root
 
 
@@ -152,21 +149,24 @@ def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(sources, 
     environment = {"PYTHONIOENCODING": "ascii", "TMPDIR": str(full), "GITHUB_ACTIONS": "true",
                    "GITHUB_STEP_SUMMARY": str(summary), "MPLBACKEND": "not_there"}
     done = subprocess.run([*BENCH, "run", "--profile", "smoke", "--device", "cpu", "-k",
-                           "tiny_16 and (torch_bmm or größe)", "--out", str(out), "--history", str(tmp_path / "kept")],
+                           "tiny_16 and (torch_bmm or hostile)", "--out", str(out),
+                           "--history", str(tmp_path / "kept")],
                           cwd=sources, env=os.environ | environment, capture_output=True)
     errors, shown = done.stderr.decode("ascii"), done.stdout.decode("ascii")
     assert done.returncode == 1 and "Traceback" not in errors, errors
+    assert "kernels/bmm/torch_gr\\xf6\\xdfe.py: failed: its name can't be part of a case id" in errors
     (folder,) = out.iterdir()
     run = records.load(folder)
     statuses = {(record.variant, record.batch): record.status for record in run.records}
     assert statuses == {("torch_bmm", 1): MEASURED, ("torch_bmm", 3): MEASURED, ("torch_bmm", 16): MEASURED,
-                        ("torch_größe", 1): FAILED, ("torch_größe", 3): FAILED, ("torch_größe", 16): FAILED}
+                        ("torch_hostile", 1): FAILED, ("torch_hostile", 3): FAILED, ("torch_hostile", 16): FAILED}
     reason = next(record.reason for record in run.records if record.status == FAILED)
     assert reason.startswith("ValueError: : :stop-commands::x \ufffd aaaa") and len(reason) < 600
     assert reason.endswith("characters more)") and "is not a tuning file" in run.about["tuning"]["bmm"]["why_not"]
     assert all((folder / name).exists() for name in PARTS) and list((tmp_path / "kept").glob("*.jsonl"))
     commands = [line for line in shown.splitlines() if line.lstrip().startswith("::") or "##[" in line]
-    assert commands and all(line.startswith("::error title=failed%3A bmm/torch_gr") for line in commands)
+    assert [line.partition("::bmm")[0].partition("::its")[0] for line in commands] == [
+        "::error title=failed%3A bmm/torch_hostile", "::error title=failed%3A kernels/bmm/torch_gr\\xf6\\xdfe.py"]
     for text in (shown, summary.read_text(encoding="utf-8"), (folder / "README.md").read_text(encoding="utf-8")):
         assert "\x1b" not in text and "::stop-commands" not in text and len(text) < 200_000
     assert journal.read(folder)[OURS]["cases"] == json.loads((folder / "run.json").read_text("utf-8"))[OURS]["cases"]

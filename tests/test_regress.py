@@ -1,19 +1,17 @@
 """`bench regress` from end to end, on a repository of its own: real checkouts, real processes, real times."""
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from bench import regressions
 from bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, REGRESSED
+from tests.trees import copy_sources
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 VARIANT = '''"""{idea}"""
 import torch
 
@@ -47,13 +45,12 @@ def repository(tmp_path_factory):
 
     It adds one more, and removes one.
     """
-    root = tmp_path_factory.mktemp("repository")
-    for name in ("kernels", "bench"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    root = copy_sources(tmp_path_factory.mktemp("repository"))
     variant(root, "torch_slows", "return g.mean(0)")
     variant(root, "torch_errs", "return g.mean(0)")
     variant(root, "torch_goes", "return g.mean(0)")
     variant(root, "torch_reads", READS)
+    (root / ".gitignore").write_text("__pycache__/\n")
     (root / "assets").mkdir()
     (root / "assets" / "times.txt").write_text("1")
     git(root, "init", "--quiet")

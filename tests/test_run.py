@@ -19,6 +19,7 @@ from bench.pytest_run import CLEAN
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
 from bench.run import _exit_code
 from tests.test_records import document
+from tests.trees import copy_sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -36,9 +37,7 @@ CHOSEN = ("torch_bmm", "triton_tiled", "numba_cuda_tiled", "torch_typo", *FAULTY
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """kernels/ and bench/ with what is pinned, and with the faulty variants and a file that does not load."""
-    root = tmp_path_factory.mktemp("sources")
-    for name in ("kernels", "bench"):
-        shutil.copytree(REPOSITORY / name, root / name)
+    root = copy_sources(tmp_path_factory.mktemp("sources"))
     shutil.copytree(REPOSITORY / "reports" / "baselines", root / "reports" / "baselines")  # or it all compiles here
     for name, body in FAULTY.items():
         (root / "kernels" / "bmm" / f"{name}.py").write_text(

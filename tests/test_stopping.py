@@ -1,6 +1,5 @@
 """A run that is stopped or killed, from the outside: what was measured is kept, and no worker outlives it."""
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,23 +11,19 @@ import pytest
 from bench import journal, records
 from bench.records import MEASURED, NOT_REACHED
 from bench.stopping import put_off
+from tests.trees import copy_sources
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = [sys.executable, "-m", "bench"]
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """kernels/ and bench/, with a variant that is slow enough to be stopped in, and without the ceilings' seconds."""
-    root = tmp_path_factory.mktemp("sources")
-    for name in ("kernels", "bench"):
-        shutil.copytree(REPOSITORY / name, root / name)
+    root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
     (root / "kernels" / "bmm" / "torch_zz_slow.py").write_text(
         '"""Takes its time."""\nimport time\n\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
         '@bmm.variant(backend="torch")\ndef torch_zz_slow(a, b):\n'
         '    if a.shape[0] == 3 and a.shape[1] == 4:\n        time.sleep(1)\n    return torch.bmm(a, b)\n')
-    with (root / "bench" / "measure" / "ceilings.py").open("a") as file:
-        file.write("\n\ndef try_to_measure(*_):\n    return None, 'left out here'\n")
     return root
 
 
