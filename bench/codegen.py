@@ -18,7 +18,6 @@ def codegen(pin: bool, everything: bool) -> int:
     from bench.measure import catalogue, pins, static_facts
 
     started = time.monotonic()
-    found = catalogue.read()
     try:
         pinned = pins.load()
     except SealBroken as refusal:
@@ -26,12 +25,13 @@ def codegen(pin: bool, everything: bool) -> int:
             return _not_compared(str(refusal))
         print(refusal)
         pinned = {}
+    if not pinned and not pin:
+        return _not_compared(pins.why_none())
+    found = catalogue.read()
     wanted = sorted(static_facts.jobs(found.variants),
                     key=lambda job: -len(pinned.get(job, {"kernels": ()})["kernels"]))
     if not wanted:
         return _not_compared("there is nothing to compile with: install what requirements.txt lists (`make install`)")
-    if not pinned and not pin:
-        return _not_compared(pins.why_none())
     changed = [job for job in wanted if everything or not static_facts.is_current(job, pinned)]
     # Before they are compiled: whoever edits meanwhile has not compiled what they then have.
     sources = {job: static_facts.fingerprint(job[0]) for job in changed}

@@ -1,4 +1,5 @@
 """What test files share. The interpreters' runs take minutes: they begin with the session, beside its other tests."""
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bench.measure import busy
+from bench.measure import busy, catalogue
 from kernels import backends
 
 WAITS = "test_interpreters.py"
@@ -40,6 +41,23 @@ def interpreted(request, tmp_path_factory):
     pool.shutdown(wait=False, cancel_futures=True)
     for child in started:
         child.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """What there is to measure here takes seconds to read, and stays the same: each request is read once."""
+    read, kept = catalogue.read, {}
+
+    def read_or_kept(request=None, deadline_s=catalogue.LONGEST_S, tree=None):
+        asked = json.dumps(request, sort_keys=True)
+        if tree or asked not in kept:
+            found = read(request, deadline_s, tree)
+            return found if tree else kept.setdefault(asked, found)
+        return kept[asked]
+
+    catalogue.read = read_or_kept
+    yield
+    catalogue.read = read
 
 
 @pytest.fixture(scope="module")

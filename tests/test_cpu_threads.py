@@ -1,5 +1,6 @@
 """Calls from several Python threads at once, and in forked children: right, whatever layer Numba's threads are of."""
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -17,24 +18,28 @@ FIRST_CALLS = """
     import torch
     import kernels
 
-    op = kernels.ops[{name!r}]
-    inputs = op.make_inputs(op.example[0], 1, "float32", "meta")
-    together, errors = threading.Barrier(4), []
+    def first_calls(op):
+        inputs = op.make_inputs(op.example[0], 1, "float32", "meta")
+        together, errors = threading.Barrier(4), []
 
-    def call():
-        together.wait()
-        try:
-            op(*inputs)
-        except BaseException as error:
-            errors.append(error)
+        def call():
+            together.wait()
+            try:
+                op(*inputs)
+            except BaseException as error:
+                errors.append(error)
 
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors
-    assert len(op.variants) > 2
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors, (op.name, errors)
+        assert len(op.variants) > 2
+
+    for name in kernels.ops:
+        first_calls(kernels.ops[name])
+        print(name)
 """
 
 # The shapes are large enough for every kernel to share them out over its threads.
@@ -78,47 +83,56 @@ TOGETHER = """
 """
 
 FORKED = """
+    import json
+    import sys
     import torch
 
+    before, subjects = json.loads(sys.argv[1])
     torch.set_num_threads(2)
     torch.bmm(torch.ones(64, 99, 99), torch.ones(64, 99, 99))  # by PyTorch's own threads
 
-    def prepare():
+    def prepare(name, kernel, probe):
         # The op, a CPU kernel, and inputs for which the kernel is said to have won.
         import kernels
 
-        op = kernels.ops[{name!r}]
-        inputs = op.probes[{probe!r}](torch.float32, "cpu", 0)
+        op = kernels.ops[name]
+        inputs = op.probes[probe](torch.float32, "cpu", 0)
         traits, sizes = op.describe(*inputs)
-        winner = {{"traits": traits, "sizes": list(sizes), "faster": {{{kernel!r}: 2.0}}}}
-        op.dispatch.table = lambda device: {{"winners": [winner]}}
-        return op, op.variants[{kernel!r}], inputs
+        winner = {"traits": traits, "sizes": list(sizes), "faster": {kernel: 2.0}}
+        op.dispatch.table = lambda device: {"winners": [winner]}
+        return op, op.variants[kernel], inputs
 
     class Called(torch.utils.data.Dataset):
         def __len__(self):
-            return 1
+            return len(subjects)
 
         def __getitem__(self, index):
-            op, kernel, inputs = prepare()
+            op, kernel, inputs = prepare(*subjects[index])
             assert op.dispatch.look_up(*inputs).source.startswith("the baseline: this process was forked")
             return op(*inputs)
 
-    if {before} == "a kernel ran":
-        import numba
-        op, kernel, inputs = prepare()
-        numba.set_num_threads(2)
+    for subject in subjects if before != "nothing" else ():
+        op, kernel, inputs = prepare(*subject)
+        if before == "a kernel ran":
+            import numba
+            numba.set_num_threads(2)
+            assert op.dispatch.function(*inputs) is kernel.function
+            op(*inputs)
+    results = torch.utils.data.DataLoader(Called(), batch_size=None, num_workers=1, multiprocessing_context="fork",
+                                          timeout=60)
+    for subject, result in zip(subjects, results, strict=True):
+        op, kernel, inputs = prepare(*subject)
+        for one, other in zip(torch.utils._pytree.tree_leaves(result), torch.utils._pytree.tree_leaves(op(*inputs)),
+                              strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
         assert op.dispatch.function(*inputs) is kernel.function
-        op(*inputs)
-    elif {before} == "the op was loaded":
-        prepare()
-    [result] = torch.utils.data.DataLoader(Called(), batch_size=None, num_workers=1, multiprocessing_context="fork",
-                                           timeout=60)
-    op, kernel, inputs = prepare()
-    for one, other in zip(torch.utils._pytree.tree_leaves(result), torch.utils._pytree.tree_leaves(op(*inputs)),
-                          strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-    assert op.dispatch.function(*inputs) is kernel.function
+        print(kernel.id)
 """
+TILED = [("bmm", "numba_cpu_tiled", "many_tiles")]
+PARALLEL = [
+    ("bmm", "numba_cpu_blocked", "many_tiles"), ("grad_reduce", "numba_cpu_together", "wide"),
+    ("grad_reduce_multi", "numba_cpu_one_launch", "tiny_and_large"), ("grad_stats", "numba_cpu_one_read", "wide"),
+    ("wgrad_stats", "numba_cpu_fused", "many_tiles")]
 
 IN_A_CHILD = """
     import os
@@ -161,9 +175,8 @@ def needs(layer):
         pytest.skip("TBB is not installed")
 
 
-@pytest.mark.parametrize("name", kernels.ops)
-def test_four_threads_make_the_first_call_at_once(name):
-    run(FIRST_CALLS.format(name=name))
+def test_four_threads_make_the_first_call_at_once():
+    assert run(FIRST_CALLS).split() == list(kernels.ops)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -172,18 +185,11 @@ def test_two_threads_run_parallel_kernels_at_once(layer):
     assert run(TOGETHER, NUMBA_THREADING_LAYER=layer).strip() == layer
 
 
-@pytest.mark.parametrize("name, kernel, probe, before", [
-    ("bmm", "numba_cpu_blocked", "many_tiles", "nothing"),
-    ("bmm", "numba_cpu_blocked", "many_tiles", "the op was loaded"),
-    ("bmm", "numba_cpu_blocked", "many_tiles", "a kernel ran"),
-    ("bmm", "numba_cpu_tiled", "many_tiles", "a kernel ran"),
-    ("grad_reduce", "numba_cpu_together", "wide", "a kernel ran"),
-    ("grad_reduce_multi", "numba_cpu_one_launch", "tiny_and_large", "a kernel ran"),
-    ("grad_stats", "numba_cpu_one_read", "wide", "a kernel ran"),
-    ("wgrad_stats", "numba_cpu_fused", "many_tiles", "a kernel ran"),
-])
-def test_a_data_loaders_worker_gets_right_results(name, kernel, probe, before):
-    run(FORKED.format(name=name, kernel=kernel, probe=probe, before=repr(before)))
+@pytest.mark.parametrize("before, subjects", [
+    ("nothing", PARALLEL[:1]), ("the op was loaded", PARALLEL), ("a kernel ran", TILED), ("a kernel ran", PARALLEL)])
+def test_a_data_loaders_worker_gets_right_results(before, subjects):
+    printed = run(FORKED, json.dumps([before, subjects]))
+    assert printed.split() == [f"{op}/{kernel}" for op, kernel, _ in subjects]
 
 
 @pytest.mark.parametrize("layer", LAYERS[:2])
