@@ -16,18 +16,24 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 from tabulate import tabulate
 
-from bench import history, records
+from bench import dispatch, history, records
 from bench.__main__ import main
+from bench.measure import environment
 from bench.records import parse_case_id
+from kernels.dispatch import VERSIONS
+from tests.plans import planned
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "reports" / "evidence"
 LONGEST_S = 60
+LEFT_OUT = "left out here"  # what takes long and reads no stored file
 _BATCHES = (1, 8, 64)
 _HISTORY_RUNS = 3
 _DEEP = 100_000
@@ -108,6 +114,11 @@ class Outcome:
     codes: Counter = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
+    @property
+    def shown(self) -> int:
+        """How many files it read all the same."""
+        return self.codes.total() - self.codes[2] - len(self.failures)
+
 
 def call(arguments: list[str], file: Path) -> tuple[int | None, str | None]:
     """(exit code, what is wrong with how the command ended, or None)."""
@@ -135,11 +146,11 @@ def _why_wrong(code: int, errors: str, file: Path) -> str | None:
     lines = [line for line in errors.splitlines() if line.startswith("batchline: ")]
     if "Traceback" in errors:
         return errors
-    if code == 0:
+    if code == 0 or LEFT_OUT in errors:
         return None
     if code != 2:
         return f"exit code {code}: {errors}"
-    if len(lines) != 1 or file.name not in lines[0]:
+    if len(lines) != 1 or not (file.name in lines[0] or str(file.parent) in lines[0]):
         return f"not one line that names the file: {errors!r}"
     return None
 
@@ -169,13 +180,36 @@ def _measured_case(document: dict) -> str:
     return next(case["id"] for case in document["batchline"]["cases"] if case["status"] == records.MEASURED)
 
 
+def _run_of_here() -> dict:
+    """The stored run, as if this machine had made it."""
+    document = stored_run()
+    machine = document["machine_info"][records.OURS]
+    machine["device_name"] = environment.device_name("cpu")
+    machine["versions"] = {name: metadata.version(name) for name in machine["versions"] if name in VERSIONS}
+    return document
+
+
+@contextlib.contextmanager
+def _without_calls() -> Iterator[None]:
+    """`bench dispatch` to where it would call: the plan is read once, and no table is written."""
+    def left_out(*_):
+        raise RuntimeError(LEFT_OUT)
+
+    with mock.patch.object(dispatch, "plan", planned), mock.patch.object(dispatch, "_verified", left_out):
+        yield
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A command that reads a stored file: how the file is made, and the arguments that name it."""
+    """A command that reads a stored file: how the file is made, and the arguments that name it.
+
+    `within`: what it is called in.
+    """
 
     document: Callable[[], dict]
     write: Callable[[Path, bytes], Path]
     arguments: Callable[[Path, dict], list[str]]
+    within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 SUBJECTS = {
@@ -186,6 +220,8 @@ SUBJECTS = {
     "compare": Subject(stored_run, _run_file, lambda file, document: ["compare", *[str(file.parent)] * 2]),
     "history": Subject(_history_line, _history_file, lambda file, document: [
         "history", "--history", str(file.parent), "--out", str(file.parent / "out")]),
+    "dispatch": Subject(_run_of_here, _run_file, lambda file, document: [
+        "dispatch", "--run", str(file.parent), "--profile", "smoke", "--device", "cpu"], _without_calls),
 }
 
 
@@ -196,7 +232,8 @@ def fuzz(command: str, times: int, seed: int = 0) -> Outcome:
     for number in range(times):
         with tempfile.TemporaryDirectory() as scratch:
             file = subject.write(Path(scratch), damaged(document, chance))
-            code, wrong = call(subject.arguments(file, document), file)
+            with subject.within():
+                code, wrong = call(subject.arguments(file, document), file)
             outcome.codes[code] += 1
             if wrong:
                 outcome.failures.append(f"{command}, mutation {number} of seed {seed}: {wrong}")
@@ -209,7 +246,7 @@ def run(times: int) -> int:
         outcomes = pool.starmap(fuzz, [(command, times) for command in SUBJECTS], chunksize=1)
     for outcome in outcomes:
         print(*outcome.failures, sep="\n", end="\n" if outcome.failures else "")
-    print(tabulate([[outcome.command, times, outcome.codes[0], outcome.codes[2], len(outcome.failures)]
+    print(tabulate([[outcome.command, times, outcome.shown, outcome.codes[2], len(outcome.failures)]
                     for outcome in outcomes],
                    ["command", "damaged files", "shown all the same", "refused in a line", "neither"]))
     return 1 if any(outcome.failures for outcome in outcomes) else 0

@@ -11,14 +11,14 @@ from bench.records import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = {"report": 12, "explain": 120, "advise": 20, "compare": 40, "history": 8}
+TIMES = {"report": 6, "explain": 60, "advise": 40, "compare": 40, "history": 8, "dispatch": 46}
 
 
 @pytest.mark.parametrize("command", damage.SUBJECTS)
 def test_no_damage_prints_a_traceback(command):
     outcome = damage.fuzz(command, TIMES[command], seed=7)
     assert not outcome.failures, outcome.failures[0]
-    assert outcome.codes[0]  # some damage is harmless
+    assert outcome.shown  # some damage is harmless
     assert outcome.codes[2] or command == "history"  # which passes over a damaged line, and says so
 
 
