@@ -193,4 +193,9 @@ _COMMANDS = {
     "profile": _profile, "readme": _readme, "list": _list, "report": _report}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        exit_code = main()
+    except KeyboardInterrupt:  # the command had ended
+        exit_code = stopping.EXIT_CODE
+    stopping.end_at_once()
+    sys.exit(exit_code)

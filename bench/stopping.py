@@ -22,6 +22,13 @@ def as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_at_once() -> None:
+    """From now on a signal ends the process with no word: everything is stored, and what is left is to exit."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
     """A signal that comes in the block counts after it, so that what is done in it is done whole."""

@@ -100,7 +100,7 @@ def test_more_ctrl_c_stop_the_report_and_lose_nothing(stopped, sources):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors  # the last may find it at its exit
     assert (folder / records.FILE_NAME).exists()  # the second finds it stored, or waits until it is
     subprocess.run([*BENCH, "report", str(folder)], cwd=sources, capture_output=True, check=True)
     _assert_two_of_six_are_kept(folder)
