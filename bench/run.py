@@ -1,12 +1,13 @@
 """`bench run`: plan, measure through pytest-benchmark, publish, and say by the exit code how it went."""
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench import besides, history, publishing, pytest_run, records, texts
-from bench.cases import CLOCKS, Plan, plan
+from bench.cases import CLOCKS, Plan, plan, profile_named
 from bench.console import complain
 from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty
@@ -36,20 +37,23 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     environment = _require_environment()
     try:
         device = environment.resolve_device(device)
-        the_plan = plan(profile, device, deadline_s)
+        profile_named(profile)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for one in the_plan.broken:
-        complain(one)
     chosen = tuple(clocks or CLOCKS[device])
     if unknown := [name for name in chosen if name not in CLOCKS[device]]:
         raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
     machine = environment.machine(device)
     run_folder = new_folder(folder, machine["device_name"])
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    journal = Journal(run_folder, {**besides.NOTHING, "started": started})
-    isolation = Isolation(device, deadline_s or the_plan.profile.deadline_s)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_if_empty, run_folder)
+        the_plan = plan(profile, device, deadline_s)
+        for one in the_plan.broken:
+            complain(one)
+        journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
+        isolation = stack.enter_context(contextlib.closing(
+            Isolation(device, deadline_s or the_plan.profile.deadline_s)))
         ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
         isolation.close()  # what a variant may have left running must not be there when the run is stored
         with put_off():
@@ -57,10 +61,6 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
-    finally:
-        isolation.close()
-        journal.close()
-        remove_if_empty(run_folder)
 
 
 def _measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],

@@ -22,6 +22,7 @@ _LOOK_S = 0.05       # between two looks at the machine's state and at the preci
 _FIRST_ROUNDS = 3    # of one sample each, to learn how long they are
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 _LEAST_BESIDE_S, _BESIDE = 2e-5, 0.1  # that a sample may take beside what it reads: so long, or such a share of it
+_BESIDE_USUAL = 3    # times what it is for the launch that takes least: on a busy machine it is longer for all
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,14 @@ class _Launch:
         finally:
             self.clock.result = None  # or the outputs of all would be in memory at once
 
-    def require_true_time(self) -> None:
-        """Raise Tampered if samples took much longer than they read: then it is not the clock that was read."""
+    def require_true_time(self, usual_s: float) -> None:
+        """Raise Tampered if samples took much longer than they read: then it is not the clock that was read.
+
+        `usual_s`: what samples take beside what they read, of the launch of these for which that is least.
+        """
         if self.beside_s and self.kept.samples_s:
             beside_s, read_s = statistics.median(self.beside_s), self.kept.median_s * self.clock.iterations
-            if beside_s > max(_LEAST_BESIDE_S, _BESIDE * read_s):
+            if beside_s > max(_LEAST_BESIDE_S, _BESIDE * read_s, _BESIDE_USUAL * usual_s):
                 raise Tampered(self.name, f"it changed the clock: samples that read {read_s:.3g} s took "
                                           f"{read_s + beside_s:.3g} s")
 
@@ -200,8 +204,9 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
             _rounds(launches, order, tell, now_s, _LOOK_S, watch)
             throttled = why_throttled()
             _keep_or_drop(launches, throttled)
+        beside_s = [statistics.median(launch.beside_s) for launch in launches.values() if launch.beside_s]
         for launch in launches.values():
-            launch.require_true_time()
+            launch.require_true_time(min(beside_s) if len(beside_s) > 1 else 0.0)
         watch.end(collects=collecting)
     finally:
         if collecting:
