@@ -26,7 +26,7 @@ from bench.verdicts import eligible
 from tests import wrong_kernels
 from tests.trees import REPOSITORY, copy_sources
 
-CHOSEN = "tiny_16 or square_64 or square_128 or square_256 or layer_norm"
+CHOSEN = "tiny_16 or square_64 or square_128 or square_256 or attention_scores or layer_norm"
 DEADLINE_S = 8
 SHARES = (0.5, 0.9, 1.0)
 

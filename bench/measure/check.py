@@ -99,7 +99,7 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
         NotMeasured: WRONG if what the variant declares is no demand: no outputs, or a tolerance that bounds nothing.
     """
     if variant.gives is not None and not 0 < variant.gives <= len(expected.outputs):
-        raise NotMeasured(WRONG, f"it declares to give {variant.gives} of {len(expected.outputs)} outputs")
+        raise NotMeasured(WRONG, f"gives={variant.gives} is no number of outputs: there are {len(expected.outputs)}")
     if variant.tolerance is not None:
         outputs = expected.outputs if len(expected.outputs) > 1 else expected.outputs[0]
         tolerances = as_tuple(variant.tolerance(outputs, *inputs))

@@ -1,7 +1,7 @@
 """Gives none of its op's outputs, and says so."""
 from kernels.grad_stats import grad_stats as OP  # noqa: F401
 
-REFUSED_FOR = "it declares to give 0 of 3 outputs"
+REFUSED_FOR = "gives=0 is no number of outputs"
 DECLARES = {"gives": 0}
 
 
