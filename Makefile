@@ -25,7 +25,7 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
-        explain profile readme regress selftest compare history aa evidence test test-page fuzz lint clean
+        explain profile readme regress selftest compare history aa evidence test test-slow test-page fuzz lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -38,6 +38,7 @@ help:
 	@echo "  make coverage   the intervals of the noise scale against a truth that is known"
 	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
+	@echo "  make test-slow  the tests that take minutes: more whole commands, stopped, damaged and cheated"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
 	@echo "  make list       every case id and what it can run on"
@@ -152,6 +153,9 @@ report: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest
+
+test-slow: $(INSTALLED)
+	$(PY) -m pytest -m slow
 
 $(VENV)/.browser: requirements-page.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet -r requirements-page.txt

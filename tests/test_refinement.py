@@ -66,6 +66,7 @@ def test_the_added_cases_stand_in_their_groups_by_batch():
         *(case["id"] for case in cases[:2]), *(case["id"] for case in added), *(case["id"] for case in cases[2:])]
 
 
+@pytest.mark.slow
 def test_a_run_that_refines_measures_them_too(tmp_path):
     program = f"""
 from dataclasses import replace

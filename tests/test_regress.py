@@ -83,6 +83,7 @@ def regressed(repository, temporary, tmp_path_factory):
     return done, folder, summary.read_text()
 
 
+@pytest.mark.slow
 def test_each_case_has_its_verdict(regressed):
     done, folder, _ = regressed
     assert done.returncode == 1, done.stderr
@@ -100,6 +101,7 @@ def test_each_case_has_its_verdict(regressed):
     assert len(found.ratios[LATENCY][verdicts["torch_mean"].id]) == found.about["pairs"] == 10  # a control, in each
 
 
+@pytest.mark.slow
 def test_it_is_said_in_each_place(regressed):
     done, folder, summary = regressed
     assert "3 of 6 cases REGRESSED: " in done.stdout and "Traceback" not in done.stderr
@@ -109,6 +111,7 @@ def test_it_is_said_in_each_place(regressed):
     assert (suite.get("failures"), suite.get("errors")) == ("3", "0")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(regressed, repository, temporary):
     assert git(repository, "worktree", "list").count("\n") == 1
     assert not list(temporary.glob("batchline-base-*"))

@@ -183,6 +183,14 @@ def test_a_clock_that_reads_less_than_its_samples_take_is_no_clock_any_more(monk
     assert tampered.value.whose == "cheat"
 
 
+def test_where_samples_of_all_take_longer_than_they_read_the_machine_is_slow_and_nobody_is_blamed(monkeypatch):
+    machine = FakeCpu(noise=0.1)
+    kernels = {name: Kernel(machine, 1e-4) for name in ("one", "other")}
+    sample = Host.sample
+    monkeypatch.setattr(Host, "sample", lambda clock: sample(clock) * (0.8 if clock.launch is kernels["one"] else 0.85))
+    assert all(isinstance(one, Samples) for one in sampled("host", kernels, Effort(TO_THE_END, 0.1)).values())
+
+
 # Whose turn it is.
 
 def test_a_fast_launch_is_sampled_all_along_a_slow_one():

@@ -83,7 +83,8 @@ def _assert_two_of_six_are_kept(folder):
     assert "**Partial.**" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGQUIT, marks=pytest.mark.slow)],
+                         ids=lambda number: number.name)
 def test_a_closed_terminal_and_a_quit_are_as_ctrl_c(stopped, number):
     process, folder = stopped()
     workers = _workers(process)
@@ -94,6 +95,7 @@ def test_a_closed_terminal_and_a_quit_are_as_ctrl_c(stopped, number):
     assert _are_gone(workers)
 
 
+@pytest.mark.slow
 def test_more_ctrl_c_stop_the_report_and_lose_nothing(stopped, sources):
     process, folder = stopped()
     for _ in range(3):

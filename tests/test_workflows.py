@@ -32,7 +32,7 @@ def runs(path):
 
 def test_there_is_one_workflow_without_a_gpu_and_one_with():
     assert [path.name for path in WORKFLOWS] == ["ci.yml", "gpu.yml"]
-    assert runs(WORKFLOWS[0]) == ["make lint", "make test", "make test-page", "make codegen",
+    assert runs(WORKFLOWS[0]) == ["make lint", "make test", "make test-slow", "make test-page", "make codegen",
                                   "make bench PROFILE=smoke"]
     assert runs(WORKFLOWS[1]) == ['make regress BASE="$BASE" DEVICE=cuda']
 
