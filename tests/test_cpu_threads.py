@@ -11,7 +11,7 @@ import pytest
 import kernels
 from kernels import cpu_tasks
 
-LAYERS = ["workqueue", "omp", "tbb"]
+LAYERS = ["workqueue", *(pytest.param(layer, marks=pytest.mark.slow) for layer in ("omp", "tbb"))]
 
 FIRST_CALLS = """
     import threading
@@ -186,7 +186,8 @@ def test_two_threads_run_parallel_kernels_at_once(layer):
 
 
 @pytest.mark.parametrize("before, subjects", [
-    ("nothing", PARALLEL[:1]), ("the op was loaded", PARALLEL), ("a kernel ran", TILED), ("a kernel ran", PARALLEL)])
+    ("nothing", PARALLEL[:1]), ("the op was loaded", PARALLEL[:1]), ("a kernel ran", PARALLEL),
+    pytest.param("a kernel ran", TILED, marks=pytest.mark.slow)])
 def test_a_data_loaders_worker_gets_right_results(before, subjects):
     printed = run(FORKED, json.dumps([before, subjects]))
     assert printed.split() == [f"{op}/{kernel}" for op, kernel, _ in subjects]

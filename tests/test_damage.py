@@ -11,7 +11,7 @@ from bench.records import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = {"report": 6, "explain": 60, "advise": 40, "compare": 40, "history": 8, "dispatch": 46}
+TIMES = {"report": 5, "explain": 60, "advise": 42, "compare": 42, "history": 4, "dispatch": 47}
 
 
 @pytest.mark.parametrize("command", damage.SUBJECTS)

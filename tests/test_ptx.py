@@ -34,6 +34,7 @@ WIDE_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(absent), reason=str(absent))
 @pytest.mark.skipif(backends.interpreted("numba_cuda"), reason="this is the simulator")
 def test_in_the_simulator():

@@ -145,7 +145,8 @@ def test_ctrl_c_leaves_no_tree_and_no_empty_folder(repository, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (("--base", "nowhere"), "git knows no revision 'nowhere'"), (("--base", ""), "say what to compare with"),
-    (("--base", "HEAD", "-k", "nothing_at_all"), "K='nothing_at_all' matches none of the"),
+    pytest.param(("--base", "HEAD", "-k", "nothing_at_all"), "K='nothing_at_all' matches none of the",
+                 marks=pytest.mark.slow),
     (("--base", "HEAD", "--budget", "0"), "leaves no time")])
 def test_a_wrong_call_is_a_line_and_2(repository, arguments, words):
     done = subprocess.run(command(*arguments), cwd=repository, capture_output=True, text=True)

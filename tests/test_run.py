@@ -168,6 +168,7 @@ def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_pat
     assert (folder / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     """By SIGTERM, as a CI does it; Ctrl-C goes the same way, but a shell's background jobs ignore that."""
     process = subprocess.Popen(
@@ -189,7 +190,7 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["-k", "nothing_matches"], "K='nothing_matches' matches none of the"),
-    (["-k", "tiny and ("], "is not an expression that pytest -k understands"),
+    pytest.param(["-k", "tiny and ("], "is not an expression that pytest -k understands", marks=pytest.mark.slow),
     (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
     (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
     (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
@@ -218,6 +219,7 @@ def test_a_missing_dependency_is_one_clear_line(sources, module):
     assert line.startswith("batchline: ") and module in line and "make install" in line
 
 
+@pytest.mark.slow
 def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
     done = subprocess.run(f"{sys.executable} -m bench list | head -1", shell=True, cwd=sources,
                           capture_output=True, text=True)

@@ -17,7 +17,7 @@ from bench.records import MEASURED
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = ("exits_in_a_call", "stops_its_process", "closes_every_descriptor", "answers_for_its_worker",
          "answers_with_the_number", "raises_60_mb")
-DEADLINE_S = 8
+DEADLINE_S = 5
 
 
 @pytest.fixture(scope="module")
