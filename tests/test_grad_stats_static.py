@@ -176,6 +176,7 @@ def test_what_is_promised_of_addresses_is_true(tile, dtype):
         assert stride_gb * hints["PHASES"] % hints["ALIGN"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRETED, reason="walked by the interpreter, in a process of its own")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sms", [132, 1])

@@ -37,6 +37,7 @@ def _variant(name):
     return kernels.ops[op].variants[variant]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(absent), reason=str(absent))
 @pytest.mark.skipif(backends.interpreted("numba_cuda"), reason="this is the simulator")
 def test_in_the_simulator():
