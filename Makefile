@@ -25,7 +25,7 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
-        explain profile readme regress selftest compare history aa evidence test test-slow test-page fuzz lint clean
+        explain profile readme regress selftest compare history aa evidence test test-slow test-page fuzz wrong-run lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -41,6 +41,7 @@ help:
 	@echo "  make test-slow  the tests that take minutes: more whole commands, stopped, damaged and cheated"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
+	@echo "  make wrong-run  a smoke run with all wrong kernels of the tests dropped in: is each refused? (8 minutes)"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
 	@echo "  make dispatch   a run's winners as the tables that a call looks up (RUN=), and what a call costs"
@@ -166,6 +167,9 @@ test-page: $(BROWSER)
 
 fuzz: $(INSTALLED)
 	$(PY) -m tests.damage 1000
+
+wrong-run: $(INSTALLED)
+	$(PY) -m tests.wrong_run
 
 lint: $(INSTALLED)
 	$(PY) -m flake8

@@ -1,15 +1,16 @@
 """What test files share. The interpreters' runs take minutes: they begin with the session, beside its other tests."""
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from bench.measure import busy, catalogue
-from kernels import backends
+from tests.interpreting import Child
 
 WAITS = "test_interpreters.py"
 os.environ[busy.VARIABLE] = "1"  # the machine is busy with these tests; those of the rule itself unset it
@@ -21,26 +22,23 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreted(request, tmp_path_factory):
-    """(backend, file) → the future of a child process that runs the file's tests interpreting that backend's kernels:
-    (its exit code, what it printed). Only where this session waits for them."""
-    children = {item.callspec.params["child"] for item in request.session.items if _waits(item)}
-    folder, started = tmp_path_factory.mktemp("interpreted"), []
-    environment = dict(os.environ)  # as it is now: a test that is at it when a child starts may have changed it
+    """(backend, file) → the tests.interpreting.Child that runs the file's tests interpreting that backend's kernels.
 
-    def run(backend, file):
-        with (folder / f"{len(started)}").open("w+") as output:
-            started.append(subprocess.Popen(
-                [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider", "--no-header", "-rN"],
-                env=environment | backends.interpreter_environment(backend), stdout=output, stderr=output))
-            code = started[-1].wait()
-            output.seek(0)
-            return code, output.read()
-
-    pool = ThreadPoolExecutor(1)
-    yield {child: pool.submit(run, *child) for child in sorted(children)}
-    pool.shutdown(wait=False, cancel_futures=True)
-    for child in started:
-        child.kill()
+    Only where this session waits for them.
+    """
+    children = sorted({item.callspec.params["child"] for item in request.session.items if _waits(item)})
+    if not children:
+        yield {}
+        return
+    folder = tmp_path_factory.mktemp("interpreted")
+    with (folder / "errors").open("w") as errors:
+        runner = subprocess.Popen([sys.executable, "-m", "tests.interpreting", str(folder),
+                                   *(word for child in children for word in child)],
+                                  stdout=errors, stderr=errors, start_new_session=True)
+    yield {child: Child(runner, folder, number) for number, child in enumerate(children)}
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(runner.pid, signal.SIGKILL)
+    runner.wait()
 
 
 @pytest.fixture(scope="session", autouse=True)
