@@ -255,11 +255,11 @@ def test_a_run_imports_no_file_says_once_what_is_broken_and_measures_the_baselin
     assert "3 of them along, to compare with: grad_reduce/torch_mean" in " ".join(out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, code", [
     (("list", "--profile", "smoke", "--device", "cpu"), 1),
-    pytest.param(("tune", "--profile", "smoke", "--device", "cpu"), 3, marks=pytest.mark.slow),
-    pytest.param(("dispatch", "--profile", "smoke", "--device", "cpu", "-k", "layer_norm/float32/B1"), 1,
-                 marks=pytest.mark.slow),
+    (("tune", "--profile", "smoke", "--device", "cpu"), 3),
+    (("dispatch", "--profile", "smoke", "--device", "cpu", "-k", "layer_norm/float32/B1"), 1),
     (("profile", "grad_reduce/honest/layer_norm/float32/B1", "--device", "cpu"), 3)])
 def test_a_command_imports_no_file_of_an_op(bench, arguments, code):
     returned, out, err = bench(*arguments)

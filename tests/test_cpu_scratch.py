@@ -28,6 +28,7 @@ for name, problems in json.loads(sys.argv[1]).items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
 @pytest.mark.skipif(backends.why_absent("numba_cpu") is not None, reason="Numba is not installed")
 def test_scratch_lives_as_long_as_it_is_used():

@@ -136,6 +136,7 @@ def test_rows_that_begin_within_words_are_read_in_words(name, monkeypatch):
     assert set(below.loads) == {"2"}
 
 
+@pytest.mark.slow
 @compiled_only
 @pytest.mark.parametrize("name", ["grad_reduce/triton_whole_words", "grad_stats/triton_one_read"])
 def test_no_candidate_lives_on_its_stack(name, monkeypatch):
@@ -176,7 +177,6 @@ def test_what_is_promised_of_addresses_is_true(tile, dtype):
         assert stride_gb * hints["PHASES"] % hints["ALIGN"] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRETED, reason="walked by the interpreter, in a process of its own")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("sms", [132, 1])
@@ -198,6 +198,7 @@ def test_hints_hold_wherever_rows_begin(name, sms, dtype, monkeypatch):
                 checked_call(variant, inputs, expected, f"{place}, {config}")
 
 
+@pytest.mark.slow
 @compiled_only
 def test_hints_hold_where_they_are_interpreted():
     from tests.test_interpreters import _why_not

@@ -205,6 +205,7 @@ def test_a_ctrl_c_while_a_worker_starts_counts_when_it_has_started(monkeypatch):
     started[0].join()
 
 
+@pytest.mark.slow
 def test_a_worker_which_is_forked_starts_threads_of_its_own():
     effort = Effort(0.5, 0.01)
     entries = (("naive", "numba_cpu_naive"), ("blocked", "numba_cpu_blocked"))

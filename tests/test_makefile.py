@@ -22,7 +22,7 @@ def test_bare_make_prints_help():
 
 @pytest.mark.parametrize("settings, words", [
     (["bench", "PROFILE=fast"], "unknown profile 'fast'"),
-    (["bench", "K=nothing_matches"], "K='nothing_matches' matches"),
+    pytest.param(["bench", "K=nothing_matches"], "K='nothing_matches' matches", marks=pytest.mark.slow),
     (["report"], "say which run"), (["report", "RUN=nowhere"], "no run in nowhere")])
 def test_a_wrong_setting_is_a_clear_line_and_non_zero(settings, words):
     done = make(*settings, "VENV=", f"PYTHON={sys.executable}")

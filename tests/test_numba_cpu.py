@@ -45,6 +45,7 @@ def nowhere_to_write(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_where_no_folder_can_be_written_kernels_compute_without_a_cache_and_say_it_once(nowhere_to_write):
     again = CALLS + "\nsubprocess.run([sys.executable, '-B', '-c', 'from kernels import cpu_tasks'], check=True)"
     done = run(again, nowhere_to_write, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere")

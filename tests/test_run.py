@@ -159,6 +159,7 @@ def test_the_cuda_side_is_timed_where_there_is_a_gpu(sources, tmp_path):
     assert all(set(facts["clocks"]) == {"device_cold", "device_hot", "graph", "host"} for facts in timed)
 
 
+@pytest.mark.slow
 def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_path):
     done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "-k", "numba_cuda_naive and tiny_16",
                  "--out", tmp_path)

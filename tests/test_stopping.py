@@ -83,8 +83,8 @@ def _assert_two_of_six_are_kept(folder):
     assert "**Partial.**" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, pytest.param(signal.SIGQUIT, marks=pytest.mark.slow)],
-                         ids=lambda number: number.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
 def test_a_closed_terminal_and_a_quit_are_as_ctrl_c(stopped, number):
     process, folder = stopped()
     workers = _workers(process)

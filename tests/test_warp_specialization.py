@@ -97,6 +97,7 @@ def test_a_program_walks_tile_after_tile(name, layout, monkeypatch):
     checked_call(bmm.variants[name], inputs, expect(bmm, inputs), layout)
 
 
+@pytest.mark.slow
 @compiled_only
 def test_every_tile_is_right_where_it_is_interpreted():
     from tests.test_interpreters import _why_not
