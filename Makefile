@@ -25,7 +25,8 @@ PEERS := $(if $(VENV),$(VENV)/.peers,)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench bench-peers noise claims advise coverage noise-cost report list tune dispatch codegen \
-        explain profile readme regress selftest compare history aa evidence test test-slow test-page fuzz wrong-run lint clean
+        explain profile readme regress selftest compare history aa evidence test test-slow test-page fuzz \
+        wrong-run lint clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -38,7 +39,7 @@ help:
 	@echo "  make coverage   the intervals of the noise scale against a truth that is known"
 	@echo "  make noise-cost a training step with NoiseMeter beside a plain one, Opacus' and BackPACK's"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
-	@echo "  make test-slow  the tests that take minutes: more whole commands, stopped, damaged and cheated"
+	@echo "  make test-slow  the tests that take minutes in all: more whole commands, and interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
 	@echo "  make wrong-run  a smoke run with all wrong kernels of the tests dropped in: is each refused? (8 minutes)"

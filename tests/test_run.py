@@ -19,7 +19,7 @@ from bench.pytest_run import CLEAN
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
 from bench.run import _exit_code
 from tests.test_records import document
-from tests.trees import copy_sources
+from tests.trees import copy_sources, drop_in
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -44,8 +44,7 @@ def sources(tmp_path_factory):
             f'"""Faulty on purpose."""\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
             f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n')
     for name in FATAL:
-        text = (REPOSITORY / "tests" / "wrong_kernels" / f"{name}.py").read_text()
-        (root / "kernels" / "bmm" / f"{name}.py").write_text(f'{text}\n\nOP.variant(backend="torch")({name})\n')
+        drop_in(root, name)
     (root / "kernels" / "bmm" / "torch_typo.py").write_text("def torch_typo(a, b) return a\n")
     return root
 

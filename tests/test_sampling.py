@@ -191,6 +191,15 @@ def test_where_samples_of_all_take_longer_than_they_read_the_machine_is_slow_and
     assert all(isinstance(one, Samples) for one in sampled("host", kernels, Effort(TO_THE_END, 0.1)).values())
 
 
+def test_a_clock_that_is_slowed_down_for_all_is_no_busy_machine(monkeypatch):
+    machine = FakeCpu(noise=0.1)
+    kernels = {name: Kernel(machine, 1e-3) for name in ("one", "other")}
+    sample = Host.sample
+    monkeypatch.setattr(Host, "sample", lambda clock: sample(clock) / 2)
+    with pytest.raises(Tampered, match="it changed the clock"):
+        sampled("host", kernels, Effort(TO_THE_END, 0.1))
+
+
 # Whose turn it is.
 
 def test_a_fast_launch_is_sampled_all_along_a_slow_one():

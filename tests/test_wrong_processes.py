@@ -4,8 +4,6 @@ By a real worker, which measures a copy of `kernels` with the wrong ones dropped
 """
 import contextlib
 import importlib
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,8 @@ from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
 from bench.records import MEASURED
+from tests.trees import copy_sources, drop_in
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = ("exits_in_a_call", "stops_its_process", "closes_every_descriptor", "answers_for_its_worker",
          "answers_with_the_number", "raises_60_mb")
 DEADLINE_S = 5
@@ -23,11 +21,9 @@ DEADLINE_S = 5
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Of one task of them all, with an honest one at each end."""
-    tree = tmp_path_factory.mktemp("tree")
-    shutil.copytree(REPOSITORY / "kernels", tree / "kernels")
+    tree = copy_sources(tmp_path_factory.mktemp("tree"))
     for name in NAMES:
-        text = (REPOSITORY / "tests" / "wrong_kernels" / f"{name}.py").read_text()
-        (tree / "kernels" / "bmm" / f"{name}.py").write_text(f'{text}\n\nOP.variant(backend="torch")({name})\n')
+        drop_in(tree, name)
     effort = Effort(precision=0.5, seconds=0.01)
     entries = tuple((name, name) for name in ("torch_bmm", *NAMES, "torch_einsum"))
     with contextlib.closing(Isolation("cpu", DEADLINE_S, tree)) as isolation:

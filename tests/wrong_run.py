@@ -28,7 +28,7 @@ from bench.confirm import winners
 from bench.records import MEASURED, Record, Run
 from bench.verdicts import eligible
 from tests import wrong_kernels
-from tests.trees import REPOSITORY, copy_sources
+from tests.trees import REPOSITORY, copy_sources, drop_in
 
 CHOSEN = "tiny_16 or square_64 or square_128 or square_256 or attention_scores or layer_norm"
 DEADLINE_S = 8
@@ -64,12 +64,7 @@ def _run(root: Path, names: Sequence[str]) -> Run:
     copy_sources(root)
     shutil.copytree(REPOSITORY / "reports" / "baselines", root / "reports" / "baselines")  # or all compiles here
     for name in names:
-        module = importlib.import_module(f"{wrong_kernels.__name__}.{name}")
-        declares = "".join(f", {field}={value!r}" if not callable(value) else f", {field}=DECLARES[{field!r}]"
-                           for field, value in getattr(module, "DECLARES", {}).items())
-        text = Path(module.__file__).read_text(encoding="utf-8")
-        (root / "kernels" / module.OP.name / f"{name}.py").write_text(
-            f'{text}\n\nOP.variant(backend="torch"{declares})({name})\n', encoding="utf-8")
+        drop_in(root, name)
     subprocess.run([sys.executable, "-m", "bench", "run", "--profile", "smoke", "--device", "cpu", "-k", CHOSEN,
                     "--deadline", str(DEADLINE_S), "--out", str(root / "runs"), "--history", str(root / "history")],
                    cwd=root, stdout=sys.stderr)
