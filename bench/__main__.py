@@ -1,11 +1,13 @@
 """`python -m bench`: every command of the suite. The Makefile only calls this."""
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 from bench import command_line, console, stopping, texts
 from bench.console import complain
+from bench.measure.reader import started_ahead
 
 NOT_PRINTED, USAGE = 1, 2
 
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _ended(options) -> int:
     """The command's exit code; what ends it early is a line on stderr."""
     try:
-        return _COMMANDS[options.command](options)
+        with started_ahead() if options.command in _READING else contextlib.nullcontext():
+            return _COMMANDS[options.command](options)
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in ("bench", "kernels"):
             raise
@@ -191,6 +194,8 @@ _COMMANDS = {
     "claims": _claims, "advise": _advise, "coverage": _coverage, "noise-cost": _noise_cost, "regress": _regress,
     "selftest": _selftest, "compare": _compare, "history": _history, "codegen": _codegen, "explain": _explain,
     "profile": _profile, "readme": _readme, "list": _list, "report": _report}
+
+_READING = ("run", "aa", "tune", "list")  # the ops, whatever they are asked for
 
 if __name__ == "__main__":
     try:

@@ -23,7 +23,7 @@ from bench.verdicts import crossovers, medians
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _TRIES = 2                    # before a variant is blamed
-_LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
+LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
 _REFUTES = (WRONG, FAILED, CRASHED, HUNG)
 
 
@@ -40,8 +40,12 @@ class Gain:
 
     def is_gone(self, again: "Gain") -> bool:
         """Whether less than half of the gain is there again, and less by more than luck, beyond both intervals."""
-        least = self.log - self.half_width - max(self.log / 2, _LUCK)
+        least = self.log - self.half_width - max(self.log / 2, LUCK)
         return again.log + again.half_width < least
+
+    def is_luck(self) -> bool:
+        """Whether it is no more than what one process may be quicker than the next."""
+        return self.log - self.half_width <= LUCK
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ class Confirming:
         """What became of the winners, by case id; of those that there was no time for, nothing.
 
         {"published", "again"}: both gains, of what was confirmed. {"published", "why_not"}: it could not be. With
-        "status" and "reason": the case's own from now on. A variant that is refuted loses all its gains that were not
-        confirmed: a gain that is not its own on one problem is not believed on another.
+        "status" and "reason": the case's own from now on. With "unranked", a reason: its time stands and wins nothing,
+        for it is the baseline that took less time there. A variant of which one gain is gone loses all its gains that
+        were not confirmed: a gain that is not its own on one problem is not believed on another.
         """
         found = winners(records, baselines)
         if found:
@@ -111,7 +116,7 @@ class Confirming:
                 break
             for winner in tried:
                 results[winner.record.id] = result = self._confirmed(winner)
-                if "status" in result:
+                if _is_gone(result):
                     others = [other for other in found if other.variant == winner.variant]
                     results |= {other.record.id: _not_believed(other, winner, result) for other in others
                                 if other.record.id not in results}
@@ -122,7 +127,7 @@ class Confirming:
         """What became of one winner; tried again before its variant is blamed."""
         for _ in range(_TRIES):
             result = self._tried(winner)
-            if "status" not in result:
+            if not _is_gone(result):
                 break
         return {"published": math.exp(winner.gain.log)} | result
 
@@ -138,9 +143,11 @@ class Confirming:
         again = gain(variant.samples_s, baseline.samples_s)
         if not winner.gain.is_gone(again):
             return {"again": math.exp(again.log)}
-        return {"again": math.exp(again.log), "status": INVALID,
-                "reason": f"its gain over {winner.baseline.variant} was {winner.gain.times}, and {again.times} in a "
-                          "process of its own"}
+        reason = (f"its gain over {winner.baseline.variant} was {winner.gain.times}, and {again.times} in a process of "
+                  "its own")
+        if gain(winner.record.samples_s, variant.samples_s).is_luck():
+            return {"again": math.exp(again.log), "unranked": f"{reason}, where it takes as long as it did"}
+        return {"again": math.exp(again.log), "status": INVALID, "reason": reason}
 
     def _measured_apart(self, winner: Winner) -> dict[str, Outcome]:
         """The outcomes of the variant and of the baseline in a fresh process, by case id."""
@@ -158,7 +165,13 @@ def _refutes(outcome: Outcome) -> bool:
     return outcome.status in _REFUTES and not outcome.reason.startswith(OWN_FAULT)
 
 
-def _not_believed(winner: Winner, refuted: Winner, result: Mapping) -> dict:
-    return {"published": math.exp(winner.gain.log), "status": INVALID,
-            "reason": f"its gain of {winner.gain.times} is not believed, for one was not confirmed: "
-                      f"{refuted.record.id}: {result['reason']}"}
+def _is_gone(result: Mapping) -> bool:
+    return "status" in result or "unranked" in result
+
+
+def _not_believed(winner: Winner, gone: Winner, result: Mapping) -> dict:
+    """What becomes of a gain of whoever lost another one: the same."""
+    why = result.get("reason") or result["unranked"]
+    reason = f"its gain of {winner.gain.times} is not believed, for one was not confirmed: {gone.record.id}: {why}"
+    lost = {"status": INVALID, "reason": reason} if "status" in result else {"unranked": reason}
+    return {"published": math.exp(winner.gain.log)} | lost

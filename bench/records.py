@@ -30,6 +30,7 @@ STATUSES = (MEASURED, WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG, UNSU
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 THE_MACHINE_WAS = "the machine was "  # busy, throttled: so begins the reason where no variant is to blame
 FILE_NAME = "run.json"
+_CONFIRMED = ("published", "again", "why_not", "unranked")  # bench.confirm says what they are
 FORMAT = 1  # of our part; runs before it have none
 OURS = "batchline"  # the key under which our part stands in pytest-benchmark's document and in its machine_info
 
@@ -170,7 +171,7 @@ def _record(case: Mapping, bench: Mapping | None) -> Record:
     if not stats["data"] or not all(0 < sample < math.inf for sample in stats["data"]):
         raise ValueError(f"{case['id']} has a sample that is no time")
     if "published" in case:
-        facts = facts | {"confirmed": {name: case[name] for name in ("published", "again", "why_not") if name in case}}
+        facts = facts | {"confirmed": {name: case[name] for name in _CONFIRMED if name in case}}
     return Record(**parts, status=MEASURED, samples_s=tuple(stats["data"]), iterations=stats["iterations"],
                   facts=facts)
 

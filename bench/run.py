@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     Raises:
         UsageError: before anything is measured, if the call, the environment or the folder is not usable.
     """
+    began_s = time.monotonic()
     environment = _require_environment()
     try:
         device = environment.resolve_device(device)
@@ -48,13 +50,15 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
         stack.callback(remove_if_empty, run_folder)
+        # It starts its worker while the ops are read.
+        isolation = stack.enter_context(contextlib.closing(
+            Isolation(device, deadline_s or profile_named(profile).deadline_s)))
         the_plan = plan(profile, device, deadline_s)
         for one in the_plan.broken:
             complain(one)
         journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
-        isolation = stack.enter_context(contextlib.closing(
-            Isolation(device, deadline_s or the_plan.profile.deadline_s)))
         ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
+        journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
         isolation.close()  # what a variant may have left running must not be there when the run is stored
         with put_off():
             document = journal.document()

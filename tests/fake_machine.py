@@ -14,6 +14,7 @@ TICK_S = 5e-8     # what reading the clock costs the host
 CALL_S = 2e-6     # what any call into the driver costs the host, beside the gap before it
 EVICT_S = 1e-3
 FLUSH_S = 2e-5
+CROWDED = 1.5     # how many times longer a call takes while another launch's threads spin
 THROTTLED = 2.0   # how many times longer everything takes in a throttling episode
 
 
@@ -21,13 +22,15 @@ class Kernel:
     """A launch on `machine`: takes `hot_s` where the cache still has its inputs, `cold_s` where it has not.
 
     The first call takes the host another `compile_s`. `waits`: it synchronises with the device before it returns.
-    `raises` maps the number of a call, from 1, to what that call raises.
+    `raises` maps the number of a call, from 1, to what that call raises. `spins_s`: how long its threads keep their
+    cores after a call.
     """
 
     def __init__(self, machine: _Machine, hot_s: float, cold_s: float | None = None, *, compile_s: float = 0.0,
-                 waits: bool = False, raises: dict[int, BaseException] | None = None):
+                 waits: bool = False, raises: dict[int, BaseException] | None = None, spins_s: float = 0.0):
         self.machine, self.hot_s, self.cold_s = machine, hot_s, cold_s or hot_s
         self.compile_s, self.waits, self.raises = compile_s, waits, raises or {}
+        self.spins_s = spins_s
         self.called_s: list[float] = []
 
     def __call__(self) -> Kernel:
@@ -60,6 +63,7 @@ class _Machine:
         self._random = random.Random(seed)
         self._cached: Kernel | None = None
         self._asked_s = 0.0
+        self._spinning: dict[Kernel, float] = {}  # until when each one's threads spin
 
     def now_s(self) -> float:
         self.host_s += TICK_S
@@ -68,6 +72,10 @@ class _Machine:
     def pause(self, seconds: float) -> None:
         self.pauses_s.append(seconds)
         self.host_s += seconds
+
+    def rest(self) -> None:
+        """Wait until no thread spins."""
+        self.host_s = max(self.host_s, *self._spinning.values(), 0)
 
     def why_throttled(self) -> str | None:
         """Whether an episode overlaps the time since this was last asked."""
@@ -85,6 +93,9 @@ class _Machine:
             seconds *= self._random.lognormvariate(0, self._noise)
         if self._random.random() < self._spikes:
             seconds *= 5
+        if any(until_s > at_s for other, until_s in self._spinning.items() if other is not kernel):
+            seconds *= CROWDED
+        self._spinning[kernel] = at_s + seconds + kernel.spins_s
         return seconds * (THROTTLED if any(start <= at_s < end for start, end in self._throttled) else 1)
 
 
@@ -216,4 +227,5 @@ def sampled(clock: str, kernels: dict[str, Kernel], effort: Effort, **settings) 
     machine = next(iter(kernels.values())).machine
     clocks = {name: make_clock(clock, machine, [kernel], warm(kernel), effort.sample_s)
               for name, kernel in kernels.items()}
-    return sample(clocks, effort, machine.why_throttled, **{"pause": machine.pause, "now_s": machine.now_s, **settings})
+    return sample(clocks, effort, machine.why_throttled,
+                  **{"pause": machine.pause, "now_s": machine.now_s, "rest": machine.rest, **settings})

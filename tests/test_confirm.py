@@ -8,6 +8,7 @@ from bench.cases import PROFILES
 from bench.confirm import Confirming, to_try, winners
 from bench.measure.task import OWN_FAULT, Outcome
 from bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
+from bench.verdicts import eligible
 from tests.test_crossovers import record
 
 BASELINES = {"bmm": "torch_bmm"}
@@ -76,6 +77,18 @@ def test_a_gain_that_is_gone_twice_costs_the_variant_all_its_gains():
     assert "bmm/slow/tiny_16/float32/B1" not in results
 
 
+def test_a_gain_over_a_baseline_that_took_longer_than_alone_is_not_ranked_and_blames_nobody():
+    results, workers = confirmed({"quick": [1.1e-6], "torch_bmm": [1.2e-6]})
+    assert workers.asked[:2] == [("quick", 3), ("quick", 3)]
+    assert results["bmm/quick/tiny_16/float32/B3"] == {
+        "published": pytest.approx(8), "again": pytest.approx(1.2 / 1.1),
+        "unranked": "its gain over torch_bmm was 8.00x, and 1.09x in a process of its own, where it takes as long as "
+                    "it did"}
+    for batch in (1, 8):
+        other = results[f"bmm/quick/tiny_16/float32/B{batch}"]
+        assert "is not believed, for one was not confirmed: bmm/quick/" in other["unranked"] and "status" not in other
+
+
 def test_once_is_not_twice():
     results, workers = confirmed({"quick": [7.9e-6, 1e-6]})
     assert workers.asked[:2] == [("quick", 3), ("quick", 3)]
@@ -122,8 +135,10 @@ def test_records_carry_what_was_confirmed_and_lose_what_was_refuted():
         "machine_info": {OURS: {}}, "benchmarks": [bench | {"param": name} for name in names],
         OURS: {"cases": [{"id": name, "status": MEASURED, "reason": ""} for name in names], "confirmed": {
             names[1]: {"published": 8.0, "again": 1.0, "status": INVALID, "reason": "its gain is gone"},
-            names[2]: {"published": 1.1, "again": 1.05}}}}
+            names[2]: {"published": 1.1, "again": 1.05, "unranked": "why"}}}}
     baseline, quick, bit = records.parse(document).records
     assert baseline.status == MEASURED and "confirmed" not in baseline.facts
     assert (quick.status, quick.reason, quick.samples_s) == (INVALID, "its gain is gone", ())
-    assert bit.status == MEASURED and bit.facts == {"clock": "host", "confirmed": {"published": 1.1, "again": 1.05}}
+    assert bit.status == MEASURED and bit.facts == {
+        "clock": "host", "confirmed": {"published": 1.1, "again": 1.05, "unranked": "why"}}
+    assert eligible.why_unranked(bit) == "why" and not eligible.may_win(bit)

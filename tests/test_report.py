@@ -244,10 +244,14 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
 
 def test_it_says_what_fences_took_and_which_gains_were_there_again():
     stored_run = document()
+    stored_run[records.OURS].pop("seconds", None)  # runs of before have none
     facts = stored_run["benchmarks"][0]["extra_info"]
     assert "fences" not in readme.how_measured(records.parse(stored_run))
     facts |= {"task_s": 2.0, "fences_s": 0.1, "confirmed": {"published": 2.0, "why_not": "hung"}}
     text = readme.how_measured(records.parse(stored_run))
-    assert "fences took 5% of the time for the cases" in text and "0 of 1 gains over the baseline" in text
+    assert "fences took 5.0% of the time for the cases" in text and "0 of 1 gains over the baseline" in text
+    stored_run[records.OURS]["seconds"] = 4.0
+    text = readme.how_measured(records.parse(stored_run))
+    assert "fences took 2.5% of the run's 4 s, and 5.0% of the time for the cases" in text
     facts["confirmed"] = {"published": 2.0, "again": 1.9}
     assert "1 of 1 gains over the baseline" in readme.how_measured(records.parse(stored_run))

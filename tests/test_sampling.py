@@ -57,6 +57,16 @@ def test_spikes_do_not_move_a_median(clock):
     assert max(samples.samples_s) > 16e-3 and samples.median_s == pytest.approx(4e-3, rel=0.01)
 
 
+@pytest.mark.parametrize("rests", [True, False])
+def test_a_turn_waits_for_the_threads_of_the_one_before(rests):
+    machine = FakeCpu()
+    kernels = {"spins": Kernel(machine, 1e-4, spins_s=7e-3), "alone": Kernel(machine, 1e-4)}
+    settings = {} if rests else {"rest": lambda: None}
+    taken = sampled("host", kernels, Effort(TO_THE_END, 0.2), **settings)
+    assert (taken["alone"].median_s == pytest.approx(1e-4, rel=0.01)) is rests
+    assert taken["spins"].median_s == pytest.approx(1e-4, rel=0.01)
+
+
 # Throttling.
 
 @both_kinds

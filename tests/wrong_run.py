@@ -2,8 +2,8 @@
 
 It prints what became of each wrong kernel, and how far the honest ones' medians moved: between the two runs without
 the wrong kernels, and from the first of those to the run with them. Most are wrong on some problems only, and honest
-products elsewhere: a time is no fault, but one that beats the baseline is. It exits with 1 if there is one, if a kernel
-was not refused for what it does, or if an honest case has no time beside them. It takes about eight minutes.
+products elsewhere: a time is no fault, but one that beats the baseline by more than luck is. It exits with 1 if
+there is one, if a kernel was not refused for what it does, or if an honest case has no time beside them. Six minutes.
 """
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import records
-from bench.confirm import winners
+from bench import records, units
+from bench.confirm import LUCK, winners
 from bench.records import MEASURED, Record, Run
 from bench.verdicts import eligible
 from tests import wrong_kernels
@@ -33,6 +33,7 @@ from tests.trees import REPOSITORY, copy_sources, drop_in
 CHOSEN = "tiny_16 or square_64 or square_128 or square_256 or attention_scores or layer_norm"
 DEADLINE_S = 8
 SHARES = (0.5, 0.9, 1.0)
+_SHOWN = 12
 
 
 def main() -> int:
@@ -40,12 +41,14 @@ def main() -> int:
     names = [name for _, name, _ in pkgutil.iter_modules(wrong_kernels.__path__) if _is_wrong_here(name)]
     with tempfile.TemporaryDirectory() as folder:
         runs = [_run(Path(folder) / which, names if which == "wrong" else ()) for which in ("one", "other", "wrong")]
-    won = {winner.record.variant for winner in winners(runs[-1].records, runs[-1].about["baselines"])}
+    won = {winner.record.variant for winner in winners(runs[-1].records, runs[-1].about["baselines"])
+           if winner.gain.log > LUCK}
     rows = [_row(name, [record for record in runs[-1].records if record.variant == name], won) for name in names]
     print(tabulate(rows, ("wrong kernel", "its cases", "what was asked for", "is it so"), "github"))
     honest = [{record.id: record for record in run.records if record.variant not in names and record.status == MEASURED}
               for run in runs]
     print(f"\n{tabulate(_spreads(*honest), ('honest cases', 'moved', *SHARES), 'github')}")
+    print(f"\n{tabulate(_furthest(*honest), ('moved furthest', 'without them', 'again', 'beside them'), 'github')}")
     lost = sorted(honest[0].keys() & honest[1].keys() - honest[2].keys())
     print(f"\nWithout a time beside the wrong kernels: {', '.join(lost) or 'none'}")
     believed = [row[0] for row in rows if row[-1] != "yes"]
@@ -95,6 +98,14 @@ def _spreads(one: Mapping[str, Record], other: Mapping[str, Record], beside: Map
         rows.append([len(ids), words, *(f"{math.expm1(moved[math.ceil(share * len(moved)) - 1]):.1%}"
                                         for share in SHARES)])
     return rows
+
+
+def _furthest(one: Mapping[str, Record], other: Mapping[str, Record], beside: Mapping[str, Record]) -> list[list]:
+    """The cases whose medians moved furthest to the run with wrong kernels, and those medians."""
+    ids = one.keys() & other.keys() & beside.keys()
+    by_move = sorted(ids, key=lambda case: -abs(math.log(_median_s(beside[case]) / _median_s(one[case]))))
+    return [[case, *(units.duration(_median_s(run[case])) for run in (one, other, beside))]
+            for case in by_move[:_SHOWN]]
 
 
 def _median_s(record: Record) -> float:

@@ -1,6 +1,7 @@
 """One output against its fp64 reference: element by element, and in root mean square against what rounding makes."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from bench.records import WRONG, NotMeasured
 from kernels.rounding import Typical
 
+_BLOCKS = {"cpu": 2 ** 17, "cuda": 2 ** 24}  # elements at a time
 LEAST_JUDGED = 32  # elements: of fewer, one that is off by chance makes a root mean square
 
 
@@ -41,34 +43,69 @@ def judge(output: torch.Tensor, demand: Demand, where: str) -> Judged:
     Raises:
         NotMeasured: WRONG if one element is, or all of them are off by more than rounding typically makes of them.
     """
+    judged = _judge_blocks(output, demand) or _judge_whole(output, demand, where)
+    if judged.of_typical is not None and not judged.of_typical <= 1:
+        raise NotMeasured(WRONG, f"{where}: its errors are {judged.of_typical:.3g} times what rounding typically makes "
+                                 "of such sums, in root mean square: inside the worst case, and computed in fewer "
+                                 "digits, or in one long running sum")
+    return judged
+
+
+def _judge_blocks(output: torch.Tensor, demand: Demand) -> Judged | None:
+    """By blocks that stay in a cache; None if there is an element that is not finite, or over its tolerance."""
+    flat = [tensor.reshape(-1).split(_BLOCKS[output.device.type])
+            for tensor in (output, demand.values, demand.tolerance)]
+    off = norm = share = of_typical = 0.0
+    for values, reference, tolerance in zip(*flat):
+        difference = _difference(values, reference)
+        block_share = _worst_share(difference, tolerance)
+        if not block_share <= 1:  # or NaN, as a reference that is not finite makes it
+            return None
+        share = max(share, block_share)
+        off = math.hypot(off, float(torch.linalg.vector_norm(difference)))
+        norm = math.hypot(norm, float(torch.linalg.vector_norm(reference)))
+        if demand.typical:
+            shares = _shares_of_typical(difference, reference, tolerance, demand.typical, output.dtype)
+            of_typical = math.hypot(of_typical, float(torch.linalg.vector_norm(shares)))
+    return Judged(off, norm, share, _root_mean_square(of_typical, output.numel()) if demand.typical else None)
+
+
+def _judge_whole(output: torch.Tensor, demand: Demand, where: str) -> Judged:
+    """All at once, to say which element is wrong; of what is right the finite ones are judged."""
     reference, tolerance = demand.values, demand.tolerance
-    difference = (output.double() - reference).abs_()  # a new tensor: double() of an fp64 output is the output
-    share = float((difference / tolerance).max()) if output.numel() else 0.0
-    if not share <= 1:  # or NaN, as a reference that is not finite makes it
-        wrong = _wrong(output, difference, demand)
-        if wrong.any():
-            raise NotMeasured(WRONG, f"{where}: {_describe(output, demand, wrong)}")
-        finite = reference.isfinite()
-        difference, reference, tolerance = difference[finite], reference[finite], tolerance[finite]
-        share = float((difference / tolerance).max()) if len(difference) else 0.0
-    of_typical = None
-    if demand.typical and difference.numel() >= LEAST_JUDGED:
-        of_typical = _share_of_typical(difference, reference, tolerance, demand.typical, output.dtype)
-        if not of_typical <= 1:
-            raise NotMeasured(WRONG, f"{where}: the errors of {difference.numel()} elements are {of_typical:.3g} times "
-                                     "what rounding typically makes of such sums, in root mean square: inside the "
-                                     "worst case, and computed in fewer digits, or in one long running sum")
-    return Judged(float(torch.linalg.vector_norm(difference)), float(torch.linalg.vector_norm(reference)), share,
-                  of_typical)
+    difference = _difference(output, reference)
+    wrong = _wrong(output, difference, demand)
+    if wrong.any():
+        raise NotMeasured(WRONG, f"{where}: {_describe(output, demand, wrong)}")
+    finite = reference.isfinite()
+    difference, reference, tolerance = difference[finite], reference[finite], tolerance[finite]
+    share = _worst_share(difference, tolerance) if len(difference) else 0.0
+    off, norm = (float(torch.linalg.vector_norm(one)) for one in (difference, reference))
+    if not demand.typical:
+        return Judged(off, norm, share, None)
+    shares = _shares_of_typical(difference, reference, tolerance, demand.typical, output.dtype)
+    return Judged(off, norm, share, _root_mean_square(float(torch.linalg.vector_norm(shares)), len(shares)))
 
 
-def _share_of_typical(difference: torch.Tensor, reference: torch.Tensor, tolerance: torch.Tensor, typical: Typical,
-                      dtype: torch.dtype) -> float:
-    """√mean((error / typical error)²). What underflows is off by up to the smallest normal number of the dtype."""
+def _difference(output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    return (output.double() - reference).abs_()  # a new tensor: double() of an fp64 output is the output
+
+
+def _worst_share(difference: torch.Tensor, tolerance: torch.Tensor) -> float:
+    return float((difference / tolerance).max()) if difference.numel() else 0.0
+
+
+def _root_mean_square(norm: float, count: int) -> float | None:
+    """Of so many numbers with this norm; None where they are too few to say something."""
+    return norm / count ** 0.5 if count >= LEAST_JUDGED else None
+
+
+def _shares_of_typical(difference: torch.Tensor, reference: torch.Tensor, tolerance: torch.Tensor, typical: Typical,
+                       dtype: torch.dtype) -> torch.Tensor:
+    """Each error's share of what is typical of it. What underflows is off by up to the smallest normal number."""
     scale = reference.abs().mul_(typical.of_value).add_(tolerance, alpha=typical.of_tolerance)
     scale.add_(torch.finfo(dtype).smallest_normal)
-    shares = torch.div(difference, scale, out=scale)
-    return float(torch.linalg.vector_norm(shares)) / shares.numel() ** 0.5
+    return torch.div(difference, scale, out=scale)
 
 
 def _wrong(output: torch.Tensor, difference: torch.Tensor, demand: Demand) -> torch.Tensor:

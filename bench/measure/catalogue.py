@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Problem, Refusal
 from bench.errors import UsageError
+from bench.measure import reader
 from bench.records import BROKEN, FAILED, UNSUPPORTED
 from bench.texts import clean_line
 from kernels.op import Scenario
@@ -25,8 +24,6 @@ from kernels.op import Scenario
 LONGEST_S = 60.0  # that a file may take to be imported, or to answer for one problem
 _START_S = 120.0  # for the process to import torch
 _PATIENCE_S = 30.0  # beyond the longest step, within which the process says that it is still there
-_REPOSITORY = Path(__file__).resolve().parents[2]
-_PROGRAM = "from bench.measure import catalogue_process; catalogue_process.main()"
 
 
 def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Path | None = None) -> Catalogue:
@@ -40,10 +37,10 @@ def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Pa
     Raises:
         UsageError: if the ops can't be read at all.
     """
-    asked = {"request": dict(request or {}), "deadline_s": deadline_s, "tree": str(tree or _REPOSITORY)}
+    asked = {"request": dict(request or {}), "deadline_s": deadline_s}
     ops: dict[str, DeclaredOp] = {}
     broken: list[BrokenFile] = []
-    for kind, answer in _answers(asked, deadline_s):
+    for kind, answer in _answers(asked, deadline_s, tree):
         if kind == "op":
             ops[answer["name"]] = _op(answer)
         elif kind == "variant":
@@ -53,9 +50,9 @@ def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Pa
     return Catalogue({name: _in_order(_without_circles(ops[name])) for name in sorted(ops)}, tuple(broken))
 
 
-def _answers(asked: Mapping, deadline_s: float) -> Iterator[tuple[str, dict]]:
+def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[tuple[str, dict]]:
     """What the process says, one after another: what it read as ("op" | "variant" | "broken", data)."""
-    with _process() as process:
+    with reader.process(tree) as process:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(asked)}\n".encode())
             process.stdin.close()
@@ -76,22 +73,6 @@ def _answers(asked: Mapping, deadline_s: float) -> Iterator[tuple[str, dict]]:
                 print(clean_line(data), file=sys.stderr)
             elif kind in ("op", "variant", "broken"):
                 yield kind, data
-
-
-@contextlib.contextmanager
-def _process() -> Iterator[subprocess.Popen]:
-    """The process, in a group of its own: a Ctrl-C is the parent's, and nothing that it has started outlives the block.
-    """
-    path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen([sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": path}, process_group=0)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
-        process.wait()
 
 
 def _how_it_ended(process: subprocess.Popen, has_ended: bool) -> str:

@@ -8,28 +8,30 @@ import json
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _MOST_AT_ONCE = 8
 
 
 def main() -> None:
-    """Answer the request that stands on standard input, on what is standard output when it starts."""
-    asked = json.loads(sys.stdin.readline())
+    """Answer the request that comes on standard input, on what is standard output when it starts.
+
+    The first argument is the tree whose `kernels` it is about.
+    """
     pipe = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but answers goes into the pipe
     with open(pipe, "w", encoding="utf-8") as file:
         try:
-            for answer in _answers(asked):
+            for answer in _answers(sys.argv[1]):
                 file.write(f"{json.dumps(answer)}\n")
                 file.flush()
         except Exception as error:
             file.write(f"{json.dumps(('failed', f'{type(error).__name__}: {error}'))}\n")
 
 
-def _answers(asked: Mapping) -> Iterator[tuple[str, object]]:
-    sys.path.insert(0, asked["tree"])  # `bench` is imported by now, and stays this one
+def _answers(tree: str) -> Iterator[tuple[str, object]]:
+    sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
     import torch
 
     import kernels
@@ -39,6 +41,10 @@ def _answers(asked: Mapping) -> Iterator[tuple[str, object]]:
     # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
     torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
     fence = Fence()
+    line = sys.stdin.readline()
+    if not line:  # nobody asks any more
+        return
+    asked = json.loads(line)
     folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
     yield "ready", None
     packages = sorted(module.name for module in pkgutil.iter_modules([str(folder)])

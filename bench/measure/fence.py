@@ -10,7 +10,7 @@ import pkgutil
 import sys
 
 import kernels
-from bench.measure import process_state, threads
+from bench.measure import placing, process_state, threads
 from bench.measure.originals import Originals
 from bench.measure.tampering import Tampered
 from kernels.op import Variant
@@ -21,7 +21,8 @@ _LOADING = ("_registered", "_function")  # of an op, that change as its variants
 class Fence:
     """Knows the process as it was when this was made: at a worker's start, before any variant is loaded.
 
-    `collects`: whether garbage collection should be on; whoever switches it says so.
+    `collects`: whether garbage collection should be on, and `cores` those that this thread should be on; whoever
+    changes one of them says so.
     """
 
     def __init__(self):
@@ -36,6 +37,7 @@ class Fence:
 
     def accept(self) -> None:
         """Take the state as it is: after a change of our own, and a look before it."""
+        self.cores = placing.cores()
         self._quick = process_state.read(process_state.QUICK)
         self._full = process_state.read(process_state.FULL)
         self._threads, self._children = threads.ids(), threads.children()
@@ -66,6 +68,8 @@ class Fence:
         """Raise Tampered if what can be read in microseconds has changed."""
         if gc.isenabled() is not self.collects:
             raise Tampered(whose, f"it left garbage collection {'off' if self.collects else 'on'}")
+        if placing.cores() != self.cores:
+            raise Tampered(whose, "it left the cores that it may use changed")
         self._require_same(whose, process_state.QUICK, self._quick)
 
     def look(self, whose: str | None) -> None:

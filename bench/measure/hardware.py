@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from bench.measure import threads
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE_BYTES = 64 * 2 ** 20  # where the system does not say: more than most have
 _SPIN_HZ = 2e9  # at or above the clocks of the GPUs of today, so a hold is never shorter than asked
@@ -36,11 +38,15 @@ class Cpu:
         return self.now_s() - start_s
 
     def evict(self) -> None:
-        """Replace what every cache holds. All of torch's threads write a part, so each core's own caches go too."""
+        """Replace what every cache holds. All of torch's threads write a part, so each core's own caches go too.
+
+        Those threads sleep when this returns: a launch with threads of its own would find them spinning on its cores.
+        """
         if self._eviction is None:
             self._eviction = torch.empty(2 * self.cache_bytes, dtype=torch.uint8)
         self._turn = (self._turn + 1) % 256
         self._eviction.fill_(self._turn)
+        threads.wait_until_asleep()
 
     def synchronize(self) -> None:
         """Calls on the CPU are done when they return."""

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterable
 
 import kernels
-from bench.measure import outcome
+from bench.measure import outcome, placing
 from bench.measure.ledger import Ledger
 from bench.measure.preparing import RAISED, Preparing
 from bench.measure.sampling import Unwatched
@@ -49,7 +47,7 @@ class Held:
             except Tampered as tampered:
                 self._end_all(tampered, task.labels)
         if hardware.name == "cpu":
-            _give_each_thread_a_core()
+            placing.give_each_thread_a_core()
             preparing.fence.accept()  # that was ours
         gc.collect()
         gc.disable()
@@ -159,18 +157,3 @@ class Held:
             else:
                 self._outcomes[label] = Outcome(INVALID, f"{tampered.whose} changed its process: {tampered.reason}")
         self._clocks.clear()
-
-
-def _give_each_thread_a_core() -> None:
-    """This thread the first, and the libraries' threads the others in turn.
-
-    Left to the system, threads of one pool shared a core for as long as their process lived: with two processes taking
-    turns, their ratio on a 10 µs mean varied by 15%, and by 3% so.
-    """
-    first, *others = sorted(os.sched_getaffinity(0))
-    if others:
-        mine = threading.get_native_id()
-        os.sched_setaffinity(mine, [first])
-        pools = sorted(int(name) for name in os.listdir("/proc/self/task") if int(name) != mine)
-        for number, thread in enumerate(pools):
-            os.sched_setaffinity(thread, [others[number % len(others)]])

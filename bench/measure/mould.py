@@ -16,11 +16,11 @@ import secrets
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 
-from bench.measure import processes
+from bench.measure import placing, processes
 from bench.measure.printed import Printed
 
 _FORK, _END = "fork", "end"    # what the parent asks
@@ -44,7 +44,7 @@ class Mould:
         self._control, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, serve, arguments, preloaded, tree), daemon=True)
         resource_tracker.ensure_running()  # multiprocessing's own process, which must not carry the mark
-        with _environment(_MARK, self._mark):
+        with _environment({_MARK: self._mark, **placing.short_spins(os.environ)}):
             self._process.start()
         theirs.close()
 
@@ -105,13 +105,14 @@ class Mould:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable in the environment of the processes that are started in the block."""
-    os.environ[name] = value
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """More variables in the environment of the processes that are started in the block."""
+    os.environ.update(variables)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in variables:
+            del os.environ[name]
 
 
 def _run(control: Connection, serve: Callable, arguments: tuple, preloaded: Sequence[str], tree: str | None) -> None:

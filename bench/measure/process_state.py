@@ -43,10 +43,6 @@ def _timers() -> tuple:
     return tuple(signal.getitimer(timer) for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
 
 
-def _affinity() -> set[int] | None:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-
-
 QUICK: Mapping[str, Callable[[], object]] = {
     "torch's inference mode": torch.is_inference_mode_enabled,
     "whether gradients are recorded": torch.is_grad_enabled,
@@ -62,7 +58,6 @@ QUICK: Mapping[str, Callable[[], object]] = {
     "the trace function": sys.gettrace,
     "the profile function": sys.getprofile,
     "the switch interval": sys.getswitchinterval,
-    "the cores that it may use": _affinity,
     "the timers": _timers,
 }
 

@@ -4,13 +4,15 @@ Every method takes and returns what can be sent between processes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 import torch
 
 import kernels
-from bench.measure import audit, busy, capacity, ceilings, energy, grids, invariance, memory, outcome, remembering
+from bench.measure import audit, busy, capacity, ceilings, energy, grids, invariance, memory, outcome, placing
+from bench.measure import remembering
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
 from bench.measure.fence import Fence
@@ -22,7 +24,7 @@ from bench.measure.problem import Problem
 from bench.measure.sampling import Effort, Samples, sample
 from bench.measure.state import cpu_load, state_of
 from bench.measure.task import Outcome, Task
-from bench.measure.watch import Watch
+from bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from bench.records import INVALID, MEASURED, NotMeasured
 from bench.verdicts import roofline
 from kernels import cpu_tasks
@@ -52,8 +54,9 @@ class Runner:
 
     def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or why they could not be had."""
-        return ceilings.try_to_measure(self._device, dtypes, effort, self._guard,
-                                       lambda what: self._begin("", f"ceilings: {what}"))
+        with self._placed():
+            return ceilings.try_to_measure(self._device, dtypes, effort, self._guard,
+                                           lambda what: self._begin("", f"ceilings: {what}"))
 
     def room(self) -> int | None:
         """Bytes that can still be allocated on the device; None where that is not limited."""
@@ -97,6 +100,17 @@ class Runner:
             outcomes |= {label: Outcome(INVALID, why) for label, one in outcomes.items() if one.status == MEASURED}
         return outcomes
 
+    @contextlib.contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Each thread on a core of its own, where it is the CPU's time that is measured."""
+        if self._device != "cpu":
+            yield
+            return
+        with placing.each_thread_on_a_core():
+            self._fence.cores = placing.cores()
+            yield
+        self._fence.cores = placing.cores()
+
     def _attempt(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label, whoever had the cores."""
         op, outcomes, ledger = kernels.ops[task.op], {}, Ledger()
@@ -106,10 +120,11 @@ class Runner:
         ledger.check_s = ledger.total_s  # to draw values and compute what is expected of them
         before = self._state.read()
         entries = self._preparing.entries(op, task, problem, outcomes, ledger)
-        for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
-            for label, error in self._sample(clock, effort, entries, problem, task, ledger).items():
-                del entries[label]
-                outcomes[label] = outcome.of_error(error)
+        with self._placed():
+            for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
+                for label, error in self._sample(clock, effort, entries, problem, task, ledger).items():
+                    del entries[label]
+                    outcomes[label] = outcome.of_error(error)
         state, spent = self._state_between(before), ledger.facts(len(entries))
         for label, entry in entries.items():
             with self._preparing.row_of(label, outcomes):
@@ -152,7 +167,8 @@ class Runner:
         """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
         copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         clocks, errors = self._preparing.clocks(name, effort, entries, copies)
-        watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger)
+        watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger,
+                      LEAST_CHECKS if name == task.clocks[0] else LEAST_BESIDE)
         taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"),
                        watch=watch)
         problem.values.drop_sets()

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from bench.measure import threads
 from bench.measure.tampering import Tampered
 from bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import medians
 
-_TURN_S = 2e-3
+_TURN_S = 4e-3        # several times as long as the threads of the launch before are waited for
 _LOOK_S = 0.05       # between two looks at the machine's state and at the precision reached
 _FIRST_ROUNDS = 3    # of one sample each, to learn how long they are
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
@@ -169,7 +170,8 @@ class _Launch:
 def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable[[], str | None],
            tell: Callable[[str], None] = lambda name: None, pause: Callable[[float], None] = time.sleep,
            now_s: Callable[[], float] = time.perf_counter, seed: int = 0,
-           watch: Unwatched = Unwatched()) -> dict[str, Samples | BaseException]:
+           watch: Unwatched = Unwatched(),
+           rest: Callable[[], None] = threads.wait_until_asleep) -> dict[str, Samples | BaseException]:
     """Take samples by each clock, in turns; returns each name's samples, or what its launch raised.
 
     Args:
@@ -178,6 +180,7 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
         why_throttled: asked right after work: what slowed the machine down, or None.
         tell: told the name of the launch whose turn it is.
         watch: told of each round and turn, and chooses the samples that are looked at.
+        rest: called before each turn: returns when what ran before no longer has a core.
 
     A launch with too few samples that were not throttled gets NotMeasured(INVALID).
 
@@ -194,7 +197,7 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
         throttled = None
         why_throttled()  # what was before is not of these samples
         for _ in range(_FIRST_ROUNDS):
-            _rounds(launches, order, tell, now_s, 0, watch)
+            _rounds(launches, order, tell, rest, now_s, 0, watch)
         _share_out(launches.values())
         # All go on until none wants more: samples over another span of time would have another share of the drift.
         while any(launch.wants_more(effort) for launch in launches.values()) or watch.wants_more():
@@ -204,7 +207,7 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
                     break
                 pause(pause_s)
                 why_throttled()
-            _rounds(launches, order, tell, now_s, _LOOK_S, watch)
+            _rounds(launches, order, tell, rest, now_s, _LOOK_S, watch)
             throttled = why_throttled()
             _keep_or_drop(launches, throttled)
         beside_s = [statistics.median(launch.beside_s) for launch in launches.values() if launch.beside_s]
@@ -217,8 +220,8 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
     return {name: _outcome(launch, effort, throttled) for name, launch in launches.items()}
 
 
-def _rounds(launches: Mapping[str, _Launch], order: random.Random, tell: Callable, now_s: Callable,
-            seconds: float, watch: Unwatched) -> None:
+def _rounds(launches: Mapping[str, _Launch], order: random.Random, tell: Callable, rest: Callable,
+            now_s: Callable, seconds: float, watch: Unwatched) -> None:
     """Rounds of one turn each, for so many seconds and at least one."""
     names = [name for name, launch in launches.items() if not launch.error]
     until_s = now_s() + seconds
@@ -227,6 +230,7 @@ def _rounds(launches: Mapping[str, _Launch], order: random.Random, tell: Callabl
         order.shuffle(names)
         for name in list(names):
             tell(name)
+            rest()
             try:
                 launches[name].turn(now_s, watch)
             except (Exception, SystemExit) as error:  # it ends as this launch's row

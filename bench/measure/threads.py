@@ -8,6 +8,7 @@ import sysconfig
 import threading
 import time
 from pathlib import Path
+from time import perf_counter as now_s  # as it is now, whatever a variant makes of time.perf_counter later
 
 import torch
 
@@ -15,6 +16,8 @@ _TASKS = Path("/proc/self/task")
 _RESTS_S = (0.015, 0.1, 0.5)  # OpenMP's threads spin before they sleep: milliseconds, and more on a busy machine
 _WINDOW_S = 0.01
 _BUSY = 0.1
+_NAP_S = 1e-4
+_LONGEST_WAIT_S = 0.02  # twice as long as OpenMP's threads were seen to spin
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
                    | {str(Path(torch.__file__).parents[1])})
 _COMPILERS = b"torch/_inductor"  # torch.compile keeps a pool of processes
@@ -43,6 +46,19 @@ def busy(numbers: frozenset[int]) -> frozenset[int]:
     return numbers
 
 
+def wait_until_asleep() -> None:
+    """Wait until all threads but this one sleep, and for 20 ms at most: OpenMP's spin for some time after their work.
+
+    Takes 50 µs if they do.
+    """
+    mine, since_s = threading.get_native_id(), now_s()
+    awake = ids() - {mine}
+    while awake := {number for number in awake if _is_awake(number)}:
+        if now_s() - since_s > _LONGEST_WAIT_S:
+            return
+        time.sleep(_NAP_S)
+
+
 def foreign() -> list[str]:
     """The names of Python threads, but this one, that run code from outside of the libraries."""
     here, frames = threading.get_ident(), sys._current_frames()
@@ -67,6 +83,13 @@ def _is_foreign(frame) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_awake(number: int) -> bool:
+    try:
+        return (_TASKS / str(number) / "stat").read_bytes().rpartition(b") ")[2][:1] == b"R"
+    except OSError:  # it has ended
+        return False
 
 
 def _computed_s(number: int) -> float:

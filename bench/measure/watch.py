@@ -21,7 +21,7 @@ from bench.measure.values import CHANGED_INPUTS, SECRET
 from bench.records import WRONG, NotMeasured
 from kernels.op import Variant
 
-_LEAST_CHECKS = 2        # of each launch by each clock
+LEAST_CHECKS, LEAST_BESIDE = 2, 1  # of each launch by the clock that ranks, and by another one
 _CHECKED_ROUNDS, _REDRAWN_ROUNDS = 0.5, 0.25  # of those that can be afforded
 _FULL_LOOKS = 0.02       # of the turns that can be afforded
 _MOST_KEPT = 24          # outputs of one check
@@ -30,17 +30,22 @@ _MOST_RIGHT_BYTES = 2 ** 22  # of each launch's output, kept to compare later on
 
 
 class Watch:
-    """Watches the launches of one problem by one clock. `variants` are by the launches' names."""
+    """Watches the launches of one problem by one clock; looks at each `least` times or more what it computes.
 
-    def __init__(self, problem: Problem, variants: Mapping[str, Variant], fence: Fence, ledger: Ledger):
+    `variants` are by the launches' names.
+    """
+
+    def __init__(self, problem: Problem, variants: Mapping[str, Variant], fence: Fence, ledger: Ledger,
+                 least: int = LEAST_CHECKS):
         self._problem, self._values = problem, problem.values
         self._variants, self._fence, self._ledger = dict(variants), fence, ledger
+        self._least = least
         self._checks = dict.fromkeys(variants, 0)
         self._turns_since_look: set[str] = set()
         self._is_checking = False
         self._spent_s = ledger.spent_s  # when the present round began
         self._right: dict[str, tuple[object, tuple[torch.Tensor, ...]]] = {}
-        self._stale: tuple[torch.Tensor, ...] = ()
+        self._expected: check.Expected | None = None  # on the values of the last round that was checked
         self._damage: Tampered | None = None
 
     def begin(self, collects: bool) -> None:
@@ -56,7 +61,7 @@ class Watch:
 
     def wants_more(self) -> bool:
         """Whether a launch has not been checked often enough."""
-        return any(count < _LEAST_CHECKS for count in self._checks.values())
+        return any(count < self._least for count in self._checks.values())
 
     def drop(self, name: str) -> None:
         """This launch has no more turns."""
@@ -138,12 +143,13 @@ class Watch:
 
     def spoil(self, count: int) -> None:
         """Leave wrong values in free memory of the outputs' sizes, so that what is not written does not look right."""
-        blocks = [torch.empty_like(stale).copy_(stale) for _ in range(count) for stale in self._stale]
+        blocks = [_moved_and_negated(output, self._expected.dtype)
+                  for _ in range(count) for output in self._expected.outputs]
         del blocks
 
     def _look_at_all(self, name: str, clock) -> "Look":
         """So many calls, that their number says nothing; the outputs of all are kept."""
-        output_bytes = sum(stale.nbytes for stale in self._stale)
+        output_bytes = sum(output.numel() for output in self._expected.outputs) * self._expected.dtype.itemsize
         most = max(1, min(2 * clock.iterations, _MOST_KEPT, _MOST_KEPT_BYTES // max(1, output_bytes)))
         return Look(self, name, [clock.launch] * SECRET.randint(1, most))
 
@@ -164,13 +170,11 @@ class Watch:
 
     def _expect(self) -> None:
         try:
-            expected = self._values.expected()
+            self._expected = self._values.expected()
         except RuntimeError as error:  # on values whose outputs are known no reference is needed
             if not memory.is_out_of_memory(error) or not self._values.recall():
                 raise
-            expected = self._values.expected()
-        self._stale = tuple(-output.flatten().roll(1).view(output.shape).to(expected.dtype)
-                            for output in expected.outputs)
+            self._expected = self._values.expected()
 
 
 class Look:
@@ -205,6 +209,14 @@ class Look:
         if self._calls:
             clock.use(None)
         self._watch.judge(self._name, clock.name, returned, copy)
+
+
+def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each element's negative in the next one's place, in a new tensor: where all are 0, or of one sign, too."""
+    values, moved = output.flatten(), torch.empty(output.numel(), dtype=dtype, device=output.device)
+    moved[1:].copy_(values[:-1])
+    moved[:1].copy_(values[-1:])
+    return moved.neg_()
 
 
 def _are_same(one, other) -> bool:

@@ -143,7 +143,7 @@ def how_measured(run: Run) -> str:
     return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
             f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
-            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}{_fences(facts)}{_confirmed(facts)}")
+            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}{_fences(facts, run.about.get('seconds'))}{_confirmed(facts)}")
 
 
 def _accuracy(timed: Sequence[Record]) -> str:
@@ -158,21 +158,23 @@ def _accuracy(timed: Sequence[Record]) -> str:
     return " ".join(words)
 
 
-def _fences(facts: Sequence[Mapping]) -> str:
-    """What looking after the variants cost: a share of the workers' time on the cases, none of it inside a sample."""
-    whole_s = sum(fact.get("task_s", 0.0) for fact in facts)  # runs of before have none
-    if not whole_s:
+def _fences(facts: Sequence[Mapping], run_s: float | None) -> str:
+    """What looking after the variants cost: a share of the run, and of the workers' time on the cases."""
+    cases_s = sum(fact.get("task_s", 0.0) for fact in facts)  # runs of before have none
+    if not cases_s:
         return ""
-    share = sum(fact["fences_s"] for fact in facts if "task_s" in fact) / whole_s
-    return f" New values, checks of what was timed and fences took {share:.0%} of the time for the cases."
+    fences_s = sum(fact["fences_s"] for fact in facts if "task_s" in fact)
+    of_run = f"{fences_s / run_s:.1%} of the run's {run_s:.0f} s, and " if run_s else ""
+    return (f" New values, checks of what was timed and fences took {of_run}{fences_s / cases_s:.1%} of the time for the "
+            "cases; nothing inside a sample.")
 
 
 def _confirmed(facts: Sequence[Mapping]) -> str:
     """How many gains over the baseline were there again in a process of their own."""
-    tried = [fact["confirmed"] for fact in facts if "confirmed" in fact]
+    tried = [fact["confirmed"] for fact in facts if fact.get("confirmed", {}).keys() & {"again", "why_not"}]
     if not tried:
         return ""
-    again = sum("again" in one for one in tried)
+    again = sum("again" in one and "unranked" not in one for one in tried)
     return f" {again} of {len(tried)} gains over the baseline were there again where a process of their own was tried."
 
 

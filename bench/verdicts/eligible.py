@@ -1,7 +1,8 @@
 """May a result win? The one place that says which times are ranked, and which are only shown.
 
 What a variant declares of itself exempts it from a check: a wider error bound, fewer outputs, inputs that it declines.
-Its time stands in the tables, with the reason; it is no best of a row, no gain on a ladder and no choice.
+And a gain may be one over a baseline that took longer than it usually does (bench.confirm). Such a time stands in the
+tables, with the reason; it is no best of a row, no gain on a ladder and no choice.
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def why_unranked(record: Record) -> str | None:
     multiple = facts.get("tolerance_multiple") or 1
     if multiple > MOST_TOLERANCE and not facts.get("is_baseline"):  # which no variant becomes by what it declares
         return f"held to {multiple:.3g} times the op's error bound, and {MOST_TOLERANCE} times is the most"
-    return None
+    return facts.get("confirmed", {}).get("unranked")
 
 
 def may_win(record: Record) -> bool:

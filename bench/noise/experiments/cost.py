@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import nn
 
 from bench import texts
+from bench.measure import threads
 from bench.measure.busy import Guard, NoGuard, guard_of
 from bench.measure.hardware import hardware as hardware_of
 from bench.noise.meter import NoiseMeter
@@ -176,8 +177,15 @@ def costs(workload: Workload, batch: int, seconds: float, device: str = "cpu",
 
 
 def _rounds(steps: dict[str, Step], seconds: float, hardware) -> list[dict[str, float]]:
-    """Seconds a step of each way, round after round; a sample is as many steps in a row as fill 2 ms."""
+    """Seconds a step of each way, round after round; a sample is as many steps in a row as fill 2 ms.
+
+    It begins when the threads of the way before sleep, and short steps with one that is not timed.
+    """
     def sample(step, count):
+        threads.wait_until_asleep()
+        if count > 1:
+            step()
+            hardware.synchronize()
         start_s = hardware.now_s()
         for _ in range(count):
             step()
