@@ -143,7 +143,8 @@ def how_measured(run: Run) -> str:
     return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
             f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
-            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}{_fences(facts, run.about.get('seconds'))}{_confirmed(facts)}")
+            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}"
+            f"{_fences(facts, run.about.get('seconds'))}{_confirmed(facts)}")
 
 
 def _accuracy(timed: Sequence[Record]) -> str:
@@ -165,8 +166,8 @@ def _fences(facts: Sequence[Mapping], run_s: float | None) -> str:
         return ""
     fences_s = sum(fact["fences_s"] for fact in facts if "task_s" in fact)
     of_run = f"{fences_s / run_s:.1%} of the run's {run_s:.0f} s, and " if run_s else ""
-    return (f" New values, checks of what was timed and fences took {of_run}{fences_s / cases_s:.1%} of the time for the "
-            "cases; nothing inside a sample.")
+    return (f" New values, checks of what was timed and fences took {of_run}{fences_s / cases_s:.1%} of the time for "
+            "the cases; nothing inside a sample.")
 
 
 def _confirmed(facts: Sequence[Mapping]) -> str:
