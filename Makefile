@@ -89,7 +89,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 bench: $(INSTALLED)
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)" --history "$(HISTORY)"
+	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)" --history "$(HISTORY)"
 
 $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
@@ -116,10 +116,10 @@ list: $(INSTALLED)
 	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"
 
 tune: $(INSTALLED)
-	$(PY) -m bench tune --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+	$(PY) -m bench tune --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)"
 
 dispatch: $(INSTALLED)
-	$(PY) -m bench dispatch --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" $(if $(RUN),--run "$(RUN)")
+	$(PY) -m bench dispatch --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" $(if $(RUN),--run "$(RUN)")
 
 codegen: $(INSTALLED)
 	$(PY) -m bench codegen $(if $(PIN),--pin)
@@ -134,17 +134,17 @@ readme: $(BROWSER)
 	$(PY) -m bench readme
 
 regress: $(INSTALLED)
-	$(PY) -m bench regress --base "$(BASE)" --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)" \
+	$(PY) -m bench regress --base "$(BASE)" --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)" \
 	  $(if $(BUDGET),--budget "$(BUDGET)")
 
 selftest: $(INSTALLED)
-	$(PY) -m bench selftest --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(K)" --out "$(OUT)"
+	$(PY) -m bench selftest --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)"
 
 compare: $(INSTALLED)
 	@$(PY) -m bench compare "$(A)" "$(B)" $(if $(FORCE),--force)
 
 history: $(INSTALLED)
-	@$(PY) -m bench history -k "$(K)" --out "$(OUT)" --history "$(HISTORY)"
+	@$(PY) -m bench history -k="$(K)" --out "$(OUT)" --history "$(HISTORY)"
 
 aa evidence: $(INSTALLED)
 	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import records
 from bench.errors import UsageError
-from bench.records import Run
+from bench.records import NOT_REACHED, Run
 from bench.report import explain as report
 from bench.stored_files import blamed_on
 
@@ -24,11 +24,16 @@ def explain(case: str, run_folder: Path | None) -> str:
         raise UsageError("say which case: make explain CASE=bmm/torch_bmm/square_128/float32/B64")
     if run_folder:
         return _screen(records.load(run_folder), case, run_folder)
+    reached = None
     for folder in RUNS:
         for path in sorted(folder.glob(f"*/{records.FILE_NAME}"), reverse=True):  # their names begin with their dates
             with contextlib.suppress(ValueError):  # a damaged run is passed over: an older one may have the case
-                if _has(run := records.load(path.parent), case):
+                if _has(run := records.load(path.parent), case, but=(NOT_REACHED,)):
                     return _screen(run, case, path.parent)
+                if reached is None and _has(run, case):
+                    reached = run, path.parent  # a run that was stopped before it: any other one says more
+    if reached:
+        return _screen(reached[0], case, reached[1])
     raise UsageError(f"no stored run has the case {case!r}: `make bench K='…'` measures it, `make list` shows the ids")
 
 
@@ -40,5 +45,6 @@ def _screen(run: Run, case: str, folder: Path) -> str:
         return report.screen(run, case, str(folder))
 
 
-def _has(run: Run, case: str) -> bool:
-    return any(record.id == case for record in run.records)
+def _has(run: Run, case: str, but: tuple[str, ...] = ()) -> bool:
+    """Whether the run has the case, with a status other than those."""
+    return any(record.id == case and record.status not in but for record in run.records)

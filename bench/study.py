@@ -83,9 +83,18 @@ def advise(folder: Path | None, profile: str, device: str, workload: str | None,
         path, noise = _stored_noise(folder)
         with blamed_on(path):
             return _print_advice(noise, workload, batch, cost_cap)
+    _require_workload(workload)
     measured = _measured(profile, _resolved(profile, device))
     code = _print_advice(measured["noise"], workload, batch, cost_cap)
     return INTERRUPTED if measured.get("partial") else code
+
+
+def _require_workload(name: str | None) -> None:
+    """Raise UsageError before minutes of measuring, if there is no such workload."""
+    from bench.noise.workloads import workloads
+
+    if name not in (None, *workloads):
+        raise UsageError(f"no workload is called {name!r}: use {' or '.join(workloads)}")
 
 
 def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None) -> int:

@@ -6,7 +6,7 @@ import pytest
 from bench import explain as command
 from bench import records
 from bench.errors import UsageError
-from bench.records import NOT_HERE
+from bench.records import NOT_HERE, NOT_REACHED
 from bench.report.explain import screen
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
@@ -96,6 +96,16 @@ def test_the_newest_run_that_has_the_case(here):
     assert "reports/runs/2026-01-02-new" in command.explain(CASE, None)
     (here / "reports" / "runs" / "2026-01-02-new" / records.FILE_NAME).write_text("{")
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
+
+
+def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(here):
+    stopped = document()
+    stopped[records.OURS]["cases"] = [case | {"status": NOT_REACHED, "reason": "the run ended before it"}
+                                      for case in stopped[records.OURS]["cases"]]
+    records.save(here / "reports" / "runs" / "2026-01-02-new", stopped)
+    assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
+    records.save(here / "reports" / "runs" / "2026-01-01-old", stopped)
+    assert "not reached" in command.explain(CASE, None)
 
 
 @pytest.mark.parametrize("case, words", [("", "say which case: make explain CASE="),

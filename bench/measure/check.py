@@ -150,9 +150,10 @@ def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Ite
         tell(name)
         make_inputs = variant.op.probes[name]
         inputs = make_inputs(dtype, device, _seed(name, 0))
-        if variant.why_unsupported(*inputs):
-            continue
         where = f"on {name}"
+        if variant.why_unsupported(*inputs):
+            _require_declined_for_shape(variant, inputs, where)
+            continue
         first = _checked_call(variant, inputs, where)
         kept = [tensor.clone() for tensor in first]
         _refill(inputs, make_inputs(dtype, device, _seed(name, 1)))
@@ -163,6 +164,15 @@ def check_variant(variant: Variant, dtype: torch.dtype, device: str, probes: Ite
             raise NotMeasured(WRONG, f"{where}: two calls on the same inputs differ")
         computed += any(output.numel() for output in second)
     return computed
+
+
+def _require_declined_for_shape(variant: Variant, inputs: Tensors, where: str) -> None:
+    """Raise NotMeasured if the variant takes inputs of the same layout with other values: a caller can't know that."""
+    ordinary = twins(inputs)
+    for tensor in ordinary:
+        tensor.untyped_storage().fill_(0)
+    if variant.why_unsupported(*ordinary) is None:
+        raise NotMeasured(WRONG, f"{where}: it declines these values, and takes zeros in the same layout")
 
 
 def _checked_call(variant: Variant, inputs: Tensors, where: str) -> Tensors:
@@ -220,6 +230,18 @@ def same_bits(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bo
     """Whether tensors of equal shapes and dtypes are bitwise the same, one by one."""
     return all(torch.equal(*(tensor.view(_BITS[tensor.element_size()]) for tensor in pair))
                for pair in zip(left, right))
+
+
+def twins(inputs: Tensors) -> Tensors:
+    """The same values, shapes and strides in other memory; what shares a storage there shares one here."""
+    storages = {}
+    for tensor in inputs:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.clone()
+    return tuple(torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+        storages[tensor.untyped_storage().data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride())
+        for tensor in inputs)
 
 
 def as_tuple(outputs) -> Tensors:

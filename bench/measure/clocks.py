@@ -35,19 +35,23 @@ class Host:
     name = "host"
     settles_s = 0.005  # a longer call has its own data back in the caches before most of it is done
     takes_calls = True
-    copies = False
     is_all_timed = True  # a sample takes what it reads, and next to nothing besides
 
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
         self._hardware = hardware
         self.launch = launches[0]
         self.iterations = max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
+        self._usual = (self.launch,) * (self.iterations - 1)
         self.use(None)
         self.result = None
 
     def use(self, calls: Sequence[Callable[[], object]] | None) -> None:
         """Let the next samples be of these calls; of its own ones for None."""
-        *self._before_last, self._last = calls or [self.launch] * self.iterations
+        if calls is None:
+            self._before_last, self._last = self._usual, self.launch  # the same objects each time: Watch compares them
+        else:
+            *before_last, self._last = calls
+            self._before_last = tuple(before_last)
 
     def settle(self) -> None:
         """One call that is not timed: what ran before may have been another variant."""
@@ -74,7 +78,6 @@ class HostCold:
     name = "host_cold"
     settles_s = 0.0
     takes_calls = False
-    copies = False
     is_all_timed = False
     iterations = 1
 

@@ -21,8 +21,7 @@ _LOADING = ("_registered", "_function")  # of an op, that change as its variants
 class Fence:
     """Knows the process as it was when this was made: at a worker's start, before any variant is loaded.
 
-    `collects`: whether garbage collection should be on, and `cores` those that this thread should be on; whoever
-    changes one of them says so.
+    `collects`: whether garbage collection should be on; whoever switches it says so.
     """
 
     def __init__(self):
@@ -37,12 +36,16 @@ class Fence:
 
     def accept(self) -> None:
         """Take the state as it is: after a change of our own, and a look before it."""
-        self.cores = placing.cores()
+        self.accept_cores()
         self._quick = process_state.read(process_state.QUICK)
         self._full = process_state.read(process_state.FULL)
         self._threads, self._children = threads.ids(), threads.children()
         self._at_exit = process_state.exit_callbacks()
         self._numba_threads = process_state.numba_threads()
+
+    def accept_cores(self) -> None:
+        """Take the cores that threads may use as they are: after they were placed."""
+        self._cores = placing.cores_by_thread()
 
     def keep_ops(self) -> None:
         """Take the ops that have just been imported as they are; an op is imported when it is first asked for."""
@@ -68,7 +71,8 @@ class Fence:
         """Raise Tampered if what can be read in microseconds has changed."""
         if gc.isenabled() is not self.collects:
             raise Tampered(whose, f"it left garbage collection {'off' if self.collects else 'on'}")
-        if placing.cores() != self.cores:
+        cores = placing.cores_by_thread()
+        if any(cores.get(thread, allowed) != allowed for thread, allowed in self._cores.items()):
             raise Tampered(whose, "it left the cores that it may use changed")
         self._require_same(whose, process_state.QUICK, self._quick)
 

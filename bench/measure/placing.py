@@ -30,6 +30,16 @@ def cores() -> frozenset[int] | None:
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
+def cores_by_thread() -> dict[int, set[int]]:
+    """Those that each thread of this process may use, by its number; none where the system doesn't say."""
+    found = {}
+    if hasattr(os, "sched_getaffinity"):
+        for name in os.listdir(_TASKS):
+            with contextlib.suppress(OSError):  # it has ended
+                found[int(name)] = os.sched_getaffinity(int(name))
+    return found
+
+
 def give_each_thread_a_core() -> list[int]:
     """This thread the first, to itself, and the libraries' threads the others in turn; returns those threads' numbers.
 

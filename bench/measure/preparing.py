@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bench import units
-from bench.measure import check, memory, outcome, steadiness
+from bench.measure import check, importing, memory, outcome, steadiness
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.fence import Fence
 from bench.measure.ledger import Ledger
@@ -77,12 +77,14 @@ class Preparing:
         self._look(ledger, None, problem)  # what was done since the last task
         self.fence.keep_ops()
         for label, name in task.entries:
-            loaded = self.fence.loaded_files()
+            loaded, files = self.fence.loaded_files(), importing.states([op.folder])
             with self.row_of(label, outcomes):
                 self._begin(label, "importing it")
                 variant = op.variants[name]
                 self.fence.keep(variant)
             if new := self.fence.loaded_files() - loaded:
+                if importing.states([op.folder]) != files:
+                    raise Tampered(label, f"a file of {op.name} changed while it was imported")
                 # Of another's file it is nobody's until each is measured alone.
                 self._look(ledger, label if new == {f"{op.package}.{name}"} else None, problem)
             if label in outcomes:

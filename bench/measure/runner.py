@@ -107,9 +107,9 @@ class Runner:
             yield
             return
         with placing.each_thread_on_a_core():
-            self._fence.cores = placing.cores()
+            self._fence.accept_cores()
             yield
-        self._fence.cores = placing.cores()
+        self._fence.accept_cores()
 
     def _attempt(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label, whoever had the cores."""

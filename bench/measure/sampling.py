@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from bench.measure import threads
 from bench.measure.tampering import Tampered
@@ -71,7 +72,7 @@ class Samples:
 class Unwatched:
     """Watches nothing; bench.measure.watch.Watch has the same methods, and does."""
 
-    def begin(self, collects: bool) -> None:
+    def begin(self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})) -> None:
         """Before the first round."""
 
     def end(self, collects: bool) -> None:
@@ -192,7 +193,7 @@ def sample(clocks: Mapping[str, object], effort: Effort, why_throttled: Callable
     pauses = iter(_PAUSES_S)
     collecting = gc.isenabled()
     gc.disable()
-    watch.begin(collects=False)
+    watch.begin(collects=False, clocks=clocks)
     try:
         throttled = None
         why_throttled()  # what was before is not of these samples

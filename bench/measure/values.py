@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.measure import check
+from bench.measure.check import twins
 from kernels.op import Op, Tensors
 
 SECRET = random.SystemRandom()  # asks the system each time, so that there is no state to read ahead
@@ -165,18 +166,6 @@ class Values:
             for spike in spikes:
                 tensors[spike.number][spike.indices] = spike.value
         self._spikes, self._expected = tuple(spikes), None
-
-
-def twins(inputs: Tensors) -> Tensors:
-    """The same values, shapes and strides in other memory; what shares a storage there shares one here."""
-    storages = {}
-    for tensor in inputs:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in storages:
-            storages[storage.data_ptr()] = storage.clone()
-    return tuple(torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
-        storages[tensor.untyped_storage().data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride())
-        for tensor in inputs)
 
 
 def _words(tensors: Tensors) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -26,6 +27,7 @@ _CHECKED_ROUNDS, _REDRAWN_ROUNDS = 0.5, 0.25  # of those that can be afforded
 _FULL_LOOKS = 0.02       # of the turns that can be afforded
 _MOST_KEPT = 24          # outputs of one check
 _MOST_KEPT_BYTES = 2 ** 25
+_VOLATILE = {"result", "copies", "_hold_s", "_held_in_a_row"}  # of a clock
 _MOST_RIGHT_BYTES = 2 ** 22  # of each launch's output, kept to compare later ones with
 
 
@@ -42,15 +44,17 @@ class Watch:
         self._least = least
         self._checks = dict.fromkeys(variants, 0)
         self._turns_since_look: set[str] = set()
+        self._clocks: dict[str, tuple[object, dict]] = {}  # each launch's, and what it is made of
         self._is_checking = False
         self._spent_s = ledger.spent_s  # when the present round began
         self._right: dict[str, tuple[object, tuple[torch.Tensor, ...]]] = {}
         self._expected: check.Expected | None = None  # on the values of the last round that was checked
         self._damage: Tampered | None = None
 
-    def begin(self, collects: bool) -> None:
+    def begin(self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})) -> None:
         """Before the first round; `collects`: whether garbage collection is on from now on."""
         self._fence.collects = collects
+        self._clocks = {name: (clock, _parts(clock)) for name, clock in clocks.items()}
 
     def end(self, collects: bool) -> None:
         """After the last round: look at everything once more."""
@@ -66,6 +70,7 @@ class Watch:
     def drop(self, name: str) -> None:
         """This launch has no more turns."""
         self._checks.pop(name, None)
+        self._clocks.pop(name, None)
 
     def before_round(self) -> None:
         """Give the inputs new values, and choose whether this round is checked."""
@@ -103,6 +108,7 @@ class Watch:
             if self._damage:
                 raise self._damage
             self._fence.glance(name)
+            self._require_same_clocks(name)
             if not self._values.look_intact():
                 raise Tampered(name, CHANGED_INPUTS)
             if self._ledger.can_afford() and SECRET.random() < _FULL_LOOKS:
@@ -153,6 +159,17 @@ class Watch:
         most = max(1, min(2 * clock.iterations, _MOST_KEPT, _MOST_KEPT_BYTES // max(1, output_bytes)))
         return Look(self, name, [clock.launch] * SECRET.randint(1, most))
 
+    def _require_same_clocks(self, name: str) -> None:
+        """Raise Tampered if a clock is made of something else, or an object of ours has a method of somebody's own."""
+        for whose, (clock, parts) in self._clocks.items():
+            now = _parts(clock)
+            if now.keys() != parts.keys() or not all(map(operator.is_, map(now.get, parts), parts.values())):
+                raise Tampered(name, f"it changed the clock of {whose}")
+        for ours in (self, self._problem, self._values, self._fence, self._ledger, SECRET,
+                     *{id(clock._hardware): clock._hardware for clock, _ in self._clocks.values()}.values()):
+            if method := _covered(ours):
+                raise Tampered(name, f"it replaced {type(ours).__name__}.{method}")
+
     def _look(self) -> None:
         whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
         self._fence.look(whose)
@@ -193,7 +210,8 @@ class Look:
             self._watch.spoil(max(1, len(self._calls)))
         if self._calls:
             clock.use(self._calls)
-        clock.copies = True
+        if hasattr(clock, "copies"):  # or nothing says that this sample is looked at
+            clock.copies = True
 
     def take(self, clock) -> None:
         """A sample whose time does not count, looked at; raises NotMeasured if it is wrong."""
@@ -205,7 +223,8 @@ class Look:
         """Right after the sample; raises NotMeasured if it is wrong."""
         returned = self._kept if self._calls else [clock.result]
         copy = copy_of(returned[-1])
-        clock.copies = False
+        if hasattr(clock, "copies"):
+            clock.copies = False
         if self._calls:
             clock.use(None)
         self._watch.judge(self._name, clock.name, returned, copy)
@@ -217,6 +236,15 @@ def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     moved[1:].copy_(values[:-1])
     moved[:1].copy_(values[-1:])
     return moved.neg_()
+
+
+def _parts(clock) -> dict:
+    return {name: value for name, value in vars(clock).items() if name not in _VOLATILE}
+
+
+def _covered(ours) -> str | None:
+    """The name of a method that an attribute of the object itself stands before, or None."""
+    return next((name for name in vars(ours) if callable(getattr(type(ours), name, None))), None)
 
 
 def _are_same(one, other) -> bool:
