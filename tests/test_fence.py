@@ -2,6 +2,7 @@
 import atexit
 import builtins
 import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +126,35 @@ def _denormals():
     return _done(lambda: torch.set_flush_denormal(True), lambda: torch.set_flush_denormal(False))
 
 
+@contextlib.contextmanager
+def _operator():
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library.impl("mean.dim", lambda *_, **__: None, "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+@contextlib.contextmanager
+def _others_cores():
+    """Of a thread that was there before."""
+    cores, sleeper = os.sched_getaffinity(0), _sleepers[0].native_id
+    os.sched_setaffinity(sleeper, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(sleeper, cores)
+
+
+def _mkl():
+    """The number of this thread's threads, of MKL's alone."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    return _done(lambda: library.MKL_Set_Num_Threads_Local(7), lambda: library.MKL_Set_Num_Threads_Local(0))
+
+
 def _everything_is_right(returned, inputs, expected, where):
     return check.Accuracy(0.0, 0.0)
 
@@ -147,10 +178,14 @@ QUICK = {
     "profile function": lambda: _done(lambda: sys.setprofile(lambda *_: None), lambda: sys.setprofile(None)),
     "switch interval": lambda: _done(lambda: sys.setswitchinterval(1), lambda: sys.setswitchinterval(0.005)),
     "cores": _only_one_core,
+    "the cores that it may use": _others_cores,
     "timers": lambda: _done(lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
                             lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0)),
 }
 FULL = {
+    "finders of modules": lambda: _done(lambda: sys.meta_path.insert(0, object()), lambda: sys.meta_path.pop(0)),
+    "kernels behind torch's operators": _operator,
+    "threads of OpenMP and MKL": _mkl,
     "signal handlers": _handler,
     "blocked signals": lambda: _done(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}),
                                      lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})),
@@ -186,16 +221,23 @@ FULL = {
     "content of": lambda: _done(lambda: clocks._BY_NAME.update(host=clocks.HostCold),
                                 lambda: clocks._BY_NAME.update(host=clocks.Host)),
 }
+_sleepers: list[threading.Thread] = []  # one that is there before the fence
 before_threshold, before_folder, before_depth = gc.get_threshold(), os.getcwd(), sys.getrecursionlimit()
 before_function = bmm.variants["torch_bmm"].function
 
 
 @pytest.fixture(scope="module")
 def fence():
+    done = threading.Event()
+    sleeper = threading.Thread(target=done.wait, daemon=True)
+    sleeper.start()
+    _sleepers.append(sleeper)
     made = Fence()
     made.keep_ops()
     made.keep(bmm.variants["torch_bmm"])
-    return made
+    yield made
+    done.set()
+    sleeper.join()
 
 
 @pytest.fixture
@@ -213,7 +255,8 @@ def test_a_glance_finds(words, fence, unchanged):
     assert tampered.value.whose == "it" and words in tampered.value.reason
 
 
-@pytest.mark.parametrize("words", FULL)
+@pytest.mark.parametrize("words", [words for words in FULL if words != "threads of OpenMP and MKL"
+                                   or torch.backends.mkl.is_available()])
 def test_a_look_finds(words, fence, unchanged):
     with FULL[words](), pytest.raises(Tampered) as tampered:
         fence.look("it")

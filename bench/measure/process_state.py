@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import os
 import pkgutil
@@ -16,6 +17,7 @@ import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.machinery import FileFinder
 
 import torch
 
@@ -25,6 +27,12 @@ _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
 _BY_LIBRARIES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
                  "PYTEST_CURRENT_TEST")  # variables that they set themselves
 _PATHS = len(sys.path)
+_FINDERS, _HOOKS = len(sys.meta_path), len(sys.path_hooks)
+# torch's operators that the baselines, the references and the checks call.
+_OPERATORS = ("abs", "add.Tensor", "addmm", "baddbmm", "bmm", "clone", "copy_", "div.Tensor", "empty.memory_format",
+              "empty_like", "equal", "linalg_vector_norm", "linear", "matmul", "max", "mean", "mean.dim", "mm",
+              "mul.Tensor", "sub.Tensor", "sum", "sum.dim_IntList")
+_KEYS = ("CPU:", "CUDA:", "Autograd", "CompositeImplicit", "CompositeExplicit", "Python")
 _USUAL_DEPTH = 1000
 _LEAST_NUMBER = 5e-324
 
@@ -107,6 +115,25 @@ def _torch_flags() -> tuple:
             torch.is_autocast_cache_enabled(), torch.get_num_interop_threads(), torch.is_warn_always_enabled())
 
 
+def _operators() -> dict:
+    """Where the kernels behind each operator were registered: who registers another one takes its place."""
+    dump = getattr(torch._C, "_dispatch_dump", None)
+    return {name: [line for line in dump(f"aten::{name}").splitlines() if line.startswith(_KEYS)]
+            for name in _OPERATORS} if dump else {}
+
+
+def _other_threads() -> list[str]:
+    """How many threads OpenMP and MKL use, which torch's own count does not tell."""
+    return [line for line in torch.__config__.parallel_info().splitlines() if "_max_threads" in line]
+
+
+def _finders() -> tuple:
+    """Who finds modules: libraries add theirs behind. And the ops' folders that not the usual finder looks into."""
+    strange = [folder for folder in op_folders().values()
+               if type(sys.path_importer_cache.get(folder)) not in (type(None), FileFinder)]
+    return sys.meta_path[:_FINDERS], sys.path_hooks[:_HOOKS], strange
+
+
 def _device_files() -> dict:
     """When each tuning and dispatch file was last changed (which no program can set back), and its size."""
     folders = (os.path.join(folder, kind) for folder in op_folders().values() for kind in ("tuning", "dispatch"))
@@ -139,13 +166,20 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the umask": _umask,
     "the standard files": _standard_files,
     "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
+    "the finders of modules": _finders,
+    "the kernels behind torch's operators": _operators,
+    "the threads of OpenMP and MKL": _other_threads,
     "the tuning and dispatch files": _device_files,
 }
 
 
 def op_folders() -> dict[str, str]:
     """The folders of the ops by name; none is imported for it."""
-    path = kernels.__path__
+    return _folders_in(tuple(kernels.__path__))
+
+
+@functools.cache
+def _folders_in(path: tuple[str, ...]) -> dict[str, str]:
     return {module.name: os.path.join(module.module_finder.path, module.name) for module in pkgutil.iter_modules(path)
             if module.ispkg and not module.name.startswith("_")}
 
