@@ -49,6 +49,10 @@ AT_IMPORT = {
     "closes_files": ("import os; os.closerange(3, 99)", CRASHED, "ended with exit code 0"),
     "writes_to_files": ("import os\nfor file in range(3, 99):\n    try: os.write(file, b'[\"done\"]\\nno\\n')\n"
                         "    except OSError: pass", FAILED, "what it declares can't be read"),
+    "forges_the_end": ("import os, stat\nfolder = f'/proc/{os.getppid()}/fd'\nfor name in os.listdir(folder):\n"
+                       "    if stat.S_ISFIFO(os.stat(f'{folder}/{name}').st_mode):\n"
+                       "        os.write(os.open(f'{folder}/{name}', os.O_WRONLY), b'[\"done\", null]\\n')\n"
+                       "raise ValueError('forged')", FAILED, "ValueError: forged"),
     "raises_60_mb": ("raise ValueError('x' * 60_000_000)", FAILED, "ValueError: xxx"),
     "raises_unprintably": ("class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd", FAILED, "Odd"),
     "speaks_to_the_ci": ("raise ValueError('::error::no \\x1b[31m \\ud800')", FAILED, "ValueError"),

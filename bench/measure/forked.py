@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import select
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,7 @@ def _read(received: bytes) -> tuple[list, tuple | None]:
 
 
 def _start(job: Job) -> _Running:
-    reading, writing = os.pipe()
+    reading, writing = (end.detach() for end in socket.socketpair())  # another job can open a pipe through /proc
     doing = Doing(multiprocessing.get_context("spawn"))
     doing.begin(job.name, "starting")
     parent = os.getpid()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,10 +40,14 @@ def process(tree: Path | None = None) -> Iterator[subprocess.Popen]:
 
 
 def _start(tree: Path) -> subprocess.Popen:
-    """In a group of its own: a Ctrl-C is the parent's."""
+    """In a group of its own: a Ctrl-C is the parent's. It answers on a socket: a pipe can be opened through /proc."""
     path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen([sys.executable, "-c", _PROGRAM, str(tree)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            env=os.environ | {"PYTHONPATH": path}, process_group=0)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        one = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(tree)], stdin=subprocess.PIPE,
+                               stdout=theirs.fileno(), env=os.environ | {"PYTHONPATH": path}, process_group=0)
+    one.stdout = os.fdopen(ours.detach(), "rb")
+    return one
 
 
 def _end(one: subprocess.Popen) -> None:
