@@ -177,6 +177,9 @@ QUICK = {
     "thresholds": lambda: _done(lambda: gc.set_threshold(5), lambda: gc.set_threshold(*before_threshold)),
     "profile function": lambda: _done(lambda: sys.setprofile(lambda *_: None), lambda: sys.setprofile(None)),
     "switch interval": lambda: _done(lambda: sys.setswitchinterval(1), lambda: sys.setswitchinterval(0.005)),
+    "dispatch keys": lambda: _done(
+        lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", True),
+        lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", False)),
     "cores": _only_one_core,
     "the cores that it may use": _others_cores,
     "timers": lambda: _done(lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),

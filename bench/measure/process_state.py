@@ -27,12 +27,14 @@ _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
 _BY_LIBRARIES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
                  "PYTEST_CURRENT_TEST")  # variables that they set themselves
 _PATHS = len(sys.path)
-_FINDERS, _HOOKS = len(sys.meta_path), len(sys.path_hooks)
+_FINDERS, _HOOKS = tuple(sys.meta_path), tuple(sys.path_hooks)  # kept alive, or an address could be used again
 # torch's operators that the baselines, the references and the checks call.
-_OPERATORS = ("abs", "add.Tensor", "addmm", "baddbmm", "bmm", "clone", "copy_", "div.Tensor", "empty.memory_format",
-              "empty_like", "equal", "linalg_vector_norm", "linear", "matmul", "max", "mean", "mean.dim", "mm",
-              "mul.Tensor", "sub.Tensor", "sum", "sum.dim_IntList")
-_KEYS = ("CPU:", "CUDA:", "Autograd", "CompositeImplicit", "CompositeExplicit", "Python")
+_OPERATORS = ("_scaled_mm", "_to_copy", "abs", "add.Tensor", "add_.Tensor", "addmm", "baddbmm", "bmm", "cat", "clone",
+              "copy_", "div.Tensor", "einsum", "empty.memory_format", "empty_like", "empty_strided", "equal",
+              "linalg_vector_norm", "linear", "matmul", "max", "mean", "mean.dim", "mm", "mul.Tensor", "mul_.Tensor",
+              "mv", "sub.Tensor", "sum", "sum.dim_IntList")
+# The keys by which a plain tensor's call goes. Others change by themselves, as batching rules loaded at a first use.
+_KEYS = ("CPU", "CUDA", "Autograd", "Composite", "Python", "BackendSelect", "ADInplaceOrView")
 _USUAL_DEPTH = 1000
 _LEAST_NUMBER = 5e-324
 
@@ -51,6 +53,17 @@ def _timers() -> tuple:
     return tuple(signal.getitimer(timer) for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
 
 
+def _other_threads() -> list[str]:
+    """How many threads OpenMP and MKL use, which torch's own count does not tell."""
+    return [line for line in torch.__config__.parallel_info().splitlines() if "_max_threads" in line]
+
+
+def _dispatch_keys() -> tuple[int, ...]:
+    """The keys that this thread adds to every call's, and those that it leaves out."""
+    sets = (getattr(torch._C, f"_dispatch_tls_local_{which}_set", None) for which in ("include", "exclude"))
+    return tuple(keys().raw_repr() for keys in sets if keys)
+
+
 QUICK: Mapping[str, Callable[[], object]] = {
     "torch's inference mode": torch.is_inference_mode_enabled,
     "whether gradients are recorded": torch.is_grad_enabled,
@@ -67,6 +80,8 @@ QUICK: Mapping[str, Callable[[], object]] = {
     "the profile function": sys.getprofile,
     "the switch interval": sys.getswitchinterval,
     "the timers": _timers,
+    "the threads of OpenMP and MKL": _other_threads,
+    "torch's dispatch keys": _dispatch_keys,
 }
 
 
@@ -122,16 +137,11 @@ def _operators() -> dict:
             for name in _OPERATORS} if dump else {}
 
 
-def _other_threads() -> list[str]:
-    """How many threads OpenMP and MKL use, which torch's own count does not tell."""
-    return [line for line in torch.__config__.parallel_info().splitlines() if "_max_threads" in line]
-
-
 def _finders() -> tuple:
     """Who finds modules: libraries add theirs behind. And the ops' folders that not the usual finder looks into."""
     strange = [folder for folder in op_folders().values()
                if type(sys.path_importer_cache.get(folder)) not in (type(None), FileFinder)]
-    return sys.meta_path[:_FINDERS], sys.path_hooks[:_HOOKS], strange
+    return [id(one) for one in (*sys.meta_path[:len(_FINDERS)], *sys.path_hooks[:len(_HOOKS)])], strange
 
 
 def _device_files() -> dict:
@@ -168,7 +178,6 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
     "the finders of modules": _finders,
     "the kernels behind torch's operators": _operators,
-    "the threads of OpenMP and MKL": _other_threads,
     "the tuning and dispatch files": _device_files,
 }
 
