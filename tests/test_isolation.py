@@ -65,7 +65,7 @@ def test_a_hang_costs_two_deadlines_at_most(isolated):
     isolated.call("room")
     start_s = time.monotonic()
     assert statuses(isolated.measure(task("hangs", "good"))) == {"hangs": HUNG, "good": MEASURED}
-    assert 2 * DEADLINE_S < time.monotonic() - start_s < 4 * DEADLINE_S
+    assert 2 * DEADLINE_S < time.monotonic() - start_s < 6 * DEADLINE_S
 
 
 def test_who_tampers_unseen_is_found_alone(isolated):
