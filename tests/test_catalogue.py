@@ -1,13 +1,17 @@
 """What there is to measure is read in processes of their own: whatever a file does to them is a row, and its alone."""
+import contextlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from bench import records, regress
 from bench.cases import PROFILES, along, plan
+from bench.errors import UsageError
 from bench.measure import catalogue
 from bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
 from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
@@ -178,6 +182,21 @@ def test_a_tree_without_a_contract_is_one_line(tree, tmp_path):
     (tmp_path / "kernels" / "op.py").write_text("def typo(:\n")
     with pytest.raises(ValueError, match="the kernels can't be read: SyntaxError"):
         catalogue.read(tree=tmp_path)
+
+
+@pytest.mark.parametrize("line, words", [
+    ('["done", {"op": 0, "variant": 1}]', "0 ops and 0 variants have arrived"),
+    ('["done", null]', "0 ops and 0 variants have arrived"),
+    ('["done"]', "a line that is no answer"), ('{"done": 0, "or": 1}', "a line that is no answer"),
+    ('["do', "a line that is no answer"), ("[" * 100_000, "a line that is no answer"),
+    ("\xff", "a line that is no answer"), ("1", "a line that is no answer")])
+def test_what_ends_early_or_is_no_answer_is_an_error(tmp_path, monkeypatch, line, words):
+    (tmp_path / "answers").write_text(f'["ready", null]\n{line}\n', encoding="latin-1")
+    with open(tmp_path / "answers", "rb") as answers:
+        process = SimpleNamespace(stdin=io.BytesIO(), stdout=answers)
+        monkeypatch.setattr(catalogue.reader, "process", lambda tree: contextlib.nullcontext(process))
+        with pytest.raises(UsageError, match=f"the kernels can't be read: .*{words}"):
+            catalogue.read()
 
 
 def test_a_plan_has_a_row_for_each_case_of_what_is_broken(found):

@@ -56,15 +56,16 @@ def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[t
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(asked)}\n".encode())
             process.stdin.close()
-        patience_s, told = _START_S, set()
+        patience_s, told, received = _START_S, set(), {"op": 0, "variant": 0}
         while True:
             ready, _, _ = select.select([process.stdout], [], [], patience_s)
             line = process.stdout.readline() if ready else b""
             if not line:
                 raise UsageError(f"the kernels can't be read: {_how_it_ended(process, bool(ready))}")
-            kind, data = json.loads(line)
+            kind, data = _message(line)
             patience_s = deadline_s + _PATIENCE_S
             if kind == "done":
+                _require_all(received, data)
                 return
             if kind == "failed":
                 raise UsageError(f"the kernels can't be read: {clean_line(data)}")
@@ -72,7 +73,27 @@ def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[t
                 told.add(data)
                 print(clean_line(data), file=sys.stderr)
             elif kind in ("op", "variant", "broken"):
+                if kind in received:
+                    received[kind] += 1
                 yield kind, data
+
+
+def _message(line: bytes) -> tuple[object, object]:
+    """What one line says: its kind, and the data."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, list) or len(message) != 2:
+        raise UsageError("the kernels can't be read: the process that reads them wrote a line that is no answer")
+    return tuple(message)
+
+
+def _require_all(received: Mapping[str, int], answered: object) -> None:
+    """Raise UsageError unless as much has arrived as the process says that it answered for: nothing is left out."""
+    if answered != received:
+        raise UsageError(f"the kernels can't be read: {received['op']} ops and {received['variant']} variants have "
+                         f"arrived, and the process that reads them says: {clean_line(json.dumps(answered))}")
 
 
 def _how_it_ended(process: subprocess.Popen, has_ended: bool) -> str:

@@ -1,6 +1,6 @@
 """The process that bench.measure.catalogue asks: it forks one process for each file, and says what came of each.
 
-It writes a line of JSON for everything that it says: [kind, data].
+It writes a line of JSON for everything that it says: [kind, data]. The last one, "done", has how many it answered for.
 """
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
     import torch
 
+    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
+    torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
+
     import kernels
     from bench.measure import importing, process_state
     from bench.measure.declarations import Request, op_job, variant_job
     from bench.measure.fence import Fence
 
-    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
-    torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
     importing.from_sources_only(process_state.op_folders().values())
     importing.refuse_audit_hooks()
     fence = Fence()
@@ -54,7 +55,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
                       if module.ispkg and not module.name.startswith("_"))
     yield from _strays(folder, packages)
     ops = {_file(name): name for name in packages if _is_name(name)}
-    variants = {}
+    op_count, variants = 0, {}
     for kind, answer in _each([op_job(name, file, request, fence) for file, name in ops.items()], asked["deadline_s"]):
         if kind != "ended":
             yield kind, answer
@@ -63,6 +64,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         else:
             op = answer["data"][0] | {"name": ops[answer["file"]]}
             yield "op", op
+            op_count += 1
             yield from (_misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"])
             variants |= {_file(op["name"], name): (op, name) for name in op["variants"]}
     jobs = [variant_job(op["name"], name, file, op["problems"], request.configs, fence)
@@ -73,7 +75,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
             yield "variant", answer | {"op": op["name"], "name": name}
         else:
             yield kind, answer
-    yield "done", None
+    yield "done", {"op": op_count, "variant": len(variants)}
 
 
 def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:

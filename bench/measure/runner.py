@@ -11,8 +11,8 @@ from dataclasses import asdict
 import torch
 
 import kernels
-from bench.measure import audit, busy, capacity, ceilings, energy, grids, invariance, memory, outcome, placing
-from bench.measure import remembering
+from bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
+from bench.measure import placing, process_state, remembering
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
 from bench.measure.fence import Fence
@@ -40,6 +40,8 @@ class Runner:
         self._state = state_of(device)
         self._guard = busy.guard_of(device, lambda why: begin("", why))
         self._held: Held | None = None
+        importing.from_sources_only(process_state.op_folders().values())
+        importing.refuse_audit_hooks()
         cpu_tasks.start_threads_here()  # the process that this one is forked from calls no kernel
         if device == "cpu":
             memory.keep_freed_memory()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -10,16 +11,15 @@ import time
 from pathlib import Path
 from time import perf_counter as now_s  # as it is now, whatever a variant makes of time.perf_counter later
 
-import torch
-
 _TASKS = Path("/proc/self/task")
 _RESTS_S = (0.015, 0.1, 0.5)  # OpenMP's threads spin before they sleep: milliseconds, and more on a busy machine
 _WINDOW_S = 0.01
 _BUSY = 0.1
 _NAP_S = 1e-4
 _LONGEST_WAIT_S = 0.02  # twice as long as OpenMP's threads were seen to spin
+_TORCH = importlib.util.find_spec("torch")  # which is not imported for it
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-                   | {str(Path(torch.__file__).parents[1])})
+                   | ({str(Path(_TORCH.origin).parents[1])} if _TORCH else set()))
 _COMPILERS = b"torch/_inductor"  # torch.compile keeps a pool of processes
 
 

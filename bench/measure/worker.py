@@ -79,11 +79,7 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
 def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | None]:
     """The Runner that does what is asked, or why there is none."""
     try:
-        from bench.measure import importing, process_state
         from bench.measure.runner import Runner
-
-        importing.from_sources_only(process_state.op_folders().values())
-        importing.refuse_audit_hooks()
 
         _require_kernels_of(tree)
         return Runner(device, doing.begin), None
