@@ -75,7 +75,7 @@ class _Machine:
 
     def rest(self) -> None:
         """Wait until no thread spins."""
-        self.host_s = max(self.host_s, *self._spinning.values(), 0)
+        self.host_s = max([self.host_s, *self._spinning.values()])
 
     def why_throttled(self) -> str | None:
         """Whether an episode overlaps the time since this was last asked."""
@@ -95,7 +95,8 @@ class _Machine:
             seconds *= 5
         if any(until_s > at_s for other, until_s in self._spinning.items() if other is not kernel):
             seconds *= CROWDED
-        self._spinning[kernel] = at_s + seconds + kernel.spins_s
+        if kernel.spins_s:
+            self._spinning[kernel] = at_s + seconds + kernel.spins_s
         return seconds * (THROTTLED if any(start <= at_s < end for start, end in self._throttled) else 1)
 
 

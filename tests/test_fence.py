@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import library as registry
 
 import kernels
 from bench.measure import check, clocks, outcome
@@ -128,7 +129,7 @@ def _denormals():
 
 @contextlib.contextmanager
 def _operator():
-    library = torch.library.Library("aten", "IMPL")
+    library = registry.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library.impl("mean.dim", lambda *_, **__: None, "CPU")

@@ -14,7 +14,7 @@ from bench.records import MEASURED
 from tests.trees import copy_sources, drop_in
 
 NAMES = ("exits_in_a_call", "stops_its_process", "closes_every_descriptor", "answers_for_its_worker",
-         "answers_with_the_number", "raises_60_mb")
+         "answers_with_the_number", "raises_60_mb", "rewrites_a_neighbour")
 DEADLINE_S = 5
 
 

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bench.measure import threads
+
 _CPUS = Path("/sys/devices/system/cpu")
-_TASKS = Path("/proc/self/task")
 _SPINS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms
 
 
@@ -34,9 +35,9 @@ def cores_by_thread() -> dict[int, set[int]]:
     """Those that each thread of this process may use, by its number; none where the system doesn't say."""
     found = {}
     if hasattr(os, "sched_getaffinity"):
-        for name in os.listdir(_TASKS):
+        for thread in threads.ids():
             with contextlib.suppress(OSError):  # it has ended
-                found[int(name)] = os.sched_getaffinity(int(name))
+                found[thread] = os.sched_getaffinity(thread)
     return found
 
 
@@ -49,7 +50,7 @@ def give_each_thread_a_core() -> list[int]:
     if not others:
         return []
     mine = threading.get_native_id()
-    pools = sorted(int(name) for name in os.listdir(_TASKS) if int(name) != mine)
+    pools = sorted(threads.ids() - {mine})
     for number, thread in enumerate(pools):
         _allow(thread, {others[number % len(others)]})
     os.sched_setaffinity(mine, [first])

@@ -108,10 +108,12 @@ class Runner:
         if self._device != "cpu":
             yield
             return
-        with placing.each_thread_on_a_core():
+        try:
+            with placing.each_thread_on_a_core():
+                self._fence.accept_cores()
+                yield
+        finally:
             self._fence.accept_cores()
-            yield
-        self._fence.accept_cores()
 
     def _attempt(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label, whoever had the cores."""
