@@ -182,11 +182,11 @@ QUICK = {
         lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", True),
         lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", False)),
     "cores": _only_one_core,
-    "the cores that it may use": _others_cores,
     "timers": lambda: _done(lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
                             lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0)),
 }
 FULL = {
+    "a thread's cores": _others_cores,
     "finders of modules": lambda: _done(lambda: sys.meta_path.insert(0, object()), lambda: sys.meta_path.pop(0)),
     "kernels behind torch's operators": _operator,
     "threads of OpenMP and MKL": _mkl,

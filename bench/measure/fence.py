@@ -45,7 +45,7 @@ class Fence:
 
     def accept_cores(self) -> None:
         """Take the cores that threads may use as they are: after they were placed."""
-        self._cores = placing.cores_by_thread()
+        self._own_cores, self._cores = placing.cores(), placing.cores_by_thread()
 
     def keep_ops(self) -> None:
         """Take the ops that have just been imported as they are; an op is imported when it is first asked for."""
@@ -71,14 +71,16 @@ class Fence:
         """Raise Tampered if what can be read in microseconds has changed."""
         if gc.isenabled() is not self.collects:
             raise Tampered(whose, f"it left garbage collection {'off' if self.collects else 'on'}")
-        cores = placing.cores_by_thread()
-        if any(cores.get(thread, allowed) != allowed for thread, allowed in self._cores.items()):
+        if placing.cores() != self._own_cores:
             raise Tampered(whose, "it left the cores that it may use changed")
         self._require_same(whose, process_state.QUICK, self._quick)
 
     def look(self, whose: str | None) -> None:
         """Raise Tampered if anything has changed that must not. Takes a millisecond or two."""
         self.glance(whose)
+        cores = placing.cores_by_thread()
+        if any(cores.get(thread, allowed) != allowed for thread, allowed in self._cores.items()):
+            raise Tampered(whose, "it left a thread's cores changed")
         self._require_same(whose, process_state.FULL, self._full)
         if name := self._originals.changed():
             raise Tampered(whose, f"it replaced {name}")

@@ -80,7 +80,6 @@ QUICK: Mapping[str, Callable[[], object]] = {
     "the profile function": sys.getprofile,
     "the switch interval": sys.getswitchinterval,
     "the timers": _timers,
-    "the threads of OpenMP and MKL": _other_threads,
     "torch's dispatch keys": _dispatch_keys,
 }
 
@@ -176,6 +175,7 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the umask": _umask,
     "the standard files": _standard_files,
     "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
+    "the threads of OpenMP and MKL": _other_threads,
     "the finders of modules": _finders,
     "the kernels behind torch's operators": _operators,
     "the tuning and dispatch files": _device_files,
