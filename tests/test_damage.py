@@ -16,7 +16,7 @@ TIMES = {"report": 5, "explain": 60, "advise": 16, "compare": 60, "history": 4, 
 
 @pytest.mark.parametrize("command", damage.SUBJECTS)
 def test_no_damage_prints_a_traceback(command):
-    outcome = damage.fuzz(command, TIMES[command], seed=7)
+    outcome = damage.fuzz(command, range(TIMES[command]), seed=7)
     assert not outcome.failures, outcome.failures[0]
     assert outcome.shown  # some damage is harmless
     assert outcome.codes[2] or command == "history"  # which passes over a damaged line, and says so
@@ -27,10 +27,10 @@ def test_a_traceback_and_a_hang_would_be_seen(monkeypatch):
         raise KeyError("x")
 
     monkeypatch.setattr(damage, "main", fails)
-    assert len(damage.fuzz("explain", 3).failures) == 3
+    assert len(damage.fuzz("explain", range(3)).failures) == 3
     monkeypatch.setattr(damage, "LONGEST_S", 1)
     monkeypatch.setattr(damage, "main", lambda arguments: threading.Event().wait())
-    assert "not done after 1 s" in damage.fuzz("explain", 1).failures[0]
+    assert "not done after 1 s" in damage.fuzz("explain", range(1)).failures[0]
 
 
 @pytest.fixture
