@@ -24,6 +24,7 @@ from bench.verdicts import crossovers, medians
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _TRIES = 2                    # before a variant is blamed
 LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
+_BLAME = math.log(2)         # and some of 4 us by half
 _REFUTES = (WRONG, FAILED, CRASHED, HUNG)
 
 
@@ -40,8 +41,11 @@ class Gain:
 
     def is_gone(self, again: "Gain") -> bool:
         """Whether less than half of the gain is there again, and less by more than luck, beyond both intervals."""
-        least = self.log - self.half_width - max(self.log / 2, LUCK)
-        return again.log + again.half_width < least
+        return self.sank_by(again) > max(self.log / 2, LUCK)
+
+    def sank_by(self, again: "Gain") -> float:
+        """How much less of it is there again, as a logarithm, beyond both intervals."""
+        return self.log - self.half_width - (again.log + again.half_width)
 
     def is_luck(self) -> bool:
         """Whether it is no more than what one process may be quicker than the next."""
@@ -104,8 +108,9 @@ class Confirming:
 
         {"published", "again"}: both gains, of what was confirmed. {"published", "why_not"}: it could not be. With
         "status" and "reason": the case's own from now on. With "unranked", a reason: its time stands and wins nothing,
-        for it is the baseline that took less time there. A variant of which one gain is gone loses all its gains that
-        were not confirmed: a gain that is not its own on one problem is not believed on another.
+        for it is the baseline that took less time there, or the gain sank by less than an honest kernel is blamed for.
+        A variant of which one gain is gone loses its others that were not confirmed: those that are no larger, and all
+        of them where the gain sank by more than that.
         """
         found = winners(records, baselines)
         if found:
@@ -117,9 +122,10 @@ class Confirming:
             for winner in tried:
                 results[winner.record.id] = result = self._confirmed(winner)
                 if _is_gone(result):
-                    others = [other for other in found if other.variant == winner.variant]
-                    results |= {other.record.id: _not_believed(other, winner, result) for other in others
-                                if other.record.id not in results}
+                    others = [other for other in found
+                              if other.variant == winner.variant and other.record.id not in results
+                              and (_sank_far(result) or other.gain.log <= winner.gain.log)]
+                    results |= {other.record.id: _not_believed(other, winner, result) for other in others}
                     break
         return results
 
@@ -147,6 +153,8 @@ class Confirming:
                   "its own")
         if gain(winner.record.samples_s, variant.samples_s).is_luck():
             return {"again": math.exp(again.log), "unranked": f"{reason}, where it takes as long as it did"}
+        if winner.gain.sank_by(again) <= _BLAME:
+            return {"again": math.exp(again.log), "unranked": reason}
         return {"again": math.exp(again.log), "status": INVALID, "reason": reason}
 
     def _measured_apart(self, winner: Winner) -> dict[str, Outcome]:
@@ -167,6 +175,11 @@ def _refutes(outcome: Outcome) -> bool:
 
 def _is_gone(result: Mapping) -> bool:
     return "status" in result or "unranked" in result
+
+
+def _sank_far(result: Mapping) -> bool:
+    """Whether a gain that is gone sank by more than an honest kernel's may."""
+    return "again" not in result or math.log(result["published"] / result["again"]) > _BLAME
 
 
 def _not_believed(winner: Winner, gone: Winner, result: Mapping) -> dict:

@@ -89,6 +89,25 @@ def test_a_gain_over_a_baseline_that_took_longer_than_alone_is_not_ranked_and_bl
         assert "is not believed, for one was not confirmed: bmm/quick/" in other["unranked"] and "status" not in other
 
 
+def test_a_gain_that_sank_by_less_than_half_is_not_ranked_nor_are_smaller_ones_and_blames_nobody():
+    published = [record("torch_bmm", batch, 8e-6, clock="host") for batch in (1, 3, 8)] + [
+        record("quick", batch, seconds, clock="host") for batch, seconds in ((1, 1e-6), (3, 6e-6), (8, 5e-6))]
+    for _ in range(20):  # which one is tried after the largest is drawn
+        again = {1: 1.1e-6, 3: 9e-6, 8: 8.5e-6}
+        workers = Workers({"torch_bmm": [8e-6], "quick": [8e-6]})
+        workers.measure = lambda task: {label: Outcome(MEASURED, "", record(
+            variant, 1, 8e-6 if variant == "torch_bmm" else again[task.batch]).samples_s)
+            for label, variant in task.entries}
+        results = Confirming(workers, PROFILES["smoke"], 100.0, lambda: 0.0).confirmations(published, BASELINES)
+        largest, small, middle = (results.get(f"bmm/quick/tiny_16/float32/B{batch}") for batch in (1, 3, 8))
+        assert "unranked" not in largest and not any("status" in one for one in results.values())
+        assert small["unranked"].startswith("its gain ")
+        if middle:
+            assert middle["unranked"] == "its gain over torch_bmm was 1.60x, and 0.94x in a process of its own"
+        else:
+            assert small["unranked"] == "its gain over torch_bmm was 1.33x, and 0.89x in a process of its own"
+
+
 def test_once_is_not_twice():
     results, workers = confirmed({"quick": [7.9e-6, 1e-6]})
     assert workers.asked[:2] == [("quick", 3), ("quick", 3)]
