@@ -18,6 +18,9 @@ FORCE   ?=
 HISTORY ?=
 CASE    ?=
 
+# A setting's value as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$($1))'
+
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
@@ -64,19 +67,19 @@ help:
 	@echo "make fails with its own 2 whatever a command exits with, and prints that code (Error 1, Error 3: README)."
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
-	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes [$(PROFILE)]"
-	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    [$(K)]"
-	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  [$(DEVICE)]"
-	@echo "  RUN=<folder>               a stored run: report, advise, dispatch, explain     [$(RUN)]"
-	@echo "  CASE=<id>                  which case, for explain and profile                 [$(CASE)]"
+	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes ["$(call quoted,PROFILE)"]"
+	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    ["$(call quoted,K)"]"
+	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  ["$(call quoted,DEVICE)"]"
+	@echo "  RUN=<folder>               a stored run: report, advise, dispatch, explain     ["$(call quoted,RUN)"]"
+	@echo "  CASE=<id>                  which case, for explain and profile                 ["$(call quoted,CASE)"]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
-	@echo "  BASE=<revision>            what regress compares the working tree with       [$(BASE)]"
-	@echo "  BUDGET=<minutes>           regress begins no pair that would end later        [$(BUDGET)]"
-	@echo "  A=, B=, FORCE=1            compare's runs or revisions; FORCE: of two machines [$(A) $(B) $(FORCE)]"
-	@echo "  HISTORY=<folder>           where bench appends and history reads [$(or $(HISTORY),reports/history)]"
-	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write [$(OUT)]"
-	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 [$(PYTHON)]"
-	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         [$(VENV)]"
+	@echo "  BASE=<revision>            what regress compares the working tree with       ["$(call quoted,BASE)"]"
+	@echo "  BUDGET=<minutes>           regress begins no pair that would end later        ["$(call quoted,BUDGET)"]"
+	@echo "  A=, B=, FORCE=1            compare's runs or revisions; FORCE: of two machines ["$(call quoted,A) $(call quoted,B)" $(FORCE)]"
+	@echo "  HISTORY=<folder>           where bench appends and history reads ["$(if $(HISTORY),$(call quoted,HISTORY),reports/history)"]"
+	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write ["$(call quoted,OUT)"]"
+	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 ["$(call quoted,PYTHON)"]"
+	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         ["$(call quoted,VENV)"]"
 
 install: $(INSTALLED)
 
@@ -89,7 +92,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 bench: $(INSTALLED)
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)" --history "$(HISTORY)"
+	$(PY) -m bench run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
@@ -97,61 +100,61 @@ $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 
 bench-peers: $(PEERS)
 	$(if $(VENV),,@echo "VENV is empty: peers that are missing are not installed (pip install --no-deps -r requirements-peers.txt)")
-	$(PY) -m bench run --profile "$(PROFILE)" --device "$(DEVICE)" -k "$(or $(K),wgrad_stats)" --out "$(OUT)" --history "$(HISTORY)"
+	$(PY) -m bench run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k $(if $(K),$(call quoted,K),wgrad_stats) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 noise claims: $(INSTALLED)
-	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"
+	$(PY) -m bench $@ --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
 
 advise: $(INSTALLED)
-	@$(PY) -m bench advise --profile "$(PROFILE)" --device "$(DEVICE)" $(if $(RUN),--run "$(RUN)") \
-	  $(if $(WORKLOAD),--workload "$(WORKLOAD)") $(if $(BATCH),--batch "$(BATCH)") $(if $(COST_CAP),--cost-cap "$(COST_CAP)")
+	@$(PY) -m bench advise --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) $(if $(RUN),--run $(call quoted,RUN)) \
+	  $(if $(WORKLOAD),--workload $(call quoted,WORKLOAD)) $(if $(BATCH),--batch $(call quoted,BATCH)) $(if $(COST_CAP),--cost-cap $(call quoted,COST_CAP))
 
 coverage: $(INSTALLED)
 	$(PY) -m bench coverage
 
 noise-cost: $(PEERS)
-	$(PY) -m bench noise-cost --device "$(DEVICE)"
+	$(PY) -m bench noise-cost --device $(call quoted,DEVICE)
 
 list: $(INSTALLED)
-	@$(PY) -m bench list --profile "$(PROFILE)" --device "$(DEVICE)"
+	@$(PY) -m bench list --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE)
 
 tune: $(INSTALLED)
-	$(PY) -m bench tune --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)"
+	$(PY) -m bench tune --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
 
 dispatch: $(INSTALLED)
-	$(PY) -m bench dispatch --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" $(if $(RUN),--run "$(RUN)")
+	$(PY) -m bench dispatch --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(RUN),--run $(call quoted,RUN))
 
 codegen: $(INSTALLED)
 	$(PY) -m bench codegen $(if $(PIN),--pin)
 
 explain: $(INSTALLED)
-	@$(PY) -m bench explain "$(CASE)" $(if $(RUN),--run "$(RUN)")
+	@$(PY) -m bench explain $(call quoted,CASE) $(if $(RUN),--run $(call quoted,RUN))
 
 profile: $(INSTALLED)
-	@$(PY) -m bench profile "$(CASE)" --device "$(DEVICE)"
+	@$(PY) -m bench profile $(call quoted,CASE) --device $(call quoted,DEVICE)
 
 readme: $(BROWSER)
 	$(PY) -m bench readme
 
 regress: $(INSTALLED)
-	$(PY) -m bench regress --base "$(BASE)" --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)" \
-	  $(if $(BUDGET),--budget "$(BUDGET)")
+	$(PY) -m bench regress --base $(call quoted,BASE) --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) \
+	  $(if $(BUDGET),--budget $(call quoted,BUDGET))
 
 selftest: $(INSTALLED)
-	$(PY) -m bench selftest --profile "$(PROFILE)" --device "$(DEVICE)" -k="$(K)" --out "$(OUT)"
+	$(PY) -m bench selftest --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
 
 compare: $(INSTALLED)
-	@$(PY) -m bench compare "$(A)" "$(B)" $(if $(FORCE),--force)
+	@$(PY) -m bench compare $(call quoted,A) $(call quoted,B) $(if $(FORCE),--force)
 
 history: $(INSTALLED)
-	@$(PY) -m bench history -k="$(K)" --out "$(OUT)" --history "$(HISTORY)"
+	@$(PY) -m bench history -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 aa evidence: $(INSTALLED)
-	$(PY) -m bench $@ --profile "$(PROFILE)" --device "$(DEVICE)" --out "$(OUT)"
+	$(PY) -m bench $@ --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
 
 report: $(INSTALLED)
-	@test -n "$(RUN)" || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
-	$(PY) -m bench report "$(RUN)"
+	@test -n $(call quoted,RUN) || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
+	$(PY) -m bench report $(call quoted,RUN)
 
 test: $(INSTALLED)
 	$(PY) -m pytest

@@ -178,8 +178,7 @@ def _report(options) -> int:
     from bench.stored_files import blamed_on
 
     folder = Path(options.folder)
-    publishing.recover(folder)
-    run = records.load(folder)
+    run = publishing.recovered(folder)
     with blamed_on(records.path_in(folder)):
         return 0 if publishing.write_report(run, folder, (OSError,)) else 1
 

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
                                epilog="exit: 0 clean, 1 a configuration was wrong or failed (the others are kept), "
                                       "2 usage, 3 nothing to tune here")
     _add_plan_options(tune)
-    tune.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
+    tune.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
     tune.add_argument("--seconds", type=_positive, default=0.3,
                       help="the most to time each configuration (default 0.3)")
     tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
@@ -65,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
                                    "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a "
                                    "table was left as it is because the new one could not be verified")
     _add_plan_options(dispatch)
-    dispatch.add_argument("-k", default="", metavar="TEXT", help="only problems whose id contains this; the tables of "
-                          "other ops are not touched")
+    dispatch.add_argument("-k", default="", metavar="EXPRESSION", help="only problems of which a case matches, as in "
+                          "pytest -k; the tables of other ops are not touched")
     dispatch.add_argument("--run", metavar="FOLDER", help="call by its tables, take out what is slower, and write "
                           "them (default: call by the tables that there are)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     history = commands.add_parser("history", help="every run on a machine: what changed, when, at which revision",
                                   epilog="exit: 0 shown, 2 usage, 3 there is no run to show")
     history.add_argument("machine", nargs="?", help="which machine's, as its file is called (default: all there are)")
-    history.add_argument("-k", default="", metavar="TEXT", help="only cases whose id contains this")
+    history.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
     history.add_argument("--out", metavar="FOLDER", help="where the plots and CSVs are written (default: beside it)")
     history.add_argument("--history", metavar="FOLDER", help="where it is kept (default: reports/history)")
     codegen = commands.add_parser("codegen", help="compile every GPU variant (no GPU needed), compare with the pins",

@@ -22,6 +22,7 @@ from bench.measure.task import Task
 from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id, is_broken
 from bench.report import dispatch as report
 from bench.report.fitting import wrapped
+from bench.selection import selected
 from bench.stored_files import blamed_on
 from bench.verdicts.dispatch import Called
 from bench.verdicts.usable import why_unusable
@@ -38,7 +39,8 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
     """Call problems of the profile; by the tables of a run of this machine, if one is given, which are then written.
 
     Args:
-        selection: only problems that have this in their id; the tables of other ops are not touched.
+        profile: whose problems are called where no run is given, which has its own.
+        selection: only problems of which a case matches (pytest's -k); the tables of other ops are not touched.
 
     Returns:
         0; 1 where a call is slower than the baseline and the look-up, or fails; 3 where nothing could be measured, or
@@ -51,14 +53,16 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
     """
     device = environment.resolve_device(device)
     run = _evidence(run_folder, device) if run_folder else None
-    the_plan = plan(profile, device)
+    the_plan = plan(run.about["profile"] if run else profile, device)
     broken = broken_lines(the_plan)
     for line in broken:
         print(line, file=sys.stderr)
     calls = _Calls(the_plan)
-    problems = [problem for problem in calls.problems() if selection in _id(problem)]
+    chosen = set(selected([case.id for case in the_plan.cases], selection, f"of profile {the_plan.profile.name}"))
+    named = {case.problem for case in the_plan.cases if case.id in chosen}
+    problems = [problem for problem in calls.problems() if problem in named]
     if not problems:
-        raise UsageError(f"K={selection!r} is in the id of no problem that {profile} has here: `make list` shows them")
+        raise UsageError(f"K={selection!r} matches no problem of which the baseline can be timed here")
     tables = _tables(run, run_folder, problems, the_plan) if run else None
     try:
         called, refuted = _verified(calls, problems, tables)
@@ -80,8 +84,8 @@ def _tables(run: Run, folder: Path, problems: Sequence[Problem], the_plan: Plan)
     if not tables.entries:
         raise UsageError(f"{folder} has timed no baseline of the problems that are called: name another run, or K=")
     if tables.left_out:
-        print(f"{tables.left_out} problems of the run are not called with PROFILE={the_plan.profile.name} and this K, "
-              "so no table gets them", file=sys.stderr)
+        print(f"{tables.left_out} problems of the run are not called with this K, so no table gets them",
+              file=sys.stderr)
     return tables
 
 

@@ -186,7 +186,7 @@ def _run_command(folder: Path, device: str, profile: str) -> list[str]:
 def _show_run(folder: Path, device: str) -> str:
     """Keep the run's file; its plots, which `make report` draws from that, are too many to come back from a device."""
     for run_folder in (folder / _RUNS).glob("*"):
-        publishing.recover(run_folder)
+        publishing.recovered(run_folder)
     for stored in (folder / _RUNS).glob(f"*/{records.FILE_NAME}"):
         stored.replace(folder / records.FILE_NAME)
     shutil.rmtree(folder / _RUNS, ignore_errors=True)

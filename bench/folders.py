@@ -22,18 +22,18 @@ def new_folder(parent: Path, device_name: str) -> Path:
         free = shutil.disk_usage(parent).free
         if free < LEAST_FREE_BYTES:
             raise UsageError(f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {LEAST_FREE_BYTES >> 20}: "
-                             "free some, or name another folder with --out")
+                             "free some, or name another folder with OUT=")
         for suffix in ("", *(f"-{number}" for number in range(2, 100))):
             with contextlib.suppress(FileExistsError):
                 (parent / f"{name}{suffix}").mkdir()
                 return parent / f"{name}{suffix}"
         raise UsageError(f"{parent}/{name} and 98 more like it exist already")
     except OSError as error:
-        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with --out") from error
+        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with OUT=") from error
 
 
-def require_writable(folder: Path) -> None:
-    """Make the folder, where it is not there.
+def require_writable(folder: Path, setting: str = "OUT") -> None:
+    """Make the folder, where it is not there; `setting` names it.
 
     Raises:
         UsageError: if files can't be written into it.
@@ -43,7 +43,7 @@ def require_writable(folder: Path) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with --out") from error
+        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with {setting}=") from error
 
 
 def remove_if_empty(folder: Path) -> None:

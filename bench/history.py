@@ -16,6 +16,8 @@ from bench.errors import UsageError
 from bench.records import MEASURED, Record, Run, parse_case_id
 from bench.report import history as shown
 from bench.report import otava
+from bench.report.tables import unique
+from bench.selection import selected
 from bench.stored_files import blamed_on
 from bench.verdicts import trends
 from bench.verdicts.identity import identity, toolchain
@@ -125,7 +127,7 @@ def history(device: str | None = None, k: str = "", out: Path | None = None, fol
 
     Args:
         device: the name of a history's file without its ending; by default all in `folder`.
-        k: only cases whose id contains this.
+        k: only cases that match (pytest's -k).
         out: where to write; by default a folder beside the history, named as it is.
 
     Returns:
@@ -153,9 +155,8 @@ def history(device: str | None = None, k: str = "", out: Path | None = None, fol
 def _show(path: Path, k: str, out: Path) -> int:
     """Show one file's history; how many runs it has."""
     entries, damaged = read(path)
-    groups = trends.groups(entries, k)
-    if k and groups and not any(group.series for group in groups):
-        raise UsageError(f"no case in {path} contains {k!r}")
+    cases = unique(case for entry in entries for case in entry.cases)
+    groups = trends.groups(entries, selected(cases, k, f"in {path}") if k and cases else None)
     print(shown.terminal(path.stem, groups))
     if damaged:
         print(f"{path}: passed over what can't be read: line {', '.join(map(str, damaged))}")

@@ -15,7 +15,7 @@ from bench.console import complain
 from bench.errors import UsageError
 from bench.records import Run
 from bench.report import ci, junit, run_in_ci
-
+from bench.stored_files import DamagedFile
 
 _Errors = tuple[type[Exception], ...]
 
@@ -71,15 +71,23 @@ def store_run(document: dict, folder: Path) -> Path:
     return store(lambda place: records.save(place, document), folder, "report")
 
 
-def recover(folder: Path) -> None:
-    """Make the run.json of a folder that has only a journal: its run was killed.
+def recovered(folder: Path) -> Run:
+    """The run in a folder. Where there is only a journal, as of a run that was killed, its run.json is made first.
 
     Raises:
-        ValueError: if that journal can't be read.
+        ValueError: if what there is can't be read.
         OSError: if run.json can't be written.
     """
-    if (folder / journal.FILE_NAME).exists() and not (folder / records.FILE_NAME).exists():
+    has_journal = (folder / journal.FILE_NAME).exists()
+    if has_journal and not records.path_in(folder).exists():
         store_run(journal.read(folder), folder)
+    try:
+        return records.load(folder)
+    except DamagedFile as damaged:
+        if not has_journal:
+            raise
+        raise DamagedFile(f"{damaged}; its {journal.FILE_NAME} has all that was measured: remove {records.FILE_NAME}, "
+                          "and it is made anew from that") from damaged
 
 
 def _elsewhere() -> Iterator[Path]:

@@ -1,33 +1,26 @@
 """One pytest session over a plan: pytest selects and pytest-benchmark keeps the rounds, a worker process takes them."""
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Container, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Container, Sequence
 
 import pytest
 
 from bench import records, texts
 from bench.cases import Case, Plan, refined
 from bench.declared import DeclaredOp
-from bench.errors import UsageError
 from bench.journal import Journal
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.progress import Progress
 from bench.records import OURS
+from bench.selection import ARGUMENTS, REPOSITORY, no_plugins_but_ours, require_selected
 from bench.session import Session
 from bench.verdicts.refinement import batches_to_add
 from kernels.device_files import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
-_REPOSITORY = Path(__file__).resolve().parents[1]
-_ARGUMENTS = (str(_REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(_REPOSITORY), "-c", os.devnull,
-              "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
-              "--capture=no", "-o", "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true")
 
 
 def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
@@ -43,7 +36,7 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
     measurer, progress = Measurer(the_plan, isolation, clocks), Progress()
     session = Session(the_plan, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
-    _require_selected(code, selection, len(the_plan.cases), the_plan.profile.name)
+    require_selected(code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}")
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
         document = journal.document()
         more = refined(the_plan, batches_to_add(records.parse(document).records, document[OURS]["baselines"]))
@@ -56,8 +49,8 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
 
 def _measured(session: Session, selection: str, *plugins) -> int:
     """pytest's exit code of a session."""
-    with _no_plugins_but_ours():
-        code = pytest.main([*_ARGUMENTS, "-k", selection, "--benchmark-quiet"], plugins=[session, *plugins])
+    with no_plugins_but_ours():
+        code = pytest.main([*ARGUMENTS, "-k", selection, "--benchmark-quiet"], plugins=[session, *plugins])
     session.progress.end()
     if code == pytest.ExitCode.OK:
         session.measure_ceilings()  # again, for the machine may not be what it was
@@ -90,44 +83,6 @@ def _empty_document(config) -> dict:
     return {name: part for name, part in document.items() if name != "benchmarks"}
 
 
-def selected(case_ids: Sequence[str], selection: str, profile_name: str) -> list[str]:
-    """Those of the case ids that match `selection`, as `measure` chooses them.
-
-    Raises:
-        UsageError: if `selection` is not a pytest -k expression, or matches nothing.
-    """
-    chooser = _Chooser(case_ids)
-    with _no_plugins_but_ours():
-        code = pytest.main([*_ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])
-    if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
-        raise KeyboardInterrupt
-    _require_selected(code, selection, len(case_ids), profile_name)
-    return chooser.chosen
-
-
-class _Chooser:
-    """Lets pytest choose among case ids, and keeps what it chose."""
-
-    def __init__(self, case_ids: Sequence[str]):
-        self._case_ids = list(case_ids)
-        self.chosen: list[str] = []
-
-    def pytest_generate_tests(self, metafunc):
-        if "case_id" in metafunc.fixturenames:
-            metafunc.parametrize("case_id", self._case_ids, ids=self._case_ids)
-
-    def pytest_collection_finish(self, session):
-        self.chosen = [item.callspec.params["case_id"] for item in session.items]
-
-
-def _require_selected(code: int, selection: str, cases: int, profile_name: str) -> None:
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"K={selection!r} matches none of the {cases} cases of profile {profile_name}: "
-                         "`python -m bench list` shows them")
-    if code == pytest.ExitCode.USAGE_ERROR:
-        raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
-
-
 class Measurer:
     """Puts cases and ceilings to the worker, with the effort of a plan's profile."""
 
@@ -156,22 +111,10 @@ class Measurer:
         return self._isolation.measure(Task(op, scenario, dtype, batch, entries, **self._settings))
 
 
-@contextlib.contextmanager
-def _no_plugins_but_ours() -> Iterator[None]:
-    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
-    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
-        os.environ.update({name: value for name, value in outside.items() if value is not None})
-
-
 def _tuning(op: DeclaredOp, device: str) -> dict:
     """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
     path = file_for(op.folder, "tuning", device)
-    found = {"file": path.relative_to(_REPOSITORY).as_posix(), "measured": None, "seconds": None}
+    found = {"file": path.relative_to(REPOSITORY).as_posix(), "measured": None, "seconds": None}
     try:
         header = stored(path)
     except ValueError as damaged:

@@ -135,7 +135,7 @@ def load(folder: Path) -> Run:
     try:
         document = read_json(path)
     except OSError as error:
-        raise UsageError(f"no run in {folder}: {error.strerror or error}") from error
+        raise UsageError(f"no run in {folder}: {FILE_NAME}: {error.strerror or error}") from error
     with blamed_on(path):
         return parse(document)
 

@@ -11,7 +11,7 @@ from bench import besides, history, publishing, pytest_run, records, texts
 from bench.cases import CLOCKS, Plan, plan, profile_named
 from bench.console import complain
 from bench.errors import UsageError
-from bench.folders import new_folder, remove_if_empty
+from bench.folders import new_folder, remove_if_empty, require_writable
 from bench.journal import Journal
 from bench.measure.isolation import Isolation
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
@@ -33,7 +33,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         history_folder: where the history is that the run is appended to.
 
     Raises:
-        UsageError: before anything is measured, if the call, the environment or the folder is not usable.
+        UsageError: before anything is measured, if the call, the environment or a folder is not usable.
     """
     began_s = time.monotonic()
     environment = _require_environment()
@@ -50,6 +50,8 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
         stack.callback(remove_if_empty, run_folder)
+        require_writable(history_folder, "HISTORY")
+        stack.callback(remove_if_empty, history_folder)
         # It starts its worker while the ops are read.
         isolation = stack.enter_context(contextlib.closing(
             Isolation(device, deadline_s or profile_named(profile).deadline_s)))

@@ -17,6 +17,7 @@ from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import BROKEN, MEASURED, is_broken
+from bench.selection import selected
 from kernels.device_files import file_for
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
@@ -26,22 +27,24 @@ _HEADER = ("device", "versions", "revision", "clock", "measured", "seconds")
 
 
 def tune(profile: str, device: str, selection: str, seconds: float, folder: Path | None = None) -> int:
-    """Time the candidates of the profile's cases whose id contains `selection`; returns the exit code.
+    """Time the candidates of the profile's cases that match `selection` (pytest's -k); returns the exit code.
 
     Args:
         seconds: the most that each configuration is timed for, on each problem.
         folder: where the files go, as <op>-<device>.json; by default beside the kernels.
 
     Raises:
-        UsageError: for an unknown profile or device, or a file that can't be written.
+        UsageError: for an unknown profile or device, no such case, or a file that can't be written.
     """
     device = environment.resolve_device(device)
     the_plan = plan(profile, device, configs=True)
     unread = broken_lines(the_plan)
     print(*unread, sep="\n", end="\n" if unread else "", file=sys.stderr)
-    cases = [case for case in the_plan.cases if case.variant.tunable and not case.refusal and selection in case.id]
+    chosen = set(selected([case.id for case in the_plan.cases], selection, f"of profile {profile}"))
+    cases = [case for case in the_plan.cases if case.variant.tunable and not case.refusal and case.id in chosen]
     if not cases:
-        print(f"nothing to tune on {device} among the cases of {profile} with {selection!r} in their id")
+        print(f"nothing to tune on {device} among the {len(chosen)} cases of {profile}"
+              f"{f' that match {selection!r}' if selection else ''}")
         return NOTHING_TUNED
     machine = environment.machine(device)
     header = {"device": machine["device_name"], "versions": machine["versions"], "revision": machine["revision"],

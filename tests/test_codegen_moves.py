@@ -7,8 +7,8 @@ import pytest
 import kernels
 from bench import codegen as command
 from bench.measure import codegen, pins, static_facts
-from bench.pytest_run import selected
 from bench.report import codegen as report
+from bench.selection import selected
 from bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
 from bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
 from kernels import backends
@@ -139,7 +139,7 @@ def test_what_a_gpu_must_time_again_is_an_expression_that_pytest_takes(jobs, exp
     after = [row | ({"registers": 200} if (row["variant"], row["dtype"]) in jobs else {}) for row in before]
     found = again(moves(before, after), after)
     assert found == expression
-    chosen = selected(IDS, found, "quick")
+    chosen = selected(IDS, found, "of profile quick")
     assert len(chosen) == cases
     assert {("/".join(name.split("/")[:2]), name.split("/")[3]) for name in chosen} == set(jobs)
 

@@ -112,6 +112,14 @@ def test_a_run_of_a_part_leaves_the_rest_of_the_table(here):
         assert [row["sizes"][0] for row in table()["winners"]] == [*kept, 3]
 
 
+def test_a_run_is_called_with_its_own_profile_whatever_is_named(here):
+    rows = [record("torch_bmm", 3, 2e-5)]
+    assert command.dispatch(a_run(here / "run", *rows), "quick", "cpu", "tiny_16") == command.CLEAN
+    asked = set(FakeIsolation.asked)
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert set(FakeIsolation.asked) == asked
+
+
 def test_without_a_run_the_tables_are_called_as_they_are(here, capsys):
     assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.CLEAN
     FakeIsolation.seconds = {(3, "torch_bmm"): 2e-5}

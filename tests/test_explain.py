@@ -108,6 +108,13 @@ def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(
     assert "not reached" in command.explain(CASE, None)
 
 
+def test_the_id_that_is_nearest_is_named(here):
+    with pytest.raises(UsageError, match=f"no stored run has the case '{CASE}0', but {CASE}: "):
+        command.explain(f"{CASE}0", None)
+    with pytest.raises(UsageError, match=f"has no case '{CASE}0', but {CASE}: "):
+        command.explain(f"{CASE}0", here / "reports" / "runs" / "2026-01-01-old")
+
+
 @pytest.mark.parametrize("case, words", [("", "say which case: make explain CASE="),
                                          ("bmm/no/tiny_16/float32/B4", "no stored run has the case 'bmm/no/")])
 def test_what_is_not_there(here, case, words):

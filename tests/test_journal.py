@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from bench import journal, records
+from bench import journal, publishing, records
 from bench.journal import Journal
 from bench.records import MEASURED, NOT_REACHED, OURS
+from bench.stored_files import DamagedFile
 from tests.test_records import document
 
 WHOLE = document()
@@ -35,6 +36,16 @@ def test_what_was_measured_when_it_was_killed_is_a_run_and_the_rest_was_not_reac
     assert [(record.id, record.status) for record in run.records] == [(IDS[0], MEASURED), (IDS[1], NOT_REACHED)]
     assert run.records[0].samples_s == (4e-6, 2e-6, 3e-6, 1e-6) and run.records[1].reason == "the run ended before it"
     assert run.about["partial"] and run.about["audit"] == [] and run.about["format"] == records.FORMAT
+
+
+def test_a_damaged_run_beside_its_journal_says_how_it_is_made_anew(begun, tmp_path):
+    _measure_first(begun)
+    path = records.path_in(tmp_path)
+    path.write_text("{")
+    with pytest.raises(DamagedFile, match="run.json is damaged: .*; its journal.jsonl has all .*: remove run.json, "):
+        publishing.recovered(tmp_path)
+    path.unlink()
+    assert publishing.recovered(tmp_path).records[0].id == IDS[0] and path.exists()
 
 
 def test_the_run_of_a_journal_is_the_same_from_its_file_and_from_memory(begun, tmp_path):

@@ -154,8 +154,8 @@ def test_a_wrong_call_is_a_line_and_2(repository, arguments, words):
 
 
 def test_a_ctrl_c_while_pytest_selects_is_one(monkeypatch):
-    from bench import pytest_run
+    from bench import selection
 
-    monkeypatch.setattr(pytest_run.pytest, "main", lambda *arguments, **how: pytest.ExitCode.INTERRUPTED)
+    monkeypatch.setattr(selection.pytest, "main", lambda *arguments, **how: pytest.ExitCode.INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
-        pytest_run.selected(["bmm/torch_bmm/tiny_16/float32/B1"], "", "smoke")
+        selection.selected(["bmm/torch_bmm/tiny_16/float32/B1"], "", "of profile smoke")

@@ -194,7 +194,9 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
     (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
     (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
-    (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder"),
+    (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder with OUT="),
+    (["--history", "/dev/null/kept"], "can't write to /dev/null/kept (Not a directory): name another folder with "
+                                      "HISTORY="),
 ])
 def test_bad_input_is_one_clear_line(sources, tmp_path, arguments, words):
     done = bench(sources, "run", "--out", tmp_path, *arguments)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.measure.isolation import WorkerLost
-from bench.pytest_run import selected
 from bench.records import MEASURED
 from bench.regress import staged
 from bench.regress.matched import match, union
 from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
 from bench.regress.staged import Family
 from bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
+from bench.selection import selected
 from bench.verdicts.paired import Evidence
 
 
@@ -29,7 +29,7 @@ class Comparison:
         except (RuntimeError, WorkerLost) as error:
             raise NotComparable(f"a side's kernels can't be measured by this bench: {error}") from error
         self._pairs = pairs
-        chosen = selected(union(list(base), list(head)), selection, profile)
+        chosen = selected(union(list(base), list(head)), selection, f"of profile {profile}")
         self._matched = match(base, head, chosen)
         controls = self._matched.controls(pairs.baselines)
         self._subjects = Evidence(self._matched.changed, noise)

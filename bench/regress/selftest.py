@@ -13,7 +13,6 @@ from bench.errors import UsageError
 from bench.folders import remove_if_empty, require_writable
 from bench.measure import environment
 from bench.measure.isolation import WorkerLost
-from bench.pytest_run import selected
 from bench.records import MEASURED
 from bench.regress import known_noise, staged
 from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
@@ -21,6 +20,7 @@ from bench.regress.staged import Family
 from bench.regressions import LATENCY
 from bench.report import selftest as report
 from bench.report.fitting import TERMINAL
+from bench.selection import selected
 from bench.selftests import NOTHING, Finding, Selftest
 from bench.stopping import put_off
 from bench.verdicts.paired import Evidence
@@ -53,7 +53,7 @@ def run(profile: str, device: str, selection: str, sessions: int, folder: Path |
     for line in broken_lines(the_plan):
         print(line, file=sys.stderr)
     cases = [case.id for case in the_plan.cases if not case.refusal]
-    chosen = selected(cases, selection or HANDFUL[device], profile)
+    chosen = selected(cases, selection or HANDFUL[device], f"of profile {profile}")
     machine = environment.machine(device)
     if folder:
         require_writable(folder)

@@ -1,7 +1,7 @@
 """A machine's runs over time: which belong together, and where which case changed. Pure; bench.history stores them."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.verdicts.change_points import LEAST_RUNS, ChangePoint, change_points
@@ -66,20 +66,20 @@ class Group:
                       key=lambda one: one[0].entries[one[1].index].when, reverse=True)
 
 
-def groups(entries: Iterable[Entry], selection: str = "") -> list[Group]:
-    """The entries by machine and profile, with a series for each case whose id contains `selection`."""
+def groups(entries: Iterable[Entry], cases: Container[str] | None = None) -> list[Group]:
+    """The entries by machine and profile, with a series for each case, or each of those ids."""
     found: dict[tuple, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.when):
         found.setdefault((tuple(sorted(entry.machine.items())), entry.profile), []).append(entry)
-    return [Group(runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, selection)))
+    return [Group(runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, cases)))
             for runs in found.values()]
 
 
-def _series(entries: Sequence[Entry], selection: str) -> Iterable[Series]:
+def _series(entries: Sequence[Entry], chosen: Container[str] | None) -> Iterable[Series]:
     runs: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         for case, facts in entry.cases.items():
-            if selection in case:
+            if chosen is None or case in chosen:
                 runs.setdefault((case, facts["clock"]), []).append(entry)
     for (case, clock), ours in runs.items():
         medians_s = tuple(entry.cases[case]["median_s"] for entry in ours)

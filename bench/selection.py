@@ -1,0 +1,67 @@
+"""Which cases are meant: pytest chooses among their ids, by the expression of its own -k, whoever asks."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ARGUMENTS = (str(REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(REPOSITORY), "-c", os.devnull,
+             "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
+             "--capture=no", "-o", "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true")
+
+
+def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
+    """Those of the case ids that match `selection`; `whose` they are, for an error's line.
+
+    Raises:
+        UsageError: if `selection` is not a pytest -k expression, or matches nothing.
+    """
+    chooser = _Chooser(case_ids)
+    with no_plugins_but_ours():
+        code = pytest.main([*ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])
+    if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
+        raise KeyboardInterrupt
+    require_selected(code, selection, len(case_ids), whose)
+    return chooser.chosen
+
+
+class _Chooser:
+    """Lets pytest choose among case ids, and keeps what it chose."""
+
+    def __init__(self, case_ids: Sequence[str]):
+        self._case_ids = list(case_ids)
+        self.chosen: list[str] = []
+
+    def pytest_generate_tests(self, metafunc):
+        if "case_id" in metafunc.fixturenames:
+            metafunc.parametrize("case_id", self._case_ids, ids=self._case_ids)
+
+    def pytest_collection_finish(self, session):
+        self.chosen = [item.callspec.params["case_id"] for item in session.items]
+
+
+def require_selected(code: int, selection: str, cases: int, whose: str) -> None:
+    """Raise UsageError if pytest's exit code says that the expression is none, or chose none of so many cases."""
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise UsageError(f"K={selection!r} matches none of the {cases} cases {whose}: `python -m bench list` shows "
+                         "the ids")
+    if code == pytest.ExitCode.USAGE_ERROR:
+        raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
+
+
+@contextlib.contextmanager
+def no_plugins_but_ours() -> Iterator[None]:
+    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
+    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        os.environ.update({name: value for name, value in outside.items() if value is not None})
