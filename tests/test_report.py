@@ -1,4 +1,5 @@
 """Tables, plots and the README of a run, from records alone."""
+import html
 import io
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,6 +11,7 @@ from bench.declared import Declared
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
 from bench.report import limits, plots, readme, tables
+from tests.pages import HOSTILE, a_run, hostile
 from tests.test_records import document
 
 FACTS = {"peak_bytes": 2048, "input_bytes": 4096, "output_bytes": 2048, "least_bytes": 6144, "flops": 32768,
@@ -38,6 +40,14 @@ def test_comparison_ranks_what_was_measured_and_nothing_else():
     assert rows[0] == ["batch", "torch_bmm", "fast"]
     assert rows[2] == ["1", "2.00 µs · 2.00 KiB", "**1.00 µs** · 2.00x · 2.00 KiB"]
     assert rows[3] == ["64", "**3.00 µs** · 2.00 KiB", "failed"]
+
+
+def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_its_code():
+    text = "\n\n".join(readme.markdown(hostile(), {}, None))
+    assert HOSTILE.split()[0] not in text and "](http" not in text and "&#60;" in text
+    assert html.unescape(text).count(HOSTILE.split()[0]) > 2
+    plain = "\n\n".join(readme.markdown(a_run(), {}, None))
+    assert "`" in plain and "&#" not in plain
 
 
 def test_speed_ups_are_over_the_fastest_of_pytorchs_at_each_batch():

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 
+from bench.records import Record, Run
 from bench.report.tables import Style
 from bench.texts import one_line, printable
 
@@ -13,12 +15,33 @@ _MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # Where GitHub's runner looks for commands in what a step prints (actions/runner, ActionCommand.cs).
 _COMMAND = re.compile(r"^(\s*)(?=::)", re.MULTILINE)
 _OLD_COMMAND = "##["
+_CODE = re.compile("(`[^`]*`)")
+_ELEMENT_OR_LINK = re.compile(r"<|(?<=\])[(\[:]")  # an HTML element, an autolink; what makes a link of what is in []
 
 
 def markdown(text: str) -> str:
     """One line that GitHub's Markdown shows as it is, also in a table's cell: no markup, no HTML, no mention."""
     html = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", html)
+
+
+def without_elements(run: Run) -> Run:
+    """The run with texts that keep their `code` and **stress** as Markdown, and are no HTML, no link and no picture."""
+    records = tuple(Record(*(_without_elements(getattr(record, field.name)) for field in fields(Record)))
+                    for record in run.records)
+    return Run(_without_elements(run.about), _without_elements(run.machine), records)
+
+
+def _without_elements(value):
+    if isinstance(value, str):
+        parts = _CODE.split(value)
+        parts[::2] = [_ELEMENT_OR_LINK.sub(lambda found: f"&#{ord(found.group())};", part) for part in parts[::2]]
+        return "".join(parts)
+    if isinstance(value, Mapping):
+        return {_without_elements(name): _without_elements(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_without_elements, value))
+    return value
 
 
 def wrapped(text: str, columns: int, indent: str = "") -> str:

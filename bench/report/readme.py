@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import (audit, crossover, crossovers, invariance, ladder, latency_law, limits, plots, static, tables,
-                          training)
+from bench.report import (audit, crossover, crossovers, escaping, invariance, ladder, latency_law, limits, plots,
+                          static, tables, training)
 
 FILE_NAME = "README.md"
 LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -49,6 +49,7 @@ def _along(case_ids: Sequence[str]) -> str:
 
 def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     """The report's paragraphs: `figures` are the plots' names by group, `missing` says why there are none."""
+    run = escaping.without_elements(run)
     about = run.about
     yield f"# Batchline: {about['profile']} run on {run.machine['device_name']}, {about['started'][:10]}"
     if about["partial"]:
