@@ -9,7 +9,7 @@ import kernels
 from bench.measure.runner import Runner
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import FAILED, MEASURED
+from bench.records import FAILED, INVALID, MEASURED, WRONG
 
 EFFORT = Effort(0.05, 0.02, most=80)
 BASELINE = "torch_mean"
@@ -45,6 +45,25 @@ def test_what_is_planted_is_seen(runner, one_thread):
         logs.append(math.log(slower / plain))
     runner.release()
     assert 0.3 < math.exp(statistics.median(logs)) - 1 < 0.8
+
+
+def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, monkeypatch):
+    op = kernels.ops["grad_reduce"]
+    baseline, others = op.variants[BASELINE], []
+
+    def meddles(g):
+        for clock in others:
+            clock._usual = ()
+        return baseline.function(g)
+
+    monkeypatch.setitem(op._registered, "meddles", replace(baseline, function=meddles))
+    assert runner.hold(task((("meddles", "meddles"), ("one", BASELINE)))) == ("meddles", "one")
+    assert runner.turn("meddles", 0.002)[0] and runner.turn("one", 0.002)[0]
+    others += [clock for name, clock in runner._held._watched.items() if name.startswith("one ")]
+    assert runner.turn("meddles", 0.002) == ([], None)
+    outcomes, _ = runner.release()
+    assert outcomes["meddles"].status == WRONG and "it changed the clock of one on copy " in outcomes["meddles"].reason
+    assert outcomes["one"].status == INVALID
 
 
 def test_one_that_fails_is_its_own_row_and_the_others_go_on(runner, monkeypatch):

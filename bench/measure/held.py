@@ -37,6 +37,7 @@ class Held:
         self._preparing, self._hardware, self._state, self._begin = preparing, hardware, state, begin
         self._outcomes: dict[str, Outcome] = {}
         self._entries, self._clocks = {}, {}
+        self._watched: dict[str, object] = {}  # every clock, by what it times
         self._watch = Unwatched()
         ledger = Ledger()
         self._problem = preparing.problem(kernels.ops[task.op], task, self._outcomes)
@@ -54,16 +55,17 @@ class Held:
         if self._clocks:
             variants = {label: self._entries[label].variant for label in self._clocks}
             self._watch = Watch(self._problem, variants, preparing.fence, ledger)
-        self._watch.begin(collects=False)
+        self._watch.begin(collects=False, clocks=self._watched)
         state.why_throttled()  # what was before is not of these turns
 
     def _prepare(self, task: Task, ledger: Ledger) -> None:
         op, name = kernels.ops[task.op], task.clocks[0]
         self._entries = self._preparing.entries(op, task, self._problem, self._outcomes, ledger)
-        for copy in self._problem.copies(_PLACED_BYTES, _COPIES):
+        for number, copy in enumerate(self._problem.copies(_PLACED_BYTES, _COPIES), 1):
             clocks, errors = self._preparing.clocks(name, task.effort, self._entries, [copy])
             for label, clock in clocks.items():
                 self._clocks.setdefault(label, []).append(clock)
+                self._watched[f"{label} on copy {number}"] = clock
             self._outcomes |= {label: outcome.of_error(error) for label, error in errors.items()}
         self._outcomes |= {label: Outcome(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
                            if name in entry.by_clock}
@@ -109,8 +111,8 @@ class Held:
             clock = next(clocks)
             try:
                 clock.sample()
-                self._problem.check(self._entries[label].variant, clock.result,
-                                    f"the output that was timed by {clock.name}")
+                self._problem.require_right(label, self._entries[label].variant, clock.result,
+                                            f"the output that was timed by {clock.name}")
                 self._outcomes[label] = Outcome(MEASURED, facts=self._entries[label].facts)
             except RAISED as error:
                 self._fail(label, error)

@@ -5,6 +5,7 @@ it, and which sample was chosen is drawn from the system's own secrets.
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Mapping
@@ -28,7 +29,6 @@ _FULL_LOOKS = 0.02       # of the turns that can be afforded
 _MOST_KEPT = 24          # outputs of one check
 _MOST_KEPT_BYTES = 2 ** 25
 _VOLATILE = {"result", "copies", "_hold_s", "_held_in_a_row"}  # of a clock
-_MOST_RIGHT_BYTES = 2 ** 22  # of each launch's output, kept to compare later ones with
 
 
 class Watch:
@@ -47,7 +47,6 @@ class Watch:
         self._clocks: dict[str, tuple[object, dict]] = {}  # each launch's, and what it is made of
         self._is_checking = False
         self._spent_s = ledger.spent_s  # when the present round began
-        self._right: dict[str, tuple[object, tuple[torch.Tensor, ...]]] = {}
         self._expected: check.Expected | None = None  # on the values of the last round that was checked
         self._damage: Tampered | None = None
 
@@ -120,32 +119,25 @@ class Watch:
 
         If the inputs are not what they must be, `after_turn` says so, and nobody is blamed for an output.
         """
-        with self._ledger.spending():
-            try:
-                self._require_all_right(name, returned, copy, f"the output that was timed by {clock_name}")
-            except NotMeasured:
-                self._damage = self._damage_of_inputs()
-                if not self._damage:
-                    raise
+        try:
+            self._require_all_right(name, returned, copy, f"the output that was timed by {clock_name}")
+        except NotMeasured:
+            self._damage = self._damage_of_inputs()
+            if not self._damage:
+                raise
 
     def _require_all_right(self, name: str, returned: list, copy, how: str) -> None:
         one = SECRET.choice(returned)
-        self._require_right(name, one, how)
+        self._problem.require_right(name, self._variants[name], one, how)
         where = f"{self._problem.where}, {how}"
         if not check.same_bits(check.as_tuple(copy), check.as_tuple(returned[-1])):
             raise NotMeasured(WRONG, f"{where}: it was written to after the call had returned")
-        if not all(_are_same(other, one) for other in returned if other is not one):
+        if not all(check.are_same(other, one) for other in returned if other is not one):
             raise NotMeasured(WRONG, f"{where}: {len(returned)} calls in a row on the same inputs differ")
 
-    def _require_right(self, name: str, returned, how: str) -> None:
-        """Raise NotMeasured if it is wrong; bits that were right for these values once are."""
-        expected, bits = self._right.get(name, (None, ()))
-        if expected is self._values.expected() and _are_same(returned, bits):
-            return
-        self._problem.check(self._variants[name], returned, how)
-        outputs = check.as_tuple(returned)
-        if sum(output.nbytes for output in outputs) <= _MOST_RIGHT_BYTES:
-            self._right[name] = self._values.expected(), copy_of(outputs)
+    def spending(self) -> contextlib.AbstractContextManager:
+        """What the block takes counts as spent on fences."""
+        return self._ledger.spending()
 
     def spoil(self, count: int) -> None:
         """Leave wrong values in free memory of the outputs' sizes, so that what is not written does not look right."""
@@ -206,12 +198,13 @@ class Look:
 
     def prepare(self, clock) -> None:
         """Right before the sample."""
-        if self._calls or not clock.settles_s:  # where a sample is timed it must find its memory warm, or all cold
-            self._watch.spoil(max(1, len(self._calls)))
-        if self._calls:
-            clock.use(self._calls)
-        if hasattr(clock, "copies"):  # or nothing says that this sample is looked at
-            clock.copies = True
+        with self._watch.spending():
+            if self._calls or not clock.settles_s:  # where a sample is timed it must find its memory warm, or all cold
+                self._watch.spoil(max(1, len(self._calls)))
+            if self._calls:
+                clock.use(self._calls)
+            if hasattr(clock, "copies"):  # or nothing says that this sample is looked at
+                clock.copies = True
 
     def take(self, clock) -> None:
         """A sample whose time does not count, looked at; raises NotMeasured if it is wrong."""
@@ -221,13 +214,14 @@ class Look:
 
     def see(self, clock) -> None:
         """Right after the sample; raises NotMeasured if it is wrong."""
-        returned = self._kept if self._calls else [clock.result]
-        copy = copy_of(returned[-1])
-        if hasattr(clock, "copies"):
-            clock.copies = False
-        if self._calls:
-            clock.use(None)
-        self._watch.judge(self._name, clock.name, returned, copy)
+        with self._watch.spending():
+            returned = self._kept if self._calls else [clock.result]
+            copy = copy_of(returned[-1])
+            if hasattr(clock, "copies"):
+                clock.copies = False
+            if self._calls:
+                clock.use(None)
+            self._watch.judge(self._name, clock.name, returned, copy)
 
 
 def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -245,10 +239,3 @@ def _parts(clock) -> dict:
 def _covered(ours) -> str | None:
     """The name of a method that an attribute of the object itself stands before, or None."""
     return next((name for name in vars(ours) if callable(getattr(type(ours), name, None))), None)
-
-
-def _are_same(one, other) -> bool:
-    one, other = check.as_tuple(one), check.as_tuple(other)
-    return len(one) == len(other) and all(
-        type(a) is type(b) is torch.Tensor and a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other)
-    ) and check.same_bits(one, other)
