@@ -2,7 +2,8 @@
 
 There is nobody there whose time it could have taken, and nothing that it or another has left behind in the process.
 Of each variant the problem with its largest gain is tried, and one more at random, for a variant can't prepare for
-what it does not know. A run spends a tenth of its time on it, the largest gains first.
+what it does not know. One gain that is gone may be an accident of its process; where a second one is, the others are
+not believed. A run spends a tenth of its time on it, the largest gains first.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Recor
 from bench.verdicts import crossovers, medians
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
-_TRIES = 2                    # before a variant is blamed
+_TRIES = 2                    # before a gain is gone
+_KEPT, _GONE = 2, 2           # so many gains of a variant that are tried and stay, or that are gone, are enough
 LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
 _BLAME = math.log(2)         # and some of 4 us by half
 _REFUTES = (WRONG, FAILED, CRASHED, HUNG)
@@ -87,11 +89,11 @@ def winners(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Win
 
 
 def to_try(found: Sequence[Winner], draw: random.Random) -> list[tuple[Winner, ...]]:
-    """For each variant the one with the largest gain, and another one at random; the largest gains first."""
+    """Each variant's in the order to be tried, the largest gain and then the others at random; the largest first."""
     by_variant: dict[tuple[str, str], list[Winner]] = {}
     for winner in found:
         by_variant.setdefault(winner.variant, []).append(winner)
-    return [(largest, *draw.sample(others, min(1, len(others)))) for largest, *others in by_variant.values()]
+    return [(largest, *draw.sample(others, len(others))) for largest, *others in by_variant.values()]
 
 
 class Confirming:
@@ -109,31 +111,38 @@ class Confirming:
         {"published", "again"}: both gains, of what was confirmed. {"published", "why_not"}: it could not be. With
         "status" and "reason": the case's own from now on. With "unranked", a reason: its time stands and wins nothing,
         for it is the baseline that took less time there, or the gain sank by less than an honest kernel is blamed for.
-        A variant of which one gain is gone loses its others that were not confirmed: those that are no larger, and all
-        of them where the gain sank by more than that.
+        A variant that is blamed loses all its other gains that were not confirmed. One of which two gains are gone
+        loses those that are no larger, and all of them where a gain sank by more than that.
         """
         found = winners(records, baselines)
         if found:
             print("confirming what beats the baseline, in processes of their own", file=sys.stderr)
         results: dict[str, dict] = {}
-        for tried in to_try(found, random.SystemRandom()):
+        for ours in to_try(found, random.SystemRandom()):
             if self._now_s() > self._until_s:
                 break
-            for winner in tried:
-                results[winner.record.id] = result = self._confirmed(winner)
-                if _is_gone(result):
-                    others = [other for other in found
-                              if other.variant == winner.variant and other.record.id not in results
-                              and (_sank_far(result) or other.gain.log <= winner.gain.log)]
-                    results |= {other.record.id: _not_believed(other, winner, result) for other in others}
-                    break
+            results |= self._tried_in_turn(ours)
+        return results
+
+    def _tried_in_turn(self, ours: Sequence[Winner]) -> dict[str, dict]:
+        """What became of one variant's gains, by case id: until it is plain whether they are its own."""
+        results, gone = {}, []
+        for winner in ours:
+            results[winner.record.id] = result = self._confirmed(winner)
+            if "status" in result or "unranked" in result:
+                gone.append((winner, result))
+            if "status" in result or len(gone) == _GONE:
+                return results | {other.record.id: not_believed for other in ours if other.record.id not in results
+                                  if (not_believed := _not_believed(other, gone))}
+            if len(results) - len(gone) == _KEPT:
+                break
         return results
 
     def _confirmed(self, winner: Winner) -> dict:
         """What became of one winner; tried again before its variant is blamed."""
         for _ in range(_TRIES):
             result = self._tried(winner)
-            if not _is_gone(result):
+            if not ("status" in result or "unranked" in result):
                 break
         return {"published": math.exp(winner.gain.log)} | result
 
@@ -173,18 +182,19 @@ def _refutes(outcome: Outcome) -> bool:
     return outcome.status in _REFUTES and not outcome.reason.startswith(OWN_FAULT)
 
 
-def _is_gone(result: Mapping) -> bool:
-    return "status" in result or "unranked" in result
+def _not_believed(winner: Winner, gone: Sequence[tuple[Winner, Mapping]]) -> dict | None:
+    """What becomes of a gain whose variant has lost those others; None where it is too large for that to be said."""
+    (largest, result), is_blamed = gone[0], "status" in gone[-1][1]
+    if is_blamed:
+        largest, result = gone[-1]
+    elif winner.gain.log > largest.gain.log and not any(_sank_far(result) for _, result in gone):
+        return None
+    why = result.get("reason") or result["unranked"]
+    reason = f"its gain of {winner.gain.times} is not believed, for one was not confirmed: {largest.record.id}: {why}"
+    lost = {"status": INVALID, "reason": reason} if is_blamed else {"unranked": reason}
+    return {"published": math.exp(winner.gain.log)} | lost
 
 
 def _sank_far(result: Mapping) -> bool:
-    """Whether a gain that is gone sank by more than an honest kernel's may."""
-    return "again" not in result or math.log(result["published"] / result["again"]) > _BLAME
-
-
-def _not_believed(winner: Winner, gone: Winner, result: Mapping) -> dict:
-    """What becomes of a gain of whoever lost another one: the same."""
-    why = result.get("reason") or result["unranked"]
-    reason = f"its gain of {winner.gain.times} is not believed, for one was not confirmed: {gone.record.id}: {why}"
-    lost = {"status": INVALID, "reason": reason} if "status" in result else {"unranked": reason}
-    return {"published": math.exp(winner.gain.log)} | lost
+    """Whether a gain that is gone sank by more than an honest kernel is blamed for."""
+    return math.log(result["published"] / result["again"]) > _BLAME

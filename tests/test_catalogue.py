@@ -120,6 +120,8 @@ def tree(tmp_path_factory):
     write(root, "supports_raises", "def supports(g): raise ValueError('no')", f"{OF_TORCH}, supports=supports")
     write(root, "honest", "print('x' * 10_000_000)", f'{OF_TORCH}, builds_on="torch_mean"')
     write(root, "größe")
+    write(root, "rewritten")
+    write(root, "rewrites", "open(__file__.replace('rewrites', 'rewritten'), 'a').write('# and more\\n')")
     (folder / "with_surrogate.py").write_text(VARIANT.format(name="with_surrogate", before="", declared=OF_TORCH)
                                               .replace("Does something.", "An \\ud800 idea."))
     (folder / "not_utf_8.py").write_bytes(b"'''\xff'''\n")
@@ -160,12 +162,19 @@ def test_a_declaration_that_names_nothing_is_refused_by_its_file_and_field(found
 def test_the_others_are_read_all_the_same(found):
     op = found.ops["grad_reduce"]
     whole = [name for name, variant in op.variants.items() if variant.broken is None]
-    assert whole == ["torch_mean", "dispatched", "honest", "supports_raises", "with_surrogate"]
-    assert [len(op.refusals[name]) for name in whole] == [len(op.problems)] * 5 and op.refusals["honest"][0] is None
+    assert whole == ["torch_mean", "dispatched", "honest", "rewrites", "supports_raises", "with_surrogate"]
+    assert {len(op.refusals[name]) for name in whole} == {len(op.problems)} and op.refusals["honest"][0] is None
     assert op.variants["honest"].below == "grad_reduce/torch_mean" and op.variants["torch_mean"].is_baseline
     assert op.variants["with_surrogate"].idea.isprintable() and op.variants["honest"].idea == "Does something."
     assert {tuple(refusal) for refusal in op.refusals["supports_raises"]} == {
         (FAILED, "supports raised ValueError: no")}
+
+
+def test_a_file_that_another_one_changes_while_they_are_read_is_not_measured(found):
+    line = "it changed while the ops were read"
+    assert found.ops["grad_reduce"].variants["rewritten"].broken == (
+        FAILED, f"kernels/grad_reduce/rewritten.py: {line}")
+    assert {one.file: one.reason for one in found.broken}["kernels/grad_reduce/rewritten.py"] == line
 
 
 def test_what_is_no_op_is_a_line_and_the_others_go_on(found):

@@ -47,19 +47,33 @@ def test_what_is_planted_is_seen(runner, one_thread):
     assert 0.3 < math.exp(statistics.median(logs)) - 1 < 0.8
 
 
-def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, monkeypatch):
-    op = kernels.ops["grad_reduce"]
+def _other_part(clock):
+    clock._usual = ()
+
+
+def _other_class(clock):
+    clock.__class__ = type("Host", (type(clock),), {})
+
+
+def _other_attributes(clock):
+    clock.__dict__ = dict(vars(clock))
+
+
+@pytest.mark.parametrize("meddle", [_other_part, _other_class, _other_attributes])
+def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, monkeypatch, meddle):
+    op, name = kernels.ops["grad_reduce"], f"meddles_by{meddle.__name__}"  # an op keeps what it has once loaded
     baseline, others = op.variants[BASELINE], []
 
     def meddles(g):
         for clock in others:
-            clock._usual = ()
+            meddle(clock)
         return baseline.function(g)
 
-    monkeypatch.setitem(op._registered, "meddles", replace(baseline, function=meddles))
-    assert runner.hold(task((("meddles", "meddles"), ("one", BASELINE)))) == ("meddles", "one")
+    meddles.__name__ = name
+    monkeypatch.setitem(op._registered, name, replace(baseline, function=meddles))
+    assert runner.hold(task((("meddles", name), ("one", BASELINE)))) == ("meddles", "one")
     assert runner.turn("meddles", 0.002)[0] and runner.turn("one", 0.002)[0]
-    others += [clock for name, clock in runner._held._watched.items() if name.startswith("one ")]
+    others += [clock for which, clock in runner._held._watched.items() if which.startswith("one ")]
     assert runner.turn("meddles", 0.002) == ([], None)
     outcomes, _ = runner.release()
     assert outcomes["meddles"].status == WRONG and "it changed the clock of one on copy " in outcomes["meddles"].reason

@@ -45,6 +45,8 @@ def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Pa
             ops[answer["name"]] = _op(answer)
         elif kind == "variant":
             ops[answer["op"]] = _with_variant(ops[answer["op"]], answer)
+        elif kind == "changed":
+            broken.append(_changed(ops, clean_line(answer["file"])))
         else:
             broken.append(BrokenFile(clean_line(answer["file"]), *map(clean_line, answer["failure"])))
     return Catalogue({name: _in_order(_without_circles(ops[name])) for name in sorted(ops)}, tuple(broken))
@@ -72,7 +74,7 @@ def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[t
             if kind == "waiting" and data not in told:
                 told.add(data)
                 print(clean_line(data), file=sys.stderr)
-            elif kind in ("op", "variant", "broken"):
+            elif kind in ("op", "variant", "broken", "changed"):
                 if kind in received:
                     received[kind] += 1
                 yield kind, data
@@ -131,6 +133,16 @@ def _with_variant(op: DeclaredOp, answer: Mapping) -> DeclaredOp:
     variant = dataclasses.replace(variant, broken=broken, is_baseline=name == op.baseline)
     return dataclasses.replace(op, variants={**op.variants, name: variant}, refusals={**op.refusals, name: refusals},
                                configs={**op.configs, name: configs})
+
+
+def _changed(ops: dict[str, DeclaredOp], file: str) -> BrokenFile:
+    """A file that changed while it was read is not measured: what was read of it need not be what is there now."""
+    line = "it changed while the ops were read"
+    op, name = ops.get(Path(file).parent.name), Path(file).stem
+    if op and name in op.variants:
+        variant = dataclasses.replace(op.variants[name], broken=(FAILED, f"{file}: {line}"))
+        ops[op.name] = dataclasses.replace(op, variants={**op.variants, name: variant})
+    return BrokenFile(file, FAILED, line)
 
 
 def _declared(op: DeclaredOp, name: str, data: Mapping) -> Declared:

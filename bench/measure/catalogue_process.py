@@ -50,6 +50,8 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         return
     asked = json.loads(line)
     folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
+    folders = process_state.op_folders().values()
+    before = importing.states(folders)
     yield "ready", None
     packages = sorted(module.name for module in pkgutil.iter_modules([str(folder)])
                       if module.ispkg and not module.name.startswith("_"))
@@ -75,6 +77,8 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
             yield "variant", answer | {"op": op["name"], "name": name}
         else:
             yield kind, answer
+    for path in importing.changed(before, importing.states(folders)):
+        yield "changed", {"file": f"kernels/{Path(path).relative_to(folder).as_posix()}"}
     yield "done", {"op": op_count, "variant": len(variants)}
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 
 
@@ -26,6 +26,11 @@ def states(folders: Iterable[str]) -> dict[str, tuple[int, int]]:
     """When each Python file in these folders was last changed (which no program can set back), and its size."""
     files = (entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".py"))
     return {entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files}
+
+
+def changed(before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]) -> list[str]:
+    """The files that are not as they were, or are no more; a new one is nobody's that is measured."""
+    return sorted(path for path, state in before.items() if now.get(path) != state)
 
 
 def refuse_audit_hooks() -> None:

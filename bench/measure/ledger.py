@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from time import perf_counter as now_s  # as it is now, whatever a variant makes of time.perf_counter later
 
-_SHARE = 0.05  # of a task's time, for what can be done less often
+_SHARE = 0.03  # of a task's time, for what can be done less often
 
 
 class Ledger:

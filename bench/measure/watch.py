@@ -28,7 +28,7 @@ _CHECKED_ROUNDS, _REDRAWN_ROUNDS = 0.5, 0.25  # of those that can be afforded
 _FULL_LOOKS = 0.02       # of the turns that can be afforded
 _MOST_KEPT = 24          # outputs of one check
 _MOST_KEPT_BYTES = 2 ** 25
-_VOLATILE = {"result", "copies", "_hold_s", "_held_in_a_row"}  # of a clock
+_VOLATILE = frozenset({"result", "copies", "_hold_s", "_held_in_a_row"})  # of a clock
 
 
 class Watch:
@@ -44,7 +44,8 @@ class Watch:
         self._least = least
         self._checks = dict.fromkeys(variants, 0)
         self._turns_since_look: set[str] = set()
-        self._clocks: dict[str, tuple[object, dict]] = {}  # each launch's, and what it is made of
+        self._clocks: dict[str, _Parts] = {}  # what each launch's clock is made of
+        self._ours: list[_Ours] = []
         self._is_checking = False
         self._spent_s = ledger.spent_s  # when the present round began
         self._expected: check.Expected | None = None  # on the values of the last round that was checked
@@ -53,7 +54,10 @@ class Watch:
     def begin(self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})) -> None:
         """Before the first round; `collects`: whether garbage collection is on from now on."""
         self._fence.collects = collects
-        self._clocks = {name: (clock, _parts(clock)) for name, clock in clocks.items()}
+        self._clocks = {name: _Parts(clock) for name, clock in clocks.items()}
+        hardware = {id(clock._hardware): clock._hardware for clock in clocks.values()}
+        self._ours = [_Ours(one) for one in (self, self._problem, self._values, self._fence, self._ledger, SECRET,
+                                             *hardware.values())]
 
     def end(self, collects: bool) -> None:
         """After the last round: look at everything once more."""
@@ -153,14 +157,12 @@ class Watch:
 
     def _require_same_clocks(self, name: str) -> None:
         """Raise Tampered if a clock is made of something else, or an object of ours has a method of somebody's own."""
-        for whose, (clock, parts) in self._clocks.items():
-            now = _parts(clock)
-            if now.keys() != parts.keys() or not all(map(operator.is_, map(now.get, parts), parts.values())):
+        for whose, parts in self._clocks.items():
+            if not parts.are_same():
                 raise Tampered(name, f"it changed the clock of {whose}")
-        for ours in (self, self._problem, self._values, self._fence, self._ledger, SECRET,
-                     *{id(clock._hardware): clock._hardware for clock, _ in self._clocks.values()}.values()):
-            if method := _covered(ours):
-                raise Tampered(name, f"it replaced {type(ours).__name__}.{method}")
+        for ours in self._ours:
+            if not ours.has_its_own_methods():
+                raise Tampered(name, f"it replaced {ours.what_is_replaced()}")
 
     def _look(self) -> None:
         whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
@@ -232,10 +234,32 @@ def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return moved.neg_()
 
 
-def _parts(clock) -> dict:
-    return {name: value for name, value in vars(clock).items() if name not in _VOLATILE}
+class _Ours:
+    """An object of ours, in a form in which a microsecond tells whether its methods are still those of its class."""
+
+    def __init__(self, ours):
+        self._ours, self._kind, self._attributes = ours, type(ours), vars(ours)
+        self._methods = frozenset(name for name in dir(type(ours)) if callable(getattr(type(ours), name, None)))
+
+    def has_its_own_methods(self) -> bool:
+        return (type(self._ours) is self._kind and vars(self._ours) is self._attributes
+                and self._attributes.keys().isdisjoint(self._methods))
+
+    def what_is_replaced(self) -> str:
+        covered = sorted(self._methods & vars(self._ours).keys())
+        return f"{self._kind.__name__}.{covered[0] if covered else '__dict__'}"
 
 
-def _covered(ours) -> str | None:
-    """The name of a method that an attribute of the object itself stands before, or None."""
-    return next((name for name in vars(ours) if callable(getattr(type(ours), name, None))), None)
+class _Parts:
+    """What a clock is made of, in a form that is compared with what it is made of now in a microsecond."""
+
+    def __init__(self, clock):
+        self._clock, self._kind, self._now = clock, type(clock), vars(clock)
+        self._names = tuple(name for name in self._now if name not in _VOLATILE)
+        self._values = tuple(map(self._now.get, self._names))
+        self._known = frozenset(self._names) | _VOLATILE
+
+    def are_same(self) -> bool:
+        return (type(self._clock) is self._kind and vars(self._clock) is self._now
+                and all(map(operator.is_, map(self._now.get, self._names), self._values))
+                and self._now.keys() <= self._known)
