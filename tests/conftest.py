@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreted(request, tmp_path_factory):
-    """(backend, file) → the tests.interpreting.Child that runs the file's tests interpreting that backend's kernels.
+    """(backend, file, marks) → the tests.interpreting.Child that runs the file's tests, interpreting that backend.
 
     Only where this session waits for them.
     """

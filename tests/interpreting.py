@@ -1,4 +1,4 @@
-"""`python -m tests.interpreting <folder> <backend> <file> ...`: runs files that interpret GPU kernels, one by one.
+"""`python -m tests.interpreting <folder> (<backend> <file> <marks>)...` runs files that interpret GPU kernels in turn.
 
 A process of its own for it leaves the session that waits without a thread and without a child that comes or goes, of
 which the fence around a variant's turn could take one for the variant's.
@@ -34,12 +34,12 @@ class Child:
         return (int(code.read_text()) if code.exists() else None, output.read_text() if output.exists() else "")
 
 
-def main(folder: Path, children: list[tuple[str, str]]) -> None:
+def main(folder: Path, children: list[tuple[str, str, str]]) -> None:
     """Run each; its output and then its exit code are files in the folder, by its number."""
-    for number, (backend, file) in enumerate(children):
+    for number, (backend, file, marks) in enumerate(children):
         with (folder / f"{number}.output").open("w") as output:
             code = subprocess.call(
-                [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider", "--no-header", "-rN"],
+                [sys.executable, "-m", "pytest", file, "-m", marks, "-p", "no:cacheprovider", "--no-header", "-rN"],
                 env=os.environ | interpreter_environment(backend), stdout=output, stderr=output)
         whole = folder / f"{number}.code.part"
         whole.write_text(str(code))
@@ -47,4 +47,4 @@ def main(folder: Path, children: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), list(zip(sys.argv[2::2], sys.argv[3::2])))
+    main(Path(sys.argv[1]), list(zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3])))

@@ -2,6 +2,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from bench import a_a
 from bench.a_a import Pair
 from bench.records import FAILED, MEASURED
@@ -57,6 +59,7 @@ def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     assert "A/A" in printed.out
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
     def one_and_stop(*_):
         yield _pair("done", 1e-4, 1.01e-4)

@@ -172,8 +172,9 @@ def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
     assert on_cuda["triton_tiled"] is None
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("profile, device", [
+    (profile, device) if profile == "smoke" else pytest.param(profile, device, marks=pytest.mark.slow)
+    for profile in PROFILES for device in ("cpu", "cuda")])
 def test_limits_are_kept_and_what_is_over_them_is_named(profile, device):
     the_plan = planned(profile, device)
     limits = PROFILES[profile].limits[device]

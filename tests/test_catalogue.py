@@ -271,6 +271,7 @@ def bench(watched, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_imports_no_file_says_once_what_is_broken_and_measures_the_baseline_along(bench, tmp_path):
     code, out, err = bench("run", "--profile", "smoke", "--device", "cpu", "--out", str(tmp_path / "runs"), "--history",
                            str(tmp_path / "history"), "-k", "layer_norm and (honest or vanishes)")

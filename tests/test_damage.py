@@ -11,7 +11,7 @@ from bench.records import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = {"report": 5, "explain": 60, "advise": 16, "compare": 60, "history": 4, "dispatch": 55}
+TIMES = {"report": 4, "explain": 60, "advise": 13, "compare": 60, "history": 3, "dispatch": 60}
 
 
 @pytest.mark.parametrize("command", damage.SUBJECTS)

@@ -15,10 +15,12 @@ def _why_not(backend):
     return backends.why_absent(backend)
 
 
-CHILDREN = [pytest.param((backend, file), id=f"{backend}-{file}",
-                         marks=pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))))
-            for backend in backends.INTERPRETED_BACKENDS
-            for file in ("tests/test_variants.py", "tests/test_properties.py", "tests/test_statistics.py")]
+FILES = {"tests/test_variants.py": ("not slow", "slow"), "tests/test_properties.py": ("not slow",),
+         "tests/test_statistics.py": ("not slow",)}  # and of which marks there are tests in it
+CHILDREN = [pytest.param((backend, file, marks), id=f"{backend}-{file}-{marks}",
+                         marks=[pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
+                                *([pytest.mark.slow] if marks == "slow" else [])])
+            for backend in backends.INTERPRETED_BACKENDS for file, all_marks in FILES.items() for marks in all_marks]
 
 
 @pytest.mark.parametrize("child", CHILDREN)

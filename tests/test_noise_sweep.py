@@ -101,6 +101,7 @@ def test_the_points_tell_a_count_to_within_5_percent(batch):
 
 # one run
 
+@pytest.mark.slow
 def test_a_run_is_the_same_again_but_for_its_times():
     first, second = (train(DIGITS, 32, 0.25, 5, [10, 20], 1.0) for _ in range(2))
     for run in (first, second):
@@ -125,6 +126,7 @@ def test_the_curve_is_that_of_sgd_on_the_mean_loss():
     assert run["sharpness_at_target"] is None
 
 
+@pytest.mark.slow
 def test_the_jitter_is_that_of_the_steps_and_not_of_the_trend():
     small, large = (train(DIGITS, batch, 0.01, 0, [20, 60], 0.0)["curve"]["step_loss_std"] for batch in (8, 512))
     assert small[0] is None and 4 < small[-1] / large[-1] < 16  # √64 = 8, and the draws are without replacement

@@ -91,7 +91,7 @@ def test_a_copy_lands_when_it_is_waited_for():
 
 
 @compiled
-@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("layout", ("nn", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("nt", "tn"))))
 @pytest.mark.parametrize("name, dtype, size, config, loads", [
     ("numba_cuda_register_tile", "float32", 256, {"BLOCK_M": 128, "BLOCK_N": 128}, {"16"}),
     ("numba_cuda_register_tile", "float16", 256, {"BLOCK_M": 64, "BLOCK_N": 64}, {"8"}),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import publishing, records
+from bench.__main__ import main
 from bench.errors import UsageError
 from bench.folders import new_folder
 from bench.pytest_run import CLEAN
@@ -188,9 +189,18 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     assert "**Partial.**" in (folder / "README.md").read_text() and "PARTIAL" in output
 
 
+@pytest.mark.parametrize("selection, words", [
+    ("nothing_matches", "K='nothing_matches' matches none of the"),
+    pytest.param("tiny and (", "is not an expression that pytest -k understands", marks=pytest.mark.slow)])
+def test_a_choice_of_nothing_is_one_clear_line(sources, tmp_path, selection, words):
+    done = bench(sources, "run", "--profile", "smoke", "--out", tmp_path, "-k", selection)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("batchline: ") and words in last
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("arguments, words", [
-    (["-k", "nothing_matches"], "K='nothing_matches' matches none of the"),
-    pytest.param(["-k", "tiny and ("], "is not an expression that pytest -k understands", marks=pytest.mark.slow),
     (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
     (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
     (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
@@ -198,12 +208,10 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     (["--history", "/dev/null/kept"], "can't write to /dev/null/kept (Not a directory): name another folder with "
                                       "HISTORY="),
 ])
-def test_bad_input_is_one_clear_line(sources, tmp_path, arguments, words):
-    done = bench(sources, "run", "--out", tmp_path, *arguments)
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("batchline: ") and words in last
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+def test_bad_input_is_one_clear_line(tmp_path, capsys, arguments, words):
+    assert main(["run", "--device", "cpu", "--out", str(tmp_path), *arguments]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("batchline: ") and words in line and not list(tmp_path.iterdir())
 
 
 def test_cuda_without_a_gpu_is_one_clear_line(sources):
@@ -212,7 +220,8 @@ def test_cuda_without_a_gpu_is_one_clear_line(sources):
     assert done.stderr.startswith("batchline: DEVICE=cuda, but ") and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("module", ["torch", "tabulate", "sklearn", "pytest_benchmark"])
+@pytest.mark.parametrize("module", ["torch", "tabulate", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("sklearn", "pytest_benchmark"))])
 def test_a_missing_dependency_is_one_clear_line(sources, module):
     program = f"import sys; sys.modules[{module!r}] = None; from bench.__main__ import main; sys.exit(main(['run']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=sources, capture_output=True, text=True)

@@ -14,6 +14,7 @@ from kernels.op import FP8
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]
 MOST_FLOPS = {"triton": 1e6, "numba_cuda": 1e4}  # what an interpreter walks in seconds
+QUICK_FLOPS = {"triton": 1e5, "numba_cuda": 1e3}
 SLOW_STARTS = {("float32", "ragged")}  # seconds each, of compiling
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and not INTERPRETED else ("cpu",)
 
@@ -29,7 +30,8 @@ def _params():
                         continue
                     for probe in filter(lambda name: _walks(variant, dtype, name), op.probes):
                         yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}",
-                                           marks=[pytest.mark.gpu] if device == "cuda" else [])
+                                           marks=[*([pytest.mark.gpu] if device == "cuda" else []),
+                                                  *([pytest.mark.slow] if _takes_long(variant, dtype, probe) else [])])
 
 
 def _takes(variant, dtype):
@@ -47,8 +49,19 @@ def _walks(variant, dtype, probe):
         return False  # the simulator starts a Python thread for each thread of the grid: seconds a probe
     if INTERPRETED == ["triton"] and (dtype, probe) == (FP8, "aligned_nt"):
         return False  # the interpreter cuts off what it stores in bf16; sums of so many eighths need more digits
-    inputs = variant.op.probes[probe](torch.float32, "meta", 0)
-    return variant.op.flops(*inputs) <= MOST_FLOPS[variant.backend]
+    return _flops(variant, probe) <= MOST_FLOPS[variant.backend]
+
+
+def _takes_long(variant, dtype, probe):
+    """Whether interpreting it takes long: `make test` does without what other dtypes and probes show as well."""
+    if not INTERPRETED:
+        return False
+    most = QUICK_FLOPS[variant.backend]
+    return probe != "ragged" and (dtype not in ("float32", FP8) or _flops(variant, probe) > most)
+
+
+def _flops(variant, probe):
+    return variant.op.flops(*variant.op.probes[probe](torch.float32, "meta", 0))
 
 
 @pytest.mark.parametrize("variant, dtype, device, probe", list(_params()))
