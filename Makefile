@@ -45,7 +45,7 @@ help:
 	@echo "  make test-slow  the tests that take minutes in all: more whole commands, and interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make fuzz       1,000 damaged files for every command that reads a stored one, and how each ended"
-	@echo "  make wrong-run  a smoke run with all wrong kernels of the tests dropped in: is each refused? (6 minutes)"
+	@echo "  make wrong-run  a smoke run with all wrong kernels of the tests dropped in: is each refused? (6 to 9 minutes)"
 	@echo "  make list       every case id and what it can run on"
 	@echo "  make tune       time the kernels' configurations here, keep the winners in kernels/<op>/tuning/"
 	@echo "  make dispatch   a run's winners as the tables that a call looks up (RUN=), and what a call costs"
