@@ -3,7 +3,8 @@
 It prints what became of each wrong kernel, and how far the honest ones' medians moved: between the two runs without
 the wrong kernels, and from the first of those to the run with them. Most are wrong on some problems only, and honest
 products elsewhere: a time is no fault, but one that beats the baseline by more than luck is. It exits with 1 if
-there is one, if a kernel was not refused for what it does, or if an honest case has no time beside them. Six to nine minutes.
+there is one, if a kernel was not refused for what it does, or if an honest case has no time beside them. It takes six
+to nine minutes.
 """
 from __future__ import annotations
 
