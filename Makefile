@@ -18,7 +18,7 @@ FORCE   ?=
 HISTORY ?=
 CASE    ?=
 
-# A setting's value as one word of the shell, whatever is in it.
+# A setting's value as one word of the shell, whatever is in it but $, which make takes for its own.
 quoted = '$(subst ','\'',$($1))'
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))

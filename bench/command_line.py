@@ -67,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     _add_plan_options(dispatch)
     dispatch.add_argument("-k", default="", metavar="EXPRESSION", help="only problems of which a case matches, as in "
                           "pytest -k; the tables of other ops are not touched")
-    dispatch.add_argument("--run", metavar="FOLDER", help="call by its tables, take out what is slower, and write "
-                          "them (default: call by the tables that there are)")
+    dispatch.add_argument("--run", metavar="FOLDER", help="call the problems of its profile by its tables, take out "
+                          "what is slower, and write them (default: call by the tables that there are)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
                                   epilog="exit: 0 no regression confirmed, 1 a confirmed regression, 2 usage, 3 not "
                                          "measured or not decided (a case is INVALID, or UNCONFIRMED: above its floor "

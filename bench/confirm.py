@@ -1,9 +1,9 @@
 """What beats the baseline is measured once more, in a process of its own, with the baseline alone beside it.
 
 There is nobody there whose time it could have taken, and nothing that it or another has left behind in the process.
-Of each variant the problem with its largest gain is tried, and one more at random, for a variant can't prepare for
-what it does not know. One gain that is gone may be an accident of its process; where a second one is, the others are
-not believed. A run spends a tenth of its time on it, the largest gains first.
+Of each variant the problem with its largest gain is tried, and others at random until two gains are there again, for
+a variant can't prepare for what it does not know. One gain that is gone may be an accident of its process; where two
+are, no others that are as small are believed. A run spends a tenth of its time on it, the largest gains first.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _TRIES = 2                    # before a gain is gone
 _KEPT, _GONE = 2, 2           # so many gains of a variant that are tried and stay, or that are gone, are enough
 LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
-_BLAME = math.log(2)         # and some of 4 us by half
+_BLAME = math.log(2)         # and one of 4 us by half, which is no reason to blame its author
 _REFUTES = (WRONG, FAILED, CRASHED, HUNG)
 
 
@@ -108,7 +108,8 @@ class Confirming:
     def confirmations(self, records: Sequence[Record], baselines: Mapping[str, str]) -> dict[str, dict]:
         """What became of the winners, by case id; of those that there was no time for, nothing.
 
-        {"published", "again"}: both gains, of what was confirmed. {"published", "why_not"}: it could not be. With
+        {"published", "again"}: both gains, of what was confirmed; "sank": how many times smaller one that is gone is,
+        at the least. {"published", "why_not"}: it could not be. With
         "status" and "reason": the case's own from now on. With "unranked", a reason: its time stands and wins nothing,
         for it is the baseline that took less time there, or the gain sank by less than an honest kernel is blamed for.
         A variant that is blamed loses all its other gains that were not confirmed. One of which two gains are gone
@@ -126,15 +127,17 @@ class Confirming:
 
     def _tried_in_turn(self, ours: Sequence[Winner]) -> dict[str, dict]:
         """What became of one variant's gains, by case id: until it is plain whether they are its own."""
-        results, gone = {}, []
+        results, gone, kept = {}, [], 0
         for winner in ours:
             results[winner.record.id] = result = self._confirmed(winner)
-            if "status" in result or "unranked" in result:
+            if _is_gone(result):
                 gone.append((winner, result))
+            elif "again" in result:
+                kept += 1
             if "status" in result or len(gone) == _GONE:
                 return results | {other.record.id: not_believed for other in ours if other.record.id not in results
                                   if (not_believed := _not_believed(other, gone))}
-            if len(results) - len(gone) == _KEPT:
+            if kept == _KEPT or self._now_s() > self._until_s:
                 break
         return results
 
@@ -142,7 +145,7 @@ class Confirming:
         """What became of one winner; tried again before its variant is blamed."""
         for _ in range(_TRIES):
             result = self._tried(winner)
-            if not ("status" in result or "unranked" in result):
+            if not _is_gone(result):
                 break
         return {"published": math.exp(winner.gain.log)} | result
 
@@ -160,11 +163,11 @@ class Confirming:
             return {"again": math.exp(again.log)}
         reason = (f"its gain over {winner.baseline.variant} was {winner.gain.times}, and {again.times} in a process of "
                   "its own")
+        sank = winner.gain.sank_by(again)
+        facts = {"again": math.exp(again.log), "sank": math.exp(sank)}
         if gain(winner.record.samples_s, variant.samples_s).is_luck():
-            return {"again": math.exp(again.log), "unranked": f"{reason}, where it takes as long as it did"}
-        if winner.gain.sank_by(again) <= _BLAME:
-            return {"again": math.exp(again.log), "unranked": reason}
-        return {"again": math.exp(again.log), "status": INVALID, "reason": reason}
+            return facts | {"unranked": f"{reason}, where it takes as long as it did"}
+        return facts | ({"unranked": reason} if sank <= _BLAME else {"status": INVALID, "reason": reason})
 
     def _measured_apart(self, winner: Winner) -> dict[str, Outcome]:
         """The outcomes of the variant and of the baseline in a fresh process, by case id."""
@@ -182,19 +185,18 @@ def _refutes(outcome: Outcome) -> bool:
     return outcome.status in _REFUTES and not outcome.reason.startswith(OWN_FAULT)
 
 
+def _is_gone(result: Mapping) -> bool:
+    return "status" in result or "unranked" in result
+
+
 def _not_believed(winner: Winner, gone: Sequence[tuple[Winner, Mapping]]) -> dict | None:
     """What becomes of a gain whose variant has lost those others; None where it is too large for that to be said."""
-    (largest, result), is_blamed = gone[0], "status" in gone[-1][1]
-    if is_blamed:
-        largest, result = gone[-1]
-    elif winner.gain.log > largest.gain.log and not any(_sank_far(result) for _, result in gone):
-        return None
+    refuted, result = gone[-1]
+    if "status" not in result:
+        refuted, result = max(gone, key=lambda one: one[0].gain.log)
+        if winner.gain.log > refuted.gain.log and not any(result["sank"] > math.exp(_BLAME) for _, result in gone):
+            return None
     why = result.get("reason") or result["unranked"]
-    reason = f"its gain of {winner.gain.times} is not believed, for one was not confirmed: {largest.record.id}: {why}"
-    lost = {"status": INVALID, "reason": reason} if is_blamed else {"unranked": reason}
+    reason = f"its gain of {winner.gain.times} is not believed, for one was not confirmed: {refuted.record.id}: {why}"
+    lost = {"status": INVALID, "reason": reason} if "status" in result else {"unranked": reason}
     return {"published": math.exp(winner.gain.log)} | lost
-
-
-def _sank_far(result: Mapping) -> bool:
-    """Whether a gain that is gone sank by more than an honest kernel is blamed for."""
-    return math.log(result["published"] / result["again"]) > _BLAME

@@ -84,8 +84,8 @@ def _tables(run: Run, folder: Path, problems: Sequence[Problem], the_plan: Plan)
     if not tables.entries:
         raise UsageError(f"{folder} has timed no baseline of the problems that are called: name another run, or K=")
     if tables.left_out:
-        print(f"{tables.left_out} problems of the run are not called with this K, so no table gets them",
-              file=sys.stderr)
+        print(f"{tables.left_out} problems of the run are not among those that its profile and K name: they are not "
+              "called, and no table gets them", file=sys.stderr)
     return tables
 
 

@@ -156,7 +156,7 @@ def _show(path: Path, k: str, out: Path) -> int:
     """Show one file's history; how many runs it has."""
     entries, damaged = read(path)
     cases = unique(case for entry in entries for case in entry.cases)
-    groups = trends.groups(entries, selected(cases, k, f"in {path}") if k and cases else None)
+    groups = trends.groups(entries, set(selected(cases, k, f"in {path}")) if k and cases else None)
     print(shown.terminal(path.stem, groups))
     if damaged:
         print(f"{path}: passed over what can't be read: line {', '.join(map(str, damaged))}")

@@ -178,16 +178,25 @@ def _run_file(folder: Path, content: bytes) -> Path:
 
 def _history_file(folder: Path, content: bytes) -> Path:
     """A history of a few runs, the second of which is damaged."""
-    file = history.append(records.parse(stored_run()), folder)
-    whole = file.read_bytes()
+    whole = json.dumps(_history_line()).encode() + b"\n"
+    file = folder / "some-cpu.jsonl"
     file.write_bytes(whole + content.replace(b"\n", b" ") + b"\n" + whole * (_HISTORY_RUNS - 2))
     return file
 
 
-def _history_line() -> dict:
+@functools.cache
+def _whole_line() -> dict:
+    """A run as a history has it, with two kernels, each of which is a plot."""
     with tempfile.TemporaryDirectory() as scratch:
         file = history.append(records.parse(stored_run()), Path(scratch))
-        return json.loads(file.read_text(encoding="utf-8"))
+        line = json.loads(file.read_text(encoding="utf-8"))
+    kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[:2]
+    line["cases"] = {case: facts for case, facts in line["cases"].items() if case.rpartition("/B")[0] in kernels}
+    return line
+
+
+def _history_line() -> dict:
+    return copy.deepcopy(_whole_line())
 
 
 def _measured_case(document: dict) -> str:

@@ -29,6 +29,7 @@ class FakeIsolation:
     failing = ()
     status = FAILED
     asked = []
+    planned_by = []  # the profiles that plans were made for
 
     def __init__(self, device, deadline_s):
         FakeIsolation.made += 1
@@ -62,7 +63,14 @@ def alone(tmp_path, monkeypatch):
     """Tables in a folder of the test's own, and workers that only say what they would have measured: for a fixture."""
     the_plan = planned("smoke", "cpu")
     ops = {name: replace(op, folder=tmp_path / "op") for name, op in the_plan.ops.items()}
-    monkeypatch.setattr(command, "plan", lambda profile, device: replace(the_plan, ops=ops))
+    planned_by = []
+
+    def plan(profile, device):
+        planned_by.append(profile)
+        return replace(the_plan, ops=ops)
+
+    monkeypatch.setattr(command, "plan", plan)
+    monkeypatch.setattr(FakeIsolation, "planned_by", planned_by)
     monkeypatch.setattr(Op, "folder", tmp_path / "op")
     monkeypatch.setattr(command, "Isolation", FakeIsolation)
     for name, value in (("made", 0), ("seconds", {}), ("failing", ()), ("status", FAILED), ("asked", [])):

@@ -117,7 +117,7 @@ def test_problems_that_are_not_called_are_in_no_table(here, capsys):
     elsewhere = [replace(row, scenario="square_128") for row in ROWS]
     assert command.dispatch(a_run(here / "run", *ROWS, *elsewhere), "smoke", "cpu", "tiny_16") == command.CLEAN
     assert [row["problem"] for row in table()["winners"]] == ["tiny_16/float32/B3"]
-    assert "1 problems of the run are not called with this K" in capsys.readouterr().err
+    assert "1 problems of the run are not among those that its profile and K name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("gain_s, faster", [(1e-5, {"numba_cpu_tiny": 2.0}), (2e-8, {})])

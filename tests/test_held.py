@@ -80,6 +80,30 @@ def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, 
     assert outcomes["one"].status == INVALID
 
 
+def test_one_that_fails_where_it_is_looked_at_voids_no_other(runner, monkeypatch):
+    op = kernels.ops["grad_reduce"]
+    baseline, worn = op.variants[BASELINE], []
+
+    def tires(g):
+        if worn:
+            raise RuntimeError("worn out")
+        return baseline.function(g)
+
+    monkeypatch.setitem(op._registered, "tires", replace(baseline, function=tires))
+    runner.hold(task((("tires", "tires"), ("one", BASELINE))))
+    held = runner._held
+    clock = next(held._clocks["tires"])
+    held._watch._expect()
+    look = held._watch._look_at_all("tires", clock)
+    worn.append(True)
+    with pytest.raises(RuntimeError) as error:
+        look.take(clock)
+    held._fail("tires", error.value)
+    assert runner.turn("one", 0.002)[0]
+    outcomes, _ = runner.release()
+    assert outcomes["tires"].status == FAILED and outcomes["one"].status == MEASURED
+
+
 def test_one_that_fails_is_its_own_row_and_the_others_go_on(runner, monkeypatch):
     op = kernels.ops["grad_reduce"]
     baseline, worn = op.variants[BASELINE], []

@@ -5,10 +5,10 @@ import pytest
 
 import kernels
 from bench.measure.isolation import Isolation
-from bench.measure.problem import configured, launched_with
+from bench.measure.problem import Problem, configured, launched_with
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
-from bench.records import MEASURED, NOT_HERE
+from bench.records import MEASURED, NOT_HERE, NotMeasured
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 BLOCKED = kernels.ops["bmm"].variants["numba_cpu_blocked"]
@@ -37,6 +37,21 @@ def test_a_task_times_the_configurations_that_it_names(isolation):
     outcomes = isolation.measure(_task(tuple((name, "numba_cpu_blocked") for name in configs), configs=configs))
     assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(configs, MEASURED)
     assert outcomes["a"].facts["config"] == configs["a"] and outcomes["a"].facts["config_source"] == "asked for"
+
+
+def test_bits_that_were_right_are_compared_with_plain_tensors_alone():
+    problem, baseline = Problem(BLOCKED.op, _task(()), "cpu"), BLOCKED.op.variants["torch_bmm"]
+    output = baseline(*problem.inputs)
+    problem.require_right("it", baseline, output, "again")
+
+    class Later(tuple):
+        def __iter__(self):
+            return iter((output,))
+
+    with pytest.raises(NotMeasured, match="it returned Later, not 1 tensor"):
+        problem.require_right("it", baseline, Later((None,)), "again")
+    with pytest.raises(NotMeasured, match="elements are wrong"):
+        problem.require_right("it", baseline, output + 1, "again")
 
 
 def test_a_variant_of_one_configuration_has_none_to_show():

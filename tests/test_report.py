@@ -11,7 +11,7 @@ from bench.declared import Declared
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
 from bench.report import limits, plots, readme, tables
-from tests.pages import HOSTILE, a_run, hostile
+from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.test_records import document
 
 FACTS = {"peak_bytes": 2048, "input_bytes": 4096, "output_bytes": 2048, "least_bytes": 6144, "flops": 32768,
@@ -44,6 +44,10 @@ def test_comparison_ranks_what_was_measured_and_nothing_else():
 
 def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_its_code():
     text = "\n\n".join(readme.markdown(hostile(), {}, None))
+    for trick in ("``` <img src=x> `", "\\`<img src=x>\\`", "[t \\` ](http://evil) \\`"):
+        run = with_records(a_run(), Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, trick))
+        shown = "\n\n".join(readme.markdown(run, {}, None))
+        assert "<img" not in shown and "](http" not in shown
     assert HOSTILE.split()[0] not in text and "](http" not in text and "&#60;" in text
     assert html.unescape(text).count(HOSTILE.split()[0]) > 2
     plain = "\n\n".join(readme.markdown(a_run(), {}, None))

@@ -53,7 +53,7 @@ def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Pa
 
 
 def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[tuple[str, dict]]:
-    """What the process says, one after another: what it read as ("op" | "variant" | "broken", data)."""
+    """What the process says, one after another: what it read as ("op" | "variant" | "broken" | "changed", data)."""
     with reader.process(tree) as process:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(asked)}\n".encode())
@@ -136,12 +136,20 @@ def _with_variant(op: DeclaredOp, answer: Mapping) -> DeclaredOp:
 
 
 def _changed(ops: dict[str, DeclaredOp], file: str) -> BrokenFile:
-    """A file that changed while it was read is not measured: what was read of it need not be what is there now."""
-    line = "it changed while the ops were read"
+    """A file that changed while the ops were read is not measured: what was read need not be what is there now.
+
+    Of an op's other files every variant rests on it. Who has done it can't be told: an editor, or another file.
+
+    Raises:
+        UsageError: if it is a file of none of the ops.
+    """
+    line = "it changed while the ops were read, by hand or by another file"
     op, name = ops.get(Path(file).parent.name), Path(file).stem
-    if op and name in op.variants:
-        variant = dataclasses.replace(op.variants[name], broken=(FAILED, f"{file}: {line}"))
-        ops[op.name] = dataclasses.replace(op, variants={**op.variants, name: variant})
+    if op is None:
+        raise UsageError(f"{file} changed while the ops were read, by hand or by a file of an op: try again")
+    resting = (name,) if name in op.variants else op.variants
+    variants = {other: dataclasses.replace(op.variants[other], broken=(FAILED, f"{file}: {line}")) for other in resting}
+    ops[op.name] = dataclasses.replace(op, variants={**op.variants, **variants})
     return BrokenFile(file, FAILED, line)
 
 

@@ -50,7 +50,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         return
     asked = json.loads(line)
     folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
-    folders = process_state.op_folders().values()
+    folders = [str(folder), *process_state.op_folders().values()]
     before = importing.states(folders)
     yield "ready", None
     packages = sorted(module.name for module in pkgutil.iter_modules([str(folder)])

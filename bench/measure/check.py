@@ -232,12 +232,11 @@ def same_bits(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> bo
                for pair in zip(left, right))
 
 
-def are_same(one, other) -> bool:
-    """Whether two results are plain tensors of the same shapes and dtypes, bitwise the same."""
-    one, other = as_tuple(one), as_tuple(other)
-    return len(one) == len(other) and all(
-        type(a) is type(b) is torch.Tensor and a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other)
-    ) and same_bits(one, other)
+def are_same(one: Tensors, other: Tensors) -> bool:
+    """Whether plain tensors (bench.measure.contract) are as many, of the same shapes and dtypes, and bitwise the same.
+    """
+    return (len(one) == len(other) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other))
+            and same_bits(one, other))
 
 
 def twins(inputs: Tensors) -> Tensors:

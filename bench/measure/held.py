@@ -38,6 +38,7 @@ class Held:
         self._outcomes: dict[str, Outcome] = {}
         self._entries, self._clocks = {}, {}
         self._watched: dict[str, object] = {}  # every clock, by what it times
+        self._copies: dict[str, list[str]] = {}  # what each entry's clocks time
         self._watch = Unwatched()
         ledger = Ledger()
         self._problem = preparing.problem(kernels.ops[task.op], task, self._outcomes)
@@ -65,7 +66,9 @@ class Held:
             clocks, errors = self._preparing.clocks(name, task.effort, self._entries, [copy])
             for label, clock in clocks.items():
                 self._clocks.setdefault(label, []).append(clock)
-                self._watched[f"{label} on copy {number}"] = clock
+                which = f"{label} on copy {number}"
+                self._watched[which] = clock
+                self._copies.setdefault(label, []).append(which)
             self._outcomes |= {label: outcome.of_error(error) for label, error in errors.items()}
         self._outcomes |= {label: Outcome(INVALID, entry.by_clock[name]) for label, entry in self._entries.items()
                            if name in entry.by_clock}
@@ -148,7 +151,8 @@ class Held:
     def _fail(self, label: str, error: BaseException) -> None:
         self._preparing.require_device(error)
         self._clocks.pop(label, None)
-        self._watch.drop(label)
+        for which in (label, *self._copies.get(label, ())):
+            self._watch.drop(which)
         self._outcomes[label] = outcome.of_error(error)
 
     def _end_all(self, tampered: Tampered, labels: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """How the ops' files are imported where they may be hostile: from their sources, with nothing that watches."""
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,12 @@ def from_sources_only(folders: Iterable[str]) -> None:
 
 def states(folders: Iterable[str]) -> dict[str, tuple[int, int]]:
     """When each Python file in these folders was last changed (which no program can set back), and its size."""
-    files = (entry for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".py"))
-    return {entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files}
+    found = {}
+    for entry in (entry for folder in folders for entry in os.scandir(folder)):
+        if entry.name.endswith(".py") and not entry.name.startswith("."):  # an editor's own
+            with contextlib.suppress(FileNotFoundError):
+                found[entry.path] = entry.stat().st_ctime_ns, entry.stat().st_size
+    return found
 
 
 def changed(before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]) -> list[str]:

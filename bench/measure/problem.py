@@ -1,11 +1,12 @@
 """One problem as it is measured: its inputs, what they must give, and each variant as it is launched on them."""
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bench.measure import capacity, check
+from bench.measure import capacity, check, contract, memory
 from bench.measure.task import Task
 from bench.measure.values import Values
 from kernels.backends import DISPATCH
@@ -13,8 +14,8 @@ from kernels.dispatch import Dispatch
 from kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
-# Of each entry's output, kept to compare later ones with. On a GPU, where memory is short, judging takes little.
-_MOST_KEPT_BYTES = {"cpu": 2 ** 28, "cuda": 2 ** 22}
+# Of outputs that were right, kept to compare later ones with. On a GPU, where memory is short, judging takes little.
+_MOST_KEPT_BYTES = {"cpu": 2 ** 29, "cuda": 2 ** 24}
 
 
 class Problem:
@@ -33,7 +34,8 @@ class Problem:
         self.values = Values(op, draw(seed), draw)
         self.values.expected()  # or there is no room to check anything
         self._most_kept_bytes = _MOST_KEPT_BYTES[device]
-        self._right: dict[str, tuple[check.Expected, Tensors]] = {}  # each entry's last right outputs, and of what
+        self._right: dict[str, Tensors] = {}  # each entry's right outputs on the values of which this is expected:
+        self._right_of: check.Expected | None = None
 
     @property
     def inputs(self) -> Tensors:
@@ -64,14 +66,31 @@ class Problem:
         Bits that were right for these values once are. A bound of the variant's own is asked about inputs that it was
         never given.
         """
-        expected, bits = self._right.get(label, (None, ()))
-        if expected is self.values.expected() and check.are_same(returned, bits):
+        outputs = self.plain_outputs(variant, returned, how)
+        if self._right_of is not self.values.expected():
+            self._right, self._right_of = {}, self.values.expected()
+        if label in self._right and check.are_same(outputs, self._right[label]):
+            contract.require_own_memory(outputs, self.inputs, f"{self.where}, {how}")
             return
         expected = check.held_to(variant, self.values.true, self.values.expected())
-        check.check_outputs(returned, self.inputs, expected, f"{self.where}, {how}")
-        outputs = check.as_tuple(returned)
-        if sum(output.nbytes for output in outputs) <= self._most_kept_bytes:
-            self._right[label] = self.values.expected(), tuple(output.clone() for output in outputs)
+        check.check_outputs(outputs, self.inputs, expected, f"{self.where}, {how}")
+        self._keep(label, outputs)
+
+    def plain_outputs(self, variant: Variant, returned, how: str) -> Tensors:
+        """What a variant returned as plain tensors; raises NotMeasured if it is anything else (bench.measure.contract).
+        """
+        count = len(self.values.expected().outputs) if variant.gives is None else variant.gives
+        return contract.plain_outputs(returned, self.inputs, count, f"{self.where}, {how}")
+
+    def _keep(self, label: str, outputs: Tensors) -> None:
+        """A copy of right outputs, where all that are kept are not too many bytes, and there is room."""
+        kept = (*outputs, *itertools.chain(*self._right.values()))
+        if sum(output.nbytes for output in kept) <= self._most_kept_bytes:
+            try:
+                self._right[label] = tuple(output.clone() for output in outputs)
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
 
 
 def launched_with(variant: Variant, config: Mapping | None) -> Variant:

@@ -131,12 +131,14 @@ class Watch:
                 raise
 
     def _require_all_right(self, name: str, returned: list, copy, how: str) -> None:
-        one = SECRET.choice(returned)
-        self._problem.require_right(name, self._variants[name], one, how)
+        variant = self._variants[name]
+        plain = [self._problem.plain_outputs(variant, one, how) for one in returned]
+        one = SECRET.choice(plain)
+        self._problem.require_right(name, variant, one, how)
         where = f"{self._problem.where}, {how}"
-        if not check.same_bits(check.as_tuple(copy), check.as_tuple(returned[-1])):
+        if not check.same_bits(self._problem.plain_outputs(variant, copy, how), plain[-1]):
             raise NotMeasured(WRONG, f"{where}: it was written to after the call had returned")
-        if not all(check.are_same(other, one) for other in returned if other is not one):
+        if not all(check.are_same(other, one) for other in plain if other is not one):
             raise NotMeasured(WRONG, f"{where}: {len(returned)} calls in a row on the same inputs differ")
 
     def spending(self) -> contextlib.AbstractContextManager:
@@ -210,20 +212,26 @@ class Look:
 
     def take(self, clock) -> None:
         """A sample whose time does not count, looked at; raises NotMeasured if it is wrong."""
-        self.prepare(clock)
-        clock.sample()
-        self.see(clock)
+        try:
+            self.prepare(clock)
+            clock.sample()
+            self.see(clock)
+        finally:
+            self._restore(clock)
 
     def see(self, clock) -> None:
         """Right after the sample; raises NotMeasured if it is wrong."""
         with self._watch.spending():
             returned = self._kept if self._calls else [clock.result]
             copy = copy_of(returned[-1])
-            if hasattr(clock, "copies"):
-                clock.copies = False
-            if self._calls:
-                clock.use(None)
+            self._restore(clock)
             self._watch.judge(self._name, clock.name, returned, copy)
+
+    def _restore(self, clock) -> None:
+        if hasattr(clock, "copies"):
+            clock.copies = False
+        if self._calls:
+            clock.use(None)
 
 
 def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

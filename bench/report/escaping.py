@@ -15,8 +15,9 @@ _MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # Where GitHub's runner looks for commands in what a step prints (actions/runner, ActionCommand.cs).
 _COMMAND = re.compile(r"^(\s*)(?=::)", re.MULTILINE)
 _OLD_COMMAND = "##["
-_CODE = re.compile("(`[^`]*`)")
-_ELEMENT_OR_LINK = re.compile(r"<|(?<=\])[(\[:]")  # an HTML element, an autolink; what makes a link of what is in []
+_CODE = re.compile(r"((?<![\\`])`[^`]+`(?!`))")
+# An HTML element or an autolink; what makes a link of what is in []; a backtick or \ that would move where code is.
+_ELEMENT_OR_LINK = re.compile(r"[<`\\]|(?<=\])[(\[:]")
 
 
 def markdown(text: str) -> str:
@@ -26,7 +27,8 @@ def markdown(text: str) -> str:
 
 
 def without_elements(run: Run) -> Run:
-    """The run with texts that keep their `code` and **stress** as Markdown, and are no HTML, no link and no picture."""
+    """The run with texts that keep their `code` and **stress** as Markdown, and are no HTML, and no link or picture
+    that says something else than its address."""
     records = tuple(Record(*(_without_elements(getattr(record, field.name)) for field in fields(Record)))
                     for record in run.records)
     return Run(_without_elements(run.about), _without_elements(run.machine), records)
