@@ -250,8 +250,10 @@ class Op:
         def dispatched(*inputs):
             return function(*inputs)(*inputs)
 
-        return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=self.variants[self.baseline].dtypes,
-                       builds_on=self.baseline, detail=True, example=self.example,
+        baseline = self.variants[self.baseline]
+        # It may be the baseline that it calls, and is then no more accurate than that.
+        return Variant(self, dispatched, backend=backends.DISPATCH, dtypes=baseline.dtypes,
+                       tolerance=baseline.tolerance, builds_on=self.baseline, detail=True, example=self.example,
                        idea="The op's own call: what was measured fastest near the inputs on this device, or a rule.")
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ import torch
 
 import kernels
 from kernels import device_files, dispatch
-from kernels.dispatch import BASELINE, MEASURED, NEARBY, RULE, Choice
+from kernels.dispatch import BASELINE, DISPATCHED, MEASURED, NEARBY, RULE, Choice
 from kernels.op import Op, Scenario
 
 
@@ -189,3 +189,8 @@ assert torch.equal(call(a, b), torch.bmm(a, b))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)
+def test_a_call_is_held_to_the_bound_of_the_baseline_that_it_may_call(op):
+    assert op.variants[DISPATCHED].tolerance is op.variants[op.baseline].tolerance
