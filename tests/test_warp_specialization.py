@@ -1,9 +1,12 @@
 """The rungs on TMA: what they promise of their compiled code, and that a program is right past its first tile."""
+import contextvars
+import gc
 import importlib
 import os
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -118,3 +121,28 @@ def test_what_tma_cannot_describe_is_declined():
         (256, 32, 2), (272, 17, 1), (260, 16, 1), (256, 0, 1))}  # stepped, and strides that are no 16 bytes, or none
     assert list(declined.values()) == 4 * [False] + 4 * [True]
     assert bmm.variants[NAMES[0]].why_unsupported(a(256, 16, 1, offset=4), b)
+
+
+@compiled_only
+def test_memory_for_a_launch_keeps_no_tensor_and_a_users_own_allocator_stays(monkeypatch):
+    from triton.runtime import _allocation
+    module = importlib.import_module("kernels.bmm.triton_warp_specialized")
+
+    def launch():
+        a, b = operands(torch.float16, "nn")
+        compiled("triton_warp_specialized", (a, b), 90, monkeypatch)
+        return weakref.ref(a)
+
+    def by_default():
+        kept = launch()
+        gc.collect()
+        assert _allocation._allocator.get() is module._workspace and kept() is None
+
+    def beside_a_users_own():
+        own = object()
+        _allocation.set_allocator(own)
+        launch()
+        assert _allocation._allocator.get() is own
+
+    for check in (by_default, beside_a_users_own):
+        contextvars.Context().run(check)

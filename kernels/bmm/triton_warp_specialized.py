@@ -22,6 +22,18 @@ from kernels.tuning import Tunable
 BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other height is partitioned
 
 
+def provide_workspace() -> None:
+    """Let launches ask for global memory, in a thread where nobody has said yet from whom."""
+    from triton.runtime import _allocation
+
+    if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
+        triton.set_allocator(_workspace)
+
+
+def _workspace(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")  # the current device is the launch's
+
+
 @triton.jit
 def _kernel(a_ptr, b_ptr, c_ptr, B, M, N, K, a_rows, a_step, stride_a, b_entries, b_step, stride_bb, stride_br,
             A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, C_BY_TMA: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -130,8 +142,7 @@ def triton_warp_specialized(a, b):
     a_by_entry, a_by_row, _ = a_stored.strides
     a_step = a_stored.step * a_by_entry // a_by_row
     a_rows = (a_stored.shape[0] - 1) * a_step + a_stored.shape[1]
-    # The kernel makes its descriptors itself, in global memory that it asks for at launch.
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=a.device))
+    provide_workspace()  # for the descriptors, which the kernel makes itself
     _kernel[(programs,)](
         a, b, c, batch, m, n, k, a_rows, a_step, a_by_row, b_stored.shape[0], b_stored.step, *b_stored.strides[:2],
         A_TRANSPOSED=a_stored.transposed, B_TRANSPOSED=b_stored.transposed, C_BY_TMA=_whole_rows(a),
