@@ -61,7 +61,8 @@ def _gpu(**answers):
 
 
 def test_what_nvml_says_is_read_in_the_units_promised():
-    assert _gpu().read() == {"sm_mhz": 1900, "memory_mhz": 3201, "temperature_c": 61, "power_w": 651.5, "throttled": []}
+    assert _gpu().read() == {"sm_mhz": 1900, "sm_mhz_seen": None, "memory_mhz": 3201, "temperature_c": 61,
+                             "power_w": 651.5, "throttled": []}
     assert _gpu().energy_j() == 12_345.678
     assert _gpu().why_throttled() is None
 
@@ -92,9 +93,18 @@ def test_a_power_cap_alone_is_noted_and_throttles_nothing(reasons, words):
 
 
 @pytest.mark.parametrize("mhz, why", [(1500, None), (1499, "SM clock 1499 of 2000 MHz")])
-@pytest.mark.parametrize("reasons", [0, 0x4])
-def test_a_clock_under_three_quarters_of_its_default_is_throttled_whatever_the_reason(mhz, why, reasons):
-    assert _gpu(ClockInfo={(1,): mhz}, CurrentClocksThrottleReasons=reasons).why_throttled() == why
+def test_a_clock_under_three_quarters_of_its_default_is_throttled_but_under_a_power_cap(mhz, why):
+    assert _gpu(ClockInfo={(1,): mhz}).why_throttled() == why
+    assert _gpu(ClockInfo={(1,): mhz}, CurrentClocksThrottleReasons=0x4).why_throttled() is None
+    assert _gpu(ClockInfo={(1,): mhz}, CurrentClocksThrottleReasons=0x44).why_throttled().startswith("hardware thermal")
+
+
+def test_the_clocks_at_the_looks_are_in_the_next_reading():
+    gpu = _gpu()
+    for mhz in (1900, 1425, 1480):
+        gpu._nvml.answers["ClockInfo"] = {(1,): mhz, (2,): 3201}
+        gpu.why_throttled()
+    assert gpu.read()["sm_mhz_seen"] == [1425, 1900] and gpu.read()["sm_mhz_seen"] is None
 
 
 def test_without_a_default_the_highest_clock_stands_for_it():
@@ -105,7 +115,8 @@ def test_without_a_default_the_highest_clock_stands_for_it():
 
 def test_a_gpu_that_answers_no_question_is_not_throttled_and_nothing_is_known_of_it():
     gpu = GpuState(FakeNvml())
-    assert gpu.read() == {"sm_mhz": None, "memory_mhz": None, "temperature_c": None, "power_w": None, "throttled": []}
+    assert gpu.read() == {"sm_mhz": None, "sm_mhz_seen": None, "memory_mhz": None, "temperature_c": None,
+                          "power_w": None, "throttled": []}
     assert gpu.energy_j() is None and gpu.why_throttled() is None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from kernels import cgroups
 
+_POWER_CAP = "power cap"
 _LEAST_CLOCK_SHARE = 0.75  # NVBench's rule: a sample below this share of the default clock is not of this chip
 _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -132,16 +133,21 @@ class GpuState:
             ("HwSlowdown", "hardware slowdown"), ("SwThermalSlowdown", "thermal slowdown"),
             ("HwThermalSlowdown", "hardware thermal slowdown"), ("HwPowerBrakeSlowdown", "power brake"))}
         self._power_cap = nvml.nvmlClocksThrottleReasonSwPowerCap
+        self._seen_mhz: list[int] = []  # at the looks since the last reading
 
     def read(self) -> dict:
-        """SM and memory clock in MHz, temperature in °C, power in W, and why it is throttled."""
+        """SM and memory clock in MHz, temperature in °C, power in W, and why it is throttled.
+
+        `sm_mhz_seen`: the lowest and the highest SM clock at the looks (`why_throttled`) since the last reading.
+        """
         nvml = self._nvml
+        seen, self._seen_mhz = self._seen_mhz, []
         power_mw = self._ask("nvmlDeviceGetPowerUsage")
         return {"sm_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
                 "memory_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
                 "temperature_c": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
                 "power_w": power_mw / 1e3 if power_mw is not None else None,
-                "throttled": self._throttle_words()}
+                "sm_mhz_seen": [min(seen), max(seen)] if seen else None, "throttled": self._throttle_words()}
 
     def energy_j(self) -> float | None:
         """The energy counter, which moves about every 0.1 s; None where this GPU has none."""
@@ -151,18 +157,22 @@ class GpuState:
     def why_throttled(self) -> str | None:
         """Whether the GPU, asked right after work, is slowed down: a hard reason, or a clock under 75% of its default.
 
-        A power cap alone is how a large GPU runs large products; it counts where it takes the clock that far down.
+        A power cap alone is how a large GPU runs large products: it never counts.
         """
-        words = [word for word in self._throttle_words() if word != "power cap"]
+        reasons = self._throttle_words()
+        words = [word for word in reasons if word != _POWER_CAP]
         mhz = self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
-        if mhz and self._default_mhz and mhz < _LEAST_CLOCK_SHARE * self._default_mhz:
+        if mhz:
+            self._seen_mhz.append(mhz)
+        is_low = mhz and self._default_mhz and mhz < _LEAST_CLOCK_SHARE * self._default_mhz
+        if is_low and _POWER_CAP not in reasons:
             words.append(f"SM clock {mhz} of {self._default_mhz} MHz")
         return ", ".join(words) or None
 
     def _throttle_words(self) -> list[str]:
         bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
         words = [word for bit, word in self._reasons.items() if bits & bit]
-        return [*words, "power cap"] if bits & self._power_cap else words
+        return [*words, _POWER_CAP] if bits & self._power_cap else words
 
     def _ask(self, name: str, *arguments):
         try:
