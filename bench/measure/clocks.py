@@ -16,6 +16,7 @@ import torch
 
 from bench import texts
 from bench.cases import CLOCKS
+from bench.measure.task import NOT_CAPTURED
 
 Launches = Sequence[Callable[[], object]]
 
@@ -219,7 +220,7 @@ class Graph(_Held):
         try:
             self._replay = self._hardware.capture(launch, times)
         except Exception as error:  # whatever torch, Triton or the driver raises: the launch has no graph
-            raise Unfit(f"graph: can't be captured: {texts.error_line(error)}") from error
+            raise Unfit(f"{NOT_CAPTURED}: {texts.error_line(error)}") from error
 
     def _before(self) -> None:
         self._replay()

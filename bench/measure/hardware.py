@@ -84,8 +84,11 @@ class Cuda:
         torch.cuda.synchronize()
 
     def capture(self, launch: Callable[[], object], times: int) -> Callable[[], None]:
-        """A CUDA graph of `times` launches in a row; returns its replay. Raises whatever the capture raises."""
-        graph = torch.cuda.CUDAGraph()
+        """A CUDA graph of `times` launches in a row; returns its replay. Raises whatever the capture raises.
+
+        The current stream stays what it was: torch.cuda.graph leaves its own one current where a capture fails.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         collecting = gc.isenabled()
         gc.disable()  # a collection that frees device memory during the capture invalidates it
         try:
@@ -93,6 +96,7 @@ class Cuda:
                 for _ in range(times):
                     launch()
         finally:
+            torch.cuda.set_stream(stream)
             if collecting:
                 gc.enable()
         return graph.replay

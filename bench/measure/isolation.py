@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.measure.blame import Blame
 from bench.measure.messages import DONE, LOST, TAMPERED, Answer, Asked, Forged, Lines, decoded
 from bench.measure.mould import Mould
-from bench.measure.task import Outcome, Task, WorkerLost
+from bench.measure.task import NOT_CAPTURED, Outcome, Task, WorkerLost
 from bench.measure.worker import IDLE, STARTING, Doing, serve
 from bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
 from bench.stopping import put_off_and_kept_from_children
@@ -74,7 +74,10 @@ class Isolation:
 
     def measure(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label; those that end their worker have that as theirs (bench.measure.blame)."""
-        return self._blame.measure(task)
+        outcomes = self._blame.measure(task)
+        if any(map(_has_failed_to_capture, outcomes.values())):
+            self.renew()  # a capture that fails may leave its process in any state
+        return outcomes
 
     def renew(self) -> None:
         """End the worker, whatever it is doing, and all that it has left behind; the next call gets a fresh one."""
@@ -172,6 +175,10 @@ class Isolation:
         if code < 0:
             return CRASHED, f"its process was ended by {signal.Signals(-code).name}"
         return CRASHED, f"its process ended with exit code {code}"
+
+
+def _has_failed_to_capture(outcome: Outcome) -> bool:
+    return any(clock.get("why_not", "").startswith(NOT_CAPTURED) for clock in outcome.facts.get("clocks", {}).values())
 
 
 def _oom_kills() -> int:

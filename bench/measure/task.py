@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from bench.measure.sampling import Effort
 
 OWN_FAULT = "Batchline itself failed: "  # so begins the reason where no variant is to blame
+NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch
 
 
 @dataclass(frozen=True)
