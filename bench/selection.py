@@ -22,6 +22,8 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
+    if case_ids and not selection:
+        return list(case_ids)
     chooser = _Chooser(case_ids)
     with no_plugins_but_ours():
         code = pytest.main([*ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])

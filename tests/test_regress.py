@@ -158,4 +158,4 @@ def test_a_ctrl_c_while_pytest_selects_is_one(monkeypatch):
 
     monkeypatch.setattr(selection.pytest, "main", lambda *arguments, **how: pytest.ExitCode.INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):
-        selection.selected(["bmm/torch_bmm/tiny_16/float32/B1"], "", "of profile smoke")
+        selection.selected(["bmm/torch_bmm/tiny_16/float32/B1"], "tiny_16", "of profile smoke")
