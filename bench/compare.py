@@ -41,7 +41,7 @@ def compare(a: Path | str, b: Path | str, force: bool = False, stored: Sequence[
         compared = comparison.compare(*ours)
         print(terminal(compared))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"a run is damaged ({error}): measure it again") from error
+        raise UsageError(f"{a} or {b} is damaged ({error}): measure it again") from error
     return SHOWN if compared.pairs else NOTHING_TO_COMPARE
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bench import records
-from bench.cases import CLOCKS, Plan, broken_lines, plan
+from bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
 from bench.dispatch_tables import HeldBack, Problem
 from bench.errors import UsageError
 from bench.measure import environment
@@ -188,6 +188,8 @@ def _evidence(folder: Path, device: str) -> Run:
 
 
 def _require_of_here(run: Run, folder: Path, device: str) -> None:
+    if run.about["profile"] not in PROFILES:
+        raise ValueError(f"it is of a profile {run.about['profile']!r}")
     clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
     for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),
                                ("clock", clocks, CLOCKS[device][0])):
