@@ -82,6 +82,7 @@ SUPPORTS = {
     "supports_hangs": ("def supports(g):\n    while True: pass", HUNG, "(supports on digits at B=1)"),
     "supports_exits": ("import os\ndef supports(g): os._exit(0)", CRASHED, "exit code 0 (supports on digits at B=1)"),
 }
+STRANGE = ("größe", "not_utf_8", "registers_nothing", "rewrites", "rewritten", "supports_raises")  # made by the tree
 OPS = {
     "stray": ("", "it makes no Op called stray (a folder that is no op begins with _)"),
     "vanishing": ("import os; os._exit(0)", "its process ended with exit code 0 (importing it)"),
@@ -243,7 +244,7 @@ def watched(tree, tmp_path_factory):
     for name in ("kernels", "bench"):
         shutil.copytree(tree / name, root / name)
     folder = root / "kernels" / "grad_reduce"
-    for name in (*AT_IMPORT, *DECLARED, *SUPPORTS, "größe", "not_utf_8", "registers_nothing", "supports_raises"):
+    for name in (*AT_IMPORT, *DECLARED, *SUPPORTS, *STRANGE):
         (folder / f"{name}.py").unlink()
     for name in (*OPS, "no_package"):
         shutil.rmtree(root / "kernels" / name)

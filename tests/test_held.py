@@ -59,18 +59,35 @@ def _other_attributes(clock):
     clock.__dict__ = dict(vars(clock))
 
 
-@pytest.mark.parametrize("meddle", [_other_part, _other_class, _other_attributes])
-def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, monkeypatch, meddle):
-    op, name = kernels.ops["grad_reduce"], f"meddles_by{meddle.__name__}"  # an op keeps what it has once loaded
-    baseline, others = op.variants[BASELINE], []
+def _register(monkeypatch, name, before):
+    """One more variant: the baseline, and `before` that. An op keeps what it has once loaded: no name stands twice."""
+    op = kernels.ops["grad_reduce"]
+    baseline = op.variants[BASELINE]
 
-    def meddles(g):
-        for clock in others:
-            meddle(clock)
+    def variant(g):
+        before()
         return baseline.function(g)
 
-    meddles.__name__ = name
-    monkeypatch.setitem(op._registered, name, replace(baseline, function=meddles))
+    variant.__name__ = name
+    monkeypatch.setitem(op._registered, name, replace(baseline, function=variant))
+
+
+def _register_one_that_tires(monkeypatch, name):
+    """One that fails as soon as there is something in the list that is returned."""
+    worn = []
+
+    def before():
+        if worn:
+            raise RuntimeError("worn out")
+
+    _register(monkeypatch, name, before)
+    return worn
+
+
+@pytest.mark.parametrize("meddle", [_other_part, _other_class, _other_attributes])
+def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, monkeypatch, meddle):
+    name, others = f"meddles_by{meddle.__name__}", []
+    _register(monkeypatch, name, lambda: list(map(meddle, others)))
     assert runner.hold(task((("meddles", name), ("one", BASELINE)))) == ("meddles", "one")
     assert runner.turn("meddles", 0.002)[0] and runner.turn("one", 0.002)[0]
     others += [clock for which, clock in runner._held._watched.items() if which.startswith("one ")]
@@ -81,15 +98,7 @@ def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(runner, 
 
 
 def test_one_that_fails_where_it_is_looked_at_voids_no_other(runner, monkeypatch):
-    op = kernels.ops["grad_reduce"]
-    baseline, worn = op.variants[BASELINE], []
-
-    def tires(g):
-        if worn:
-            raise RuntimeError("worn out")
-        return baseline.function(g)
-
-    monkeypatch.setitem(op._registered, "tires", replace(baseline, function=tires))
+    worn = _register_one_that_tires(monkeypatch, "tires")
     runner.hold(task((("tires", "tires"), ("one", BASELINE))))
     held = runner._held
     clock = next(held._clocks["tires"])
@@ -105,15 +114,7 @@ def test_one_that_fails_where_it_is_looked_at_voids_no_other(runner, monkeypatch
 
 
 def test_one_that_fails_is_its_own_row_and_the_others_go_on(runner, monkeypatch):
-    op = kernels.ops["grad_reduce"]
-    baseline, worn = op.variants[BASELINE], []
-
-    def breaks(g):
-        if worn:
-            raise RuntimeError("worn out")
-        return baseline.function(g)
-
-    monkeypatch.setitem(op._registered, "breaks", replace(baseline, function=breaks))
+    worn = _register_one_that_tires(monkeypatch, "breaks")
     assert runner.hold(task((("breaks", "breaks"), ("one", BASELINE)))) == ("breaks", "one")
     assert runner.turn("breaks", 0.002)[0]
     worn.append(True)

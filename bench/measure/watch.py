@@ -163,7 +163,7 @@ class Watch:
             if not parts.are_same():
                 raise Tampered(name, f"it changed the clock of {whose}")
         for ours in self._ours:
-            if not ours.has_its_own_methods():
+            if not ours.has_its_kinds_methods():
                 raise Tampered(name, f"it replaced {ours.what_is_replaced()}")
 
     def _look(self) -> None:
@@ -249,7 +249,7 @@ class _Ours:
         self._ours, self._kind, self._attributes = ours, type(ours), vars(ours)
         self._methods = frozenset(name for name in dir(type(ours)) if callable(getattr(type(ours), name, None)))
 
-    def has_its_own_methods(self) -> bool:
+    def has_its_kinds_methods(self) -> bool:
         return (type(self._ours) is self._kind and vars(self._ours) is self._attributes
                 and self._attributes.keys().isdisjoint(self._methods))
 
