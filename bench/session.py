@@ -5,7 +5,7 @@ gets each one's rounds through `pedantic`, with a timer that goes on by one samp
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -16,7 +16,7 @@ from bench.progress import Progress
 from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import roofline
 
-_MOST_SUSPICIONS = 8  # each measures the ceilings again, some seconds
+_MOST_TRIES = 3  # of a problem with a time that can't be
 
 
 class Session:
@@ -38,7 +38,7 @@ class Session:
         self._record = record
         self._recorded_ceilings = ceilings, None
         self.why_no_ceilings: str | None = None
-        self._suspicions_left = _MOST_SUSPICIONS
+        self._refused: set[str] = set()  # the ids of variants with a time that can't be, however often it was looked at
         self._replay = _Replay()
         self._by_problem: dict[tuple, list[Case]] = {}
         self._results: dict[str, Outcome] = {}
@@ -104,23 +104,42 @@ class Session:
     def _believed(self, outcome: Outcome, case: Case) -> Outcome:
         """The outcome, or INVALID if one of its times is impossible.
 
-        The machine may have been slower when its ceilings were measured than it is now: before a time is refused they
-        are measured again, and the best of each counts; and what a baseline reaches, the vendor's, can be done. Where
-        the machine was never quiet enough for its ceilings, nobody is accused by them, and nothing is believed either.
+        Where the machine was never quiet enough for its ceilings, nobody is accused by them, and nothing is believed
+        either.
         """
         why = self._why_impossible(outcome)
-        if why and self._suspicions_left:
-            self._suspicions_left -= 1
-            self.measure_ceilings()
-            why = self._why_impossible(outcome)
         if why and not self.ceilings.get("quiet", True):
             why = f"{THE_MACHINE_WAS}busy whenever its ceilings were measured, so it is not known whether {why}"
         return Outcome(INVALID, why) if why else outcome
 
-    def _raise_ceilings(self, cases: Sequence[Case]) -> None:
+    def _measured(self, cases: Sequence[Case]) -> dict[str, Outcome]:
+        """The outcomes of the cases of one problem, by id; measured again where one has a time that can't be.
+
+        The machine may have been slower when its ceilings were measured than when the case was, and a virtual one's
+        host may slow it down unseen. So the ceilings are measured again right after such a time, the best of each
+        counts, and so does what a baseline reaches, the vendor's; a time that still can't be is taken again between
+        two looks at the ceilings, and the last one counts. A variant that is refused for all that gets no more looks.
+        """
+        for _ in range(_MOST_TRIES):
+            outcomes = self._measurer.outcomes(cases)
+            self._raise_ceilings(cases, outcomes)
+            if not self._suspects(cases, outcomes):
+                return outcomes
+            self.measure_ceilings()
+            suspects = self._suspects(cases, outcomes)
+            if not suspects:
+                return outcomes
+        self._refused.update(suspects)
+        return outcomes
+
+    def _suspects(self, cases: Sequence[Case], outcomes: Mapping[str, Outcome]) -> set[str]:
+        """The ids of the variants with a time that can't be, and that were not refused before."""
+        return {case.variant.id for case in cases if self._why_impossible(outcomes[case.id])} - self._refused
+
+    def _raise_ceilings(self, cases: Sequence[Case], outcomes: Mapping[str, Outcome]) -> None:
         """By what the baseline of these cases of one problem has reached, before any of them is judged."""
         for case in cases:
-            outcome = self._results[case.id]
+            outcome = outcomes[case.id]
             if self.ceilings and outcome.status == MEASURED and case.variant.is_baseline:
                 for facts in outcome.facts["clocks"].values():
                     if "median_s" in facts:
@@ -152,9 +171,7 @@ class Session:
 
     def _result_of(self, case: Case) -> Outcome:
         if case.id not in self._results:
-            cases = self._by_problem[case.problem]
-            self._results.update(self._measurer.outcomes(cases))
-            self._raise_ceilings(cases)
+            self._results.update(self._measured(self._by_problem[case.problem]))
         return self._results.pop(case.id)
 
 

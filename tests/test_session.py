@@ -7,8 +7,9 @@ from bench.session import Session, _Replay
 from tests.plans import planned
 
 PLAN = planned("smoke", "cpu")
-BASELINE, OTHER = (next(case for case in PLAN.cases if case.id == f"bmm/{name}/attention_scores/float32/B3")
-                   for name in ("torch_bmm", "torch_einsum"))
+BASELINE, OTHER, THIRD = (
+    next(case for case in PLAN.cases if case.id == f"bmm/{name}/attention_scores/float32/B3")
+    for name in ("torch_bmm", "torch_einsum", "numba_cpu_blocked"))
 CEILINGS = {"copy_bytes_per_s": 2e10, "read_bytes_per_s": 2e10, "cache_bytes_per_s": 1e11, "cache_bytes": 2 ** 25,
             "matmul_flops_per_s": {"float32": 1e11}, "fma_flops_per_s": {}, "launch_s": {"host": 1e-6},
             "best": {"copy_bytes_per_s": 2e10, "read_bytes_per_s": 2e10, "cache_bytes_per_s": 1e11,
@@ -26,18 +27,20 @@ def outcome(median_s, **other_clocks):
 
 
 class Measurer:
-    """Gives ceilings one after another, and outcomes by case id; counts what it is asked for."""
+    """Gives ceilings, and outcomes of a problem by variant, one after another, the last ones for ever; it counts."""
 
-    def __init__(self, ceilings, outcomes=None):
-        self._ceilings, self._outcomes = iter(ceilings), outcomes
-        self.asked = 0
+    def __init__(self, ceilings, outcomes=()):
+        self._ceilings, self._outcomes = list(ceilings), list(outcomes)
+        self.looked = self.measured = 0
 
     def ceilings(self):
-        self.asked += 1
-        return next(self._ceilings)
+        self.looked += 1
+        return self._ceilings[min(self.looked, len(self._ceilings)) - 1]
 
     def outcomes(self, cases):
-        return {case.id: self._outcomes[case.id] for case in cases}
+        self.measured += 1
+        now = self._outcomes[min(self.measured, len(self._outcomes)) - 1]
+        return {case.id: now[case.variant.name] for case in cases}
 
 
 class Progress:
@@ -48,70 +51,94 @@ class Progress:
         self.told = told
 
 
-def session(*ceilings):
-    made = Session(PLAN, Measurer(ceilings), {}, Progress())
+def session(*ceilings, times=()):
+    """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those of each measurement."""
+    given = [{"torch_bmm": outcome(own), "torch_einsum": outcome(other)} for own, other in times]
+    made = Session(PLAN, Measurer([(one, None) for one in ceilings], given), {}, Progress())
+    made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
     made.measure_ceilings()
     return made
 
 
-def test_a_possible_time_is_believed_and_the_ceilings_are_not_measured_again():
-    made = session((CEILINGS, None))
-    assert made._believed(outcome(0.0101), OTHER).status == MEASURED and made._measurer.asked == 1
+def judged(made, case=OTHER):
+    """What becomes of the case, and how often the ceilings were looked at and the problem measured until then."""
+    return made._believed(made._result_of(case), case), made._measurer.looked, made._measurer.measured
 
 
-def test_an_impossible_time_is_refused_after_the_ceilings_were_measured_again():
-    made = session((CEILINGS, None), (CEILINGS, None))
-    refused = made._believed(outcome(1e-6), OTHER)
-    assert refused.status == INVALID and made._measurer.asked == 2
-    assert refused.reason.startswith("by host, 1.00 µs is faster than its work allows: 1e+09 FLOP at the 1e+11 FLOP/s")
-    assert not refused.samples_s
+def test_a_possible_time_is_believed_and_nothing_is_measured_again():
+    found, *looks = judged(session(CEILINGS, times=[(0.02, 0.0101)]))
+    assert found.status == MEASURED and looks == [1, 1]
+
+
+def test_an_impossible_time_is_refused_after_all_was_measured_again():
+    found, *looks = judged(session(CEILINGS, times=[(0.02, 1e-6)]))
+    assert found.status == INVALID and looks == [4, 3]
+    assert found.reason.startswith("by host, 1.00 µs is faster than its work allows: 1e+09 FLOP at the 1e+11 FLOP/s")
+    assert not found.samples_s
 
 
 def test_a_machine_that_was_slow_when_its_ceilings_were_measured_costs_no_result():
-    made = session((CEILINGS, None), (faster(3), None))
-    assert made._believed(outcome(0.004), OTHER).status == MEASURED and made._measurer.asked == 2
-    assert made._believed(outcome(0.004), OTHER).status == MEASURED and made._measurer.asked == 2  # the best is kept
+    made = session(CEILINGS, faster(3), times=[(0.02, 0.004)])
+    found, *looks = judged(made)
+    assert found.status == MEASURED and looks == [2, 1]
+    assert judged(made)[1:] == (2, 2)  # the best is kept
+
+
+def test_a_machine_that_was_slow_in_both_looks_at_its_ceilings_costs_no_result():
+    made = session(CEILINGS, times=[(0.01, 0.004), (0.025, 0.0101)])  # and was quick between the looks
+    found, *looks = judged(made)
+    assert found.status == MEASURED and found.samples_s == (0.0101,) * 6 and looks == [2, 2]
+    assert judged(made, BASELINE)[0].samples_s == (0.025,) * 6  # of the same measurement, for they are compared
+    found, *looks = judged(session(CEILINGS, CEILINGS, faster(3), times=[(0.02, 0.004)]))
+    assert found.status == MEASURED and looks == [3, 2]
 
 
 def test_ceilings_of_a_busy_machine_accuse_nobody_and_let_nobody_pass():
     low = CEILINGS | {"quiet": False}
-    made = session((low, None), (low, None))
-    refused = made._believed(outcome(0.004), OTHER)
-    assert is_machines_fault(refused.status, refused.reason) and made._measurer.asked == 2
-    assert "busy whenever its ceilings were measured, so it is not known whether by host, 4.00 ms is" in refused.reason
-    made = session((low, None), (CEILINGS | {"quiet": True}, None))
-    assert not is_machines_fault(INVALID, made._believed(outcome(0.004), OTHER).reason)  # it was quiet the second time
+    found, *_ = judged(session(low, times=[(0.02, 0.004)]))
+    assert is_machines_fault(found.status, found.reason)
+    assert "busy whenever its ceilings were measured, so it is not known whether by host, 4.00 ms is" in found.reason
+    found, *_ = judged(session(low, CEILINGS | {"quiet": True}, times=[(0.02, 0.004)]))
+    assert found.status == INVALID and not is_machines_fault(found.status, found.reason)  # quiet the second time
 
 
 def test_any_clock_can_give_it_away():
-    made = session((CEILINGS, None), (CEILINGS, None))
-    assert made._believed(outcome(0.02, host_cold=1e-6), OTHER).reason.startswith("by host_cold, 1.00 µs")
+    made = session(CEILINGS)
+    made._measurer._outcomes = [{"torch_bmm": outcome(0.02), "torch_einsum": outcome(0.02, host_cold=1e-6)}]
+    assert judged(made)[0].reason.startswith("by host_cold, 1.00 µs")
 
 
 def test_what_the_baseline_reaches_can_be_done():
-    made = session((CEILINGS, None))
-    made._measurer._outcomes = {BASELINE.id: outcome(0.002), OTHER.id: outcome(0.002)}
-    made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
-    assert made._believed(made._result_of(OTHER), OTHER).status == MEASURED  # before the baseline itself is judged
-    assert made._believed(made._result_of(BASELINE), BASELINE).status == MEASURED and made._measurer.asked == 1
+    made = session(CEILINGS, times=[(0.002, 0.002)])
+    assert judged(made)[0].status == judged(made, BASELINE)[0].status == MEASURED
+    assert made._measurer.looked == made._measurer.measured == 1
     assert made.ceilings["matmul_flops_per_s"] == CEILINGS["matmul_flops_per_s"]  # shares are of what was measured
 
 
-def test_suspicions_end_some_time():
-    made = session(*[(CEILINGS, None)] * 100)
-    assert {made._believed(outcome(1e-6), OTHER).status for _ in range(50)} == {INVALID}
-    assert made._measurer.asked < 15
+def test_a_variant_that_was_refused_costs_no_more_looks_and_others_still_get_theirs():
+    made = session(CEILINGS, times=[(0.02, 1e-6)])
+    assert judged(made)[1:] == (4, 3)
+    for again in range(1, 50):
+        found, *looks = judged(made)
+        assert found.status == INVALID and looks == [4, 3 + again]
+    made._by_problem[OTHER.problem] = [OTHER, THIRD]
+    made._measurer._outcomes = [{"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.004)},
+                                {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.0101)}]
+    made._measurer.measured = 0
+    assert judged(made)[0].status == INVALID
+    assert judged(made, THIRD)[0].status == MEASURED
 
 
 def test_without_ceilings_nothing_is_refused_and_the_reason_is_kept():
-    made = session((None, "RuntimeError: no"))
+    made = Session(PLAN, Measurer([(None, "RuntimeError: no")]), {}, Progress())
+    made.measure_ceilings()
     assert made._believed(outcome(1e-9), OTHER).status == MEASURED
     assert made.why_no_ceilings == "RuntimeError: no"
 
 
 def test_what_was_not_measured_is_not_judged():
     wrong = Outcome(WRONG, "on ragged: no")
-    assert session((CEILINGS, None))._believed(wrong, BASELINE) is wrong
+    assert session(CEILINGS)._believed(wrong, BASELINE) is wrong
 
 
 class Fixture:
@@ -143,7 +170,7 @@ def test_pytest_benchmark_gets_the_very_samples(iterations):
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
     progress = Progress()
-    made = Session(PLAN, Measurer([], {BASELINE.id: Outcome(WRONG, "on ragged: no")}), {}, progress)
+    made = Session(PLAN, Measurer([(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}]), {}, progress)
     made._by_problem[BASELINE.problem] = [BASELINE]
     made.outcomes = {}
     with pytest.raises(NotMeasured, match="wrong: on ragged: no"):
