@@ -156,8 +156,9 @@ report: $(INSTALLED)
 	@test -n $(call quoted,RUN) || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
 	$(PY) -m bench report $(call quoted,RUN)
 
+# In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest $(if $(VENV),-n auto --dist worksteal)
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m slow

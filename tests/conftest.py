@@ -1,44 +1,25 @@
-"""What test files share. The interpreters' runs take minutes: they begin with the session, beside its other tests."""
-import contextlib
+"""What test files share."""
 import json
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from bench.measure import busy, catalogue
-from tests.interpreting import Child
 
-WAITS = "test_interpreters.py"
+LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
 os.environ[busy.VARIABLE] = "1"  # the machine is busy with these tests; those of the rule itself unset it
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Two: more would take each other's cores in what is timed. With a GPU none besides: its memory is counted."""
+    return 0 if torch.cuda.is_available() else 2
+
+
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name == WAITS)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interpreted(request, tmp_path_factory):
-    """(backend, file, marks) → the tests.interpreting.Child that runs the file's tests, interpreting that backend.
-
-    Only where this session waits for them.
-    """
-    children = sorted({item.callspec.params["child"] for item in request.session.items if _waits(item)})
-    if not children:
-        yield {}
-        return
-    folder = tmp_path_factory.mktemp("interpreted")
-    with (folder / "errors").open("w") as errors:
-        runner = subprocess.Popen([sys.executable, "-m", "tests.interpreting", str(folder),
-                                   *(word for child in children for word in child)],
-                                  stdout=errors, stderr=errors, start_new_session=True)
-    yield {child: Child(runner, folder, number) for number, child in enumerate(children)}
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(runner.pid, signal.SIGKILL)
-    runner.wait()
+    """The longest first: where two processes share the tests, the others go on beside them."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,8 +46,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def _waits(item):
-    return (item.path.name == WAITS and hasattr(item, "callspec")
-            and not any(mark.args[0] for mark in item.iter_markers("skipif")))

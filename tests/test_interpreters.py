@@ -1,4 +1,8 @@
 """The GPU variants' arithmetic without a GPU: the tests of variants and of properties again, interpreting kernels."""
+import os
+import subprocess
+import sys
+
 import numpy
 import pytest
 from packaging.version import Version
@@ -17,17 +21,18 @@ def _why_not(backend):
 
 FILES = {"tests/test_variants.py": ("not slow", "slow"), "tests/test_properties.py": ("not slow",),
          "tests/test_statistics.py": ("not slow",)}  # and of which marks there are tests in it
-CHILDREN = [pytest.param((backend, file, marks), id=f"{backend}-{file}-{marks}",
+CHILDREN = [pytest.param(backend, file, marks, id=f"{backend}-{file}-{marks}",
                          marks=[pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
                                 *([pytest.mark.slow] if marks == "slow" else [])])
             for backend in backends.INTERPRETED_BACKENDS for file, all_marks in FILES.items() for marks in all_marks]
 
 
-@pytest.mark.parametrize("child", CHILDREN)
-def test_gpu_variants_are_right_when_interpreted(interpreted, child):
-    code, output = interpreted[child].result()
-    assert code == 0, output
-    assert " passed" in output
+@pytest.mark.parametrize("backend, file, marks", CHILDREN)
+def test_gpu_variants_are_right_when_interpreted(backend, file, marks):
+    done = subprocess.run([sys.executable, "-m", "pytest", file, "-m", marks, "-p", "no:cacheprovider", "--no-header"],
+                          env=os.environ | backends.interpreter_environment(backend), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
 
 
 def test_every_variant_is_run_somewhere():
