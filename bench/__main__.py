@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
 from bench import command_line, console, stopping, texts
 from bench.console import complain
+from bench.measure import stand_in
 from bench.measure.reader import started_ahead
 
 NOT_PRINTED, USAGE = 1, 2
@@ -19,12 +21,20 @@ def main(arguments: list[str] | None = None) -> int:
     """
     console.prepare()
     options = command_line.parser().parse_args(arguments)
+    if getattr(options, "device", None) == stand_in.NAME and not stand_in.is_on():
+        return _in_place_of_a_gpu(sys.argv[1:] if arguments is None else arguments)
     with stopping.as_interrupts():
         code = _ended(options)
     if why := console.why_not_printed():
         complain(f"can't print to stdout ({why})")
         return code or NOT_PRINTED
     return code
+
+
+def _in_place_of_a_gpu(arguments: list[str]) -> int:
+    """Run the command in a process whose GPU is the stand-in, in place of this one; it does not return."""
+    print(stand_in.WORDS, file=sys.stderr, flush=True)
+    os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, **stand_in.environment()})
 
 
 def _ended(options) -> int:

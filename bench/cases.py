@@ -6,12 +6,12 @@ What there is to measure is read by bench.measure.catalogue; no file of an op is
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
 from bench.errors import UsageError
-from bench.measure import catalogue
+from bench.measure import catalogue, stand_in
 from bench.records import NOT_HERE, case_id
 from kernels.op import FP8
 
@@ -133,7 +133,7 @@ def plan(profile_name: str, device: str, deadline_s: float | None = None, tree: 
         UsageError: for an unknown profile, or if the ops can't be read.
     """
     profile = profile_named(profile_name)
-    limits = profile.limits[device]
+    limits = _limits(profile, device)
     request = {"dtypes": profile.dtypes[device], "batches": profile.batches, "details": profile.details,
                "flops": limits.flops, "bytes": limits.bytes, "configs": configs}
     return of_catalogue(profile, device, catalogue.read(request, _deadline_s(profile, deadline_s), tree))
@@ -141,7 +141,7 @@ def plan(profile_name: str, device: str, deadline_s: float | None = None, tree: 
 
 def refined(the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]) -> Plan:
     """Batch sizes besides those of a plan, by op, scenario and dtype: for them alone, and all variants."""
-    limits = the_plan.profile.limits[the_plan.device]
+    limits = _limits(the_plan.profile, the_plan.device)
     problems = [(*group, batch) for group, batches in added.items() for batch in batches]
     if not problems:
         return Plan(the_plan.profile, the_plan.device, (), (), {}, ())
@@ -186,6 +186,8 @@ def profile_named(name: str) -> Profile:
 def of_catalogue(profile: Profile, device: str, found: Catalogue) -> Plan:
     """The cases of the catalogue's problems, of all variants that it has."""
     cases = tuple(case for op in found.ops.values() for case in _cases(op, profile, device))
+    if device == "cuda" and stand_in.is_on():
+        cases = _on_the_smallest(cases, found)
     left_out = tuple(problem.key for op in found.ops.values() for problem in op.left_out)
     return Plan(profile, device, cases, left_out, found.ops, found.broken)
 
@@ -196,6 +198,25 @@ def _cases(op: DeclaredOp, profile: Profile, device: str) -> Iterable[Case]:
             refusal = variant.broken or op.refusals[variant.name][number]
             yield Case(variant, problem.scenario, problem.dtype, problem.batch,
                        refusal or _not_here(variant, profile, device, problem.dtype))
+
+
+def _on_the_smallest(cases: Sequence[Case], found: Catalogue) -> tuple[Case, ...]:
+    """Each variant on the smallest problem that it takes, beside the baseline; one that takes none on the first."""
+    flops = {problem.key: problem.flops for op in found.ops.values() for problem in op.problems}
+    chosen = {}
+    for case in cases:
+        known = chosen.setdefault(case.variant.id, case)
+        if (bool(case.refusal), flops[case.problem]) < (bool(known.refusal), flops[known.problem]):
+            chosen[case.variant.id] = case
+    problems = {case.problem for case in chosen.values() if not case.refusal}
+    return tuple(case for case in cases
+                 if chosen[case.variant.id] is case or (case.variant.is_baseline and case.problem in problems))
+
+
+def _limits(profile: Profile, device: str) -> Limits:
+    """The profile's; an interpreter takes minutes for what a GPU does in microseconds."""
+    limits = profile.limits[device]
+    return replace(limits, flops=stand_in.MOST_FLOPS) if device == "cuda" and stand_in.is_on() else limits
 
 
 def _not_here(variant: Declared, profile: Profile, device: str, dtype: str) -> Refusal | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+_DEVICE_HELP = ("auto (default: cuda where there is a GPU), cpu, cuda, or stand-in: a made-up GPU, to go the whole way "
+                "without one")
 
 
 def _positive(text: str) -> float:
@@ -110,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="one case under ncu or proton; without a GPU its hot loop",
                                   epilog="exit: 0 shown, 1 the profiler failed, 2 usage, 3 nothing to show here")
     profile.add_argument("case", help="its id, as `bench list` shows it")
-    profile.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
+    profile.add_argument("--device", default="auto", help=_DEVICE_HELP)
     profile.add_argument("--architecture", type=_count, default=90, metavar="NUMBER",
                          help="without a GPU: what it is compiled for, 80, 90 (default) or 100")
     readme = commands.add_parser("readme", help="write the documents' figures anew, from the stored runs they name",
@@ -139,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     coverage.add_argument("--draws", type=_count, default=1000, help="batches drawn of each setting (default 1000)")
     cost = commands.add_parser("noise-cost", help="a metered step beside a plain one, Opacus' and BackPACK's",
                                epilog="exit: 0 clean, 2 usage, 3 the machine was too busy to time a step")
-    cost.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
+    cost.add_argument("--device", default="auto", help=_DEVICE_HELP)
     cost.add_argument("--seconds", type=_positive, default=6.0, help="for each workload (default 6)")
     listing = commands.add_parser("list", help="print every case id and what it can run on",
                                   epilog="exit: 0 clean, 1 a file is broken (the others are listed), 2 usage")
@@ -153,4 +155,4 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
-    parser.add_argument("--device", default="auto", help="auto (default: cuda where there is a GPU), cpu or cuda")
+    parser.add_argument("--device", default="auto", help=_DEVICE_HELP)

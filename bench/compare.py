@@ -14,6 +14,7 @@ from bench.report.comparison import terminal
 from bench.stored_files import blamed_on
 from bench.verdicts import comparison
 from bench.verdicts.identity import machine_differences
+from bench.verdicts.usable import why_made_up
 
 SHOWN, NOTHING_TO_COMPARE = 0, 3
 STORED = (Path("reports", "runs"), Path("reports", "evidence"))
@@ -33,6 +34,9 @@ def compare(a: Path | str, b: Path | str, force: bool = False, stored: Sequence[
     sides = [_candidates(str(side), letter, stored) for side, letter in ((a, "A"), (b, "B"))]
     ours = next((pair for pair in ((one, other) for one in sides[0] for other in sides[1])
                  if not machine_differences(*(run.machine for run in pair))), (sides[0][0], sides[1][0]))
+    for name, run in zip((a, b), ours):
+        if why := why_made_up(run.machine):
+            raise UsageError(f"{name}: {why}, so there is nothing to compare")
     differ = machine_differences(*(run.machine for run in ours))
     if differ and not force:
         raise UsageError(f"the runs are of different machines or toolchains ({'; '.join(differ)}): their times can't "

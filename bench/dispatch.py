@@ -190,14 +190,14 @@ def _evidence(folder: Path, device: str) -> Run:
 def _require_of_here(run: Run, folder: Path, device: str) -> None:
     if run.about["profile"] not in PROFILES:
         raise ValueError(f"it is of a profile {run.about['profile']!r}")
+    if why := why_unusable(run):
+        raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")
     clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
     for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),
                                ("clock", clocks, CLOCKS[device][0])):
         if theirs != {ours}:
             raise UsageError(f"{folder} has another {what} ({', '.join(sorted(theirs)) or 'none'}, and this is {ours}"
                              "): tables are made where they are used, from a run of `make bench` there")
-    if why := why_unusable(run):
-        raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")
     if why := why_stale(run.machine):
         raise UsageError(f"{folder} is no evidence for what is installed now: {why}; run `make bench` again")
 

@@ -208,14 +208,17 @@ def _show_clocks(folder: Path, device: str) -> str:
     from bench.cases import CLOCKS
 
     found = json.loads((folder / _CLOCKS).read_text(encoding="utf-8"))
+    # Evidence of before has no clock but those of the device.
+    own = list(dict.fromkeys([*CLOCKS[device], *(name for clocks in found.values() for name in clocks)]))
+    own = [name for name in own if name != "nvbench"]
     rows = []
     for name, clocks in found.items():
         beside = clocks.get("nvbench", {})
-        row = [name, *(_time(clocks[clock].get("median_s"), clocks[clock].get("error")) for clock in CLOCKS[device])]
+        row = [name, *(_time(clocks[clock].get("median_s"), clocks[clock].get("error")) for clock in own)]
         if device == "cuda":
             row += [_time(beside.get("cold_s"), beside.get("error")), _time(beside.get("hot_s"), "")]
         rows.append(row)
-    headers = ["launch", *CLOCKS[device], *(["NVBench cold", "NVBench hot"] if device == "cuda" else [])]
+    headers = ["launch", *own, *(["NVBench cold", "NVBench hot"] if device == "cuda" else [])]
     note = "" if device == "cuda" else "\n\nNVBench times GPUs only, so it has no column here."
     return tabulate(rows, headers=headers, **_TABULATE) + note
 

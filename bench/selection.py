@@ -59,11 +59,14 @@ def require_selected(code: int, selection: str, cases: int, whose: str) -> None:
 
 @contextlib.contextmanager
 def no_plugins_but_ours() -> Iterator[None]:
-    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run."""
-    outside = {name: os.environ.pop(name, None) for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")}
+    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run.
+
+    So does what one says of the session that this one is in: pytest-benchmark measures nothing under pytest-xdist.
+    """
+    outside = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PYTEST_")}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:
         yield
     finally:
         del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
-        os.environ.update({name: value for name, value in outside.items() if value is not None})
+        os.environ.update(outside)

@@ -4,11 +4,25 @@ from __future__ import annotations
 import functools
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 FP8_FROM = (8, 9)  # the compute capability whose tensor cores have it
+
+
+def on_its_device(function: Callable) -> Callable:
+    """The function of tensors with their GPU current: a kernel of ours is launched on the one that is current."""
+    @functools.wraps(function)
+    def guarded(*inputs: torch.Tensor):
+        device = inputs[0].device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(*inputs)
+        with torch.cuda.device(device):
+            return function(*inputs)
+
+    return guarded
 
 
 @functools.cache

@@ -1,7 +1,11 @@
 """Element types: their names, their rounding, and the bytes of a tensor's elements."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
+
+_BLOCK = 2 ** 22  # elements that a reference holds in fp64 at once
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -26,3 +30,25 @@ def distinct_bytes(tensor: torch.Tensor) -> int:
     for size, stride in zip(tensor.shape, tensor.stride()):
         elements *= size if stride else min(size, 1)
     return elements * tensor.element_size()
+
+
+def columns_in_fp64(g: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Blocks of whole columns of g[B,P] in fp64, each with where it is: all of g would be up to eight times its size.
+    """
+    width = max(1, _BLOCK // max(1, len(g)))
+    for start in range(0, g.shape[1], width):
+        columns = slice(start, start + width)
+        yield columns, g[:, columns].double()
+
+
+def mean_over_batch(g: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor] = lambda block: block) -> torch.Tensor:
+    """The mean over B of g[B,P], or of a function of its elements, in fp64; NaN where B is 0."""
+    mean = torch.empty(g.shape[1], dtype=torch.float64, device=g.device)
+    for columns, block in columns_in_fp64(g):
+        mean[columns] = of(block).mean(dim=0)
+    return mean
+
+
+def rows_at_once(elements_a_row: int) -> int:
+    """How many rows of so many elements a reference holds in fp64 at once; 1 at least."""
+    return max(1, _BLOCK // max(1, elements_a_row))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kernels import backends
-from kernels.device import why_no_fp8
+from kernels.device import why_no_fp8, on_its_device
 from kernels.discovery import LoadedWhenAsked, variant_files
 from kernels.dispatch import DISPATCHED, Dispatch
 from kernels.elements import dtype_name
@@ -184,7 +184,8 @@ class Op:
         self._variants = LoadedWhenAsked(self._names, self._load)
 
     def variant(self, *, dtypes: Sequence[str] | None = None, example: tuple[str, int] | None = None, **declared):
-        """Register the decorated function as a variant of this op, and return it unchanged.
+        """Register the decorated function as a variant of this op, and return it: one that needs CUDA guarded
+        (kernels.device.on_its_device), any other as it is.
 
         Takes what Variant takes, by keyword: backend, dtypes, needs, supports…
 
@@ -197,6 +198,8 @@ class Op:
                 raise ValueError(f"{file}.py registers {function.__name__!r}: a variant is named after its file")
             if function.__name__ in self._registered:
                 raise ValueError(f"{self.name} has a variant named {function.__name__!r} already")
+            if declared.get("needs") == "cuda":
+                function = on_its_device(function)
             module_doc = sys.modules[function.__module__].__doc__ or ""
             self._registered[function.__name__] = Variant(
                 self, function, dtypes=tuple(dtypes) if dtypes is not None else None, example=example or self.example,

@@ -10,7 +10,7 @@ import torch
 
 from bench import texts
 from bench.cases import CLOCKS
-from bench.measure import fma
+from bench.measure import fma, stand_in
 from bench.measure.busy import NoGuard, Guard
 from bench.measure.clocks import make_clock
 from bench.measure.hardware import Cpu, Cuda, hardware
@@ -25,6 +25,7 @@ from kernels.op import FP8
 _LEAST_STREAM_BYTES = 2 ** 28
 _LONG_STREAM_BYTES = 2 ** 30
 _CACHE_SHARES = (2, 8, 32)  # of the last level; the smaller ones come from the level before it
+_STAND_IN_SIZE, _STAND_IN_BYTES = 64, 2 ** 22  # of products and streams whose times are made up
 _SIZES = {"cpu": {"float32": 1024, "float64": 1024, "float16": 256, "bfloat16": 256},
           "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, FP8: 8192}}
 
@@ -64,7 +65,7 @@ def _measure(device: str, dtypes: tuple[str, ...], effort: Effort, tell: Callabl
     products = {}
     for name in _dtypes(device, dtypes):
         with contextlib.suppress(RuntimeError):  # what the library can't multiply in has no ceiling
-            products[name] = rate(clock, _product(name, device), 2 * _SIZES[device][name] ** 3)
+            products[name] = rate(clock, _product(name, device), 2 * _size(name, device) ** 3)
     if not products:
         raise RuntimeError("no matrix product could be timed in any dtype")
     peaks = {name: _peak(rate, clock, name) for name in fma.DTYPES if device == "cpu" and not fma.why_not()}
@@ -93,7 +94,14 @@ def _as_many_threads_as_numba() -> Iterator[None]:
 
 def stream_bytes(cache_bytes: int) -> int:
     """How much to stream so that it comes from memory: eight times the last cache, or twice one of 480 MiB."""
+    if stand_in.is_on():
+        return _STAND_IN_BYTES
     return max(_LEAST_STREAM_BYTES, min(8 * cache_bytes, max(2 * cache_bytes, _LONG_STREAM_BYTES)))
+
+
+def _size(dtype: str, device: str) -> int:
+    """Of a square product, in each of its three dimensions."""
+    return _STAND_IN_SIZE if device == "cuda" and stand_in.is_on() else _SIZES[device][dtype]
 
 
 def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
@@ -123,7 +131,7 @@ def _seconds(machine: Cpu | Cuda, clock: str, launch: Callable, effort: Effort) 
         machine.synchronize()
         call_s = max(machine.now_s() - start_s, 1e-7)
     clocks = {"": make_clock(clock, machine, [launch], call_s, effort.sample_s)}
-    taken = sample(clocks, effort, state_of(machine.name).why_throttled)[""]
+    taken = sample(clocks, effort, state_of(machine.name).why_throttled, now_s=machine.now_s)[""]
     if isinstance(taken, BaseException):
         raise taken
     return {"median": statistics.median(taken.samples_s), "best": min(taken.samples_s)}
@@ -142,7 +150,7 @@ def _read(stream_bytes: int, device: str) -> Callable:
 
 
 def _product(dtype: str, device: str) -> Callable:
-    size = _SIZES[device][dtype]
+    size = _size(dtype, device)
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.rand(size, size, device=device, generator=generator).mul_(2).sub_(1) for _ in "ab")
     if dtype == FP8:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bench.git import git
-from bench.measure import busy
+from bench.measure import busy, stand_in
 from kernels import backends, cgroups, numba_cpu
 from kernels.device import cpu_name, device_name
 
@@ -29,13 +29,16 @@ def missing_packages() -> list[str]:
 
 
 def resolve_device(asked: str) -> str:
-    """"cpu" or "cuda" for "auto", "cpu" or "cuda".
+    """"cpu" or "cuda" for "auto", "cpu", "cuda" or "stand-in".
 
     Raises:
-        ValueError: for another word, or for "cuda" where torch sees no GPU.
+        ValueError: for another word, for "cuda" where torch sees no GPU, or for the stand-in where it is not in its
+            place.
     """
+    if asked == stand_in.NAME and stand_in.is_on():
+        return "cuda"
     if asked not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {asked!r}: use auto, cpu or cuda")
+        raise ValueError(f"unknown device {asked!r}: use auto, cpu, cuda or {stand_in.NAME}")
     usable = torch.cuda.is_available()
     if asked == "cuda" and not usable:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
@@ -69,6 +72,8 @@ def machine(device: str) -> dict:
         "versions": versions(_VERSIONS),
         "revision": revision(),
     }
+    if stand_in.is_on():
+        facts["stand_in"] = stand_in.WORDS
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         facts["gpu"] = {

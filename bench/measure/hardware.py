@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import threads
+from bench.measure import stand_in, threads
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE_BYTES = 64 * 2 ** 20  # where the system does not say: more than most have
@@ -64,7 +64,9 @@ class Cuda:
 
     def __init__(self):
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        self._flush = torch.empty(2 * self.cache_bytes, dtype=torch.uint8, device="cuda")
+        self._written = torch.empty(2 * self.cache_bytes, dtype=torch.uint8, device="cuda")
+        self._read = torch.zeros(2 * self.cache_bytes // 4, device="cuda")
+        self._largest = torch.empty((), device="cuda")
 
     def now_s(self) -> float:
         return perf_counter()
@@ -74,8 +76,16 @@ class Cuda:
         torch.cuda._sleep(int(seconds * _SPIN_HZ))
 
     def flush(self) -> None:
-        """Queue a write over twice the L2 cache."""
-        self._flush.fill_(1)
+        """Queue a write over twice the L2 cache, then a read of as much elsewhere.
+
+        What was written alone would be written back within the next kernel's time.
+        """
+        self.flush_by_writing()
+        torch.amax(self._read, 0, out=self._largest)
+
+    def flush_by_writing(self) -> None:
+        """Queue the write alone, for comparison."""
+        self._written.fill_(1)
 
     def event(self) -> torch.cuda.Event:
         return torch.cuda.Event(enable_timing=True)
@@ -106,9 +116,18 @@ class Cuda:
         return lambda: torch.cuda._sleep(0)
 
 
+class StandIn(Cuda):
+    """The stand-in GPU, by the host's clock of its made-up times."""
+
+    def now_s(self) -> float:
+        return stand_in.now_s()
+
+
 def hardware(device: str) -> Cpu | Cuda:
     """The hardware behind "cpu" or "cuda"."""
-    return Cuda() if device == "cuda" else Cpu()
+    if device == "cpu":
+        return Cpu()
+    return StandIn() if stand_in.is_on() else Cuda()
 
 
 def last_level_cache_bytes() -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bench import units
-from bench.measure import check, importing, memory, outcome, steadiness
+from bench.measure import check, importing, memory, outcome, stand_in, steadiness
 from bench.measure.clocks import Unfit, make_clock
 from bench.measure.fence import Fence
 from bench.measure.ledger import Ledger
@@ -207,6 +207,7 @@ class Preparing:
         """
         def walk_probes() -> int:
             return check.check_variant(variant, getattr(torch, task.dtype), self._device,
+                                       _probes_for(variant, task.dtype),
                                        tell=lambda probe: self._begin(label, f"probes: {probe}"))
 
         def call_often() -> None:
@@ -259,3 +260,16 @@ class Preparing:
         launch()
         self._hardware.synchronize()
         return self._hardware.now_s() - start_s
+
+
+def _probes_for(variant: Variant, dtype: str) -> list[str] | None:
+    """The names of the probes that a variant is checked on, None for all: on the stand-in the smallest ones that it
+    takes, for an interpreter takes minutes to walk them all, and the tests have it do so."""
+    if not stand_in.is_on():
+        return None
+    flops = {}
+    for name, make in variant.op.probes.items():
+        inputs = make(getattr(torch, dtype), "meta", 0)
+        if all(tensor.numel() for tensor in inputs) and variant.why_unsupported(*inputs) is None:
+            flops[name] = variant.op.flops(*inputs)
+    return sorted(flops, key=flops.__getitem__)[:stand_in.MOST_PROBES]

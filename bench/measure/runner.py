@@ -174,7 +174,7 @@ class Runner:
         watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger,
                       LEAST_CHECKS if name == task.clocks[0] else LEAST_BESIDE)
         taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"),
-                       watch=watch)
+                       now_s=self._hardware.now_s, watch=watch)
         problem.values.drop_sets()
         for label, samples in taken.items():
             try:

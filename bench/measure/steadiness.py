@@ -7,7 +7,7 @@ from time import perf_counter as now_s
 
 import torch
 
-from bench.measure import check
+from bench.measure import check, stand_in
 from bench.measure.values import SECRET
 from bench.records import WRONG, NotMeasured
 from kernels.op import Op, Scenario, Tensors, Variant
@@ -100,4 +100,5 @@ def _is_real(scenario: Scenario) -> bool:
 
 def _is_large(op: Op, scenario: Scenario) -> bool:
     shapes = op.inputs(scenario, _MOST_BATCH, torch.float32, "meta", 0)
-    return op.least_bytes(*shapes) > _MOST_BYTES or op.flops(*shapes) > _MOST_FLOPS
+    most_flops = stand_in.MOST_FLOPS if stand_in.is_on() else _MOST_FLOPS
+    return op.least_bytes(*shapes) > _MOST_BYTES or op.flops(*shapes) > most_flops

@@ -9,7 +9,7 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
 from kernels.op import FP8, WIDE, Op, Scenario
 from kernels.rounding import Typical, sum_in_any_order
 
@@ -120,8 +120,12 @@ def typical(a: torch.Tensor, b: torch.Tensor) -> tuple[Typical]:
 
 
 def _product(a, b, of=lambda tensor: tensor):
-    shared = b.stride(0) == 0 and len(b)  # a shared right side: one product, and no copy of it for every entry
-    return torch.matmul(of(a.double()), of((b[0] if shared else b).double()))
+    """The products in fp64, so many entries at a time as a reference holds at once."""
+    shared = of(b[0].double()) if b.stride(0) == 0 and len(b) else None  # one right side, and no copy for every entry
+    count = rows_at_once(a[:1].numel() + (0 if shared is not None else b[:1].numel()))
+    products = [torch.matmul(of(a[entries].double()), of(b[entries].double()) if shared is None else shared)
+                for start in range(0, max(1, len(a)), count) for entries in [slice(start, start + count)]]
+    return products[0] if len(products) == 1 else torch.cat(products)
 
 
 def output_dtype(dtype: torch.dtype) -> torch.dtype:

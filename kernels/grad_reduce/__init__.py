@@ -7,7 +7,7 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario
 from kernels.rounding import Typical, sum_in_any_order
 
@@ -39,7 +39,7 @@ def inputs(scenario: GradientScenario, batch: int, dtype: torch.dtype, device: s
 
 def reference(g: torch.Tensor) -> torch.Tensor:
     """ḡ[P] in fp64. B = 0 gives NaN, as torch.mean does: nothing has no mean."""
-    return g.mean(dim=0, dtype=torch.float64)
+    return mean_over_batch(g)
 
 
 def tolerance(mean: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def tolerance(mean: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """
     accumulator = torch.float64 if g.dtype == torch.float64 else torch.float32
     growth = (g.shape[0] + 2) * unit_roundoff(accumulator)
-    magnitudes = g.abs().mean(dim=0, dtype=torch.float64)
+    magnitudes = mean_over_batch(g, torch.abs)
     return 1.01 * (growth * magnitudes + unit_roundoff(g.dtype) * mean.abs()) + subnormal_step(g.dtype)
 
 

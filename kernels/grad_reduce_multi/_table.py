@@ -45,7 +45,7 @@ class Table:
 
 
 _tables: dict[tuple, Table] = {}
-_captured: set[Table] = set()  # a CUDA graph reads its table for as long as it is replayed
+_captured: dict[Table, None] = {}  # a CUDA graph reads its table for as long as it is replayed
 
 
 def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Table:
@@ -66,7 +66,7 @@ def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Tab
             if len(_tables) > _MOST:
                 _tables.pop(next(iter(_tables)), None)  # another thread may have dropped the same one
     if capturing:
-        _captured.add(table)
+        _captured[table] = None
     return table
 
 

@@ -1,26 +1,24 @@
 """Gradient statistics: g[B,P] → the mean ḡ[P], squared norms n[B] = ‖g_b‖² and inner products d[B] = g_b·ḡ."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from kernels.draw import Draw
-from kernels.elements import distinct_bytes, subnormal_step, unit_roundoff
+from kernels.elements import columns_in_fp64, distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
 from kernels.grad_reduce import PROBES as REDUCED
 from kernels.grad_reduce import SCENARIOS, inputs
 from kernels.op import Op, Tensors
 from kernels.rounding import Typical, sum_in_blocks
 from kernels.statistics import accumulator, summed
 
-_CHUNK = 2 ** 22  # elements that the reference holds in fp64 at once
-
 
 def reference(g: torch.Tensor) -> Tensors:
     """{ḡ, n, d} in fp64. B = 0 gives a mean of NaN and no norms."""
-    mean = g.mean(dim=0, dtype=torch.float64)
+    mean = mean_over_batch(g)
     n = d = torch.zeros(len(g), dtype=torch.float64, device=g.device)
-    for columns, chunk in _chunks(g):
+    for columns, chunk in columns_in_fp64(g):
         n = n + chunk.square().sum(1)
         d = d + chunk @ mean[columns]
     return mean, n, d
@@ -35,9 +33,9 @@ def tolerance(expected: Tensors, g: torch.Tensor,
     """
     mean, n, _ = expected
     over_batch, over_parameters = summed(len(g), g.dtype), error_of_sum(g.shape[1], g.dtype)
-    off = over_batch * g.abs().mean(dim=0, dtype=torch.float64)
+    off = over_batch * mean_over_batch(g, torch.abs)
     d = torch.zeros_like(n)
-    for columns, chunk in _chunks(g):
+    for columns, chunk in columns_in_fp64(g):
         d = d + chunk.abs() @ (over_parameters * mean[columns].abs() + off[columns])
     least = subnormal_step(accumulator(g.dtype))
     # A square under the normal numbers keeps a subnormal step, times the P of them.
@@ -49,13 +47,6 @@ def typical(g: torch.Tensor) -> tuple[Typical, Typical, Typical]:
     """Of {ḡ, n, d}: n and d are sums over P, of squares and of products; ḡ's tolerance is narrow as it is."""
     over_parameters = sum_in_blocks(g.shape[1], accumulator(g.dtype))
     return Typical(of_tolerance=1.0, of_value=0.0), over_parameters, over_parameters
-
-
-def _chunks(g: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    width = max(1, _CHUNK // max(1, len(g)))
-    for start in range(0, g.shape[1], width):
-        columns = slice(start, start + width)
-        yield columns, g[:, columns].double()
 
 
 def output_dtype(dtype: torch.dtype) -> torch.dtype:

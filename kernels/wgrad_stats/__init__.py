@@ -13,12 +13,10 @@ import torch
 
 from kernels import digits
 from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, dtype_name, subnormal_step, unit_roundoff
+from kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
 from kernels.op import Op, Scenario, Tensors
 from kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
 from kernels.statistics import accumulator, summed
-
-_CHUNK = 2 ** 23  # elements of per-sample gradients that the reference holds in fp64 at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def inputs(scenario: LayerScenario, batch: int, dtype: torch.dtype, device: str,
 
 def reference(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     """{ḡ, n, d} in fp64. B = 0 gives a mean of NaN and no norms."""
-    mean = _mean(x.double(), dy.double())
+    mean = _mean(x, dy)
     n, d = (torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
     for samples, gradients in _gradients(x, dy):
         n[samples], d[samples] = gradients.square().sum((1, 2)), (gradients * mean).sum((1, 2))
@@ -87,8 +85,10 @@ def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     product = (x.shape[1] + 1) * unit_roundoff(out)
     over_parameters = summed(mean.numel(), x.dtype)
     least = subnormal_step(out) * (mean.numel() + 1)
-    off = (len(x) * x.shape[1] + 1) * unit_roundoff(out) * _mean(x.double().abs(), dy.double().abs())
-    magnitude = (x.double().norm(dim=2) * dy.double().norm(dim=2)).sum(1)
+    off = (len(x) * x.shape[1] + 1) * unit_roundoff(out) * _mean(x, dy, torch.abs)
+    magnitude = torch.empty_like(n)
+    for samples, rows, columns in _in_fp64(x, dy):
+        magnitude[samples] = (rows.norm(dim=2) * columns.norm(dim=2)).sum(1)
     norm, norm_of_mean = n.sqrt(), mean.norm()
     n_off = (2 * norm + product * magnitude) * product * magnitude + over_parameters * n
     d_off = product * magnitude * norm_of_mean + norm * off.norm() + over_parameters * norm * norm_of_mean
@@ -106,13 +106,26 @@ def typical(x: torch.Tensor, dy: torch.Tensor) -> tuple[Typical, Typical, Typica
     return over_all_tokens, both, both
 
 
-def _mean(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    return dy.flatten(0, 1).T @ x.flatten(0, 1) / len(x)
+def _mean(x: torch.Tensor, dy: torch.Tensor,
+          of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> torch.Tensor:
+    """The mean of the products [O,I], or of those of a function of the elements, in fp64; NaN where B is 0."""
+    total = torch.zeros(dy.shape[2], x.shape[2], dtype=torch.float64, device=x.device)
+    for _, rows, columns in _in_fp64(x, dy):
+        total += of(columns).flatten(0, 1).T @ of(rows).flatten(0, 1)
+    return total / len(x)
+
+
+def _in_fp64(x: torch.Tensor, dy: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """x and dy in fp64, so many samples at a time as a reference holds at once, and which those are."""
+    count = rows_at_once(x.shape[1] * (x.shape[2] + dy.shape[2]))
+    for start in range(0, len(x), count):
+        samples = slice(start, start + count)
+        yield samples, x[samples].double(), dy[samples].double()
 
 
 def _gradients(x: torch.Tensor, dy: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The per-sample gradients [b,O,I] in fp64, so many samples at a time as fit the chunk."""
-    count = max(1, _CHUNK // max(1, x.shape[2] * dy.shape[2]))
+    """The per-sample gradients [b,O,I] in fp64, so many samples at a time as a reference holds at once."""
+    count = rows_at_once(x.shape[2] * dy.shape[2])
     for start in range(0, len(x), count):
         samples = slice(start, start + count)
         yield samples, torch.bmm(dy[samples].double().mT, x[samples].double())

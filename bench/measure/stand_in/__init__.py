@@ -1,0 +1,48 @@
+"""A stand-in for a GPU: what Batchline asks of torch.cuda, NVML and the compilers' launches, answered without one.
+
+Tensors of device "cuda" lie in host memory, torch's operations and interpreted kernels compute them, and only the
+times are made up. It is unkinder than CUDA where that bites: a launch's work is done when somebody waits for it or its
+stream goes on, memory is NaN when it is handed out, a capture computes nothing and fails where CUDA's does, launches
+fail on another device's memory, and there is less memory than a model takes. What it can't be is in METHODOLOGY.md.
+
+A process has it from its start, by an environment variable: everything else runs as with DEVICE=cuda.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+NAME = "stand-in"
+VARIABLE = "BATCHLINE_STAND_IN"
+WORDS = "stand-in: no time here was measured"
+MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an interpreter takes a second for each
+
+
+def is_on() -> bool:
+    """Whether this process's GPU is the stand-in."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def environment() -> Mapping[str, str]:
+    """The variables under which a new process has it."""
+    from kernels import backends
+
+    interpreters = [backends.interpreter_environment(backend) for backend in backends.INTERPRETED_BACKENDS]
+    return {VARIABLE: "1"} | {name: value for variables in interpreters for name, value in variables.items()}
+
+
+def now_s() -> float:
+    """Seconds on its host's clock, which goes on where work is queued and waited for."""
+    from bench.measure.stand_in.timeline import CLOCK
+
+    return CLOCK.now_s
+
+
+def install() -> None:
+    """Put it where torch.cuda, NVML and the kernels' launches are. Once, before anything has used them."""
+    from bench.measure.stand_in import launches, nvml, storages, torch_cuda
+
+    torch_cuda.install()
+    storages.install()
+    nvml.install()
+    launches.install()

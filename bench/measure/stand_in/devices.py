@@ -1,0 +1,107 @@
+"""The stand-in's devices: two of one model, each with its memory and its streams; one is current."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from bench.measure.stand_in import memory
+from bench.measure.stand_in.timeline import Queue
+
+COUNT = 2
+_WRITTEN_BACK_BYTES_PER_S = 1e8  # as slow as shows beside the time of a kernel
+PROPERTIES = SimpleNamespace(
+    name="stand-in GPU, no time here was measured", major=9, minor=0, total_memory=memory.CAPACITY_BYTES,
+    multi_processor_count=2, L2_cache_size=2 ** 20, shared_memory_per_block_optin=227 * 2 ** 10,
+    shared_memory_per_multiprocessor=228 * 2 ** 10, max_threads_per_multi_processor=2048, warp_size=32,
+    regs_per_multiprocessor=2 ** 16, uuid="00000000-0000-0000-0000-000000000000")
+
+
+class Device:
+    """One of them."""
+
+    def __init__(self, index: int):
+        self.index = index
+        self.pool = memory.Pool(index)
+        self.default = Queue(index)
+        self.queue = self.default  # torch's current stream
+        self.queues = {self.default.number: self.default}
+        self._unwritten_bytes = 0  # what its L2 holds and its memory does not have yet
+
+    def new_queue(self) -> Queue:
+        queue = Queue(self.index)
+        self.queues[queue.number] = queue
+        return queue
+
+    def write_back_s(self, read_bytes: int = 0, written_bytes: int = 0) -> float:
+        """Seconds that work takes besides, to write back what was written before it; it reads and writes so much.
+
+        Work that reads as much as the L2 holds has that written back in its own time.
+        """
+        seconds = self._unwritten_bytes / _WRITTEN_BACK_BYTES_PER_S
+        self._unwritten_bytes = min(written_bytes, PROPERTIES.L2_cache_size)
+        return 0.0 if read_bytes >= PROPERTIES.L2_cache_size else seconds
+
+    def synchronize(self) -> None:
+        for queue in self.queues.values():
+            queue.synchronize()
+
+    def empty(self, nbytes: int) -> torch.UntypedStorage:
+        """New memory on the current stream."""
+        if not self.queue.capture:
+            self.queue.compute()  # what used the memory before
+        return self.pool.storage(nbytes, self.queue.number)
+
+
+DEVICES = [Device(index) for index in range(COUNT)]
+PINNED = memory.Pool(memory.PINNED)
+
+
+class Host:
+    """How many blocks of host_only this is in."""
+
+    depth = 0
+
+
+class Current:
+    """Which device is current."""
+
+    index = 0
+
+
+def current() -> Device:
+    return DEVICES[Current.index]
+
+
+def of_index(index: int | None) -> Device:
+    return current() if index is None else DEVICES[index]
+
+
+def home(tensor: torch.Tensor) -> int | None:
+    """The index of the device that the tensor is on; None for a CPU's and for one without memory."""
+    if tensor.device.type != "cpu":
+        return None
+    place = memory.device_at(tensor.untyped_storage().data_ptr())
+    return None if place == memory.PINNED else place
+
+
+def is_pinned(tensor: torch.Tensor) -> bool:
+    return memory.device_at(tensor.untyped_storage().data_ptr()) == memory.PINNED
+
+
+@contextlib.contextmanager
+def host_only() -> Iterator[None]:
+    """torch as it is, without the stand-in's part in it."""
+    Host.depth += 1
+    try:
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            yield
+    finally:
+        Host.depth -= 1
+
+
+def is_host_only() -> bool:
+    return Host.depth > 0

@@ -1,0 +1,124 @@
+"""Launches of Triton's and Numba's kernels on the stand-in: queued, and interpreted on the host when it is their turn.
+
+As on CUDA a launch takes tensors of the current device alone: with another one's the kernel breaks the context.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from bench.measure.stand_in import memory
+from bench.measure.stand_in.devices import DEVICES, current, host_only
+from bench.measure.stand_in.remembered import Remembered
+from bench.measure.stand_in.timeline import KERNEL_S, Queue
+from kernels import backends
+
+ILLEGAL = "an illegal memory access was encountered"
+_REMEMBERED = Remembered()
+
+
+def install() -> None:
+    """Take over the launches of the backends that are installed."""
+    if backends.why_absent("triton") is None:
+        _install_triton()
+    if backends.why_absent("numba_cuda") is None:
+        _install_numba()
+
+
+def queue_launch(queue: Queue, kernel: Hashable, arguments: Iterable, interpret: Callable[[], None]) -> None:
+    """Queue a kernel; its context breaks if it is given memory of another device than the queue's."""
+    words = list(_words(arguments))
+    homes = {memory.device_at(word) for word in words if type(word) is int} - {None, memory.PINNED}
+
+    def compute() -> None:
+        if homes - {queue.device}:
+            raise RuntimeError(ILLEGAL)
+        with host_only():
+            _REMEMBERED.compute(kernel, words, interpret)
+
+    queue.add(compute, KERNEL_S + DEVICES[queue.device].write_back_s())
+
+
+def _is_on_device(arguments: Iterable) -> bool:
+    return any(memory.device_at(word) is not None for word in _words(arguments) if type(word) is int)
+
+
+def _words(arguments: Iterable) -> Iterator[Hashable]:
+    """What a launch is given, as numbers and words: of arrays the address and the layout."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield from (argument.data_ptr(), argument.dtype, *argument.shape, *argument.stride())
+        elif isinstance(argument, np.ndarray):
+            yield from (argument.ctypes.data, argument.dtype, *argument.shape, *argument.strides)
+        elif isinstance(argument, (tuple, list)):
+            yield from _words(argument)
+        elif hasattr(argument, "_ary"):  # Numba's array
+            yield from _words((argument._ary,))
+        elif isinstance(argument, backends.TensorDescriptor):
+            yield from _words(vars(argument).values())
+        else:
+            yield argument
+
+
+def _install_triton() -> None:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    interpret = InterpretedFunction.run
+
+    def run(self, *arguments, grid, warmup, **options):
+        with host_only():
+            given = *arguments, *options, *options.values()
+            if warmup or not _is_on_device(given):
+                return interpret(self, *arguments, grid=grid, warmup=warmup, **options)
+            kernel = self, grid if isinstance(grid, tuple) else None
+            return queue_launch(current().queue, kernel, given,
+                                lambda: interpret(self, *arguments, grid=grid, warmup=warmup, **options))
+
+    InterpretedFunction.run = run
+
+
+def _install_numba() -> None:
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+    from bench.measure.stand_in import simulator
+
+    simulator.install()
+    configure, simulate = FakeCUDAKernel.__getitem__, FakeCUDAKernel.__call__
+
+    class Launch:
+        """A kernel with its grid, its block and its stream."""
+
+        def __init__(self, kernel, grid, block, stream=0, shared_bytes=0):
+            self._kernel, self._shape, self._stream = kernel, (grid, block, stream, shared_bytes), stream
+
+        def __call__(self, *arguments):
+            def interpret() -> None:
+                simulate(configure(self._kernel, self._shape), *arguments)
+
+            with host_only():
+                if _is_on_device(arguments):
+                    grid, block, _, shared_bytes = self._shape
+                    kernel = self._kernel, str((grid, block, shared_bytes))
+                    queue_launch(_queue_of(self._stream), kernel, arguments, interpret)
+                else:
+                    interpret()
+
+    FakeCUDAKernel.__getitem__ = lambda kernel, configuration: Launch(kernel, *configuration)
+    backends.cuda.external_stream = int
+    backends.cuda.as_cuda_array = _as_array
+
+
+def _queue_of(stream: int) -> Queue:
+    """The stream of that number; 0 is the current device's default one."""
+    for device in DEVICES:
+        if stream in device.queues:
+            return device.queues[stream]
+    return current().default
+
+
+def _as_array(tensor: torch.Tensor, sync: bool = True):
+    """numba.cuda.as_cuda_array: the tensor's memory, with its strides."""
+    with host_only():
+        return backends.cuda.cudadrv.devicearray.FakeCUDAArray(tensor.detach().numpy())

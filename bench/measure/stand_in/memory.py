@@ -1,0 +1,111 @@
+"""The stand-in devices' memory: blocks of host memory that are handed out filled with NaN, and again when freed.
+
+Like torch's allocator it keeps what is freed for the next one, in sizes of 512 bytes, and counts both.
+"""
+from __future__ import annotations
+
+import bisect
+import weakref
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+_STEP_BYTES = 512
+CAPACITY_BYTES = 2 ** 30
+_ALIGNMENT = 256
+PINNED = -1  # the "device" of host memory that is pinned
+
+
+class Pool:
+    """One device's memory."""
+
+    def __init__(self, device: int):
+        self.device = device
+        self.allocated = self.peak = self.reserved = 0
+        self._free: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)  # by stream and size
+
+    def storage(self, nbytes: int, stream: int) -> torch.UntypedStorage:
+        """New memory, all NaN (every byte 255); freed when the storage is, for another one of the same stream.
+
+        Raises:
+            torch.OutOfMemoryError: where the device has not so much left.
+        """
+        size = -(-max(nbytes, 1) // _STEP_BYTES) * _STEP_BYTES
+        free = self._free[stream, size]
+        block = free.pop() if free else self._new_block(size, nbytes)
+        block.fill(255)
+        view = block[:max(nbytes, 1)]
+        weakref.finalize(view, self._take_back, block, stream)
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+        return torch.from_numpy(view).untyped_storage()
+
+    def empty_cache(self) -> None:
+        """Give back what is free."""
+        for (_, size), blocks in self._free.items():
+            self.reserved -= size * len(blocks)
+            for block in blocks:
+                _REGISTRY.remove(block)
+        self._free.clear()
+
+    def _new_block(self, size: int, nbytes: int) -> np.ndarray:
+        if self.reserved + size > CAPACITY_BYTES:
+            self.empty_cache()
+        if self.reserved + size > CAPACITY_BYTES:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes} bytes. GPU {self.device} has "
+                                         f"a total capacity of {CAPACITY_BYTES} bytes of which "
+                                         f"{CAPACITY_BYTES - self.reserved} bytes are free.")
+        whole = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -whole.ctypes.data % _ALIGNMENT
+        block = whole[start:start + size]
+        self.reserved += size
+        _REGISTRY.add(block, self.device)
+        return block
+
+    def _take_back(self, block: np.ndarray, stream: int) -> None:
+        self.allocated -= len(block)
+        self._free[stream, len(block)].append(block)
+
+
+class _Registry:
+    """Which addresses are which device's."""
+
+    def __init__(self):
+        self._starts: list[int] = []
+        self._blocks: dict[int, tuple[np.ndarray, int]] = {}  # by its start: a block, and its device
+
+    def add(self, block: np.ndarray, device: int) -> None:
+        start = block.ctypes.data
+        bisect.insort(self._starts, start)
+        self._blocks[start] = block, device
+
+    def remove(self, block: np.ndarray) -> None:
+        start = block.ctypes.data
+        del self._starts[bisect.bisect_left(self._starts, start)]
+        del self._blocks[start]
+
+    def block_at(self, address: int) -> np.ndarray | None:
+        """The block that has this address, or None."""
+        return self._at(address)[0]
+
+    def device_at(self, address: int) -> int | None:
+        """The device with memory at this address, or None."""
+        return self._at(address)[1]
+
+    def may_be_addresses(self, words: np.ndarray) -> np.ndarray:
+        """Of each word whether it is between the least and the largest address that there is."""
+        if not self._starts:
+            return np.zeros(len(words), bool)
+        return (words >= self._starts[0]) & (words < self._starts[-1] + len(self._blocks[self._starts[-1]][0]))
+
+    def _at(self, address: int) -> tuple[np.ndarray | None, int | None]:
+        place = bisect.bisect_right(self._starts, address) - 1
+        if place < 0:
+            return None, None
+        block, device = self._blocks[self._starts[place]]
+        return (block, device) if address < self._starts[place] + len(block) else (None, None)
+
+
+_REGISTRY = _Registry()
+block_at, device_at, may_be_addresses = _REGISTRY.block_at, _REGISTRY.device_at, _REGISTRY.may_be_addresses

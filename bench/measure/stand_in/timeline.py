@@ -1,0 +1,175 @@
+"""Streams, events and graphs on a made-up time: what is queued takes as long as is said, and is computed late.
+
+The host's clock moves only where work is queued, asked about or waited for. A stream's work is computed when the
+stream goes on with an operation of torch's, or is waited for; until then its results are not there.
+"""
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+OPERATION_S, KERNEL_S = 1e-3, 1e-2  # of the device, for one operation of torch's and one of our kernels
+_JITTER = 0.01
+_QUEUE_S, _ASK_S = 5e-6, 1e-6       # of the host
+NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"
+INVALIDATED = "CUDA error: operation failed due to a previous error during capture"
+NOT_READY = "CUDA error: device not ready"
+_ids = itertools.count(0x5000)
+
+
+class Clock:
+    """The host's."""
+
+    def __init__(self):
+        self.now_s = 0.0
+        self._random = random.Random(0)
+
+    def queued(self) -> None:
+        self.now_s += _QUEUE_S
+
+    def asked(self) -> None:
+        self.now_s += _ASK_S
+
+    def wait_until(self, time_s: float) -> None:
+        self.now_s = max(self.now_s, time_s)
+
+    def varied(self, seconds: float) -> float:
+        """About so many seconds."""
+        return seconds * (1 + _JITTER * self._random.random())
+
+
+CLOCK = Clock()
+
+
+@dataclass(eq=False)
+class Work:
+    """Something queued: `compute` is called once, in its stream's order."""
+
+    compute: Callable[[], None]
+    is_done: bool = False
+
+
+class Lost(RuntimeError):
+    """What CUDA raises on every call once a kernel has broken the context."""
+
+
+class Context:
+    """A process's: once a kernel has failed, nothing works any more."""
+
+    def __init__(self):
+        self.why_lost: str | None = None
+
+    def require(self) -> None:
+        if self.why_lost:
+            raise Lost(self.why_lost)
+
+
+CONTEXT = Context()
+
+
+class Queue:
+    """What a stream is: work in order, each with its time."""
+
+    def __init__(self, device: int):
+        self.device = device
+        self.number = next(_ids)
+        self.ready_s = 0.0
+        self.capture: Graph | None = None
+        self._waiting: deque[Work] = deque()
+
+    def add(self, compute: Callable[[], None] | None, seconds: float) -> Work:
+        """Queue work; while the stream is captured it becomes a part of the graph."""
+        CONTEXT.require()
+        CLOCK.queued()
+        work = Work(compute or (lambda: None))
+        if self.capture:
+            self.capture.add(work.compute, seconds)
+            return work
+        self._waiting.append(work)
+        self.ready_s = max(self.ready_s, CLOCK.now_s) + CLOCK.varied(seconds)
+        return work
+
+    def compute(self, until: Work | None = None) -> None:
+        """Do what is queued, up to some of it; what raises has broken the context."""
+        while self._waiting and not (until and until.is_done):
+            work = self._waiting.popleft()
+            work.is_done = True
+            try:
+                work.compute()
+            except Exception as error:
+                CONTEXT.why_lost = f"CUDA error: {error}"
+                self._waiting.clear()
+        CONTEXT.require()
+
+    def synchronize(self) -> None:
+        """Wait until all is done."""
+        self.require_not_captured()
+        self.compute()
+        CLOCK.wait_until(self.ready_s)
+
+    def require_not_captured(self) -> None:
+        """Raise what a capture raises that meets what it can't hold; it is invalid from then on."""
+        if self.capture:
+            self.capture.is_valid = False
+            raise RuntimeError(NOT_PERMITTED)
+
+
+class Event:
+    """A place in a stream, and when it is reached."""
+
+    def __init__(self, timed: bool):
+        self._timed = timed
+        self._queue: Queue | None = None
+        self._work: Work | None = None
+        self._time_s: float | None = None
+
+    def record(self, queue: Queue) -> None:
+        self._work = queue.add(None, 0.0)
+        self._queue, self._time_s = queue, None if queue.capture else queue.ready_s
+
+    def query(self) -> bool:
+        CLOCK.asked()
+        return self._time_s is None or self._time_s <= CLOCK.now_s
+
+    def synchronize(self) -> None:
+        if self._queue:
+            self._queue.require_not_captured()
+            self._queue.compute(self._work)
+            CLOCK.wait_until(self._time_s)
+
+    def hold_back(self, queue: Queue) -> None:
+        """Let what is queued there from now on come after this."""
+        if self._queue and not queue.capture:
+            mine, work = self._queue, self._work
+            queue.add(lambda: mine.compute(work), 0.0)
+            queue.ready_s = max(queue.ready_s, self._time_s)
+
+    def seconds_to(self, end: Event) -> float:
+        if not (self._timed and end._timed) or self._time_s is None or end._time_s is None:
+            raise RuntimeError("CUDA error: invalid resource handle")
+        if not (self.query() and end.query()):
+            raise RuntimeError(NOT_READY)
+        return end._time_s - self._time_s
+
+
+@dataclass(eq=False)
+class Graph:
+    """What was captured from a stream: computed at each replay, into the same memory."""
+
+    is_valid: bool = True
+    seconds: float = 0.0
+    _parts: list[Callable[[], None]] = field(default_factory=list)
+
+    def add(self, compute: Callable[[], None], seconds: float) -> None:
+        self._parts.append(compute)
+        self.seconds += seconds
+
+    def replay(self, queue: Queue) -> None:
+        def compute() -> None:
+            for part in self._parts:
+                part()
+
+        queue.add(compute, self.seconds)
