@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from bench import records, study, units
 from bench.cases import Plan
 from bench.confirm import Confirming
-from bench.measure import audit, invariance, static_facts
+from bench.measure import audit, invariance, stand_in, static_facts
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.records import MEASURED, OURS
 from bench.verdicts import memory_law
@@ -45,7 +45,8 @@ def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -
 def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
     """The numerics audit of the run's variants that can run here, and of the negative controls of their ops."""
     chosen = {case["id"] for case in document[OURS]["cases"]}
-    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal}
+    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal
+                and not (stand_in.is_on() and case.variant.backend in backends.INTERPRETED_BACKENDS)}  # takes minutes
     jobs = audit.jobs(list(variants.values()), [op.name for op in the_plan.ops.values() if op.has_conditions])
     if jobs:
         print("the numerics of the statistics", file=sys.stderr)
@@ -111,7 +112,7 @@ def memory_confirmed(isolation: Isolation, the_plan: Plan, document: dict) -> tu
 
 def waves(isolation: Isolation, the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -> list[dict]:
     """How each variant that was timed on a GPU fills it, where its blocks go with the batch (bench.measure.grids)."""
-    if "gpu" not in machine or the_plan.device != "cuda":
+    if "gpu" not in machine or the_plan.device != "cuda" or not rows:
         return []
     largest: dict[tuple, int] = {}
     for record in records.parse(document).records:
@@ -146,6 +147,8 @@ def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: fl
 
 def compiled(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
     """The static facts of the run's GPU variants, and why they are not complete, if so."""
+    if stand_in.is_on():
+        return [], f"{stand_in.WORDS}, and its kernels are interpreted"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
     variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen}

@@ -5,15 +5,13 @@ import os
 import pytest
 import torch
 
-from bench.measure import busy, catalogue
+from bench.measure import busy, catalogue, stand_in
 from kernels.backends import interpreted
 
 LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
 os.environ[busy.VARIABLE] = "1"  # the machine is busy with these tests; those of the rule itself unset it
 if interpreted("numba_cuda"):
-    from bench.measure.stand_in import simulator
-
-    simulator.install()
+    stand_in.quicken_the_simulator()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -49,11 +49,16 @@ class Device:
         for queue in self.queues.values():
             queue.synchronize()
 
+    def finish(self) -> None:
+        """Do all that is queued: before memory goes back to the host, for it may be read until then."""
+        for queue in self.queues.values():
+            queue.compute()
+
     def empty(self, nbytes: int) -> torch.UntypedStorage:
         """New memory on the current stream."""
         if not self.queue.capture:
             self.queue.compute()  # what used the memory before
-        return self.pool.storage(nbytes, self.queue.number)
+        return self.pool.storage(nbytes, self.queue.number, before_freeing=self.finish)
 
 
 DEVICES = [Device(index) for index in range(COUNT)]

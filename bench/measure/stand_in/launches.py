@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 import numpy as np
 import torch
 
-from bench.measure.stand_in import memory
+from bench.measure.stand_in import memory, quicken_the_simulator
 from bench.measure.stand_in.devices import DEVICES, current, host_only
 from bench.measure.stand_in.remembered import Remembered
 from bench.measure.stand_in.timeline import KERNEL_S, Queue
@@ -82,9 +82,7 @@ def _install_triton() -> None:
 def _install_numba() -> None:
     from numba.cuda.simulator.kernel import FakeCUDAKernel
 
-    from bench.measure.stand_in import simulator
-
-    simulator.install()
+    quicken_the_simulator()
     configure, simulate = FakeCUDAKernel.__getitem__, FakeCUDAKernel.__call__
 
     class Launch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,15 +26,17 @@ class Pool:
         self.allocated = self.peak = self.reserved = 0
         self._free: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)  # by stream and size
 
-    def storage(self, nbytes: int, stream: int) -> torch.UntypedStorage:
-        """New memory, all NaN (every byte 255); freed when the storage is, for another one of the same stream.
+    def storage(self, nbytes: int, stream: int, before_freeing: Callable[[], None] = lambda: None):
+        """A torch.UntypedStorage, all NaN (every byte 255); freed when it is, for another one of the same stream.
+
+        `before_freeing` is called before free memory is given back to the host to make room.
 
         Raises:
             torch.OutOfMemoryError: where the device has not so much left.
         """
         size = -(-max(nbytes, 1) // _STEP_BYTES) * _STEP_BYTES
         free = self._free[stream, size]
-        block = free.pop() if free else self._new_block(size, nbytes)
+        block = free.pop() if free else self._new_block(size, nbytes, before_freeing)
         block.fill(255)
         view = block[:max(nbytes, 1)]
         weakref.finalize(view, self._take_back, block, stream)
@@ -49,8 +52,9 @@ class Pool:
                 _REGISTRY.remove(block)
         self._free.clear()
 
-    def _new_block(self, size: int, nbytes: int) -> np.ndarray:
+    def _new_block(self, size: int, nbytes: int, before_freeing: Callable[[], None]) -> np.ndarray:
         if self.reserved + size > CAPACITY_BYTES:
+            before_freeing()
             self.empty_cache()
         if self.reserved + size > CAPACITY_BYTES:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {nbytes} bytes. GPU {self.device} has "

@@ -164,6 +164,7 @@ def is_current_stream_capturing() -> bool:
 
 def empty_cache() -> None:
     for device in DEVICES:
+        device.finish()
         device.pool.empty_cache()
 
 
