@@ -69,7 +69,7 @@ help:
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
 	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes ["$(call quoted,PROFILE)"]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    ["$(call quoted,K)"]"
-	@echo "  DEVICE=auto|cpu|cuda       auto takes the GPU if there is one                  ["$(call quoted,DEVICE)"]"
+	@echo "  DEVICE=auto|cpu|cuda|stand-in   auto takes the GPU if there is one, stand-in none ["$(call quoted,DEVICE)"]"
 	@echo "  RUN=<folder>               a stored run: report, advise, dispatch, explain     ["$(call quoted,RUN)"]"
 	@echo "  CASE=<id>                  which case, for explain and profile                 ["$(call quoted,CASE)"]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"

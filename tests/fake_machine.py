@@ -144,6 +144,9 @@ class FakeCuda(_Machine):
         self.free_s += FLUSH_S
         self._cached = None
 
+    def flush_by_writing(self) -> None:
+        self.flush()
+
     def event(self) -> FakeEvent:
         return FakeEvent(self)
 

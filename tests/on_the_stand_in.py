@@ -94,6 +94,20 @@ def test_a_replay_writes_into_what_the_capture_gave_and_the_capture_computes_not
     assert bool((result == 9).all()) and float(counted) == 2
 
 
+def test_a_replay_that_does_not_write_an_output_leaves_nan_in_it():
+    x, given = torch.ones(2, device="cuda"), []
+
+    def launch():
+        out = torch.empty(2, device="cuda")
+        out[:1].copy_(x[:1])
+        given[:] = [out]
+
+    replay = hardware.hardware("cuda").capture(launch, 1)
+    given[0].fill_(7)
+    replay()
+    assert given[0].cpu().isnan().tolist() == [False, True]
+
+
 @pytest.mark.parametrize("breaks", [
     lambda a, b: float(a.sum()), lambda a, b: torch.cuda.synchronize(), lambda a, b: a.copy_(torch.zeros(1, 4, 4)),
     lambda a, b: a.cpu(), lambda a, b: torch.equal(a, b), lambda a, b: a[a > 0]],

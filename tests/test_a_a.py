@@ -73,6 +73,7 @@ def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
     assert "1 of 1 cases over 60.0 µs" in printed.out and "stopped after 1 cases, which are kept" in printed.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_pair_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(a_a, "_pairs", lambda *_: (_stopped() for _ in range(1)))
     assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130

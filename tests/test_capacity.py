@@ -62,7 +62,7 @@ def _confirm_measured(batches, *case):
 @pytest.mark.parametrize("op, name, scenario, batches, sample_bytes", [
     ("grad_reduce", "torch_mean", "linear_512", (1, 3, 8), MIB),
     pytest.param("bmm", "torch_bmm", "linear_grad_weight", (1, 2, 4), 1.5 * MIB, marks=pytest.mark.slow),
-    ("bmm", "numba_cpu_tiled", "tiny_16", (256, 512, 1024), 3072)])
+    pytest.param("bmm", "numba_cpu_tiled", "tiny_16", (256, 512, 1024), 3072, marks=pytest.mark.slow)])
 def test_a_measured_law_is_confirmed_and_one_off_by_a_fifth_is_not(fresh_process, op, name, scenario, batches,
                                                                    sample_bytes):
     if _variant(op, name).why_not_here("cpu"):

@@ -138,7 +138,7 @@ def test_rates_and_launches_are_taken_by_the_right_clocks(work_by_clock):
 
 def test_seconds_are_the_median_and_the_fastest_of_the_samples(monkeypatch):
     taken = Samples("host", 1, [3.0, 1.0, 2.0, 9.0, 4.0])
-    monkeypatch.setattr(ceilings, "sample", lambda clocks, effort, why_throttled: dict.fromkeys(clocks, taken))
+    monkeypatch.setattr(ceilings, "sample", lambda clocks, *how, **clock: dict.fromkeys(clocks, taken))
     seconds = ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
     assert seconds == {"median": 3.0, "best": 1.0}
 
@@ -152,7 +152,7 @@ def test_samples_of_a_throttled_machine_are_no_ceiling(monkeypatch):
 
 def test_what_ended_the_sampling_is_raised(monkeypatch):
     throttled = NotMeasured(INVALID, "throttled")
-    monkeypatch.setattr(ceilings, "sample", lambda clocks, effort, why_throttled: dict.fromkeys(clocks, throttled))
+    monkeypatch.setattr(ceilings, "sample", lambda clocks, *how, **clock: dict.fromkeys(clocks, throttled))
     with pytest.raises(NotMeasured, match="throttled"):
         ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
 

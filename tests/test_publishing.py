@@ -144,6 +144,7 @@ def full(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(sources, full, tmp_path):
     out, summary = tmp_path / "runs", tmp_path / "summary.md"
     environment = {"PYTHONIOENCODING": "ascii", "TMPDIR": str(full), "GITHUB_ACTIONS": "true",

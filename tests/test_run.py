@@ -203,7 +203,7 @@ def test_a_choice_of_nothing_is_one_clear_line(sources, tmp_path, selection, wor
 @pytest.mark.parametrize("arguments, words", [
     (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
     (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
-    (["--device", "tpu"], "unknown device 'tpu': use auto, cpu or cuda"),
+    (["--device", "tpu"], "unknown device 'tpu': use auto, cpu, cuda or stand-in"),
     (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder with OUT="),
     (["--history", "/dev/null/kept"], "can't write to /dev/null/kept (Not a directory): name another folder with "
                                       "HISTORY="),

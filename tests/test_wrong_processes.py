@@ -13,6 +13,7 @@ from bench.measure.task import Task
 from bench.records import MEASURED
 from tests.trees import copy_sources, drop_in
 
+pytestmark = pytest.mark.slow
 NAMES = ("exits_in_a_call", "stops_its_process", "closes_every_descriptor", "answers_for_its_worker",
          "answers_with_the_number", "raises_60_mb", "rewrites_a_neighbour")
 DEADLINE_S = 5

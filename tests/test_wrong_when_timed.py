@@ -13,7 +13,9 @@ NAMES = [module.name for module in pkgutil.iter_modules(wrong_kernels.__path__)
          if getattr(importlib.import_module(f"{wrong_kernels.__name__}.{module.name}"), "REFUSED_BY", "") == "timing"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Three seconds each: every second one is left to `make test-slow`, and `make wrong-run` has them all.
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if number % 2 else [])
+                                  for number, name in enumerate(NAMES)])
 def test_it_is_refused_and_its_neighbour_is_not(name):
     words = importlib.import_module(f"{wrong_kernels.__name__}.{name}").REFUSED_FOR
     outcomes, (whose, reason) = measured(name)

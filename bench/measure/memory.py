@@ -56,10 +56,10 @@ class Held:
 def held(device: str) -> Held | None:
     """What is in use now, garbage and free pages aside; None where the system does not say."""
     gc.collect()
+    gc.freeze()  # as for a peak
     if device == "cuda":
         torch.cuda.synchronize()
         return Held(device, torch.cuda.memory_allocated(), _outside_torch())
-    gc.freeze()  # as for a peak
     _trim()
     try:
         return Held(device, _status_bytes("VmRSS"), 0)

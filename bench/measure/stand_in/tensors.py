@@ -75,7 +75,10 @@ def _operation(func, args: tuple, kwargs: dict):
                                                           for t in args[1] if t is not None)):
         device.queue.synchronize()
     if packet in _EMPTY:
-        return _placed(func(*args, **kwargs), device, copied=False)
+        made = _placed(func(*args, **kwargs), device, copied=False)
+        if device.queue.capture:
+            _forget_before_each_replay(made, device)
+        return made
     if device.queue.capture:
         return _captured(func, args, kwargs, device)
     device.queue.compute()
@@ -157,6 +160,15 @@ def _captured(func, args: tuple, kwargs: dict, device: Device):
 
     device.queue.add(compute, OPERATION_S)
     return returned
+
+
+def _forget_before_each_replay(made: torch.Tensor, device: Device) -> None:
+    """What a graph's own memory holds when a replay begins is nobody's: NaN, so that it must be written each time."""
+    def compute() -> None:
+        with host_only():
+            made.untyped_storage().fill_(255)
+
+    device.queue.add(compute, 0.0)
 
 
 def _written_to(func, args: tuple) -> list[torch.Tensor]:
