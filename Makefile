@@ -161,7 +161,7 @@ test: $(INSTALLED)
 	$(PY) -m pytest $(if $(VENV),-n auto --dist worksteal)
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(if $(VENV),-n auto --dist worksteal)
 
 $(VENV)/.browser: requirements-page.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet -r requirements-page.txt
