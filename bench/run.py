@@ -60,9 +60,9 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             complain(one)
         journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
         ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
-        journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
-        isolation.close()  # what a variant may have left running must not be there when the run is stored
-        with put_off():
+        with put_off():  # after a Ctrl-C another one must find the run stored
+            journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
+            isolation.close()  # what a variant may have left running must not be there when the run is stored
             document = journal.document()
             run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)

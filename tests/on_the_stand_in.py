@@ -161,6 +161,28 @@ def test_devices_do_not_mix():
         here.numpy()
 
 
+def test_a_backward_pass_in_python_is_on_the_device_too():
+    seen = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(context, gradient):
+            seen.append((gradient.is_cuda, gradient.device))
+            return torch.empty(3, device=gradient.device).fill_(2)
+
+    x = torch.ones(3, device="cuda", requires_grad=True)
+    Doubled.apply(x).sum().backward()
+    assert seen == [(True, torch.device("cuda", 0))] and x.grad.is_cuda and (x.grad == 2).all()
+    y = torch.ones(3, device="cuda", requires_grad=True)
+    for _ in range(2):
+        y.sum().backward()  # the gradient is an expanded one, which torch copies
+    assert y.grad.is_cuda and (y.grad == 2).all()
+
+
 def test_a_kernel_on_the_wrong_device_breaks_the_context():
     from kernels.bmm.triton_naive import triton_naive
 

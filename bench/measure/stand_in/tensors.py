@@ -58,7 +58,8 @@ def _operation(func, args: tuple, kwargs: dict):
     if asked is not None and asked.type == "cuda":
         kwargs["device"] = _CPU
         device = of_index(asked.index)
-    elif homes and (asked is None or asked.type == "cuda"):
+    elif homes and (asked is None or func.overloadpacket is _aten.new_empty_strided):
+        kwargs |= {"device": _CPU} if asked is not None else {}  # by torch itself, for a gradient: where the other is
         device = of_index(min(homes))
     elif homes and asked.type == "cpu":
         return _to_host(func, args, kwargs, of_index(min(homes)))

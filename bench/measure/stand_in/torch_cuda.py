@@ -202,6 +202,17 @@ class Generator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+def _within_a_backward_pass() -> None:
+    """Let backward passes written in Python ask for devices, too: torch takes the mode away while it calls one."""
+    run_backward = torch.autograd._engine_run_backward
+
+    def run(*arguments, **options):
+        with Devices():
+            return run_backward(*arguments, **options)
+
+    torch.autograd._engine_run_backward = run
+
+
 def install() -> None:
     """Put all this in torch.cuda's place, and the modes that make its tensors into this thread."""
     answers = {
@@ -223,6 +234,7 @@ def install() -> None:
     torch._C._host_emptyCache = lambda: None
     torch.Generator = Generator
     torch.version.cuda = torch.version.cuda or "stand-in"
+    _within_a_backward_pass()
     for mode in (Operations(), Devices()):
         mode.__enter__()
         _modes.append(mode)
