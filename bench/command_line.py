@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+
 _DEVICE_HELP = ("auto (default: cuda where there is a GPU), cpu, cuda, or stand-in: a made-up GPU, to go the whole way "
                 "without one")
 
