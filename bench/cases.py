@@ -38,7 +38,7 @@ class Profile:
     sizes, where the answer changes (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
     `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory law, 0 for none,
     and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case
-    may take.
+    may take. `budget_s`: how long a whole run may take, None for as long as it takes (bench.budget).
     """
 
     name: str
@@ -57,6 +57,7 @@ class Profile:
     confirm_s: float
     confirm_bytes: int | None
     deadline_s: float
+    budget_s: Mapping[str, float | None]
 
 
 _ALL_DTYPES = ("float32", "float16", "bfloat16")
@@ -68,19 +69,22 @@ PROFILES = {profile.name: profile for profile in (
             limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
             details=False, slow_starts=False, refines=False,
             precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03, energy_s=0,
-            longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60),
+            longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60,
+            budget_s={"cpu": None, "cuda": 120}),
     Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
             limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
             details=False, slow_starts=False, refines=False,
             precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
-            longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120),
+            longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120,
+            budget_s={"cpu": None, "cuda": 300}),
     Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": (*_ALL_DTYPES, FP8)},
             limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
             details=True, slow_starts=True, refines=True,
             precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5, energy_s=1.0,
-            longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600),
+            longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600,
+            budget_s={"cpu": None, "cuda": None}),
 )}
 
 

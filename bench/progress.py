@@ -1,19 +1,26 @@
-"""What `bench run` shows while it works: one rewritten line on a terminal, a line a problem group in a log."""
+"""What `bench run` shows while it works: one rewritten line on a terminal, a line every few seconds in a log."""
 from __future__ import annotations
 
+import collections
+import math
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from bench import units
+from bench.budget import Forecast, Schedule
 from bench.cases import Case
 from bench.records import BROKEN, MEASURED
 from bench.units import duration
 
+_TELL_EVERY_S = 5.0
+_PRIOR_SHARE = 0.1  # of the forecast, until as much has been measured
+
 
 class Progress:
-    """Counts the cases that really run here; the time left is theirs, at the pace so far."""
+    """Counts the cases that really run here; the time left is the run's."""
 
     def __init__(self, stream: TextIO = sys.stderr, now=time.monotonic):
         self._stream = stream
@@ -21,30 +28,49 @@ class Progress:
         self._on_terminal = stream.isatty()
         self._to_do = self._done = 0
         self._started_s = 0.0
-        self._group: tuple | None = None
+        self._told_s = -math.inf
+        self._case_s: dict[tuple, float] = {}  # what a case of a problem is expected to take
+        self._done_s = self._left_s = self._prior_s = self._after_s = 0.0
         self._said: set[tuple[str, str, str]] = set()
 
-    def start(self, cases: Sequence[Case]) -> None:
-        self._to_do = sum(1 for case in cases if not case.refusal)
+    def plan(self, cases: Sequence[Case], forecast: Forecast, schedule: Schedule) -> None:
+        """Tell what is planned: all cases, those that there is time for, and how long that takes."""
+        can_run = [case for case in cases if not case.refusal]
+        with_time = [case for case in can_run if case.problem in forecast.problems_s]
+        count = collections.Counter(case.problem for case in with_time)
+        self._case_s = {key: seconds / count[key] for key, seconds in forecast.problems_s.items()}
+        self._left_s, self._after_s = forecast.cases_s, forecast.after_s
+        self._prior_s = _PRIOR_SHARE * forecast.cases_s
+        self._to_do = len(with_time)
+        self._say(f"{len(cases)} cases planned, {len(can_run)} of them run here")
+        if len(with_time) < len(can_run):
+            self._say(f"{len(with_time)} of those, on {len(count)} problems, fit into {schedule.name}; the others are "
+                      "rows without a time (K chooses)")
+        self._say(f"expected to take {units.clock(forecast.total_s)}: {units.clock(forecast.before_s)} before the "
+                  f"cases, {units.clock(forecast.compile_s)} to compile kernels, {units.clock(forecast.cases_s)} for "
+                  f"the cases, {units.clock(forecast.after_s)} after them")
+
+    def start(self) -> None:
+        """The first case comes next."""
         self._started_s = self._now()
-        self._say(f"{len(cases)} cases planned, {self._to_do} of them run here")
 
     def done(self, case: Case, status: str, reason: str, median_s: float | None) -> None:
         """Tell of one finished case and its median, None where it has none."""
         if status in BROKEN:
             self._say_once(case, status, reason)
-        if case.refusal:
+        if case.refusal or case.problem not in self._case_s:
             return
         self._done += 1
-        group = case.op, case.scenario, case.dtype
+        self._left_s -= self._case_s[case.problem]
+        self._done_s += self._case_s[case.problem]
         what = duration(median_s) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
             self._stream.write(f"\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}")
             self._stream.flush()
-        elif group != self._group:
+        elif self._now() - self._told_s > _TELL_EVERY_S:
             self._say(line)
-        self._group = group
+            self._told_s = self._now()
 
     def _say_once(self, case: Case, status: str, reason: str) -> None:
         """A file that is broken is so in each of its cases: one line names them all."""
@@ -60,8 +86,9 @@ class Progress:
             self._stream.flush()
 
     def _left(self) -> str:
-        seconds = (self._now() - self._started_s) / self._done * (self._to_do - self._done)
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s left"
+        """At the pace so far; the first cases of a run say little of it, so the forecast counts as some cases done."""
+        pace = (self._now() - self._started_s + self._prior_s) / (self._done_s + self._prior_s)
+        return f"{units.clock(pace * max(0.0, self._left_s) + self._after_s)} left"
 
     def _say(self, line: str) -> None:
         self._stream.write(f"\r\x1b[K{line}\n" if self._on_terminal else f"{line}\n")

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 import pytest
 
 from bench import records, texts
+from bench.budget import Schedule
 from bench.cases import Case, Plan, refined
 from bench.declared import DeclaredOp
 from bench.journal import Journal
@@ -24,9 +25,9 @@ from kernels.device_files import file_for, stored
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 
 
-def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
+def measure(schedule: Schedule, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
             journal: Journal) -> int:
-    """Measure the cases that match `selection`, each into the journal as it is done; returns how the session ended:
+    """Measure the plan's cases that match `selection`, each into the journal as it is done; returns how it ended:
     CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the journal) or BROKEN_CASES.
 
     A profile that `refines` then measures more batch sizes where the first ones have shown that the answer changes.
@@ -34,14 +35,16 @@ def measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str,
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
-    measurer, progress = Measurer(the_plan, isolation, clocks), Progress()
-    session = Session(the_plan, measurer, machine, progress, record=journal.add)
+    the_plan, progress = schedule.of, Progress()
+    measurer = Measurer(the_plan, isolation, clocks)
+    session = Session(schedule, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
     require_selected(code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}")
+    journal.add(about={"forecast": schedule.forecast.as_dict()})
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
         document = journal.document()
         more = refined(the_plan, batches_to_add(records.parse(document).records, document[OURS]["baselines"]))
-        besides = Session(more, measurer, machine, progress, session.ceilings, journal.add)
+        besides = Session(schedule.also(more), measurer, machine, progress, session.ceilings, journal.add)
         besides_code = _measured(besides, selection) if more.cases else code
         if besides.outcomes:
             code = besides_code
@@ -110,6 +113,13 @@ class Measurer:
             return self._isolation.call("ceilings", dtypes, self._settings["effort"])
         except (WorkerLost, RuntimeError) as error:
             return None, str(error)
+
+    def compile_s(self, cases: Sequence[Case]) -> float:
+        """Seconds to compile what these cases need and those asked for before do not."""
+        return 0.0
+
+    def compile_ahead(self, cases: Sequence[Case]) -> None:
+        """Compile what these cases need, into the compilers' own caches."""
 
     def outcomes(self, cases: Sequence[Case]) -> dict[str, Outcome]:
         """The outcomes of the cases of one problem, by case id."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import besides, history, publishing, pytest_run, records, texts
-from bench.cases import CLOCKS, Plan, plan, profile_named
+from bench.budget import Schedule
+from bench.cases import CLOCKS, plan, profile_named
 from bench.console import complain
 from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty, require_writable
@@ -59,7 +60,8 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         for one in the_plan.broken:
             complain(one)
         journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
-        ended = _measure(the_plan, isolation, machine, selection, chosen, journal)
+        schedule = Schedule(the_plan, lambda: time.monotonic() - began_s)
+        ended = _measure(schedule, isolation, machine, selection, chosen, journal)
         with put_off():  # after a Ctrl-C another one must find the run stored
             journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
             isolation.close()  # what a variant may have left running must not be there when the run is stored
@@ -69,7 +71,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
 
 
-def _measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
+def _measure(schedule: Schedule, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
              journal: Journal) -> int:
     """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or BROKEN_CASES by a fault of our own.
 
@@ -78,9 +80,9 @@ def _measure(the_plan: Plan, isolation: Isolation, machine: dict, selection: str
         KeyboardInterrupt: before the journal has begun, so with nothing to keep.
     """
     try:
-        ended = pytest_run.measure(the_plan, isolation, machine, selection, clocks, journal)
+        ended = pytest_run.measure(schedule, isolation, machine, selection, clocks, journal)
         if ended == CLEAN:
-            for found in besides.looks(isolation, the_plan, journal.document(), machine):
+            for found in besides.looks(isolation, schedule.of, journal.document(), machine):
                 journal.add(about=found)
             journal.add(about={"partial": False})
     except UsageError:

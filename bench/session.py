@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from bench import texts
-from bench.cases import Case, Plan, along
+from bench.budget import Schedule, in_turns
+from bench.cases import Case, along
+from bench.declared import Refusal
 from bench.measure.task import Outcome
 from bench.progress import Progress
-from bench.records import FAILED, INVALID, MEASURED, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
+from bench.records import FAILED, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
 from bench.verdicts import roofline
 
 _MOST_TRIES = 3  # of a problem with a time that can't be
@@ -22,13 +24,16 @@ _MOST_TRIES = 3  # of a problem with a time that can't be
 class Session:
     """One run's state: the plan, and the status and reason of every case that was selected.
 
-    `measurer` gives the ceilings, once, and the outcomes of the cases of a problem. `ceilings` are those already known.
+    `schedule` knows the plan, and which problems there is time for. `measurer` compiles ahead, gives the ceilings, and
+    the outcomes of the cases of a problem. `ceilings` are those already known.
     `record` is called with each entry for the run's journal (bench.journal).
     """
 
-    def __init__(self, plan: Plan, measurer, machine: dict, progress: Progress, ceilings: dict | None = None,
+    def __init__(self, schedule: Schedule, measurer, machine: dict, progress: Progress, ceilings: dict | None = None,
                  record: Callable[..., None] = lambda **entry: None):
+        plan = schedule.of
         self._plan = plan
+        self._schedule = schedule
         self._cases = {case.id: case for case in plan.cases}
         self._along: set[str] = set()  # the ids of cases that are measured only because others are compared with them
         self._measurer = measurer
@@ -50,26 +55,39 @@ class Session:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self, items):
-        """Let pytest choose by its -k, and add what the chosen cases are compared with, in the order of the plan."""
+        """Let pytest choose by its -k, add what the chosen cases are compared with, and put the problems in turns."""
         every = list(items)
         yield
         chosen = {item.callspec.params["case_id"] for item in items}
         self._along = along(self._plan, chosen)
-        items[:] = [item for item in every if item.callspec.params["case_id"] in chosen | self._along]
+        by_problem: dict[tuple, list] = {}
+        for item in every:
+            name = item.callspec.params["case_id"]
+            if name in chosen | self._along:
+                by_problem.setdefault(self._cases[name].problem, []).append(item)
+        items[:] = [item for problem in in_turns(by_problem) for item in by_problem[problem]]
         for item in items:
             item.add_marker(pytest.mark.benchmark(timer=self._replay.timer))
 
     def pytest_collection_finish(self, session):
-        selected = [self._cases[item.callspec.params["case_id"]] for item in session.items]
-        self.outcomes = {case.id: (NOT_REACHED, "the run ended before it") for case in selected}
-        for case in selected:
-            if not case.refusal:
-                self._by_problem.setdefault(case.problem, []).append(case)
-        if selected:
+        chosen = [self._cases[item.callspec.params["case_id"]] for item in session.items]
+        names = {case.id for case in chosen}
+        # A record's place is that of the plan, whenever it is measured.
+        self.outcomes = {name: (NOT_REACHED, "the run ended before it") for name in self._cases if name in names}
+        if chosen:
             self._record(planned=list(self.outcomes), along=[name for name in self.outcomes if name in self._along])
-        self.progress.start(selected)
-        if self._by_problem:
+        can_run = [case for case in chosen if not case.refusal]
+        forecast = self._schedule.plan(can_run, self._measurer.compile_s)
+        self.progress.plan(chosen, forecast, self._schedule)
+        self._by_problem = {problem: [] for problem in forecast.problems_s}
+        with_time = [case for case in can_run if case.problem in self._by_problem]
+        for case in with_time:
+            self._by_problem[case.problem].append(case)
+        if with_time:
+            self._measurer.compile_ahead(with_time)
             self.measure_ceilings()
+        self._schedule.begin()
+        self.progress.start()
 
     def pytest_benchmark_update_machine_info(self, machine_info):
         machine_info[OURS] = self._machine
@@ -82,7 +100,8 @@ class Session:
         """Measure the case called `name`; its outcome is kept whether or not it raises NotMeasured."""
         case, stats = self._cases[name], None
         try:
-            outcome = Outcome(*case.refusal) if case.refusal else self._believed(self._result_of(case), case)
+            refusal = case.refusal or self._no_time_for(case)
+            outcome = Outcome(*refusal) if refusal else self._believed(self._result_of(case), case)
             if outcome.status == MEASURED:
                 self._replay.into(benchmark, outcome)
                 benchmark.extra_info.update(outcome.facts)
@@ -168,6 +187,10 @@ class Session:
         if now != self._recorded_ceilings:
             self._record(about=dict(zip(("ceilings", "why_no_ceilings"), now)))
             self._recorded_ceilings = now
+
+    def _no_time_for(self, case: Case) -> Refusal | None:
+        why = self._schedule.why_not(case.problem)
+        return (NOT_HERE, why) if why else None
 
     def _result_of(self, case: Case) -> Outcome:
         if case.id not in self._results:

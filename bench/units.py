@@ -10,6 +10,12 @@ def duration(seconds: float) -> str:
     return f"{_three_digits(seconds / 1e-9)} ns"
 
 
+def clock(seconds: float) -> str:
+    """"4 min 58 s", or "58 s" below a minute."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def size(count: float) -> str:
     """4.00 MiB."""
     for unit, step in (("GiB", 2 ** 30), ("MiB", 2 ** 20), ("KiB", 2 ** 10)):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import records, report, units
+from bench.budget import Forecast
 from bench.declared import Declared
 from bench.progress import Progress
 from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
@@ -206,23 +207,45 @@ class FakeCase:
     def __init__(self, name, refusal=None):
         self.id, self.refusal, self.scenario, self.dtype = name, refusal, "tiny_16", "float32"
         self.op, self.variant = "bmm", Declared("bmm", "torch_bmm", Path("kernels", "bmm"))
+        self.problem = self.op, self.scenario, self.dtype, 1
 
 
-def _progress(stream):
-    seconds = iter(range(0, 1000, 10))
+class FakeSchedule:
+    name = "the 5 min 00 s of PROFILE=quick"
+
+
+def _progress(stream, tell_every_s=10):
+    """Three cases that are expected to take 20 s each, take 10, and have 30 s more after them."""
+    seconds = iter(range(0, 1000, tell_every_s))
     progress = Progress(stream, now=lambda: next(seconds))
-    progress.start([FakeCase("a"), FakeCase("b"), FakeCase("c"), FakeCase("gpu", (NOT_HERE, "needs CUDA"))])
-    progress.done(FakeCase("gpu", (NOT_HERE, "needs CUDA")), NOT_HERE, "needs CUDA", None)
-    progress.done(FakeCase("a"), WRONG, "on ragged: no", None)
-    progress.done(FakeCase("b"), FAILED, "ValueError: B", None)
+    cases = [FakeCase("a"), FakeCase("b"), FakeCase("c"), FakeCase("gpu", (NOT_HERE, "needs CUDA"))]
+    late = FakeCase("late")
+    late.problem = "bmm", "tiny_16", "float32", 4096
+    forecast = Forecast({cases[0].problem: 60.0}, frozenset({late.problem}), 21.0, 4.0, 30.0)
+    progress.plan([*cases, late], forecast, FakeSchedule())
+    progress.start()
+    progress.done(cases[3], NOT_HERE, "needs CUDA", None)
+    progress.done(cases[0], WRONG, "on ragged: no", None)
+    progress.done(cases[1], FAILED, "ValueError: B", None)
+    progress.done(late, NOT_HERE, "beyond it", None)
     progress.end()
     return stream.getvalue()
 
 
 def test_progress_in_a_log_counts_what_runs_and_tells_faults_at_once():
     assert _progress(io.StringIO()).splitlines() == [
-        "4 cases planned, 3 of them run here", "a: wrong: on ragged: no", "[1/3] 0 min 20 s left  a wrong",
-        "b: failed: ValueError: B"]
+        "5 cases planned, 4 of them run here",
+        "3 of those, on 1 problems, fit into the 5 min 00 s of PROFILE=quick; the others are rows without a time "
+        "(K chooses)",
+        "expected to take 1 min 55 s: 21 s before the cases, 4 s to compile kernels, 1 min 00 s for the cases, 30 s "
+        "after them",
+        "a: wrong: on ragged: no", "[1/3] 55 s left        a wrong",
+        "b: failed: ValueError: B", "[2/3] 50 s left        b failed"]
+
+
+def test_progress_in_a_log_tells_nothing_twice_in_five_seconds():
+    assert [line for line in _progress(io.StringIO(), tell_every_s=1).splitlines() if line.startswith("[")] == [
+        "[1/3] 41 s left        a wrong"]
 
 
 def test_progress_on_a_terminal_rewrites_one_line():
@@ -230,7 +253,7 @@ def test_progress_on_a_terminal_rewrites_one_line():
         def isatty(self):
             return True
 
-    assert "\r\x1b[K[2/3] 0 min 10 s left  b failed" in _progress(Terminal())
+    assert "\r\x1b[K[2/3] " in _progress(Terminal())
 
 
 def _stored_run(folder, started, **about):

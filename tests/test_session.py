@@ -1,6 +1,7 @@
 """A session: what the worker measured is what pytest-benchmark stores, and a time that can't be is refused."""
 import pytest
 
+from bench.budget import Schedule
 from bench.measure.task import Outcome
 from bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
 from bench.session import Session, _Replay
@@ -44,7 +45,7 @@ class Measurer:
 
 
 class Progress:
-    def start(self, cases):
+    def start(self):
         pass
 
     def done(self, *told):
@@ -54,7 +55,7 @@ class Progress:
 def session(*ceilings, times=()):
     """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those of each measurement."""
     given = [{"torch_bmm": outcome(own), "torch_einsum": outcome(other)} for own, other in times]
-    made = Session(PLAN, Measurer([(one, None) for one in ceilings], given), {}, Progress())
+    made = Session(Schedule(PLAN, lambda: 0.0), Measurer([(one, None) for one in ceilings], given), {}, Progress())
     made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
     made.measure_ceilings()
     return made
@@ -130,7 +131,7 @@ def test_a_variant_that_was_refused_costs_no_more_looks_and_others_still_get_the
 
 
 def test_without_ceilings_nothing_is_refused_and_the_reason_is_kept():
-    made = Session(PLAN, Measurer([(None, "RuntimeError: no")]), {}, Progress())
+    made = Session(Schedule(PLAN, lambda: 0.0), Measurer([(None, "RuntimeError: no")]), {}, Progress())
     made.measure_ceilings()
     assert made._believed(outcome(1e-9), OTHER).status == MEASURED
     assert made.why_no_ceilings == "RuntimeError: no"
@@ -170,7 +171,8 @@ def test_pytest_benchmark_gets_the_very_samples(iterations):
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
     progress = Progress()
-    made = Session(PLAN, Measurer([(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}]), {}, progress)
+    measurer = Measurer([(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}])
+    made = Session(Schedule(PLAN, lambda: 0.0), measurer, {}, progress)
     made._by_problem[BASELINE.problem] = [BASELINE]
     made.outcomes = {}
     with pytest.raises(NotMeasured, match="wrong: on ragged: no"):

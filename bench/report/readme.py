@@ -55,7 +55,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
     if about["partial"]:
         yield "> **Partial.** The run was stopped before its end; what it had not reached is listed as such."
     selection = f", cases matching `{about['selection']}`" if about["selection"] else ""
-    yield f"{summary(run)}{selection}. Measured in {about['seconds']:.0f} s, begun {about['started']}."
+    yield f"{summary(run)}{selection}. Measured in {about['seconds']:.0f} s{_forecast(run)}, begun {about['started']}."
     yield tables.machine(run, tables.MARKDOWN)
     yield ("A cell is the median latency · the speed-up over the fastest of PyTorch's variants at that batch · the "
            "peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that binds it, and "
@@ -146,6 +146,11 @@ def how_measured(run: Run) -> str:
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
             f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}"
             f"{_fences(facts, run.about.get('seconds'))}{_confirmed(facts)}")
+
+
+def _forecast(run: Run) -> str:
+    parts = run.about.get("forecast")  # runs of before have none
+    return f" ({sum(parts.values()):.0f} s were expected)" if parts else ""
 
 
 def _accuracy(timed: Sequence[Record]) -> str:
