@@ -15,7 +15,7 @@ import kernels
 from bench.declared import Declared
 from bench.measure import outcome
 from bench.noise.estimators import NoiseScale, noise_scale
-from kernels import backends
+from kernels import backends, precision
 from kernels.op import Tensors, Variant
 
 DTYPES = ("float32", "bfloat16")
@@ -38,11 +38,8 @@ def gradients_in_own_dtype(x, dy):
 
 def tf32_products(x, dy):
     """Per-sample gradients by tf32 tensor cores, which round the inputs to 11 bits."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    try:
+    with precision.tf32_products():
         return gradients_in_own_dtype(x, dy)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def mean_of_squares(g):

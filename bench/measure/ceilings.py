@@ -21,6 +21,7 @@ from bench.verdicts import roofline
 from kernels.backends import why_absent
 from kernels.numba_cpu import threads
 from kernels.op import FP8
+from kernels.precision import tf32_products
 
 _LEAST_STREAM_BYTES = 2 ** 28
 _LONG_STREAM_BYTES = 2 ** 30
@@ -164,12 +165,8 @@ def _product(dtype: str, device: str) -> Callable:
 
 
 def _with_tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    with tf32_products():
         return torch.mm(a, b)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def try_to_measure(device: str, dtypes: tuple[str, ...], effort: Effort, guard: Guard | NoGuard,

@@ -18,6 +18,14 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.bmm(a.to(out), b.to(out))
 
 
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a[B,M,K] @ b[B,K,N] to an fp32 `total`[B,M,N]; `a` and `b` as for `product`."""
+    if a.is_cuda:
+        torch.baddbmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.baddbmm_(a.to(total.dtype), b.to(total.dtype))
+
+
 def mean_gradient(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     """ḡ[O,I]: one product over all B·T tokens, divided by B (NaN where there are no samples)."""
     return product(dy.flatten(0, 1).mT[None], x.flatten(0, 1)[None])[0].div_(len(x))

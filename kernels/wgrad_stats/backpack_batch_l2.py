@@ -12,7 +12,7 @@ import warnings
 import torch
 
 from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats.torch_ghost import ghost_tolerance
+from kernels.wgrad_stats._bounds import ghost_tolerance
 
 
 @functools.lru_cache(maxsize=1)

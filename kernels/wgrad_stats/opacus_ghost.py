@@ -10,8 +10,8 @@ import functools
 import torch
 
 from kernels.wgrad_stats import wgrad_stats
+from kernels.wgrad_stats._bounds import ghost_tolerance
 from kernels.wgrad_stats._products import mean_gradient
-from kernels.wgrad_stats.torch_ghost import ghost_tolerance
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from kernels.statistics import of_nothing
 from kernels.tuning import Tunable
 from kernels.wgrad_stats import wgrad_stats
 from kernels.wgrad_stats._triton_tiles import least_splits
-from kernels.wgrad_stats.torch_rank_one import why_not
+from kernels.wgrad_stats._rank_one import why_not
 
 ROWS = {"ROWS": 4, "COLUMNS": 256, "num_warps": 4}
 
