@@ -2,12 +2,13 @@
 import copy
 import functools
 import gc
+import math
 
 import pytest
 import torch
 
 import kernels
-from bench.measure import hardware, memory, state
+from bench.measure import check, hardware, memory, state
 from bench.measure.clocks import make_clock
 from bench.measure.stand_in.devices import host_only
 from bench.measure.stand_in.memory import CAPACITY_BYTES
@@ -257,3 +258,48 @@ def test_a_reference_needs_little_memory_besides(name, shape):
     op.tolerance(results, *inputs)
     outputs = sum(tensor.nbytes for tensor in (results if isinstance(results, tuple) else (results,)))
     assert torch.cuda.max_memory_allocated() - before < 1.5 * own + 4 * outputs + 2 ** 27
+
+
+ON_TENSOR_CORES = [
+    *(("bmm", name, dtype) for name, dtype in (
+        ("torch_grouped_mm", "bfloat16"), ("torch_scaled_grouped_mm", "float8_e4m3fn"),
+        ("torch_scaled_mm", "float8_e4m3fn"), ("torch_upcast", "float8_e4m3fn"))),
+    *(("wgrad_stats", f"torch_{way}_{how}", dtype) for way in ("ghost", "rank_one") for how in ("tf32", "3xbf16")
+      for dtype in ("bfloat16", "float16")),
+    *(("wgrad_stats", name, "float32") for name in (
+        "torch_ghost_3xbf16", "torch_ghost_6xbf16", "torch_rank_one_3xbf16"))]
+
+
+@pytest.mark.parametrize("op, name, dtype", ON_TENSOR_CORES, ids="-".join)
+def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(op, name, dtype):
+    variant = kernels.ops[op].variants[name]
+    probes = {"bmm": ["ragged", "aligned_nt", "empty_batch"], "wgrad_stats": ["ragged", "one_token", "sliced"]}[op]
+    assert check.check_variant(variant, getattr(torch, dtype), "cuda", probes) >= 1
+    inputs = variant.op.probes[probes[1]](getattr(torch, dtype), "cuda", 0)
+    given = []
+    replay = hardware.hardware("cuda").capture(lambda: given.append(check.as_tuple(variant(*inputs))), 1)
+    for _ in range(2):  # what is added to a product is added once each time
+        replay()
+        torch.cuda.synchronize()
+        check.check_outputs(given[-1], inputs, check.held_to(variant, inputs, check.expect(variant.op, inputs)), name)
+
+
+def fp8(*shape, offset=0):
+    flat = torch.ones(math.prod(shape) + offset, device="cuda").to(torch.float8_e4m3fn)
+    return flat[offset:].view(shape)
+
+
+@pytest.mark.parametrize("a, b, refused", [
+    (lambda: fp8(2, 8, 32), lambda: fp8(2, 32, 16), "Expected mat2 to be transposed"),
+    (lambda: fp8(2, 32, 16).mT, lambda: fp8(2, 16, 32).mT, "Expected mat1 to not be transposed"),
+    (lambda: fp8(2, 8, 24), lambda: fp8(2, 16, 24).mT, "multiple of 16 bytes"),
+    (lambda: fp8(2, 8, 32), lambda: fp8(2, 8, 32).mT, "divisible by 16"),
+    (lambda: fp8(2, 8, 32, offset=4), lambda: fp8(2, 16, 32).mT, "aligned to 16 bytes"),
+    (lambda: fp8(1024, 1, 16), lambda: fp8(1024, 16, 16).mT, "more than 1024 groups")])
+def test_a_grouped_product_refuses_what_cuda_refuses_and_the_variant_declines_it_first(a, b, refused):
+    from kernels.bmm.torch_scaled_grouped_mm import torch_scaled_grouped_mm
+
+    operands = a(), b()
+    assert kernels.ops["bmm"].variants["torch_scaled_grouped_mm"].why_unsupported(*operands)
+    with pytest.raises((RuntimeError, ValueError), match=refused):
+        torch_scaled_grouped_mm(*operands)

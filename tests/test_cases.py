@@ -1,5 +1,6 @@
 """The plan: ids that never change, limits, refusals."""
 import json
+import re
 
 import pytest
 import torch
@@ -110,6 +111,14 @@ wgrad_stats/torch_ghost/linear_512_T512/float32/B8
 wgrad_stats/torch_ghost/linear_1024_T256/float32/B8
 wgrad_stats/torch_ghost/gpt2_mlp_T256/float32/B8
 bmm/torch_scaled_mm/linear_forward/float8_e4m3fn/B1
+bmm/torch_scaled_grouped_mm/linear_forward/float8_e4m3fn/B1
+bmm/torch_upcast/linear_forward/float8_e4m3fn/B1
+bmm/torch_grouped_mm/linear_forward/bfloat16/B1
+wgrad_stats/torch_ghost_tf32/linear_512_T128/bfloat16/B1
+wgrad_stats/torch_ghost_3xbf16/linear_512_T128/bfloat16/B1
+wgrad_stats/torch_ghost_6xbf16/linear_512_T128/float32/B1
+wgrad_stats/torch_rank_one_tf32/linear_512_T1/bfloat16/B1
+wgrad_stats/torch_rank_one_3xbf16/linear_512_T1/float32/B1
 """.split()
 
 
@@ -139,6 +148,33 @@ def test_fp8_is_planned_where_it_is_defined():
     assert refusals["torch_scaled_mm", "attention_scores"] is None
     assert refusals["torch_bmm", "attention_scores"][0] == UNSUPPORTED
     assert "B column by column" in refusals["torch_scaled_mm", "attention_values"][1]
+
+
+def test_every_fp8_problem_has_a_way_of_pytorchs_that_takes_it_in_one_launch():
+    """torch_scaled_mm is a launch for each entry, and declines what is not aligned."""
+    refusals = {(case.variant.name, *case.problem): case.refusal for case in planned("full", "cuda").cases
+                if case.dtype == "float8_e4m3fn"}
+    problems = {key[1:] for key in refusals}
+    assert problems and all(refusals["torch_upcast", *problem] is None for problem in problems)
+    grouped = {problem for problem in problems if refusals["torch_scaled_grouped_mm", *problem] is None}
+    assert {problem[1] for problem in grouped} == {"attention_scores", "linear_forward"}
+    assert all(problem[3] < 1024 for problem in grouped)
+
+
+@pytest.mark.parametrize("name, why", [
+    ("torch_scaled_grouped_mm", "this PyTorch .* has no torch.nn.functional.scaled_grouped_mm"),
+    ("torch_grouped_mm", "this PyTorch .* has no torch.nn.functional.grouped_mm")])
+def test_a_pytorch_without_grouped_products_says_so(monkeypatch, name, why):
+    dtype = "bfloat16" if name == "torch_grouped_mm" else "float8_e4m3fn"
+    op = kernels.ops["bmm"]
+    variant, inputs = op.variants[name], op.make_inputs("linear_forward", 2, dtype, "meta")
+    assert variant.why_unsupported(*inputs) is None
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.nn.functional, name.removeprefix("torch_"))
+        assert re.match(why, variant.why_unsupported(*inputs))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    assert variant.why_unsupported(*inputs).endswith("not for sm_12x")
 
 
 def test_a_gpu_without_fp8_says_so(monkeypatch):

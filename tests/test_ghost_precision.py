@@ -84,7 +84,8 @@ def test_three_parts_are_all_of_a_number_and_fewer_are_off_by_what_they_leave_ou
     largest = torch.tensor([torch.finfo(torch.float32).max])
     assert sum(part.double() for part in bf16_parts(largest, 3)) == largest
     half = torch.randn(100).half()
-    assert torch.equal(sum(part.float() for part in bf16_parts(half, 3)), half.float()) and len(bf16_parts(half, 3)) == 2
+    of_half = bf16_parts(half, 3)
+    assert len(of_half) == 2 and torch.equal(sum(part.float() for part in of_half), half.float())
     assert len(bf16_parts(half.bfloat16(), 3)) == 1
 
 

@@ -1,7 +1,8 @@
 """torch._scaled_mm over the entries, scales of 1: the library's fp8 product, which knows no batch.
 
-It is how PyTorch multiplies fp8, which torch.bmm does not take. Entries that share B fold into one product, any
-others are a launch each. use_fast_accum=False has the library move its sums to fp32 as it goes.
+Against `torch_upcast` it reads a byte for each number and multiplies fp8. Entries that share B fold into one product;
+any others are a launch each, so a cold time of many is the host's, between which the caches fill again.
+use_fast_accum=False has the library move its sums to fp32 as it goes.
 """
 import functools
 
@@ -14,7 +15,8 @@ from kernels.op import FP8
 _ALIGNED = 16  # elements, which are bytes
 
 
-def _why_not(a, b):
+def why_not(a, b):
+    """Why the library's fp8 product does not take these operands, or None."""
     k, n = b.shape[1:]
     if k % _ALIGNED or n % _ALIGNED:
         return f"the library's fp8 product takes K and N in multiples of {_ALIGNED}"
@@ -36,7 +38,7 @@ def _product(a, b, out):
     torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=out.dtype, use_fast_accum=False, out=out)
 
 
-@bmm.variant(backend="torch", dtypes=(FP8,), supports=_why_not)
+@bmm.variant(backend="torch", dtypes=(FP8,), supports=why_not, builds_on="torch_upcast")
 def torch_scaled_mm(a, b):
     shape = (a.shape[0], a.shape[1], b.shape[2])
     c = torch.empty(shape, dtype=bmm.output_dtype(a.dtype), device=a.device)

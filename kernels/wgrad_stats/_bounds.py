@@ -43,9 +43,10 @@ def tf32_tolerance(bound: Tensors, expected: Tensors, x: torch.Tensor, dy: torch
 def parts_tolerance(bound: Tensors, expected: Tensors, x: torch.Tensor, dy: torch.Tensor, left_out: float) -> Tensors:
     """`bound`, and what products of bf16 parts leave out: up to `left_out` of |a||b| for each product a·b.
 
-    Of narrow inputs d alone is made of parts: ⟨A_b, |ḡ|⟩·left_out at most, A_b = |dy_b|ᵀ|x_b|, which is under
-    Σ_t‖x_t‖‖dy_t‖·‖ḡ‖·left_out. In bf16 x is one part and ḡ three, and nothing is left out. Of fp32 inputs ḡ is, too: by
-    left_out + 3u of the mean of A_b, and by 1.05 for the sums of the parts. What ḡ is off by, d is off by ‖G_b‖ times.
+    Of narrow inputs d alone is made of parts: off by ⟨A_b, |ḡ|⟩·left_out at most, A_b = |dy_b|ᵀ|x_b|, which is under
+    Σ_t‖x_t‖‖dy_t‖·‖ḡ‖·left_out. In bf16 x is one part and ḡ three, and nothing is left out. Of fp32 inputs ḡ is made of
+    parts, too: off by left_out + 3u of the mean of A_b besides, and by 5% more for the sums of the smaller parts. What
+    ḡ is off by, d is off by ‖G_b‖ times.
     """
     mean_off, n_off, d_off = bound
     mean, _, _ = expected

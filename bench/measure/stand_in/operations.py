@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from bench.measure.stand_in.devices import Device, home, host_only, is_pinned, of_index
+from bench.measure.stand_in.products import ONLY_ON_CUDA
 from bench.measure.stand_in.timeline import OPERATION_S
 
 _aten = torch.ops.aten
@@ -21,14 +22,6 @@ _WAITS = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzer
           _aten.unique_dim, _aten._unique2, _aten.repeat_interleave}
 _SUMS = {_aten.sum, _aten.mean}
 _CPU = torch.device("cpu")
-
-
-def _product_in(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    """bmm with narrow inputs and wide results, which only a GPU's library has."""
-    return torch.bmm(a.to(out_dtype), b.to(out_dtype))
-
-
-_ONLY_ON_CUDA = {_aten.bmm.dtype: _product_in}
 
 
 class Operations(TorchDispatchMode):
@@ -47,7 +40,7 @@ class Operations(TorchDispatchMode):
 
 
 def _computed(func, args: tuple, kwargs: dict):
-    return _ONLY_ON_CUDA.get(func, func)(*args, **kwargs)
+    return ONLY_ON_CUDA.get(func, func)(*args, **kwargs)
 
 
 def _operation(func, args: tuple, kwargs: dict):
@@ -85,7 +78,7 @@ def _operation(func, args: tuple, kwargs: dict):
     cast = _cast_before_a_sum(packet, tensors, kwargs, device)
     returned = _placed(_computed(func, args, kwargs), device)
     read, written = (sum(tensor.nbytes for tensor in _tensors(tree)) for tree in ((args, kwargs), returned))
-    device.queue.add(None, OPERATION_S + device.write_back_s(read - _bytes_written_to(func, args), written))
+    device.queue.add(None, OPERATION_S + device.write_back_s(read - _bytes_written_to(func, args, kwargs), written))
     del cast
     return returned
 
@@ -143,7 +136,7 @@ def _like(tensor: torch.Tensor, device: Device) -> torch.Tensor:
 
 def _captured(func, args: tuple, kwargs: dict, device: Device):
     """Compute nothing now: give memory for the results, which every replay writes to."""
-    written = _written_to(func, args)
+    written = _written_to(func, args, kwargs)
     kept = [tensor.clone() for tensor in written]
     before = _computed(func, args, kwargs)
     for tensor, content in zip(written, kept):
@@ -171,14 +164,16 @@ def _forget_before_each_replay(made: torch.Tensor, device: Device) -> None:
     device.queue.add(compute, 0.0)
 
 
-def _written_to(func, args: tuple) -> list[torch.Tensor]:
+def _written_to(func, args: tuple, kwargs: dict) -> list[torch.Tensor]:
     """The tensors that the operation changes."""
-    return [tensor for argument, value in zip(func._schema.arguments, args)
-            if argument.alias_info is not None and argument.alias_info.is_write for tensor in _tensors(value)]
+    given = dict(zip((argument.name for argument in func._schema.arguments), args)) | kwargs
+    return [tensor for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in _tensors(given.get(argument.name))]
 
 
-def _bytes_written_to(func, args: tuple) -> int:
-    return sum(tensor.nbytes for tensor in _written_to(func, args))
+def _bytes_written_to(func, args: tuple, kwargs: dict) -> int:
+    return sum(tensor.nbytes for tensor in _written_to(func, args, kwargs))
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
