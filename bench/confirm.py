@@ -20,7 +20,7 @@ from bench.cases import Profile
 from bench.measure.sampling import Effort
 from bench.measure.task import OWN_FAULT, Outcome, Task
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Record
-from bench.verdicts import crossovers, medians
+from bench.verdicts import crossovers, ladder, medians
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _TRIES = 2                    # before a gain is gone
@@ -56,7 +56,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Winner:
-    """A variant and the baseline on one problem, on which the variant was told to be faster."""
+    """A variant and the baseline on one problem, on which the variant was told to be faster.
+
+    Where the op's baseline does not take the problem, `baseline` is PyTorch's fastest there.
+    """
 
     record: Record
     baseline: Record
@@ -77,10 +80,15 @@ def gain(samples_s: Sequence[float], baseline_s: Sequence[float]) -> Gain:
 
 
 def winners(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Winner]:
-    """Whatever is faster than its op's baseline, beyond what can't be told apart; the largest gain first."""
+    """Whatever is faster than its op's baseline, beyond what can't be told apart; the largest gain first.
+
+    Of a problem that the baseline does not take (fp8) it is whatever is faster than PyTorch's fastest there.
+    """
+    strongest = ladder.opponents(records)
     found = []
-    for (op, _, _), by_variant in crossovers.by_problem(records).items():
-        by_batch = by_variant.get(baselines.get(op), {})
+    for problem, by_variant in crossovers.by_problem(records).items():
+        op, by_batch = problem[0], {key[-1]: record for key, record in strongest.items() if key[:-1] == problem}
+        by_batch |= by_variant.get(baselines.get(op), {})
         for timed in by_variant.values():
             found += [Winner(record, by_batch[batch]) for batch, record in timed.items()
                       if batch in by_batch and crossovers.leader(record, by_batch[batch]) == record.variant

@@ -56,6 +56,13 @@ def test_of_each_winner_the_largest_gain_is_tried_first_and_then_any():
     assert orders == {(3, 1, 8), (3, 8, 1)}
 
 
+def test_where_the_baseline_takes_no_part_pytorchs_fastest_is_beaten():
+    timed = [record("torch_upcast", 1, 4e-6, backend="torch"), record("torch_loop", 1, 9e-6, backend="torch"),
+             record("quick", 1, 1e-6)]
+    one, = winners(timed, BASELINES)
+    assert (one.record.variant, one.baseline.variant) == ("quick", "torch_upcast")
+
+
 def test_a_gain_that_is_there_again_is_confirmed():
     results, workers = confirmed({"quick": [1.2e-6]})
     (first, second, bit) = workers.asked

@@ -1,4 +1,6 @@
 """Where fused statistics overtake ghost norms: on times that follow the law, and on every way of having no crossing."""
+from dataclasses import replace
+
 import pytest
 
 from bench.records import MEASURED, Record
@@ -33,6 +35,14 @@ def test_the_predicted_range():
 def test_one_that_leads_throughout_is_said():
     assert shown._measured(_only(_records(lambda _: 2.0, lambda _: 1.0))) == "fused leads from T=1 on"
     assert shown._measured(_only(_records(lambda _: 1.0, lambda _: 2.0))) == "ghost leads up to T=64"
+
+
+def test_the_fastest_form_of_ghost_norms_that_is_ranked_is_the_one_that_is_beaten():
+    records = [*_records(lambda _: 4.0, lambda _: 2.0), *_records(lambda _: 0.1, lambda _: 2.0)]
+    renamed = [replace(one, variant="torch_ghost_3xbf16") if one.samples_s == (0.1,) else one for one in records]
+    assert {ratio for _, ratio in _only(renamed).ratios} == {0.05}
+    unranked = [replace(one, facts={"tolerance_multiple": 17.0}) if "3x" in one.variant else one for one in renamed]
+    assert {ratio for _, ratio in _only(unranked).ratios} == {2.0}
 
 
 def test_batches_and_gpu_kernels_are_apart():

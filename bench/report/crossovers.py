@@ -9,7 +9,8 @@ from bench.verdicts import crossovers as verdicts
 from bench.verdicts.crossovers import Choice, Crossover
 
 NOTE = ("Medians that differ by less than 2%, or by less than their samples leave open, are not told apart; then the "
-        "variant stays that was chosen at the batch before, or it is the baseline. Where the choice changes, the two "
+        "variant stays that was chosen at the batch before, or it is the baseline. What holds to an error bound of its "
+        "own is not chosen; where such a variant of PyTorch's is faster, it is named. Where the choice changes, the two "
         "are taken as lines in B between the measured batch sizes around it: B* is where they meet, with the 95% "
         "interval that the samples leave it (processes differ by more: `make regress` and `make aa` say how much).")
 
@@ -32,7 +33,8 @@ def table(run: Run, style: Style) -> str | None:
 
 def _range(choice: Choice) -> str:
     where = f"B={choice.first}" if choice.first == choice.last else f"B={choice.first} to {choice.last}"
-    return f"{choice.variant} ({where})"
+    behind = f"; faster there within bounds of their own: {', '.join(choice.behind)}" if choice.behind else ""
+    return f"{choice.variant} ({where}{behind})"
 
 
 def _meeting(pair: tuple[Choice, Choice], changes: Sequence[Crossover]) -> str:
@@ -47,20 +49,20 @@ def _meeting(pair: tuple[Choice, Choice], changes: Sequence[Crossover]) -> str:
 
 
 def answer(run: Run) -> str:
-    """In a sentence: on how many problems something else than the baseline is worth using, and what."""
-    baselines = run.about["baselines"]
-    choices = verdicts.choices(run.records, baselines)
+    """In a sentence: on how many problems something is faster than the fastest of PyTorch's variants, and what."""
+    choices = verdicts.choices(run.records, run.about["baselines"])
     problems = {choice.problem for choice in choices}
     if not problems:
         return "Nothing was timed."
     better: dict[str, set] = {}
     for choice in choices:
-        if choice.variant != baselines.get(choice.op):
+        if choice.is_ahead:
             better.setdefault(f"{choice.op}/{choice.variant}", set()).add(choice.problem)
     if not better:
-        return f"On none of {len(problems)} problems is a variant told from the baseline for the better."
+        return f"On none of {len(problems)} problems is a variant told from PyTorch's fastest for the better."
     named = sorted(better.items(), key=lambda item: -len(item[1]))
     words = ", ".join(f"{name} on {len(where)}" for name, where in named[:4])
     more = f" and {len(named) - 4} more variants" if len(named) > 4 else ""
     beaten = len(set.union(*better.values()))
-    return f"On {beaten} of {len(problems)} problems something beats the baseline at some batch: {words}{more}."
+    return (f"On {beaten} of {len(problems)} problems something beats PyTorch's fastest at some batch: "
+            f"{words}{more}.")

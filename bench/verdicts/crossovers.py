@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from bench.noise.intervals import Means, Quantiles, fieller
 from bench.records import Record
-from bench.verdicts import eligible, medians
+from bench.verdicts import eligible, ladder, medians
 
 TIE = 0.02        # medians of one run that differ by less are not told apart: processes differ by as much (A/A)
 _NORMAL_95 = 1.96
@@ -41,9 +41,10 @@ class Crossover:
 
 @dataclass(frozen=True)
 class Best:
-    """The fastest variant at one batch, and by how much it beats the baseline (1.2 is 1.2x; None without a baseline).
+    """The fastest variant that a call may go to at one batch, and how it stands to the strongest opponent there.
 
-    `over_baseline`: it does so beyond what is told apart; `alike` are the other variants that it is not told from.
+    The opponent is the fastest right one of PyTorch's variants (bench.verdicts.ladder); None where none was ranked.
+    `speed_up`: over it (1.2 is 1.2x). `alike` are the other variants that the fastest is not told from.
     """
 
     op: str
@@ -51,14 +52,18 @@ class Best:
     dtype: str
     batch: int
     variant: str
+    opponent: str | None
     speed_up: float | None
-    over_baseline: bool
     alike: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant to use from the measured batch `first` to the measured batch `last`."""
+    """The variant to use from the measured batch `first` to the measured batch `last`.
+
+    `is_ahead`: somewhere there it is faster than PyTorch's fastest, beyond what is told apart. `behind`: variants of
+    PyTorch's that are faster somewhere there, and are not chosen because their error bounds are their own.
+    """
 
     op: str
     scenario: str
@@ -66,6 +71,8 @@ class Choice:
     variant: str
     first: int
     last: int
+    is_ahead: bool = False
+    behind: tuple[str, ...] = ()
 
     @property
     def problem(self) -> tuple[str, str, str]:
@@ -81,17 +88,17 @@ def crossovers(records: Sequence[Record]) -> list[Crossover]:
     return found
 
 
-def best(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Best]:
-    """The fastest variant of each problem that a call may go to; `baselines`: op → its baseline's name."""
+def best(records: Sequence[Record]) -> list[Best]:
+    """The fastest variant of each problem that a call may go to."""
+    strongest = ladder.opponents(records)
     found = []
     for (op, scenario, dtype), by_variant in by_problem(filter(eligible.may_be_chosen, records)).items():
         for batch in sorted({batch for timed in by_variant.values() for batch in timed}):
             here = [timed[batch] for timed in by_variant.values() if batch in timed]
             fastest = min(here, key=lambda record: record.median_s)
-            baseline = by_variant.get(baselines.get(op), {}).get(batch)
+            opponent = strongest.get((op, scenario, dtype, batch))
             found.append(Best(op, scenario, dtype, batch, fastest.variant,
-                              baseline and baseline.median_s / fastest.median_s,
-                              bool(baseline) and leader(fastest, baseline) == fastest.variant,
+                              opponent and opponent.variant, opponent and opponent.median_s / fastest.median_s,
                               tuple(record.variant for record in here
                                     if record is not fastest and leader(fastest, record) is None)))
     return found
@@ -101,17 +108,31 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
     """Which variant to use from which batch on: the fewest changes that the evidence asks for, op by op.
 
     Where several are not told apart it is the one that was chosen at the batch before, or the baseline, or the fastest.
+    `baselines`: op → its baseline's name.
     """
+    strongest = ladder.opponents(records)
+    timed = {(*ladder.problem_of(record), record.variant): record for record in records if eligible.may_win(record)}
     found: list[Choice] = []
-    for one in best(records, baselines):
+    for one in best(records):
         as_good = (one.variant, *one.alike)
         last = found[-1] if found and found[-1].problem == (one.op, one.scenario, one.dtype) else None
         if last and last.variant in as_good:
-            found[-1] = replace(last, last=one.batch)
+            before = found.pop()
         else:
             name = baselines.get(one.op) if baselines.get(one.op) in as_good else one.variant
-            found.append(Choice(one.op, one.scenario, one.dtype, name, one.batch, one.batch))
+            before = Choice(one.op, one.scenario, one.dtype, name, one.batch, one.batch)
+        here = *before.problem, one.batch
+        found.append(_at(before, timed[(*here, before.variant)], strongest.get(here)))
     return found
+
+
+def _at(choice: Choice, chosen: Record, opponent: Record | None) -> Choice:
+    """The choice with one batch more, at which `chosen` is its time."""
+    ahead = leader(chosen, opponent) if opponent and opponent is not chosen else None
+    behind = choice.behind
+    if ahead and ahead != choice.variant and ahead not in behind:
+        behind = *behind, ahead
+    return replace(choice, last=chosen.batch, is_ahead=choice.is_ahead or ahead == choice.variant, behind=behind)
 
 
 def leader(one: Record, other: Record) -> str | None:

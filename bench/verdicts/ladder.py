@@ -26,7 +26,7 @@ def opponents(records: Sequence[Record]) -> dict[Problem, Record]:
     """
     best: dict[Problem, Record] = {}
     for record in records:
-        if eligible.may_win(record) and record.facts["backend"] == "torch":
+        if eligible.may_win(record) and record.facts.get("backend") == "torch":
             problem = problem_of(record)
             if problem not in best or record.median_s < best[problem].median_s:
                 best[problem] = record
