@@ -10,7 +10,7 @@ from bench.verdicts.crossovers import Choice, Crossover
 
 NOTE = ("Medians that differ by less than 2%, or by less than their samples leave open, are not told apart; then the "
         "variant stays that was chosen at the batch before, or it is the baseline. What holds to an error bound of its "
-        "own is not chosen; where such a variant of PyTorch's is faster, it is named. Where the choice changes, the two "
+        "own is not chosen; where such a variant of PyTorch's is faster, it is named. Where the choice changes, both "
         "are taken as lines in B between the measured batch sizes around it: B* is where they meet, with the 95% "
         "interval that the samples leave it (processes differ by more: `make regress` and `make aa` say how much).")
 
