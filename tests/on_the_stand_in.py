@@ -10,9 +10,13 @@ import torch
 import kernels
 from bench.measure import check, hardware, memory, state
 from bench.measure.clocks import make_clock
+from bench.measure.runner import Runner
+from bench.measure.sampling import Effort
 from bench.measure.stand_in.devices import host_only
 from bench.measure.stand_in.memory import CAPACITY_BYTES
 from bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
+from bench.measure.task import Task
+from bench.records import MEASURED
 from tests.plans import planned
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
@@ -282,6 +286,28 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(op, nam
         replay()
         torch.cuda.synchronize()
         check.check_outputs(given[-1], inputs, check.held_to(variant, inputs, check.expect(variant.op, inputs)), name)
+
+
+def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
+    a, b = operands()
+    total = torch.full((1, 4, 4), 5.0, device="cuda")
+    replay = hardware.hardware("cuda").capture(
+        lambda: torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total), 1)
+    assert (in_memory(total) == 5).all()
+    replay()
+    torch.cuda.synchronize()
+    assert (in_memory(total) == 9).all()
+
+
+def test_fp8_on_a_real_problem_goes_the_whole_way():
+    """No scenario that the grouped product takes is as small as what `bench run` takes here."""
+    names = ("torch_upcast", "torch_scaled_mm", "torch_scaled_grouped_mm")
+    effort = Effort(precision=0.5, seconds=0.01)
+    outcomes = Runner("cuda").measure(Task("bmm", "attention_scores", "float8_e4m3fn", 2, tuple(zip(names, names)),
+                                           ("device_cold", "graph"), effort, effort, warm_up_s=0.001, probes=False))
+    for name in names:
+        assert outcomes[name].status == MEASURED, outcomes[name].reason
+        assert all("median_s" in clock for clock in outcomes[name].facts["clocks"].values()), name
 
 
 def fp8(*shape, offset=0):
