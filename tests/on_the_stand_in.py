@@ -274,7 +274,7 @@ ON_TENSOR_CORES = [
         "torch_ghost_3xbf16", "torch_ghost_6xbf16", "torch_rank_one_3xbf16"))]
 
 
-@pytest.mark.parametrize("op, name, dtype", ON_TENSOR_CORES, ids="-".join)
+@pytest.mark.parametrize("op, name, dtype", ON_TENSOR_CORES)
 def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(op, name, dtype):
     variant = kernels.ops[op].variants[name]
     probes = {"bmm": ["ragged", "aligned_nt", "empty_batch"], "wgrad_stats": ["ragged", "one_token", "sliced"]}[op]
