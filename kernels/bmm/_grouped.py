@@ -1,7 +1,7 @@
 """What the library's grouped products ask of a batch of operands, A[B,M,K] and B[B,K,N], for each entry is a group.
 
 From PyTorch's sources (aten/src/ATen/native/GroupedMMUtils.h, cuda/GroupedBlas.cpp, cuda/GroupMM.cu and
-cuda/ScaledGroupMM.cu), alike in 2.11 and 2.13.
+cuda/ScaledGroupMM.cu; the Python side and the headers were read as 2.13 installs them).
 """
 from __future__ import annotations
 
