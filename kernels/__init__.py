@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from kernels.discovery import LoadedWhenAsked, op_packages
-from kernels.op import Op
+
+if TYPE_CHECKING:
+    from kernels.op import Op
 
 
 def _load(name: str) -> Op:
+    from kernels.op import Op  # imports torch, which a reader of kernels.architectures does without
+
     op = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
     if not isinstance(op, Op):
         raise ImportError(f"kernels/{name}/__init__.py makes no Op called {name}")

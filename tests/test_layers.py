@@ -45,10 +45,16 @@ SHOWING = [*_files("bench/report"), *_files("bench/verdicts"),
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
 def test_showing_imports_nothing_that_measures(path):
     allowed = ("bench.errors", "bench.files", "bench.records", "bench.regressions", "bench.report", "bench.sealed",
-               "bench.selftests", "bench.stored_files", "bench.texts", "bench.units", "bench.verdicts", "bench.noise")
+               "bench.selftests", "bench.stored_files", "bench.texts", "bench.units", "bench.verdicts", "bench.noise",
+               "kernels.architectures")
     ours = [name for name in _imports(path) if name.partition(".")[0] in ("bench", "kernels", "tests")]
     assert all(name.startswith(allowed) for name in ours), ours
     assert not [name for name in ours if name.replace(".", "/").startswith(MEASURING)], ours
+
+
+def test_the_table_of_architectures_imports_nothing():
+    assert set(_imports(REPOSITORY / "kernels/architectures.py")) == {
+        "__future__.annotations", "dataclasses.dataclass", "dataclasses.replace"}
 
 
 def test_a_report_renders_without_torch(tmp_path):
@@ -58,7 +64,7 @@ def test_a_report_renders_without_torch(tmp_path):
     records.save(tmp_path, document())
     program = f"""
 import sys
-for name in ("torch", "triton", "numba", "kernels"):
+for name in ("torch", "triton", "numba", "kernels.op"):
     sys.modules[name] = None
 from bench.__main__ import main
 sys.exit(main(["report", {str(tmp_path)!r}]))

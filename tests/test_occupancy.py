@@ -1,4 +1,4 @@
-"""Occupancy from compiled facts, against values of NVIDIA's own calculator."""
+"""Occupancy from compiled facts, against values of NVIDIA's own calculator (the toolkit's cuda_occupancy.h)."""
 import pytest
 
 from bench.verdicts.occupancy import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
@@ -12,6 +12,15 @@ from bench.verdicts.occupancy import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
     (80, 128, 32, 100 * 1024, 0.0625, 1, SHARED),
     (80, 1024, 64, 0, 0.5, 1, REGISTERS),
     (100, 384, 168, 213 * 1024, 0.1875, 1, REGISTERS),
+    (86, 32, 16, 0, 16 / 48, 16, BLOCKS),
+    (89, 32, 16, 0, 0.5, 24, BLOCKS),
+    (120, 32, 16, 0, 0.5, 24, BLOCKS),
+    (86, 256, 40, 0, 1.0, 6, WARPS),
+    (86, 1024, 32, 0, 32 / 48, 1, WARPS),
+    (120, 128, 168, 48 * 1024, 8 / 48, 2, SHARED),
+    (86, 128, 32, 99 * 1024, 4 / 48, 1, SHARED),
+    (89, 96, 168, 0, 12 / 48, 4, REGISTERS),
+    (90, 64, 16, 10646, 38 / 64, 19, SHARED),    # given in steps of 128 bytes: else 20 would fit
 ])
 def test_occupancy(architecture, threads, registers, shared, share, blocks, limited_by):
     found = occupancy(architecture, threads, registers, shared)
@@ -21,5 +30,9 @@ def test_occupancy(architecture, threads, registers, shared, share, blocks, limi
 def test_what_fits_nowhere_and_what_is_not_known_are_refused():
     with pytest.raises(ValueError, match="does not fit on sm_90"):
         occupancy(90, 1024, 255, 0)
-    with pytest.raises(ValueError, match="limits of sm_75 are not known: sm_80, sm_90, sm_100 are"):
+    with pytest.raises(ValueError, match="does not fit on sm_120"):
+        occupancy(120, 128, 32, 99 * 1024 + 1)
+    with pytest.raises(ValueError, match="does not fit on sm_90"):
+        occupancy(90, 32 * 9, 200, 0)  # 9 warps fit, but a launch is refused: registers are asked for 12
+    with pytest.raises(ValueError, match="sm_75 is none of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"):
         occupancy(75, 32, 16, 0)

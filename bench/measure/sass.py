@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels import architectures
+from kernels.architectures import Architecture
+
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", re.MULTILINE)
 _MATRIX = re.compile(r"HMMA|HGMMA|QGMMA|QMMA|IMMA|IGMMA|UTC\w*MMA")
 _BARRIER = re.compile(r"(BAR|SYNCS|UTCBAR|UCGABAR_\w+)\b")  # of a block's threads, in shared memory, of a cluster
 _GLOBAL_LOAD = re.compile(r"(LDG|LDGSTS|UTMALDG|UBLKCP)\b")
 _GLOBAL_STORE = re.compile(r"(STG|UTMASTG)\b")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-_DIALECTS = {80: "SM80", 90: "SM90a", 100: "SM100a"}  # with "a" the wgmma and tcgen05 instructions are known too
 TMA = "TMA"
 
 
@@ -50,18 +52,17 @@ def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
         ValueError: if one is no cubin, or it is an architecture whose instructions are not known here.
         subprocess.CalledProcessError: if the disassembler refuses it.
     """
-    if architecture not in _DIALECTS:
-        raise ValueError(f"sm_{architecture} is none of {', '.join(f'sm_{known}' for known in _DIALECTS)}")
+    target = architectures.known(architecture)
     distinct = list(dict.fromkeys(cubins))
     codes = [b"".join(_code_sections(cubin)) for cubin in distinct]
     binaries = {cubin: _binary(_resources(cubin), len(code), instructions)
-                for cubin, code, instructions in zip(distinct, codes, _instructions(codes, architecture))}
+                for cubin, code, instructions in zip(distinct, codes, _instructions(codes, target))}
     return [binaries[cubin] for cubin in cubins]
 
 
 def listing(cubin: bytes, architecture: int) -> str:
     """The disassembly of a cubin's code, an instruction a line, each behind its address."""
-    return _disassembled(b"".join(_code_sections(cubin)), architecture)
+    return _disassembled(b"".join(_code_sections(cubin)), architectures.known(architecture))
 
 
 def _binary(resources: dict[str, int], code_bytes: int, instructions: Counter) -> Binary:
@@ -86,10 +87,10 @@ def _code_sections(cubin: bytes) -> Iterator[bytes]:
             yield cubin[offset:offset + size]
 
 
-def _instructions(codes: Sequence[bytes], architecture: int) -> list[Counter]:
+def _instructions(codes: Sequence[bytes], target: Architecture) -> list[Counter]:
     """How often each of the codes has which instruction."""
     counts: list[Counter] = [Counter() for _ in codes]
-    lines = iter(_INSTRUCTION.findall(_disassembled(b"".join(codes), architecture)))
+    lines = iter(_INSTRUCTION.findall(_disassembled(b"".join(codes), target)))
     line, end = next(lines, None), 0
     for count, code in zip(counts, codes):
         end += len(code)
@@ -100,8 +101,9 @@ def _instructions(codes: Sequence[bytes], architecture: int) -> list[Counter]:
     return counts
 
 
-def _disassembled(code: bytes, architecture: int) -> str:
-    return _run("nvdisasm", code, "--no-dataflow", "--binary", _DIALECTS[architecture]) if code else ""
+def _disassembled(code: bytes, target: Architecture) -> str:
+    dialect = f"SM{target.number}{target.suffix}"
+    return _run("nvdisasm", code, "--no-dataflow", "--binary", dialect) if code else ""
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

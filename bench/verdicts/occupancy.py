@@ -1,29 +1,17 @@
-"""How many warps of a kernel fit on a multiprocessor at once, from what its compiled code asks for."""
+"""How many warps of a kernel fit on a multiprocessor at once, from what its compiled code asks for.
+
+The arithmetic is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's barriers are not counted.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from kernels.architectures import Architecture, known
 
 REGISTERS = "registers"
 SHARED = "shared memory"
 BLOCKS = "blocks"
 WARPS = "warps"
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """Per multiprocessor: CUDA C++ Programming Guide 13.0, "Compute Capabilities", technical specifications."""
-
-    warps: int
-    blocks: int
-    registers: int
-    shared_bytes: int
-
-
-_LIMITS = {80: _Limits(64, 32, 65536, 164 * 1024), 90: _Limits(64, 32, 65536, 228 * 1024),
-           100: _Limits(64, 32, 65536, 228 * 1024)}
-_RESERVED_BYTES = 1024  # of shared memory, by the system, in each block
-_WARP_REGISTERS = 256   # registers are given to a warp in such steps, and warps in fours
-_WARP_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -41,20 +29,32 @@ def occupancy(architecture: int, threads: int, registers: int, shared_bytes: int
     Raises:
         ValueError: for an architecture whose limits are not known here, or a block that fits none.
     """
-    if architecture not in _LIMITS:
-        raise ValueError(f"the limits of sm_{architecture} are not known: {', '.join(f'sm_{a}' for a in _LIMITS)} are")
-    limits = _LIMITS[architecture]
-    warps = -(-threads // 32)
-    of_a_warp = -(-registers * 32 // _WARP_REGISTERS) * _WARP_REGISTERS
-    warps_by_registers = limits.registers // of_a_warp // _WARP_STEP * _WARP_STEP if of_a_warp else limits.warps
+    target = known(architecture)
+    warps = -(-threads // target.threads_per_warp)
     blocks = {
-        WARPS: limits.warps // warps,
-        BLOCKS: limits.blocks,
-        REGISTERS: warps_by_registers // warps,
-        SHARED: limits.shared_bytes // (shared_bytes + _RESERVED_BYTES),
+        WARPS: target.warps_per_sm // warps,
+        BLOCKS: target.blocks_per_sm,
+        REGISTERS: _blocks_by_registers(target, warps, registers),
+        SHARED: target.shared_bytes_per_sm // _round_up(shared_bytes + target.shared_bytes_reserved,
+                                                        target.shared_step),
     }
     limited_by, fit = min(blocks.items(), key=lambda item: item[1])
     if not fit:
         raise ValueError(f"a block of {threads} threads with {registers} registers and {shared_bytes} B of shared "
                          f"memory does not fit on sm_{architecture}")
-    return Occupancy(fit * warps / limits.warps, fit, limited_by)
+    return Occupancy(fit * warps / target.warps_per_sm, fit, limited_by)
+
+
+def _blocks_by_registers(target: Architecture, warps: int, registers: int) -> int:
+    """Blocks of so many warps whose registers fit: each partition holds whole warps of its own share."""
+    if not registers:
+        return target.blocks_per_sm
+    of_a_warp = _round_up(registers * target.threads_per_warp, target.register_step)
+    of_a_partition = target.registers_per_sm // target.partitions // of_a_warp
+    if of_a_partition * target.partitions < _round_up(warps, target.partitions):  # a launch is refused so
+        return 0
+    return of_a_partition * target.partitions // warps
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
