@@ -5,6 +5,8 @@ import argparse
 import contextlib
 import math
 
+from kernels.architectures import KNOWN, WITHOUT_GPU
+
 _DEVICE_HELP = ("auto (default: cuda where there is a GPU), cpu, cuda, or stand-in: a made-up GPU, to go the whole way "
                 "without one")
 
@@ -114,8 +116,9 @@ def parser() -> argparse.ArgumentParser:
                                   epilog="exit: 0 shown, 1 the profiler failed, 2 usage, 3 nothing to show here")
     profile.add_argument("case", help="its id, as `bench list` shows it")
     profile.add_argument("--device", default="auto", help=_DEVICE_HELP)
-    profile.add_argument("--architecture", type=_count, default=90, metavar="NUMBER",
-                         help="without a GPU: what it is compiled for, 80, 90 (default) or 100")
+    profile.add_argument("--architecture", type=_count, default=WITHOUT_GPU, metavar="NUMBER",
+                         help=f"without a GPU: what it is compiled for, {', '.join(map(str, KNOWN))} (default: "
+                         f"{WITHOUT_GPU})")
     readme = commands.add_parser("readme", help="write the documents' figures anew, from the stored runs they name",
                                  epilog="exit: 0 clean, 1 (with --check) a document is not up to date, 2 a figure "
                                         "can't be made")

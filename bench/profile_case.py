@@ -17,12 +17,12 @@ from bench import units
 from bench.declared import Declared
 from bench.errors import UsageError
 from bench.measure import catalogue, compile_pool, environment, hot_loop
-from bench.measure.codegen import ARCHITECTURES
 from bench.measure.machine_code import code_of_case
 from bench.records import parse_case_id
 from bench.report.fitting import TERMINAL, wrapped
 from bench.report.static import shown_facts
 from bench.verdicts.proton import kernel_times
+from kernels import architectures
 
 DONE, FAILED, NOTHING_TO_SHOW = 0, 1, 3
 _ONE_CALL = (sys.executable, "-m", "bench.measure.one_call")
@@ -41,8 +41,10 @@ def profile(case: str, device: str, architecture: int) -> int:
         ValueError: for an unknown device.
     """
     variant = _variant(case)
-    if architecture not in ARCHITECTURES:
-        raise UsageError(f"sm_{architecture} is none of {', '.join(f'sm_{known}' for known in ARCHITECTURES)}")
+    try:
+        architectures.known(architecture)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
         return _profiled(case)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-FP8_FROM = (8, 9)  # the compute capability whose tensor cores have it
+from kernels import architectures
 
 
 def on_its_device(function: Callable) -> Callable:
@@ -52,8 +52,24 @@ def why_no_fp8(device: str) -> str | None:
     """Why this machine's "cpu" or "cuda" does not multiply fp8, or None; None too where there is no GPU to ask."""
     if device != "cuda" or not torch.cuda.is_available():
         return None
+    number = _capability_of_gpu()
+    if why := architectures.why_too_old(number):
+        return why
+    target = architectures.taken_for(number)
+    return None if target.fp8 else f"fp8 needs sm_89 or newer, and this is {target}"
+
+
+def why_no_kernels(device: str) -> str | None:
+    """Why compiled kernels can't run on this machine's "cuda", or None; None too where there is no GPU to ask."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return None
+    return architectures.why_too_old(_capability_of_gpu())
+
+
+def _capability_of_gpu() -> int:
+    """90 of a current GPU of compute capability 9.0."""
     major, minor = torch.cuda.get_device_capability()
-    return None if (major, minor) >= FP8_FROM else f"fp8 needs sm_89 or newer, and this is sm_{major}{minor}"
+    return 10 * major + minor
 
 
 def slug(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kernels import backends
-from kernels.device import why_no_fp8, on_its_device
+from kernels.device import on_its_device, why_no_fp8, why_no_kernels
 from kernels.discovery import LoadedWhenAsked, variant_files
 from kernels.dispatch import DISPATCHED, Dispatch
 from kernels.elements import dtype_name
@@ -273,9 +273,11 @@ def why_not_here(backend: str, needs: str | None, device: str, dtype: str | None
     absent = backends.why_absent(backend)
     if absent:
         return absent
-    if needs in (None, device) or (needs == "cuda" and backends.interpreted(backend)):
-        return why_no_fp8(device) if dtype == FP8 else None
-    return f"needs {needs.upper()}"
+    if needs not in (None, device) and not (needs == "cuda" and backends.interpreted(backend)):
+        return f"needs {needs.upper()}"
+    if backend in backends.INTERPRETED_BACKENDS and (why := why_no_kernels(device)):
+        return why
+    return why_no_fp8(device) if dtype == FP8 else None
 
 
 def _unloadable(op: Op, file: str, error: BaseException) -> Variant:

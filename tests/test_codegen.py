@@ -9,12 +9,14 @@ import torch
 import kernels
 from bench.measure import codegen, compile_cache, pins, sass, static_facts
 from bench.measure.sources import files_of
+from kernels.architectures import PINNED as PINNED_FOR
 from kernels.op import Op
 from tests.plans import declared
 from tests.test_records import compiled_row
 
 PINNED = {job: entry["kernels"] for job, entry in pins.load().items()}
 ROWS = [row for rows in PINNED.values() for row in rows]
+COMPILED = [row for row in ROWS if "declined" not in row]
 NOT_PINNED = f"nothing is pinned for {pins.toolchain()}"
 JOB = ("grad_reduce/triton_two_stage", "float32")
 
@@ -32,7 +34,7 @@ def test_every_gpu_variant_is_pinned_with_the_sources_that_it_has():
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
-def test_every_variant_compiles_for_every_architecture():
+def test_every_variant_compiles_or_is_declined_for_every_architecture():
     for job, rows in PINNED.items():
         found = {row["architecture"] for row in rows if row["example"]}
         assert found == set(static_facts.architectures_for(job[1])), job
@@ -40,15 +42,21 @@ def test_every_variant_compiles_for_every_architecture():
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
+def test_only_what_needs_tma_is_declined_and_only_where_there_is_none():
+    assert {(row["variant"], row["architecture"]) for row in ROWS if "declined" in row} == {
+        ("bmm/triton_persistent_tma", 80), ("bmm/triton_warp_specialized", 80)}
+
+
+@pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 def test_no_configuration_shipped_for_sm_90_spills():
-    assert not [row for row in ROWS if row["architecture"] == 90 and (row["spills"] or row["stack_bytes"])]
+    assert not [row for row in COMPILED if row["architecture"] == 90 and (row["spills"] or row["stack_bytes"])]
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 @pytest.mark.parametrize("architecture, instruction", [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")])
 def test_products_of_bf16_and_fp16_use_the_tensor_cores(architecture, instruction):
     """Of the Triton rungs of bmm; the one for tiny matrices says itself why it takes the smaller instruction."""
-    products = [row for row in ROWS if row["example"] and row["architecture"] == architecture
+    products = [row for row in COMPILED if row["example"] and row["architecture"] == architecture
                 and row["variant"].startswith("bmm/triton_")
                 and (row["dtype"] in ("float16", "bfloat16") or row["variant"] in FP32_FROM_BF16)
                 and row["variant"] not in WITHOUT_LARGE_TILES and "_sum" not in row["kernel"]]
@@ -91,7 +99,7 @@ def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
 
     monkeypatch.setattr(codegen, "launches_of", broken)
     rows = list(static_facts.rows_of(variant, "float16"))
-    assert [row["architecture"] for row in rows if row["example"]] == list(static_facts.ARCHITECTURES)
+    assert [row["architecture"] for row in rows if row["example"]] == list(PINNED_FOR)
     assert {row["error"] for row in rows} == {"TypeError: no such thing"}
 
 
@@ -181,7 +189,7 @@ def test_a_fingerprint_holds_every_file_that_a_variant_imports():
 def test_launches_read_at_once_are_as_the_disassembler_lists_each_alone():
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
     inputs = variant.op.make_inputs("layer_norm", 8, "float16", "cpu")
-    launches = [launch for architecture in static_facts.ARCHITECTURES
+    launches = [launch for architecture in PINNED_FOR
                 for launch in codegen.launches_of(variant, inputs, architecture)]
     assert len({launch.cubin for launch in launches}) == 6
     for launch, facts in zip(launches, codegen.read(launches), strict=True):
@@ -207,7 +215,7 @@ def _listed(cubin):
 def test_what_is_no_cubin_is_refused():
     with pytest.raises(ValueError, match="not a cubin"):
         sass.read([b"no cubin"], 90)
-    with pytest.raises(ValueError, match="sm_75 is none of sm_80, sm_90, sm_100"):
+    with pytest.raises(ValueError, match="sm_75 is none of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"):
         sass.read([], 75)
     assert sass.read([], 90) == []
 
@@ -236,5 +244,5 @@ def test_a_launcher_that_launches_nothing_is_an_error():
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
 def test_warp_specialisation_engages_where_the_report_says_so():
-    engaged = {(row["variant"], row["architecture"]) for row in ROWS if row["warp_specialized"]}
+    engaged = {(row["variant"], row["architecture"]) for row in COMPILED if row["warp_specialized"]}
     assert engaged == {("bmm/triton_warp_specialized", 90), ("bmm/triton_warp_specialized", 100)}

@@ -11,7 +11,7 @@ from bench.report import codegen as report
 from bench.selection import selected
 from bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
 from bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
-from kernels import backends
+from kernels import architectures, backends
 from tests.test_records import compiled_row
 
 compiled_only = pytest.mark.skipif(
@@ -103,6 +103,26 @@ def test_what_does_not_compile_is_worse_and_names_the_kernels_it_took():
     assert (move.kind, move.words) == (CHANGED, "error TypeError: no → another")
 
 
+def test_what_is_declined_is_said_and_is_no_verdict():
+    place = {name: compiled_row()[name] for name in PLACE}
+    declined = place | {"declined": "needs TMA"}
+    move, = moves([compiled_row()], [declined])
+    assert (move.kernel, move.words, move.verdict) == ("_kernel", "declined: needs TMA", OPEN)
+    move, = moves([declined], [compiled_row()])
+    assert (move.words, move.verdict) == ("is compiled now (it was declined: needs TMA)", OPEN)
+    move, = moves([], [declined])
+    assert (move.kind, move.words, move.verdict) == (NEW, "declined: needs TMA", OPEN)
+    move, = moves([declined], [])
+    assert (move.kind, move.words) == (GONE, "gone: declined: needs TMA")
+    move, = moves([declined], [declined | {"declined": "needs wgmma"}])
+    assert (move.kind, move.words) == (CHANGED, "declined needs TMA → needs wgmma")
+    move, = moves([place | {"error": "TypeError: no"}], [declined])
+    assert (move.words, move.verdict) == ("declined: needs TMA", OPEN)
+    move, = moves([declined], [place | {"error": "TypeError: no"}])
+    assert (move.words, move.verdict) == ("does not compile any more: TypeError: no", WORSE)
+    assert moves([declined], [dict(declined)]) == ()
+
+
 def test_the_worse_come_first_and_forty_that_moved_alike_are_a_row_with_every_name():
     before = [compiled_row(scenario=f"scenario_{number}") for number in range(40)] + [compiled_row(dtype="float32")]
     after = [row | {"registers": 168} for row in before[:-1]] + [before[-1] | {"loads": {"4": 96}}]
@@ -156,7 +176,7 @@ def only_tiled(monkeypatch):
     example = [row for row in pinned["kernels"] if row["example"] and row["architecture"] == 90]
     monkeypatch.setattr(pins, "load", lambda: {TILED: pinned | {"kernels": example}})
     monkeypatch.setattr(static_facts, "jobs", lambda variants: [TILED])
-    monkeypatch.setattr(static_facts, "ARCHITECTURES", (90,))
+    monkeypatch.setattr(architectures, "PINNED", (90,))
     monkeypatch.setattr(static_facts, "BATCHES", ())
     monkeypatch.setattr(static_facts, "compiled", lambda wanted: static_facts.Compilation(
         {job: static_facts.rows_of(static_facts.variant_of(job[0]), job[1]) for job in wanted}, 0, None))

@@ -103,11 +103,15 @@ def test_configurations_stand_in_one_row_with_the_worst_of_their_facts():
     assert "tiny_16, odd" in lines[0] and "255 regs" in lines[0] and "9 spill instructions" in lines[0]
 
 
-def test_what_does_not_compile_says_so_in_its_cell():
-    text = static.examples(_run(compiled=[
-        {"variant": "bmm/x", "dtype": "float16", "scenario": "s", "batch": 1, "example": True, "architecture": 80,
-         "error": "TypeError: no"}]), tables.MARKDOWN)
-    assert "does not compile: TypeError: no" in text
+@pytest.mark.parametrize("why, words", [({"error": "TypeError: no"}, "does not compile: TypeError: no"),
+                                        ({"declined": "needs TMA"}, "declined: needs TMA")])
+def test_what_has_no_code_says_why_in_its_cell(why, words):
+    row = {"variant": "bmm/x", "dtype": "float16", "scenario": "s", "batch": 1, "example": True,
+           "architecture": 80, **why}
+    run = _run(compiled=[row])
+    assert words in static.examples(run, tables.MARKDOWN)
+    assert static.configurations(run, tables.MARKDOWN) is None
+    assert static.verdict(run) == "Of 0 kernels compiled, none uses the stack."
 
 
 def _tuned(source):

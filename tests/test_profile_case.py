@@ -46,7 +46,7 @@ def test_what_is_no_case(case, words):
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(UsageError, match="sm_70 is none of sm_80, sm_90, sm_100"):
+    with pytest.raises(UsageError, match="sm_70 is none of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"):
         command.profile(CASE, "cpu", 70)
 
 

@@ -214,7 +214,8 @@ def knows_rows_and_columns(a, b):
     return torch.bmm(a if a.stride(2) == 1 else a.as_strided(a.shape, (a.stride(0), 1, a.stride(2))), b)
 
 
-DEPTHS = Tunable(rule=lambda a, b: {"BLOCK_K": 1}, candidates=lambda a, b: [{"BLOCK_K": 1}, {"BLOCK_K": 16}])
+DEPTHS = Tunable(rule=lambda a, b, target: {"BLOCK_K": 1},
+                 candidates=lambda a, b, target: [{"BLOCK_K": 1}, {"BLOCK_K": 16}])
 
 
 def wrong_when_configured(a, b):

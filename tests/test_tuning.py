@@ -20,7 +20,7 @@ def describe(a):
 
 @pytest.fixture
 def tunable(tmp_path):
-    found = Tunable(rule=lambda a: {"BLOCK": 1}, candidates=lambda a: [{"BLOCK": 1}, {"BLOCK": 2}])
+    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [{"BLOCK": 1}, {"BLOCK": 2}])
     found.bind(tmp_path, "mine", describe)
     path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()
@@ -46,7 +46,7 @@ def test_look_up(tunable, shape, dtype, config, source):
 
 
 def test_without_a_file_the_rule_decides(tmp_path):
-    found = Tunable(rule=lambda a: {"BLOCK": 1}, candidates=lambda a: [])
+    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [])
     found.bind(tmp_path, "mine", describe)
     assert found.look_up(torch.empty(8, 64, 64, 64, device="meta")) == tuning.Choice({"BLOCK": 1}, "rule")
 
@@ -69,7 +69,7 @@ def test_a_forced_configuration_is_taken_until_the_end_of_its_block(tunable):
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
-    found = Tunable(rule=lambda a: {"BLOCK": 1}, candidates=lambda a: [])
+    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [])
     found.bind(tmp_path, "mine", describe)
     path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()

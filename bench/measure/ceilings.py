@@ -19,6 +19,7 @@ from bench.measure.state import state_of
 from bench.records import NotMeasured
 from bench.verdicts import roofline
 from kernels.backends import why_absent
+from kernels.device import why_no_fp8
 from kernels.numba_cpu import threads
 from kernels.op import FP8
 from kernels.precision import tf32_products
@@ -110,7 +111,7 @@ def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
     names = [name for name in dict.fromkeys(("float32", *dtypes)) if name in _SIZES[device] and name != FP8]
     if device == "cuda":
         names.append("tf32")
-        if torch.cuda.get_device_capability() >= (8, 9):
+        if why_no_fp8(device) is None:
             names.append(FP8)
     return names
 

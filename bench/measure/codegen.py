@@ -16,12 +16,11 @@ import torch
 
 from bench.measure import sass
 from bench.measure.captured import Launch, Launches, matrix_instruction
-from kernels import backends
+from kernels import architectures, backends
+from kernels.architectures import Architecture
 from kernels.op import Variant
+from kernels.target import compiling_for
 
-ARCHITECTURES = (80, 90, 100)
-_TENSOR_MEMORY = 512  # columns, on sm_100
-_RESERVED_BYTES = 1024  # of a block's shared memory, by the system
 _THREADS = re.compile(r"\.reqntid (\d+)")
 
 
@@ -71,14 +70,14 @@ def launches_of(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture
     constants, its arguments' types, and whether all of its sizes and strides are multiples of 16.
 
     Raises:
-        ValueError: if the variant's backend is not a GPU compiler.
+        ValueError: if the variant's backend is not a GPU compiler, or the architecture is not known.
         RuntimeError: if its launcher launched nothing, or whatever the compiler raises.
     """
     capture = {"triton": _capture_triton, "numba_cuda": _capture_numba}.get(variant.backend)
     if capture is None:
         raise ValueError(f"{variant.id} is no GPU kernel: its backend is {variant.backend}")
     launches = Launches(seen if seen is not None else set())
-    with capture(architecture, launches):
+    with compiling_for(architecture), capture(architecture, launches):
         variant(*inputs)
     if not launches.count:
         raise RuntimeError(f"{variant.id} launched no kernel on {[tuple(tensor.shape) for tensor in inputs]}")
@@ -96,7 +95,8 @@ def read(launches: Sequence[Launch]) -> list[Compiled]:
 
 
 def _compiled(launch: Launch, binary: sass.Binary) -> Compiled:
-    reserved = _RESERVED_BYTES if launch.architecture >= 90 else 0  # the linker counts it from sm_90 on
+    target = architectures.known(launch.architecture)
+    reserved = target.shared_bytes_reserved if target.reserved_in_cubin else 0
     shared = max(0, binary.shared_bytes - reserved) if launch.shared_bytes is None else launch.shared_bytes
     return Compiled(launch.kernel, launch.config, launch.architecture, launch.threads, binary.registers,
                     binary.stack_bytes, shared, binary.code_bytes, binary.spills, binary.barriers,
@@ -117,9 +117,8 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
                                *(arg.dtype for arg in args if isinstance(arg, torch.Tensor))):
             return None
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
-        if getattr(kernel.metadata, "tmem_size", 0) > _TENSOR_MEMORY:  # its code is empty, and can't be launched
-            raise RuntimeError(f"{self.__name__} needs {kernel.metadata.tmem_size} columns of tensor memory, "
-                               f"and there are {_TENSOR_MEMORY}")
+        if why := _why_too_large(kernel.metadata, architectures.known(architecture)):
+            raise RuntimeError(f"{self.__name__} {why}")
         ptx = kernel.asm["ptx"]
         launches.new.append(Launch(
             self.__name__, config, architecture, int(_THREADS.search(ptx).group(1)), kernel.metadata.shared,
@@ -133,6 +132,17 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
     finally:
         driver._active = active
         JITFunction.run = launch
+
+
+def _why_too_large(metadata, target: Architecture) -> str | None:
+    """Why no GPU of the target could launch what Triton has compiled, or None."""
+    columns = getattr(metadata, "tmem_size", 0)
+    if columns > target.tensor_memory_columns:  # its code is empty
+        return f"needs {columns} columns of tensor memory, and {target} has {target.tensor_memory_columns}"
+    if metadata.shared > target.shared_bytes_per_block:
+        return (f"needs {metadata.shared} B of shared memory, and a block of {target} has at most "
+                f"{target.shared_bytes_per_block}")
+    return None
 
 
 class _NoGpu:

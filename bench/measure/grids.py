@@ -10,7 +10,9 @@ from bench.measure.codegen import numba_config, triton_config
 from bench.measure.static_facts import never_written
 from bench.verdicts.latency_fit import Waves
 from bench.verdicts.occupancy import occupancy
+from kernels.architectures import KNOWN, WITHOUT_GPU
 from kernels.op import Tensors, Variant
+from kernels.target import compiling_for
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,11 @@ class Grid:
     blocks: tuple[int, int, int]
 
 
-def grids_of(variant: Variant, inputs: Tensors) -> list[Grid]:
-    """Every launch of the variant on these inputs (CPU tensors); no kernel is compiled or run."""
+def grids_of(variant: Variant, inputs: Tensors, architecture: int = WITHOUT_GPU) -> list[Grid]:
+    """Every launch of the variant on these inputs (CPU tensors) for sm_`architecture`; no kernel is compiled or run."""
     grids: list[Grid] = []
-    with {"triton": _noted_triton, "numba_cuda": _noted_numba}[variant.backend](grids):
+    note = {"triton": _noted_triton, "numba_cuda": _noted_numba}[variant.backend]
+    with compiling_for(architecture), note(grids):
         variant(*inputs)
     return grids
 
@@ -38,15 +41,17 @@ def waves_of(variant: Variant, scenario: str, dtype: str, batch: int, compiled: 
         compiled: rows of bench.measure.static_facts, in which its kernel must stand in its configuration.
         gpu: "multiprocessors" and "compute_capability" ("9.0").
     """
-    launches = [grids_of(variant, never_written(variant.op.make_inputs(scenario, size, dtype, "meta")))
-                for size in (batch, 2 * batch)]
+    architecture = int(gpu["compute_capability"].replace(".", ""))
+    if architecture not in KNOWN:
+        return None
+    problems = (never_written(variant.op.make_inputs(scenario, size, dtype, "meta")) for size in (batch, 2 * batch))
+    launches = [grids_of(variant, inputs, architecture) for inputs in problems]
     if any(len(launched) != 1 for launched in launches):
         return None
     (one,), (twice,) = launches
     blocks, in_twice = math.prod(one.blocks), math.prod(twice.blocks)
     if (one.kernel, one.config) != (twice.kernel, twice.config) or in_twice != 2 * blocks or blocks % batch:
         return None
-    architecture = int(gpu["compute_capability"].replace(".", ""))
     for row in compiled:
         if (row["variant"], row["dtype"], row["architecture"], row.get("kernel"), row.get("config")) == (
                 variant.id, dtype, architecture, one.kernel, one.config):

@@ -7,6 +7,7 @@ from bench.measure.hot_loop import Instruction, instructions
 from bench.measure.static_facts import never_written
 from bench.records import parse_case_id
 from kernels.op import Variant
+from kernels.target import compiling_for
 
 
 def code_of_case(case: str, architecture: int) -> list[tuple[Compiled, list[Instruction]]]:
@@ -27,7 +28,9 @@ def machine_code(variant: Variant, scenario: str, dtype: str, batch: int,
     if why := codegen.why_cannot_compile(variant.backend):
         raise ValueError(f"{variant.id} has no GPU code here: {why}")
     shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
-    if why := variant.why_unsupported(*shapes):
+    with compiling_for(architecture):
+        why = variant.why_unsupported(*shapes)
+    if why:
         raise ValueError(f"{variant.id} does not take this problem: {why}")
     launches = codegen.launches_of(variant, never_written(shapes), architecture)
     return [(compiled, instructions(sass.listing(launch.cubin, architecture)))

@@ -13,14 +13,14 @@ import kernels
 from bench.declared import Declared
 from bench.measure import captured, codegen, compile_cache, compile_pool, pins, sass
 from bench.measure.captured import Launch
-from bench.measure.codegen import ARCHITECTURES
 from bench.measure.pins import Job
 from bench.measure.sources import files_of
 from bench.sealed import SealBroken
-from kernels.device import FP8_FROM
+from kernels import architectures
 from kernels.op import FP8, Tensors, Variant
+from kernels.target import compiling_for
 
-DEFAULTS_FOR = 90  # the architecture for which every configuration that a rule gives is compiled
+DEFAULTS_FOR = architectures.WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _READERS = tuple(Path(module.__file__) for module in (captured, codegen, sass)) + (Path(__file__),)
@@ -130,7 +130,8 @@ def rows_of(variant: Variant, dtype: str) -> list[dict]:
     """A variant's kernels in one dtype: on its example for each architecture, and for one of those every other
     configuration that its rule gives on the op's scenarios (in the first of its dtypes of each width).
 
-    A launch that does not compile is a row with its "error".
+    A launch that does not compile is a row with its "error", an example that the variant declines on an architecture
+    one with why it is "declined".
     """
     job = variant.id, dtype
     return _read({job: list(_launches(variant, dtype))})[job]
@@ -157,8 +158,8 @@ def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:
 
 
 def architectures_for(dtype: str) -> tuple[int, ...]:
-    """Those whose tensor cores have the dtype."""
-    return tuple(number for number in ARCHITECTURES if dtype != FP8 or divmod(number, 10) >= FP8_FROM)
+    """Those that are pinned and whose tensor cores have the dtype."""
+    return tuple(number for number in architectures.PINNED if dtype != FP8 or architectures.known(number).fp8)
 
 
 def _width(dtype: str) -> int:
@@ -173,10 +174,14 @@ def never_written(shapes: Tensors) -> Tensors:
 def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architecture: int, seen: set,
               example: bool) -> Iterator[Captured]:
     shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
-    if variant.why_unsupported(*shapes):
-        return
     row = {"variant": variant.id, "dtype": dtype, "scenario": scenario, "batch": batch, "example": example,
            "architecture": architecture}
+    with compiling_for(architecture):
+        why_declined = variant.why_unsupported(*shapes)
+    if why_declined:
+        if example:
+            yield row | {"declined": why_declined}, None
+        return
     try:
         yield from ((row, launch) for launch in codegen.launches_of(variant, never_written(shapes), architecture, seen))
     except Exception as error:  # whatever the compiler raised

@@ -10,11 +10,12 @@ from bench.records import MEASURED, UNSUPPORTED, Record, Run
 from bench.report.static import shown_facts
 from bench.report.tables import Style, unique
 from bench.verdicts import eligible, ladder
+from bench.verdicts.codegen_changes import why_no_code
 from bench.verdicts.ladder import Gain
+from kernels.architectures import WITHOUT_GPU
 
 _OWN_BOUND = " (held to an error bound of its own)"
 _SOURCES = ("tuned", "tuned nearby", "rule")
-_SHOWN_ARCHITECTURE = 90  # for a machine without a GPU; with one, its own
 
 
 def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
@@ -64,7 +65,7 @@ def _gives(run: Run, op: str, count: int | None) -> str:
 
 def _why_not(run: Run, records: Sequence[Record], variant: str) -> str:
     """What became of a variant that has no gain: "wrong", "not ranked", "not timed here", "compiled, not yet run"."""
-    if not run.machine.get("gpu") and any(row["variant"] == variant and not row.get("error")
+    if not run.machine.get("gpu") and any(row["variant"] == variant and not why_no_code(row)
                                           for row in run.about["compiled"]):
         return "compiled, not yet run"
     statuses = unique("not ranked" if record.status == MEASURED and eligible.why_unranked(record) else record.status
@@ -83,7 +84,7 @@ def _gain(gain: Gain | None) -> str:
 def _static(run: Run, variant: str) -> str:
     """The facts of its example in the first dtype compiled, for the machine's architecture or sm_90."""
     gpu = run.machine.get("gpu")
-    architecture = int(gpu["compute_capability"].replace(".", "")) if gpu else _SHOWN_ARCHITECTURE
+    architecture = int(gpu["compute_capability"].replace(".", "")) if gpu else WITHOUT_GPU
     rows = [row for row in run.about["compiled"] if row["variant"] == variant and row["example"]]
     return _first_dtype([row for row in rows if row["architecture"] == architecture] or rows)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from bench import units
 from bench.records import Run
 from bench.report.tables import Style, unique
-from bench.verdicts.codegen_changes import widths
+from bench.verdicts.codegen_changes import why_no_code, widths
 from bench.verdicts.occupancy import occupancy
 
 
@@ -31,7 +31,7 @@ def configurations(run: Run, style: Style) -> str | None:
     """
     rows: dict[tuple[str, str, str, str], list[Mapping]] = {}
     for entry in run.about["compiled"]:
-        if not entry.get("error") and entry["architecture"] == _all_compiled_for(run):
+        if not why_no_code(entry) and entry["architecture"] == _all_compiled_for(run):
             key = entry["variant"], entry["dtype"], entry["kernel"], entry["config"]
             rows.setdefault(key, []).append(entry)
     if not rows:
@@ -48,7 +48,7 @@ def _all_compiled_for(run: Run) -> int | None:
 
 def verdict(run: Run) -> str:
     """Whether a configuration spills, and where warp specialisation engaged, in a sentence or two."""
-    compiled = [entry for entry in run.about["compiled"] if not entry.get("error")]
+    compiled = [entry for entry in run.about["compiled"] if not why_no_code(entry)]
     spilling = unique(f"{entry['variant']} {entry['dtype']} on sm_{entry['architecture']} ({entry['scenario']})"
                       for entry in compiled if entry["spills"] or entry["stack_bytes"])
     engaged: dict[str, list[int]] = {}
@@ -64,8 +64,8 @@ def verdict(run: Run) -> str:
 
 def shown_facts(entry: Mapping) -> str:
     """"110 regs, 25% occupancy, 96.0 KiB shared, wgmma x4, loads 24 x 16 B"."""
-    if entry.get("error"):
-        return f"does not compile: {entry['error']}"
+    if why := why_no_code(entry):
+        return why
     held = occupancy(entry["architecture"], entry["threads"], entry["registers"], entry["shared_bytes"])
     facts = [f"{entry['registers']} regs", f"{held.share:.0%} occupancy (by {held.limited_by})"]
     if entry["stack_bytes"] or entry["spills"]:

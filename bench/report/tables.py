@@ -10,6 +10,7 @@ from bench import units
 from bench.records import MEASURED, Record, Run
 from bench.texts import one_line
 from bench.verdicts import eligible, ladder, roofline
+from kernels.architectures import taken_for, why_too_old
 
 _USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
 
@@ -149,13 +150,19 @@ def _which(records: Sequence[Record]) -> str:
     return f"{shown}; B {'=' if len(problems) == 1 else 'among'} {batches}"
 
 
+def _chip(capability: str) -> str:
+    """"sm_90" of "9.0", and of a chip without an entry in the table of architectures what it is taken for."""
+    number = int(capability.replace(".", ""))
+    return f"sm_{number}" if why_too_old(number) else str(taken_for(number))
+
+
 def machine(run: Run, style: Style) -> str:
     """The machine and the versions, a fact a row."""
     facts, gpu = run.machine, run.machine.get("gpu")
     commit = facts["revision"]["commit"]
     rows = [["timed on", facts["device_name"]], ["processor", ", ".join(_processor(facts))]]
     if gpu:
-        rows.append(["GPU", ", ".join((gpu["name"], f"sm_{gpu['compute_capability'].replace('.', '')}",
+        rows.append(["GPU", ", ".join((gpu["name"], _chip(gpu["compute_capability"]),
                                        f"{gpu['multiprocessors']} SMs", units.size(gpu["memory_bytes"]),
                                        f"driver {gpu['driver']}", f"CUDA {gpu['cuda_of_torch']}"))])
     rows += [["system", f"{facts['system']}, Python {facts['python']}"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.verdicts import codegen_changes
-from bench.verdicts.codegen_changes import BETTER, CONFIG, OPEN, WORSE, Change
+from bench.verdicts.codegen_changes import BETTER, CONFIG, OPEN, WORSE, Change, why_no_code
 
 CHANGED, NEW, GONE = "changed", "new", "gone"
 _PLACE = ("variant", "dtype", "scenario", "batch", "architecture")
@@ -64,12 +64,12 @@ def _move(was: Mapping | None, now: Mapping | None, launched: Sequence[Mapping[t
     row = now or was
     if was and now:
         changes, kind = codegen_changes.changes(was, now), CHANGED
-    elif now and now.get("error"):
-        changes, kind = (codegen_changes.broken(now["error"]),), NEW
+    elif now and why_no_code(now):
+        changes, kind = (codegen_changes.without_code(now),), NEW
     else:
         elsewhere = launched[0 if now else 1].get(_launch(row))
         kind = NEW if now else GONE
-        changes = (Change(kind, _moved_place(kind, row.get("config") or row["error"], elsewhere)),)
+        changes = (Change(kind, _moved_place(kind, row.get("config") or why_no_code(row), elsewhere)),)
     kernel, config = (next((source[name] for source in (now, was) if source and source.get(name) is not None), "")
                       for name in ("kernel", "config"))
     return Move(*(row[name] for name in _PLACE), kernel, config, kind, changes)
@@ -88,7 +88,7 @@ def _moved_place(kind: str, config: str, elsewhere: Mapping | None) -> str:
 
 
 def _pairs(before: Sequence[Mapping], after: Sequence[Mapping]) -> Iterator[tuple[Mapping | None, Mapping | None]]:
-    """(was, now) of all that is not the same in both; a place that does not compile stands for all kernels there."""
+    """(was, now) of all that is not the same in both; a place without code stands for all kernels there."""
     old, new = _without(before, after), _without(after, before)
     for names in ((*_PLACE, "kernel", "config"), (*_PLACE, "kernel")):
         waiting = defaultdict(deque)
@@ -102,11 +102,11 @@ def _pairs(before: Sequence[Mapping], after: Sequence[Mapping]) -> Iterator[tupl
             else:
                 unpaired.append(row)
         old, new = [row for rows in waiting.values() for row in rows], unpaired
-    broken_before, broken_now = ({_place(row): row for row in rows if row.get("error")} for rows in (old, new))
-    yield from ((row, broken_now.get(_place(row))) for row in old if not row.get("error"))
-    yield from ((broken_before.get(_place(row)), row) for row in new if not row.get("error"))
-    yield from ((row, None) for place, row in broken_before.items() if place not in map(_place, new))
-    yield from ((None, row) for place, row in broken_now.items() if place not in map(_place, old))
+    none_before, none_now = ({_place(row): row for row in rows if why_no_code(row)} for rows in (old, new))
+    yield from ((row, none_now.get(_place(row))) for row in old if not why_no_code(row))
+    yield from ((none_before.get(_place(row)), row) for row in new if not why_no_code(row))
+    yield from ((row, None) for place, row in none_before.items() if place not in map(_place, new))
+    yield from ((None, row) for place, row in none_now.items() if place not in map(_place, old))
 
 
 def _without(rows: Sequence[Mapping], others: Sequence[Mapping]) -> list[Mapping]:

@@ -30,16 +30,28 @@ class Change:
     verdict: str = OPEN
 
 
-def broken(error: str) -> Change:
-    return Change("error", f"does not compile: {error}", WORSE)
+def why_no_code(row: Mapping) -> str | None:
+    """Why a row (as static_facts makes them) holds no compiled kernel, or None."""
+    if row.get("error"):
+        return f"does not compile: {row['error']}"
+    return f"declined: {row['declined']}" if row.get("declined") else None
+
+
+def without_code(row: Mapping) -> Change:
+    """What a row says that has no compiled kernel: one that does not compile is worse, one may be declined for good."""
+    return Change("error" if row.get("error") else "declined", why_no_code(row), WORSE if row.get("error") else OPEN)
 
 
 def changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
     """What differs between two rows of one kernel (as static_facts makes them), in a fixed order, no fact left out."""
     if now.get("error") and not was.get("error"):
         return (Change("error", f"does not compile any more: {now['error']}", WORSE),)
+    if now.get("declined") and not was.get("declined"):
+        return (without_code(now),)
     if was.get("error") and not now.get("error"):
         return (Change("error", f"compiles again (it did not: {was['error']})", BETTER),)
+    if was.get("declined") and not now.get("declined"):
+        return (Change("declined", f"is compiled now (it was declined: {was['declined']})"),)
     found = [Change(CONFIG, _configuration(was["config"], now["config"]))] if _differ(was, now, "config") else []
     occupied = _occupancies(was, now)
     for fact in (*_ORDER, *sorted({*was, *now} - {*_ORDER, *_WHERE, "config"})):

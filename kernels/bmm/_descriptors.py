@@ -7,10 +7,10 @@ import torch
 
 from kernels.backends import tl, triton
 from kernels.bmm import output_dtype
+from kernels.target import target_of
 
 GROUP_M = 8
 ROW_BYTES = 128  # of a tile along K: the widest row that TMA swizzles
-SHARED_BYTES = 228 * 1024  # of a multiprocessor of sm_90, of which each block reserves 1024
 _ALIGNMENT = 16  # bytes, of the base and of every stride (CUDA driver API, cuTensorMapEncodeTiled)
 _MOST_STRIDE = 1 << 40  # bytes
 _MOST_TILES = 1 << 30  # a tile's number has 32 bits, and the step past the last one must fit
@@ -53,8 +53,9 @@ def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:
     """Why a persistent kernel on TMA can't multiply these, or None. Empty ones launch nothing."""
     batch, m, k = a.shape
     n = b.shape[2]
-    if a.is_cuda and torch.cuda.get_device_capability(a.device) < (9, 0):
-        return "TMA starts with sm_90"
+    target = target_of(a.device)
+    if not target.tma:
+        return f"needs TMA, which starts with sm_90: this is {target}"
     if 0 in (batch, m, n, k):
         return None
     for name, operand in (("A", a), ("B", b)):

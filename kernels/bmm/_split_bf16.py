@@ -119,26 +119,29 @@ def _launch(a, b, c, products, config):
 
 def split_tunable(products: int) -> Tunable:
     """The configurations of a split product."""
-    return Tunable(rule=lambda a, b: _rule(a, b, products), candidates=lambda a, b: _fitting(a, b, products))
+    return Tunable(rule=lambda a, b, target: _rule(a, b, target, products),
+                   candidates=lambda a, b, target: _fitting(a, b, target, products))
 
 
-def _rule(a, b, products):
+def _rule(a, b, target, products):
     """The largest that gives every multiprocessor a program, and spills no registers."""
     widest = 128 * 128 if products == 3 else 64 * 128
     if vector_bytes(a, b) <= 4:  # twice as many loads, with an address each
         widest //= 2
-    configs = [config for config in _fitting(a, b, products) if config["BLOCK_M"] * config["BLOCK_N"] <= widest]
+    configs = [config for config in _fitting(a, b, target, products)
+               if config["BLOCK_M"] * config["BLOCK_N"] <= widest]
     full = (config for config in configs if _programs(a, b, config) >= multiprocessors(a.device))
     return next(full, configs[-1])
 
 
-def _fitting(a, b, products):
+def _fitting(a, b, target, products):
     """Tiles that C fills, the largest first; wgmma's 64 rows at least, where C has as many."""
+    # Where tensor memory has the parts of A, six products of 128x128 tiles take more than its 512 columns.
+    tallest = 64 if products == 6 and target.tensor_memory_columns else 128
     wide, tall, _ = long_side_first(a, b)
     room_m, room_n = (max(16, triton.next_power_of_2(size)) for size in (wide.shape[1], tall.shape[2]))
     return [_config(tile, a.shape[2]) for tile in _TILES
-            if min(64, room_m) <= tile[0] <= room_m and tile[1] <= room_n
-            and not (products == 6 and tile[0] == 128 and _parts_live_in_tensor_memory(a.device))]
+            if min(64, room_m) <= tile[0] <= min(tallest, room_m) and tile[1] <= room_n]
 
 
 def _config(tile, k):
@@ -152,11 +155,6 @@ def _config(tile, k):
 def _programs(a, b, config):
     a, b, _ = long_side_first(a, b)
     return a.shape[0] * triton.cdiv(a.shape[1], config["BLOCK_M"]) * triton.cdiv(b.shape[2], config["BLOCK_N"])
-
-
-def _parts_live_in_tensor_memory(device: torch.device) -> bool:
-    """On sm_100, where six products of 128x128 tiles would take more than its 512 columns."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 10
 
 
 def split_tolerance(left_out: float) -> Callable[..., torch.Tensor]:

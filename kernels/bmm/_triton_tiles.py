@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
+from kernels.architectures import MMA_SYNC, Architecture
 from kernels.backends import triton
 from kernels.bmm._triton_product import long_side_first, vector_bytes
 from kernels.launch import multiprocessors
 
-# BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared memory.
+# BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared memory; where a block has less,
+# a tile has fewer stages or is left out.
 _HALF = (
     (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 4, 4),
     (64, 256, 64, 4, 3), (256, 64, 64, 8, 3), (128, 64, 64, 4, 3), (64, 128, 64, 4, 3), (64, 64, 64, 4, 3),
@@ -23,26 +26,46 @@ _SINGLE = (
 _SPLITS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _NARROW_BYTES = 64  # of a step's operands a thread, where it loads 4 bytes or fewer at once: more would spill
 
-# An SM of an H200: what a cycle multiplies (its datasheet's rate) and brings from L2, what holds programs, and cycles
-# that fill no unit. The last line and L2's bytes are assumptions: they order the candidates, and timing chooses.
+# An SM of an H200: what a cycle multiplies (its datasheet's rate) and brings from L2, and cycles that fill no unit. The
+# last line and L2's bytes are assumptions: they order the candidates on every chip, and timing chooses.
 _HALF_PRODUCTS, _SINGLE_PRODUCTS, _L2_BYTES = 2048, 128, 32
-_SHARED_BYTES, _REGISTERS = 227 * 1024, 65536
 _LATENCY, _WARP_SETUP, _LAUNCH = 1000, 100, 4000
 
 
-def ranked(a: torch.Tensor, b: torch.Tensor, split_k: bool = False) -> list[dict]:
-    """Configurations for these operands, the one that should be fastest first; with split_k each names its SPLITS."""
-    sms, vector = multiprocessors(a.device), vector_bytes(a, b)
+@dataclass(frozen=True)
+class Product:
+    """Operands, the long side first, and what they are multiplied on: `vector` is the bytes that a load can have."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    vector: int
+    sms: int
+    target: Architecture
+
+
+def product_on(a: torch.Tensor, b: torch.Tensor, target: Architecture) -> Product:
+    """The product of these operands as the tables of tiles look at it."""
+    vector, sms = vector_bytes(a, b), multiprocessors(a.device)
     a, b, _ = long_side_first(a, b)
+    return Product(a, b, vector, sms, target)
+
+
+def ranked(a: torch.Tensor, b: torch.Tensor, target: Architecture, split_k: bool = False) -> list[dict]:
+    """Configurations that fit the target, the one that should be fastest on these operands first.
+
+    With split_k each names its SPLITS.
+    """
+    product = product_on(a, b, target)
     table = _SINGLE if a.dtype == torch.float32 else _HALF
-    configs = [config for tile in table for config in _fitted(tile, a, b, sms, vector, split_k)]
+    configs = [config for tile in table for config in _fitted(tile, product, split_k)]
     distinct = {tuple(config.items()): config for config in configs}.values()
-    return sorted(distinct, key=lambda config: _cycles(config, a, b, sms, vector))
+    return sorted(distinct, key=lambda config: _cycles(config, product))
 
 
-def _fitted(tile, a, b, sms: int, vector: int, split_k: bool) -> Iterator[dict]:
+def _fitted(tile, product: Product, split_k: bool) -> Iterator[dict]:
     """The tile where it fits: no deeper than K, no more stages than its steps use, with each split that may help."""
     block_m, block_n, block_k, num_warps, num_stages = tile
+    a, b, vector, sms = product.a, product.b, product.vector, product.sms
     batch, m, k = a.shape
     n = b.shape[2]
     if block_m > _room(m, 64) or block_m < min(m, 64) and a.dtype != torch.float32 or block_n > _room(n, 16):
@@ -63,23 +86,27 @@ def _fitted(tile, a, b, sms: int, vector: int, split_k: bool) -> Iterator[dict]:
         steps_of_split = triton.cdiv(steps, splits)
         config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 16, "num_warps": num_warps,
                   "num_stages": min(num_stages, max(fewest, steps_of_split + (steps_of_split > 1)))}
-        yield config | ({"SPLITS": splits} if split_k else {})
+        while config["num_stages"] > fewest and not fits(config, a.element_size(), product.target):
+            config["num_stages"] -= 1
+        if fits(config, a.element_size(), product.target):
+            yield config | ({"SPLITS": splits} if split_k else {})
 
 
 def _room(size: int, least: int) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
-def _cycles(config: Mapping, a, b, sms: int, vector: int) -> float:
+def _cycles(config: Mapping, product: Product) -> float:
     """Cycles of the busiest SM: the longer of what its units do for all its programs and what those wait in turn."""
+    a, b, vector, sms, target = product.a, product.b, product.vector, product.sms, product.target
     batch, m, k = a.shape
     n, itemsize, splits = b.shape[2], a.element_size(), config.get("SPLITS", 1)
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     threads, elements = 32 * config["num_warps"], (block_m + block_n) * block_k
     waves = triton.cdiv(splits * batch * triton.cdiv(m, block_m) * triton.cdiv(n, block_n), sms)
     steps = triton.cdiv(triton.cdiv(k, block_k), splits)
-    resident = max(1, min(waves, shared_room(a.device) // shared_bytes(config, itemsize),
-                          _REGISTERS // (block_m * block_n + 64 * threads)))
+    resident = max(1, min(waves, target.shared_bytes_per_block // shared_bytes(config, itemsize),
+                          target.registers_per_sm // (block_m * block_n + 64 * threads)))
     if itemsize == 4:  # the assembly has about six other instructions for the FMAs of a thread's elements
         own = block_m * block_n / threads
         rate = _SINGLE_PRODUCTS * own / (own + 6)
@@ -101,8 +128,10 @@ def shared_bytes(config: Mapping, itemsize: int) -> int:
     return (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * itemsize * config["num_stages"]
 
 
-def shared_room(device: torch.device) -> int:
-    """The most shared memory a program can have there, an H200's where there is no GPU to ask."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return _SHARED_BYTES
+def fits(config: Mapping, itemsize: int, target: Architecture) -> bool:
+    """Whether the stages fit the shared memory that a block of the target can have.
+
+    mma.sync takes its operands from registers, so the stage that is multiplied is in shared memory no more.
+    """
+    stages = config["num_stages"] - (target.tensor_cores == MMA_SYNC)
+    return shared_bytes({**config, "num_stages": max(1, stages)}, itemsize) <= target.shared_bytes_per_block

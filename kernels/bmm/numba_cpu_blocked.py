@@ -92,7 +92,7 @@ def _compiled(dtype, size):
     return compiled(blocks, 16)
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     """Blocks of equal height, of up to 8 tiles, whose part of B stays in L2; and two tasks a thread where there are."""
     (batch, m, _), n = a.shape, b.shape[2]
     tasks_m = max(1, -(-m // (8 * TILE_ROWS)))
@@ -102,9 +102,9 @@ def _rule(a, b):
     return {"rows": max(1, -(-m // tasks_m)), "columns": columns, "depth": 512, "pack": b.stride(2) != 1}
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     """The rule's, and one step from it in each direction that the shape leaves open."""
-    (_, m, depth), n, rule = a.shape, b.shape[2], _rule(a, b)
+    (_, m, depth), n, rule = a.shape, b.shape[2], _rule(a, b, target)
     steps = [("rows", 56, m > 56), ("rows", 448, m > 112), ("columns", 128, n > 128), ("columns", 512, n > 256),
              ("depth", 256, depth > 256), ("depth", 1024, depth > 512), ("pack", True, not rule["pack"])]
     others = [{**rule, name: value} for name, value, counts in steps if counts]

@@ -167,7 +167,7 @@ def _kernel_for(dtype, BFLOAT16, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, A_ALONG_K, 
     return kernel
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     if interpreted("numba_cuda"):
         return {"BLOCK_M": 16, "BLOCK_N": 16, "WARPS_M": 1, "WARPS_N": 1}
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
@@ -178,11 +178,11 @@ def _rule(a, b):
     return {"BLOCK_M": 64, "BLOCK_N": 64, "WARPS_M": 2, "WARPS_N": 2}
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     tiles = [(block_m, block_n, 2, 2) for block_m in (64, 128) if block_m == 64 or a.shape[1] > 64
              for block_n in (64, 128) if block_n == 64 or b.shape[2] > 64]
     tiles += [(128, 128, 2, 4)] if (128, 128, 2, 2) in tiles else []
-    tiles += [tuple(_rule(a, b).values())] if tuple(_rule(a, b).values()) not in tiles else []
+    tiles += [tuple(_rule(a, b, target).values())] if tuple(_rule(a, b, target).values()) not in tiles else []
     return [dict(zip(("BLOCK_M", "BLOCK_N", "WARPS_M", "WARPS_N"), tile)) for tile in tiles]
 
 

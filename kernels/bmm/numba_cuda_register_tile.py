@@ -153,7 +153,7 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
     return kernel
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     if interpreted("numba_cuda"):
         return {"BLOCK_M": 16, "BLOCK_N": 16}  # the simulator starts a Python thread for each of the block's
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
@@ -164,9 +164,9 @@ def _rule(a, b):
     return {"BLOCK_M": 64, "BLOCK_N": 64}
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     tiles = {(block_m, block_n) for block_m in (64, 128) if block_m == 64 or a.shape[1] > 64
-             for block_n in (64, 128) if block_n == 64 or b.shape[2] > 64} | {tuple(_rule(a, b).values())}
+             for block_n in (64, 128) if block_n == 64 or b.shape[2] > 64} | {tuple(_rule(a, b, target).values())}
     return [{"BLOCK_M": block_m, "BLOCK_N": block_n} for block_m, block_n in sorted(tiles)]
 
 

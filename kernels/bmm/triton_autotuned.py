@@ -11,22 +11,22 @@ import torch
 
 from kernels.bmm import bmm
 from kernels.bmm._triton_product import long_side_first, product
-from kernels.bmm._triton_tiles import ranked, shared_bytes, shared_room
+from kernels.bmm._triton_tiles import fits, ranked
 from kernels.launch import multiprocessors
 from kernels.tuning import Tunable
 
 
-def _rule(a, b):
-    return ranked(a, b)[0]
+def _rule(a, b, target):
+    return ranked(a, b, target)[0]
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     """The ten best by estimate; the first three also a stage deeper, and in other groups, where those can matter."""
-    configs = ranked(a, b)[:10]
+    configs = ranked(a, b, target)[:10]
     for config in configs[:3]:
         deeper = config | {"num_stages": config["num_stages"] + 1}
         tiles_in_entry = a.shape[1] * b.shape[2] // (config["BLOCK_M"] * config["BLOCK_N"])
-        if config["num_stages"] >= 3 and shared_bytes(deeper, a.element_size()) <= shared_room(a.device):
+        if config["num_stages"] >= 3 and fits(deeper, a.element_size(), target):
             configs.append(deeper)
         if tiles_in_entry > multiprocessors(a.device):
             configs.append(config | {"GROUP_M": 8})

@@ -55,16 +55,16 @@ def _config(a, b, sums, num_warps):
     return {"PACK": max(1, sums * 32 * num_warps // max(m * n, m * k, k * n)), "num_warps": num_warps}
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     """Sixteen 16-byte loads of A and B a thread at most, and a program for every multiprocessor while B lasts."""
     config = _config(a, b, 16 if a.dtype == torch.float32 else 32, 4)
     share = triton.next_power_of_2(triton.cdiv(max(1, a.shape[0]), multiprocessors(a.device)))
     return config | {"PACK": min(config["PACK"], max(4, share))}
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     sums = (8, 16, 32) if a.dtype == torch.float32 else (16, 32, 64)
-    configs = [_rule(a, b), *(_config(a, b, each, warps) for each in sums for warps in (1, 2, 4, 8))]
+    configs = [_rule(a, b, target), *(_config(a, b, each, warps) for each in sums for warps in (1, 2, 4, 8))]
     return [config for place, config in enumerate(configs) if config not in configs[:place]]
 
 

@@ -15,10 +15,12 @@ import torch
 
 from kernels.backends import TensorDescriptor, tl, triton
 from kernels.bmm import bmm, output_dtype
-from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, SHARED_BYTES, place, stored, tiles, why_not as why_not_tma
+from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles, why_not as why_not_tma
 from kernels.launch import multiprocessors
 from kernels.op import FP8
 from kernels.tuning import Tunable
+
+LEAST_STAGES = 2  # with one, nothing is loaded while the tensor cores multiply
 
 
 @triton.jit
@@ -47,42 +49,53 @@ def _kernel(a_desc, b_desc, c_desc, B, M, N, K, a_step, b_step, A_TRANSPOSED: tl
         c_desc.store([entry, first_m, first_n], accumulator.to(c_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
 
 
-def _config(a, block_m, block_n, num_warps, programs_per_sm):
-    """A tile with as many programs as an SM's registers hold, and as many stages as its shared memory then does."""
-    accumulators = block_m * block_n // (32 * num_warps)  # registers a thread; the rest of the kernel takes up to 90
-    programs_per_sm = min(programs_per_sm, 4, 65536 // (32 * num_warps * min(255, accumulators + 90)))
-    room = SHARED_BYTES // programs_per_sm - 1024 - block_m * block_n * 2  # C has its place there too, on its way out
+def _stages(block_m, block_n, programs_per_sm, target):
+    """Stages that each program's share of shared memory has room for, beside C's own place on its way out."""
+    room = target.shared_bytes_per_sm // programs_per_sm - target.shared_bytes_reserved - block_m * block_n * 2
+    return min(6, room // ((block_m + block_n) * ROW_BYTES))
+
+
+def _config(a, shape, programs_per_sm, target):
+    """A tile (rows, columns, warps) with as many programs as an SM has registers, and shared memory for two stages."""
+    block_m, block_n, num_warps = shape
+    threads = 32 * num_warps
+    registers = block_m * block_n // threads + 90  # of a thread: its sums, and up to 90 for the rest of the kernel
+    registers = min(registers, target.registers_per_thread)
+    programs_per_sm = min(programs_per_sm, 4, target.registers_per_sm // (threads * registers))
+    while programs_per_sm > 1 and _stages(block_m, block_n, programs_per_sm, target) < LEAST_STAGES:
+        programs_per_sm -= 1
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": num_warps,
-            "num_stages": min(6, room // ((block_m + block_n) * ROW_BYTES)), "programs_per_sm": programs_per_sm}
+            "num_stages": _stages(block_m, block_n, programs_per_sm, target), "programs_per_sm": programs_per_sm}
 
 
-def _widest(a):
-    """Columns that a tile of 128 rows can have without spilling: fp8 keeps two sums."""
-    return 128 if a.dtype.itemsize == 1 else 256
+def _widest(a, target):
+    """Columns that a tile of 128 rows can have without spilling (fp8 keeps two sums) and with stages to fill."""
+    return 128 if a.dtype.itemsize == 1 or _stages(128, 256, 1, target) < LEAST_STAGES else 256
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     """The largest tile that leaves no SM without one; a short K shows the epilogue, which a second program hides."""
     (_, m, k), n = a.shape, b.shape[2]
     sms = multiprocessors(a.device)
     block_m = 128 if m > 64 else 64
-    block_n = min(_widest(a) if k > 256 else 128, max(16, triton.next_power_of_2(n)))
+    block_n = min(_widest(a, target) if k > 256 else 128, max(16, triton.next_power_of_2(n)))
     while block_n > 64 and tiles(a, b, block_m, block_n) < sms:
         block_n //= 2
     if tiles(a, b, block_m, block_n) < sms:
         block_m = 64
     programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
     alone = block_m * block_n > 128 * 128 or programs_per_sm == 1
-    return _config(a, block_m, block_n, 8 if block_m == 128 and alone else 4, programs_per_sm)
+    num_warps = 8 if block_m == 128 and alone else 4
+    return _config(a, (block_m, block_n, num_warps), programs_per_sm, target)
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     m, n = a.shape[1], b.shape[2]
     shapes = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 128, 4),
               (64, 64, 4), (64, 32, 4), (64, 16, 4))
     fitting = [shape for shape in shapes if shape[0] < max(65, 2 * m) and min(n, 256) <= 4 * shape[1] < max(65, 8 * n)
-               and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a)]
-    configs = [_rule(a, b), *(_config(a, *shape, programs) for shape in fitting for programs in (4, 2))]
+               and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a, target)]
+    configs = [_rule(a, b, target), *(_config(a, shape, programs, target) for shape in fitting for programs in (4, 2))]
     return list({tuple(config.values()): config for config in configs}.values())
 
 
@@ -93,7 +106,7 @@ def why_not(a, b):
     if reason := why_not_tma(a, b):
         return reason
     if a.element_size() == 1 and a.numel() and b.numel() and (stored(a).transposed or not stored(b).transposed):
-        return "wgmma takes fp8 from rows of A and columns of B only"
+        return "tensor cores take fp8 from rows of A and columns of B only"
     return None
 
 

@@ -14,12 +14,12 @@ from kernels.bmm._triton_tiles import ranked
 from kernels.tuning import Tunable
 
 
-def _rule(a, b):
-    return ranked(folded(a)[None], b[:1])[0]
+def _rule(a, b, target):
+    return ranked(folded(a)[None], b[:1], target)[0]
 
 
-def _candidates(a, b):
-    return ranked(folded(a)[None], b[:1])[:12]
+def _candidates(a, b, target):
+    return ranked(folded(a)[None], b[:1], target)[:12]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

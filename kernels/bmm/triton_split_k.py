@@ -32,12 +32,12 @@ def _sum_kernel(partial_ptr, c_ptr, splits, size, ROWS: tl.constexpr, COLUMNS: t
     tl.store(c_ptr + entry * size + offs, total.to(c_ptr.dtype.element_ty), mask=in_c)
 
 
-def _rule(a, b):
-    return ranked(a, b, split_k=True)[0]
+def _rule(a, b, target):
+    return ranked(a, b, target, split_k=True)[0]
 
 
-def _candidates(a, b):
-    return ranked(a, b, split_k=True)[:16]
+def _candidates(a, b, target):
+    return ranked(a, b, target, split_k=True)[:16]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

@@ -12,11 +12,13 @@ The partitions exist on sm_90 and sm_100 (with Triton 3.6: sm_90 alone); elsewhe
 """
 import torch
 
+from kernels.architectures import MMA_SYNC
 from kernels.backends import tl, triton
 from kernels.bmm import bmm
-from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, SHARED_BYTES, place, stored, tiles
+from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles
 from kernels.bmm._descriptors import why_not as why_not_tma
 from kernels.launch import multiprocessors
+from kernels.target import target_of
 from kernels.tuning import Tunable
 
 BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other height is partitioned
@@ -76,9 +78,9 @@ def _kernel(a_ptr, b_ptr, c_ptr, B, M, N, K, a_rows, a_step, stride_a, b_entries
             tl.store(c_rows + offs_n[None, :], c, mask=(offs_m[:, None] < M) & (offs_n[None, :] < N))
 
 
-def _config(a, block_n):
+def _config(a, block_n, target):
     """One program fills an SM: 384 threads of 168 registers."""
-    room = SHARED_BYTES - 1024 - BLOCK_M * block_n * 2
+    room = target.shared_bytes_per_block - BLOCK_M * block_n * 2
     return {"BLOCK_M": BLOCK_M, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": 4,
             "num_stages": min(6, room // ((BLOCK_M + block_n) * ROW_BYTES))}
 
@@ -93,19 +95,19 @@ def _widest(a):
     return 256 if _whole_rows(a) else 128
 
 
-def _rule(a, b):
+def _rule(a, b, target):
     """The widest tile that leaves no SM without one."""
     block_n = min(_widest(a), max(16, triton.next_power_of_2(b.shape[2])))
     while block_n > 64 and tiles(a, b, BLOCK_M, block_n) < multiprocessors(a.device):
         block_n //= 2
-    return _config(a, block_n)
+    return _config(a, block_n, target)
 
 
-def _candidates(a, b):
+def _candidates(a, b, target):
     n = b.shape[2]
     widths = [width for width in (256, 128, 64, 32, 16)
               if min(n, 256) <= 4 * width < max(65, 8 * n) and width <= _widest(a)]
-    configs = [_rule(a, b), *(_config(a, width) for width in widths)]
+    configs = [_rule(a, b, target), *(_config(a, width, target) for width in widths)]
     return list({config["BLOCK_N"]: config for config in configs}.values())
 
 
@@ -115,6 +117,9 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 def why_not(a, b):
     if reason := why_not_tma(a, b):
         return reason
+    target = target_of(a.device)
+    if target.tensor_cores == MMA_SYNC:
+        return f"warps are specialised for wgmma (sm_90) and tcgen05 (sm_100), and {target} has {MMA_SYNC}"
     if a.numel() == 0 or b.numel() == 0:
         return None
     lies = stored(a)

@@ -92,7 +92,7 @@ def words(g: torch.Tensor, rows: int, columns: int) -> tuple[tuple[int, int, int
     return (0, stride_gb, stride_gp), {"WORD": word, "ALIGN": align, "PHASES": 1}
 
 
-def _rule(g):
+def _rule(g, target):
     """What a warp reads of a row at once, or all of a small batch; narrower where P gives too few programs."""
     batch, size = triton.next_power_of_2(max(1, g.shape[0])), g.element_size()
     row_bytes = max(WARP_BYTES, TILE_BYTES // batch)
@@ -102,9 +102,9 @@ def _rule(g):
     return {"ROWS": min(batch, TILE_BYTES // row_bytes), "COLUMNS": row_bytes // size, "num_warps": 4}
 
 
-def _candidates(g):
+def _candidates(g, target):
     """Tiles of the rule's size, from half as wide to four times, on four or eight warps."""
-    rule = _rule(g)
+    rule = _rule(g, target)
     shapes = [(rule["ROWS"], rule["COLUMNS"]), (2 * rule["ROWS"], rule["COLUMNS"] // 2)]
     shapes += [(rule["ROWS"] // factor, rule["COLUMNS"] * factor) for factor in (2, 4) if rule["ROWS"] >= factor]
     return [{"ROWS": rows, "COLUMNS": columns, "num_warps": num_warps} for rows, columns in shapes
@@ -116,7 +116,7 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 def sum_rows(g: torch.Tensor, out: torch.Tensor, scale: float, tile: dict | None = None) -> None:
     """Write scale·Σ_b g[b] to out[P], in fp32 until it is stored; g[B,P] has elements."""
-    tile = tile or _rule(g)
+    tile = tile or CONFIGS.rule(g)
     batch, parameters = g.shape
     blocks = triton.cdiv(parameters, tile["COLUMNS"])
     splits = min(triton.cdiv(PROGRAMS_PER_SM * multiprocessors(g.device), blocks),
@@ -127,7 +127,7 @@ def sum_rows(g: torch.Tensor, out: torch.Tensor, scale: float, tile: dict | None
         return _launch(g, out[None], rows_per_split, scale, tile)
     partial = torch.empty((splits, parameters), dtype=torch.float32, device=g.device)
     _launch(g, partial, rows_per_split, 1.0, tile)
-    return _launch(partial, out[None], splits, scale, _rule(partial))
+    return _launch(partial, out[None], splits, scale, CONFIGS.rule(partial))
 
 
 def _launch(g, out, rows_per_split, scale, tile):

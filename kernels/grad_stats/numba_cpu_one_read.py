@@ -13,11 +13,11 @@ from kernels.statistics import of_nothing
 from kernels.tuning import Tunable
 
 
-def _rule(g):
+def _rule(g, target):
     return {"columns": 1024}
 
 
-def _candidates(g):
+def _candidates(g, target):
     return [{"columns": width} for width in (256, 512, 1024, 2048, 4096) if width in (256, 1024) or width < g.shape[1]]
 
 

@@ -23,9 +23,9 @@ from kernels.grad_stats._triton_sums import finish, within_words, without_elemen
 from kernels.launch import multiprocessors
 from kernels.tuning import Tunable
 
-# Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163.
+# Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where a block has less, fewer are.
 TILE_BYTES, LEAST_TILE_BYTES, LARGEST_TILE_BYTES = 16 * 1024, 2 * 1024, 64 * 1024
-LINE_BYTES, SECTOR_BYTES = 128, 32
+LINE_BYTES, SECTOR_BYTES, GATHER_BYTES = 128, 32, 16 * 1024
 MOST_ROWS = LARGEST_TILE_BYTES // WORD_BYTES
 WARPS_PER_SM, REGISTERS = 16, 128  # of a thread: so many warps are resident, and no program waits for another's end
 
@@ -72,14 +72,19 @@ def _stats_kernel(g_ptr, mean_ptr, partial_ptr, B, P, base, stride_gb, stride_gp
     tl.store(partial_ptrs + B, tl.sum(d, axis=2), mask=rows < B)
 
 
-def _rule(g):
+def _rule(g, target):
     """A 16 KB tile, or rows of a whole line if 64 KB hold them; narrower where P gives some SMs no block."""
     rows, size = triton.next_power_of_2(max(1, len(g))), g.element_size()
     row_bytes = max(WORD_BYTES, min(LARGEST_TILE_BYTES // rows, max(LINE_BYTES, TILE_BYTES // rows)))
     while (row_bytes > max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
            and g.shape[1] * size < multiprocessors(g.device) * row_bytes):
         row_bytes //= 2
-    return _config(g, rows, row_bytes, stages=3)
+    return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
+
+
+def _most_stages(tile_bytes, target):
+    """Three, of which two are under way, or fewer where shared memory holds fewer beside a gather's 16 KB."""
+    return max(1, min(3, 1 + (target.shared_bytes_per_block - GATHER_BYTES) // tile_bytes))
 
 
 def _config(g, rows, row_bytes, stages):
@@ -92,12 +97,13 @@ def _config(g, rows, row_bytes, stages):
     return {"ROWS": rows, "COLUMNS": row_bytes // size, "STAGES": stages, "num_warps": num_warps}
 
 
-def _candidates(g):
-    rule = _rule(g)
+def _candidates(g, target):
+    rule = _rule(g, target)
     rows, row_bytes = rule["ROWS"], rule["COLUMNS"] * g.element_size()
     widths = [width for width in (row_bytes, row_bytes // 2, 2 * row_bytes)
               if WORD_BYTES * rows <= width * rows <= LARGEST_TILE_BYTES]
-    configs = [_config(g, rows, width, stages) for width in widths for stages in (3, 2)]
+    configs = [_config(g, rows, width, stages) for width in widths for stages in (3, 2)
+               if stages <= _most_stages(rows * width, target)]
     configs += [config | {"num_warps": 2 * config["num_warps"]} for config in configs if config["num_warps"] < 16]
     return list({tuple(config.items()): config for config in configs}.values())
 
@@ -117,7 +123,7 @@ def triton_one_read(g):
     batch, parameters = g.shape
     config = CONFIGS.choose(g)
     if config["ROWS"] < batch:  # it was tuned on a smaller batch
-        config = _rule(g)
+        config = CONFIGS.rule(g)
     places, hints = words(g, config["ROWS"], config["COLUMNS"])
     width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
     programs = min(triton.cdiv(parameters, width), WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from kernels.architectures import Architecture
 from kernels.backends import triton
-from kernels.bmm._triton_product import long_side_first, vector_bytes
-from kernels.launch import multiprocessors
+from kernels.bmm._triton_tiles import Product, product_on
 
 # BLOCK_M, BLOCK_N, num_warps. A thread holds a tile twice, a sample's gradient and the mean: 64 elements of each at
 # most, or registers spill (128x256 with 8 warps: 176 bytes on sm_90).
@@ -18,19 +18,18 @@ _SINGLE = ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (64, 32, 4), 
 _WAVES = (1, 2, 3, 4, 6, 8)
 _NARROW_BYTES = 64  # of a step's operands a thread, where it loads 4 bytes or fewer at once: more would spill
 
-# An SM of an H200: what a cycle multiplies (its datasheet's rate), adds and brings from L2, and what holds programs.
-# L2's bytes and the last line, cycles that fill no unit, are assumptions: they order the candidates, timing chooses.
-_HALF_PRODUCTS, _SINGLE_PRODUCTS, _SUMS, _L2_BYTES, _REGISTERS = 2048, 128, 128, 32, 65536
+# An SM of an H200: what a cycle multiplies (its datasheet's rate), adds and brings from L2. L2's bytes and the last
+# line, cycles that fill no unit, are assumptions: they order the candidates on every chip, and timing chooses.
+_HALF_PRODUCTS, _SINGLE_PRODUCTS, _SUMS, _L2_BYTES = 2048, 128, 128, 32
 _FILL, _BARRIERS, _LAUNCH = 2000, 100, 4000
 
 
-def ranked(x: torch.Tensor, dy: torch.Tensor) -> list[dict]:
-    """Configurations for these inputs, the one that should be fastest first."""
-    sms, vector = multiprocessors(x.device), vector_bytes(dy.mT, x)
-    a, b, _ = long_side_first(dy.mT, x)
+def ranked(x: torch.Tensor, dy: torch.Tensor, target: Architecture) -> list[dict]:
+    """Configurations that fit the target, the one that should be fastest on these inputs first."""
+    product = product_on(dy.mT, x, target)
     table = _SINGLE if x.dtype == torch.float32 else _HALF
-    configs = [config for tile in table for config in _fitted(tile, a, b, sms, vector)]
-    return sorted(configs, key=lambda config: _cycles(config, a, b, sms, vector))
+    configs = [config for tile in table for config in _fitted(tile, product)]
+    return sorted(configs, key=lambda config: _cycles(config, product))
 
 
 def varied(configs: list[dict]) -> list[dict]:
@@ -46,9 +45,10 @@ def least_splits(batch: int) -> int:
     return triton.cdiv(batch, 64 + math.isqrt(batch))
 
 
-def _fitted(tile, a, b, sms: int, vector: int) -> Iterator[dict]:
+def _fitted(tile, product: Product) -> Iterator[dict]:
     """The tile where it fits: no deeper than T, and with each split of the batch that may help."""
     block_m, block_n, num_warps = tile
+    a, b, vector, target = product.a, product.b, product.vector, product.target
     batch, m, tokens = a.shape
     n, itemsize = b.shape[2], a.element_size()
     if block_m > _room(m, 64) or block_m < min(m, 64) and itemsize < 4 or block_n > _room(n, 16):
@@ -59,7 +59,7 @@ def _fitted(tile, a, b, sms: int, vector: int) -> Iterator[dict]:
         if deepest < 16 or itemsize == 4 and block_m * block_n > 64 * 64:
             return
     tiles = triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
-    wanted = (min(batch, waves * sms * _resident(tile) // tiles) for waves in _WAVES)
+    wanted = (min(batch, waves * product.sms * _resident(tile, target) // tiles) for waves in _WAVES)
     shares = {triton.cdiv(batch, max(splits, least_splits(batch))) for splits in wanted}
     for block_t in (block_t for block_t in (64, 32, 16) if block_t <= min(deepest, _room(tokens, 16))):
         num_stages = 1 if vector < 4 else max(3, 192 // (block_t * itemsize))
@@ -74,20 +74,21 @@ def _room(size: int, least: int) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
-def _resident(tile: tuple[int, int, int]) -> int:
+def _resident(tile: tuple[int, int, int], target: Architecture) -> int:
     """Programs whose registers fit an SM: two sums, and some 64 others a thread."""
     block_m, block_n, num_warps = tile
-    return max(1, _REGISTERS // (2 * block_m * block_n + 64 * 32 * num_warps))
+    return max(1, target.registers_per_sm // (2 * block_m * block_n + 64 * 32 * num_warps))
 
 
-def _cycles(config: Mapping, a, b, sms: int, vector: int) -> float:
+def _cycles(config: Mapping, product: Product) -> float:
     """Cycles of the busiest SM: the longer of what its units do for all its programs and what those wait in turn."""
+    a, b, vector, sms = product.a, product.b, product.vector, product.sms
     batch, m, tokens = a.shape
     n, itemsize, splits = b.shape[2], a.element_size(), config["SPLITS"]
     block_m, block_n, block_t, num_warps = (config[key] for key in ("BLOCK_M", "BLOCK_N", "BLOCK_T", "num_warps"))
     elements, own = block_m * block_n, block_m * block_n // (32 * num_warps)
     programs = triton.cdiv(splits * triton.cdiv(m, block_m) * triton.cdiv(n, block_n), sms)
-    resident = min(programs, _resident((block_m, block_n, num_warps)))
+    resident = min(programs, _resident((block_m, block_n, num_warps), product.target))
     if itemsize == 4:  # the assembly has about six other instructions for the FMAs of a thread's elements
         rate = _SINGLE_PRODUCTS * own / (own + 6)
     else:

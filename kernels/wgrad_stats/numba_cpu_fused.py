@@ -16,13 +16,13 @@ from kernels.wgrad_stats._cpu_tiles import statistics_of
 _SIZES = ((112, 64), (56, 64), (56, 32), (28, 32))  # rows, columns
 
 
-def _rule(x, dy):
+def _rule(x, dy, target):
     """The largest block whose scratch stays within 2 MiB; copied into panels where X and dY come from beyond L2."""
     rows, columns = next((size for size in _SIZES if len(x) * size[0] * size[1] <= 2 ** 19), _SIZES[-1])
     return {"rows": rows, "columns": columns, "pack": x.numel() + dy.numel() > 2 ** 22}
 
 
-def _candidates(x, dy):
+def _candidates(x, dy, target):
     return [{"rows": rows, "columns": columns, "pack": pack}
             for rows, columns in (*_SIZES, (112, 128)) for pack in (False, True)]
 

@@ -25,7 +25,8 @@ from kernels.wgrad_stats import wgrad_stats
 from kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
 from kernels.wgrad_stats._triton_tiles import least_splits, ranked, varied
 
-CONFIGS = Tunable(rule=lambda x, dy: ranked(x, dy)[0], candidates=lambda x, dy: varied(ranked(x, dy)))
+CONFIGS = Tunable(rule=lambda x, dy, target: ranked(x, dy, target)[0],
+                  candidates=lambda x, dy, target: varied(ranked(x, dy, target)))
 
 
 @wgrad_stats.variant(backend="triton", dtypes=("float16", "bfloat16", "float32"), needs="cuda",

@@ -14,7 +14,8 @@ from kernels.grad_stats.triton_one_read import MOST_ROWS, triton_one_read
 from kernels.tuning import Tunable
 from kernels.wgrad_stats import wgrad_stats
 
-CONFIGS = Tunable(rule=lambda x, dy: PRODUCTS.rule(dy.mT, x), candidates=lambda x, dy: PRODUCTS.candidates(dy.mT, x))
+CONFIGS = Tunable(rule=lambda x, dy, target: PRODUCTS.rule(dy.mT, x, target=target),
+                  candidates=lambda x, dy, target: PRODUCTS.candidates(dy.mT, x, target=target))
 
 
 def _why_not(x, dy):

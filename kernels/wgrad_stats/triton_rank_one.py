@@ -56,12 +56,12 @@ def _rows_kernel(x_ptr, dy_ptr, along_ptr, sums_ptr, B, I, O, stride_xb, stride_
     tl.store(sums_ptr + B + rows, tl.sum(dots, axis=1), mask=rows < B)
 
 
-def _rule(x, dy):
-    return ranked(*_over_batch(x, dy), split_k=True)[0]
+def _rule(x, dy, target):
+    return ranked(*_over_batch(x, dy), target, split_k=True)[0]
 
 
-def _candidates(x, dy):
-    return ranked(*_over_batch(x, dy), split_k=True)[:16]
+def _candidates(x, dy, target):
+    return ranked(*_over_batch(x, dy), target, split_k=True)[:16]
 
 
 CONFIGS, ALONG = Tunable(rule=_rule, candidates=_candidates), split_tunable(products=6)

@@ -10,14 +10,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from bench.measure.stand_in import memory
 from bench.measure.stand_in.timeline import Queue
+from kernels.architectures import KNOWN, WITHOUT_GPU
 
 COUNT = 2
 _WRITTEN_BACK_BYTES_PER_S = 1e8  # as slow as shows beside the time of a kernel
+_ARCHITECTURE = KNOWN[WITHOUT_GPU]
 PROPERTIES = SimpleNamespace(
-    name="stand-in GPU, no time here was measured", major=9, minor=0, total_memory=memory.CAPACITY_BYTES,
-    multi_processor_count=2, L2_cache_size=2 ** 20, shared_memory_per_block_optin=227 * 2 ** 10,
-    shared_memory_per_multiprocessor=228 * 2 ** 10, max_threads_per_multi_processor=2048, warp_size=32,
-    regs_per_multiprocessor=2 ** 16, uuid="00000000-0000-0000-0000-000000000000")
+    name="stand-in GPU, no time here was measured", major=_ARCHITECTURE.capability[0],
+    minor=_ARCHITECTURE.capability[1], total_memory=memory.CAPACITY_BYTES, multi_processor_count=2,
+    L2_cache_size=2 ** 20, shared_memory_per_block_optin=_ARCHITECTURE.shared_bytes_per_block,
+    shared_memory_per_multiprocessor=_ARCHITECTURE.shared_bytes_per_sm,
+    max_threads_per_multi_processor=_ARCHITECTURE.warps_per_sm * _ARCHITECTURE.threads_per_warp,
+    warp_size=_ARCHITECTURE.threads_per_warp, regs_per_multiprocessor=_ARCHITECTURE.registers_per_sm,
+    uuid="00000000-0000-0000-0000-000000000000")
 
 
 class Device:
