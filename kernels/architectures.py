@@ -62,6 +62,11 @@ class Architecture:
         return self.shared_bytes_per_sm - self.shared_bytes_reserved
 
     @property
+    def stages_in_registers(self) -> int:
+        """Stages of a pipeline that are not in shared memory: mma.sync has the one that it multiplies in registers."""
+        return 1 if self.tensor_cores == MMA_SYNC else 0
+
+    @property
     def capability(self) -> tuple[int, int]:
         """(9, 0) of sm_90."""
         return divmod(self.number, 10)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.architectures import MMA_SYNC, Architecture
+from kernels.architectures import Architecture
 from kernels.backends import triton
 from kernels.bmm._triton_product import long_side_first, vector_bytes
 from kernels.launch import multiprocessors
@@ -129,9 +129,6 @@ def shared_bytes(config: Mapping, itemsize: int) -> int:
 
 
 def fits(config: Mapping, itemsize: int, target: Architecture) -> bool:
-    """Whether the stages fit the shared memory that a block of the target can have.
-
-    mma.sync takes its operands from registers, so the stage that is multiplied is in shared memory no more.
-    """
-    stages = config["num_stages"] - (target.tensor_cores == MMA_SYNC)
-    return shared_bytes({**config, "num_stages": max(1, stages)}, itemsize) <= target.shared_bytes_per_block
+    """Whether the stages fit the shared memory that a block of the target can have."""
+    held = max(1, config["num_stages"] - target.stages_in_registers)
+    return shared_bytes({**config, "num_stages": held}, itemsize) <= target.shared_bytes_per_block

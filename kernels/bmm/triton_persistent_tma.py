@@ -9,7 +9,8 @@ the addresses: a tile is clipped at the edge of its entry, reads zeros beyond it
 128x256x64 with 8 warps moves 48 KB for 4.2 MFLOP; three stages and C's own place take 208 of 227 KiB, at up to 168
 registers a thread. Operands go from shared memory straight into wgmma in each layout: in nn, nt and tn of 16 bits, in
 fp8 where both are contiguous along K. Bound next by its warps, which issue loads, multiply and write C in turns.
-Before sm_90 descriptors become scalar loads of 2 bytes with no pipeline, so it is declined there.
+Before sm_90 descriptors become scalar loads of 2 bytes with no pipeline, so it is declined there. sm_120 has TMA, but
+mma.sync and 100 KiB: tiles of 128x128 with 96 KiB for two stages and C, at 127 registers a thread.
 """
 import torch
 
@@ -20,7 +21,7 @@ from kernels.launch import multiprocessors
 from kernels.op import FP8
 from kernels.tuning import Tunable
 
-LEAST_STAGES = 2  # with one, nothing is loaded while the tensor cores multiply
+LEAST_STAGES = 2  # in shared memory: one is loaded while another is used
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def _kernel(a_desc, b_desc, c_desc, B, M, N, K, a_step, b_step, A_TRANSPOSED: tl
 def _stages(block_m, block_n, programs_per_sm, target):
     """Stages that each program's share of shared memory has room for, beside C's own place on its way out."""
     room = target.shared_bytes_per_sm // programs_per_sm - target.shared_bytes_reserved - block_m * block_n * 2
-    return min(6, room // ((block_m + block_n) * ROW_BYTES))
+    return room // ((block_m + block_n) * ROW_BYTES)
 
 
 def _config(a, shape, programs_per_sm, target):
@@ -64,8 +65,9 @@ def _config(a, shape, programs_per_sm, target):
     programs_per_sm = min(programs_per_sm, 4, target.registers_per_sm // (threads * registers))
     while programs_per_sm > 1 and _stages(block_m, block_n, programs_per_sm, target) < LEAST_STAGES:
         programs_per_sm -= 1
+    stages = _stages(block_m, block_n, programs_per_sm, target) + target.stages_in_registers
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": num_warps,
-            "num_stages": _stages(block_m, block_n, programs_per_sm, target), "programs_per_sm": programs_per_sm}
+            "num_stages": min(6, stages), "programs_per_sm": programs_per_sm}
 
 
 def _widest(a, target):
@@ -84,9 +86,9 @@ def _rule(a, b, target):
     if tiles(a, b, block_m, block_n) < sms:
         block_m = 64
     programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
-    alone = block_m * block_n > 128 * 128 or programs_per_sm == 1
-    num_warps = 8 if block_m == 128 and alone else 4
-    return _config(a, (block_m, block_n, num_warps), programs_per_sm, target)
+    config = _config(a, (block_m, block_n, 4), programs_per_sm, target)
+    alone = block_m * block_n > 128 * 128 or config["programs_per_sm"] == 1
+    return _config(a, (block_m, block_n, 8), programs_per_sm, target) if block_m == 128 and alone else config
 
 
 def _candidates(a, b, target):
