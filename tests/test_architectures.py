@@ -4,6 +4,7 @@ import torch
 
 import kernels
 from bench.measure import codegen, compile_pool, static_facts
+from bench.measure.grids import grids_of
 from bench.measure.static_facts import never_written
 from bench.report.tables import _chip
 from kernels import architectures, backends, device, target
@@ -151,6 +152,16 @@ def test_a_declined_example_is_a_row():
     assert declined["declined"] == "needs TMA, which starts with sm_90: this is sm_80" and declined["example"]
     assert "kernel" not in declined
     assert {row["architecture"] for row in rows if "kernel" in row} == {90, 100}
+
+
+@compiles
+@pytest.mark.parametrize("number, words", [(90, "4 warps, 2 stages"), (120, "8 warps, 3 stages")])
+def test_what_is_compiled_and_counted_is_what_the_rule_chooses_for_the_chip(number, words):
+    variant = bmm.variants["triton_persistent_tma"]
+    inputs = never_written(bmm.make_inputs("linear_forward", 16, "float16", "meta"))
+    launch, = codegen.launches_of(variant, inputs, number)
+    grid, = grids_of(variant, inputs, number)
+    assert launch.config.endswith(words) and grid.config == launch.config
 
 
 @compiles

@@ -105,7 +105,7 @@ def _cycles(config: Mapping, product: Product) -> float:
     threads, elements = 32 * config["num_warps"], (block_m + block_n) * block_k
     waves = triton.cdiv(splits * batch * triton.cdiv(m, block_m) * triton.cdiv(n, block_n), sms)
     steps = triton.cdiv(triton.cdiv(k, block_k), splits)
-    resident = max(1, min(waves, target.shared_bytes_per_block // shared_bytes(config, itemsize),
+    resident = max(1, min(waves, target.shared_bytes_per_block // shared_bytes(config, itemsize, target),
                           target.registers_per_sm // (block_m * block_n + 64 * threads)))
     if itemsize == 4:  # the assembly has about six other instructions for the FMAs of a thread's elements
         own = block_m * block_n / threads
@@ -123,12 +123,12 @@ def _cycles(config: Mapping, product: Product) -> float:
     return waves * max(busy, alone / resident) + second_launch
 
 
-def shared_bytes(config: Mapping, itemsize: int) -> int:
-    """Shared memory that the stages of a program's operands take."""
-    return (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * itemsize * config["num_stages"]
-
-
 def fits(config: Mapping, itemsize: int, target: Architecture) -> bool:
     """Whether the stages fit the shared memory that a block of the target can have."""
-    held = max(1, config["num_stages"] - target.stages_in_registers)
-    return shared_bytes({**config, "num_stages": held}, itemsize) <= target.shared_bytes_per_block
+    return shared_bytes(config, itemsize, target) <= target.shared_bytes_per_block
+
+
+def shared_bytes(config: Mapping, itemsize: int, target: Architecture) -> int:
+    """Shared memory that the stages of a program's operands take."""
+    stages = max(1, config["num_stages"] - target.stages_in_registers)
+    return (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * itemsize * stages
