@@ -33,6 +33,6 @@ def test_what_fits_nowhere_and_what_is_not_known_are_refused():
     with pytest.raises(ValueError, match="does not fit on sm_120"):
         occupancy(120, 128, 32, 99 * 1024 + 1)
     with pytest.raises(ValueError, match="does not fit on sm_90"):
-        occupancy(90, 32 * 9, 200, 0)  # 9 warps fit, but a launch is refused: registers are asked for 12
+        occupancy(90, 32 * 9, 200, 0)  # 10 warps have registers, but two in each of four partitions, and one in none
     with pytest.raises(ValueError, match="sm_75 is none of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"):
         occupancy(75, 32, 16, 0)

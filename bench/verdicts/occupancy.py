@@ -51,8 +51,6 @@ def _blocks_by_registers(target: Architecture, warps: int, registers: int) -> in
         return target.blocks_per_sm
     of_a_warp = _round_up(registers * target.threads_per_warp, target.register_step)
     of_a_partition = target.registers_per_sm // target.partitions // of_a_warp
-    if of_a_partition * target.partitions < _round_up(warps, target.partitions):  # a launch is refused so
-        return 0
     return of_a_partition * target.partitions // warps
 
 
