@@ -11,7 +11,7 @@ from bench.report import codegen as report
 from bench.selection import selected
 from bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
 from bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
-from kernels import architectures, backends
+from kernels import backends
 from tests.test_records import compiled_row
 
 compiled_only = pytest.mark.skipif(
@@ -176,7 +176,7 @@ def only_tiled(monkeypatch):
     example = [row for row in pinned["kernels"] if row["example"] and row["architecture"] == 90]
     monkeypatch.setattr(pins, "load", lambda: {TILED: pinned | {"kernels": example}})
     monkeypatch.setattr(static_facts, "jobs", lambda variants: [TILED])
-    monkeypatch.setattr(architectures, "PINNED", (90,))
+    monkeypatch.setattr(static_facts, "PINNED", (90,))
     monkeypatch.setattr(static_facts, "BATCHES", ())
     monkeypatch.setattr(static_facts, "compiled", lambda wanted: static_facts.Compilation(
         {job: static_facts.rows_of(static_facts.variant_of(job[0]), job[1]) for job in wanted}, 0, None))

@@ -16,11 +16,11 @@ from bench.measure.captured import Launch
 from bench.measure.pins import Job
 from bench.measure.sources import files_of
 from bench.sealed import SealBroken
-from kernels import architectures
+from kernels.architectures import KNOWN, PINNED, WITHOUT_GPU
 from kernels.op import FP8, Tensors, Variant
 from kernels.target import compiling_for
 
-DEFAULTS_FOR = architectures.WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
+DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _READERS = tuple(Path(module.__file__) for module in (captured, codegen, sass)) + (Path(__file__),)
@@ -159,7 +159,7 @@ def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:
 
 def architectures_for(dtype: str) -> tuple[int, ...]:
     """Those that are pinned and whose tensor cores have the dtype."""
-    return tuple(number for number in architectures.PINNED if dtype != FP8 or architectures.known(number).fp8)
+    return tuple(number for number in PINNED if dtype != FP8 or KNOWN[number].fp8)
 
 
 def _width(dtype: str) -> int:
