@@ -126,7 +126,7 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
         return kernel
 
     JITFunction.run = compile_only
-    driver.set_active(_NoGpu(architecture))
+    driver.set_active(NoGpu(architecture))
     try:
         yield
     finally:
@@ -145,7 +145,7 @@ def _why_too_large(metadata, target: Architecture) -> str | None:
     return None
 
 
-class _NoGpu:
+class NoGpu:
     """What Triton asks of a driver in order to compile. The device number keeps the architectures' caches apart."""
 
     def __init__(self, architecture: int):

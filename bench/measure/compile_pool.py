@@ -5,11 +5,13 @@ Compiling has processes of its own, where replacing the drivers harms nothing el
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 
 from bench import texts
@@ -20,51 +22,82 @@ _MOST_PROCESSES = 8
 
 
 def each(work: Callable, jobs: Sequence[Hashable]) -> tuple[dict, list[str]]:
-    """{job: work(*job)} of those that came to an end, and a line for each that did not.
+    """As Pool.each, by processes that end afterwards."""
+    with Pool(min(_MOST_PROCESSES, os.cpu_count() or 1, len(jobs))) as pool:
+        return pool.each(work, jobs)
 
-    `work` is a module's function, for the processes import it; the jobs are started in their order.
-    """
-    waiting, results, problems = deque(jobs), {}, []
-    workers = [_Worker(work) for _ in range(max(1, min(_MOST_PROCESSES, os.cpu_count() or 1, len(jobs))))]
-    try:
-        for worker in workers:
-            worker.take(waiting)
-        while busy := {worker.connection: worker for worker in workers if worker.job is not None}:
-            ready = wait(list(busy), timeout=_LONGEST_S)
+
+class Pool:
+    """So many processes, which start with the first jobs and stay until the block ends."""
+
+    def __init__(self, processes: int):
+        self._count = max(1, processes)
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._end(self._workers)
+
+    def _end(self, workers: Iterable[_Worker]) -> None:
+        for worker in list(workers):
+            worker.end()
+            self._workers.remove(worker)
+
+    def each(self, work: Callable, jobs: Sequence[Hashable], until_s: float = math.inf,
+             tell: Callable[[int], None] = lambda done: None) -> tuple[dict, list[str]]:
+        """{job: work(*job)} of those that came to an end, and a line for each that did not.
+
+        Args:
+            work: a module's function, for the processes import it.
+            jobs: in the order in which they are started.
+            until_s: on the monotonic clock; what is not done by then is in neither.
+            tell: called with the number of jobs that are over, each time that it grows.
+        """
+        waiting, results, problems = deque(jobs), {}, []
+        while len(self._workers) < min(self._count, len(jobs)):
+            self._workers.append(_Worker())
+        for worker in self._workers:
+            worker.take(work, waiting)
+        while busy := {worker.connection: worker for worker in self._workers if worker.job is not None}:
+            left_s = until_s - time.monotonic()
+            ready = wait(list(busy), timeout=max(0, min(_LONGEST_S, left_s)))
+            if not ready and left_s < _LONGEST_S:
+                self._end(busy.values())
+                break
             for worker in [busy[connection] for connection in ready] or list(busy.values()):
                 job, (result, problem) = worker.job, worker.answer(hung=not ready)
                 if problem is None:
                     results[job] = result
                 else:
-                    problems.append(f"{' '.join(map(str, job))}: {problem}")
-                worker.take(waiting)
-    finally:
-        for worker in workers:
-            worker.end()
-    return results, problems
+                    name = " ".join(map(str, job)) if type(job) is tuple else job
+                    problems.append(f"{name}: {problem}")
+                worker.take(work, waiting)
+            tell(len(results) + len(problems))
+        return results, problems
 
 
 class _Worker:
     """One process and the job that it has, or None."""
 
-    def __init__(self, work: Callable):
-        self._work = work
+    def __init__(self):
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.job: Hashable | None = None
-        self._process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with put_off_and_kept_from_children():
             self._process.start()
         theirs.close()
 
-    def take(self, waiting: deque) -> None:
+    def take(self, work: Callable, waiting: deque) -> None:
         self.job = waiting.popleft() if waiting else None
         if self.job is not None:
             try:
-                self.connection.send(self.job)
+                self.connection.send((work, self.job))
             except BrokenPipeError:
                 pass  # it has just died: the answer is the end of its pipe
 
@@ -78,9 +111,13 @@ class _Worker:
             except (EOFError, ConnectionResetError):
                 self._process.join()
                 problem = f"its process died ({_how(self._process.exitcode)})"
+        self.renew()
+        return None, problem
+
+    def renew(self) -> None:
+        """End the process, whatever it is doing, and start another one."""
         self.end()
         self._start()
-        return None, problem
 
     def end(self) -> None:
         self._process.kill()
@@ -92,12 +129,12 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
 
 
-def _serve(connection: Connection, work: Callable) -> None:
+def _serve(connection: Connection) -> None:
     gc.freeze()  # compilers make garbage by the million; what was imported before them is none
     gc.set_threshold(50_000, 50, 100)
     while True:
         try:
-            job = connection.recv()
+            work, job = connection.recv()
         except (EOFError, ConnectionResetError):
             return
         try:

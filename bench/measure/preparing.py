@@ -218,7 +218,7 @@ class Preparing:
         def try_nearby() -> None:
             self._begin(label, f"sizes near {task.scenario}")
             with ledger.spending():
-                steadiness.require_right_nearby(variant, task.scenario, task.dtype, self._device)
+                steadiness.require_right_nearby(variant, task.scenario, task.dtype, self._device, task.nearby_seed)
 
         probes = self._proven_once((variant.id, task.dtype), walk_probes)
         self._proven_once((variant.id, task.dtype, "often"), call_often)

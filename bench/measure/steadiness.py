@@ -1,6 +1,7 @@
 """Is a variant right every time, and on sizes that its author can't have foreseen? Beside its op's probes."""
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from time import perf_counter as now_s
@@ -49,20 +50,30 @@ def require_same_bits(variant: Variant, dtype: str, device: str) -> None:
         raise NotMeasured(WRONG, f"on {name}: a later call wrote into what an earlier one had returned")
 
 
-def require_right_nearby(variant: Variant, scenario: str, dtype: str, device: str) -> None:
-    """Check the variant on sizes drawn near a scenario's, made smaller where they are large.
+def require_right_nearby(variant: Variant, scenario: str, dtype: str, device: str, seed: int | None = None) -> None:
+    """Check the variant on sizes drawn near a scenario's, made smaller where they are large; `seed` as in `sizes_near`.
 
     Raises:
         NotMeasured: WRONG, with the sizes. What the variant raises passes through.
     """
     op = variant.op
-    for near in _near(op, op.scenarios[scenario]):
-        batch = SECRET.randint(1, _MOST_BATCH)
+    for near, batch in sizes_near(variant, scenario, dtype, seed):
         inputs = op.inputs(near, batch, getattr(torch, dtype), device, SECRET.getrandbits(62))
         if variant.why_unsupported(*inputs) is None:
             sizes = ", ".join(f"{name}={size}" for name, size in list(near.sizes.items())[:6])
             check.checked_call(variant, inputs, check.expect(op, inputs), f"on {scenario} with {sizes} at B={batch}")
             return
+
+
+def sizes_near(variant: Variant, scenario: str, dtype: str, seed: int | None = None) -> Iterator[tuple[Scenario, int]]:
+    """Some scenarios of sizes near the scenario's and small enough, each with a batch; none for real data.
+
+    The same ones for the same `seed`, so that what a compiler makes for them can be made before; without one, sizes
+    that nobody can foresee.
+    """
+    draws = SECRET if seed is None else random.Random(f"{seed} {variant.id} {scenario} {dtype}")
+    for near in _near(variant.op, variant.op.scenarios[scenario], draws):
+        yield near, draws.randint(1, _MOST_BATCH)
 
 
 def _smallest_probe(variant: Variant, dtype: str, device: str) -> tuple[str, Tensors | None]:
@@ -79,7 +90,7 @@ def _smallest_probe(variant: Variant, dtype: str, device: str) -> tuple[str, Ten
     return name, variant.op.probes[name](getattr(torch, dtype), device, SECRET.getrandbits(62))
 
 
-def _near(op: Op, scenario: Scenario) -> Iterator[Scenario]:
+def _near(op: Op, scenario: Scenario, draws: random.Random) -> Iterator[Scenario]:
     """Some scenarios of sizes near the scenario's and small enough; none for real data, whose sizes are what they are.
     """
     if _is_real(scenario):
@@ -91,7 +102,7 @@ def _near(op: Op, scenario: Scenario) -> Iterator[Scenario]:
     for draw in range(_DRAWS):
         step = 16 if draw == 1 else 1  # some variants take multiples only
         yield replace(scenario, sizes={
-            name: max(1, size - size % step + step * SECRET.randint(-_NEAR, _NEAR)) for name, size in sizes.items()})
+            name: max(1, size - size % step + step * draws.randint(-_NEAR, _NEAR)) for name, size in sizes.items()})
 
 
 def _is_real(scenario: Scenario) -> bool:

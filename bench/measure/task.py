@@ -20,6 +20,7 @@ class Task:
     A variant whose one call takes over `longest_call_s` is not timed.
     An entry whose label is in `planted` takes that share of its time more (bench.measure.planted).
     Without `probes` the variants are checked on the problem itself only: they have passed their op's elsewhere.
+    From `nearby_seed` come the sizes near the scenario's on which they are checked; None: nobody can foresee those.
     `clocks` are names; the first is the one whose samples rank, and gets `effort`; the others get `other_effort`.
     """
 
@@ -37,6 +38,7 @@ class Task:
     configs: Mapping[str, Mapping] = field(default_factory=dict)
     planted: Mapping[str, float] = field(default_factory=dict)
     probes: bool = True
+    nearby_seed: int | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
