@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import torch
 
 import kernels
-from bench.measure.ahead import kept, launches
+from bench.measure.ahead import launches
+from bench.measure.ahead.folder import load_what_was_compiled
 from bench.measure.ahead.gpu import H200, pretended
 
 loaded, compiled = [], []
@@ -117,5 +118,5 @@ def launch(name, scenario, dtype, batch, change):
 if __name__ == "__main__":
     stand_in_for_triton()
     stand_in_for_numba()
-    kept.keep_from_now_on()
+    load_what_was_compiled()
     print(json.dumps([launch(*one) for one in json.loads(sys.argv[1])]))

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,13 @@ import torch
 
 import kernels
 from bench.measure import ahead, steadiness
-from bench.measure.ahead import folder, inputs, launches, work
+from bench.measure.ahead import folder, inputs, launches
 from bench.measure.ahead.gpu import H200, Gpu, pretended
 from bench.measure.codegen import why_cannot_compile
 from bench.measure.compile_pool import Pool
-from bench.measure.static_facts import never_written
-from kernels.backends import interpreted
+from kernels.backends import interpreted, tl, triton
+from kernels.launch import multiprocessors
+from kernels.op import Variant
 from tests.as_a_gpu_worker import CHANGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,24 +27,37 @@ pytestmark = pytest.mark.skipif(
 
 # Arrays and closures over device functions and intrinsics; pointers and descriptors, one launch and two.
 LAUNCHED = [("bmm/numba_cuda_naive", "tiny_16", "float32", 3), ("bmm/numba_cuda_mma", "square_256", "float16", 8),
-            ("grad_reduce/numba_cuda_two_stage", "bias", "float32", 3), ("bmm/triton_tiled", "square_256", "float16", 8),
+            ("grad_reduce/numba_cuda_two_stage", "digits", "float32", 3),
+            ("bmm/triton_tiled", "square_256", "float16", 8),
             ("bmm/triton_persistent_tma", "square_256", "float16", 8)]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A folder of kernels that other processes have compiled ahead, for the problems of LAUNCHED."""
-    place = tmp_path_factory.mktemp("kernels")
+def pool(tmp_path_factory):
+    """Two processes that compile into `pool.folder`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(folder.VARIABLE, str(place))
-        with folder.kernels_folder(), Pool(2) as pool:
-            problems = [job for job in ahead.specialisations(LAUNCHED, H200, pool).jobs
-                        if job.place.kind == inputs.PROBLEM]
-            made, failed = ahead.compile_all(problems, H200, pool)
-            assert not failed and all(one.is_new for one in made.values()) and len(made) >= len(LAUNCHED)
-            again, failed = ahead.compile_all(problems[:1], H200, pool)
-            assert not failed and not any(one.is_new for one in again.values())
-    return place
+        patch.setenv(folder.VARIABLE, str(tmp_path_factory.mktemp("kernels")))
+        with folder.kernels_folder() as place, Pool(2) as made:
+            made.folder = place
+            yield made
+
+
+@pytest.fixture(scope="module")
+def cache(pool):
+    """A folder of kernels that other processes have compiled ahead, for the problems of LAUNCHED."""
+    keys = {key for problem in LAUNCHED for key in keys_at(*problem)}  # and not those of the probes
+    jobs = [job for job in ahead.specialisations(LAUNCHED, H200, pool).jobs if job.key in keys]
+    made, failed = ahead.compile_all(jobs, H200, pool)
+    assert not failed and len(made) == len(keys) and all(one.is_new for one in made.values())
+    again, failed = ahead.compile_all(jobs, H200, pool)
+    assert not failed and not any(one.is_new for one in again.values())
+    return pool.folder
+
+
+def keys_at(name, scenario, dtype, batch):
+    op, _, variant = name.partition("/")
+    shapes = kernels.ops[op].make_inputs(scenario, batch, dtype, "meta")
+    return launches.keys_of(kernels.ops[op].variants[variant], shapes, H200)
 
 
 def launched_elsewhere(cache, launched):
@@ -70,9 +83,118 @@ def test_a_launch_that_differs_in_anything_of_the_key_is_compiled(cache):
     assert [compiled for _, compiled in found] == [["triton"]] * 4 + [["nvvm"]] * 2
 
 
+@pytest.mark.slow
 def test_what_is_on_disk_and_damaged_is_compiled(cache, tmp_path):
     copied = tmp_path / "kernels"
     shutil.copytree(cache, copied)
     for kernel in (copied / "numba").iterdir():
         kernel.write_bytes(kernel.read_bytes()[:-1] + b"x")
     assert launched_elsewhere(copied, [(*LAUNCHED[0], None)]) == [[0, ["nvvm"]]]
+
+
+@pytest.mark.parametrize("name", kernels.ops)
+def test_what_a_launch_compiles_for_is_the_same_with_tensors_in_memory(name):
+    """Of every probe that is small: ragged, sliced at odd addresses, of one sample, shared."""
+    for variant in kernels.ops[name].variants.values():
+        if why_cannot_compile(variant.backend) is None:
+            for place in inputs.places(variant, [(next(iter(variant.op.scenarios)), "float16", 1)], None):
+                shapes = inputs.inputs_at(variant, place, None) if place.kind == inputs.PROBE else None
+                if shapes is not None and sum(tensor.nbytes for tensor in shapes) < 2 ** 20:
+                    in_memory = variant.op.probes[place.name](torch.float16, "cpu", 0)
+                    assert (launches.keys_of(variant, in_memory, H200).keys()
+                            == launches.keys_of(variant, shapes, H200).keys()), f"{variant.id} on {place}"
+
+
+def test_noting_allocates_nothing_and_takes_no_gpu():
+    before = torch.cuda.is_available()
+    with pretended(H200):
+        tensor = torch.empty(1 << 40, dtype=torch.float16, device="cuda")
+        assert tensor.is_cuda and tensor.device == torch.device("cuda", 0) and not tensor.is_meta
+        assert tensor[1:].data_ptr() % 16 == 2 and tensor.new_empty(3).is_cuda
+        assert torch.cuda.get_device_properties(0).multi_processor_count == H200.multiprocessors
+    assert torch.cuda.is_available() is before
+
+
+def test_a_kernel_that_several_launch_is_compiled_once_and_what_comes_first_first(pool):
+    needed = ahead.specialisations([("bmm/triton_tiled", "square_1024", "float16", 8),
+                                    ("bmm/triton_split_k", "square_1024", "float16", 8),
+                                    ("bmm/numba_cuda_naive", "tiny_16", "float16", 3)], H200, pool)
+    assert needed.unknown == ()
+    assert len({job.key for job in needed.jobs}) == len(needed.jobs)
+    in_order = [job.variant for job in needed.jobs if job.place.kind != inputs.CONDITION]
+    assert in_order == sorted(in_order, key=["bmm/triton_tiled", "bmm/triton_split_k", "bmm/numba_cuda_naive"].index)
+
+
+def test_a_launcher_that_raises_and_a_kernel_that_is_not_launched_are_lines_and_the_rest_is_done(pool):
+    needed = ahead.specialisations([("bmm/triton_naive", "no_such", "float16", 3),
+                                    ("bmm/triton_naive", "tiny_16", "float16", 3),
+                                    ("bmm/no_such", "tiny_16", "float16", 3)], H200, pool)
+    lost = needed.jobs[0]._replace(key="another")
+    made, failed = ahead.compile_all([lost], H200, pool)
+    assert needed.jobs and len(needed.unknown) == 2
+    assert made == {} and failed == [f"{lost.variant} on {lost.place}: RuntimeError: bmm/triton_naive launches another "
+                                     "kernel than before"]
+
+
+def test_where_kernels_are_interpreted_nothing_is_compiled(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    done = ahead.compile_ahead([], H200, 60, lambda done, of: pytest.fail("compiles"))
+    assert done.count == 0 and "interpret" in done.why_none
+
+
+def test_a_run_has_a_folder_of_its_own_unless_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv(folder.VARIABLE, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "before")
+    with folder.kernels_folder() as own:
+        (own / "triton").mkdir()
+        assert os.environ["TRITON_CACHE_DIR"] == str(own / "triton") and folder.numba_folder() == own / "numba"
+    assert not own.exists() and os.environ["TRITON_CACHE_DIR"] == "before" and folder.numba_folder() is None
+    monkeypatch.setenv(folder.VARIABLE, str(tmp_path))
+    with folder.kernels_folder() as named:
+        assert named == tmp_path
+    assert tmp_path.exists()
+
+
+def test_sizes_near_a_scenario_are_the_same_for_a_seed_and_else_nobody_foresees_them():
+    variant = kernels.ops["bmm"].variants["torch_bmm"]
+
+    def drawn(seed):
+        found = steadiness.sizes_near(variant, "square_256", "float16", seed)
+        return [(dict(near.sizes), batch) for near, batch in found]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(None) != drawn(None)
+
+
+@triton.autotune(configs=[triton.Config({"BLOCK": block}, num_warps=warps) for block in (16, 32) for warps in (1, 2)],
+                 key=["n"])
+@triton.jit
+def _tried(x, n, BLOCK: tl.constexpr):
+    tl.store(x + tl.arange(0, BLOCK), 0.0, mask=tl.arange(0, BLOCK) < n)
+
+
+def test_a_launcher_is_asked_with_the_gpu_that_it_will_run_on():
+    def fills(a, b):
+        _tried.fn[(1,)](a, a.numel(), BLOCK=16 if multiprocessors(a.device) < 100 else 32)
+
+    variant = Variant(kernels.ops["bmm"], fills, "triton")
+    shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
+    keys = [launches.keys_of(variant, shapes, gpu).keys() for gpu in (
+        H200, Gpu("a small one", 90, 16, 96 * 1024), Gpu("an older one", 80, 108, 163 * 1024))]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2]
+
+
+def test_a_kernel_with_several_configurations_is_compiled_in_each():
+    def tried(a, b):
+        _tried[(1,)](a, a.numel())
+
+    variant = Variant(kernels.ops["bmm"], tried, "triton")
+    shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
+    assert len(launches.keys_of(variant, shapes, H200)) == 4
+
+
+def test_what_compiling_is_expected_to_take_goes_with_the_kernels_and_the_processes():
+    job = ahead.Job("triton", "key", "bmm/x", inputs.Place(inputs.PROBE, "a", "float16"))
+    assert ahead.expected_compile_s([], 2) == 0
+    assert ahead.expected_compile_s([job] * 200, 2) - ahead.START_S == 100 * ahead.COMPILE_S["triton"]

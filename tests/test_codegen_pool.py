@@ -50,3 +50,20 @@ def test_a_job_that_hangs_is_named_and_the_others_are_done(monkeypatch):
     results, problems = compile_pool.each(sometimes, [("hangs",), ("a",), ("b",)])
     assert results == {("a",): "a", ("b",): "b"}
     assert problems == ["hangs: did not compile within 3 s"]
+
+
+def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
+    told = []
+    with compile_pool.Pool(2) as pool:
+        assert pool.each(double, [(1,)])[1] == []
+        results, problems = pool.each(sometimes, [("a",), ("hangs",), ("b",)], time.monotonic() + 5, told.append)
+        assert (results, problems) == ({("a",): "a", ("b",): "b"}, [])
+        assert told == [1, 2]
+        again, problems = pool.each(sometimes, [("c",), ("d",)])
+        assert set(again.values()) == {"c", "d"} and problems == []
+
+
+def test_a_pool_keeps_its_processes_from_one_piece_of_work_to_the_next():
+    with compile_pool.Pool(1) as pool:
+        (first, _), (second, _) = (pool.each(double, [(number,)])[0][(number,)] for number in (1, 2))
+    assert first == second

@@ -13,6 +13,7 @@ import torch
 import kernels
 from bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
 from bench.measure import placing, process_state, remembering
+from bench.measure.ahead.folder import load_what_was_compiled
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
 from bench.measure.fence import Fence
@@ -51,6 +52,7 @@ class Runner:
             # The contract is fp32 accumulation; cuBLAS may otherwise add split-K partial sums in the narrow type.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            load_what_was_compiled()
         self._fence = Fence()  # last: what is done above is ours
         self._preparing = Preparing(device, self._hardware, begin, self._fence)
 

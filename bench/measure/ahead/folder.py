@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels import backends
+
 VARIABLE = "BATCHLINE_KERNELS"
 _TRITON = "TRITON_CACHE_DIR"
 
@@ -19,6 +21,14 @@ def numba_folder() -> Path | None:
     """Where Numba's CUDA kernels are kept by this process, or None for nowhere."""
     named = os.environ.get(VARIABLE)
     return Path(named) / "numba" if named else None
+
+
+def load_what_was_compiled() -> None:
+    """From now on this process takes Numba's CUDA kernels from there; Triton does it by itself."""
+    if backends.why_absent("numba_cuda") is None and not backends.interpreted("numba_cuda"):
+        from bench.measure.ahead import kept
+
+        kept.keep_from_now_on()
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ class _OnGpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if handler := _HANDLED.get(func):
             return handler(func, *args)
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         named = {name: _not_on_gpu(value) for name, value in (kwargs or {}).items()}
         return func(*map(_not_on_gpu, args), **named)
 

@@ -49,24 +49,24 @@ def _versions() -> tuple:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """In the block, a CUDA kernel that is compiled is kept, and one that was kept is not compiled."""
+    before = dispatcher.CUDADispatcher.compile
+    keep_from_now_on()
+    try:
+        yield
+    finally:
+        dispatcher.CUDADispatcher.compile = before
+
+
+def keep_from_now_on() -> None:
+    """As `kept`, until the process ends; where no folder is named (bench.measure.ahead.folder) nothing is kept."""
     compile_one = dispatcher.CUDADispatcher.compile
 
     def compile_or_load(self, signature):
-        if isinstance(self._cache, dispatcher.NullCache):
+        if isinstance(self._cache, dispatcher.NullCache) and numba_folder() is not None:
             self._cache = _Kept(self)
         return compile_one(self, signature)
 
     dispatcher.CUDADispatcher.compile = compile_or_load
-    try:
-        yield
-    finally:
-        dispatcher.CUDADispatcher.compile = compile_one
-
-
-def keep_from_now_on() -> None:
-    """As `kept`, until the process ends; nothing where no folder is named."""
-    if numba_folder() is not None:
-        kept().__enter__()
 
 
 class _Kept(dispatcher.NullCache):

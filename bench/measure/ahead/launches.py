@@ -135,8 +135,9 @@ def _numba(gpu: Gpu, wants: Wants) -> Iterator[None]:
             except Untold:  # the worker compiles it
                 return
             if wants("numba_cuda", key):
+                before = self._cache_misses[signature]
                 self.compile(signature)
-                raise Compiled(is_new=not self._cache_hits[signature])
+                raise Compiled(is_new=self._cache_misses[signature] != before)
 
         return launched
 
