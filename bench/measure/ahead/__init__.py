@@ -22,8 +22,10 @@ from kernels import backends, cgroups
 
 Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a batch
 
-COMPILE_S = {"triton": 1.0, "numba_cuda": 1.5}
-START_S = 5.0
+# Seconds a kernel, for sm_90: means over 60 and 20 kernels of PROFILE=smoke, by two processes on two cores of an
+# AMD EPYC 25/17 that others used too. The medians were 1.1 and 2.9. `python -m bench.measure.ahead.timing` measures.
+COMPILE_S = {"triton": 1.4, "numba_cuda": 4.4}
+START_S = 5.0  # of a process, to import torch and the compilers; an estimate
 _MOST_PROCESSES = 16  # each takes about 1 GB
 
 

@@ -67,10 +67,9 @@ def compile_one(variant: Variant, inputs: Tensors, gpu: Gpu, key: str) -> bool:
 def _caught(gpu: Gpu, wants: Wants) -> Iterator[None]:
     """In the block, launches of Triton's and Numba's kernels are asked for, and compiled if they are wanted."""
     with contextlib.ExitStack() as stack:
-        if backends.why_absent("triton") is None:
-            stack.enter_context(_triton(gpu, wants))
-        if backends.why_absent("numba_cuda") is None:
-            stack.enter_context(_numba(gpu, wants))
+        for backend, caught in (("triton", _triton), ("numba_cuda", _numba)):
+            if backends.why_absent(backend) is None and not backends.interpreted(backend):
+                stack.enter_context(caught(gpu, wants))
         yield
 
 
