@@ -7,7 +7,7 @@ from bench.measure import codegen, compile_pool, static_facts
 from bench.measure.grids import grids_of
 from bench.measure.static_facts import never_written
 from bench.report.tables import _chip
-from kernels import architectures, backends, device, target
+from kernels import backends, device, target
 from kernels.architectures import KNOWN, MMA_SYNC, PINNED, TCGEN05, WGMMA, known, taken_for
 from kernels.bmm import bmm
 from kernels.grad_stats import grad_stats
@@ -212,16 +212,15 @@ def test_examples_fit_the_chips_that_are_not_pinned(number, variant, dtype):
 @pytest.mark.slow
 @compiles
 def test_everything_fits_the_chips_that_are_not_pinned():
-    """Each GPU variant's example in each dtype, and in the first one all that its rule gives on the scenarios."""
+    """Each GPU variant's example in each dtype, and in the first one of each width all that its rule gives."""
     jobs = []
     for op in kernels.ops.values():
         for variant in op.variants.values():
             if variant.backend in ("triton", "numba_cuda"):
                 everywhere = tuple((name, batch) for name in op.scenarios for batch in static_facts.BATCHES)
-                jobs += [(number, variant.id, dtype, (variant.example, *everywhere) if place == 0 and number != 89
-                          else (variant.example,))
-                         for number in NOT_PINNED for place, dtype in enumerate(variant.dtypes)
-                         if dtype != FP8 or architectures.known(number).fp8]
+                firsts = {getattr(torch, dtype).itemsize: dtype for dtype in reversed(variant.dtypes)}.values()
+                jobs += [(number, variant.id, dtype, (variant.example, *(everywhere if dtype in firsts else ())))
+                         for number in NOT_PINNED for dtype in variant.dtypes if dtype != FP8 or KNOWN[number].fp8]
     results, failed = compile_pool.each(held_by, jobs)
     assert not failed
     assert not [problem for _, problems in results.values() for problem in problems]
