@@ -9,7 +9,7 @@ _MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch as it was captured: what `codegen.Compiled` says of it, and the cubin in which the rest stands.
+    """A launch as it was captured: what `codegen.Compiled` says of it, and the code in which the rest stands.
 
     `shared_bytes` is None where the cubin knows all of it.
     """
@@ -19,8 +19,8 @@ class Launch:
     architecture: int
     threads: int
     shared_bytes: int | None
-    matrix_instruction: str | None
     warp_specialized: bool
+    ptx: str
     cubin: bytes
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import sass
+from bench.measure import numba_compile, sass
 from bench.measure.captured import Launch, Launches, matrix_instruction
 from kernels import architectures, backends
 from kernels.architectures import Architecture
@@ -100,7 +100,7 @@ def _compiled(launch: Launch, binary: sass.Binary) -> Compiled:
     shared = max(0, binary.shared_bytes - reserved) if launch.shared_bytes is None else launch.shared_bytes
     return Compiled(launch.kernel, launch.config, launch.architecture, launch.threads, binary.registers,
                     binary.stack_bytes, shared, binary.code_bytes, binary.spills, binary.barriers,
-                    launch.matrix_instruction, binary.matrix, binary.loads, binary.stores, launch.warp_specialized)
+                    matrix_instruction(launch.ptx), binary.matrix, binary.loads, binary.stores, launch.warp_specialized)
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
         ptx = kernel.asm["ptx"]
         launches.new.append(Launch(
             self.__name__, config, architecture, int(_THREADS.search(ptx).group(1)), kernel.metadata.shared,
-            matrix_instruction(ptx), "ttg.warp_specialize" in kernel.asm["ttgir"], kernel.asm["cubin"]))
+            "ttg.warp_specialize" in kernel.asm["ttgir"], ptx, kernel.asm["cubin"]))
         return kernel
 
     JITFunction.run = compile_only
@@ -167,13 +167,9 @@ class NoGpu:
 @contextlib.contextmanager
 def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
     from numba import types, typeof
-    from numba.cuda import compile_ptx, dispatcher
+    from numba.cuda.dispatcher import CUDADispatcher
 
-    capability = divmod(architecture, 10)
-    get_current_device, getitem = dispatcher.get_current_device, dispatcher.CUDADispatcher.__getitem__
-
-    class Device:
-        compute_capability = capability
+    getitem = CUDADispatcher.__getitem__
 
     def numba_type(argument):
         return types.int64 if isinstance(argument, int) else typeof(argument)
@@ -185,37 +181,17 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
             signature, config = tuple(numba_type(argument) for argument in args), numba_config(self.py_func)
             if not launches.is_new(self.py_func, config, block, signature):
                 return
-            ptx, _ = compile_ptx(self.py_func, signature, cc=capability,
-                                 launch_bounds=self.targetoptions.get("launch_bounds"))
-            launches.new.append(Launch(
-                self.py_func.__name__, config, architecture, math.prod(block), None, matrix_instruction(ptx),
-                warp_specialized=False, cubin=_assemble(ptx, architecture)))
+            ptx, cubin = numba_compile.compile_as_launched(self, signature)
+            launches.new.append(Launch(self.py_func.__name__, config, architecture, math.prod(block), None,
+                                       warp_specialized=False, ptx=ptx, cubin=cubin))
         return launch
 
-    # Device helpers ask for the current device even when they are compiled for another.
-    dispatcher.get_current_device = Device
-    dispatcher.CUDADispatcher.__getitem__ = compile_only
+    CUDADispatcher.__getitem__ = compile_only
     try:
-        yield
+        with numba_compile.no_device(architecture):
+            yield
     finally:
-        dispatcher.get_current_device = get_current_device
-        dispatcher.CUDADispatcher.__getitem__ = getitem
-
-
-def _assemble(ptx: str, architecture: int) -> bytes:
-    """PTX → cubin through nvJitLink, whose version goes with the NVVM that wrote the PTX."""
-    from cuda.bindings import nvjitlink
-
-    handle = nvjitlink.create(1, [f"-arch=sm_{architecture}"])
-    try:
-        source = ptx.encode()
-        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, source, len(source), "kernel")
-        nvjitlink.complete(handle)
-        cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
-        nvjitlink.get_linked_cubin(handle, cubin)
-    finally:
-        nvjitlink.destroy(handle)
-    return bytes(cubin)
+        CUDADispatcher.__getitem__ = getitem
 
 
 def triton_config(kernel, args: tuple, kwargs: dict) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from bench.measure import environment, pins
 
 _KEPT_S = 30 * 86400
-_OTHERS = ("torch", "llvmlite", "numpy")  # on which code may depend, beside the toolchain that names the pins
+# On which code may depend, beside the toolchain that names the pins: Numba links through the last two.
+_OTHERS = ("torch", "llvmlite", "numpy", "cuda-core", "cuda-bindings")
 
 
 def folder() -> Path:

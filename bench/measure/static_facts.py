@@ -11,7 +11,7 @@ import torch
 
 import kernels
 from bench.declared import Declared
-from bench.measure import captured, codegen, compile_cache, compile_pool, pins, sass
+from bench.measure import captured, codegen, compile_cache, compile_pool, numba_compile, pins, sass
 from bench.measure.captured import Launch
 from bench.measure.pins import Job
 from bench.measure.sources import files_of
@@ -23,7 +23,7 @@ from kernels.target import compiling_for
 DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_READERS = tuple(Path(module.__file__) for module in (captured, codegen, sass)) + (Path(__file__),)
+_READERS = tuple(Path(module.__file__) for module in (captured, codegen, numba_compile, sass)) + (Path(__file__),)
 
 Captured = tuple[dict, Launch | None]  # what a row says of where it was launched (or its "error"), and the launch
 
