@@ -1,6 +1,11 @@
 """`kernels.ptx` for the compiler: LLVM's own vector loads and stores where there are such, inline PTX elsewhere.
 
 A vector load written in LLVM's IR is scheduled like any other load, which inline PTX is not.
+
+Inline PTX is of three kinds. An instruction of a whole warp (ldmatrix, mma.sync) is wrong where some lanes are missing:
+LLVM may neither make it depend on one more branch (`convergent`) nor drop it, merge it or take it out of its loop (a
+side effect). A copy (cp.async and its groups) is each thread's own, and only keeps its place among accesses to memory.
+A conversion is each thread's own, and a value like any other.
 """
 from __future__ import annotations
 
@@ -75,14 +80,14 @@ def cp_async(typing_context, array, index, address, bytes_copied):
     def generate(context, builder, signature, args):
         target = _shared_address(context, builder, signature, args)
         _assembly(builder, ir.VoidType(), "cp.async.cg.shared.global [$0], [$1], 16, $2;", "r,l,r,~{memory}",
-                  [target, args[2], args[3]], orders_memory=True)
+                  [target, args[2], args[3]], side_effect=True)
     return types.void(array, types.int64, types.int64, types.int32), generate
 
 
 @intrinsic
 def cp_async_commit(typing_context):
     def generate(context, builder, signature, args):
-        _assembly(builder, ir.VoidType(), "cp.async.commit_group;", "~{memory}", [], orders_memory=True)
+        _assembly(builder, ir.VoidType(), "cp.async.commit_group;", "~{memory}", [], side_effect=True)
     return types.void(), generate
 
 
@@ -91,7 +96,7 @@ def cp_async_wait(pending: int):
     @intrinsic
     def wait(typing_context):
         def generate(context, builder, signature, args):
-            _assembly(builder, ir.VoidType(), f"cp.async.wait_group {pending};", "~{memory}", [], orders_memory=True)
+            _assembly(builder, ir.VoidType(), f"cp.async.wait_group {pending};", "~{memory}", [], side_effect=True)
         return types.void(), generate
 
     return wait
@@ -106,7 +111,7 @@ def ldmatrix(transposed: bool):
         def generate(context, builder, signature, args):
             source = _shared_address(context, builder, signature, args)
             matrices = _assembly(builder, ir.LiteralStructType([_I32] * 4), instruction + " {$0, $1, $2, $3}, [$4];",
-                                 "=r,=r,=r,=r,r,~{memory}", [source], orders_memory=True)
+                                 "=r,=r,=r,=r,r,~{memory}", [source], side_effect=True, whole_warp=True)
             return _as_tuple(context, builder, signature, matrices)
         return types.UniTuple(types.int32, 4)(array, types.int64), generate
 
@@ -124,7 +129,7 @@ def mma(dtype: str):
         def generate(context, builder, signature, args):
             operands = [*args[:6], *(builder.extract_value(args[6], lane) for lane in range(4))]
             sums = _assembly(builder, ir.LiteralStructType([_FLOAT] * 4), text,
-                             "=f,=f,=f,=f,r,r,r,r,r,r,0,1,2,3", operands)
+                             "=f,=f,=f,=f,r,r,r,r,r,r,0,1,2,3", operands, side_effect=True, whole_warp=True)
             return _as_tuple(context, builder, signature, sums)
         return _FOUR(*[types.int32] * 6, _FOUR), generate
 
@@ -183,9 +188,10 @@ def _from_number(builder, number, dtype):
     return number
 
 
-def _assembly(builder, result, text, constraints, args, orders_memory=False):
+def _assembly(builder, result, text, constraints, args, side_effect=False, whole_warp=False):
     function = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(ir.InlineAsm(function, text, constraints, side_effect=orders_memory), args)
+    attributes = ("convergent",) if whole_warp else ()
+    return builder.call(ir.InlineAsm(function, text, constraints, side_effect), args, attrs=attributes)
 
 
 def _as_tuple(context, builder, signature, struct):
