@@ -10,7 +10,7 @@ from bench.report import codegen as report
 from bench.sealed import SealBroken
 from bench.verdicts import codegen as verdicts
 
-CLEAN, MOVED, NOT_COMPARED = 0, 1, 3
+CLEAN, MOVED, WRONG, NOT_COMPARED = 0, 1, 1, 3
 
 
 def codegen(pin: bool, everything: bool) -> int:
@@ -42,6 +42,9 @@ def codegen(pin: bool, everything: bool) -> int:
     before = [row for job, entry in pinned.items() if job in changed or job not in wanted and job[0] not in broken
               for row in entry["kernels"]]
     after = [row for job in changed for row in fresh.rows[job]]
+    current = [row for job in wanted if job not in changed for row in pinned[job]["kernels"]]
+    if faults := verdicts.warp_faults([*current, *after]):
+        return _refused(faults)
     moved = verdicts.moves(before, after)
     compiled = (f"{len(after)} kernels of {len(changed)} variants and dtypes compiled in "
                 f"{time.monotonic() - started:.0f} s ({fresh.cached} of the {len(changed)} by an earlier call on this "
@@ -83,6 +86,14 @@ def _profile(moved: Sequence[verdicts.Move], details: Collection[str]) -> str:
 
     timed = PROFILES["quick"].dtypes["cuda"]
     return "PROFILE=full " if any(move.dtype not in timed or move.variant in details for move in moved) else ""
+
+
+def _refused(faults: Sequence[str]) -> int:
+    """Nothing is compared or pinned where a kernel is wrong."""
+    print("batchline: not pinned: these run an instruction of a whole warp without all of the warp, or in another loop",
+          *faults, sep="\n  ", file=sys.stderr)
+    ci.announce("error", [("codegen: parted warps", "\n".join(faults))])
+    return WRONG
 
 
 def _not_compared(why: str) -> int:

@@ -3,6 +3,7 @@
 The op's probes are too small and too odd for them, so here are shapes whose strides 16 bytes divide.
 """
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import kernels
-from bench.measure import codegen
+from bench.measure import codegen, numba_compile
 from bench.measure.check import checked_call, expect
 from kernels import backends, ptx
 from kernels.bmm import stored
@@ -106,3 +107,35 @@ def test_wide_loads_and_registers(name, dtype, size, config, loads, layout):
     assert set(kernel.loads) == loads
     assert kernel.stack_bytes == 0 and kernel.spills == 0
     assert kernel.matrix_instruction == ("mma.sync" if name == "numba_cuda_mma" else None)
+
+
+@compiled
+def test_products_stay_where_they_are_written():
+    """LLVM copies the first loop's head, to rotate it, unless a convergent call is there; it takes out of the second
+    loop what has no side effect.
+    """
+    from numba import cuda, types
+
+    mma, store, int32 = ptx.mma("float16"), ptx.store("float32"), types.int32
+
+    @cuda.jit
+    def left_in_its_middle(out, n):
+        a, x = int32(n), types.float32(n)
+        while True:
+            sums = mma(a, a, a, a, a, a, (x, x, x, x))
+            if sums[0] > n:
+                break
+            x = sums[1]
+            store(out, x)
+
+    @cuda.jit
+    def of_the_same_operands(out, n):
+        a, x = int32(n), types.float32(n)
+        for i in range(n):
+            store(out + i * 4, mma(a, a, a, a, a, a, (x, x, x, x))[0])
+
+    with numba_compile.no_device(90):
+        left, same = (numba_compile.compile_as_launched(kernel, (types.int64, types.int64))[0]
+                      for kernel in (left_in_its_middle, of_the_same_operands))
+    assert left.count("mma.sync") == 1
+    assert all(re.search(r"\$L\w+:[^$]*mma\.sync", code) for code in (left, same))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import numba_compile, sass
+from bench.measure import converged, numba_compile, sass
 from bench.measure.captured import Launch, Launches, matrix_instruction
 from kernels import architectures, backends
 from kernels.architectures import Architecture
@@ -33,7 +33,8 @@ class Compiled:
     and stores of the stack, `barriers` the instructions on barriers.
     `matrix_instruction` is the tensor-core instruction in the PTX (wgmma.mma_async, tcgen05.mma, mma.sync) or None, and
     `matrix` how many of its kind the machine code has; `loads` and `stores` count those on global memory by the bytes
-    a thread ("16", "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps.
+    a thread ("16", "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps. `warp_fault` is
+    where an instruction of a whole warp may run without all of it, or None.
     """
 
     kernel: str
@@ -51,6 +52,7 @@ class Compiled:
     loads: dict[str, int]
     stores: dict[str, int]
     warp_specialized: bool
+    warp_fault: str | None = None
 
 
 def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int,
@@ -100,7 +102,8 @@ def _compiled(launch: Launch, binary: sass.Binary) -> Compiled:
     shared = max(0, binary.shared_bytes - reserved) if launch.shared_bytes is None else launch.shared_bytes
     return Compiled(launch.kernel, launch.config, launch.architecture, launch.threads, binary.registers,
                     binary.stack_bytes, shared, binary.code_bytes, binary.spills, binary.barriers,
-                    matrix_instruction(launch.ptx), binary.matrix, binary.loads, binary.stores, launch.warp_specialized)
+                    matrix_instruction(launch.ptx), binary.matrix, binary.loads, binary.stores, launch.warp_specialized,
+                    converged.fault(launch.ptx, binary.listing))
 
 
 @contextlib.contextmanager

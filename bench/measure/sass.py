@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import struct
 import subprocess
@@ -30,6 +31,7 @@ class Binary:
     `code_bytes` is the size of the machine code, `matrix` counts the tensor-core instructions, `spills` the loads and
     stores of the stack, `barriers` the instructions on barriers (of a block, a cluster, or in shared memory). `loads`
     and `stores` count those on global memory by the bytes that each moves for a thread ("16", "4"…), or "TMA".
+    `listing` is the disassembly, with addresses that may begin anywhere.
     """
 
     registers: int
@@ -41,6 +43,7 @@ class Binary:
     barriers: int
     loads: dict[str, int]
     stores: dict[str, int]
+    listing: str
 
 
 def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
@@ -55,8 +58,8 @@ def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
     target = architectures.known(architecture)
     distinct = list(dict.fromkeys(cubins))
     codes = [b"".join(_code_sections(cubin)) for cubin in distinct]
-    binaries = {cubin: _binary(_resources(cubin), len(code), instructions)
-                for cubin, code, instructions in zip(distinct, codes, _instructions(codes, target))}
+    binaries = {cubin: _binary(_resources(cubin), len(code), listed)
+                for cubin, code, listed in zip(distinct, codes, _listings(codes, target))}
     return [binaries[cubin] for cubin in cubins]
 
 
@@ -65,13 +68,16 @@ def listing(cubin: bytes, architecture: int) -> str:
     return _disassembled(b"".join(_code_sections(cubin)), architectures.known(architecture))
 
 
-def _binary(resources: dict[str, int], code_bytes: int, instructions: Counter) -> Binary:
+def _binary(resources: dict[str, int], code_bytes: int, listed: str) -> Binary:
+    # What is predicated on !PT never runs: the assembler pads with such loads.
+    instructions = Counter(name for _, never, name in _INSTRUCTION.findall(listed) if not never)
     return Binary(
         resources["REG"], resources["STACK"], resources["SHARED"], code_bytes,
         matrix=sum(count for name, count in instructions.items() if _MATRIX.match(name)),
         spills=sum(count for name, count in instructions.items() if name.partition(".")[0] in ("LDL", "STL")),
         barriers=sum(count for name, count in instructions.items() if _BARRIER.match(name)),
-        loads=_widths(instructions, _GLOBAL_LOAD), stores=_widths(instructions, _GLOBAL_STORE))
+        loads=_widths(instructions, _GLOBAL_LOAD), stores=_widths(instructions, _GLOBAL_STORE),
+        listing=listed)
 
 
 def _code_sections(cubin: bytes) -> Iterator[bytes]:
@@ -87,18 +93,12 @@ def _code_sections(cubin: bytes) -> Iterator[bytes]:
             yield cubin[offset:offset + size]
 
 
-def _instructions(codes: Sequence[bytes], target: Architecture) -> list[Counter]:
-    """How often each of the codes has which instruction."""
-    counts: list[Counter] = [Counter() for _ in codes]
-    lines = iter(_INSTRUCTION.findall(_disassembled(b"".join(codes), target)))
-    line, end = next(lines, None), 0
-    for count, code in zip(counts, codes):
-        end += len(code)
-        while line and int(line[0], 16) < end:
-            if not line[1]:  # what is predicated on !PT never runs: the assembler pads with such loads
-                count[line[2]] += 1
-            line = next(lines, None)
-    return counts
+def _listings(codes: Sequence[bytes], target: Architecture) -> list[str]:
+    """The disassembly of each of the codes, out of that of all of them in a row."""
+    text = _disassembled(b"".join(codes), target)
+    lines = {int(line[1], 16): line.start() for line in _INSTRUCTION.finditer(text)}
+    ends = list(itertools.accumulate(map(len, codes)))
+    return [text[lines[end - len(code)]:lines.get(end)] for code, end in zip(codes, ends)]
 
 
 def _disassembled(code: bytes, target: Architecture) -> str:

@@ -11,7 +11,8 @@ import torch
 
 import kernels
 from bench.declared import Declared
-from bench.measure import captured, codegen, compile_cache, compile_pool, numba_compile, pins, sass
+from bench.measure import (captured, codegen, compile_cache, compile_pool, converged, flow, lane_values, machine_blocks,
+                           numba_compile, pins, ptx_blocks, sass)
 from bench.measure.captured import Launch
 from bench.measure.pins import Job
 from bench.measure.sources import files_of
@@ -23,7 +24,8 @@ from kernels.target import compiling_for
 DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_READERS = tuple(Path(module.__file__) for module in (captured, codegen, numba_compile, sass)) + (Path(__file__),)
+_READERS = (Path(__file__), *(Path(module.__file__) for module in (
+    captured, codegen, converged, flow, lane_values, machine_blocks, numba_compile, ptx_blocks, sass)))
 
 Captured = tuple[dict, Launch | None]  # what a row says of where it was launched (or its "error"), and the launch
 
@@ -140,8 +142,13 @@ def rows_of(variant: Variant, dtype: str) -> list[dict]:
 def _read(launched: Mapping[Job, Sequence[Captured]]) -> dict[Job, list[dict]]:
     """The rows by job; all cubins are disassembled at once."""
     facts_of_all = iter(codegen.read([launch for found in launched.values() for _, launch in found if launch]))
-    return {job: [row | asdict(next(facts_of_all)) if launch else row for row, launch in found]
+    return {job: [row | _facts_in_row(next(facts_of_all)) if launch else row for row, launch in found]
             for job, found in launched.items()}
+
+
+def _facts_in_row(compiled: codegen.Compiled) -> dict:
+    """A kernel without a fault says nothing of it."""
+    return {name: fact for name, fact in asdict(compiled).items() if name != "warp_fault" or fact}
 
 
 def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:

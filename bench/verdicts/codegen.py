@@ -59,6 +59,12 @@ def moves(before: Sequence[Mapping], after: Sequence[Mapping]) -> tuple[Move, ..
     return tuple(sorted(found, key=lambda move: _ORDER.index(move.verdict)))
 
 
+def warp_faults(rows: Sequence[Mapping]) -> list[str]:
+    """A line for each kernel with an instruction of a whole warp that may run without all of it."""
+    return [f"{row['variant']} {row['dtype']} sm_{row['architecture']} {row['scenario']}/B{row['batch']}, "
+            f"{row['kernel']} ({row['config']}): {row['warp_fault']}" for row in rows if row.get("warp_fault")]
+
+
 def _move(was: Mapping | None, now: Mapping | None, launched: Sequence[Mapping[tuple, Mapping]]) -> Move:
     """`launched`: before and after, the first row of each launch, wherever it was."""
     row = now or was
