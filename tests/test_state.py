@@ -62,7 +62,7 @@ def _gpu(**answers):
 
 def test_what_nvml_says_is_read_in_the_units_promised():
     assert _gpu().read() == {"sm_mhz": 1900, "sm_mhz_seen": None, "memory_mhz": 3201, "temperature_c": 61,
-                             "power_w": 651.5, "throttled": []}
+                             "power_w": 651.5, "power_cap_seen": False, "throttled": []}
     assert _gpu().energy_j() == 12_345.678
     assert _gpu().why_throttled() is None
 
@@ -107,6 +107,15 @@ def test_the_clocks_at_the_looks_are_in_the_next_reading():
     assert gpu.read()["sm_mhz_seen"] == [1425, 1900] and gpu.read()["sm_mhz_seen"] is None
 
 
+def test_a_power_cap_that_was_on_at_a_look_alone_is_in_the_next_reading():
+    gpu = _gpu(CurrentClocksThrottleReasons=0x4)
+    gpu.why_throttled()
+    gpu._nvml.answers["CurrentClocksThrottleReasons"] = 0
+    gpu.why_throttled()
+    first, second = gpu.read(), gpu.read()
+    assert first["power_cap_seen"] and not first["throttled"] and not second["power_cap_seen"]
+
+
 def test_without_a_default_the_highest_clock_stands_for_it():
     answers = {name: value for name, value in BUSY.items() if name != "DefaultApplicationsClock"}
     gpu = GpuState(FakeNvml(**answers | {"MaxClockInfo": {(1,): 2600}}))
@@ -116,7 +125,7 @@ def test_without_a_default_the_highest_clock_stands_for_it():
 def test_a_gpu_that_answers_no_question_is_not_throttled_and_nothing_is_known_of_it():
     gpu = GpuState(FakeNvml())
     assert gpu.read() == {"sm_mhz": None, "sm_mhz_seen": None, "memory_mhz": None, "temperature_c": None,
-                          "power_w": None, "throttled": []}
+                          "power_w": None, "power_cap_seen": False, "throttled": []}
     assert gpu.energy_j() is None and gpu.why_throttled() is None
 
 

@@ -133,21 +133,26 @@ class GpuState:
             ("HwSlowdown", "hardware slowdown"), ("SwThermalSlowdown", "thermal slowdown"),
             ("HwThermalSlowdown", "hardware thermal slowdown"), ("HwPowerBrakeSlowdown", "power brake"))}
         self._power_cap = nvml.nvmlClocksThrottleReasonSwPowerCap
-        self._seen_mhz: list[int] = []  # at the looks since the last reading
+        # At the looks since the last reading:
+        self._seen_mhz: list[int] = []
+        self._saw_power_cap = False
 
     def read(self) -> dict:
         """SM and memory clock in MHz, temperature in °C, power in W, and why it is throttled.
 
         `sm_mhz_seen`: the lowest and the highest SM clock at the looks (`why_throttled`) since the last reading.
+        `power_cap_seen`: whether a power cap was on at one of them.
         """
         nvml = self._nvml
         seen, self._seen_mhz = self._seen_mhz, []
+        saw_power_cap, self._saw_power_cap = self._saw_power_cap, False
         power_mw = self._ask("nvmlDeviceGetPowerUsage")
         return {"sm_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
                 "memory_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
                 "temperature_c": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
                 "power_w": power_mw / 1e3 if power_mw is not None else None,
-                "sm_mhz_seen": [min(seen), max(seen)] if seen else None, "throttled": self._throttle_words()}
+                "sm_mhz_seen": [min(seen), max(seen)] if seen else None, "power_cap_seen": saw_power_cap,
+                "throttled": self._throttle_words()}
 
     def energy_j(self) -> float | None:
         """The energy counter, which moves about every 0.1 s; None where this GPU has none."""
@@ -164,6 +169,7 @@ class GpuState:
         mhz = self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
         if mhz:
             self._seen_mhz.append(mhz)
+        self._saw_power_cap |= _POWER_CAP in reasons
         is_low = mhz and self._default_mhz and mhz < _LEAST_CLOCK_SHARE * self._default_mhz
         if is_low and _POWER_CAP not in reasons:
             words.append(f"SM clock {mhz} of {self._default_mhz} MHz")

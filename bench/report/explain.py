@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from bench import units
 from bench.records import MEASURED, Record, Run
-from bench.report import latency_law, static
+from bench.report import gpu_clocks, latency_law, static
 from bench.report.fitting import TERMINAL, wrapped
 from bench.verdicts import crossovers, eligible, ladder, medians, roofline
 from bench.verdicts.latency_law import laws
@@ -42,6 +42,12 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
         if name != first:
             yield "", (f"by {name}: {clock['why_not']}" if "why_not" in clock else
                        f"{units.duration(clock['median_s'])} ±{clock['precision']:.1%} by {name}")
+        if "alone" in clock:
+            yield "", f"{name}: {clock['alone']}"
+    if words := gpu_clocks.sustained(facts):
+        yield "sustained", f"{words}, over {facts['sustained']['seconds']:g} s of calls in a row; not ranked"
+    if words := gpu_clocks.of_problem(facts):
+        yield "GPU clock", f"{words}, at the looks during this problem"
     if ceilings:
         yield from _floors(record, first, ceilings)
     else:

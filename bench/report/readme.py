@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bench import units
 from bench.records import Record, Run
-from bench.report import (audit, crossover, crossovers, escaping, invariance, ladder, latency_law, limits, plots,
-                          static, tables, training)
+from bench.report import (audit, crossover, crossovers, escaping, gpu_clocks, invariance, ladder, latency_law,
+                          limits, plots, static, tables, training)
 
 FILE_NAME = "README.md"
 LADDER = ("Each rung changes one idea of the rung that it is set in under. Gains are geometric "
@@ -144,7 +144,7 @@ def how_measured(run: Run) -> str:
     return (f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
             f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
             f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
-            f"{_load(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}"
+            f"{_load(facts)}{gpu_clocks.of_run(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}"
             f"{_fences(facts, run.about.get('seconds'))}{_confirmed(facts)}")
 
 

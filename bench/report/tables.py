@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from bench import units
 from bench.records import MEASURED, Record, Run
+from bench.report import gpu_clocks
 from bench.texts import one_line
 from bench.verdicts import eligible, ladder, roofline
 from kernels.architectures import taken_for, why_too_old
@@ -96,20 +97,26 @@ def _bound(record: Record, clock: str, median_s: float, ceilings: Mapping | None
 
 
 def clocks(records: Sequence[Record], style: Style, ceilings: Mapping | None) -> str | None:
-    """Every clock of one problem group side by side, a row a batch and variant; None if there is but one clock.
+    """Every clock of one problem group side by side, one row per batch and variant; None if there is but one clock.
 
     A cell is the median, half the width of its 95% interval, and the share reached of the ceiling that binds it there.
+    Where a case has a time under a load that lasts, that is the last column.
     """
     timed = [record for record in records if record.status == MEASURED]
     names = unique(name for record in timed for name in record.facts["clocks"])
     if len(names) < 2:
         return None
-    reasons = unique(facts["why_not"] for record in timed for facts in record.facts["clocks"].values()
-                     if "why_not" in facts)
+    reasons = unique(facts[key] for record in timed for facts in record.facts["clocks"].values()
+                     for key in ("why_not", "alone") if key in facts)
     rows = [[str(record.batch), record.variant,
              *(_clock_cell(record, name, reasons, ceilings) for name in names)] for record in timed]
+    headers = ["batch", "variant", *names]
+    sustained = [gpu_clocks.sustained(record.facts) for record in timed]
+    if any(sustained):
+        headers.append("sustained")
+        rows = [[*row, words or ""] for row, words in zip(rows, sustained)]
     notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join([style.render(["batch", "variant", *names], rows), *notes])
+    return "\n\n".join([style.render(headers, rows), *notes])
 
 
 def _clock_cell(record: Record, name: str, reasons: Sequence[str], ceilings: Mapping | None) -> str:
@@ -119,7 +126,8 @@ def _clock_cell(record: Record, name: str, reasons: Sequence[str], ceilings: Map
     if "why_not" in facts:
         return f"({reasons.index(facts['why_not']) + 1})"
     shown = f"{units.duration(facts['median_s'])} ±{facts['precision']:.1%}"
-    return " · ".join([shown, *_bound(record, name, facts["median_s"], ceilings)])
+    note = [f"({reasons.index(facts['alone']) + 1})"] if "alone" in facts else []
+    return " · ".join([shown, *_bound(record, name, facts["median_s"], ceilings), *note])
 
 
 def not_measured(run: Run, style: Style) -> str | None:
