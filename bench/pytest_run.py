@@ -14,6 +14,7 @@ from bench.journal import Journal
 from bench.measure import stand_in
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
+from bench.measure.sustained import SUSTAINED_S
 from bench.measure.task import Outcome, Task
 from bench.progress import Progress
 from bench.records import OURS
@@ -102,7 +103,7 @@ class Measurer:
         profile = the_plan.profile
         self._settings = {
             "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
-            "longest_call_s": profile.longest_call_s,
+            "sustained_s": SUSTAINED_S, "longest_call_s": profile.longest_call_s,
             "effort": _effort(profile.precision, profile.sampling_s),
             "other_effort": _effort(profile.precision, profile.other_clocks_s)}
 

@@ -65,8 +65,9 @@ class Record:
     else was recorded: clock, precision, discarded (samples), clocks (each clock's median_s, precision and samples, or
     why it has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative, Frobenius),
     error_of_tolerance, own_tolerance (the variant's, instead of the op's), gives (the first so many outputs; None is
-    all), flops, least_bytes, bound (regime, least_s, share), state, energy_j, alone (not timed in turns with the
-    others: bench.measure.blame), confirmed (bench.confirm).
+    all), flops, least_bytes, bound (regime, least_s, share), state, energy_j, sustained (bench.measure.sustained),
+    alone (not timed in turns with the others: bench.measure.blame), confirmed (bench.confirm). A clock that was not
+    sampled in turns says why as its `alone`.
     """
 
     op: str

@@ -12,7 +12,7 @@ import torch
 
 import kernels
 from bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
-from bench.measure import placing, process_state, remembering
+from bench.measure import placing, process_state, remembering, sustained
 from bench.measure.ahead.folder import load_what_was_compiled
 from bench.measure.clocks import Unfit
 from bench.measure.environment import threads_of_torch
@@ -139,6 +139,10 @@ class Runner:
                     self._begin(label, "energy")
                     facts["energy_j"] = energy.of_a_call(entry.launch, entry.call_s, task.energy_s, self._hardware,
                                                          self._state)
+                if self._device == "cuda" and task.sustained_s and sustained.is_sustained(facts["flops"]):
+                    self._begin(label, "sustained load")
+                    facts["sustained"] = sustained.measure(entry.launch, entry.call_s, self._hardware, self._state,
+                                                           task.sustained_s)
                 outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
         return outcomes
 

@@ -18,6 +18,7 @@ class Task:
     `entries` are (label, variant's name); a label is the entry's name in the outcomes, so a variant may stand twice.
     Where `configs` has an entry's label, its variant is launched with that configuration whatever it would choose.
     A variant whose one call takes over `longest_call_s` is not timed.
+    On a GPU, `sustained_s` is how long a large product is called in a row (bench.measure.sustained), 0 for not at all.
     An entry whose label is in `planted` takes that share of its time more (bench.measure.planted).
     Without `probes` the variants are checked on the problem itself only: they have passed their op's elsewhere.
     From `nearby_seed` come the sizes near the scenario's on which they are checked; None: nobody can foresee those.
@@ -34,6 +35,7 @@ class Task:
     other_effort: Effort
     warm_up_s: float
     energy_s: float = 0.0
+    sustained_s: float = 0.0
     longest_call_s: float = math.inf
     configs: Mapping[str, Mapping] = field(default_factory=dict)
     planted: Mapping[str, float] = field(default_factory=dict)
