@@ -1,6 +1,7 @@
 """The stand-in for a GPU is as unkind as CUDA, and a whole run on it goes from plan to report.
 
-What it is made of is tested in a process that has it from its start (tests/on_the_stand_in.py).
+What it is made of, and what is timed on it, is tested in processes that have it from their start
+(tests/on_the_stand_in.py, tests/timed_on_the_stand_in.py).
 """
 import os
 import subprocess
@@ -25,8 +26,9 @@ def bench(*arguments, folder=ROOT):
     return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True)
 
 
-def test_it_is_as_unkind_as_cuda():
-    done = subprocess.run([sys.executable, "-m", "pytest", "tests/on_the_stand_in.py", "-p", "no:cacheprovider",
+@pytest.mark.parametrize("file", ["on_the_stand_in", "timed_on_the_stand_in"])
+def test_it_is_as_unkind_as_cuda(file):
+    done = subprocess.run([sys.executable, "-m", "pytest", f"tests/{file}.py", "-p", "no:cacheprovider",
                            "--no-header"], cwd=ROOT, env={**os.environ, **stand_in.environment()},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -240,6 +240,11 @@ def copy_of(returned):
 _BY_NAME = {clock.name: clock for clock in (Host, HostCold, DeviceCold, DeviceHot, Graph)}
 
 
+def keeps_outputs(name: str) -> bool:
+    """Whether the clock called `name` has memory of its own for its launch's outputs for as long as it lives."""
+    return _BY_NAME[name] is Graph
+
+
 def make_clock(name: str, hardware, launches: Launches, call_s: float, sample_s: float):
     """The clock called `name` for a launch that takes about `call_s`; host samples are about `sample_s` long.
 

@@ -29,8 +29,9 @@ def of_samples(by_clock: Mapping[str, Samples | str], ranks: str, facts: Mapping
 def _clock_facts(samples: Samples | str) -> dict:
     if isinstance(samples, str):
         return {"why_not": samples}
-    return {"median_s": samples.median_s, "precision": samples.precision, "samples": len(samples.samples_s),
-            "iterations": samples.iterations}
+    facts = {"median_s": samples.median_s, "precision": samples.precision, "samples": len(samples.samples_s),
+             "iterations": samples.iterations}
+    return facts | ({"alone": samples.alone} if samples.alone else {})
 
 
 def of_error(error: BaseException) -> Outcome:

@@ -11,10 +11,11 @@ from dataclasses import asdict
 import torch
 
 import kernels
+from bench import units
 from bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
 from bench.measure import placing, process_state, remembering, sustained
 from bench.measure.ahead.folder import load_what_was_compiled
-from bench.measure.clocks import Unfit
+from bench.measure.clocks import Unfit, keeps_outputs
 from bench.measure.environment import threads_of_torch
 from bench.measure.fence import Fence
 from bench.measure.hardware import hardware
@@ -29,6 +30,8 @@ from bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from bench.records import INVALID, MEASURED, NotMeasured
 from bench.verdicts import roofline
 from kernels import cpu_tasks
+
+_MOST_KEPT_BYTES = 2 ** 32  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
 
 
 class Runner:
@@ -174,7 +177,24 @@ class Runner:
 
     def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
                 task: Task, ledger: Ledger) -> dict[str, BaseException]:
-        """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label."""
+        """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label.
+
+        Where the clock would keep too much memory for all of them, each is sampled alone, and says so.
+        """
+        why_alone = _why_alone(name, entries)
+        if why_alone is None:
+            return self._sample_in_turns(name, effort, entries, problem, task, ledger)
+        errors = {}
+        for label, entry in entries.items():
+            errors |= self._sample_in_turns(name, effort, {label: entry}, problem, task, ledger)
+            if isinstance(samples := entry.by_clock.get(name), Samples):
+                samples.alone = why_alone
+            self._hardware.release()
+        return errors
+
+    def _sample_in_turns(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
+                         task: Task, ledger: Ledger) -> dict[str, BaseException]:
+        """Time the entries by one clock, in turns; returns the errors by label."""
         copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
         clocks, errors = self._preparing.clocks(name, effort, entries, copies)
         watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger,
@@ -214,3 +234,17 @@ class Runner:
         if self._device == "cpu":
             return cpu_load(before, after)
         return {"before": before, "after": after}
+
+
+def _why_alone(name: str, entries: Mapping[str, Entry]) -> str | None:
+    """Why the entries can't be sampled in turns by the clock called `name`, or None.
+
+    What a clock keeps of an entry is about its peak: its outputs, and what it needs to make them.
+    """
+    if len(entries) < 2 or not keeps_outputs(name):
+        return None
+    kept_bytes = sum(entry.facts["peak_bytes"] or entry.facts["output_bytes"] for entry in entries.values())
+    if kept_bytes <= _MOST_KEPT_BYTES:
+        return None
+    return (f"sampled alone, one after another: the graphs of all {len(entries)} together would keep "
+            f"{units.size(kept_bytes)}")

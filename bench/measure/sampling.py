@@ -52,6 +52,7 @@ class Samples:
     """What was taken of one launch: seconds a call, each the mean of `iterations` calls in a row.
 
     `first_s`: the median of the calls that turns began with, which were not timed; None where there were none.
+    `alone`: why the launch was not sampled in turns with the others of its problem; None where it was.
     """
 
     clock: str
@@ -59,6 +60,7 @@ class Samples:
     samples_s: list[float] = field(default_factory=list)
     discarded: int = 0
     first_s: float | None = None
+    alone: str | None = None
 
     @property
     def precision(self) -> float:

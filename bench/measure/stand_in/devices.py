@@ -60,10 +60,13 @@ class Device:
             queue.compute()
 
     def empty(self, nbytes: int) -> torch.UntypedStorage:
-        """New memory on the current stream."""
-        if not self.queue.capture:
+        """New memory on the current stream; of a graph's own while it is captured."""
+        graph = self.queue.capture
+        if graph:
+            self.pool.graphs.add(graph)
+        else:
             self.queue.compute()  # what used the memory before
-        return self.pool.storage(nbytes, self.queue.number, before_freeing=self.finish)
+        return self.pool.storage(nbytes, (graph or self.queue).number, before_freeing=self.finish)
 
 
 DEVICES = [Device(index) for index in range(COUNT)]

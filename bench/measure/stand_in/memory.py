@@ -23,11 +23,14 @@ class Pool:
 
     def __init__(self, device: int):
         self.device = device
-        self.allocated = self.peak = self.reserved = 0
-        self._free: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)  # by stream and size
+        self.allocated = self.peak = self.reserved = self.peak_reserved = 0
+        self.graphs: weakref.WeakSet = weakref.WeakSet()  # those that own memory
+        self._free: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)  # by owner and size
 
-    def storage(self, nbytes: int, stream: int, before_freeing: Callable[[], None] = lambda: None):
-        """A torch.UntypedStorage, all NaN (every byte 255); freed when it is, for another one of the same stream.
+    def storage(self, nbytes: int, owner: int, before_freeing: Callable[[], None] = lambda: None):
+        """A torch.UntypedStorage, all NaN (every byte 255); freed when it is, for another one of the same owner.
+
+        An owner is a stream's number, or a graph's: what was captured is written to again by every replay.
 
         `before_freeing` is called before free memory is given back to the host to make room.
 
@@ -35,22 +38,23 @@ class Pool:
             torch.OutOfMemoryError: where the device has not so much left.
         """
         size = -(-max(nbytes, 1) // _STEP_BYTES) * _STEP_BYTES
-        free = self._free[stream, size]
+        free = self._free[owner, size]
         block = free.pop() if free else self._new_block(size, nbytes, before_freeing)
         block.fill(255)
         view = block[:max(nbytes, 1)]
-        weakref.finalize(view, self._take_back, block, stream)
+        weakref.finalize(view, self._take_back, block, owner)
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
         return torch.from_numpy(view).untyped_storage()
 
     def empty_cache(self) -> None:
-        """Give back what is free."""
-        for (_, size), blocks in self._free.items():
+        """Give back what is free, but what a graph still owns."""
+        owners = {graph.number for graph in self.graphs}
+        for owner, size in [key for key in self._free if key[0] not in owners]:
+            blocks = self._free.pop((owner, size))
             self.reserved -= size * len(blocks)
             for block in blocks:
                 _REGISTRY.remove(block)
-        self._free.clear()
 
     def _new_block(self, size: int, nbytes: int, before_freeing: Callable[[], None]) -> np.ndarray:
         if self.reserved + size > CAPACITY_BYTES:
@@ -64,12 +68,13 @@ class Pool:
         start = -whole.ctypes.data % _ALIGNMENT
         block = whole[start:start + size]
         self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         _REGISTRY.add(block, self.device)
         return block
 
-    def _take_back(self, block: np.ndarray, stream: int) -> None:
+    def _take_back(self, block: np.ndarray, owner: int) -> None:
         self.allocated -= len(block)
-        self._free[stream, len(block)].append(block)
+        self._free[owner, len(block)].append(block)
 
 
 class _Registry:

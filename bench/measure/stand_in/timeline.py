@@ -161,6 +161,7 @@ class Graph:
 
     is_valid: bool = True
     seconds: float = 0.0
+    number: int = field(default_factory=_ids.__next__)
     _parts: list[Callable[[], None]] = field(default_factory=list)
 
     def add(self, compute: Callable[[], None], seconds: float) -> None:

@@ -181,9 +181,13 @@ def memory_reserved(device=None) -> int:
     return of_index(_index(device)).pool.reserved
 
 
+def max_memory_reserved(device=None) -> int:
+    return of_index(_index(device)).pool.peak_reserved
+
+
 def reset_peak_memory_stats(device=None) -> None:
     pool = of_index(_index(device)).pool
-    pool.peak = pool.allocated
+    pool.peak, pool.peak_reserved = pool.allocated, pool.reserved
 
 
 def mem_get_info(device=None) -> tuple[int, int]:
@@ -226,7 +230,8 @@ def install() -> None:
         "is_bf16_supported": lambda *_: True, "init": lambda: None, "_lazy_init": lambda: None, "_sleep": _sleep,
         "is_current_stream_capturing": is_current_stream_capturing, "empty_cache": empty_cache,
         "memory_allocated": memory_allocated, "max_memory_allocated": max_memory_allocated,
-        "memory_reserved": memory_reserved, "reset_peak_memory_stats": reset_peak_memory_stats,
+        "memory_reserved": memory_reserved, "max_memory_reserved": max_memory_reserved,
+        "reset_peak_memory_stats": reset_peak_memory_stats,
         "mem_get_info": mem_get_info, "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
     }
     for name, answer in answers.items():
