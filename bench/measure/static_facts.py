@@ -142,13 +142,8 @@ def rows_of(variant: Variant, dtype: str) -> list[dict]:
 def _read(launched: Mapping[Job, Sequence[Captured]]) -> dict[Job, list[dict]]:
     """The rows by job; all cubins are disassembled at once."""
     facts_of_all = iter(codegen.read([launch for found in launched.values() for _, launch in found if launch]))
-    return {job: [row | _facts_in_row(next(facts_of_all)) if launch else row for row, launch in found]
+    return {job: [row | asdict(next(facts_of_all)) if launch else row for row, launch in found]
             for job, found in launched.items()}
-
-
-def _facts_in_row(compiled: codegen.Compiled) -> dict:
-    """A kernel without a fault says nothing of it."""
-    return {name: fact for name, fact in asdict(compiled).items() if name != "warp_fault" or fact}
 
 
 def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:

@@ -117,15 +117,20 @@ def _pairs(before: Sequence[Mapping], after: Sequence[Mapping]) -> Iterator[tupl
 
 def _without(rows: Sequence[Mapping], others: Sequence[Mapping]) -> list[Mapping]:
     """The rows that have no equal among the others, each of which is one row's equal at most."""
-    equals = Counter(json.dumps(row, sort_keys=True) for row in others)
+    equals = Counter(map(_key, others))
     left = []
     for row in rows:
-        key = json.dumps(row, sort_keys=True)
+        key = _key(row)
         if equals[key]:
             equals[key] -= 1
         else:
             left.append(row)
     return left
+
+
+def _key(row: Mapping) -> str:
+    """Rows are equal where one lacks what is None in the other: a fact that is new, and there is none."""
+    return json.dumps({name: fact for name, fact in row.items() if fact is not None}, sort_keys=True)
 
 
 def _place(row: Mapping) -> tuple:
