@@ -21,8 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     """
     console.prepare()
     options = command_line.parser().parse_args(arguments)
-    if getattr(options, "device", None) == stand_in.NAME and not stand_in.is_on():
+    device = getattr(options, "device", None)
+    if stand_in.is_on() and device in (None, "cpu"):
+        return _complain(f"{stand_in.VARIABLE} is set, and under it nothing but the stand-in for a GPU can be measured "
+                         f"or compiled: unset it, or use DEVICE={stand_in.NAME}")
+    if (device == stand_in.NAME or stand_in.is_on()) and not stand_in.is_whole():
         return _in_place_of_a_gpu(sys.argv[1:] if arguments is None else arguments)
+    if stand_in.is_on() and not getattr(options, "json", False):
+        _say_that_no_time_is_one()
     with stopping.as_interrupts():
         code = _ended(options)
     if why := console.why_not_printed():
@@ -33,8 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _in_place_of_a_gpu(arguments: list[str]) -> int:
     """Run the command in a process whose GPU is the stand-in, in place of this one; it does not return."""
-    print(stand_in.WORDS, file=sys.stderr, flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, **stand_in.environment()})
+
+
+def _say_that_no_time_is_one() -> None:
+    """Say it first on stdout and on stderr, and mark every line that follows."""
+    for stream in (sys.stdout, sys.stderr):
+        print(stand_in.WORDS, file=stream, flush=True)
+    console.mark_lines(stand_in.MARK)
 
 
 def _ended(options) -> int:

@@ -226,6 +226,8 @@ def _limits(profile: Profile, device: str) -> Limits:
 def _not_here(variant: Declared, profile: Profile, device: str, dtype: str) -> Refusal | None:
     """Why a variant that takes a problem is not timed on it, or None."""
     why = variant.why_not_here(device, dtype)
+    if variant.slow_start and device == "cuda" and stand_in.is_on():
+        why = why or f"{stand_in.NAME}: torch.compile asks CUDA itself, past torch.cuda"
     if variant.slow_start and not profile.slow_starts:
         why = why or "takes seconds to compile for each shape: PROFILE=full times it"
     if variant.detail and not profile.details:

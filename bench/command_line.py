@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k")
     tune.add_argument("--seconds", type=_positive, default=0.3,
                       help="the most to time each configuration (default 0.3)")
-    tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning)")
+    tune.add_argument("--out", metavar="FOLDER", help="where to write the files (default: kernels/<op>/tuning, for "
+                      "the stand-in a new folder in reports/runs)")
     dispatch = commands.add_parser("dispatch", help="a run's winners as the tables that an op's call looks up, and "
                                    "what the call costs", epilog="exit: 0 clean, 1 a call is slower than the baseline "
                                    "by more than the look-up, or fails, 2 usage, 3 nothing could be measured, or a "
@@ -90,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
                                           "130 stopped by Ctrl-C (the sessions that are done are kept)")
     _add_plan_options(selftest)
     selftest.add_argument("-k", default="", metavar="EXPRESSION", help="the cases (default: a handful)")
-    selftest.add_argument("--sessions", type=_count, default=20, help="A/A sessions; half of them see the planted "
-                          "slow-downs, too (default 20)")
+    selftest.add_argument("--sessions", type=_count, help="A/A sessions; half of them see the planted slow-downs, too "
+                          "(default 20, on the stand-in 1)")
     selftest.add_argument("--out", metavar="FOLDER", help="write selftest.json there too")
     compare = commands.add_parser("compare", help="two stored runs side by side", epilog="exit: 0 shown, 2 usage or "
                                   "not the same machine, 3 no case is timed in both; it never gates")

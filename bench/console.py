@@ -5,10 +5,13 @@ import codecs
 import errno
 import io
 import os
+import re
+import shutil
 import sys
 
 _STANDARD = (0, 1, 2)  # the file descriptors of stdin, stdout, stderr
 _HANDLER = "batchline"
+ERASED = "\r\x1b[K"  # what a terminal takes for: this line anew
 # The few signs beyond ASCII that reports use; others are shown as Python escapes them.
 _IN_ASCII = {"µ": "u", "×": "x", "·": "-", "±": "+-", "≤": "<=", "≥": ">=", "→": "->", "–": "-", "—": "-", "…": "...",
              "“": '"', "”": '"', "‖": "||", "²": "^2", "√": "sqrt ", "∞": "inf", "≈": "~", "ḡ": "mean g", "−": "-"}
@@ -28,12 +31,42 @@ class _Forgiving(io.FileIO):
         return len(data)
 
 
+class _Marked:
+    """A stream of text of which every line that is not empty begins with `mark`."""
+
+    def __init__(self, stream, mark: str):
+        self._stream, self.mark = stream, mark
+        self._is_at_start = True
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        marked = re.sub(f"(\n|{re.escape(ERASED)})(?=[^\n\r])", rf"\g<1>{self.mark}", text)
+        if self._is_at_start and text[:1] not in ("", "\n", "\r"):
+            marked = f"{self.mark}{marked}"
+        if text:
+            self._is_at_start = text.endswith(("\n", ERASED))
+        self._stream.write(marked)
+        return len(text)
+
+
 def prepare() -> None:
     """Make stdout and stderr take any text, and go on without a reader. Leaves streams that a caller has put there."""
     codecs.register_error(_HANDLER, _in_ascii)
     _open_standard_files()
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__, 2)
+
+
+def mark_lines(mark: str) -> None:
+    """Begin every line that is printed from now on with `mark`, on stdout and on stderr."""
+    sys.stdout, sys.stderr = _Marked(sys.stdout, mark), _Marked(sys.stderr, mark)
+
+
+def columns() -> int:
+    """How many characters a line of the terminal has room for."""
+    return shutil.get_terminal_size().columns - len(getattr(sys.stderr, "mark", ""))
 
 
 def why_not_printed() -> str | None:

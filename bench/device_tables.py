@@ -1,12 +1,30 @@
-"""Writes what kernels.device_files reads: what was measured on a device, an entry a line, beside the kernels."""
+"""Writes what kernels.device_files reads: what was measured on a device, an entry a line, beside the kernels.
+
+Beside the kernels lies only what was measured: what the stand-in for a GPU makes up goes into a run's folder.
+"""
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from bench.declared import DeclaredOp
 from bench.errors import UsageError
-from kernels.device_files import stored
+from bench.verdicts.usable import why_made_up
+from kernels.device_files import file_for, stored
+
+
+def path_of(op: DeclaredOp, kind: str, device: str, folder: Path | None = None) -> Path:
+    """Where an op's table of that kind is: beside its kernels, or in `folder`, whose tables no call looks up."""
+    beside = file_for(op.folder, kind, device)
+    return folder / f"{op.name}-{beside.name}" if folder else beside
+
+
+def provenance(machine: Mapping) -> dict:
+    """The part of a table's header that says whose times it has (bench.measure.environment.machine)."""
+    made_up = why_made_up(machine)
+    return {**({"stand_in": made_up} if made_up else {}), "device": machine["device_name"],
+            "versions": machine["versions"], "revision": machine["revision"]}
 
 
 def write(path: Path, header: Mapping, winners: str) -> None:

@@ -15,7 +15,7 @@ from bench import records
 from bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
 from bench.dispatch_tables import HeldBack, Problem
 from bench.errors import UsageError
-from bench.measure import environment
+from bench.measure import environment, stand_in
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.task import Task
@@ -31,6 +31,7 @@ from kernels.device_files import file_for, stored
 from kernels.dispatch import DISPATCHED, why_stale
 
 CLEAN, REFUTED, NOT_MEASURED = 0, 1, 3
+TABLES = "dispatch"  # the folder in the one of a stand-in's run that has its tables
 _LOOKS = 3     # in as many processes; what is refuted in each of them is
 _REMOVALS = 3  # of a problem's choices, the best first
 
@@ -80,7 +81,7 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
 
 def _tables(run: Run, folder: Path, problems: Sequence[Problem], the_plan: Plan) -> HeldBack:
     with blamed_on(records.path_in(folder)):
-        tables = HeldBack(run, set(problems), the_plan)
+        tables = HeldBack(run, set(problems), the_plan, folder / TABLES if stand_in.is_on() else None)
     if not tables.entries:
         raise UsageError(f"{folder} has timed no baseline of the problems that are called: name another run, or K=")
     if tables.left_out:
@@ -190,7 +191,7 @@ def _evidence(folder: Path, device: str) -> Run:
 def _require_of_here(run: Run, folder: Path, device: str) -> None:
     if run.about["profile"] not in PROFILES:
         raise ValueError(f"it is of a profile {run.about['profile']!r}")
-    if why := why_unusable(run):
+    if why := why_unusable(run, made_up_too=stand_in.is_on()):
         raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")
     clocks = {record.facts["clock"] for record in run.records if record.status == MEASURED}
     for what, theirs, ours in (("device", {run.machine["device_name"]}, device_name(device)),

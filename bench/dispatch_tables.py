@@ -13,26 +13,24 @@ from bench import device_tables, units
 from bench.cases import CLOCKS, Plan
 from bench.records import Run
 from bench.verdicts.dispatch import Called, measured
-from kernels.device_files import file_for, stored
+from kernels.device_files import stored
 from kernels.dispatch import is_candidate, why_stale
 
 Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
-_HEADER = ("device", "versions", "revision", "clock", "measured", "profile")
 
 
 class HeldBack:
     """The table of each op that a run has timed on some of `problems`, by the op's name, and none of any other op.
 
     It has those problems' entries, and what the op's present table has of others, if that is of the same libraries.
+    `folder` is where the tables are; by default beside the kernels.
     """
 
-    def __init__(self, run: Run, problems: Collection[Problem], the_plan: Plan):
-        self._plan = the_plan
+    def __init__(self, run: Run, problems: Collection[Problem], the_plan: Plan, folder: Path | None = None):
+        self._plan, self._folder = the_plan, folder
         self._described = {problem.key: problem for op in the_plan.ops.values() for problem in op.problems}
-        self._header = {
-            "device": run.machine["device_name"], "versions": run.machine["versions"],
-            "revision": run.machine["revision"], "clock": CLOCKS[the_plan.device][0],
-            "measured": run.about["started"][:10], "profile": run.about["profile"]}
+        self._header = {**device_tables.provenance(run.machine), "clock": CLOCKS[the_plan.device][0],
+                        "measured": run.about["started"][:10], "profile": run.about["profile"]}
         self.entries: dict[str, list[dict]] = {}
         self.left_out = 0  # problems that the run has timed and that are not called
         candidates = {name: [variant.name for variant in op.variants.values()
@@ -83,7 +81,7 @@ class HeldBack:
         """
         path, entries = self._path(op), self.entries[op]
         rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
-        device_tables.write(path, {name: self._header[name] for name in _HEADER}, f"[\n{rows}\n ]")
+        device_tables.write(path, self._header, f"[\n{rows}\n ]")
         better = sum(bool(entry["faster"]) for entry in entries)
         print(f"{op}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
               file=sys.stderr)
@@ -99,7 +97,7 @@ class HeldBack:
         return [entry for entry in self.entries.get(problem[0], ()) if _key(entry) == key]
 
     def _path(self, op: str) -> Path:
-        return file_for(self._plan.ops[op].folder, "dispatch", self._plan.device)
+        return device_tables.path_of(self._plan.ops[op], "dispatch", self._plan.device, self._folder)
 
     def _entry(self, problem: Problem) -> dict:
         """A problem as a table has it, with nothing that is faster."""

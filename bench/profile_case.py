@@ -16,7 +16,7 @@ from pathlib import Path
 from bench import units
 from bench.declared import Declared
 from bench.errors import UsageError
-from bench.measure import catalogue, compile_pool, environment, hot_loop
+from bench.measure import catalogue, compile_pool, environment, hot_loop, stand_in
 from bench.measure.machine_code import code_of_case
 from bench.records import parse_case_id
 from bench.report.fitting import TERMINAL, wrapped
@@ -47,7 +47,7 @@ def profile(case: str, device: str, architecture: int) -> int:
         raise UsageError(str(error)) from error
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
-        return _profiled(case)
+        return _called(case) if stand_in.is_on() else _profiled(case)
     code, problems = compile_pool.each(code_of_case, [(case, architecture)])
     if problems:
         print(wrapped(f"{problems[0]}. What is known of the case: make explain CASE={case}"), file=sys.stderr)
@@ -73,6 +73,17 @@ def _variant(case: str) -> Declared:
     if variant.broken:
         raise UsageError(": ".join(variant.broken))
     return variant
+
+
+def _called(case: str) -> int:
+    """Make the call that a profiler would watch, on the stand-in for a GPU, whose kernels no profiler sees."""
+    done = subprocess.run([*_ONE_CALL, case], capture_output=True, text=True)
+    if done.returncode:
+        print(wrapped(f"the call failed: {_last_line(done)}"), file=sys.stderr)
+        return FAILED
+    print(wrapped(f"{case} was called, and no profiler sees an interpreted kernel. Its machine code: make profile "
+                  f"CASE={case} DEVICE=cpu"), file=sys.stderr)
+    return NOTHING_TO_SHOW
 
 
 def _profiled(case: str) -> int:

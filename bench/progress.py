@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import collections
 import math
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from bench import units
+from bench import console, units
 from bench.budget import Forecast, Schedule
 from bench.cases import Case
 from bench.records import BROKEN, MEASURED
@@ -66,7 +65,7 @@ class Progress:
         what = duration(median_s) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
-            self._stream.write(f"\r\x1b[K{line[:shutil.get_terminal_size().columns - 1]}")
+            self._stream.write(f"{console.ERASED}{line[:console.columns() - 1]}")
             self._stream.flush()
         elif self._now() - self._told_s > _TELL_EVERY_S:
             self._say(line)
@@ -82,7 +81,7 @@ class Progress:
 
     def end(self) -> None:
         if self._on_terminal:
-            self._stream.write("\r\x1b[K")
+            self._stream.write(console.ERASED)
             self._stream.flush()
 
     def _left(self) -> str:
@@ -91,5 +90,5 @@ class Progress:
         return f"{units.clock(pace * max(0.0, self._left_s) + self._after_s)} left"
 
     def _say(self, line: str) -> None:
-        self._stream.write(f"\r\x1b[K{line}\n" if self._on_terminal else f"{line}\n")
+        self._stream.write(f"{console.ERASED}{line}\n" if self._on_terminal else f"{line}\n")
         self._stream.flush()

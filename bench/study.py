@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ from bench.report import training
 from bench.report.fitting import TERMINAL, wrapped
 from bench.stopping import put_off
 from bench.stored_files import blamed_on, read_json
+from bench.verdicts.usable import why_made_up
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
@@ -66,9 +68,11 @@ def noise(profile: str, device: str, out: Path) -> int:
 
 def claims(profile: str, device: str, out: Path) -> int:
     """`bench claims`: train the sweep and take the survey; the report, with the four verdicts, goes under `out`."""
+    from bench.measure import stand_in
     from bench.noise.experiments import sweep
 
-    return _study(profile, device, out, sweep.run)
+    grid = sweep.SMALL if stand_in.is_on() else sweep.Grid()
+    return _study(profile, device, out, functools.partial(sweep.run, grid=grid))
 
 
 def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
@@ -80,8 +84,10 @@ def advise(folder: Path | None, profile: str, device: str, workload: str | None,
     if cost_cap is not None and cost_cap < 1:
         raise UsageError(f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}")
     if folder:
-        path, noise = _stored_noise(folder)
+        path, noise, machine = _stored_noise(folder)
         with blamed_on(path):
+            if made_up := why_made_up(machine):
+                print(made_up)
             return _print_advice(noise, workload, batch, cost_cap)
     _require_workload(workload)
     measured = _measured(profile, _resolved(profile, device))
@@ -176,7 +182,8 @@ def write(study: Mapping, folder: Path) -> bool:
     with put_off():
         folder = publishing.store(lambda place: _store(study, place), folder, "advise --run")
     parts = publishing.Parts()
-    figures = parts.attempt("drawing the plots", lambda: training.draw(study["noise"], study["sweep"], folder), {})
+    figures = parts.attempt("drawing the plots", lambda: training.draw(
+        study["noise"], study["sweep"], study["machine"], folder), {})
     parts.attempt("README.md", lambda: (folder / "README.md").write_text(_markdown(study, figures), encoding="utf-8"))
     parts.attempt("the report on the terminal", lambda: print(_terminal(study)))
     print(f"report: {folder / 'README.md'}", flush=True)
@@ -203,8 +210,8 @@ def _store(study: Mapping, folder: Path) -> None:
     write_whole(folder / FILE_NAME, text)
 
 
-def _stored_noise(folder: Path) -> tuple[Path, Mapping]:
-    """The file that has the noise, of a study or of a run, and the noise."""
+def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
+    """The file that has the noise, of a study or of a run, the noise, and the machine."""
     path = folder / FILE_NAME
     if path.exists():
         try:
@@ -212,10 +219,10 @@ def _stored_noise(folder: Path) -> tuple[Path, Mapping]:
         except OSError as error:
             raise UsageError(f"can't read {path} ({error.strerror})") from error
         with blamed_on(path):
-            return path, document["noise"]
+            return path, document["noise"], document["machine"]
     run = records.load(folder)
     with blamed_on(records.path_in(folder)):
         noise = run.about.get("noise")
     if not noise:
         raise UsageError(f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`")
-    return records.path_in(folder), noise
+    return records.path_in(folder), noise, run.machine

@@ -12,18 +12,18 @@ from pathlib import Path
 from bench import device_tables, units
 from bench.cases import CLOCKS, Case, Plan, broken_lines, plan
 from bench.declared import DeclaredOp
-from bench.measure import environment
+from bench.folders import new_folder, remove_if_empty
+from bench.measure import environment, stand_in
 from bench.measure.isolation import Isolation
 from bench.measure.sampling import Effort
 from bench.measure.task import Outcome, Task
 from bench.records import BROKEN, MEASURED, is_broken
 from bench.selection import selected
-from kernels.device_files import file_for
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
+RUNS = Path("reports", "runs")
 _PRECISION = 0.01
 _TIE = 0.98  # a winner must take less than this of the rule's time: under that it is noise, and the rule is simpler
-_HEADER = ("device", "versions", "revision", "clock", "measured", "seconds")
 
 
 def tune(profile: str, device: str, selection: str, seconds: float, folder: Path | None = None) -> int:
@@ -31,7 +31,8 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
 
     Args:
         seconds: the most that each configuration is timed for, on each problem.
-        folder: where the files go, as <op>-<device>.json; by default beside the kernels.
+        folder: where the files go, as <op>-<device>.json; by default beside the kernels, and those of the stand-in
+            for a GPU in a folder of their own.
 
     Raises:
         UsageError: for an unknown profile or device, no such case, or a file that can't be written.
@@ -47,13 +48,18 @@ def tune(profile: str, device: str, selection: str, seconds: float, folder: Path
               f"{f' that match {selection!r}' if selection else ''}")
         return NOTHING_TUNED
     machine = environment.machine(device)
-    header = {"device": machine["device_name"], "versions": machine["versions"], "revision": machine["revision"],
-              "clock": CLOCKS[device][0], "measured": datetime.date.today().isoformat()}
+    header = {**device_tables.provenance(machine), "clock": CLOCKS[device][0],
+              "measured": datetime.date.today().isoformat()}
+    if stand_in.is_on() and not folder:
+        folder = new_folder(RUNS, f"{machine['device_name']} tune")
     broken = 0
     try:
         broken = _tune_and_store(the_plan, cases, header, seconds, folder)
     except KeyboardInterrupt:
         print("stopped: what was tuned until now is kept", file=sys.stderr)
+    finally:
+        if folder:
+            remove_if_empty(folder)
     return BROKEN_CASES if broken or unread else CLEAN
 
 
@@ -71,8 +77,7 @@ def _tune_and_store(the_plan: Plan, cases: Sequence[Case], header: Mapping, seco
             winner, failed = _winner(isolation, the_plan.ops[case.op], case, header["clock"], seconds)
             broken += failed
             if winner:
-                beside = file_for(case.variant.folder, "tuning", the_plan.device)
-                path = folder / f"{case.op}-{beside.name}" if folder else beside
+                path = device_tables.path_of(the_plan.ops[case.op], "tuning", the_plan.device, folder)
                 winners.setdefault(path, {}).setdefault(case.variant.name, []).append(winner)
     finally:
         isolation.close()
@@ -131,7 +136,7 @@ def _store(path: Path, header: Mapping, fresh: Mapping[str, Sequence[dict]]) -> 
     merged = {name: list(_merged(old.get(name, ()), fresh.get(name, ()))) for name in sorted({*old, *fresh})}
     blocks = [f'  {json.dumps(name)}: [\n' + ",\n".join(f"   {json.dumps(entry)}" for entry in entries) + "]"
               for name, entries in merged.items()]
-    device_tables.write(path, {name: header[name] for name in _HEADER}, "\n".join(["{", ",\n".join(blocks), " }"]))
+    device_tables.write(path, header, "\n".join(["{", ",\n".join(blocks), " }"]))
 
 
 def _merged(old: Sequence[dict], fresh: Sequence[dict]) -> Iterator[dict]:

@@ -51,7 +51,7 @@ def test_without_a_sweep_the_report_says_what_runs_one():
 
 def test_figures_are_drawn_and_shown(tmp_path):
     pytest.importorskip("matplotlib")
-    figures = training.draw(noise(), sweep(), tmp_path)
+    figures = training.draw(noise(), sweep(), {"device_name": "Some CPU"}, tmp_path)
     assert set(figures) == {"noise", "digits", "time to target"}
     text = _text(noise(), sweep(), figures)
     for name in figures.values():
@@ -70,4 +70,4 @@ def test_advice_that_can_not_be_had_is_a_line_and_the_report_goes_on(tmp_path):
     text = _text(found)
     assert "### The batch size of digits\n\nNo advice: " in text and "## The four claims" in text
     assert "No advice: " in "\n".join(training.terminal(found, None, MACHINE))
-    assert "digits" not in training.draw(found, None, tmp_path)
+    assert "digits" not in training.draw(found, None, {"device_name": "Some CPU"}, tmp_path)

@@ -56,7 +56,7 @@ def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsy
 
 @pytest.mark.parametrize("text, words", [
     (None, "no run in"), ("{", "study.json is damaged"), ("[]", "study.json is damaged"),
-    ('{"noise": {"workloads": {}}}', "no noise of any workload there")])
+    ('{"machine": {}, "noise": {"workloads": {}}}', "no noise of any workload there")])
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
         (tmp_path / study.FILE_NAME).write_text(text)

@@ -11,7 +11,7 @@ from bench import publishing, selftests
 from bench.cases import PROFILES, broken_lines, plan
 from bench.errors import UsageError
 from bench.folders import remove_if_empty, require_writable
-from bench.measure import environment
+from bench.measure import environment, stand_in
 from bench.measure.isolation import WorkerLost
 from bench.records import MEASURED
 from bench.regress import known_noise, staged
@@ -24,6 +24,7 @@ from bench.selection import selected
 from bench.selftests import NOTHING, Finding, Selftest
 from bench.stopping import put_off
 from bench.verdicts.paired import Evidence
+from bench.verdicts.usable import why_made_up
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)
@@ -31,13 +32,17 @@ HANDFUL = {  # from microseconds to a millisecond; those over 200 µs are what a
     "cpu": "(bmm/numba_cpu_tiled/square_128 and (B3 or B16)) or (bmm/torch_bmm/square_256 and B3) "
            "or (grad_reduce/torch_mean/odd_100003 and B3) or (wgrad_stats/torch_materialize/linear_512_T16 and B3)",
     "cuda": "(square_256 and (torch_bmm or triton_tiled)) "
-            "or (grad_reduce and digits and (torch_mean or triton_two_stage))"}
+            "or (grad_reduce and digits and (torch_mean or triton_two_stage))",
+    stand_in.NAME: "bmm and tiny_4 and (torch_bmm or triton_naive)"}
+_SESSIONS = {"cpu": 20, "cuda": 20, stand_in.NAME: 1}
 _PLANTED_EVERY = 2  # sessions
 _LEAST_NOISE_SESSIONS = 10
 
 
-def run(profile: str, device: str, selection: str, sessions: int, folder: Path | None = None) -> int:
+def run(profile: str, device: str, selection: str, sessions: int | None, folder: Path | None = None) -> int:
     """Run so many A/A sessions, each as a `regress` would on these cases, every second one with planted slow-downs too.
+
+    By default it is a handful of cases, and as many sessions as the device's false alarms need to be seen.
 
     Prints the table; keeps each case's A/A change for `regress`; writes selftest.json into `folder`. The exit code: 0,
     1 where identical code alarmed or the largest slow-down was missed once, 3 where nothing could be measured.
@@ -47,13 +52,16 @@ def run(profile: str, device: str, selection: str, sessions: int, folder: Path |
         ValueError: for an unknown device.
     """
     device = environment.resolve_device(device)
+    kind = stand_in.NAME if device == "cuda" and stand_in.is_on() else device
+    sessions = _SESSIONS[kind] if sessions is None else sessions
     if sessions < 1:
         raise UsageError("say how many sessions: --sessions 20")
     the_plan = plan(profile, device)
     for line in broken_lines(the_plan):
         print(line, file=sys.stderr)
     cases = [case.id for case in the_plan.cases if not case.refusal]
-    chosen = selected(cases, selection or HANDFUL[device], f"of profile {profile}")
+    selection = selection or HANDFUL[kind]
+    chosen = selected(cases, selection, f"of profile {profile}")
     machine = environment.machine(device)
     if folder:
         require_writable(folder)
@@ -68,7 +76,7 @@ def run(profile: str, device: str, selection: str, sessions: int, folder: Path |
             ended = staged.INTERRUPTED
         except (RuntimeError, WorkerLost) as error:
             ended = str(error)
-    found = Selftest({"machine": machine, "profile": profile, "selection": selection or HANDFUL[device],
+    found = Selftest({"machine": machine, "profile": profile, "selection": selection,
                       "started": started.isoformat(timespec="seconds"), "seconds": time.monotonic() - started_s,
                       "ended": ended}, tuple(findings))
     return _publish(found, folder)
@@ -116,7 +124,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
     noise = {case: value for case in found.cases if (value := report.noise(found.of(case, NOTHING))) is not None}
     stored = []
     with put_off():
-        if found.sessions >= _LEAST_NOISE_SESSIONS:
+        if found.sessions >= _LEAST_NOISE_SESSIONS and not why_made_up(found.about["machine"]):
             kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)
             stored.append(f"kept for regress: {kept}")
         if folder:

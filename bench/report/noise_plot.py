@@ -11,8 +11,8 @@ from bench.report import plots
 _COLORS, _MARKERS = ("#0072B2", "#D55E00", "#009E73"), "osD"
 
 
-def draw(workloads: Mapping[str, Mapping], path: Path) -> str | None:
-    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded above.
+def draw(workloads: Mapping[str, Mapping], on: str, path: Path) -> str | None:
+    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded above. `on` ends the title.
 
     Returns why nothing was drawn, or None.
     """
@@ -35,7 +35,7 @@ def draw(workloads: Mapping[str, Mapping], path: Path) -> str | None:
     axes.set_yscale("log")
     axes.set_xlabel("updates")
     axes.set_ylabel("B_simple, samples")
-    axes.set_title("gradient noise scale over training (95% intervals; an arrow: no upper bound)", fontsize=9)
+    axes.set_title("gradient noise scale over training (95% intervals; an arrow: no upper bound){on}", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     plots.save(figure, path)

@@ -22,7 +22,7 @@ def draw(run: Run, folder: Path) -> tuple[dict, str | None]:
         return {}, missing
     figures = plots.draw(run, folder)
     if run.about.get("noise"):
-        figures |= training.draw(run.about["noise"], run.about["sweep"], folder)
+        figures |= training.draw(run.about["noise"], run.about["sweep"], run.machine, folder)
     return figures, None
 
 

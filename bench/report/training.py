@@ -14,20 +14,20 @@ from bench.report.tables import MARKDOWN, Style
 Figures = Mapping[str, str]
 
 
-def draw(noise: Mapping, sweep: Mapping | None, folder: Path) -> dict[str, str]:
+def draw(noise: Mapping, sweep: Mapping | None, machine: Mapping, folder: Path) -> dict[str, str]:
     """Draw the part's figures; returns each one's file name without its ending, by what it shows."""
-    found, workloads = {}, surveyed_workloads(noise)
-    if workloads and noise_plot.draw(workloads, folder / "noise") is None:
+    found, workloads, on = {}, surveyed_workloads(noise), f"\non {machine['device_name']}"
+    if workloads and noise_plot.draw(workloads, on, folder / "noise") is None:
         found["noise"] = "noise"
     for name, workload in workloads.items():
         middle = surveyed.middle(workload)
-        title = f"{name}: a step, memory and the time to a loss, by the noise after {middle.updates} updates"
+        title = f"{name}: a step, memory and the time to a loss, by the noise after {middle.updates} updates{on}"
         with contextlib.suppress(ValueError):  # the section says why there is no advice
             if advisor_plot.draw_advice(surveyed.advice(workload, middle), title, folder / f"advice-{name}") is None:
                 found[name] = f"advice-{name}"
     result = judged_sweep(noise, sweep)
     if not isinstance(result, str):
-        title = f"{result.workload}: time to a training loss of {result.target_loss:g}"
+        title = f"{result.workload}: time to a training loss of {result.target_loss:g}{on}"
         if advisor_plot.draw_comparison(result, title, folder / "time-to-target") is None:
             found["time to target"] = "time-to-target"
     return found

@@ -14,10 +14,10 @@ def why_made_up(machine: Mapping) -> str | None:
     return machine.get("stand_in")
 
 
-def why_unusable(run: Run) -> str | None:
+def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
     """Why not: its GPU was no GPU, it was stopped, or the machine was busy or throttled in a good part of its cases;
-    or None."""
-    if why := why_made_up(run.machine):
+    or None. With `made_up_too` times that were made up do."""
+    if not made_up_too and (why := why_made_up(run.machine)):
         return why
     if run.about.get("partial"):
         return "it was stopped before its end"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 NAME = "stand-in"
 VARIABLE = "BATCHLINE_STAND_IN"
 WORDS = "stand-in: no time here was measured"
+MARK = f"{NAME}: "  # of every line that a command prints
 LEAST_SAMPLES = 4
 MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an interpreter takes a second for each
 
@@ -23,6 +24,11 @@ MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an i
 def is_on() -> bool:
     """Whether this process's GPU is the stand-in."""
     return bool(os.environ.get(VARIABLE))
+
+
+def is_whole() -> bool:
+    """Whether this process has all the variables of the stand-in."""
+    return all(os.environ.get(name) == value for name, value in environment().items())
 
 
 def environment() -> Mapping[str, str]:

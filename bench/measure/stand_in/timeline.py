@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-OPERATION_S, KERNEL_S = 1e-3, 1e-2  # of the device, for one operation of torch's and one of our kernels
+OPERATION_S, KERNEL_S = 1e-3, 2e-3  # of the device, for one operation of torch's and one of our kernels
 _JITTER = 0.01
 _QUEUE_S, _ASK_S = 5e-6, 1e-6       # of the host
 NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"

@@ -237,6 +237,7 @@ def install() -> None:
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     torch.cuda.graphs.CUDAGraph = CUDAGraph
+    torch.cuda.profiler.start = torch.cuda.profiler.stop = lambda: None
     torch._C._host_emptyCache = lambda: None
     torch.Generator = Generator
     torch.version.cuda = torch.version.cuda or "stand-in"

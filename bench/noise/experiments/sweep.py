@@ -44,6 +44,10 @@ class Grid:
     target_loss: float = 0.1
 
 
+SMALL = Grid(batches=(64, 256, 1437), learning_rates=(0.125, 0.5), tuning_seeds=1, seeds=2, updates=40, epochs=2)
+"""What is trained where no time is one (bench.measure.stand_in): to go the whole way."""
+
+
 def run(seconds: float | None = None, seed: int = 0, tell: Callable[[str], None] | None = None, grid: Grid = Grid(),
         processes: int | None = None) -> dict:
     """Train every run of the grid; returns the record, which is plain data. Runs begin until `seconds` have passed.
