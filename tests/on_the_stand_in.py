@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import kernels
-from bench.measure import check, hardware, memory, state
+from bench.measure import check, hardware, memory, stand_in, state
 from bench.measure.clocks import make_clock
+from bench.measure.planted import slower
 from bench.measure.runner import Runner
 from bench.measure.sampling import Effort
 from bench.measure.stand_in.devices import host_only
@@ -230,6 +231,22 @@ def test_a_power_cap_throttles_nothing():
 
 def test_a_plan_has_every_op_on_it():
     assert {case.op for case in planned("smoke", "cuda").cases if not case.refusal} == set(kernels.ops)
+
+
+def test_torch_compile_is_declined_with_a_reason():
+    refusals = [case.refusal for case in planned("smoke", "cuda").cases if case.variant.slow_start]
+    assert refusals and all(refusal for refusal in refusals)
+    assert any(reason.startswith(stand_in.NAME) for _, reason in refusals)
+
+
+def test_what_is_planted_takes_so_much_more_on_the_device():
+    machine = hardware.hardware("cuda")
+
+    def seconds(variant):
+        clock = make_clock("device_cold", machine, [functools.partial(variant, *operands())], 1e-2, 1e-2)
+        return min(clock.sample() for _ in range(5))
+
+    assert seconds(slower(NAIVE, 0.5, machine)) == pytest.approx(1.5 * seconds(NAIVE), rel=0.05)
 
 
 def test_a_cold_sample_has_nothing_in_it_that_the_flush_wrote():

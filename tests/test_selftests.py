@@ -70,6 +70,13 @@ def test_the_exit_code_says_whether_it_can_be_believed(found, code, baselines, c
     assert not baselines.exists()  # one session is too few for a noise
 
 
+@pytest.mark.parametrize("machine, kept", [({}, True), ({"stand_in": "no time here was measured"}, False)])
+def test_noise_is_kept_where_it_was_measured(machine, kept, baselines):
+    sessions = [finding(0, EQUIVALENT, session=session) for session in range(10)]
+    selftest._publish(Selftest(ABOUT | {"machine": MACHINE | machine}, tuple(sessions)), None)
+    assert baselines.exists() is kept
+
+
 def test_an_interrupted_one_shows_what_it_has(baselines, capsys):
     ended = ABOUT | {"ended": staged.INTERRUPTED}
     assert selftest._publish(Selftest(ended, (finding(0, EQUIVALENT),)), None) == selftest.INTERRUPTED

@@ -3,7 +3,9 @@
 What it is made of, and what is timed on it, is tested in processes that have it from their start
 (tests/on_the_stand_in.py, tests/timed_on_the_stand_in.py).
 """
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +24,23 @@ pytestmark = pytest.mark.skipif(any(backends.why_absent(name) for name in backen
                                 reason="it interprets Triton's and Numba's kernels")
 
 
-def bench(*arguments, folder=ROOT):
-    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True)
+def bench(*arguments, folder=ROOT, sources=ROOT, **variables):
+    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(sources), **variables})
+
+
+def on_it(command, *arguments, code=0, **how):
+    """What a command on the stand-in prints to stdout, every line of which says so."""
+    done = bench(command, "--device", stand_in.NAME, *arguments, **how)
+    assert done.returncode == code, done.stdout + done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == stand_in.WORDS and done.stderr.startswith(stand_in.WORDS)
+    assert all(line.startswith(stand_in.MARK) for line in lines if line)
+    return done.stdout + done.stderr
+
+
+def beside_the_kernels(kind):
+    return list(ROOT.glob(f"kernels/*/{kind}/stand-in*"))
 
 
 @pytest.mark.parametrize("file", ["on_the_stand_in", "timed_on_the_stand_in"])
@@ -72,7 +89,7 @@ def test_all_that_it_writes_says_that_no_time_was_measured(smoke):
     done, folder = smoke
     assert stand_in.WORDS in done.stderr and "no time here was measured" in " ".join(done.stdout.split())
     for path in folder.iterdir():
-        if path.suffix in (".md", ".json", ".html"):
+        if path.suffix in (".md", ".json", ".html", ".svg", ".xml"):
             assert "no time here was measured" in path.read_text(encoding="utf-8"), path.name
 
 
@@ -83,3 +100,88 @@ def test_nothing_is_built_upon_it(smoke):
     with pytest.raises(UsageError, match=stand_in.WORDS):
         dispatch._evidence(folder, "cpu")
     assert history.append(records.load(folder), folder / "history") is None
+
+
+def test_tuned_configurations_go_into_a_folder_of_their_own(tmp_path):
+    on_it("tune", "--profile", "smoke", "-k", "grad_stats/triton_one_read", folder=tmp_path)
+    path, = (tmp_path / "reports" / "runs").glob("*-tune/grad_stats-stand-in*.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["stand_in"] == stand_in.WORDS and document["winners"]["triton_one_read"]
+    assert not beside_the_kernels("tuning")
+
+
+def test_the_tables_of_its_runs_go_into_the_folder_of_the_run(smoke):
+    _, folder = smoke
+    on_it("dispatch", "--run", str(folder), "-k", "grad_stats")
+    path, = (folder / dispatch.TABLES).iterdir()
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert document["stand_in"] == stand_in.WORDS and any(entry["faster"] for entry in document["winners"])
+    assert not beside_the_kernels("dispatch")
+
+
+def test_what_is_stored_of_it_says_so_wherever_it_is_shown(smoke):
+    _, folder = smoke
+    case = next(record.id for record in records.load(folder).records if record.status == MEASURED)
+    for arguments in (("explain", case, "--run", str(folder)), ("report", str(folder))):
+        done = bench(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "no time here was measured" in " ".join(done.stdout.split())
+
+
+def test_a_profiler_has_nothing_to_see(tmp_path):
+    said = on_it("profile", "bmm/triton_naive/tiny_4/float16/B1", code=3, folder=tmp_path)
+    assert "was called, and no profiler sees" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("arguments", [("list", "--device", "cpu"), ("codegen",)], ids=" ".join)
+def test_a_variable_that_was_left_set_measures_and_compiles_nothing_else(arguments):
+    done = bench(*arguments, **{stand_in.VARIABLE: "1"})
+    assert done.returncode == 2 and "unset it" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_with_one_of_its_variables_set_a_command_has_them_all(tmp_path):
+    assert "timed here" in on_it("list", "--profile", "smoke", **{stand_in.VARIABLE: "1"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command, options", [("aa", ()), ("selftest", ()), ("noise-cost", ("--seconds", "0.2"))],
+                         ids=["aa", "selftest", "noise-cost"])
+def test_what_is_timed_twice_or_beside_others(tmp_path, command, options):
+    profile = () if command == "noise-cost" else ("--profile", "smoke", "--out", str(tmp_path))
+    on_it(command, *profile, *options)
+    for path in tmp_path.iterdir():
+        assert "no time here was measured" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["noise", "claims"])
+def test_a_study_of_both_workloads_and_the_advice_from_it(tmp_path, command):
+    on_it(command, "--profile", "smoke", "--out", str(tmp_path))
+    folder, = tmp_path.iterdir()
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert [name for name, one in study["noise"]["workloads"].items() if one["points"]] == ["digits", "characters"]
+    for path in folder.iterdir():
+        if path.suffix != ".png":
+            assert "no time here was measured" in path.read_text(encoding="utf-8"), path.name
+    advised = bench("advise", "--run", str(folder))
+    assert advised.returncode == 0 and advised.stdout.startswith(stand_in.WORDS)
+
+
+@pytest.mark.slow
+def test_advice_is_measured_on_it(tmp_path):
+    assert "Train at batch" in on_it("advise", "--profile", "smoke", "--workload", "digits", folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_changed_kernel_is_compared_with_the_one_before(tmp_path):
+    for name in ("bench", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "base"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    kernel = tmp_path / "kernels" / "bmm" / "triton_naive.py"
+    kernel.write_text(kernel.read_text(encoding="utf-8").replace("    return c\n", "    return c + 0\n"),
+                      encoding="utf-8")
+    on_it("regress", "--base", "HEAD", "--profile", "smoke", "-k", "bmm and tiny_4 and (triton_naive or torch_bmm)",
+          "--budget", "0.5", code=3, folder=tmp_path, sources=tmp_path)

@@ -5,6 +5,7 @@ import datetime
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import publishing, selftests
@@ -28,21 +29,36 @@ from bench.verdicts.usable import why_made_up
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)
-HANDFUL = {  # from microseconds to a millisecond; those over 200 µs are what a gate is mostly asked about
-    "cpu": "(bmm/numba_cpu_tiled/square_128 and (B3 or B16)) or (bmm/torch_bmm/square_256 and B3) "
-           "or (grad_reduce/torch_mean/odd_100003 and B3) or (wgrad_stats/torch_materialize/linear_512_T16 and B3)",
-    "cuda": "(square_256 and (torch_bmm or triton_tiled)) "
-            "or (grad_reduce and digits and (torch_mean or triton_two_stage))",
-    stand_in.NAME: "bmm and tiny_4 and (torch_bmm or triton_naive)"}
-_SESSIONS = {"cpu": 20, "cuda": 20, stand_in.NAME: 1}
 _PLANTED_EVERY = 2  # sessions
 _LEAST_NOISE_SESSIONS = 10
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What a self-test does where nothing else is asked for: its cases (pytest's -k), and how many sessions.
+
+    `shares` are planted. The cases take microseconds to a millisecond; a gate is mostly asked about those over 200 µs.
+    """
+
+    cases: str
+    sessions: int
+    shares: Sequence[float]
+
+
+_EXTENTS = {
+    "cpu": Extent(
+        "(bmm/numba_cpu_tiled/square_128 and (B3 or B16)) or (bmm/torch_bmm/square_256 and B3) "
+        "or (grad_reduce/torch_mean/odd_100003 and B3) or (wgrad_stats/torch_materialize/linear_512_T16 and B3)",
+        20, SHARES),
+    "cuda": Extent(
+        "(square_256 and (torch_bmm or triton_tiled)) "
+        "or (grad_reduce and digits and (torch_mean or triton_two_stage))",
+        20, SHARES),
+    stand_in.NAME: Extent("bmm and tiny_4 and triton_naive", 1, ())}  # what is planted takes 30 pairs, of seconds there
+
+
 def run(profile: str, device: str, selection: str, sessions: int | None, folder: Path | None = None) -> int:
     """Run so many A/A sessions, each as a `regress` would on these cases, every second one with planted slow-downs too.
-
-    By default it is a handful of cases, and as many sessions as the device's false alarms need to be seen.
 
     Prints the table; keeps each case's A/A change for `regress`; writes selftest.json into `folder`. The exit code: 0,
     1 where identical code alarmed or the largest slow-down was missed once, 3 where nothing could be measured.
@@ -52,15 +68,15 @@ def run(profile: str, device: str, selection: str, sessions: int | None, folder:
         ValueError: for an unknown device.
     """
     device = environment.resolve_device(device)
-    kind = stand_in.NAME if device == "cuda" and stand_in.is_on() else device
-    sessions = _SESSIONS[kind] if sessions is None else sessions
+    extent = _EXTENTS[stand_in.NAME if device == "cuda" and stand_in.is_on() else device]
+    sessions = extent.sessions if sessions is None else sessions
     if sessions < 1:
         raise UsageError("say how many sessions: --sessions 20")
     the_plan = plan(profile, device)
     for line in broken_lines(the_plan):
         print(line, file=sys.stderr)
     cases = [case.id for case in the_plan.cases if not case.refusal]
-    selection = selection or HANDFUL[kind]
+    selection = selection or extent.cases
     chosen = selected(cases, selection, f"of profile {profile}")
     machine = environment.machine(device)
     if folder:
@@ -71,7 +87,7 @@ def run(profile: str, device: str, selection: str, sessions: int | None, folder:
         try:
             pairs = Pairs(device, PROFILES[profile], (None, None))
             working = _working(pairs, chosen)
-            ended = _sessions(pairs, working, sessions, findings) if working else "no case works"
+            ended = _sessions(pairs, working, sessions, findings, extent.shares) if working else "no case works"
         except KeyboardInterrupt:
             ended = staged.INTERRUPTED
         except (RuntimeError, WorkerLost) as error:
@@ -91,10 +107,11 @@ def _working(pairs: Pairs, chosen: Sequence[str]) -> list[str]:
     return [case for case in chosen if outcomes[case].status == MEASURED]
 
 
-def _sessions(pairs: Pairs, cases: Sequence[str], sessions: int, findings: list[Finding]) -> str:
+def _sessions(pairs: Pairs, cases: Sequence[str], sessions: int, findings: list[Finding],
+              planted: Sequence[float] = SHARES) -> str:
     """Run the sessions, and add what each found; why it ended early, or ""."""
     for session in range(sessions):
-        shares = (NOTHING, *(SHARES if session % _PLANTED_EVERY == 0 else ()))
+        shares = (NOTHING, *(planted if session % _PLANTED_EVERY == 0 else ()))
         families = {share: Family(Evidence(cases), {case: Entry(f"{case} +{share:.0%}", case, share) for case in cases})
                     for share in shares}
         print(f"session {session + 1} of {sessions}", file=sys.stderr)
