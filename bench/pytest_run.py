@@ -11,7 +11,6 @@ from bench.budget import Schedule
 from bench.cases import Case, Plan, refined
 from bench.declared import DeclaredOp
 from bench.journal import Journal
-from bench.measure import stand_in
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.sustained import SUSTAINED_S
@@ -88,12 +87,6 @@ def _empty_document(config) -> dict:
     return {name: part for name, part in document.items() if name != "benchmarks"}
 
 
-def _effort(precision: float, seconds: float) -> Effort:
-    """On the stand-in, whose times are made up and whose kernels are interpreted, no more samples than it takes."""
-    effort = Effort(precision, seconds)
-    return dataclasses.replace(effort, least=stand_in.LEAST_SAMPLES) if stand_in.is_on() else effort
-
-
 class Measurer:
     """Puts cases and ceilings to the worker, with the effort of a plan's profile."""
 
@@ -104,8 +97,8 @@ class Measurer:
         self._settings = {
             "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
             "sustained_s": SUSTAINED_S, "longest_call_s": profile.longest_call_s,
-            "effort": _effort(profile.precision, profile.sampling_s),
-            "other_effort": _effort(profile.precision, profile.other_clocks_s)}
+            "effort": Effort(profile.precision, profile.sampling_s),
+            "other_effort": Effort(profile.precision, profile.other_clocks_s)}
 
     def ceilings(self) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or None and why it has none."""

@@ -8,6 +8,7 @@ import functools
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -19,12 +20,12 @@ any_autocast = torch._C._is_any_autocast_enabled
 def why_watched() -> str | None:
     """Why PyTorch has to see every operation of this thread now, or None.
 
-    A dispatch mode whose class has `ignores_kernels = True` gives up the operations that a kernel does instead.
+    A mode whose class has `ignores_kernels = True` gives up the operations that a kernel does instead.
     """
     if torch.jit.is_tracing():
         return "torch.jit is tracing"
-    watching = [mode for mode in _get_current_dispatch_mode_stack() if not getattr(mode, "ignores_kernels", False)]
-    if watching or function_modes():
+    modes = *_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()
+    if not all(getattr(mode, "ignores_kernels", False) for mode in modes):
         return "a mode of PyTorch's sees every operation"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is on"

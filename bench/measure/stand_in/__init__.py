@@ -17,7 +17,6 @@ NAME = "stand-in"
 VARIABLE = "BATCHLINE_STAND_IN"
 WORDS = "stand-in: no time here was measured"
 MARK = f"{NAME}: "  # of every line that a command prints
-LEAST_SAMPLES = 4
 MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an interpreter takes a second for each
 
 

@@ -13,6 +13,8 @@ from bench.measure.stand_in.operations import moved
 class Devices(TorchFunctionMode):
     """What tensors say of where they are, and what moves them."""
 
+    ignores_kernels = True  # as bench.measure.stand_in.operations.Operations: or an op's own call would be its baseline
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         handler = _HANDLED.get(func)
         return handler(func, *args, **(kwargs or {})) if handler else func(*args, **(kwargs or {}))
