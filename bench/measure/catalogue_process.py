@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.measure import trees
+
 _MOST_AT_ONCE = 8
 
 
@@ -31,7 +33,7 @@ def main() -> None:
 
 
 def _answers(tree: str) -> Iterator[tuple[str, object]]:
-    sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
+    trees.use_kernels_of(tree)
     import torch
 
     # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.

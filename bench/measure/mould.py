@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 
-from bench.measure import placing, processes
+from bench.measure import placing, processes, trees
 from bench.measure.printed import Printed
 
 _FORK, _END = "fork", "end"    # what the parent asks
@@ -122,7 +122,7 @@ def _run(control: Connection, serve: Callable, arguments: tuple, preloaded: Sequ
         os.setsid()  # nor does the terminal's reach what is below
     processes.adopt_orphans()
     if tree:
-        sys.path.insert(0, tree)  # `bench` is imported by now, and stays this one
+        trees.use_kernels_of(tree)
     for name in preloaded:
         with contextlib.suppress(Exception):  # the worker fails at it again, and says so
             importlib.import_module(name)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import memory
+from bench.measure import memory, stand_in
 from bench.measure.busy import NoGuard, Guard
 from bench.measure.clocks import Host
 from bench.measure.hardware import hardware
@@ -59,6 +59,10 @@ SURVEYS = {
                     "characters": tuple(2 ** power for power in range(9))}, 2.0),
 }
 
+# A step of the characters takes seconds where kernels are interpreted.
+_ON_STAND_IN = Survey(1, 8, {"digits": (0,), "characters": (0,)}, {"digits": 32, "characters": 4},
+                      {"digits": (1, 8, 64), "characters": (1, 4)}, 0.1)
+
 
 def survey(name: str, profile: str, device: str, guard: Guard | NoGuard, tell: Tell = lambda what: None) -> dict:
     """The noise, the step times and the memory of the workload called `name`, as plain data.
@@ -70,7 +74,8 @@ def survey(name: str, profile: str, device: str, guard: Guard | NoGuard, tell: T
         steps: [{"batch", "samples_s", "peak_bytes", "memory_method"}]; why_not_timed, None unless the samples_s are
         empty; limit_bytes, what the device has room for.
     """
-    workload, effort = workloads[name], SURVEYS[profile]
+    workload = workloads[name]
+    effort = _ON_STAND_IN if device == "cuda" and stand_in.is_on() else SURVEYS[profile]
     limit_bytes = memory.room(device)
     steps, why_not_timed = _steps(workload, effort, device, guard, tell)
     points = [point for seed in range(effort.seeds) for point in _training(workload, effort, seed, device, tell)]
@@ -193,13 +198,14 @@ def _steps(workload: Workload, effort: Survey, device: str, guard: Guard | NoGua
 def _samples(launches: Mapping[int, Host], effort: Effort, device: str,
              guard: Guard | NoGuard) -> tuple[dict[int, list[float]], str | None]:
     """Each step's samples in seconds; none of any, and why, where the machine was busy or throttled meanwhile."""
-    taken, why = guard.measured(lambda: sample(launches, effort, state_of(device).why_throttled))
-    for batch, samples in taken.items():
+    clocks, now_s = {f"a step of {batch}": clock for batch, clock in launches.items()}, hardware(device).now_s
+    taken, why = guard.measured(lambda: sample(clocks, effort, state_of(device).why_throttled, now_s=now_s))
+    for name, samples in taken.items():
         if isinstance(samples, NotMeasured):
             why = why or samples.reason
         elif isinstance(samples, BaseException):
-            raise RuntimeError(f"a step of {batch}: {samples}") from samples
-    return {batch: [] if why else samples.samples_s for batch, samples in taken.items()}, why
+            raise RuntimeError(f"{name}: {samples}") from samples
+    return {batch: [] if why else samples.samples_s for batch, samples in zip(launches, taken.values())}, why
 
 
 @dataclass(frozen=True)
