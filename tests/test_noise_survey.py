@@ -89,7 +89,7 @@ def test_steps_that_were_timed_beside_others_have_no_times_and_give_no_advice(mo
 
 def test_steps_of_a_throttled_machine_have_none_either(monkeypatch):
     throttled = NotMeasured(INVALID, "the machine was throttled (power brake)")
-    monkeypatch.setattr(survey, "sample", lambda launches, *_: dict.fromkeys(launches, throttled))
+    monkeypatch.setattr(survey, "sample", lambda launches, *_, **__: dict.fromkeys(launches, throttled))
     monkeypatch.setitem(survey.SURVEYS, "small", _small((0,)))
     found = survey.survey("digits", "small", "cpu", NoGuard())
     assert found["why_not_timed"] == throttled.reason and not any(step["samples_s"] for step in found["steps"])

@@ -93,8 +93,9 @@ def _training(workload: Workload, effort: Survey, seed: int, device: str, tell: 
     batches, points = workload.train.epochs(workload.batch, generator, device), effort.updates[workload.name]
     for done in range(points[-1] + 1):
         if done in points:
-            tell(f"{workload.name}: noise after {done} updates, seed {seed + 1} of {effort.seeds}")
-            yield {"seed": seed, "updates": done} | _look(workload, model, effort, looks, device)
+            what = f"{workload.name}: noise after {done} updates, seed {seed + 1} of {effort.seeds}"
+            yield {"seed": seed, "updates": done} | _look(workload, model, effort, looks, device,
+                                                          lambda batch: tell(f"{what}, batch {batch}"))
         if done < points[-1]:
             _update(workload, model, next(batches))
 
@@ -114,11 +115,13 @@ def _backward(workload: Workload, model: torch.nn.Module, batch) -> torch.Tensor
     return loss
 
 
-def _look(workload: Workload, model: torch.nn.Module, effort: Survey, generator: torch.Generator, device: str) -> dict:
-    """The noise at one point of training."""
+def _look(workload: Workload, model: torch.nn.Module, effort: Survey, generator: torch.Generator, device: str,
+          tell: Callable[[int], None]) -> dict:
+    """The noise at one point of training; tells the number of each batch, from 1, before it is drawn."""
     batch, meter = effort.noise_batch[workload.name], NoiseMeter(model, reduction="mean")
     readings, losses, means = [], [], []
-    for _ in range(effort.batches):
+    for number in range(effort.batches):
+        tell(number + 1)
         drawn = workload.train.draw(batch, generator, device)
         with meter:
             losses.append(_backward(workload, model, drawn).item())
