@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from bench import records, study, units
 from bench.cases import Plan
 from bench.confirm import Confirming
-from bench.measure import audit, invariance, stand_in, static_facts
+from bench.measure import audit, invariance, pins, stand_in, static_facts
 from bench.measure.isolation import Isolation, WorkerLost
+from bench.measure.pins import Job
 from bench.records import MEASURED, OURS
+from bench.sealed import SealBroken
 from bench.verdicts import memory_law
 from kernels import backends
 
@@ -25,20 +27,20 @@ NOTHING = {"confirmed": {}, "audit": [], "invariance": [], "noise": None, "sweep
 def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -> Iterator[dict]:
     """Parts of a run's `about`, one after another, as NOTHING names them; the worker is closed on the way.
 
-    The noise of the workloads is looked at where all cases were chosen.
+    The noise of the workloads is looked at where all cases of a profile that has more than a fixed list were chosen.
     """
     confirming = Confirming(isolation, the_plan.profile, document[OURS]["seconds"])
     yield {"confirmed": confirming.confirmations(records.parse(document).records, document[OURS]["baselines"])}
     yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}
-    if not document[OURS]["selection"]:
+    if not document[OURS]["selection"] and not the_plan.profile.fixed:
         sweep = study.stored_sweep()
         for noise in study.surveys(isolation, the_plan.profile.name):
             yield {"noise": noise, "sweep": sweep}
     room_bytes, trials = memory_confirmed(isolation, the_plan, document)
     yield {"room_bytes": room_bytes, "capacity": trials}
     isolation.close()
-    rows, missing = compiled(the_plan, document[OURS]["cases"])
+    rows, missing = compiled(the_plan, document[OURS]["cases"], machine)
     yield {"compiled": rows, "not_compiled": missing, "waves": waves(isolation, the_plan, document, rows, machine)}
 
 
@@ -145,12 +147,34 @@ def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: fl
             yield row | {"why_not": str(error)}
 
 
-def compiled(the_plan: Plan, cases: list[dict]) -> tuple[list[dict], str | None]:
-    """The static facts of the run's GPU variants, and why they are not complete, if so."""
+def compiled(the_plan: Plan, cases: list[dict], machine: dict) -> tuple[list[dict], str | None]:
+    """The static facts of the run's GPU variants, and why they are not complete, if so.
+
+    With a fixed list of problems nothing is compiled for them, and where there is a GPU only its own are shown.
+    """
     if stand_in.is_on():
         return [], f"{stand_in.WORDS}, and its kernels are interpreted"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
     variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen}
-    facts = static_facts.facts(static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"]))
+    jobs = static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
+    if the_plan.profile.fixed:
+        return _pinned(jobs, machine)
+    facts = static_facts.facts(jobs)
     return facts.rows, facts.incomplete
+
+
+def _pinned(jobs: Sequence[Job], machine: dict) -> tuple[list[dict], str | None]:
+    """The pinned facts of those jobs whose sources are as they were pinned, for the GPU that is here if there is one.
+    """
+    try:
+        pinned = pins.load()
+    except SealBroken as refusal:
+        return [], str(refusal)
+    current = [job for job in jobs if static_facts.is_current(job, pinned)]
+    rows = static_facts.facts(current).rows
+    if "gpu" in machine:
+        here = int(machine["gpu"]["compute_capability"].replace(".", ""))
+        rows = [row for row in rows if row["architecture"] == here]
+    left = len(jobs) - len(current)
+    return rows, f"{left} of {len(jobs)} are not as they were pinned, and this profile compiles none" if left else None

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench import fixed_list
 from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
 from bench.errors import UsageError
 from bench.measure import catalogue, stand_in
@@ -38,7 +39,8 @@ class Profile:
     sizes, where the answer changes (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
     `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory law, 0 for none,
     and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case
-    may take. `budget_s`: how long a whole run may take, None for as long as it takes (bench.budget).
+    may take. `budget_s`: how long a whole run may take, None for as long as it takes (bench.budget). `fixed`: only the
+    problems of bench.fixed_list, without the noise, and of compiled facts only the pinned.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Profile:
     confirm_bytes: int | None
     deadline_s: float
     budget_s: Mapping[str, float | None]
+    fixed: bool = False
 
 
 _ALL_DTYPES = ("float32", "float16", "bfloat16")
@@ -85,6 +88,13 @@ PROFILES = {profile.name: profile for profile in (
             precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5, energy_s=1.0,
             longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600,
             budget_s={"cpu": None, "cuda": None}),
+    Profile("evidence", batches=(1, 256, 16),
+            dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
+            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
+            details=False, slow_starts=False, refines=False,
+            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
+            longest_call_s=0.04, confirm_s=0, confirm_bytes=None, deadline_s=60,
+            budget_s={"cpu": None, "cuda": 480}, fixed=True),
 )}
 
 
@@ -138,9 +148,20 @@ def plan(profile_name: str, device: str, deadline_s: float | None = None, tree: 
     """
     profile = profile_named(profile_name)
     limits = _limits(profile, device)
-    request = {"dtypes": profile.dtypes[device], "batches": profile.batches, "details": profile.details,
-               "flops": limits.flops, "bytes": limits.bytes, "configs": configs}
-    return of_catalogue(profile, device, catalogue.read(request, _deadline_s(profile, deadline_s), tree))
+    request = {"dtypes": profile.dtypes[device], "batches": (1,) if profile.fixed else profile.batches,
+               "details": profile.details, "flops": limits.flops, "bytes": limits.bytes, "configs": configs}
+    read = catalogue.read(request, _deadline_s(profile, deadline_s), tree)
+    if not profile.fixed:
+        return of_catalogue(profile, device, read)
+    listed = fixed_list.problems(read.ops, profile.batches)
+    read = catalogue.read(request | {"problems": listed}, _deadline_s(profile, deadline_s), tree)
+    return _in_order_of(listed, of_catalogue(profile, device, read))
+
+
+def _in_order_of(listed: Sequence[tuple], the_plan: Plan) -> Plan:
+    """The plan with its problems in the order of the list."""
+    place = {problem: number for number, problem in enumerate(listed)}
+    return replace(the_plan, cases=tuple(sorted(the_plan.cases, key=lambda case: place[case.problem])))
 
 
 def refined(the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]) -> Plan:

@@ -159,5 +159,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="quick", help="smoke, quick (default) or full")
+    parser.add_argument("--profile", default="quick",
+                        help="smoke, quick (default), full, or evidence: a fixed list of about 400 cases over all ops")
     parser.add_argument("--device", default="auto", help=_DEVICE_HELP)

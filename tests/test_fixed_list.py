@@ -1,0 +1,63 @@
+"""The fixed list of profile `evidence`: about 400 cases, every op and GPU variant, a cut run has some of each."""
+import itertools
+
+from bench import fixed_list
+from bench.cases import PROFILES
+from bench.declared import Problem
+from bench.records import NOT_HERE
+from tests.plans import planned
+
+THE_PLAN = planned("evidence", "cuda")
+FOR_A_GPU = [case for case in THE_PLAN.cases
+             if (not case.refusal or case.refusal[0] == NOT_HERE) and "cuda" in case.variant.runs_on
+             and case.variant.backend not in ("opacus", "backpack")
+             and not case.variant.slow_start and not case.variant.detail]
+PROBLEMS = list(dict.fromkeys(case.problem for case in THE_PLAN.cases))
+
+
+def test_it_has_about_400_cases():
+    assert 350 <= len(FOR_A_GPU) <= 480
+
+
+def test_every_group_is_one_of_its_op_and_has_every_batch():
+    for op, groups in fixed_list.GROUPS.items():
+        for scenario, dtype in groups:
+            batches = {batch for *group, batch in PROBLEMS if tuple(group) == (op, scenario, dtype)}
+            assert set(PROFILES["evidence"].batches) < batches, (op, scenario, dtype)
+
+
+def test_every_op_and_every_gpu_variant_is_in_it():
+    listed = {case.variant.id for case in FOR_A_GPU}
+    every = {variant.id for op in THE_PLAN.ops.values() for variant in op.variants.values()
+             if variant.backend in ("triton", "numba_cuda") and not variant.slow_start and not variant.detail}
+    assert every <= listed and {op for op, *_ in PROBLEMS} == set(THE_PLAN.ops)
+
+
+def test_a_cut_run_has_some_of_every_op_and_group():
+    groups = sum(map(len, fixed_list.GROUPS.values()))
+    first = PROBLEMS[:groups]
+    assert {batch for *_, batch in first} == {PROFILES["evidence"].batches[0]}
+    assert len({tuple(group) for *group, _ in first}) == groups
+    assert {op for op, *_ in PROBLEMS[:len(THE_PLAN.ops)]} == set(THE_PLAN.ops)
+
+
+def test_the_variants_of_a_problem_stay_together():
+    assert [problem for problem, _ in itertools.groupby(case.problem for case in THE_PLAN.cases)] == PROBLEMS
+
+
+def _problem(dtype, flops, least_bytes):
+    return Problem("bmm", "one", dtype, 1, flops, least_bytes, "", ())
+
+
+def test_neighbours_are_around_where_the_work_takes_as_long_as_a_launch():
+    assert fixed_list.neighbours(_problem("float16", 1, 1e6)) == (8, 16)  # 5 µs are 15 MB
+    assert fixed_list.neighbours(_problem("float32", 1e8, 1)) == (2, 4)   # and 250 MFLOP
+    assert fixed_list.neighbours(_problem("float16", 1e8, 1)) == (16, 32)
+    assert fixed_list.neighbours(_problem("float16", 1, 1)) == (2048, 4096)
+
+
+def test_in_another_dtype_the_scenarios_stay():
+    problems = list(dict.fromkeys(case.problem for case in planned("evidence", "cpu").cases))
+    assert {dtype for _, _, dtype, _ in problems} == {"float32"}
+    assert {(op, scenario) for op, scenario, *_ in problems} == {
+        (op, scenario) for op, groups in fixed_list.GROUPS.items() for scenario, _ in groups}
