@@ -57,7 +57,7 @@ help:
 	@echo "  make compare    two stored runs or revisions side by side: A=, B= (FORCE=1 across machines)"
 	@echo "  make history    every run on this machine: what changed when (K=, HISTORY=<folder>)"
 	@echo "  make aa         each baseline against itself: the spread on identical code"
-	@echo "  make evidence   all that this machine can show (GPU tests, bench, clocks, A/A), in at most 8 files"
+	@echo "  make evidence   what half an hour of a GPU is best spent on, in parts; OUT= of another call goes on there (K=)"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
 	@echo "  make readme     the figures of README and METHODOLOGY anew, from the stored runs that they name"
 	@echo "  make lint       flake8"
@@ -74,7 +74,7 @@ help:
 	@echo "  CASE=<id>                  which case, for explain and profile                 ["$(call quoted,CASE)"]"
 	@echo "  PIN=1                      codegen writes the pins                             [$(PIN)]"
 	@echo "  BASE=<revision>            what regress compares the working tree with       ["$(call quoted,BASE)"]"
-	@echo "  BUDGET=<minutes>           regress begins no pair that would end later        ["$(call quoted,BUDGET)"]"
+	@echo "  BUDGET=<minutes>           regress begins no pair that would end later, evidence no part ["$(call quoted,BUDGET)"]"
 	@echo "  A=, B=, FORCE=1            compare's runs or revisions; FORCE: of two machines ["$(call quoted,A) $(call quoted,B)" $(FORCE)]"
 	@echo "  HISTORY=<folder>           where bench appends and history reads ["$(if $(HISTORY),$(call quoted,HISTORY),reports/history)"]"
 	@echo "  OUT=<folder>               where bench makes its folder, where aa and evidence write ["$(call quoted,OUT)"]"
@@ -149,8 +149,12 @@ compare: $(INSTALLED)
 history: $(INSTALLED)
 	@$(PY) -m bench history -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
-aa evidence: $(INSTALLED)
-	$(PY) -m bench $@ --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
+evidence: $(INSTALLED)
+	$(PY) -m bench evidence --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(OUT),--out $(call quoted,OUT)) \
+	  $(if $(BUDGET),--minutes $(call quoted,BUDGET))
+
+aa: $(INSTALLED)
+	$(PY) -m bench aa --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
 
 report: $(INSTALLED)
 	@test -n $(call quoted,RUN) || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }

@@ -80,9 +80,10 @@ def _aa(options) -> int:
 
 
 def _evidence(options) -> int:
-    from bench import evidence
+    from bench.evidence.command import collect
 
-    return evidence.collect(options.device, Path(options.out) if options.out else None, options.profile)
+    return collect(options.device, Path(options.out) if options.out else None, options.k,
+                   [name for name in options.part.split(",") if name], options.minutes)
 
 
 def _tune(options) -> int:
@@ -95,7 +96,8 @@ def _tune(options) -> int:
 def _dispatch(options) -> int:
     from bench.dispatch import dispatch
 
-    return dispatch(Path(options.run) if options.run else None, options.profile, options.device, options.k)
+    return dispatch(Path(options.run) if options.run else None, options.profile, options.device, options.k,
+                    Path(options.out) if options.out else None)
 
 
 def _noise(options) -> int:

@@ -52,11 +52,19 @@ def parser() -> argparse.ArgumentParser:
     aa.add_argument("--seconds", type=_positive, default=3.0,
                     help="the most to time each of the two in a case (default 3)")
     aa.add_argument("--out", metavar="FOLDER", help="write a-a.json there too")
-    evidence = commands.add_parser("evidence", help="all that this machine can show, in at most eight files",
-                                   epilog="exit: 0 clean, 1 a part failed or was cut short (the others are there), "
-                                          "2 usage, 130 stopped by Ctrl-C (what is done is kept in reports/runs)")
-    _add_plan_options(evidence)
-    evidence.add_argument("--out", metavar="FOLDER", help="where to write (default: a new folder in reports/evidence)")
+    evidence = commands.add_parser("evidence", help="what half an hour of a GPU is best spent on, in parts",
+                                   epilog="exit: 0 clean (also where --minutes left parts out), 1 a part failed or was "
+                                          "cut short (the others are there), 2 usage, 130 stopped by Ctrl-C; what is "
+                                          "done is kept, and another call with the same --out goes on")
+    evidence.add_argument("--device", default="auto", help=_DEVICE_HELP)
+    evidence.add_argument("-k", default="", metavar="EXPRESSION", help="only cases whose id matches, as in pytest -k, "
+                          "in the parts cases and dispatch")
+    evidence.add_argument("--part", default="", metavar="A,B", help="only these parts, and those again that are there: "
+                          "clocks, tests, sanitizer, cases, noise, dispatch (default: all that are missing in --out)")
+    evidence.add_argument("--minutes", type=_positive, metavar="M", help="begin no part that might end later (each "
+                          "ends within 9)")
+    evidence.add_argument("--out", metavar="FOLDER", help="where to write, and to go on (default: a new folder in "
+                          "reports/runs, which moves to reports/evidence when it is whole)")
     tune = commands.add_parser("tune", help="time every variant's configurations, keep the winners beside the kernels",
                                epilog="exit: 0 clean, 1 a configuration was wrong or failed (the others are kept), "
                                       "2 usage, 3 nothing to tune here")
@@ -75,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
                           "pytest -k; the tables of other ops are not touched")
     dispatch.add_argument("--run", metavar="FOLDER", help="call the problems of its profile by its tables, take out "
                           "what is slower, and write them (default: call by the tables that there are)")
+    dispatch.add_argument("--out", metavar="FOLDER", help="where to write them (default: kernels/<op>/dispatch)")
     regress = commands.add_parser("regress", help="is the working tree slower, larger, less accurate than a revision?",
                                   epilog="exit: 0 no regression confirmed, 1 a confirmed regression, 2 usage, 3 not "
                                          "measured or not decided (a case is INVALID, or UNCONFIRMED: above its floor "

@@ -36,12 +36,13 @@ _LOOKS = 3     # in as many processes; what is refuted in each of them is
 _REMOVALS = 3  # of a problem's choices, the best first
 
 
-def dispatch(run_folder: Path | None, profile: str, device: str, selection: str) -> int:
+def dispatch(run_folder: Path | None, profile: str, device: str, selection: str, out: Path | None = None) -> int:
     """Call problems of the profile; by the tables of a run of this machine, if one is given, which are then written.
 
     Args:
         profile: whose problems are called where no run is given, which has its own.
         selection: only problems of which a case matches (pytest's -k); the tables of other ops are not touched.
+        out: where the tables are written, each as its op is called; by default where calls look them up.
 
     Returns:
         0; 1 where a call is slower than the baseline and the look-up, or fails; 3 where nothing could be measured, or
@@ -71,7 +72,7 @@ def dispatch(run_folder: Path | None, profile: str, device: str, selection: str)
         print(f"batchline: the calls can't be measured: {error}; the tables are as they were", file=sys.stderr)
         return NOT_MEASURED
     print(report.terminal(list(called.values()), [one for one in refuted if one.is_slower]))
-    all_written = _write(tables, problems, calls, refuted) if tables else True
+    all_written = _write(tables, problems, calls, refuted, out) if tables else True
     for line in _stale(the_plan):
         print(wrapped(line))
     if called and (refuted or calls.broken or broken):
@@ -108,7 +109,8 @@ def _verified(calls: _Calls, problems: Sequence[Problem],
     return called, refuted
 
 
-def _write(tables: HeldBack, problems: Sequence[Problem], calls: _Calls, refuted: Sequence[Called]) -> bool:
+def _write(tables: HeldBack, problems: Sequence[Problem], calls: _Calls, refuted: Sequence[Called],
+           out: Path | None) -> bool:
     """Write the tables that all calls of their ops bear out; whether those are all."""
     all_written = True
     for op in tables.entries:
@@ -116,7 +118,7 @@ def _write(tables: HeldBack, problems: Sequence[Problem], calls: _Calls, refuted
                     and (tables.chooses(problem) or calls.untimed[problem] not in (NOT_HERE, UNSUPPORTED))]
         open_ids += [_id(one.problem) for one in refuted if one.op == op and one.variant != one.baseline]
         if not open_ids:
-            tables.write(op)
+            tables.write(op, out)
             continue
         all_written = False
         more = f" and {len(open_ids) - 1} more" if len(open_ids) > 1 else ""

@@ -73,13 +73,13 @@ class HeldBack:
             entry["faster"].pop(one.variant, None)
         return True
 
-    def write(self, op: str) -> None:
-        """Put the op's table in the place of the present one.
+    def write(self, op: str, out: Path | None = None) -> None:
+        """Put the op's table in the place of the present one, or into the folder `out` under the op's name.
 
         Raises:
             UsageError: if it can't be written.
         """
-        path, entries = self._path(op), self.entries[op]
+        path, entries = out / f"{op}.json" if out else self._path(op), self.entries[op]
         rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
         device_tables.write(path, self._header, f"[\n{rows}\n ]")
         better = sum(bool(entry["faster"]) for entry in entries)

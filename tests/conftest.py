@@ -7,6 +7,7 @@ import torch
 
 from bench.measure import busy, catalogue, stand_in
 from kernels.backends import interpreted
+from tests import gpu_sessions
 
 LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
 os.environ[busy.VARIABLE] = "1"  # the machine is busy with these tests; those of the rule itself unset it
@@ -16,13 +17,21 @@ if interpreted("numba_cuda"):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """Two: more would take each other's cores in what is timed. With a GPU none besides: its memory is counted."""
-    return 0 if torch.cuda.is_available() else 2
+    """Two without a GPU: more would take each other's cores in what is timed."""
+    return gpu_sessions.processes()
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: where two processes share the tests, the others go on beside them."""
+    """The longest first, so that the others go on beside them in another process; GPU tests before, by risk."""
     items.sort(key=lambda item: item.path.name != LONGEST)
+    gpu_sessions.order(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    done = yield
+    gpu_sessions.leave_if_lost(item)
+    return done
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,20 +1,15 @@
-"""Every clock on the same three launches, with NVBench's figures beside them where its package is there.
-
-`python -m bench.measure.clock_check FILE DEVICE` in a process of its own, for NVBench runs once in a process.
-"""
+"""Every clock on the same three launches, with NVBench's figures beside them where its package is there."""
 from __future__ import annotations
 
 import copy
 import functools
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from bench import units
 from bench.cases import CLOCKS
-from bench.measure import nvbench
+from bench.measure import nvbench, stand_in
 from bench.measure.clocks import make_clock
 from bench.measure.hardware import hardware
 from bench.measure.sampling import Effort, Samples, sample
@@ -35,7 +30,8 @@ def clocks(device: str, machine) -> dict[str, object]:
 
 
 def launches(device: str) -> dict[str, Callable[[], object]]:
-    """torch.bmm of one 256³ and one 4096³ product, and torch.mean over 1 GiB of gradients."""
+    """torch.bmm of one 256³ and one 4096³ product, and torch.mean over 1 GiB of gradients; less on the stand-in."""
+    sizes, columns = ((16, 64), 2 ** 8) if stand_in.is_on() else ((256, 4096), 2 ** 18)
     dtype = torch.float16 if device == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
 
@@ -44,9 +40,10 @@ def launches(device: str) -> dict[str, Callable[[], object]]:
 
     name = str(dtype).removeprefix("torch.")
     products = {f"torch.bmm {size}³ {name}": functools.partial(
-        torch.bmm, draw(1, size, size, dtype=dtype), draw(1, size, size, dtype=dtype)) for size in (256, 4096)}
-    gradients = draw(1024, 2 ** 18, dtype=torch.float32)
-    return products | {"torch.mean over 1 GiB float32": functools.partial(torch.mean, gradients, 0)}
+        torch.bmm, draw(1, size, size, dtype=dtype), draw(1, size, size, dtype=dtype)) for size in sizes}
+    gradients = draw(1024, columns, dtype=torch.float32)
+    name = f"torch.mean over {units.size(gradients.nbytes)} float32"
+    return products | {name: functools.partial(torch.mean, gradients, 0)}
 
 
 def measure(device: str) -> dict:
@@ -77,7 +74,3 @@ def _facts(taken: Samples | BaseException) -> dict:
         return {"error": f"{type(taken).__name__}: {taken}"}
     return {"median_s": taken.median_s, "precision": taken.precision, "samples": len(taken.samples_s),
             "iterations": taken.iterations, "discarded": taken.discarded}
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(measure(sys.argv[2]), indent=1), encoding="utf-8")
