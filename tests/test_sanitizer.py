@@ -1,6 +1,4 @@
 """What compute-sanitizer says of each kernel is a row, whatever it says; where it is not installed, that is a line."""
-import json
-import subprocess
 import sys
 
 import pytest
@@ -22,7 +20,10 @@ RACE = f"""{HEAD}
 right on ragged in float16
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
-NO_RACE = f"{HEAD}\nright on ragged in float16\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+NO_RACE = f"""{HEAD}
+right on ragged in float16
+========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)
+"""
 
 
 @pytest.mark.parametrize("code, text, expected", [

@@ -48,7 +48,7 @@ def launches(device: str) -> dict[str, Callable[[], object]]:
 
 def measure(device: str) -> dict:
     """{launch: {clock: {"median_s", "precision", "samples"} or {"error"}, "nvbench": its figures}}."""
-    machine, state = hardware(device), state_of(device)
+    machine, state, effort = hardware(device), state_of(device), _EFFORT
     chosen = launches(device)
     found: dict[str, dict] = {}
     for name, launch in chosen.items():
@@ -60,8 +60,8 @@ def measure(device: str) -> dict:
         found[name] = {}
         for clock, on in clocks(device, machine).items():
             try:
-                made = make_clock("device_cold" if clock == WRITTEN else clock, on, [launch], call_s, _EFFORT.sample_s)
-                taken = sample({name: made}, _EFFORT, state.why_throttled, now_s=machine.now_s)[name]
+                made = make_clock("device_cold" if clock == WRITTEN else clock, on, [launch], call_s, effort.sample_s)
+                taken = sample({name: made}, effort, state.why_throttled, now_s=machine.now_s)[name]
             except Exception as error:  # a clock that fails is a row too
                 taken = error
             found[name][clock] = _facts(taken)

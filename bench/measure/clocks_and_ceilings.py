@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.cases import PROFILES
 from bench.files import write_whole
-from bench.measure import busy, ceilings, clock_check, environment
+from bench.measure import busy, ceilings, clock_check, environment, stand_in
 from bench.measure.sampling import Effort
 
 _CEILINGS = Effort(0.005, 0.5)
@@ -22,7 +22,8 @@ def main(path: Path, device: str) -> None:
                 "why_no_ceilings": "its time was over"}
     write_whole(path, json.dumps(document, indent=1))
     dtypes = PROFILES["evidence"].dtypes[device]
-    measured, why_not = ceilings.try_to_measure(device, dtypes, _CEILINGS, busy.NoGuard())
+    effort = _CEILINGS
+    measured, why_not = ceilings.try_to_measure(device, dtypes, effort, busy.guard_of(device))
     write_whole(path, json.dumps(document | {"ceilings": measured, "why_no_ceilings": why_not}, indent=1))
 
 
