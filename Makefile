@@ -67,7 +67,7 @@ help:
 	@echo "make fails with its own 2 whatever a command exits with, and prints that code (Error 1, Error 3: README)."
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
-	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes ["$(call quoted,PROFILE)"]"
+	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes; or evidence ["$(call quoted,PROFILE)"]"
 	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    ["$(call quoted,K)"]"
 	@echo "  DEVICE=auto|cpu|cuda|stand-in   auto takes the GPU if there is one, stand-in none ["$(call quoted,DEVICE)"]"
 	@echo "  RUN=<folder>               a stored run: report, advise, dispatch, explain     ["$(call quoted,RUN)"]"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kernels
-from bench.measure import check, hardware, memory, stand_in, state
+from bench.measure import check, hardware, memory, probe_once, stand_in, state
 from bench.measure.clocks import make_clock
 from bench.measure.planted import slower
 from bench.measure.runner import Runner
@@ -346,3 +346,16 @@ def test_a_grouped_product_refuses_what_cuda_refuses_and_the_variant_declines_it
     assert kernels.ops["bmm"].variants["torch_scaled_grouped_mm"].why_unsupported(*operands)
     with pytest.raises((RuntimeError, ValueError), match=refused):
         torch_scaled_grouped_mm(*operands)
+
+
+@pytest.mark.parametrize("variant", [NAIVE, NUMBA], ids=lambda variant: variant.name)
+def test_what_a_sanitizer_watches_is_one_right_call_of_one_probe(variant, monkeypatch, capsys):
+    launched = []
+    monkeypatch.setattr(type(variant), "__call__", lambda self, *inputs: launched.append(1) or self.function(*inputs))
+    assert probe_once.main(variant.id) == 0 and launched == [1]
+    assert "right on " in capsys.readouterr().out
+
+
+def test_of_a_kernel_that_is_wrong_on_it_the_sanitizer_hears(monkeypatch, capsys):
+    monkeypatch.setattr(type(NAIVE), "__call__", lambda self, *inputs: self.function(*inputs) + 1)
+    assert probe_once.main(NAIVE.id) == 1 and "wrong: on " in capsys.readouterr().out

@@ -185,3 +185,27 @@ def test_a_changed_kernel_is_compared_with_the_one_before(tmp_path):
                       encoding="utf-8")
     on_it("regress", "--base", "HEAD", "--profile", "smoke", "-k", "bmm and tiny_4 and (triton_naive or torch_bmm)",
           "--budget", "0.5", code=3, folder=tmp_path, sources=tmp_path)
+
+
+EVERY_PART = "clocks,tests,sanitizer,cases,noise,dispatch"
+
+
+@pytest.mark.parametrize("parts", ["tests,sanitizer,cases", pytest.param(EVERY_PART, marks=pytest.mark.slow)])
+def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
+    done = bench("evidence", "--device", stand_in.NAME, "--part", parts, "-k", "tiny_16 and torch_bmm", "--out",
+                 str(tmp_path / "made"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 cases planned" in done.stderr and "in all" in done.stderr
+    text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    assert ("Partial" in text) == (parts != EVERY_PART) and "Not to its end" not in text
+    assert text.count("Left out: there is no GPU here") == 2 and "Nothing to show" not in text
+    files = list((tmp_path / "made").iterdir())
+    assert len(files) <= 8 and {"README.md", "evidence.json", "run.json", "report.md"} <= {path.name for path in files}
+    for path in files:
+        assert stand_in.WORDS.removeprefix("stand-in: ") in path.read_text(encoding="utf-8"), path.name
+
+
+def test_it_is_never_among_the_committed_evidence():
+    done = bench("evidence", "--device", stand_in.NAME, "--out", "reports/evidence/made-up")
+    assert done.returncode == 2 and f"{stand_in.WORDS}: it is no evidence" in done.stderr
+    assert not (ROOT / "reports" / "evidence" / "made-up").exists()

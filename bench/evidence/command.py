@@ -168,6 +168,8 @@ def _end(state: State) -> None:
     if folder.parent == _UNFINISHED and not missing and not stand_in.is_on():
         folder = _moved(folder)
     print(f"evidence: {folder / report.FILE_NAME}")
+    if stand_in.is_on():
+        print(f"evidence: {stand_in.WORDS}: it is no evidence, and stays out of {DEFAULT_FOLDER}")
     if missing:
         print(f"evidence: {_how_to_go_on(state)}")
     cut = [part.name for part in parts.PARTS if part.name in state.taken and state.taken[part.name].ended]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.cases import PROFILES
 from bench.files import write_whole
-from bench.measure import busy, ceilings, clock_check, environment, stand_in
+from bench.measure import busy, ceilings, clock_check, environment
 from bench.measure.sampling import Effort
 
 _CEILINGS = Effort(0.005, 0.5)
