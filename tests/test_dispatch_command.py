@@ -112,6 +112,14 @@ def test_a_run_of_a_part_leaves_the_rest_of_the_table(here):
         assert [row["sizes"][0] for row in table()["winners"]] == [*kept, 3]
 
 
+def test_a_table_goes_where_it_is_told_to_and_calls_keep_theirs(here, tmp_path):
+    rows = [record("torch_bmm", 3, 2e-5), record("numba_cpu_tiny", 3, 1e-5)]
+    command.dispatch(a_run(here / "run", *rows), "smoke", "cpu", "tiny_16", tmp_path / "tables")
+    made = json.loads((tmp_path / "tables" / "bmm.json").read_text())
+    assert [row["sizes"][0] for row in made["winners"]] == [3]
+    assert not device_files.file_for(kernels.ops["bmm"].folder, "dispatch", "cpu").exists()
+
+
 def test_a_run_is_called_with_its_own_profile_whatever_is_named(here):
     rows = [record("torch_bmm", 3, 2e-5)]
     assert command.dispatch(a_run(here / "run", *rows), "quick", "cpu", "tiny_16") == command.CLEAN

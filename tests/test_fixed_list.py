@@ -1,10 +1,13 @@
 """The fixed list of profile `evidence`: about 400 cases, every op and GPU variant, a cut run has some of each."""
 import itertools
 
-from bench import fixed_list
+import pytest
+
+from bench import besides, fixed_list, study
 from bench.cases import PROFILES
 from bench.declared import Problem
-from bench.records import NOT_HERE
+from bench.measure import pins, static_facts
+from bench.records import NOT_HERE, OURS
 from tests.plans import planned
 
 THE_PLAN = planned("evidence", "cuda")
@@ -61,3 +64,38 @@ def test_in_another_dtype_the_scenarios_stay():
     assert {dtype for _, _, dtype, _ in problems} == {"float32"}
     assert {(op, scenario) for op, scenario, *_ in problems} == {
         (op, scenario) for op, groups in fixed_list.GROUPS.items() for scenario, _ in groups}
+
+
+JOBS = [("bmm/triton_naive", "float16"), ("bmm/triton_tiled", "float16")]
+
+
+@pytest.mark.parametrize("machine, shown", [({"gpu": {"compute_capability": "9.0"}}, [90]), ({}, [80, 90])])
+def test_of_compiled_facts_only_what_is_pinned_for_the_gpu_is_shown(monkeypatch, machine, shown):
+    monkeypatch.setattr(pins, "load", dict)
+    monkeypatch.setattr(static_facts, "is_current", lambda job, pinned: job == JOBS[0])
+    monkeypatch.setattr(static_facts, "facts", lambda jobs: static_facts.Facts(
+        [{"job": job, "architecture": number} for job in jobs for number in (80, 90)], len(jobs), 0, None))
+    rows, missing = besides._pinned(JOBS, machine)
+    assert [(row["job"], row["architecture"]) for row in rows] == [(JOBS[0], number) for number in shown]
+    assert missing == "1 of 2 are not as they were pinned, and this profile compiles none"
+
+
+class Worker:
+    """Of which nothing is asked that matters here."""
+
+    def call(self, *asked):
+        return None
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("profile, looked", [("evidence", False), ("smoke", True)])
+def test_the_noise_is_another_part_of_the_evidence(monkeypatch, profile, looked):
+    seen = []
+    monkeypatch.setattr(study, "surveys", lambda *asked: seen.append(asked) or iter(()))
+    monkeypatch.setattr(besides, "compiled", lambda *asked: ([], None))
+    document = {OURS: {"seconds": 1.0, "baselines": {}, "selection": "", "cases": []},
+                "benchmarks": [], "machine_info": {OURS: {}}}
+    list(besides.looks(Worker(), planned(profile, "cpu"), document, {}))
+    assert bool(seen) == looked
