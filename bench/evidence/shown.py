@@ -115,4 +115,4 @@ def show_dispatch(asked) -> Shown:
     kept = (f"The tables of {', '.join(tables)} are in evidence.json; `make dispatch RUN=` on this machine puts them "
             "where calls look them up." if tables else "No table follows from it.")
     shortened = lines[-_MOST_LINES:]
-    return Shown("\n".join(["```", *map(texts.clean_line, shortened), "```", "", kept]), data=tables or None)
+    return Shown("\n".join(["```", *map(texts.clean, shortened), "```", "", kept]), data=tables or None)
