@@ -239,6 +239,14 @@ def test_torch_compile_is_declined_with_a_reason():
     assert any(reason.startswith(stand_in.NAME) for _, reason in refusals)
 
 
+def test_an_ops_call_chooses_a_kernel():
+    """The stand-in sees torch's operations by modes, and where a mode watches a call is the baseline's."""
+    op = kernels.ops["bmm"]
+    traits, sizes = op.describe(*operands())
+    entry = {"traits": traits, "sizes": list(sizes), "faster": {NAIVE.name: 2.0}}
+    assert op.dispatch.by_table({"winners": [entry]}).look_up(*operands()).variant == NAIVE.name
+
+
 def test_what_is_planted_takes_so_much_more_on_the_device():
     machine = hardware.hardware("cuda")
 
