@@ -46,7 +46,7 @@ def test_what_it_holds_is_what_it_says(digits):
         assert sum(layer["scale"]["trace"] for layer in point["layers"].values()) == pytest.approx(
             point["estimate"]["scale"]["trace"], rel=1e-9)
     assert moments(found)[0].loss > moments(found)[-1].loss
-    assert "digits: noise after 50 updates, seed 2 of 2" in told
+    assert "digits: noise after 50 updates, seed 2 of 2, batch 4" in told
 
 
 def test_looking_does_not_change_the_training(monkeypatch):
