@@ -10,7 +10,7 @@ import torch
 
 from bench import texts
 from bench.cases import CLOCKS
-from bench.measure import fma, stand_in
+from bench.measure import cache_walk, fma, stand_in
 from bench.measure.busy import NoGuard, Guard
 from bench.measure.clocks import make_clock
 from bench.measure.hardware import Cpu, Cuda, hardware
@@ -27,7 +27,9 @@ from kernels.precision import tf32_products
 _LEAST_STREAM_BYTES = 2 ** 28
 _LONG_STREAM_BYTES = 2 ** 30
 _CACHE_SHARES = (2, 8, 32)  # of the last level; the smaller ones come from the level before it
+_WALKED_BYTES = 2 ** 32  # in a launch on a GPU: most of a millisecond
 _STAND_IN_SIZE, _STAND_IN_BYTES = 64, 2 ** 22  # of products and streams whose times are made up
+_STAND_IN_WALKED_BYTES = 2 ** 24
 _SIZES = {"cpu": {"float32": 1024, "float64": 1024, "float16": 256, "bfloat16": 256},
           "cuda": {"float32": 4096, "tf32": 8192, "float64": 4096, "float16": 8192, "bfloat16": 8192, FP8: 8192}}
 
@@ -38,7 +40,8 @@ def measure(device: str, dtypes: tuple[str, ...], effort: Effort,
 
     Returns:
         copy_bytes_per_s: device memory, bytes read plus bytes written. read_bytes_per_s: read only (a sum).
-        cache_bytes_per_s: the best of copy and sum over what the last level of cache holds; cache_bytes: its size.
+        cache_bytes_per_s: the best of copy and sum over what the last level of cache holds, on a GPU many times over
+        in one launch (bench.measure.cache_walk); cache_bytes: its size.
         matmul_flops_per_s: by dtype, square products through the vendor's library. fma_flops_per_s: by dtype, a
         processor's multiply-adds on what stays in L1 (a GPU's are not measured: {}). launch_s: by clock, what an empty
         launch reads on it. Rates are of the median; `best` has the same of the fastest sample, for floors.
@@ -60,9 +63,7 @@ def _measure(device: str, dtypes: tuple[str, ...], effort: Effort, tell: Callabl
 
     found = {"copy_bytes_per_s": rate(clock, _copy(stream, device), stream),
              "read_bytes_per_s": rate(clock, _read(stream, device), stream)}
-    hot = "device_hot" if device == "cuda" else clock
-    cached = [rate(hot, make(machine.cache_bytes // share, device), machine.cache_bytes // share)
-              for make in (_copy, _read) for share in _CACHE_SHARES]
+    cached = [rate(*how) for how in _out_of_the_cache(device, machine.cache_bytes)]
     found["cache_bytes_per_s"] = {key: max(one[key] for one in cached) for key in ("median", "best")}
     products = {}
     for name in _dtypes(device, dtypes):
@@ -114,6 +115,22 @@ def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
         if why_no_fp8(device) is None:
             names.append(FP8)
     return names
+
+
+def _out_of_the_cache(device: str, cache_bytes: int) -> Iterator[tuple[str, Callable, int]]:
+    """Launches that find their data in the last level of cache: a clock, a launch, and the bytes that it moves.
+
+    Without Triton those of a GPU are torch's, in a graph, where the gaps between them are smallest.
+    """
+    if device == "cuda" and not cache_walk.why_not():
+        walked_bytes = _STAND_IN_WALKED_BYTES if stand_in.is_on() else _WALKED_BYTES
+        for make in (cache_walk.copying, cache_walk.reading):
+            yield ("device_hot", *make(cache_bytes, walked_bytes))
+        return
+    clock = "graph" if device == "cuda" else CLOCKS[device][0]
+    for make in (_copy, _read):
+        for share in _CACHE_SHARES:
+            yield clock, make(cache_bytes // share, device), cache_bytes // share
 
 
 def _peak(rate: Callable, clock: str, dtype: str) -> dict[str, float]:
