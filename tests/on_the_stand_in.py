@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kernels
-from bench.measure import check, hardware, memory, probe_once, stand_in, state
+from bench.measure import check, hardware, memory, probe_once, stand_in
 from bench.measure.clocks import make_clock
 from bench.measure.planted import slower
 from bench.measure.runner import Runner
@@ -221,12 +221,6 @@ def test_every_launch_is_on_the_device_of_its_tensors(variant):
             assert first.device == torch.device("cuda", 1) and torch.cuda.current_device() == 0
             return
     pytest.skip("it takes no probe that is small enough here")
-
-
-def test_a_power_cap_throttles_nothing():
-    read = state.state_of("cuda")
-    assert read.why_throttled() is None
-    assert read.read()["throttled"] == ["power cap"]
 
 
 def test_a_plan_has_every_op_on_it():

@@ -5,18 +5,21 @@ import pytest
 import torch
 
 from bench import units
-from bench.measure import runner
+from bench.measure import cache_walk, ceilings, hardware, runner, state
+from bench.measure.clocks import make_clock
 from bench.measure.sampling import Effort
+from bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
+from bench.measure.stand_in.timeline import BYTES_PER_S
 from bench.measure.task import Task
 from bench.records import MEASURED
 
 OUTPUT_BYTES = 1024 * 16 * 16 * 2
 
 
-def measured(clock, labels="abcde", **settings):
-    """The outcomes of products of one variant under several names, each of OUTPUT_BYTES, by label."""
+def measured(clock, labels="abcde", batch=1024, variant="torch_bmm", scenario="tiny_16", **settings):
+    """The outcomes of products of one variant under several names, each of OUTPUT_BYTES at first, by label."""
     effort = Effort(precision=0.5, seconds=0.01, least=4)
-    task = Task("bmm", "tiny_16", "float16", 1024, tuple((label, "torch_bmm") for label in labels), (clock,), effort,
+    task = Task("bmm", scenario, "float16", batch, tuple((label, variant) for label in labels), (clock,), effort,
                 effort, warm_up_s=0.0, probes=False, **settings)
     return runner.Runner("cuda").measure(task)
 
@@ -51,3 +54,62 @@ def test_a_clock_that_keeps_no_memory_is_sampled_in_turns(monkeypatch):
     monkeypatch.setattr(runner, "_MOST_KEPT_BYTES", 0)
     outcomes = measured("device_cold", "ab")
     assert all("alone" not in outcome.facts["clocks"]["device_cold"] for outcome in outcomes.values())
+
+
+def rate_of(clock, launch, nbytes):
+    """Bytes per second, once the launch is warm, by the fastest of four samples."""
+    launch()
+    torch.cuda.synchronize()
+    clock = make_clock(clock, hardware.hardware("cuda"), [launch], 1e-3, 1e-3)
+    return nbytes / min(clock.sample() for _ in range(4))
+
+
+def test_no_gap_between_launches_is_in_the_rate_of_the_cache(monkeypatch):
+    cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    walks = [rate_of(*how) for how in ceilings._out_of_the_cache("cuda", cache_bytes)]
+    assert len(walks) == 2 and all(rate > 0.93 * BYTES_PER_S for rate in walks)
+    monkeypatch.setattr(cache_walk, "why_not", lambda: "no Triton")
+    ways = list(ceilings._out_of_the_cache("cuda", cache_bytes))
+    assert {clock for clock, _, _ in ways} == {"graph"}
+    for _, launch, nbytes in ways:
+        assert rate_of("device_hot", launch, nbytes) < 0.86 * BYTES_PER_S
+
+
+def test_a_walk_moves_as_many_bytes_as_it_says():
+    for make in (cache_walk.reading, cache_walk.copying):
+        launch, nbytes = make(2 ** 20, 2 ** 22)
+        launch().fill_(float("nan"))
+        result = launch()
+        torch.cuda.synchronize()
+        assert nbytes >= 2 ** 22 and not result.isnan().any()
+    launch, nbytes = cache_walk.reading(2 ** 20, 2 ** 22)
+    assert float(launch().sum()) == nbytes / 4  # of ones
+
+
+def test_a_power_cap_that_a_lasting_load_brings_on_is_in_the_sustained_time_alone():
+    torch.cuda._sleep(2_000_000_000)  # so that it has cooled down
+    outcome = measured("device_cold", "a", variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
+    assert outcome.status == MEASURED
+    sustained, after = outcome.facts["sustained"], outcome.facts["state"]["after"]
+    short_s = outcome.facts["clocks"]["device_cold"]["median_s"]
+    assert max(after["sm_mhz_seen"]) == BOOST_MHZ and sustained["sm_mhz"] == CAPPED_MHZ
+    assert sustained["power_w"] == 700 and sustained["seconds"] > 1
+    assert sustained["median_s"] > 1.3 * short_s
+
+
+def test_a_small_product_is_timed_in_turns_alone(monkeypatch):
+    outcome = measured("device_cold", "a", batch=1, sustained_s=1.0)["a"]
+    assert outcome.status == MEASURED and "sustained" not in outcome.facts
+    outcome = measured("device_cold", "a")["a"]
+    assert outcome.status == MEASURED and "sustained" not in outcome.facts
+
+
+def test_a_power_cap_throttles_nothing_and_is_seen():
+    a = torch.ones(64, 64, device="cuda")
+    for _ in range(500):
+        torch.mm(a, a)
+    torch.cuda.synchronize()
+    read = state.state_of("cuda")
+    assert read.why_throttled() is None
+    seen = read.read()
+    assert seen["throttled"] == ["power cap"] and seen["power_cap_seen"] and seen["sm_mhz_seen"] == [CAPPED_MHZ] * 2

@@ -4,6 +4,8 @@ As on CUDA a launch takes tensors of the current device alone: with another one'
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
@@ -12,11 +14,34 @@ import torch
 from bench.measure.stand_in import memory, quicken_the_simulator
 from bench.measure.stand_in.devices import DEVICES, current, host_only
 from bench.measure.stand_in.remembered import Remembered
-from bench.measure.stand_in.timeline import KERNEL_S, Queue
+from bench.measure.stand_in.timeline import BYTES_PER_S, KERNEL_S, Queue
 from kernels import backends
 
 ILLEGAL = "an illegal memory access was encountered"
 _REMEMBERED = Remembered()
+
+
+class _Traffic:
+    """How many bytes launches have read and written, as far as the interpreter says: Triton's does."""
+
+    def __init__(self):
+        self.counted_bytes = 0
+        self._known: dict[Hashable, int] = {}
+
+    def seconds(self, launch: Hashable) -> float:
+        """What such a launch moves takes so long, once one has been interpreted."""
+        return self._known.get(launch, 0) / BYTES_PER_S
+
+    @contextlib.contextmanager
+    def of(self, launch: Hashable) -> Iterator[None]:
+        """What is counted in the block is such a launch's; nothing is where its results were remembered."""
+        before = self.counted_bytes
+        yield
+        if self.counted_bytes > before:
+            self._known[launch] = self.counted_bytes - before
+
+
+_TRAFFIC = _Traffic()
 
 
 def install() -> None:
@@ -30,15 +55,19 @@ def install() -> None:
 def queue_launch(queue: Queue, kernel: Hashable, arguments: Iterable, interpret: Callable[[], None]) -> None:
     """Queue a kernel; its context breaks if it is given memory of another device than the queue's."""
     words = list(_words(arguments))
-    homes = {memory.device_at(word) for word in words if type(word) is int} - {None, memory.PINNED}
+    places = [memory.device_at(word) if type(word) is int else None for word in words]
+    homes = set(places) - {None, memory.PINNED}
+    launch = kernel, tuple(word for word, place in zip(words, places) if place is None)
 
     def compute() -> None:
         if homes - {queue.device}:
             raise RuntimeError(ILLEGAL)
-        with host_only():
+        with host_only(), _TRAFFIC.of(launch):
             _REMEMBERED.compute(kernel, words, interpret)
 
-    queue.add(compute, KERNEL_S + DEVICES[queue.device].write_back_s())
+    moving_s = _TRAFFIC.seconds(launch)
+    seconds = KERNEL_S + moving_s + DEVICES[queue.device].write_back_s()
+    queue.add(compute, seconds, is_product=moving_s < KERNEL_S)
 
 
 def _is_on_device(arguments: Iterable) -> bool:
@@ -63,8 +92,10 @@ def _words(arguments: Iterable) -> Iterator[Hashable]:
 
 
 def _install_triton() -> None:
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
+    InterpreterBuilder.create_masked_load = _counted(InterpreterBuilder.create_masked_load, 0)
+    InterpreterBuilder.create_masked_store = _counted(InterpreterBuilder.create_masked_store, 1)
     interpret = InterpretedFunction.run
 
     def run(self, *arguments, grid, warmup, **options):
@@ -77,6 +108,20 @@ def _install_triton() -> None:
                                 lambda: interpret(self, *arguments, grid=grid, warmup=warmup, **options))
 
     InterpretedFunction.run = run
+
+
+def _counted(access: Callable, mask_place: int) -> Callable:
+    """A load or store of the interpreter's, that counts the bytes that its mask lets through.
+
+    `mask_place`: which of its operands behind the pointers the mask is.
+    """
+    @functools.wraps(access)
+    def count(builder, pointers, *operands, **options):
+        elements = int(np.count_nonzero(operands[mask_place].data))
+        _TRAFFIC.counted_bytes += elements * pointers.get_element_ty().primitive_bitwidth // 8
+        return access(builder, pointers, *operands, **options)
+
+    return count
 
 
 def _install_numba() -> None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from bench.measure.stand_in.devices import Device, home, host_only, is_pinned, of_index
 from bench.measure.stand_in.products import ONLY_ON_CUDA
-from bench.measure.stand_in.timeline import OPERATION_S
+from bench.measure.stand_in.timeline import BYTES_PER_S, OPERATION_S
 
 _aten = torch.ops.aten
 _EMPTY = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided,
@@ -21,6 +21,7 @@ _EMPTY = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _
 _WAITS = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select,
           _aten.unique_dim, _aten._unique2, _aten.repeat_interleave}
 _SUMS = {_aten.sum, _aten.mean}
+_PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm}
 _CPU = torch.device("cpu")
 
 
@@ -78,9 +79,15 @@ def _operation(func, args: tuple, kwargs: dict):
     cast = _cast_before_a_sum(packet, tensors, kwargs, device)
     returned = _placed(_computed(func, args, kwargs), device)
     read, written = (sum(tensor.nbytes for tensor in _tensors(tree)) for tree in ((args, kwargs), returned))
-    device.queue.add(None, OPERATION_S + device.write_back_s(read - _bytes_written_to(func, args, kwargs), written))
+    seconds = _seconds(read + written) + device.write_back_s(read - _bytes_written_to(func, args, kwargs), written)
+    device.queue.add(None, seconds, packet in _PRODUCTS)
     del cast
     return returned
+
+
+def _seconds(nbytes: int) -> float:
+    """Of an operation that reads and writes so many bytes."""
+    return OPERATION_S + nbytes / BYTES_PER_S
 
 
 def _cast_before_a_sum(packet, tensors: list[torch.Tensor], kwargs: dict, device: Device):
@@ -151,7 +158,8 @@ def _captured(func, args: tuple, kwargs: dict, device: Device):
             for new, number in results:
                 new.copy_(again[number])
 
-    device.queue.add(compute, OPERATION_S)
+    nbytes = sum(tensor.nbytes for tensor in (*_tensors((args, kwargs)), *_tensors(before)))
+    device.queue.add(compute, _seconds(nbytes), func.overloadpacket in _PRODUCTS)
     return returned
 
 
@@ -193,12 +201,13 @@ def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
         target.copy_(source)
         return target
     if queue.capture or (on_host is not None and non_blocking and is_pinned(on_host)):
-        queue.add(compute, OPERATION_S)  # it reads or writes the host's memory when it is its turn
+        # It reads or writes the host's memory when it is its turn.
+        queue.add(compute, _seconds(target.nbytes + source.nbytes))
         return target
     for place in {to, of} - {None}:
         of_index(place).queue.compute()
     target.copy_(source)
-    queue.add(None, OPERATION_S)
+    queue.add(None, _seconds(target.nbytes + source.nbytes))
     return target
 
 

@@ -11,7 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-OPERATION_S, KERNEL_S = 1e-3, 2e-3  # of the device, for one operation of torch's and one of our kernels
+from bench.measure.stand_in.power import POWERS
+
+# Of the device: for one operation of torch's and one of our kernels, beside what they move.
+OPERATION_S, KERNEL_S = 1e-3, 2e-3
+BYTES_PER_S = 1e8  # of what a launch reads and writes
 _JITTER = 0.01
 _QUEUE_S, _ASK_S = 5e-6, 1e-6       # of the host
 NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"
@@ -80,16 +84,20 @@ class Queue:
         self.capture: Graph | None = None
         self._waiting: deque[Work] = deque()
 
-    def add(self, compute: Callable[[], None] | None, seconds: float) -> Work:
-        """Queue work; while the stream is captured it becomes a part of the graph."""
+    def add(self, compute: Callable[[], None] | None, seconds: float, is_product: bool = False) -> Work:
+        """Queue work of so many seconds at the boost clock; while the stream is captured it is a part of the graph.
+
+        `is_product`: it draws so much power that it is slower under a power cap, and in the end brings it on.
+        """
         CONTEXT.require()
         CLOCK.queued()
         work = Work(compute or (lambda: None))
         if self.capture:
-            self.capture.add(work.compute, seconds)
+            self.capture.add(work.compute, seconds, is_product)
             return work
         self._waiting.append(work)
-        self.ready_s = max(self.ready_s, CLOCK.now_s) + CLOCK.varied(seconds)
+        start_s = max(self.ready_s, CLOCK.now_s)
+        self.ready_s = start_s + POWERS[self.device].add(start_s, CLOCK.varied(seconds), is_product)
         return work
 
     def compute(self, until: Work | None = None) -> None:
@@ -161,16 +169,18 @@ class Graph:
 
     is_valid: bool = True
     seconds: float = 0.0
+    has_products: bool = False
     number: int = field(default_factory=_ids.__next__)
     _parts: list[Callable[[], None]] = field(default_factory=list)
 
-    def add(self, compute: Callable[[], None], seconds: float) -> None:
+    def add(self, compute: Callable[[], None], seconds: float, is_product: bool) -> None:
         self._parts.append(compute)
         self.seconds += seconds
+        self.has_products |= is_product
 
     def replay(self, queue: Queue) -> None:
         def compute() -> None:
             for part in self._parts:
                 part()
 
-        queue.add(compute, self.seconds)
+        queue.add(compute, self.seconds, self.has_products)
