@@ -169,6 +169,9 @@ class FakeCuda(_Machine):
 
         return replay
 
+    def release(self) -> None:
+        self.log.append("release")
+
     def launch(self, kernel: Kernel) -> None:
         if self._recorded is not None:
             if kernel.waits:

@@ -88,7 +88,7 @@ def test_a_walk_moves_as_many_bytes_as_it_says():
 
 def test_a_power_cap_that_a_lasting_load_brings_on_is_in_the_sustained_time_alone():
     torch.cuda._sleep(2_000_000_000)  # so that it has cooled down
-    outcome = measured("device_cold", "a", variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
+    outcome = measured("device_cold", "a", batch=80, variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
     assert outcome.status == MEASURED
     sustained, after = outcome.facts["sustained"], outcome.facts["state"]["after"]
     short_s = outcome.facts["clocks"]["device_cold"]["median_s"]
