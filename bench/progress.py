@@ -5,7 +5,7 @@ import collections
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from bench import console, units
@@ -48,6 +48,21 @@ class Progress:
         self._say(f"expected to take {units.clock(forecast.total_s)}: {units.clock(forecast.before_s)} before the "
                   f"cases, {units.clock(forecast.compile_s)} to compile kernels, {units.clock(forecast.cases_s)} for "
                   f"the cases, {units.clock(forecast.after_s)} after them")
+
+    def tell(self, what: str) -> None:
+        """What is being done before the first case, where there is a terminal to show it on."""
+        if self._on_terminal:
+            self._stream.write(f"{console.ERASED}{what}")
+            self._stream.flush()
+
+    def compiled(self, compiled: Mapping) -> None:
+        """Tell of the kernels that were compiled ahead, as bench.measure.ahead.CompiledAhead has them."""
+        if compiled["why_none"]:
+            self._say(f"no kernel is compiled ahead: {compiled['why_none']}")
+            return
+        self._say(f"{compiled['count']} kernels compiled ahead in {units.clock(compiled['seconds'])}, "
+                  f"{compiled['already']} were there, of {compiled['needed']}; {len(compiled['failed'])} did not "
+                  "compile, or are not known before their launch")
 
     def start(self) -> None:
         """The first case comes next."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import pytest
 
@@ -11,6 +11,7 @@ from bench.budget import Schedule
 from bench.cases import Case, Plan, refined
 from bench.declared import DeclaredOp
 from bench.journal import Journal
+from bench.measure.ahead import Ahead
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
 from bench.measure.sustained import SUSTAINED_S
@@ -25,8 +26,7 @@ from kernels.device_files import file_for, stored
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 
 
-def measure(schedule: Schedule, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
-            journal: Journal) -> int:
+def measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: str, journal: Journal) -> int:
     """Measure the plan's cases that match `selection`, each into the journal as it is done; returns how it ended:
     CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the journal) or BROKEN_CASES.
 
@@ -36,7 +36,6 @@ def measure(schedule: Schedule, isolation: Isolation, machine: dict, selection: 
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
     the_plan, progress = schedule.of, Progress()
-    measurer = Measurer(the_plan, isolation, clocks)
     session = Session(schedule, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
     require_selected(code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}")
@@ -88,13 +87,15 @@ def _empty_document(config) -> dict:
 
 
 class Measurer:
-    """Puts cases and ceilings to the worker, with the effort of a plan's profile."""
+    """Puts cases and ceilings to the worker, with the effort of a plan's profile, and compiles ahead for them."""
 
-    def __init__(self, the_plan: Plan, isolation: Isolation, clocks: Sequence[str]):
+    def __init__(self, the_plan: Plan, isolation: Isolation, clocks: Sequence[str], ahead: Ahead | None):
         self._plan = the_plan
-        self._isolation = isolation
+        self.isolation = isolation
+        self._ahead = ahead
         profile = the_plan.profile
         self._settings = {
+            "nearby_seed": ahead.nearby_seed if ahead else None,
             "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
             "sustained_s": SUSTAINED_S, "longest_call_s": profile.longest_call_s,
             "effort": Effort(profile.precision, profile.sampling_s),
@@ -104,22 +105,34 @@ class Measurer:
         """The machine's ceilings, or None and why it has none."""
         dtypes = self._plan.profile.dtypes[self._plan.device]
         try:
-            return self._isolation.call("ceilings", dtypes, self._settings["effort"])
+            return self.isolation.call("ceilings", dtypes, self._settings["effort"])
         except (WorkerLost, RuntimeError) as error:
             return None, str(error)
 
-    def compile_s(self, cases: Sequence[Case]) -> float:
-        """Seconds to compile what these cases need and those asked for before do not."""
-        return 0.0
+    def note(self, cases: Sequence[Case]) -> None:
+        """Find what must be compiled for these cases, which come in this order."""
+        if self._ahead:
+            self._ahead.note(cases)
 
-    def compile_ahead(self, cases: Sequence[Case]) -> None:
-        """Compile what these cases need, into the compilers' own caches."""
+    def compile_s(self, cases: Sequence[Case]) -> float:
+        """Seconds to compile what these cases need and the noted ones before them do not."""
+        return self._ahead.seconds_for(cases) if self._ahead else 0.0
+
+    def compile_ahead(self, cases: Sequence[Case], seconds: float, tell: Callable[[str], None]) -> dict | None:
+        """Compile what these cases need, for so many seconds at most; None where nothing is compiled."""
+        if not self._ahead:
+            return None
+
+        def progress(done: int, of: int) -> None:
+            tell(f"{done} of {of} kernels compiled")
+
+        return dataclasses.asdict(self._ahead.compile(cases, seconds, progress))
 
     def outcomes(self, cases: Sequence[Case]) -> dict[str, Outcome]:
         """The outcomes of the cases of one problem, by case id."""
         op, scenario, dtype, batch = cases[0].problem
         entries = tuple((case.id, case.variant.name) for case in cases)
-        return self._isolation.measure(Task(op, scenario, dtype, batch, entries, **self._settings))
+        return self.isolation.measure(Task(op, scenario, dtype, batch, entries, **self._settings))
 
 
 def _tuning(op: DeclaredOp, device: str) -> dict:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from bench.console import complain
 from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty, require_writable
 from bench.journal import Journal
+from bench.measure.ahead import Ahead
+from bench.measure.ahead.folder import kernels_folder
 from bench.measure.isolation import Isolation
-from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED
+from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
 from bench.records import MEASURED, NOT_REACHED, Run, is_broken
 from bench.report import run_in_ci
 from bench.stopping import put_off
@@ -53,6 +56,8 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         stack.callback(remove_if_empty, run_folder)
         require_writable(history_folder, "HISTORY")
         stack.callback(remove_if_empty, history_folder)
+        if device == "cuda":
+            stack.enter_context(kernels_folder())
         # It starts its worker while the ops are read.
         isolation = stack.enter_context(contextlib.closing(
             Isolation(device, deadline_s or profile_named(profile).deadline_s)))
@@ -60,8 +65,10 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         for one in the_plan.broken:
             complain(one)
         journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
+        ahead = stack.enter_context(contextlib.closing(_ahead())) if device == "cuda" else None
         schedule = Schedule(the_plan, lambda: time.monotonic() - began_s)
-        ended = _measure(schedule, isolation, machine, selection, chosen, journal)
+        measurer = Measurer(the_plan, isolation, chosen, ahead)
+        ended = _measure(schedule, measurer, machine, selection, journal)
         with put_off():  # after a Ctrl-C another one must find the run stored
             journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
             isolation.close()  # what a variant may have left running must not be there when the run is stored
@@ -71,8 +78,14 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
 
 
-def _measure(schedule: Schedule, isolation: Isolation, machine: dict, selection: str, clocks: Sequence[str],
-             journal: Journal) -> int:
+def _ahead() -> Ahead:
+    """What compiles the run's kernels, for this machine's GPU, in the block of `kernels_folder`."""
+    from bench.measure.ahead.gpu import this_gpu
+
+    return Ahead(this_gpu(), secrets.randbits(62))
+
+
+def _measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: str, journal: Journal) -> int:
     """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or BROKEN_CASES by a fault of our own.
 
     Raises:
@@ -80,9 +93,9 @@ def _measure(schedule: Schedule, isolation: Isolation, machine: dict, selection:
         KeyboardInterrupt: before the journal has begun, so with nothing to keep.
     """
     try:
-        ended = pytest_run.measure(schedule, isolation, machine, selection, clocks, journal)
+        ended = pytest_run.measure(schedule, measurer, machine, selection, journal)
         if ended == CLEAN:
-            for found in besides.looks(isolation, schedule.of, journal.document(), machine):
+            for found in besides.looks(measurer.isolation, schedule.of, journal.document(), machine):
                 journal.add(about=found)
             journal.add(about={"partial": False})
     except UsageError:

@@ -19,6 +19,7 @@ from bench.records import FAILED, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OURS
 from bench.verdicts import roofline
 
 _MOST_TRIES = 3  # of a problem with a time that can't be
+_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED = 30.0, 2.0
 
 
 class Session:
@@ -77,6 +78,7 @@ class Session:
         if chosen:
             self._record(planned=list(self.outcomes), along=[name for name in self.outcomes if name in self._along])
         can_run = [case for case in chosen if not case.refusal]
+        self._measurer.note(can_run)
         forecast = self._schedule.plan(can_run, self._measurer.compile_s)
         self.progress.plan(chosen, forecast, self._schedule)
         self._by_problem = {problem: [] for problem in forecast.problems_s}
@@ -84,10 +86,18 @@ class Session:
         for case in with_time:
             self._by_problem[case.problem].append(case)
         if with_time:
-            self._measurer.compile_ahead(with_time)
+            self._compile_ahead(with_time, forecast.compile_s)
             self.measure_ceilings()
         self._schedule.begin()
         self.progress.start()
+
+    def _compile_ahead(self, cases: Sequence[Case], expected_s: float) -> None:
+        """Compile what the cases need; what takes far longer than expected is left to the worker."""
+        longest_s = max(_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED * expected_s)
+        compiled = self._measurer.compile_ahead(cases, longest_s, self.progress.tell)
+        if compiled:
+            self._record(about={"compiled_ahead": compiled})
+            self.progress.compiled(compiled)
 
     def pytest_benchmark_update_machine_info(self, machine_info):
         machine_info[OURS] = self._machine

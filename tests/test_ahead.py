@@ -19,6 +19,7 @@ from kernels.backends import interpreted, tl, triton
 from kernels.launch import multiprocessors
 from kernels.op import Variant
 from tests.as_a_gpu_worker import CHANGES
+from tests.plans import planned
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
@@ -139,7 +140,9 @@ def test_a_launcher_that_raises_and_a_kernel_that_is_not_launched_are_lines_and_
 def test_where_kernels_are_interpreted_nothing_is_compiled(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-    done = ahead.compile_ahead([], H200, 60, lambda done, of: pytest.fail("compiles"))
+    kernels_of_run = ahead.Ahead(H200, nearby_seed=1)
+    kernels_of_run.note([])
+    done = kernels_of_run.compile([], 60, lambda done, of: pytest.fail("compiles"))
     assert done.count == 0 and "interpret" in done.why_none
 
 
@@ -194,7 +197,16 @@ def test_a_kernel_with_several_configurations_is_compiled_in_each():
     assert len(launches.keys_of(variant, shapes, H200)) == 4
 
 
-def test_what_compiling_is_expected_to_take_goes_with_the_kernels_and_the_processes():
-    job = ahead.Job("triton", "key", "bmm/x", inputs.Place(inputs.PROBE, "a", "float16"))
-    assert ahead.expected_compile_s([], 2) == 0
-    assert ahead.expected_compile_s([job] * 200, 2) == pytest.approx(ahead.START_S + 100 * ahead.COMPILE_S["triton"])
+def test_what_compiling_is_expected_to_take_is_told_once_for_each_kernel_and_shared_by_the_processes():
+    """The probes' kernels go with a variant's first problem, and a larger batch of the same kernel costs nothing."""
+    cases = [case for case in planned("smoke", "cuda").cases
+             if case.variant.id == "bmm/triton_naive" and case.scenario == "tiny_16" and not case.refusal]
+    kernels_of_run = ahead.Ahead(H200, nearby_seed=1, processes=2)
+    try:
+        kernels_of_run.note(cases)
+        first, *later = (kernels_of_run.seconds_for([case]) for case in cases)
+    finally:
+        kernels_of_run.close()
+    assert len(cases) == 3 and first > ahead.COMPILE_S["triton"] > sum(later)
+    kernels_of_first = first / (ahead.COMPILE_S["triton"] / 2)
+    assert kernels_of_first == pytest.approx(round(kernels_of_first))

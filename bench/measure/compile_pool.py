@@ -38,6 +38,10 @@ class Pool:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; another piece of work would start them anew."""
         self._end(self._workers)
 
     def _end(self, workers: Iterable[_Worker]) -> None:

@@ -22,20 +22,23 @@ from kernels import backends, cgroups
 
 Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a batch
 
-# Seconds a kernel, for sm_90: means over 60 and 20 kernels of PROFILE=smoke, by two processes on two cores of an
-# AMD EPYC 25/17 that others used too. The medians were 1.1 and 2.9. `python -m bench.measure.ahead.timing` measures.
-COMPILE_S = {"triton": 1.4, "numba_cuda": 4.4}
-START_S = 5.0  # of a process, to import torch and the compilers; an estimate
+# Seconds a kernel: the means that `python -m bench.measure.ahead.timing 90` printed (0.24 and 1.54 s, of 38 and 8
+# kernels of PROFILE=smoke) on an AMD EPYC 25/17 with one process on two cores, rounded up.
+COMPILE_S = {"triton": 0.3, "numba_cuda": 1.6}
 _MOST_PROCESSES = 16  # each takes about 1 GB
 
 
 class Job(NamedTuple):
-    """One kernel to compile: its compiler and that one's key, and a variant that launches it at a place."""
+    """One kernel to compile: its compiler and that one's key, and a variant that launches it at a place.
+
+    `problem`: the first of a run's for which it is needed.
+    """
 
     compiler: str
     key: str
     variant: str
     place: Place
+    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def specialisations(problems: Sequence[Problem], gpu: Gpu, pool: Pool, nearby_se
     for noting, (launches, problems_of_it) in noted.items():
         unknown += problems_of_it
         for compiler, key, place in launches:
-            rank, job = ranks.of(noting.variant, place), Job(compiler, key, noting.variant, place)
+            rank, first = ranks.of(noting.variant, place)
+            job = Job(compiler, key, noting.variant, place, problems[first])
             jobs[key] = min(jobs.get(key, (math.inf, job)), (rank, job), key=lambda ranked: ranked[0])
     in_order = sorted(jobs.values(), key=lambda ranked: ranked[0])
     return Needed(tuple(job for _, job in in_order), tuple(unknown))
@@ -113,11 +117,12 @@ class _Ranks:
             for key in ((variant, dtype), (variant, scenario, dtype), (variant, scenario, dtype, batch)):
                 self._first.setdefault(key, number)
 
-    def of(self, variant: str, place: Place) -> int:
-        if place.kind == CONDITION:  # after all times
-            return len(self._first)
+    def of(self, variant: str, place: Place) -> tuple[int, int]:
+        """When the place comes, and the number of the first problem for which it is needed."""
         named = (place.name, place.dtype, place.batch) if place.kind == PROBLEM else (place.name, place.dtype)
-        return self._first.get((variant, *named), self._first.get((variant, place.dtype), 0))
+        first = self._first.get((variant, *named), self._first[variant, place.dtype])
+        after_all_times = len(self._first)
+        return (after_all_times if place.kind == CONDITION else first), first
 
 
 def compile_all(jobs: Sequence[Job], gpu: Gpu, pool: Pool, until_s: float = math.inf, nearby_seed: int | None = None,
@@ -132,23 +137,48 @@ def compile_all(jobs: Sequence[Job], gpu: Gpu, pool: Pool, until_s: float = math
     return {wanted[one]: result for one, result in made.items()}, failed
 
 
-def expected_compile_s(jobs: Sequence[Job], processes: int) -> float:
-    """Seconds that `compile_all` is expected to take with so many processes, their start counted in."""
-    return START_S + sum(COMPILE_S[job.compiler] for job in jobs) / processes if jobs else 0.0
+class Ahead:
+    """The kernels of a run: what they take to compile, problem by problem, and the compiling.
 
-
-def compile_ahead(cases: Iterable, gpu: Gpu, seconds: float, progress: Callable[[int, int], None],
-                  nearby_seed: int | None = None, processes: int | None = None) -> CompiledAhead:
-    """Compile what these cases (bench.cases.Case) launch on this GPU, for so many seconds at most.
-
-    To be called in the block of `folder.kernels_folder`. A kernel that does not compile is the matter of its case.
+    To be made and closed in the block of `folder.kernels_folder`. `nearby_seed` is the tasks' (bench.measure.task).
     """
-    if why := why_nothing():
-        return CompiledAhead(why_none=why)
-    began_s = time.monotonic()
-    with Pool(processes or default_processes()) as pool:
-        needed = specialisations(problems_of(cases), gpu, pool, nearby_seed)
-        made, failed = compile_all(needed.jobs, gpu, pool, began_s + seconds, nearby_seed, progress)
-    new = sum(one.is_new for one in made.values())
-    return CompiledAhead(len(needed.jobs), new, len(made) - new, (*needed.unknown, *failed),
-                         time.monotonic() - began_s)
+
+    def __init__(self, gpu: Gpu, nearby_seed: int, processes: int | None = None):
+        self._gpu = gpu
+        self.nearby_seed = nearby_seed
+        self._processes = processes or default_processes()
+        self._pool = Pool(self._processes)
+        self._needed = Needed((), ())
+        self._seconds: dict[Problem, float] = {}
+
+    def note(self, cases: Iterable) -> None:
+        """Find the kernels that these cases (bench.cases.Case, in the order of a run) need."""
+        if why_nothing():
+            return
+        self._needed = specialisations(problems_of(cases), self._gpu, self._pool, self.nearby_seed)
+        self._seconds = {}
+        for job in self._needed.jobs:
+            self._seconds[job.problem] = self._seconds.get(job.problem, 0) + COMPILE_S[job.compiler] / self._processes
+
+    def seconds_for(self, cases: Iterable) -> float:
+        """What it is expected to take to compile the kernels that none of the noted cases before these needs."""
+        return sum(self._seconds.get(problem, 0.0) for problem in problems_of(cases))
+
+    def compile(self, cases: Iterable, seconds: float, progress: Callable[[int, int], None]) -> CompiledAhead:
+        """Compile the noted kernels that are first needed by these cases, for so many seconds at most.
+
+        A kernel that does not compile is the matter of its case.
+        """
+        if why := why_nothing():
+            return CompiledAhead(why_none=why)
+        began_s = time.monotonic()
+        wanted = set(problems_of(cases))
+        jobs = [job for job in self._needed.jobs if job.problem in wanted]
+        made, failed = compile_all(jobs, self._gpu, self._pool, began_s + seconds, self.nearby_seed, progress)
+        new = sum(one.is_new for one in made.values())
+        return CompiledAhead(len(jobs), new, len(made) - new, (*self._needed.unknown, *failed),
+                             time.monotonic() - began_s)
+
+    def close(self) -> None:
+        """End the processes that compile."""
+        self._pool.close()
