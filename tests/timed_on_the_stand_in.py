@@ -24,28 +24,33 @@ def measured(clock, labels="abcde", batch=1024, variant="torch_bmm", scenario="t
     return runner.Runner("cuda").measure(task)
 
 
-def peak_reserved(work):
-    """Bytes that the device has given out at most while `work` is done, above those before."""
+def peak_and_left(work):
+    """Bytes that the device has given out while `work` is done, and that are in use after it, above those before."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_reserved()
-    work()
-    return torch.cuda.max_memory_reserved() - before
+    before, used_before = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    gc.disable()  # or when it runs is chance
+    try:
+        work()
+        return torch.cuda.max_memory_reserved() - before, torch.cuda.memory_allocated() - used_before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("most_kept_bytes, is_alone", [(2 ** 32, False), (2 ** 18, True)])
 def test_graphs_that_would_keep_much_memory_live_one_after_another(monkeypatch, most_kept_bytes, is_alone):
     monkeypatch.setattr(runner, "_MOST_KEPT_BYTES", most_kept_bytes)
     outcomes = {}
-    one = peak_reserved(lambda: measured("graph", "a"))
-    several = peak_reserved(lambda: outcomes.update(measured("graph")))
+    one, one_left = peak_and_left(lambda: measured("graph", "a"))
+    several, left = peak_and_left(lambda: outcomes.update(measured("graph")))
     assert {outcome.status for outcome in outcomes.values()} == {MEASURED}
     reasons = {outcome.facts["clocks"]["graph"].get("alone") for outcome in outcomes.values()}
     if is_alone:
         assert reasons == {"sampled alone, one after another: the graphs of all 5 together would keep "
                            f"{units.size(5 * OUTPUT_BYTES)}"}
         assert several < one + 2 * OUTPUT_BYTES
+        assert left < one_left  # for one alone is released when its garbage is collected
     else:
         assert reasons == {None} and several > one + 3 * OUTPUT_BYTES
 
