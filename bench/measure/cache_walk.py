@@ -1,8 +1,8 @@
 """Kernels that walk a piece of a GPU's L2 cache many times in one launch: what the cache gives, with no gap in it.
 
-A launch that reads half of an L2 once takes 5 µs, and the next one starts a microsecond or more later, also in a CUDA
-graph: a rate that is taken from such launches is a quarter too low, and near memory's. Here one launch moves
-gigabytes, for most of a millisecond, so that its start and end are less than a hundredth of it. torch has no such
+Half of a 50 MB L2 is read in 5 µs at 5 TB/s. Between two such launches a microsecond or so goes by, also in a CUDA
+graph, so a rate that is taken from them is too low by that share. Here one launch moves 4 GiB, for most of a
+millisecond at that rate, so that its start and end are less than a hundredth of it. torch has no such
 launch: a sum over an expanded tensor reads element by element, and its blocks read the same lines at the same time,
 which are then in L1. Here loads leave L1 out, and neighbouring programs are at different places.
 """
