@@ -17,6 +17,7 @@ NAME = "stand-in"
 VARIABLE = "BATCHLINE_STAND_IN"
 WORDS = "stand-in: no time here was measured"
 MARK = f"{NAME}: "  # of every line that a command prints
+SAMPLES = 3  # by each clock but the one that ranks: an interval of the median takes twice as many
 MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an interpreter takes a second for each
 
 
