@@ -14,7 +14,7 @@ from itertools import zip_longest
 from bench import units
 from bench.cases import CLOCKS, Case, Plan, Profile
 from bench.declared import Problem
-from bench.measure import stand_in
+from bench.measure import stand_in, sustained
 
 ProblemKey = tuple[str, str, str, int]  # op, scenario, dtype, batch
 CompileTime = Callable[[Sequence[Case]], float]  # of what these cases need, and those asked for before do not
@@ -173,6 +173,8 @@ def expected_s(profile: Profile, device: str, problem: Problem, cases: int) -> f
     costs = COSTS[device]
     call_s = max(problem.flops / costs.flops_per_s, problem.least_bytes / costs.bytes_per_s)
     samples_s = profile.warm_up_s + profile.sampling_s + (len(CLOCKS[device]) - 1) * profile.other_clocks_s
+    if device == "cuda" and sustained.is_sustained(problem.flops):
+        samples_s += sustained.window_s()
     return cases * (samples_s + costs.case_s + costs.calls * min(call_s, profile.longest_call_s))
 
 

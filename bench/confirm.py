@@ -17,12 +17,14 @@ from dataclasses import dataclass
 
 from bench import units
 from bench.cases import Profile
+from bench.measure import stand_in
 from bench.measure.sampling import Effort
 from bench.measure.task import OWN_FAULT, Outcome, Task
 from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Record
 from bench.verdicts import crossovers, ladder, medians
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
+_LEAST_S_STAND_IN = 2.0       # where nothing is gained by more: no time is one
 _TRIES = 2                    # before a gain is gone
 _KEPT, _GONE = 2, 2           # so many gains of a variant that are tried and stay, or that are gone, are enough
 LUCK = math.log(1.25)        # an honest small kernel differs by a tenth from process to process (bench.measure.held)
@@ -111,7 +113,8 @@ class Confirming:
         self._workers = workers
         self._profile = profile
         self._now_s = now_s
-        self._until_s = now_s() + max(_LEAST_S, _SHARE * run_s)
+        least_s = _LEAST_S_STAND_IN if stand_in.is_on() else _LEAST_S
+        self._until_s = now_s() + max(least_s, _SHARE * run_s)
 
     def confirmations(self, records: Sequence[Record], baselines: Mapping[str, str]) -> dict[str, dict]:
         """What became of the winners, by case id; of those that there was no time for, nothing.

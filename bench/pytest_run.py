@@ -11,11 +11,10 @@ from bench.budget import Schedule
 from bench.cases import Case, Plan, Profile, refined
 from bench.declared import DeclaredOp
 from bench.journal import Journal
-from bench.measure import stand_in
+from bench.measure import stand_in, sustained
 from bench.measure.ahead import Ahead
 from bench.measure.isolation import Isolation, WorkerLost
 from bench.measure.sampling import Effort
-from bench.measure.sustained import SUSTAINED_S
 from bench.measure.task import Outcome, Task
 from bench.progress import Progress
 from bench.records import OURS
@@ -106,7 +105,7 @@ class Measurer:
         self._settings = {
             "nearby_seed": ahead.nearby_seed if ahead else None,
             "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
-            "sustained_s": SUSTAINED_S, "longest_call_s": profile.longest_call_s,
+            "sustained_s": sustained.window_s(), "longest_call_s": profile.longest_call_s,
             "effort": Effort(profile.precision, profile.sampling_s),
             "other_effort": _other_effort(profile)}
 

@@ -102,6 +102,7 @@ def test_nothing_is_built_upon_it(smoke):
     assert history.append(records.load(folder), folder / "history") is None
 
 
+@pytest.mark.slow
 def test_tuned_configurations_go_into_a_folder_of_their_own(tmp_path):
     on_it("tune", "--profile", "smoke", "-k", "grad_stats/triton_one_read", folder=tmp_path)
     path, = (tmp_path / "reports" / "runs").glob("*-tune/grad_stats-stand-in*.json")
@@ -128,6 +129,7 @@ def test_what_is_stored_of_it_says_so_wherever_it_is_shown(smoke):
         assert "no time here was measured" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_profiler_has_nothing_to_see(tmp_path):
     said = on_it("profile", "bmm/triton_naive/tiny_4/float16/B1", code=3, folder=tmp_path)
     assert "was called, and no profiler sees" in " ".join(said.split())
@@ -190,7 +192,8 @@ def test_a_changed_kernel_is_compared_with_the_one_before(tmp_path):
 EVERY_PART = "clocks,tests,sanitizer,cases,noise,dispatch"
 
 
-@pytest.mark.parametrize("parts", ["tests,sanitizer,cases", pytest.param(EVERY_PART, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["tests,sanitizer,cases", EVERY_PART])
 def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
     done = bench("evidence", "--device", stand_in.NAME, "--part", parts, "-k", "tiny_16 and torch_bmm", "--out",
                  str(tmp_path / "made"))

@@ -4,7 +4,7 @@ The turns of a problem are short, with pauses between them, so a GPU runs them a
 second meet its power cap, and take longer. Such a time is a fact of its case and never ranks.
 
 This imports no torch, so that planning can count on it: each variant of a problem for which `is_sustained` holds takes
-SUSTAINED_S longer.
+`window_s` longer.
 """
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from bench.measure import stand_in
 
 SUSTAINED_S = 1.0
 _LEAST_FLOPS = 1e11           # of a call: less does not load a GPU to its power cap
-_LEAST_FLOPS_STAND_IN = 9e3   # some of the problems that it takes
+_WINDOW_S_STAND_IN = 0.2      # of its clock: its kernels are interpreted
+_LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes
 _CHUNK_S = 0.02               # of calls between two events
 
 
 def is_sustained(flops: float) -> bool:
     """Whether a problem of so many FLOP in a call is timed under a load that lasts, too, on a GPU."""
     return flops > (_LEAST_FLOPS_STAND_IN if stand_in.is_on() else _LEAST_FLOPS)
+
+
+def window_s() -> float:
+    """Seconds for which the calls go on."""
+    return _WINDOW_S_STAND_IN if stand_in.is_on() else SUSTAINED_S
 
 
 def measure(launch: Callable[[], object], call_s: float, hardware, state, seconds: float = SUSTAINED_S) -> dict:

@@ -12,6 +12,7 @@ import types
 
 import greenlet
 import numpy as np
+from numba.core.types import abstract
 from numba.cuda.simulator import kernel, kernelapi
 
 from kernels import ptx_simulated
@@ -60,14 +61,32 @@ def _shared_array(shared: kernelapi.FakeCUDAShared, shape, dtype, alignment=None
     return shared._allocations[place]
 
 
+def _call_kernel(called: kernel.FakeCUDAKernel, *arguments):
+    """A call of a kernel or, in one, of a device function: in a module that has the fake `cuda` already, a plain call.
+    """
+    if called._device and kernelapi._swap_refcount.get(id(called.fn.__globals__)):
+        return called.fn(*arguments)
+    return _call(called, *arguments)
+
+
+def _cast(numba_type: abstract.Type, *arguments):
+    """float32(x): what asks first whether x is a type takes most of the time of a small kernel."""
+    if len(arguments) == 1 and isinstance(arguments[0], (int, float, np.generic)):
+        return numba_type.cast_python_value(arguments[0])
+    return _of_type(numba_type, *arguments)
+
+
 _ORDER = random.Random(0)
 _array = kernelapi.FakeCUDAShared.array
+_call, _of_type = kernel.FakeCUDAKernel.__call__, abstract.Type.__call__
 
 
 def install() -> None:
     """Put this in the place of the simulator's own."""
     kernel.BlockManager.run = _run
     kernelapi.FakeCUDAShared.array = _shared_array
+    kernel.FakeCUDAKernel.__call__ = _call_kernel
+    abstract.Type.__call__ = _cast
     # Who asks for the thread that it is in gets the coroutine.
     kernelapi.threading = ptx_simulated.threading = types.SimpleNamespace(
         **vars(threading) | {"current_thread": greenlet.getcurrent})
