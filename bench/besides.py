@@ -150,7 +150,8 @@ def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: fl
 def compiled(the_plan: Plan, cases: list[dict], machine: dict) -> tuple[list[dict], str | None]:
     """The static facts of the run's GPU variants, and why they are not complete, if so.
 
-    With a fixed list of problems nothing is compiled for them, and where there is a GPU only its own are shown.
+    With a fixed list of problems, or in a budget, nothing is compiled for them, and where there is a GPU only its own
+    are shown.
     """
     if stand_in.is_on():
         return [], f"{stand_in.WORDS}, and its kernels are interpreted"
@@ -158,7 +159,7 @@ def compiled(the_plan: Plan, cases: list[dict], machine: dict) -> tuple[list[dic
     chosen = {case["id"] for case in cases}
     variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen}
     jobs = static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
-    if the_plan.profile.fixed:
+    if the_plan.profile.fixed or the_plan.profile.budget_s[the_plan.device]:
         return _pinned(jobs, machine)
     facts = static_facts.facts(jobs)
     return facts.rows, facts.incomplete

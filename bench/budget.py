@@ -93,7 +93,8 @@ class Schedule:
         problems: dict[ProblemKey, list[Case]] = {}
         for case in cases:
             problems.setdefault(case.problem, []).append(case)
-        self.forecast = forecast(self.of, problems, self.budget_s, compile_s)
+        before_s = max(COSTS[self.of.device].before_s, self._spent_s())
+        self.forecast = forecast(self.of, problems, self.budget_s, compile_s, before_s)
         return self.forecast
 
     def also(self, more: Plan) -> Schedule:
@@ -109,7 +110,7 @@ class Schedule:
         if problem in self._begun:
             return None
         if self.forecast and problem in self.forecast.left or self._is_over():
-            return f"beyond {self.name}: choose it with K, or use PROFILE=full"
+            return f"beyond {self.name}: a narrower K, or PROFILE=full, has time for it"
         self._begun.add(problem)
         return None
 
@@ -139,15 +140,16 @@ def in_turns(problems: Iterable[ProblemKey]) -> list[ProblemKey]:
 
 
 def forecast(the_plan: Plan, problems: Mapping[ProblemKey, Sequence[Case]], budget_s: float | None,
-             compile_s: CompileTime) -> Forecast:
+             compile_s: CompileTime, before_s: float) -> Forecast:
     """What measuring these problems takes, and which of them there is time for in `budget_s` (None: for all).
 
     Args:
         problems: the cases to time by problem, in the order of their turn.
         compile_s: asked of each problem's cases, up to the first problem that there is no time for.
+        before_s: from the run's begin to its first case, without the compiling.
     """
     work = {problem.key: problem for op in the_plan.ops.values() for problem in op.problems}
-    device, before_s = the_plan.device, COSTS[the_plan.device].before_s
+    device = the_plan.device
     compiling_s = cases_s = 0.0
     problems_s: dict[ProblemKey, float] = {}
     for key, cases in problems.items():

@@ -94,7 +94,7 @@ PROFILES = {profile.name: profile for profile in (
             details=False, slow_starts=False, refines=False,
             precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
             longest_call_s=0.04, confirm_s=0, confirm_bytes=None, deadline_s=60,
-            budget_s={"cpu": None, "cuda": 480}, fixed=True),
+            budget_s={"cpu": None, "cuda": 420}, fixed=True),
 )}
 
 

@@ -125,11 +125,13 @@ def _entry(line: bytes) -> Mapping | None:
 def document_of(entries: Sequence[Mapping]) -> dict:
     """pytest-benchmark's document with our part in it, from a journal's entries."""
     first, *others = entries
-    about, benchmarks, outcomes = {**first["about"], "along": []}, [], {}
+    about, benchmarks, outcomes = {**first["about"], "along": [], "compiled_ahead": []}, [], {}
     for entry in others:
         about |= entry.get("about", {})
         about["along"] += entry.get("along", ())
         outcomes |= {name: (NOT_REACHED, "the run ended before it") for name in entry.get("planned", ())}
+        if "compiled_ahead" in entry:  # of each of a run's passes
+            about["compiled_ahead"].append(entry["compiled_ahead"])
         if "case" in entry:
             outcomes[entry["case"]] = entry["status"], entry["reason"]
         if "benchmark" in entry:

@@ -39,14 +39,15 @@ def measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: st
     session = Session(schedule, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
     require_selected(code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}")
-    journal.add(about={"forecast": schedule.forecast.as_dict()})
+    if schedule.forecast:  # there is none of a run that was stopped before it
+        journal.add(about={"forecast": schedule.forecast.as_dict()})
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
         document = journal.document()
         more = refined(the_plan, batches_to_add(records.parse(document).records, document[OURS]["baselines"]))
-        besides = Session(schedule.also(more), measurer, machine, progress, session.ceilings, journal.add)
-        besides_code = _measured(besides, selection) if more.cases else code
-        if besides.outcomes:
-            code = besides_code
+        second = Session(schedule.also(more), measurer, machine, progress, session.ceilings, journal.add)
+        second_code = _measured(second, selection) if more.cases else code
+        if second.outcomes:
+            code = second_code
     return {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from bench.errors import UsageError
 from bench.folders import new_folder, remove_if_empty, require_writable
 from bench.journal import Journal
 from bench.measure.ahead import Ahead
+from bench.measure.ahead.folder import VARIABLE as KERNELS
 from bench.measure.ahead.folder import kernels_folder
 from bench.measure.isolation import Isolation
 from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
@@ -57,6 +59,7 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         require_writable(history_folder, "HISTORY")
         stack.callback(remove_if_empty, history_folder)
         if device == "cuda":
+            _require_named_folder()
             stack.enter_context(kernels_folder())
         # It starts its worker while the ops are read.
         isolation = stack.enter_context(contextlib.closing(
@@ -76,6 +79,12 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)
         return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
+
+
+def _require_named_folder() -> None:
+    """Raise UsageError if compiled kernels are to be kept in a folder that can't be written."""
+    if named := os.environ.get(KERNELS):
+        require_writable(Path(named), KERNELS)
 
 
 def _ahead() -> Ahead:

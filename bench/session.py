@@ -78,6 +78,7 @@ class Session:
         if chosen:
             self._record(planned=list(self.outcomes), along=[name for name in self.outcomes if name in self._along])
         can_run = [case for case in chosen if not case.refusal]
+        self.progress.tell("which kernels are launched")
         self._measurer.note(can_run)
         forecast = self._schedule.plan(can_run, self._measurer.compile_s)
         self.progress.plan(chosen, forecast, self._schedule)
@@ -96,7 +97,7 @@ class Session:
         longest_s = max(_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED * expected_s)
         compiled = self._measurer.compile_ahead(cases, longest_s, self.progress.tell)
         if compiled:
-            self._record(about={"compiled_ahead": compiled})
+            self._record(compiled_ahead=compiled)
             self.progress.compiled(compiled)
 
     def pytest_benchmark_update_machine_info(self, machine_info):

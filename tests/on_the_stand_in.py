@@ -18,6 +18,7 @@ from bench.measure.stand_in.memory import CAPACITY_BYTES
 from bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
 from bench.measure.task import Task
 from bench.records import MEASURED
+from tests.on_tensor_cores import ON_TENSOR_CORES
 from tests.plans import planned
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
@@ -281,16 +282,6 @@ def test_a_reference_needs_little_memory_besides(name, shape):
     op.tolerance(results, *inputs)
     outputs = sum(tensor.nbytes for tensor in (results if isinstance(results, tuple) else (results,)))
     assert torch.cuda.max_memory_allocated() - before < 1.5 * own + 4 * outputs + 2 ** 27
-
-
-ON_TENSOR_CORES = [
-    *(("bmm", name, dtype) for name, dtype in (
-        ("torch_grouped_mm", "bfloat16"), ("torch_scaled_grouped_mm", "float8_e4m3fn"),
-        ("torch_scaled_mm", "float8_e4m3fn"), ("torch_upcast", "float8_e4m3fn"))),
-    *(("wgrad_stats", f"torch_{way}_{how}", dtype) for way in ("ghost", "rank_one") for how in ("tf32", "3xbf16")
-      for dtype in ("bfloat16", "float16")),
-    *(("wgrad_stats", name, "float32") for name in (
-        "torch_ghost_3xbf16", "torch_ghost_6xbf16", "torch_rank_one_3xbf16"))]
 
 
 @pytest.mark.parametrize("op, name, dtype", ON_TENSOR_CORES)

@@ -12,7 +12,7 @@ import torch
 
 import kernels
 from bench.measure import ahead, steadiness
-from bench.measure.ahead import folder, inputs, launches
+from bench.measure.ahead import folder, inputs, launches, work
 from bench.measure.ahead.gpu import H200, Gpu, pretended
 from bench.measure.codegen import why_cannot_compile
 from bench.measure.compile_pool import Pool
@@ -146,6 +146,21 @@ def test_where_kernels_are_interpreted_nothing_is_compiled(monkeypatch):
     kernels_of_run.note([])
     done = kernels_of_run.compile([], 60, lambda done, of: pytest.fail("compiles"))
     assert done.count == 0 and "interpret" in done.why_none
+
+
+def test_a_numba_that_lacks_what_the_cache_is_made_of_compiles_at_each_launch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bench.measure.ahead.kept", None)
+    assert folder.numba_keeper() is None
+    folder.load_what_was_compiled()
+    shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
+    assert launches.keys_of(kernels.ops["bmm"].variants["triton_naive"], shapes, H200)
+
+
+def test_what_declines_a_problem_is_asked_for_the_gpu_that_is_compiled_for(monkeypatch):
+    older = Gpu("an older one", 80, 108, 163 * 1024)
+    problem = ("square_256", "float16", 8)
+    noted = {gpu: work.note("bmm/triton_persistent_tma", (problem,), gpu, None) for gpu in (H200, older)}
+    assert noted[H200][0] and noted[older] == ([], [])
 
 
 def test_a_run_has_a_folder_of_its_own_unless_one_is_named(tmp_path, monkeypatch):

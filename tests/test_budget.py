@@ -94,7 +94,7 @@ def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(
 
 
 def test_a_problem_that_has_begun_is_not_refused():
-    seconds = iter([0.0, 1.0])
+    seconds = iter([0.0, 0.0, 1.0])  # to plan, to begin, and before the first problem
     schedule = Schedule(GPU, lambda: next(seconds, 1e6))
     first, second, *_ = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s
     schedule.begin()

@@ -59,6 +59,7 @@ def test_neighbours_are_around_where_the_work_takes_as_long_as_a_launch():
     assert fixed_list.neighbours(_problem("float16", 1, 1)) == (2048, 4096)
 
 
+@pytest.mark.slow
 def test_in_another_dtype_the_scenarios_stay():
     problems = list(dict.fromkeys(case.problem for case in planned("evidence", "cpu").cases))
     assert {dtype for _, _, dtype, _ in problems} == {"float32"}

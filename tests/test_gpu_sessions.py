@@ -87,6 +87,7 @@ def pytest_runtest_protocol(item):
 """
 
 
+@pytest.mark.slow
 def test_a_broken_context_fails_one_test_alone_and_the_session_says_why_at_once(tmp_path):
     pytest.importorskip("xdist")
     (tmp_path / "conftest.py").write_text(CONFTEST)

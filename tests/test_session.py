@@ -1,7 +1,11 @@
 """A session: what the worker measured is what pytest-benchmark stores, and a time that can't be is refused."""
+import contextlib
+
 import pytest
 
+from bench import pytest_run
 from bench.budget import Schedule
+from bench.journal import Journal
 from bench.measure.task import Outcome
 from bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
 from bench.session import Session, _Replay
@@ -176,6 +180,17 @@ def test_pytest_benchmark_gets_the_very_samples(iterations):
         fixture = Fixture(replay.timer)
         replay.into(fixture, Outcome(MEASURED, "", samples, iterations))
         assert fixture.data == pytest.approx(list(samples), rel=1e-6)
+
+
+def test_a_stop_before_anything_is_planned_is_a_stop_and_no_fault_of_ours(tmp_path):
+    class Stopped(Measurer):
+        def note(self, cases):
+            raise KeyboardInterrupt
+
+    with contextlib.closing(Journal(tmp_path, {})) as journal:
+        schedule = Schedule(PLAN, lambda: 0.0)
+        ended = pytest_run.measure(schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", journal)
+    assert ended == pytest_run.INTERRUPTED and journal.has_begun()
 
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():

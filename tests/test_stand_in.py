@@ -111,6 +111,7 @@ def test_tuned_configurations_go_into_a_folder_of_their_own(tmp_path):
     assert not beside_the_kernels("tuning")
 
 
+@pytest.mark.slow
 def test_the_tables_of_its_runs_go_into_the_folder_of_the_run(smoke):
     _, folder = smoke
     on_it("dispatch", "--run", str(folder), "-k", "grad_stats")

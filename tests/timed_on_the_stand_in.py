@@ -71,13 +71,21 @@ def rate_of(clock, launch, nbytes):
 
 def test_no_gap_between_launches_is_in_the_rate_of_the_cache(monkeypatch):
     cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-    walks = [rate_of(*how) for how in ceilings._out_of_the_cache("cuda", cache_bytes)]
+    walks = ceilings._cache_rates("cuda", cache_bytes, rate_of)
     assert len(walks) == 2 and all(rate > 0.93 * BYTES_PER_S for rate in walks)
     monkeypatch.setattr(cache_walk, "why_not", lambda: "no Triton")
-    ways = list(ceilings._out_of_the_cache("cuda", cache_bytes))
+    ways = ceilings._cache_rates("cuda", cache_bytes, lambda *how: how)
     assert {clock for clock, _, _ in ways} == {"graph"}
     for _, launch, nbytes in ways:
         assert rate_of("device_hot", launch, nbytes) < 0.86 * BYTES_PER_S
+
+
+def test_where_triton_compiles_nothing_the_cache_has_its_ceiling_by_torch(monkeypatch):
+    def fail(*sizes):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(cache_walk, "reading", fail)
+    assert {clock for clock, _, _ in ceilings._cache_rates("cuda", 2 ** 22, lambda *how: how)} == {"graph"}
 
 
 def test_a_walk_moves_as_many_bytes_as_it_says():
@@ -93,7 +101,7 @@ def test_a_walk_moves_as_many_bytes_as_it_says():
 
 def test_a_power_cap_that_a_lasting_load_brings_on_is_in_the_sustained_time_alone():
     torch.cuda._sleep(2_000_000_000)  # so that it has cooled down
-    outcome = measured("device_cold", "a", batch=80, variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
+    outcome = measured("device_cold", "a", batch=100, variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
     assert outcome.status == MEASURED
     sustained, after = outcome.facts["sustained"], outcome.facts["state"]["after"]
     short_s = outcome.facts["clocks"]["device_cold"]["median_s"]

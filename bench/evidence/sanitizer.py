@@ -5,14 +5,16 @@
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,12 +75,28 @@ def _checked(tool: str, variant: str, check: str) -> Row:
     # torch's own allocator hands out parts of one allocation, within which memcheck sees no bounds.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              errors="replace", timeout=_LIMIT_S)
+        code, printed = _printed(command, environment)
     except subprocess.TimeoutExpired:
         return Row(variant, check, NOT_RUN, f"not done after {_LIMIT_S:.0f} s", 0, _LIMIT_S)
-    result = read(done.returncode, done.stdout.splitlines())
+    result = read(code, printed.splitlines())
     return Row(variant, check, *result, round(time.monotonic() - started_s, 1))
+
+
+def _printed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """The exit code and what was printed; what the tool has started ends with it, in time or not.
+
+    Raises:
+        subprocess.TimeoutExpired: if it is not done after _LIMIT_S.
+    """
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace", start_new_session=True)
+    try:
+        printed, _ = process.communicate(timeout=_LIMIT_S)
+        return process.returncode, printed
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def read(code: int, lines: Sequence[str]) -> tuple[str, str, int]:

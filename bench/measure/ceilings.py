@@ -63,7 +63,7 @@ def _measure(device: str, dtypes: tuple[str, ...], effort: Effort, tell: Callabl
 
     found = {"copy_bytes_per_s": rate(clock, _copy(stream, device), stream),
              "read_bytes_per_s": rate(clock, _read(stream, device), stream)}
-    cached = [rate(*how) for how in _out_of_the_cache(device, machine.cache_bytes)]
+    cached = _cache_rates(device, machine.cache_bytes, rate)
     found["cache_bytes_per_s"] = {key: max(one[key] for one in cached) for key in ("median", "best")}
     products = {}
     for name in _dtypes(device, dtypes):
@@ -117,20 +117,25 @@ def _dtypes(device: str, dtypes: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _out_of_the_cache(device: str, cache_bytes: int) -> Iterator[tuple[str, Callable, int]]:
-    """Launches that find their data in the last level of cache: a clock, a launch, and the bytes that it moves.
+def _cache_rates(device: str, cache_bytes: int, rate: Callable) -> list[dict[str, float]]:
+    """What each way of moving data within the last level of cache reaches.
 
-    Without Triton those of a GPU are torch's, in a graph, where the gaps between them are smallest.
+    On a GPU they are walks by Triton. Where that compiles nothing they are torch's launches, in a graph, where the gaps
+    between them are smallest.
     """
     if device == "cuda" and not cache_walk.why_not():
-        walked_bytes = _STAND_IN_WALKED_BYTES if stand_in.is_on() else _WALKED_BYTES
-        for make in (cache_walk.copying, cache_walk.reading):
-            yield ("device_hot", *make(cache_bytes, walked_bytes))
-        return
+        with contextlib.suppress(Exception):  # whatever Triton raises where it has no C compiler, or a broken one
+            return [rate("device_hot", *walk) for walk in _walks(cache_bytes)]
     clock = "graph" if device == "cuda" else CLOCKS[device][0]
-    for make in (_copy, _read):
-        for share in _CACHE_SHARES:
-            yield clock, make(cache_bytes // share, device), cache_bytes // share
+    return [rate(clock, make(cache_bytes // share, device), cache_bytes // share)
+            for make in (_copy, _read) for share in _CACHE_SHARES]
+
+
+def _walks(cache_bytes: int) -> Iterator[tuple[Callable, int]]:
+    """Launches that walk within the cache, and the bytes that each moves."""
+    walked_bytes = _STAND_IN_WALKED_BYTES if stand_in.is_on() else _WALKED_BYTES
+    for make in (cache_walk.copying, cache_walk.reading):
+        yield make(cache_bytes, walked_bytes)
 
 
 def _peak(rate: Callable, clock: str, dtype: str) -> dict[str, float]:

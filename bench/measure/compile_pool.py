@@ -66,7 +66,7 @@ class Pool:
             worker.take(work, waiting)
         while busy := {worker.connection: worker for worker in self._workers if worker.job is not None}:
             left_s = until_s - time.monotonic()
-            ready = wait(list(busy), timeout=max(0, min(_LONGEST_S, left_s)))
+            ready = wait(list(busy), timeout=min(_LONGEST_S, left_s)) if left_s > 0 else []
             if not ready and left_s < _LONGEST_S:
                 self._end(busy.values())
                 break

@@ -135,12 +135,19 @@ def limit_to_available() -> None:
     Free is what the machine has, or a container's limit leaves where that is less. Linux only (RLIMIT_DATA counts
     private writable mappings since 4.7); elsewhere it does nothing.
     """
+    free = free_bytes()
+    if free is not None:
+        limit_to(free * 9 // 10)
+
+
+def free_bytes() -> int | None:
+    """What the machine has, or a container's limit leaves where that is less; None where neither is told."""
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
-        return
+        return None
     available, allowed = _kibibytes(meminfo, "MemAvailable"), cgroups.memory_room()
-    limit_to((available if allowed is None else min(available, allowed)) * 9 // 10)
+    return available if allowed is None else min(available, allowed)
 
 
 def limit_to(more_bytes: int) -> None:

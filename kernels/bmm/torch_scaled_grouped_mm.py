@@ -11,7 +11,7 @@ import torch
 
 from kernels.bmm import bmm
 from kernels.bmm._grouped import why_not_grouped
-from kernels.bmm.torch_scaled_mm import why_not as why_not_scaled
+from kernels.bmm._scaled import why_not_scaled
 from kernels.op import FP8
 
 

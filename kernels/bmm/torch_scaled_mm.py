@@ -10,22 +10,8 @@ import torch
 
 from kernels.bmm import bmm
 from kernels.bmm._folding import folded, why_not_folded
+from kernels.bmm._scaled import why_not_scaled
 from kernels.op import FP8
-
-_ALIGNED = 16  # elements, which are bytes
-
-
-def why_not(a, b):
-    """Why the library's fp8 product does not take these operands, or None."""
-    k, n = b.shape[1:]
-    if k % _ALIGNED or n % _ALIGNED:
-        return f"the library's fp8 product takes K and N in multiples of {_ALIGNED}"
-    for tensor, along, across, asked in ((a, 2, 1, "A row by row"), (b, 1, 2, "B column by column")):
-        if tensor.stride(along) != 1 or tensor.stride(across) < k:
-            return f"the library's fp8 product takes {asked}"
-        if tensor.storage_offset() % _ALIGNED or tensor.stride(across) % _ALIGNED or tensor.stride(0) % _ALIGNED:
-            return f"the library's fp8 product takes rows that start at multiples of {_ALIGNED} bytes"
-    return None
 
 
 @functools.cache
@@ -38,7 +24,7 @@ def _product(a, b, out):
     torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=out.dtype, use_fast_accum=False, out=out)
 
 
-@bmm.variant(backend="torch", dtypes=(FP8,), supports=why_not, builds_on="torch_upcast")
+@bmm.variant(backend="torch", dtypes=(FP8,), supports=why_not_scaled, builds_on="torch_upcast")
 def torch_scaled_mm(a, b):
     shape = (a.shape[0], a.shape[1], b.shape[2])
     c = torch.empty(shape, dtype=bmm.output_dtype(a.dtype), device=a.device)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.measure import stand_in
+from bench.measure import memory, stand_in
 from bench.measure.ahead import work
 from bench.measure.ahead.gpu import Gpu
 from bench.measure.ahead.inputs import CONDITION, PROBLEM, Place
@@ -25,7 +25,7 @@ Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a ba
 # Seconds a kernel: the means that `python -m bench.measure.ahead.timing 90` printed (0.24 and 1.54 s, of 38 and 8
 # kernels of PROFILE=smoke) on an AMD EPYC 25/17 with one process on two cores, rounded up.
 COMPILE_S = {"triton": 0.3, "numba_cuda": 1.6}
-_MOST_PROCESSES = 16  # each takes about 1 GB
+_MOST_PROCESSES, _PROCESS_BYTES = 16, 10 ** 9
 
 
 class Job(NamedTuple):
@@ -82,9 +82,11 @@ def problems_of(cases: Iterable) -> list[Problem]:
 
 
 def default_processes() -> int:
-    """As many as this process may use cores."""
+    """As many as this process may use cores, and as have room in half of the memory that is available."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_PROCESSES, cores, cgroups.whole_cores() or cores))
+    free = memory.free_bytes()
+    with_room = _MOST_PROCESSES if free is None else free // 2 // _PROCESS_BYTES
+    return max(1, min(_MOST_PROCESSES, cores, cgroups.whole_cores() or cores, with_room))
 
 
 def specialisations(problems: Sequence[Problem], gpu: Gpu, pool: Pool, nearby_seed: int | None = None) -> Needed:
@@ -174,7 +176,10 @@ class Ahead:
         began_s = time.monotonic()
         wanted = set(problems_of(cases))
         jobs = [job for job in self._needed.jobs if job.problem in wanted]
-        made, failed = compile_all(jobs, self._gpu, self._pool, began_s + seconds, self.nearby_seed, progress)
+        try:
+            made, failed = compile_all(jobs, self._gpu, self._pool, began_s + seconds, self.nearby_seed, progress)
+        finally:
+            self._pool.close()  # nothing of it may run, or hold memory, while something is timed
         new = sum(one.is_new for one in made.values())
         return CompiledAhead(len(jobs), new, len(made) - new, (*self._needed.unknown, *failed),
                              time.monotonic() - began_s)

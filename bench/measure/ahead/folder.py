@@ -6,10 +6,12 @@ later run. Whoever wants to reuse what was compiled names a folder of theirs by 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from kernels import backends
 
@@ -25,10 +27,18 @@ def numba_folder() -> Path | None:
 
 def load_what_was_compiled() -> None:
     """From now on this process takes Numba's CUDA kernels from there; Triton does it by itself."""
-    if backends.why_absent("numba_cuda") is None and not backends.interpreted("numba_cuda"):
-        from bench.measure.ahead import kept
+    if keeper := numba_keeper():
+        keeper.keep_from_now_on()
 
-        kept.keep_from_now_on()
+
+def numba_keeper() -> ModuleType | None:
+    """bench.measure.ahead.kept; None where Numba interprets, or is one that lacks what it is made of: it then compiles
+    at each launch."""
+    if backends.why_absent("numba_cuda") or backends.interpreted("numba_cuda"):
+        return None
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("bench.measure.ahead.kept")
+    return None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import TorchFunctionMode
 
+from kernels import target
+
 _DEVICE = torch.device("cuda", 0)
 
 
@@ -50,12 +52,14 @@ def pretended(gpu: Gpu) -> Iterator[None]:
                "is_current_stream_capturing": False, "get_device_properties": properties,
                "get_device_capability": gpu.capability, "get_device_name": gpu.name}
     before = {name: getattr(torch.cuda, name) for name in answers}
+    target.of_gpu.cache_clear()  # it keeps what another GPU is
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer: answer)
     try:
         with _OnGpu():
             yield
     finally:
+        target.of_gpu.cache_clear()
         for name, function in before.items():
             setattr(torch.cuda, name, function)
 

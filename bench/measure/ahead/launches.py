@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from bench.measure.ahead.folder import numba_keeper
 from bench.measure.ahead.gpu import Gpu, pretended
 from bench.measure.codegen import NoGpu
 from kernels import backends, launch
@@ -67,9 +68,10 @@ def compile_one(variant: Variant, inputs: Tensors, gpu: Gpu, key: str) -> bool:
 def _caught(gpu: Gpu, wants: Wants) -> Iterator[None]:
     """In the block, launches of Triton's and Numba's kernels are asked for, and compiled if they are wanted."""
     with contextlib.ExitStack() as stack:
-        for backend, caught in (("triton", _triton), ("numba_cuda", _numba)):
-            if backends.why_absent(backend) is None and not backends.interpreted(backend):
-                stack.enter_context(caught(gpu, wants))
+        if backends.why_absent("triton") is None and not backends.interpreted("triton"):
+            stack.enter_context(_triton(gpu, wants))
+        if numba_keeper():
+            stack.enter_context(_numba(gpu, wants))
         yield
 
 

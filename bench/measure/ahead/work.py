@@ -9,7 +9,7 @@ import kernels
 from bench import texts
 from bench.measure import importing, process_state
 from bench.measure.ahead import launches
-from bench.measure.ahead.gpu import Gpu
+from bench.measure.ahead.gpu import Gpu, pretended
 from bench.measure.ahead.inputs import Place, inputs_at, places
 from kernels.op import Variant
 
@@ -57,7 +57,8 @@ def note(variant_id: str, problems: tuple[tuple[str, str, int], ...], gpu: Gpu,
     variant, found, problems_of_it = _variant(variant_id), {}, []
     for place in places(variant, problems, nearby_seed):
         try:
-            inputs = inputs_at(variant, place, nearby_seed)
+            with pretended(gpu):
+                inputs = inputs_at(variant, place, nearby_seed)
             if inputs is not None:
                 for key, compiler in launches.keys_of(variant, inputs, gpu).items():
                     found.setdefault(key, (compiler, key, place))
@@ -69,7 +70,8 @@ def note(variant_id: str, problems: tuple[tuple[str, str, int], ...], gpu: Gpu,
 def compile_one(variant_id: str, place: Place, key: str, gpu: Gpu, nearby_seed: int | None) -> Made:
     """Compile the kernel of this key, that the variant launches there, into its compiler's cache."""
     variant = _variant(variant_id)
-    inputs = inputs_at(variant, place, nearby_seed)
+    with pretended(gpu):
+        inputs = inputs_at(variant, place, nearby_seed)
     began_s = time.perf_counter()
     is_new = launches.compile_one(variant, inputs, gpu, key)
     return Made(is_new, time.perf_counter() - began_s)
