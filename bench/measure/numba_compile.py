@@ -35,9 +35,10 @@ def compile_as_launched(kernel, signature: tuple) -> tuple[str, bytes]:
     from numba.cuda.dispatcher import CUDADispatcher
 
     # A dispatcher of its own, for one keeps what it compiled whatever the architecture.
-    library = CUDADispatcher(kernel.py_func, targetoptions=kernel.targetoptions).compile(signature).library
-    ptx = library.get_lto_ptx() if kernel.targetoptions["lto"] else library.get_asm_str()
-    return ptx.rstrip("\0"), library.get_cubin().code
+    dispatcher = CUDADispatcher(kernel.py_func, targetoptions=kernel.targetoptions)
+    code = dispatcher.compile(signature)._codelibrary
+    ptx = code.get_lto_ptx() if kernel.targetoptions["lto"] else code.get_asm_str()
+    return ptx.rstrip("\0"), code.get_cubin().code
 
 
 def _not_loaded(cubin, setup_functions, teardown_functions) -> SimpleNamespace:
