@@ -5,6 +5,7 @@ import pkgutil
 import pytest
 import torch
 
+import kernels
 from bench.measure.check import Poison, check_outputs, check_variant, expect, held_to, tolerance_multiple
 from bench.records import WRONG, NotMeasured
 from kernels.bmm import bmm
@@ -170,3 +171,15 @@ def test_one_running_sum_of_60000_squares_is_not():
         check_outputs((mean, n, d), (g,), expect(grad_stats, (g,)), "here")
     right = g.square().sum(1)
     assert check_outputs((mean, right, d), (g,), expect(grad_stats, (g,)), "here").error_of_typical < 0.5
+
+
+@pytest.mark.parametrize("name", ["torch_materialize", "torch_vmap"])
+def test_running_sums_over_parameters_that_are_all_alike_are_within_their_bound(name):
+    """Each addition rounds the same way: n and d are off by more than sums of blocks may be."""
+    op = kernels.ops["wgrad_stats"]
+    inputs = tuple(torch.full((3, 1, 512), value) for value in (1.1, 1.21))
+    expected = expect(op, inputs)
+    outputs = op.variants[name](*inputs)
+    assert check_outputs(outputs, inputs, held_to(op.variants[name], inputs, expected), "here").error_of_tolerance < 1
+    with pytest.raises(NotMeasured, match="times the tolerance"):
+        check_outputs(outputs, inputs, expected, "here")

@@ -22,10 +22,11 @@ def passes(g):
     return mean, n, torch.mv(g.to(dtype), mean)
 
 
-def _running_sum(terms, dtype):
+def running_sum(terms, dtype):
+    """The relative error that n and d of `passes` may have over so many parameters."""
     return max(summed(terms, dtype), summed_in_any_order(terms + _ROOT_AND_SQUARE, dtype))
 
 
-@grad_stats.variant(backend="torch", tolerance=functools.partial(tolerance, error_of_sum=_running_sum))
+@grad_stats.variant(backend="torch", tolerance=functools.partial(tolerance, error_of_sum=running_sum))
 def torch_passes(g):
     return passes(g)

@@ -72,18 +72,20 @@ def reference(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
     return mean, n, d
 
 
-def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor) -> Tensors:
+def tolerance(expected: Tensors, x: torch.Tensor, dy: torch.Tensor,
+              error_of_sum: Callable[[int, torch.dtype], float] = summed) -> Tensors:
     """How far each of {ḡ, n, d} may be off; γ(k) = (2√k + 64)·u₃₂ for a blocked sum of k terms.
 
     An element of G_b is a sum of T products, off by (T+1)·u₃₂·A_b at most, A_b = |dY_b|ᵀ|X_b| (Higham, Accuracy and
     Stability of Numerical Algorithms, 2nd ed., §3.5), and one of ḡ, which a library makes as one product over all
     tokens, by (BT+1)·u₃₂·mean A. So with e = (T+1)·u₃₂: n_b: 2e·‖G_b‖·‖A_b‖ + e²·‖A_b‖² + γ(IO)·n_b.
     d_b: e·‖A_b‖·‖ḡ‖ + ‖G_b‖·δ + γ(IO)·‖G_b‖·‖ḡ‖, δ what ‖ḡ‖ may be off. ‖A_b‖ is taken at its bound Σ_t ‖x_t‖·‖dy_t‖.
+    `error_of_sum` takes γ's place over the parameters.
     """
     mean, n, _ = expected
     out = accumulator(x.dtype)
     product = (x.shape[1] + 1) * unit_roundoff(out)
-    over_parameters = summed(mean.numel(), x.dtype)
+    over_parameters = error_of_sum(mean.numel(), x.dtype)
     least = subnormal_step(out) * (mean.numel() + 1)
     off = (len(x) * x.shape[1] + 1) * unit_roundoff(out) * _mean(x, dy, torch.abs)
     magnitude = torch.empty_like(n)
