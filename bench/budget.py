@@ -39,7 +39,8 @@ class Costs:
 
 
 # Of a CPU: fitted to the quick run of 2026-11-29 in reports/evidence (tests/test_budget.py holds it against that run).
-# Of a GPU nothing was measured yet: the host's part is the CPU's, the rates are a third of an A100's data sheet.
+# Of a GPU nothing was measured yet: the host's part is the CPU's; by an A100's data sheet the rates are a third of its
+# memory's (1.56 TB/s) and a tenth of its fp16 tensor cores' (312 TFLOP/s).
 COSTS = {
     "cpu": Costs(case_s=0.145, calls=45, flops_per_s=1e11, bytes_per_s=2e10, before_s=21, after_s=20, after_share=0.25),
     "cuda": Costs(case_s=0.145, calls=45, flops_per_s=3e13, bytes_per_s=5e11, before_s=30, after_s=30,

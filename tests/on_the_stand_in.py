@@ -2,23 +2,17 @@
 import copy
 import functools
 import gc
-import math
 
 import pytest
 import torch
 
 import kernels
-from bench.measure import check, hardware, memory, probe_once, stand_in
+from bench.measure import hardware, memory, probe_once, stand_in
 from bench.measure.clocks import make_clock
 from bench.measure.planted import slower
-from bench.measure.runner import Runner
-from bench.measure.sampling import Effort
 from bench.measure.stand_in.devices import host_only
 from bench.measure.stand_in.memory import CAPACITY_BYTES
 from bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
-from bench.measure.task import Task
-from bench.records import MEASURED
-from tests.on_tensor_cores import ON_TENSOR_CORES
 from tests.plans import planned
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
@@ -284,20 +278,6 @@ def test_a_reference_needs_little_memory_besides(name, shape):
     assert torch.cuda.max_memory_allocated() - before < 1.5 * own + 4 * outputs + 2 ** 27
 
 
-@pytest.mark.parametrize("op, name, dtype", ON_TENSOR_CORES)
-def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(op, name, dtype):
-    variant = kernels.ops[op].variants[name]
-    probes = {"bmm": ["ragged", "aligned_nt", "empty_batch"], "wgrad_stats": ["ragged", "one_token", "sliced"]}[op]
-    assert check.check_variant(variant, getattr(torch, dtype), "cuda", probes) >= 1
-    inputs = variant.op.probes[probes[1]](getattr(torch, dtype), "cuda", 0)
-    given = []
-    replay = hardware.hardware("cuda").capture(lambda: given.append(check.as_tuple(variant(*inputs))), 1)
-    for _ in range(2):  # what is added to a product is added once each time
-        replay()
-        torch.cuda.synchronize()
-        check.check_outputs(given[-1], inputs, check.held_to(variant, inputs, check.expect(variant.op, inputs)), name)
-
-
 def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
     a, b = operands()
     total = torch.full((1, 4, 4), 5.0, device="cuda")
@@ -307,38 +287,6 @@ def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
     replay()
     torch.cuda.synchronize()
     assert (in_memory(total) == 9).all()
-
-
-def test_fp8_on_a_real_problem_goes_the_whole_way():
-    """No scenario that the grouped product takes is as small as what `bench run` takes here."""
-    names = ("torch_upcast", "torch_scaled_mm", "torch_scaled_grouped_mm")
-    effort = Effort(precision=0.5, seconds=0.01)
-    outcomes = Runner("cuda").measure(Task("bmm", "attention_scores", "float8_e4m3fn", 2, tuple(zip(names, names)),
-                                           ("device_cold", "graph"), effort, effort, warm_up_s=0.001, probes=False))
-    for name in names:
-        assert outcomes[name].status == MEASURED, outcomes[name].reason
-        assert all("median_s" in clock for clock in outcomes[name].facts["clocks"].values()), name
-
-
-def fp8(*shape, offset=0):
-    flat = torch.ones(math.prod(shape) + offset, device="cuda").to(torch.float8_e4m3fn)
-    return flat[offset:].view(shape)
-
-
-@pytest.mark.parametrize("a, b, refused", [
-    (lambda: fp8(2, 8, 32), lambda: fp8(2, 32, 16), "Expected mat2 to be transposed"),
-    (lambda: fp8(2, 32, 16).mT, lambda: fp8(2, 16, 32).mT, "Expected mat1 to not be transposed"),
-    (lambda: fp8(2, 8, 24), lambda: fp8(2, 16, 24).mT, "multiple of 16 bytes"),
-    (lambda: fp8(2, 8, 32), lambda: fp8(2, 8, 32).mT, "divisible by 16"),
-    (lambda: fp8(2, 8, 32, offset=4), lambda: fp8(2, 16, 32).mT, "aligned to 16 bytes"),
-    (lambda: fp8(1024, 1, 16), lambda: fp8(1024, 16, 16).mT, "more than 1024 groups")])
-def test_a_grouped_product_refuses_what_cuda_refuses_and_the_variant_declines_it_first(a, b, refused):
-    from kernels.bmm.torch_scaled_grouped_mm import torch_scaled_grouped_mm
-
-    operands = a(), b()
-    assert kernels.ops["bmm"].variants["torch_scaled_grouped_mm"].why_unsupported(*operands)
-    with pytest.raises((RuntimeError, ValueError), match=refused):
-        torch_scaled_grouped_mm(*operands)
 
 
 @pytest.mark.parametrize("variant", [NAIVE, NUMBA], ids=lambda variant: variant.name)

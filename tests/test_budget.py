@@ -74,6 +74,14 @@ def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     assert set(refused) == forecast.left
 
 
+def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario():
+    """As README says, before anything is counted that must be compiled."""
+    begun = Schedule(GPU, lambda: 0.0).plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s.keys()
+    cases = timed(GPU)
+    assert sum(case.problem in begun for case in cases) / len(cases) == pytest.approx(0.1, abs=0.03)
+    assert {problem[:2] for problem in begun} == {case.problem[:2] for case in cases}
+
+
 def test_what_must_be_compiled_takes_from_the_time_for_cases():
     schedule = Schedule(GPU, lambda: 0.0)
     quick = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE)

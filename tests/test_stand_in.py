@@ -1,7 +1,7 @@
 """The stand-in for a GPU is as unkind as CUDA, and a whole run on it goes from plan to report.
 
 What it is made of, and what is timed on it, is tested in processes that have it from their start
-(tests/on_the_stand_in.py, tests/timed_on_the_stand_in.py).
+(tests/on_the_stand_in.py, tests/products_on_the_stand_in.py, tests/timed_on_the_stand_in.py).
 """
 import json
 import os
@@ -43,7 +43,7 @@ def beside_the_kernels(kind):
     return list(ROOT.glob(f"kernels/*/{kind}/stand-in*"))
 
 
-@pytest.mark.parametrize("file", ["on_the_stand_in", "timed_on_the_stand_in"])
+@pytest.mark.parametrize("file", ["on_the_stand_in", "products_on_the_stand_in", "timed_on_the_stand_in"])
 def test_it_is_as_unkind_as_cuda(file):
     done = subprocess.run([sys.executable, "-m", "pytest", f"tests/{file}.py", "-p", "no:cacheprovider",
                            "--no-header"], cwd=ROOT, env={**os.environ, **stand_in.environment()},

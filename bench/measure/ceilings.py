@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -124,8 +125,11 @@ def _cache_rates(device: str, cache_bytes: int, rate: Callable) -> list[dict[str
     between them are smallest.
     """
     if device == "cuda" and not cache_walk.why_not():
-        with contextlib.suppress(Exception):  # whatever Triton raises where it has no C compiler, or a broken one
+        try:
             return [rate("device_hot", *walk) for walk in _walks(cache_bytes)]
+        except Exception as error:  # whatever Triton raises where it has no C compiler, or a broken one
+            print(f"the cache's ceiling is torch's, for no kernel could walk it: {texts.error_line(error)}",
+                  file=sys.stderr)
     clock = "graph" if device == "cuda" else CLOCKS[device][0]
     return [rate(clock, make(cache_bytes // share, device), cache_bytes // share)
             for make in (_copy, _read) for share in _CACHE_SHARES]
