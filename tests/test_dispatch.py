@@ -141,8 +141,9 @@ def test_what_was_found_is_remembered_for_its_shape_and_no_more_than_fits(op, mo
 
 def test_only_ways_that_keep_the_ops_own_bound_are_chosen_from():
     candidates = kernels.ops["wgrad_stats"].dispatch.candidates
-    assert {"torch_materialize", "numba_cpu_fused", "triton_fused"} <= set(candidates)
-    assert not {"torch_ghost", "torch_mean_gradient", "dispatched", "opacus_ghost", "backpack_batch_l2"} & {*candidates}
+    assert {"torch_rank_one", "numba_cpu_fused", "triton_fused"} <= set(candidates)
+    assert not {"torch_materialize", "torch_ghost", "torch_mean_gradient", "dispatched"} & {*candidates}
+    assert not {"opacus_ghost", "backpack_batch_l2"} & {*candidates}
     assert not {"torch_compiled"} & set(kernels.ops["bmm"].dispatch.candidates)
 
 
