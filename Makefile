@@ -1,4 +1,4 @@
-# `make` prints help. Every target is one call of `python -m bench`, pytest or flake8; the logic is theirs.
+# `make` prints help. Every target is one call of `python -m batchline`, pytest or flake8; the logic is theirs.
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= quick
@@ -92,7 +92,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 bench: $(INSTALLED)
-	$(PY) -m bench run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
+	$(PY) -m batchline run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
@@ -100,65 +100,65 @@ $(VENV)/.peers: requirements-peers.txt $(VENV)/.installed
 
 bench-peers: $(PEERS)
 	$(if $(VENV),,@echo "VENV is empty: peers that are missing are not installed (pip install --no-deps -r requirements-peers.txt)")
-	$(PY) -m bench run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k $(if $(K),$(call quoted,K),wgrad_stats) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
+	$(PY) -m batchline run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k $(if $(K),$(call quoted,K),wgrad_stats) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 noise claims: $(INSTALLED)
-	$(PY) -m bench $@ --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
+	$(PY) -m batchline $@ --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
 
 advise: $(INSTALLED)
-	@$(PY) -m bench advise --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) $(if $(RUN),--run $(call quoted,RUN)) \
+	@$(PY) -m batchline advise --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) $(if $(RUN),--run $(call quoted,RUN)) \
 	  $(if $(WORKLOAD),--workload $(call quoted,WORKLOAD)) $(if $(BATCH),--batch $(call quoted,BATCH)) $(if $(COST_CAP),--cost-cap $(call quoted,COST_CAP))
 
 coverage: $(INSTALLED)
-	$(PY) -m bench coverage
+	$(PY) -m batchline coverage
 
 noise-cost: $(PEERS)
-	$(PY) -m bench noise-cost --device $(call quoted,DEVICE)
+	$(PY) -m batchline noise-cost --device $(call quoted,DEVICE)
 
 list: $(INSTALLED)
-	@$(PY) -m bench list --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE)
+	@$(PY) -m batchline list --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE)
 
 tune: $(INSTALLED)
-	$(PY) -m bench tune --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
+	$(PY) -m batchline tune --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
 
 dispatch: $(INSTALLED)
-	$(PY) -m bench dispatch --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(RUN),--run $(call quoted,RUN))
+	$(PY) -m batchline dispatch --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(RUN),--run $(call quoted,RUN))
 
 codegen: $(INSTALLED)
-	$(PY) -m bench codegen $(if $(PIN),--pin)
+	$(PY) -m batchline codegen $(if $(PIN),--pin)
 
 explain: $(INSTALLED)
-	@$(PY) -m bench explain $(call quoted,CASE) $(if $(RUN),--run $(call quoted,RUN))
+	@$(PY) -m batchline explain $(call quoted,CASE) $(if $(RUN),--run $(call quoted,RUN))
 
 profile: $(INSTALLED)
-	@$(PY) -m bench profile $(call quoted,CASE) --device $(call quoted,DEVICE)
+	@$(PY) -m batchline profile $(call quoted,CASE) --device $(call quoted,DEVICE)
 
 readme: $(BROWSER)
-	$(PY) -m bench readme
+	$(PY) -m batchline readme
 
 regress: $(INSTALLED)
-	$(PY) -m bench regress --base $(call quoted,BASE) --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) \
+	$(PY) -m batchline regress --base $(call quoted,BASE) --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) \
 	  $(if $(BUDGET),--budget $(call quoted,BUDGET))
 
 selftest: $(INSTALLED)
-	$(PY) -m bench selftest --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
+	$(PY) -m batchline selftest --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT)
 
 compare: $(INSTALLED)
-	@$(PY) -m bench compare $(call quoted,A) $(call quoted,B) $(if $(FORCE),--force)
+	@$(PY) -m batchline compare $(call quoted,A) $(call quoted,B) $(if $(FORCE),--force)
 
 history: $(INSTALLED)
-	@$(PY) -m bench history -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
+	@$(PY) -m batchline history -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 evidence: $(INSTALLED)
-	$(PY) -m bench evidence --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(OUT),--out $(call quoted,OUT)) \
+	$(PY) -m batchline evidence --device $(call quoted,DEVICE) -k=$(call quoted,K) $(if $(OUT),--out $(call quoted,OUT)) \
 	  $(if $(BUDGET),--minutes $(call quoted,BUDGET))
 
 aa: $(INSTALLED)
-	$(PY) -m bench aa --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
+	$(PY) -m batchline aa --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) --out $(call quoted,OUT)
 
 report: $(INSTALLED)
 	@test -n $(call quoted,RUN) || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
-	$(PY) -m bench report $(call quoted,RUN)
+	$(PY) -m batchline report $(call quoted,RUN)
 
 # In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)

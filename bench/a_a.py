@@ -13,18 +13,18 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import publishing, units
-from bench.cases import CLOCKS, Case, broken_lines, plan
-from bench.console import complain
-from bench.errors import UsageError
-from bench.files import write_whole
-from bench.folders import require_writable
-from bench.measure import environment
-from bench.measure.isolation import Isolation
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import BROKEN, MEASURED
-from bench.stopping import put_off
+from batchline.bench import publishing, units
+from batchline.bench.cases import CLOCKS, Case, broken_lines, plan
+from batchline.bench.console import complain
+from batchline.bench.errors import UsageError
+from batchline.bench.files import write_whole
+from batchline.bench.folders import require_writable
+from batchline.bench.measure import environment
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import BROKEN, MEASURED
+from batchline.bench.stopping import put_off
 
 FILE_NAME = "a-a.json"
 CLEAN, BROKEN_CASES, NOTHING_MEASURED, INTERRUPTED = 0, 1, 3, 130

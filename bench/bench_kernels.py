@@ -1,7 +1,7 @@
 """The one benchmark function. pytest-benchmark runs it once a case and keeps its rounds; `session` gives the cases."""
 import pytest
 
-from bench.records import NotMeasured
+from batchline.bench.records import NotMeasured
 
 
 def test_kernel(case_id, batchline, benchmark):

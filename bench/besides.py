@@ -8,16 +8,16 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from bench import records, study, units
-from bench.cases import Plan
-from bench.confirm import Confirming
-from bench.measure import audit, invariance, pins, stand_in, static_facts
-from bench.measure.isolation import Isolation, WorkerLost
-from bench.measure.pins import Job
-from bench.records import MEASURED, OURS
-from bench.sealed import SealBroken
-from bench.verdicts import memory_law
-from kernels import backends
+from batchline.bench import records, study, units
+from batchline.bench.cases import Plan
+from batchline.bench.confirm import Confirming
+from batchline.bench.measure import audit, invariance, pins, stand_in, static_facts
+from batchline.bench.measure.isolation import Isolation, WorkerLost
+from batchline.bench.measure.pins import Job
+from batchline.bench.records import MEASURED, OURS
+from batchline.bench.sealed import SealBroken
+from batchline.bench.verdicts import memory_law
+from batchline.kernels import backends
 
 
 NOTHING = {"confirmed": {}, "audit": [], "invariance": [], "noise": None, "sweep": None, "room_bytes": None,

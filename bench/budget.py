@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from bench import units
-from bench.cases import CLOCKS, Case, Plan, Profile
-from bench.declared import Problem
-from bench.measure import stand_in, sustained
+from batchline.bench import units
+from batchline.bench.cases import CLOCKS, Case, Plan, Profile
+from batchline.bench.declared import Problem
+from batchline.bench.measure import stand_in, sustained
 
 ProblemKey = tuple[str, str, str, int]  # op, scenario, dtype, batch
 CompileTime = Callable[[Sequence[Case]], float]  # of what these cases need, and those asked for before do not

@@ -9,12 +9,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import fixed_list
-from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
-from bench.errors import UsageError
-from bench.measure import catalogue, stand_in
-from bench.records import NOT_HERE, case_id
-from kernels.op import FP8
+from batchline.bench import fixed_list
+from batchline.bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import catalogue, stand_in
+from batchline.bench.records import NOT_HERE, case_id
+from batchline.kernels.op import FP8
 
 
 @dataclass(frozen=True)

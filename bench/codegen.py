@@ -5,17 +5,17 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from bench.report import ci
-from bench.report import codegen as report
-from bench.sealed import SealBroken
-from bench.verdicts import codegen as verdicts
+from batchline.bench.report import ci
+from batchline.bench.report import codegen as report
+from batchline.bench.sealed import SealBroken
+from batchline.bench.verdicts import codegen as verdicts
 
 CLEAN, MOVED, WRONG, NOT_COMPARED = 0, 1, 1, 3
 
 
 def codegen(pin: bool, everything: bool) -> int:
     """Compile what has changed since it was pinned, or everything; print what moved, or pin it; the exit code."""
-    from bench.measure import catalogue, pins, static_facts
+    from batchline.bench.measure import catalogue, pins, static_facts
 
     started = time.monotonic()
     try:
@@ -82,7 +82,7 @@ def _advice(moved: Sequence[verdicts.Move], after: Sequence[Mapping], details: C
 
 def _profile(moved: Sequence[verdicts.Move], details: Collection[str]) -> str:
     """"PROFILE=full ", where the default profile leaves a case out that moved."""
-    from bench.cases import PROFILES
+    from batchline.bench.cases import PROFILES
 
     timed = PROFILES["quick"].dtypes["cuda"]
     return "PROFILE=full " if any(move.dtype not in timed or move.variant in details for move in moved) else ""

@@ -1,11 +1,11 @@
-"""The words of `python -m bench`: every command, its options, what its exit codes mean."""
+"""The words of `python -m batchline`: every command, its options, what its exit codes mean."""
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
 
-from kernels.architectures import KNOWN, WITHOUT_GPU
+from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
 
 _DEVICE_HELP = ("auto (default: cuda where there is a GPU), cpu, cuda, or stand-in: a made-up GPU, to go the whole way "
                 "without one")
@@ -29,7 +29,7 @@ def _count(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Of all commands; what is parsed has the command's name as `command`."""
-    found = argparse.ArgumentParser(prog="python -m bench",
+    found = argparse.ArgumentParser(prog="python -m batchline",
                                     description="What does the batch size do? Measured, on this machine.")
     commands = found.add_subparsers(required=True, dest="command", metavar="command")
     run = commands.add_parser("run", help="check and time every variant, write a report",

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import records
-from bench.errors import UsageError
-from bench.records import Run
-from bench.regress.base_tree import commit_of
-from bench.report.comparison import terminal
-from bench.stored_files import blamed_on
-from bench.verdicts import comparison
-from bench.verdicts.identity import machine_differences
-from bench.verdicts.usable import why_made_up
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.records import Run
+from batchline.bench.regress.base_tree import commit_of
+from batchline.bench.report.comparison import terminal
+from batchline.bench.stored_files import blamed_on
+from batchline.bench.verdicts import comparison
+from batchline.bench.verdicts.identity import machine_differences
+from batchline.bench.verdicts.usable import why_made_up
 
 SHOWN, NOTHING_TO_COMPARE = 0, 3
 STORED = (Path("reports", "runs"), Path("reports", "evidence"))

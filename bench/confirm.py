@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import units
-from bench.cases import Profile
-from bench.measure import stand_in
-from bench.measure.sampling import Effort
-from bench.measure.task import OWN_FAULT, Outcome, Task
-from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Record
-from bench.verdicts import crossovers, ladder, medians
+from batchline.bench import units
+from batchline.bench.cases import Profile
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import OWN_FAULT, Outcome, Task
+from batchline.bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG, Record
+from batchline.bench.verdicts import crossovers, ladder, medians
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _LEAST_S_STAND_IN = 2.0       # where nothing is gained by more: no time is one

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kernels.backends import DISPATCH
-from kernels.op import Scenario, why_not_here
+from batchline.kernels.backends import DISPATCH
+from batchline.kernels.op import Scenario, why_not_here
 
 Refusal = tuple[str, str]  # a status of bench.records, and a line that says why
 

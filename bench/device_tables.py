@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.declared import DeclaredOp
-from bench.errors import UsageError
-from bench.verdicts.usable import why_made_up
-from kernels.device_files import file_for, stored
+from batchline.bench.declared import DeclaredOp
+from batchline.bench.errors import UsageError
+from batchline.bench.verdicts.usable import why_made_up
+from batchline.kernels.device_files import file_for, stored
 
 
 def path_of(op: DeclaredOp, kind: str, device: str, folder: Path | None = None) -> Path:

@@ -11,24 +11,24 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import records
-from bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
-from bench.dispatch_tables import HeldBack, Problem
-from bench.errors import UsageError
-from bench.measure import environment, stand_in
-from bench.measure.isolation import Isolation, WorkerLost
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id, is_broken
-from bench.report import dispatch as report
-from bench.report.fitting import wrapped
-from bench.selection import selected
-from bench.stored_files import blamed_on
-from bench.verdicts.dispatch import Called
-from bench.verdicts.usable import why_unusable
-from kernels.device import device_name
-from kernels.device_files import file_for, stored
-from kernels.dispatch import DISPATCHED, why_stale
+from batchline.bench import records
+from batchline.bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
+from batchline.bench.dispatch_tables import HeldBack, Problem
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import environment, stand_in
+from batchline.bench.measure.isolation import Isolation, WorkerLost
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import MEASURED, NOT_HERE, UNSUPPORTED, Run, case_id, is_broken
+from batchline.bench.report import dispatch as report
+from batchline.bench.report.fitting import wrapped
+from batchline.bench.selection import selected
+from batchline.bench.stored_files import blamed_on
+from batchline.bench.verdicts.dispatch import Called
+from batchline.bench.verdicts.usable import why_unusable
+from batchline.kernels.device import device_name
+from batchline.kernels.device_files import file_for, stored
+from batchline.kernels.dispatch import DISPATCHED, why_stale
 
 CLEAN, REFUTED, NOT_MEASURED = 0, 1, 3
 TABLES = "dispatch"  # the folder in the one of a stand-in's run that has its tables

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from bench import device_tables, units
-from bench.cases import CLOCKS, Plan
-from bench.records import Run
-from bench.verdicts.dispatch import Called, measured
-from kernels.device_files import stored
-from kernels.dispatch import is_candidate, why_stale
+from batchline.bench import device_tables, units
+from batchline.bench.cases import CLOCKS, Plan
+from batchline.bench.records import Run
+from batchline.bench.verdicts.dispatch import Called, measured
+from batchline.kernels.device_files import stored
+from batchline.kernels.dispatch import is_candidate, why_stale
 
 Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
 

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import records
-from bench.errors import UsageError
-from bench.records import NOT_REACHED, Run
-from bench.report import explain as report
-from bench.stored_files import blamed_on
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.records import NOT_REACHED, Run
+from batchline.bench.report import explain as report
+from batchline.bench.stored_files import blamed_on
 
 RUNS = (Path("reports", "runs"), Path("reports", "evidence"))  # where it is looked for, in this order
 

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.declared import DeclaredOp, Problem
+from batchline.bench.declared import DeclaredOp, Problem
 
 GROUPS = {
     "bmm": (("linear_forward", "float16"), ("square_1024", "float32"), ("tiny_16", "float16")),

@@ -8,8 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from bench.errors import UsageError
-from kernels.device import slug
+from batchline.bench.errors import UsageError
+from batchline.kernels.device import slug
 
 LEAST_FREE_BYTES = 64 * 2 ** 20
 

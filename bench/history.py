@@ -11,18 +11,18 @@ import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from bench import report
-from bench.errors import UsageError
-from bench.records import MEASURED, Record, Run, parse_case_id
-from bench.report import history as shown
-from bench.report import otava
-from bench.report.tables import unique
-from bench.selection import selected
-from bench.stored_files import blamed_on
-from bench.verdicts import trends
-from bench.verdicts.identity import identity, toolchain
-from bench.verdicts.trends import Entry
-from bench.verdicts.usable import why_unusable
+from batchline.bench import report
+from batchline.bench.errors import UsageError
+from batchline.bench.records import MEASURED, Record, Run, parse_case_id
+from batchline.bench.report import history as shown
+from batchline.bench.report import otava
+from batchline.bench.report.tables import unique
+from batchline.bench.selection import selected
+from batchline.bench.stored_files import blamed_on
+from batchline.bench.verdicts import trends
+from batchline.bench.verdicts.identity import identity, toolchain
+from batchline.bench.verdicts.trends import Entry
+from batchline.bench.verdicts.usable import why_unusable
 
 DEFAULT_FOLDER = Path("reports", "history")
 NO_HISTORY = 3
@@ -39,7 +39,7 @@ def append(run: Run, folder: Path = DEFAULT_FOLDER) -> Path | None:
     Raises:
         UsageError: if the file can't be written.
     """
-    from kernels.device import slug  # imports torch, which reading a history does without
+    from batchline.kernels.device import slug  # imports torch, which reading a history does without
 
     entry = entry_of(run)
     if not entry.cases or why_unusable(run):

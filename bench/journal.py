@@ -17,12 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import records, texts
-from bench.console import complain
-from bench.errors import UsageError
-from bench.records import NOT_REACHED, OURS, parse_case_id
-from bench.stopping import put_off
-from bench.stored_files import DamagedFile, blamed_on
+from batchline.bench import records, texts
+from batchline.bench.console import complain
+from batchline.bench.errors import UsageError
+from batchline.bench.records import NOT_REACHED, OURS, parse_case_id
+from batchline.bench.stopping import put_off
+from batchline.bench.stored_files import DamagedFile, blamed_on
 
 FILE_NAME = "journal.jsonl"
 FORMAT = 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 
-from bench.cases import Plan
+from batchline.bench.cases import Plan
 
 
 def show(the_plan: Plan, as_json: bool) -> str:

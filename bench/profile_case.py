@@ -13,19 +13,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import units
-from bench.declared import Declared
-from bench.errors import UsageError
-from bench.measure import catalogue, compile_pool, environment, hot_loop, stand_in
-from bench.measure.machine_code import code_of_case
-from bench.records import parse_case_id
-from bench.report.fitting import TERMINAL, wrapped
-from bench.report.static import shown_facts
-from bench.verdicts.proton import kernel_times
-from kernels import architectures
+from batchline.bench import units
+from batchline.bench.declared import Declared
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import catalogue, compile_pool, environment, hot_loop, stand_in
+from batchline.bench.measure.machine_code import code_of_case
+from batchline.bench.records import parse_case_id
+from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.report.static import shown_facts
+from batchline.bench.verdicts.proton import kernel_times
+from batchline.kernels import architectures
 
 DONE, FAILED, NOTHING_TO_SHOW = 0, 1, 3
-_ONE_CALL = (sys.executable, "-m", "bench.measure.one_call")
+_ONE_CALL = (sys.executable, "-m", "batchline.bench.measure.one_call")
 _NCU = ("ncu", "--set", "detailed", "--profile-from-start", "off", "--target-processes", "all")
 _NOT_PERMITTED = "ERR_NVGPUCTRPERM"
 

@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from bench import console, units
-from bench.budget import Forecast, Schedule
-from bench.cases import Case
-from bench.records import BROKEN, MEASURED
-from bench.units import duration
+from batchline.bench import console, units
+from batchline.bench.budget import Forecast, Schedule
+from batchline.bench.cases import Case
+from batchline.bench.records import BROKEN, MEASURED
+from batchline.bench.units import duration
 
 _TELL_EVERY_S = 5.0
 _PRIOR_SHARE = 0.1  # of the forecast, until as much has been measured

@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import journal, records, report, texts
-from bench.console import complain
-from bench.errors import UsageError
-from bench.records import Run
-from bench.report import ci, junit, run_in_ci
-from bench.stored_files import DamagedFile
+from batchline.bench import journal, records, report, texts
+from batchline.bench.console import complain
+from batchline.bench.errors import UsageError
+from batchline.bench.records import Run
+from batchline.bench.report import ci, junit, run_in_ci
+from batchline.bench.stored_files import DamagedFile
 
 _Errors = tuple[type[Exception], ...]
 
@@ -60,7 +60,7 @@ def store(save: Callable[[Path], object], folder: Path, reader: str = "") -> Pat
         with contextlib.suppress(OSError):
             rescue = Path(tempfile.mkdtemp(prefix="batchline-", dir=parent))
             save(rescue)
-            read = f", and `python -m bench {reader} {rescue}` reads it" if reader else ""
+            read = f", and `python -m batchline {reader} {rescue}` reads it" if reader else ""
             complain(f"can't write to {folder} any more ({why.strerror}): what was measured is in {rescue}{read}")
             return rescue
     raise why
@@ -98,7 +98,7 @@ def _elsewhere() -> Iterator[Path]:
 
 def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     """Report the run, add it to the history, tell the CI; whether all of it could be done."""
-    from bench import history
+    from batchline.bench import history
 
     parts = Parts()
     parts.complete &= write_report(run, folder)

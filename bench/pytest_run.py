@@ -6,22 +6,22 @@ from collections.abc import Callable, Container, Sequence
 
 import pytest
 
-from bench import records, texts
-from bench.budget import Schedule
-from bench.cases import Case, Plan, Profile, refined
-from bench.declared import DeclaredOp
-from bench.journal import Journal
-from bench.measure import stand_in, sustained
-from bench.measure.ahead import Ahead
-from bench.measure.isolation import Isolation, WorkerLost
-from bench.measure.sampling import Effort
-from bench.measure.task import Outcome, Task
-from bench.progress import Progress
-from bench.records import OURS
-from bench.selection import ARGUMENTS, REPOSITORY, no_plugins_but_ours, require_selected
-from bench.session import Session
-from bench.verdicts.refinement import batches_to_add
-from kernels.device_files import file_for, stored
+from batchline.bench import records, texts
+from batchline.bench.budget import Schedule
+from batchline.bench.cases import Case, Plan, Profile, refined
+from batchline.bench.declared import DeclaredOp
+from batchline.bench.journal import Journal
+from batchline.bench.measure import stand_in, sustained
+from batchline.bench.measure.ahead import Ahead
+from batchline.bench.measure.isolation import Isolation, WorkerLost
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.progress import Progress
+from batchline.bench.records import OURS
+from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
+from batchline.bench.session import Session
+from batchline.bench.verdicts.refinement import batches_to_add
+from batchline.kernels.device_files import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 
@@ -53,8 +53,7 @@ def measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: st
 
 def _measured(session: Session, selection: str, *plugins) -> int:
     """pytest's exit code of a session."""
-    with no_plugins_but_ours():
-        code = pytest.main([*ARGUMENTS, "-k", selection, "--benchmark-quiet"], plugins=[session, *plugins])
+    code = run_pytest(["-k", selection, "--benchmark-quiet"], session, *plugins)
     session.progress.end()
     if code == pytest.ExitCode.OK:
         session.measure_ceilings()  # again, for the machine may not be what it was

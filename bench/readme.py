@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import records
-from bench.errors import UsageError
-from bench.report import page, shown
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.report import page, shown
 
 CLEAN, STALE = 0, 1
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.errors import UsageError
-from bench.files import write_whole
-from bench.stored_files import blamed_on, read_json
+from batchline.bench.errors import UsageError
+from batchline.bench.files import write_whole
+from batchline.bench.stored_files import blamed_on, read_json
 
 MEASURED = "measured"
 WRONG = "wrong"                  # disagrees with the fp64 reference, or breaks the contract of a variant

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from bench.files import write_whole
+from batchline.bench.files import write_whole
 
 REGRESSED = "REGRESSED"
 IMPROVED = "IMPROVED"

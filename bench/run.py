@@ -9,21 +9,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import besides, history, publishing, pytest_run, records, texts
-from bench.budget import Schedule
-from bench.cases import CLOCKS, plan, profile_named
-from bench.console import complain
-from bench.errors import UsageError
-from bench.folders import new_folder, remove_if_empty, require_writable
-from bench.journal import Journal
-from bench.measure.ahead import Ahead
-from bench.measure.ahead.folder import VARIABLE as KERNELS
-from bench.measure.ahead.folder import kernels_folder
-from bench.measure.isolation import Isolation
-from bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
-from bench.records import MEASURED, NOT_REACHED, Run, is_broken
-from bench.report import run_in_ci
-from bench.stopping import put_off
+from batchline.bench import besides, history, publishing, pytest_run, records, texts
+from batchline.bench.budget import Schedule
+from batchline.bench.cases import CLOCKS, plan, profile_named
+from batchline.bench.console import complain
+from batchline.bench.errors import UsageError
+from batchline.bench.folders import new_folder, remove_if_empty, require_writable
+from batchline.bench.journal import Journal
+from batchline.bench.measure.ahead import Ahead
+from batchline.bench.measure.ahead.folder import VARIABLE as KERNELS
+from batchline.bench.measure.ahead.folder import kernels_folder
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
+from batchline.bench.records import MEASURED, NOT_REACHED, Run, is_broken
+from batchline.bench.report import run_in_ci
+from batchline.bench.stopping import put_off
 
 NOTHING_MEASURED = 3
 DEFAULT_FOLDER, DEFAULT_HISTORY = Path("reports", "runs"), history.DEFAULT_FOLDER
@@ -89,7 +89,7 @@ def _require_named_folder() -> None:
 
 def _ahead() -> Ahead:
     """What compiles the run's kernels, for this machine's GPU, in the block of `kernels_folder`."""
-    from bench.measure.ahead.gpu import this_gpu
+    from batchline.bench.measure.ahead.gpu import this_gpu
 
     return Ahead(this_gpu(), secrets.randbits(62))
 
@@ -125,7 +125,7 @@ def _measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: s
 def _require_environment():
     """bench.measure.environment, if what it and the measuring need is installed."""
     try:
-        from bench.measure import environment
+        from batchline.bench.measure import environment
     except ImportError as error:
         raise UsageError(f"{error}: install what requirements.txt lists (`make install`)") from error
     missing = environment.missing_packages()

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
+from batchline.bench.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ARGUMENTS = (str(REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(REPOSITORY), "-c", os.devnull,
+_ARGUMENTS = (str(REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(REPOSITORY), "-c", os.devnull,
              "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
              "--capture=no", "-o", "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true")
 
@@ -25,12 +26,30 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     if case_ids and not selection:
         return list(case_ids)
     chooser = _Chooser(case_ids)
-    with no_plugins_but_ours():
-        code = pytest.main([*ARGUMENTS, "-k", selection, "--collect-only", "--benchmark-disable"], plugins=[chooser])
+    code = run_pytest(["-k", selection, "--collect-only", "--benchmark-disable"], chooser)
     if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
         raise KeyboardInterrupt
     require_selected(code, selection, len(case_ids), whose)
     return chooser.chosen
+
+
+def run_pytest(arguments: Sequence[str], *plugins: object) -> int:
+    """pytest's exit code of the benchmark function, run with these arguments and with no plugins but these."""
+    with no_plugins_but_ours():
+        return pytest.main([*_ARGUMENTS, *arguments], plugins=[_OwnName(), *plugins])
+
+
+class _OwnName:
+    """Has pytest import the benchmark function by its own name: by its path, it would be one of a package `bench`."""
+
+    def pytest_pycollect_makemodule(self, module_path, parent):
+        return _Module.from_parent(parent, path=module_path)
+
+
+class _Module(pytest.Module):
+
+    def _getobj(self):
+        return importlib.import_module("batchline.bench.bench_kernels")
 
 
 class _Chooser:
@@ -51,7 +70,7 @@ class _Chooser:
 def require_selected(code: int, selection: str, cases: int, whose: str) -> None:
     """Raise UsageError if pytest's exit code says that the expression is none, or chose none of so many cases."""
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"K={selection!r} matches none of the {cases} cases {whose}: `python -m bench list` shows "
+        raise UsageError(f"K={selection!r} matches none of the {cases} cases {whose}: `python -m batchline list` shows "
                          "the ids")
     if code == pytest.ExitCode.USAGE_ERROR:
         raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")

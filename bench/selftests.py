@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import sealed
-from bench.files import write_whole
-from bench.regressions import IMPROVED, REGRESSED
+from batchline.bench import sealed
+from batchline.bench.files import write_whole
+from batchline.bench.regressions import IMPROVED, REGRESSED
 
 FILE_NAME = "selftest.json"
 FORMAT = 1

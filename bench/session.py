@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from bench import texts
-from bench.budget import Schedule, in_turns
-from bench.cases import Case, along
-from bench.declared import Refusal
-from bench.measure.task import Outcome
-from bench.progress import Progress
-from bench.records import FAILED, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
-from bench.verdicts import roofline
+from batchline.bench import texts
+from batchline.bench.budget import Schedule, in_turns
+from batchline.bench.cases import Case, along
+from batchline.bench.declared import Refusal
+from batchline.bench.measure.task import Outcome
+from batchline.bench.progress import Progress
+from batchline.bench.records import FAILED, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OURS, THE_MACHINE_WAS, NotMeasured
+from batchline.bench.verdicts import roofline
 
 _MOST_TRIES = 3  # of a problem with a time that can't be
 _LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED = 30.0, 2.0

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import UsageError
-from bench.texts import clean_line
+from batchline.bench.errors import UsageError
+from batchline.bench.texts import clean_line
 
 _MOST_SIGNS = 200  # of an error's own message
 

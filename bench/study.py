@@ -14,16 +14,16 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import publishing, records, texts
-from bench.cases import PROFILES
-from bench.errors import UsageError
-from bench.files import write_whole
-from bench.folders import new_folder, remove_if_empty
-from bench.report import training
-from bench.report.fitting import TERMINAL, wrapped
-from bench.stopping import put_off
-from bench.stored_files import blamed_on, read_json
-from bench.verdicts.usable import why_made_up
+from batchline.bench import publishing, records, texts
+from batchline.bench.cases import PROFILES
+from batchline.bench.errors import UsageError
+from batchline.bench.files import write_whole
+from batchline.bench.folders import new_folder, remove_if_empty
+from batchline.bench.report import training
+from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.stopping import put_off
+from batchline.bench.stored_files import blamed_on, read_json
+from batchline.bench.verdicts.usable import why_made_up
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
@@ -37,8 +37,8 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
 
     A workload that fails says why in its place.
     """
-    from bench.measure.isolation import WorkerLost
-    from bench.noise.workloads import workloads
+    from batchline.bench.measure.isolation import WorkerLost
+    from batchline.bench.noise.workloads import workloads
 
     started_s, found = time.monotonic(), {}
     for name in workloads:
@@ -68,8 +68,8 @@ def noise(profile: str, device: str, out: Path) -> int:
 
 def claims(profile: str, device: str, out: Path) -> int:
     """`bench claims`: train the sweep and take the survey; the report, with the four verdicts, goes under `out`."""
-    from bench.measure import stand_in
-    from bench.noise.experiments import sweep
+    from batchline.bench.measure import stand_in
+    from batchline.bench.noise.experiments import sweep
 
     grid = sweep.SMALL if stand_in.is_on() else sweep.Grid()
     return _study(profile, device, out, functools.partial(sweep.run, grid=grid))
@@ -97,7 +97,7 @@ def advise(folder: Path | None, profile: str, device: str, workload: str | None,
 
 def _require_workload(name: str | None) -> None:
     """Raise UsageError before minutes of measuring, if there is no such workload."""
-    from bench.noise.workloads import workloads
+    from batchline.bench.noise.workloads import workloads
 
     if name not in (None, *workloads):
         raise UsageError(f"no workload is called {name!r}: use {' or '.join(workloads)}")
@@ -119,7 +119,7 @@ def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_
 
 
 def _study(profile: str, device: str, out: Path, sweep) -> int:
-    from bench.measure import environment
+    from batchline.bench.measure import environment
 
     device = _resolved(profile, device)
     folder = new_folder(out, environment.machine(device)["device_name"])
@@ -146,8 +146,8 @@ def _measured(profile: str, device: str) -> dict:
     Raises:
         KeyboardInterrupt: before the first workload is done.
     """
-    from bench.measure import environment
-    from bench.measure.isolation import Isolation
+    from batchline.bench.measure import environment
+    from batchline.bench.measure.isolation import Isolation
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     study = {"machine": environment.machine(device), "started": started, "profile": profile, "partial": False,
@@ -164,7 +164,7 @@ def _measured(profile: str, device: str) -> dict:
 
 
 def _resolved(profile: str, device: str) -> str:
-    from bench.measure import environment
+    from batchline.bench.measure import environment
 
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")

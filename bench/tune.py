@@ -9,16 +9,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench import device_tables, units
-from bench.cases import CLOCKS, Case, Plan, broken_lines, plan
-from bench.declared import DeclaredOp
-from bench.folders import new_folder, remove_if_empty
-from bench.measure import environment, stand_in
-from bench.measure.isolation import Isolation
-from bench.measure.sampling import Effort
-from bench.measure.task import Outcome, Task
-from bench.records import BROKEN, MEASURED, is_broken
-from bench.selection import selected
+from batchline.bench import device_tables, units
+from batchline.bench.cases import CLOCKS, Case, Plan, broken_lines, plan
+from batchline.bench.declared import DeclaredOp
+from batchline.bench.folders import new_folder, remove_if_empty
+from batchline.bench.measure import environment, stand_in
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.records import BROKEN, MEASURED, is_broken
+from batchline.bench.selection import selected
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3
 RUNS = Path("reports", "runs")

@@ -10,14 +10,14 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kernels.discovery import LoadedWhenAsked, op_packages
+from batchline.kernels.discovery import LoadedWhenAsked, op_packages
 
 if TYPE_CHECKING:
-    from kernels.op import Op
+    from batchline.kernels.op import Op
 
 
 def _load(name: str) -> Op:
-    from kernels.op import Op  # imports torch, which a reader of kernels.architectures does without
+    from batchline.kernels.op import Op  # imports torch, which a reader of kernels.architectures does without
 
     op = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
     if not isinstance(op, Op):

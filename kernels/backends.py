@@ -1,6 +1,6 @@
 """The optional compilers, imported in one place: the module, or a stand-in that lets a kernel's file still import.
 
-A variant's file writes `from kernels.backends import tl, triton` and decorates its kernels as usual. Where the
+A variant's file writes `from batchline.kernels.backends import tl, triton` and decorates its kernels as usual. Where the
 compiler is not installed, the stand-in swallows the decorators and the variant says so through `why_absent`. The
 libraries of PEERS, which decorate nothing, a variant imports where it calls them.
 """

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, numba
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, numba
 
 FOUR = 4
 

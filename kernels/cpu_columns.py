@@ -10,10 +10,10 @@ import functools
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.cpu_rows import STORED, SUM, SUM_AND_SQUARES, walks
-from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import pointer
+from batchline.kernels.backends import numba
+from batchline.kernels.cpu_rows import STORED, SUM, SUM_AND_SQUARES, walks
+from batchline.kernels.cpu_tasks import compiled, run, shares
+from batchline.kernels.cpu_vectors import pointer
 
 TASKS = 16          # at most: they bound the partial sums, and share the work out evenly over a few threads
 ALONE = 2 ** 15     # elements that one thread reads in the time that it takes to start the others

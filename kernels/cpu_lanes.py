@@ -1,7 +1,7 @@
 """LLVM's vectors for Numba's CPU kernels, as wide as the host has: 512 bits with AVX-512, 256 with AVX2, else 128."""
 from __future__ import annotations
 
-from kernels.backends import Absent, numba
+from batchline.kernels.backends import Absent, numba
 
 if isinstance(numba, Absent):
     def intrinsic(function):

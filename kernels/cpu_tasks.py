@@ -14,9 +14,9 @@ import os
 import threading
 from types import SimpleNamespace
 
-from kernels.backends import numba
-from kernels.cpu_lanes import intrinsic, ir, types
-from kernels.numba_cpu import njit, threads
+from batchline.kernels.backends import numba
+from batchline.kernels.cpu_lanes import intrinsic, ir, types
+from batchline.kernels.numba_cpu import njit, threads
 
 
 def _is_forked_worker() -> bool:

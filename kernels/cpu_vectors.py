@@ -4,7 +4,7 @@ Addresses arrive as typed pointers (`pointer`), sizes and strides in elements.
 """
 from __future__ import annotations
 
-from kernels.cpu_lanes import VECTOR_BYTES, Vectors, intrinsic, ir, lanes_of, types
+from batchline.kernels.cpu_lanes import VECTOR_BYTES, Vectors, intrinsic, ir, lanes_of, types
 
 # The sums, one broadcast element of A and a row of B stay inside 32 registers (AVX-512) or 16.
 TILE_ROWS, TILE_VECTORS = (14, 2) if VECTOR_BYTES == 64 else (6, 2)

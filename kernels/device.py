@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import architectures
+from batchline.kernels import architectures
 
 
 def on_its_device(function: Callable) -> Callable:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kernels.device import device_name, slug
+from batchline.kernels.device import device_name, slug
 
 _NEAR = 2.0  # in doublings, summed over the sizes: within a factor of four in all
 _COMMANDS = {"tuning": "make tune", "dispatch": "make dispatch"}  # the kinds, and what writes each

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import forward_ad
 
-from kernels import backends, plain
-from kernels.cpu_tasks import why_no_threads
-from kernels.device_files import file_for, nearby, stored
+from batchline.kernels import backends, plain
+from batchline.kernels.cpu_tasks import why_no_threads
+from batchline.kernels.device_files import file_for, nearby, stored
 
 DISPATCHED = "dispatched"  # of the variant that stands for the op's own call among its others
 VERSIONS = ("torch", "triton", "numba", "numba-cuda")  # another one of these, and what was measured is not evidence

@@ -5,7 +5,7 @@ import functools
 
 import torch
 
-from kernels.backends import cuda, interpreted, numba
+from batchline.kernels.backends import cuda, interpreted, numba
 
 _POINTER = numba.types.CPointer(numba.types.int8)
 

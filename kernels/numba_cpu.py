@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from kernels import cgroups
-from kernels.backends import numba, why_absent
+from batchline.kernels import cgroups
+from batchline.kernels.backends import numba, why_absent
 
 _SAID = "BATCHLINE_SAID_NO_KERNEL_CACHE"  # in the environment, so that a worker does not say it again
 _NUM_THREADS = "NUMBA_NUM_THREADS"

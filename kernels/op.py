@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from kernels import backends
-from kernels.device import on_its_device, why_no_fp8, why_no_kernels
-from kernels.discovery import LoadedWhenAsked, variant_files
-from kernels.dispatch import DISPATCHED, Dispatch
-from kernels.elements import dtype_name
-from kernels.rounding import Typical
-from kernels.tuning import Tunable
+from batchline.kernels import backends
+from batchline.kernels.device import on_its_device, why_no_fp8, why_no_kernels
+from batchline.kernels.discovery import LoadedWhenAsked, variant_files
+from batchline.kernels.dispatch import DISPATCHED, Dispatch
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.rounding import Typical
+from batchline.kernels.tuning import Tunable
 
 Tensors = tuple[torch.Tensor, ...]
 Probe = Callable[[torch.dtype, str, int], Tensors]

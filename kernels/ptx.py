@@ -12,14 +12,14 @@ integers to marshal, and its loads are as wide as it asks for. Values travel as 
     ldmatrix(transposed)    f(array, index) → four 8x8 matrices of 16-bit elements, a row's index from each lane
     mma(dtype)              f(a0..a3, b0, b1, c) → c + A B of 16x8x16, accumulated in fp32
 """
-from kernels.backends import interpreted, why_absent
+from batchline.kernels.backends import interpreted, why_absent
 
 
 if interpreted("numba_cuda"):
-    from kernels.ptx_simulated import (cp_async, cp_async_commit, cp_async_wait, ldmatrix, load, load_shared, mma,
+    from batchline.kernels.ptx_simulated import (cp_async, cp_async_commit, cp_async_wait, ldmatrix, load, load_shared, mma,
                                        store, store_shared)
 elif not why_absent("numba_cuda"):
-    from kernels.ptx_compiled import (cp_async, cp_async_commit, cp_async_wait, ldmatrix, load, load_shared, mma,
+    from batchline.kernels.ptx_compiled import (cp_async, cp_async_commit, cp_async_wait, ldmatrix, load, load_shared, mma,
                                       store, store_shared)
 
 ALIGNMENT = None if interpreted("numba_cuda") else 16  # of shared arrays that 16 bytes are read from at once

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.elements import unit_roundoff
+from batchline.kernels.elements import unit_roundoff
 
 _TENSOR_CORE_STEP = 8  # products that a tensor core adds before it cuts off the sum: 8 on sm_80, 16 and more on sm_90
 

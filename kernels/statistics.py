@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from kernels.elements import unit_roundoff
+from batchline.kernels.elements import unit_roundoff
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 import torch
 
-from kernels import architectures
-from kernels.architectures import Architecture
+from batchline.kernels import architectures
+from batchline.kernels.architectures import Architecture
 
 _asked: ContextVar[Architecture | None] = ContextVar("architecture that is compiled for", default=None)
 

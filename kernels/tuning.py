@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from kernels.architectures import Architecture
-from kernels.device_files import file_for, nearby, stored
-from kernels.target import target_of
+from batchline.kernels.architectures import Architecture
+from batchline.kernels.device_files import file_for, nearby, stored
+from batchline.kernels.target import target_of
 
 Config = Mapping[str, int | str | bool]
 

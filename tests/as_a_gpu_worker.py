@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import torch
 
-import kernels
-from bench.measure.ahead import launches
-from bench.measure.ahead.folder import load_what_was_compiled
-from bench.measure.ahead.gpu import H200, pretended
+from batchline import kernels
+from batchline.bench.measure.ahead import launches
+from batchline.bench.measure.ahead.folder import load_what_was_compiled
+from batchline.bench.measure.ahead.gpu import H200, pretended
 
 loaded, compiled = [], []
 CHANGES = ("num_warps", "alignment", "divisibility")

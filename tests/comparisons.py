@@ -1,7 +1,7 @@
 """Comparisons of two revisions, and runs, as what shows them gets them; with text that means to be more than text."""
-from bench import records
-from bench.records import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG, Run, parse
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
+from batchline.bench import records
+from batchline.bench.records import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG, Run, parse
+from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
                                UNCONFIRMED, Judged, OverBatches, Regression)
 from tests.test_records import document
 

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from bench.measure import busy, catalogue, stand_in
-from kernels.backends import interpreted
+from batchline.bench.measure import busy, catalogue, stand_in
+from batchline.kernels.backends import interpreted
 from tests import gpu_sessions
 
 LONGEST = "test_interpreters.py"  # a minute and more for each of its tests

@@ -25,11 +25,11 @@ from unittest import mock
 
 from tabulate import tabulate
 
-from bench import dispatch, history, records
-from bench.__main__ import main
-from bench.measure import environment
-from bench.records import parse_case_id
-from kernels.dispatch import VERSIONS
+from batchline.bench import dispatch, history, records
+from batchline.__main__ import main
+from batchline.bench.measure import environment
+from batchline.bench.records import parse_case_id
+from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "reports" / "evidence"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import texts
+from batchline.bench import texts
 
 
 def pytest_configure(config):

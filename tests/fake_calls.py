@@ -2,14 +2,14 @@
 import json
 from dataclasses import replace
 
-import kernels
-from bench import dispatch as command
-from bench import records
-from bench.measure import environment
-from bench.measure.task import Outcome
-from bench.records import FAILED, MEASURED, OURS, Record
-from kernels import device_files
-from kernels.op import Op
+from batchline import kernels
+from batchline.bench import dispatch as command
+from batchline.bench import records
+from batchline.bench.measure import environment
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import FAILED, MEASURED, OURS, Record
+from batchline.kernels import device_files
+from batchline.kernels.op import Op
 from tests.plans import planned
 
 BASELINES = {"bmm": "torch_bmm"}

@@ -7,8 +7,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from bench.measure.clocks import make_clock
-from bench.measure.sampling import Effort, sample
+from batchline.bench.measure.clocks import make_clock
+from batchline.bench.measure.sampling import Effort, sample
 
 TICK_S = 5e-8     # what reading the clock costs the host
 CALL_S = 2e-6     # what any call into the driver costs the host, beside the gap before it

@@ -1,9 +1,9 @@
 """Pairs of processes that are none: what each case takes on a side is a function of the pair's number."""
 import math
 
-from bench.measure.task import Outcome
-from bench.records import MEASURED
-from bench.regress.pairs import Compared
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import MEASURED
+from batchline.bench.regress.pairs import Compared
 
 
 def measured(error=0.1, peak_bytes=2 ** 20):

@@ -16,20 +16,20 @@ import time
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
-from bench.measure import isolation, worker
-from bench.measure.isolation import Isolation
-from bench.measure.sampling import Effort
-from bench.measure.tampering import Tampered
-from bench.measure.task import Outcome, Task
-from bench.measure.worker import DeviceLost
-from bench.records import MEASURED
+from batchline.bench.measure import isolation, worker
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.worker import DeviceLost
+from batchline.bench.records import MEASURED
 
 EFFORT = Effort(0.1, 0.01)
 
 
 def serve(connection, doing, device, tree):
     """What bench.measure.worker.serve does, by a FakeRunner. `device` is a folder for the variants to write into."""
-    sys.modules["bench.measure.runner"] = SimpleNamespace(Runner=FakeRunner)
+    sys.modules["batchline.bench.measure.runner"] = SimpleNamespace(Runner=FakeRunner)
     worker.serve(connection, doing, device, tree)
 
 

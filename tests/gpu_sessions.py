@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from bench.evidence import risk
+from batchline.bench.evidence import risk
 
 _EACH_BYTES = 8 * 2 ** 30  # of the GPU's memory for a process: its context, cuBLAS' workspace, the largest test twice
 _MOST = 12

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.errors import UsageError
-from bench.noise import NoiseMeter
+from batchline.bench.errors import UsageError
+from batchline.bench.noise import NoiseMeter
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 

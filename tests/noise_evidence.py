@@ -1,7 +1,7 @@
 """The noise part of a run, made up: estimates from drawn pairs, cosines and step times of a line."""
 import numpy as np
 
-from bench.noise.estimators import NoiseScale, expected_cosine, over_batches
+from batchline.bench.noise.estimators import NoiseScale, expected_cosine, over_batches
 
 LAYERS = ("hidden", "output")
 

@@ -6,13 +6,13 @@ import gc
 import pytest
 import torch
 
-import kernels
-from bench.measure import hardware, memory, probe_once, stand_in
-from bench.measure.clocks import make_clock
-from bench.measure.planted import slower
-from bench.measure.stand_in.devices import host_only
-from bench.measure.stand_in.memory import CAPACITY_BYTES
-from bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
+from batchline import kernels
+from batchline.bench.measure import hardware, memory, probe_once, stand_in
+from batchline.bench.measure.clocks import make_clock
+from batchline.bench.measure.planted import slower
+from batchline.bench.measure.stand_in.devices import host_only
+from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
+from batchline.bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
 from tests.plans import planned
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
@@ -185,7 +185,7 @@ def test_a_backward_pass_in_python_is_on_the_device_too():
 
 
 def test_a_kernel_on_the_wrong_device_breaks_the_context():
-    from kernels.bmm.triton_naive import triton_naive
+    from batchline.kernels.bmm.triton_naive import triton_naive
 
     unguarded = getattr(triton_naive, "__wrapped__", triton_naive)
     unguarded(*operands("cuda:1"))

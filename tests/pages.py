@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bench import records
-from bench.records import FAILED, MEASURED, Record
+from batchline.bench import records
+from batchline.bench.records import FAILED, MEASURED, Record
 from tests import comparisons
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise

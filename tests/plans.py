@@ -1,8 +1,8 @@
 """Plans that several tests look at: what there is to measure takes seconds to read, so each is read once."""
 import functools
 
-from bench.cases import plan
-from bench.measure import catalogue
+from batchline.bench.cases import plan
+from batchline.bench.measure import catalogue
 
 planned = functools.cache(plan)
 

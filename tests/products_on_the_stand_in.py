@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
-import kernels
-from bench.measure import check, hardware
-from bench.measure.runner import Runner
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import MEASURED
+from batchline import kernels
+from batchline.bench.measure import check, hardware
+from batchline.bench.measure.runner import Runner
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import MEASURED
 from tests.on_tensor_cores import ON_TENSOR_CORES
 
 
@@ -51,7 +51,7 @@ def fp8(*shape, offset=0):
     (lambda: fp8(2, 8, 32, offset=4), lambda: fp8(2, 16, 32).mT, "aligned to 16 bytes"),
     (lambda: fp8(1024, 1, 16), lambda: fp8(1024, 16, 16).mT, "more than 1024 groups")])
 def test_a_grouped_product_refuses_what_cuda_refuses_and_the_variant_declines_it_first(a, b, refused):
-    from kernels.bmm.torch_scaled_grouped_mm import torch_scaled_grouped_mm
+    from batchline.kernels.bmm.torch_scaled_grouped_mm import torch_scaled_grouped_mm
 
     operands = a(), b()
     assert kernels.ops["bmm"].variants["torch_scaled_grouped_mm"].why_unsupported(*operands)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import a_a
-from bench.a_a import Pair
-from bench.records import FAILED, MEASURED
+from batchline.bench import a_a
+from batchline.bench.a_a import Pair
+from batchline.bench.records import FAILED, MEASURED
 from tests.plans import planned
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import kernels
-from bench.measure import ahead, steadiness
-from bench.measure.ahead import folder, inputs, launches, work
-from bench.measure.ahead.gpu import H200, Gpu, pretended
-from bench.measure.codegen import why_cannot_compile
-from bench.measure.compile_pool import Pool
-from kernels.backends import interpreted, tl, triton
-from kernels.launch import multiprocessors
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench.measure import ahead, steadiness
+from batchline.bench.measure.ahead import folder, inputs, launches, work
+from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
+from batchline.bench.measure.codegen import why_cannot_compile
+from batchline.bench.measure.compile_pool import Pool
+from batchline.kernels.backends import interpreted, tl, triton
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.op import Variant
 from tests.as_a_gpu_worker import CHANGES
 from tests.plans import planned
 
@@ -149,7 +149,7 @@ def test_where_kernels_are_interpreted_nothing_is_compiled(monkeypatch):
 
 
 def test_a_numba_that_lacks_what_the_cache_is_made_of_compiles_at_each_launch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bench.measure.ahead.kept", None)
+    monkeypatch.setitem(sys.modules, "batchline.bench.measure.ahead.kept", None)
     assert folder.numba_keeper() is None
     folder.load_what_was_compiled()
     shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")

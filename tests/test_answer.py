@@ -1,8 +1,8 @@
 """The answer: what it says, and when it says what is new."""
 from dataclasses import replace
 
-from bench.records import FAILED, INVALID, Record
-from bench.report.answer import answer
+from batchline.bench.records import FAILED, INVALID, Record
+from batchline.bench.report.answer import answer
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, everything, timed, with_records
 

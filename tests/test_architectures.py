@@ -2,18 +2,18 @@
 import pytest
 import torch
 
-import kernels
-from bench.measure import codegen, compile_pool, static_facts
-from bench.measure.grids import grids_of
-from bench.measure.static_facts import never_written
-from bench.report.tables import _chip
-from kernels import backends, device, target
-from kernels.architectures import KNOWN, MMA_SYNC, PINNED, TCGEN05, WGMMA, known, taken_for
-from kernels.bmm import bmm
-from kernels.grad_stats import grad_stats
-from kernels.op import FP8, why_not_here
-from kernels.target import compiling_for, target_of
-from kernels.tuning import Tunable
+from batchline import kernels
+from batchline.bench.measure import codegen, compile_pool, static_facts
+from batchline.bench.measure.grids import grids_of
+from batchline.bench.measure.static_facts import never_written
+from batchline.bench.report.tables import _chip
+from batchline.kernels import backends, device, target
+from batchline.kernels.architectures import KNOWN, MMA_SYNC, PINNED, TCGEN05, WGMMA, known, taken_for
+from batchline.kernels.bmm import bmm
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.op import FP8, why_not_here
+from batchline.kernels.target import compiling_for, target_of
+from batchline.kernels.tuning import Tunable
 
 NOT_PINNED = tuple(number for number in KNOWN if number not in PINNED)
 compiles = pytest.mark.skipif(any(backends.interpreted(name) or backends.why_absent(name)

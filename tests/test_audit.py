@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import kernels
-from bench import besides, records, report
-from bench.measure import audit
-from bench.measure.isolation import WorkerLost
-from bench.pytest_run import BROKEN_CASES, CLEAN
-from bench.records import CRASHED, MEASURED, OURS, Record, Run
-from bench.report import audit as shown
-from bench.report import tables
-from bench.run import _exit_code
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench import besides, records, report
+from batchline.bench.measure import audit
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
+from batchline.bench.records import CRASHED, MEASURED, OURS, Record, Run
+from batchline.bench.report import audit as shown
+from batchline.bench.report import tables
+from batchline.bench.run import _exit_code
+from batchline.kernels.op import Variant
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]

@@ -4,7 +4,7 @@ import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._pytree import tree_leaves
 
-from kernels.bmm import _autograd, batched_product, bmm
+from batchline.kernels.bmm import _autograd, batched_product, bmm
 
 SIZES = {"plain": (3, 4, 2, 5), "one": (1, 1, 1, 1), "no_batch": (0, 2, 3, 4), "no_rows": (2, 0, 3, 4),
          "no_depth": (2, 3, 4, 0)}

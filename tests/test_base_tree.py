@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
-from bench.regress import base_tree
+from batchline.bench.errors import UsageError
+from batchline.bench.regress import base_tree
 
 
 def git(folder, *arguments):
@@ -40,8 +40,9 @@ def repository(tmp_path):
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")
-    (folder / "kernels").mkdir()
-    (folder / "kernels" / "__init__.py").touch()
+    for name in ("batchline", "kernels"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
     for text in ("first", "second"):
         commit(folder, {"file": text})
     return folder

@@ -1,5 +1,5 @@
 """Text and tables as blocks."""
-from bench.report.blocks import Bullets, Table, blocks
+from batchline.bench.report.blocks import Bullets, Table, blocks
 
 
 def test_text_becomes_blocks_and_tables_keep_their_cells():

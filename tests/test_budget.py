@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import budget
-from bench.budget import Schedule, in_turns
-from bench.cases import PROFILES
-from bench.records import OURS, parse
+from batchline.bench import budget
+from batchline.bench.budget import Schedule, in_turns
+from batchline.bench.cases import PROFILES
+from batchline.bench.records import OURS, parse
 from tests.plans import planned
 
 QUICK_RUN = Path(__file__).resolve().parents[1] / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json"

@@ -8,13 +8,13 @@ import time
 import pytest
 import torch
 
-from bench.measure import busy
-from bench.measure.busy import LEAST_SPAN_S, PAUSES_S, Guard, NoGuard
-from bench.measure.runner import Runner
-from bench.measure.sampling import Effort
-from bench.measure.state import CpuState, own_cpu_s
-from bench.measure.task import Outcome, Task
-from bench.records import INVALID, MEASURED, WRONG, is_broken, is_machines_fault
+from batchline.bench.measure import busy
+from batchline.bench.measure.busy import LEAST_SPAN_S, PAUSES_S, Guard, NoGuard
+from batchline.bench.measure.runner import Runner
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.state import CpuState, own_cpu_s
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.records import INVALID, MEASURED, WRONG, is_broken, is_machines_fault
 
 SPIN = "import time\nuntil = time.monotonic() + {seconds}\nwhile time.monotonic() < until: pass"
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-import kernels
-from bench.measure.check import Poison
-from kernels import plain
-from kernels.dispatch import BASELINE
+from batchline import kernels
+from batchline.bench.measure.check import Poison
+from batchline.kernels import plain
+from batchline.kernels.dispatch import BASELINE
 from tests.kinds_of_calls import KINDS, TENSORS, integers, mkldnn, no_memory
 
 

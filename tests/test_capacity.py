@@ -11,9 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-import kernels
-from bench.measure import capacity, memory
-from bench.verdicts.memory_law import Law, fit
+from batchline import kernels
+from batchline.bench.measure import capacity, memory
+from batchline.bench.verdicts.memory_law import Law, fit
 
 MIB = 2 ** 20
 ROOM = 1024 * MIB

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.measure.hardware import Cuda
-from bench.measure.isolation import Isolation
-from bench.measure.task import NOT_CAPTURED, Outcome
-from bench.records import MEASURED
+from batchline.bench.measure.hardware import Cuda
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.task import NOT_CAPTURED, Outcome
+from batchline.bench.records import MEASURED
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-import kernels
-from bench.cases import PROFILES, of_catalogue, plan
-from bench.declared import Catalogue
-from bench.listing import show
-from bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
+from batchline import kernels
+from batchline.bench.cases import PROFILES, of_catalogue, plan
+from batchline.bench.declared import Catalogue
+from batchline.bench.listing import show
+from batchline.bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
 from tests.plans import planned
 
 # A rename of any of these loses the history of its case. Add to the list; never change a line of it.

@@ -9,19 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import records, regress
-from bench.cases import PROFILES, along, plan
-from bench.errors import UsageError
-from bench.measure import catalogue
-from bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
-from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
+from batchline.bench import records, regress
+from batchline.bench.cases import PROFILES, along, plan
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import catalogue
+from batchline.bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
+from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from tests.trees import copy_sources
 
 DEADLINE_S = 8
 VARIANT = '''"""Does something."""
 import torch
 
-from kernels.grad_reduce import grad_reduce
+from batchline.kernels.grad_reduce import grad_reduce
 
 {before}
 
@@ -87,10 +87,10 @@ OPS = {
     "stray": ("", "it makes no Op called stray (a folder that is no op begins with _)"),
     "vanishing": ("import os; os._exit(0)", "its process ended with exit code 0 (importing it)"),
     "typo": ("def typo(:", "SyntaxError"),
-    "without_reference": ("from kernels.op import Op\nwithout_reference = Op(__name__, signature='', inputs=len, "
+    "without_reference": ("from batchline.kernels.op import Op\nwithout_reference = Op(__name__, signature='', inputs=len, "
                           "tolerance=len, flops=len, least_bytes=len, scenarios=(), probes={}, example=('', 1), "
                           "baseline='')", "'reference'"),
-    "misnamed_baseline": ("import dataclasses\nfrom kernels import grad_reduce as like\nfrom kernels.op import Op\n"
+    "misnamed_baseline": ("import dataclasses\nfrom batchline.kernels import grad_reduce as like\nfrom batchline.kernels.op import Op\n"
                           "misnamed_baseline = Op(__name__, signature='g[B,P] → ḡ[P]', inputs=like.inputs, "
                           "reference=like.reference, tolerance=like.tolerance, flops=like.flops, "
                           "least_bytes=like.least_bytes, scenarios=like.grad_reduce.scenarios.values(), probes={}, "
@@ -241,7 +241,7 @@ with open(os.environ["SPY"], "a") as file:
 def watched(tree, tmp_path_factory):
     """The sources with one broken file, in which each file of the op writes down which process has imported it."""
     root = tmp_path_factory.mktemp("watched")
-    for name in ("kernels", "bench"):
+    for name in ("batchline", "kernels", "bench"):
         shutil.copytree(tree / name, root / name)
     folder = root / "kernels" / "grad_reduce"
     for name in (*AT_IMPORT, *DECLARED, *SUPPORTS, *STRANGE):
@@ -261,7 +261,7 @@ def bench(watched, tmp_path):
     """Runs a command; (what it said, the runs that it has stored). None of its own imports may be a file of an op."""
     def run(*arguments):
         spy = tmp_path / "imported"
-        with subprocess.Popen([sys.executable, "-m", "bench", *arguments], cwd=watched, text=True,
+        with subprocess.Popen([sys.executable, "-m", "batchline", *arguments], cwd=watched, text=True,
                               env=os.environ | {"SPY": str(spy)}, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as process:
             out, err = process.communicate(timeout=600)

@@ -1,7 +1,7 @@
 """What control groups leave a process, on made-up trees of both versions; v2's files nested as a container's are."""
 import pytest
 
-from kernels import cgroups
+from batchline.kernels import cgroups
 
 GIB = 2 ** 30
 V2 = "31 24 0:28 {mounted} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"

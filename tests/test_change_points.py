@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from bench.verdicts import change_points as module
-from bench.verdicts.change_points import LEAST_RUNS, change_points, noise_scale
+from batchline.bench.verdicts import change_points as module
+from batchline.bench.verdicts.change_points import LEAST_RUNS, change_points, noise_scale
 
 NOISE, STEP = 0.02, np.log(1.05)
 

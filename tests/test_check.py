@@ -5,14 +5,14 @@ import pkgutil
 import pytest
 import torch
 
-import kernels
-from bench.measure.check import Poison, check_outputs, check_variant, expect, held_to, tolerance_multiple
-from bench.records import WRONG, NotMeasured
-from kernels.bmm import bmm
-from kernels.draw import Draw
-from kernels.grad_reduce import grad_reduce
-from kernels.grad_stats import grad_stats
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench.measure.check import Poison, check_outputs, check_variant, expect, held_to, tolerance_multiple
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.bmm import bmm
+from batchline.kernels.draw import Draw
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.op import Variant
 from tests import wrong_kernels
 
 WRONG_KERNELS = [module.name for module in pkgutil.iter_modules(wrong_kernels.__path__)

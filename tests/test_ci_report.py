@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench.records import FAILED, WRONG
-from bench.report import ci, regression_words
-from bench.report.escaping import markdown, one_line
-from bench.report.run_in_ci import of_run
+from batchline.bench.records import FAILED, WRONG
+from batchline.bench.report import ci, regression_words
+from batchline.bench.report.escaping import markdown, one_line
+from batchline.bench.report.run_in_ci import of_run
 from tests.comparisons import BROKEN_CASES, BUSY_CASE, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged, run
 from tests.test_codegen_moves import moved
 
@@ -134,7 +134,7 @@ def test_text_of_others_is_text_in_a_runs_summary():
 
 
 def test_what_moved_in_the_compiled_code_is_an_annotation():
-    from bench.report import codegen
+    from batchline.bench.report import codegen
 
     command, = ci.annotations("error", codegen.annotations([moved(registers=168)]))
     assert undone(command)[1].startswith("codegen: bmm/triton_tiled _kernel") and "registers 110 → 168" in command

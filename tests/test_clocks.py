@@ -3,10 +3,10 @@ import inspect
 
 import pytest
 
-from bench.cases import CLOCKS
-from bench.measure import hardware
-from bench.measure.clocks import Unfit, make_clock
-from bench.measure.sampling import Effort
+from batchline.bench.cases import CLOCKS
+from batchline.bench.measure import hardware
+from batchline.bench.measure.clocks import Unfit, make_clock
+from batchline.bench.measure.sampling import Effort
 from tests.fake_machine import CALL_S, TICK_S, FakeCpu, FakeCuda, Kernel, sampled
 
 GAPS_S = (5e-6, 5e-4)

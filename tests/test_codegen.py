@@ -6,11 +6,11 @@ import tempfile
 import pytest
 import torch
 
-import kernels
-from bench.measure import codegen, compile_cache, pins, sass, static_facts
-from bench.measure.sources import files_of
-from kernels.architectures import PINNED as PINNED_FOR
-from kernels.op import Op
+from batchline import kernels
+from batchline.bench.measure import codegen, compile_cache, pins, sass, static_facts
+from batchline.bench.measure.sources import files_of
+from batchline.kernels.architectures import PINNED as PINNED_FOR
+from batchline.kernels.op import Op
 from tests.plans import declared
 from tests.test_records import compiled_row
 

@@ -4,14 +4,14 @@ import importlib
 
 import pytest
 
-import kernels
-from bench import codegen as command
-from bench.measure import codegen, pins, static_facts
-from bench.report import codegen as report
-from bench.selection import selected
-from bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
-from bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
-from kernels import backends
+from batchline import kernels
+from batchline.bench import codegen as command
+from batchline.bench.measure import codegen, pins, static_facts
+from batchline.bench.report import codegen as report
+from batchline.bench.selection import selected
+from batchline.bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
+from batchline.bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
+from batchline.kernels import backends
 from tests.test_records import compiled_row
 
 compiled_only = pytest.mark.skipif(
@@ -196,7 +196,7 @@ def test_an_untouched_kernel_is_clean(only_tiled, capsys):
                                        "24.0 KiB less shared memory (72.0 KiB): occupancy 25% → 19%")),
 ])
 def test_a_changed_tile_is_caught_by_name_with_no_gpu(only_tiled, monkeypatch, tmp_path, capsys, change, words):
-    module = importlib.import_module("kernels.bmm.triton_tiled")
+    module = importlib.import_module("batchline.kernels.bmm.triton_tiled")
     tile = module._tile
     monkeypatch.setattr(module, "_tile", lambda a, b: tile(a, b) | change)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from bench import codegen as command
-from bench.measure import pins
-from bench.sealed import SealBroken
+from batchline.bench import codegen as command
+from batchline.bench.measure import pins
+from batchline.bench.sealed import SealBroken
 from tests.test_records import compiled_row
 
 JOB = ("grad_reduce/triton_two_stage", "float32")

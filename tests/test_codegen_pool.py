@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from bench.measure import compile_pool
+from batchline.bench.measure import compile_pool
 
 
 def double(number):

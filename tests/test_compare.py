@@ -4,11 +4,11 @@ import subprocess
 
 import pytest
 
-from bench import compare as command
-from bench import records
-from bench.errors import UsageError
-from bench.report.comparison import COLUMNS, terminal
-from bench.verdicts.comparison import compare
+from batchline.bench import compare as command
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.report.comparison import COLUMNS, terminal
+from batchline.bench.verdicts.comparison import compare
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"

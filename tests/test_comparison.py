@@ -1,13 +1,13 @@
 """From two plans to verdicts, with pairs that are made up: what is measured, what ends it, what its exit says."""
 import pytest
 
-from bench.measure.task import Outcome
-from bench.records import FAILED, WRONG
-from bench.regress import staged
-from bench.regress.command import CLEAN, CONFIRMED, INTERRUPTED, NOT_MEASURED, exit_code
-from bench.regress.comparison import Comparison, NotComparable
-from bench.regress.pairs import BASE_SIDE, HEAD_SIDE
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import FAILED, WRONG
+from batchline.bench.regress import staged
+from batchline.bench.regress.command import CLEAN, CONFIRMED, INTERRUPTED, NOT_MEASURED, exit_code
+from batchline.bench.regress.comparison import Comparison, NotComparable
+from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE
+from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
                                UNCONFIRMED, load, save)
 from tests.fake_pairs import FakePairs, wobbling
 

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from bench import records
-from bench.cases import PROFILES
-from bench.confirm import Confirming, to_try, winners
-from bench.measure.task import OWN_FAULT, Outcome
-from bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
-from bench.verdicts import eligible
+from batchline.bench import records
+from batchline.bench.cases import PROFILES
+from batchline.bench.confirm import Confirming, to_try, winners
+from batchline.bench.measure.task import OWN_FAULT, Outcome
+from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
+from batchline.bench.verdicts import eligible
 from tests.test_crossovers import record
 
 BASELINES = {"bmm": "torch_bmm"}

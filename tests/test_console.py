@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from bench import console
-from bench.console import ERASED
+from batchline.bench import console
+from batchline.bench.console import ERASED
 
 
 @pytest.mark.parametrize("parts, marked", [

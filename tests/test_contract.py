@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from bench.measure.contract import plain_outputs, require_own_memory
-from bench.records import WRONG, NotMeasured
+from batchline.bench.measure.contract import plain_outputs, require_own_memory
+from batchline.bench.records import WRONG, NotMeasured
 
 INPUT = torch.ones(6)
 BUFFER = torch.zeros(4, 6)

@@ -1,11 +1,11 @@
 """An instruction of a whole warp is refused where a part of the warp may run it, by handwritten PTX and SASS."""
 import pytest
 
-from bench import codegen as command
-from bench.measure import converged
-from bench.measure.lane_values import LaneValues
-from bench.measure.ptx_blocks import functions
-from bench.verdicts.codegen import warp_faults
+from batchline.bench import codegen as command
+from batchline.bench.measure import converged
+from batchline.bench.measure.lane_values import LaneValues
+from batchline.bench.measure.ptx_blocks import functions
+from batchline.bench.verdicts.codegen import warp_faults
 from tests.test_records import compiled_row
 
 PTX = """

@@ -4,9 +4,9 @@ import re
 import pytest
 import torch
 
-from kernels import backends
-from kernels.cpu_lanes import FEATURES, VECTOR_BYTES
-from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
+from batchline.kernels import backends
+from batchline.kernels.cpu_lanes import FEATURES, VECTOR_BYTES
+from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
 
 pytestmark = [
     pytest.mark.skipif(backends.why_absent("numba_cpu") is not None, reason="Numba is not installed"),
@@ -50,7 +50,7 @@ def _stores(instructions: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module", params=DTYPES, ids=("float32", "float64"))
 def blocked(request):
-    from kernels.bmm import numba_cpu_blocked
+    from batchline.kernels.bmm import numba_cpu_blocked
 
     return _functions(numba_cpu_blocked._compiled(*request.param))
 
@@ -82,7 +82,7 @@ def test_a_block_is_transposed_by_shuffles(blocked):
 @pytest.mark.parametrize("size", (4, 8, 16, 32))
 def test_a_tiny_product_has_no_multiply_add_to_spare(size):
     """Of vectors as wide as N, with the sums in registers; up to 8x8 no loop is left but the one over the batch."""
-    from kernels.bmm import numba_cpu_tiny
+    from batchline.kernels.bmm import numba_cpu_tiny
 
     functions = _functions(numba_cpu_tiny._compiled(torch.float32, size, size, size, size, 1, size, 1))
     body, = (lines for lines in functions.values() if _multiply_adds(lines))

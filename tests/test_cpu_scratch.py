@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kernels import backends
+from batchline.kernels import backends
 
 LARGE = {"bmm": (("linear_forward", 2), ("linear_grad_weight", 2)), "grad_reduce": (("odd_100003", 70),),
          "grad_stats": (("odd_100003", 70),), "wgrad_stats": (("linear_512_T16", 33), ("odd_37x127x257", 33))}
 PROGRAM = """
 import json, sys
-import kernels
+from batchline from batchline import kernels
 for name, problems in json.loads(sys.argv[1]).items():
     for scenario, batch in problems:
         inputs = kernels.ops[name].make_inputs(scenario, batch, "float32", "cpu")

@@ -8,15 +8,15 @@ import textwrap
 
 import pytest
 
-import kernels
-from kernels import cpu_tasks
+from batchline import kernels
+from batchline.kernels import cpu_tasks
 
 LAYERS = [pytest.param(layer, marks=pytest.mark.slow) for layer in ("workqueue", "omp", "tbb")]
 
 FIRST_CALLS = """
     import threading
     import torch
-    import kernels
+    from batchline from batchline import kernels
 
     def first_calls(op):
         inputs = op.make_inputs(op.example[0], 1, "float32", "meta")
@@ -48,7 +48,7 @@ TOGETHER = """
     import threading
     import torch
     import numba
-    import kernels
+    from batchline from batchline import kernels
 
     sys.setswitchinterval(1e-5)
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ FORKED = """
 
     def prepare(name, kernel, probe):
         # The op, a CPU kernel, and inputs for which the kernel is said to have won.
-        import kernels
+        from batchline from batchline import kernels
 
         op = kernels.ops[name]
         inputs = op.probes[probe](torch.float32, "cpu", 0)
@@ -139,8 +139,8 @@ IN_A_CHILD = """
     import sys
     import numba
     import torch
-    import kernels
-    from kernels import cpu_tasks
+    from batchline from batchline import kernels
+    from batchline.kernels import cpu_tasks
 
     bmm = kernels.ops["bmm"]
     a, b = torch.randn(64, 40, 96), torch.randn(64, 96, 48)

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.records import MEASURED, Record
-from bench.report import crossover as shown
-from bench.verdicts import crossover
+from batchline.bench.records import MEASURED, Record
+from batchline.bench.report import crossover as shown
+from batchline.bench.verdicts import crossover
 
 SIZES = {f"T{tokens}": {"T": tokens, "I": 512, "O": 512} for tokens in (1, 4, 16, 64)}
 

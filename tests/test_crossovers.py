@@ -5,10 +5,10 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from bench.records import FAILED, MEASURED, Record
-from bench.verdicts import crossovers
-from bench.verdicts.crossovers import best, choices, leader, root
-from kernels.backends import DISPATCH
+from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.verdicts import crossovers
+from batchline.bench.verdicts.crossovers import best, choices, leader, root
+from batchline.kernels.backends import DISPATCH
 
 BATCHES = (1, 3, 8, 33, 64, 256, 1024)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
-from bench.records import FILE_NAME
+from batchline.__main__ import main
+from batchline.bench.records import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,8 +1,8 @@
 """The real data: per-sample gradients are autograd's, and the net has learnt something."""
 import torch
 
-from kernels import digits
-from kernels.digits import CLASSES, HIDDEN, PIXELS
+from batchline.kernels import digits
+from batchline.kernels.digits import CLASSES, HIDDEN, PIXELS
 
 
 def _loss(w1, b1, w2, b2, x, y):

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-import kernels
-from kernels import device_files, dispatch
-from kernels.dispatch import BASELINE, DISPATCHED, MEASURED, NEARBY, RULE, Choice
-from kernels.op import Op, Scenario
+from batchline import kernels
+from batchline.kernels import device_files, dispatch
+from batchline.kernels.dispatch import BASELINE, DISPATCHED, MEASURED, NEARBY, RULE, Choice
+from batchline.kernels.op import Op, Scenario
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_compiled_caller_may_be_the_first_one():
     """Finding an op's files is no part of the graph."""
     program = """
 import torch
-from kernels.bmm import bmm
+from batchline.kernels.bmm import bmm
 a, b = torch.ones(40, 2, 3), torch.ones(40, 3, 4)
 call = torch.compile(lambda a, b: bmm(a, b), backend="eager", fullgraph=True)
 assert torch.equal(call(a, b), torch.bmm(a, b))

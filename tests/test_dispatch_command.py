@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-import kernels
-from bench import dispatch as command
-from bench.errors import UsageError
-from bench.measure import environment
-from bench.report import dispatch as report
-from bench.report.tables import PLAIN
-from bench.verdicts.dispatch import Called, measured
-from kernels import device_files
-from kernels.device import device_name
+from batchline import kernels
+from batchline.bench import dispatch as command
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import environment
+from batchline.bench.report import dispatch as report
+from batchline.bench.report.tables import PLAIN
+from batchline.bench.verdicts.dispatch import Called, measured
+from batchline.kernels import device_files
+from batchline.kernels.device import device_name
 from tests.fake_calls import BASELINES, FakeIsolation, a_run, alone, record, table
 
 CANDIDATES = {"bmm": {"torch_bmm", "fast", "slow"}}

@@ -5,16 +5,16 @@ import pkgutil
 import pytest
 import torch
 
-import kernels
-from bench.measure.runner import Runner
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import FAILED, MEASURED, Record, Run
-from bench.report import ladder as ladder_report
-from bench.report import page_data, tables
-from bench.report.terminal import latencies
-from bench.verdicts import crossovers, dispatch, eligible, ladder
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench.measure.runner import Runner
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import FAILED, MEASURED, Record, Run
+from batchline.bench.report import ladder as ladder_report
+from batchline.bench.report import page_data, tables
+from batchline.bench.report.terminal import latencies
+from batchline.bench.verdicts import crossovers, dispatch, eligible, ladder
+from batchline.kernels.op import Variant
 from tests import wrong_kernels
 
 EFFORT = Effort(precision=0.5, seconds=0.01)

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from bench.measure import environment
+from batchline.bench.measure import environment
 
 
 @pytest.fixture

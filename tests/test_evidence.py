@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
-from bench.evidence import command, parts, process, shown, shown_tests, sizes
-from bench.evidence.parts import PARTS, Part
-from bench.evidence.shown import Shown
-from bench.measure import stand_in
+from batchline.bench.errors import UsageError
+from batchline.bench.evidence import command, parts, process, shown, shown_tests, sizes
+from batchline.bench.evidence.parts import PARTS, Part
+from batchline.bench.evidence.shown import Shown
+from batchline.bench.measure import stand_in
 
 
 def _show(asked):

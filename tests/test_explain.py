@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench import explain as command
-from bench import records
-from bench.errors import UsageError
-from bench.records import NOT_HERE, NOT_REACHED
-from bench.report.explain import screen
+from batchline.bench import explain as command
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.records import NOT_HERE, NOT_REACHED
+from batchline.bench.report.explain import screen
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records

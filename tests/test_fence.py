@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import library as registry
 
-import kernels
-from bench.measure import check, clocks, outcome
-from bench.measure.fence import Fence
-from bench.measure.tampering import Tampered
-from bench.verdicts import roofline
-from kernels.bmm import bmm
+from batchline import kernels
+from batchline.bench.measure import check, clocks, outcome
+from batchline.bench.measure.fence import Fence
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.verdicts import roofline
+from batchline.kernels.bmm import bmm
 
 
 @contextlib.contextmanager
@@ -213,10 +213,10 @@ FULL = {
     "statistics.median": lambda: _attribute(statistics, "median", min),
     "builtins.all": lambda: _attribute(builtins, "all", lambda _: True),
     "random.SystemRandom": lambda: _attribute(random, "SystemRandom", random.Random),
-    "bench.measure.clocks.Host.sample": lambda: _attribute(clocks.Host, "sample", lambda self: 1e-9),
-    "bench.measure.outcome.of_samples": lambda: _attribute(outcome, "of_samples", None),
-    "bench.verdicts.roofline.why_impossible": lambda: _attribute(roofline, "why_impossible", lambda *_: None),
-    "the code of bench.measure.check.check_outputs": lambda: _code(check.check_outputs, _everything_is_right),
+    "batchline.bench.measure.clocks.Host.sample": lambda: _attribute(clocks.Host, "sample", lambda self: 1e-9),
+    "batchline.bench.measure.outcome.of_samples": lambda: _attribute(outcome, "of_samples", None),
+    "batchline.bench.verdicts.roofline.why_impossible": lambda: _attribute(roofline, "why_impossible", lambda *_: None),
+    "the code of batchline.bench.measure.check.check_outputs": lambda: _code(check.check_outputs, _everything_is_right),
     "bmm.tolerance": lambda: _attribute(bmm, "tolerance", None),
     "bmm.reference": lambda: _attribute(bmm, "reference", None),
     "bmm/torch_bmm.function": lambda: _done(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import records, report
-from bench.report.fitting import COLUMNS, TERMINAL, wrapped
+from batchline.bench import records, report
+from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from tests.comparisons import HOSTILE
 
 EVIDENCE = sorted((Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json"))

@@ -3,11 +3,11 @@ import itertools
 
 import pytest
 
-from bench import besides, fixed_list, study
-from bench.cases import PROFILES
-from bench.declared import Problem
-from bench.measure import pins, static_facts
-from bench.records import NOT_HERE, OURS
+from batchline.bench import besides, fixed_list, study
+from batchline.bench.cases import PROFILES
+from batchline.bench.declared import Problem
+from batchline.bench.measure import pins, static_facts
+from batchline.bench.records import NOT_HERE, OURS
 from tests.plans import planned
 
 THE_PLAN = planned("evidence", "cuda")

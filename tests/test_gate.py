@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED,
+from batchline.bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED,
                                UNCONFIRMED)
-from bench.verdicts import gate
-from bench.verdicts.floors import Floor, floor
-from bench.verdicts.pair_tests import moments
+from batchline.bench.verdicts import gate
+from batchline.bench.verdicts.floors import Floor, floor
+from batchline.bench.verdicts.pair_tests import moments
 
 LEAST = Floor(0.01, "least")
 SLOWER = [0.05, 0.06, 0.07, 0.08, 0.09]   # mean .07, standard error .0071: t = 8.5, p = .0005

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED, UNCONFIRMED
-from bench.verdicts.floors import Floor
-from bench.verdicts.gate import decide
-from bench.verdicts.over_batches import over_batches
+from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED, UNCONFIRMED
+from batchline.bench.verdicts.floors import Floor
+from batchline.bench.verdicts.gate import decide
+from batchline.bench.verdicts.over_batches import over_batches
 from tests import traces
 
 LEAST = Floor(0.01, "least")

@@ -5,13 +5,13 @@ A CPU knows no tf32, so its rounding is made here: operands keep 10 bits behind 
 import pytest
 import torch
 
-import kernels
-from bench.measure.check import check_outputs, check_variant, expect, held_to, tolerance_multiple
-from bench.records import NotMeasured
-from bench.verdicts.eligible import MOST_TOLERANCE
-from kernels import precision
-from kernels.wgrad_stats import _products, torch_ghost_tf32, torch_rank_one_tf32
-from kernels.wgrad_stats._bf16_parts import bf16_parts, product_of_parts
+from batchline import kernels
+from batchline.bench.measure.check import check_outputs, check_variant, expect, held_to, tolerance_multiple
+from batchline.bench.records import NotMeasured
+from batchline.bench.verdicts.eligible import MOST_TOLERANCE
+from batchline.kernels import precision
+from batchline.kernels.wgrad_stats import _products, torch_ghost_tf32, torch_rank_one_tf32
+from batchline.kernels.wgrad_stats._bf16_parts import bf16_parts, product_of_parts
 
 LAYER = kernels.ops["wgrad_stats"]
 OF_PARTS = ("torch_ghost_3xbf16", "torch_ghost_6xbf16", "torch_rank_one_3xbf16")
@@ -149,8 +149,8 @@ def test_no_product_of_theirs_is_on_fmas(monkeypatch):
         seen.append((a.dtype, b.dtype))
         return torch.bmm(a.float(), b.float())
 
-    monkeypatch.setattr("kernels.wgrad_stats._bf16_parts.product", product)
-    monkeypatch.setattr("kernels.wgrad_stats._bf16_parts.add_product",
+    monkeypatch.setattr("batchline.kernels.wgrad_stats._bf16_parts.product", product)
+    monkeypatch.setattr("batchline.kernels.wgrad_stats._bf16_parts.add_product",
                         lambda total, a, b: total.add_(product(a, b)))
     for dtype, count in (("bfloat16", 3 + 3), ("float16", 3 + 3), ("float32", 4 * 3)):
         seen.clear()

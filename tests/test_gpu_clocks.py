@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.report import gpu_clocks, readme, tables
-from bench.report.explain import screen
+from batchline.bench.report import gpu_clocks, readme, tables
+from batchline.bench.report.explain import screen
 from tests.pages import a_run
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"

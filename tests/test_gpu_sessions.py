@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.evidence import risk
+from batchline.bench.evidence import risk
 from tests import gpu_sessions
 from tests.plans import declared
 

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.measure.check import Poison, check_outputs, expect
-from bench.measure.codegen import why_cannot_compile
-from bench.measure.grids import grids_of
-from kernels import backends
-from kernels.draw import Draw
-from kernels.grad_reduce import grad_reduce
-from kernels.grad_reduce_multi import _table, grad_reduce_multi
-from kernels.grad_reduce_multi._table import table_of
+from batchline.bench.measure.check import Poison, check_outputs, expect
+from batchline.bench.measure.codegen import why_cannot_compile
+from batchline.bench.measure.grids import grids_of
+from batchline.kernels import backends
+from batchline.kernels.draw import Draw
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.grad_reduce_multi import _table, grad_reduce_multi
+from batchline.kernels.grad_reduce_multi._table import table_of
 
 GPU = [name for name, variant in grad_reduce_multi.variants.items() if variant.needs == "cuda"]
 HERE = [name for name, variant in grad_reduce_multi.variants.items() if not variant.why_not_here("cpu")]
@@ -98,7 +98,7 @@ def test_one_kernel_is_launched_however_many_tensors(name, count):
 @pytest.mark.skipif(bool(backends.why_absent("numba_cpu")), reason="Numba is not installed")
 @pytest.mark.parametrize("batch", [3, 5000])
 def test_one_parallel_region_however_many_tensors(monkeypatch, batch):
-    from kernels.grad_reduce_multi import numba_cpu_one_launch as module
+    from batchline.kernels.grad_reduce_multi import numba_cpu_one_launch as module
 
     regions, run = [], module.run
     monkeypatch.setattr(module, "run", lambda *args: (regions.append(args[2]), run(*args)))

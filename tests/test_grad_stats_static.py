@@ -12,12 +12,12 @@ import tempfile
 import pytest
 import torch
 
-import kernels
-from bench.measure import codegen, sass
-from bench.measure.check import checked_call, expect
-from kernels import backends
-from kernels.draw import Draw
-from kernels.grad_reduce.triton_whole_words import words
+from batchline import kernels
+from batchline.bench.measure import codegen, sass
+from batchline.bench.measure.check import checked_call, expect
+from batchline.kernels import backends
+from batchline.kernels.draw import Draw
+from batchline.kernels.grad_reduce.triton_whole_words import words
 from tests.test_properties import hints_are_true  # noqa: F401, a fixture for every test here
 
 INTERPRETED = backends.interpreted("triton")
@@ -184,7 +184,7 @@ def test_what_is_promised_of_addresses_is_true(tile, dtype):
 def test_hints_hold_wherever_rows_begin(name, sms, dtype, monkeypatch):
     """And programs are right past their first block: on one multiprocessor each has several."""
     for rung in RUNGS:
-        module = importlib.import_module(f"kernels.{rung.replace('/', '.')}")
+        module = importlib.import_module(f"batchline.kernels.{rung.replace('/', '.')}")
         monkeypatch.setattr(module, "multiprocessors", lambda device: sms)
     variant = variant_of(name)
     if variant.tunable:

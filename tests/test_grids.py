@@ -7,11 +7,11 @@ import contextlib
 import pytest
 import torch
 
-from bench.measure.codegen import why_cannot_compile
-from bench.measure.grids import grids_of, waves_of
-from kernels.backends import triton
-from kernels.bmm import bmm
-from kernels.op import Variant
+from batchline.bench.measure.codegen import why_cannot_compile
+from batchline.bench.measure.grids import grids_of, waves_of
+from batchline.kernels.backends import triton
+from batchline.kernels.bmm import bmm
+from batchline.kernels.op import Variant
 
 MANY = 70_000
 # B, M, N, K: more entries than grid.y counts, or more tiles of 16.

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-import kernels
-from bench.measure.runner import Runner
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import FAILED, INVALID, MEASURED, WRONG
+from batchline import kernels
+from batchline.bench.measure.runner import Runner
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import FAILED, INVALID, MEASURED, WRONG
 
 EFFORT = Effort(0.05, 0.02, most=80)
 BASELINE = "torch_mean"
@@ -17,7 +17,7 @@ BASELINE = "torch_mean"
 
 @pytest.fixture
 def runner(monkeypatch):
-    monkeypatch.setattr("bench.measure.placing.give_each_thread_a_core", lambda: [])  # this process has other tests
+    monkeypatch.setattr("batchline.bench.measure.placing.give_each_thread_a_core", lambda: [])  # this process has other tests
     return Runner("cpu")
 
 

@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from bench import history, records
-from bench.errors import UsageError
-from bench.report import otava
-from bench.verdicts import trends
+from batchline.bench import history, records
+from batchline.bench.errors import UsageError
+from batchline.bench.report import otava
+from batchline.bench.verdicts import trends
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"

@@ -1,10 +1,10 @@
 """The hot loop of a listing: the innermost with the tensor cores, each instruction with what it is for."""
 import pytest
 
-import kernels
-from bench.measure import hot_loop
-from bench.measure.hot_loop import instructions
-from bench.measure.machine_code import machine_code
+from batchline import kernels
+from batchline.bench.measure import hot_loop
+from batchline.bench.measure.hot_loop import instructions
+from batchline.bench.measure.machine_code import machine_code
 
 LISTING = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;

@@ -5,7 +5,7 @@ import sys
 _PROGRAM = """
 import py_compile, sys
 from pathlib import Path
-from bench.measure import importing
+from batchline.bench.measure import importing
 
 folder = Path(sys.argv[1])
 file = folder / "kernel.py"

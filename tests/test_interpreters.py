@@ -7,8 +7,8 @@ import numpy
 import pytest
 from packaging.version import Version
 
-import kernels
-from kernels import backends
+from batchline import kernels
+from batchline.kernels import backends
 from tests.on_tensor_cores import ON_TENSOR_CORES
 
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-import kernels
-from bench import besides
-from bench.measure import invariance
-from bench.measure.isolation import WorkerLost
-from bench.records import CRASHED, OURS
-from bench.report import invariance as shown
-from bench.report.tables import PLAIN
-from bench.verdicts.invariance import by_variant, prices
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench import besides
+from batchline.bench.measure import invariance
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.records import CRASHED, OURS
+from batchline.bench.report import invariance as shown
+from batchline.bench.report.tables import PLAIN
+from batchline.bench.verdicts.invariance import by_variant, prices
+from batchline.kernels.op import Variant
 from tests.pages import a_run, timed, with_records
 from tests.pages import invariance as row
 from tests.test_records import document

@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from bench.measure import isolation
-from bench.measure.isolation import Isolation
-from bench.measure.sampling import Effort
-from bench.measure.task import Task, WorkerLost
-from bench.measure.worker import Doing
-from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from batchline.bench.measure import isolation
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task, WorkerLost
+from batchline.bench.measure.worker import Doing
+from batchline.bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_REACHED, OUT_OF_MEMORY, WRONG
 from tests import fake_worker
 from tests.fake_worker import task
 
@@ -169,7 +169,7 @@ def _lose(lost):
 
 
 def _worker_of(isolated):
-    from bench.measure import processes
+    from batchline.bench.measure import processes
 
     worker, = processes.descendants(isolated._mould._process.pid)
     return worker

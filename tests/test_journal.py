@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from bench import journal, publishing, records
-from bench.journal import Journal
-from bench.records import MEASURED, NOT_REACHED, OURS
-from bench.stored_files import DamagedFile
+from batchline.bench import journal, publishing, records
+from batchline.bench.journal import Journal
+from batchline.bench.records import MEASURED, NOT_REACHED, OURS
+from batchline.bench.stored_files import DamagedFile
 from tests.test_records import document
 
 WHOLE = document()

@@ -4,11 +4,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.records import BROKEN, INVALID, MEASURED, NOT_HERE, NOT_REACHED, STATUSES, UNSUPPORTED, WRONG
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, MEMORY, MISSING, NEW, REGRESSED,
+from batchline.bench.records import BROKEN, INVALID, MEASURED, NOT_HERE, NOT_REACHED, STATUSES, UNSUPPORTED, WRONG
+from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, MEMORY, MISSING, NEW, REGRESSED,
                                UNCONFIRMED, VERDICTS)
-from bench.report.junit import junit, junit_of_run
-from bench.report.run_in_ci import of_run
+from batchline.bench.report.junit import junit, junit_of_run
+from batchline.bench.report.run_in_ci import of_run
 from tests.comparisons import (BROKEN_CASES, BUSY_CASE, HOSTILE, IMPOSSIBLE, comparison, hostile_comparison, judged,
                                over_batches, run)
 

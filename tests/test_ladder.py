@@ -1,10 +1,10 @@
 """What a rung bought: against the rung below, and against the strongest of PyTorch's own on each problem."""
 import pytest
 
-from bench.records import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Record, Run
-from bench.report import ladder as shown
-from bench.report import static, tables
-from bench.verdicts import ladder
+from batchline.bench.records import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Record, Run
+from batchline.bench.report import ladder as shown
+from batchline.bench.report import static, tables
+from batchline.bench.verdicts import ladder
 from tests.test_records import compiled_row
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from bench.records import FAILED, MEASURED, Record
-from bench.verdicts.latency_fit import Fit
-from bench.verdicts.latency_law import Cliff, Waves, laws
+from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.verdicts.latency_fit import Fit
+from batchline.bench.verdicts.latency_law import Cliff, Waves, laws
 
 QUICK = (1, 3, 8, 33, 64, 256, 1024, 4096)
 FULL = tuple(sorted({3, 33, 100, 257} | {2 ** power for power in range(13)}))

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from kernels import launch
-from kernels.backends import interpreted, why_absent
+from batchline.kernels import launch
+from batchline.kernels.backends import interpreted, why_absent
 
 pytestmark = pytest.mark.skipif(bool(why_absent("numba_cuda")) or interpreted("numba_cuda"),
                                 reason="needs Numba's CUDA compiler")

@@ -44,9 +44,9 @@ SHOWING = [*_files("bench/report"), *_files("bench/verdicts"),
 
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
 def test_showing_imports_nothing_that_measures(path):
-    allowed = ("bench.errors", "bench.files", "bench.records", "bench.regressions", "bench.report", "bench.sealed",
-               "bench.selftests", "bench.stored_files", "bench.texts", "bench.units", "bench.verdicts", "bench.noise",
-               "kernels.architectures")
+    allowed = ("batchline.bench.errors", "batchline.bench.files", "batchline.bench.records", "batchline.bench.regressions", "batchline.bench.report", "batchline.bench.sealed",
+               "batchline.bench.selftests", "batchline.bench.stored_files", "batchline.bench.texts", "batchline.bench.units", "batchline.bench.verdicts", "batchline.bench.noise",
+               "batchline.kernels.architectures")
     ours = [name for name in _imports(path) if name.partition(".")[0] in ("bench", "kernels", "tests")]
     assert all(name.startswith(allowed) for name in ours), ours
     assert not [name for name in ours if name.replace(".", "/").startswith(MEASURING)], ours
@@ -58,15 +58,15 @@ def test_the_table_of_architectures_imports_nothing():
 
 
 def test_a_report_renders_without_torch(tmp_path):
-    from bench import records
+    from batchline.bench import records
     from tests.test_records import document
 
     records.save(tmp_path, document())
     program = f"""
 import sys
-for name in ("torch", "triton", "numba", "kernels.op"):
+for name in ("torch", "triton", "numba", "batchline.kernels.op"):
     sys.modules[name] = None
-from bench.__main__ import main
+from batchline.__main__ import main
 sys.exit(main(["report", {str(tmp_path)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """Two plans beside each other: what is compared, what is new, missing or the same, and which controls are measured."""
-from bench.regress.matched import Matched, match, union
-from bench.regressions import IDENTICAL, MISSING, NEW
+from batchline.bench.regress.matched import Matched, match, union
+from batchline.bench.regressions import IDENTICAL, MISSING, NEW
 
 
 def case(variant, batch=1, scenario="tiny_16"):

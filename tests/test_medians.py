@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, quantile_test
 
-from bench.verdicts.medians import LEAST_SAMPLES, precision
+from batchline.bench.verdicts.medians import LEAST_SAMPLES, precision
 
 
 def _interval(samples):

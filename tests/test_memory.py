@@ -10,14 +10,14 @@ import types
 import pytest
 import torch
 
-from bench.measure import memory
+from batchline.bench.measure import memory
 
 MIB = 2 ** 20
 
 
 def _run(program):
     """What a program prints in JSON, in a process of its own: what it does to the heap and the limit stays there."""
-    program = "import ctypes, json, resource, torch\nfrom bench.measure import memory\n" + program
+    program = "import ctypes, json, resource, torch\nfrom batchline.bench.measure import memory\n" + program
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.verdicts.memory_law import Growth, Law, fit, growths, quickest
-from bench.records import FAILED, MEASURED, OUT_OF_MEMORY, Record
+from batchline.bench.verdicts.memory_law import Growth, Law, fit, growths, quickest
+from batchline.bench.records import FAILED, MEASURED, OUT_OF_MEMORY, Record
 
 MIB = 2 ** 20
 SIZES = st.integers(0, 2 ** 36)

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from bench.measure import messages
-from bench.measure.messages import DONE, LOST, RAISED, TAMPERED, Answer, Asked, Forged, Lines, decoded, encoded
-from bench.measure.task import Outcome
-from bench.records import MEASURED, WRONG
+from batchline.bench.measure import messages
+from batchline.bench.measure.messages import DONE, LOST, RAISED, TAMPERED, Answer, Asked, Forged, Lines, decoded, encoded
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import MEASURED, WRONG
 
 ASKED = Asked("1234", "measure", ("a", "b"), 100.0)
 NOW_S = 110.0

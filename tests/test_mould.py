@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from bench.measure import processes
-from bench.records import MEASURED
+from batchline.bench.measure import processes
+from batchline.bench.records import MEASURED
 from tests import fake_worker
 from tests.fake_worker import task
 

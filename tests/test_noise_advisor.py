@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from bench import units
-from bench.noise import advisor
-from bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME
-from bench.noise.advisor import advise
-from bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND, NoiseEstimate, NoiseScale, over_batches
-from bench.noise.intervals import Interval
+from batchline.bench import units
+from batchline.bench.noise import advisor
+from batchline.bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME
+from batchline.bench.noise.advisor import advise
+from batchline.bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND, NoiseEstimate, NoiseScale, over_batches
+from batchline.bench.noise.intervals import Interval
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ALPHA, BETA, PHI = 1e-3, 2e-5, 40.0

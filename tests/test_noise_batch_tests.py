@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from bench.noise.batch_tests import BatchTest, inner_product_test, norm_test, orthogonality_test
-from bench.noise.estimators import BatchStatistics
+from batchline.bench.noise.batch_tests import BatchTest, inner_product_test, norm_test, orthogonality_test
+from batchline.bench.noise.estimators import BatchStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 

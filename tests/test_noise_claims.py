@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.noise import claims
-from bench.noise.claims import direction, memory
-from bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED
+from batchline.bench.noise import claims
+from batchline.bench.noise.claims import direction, memory
+from batchline.bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED
 from tests.claims_evidence import drawn_cosines, noise, peaks_of_a_line, stored_estimate, sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -78,6 +78,6 @@ def test_a_record_that_went_through_json_gives_the_same_verdicts():
 
 
 def test_the_claims_need_no_torch():
-    program = "import sys\nsys.modules['torch'] = None\nfrom bench.noise import claims\nclaims.judge(None, None)"
+    program = "import sys\nsys.modules['torch'] = None\nfrom batchline.bench.noise import claims\nclaims.judge(None, None)"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

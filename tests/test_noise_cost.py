@@ -1,10 +1,10 @@
 """What measuring costs: every way has a row, timed or with its reason, over the plain step of the same rounds."""
 import pytest
 
-from bench.measure.busy import NoGuard
-from bench.noise.experiments import cost
-from bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
-from bench.noise.workloads import workloads
+from batchline.bench.measure.busy import NoGuard
+from batchline.bench.noise.experiments import cost
+from batchline.bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
+from batchline.bench.noise.workloads import workloads
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from bench.errors import UsageError
-from bench.noise import coverage
-from bench.noise.coverage import AS_CLAIMED, LEAST, MOST, Setting, estimate, measure, show, statistics_of
-from bench.noise.estimators import NO_UPPER_BOUND, BatchStatistics, NoiseScale, noise_scale, over_batches
-from bench.noise.workloads.linear import Linear
+from batchline.bench.errors import UsageError
+from batchline.bench.noise import coverage
+from batchline.bench.noise.coverage import AS_CLAIMED, LEAST, MOST, Setting, estimate, measure, show, statistics_of
+from batchline.bench.noise.estimators import NO_UPPER_BOUND, BatchStatistics, NoiseScale, noise_scale, over_batches
+from batchline.bench.noise.workloads.linear import Linear
 
 DRAWS = 400
 

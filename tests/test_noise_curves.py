@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from bench.noise.claims import curves
+from batchline.bench.noise.claims import curves
 from tests.claims_evidence import BATCHES, RATES, TARGET, UNTRAINED, sweep
 
 

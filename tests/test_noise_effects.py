@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.noise.claims import effects
-from bench.noise.claims.effects import Effect
-from bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE, Finding, conclude, decide
+from batchline.bench.noise.claims import effects
+from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE, Finding, conclude, decide
 
 
 def test_the_interval_of_a_mean_covers():

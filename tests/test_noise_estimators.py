@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.noise.estimators import (BOUNDED, NO_SIGNAL, NO_UPPER_BOUND, BatchStatistics, NoiseEstimate, NoiseScale,
+from batchline.bench.noise.estimators import (BOUNDED, NO_SIGNAL, NO_UPPER_BOUND, BatchStatistics, NoiseEstimate, NoiseScale,
                                     expected_cosine, noise_scale, over_batches, two_batch_sizes, within_batch)
-from bench.noise.intervals import Interval, Means, around, fieller, skewed, student_t
+from batchline.bench.noise.intervals import Interval, Means, around, fieller, skewed, student_t
 
 PARAMETERS, SIGMA = 200, 0.7
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.noise.intervals import Interval, Means, Quantiles, around, fieller, skewed, student_t
+from batchline.bench.noise.intervals import Interval, Means, Quantiles, around, fieller, skewed, student_t
 
 NUMBERS = st.floats(-100, 100)
 SPREADS = st.floats(0.01, 50)

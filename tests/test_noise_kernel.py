@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from bench.noise.meter import kernel
+from batchline.bench.noise.meter import kernel
 
 
 def _lazy(tensor):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise import NoiseMeter
-from bench.noise.meter import contributions
+from batchline.bench.noise import NoiseMeter
+from batchline.bench.noise.meter import contributions
 
 BATCH = 6
 

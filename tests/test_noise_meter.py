@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise import NoiseMeter
-from bench.noise.workloads import workloads
+from batchline.bench.noise import NoiseMeter
+from batchline.bench.noise.workloads import workloads
 
 BATCH = 9
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -198,5 +198,5 @@ def test_importing_the_estimators_needs_no_torch():
     import sys
     from pathlib import Path
 
-    program = "import sys; sys.modules['torch'] = None; import bench.noise, bench.noise.estimators"
+    program = "import sys; sys.modules['torch'] = None; import batchline.bench.noise, batchline.bench.noise.estimators"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 0

@@ -4,8 +4,8 @@ import copy
 import pytest
 import torch
 
-from bench.errors import UsageError
-from bench.noise import NoiseMeter
+from batchline.bench.errors import UsageError
+from batchline.bench.noise import NoiseMeter
 from tests.metered_steps import X, assert_untouched, loss_of, refused, small_model
 
 

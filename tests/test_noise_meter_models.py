@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.errors import UsageError
-from bench.noise import NoiseMeter
+from batchline.bench.errors import UsageError
+from batchline.bench.noise import NoiseMeter
 from tests.metered_steps import X, assert_untouched, refused, small_model
 
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.noise.step_time import StepTimes, curve, fit_law, signal_weight
+from batchline.bench.noise.step_time import StepTimes, curve, fit_law, signal_weight
 
 BATCHES = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512])
 BENT = np.array([3.0, 3.1, 3.0, 3.4, 4.5, 8.0, 9.0, 30.0, 60.0, 150.0])  # flat, a step, a cliff, growing superlinearly

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from bench.noise.estimators import BatchStatistics, NoiseScale, noise_scale, over_batches
-from bench.noise.intervals import around, skewed, student_t
-from bench.noise.streaming import Stream
+from batchline.bench.noise.estimators import BatchStatistics, NoiseScale, noise_scale, over_batches
+from batchline.bench.noise.intervals import around, skewed, student_t
+from batchline.bench.noise.streaming import Stream
 
 PARAMETERS = 30
 

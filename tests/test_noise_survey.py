@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from bench.measure.busy import NoGuard
-from bench.noise.claims import judge
-from bench.noise.experiments import survey
-from bench.noise.experiments.survey import Survey
-from bench.noise.surveyed import advice, middle, moments
-from bench.noise.workloads import workloads
-from bench.records import INVALID, NotMeasured
+from batchline.bench.measure.busy import NoGuard
+from batchline.bench.noise.claims import judge
+from batchline.bench.noise.experiments import survey
+from batchline.bench.noise.experiments.survey import Survey
+from batchline.bench.noise.surveyed import advice, middle, moments
+from batchline.bench.noise.workloads import workloads
+from batchline.bench.records import INVALID, NotMeasured
 
 
 def _small(updates, seeds=1):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from bench.noise import surveyed
+from batchline.bench.noise import surveyed
 from tests.noise_evidence import noise, point, workload
 
 DIGITS = noise()["workloads"]["digits"]

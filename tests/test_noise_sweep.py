@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bench.errors import UsageError
-from bench.noise.claims import curves
-from bench.noise.experiments import sweep
-from bench.noise.experiments.sharpness import sharpness
-from bench.noise.experiments.sweep import Grid
-from bench.noise.experiments.training import train
-from bench.noise.time_to_target import steps_of
-from bench.noise.workloads import workloads
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.claims import curves
+from batchline.bench.noise.experiments import sweep
+from batchline.bench.noise.experiments.sharpness import sharpness
+from batchline.bench.noise.experiments.sweep import Grid
+from batchline.bench.noise.experiments.training import train
+from batchline.bench.noise.time_to_target import steps_of
+from batchline.bench.noise.workloads import workloads
 
 DIGITS = workloads["digits"]
 GRID = Grid(batches=(64, 1437), learning_rates=(0.125, 0.5, 64.0), tuning_seeds=1, seeds=2, updates=40, epochs=4,

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from bench.noise.claims import failures, speed, stability
-from bench.noise.claims.effects import Effect
-from bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE
+from batchline.bench.noise.claims import failures, speed, stability
+from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE
 from tests.claims_evidence import BATCHES, NOISE_SCALE, TARGET, UNTRAINED, noise, sweep
 
 

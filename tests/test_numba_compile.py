@@ -1,10 +1,10 @@
 """What is pinned of a Numba kernel is what its dispatcher would load on a GPU, linked as the dispatcher links it."""
 import pytest
 
-import kernels
-from bench.measure import codegen, numba_compile, sass
-from kernels import backends
-from kernels.launch import jit_for
+from batchline import kernels
+from batchline.bench.measure import codegen, numba_compile, sass
+from batchline.kernels import backends
+from batchline.kernels.launch import jit_for
 
 pytestmark = [
     pytest.mark.skipif(bool(codegen.why_cannot_compile("numba_cuda")) or backends.interpreted("numba_cuda"),

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import cgroups, numba_cpu
+from batchline.kernels import cgroups, numba_cpu
 
 numba = pytest.importorskip("numba")
 REPOSITORY = Path(__file__).resolve().parents[1]
 THREADS = """
 import json, torch
-from kernels import numba_cpu
+from batchline.kernels import numba_cpu
 print(json.dumps([torch.get_num_threads(), numba_cpu.threads(), torch.get_num_threads()]))
 """
 CALLS = """
 import subprocess, sys, torch
-import kernels
+from batchline from batchline import kernels
 g, a = torch.ones(3, 70), torch.ones(2, 3, 3)
 assert torch.equal(kernels.ops["grad_reduce"].variants["numba_cpu_parallel"](g), torch.ones(70))
 assert torch.equal(kernels.ops["bmm"].variants["numba_cpu_naive"](a, a), a @ a)
@@ -47,7 +47,7 @@ def nowhere_to_write(tmp_path):
 
 @pytest.mark.slow
 def test_where_no_folder_can_be_written_kernels_compute_without_a_cache_and_say_it_once(nowhere_to_write):
-    again = CALLS + "\nsubprocess.run([sys.executable, '-B', '-c', 'from kernels import cpu_tasks'], check=True)"
+    again = CALLS + "\nsubprocess.run([sys.executable, '-B', '-c', 'from batchline.kernels import cpu_tasks'], check=True)"
     done = run(again, nowhere_to_write, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("can't be kept on disk") == 1 and "NUMBA_CACHE_DIR" in done.stderr

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.measure import nvbench
+from batchline.bench.measure import nvbench
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ABSENT = nvbench.why_absent()
@@ -180,7 +180,7 @@ def test_nvbench_times_a_product_where_there_is_a_gpu():
     """In a process of its own, because NVBench runs once in each."""
     program = """
 import json, torch
-from bench.measure import nvbench
+from batchline.bench.measure import nvbench
 a, b = torch.rand(8, 256, 256, device="cuda"), torch.rand(8, 256, 256, device="cuda")
 torch.bmm(a, b)
 rows = nvbench.times({"product": lambda: torch.bmm(a, b), "wrong": lambda: torch.bmm(a, b[:, 1:])}, timeout_s=2.0)

@@ -1,7 +1,7 @@
 """Occupancy from compiled facts, against values of NVIDIA's own calculator (the toolkit's cuda_occupancy.h)."""
 import pytest
 
-from bench.verdicts.occupancy import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
+from batchline.bench.verdicts.occupancy import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
 
 
 @pytest.mark.parametrize("architecture, threads, registers, shared, share, blocks, limited_by", [

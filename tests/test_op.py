@@ -6,10 +6,10 @@ import textwrap
 import pytest
 import torch
 
-import kernels
-from kernels import backends
-from kernels.elements import distinct_bytes
-from kernels.op import Op, Scenario, Variant
+from batchline import kernels
+from batchline.kernels import backends
+from batchline.kernels.elements import distinct_bytes
+from batchline.kernels.op import Op, Scenario, Variant
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_declared_limits_are_reasons():
 
 
 def test_the_op_is_callable_and_runs_what_the_dispatch_chooses():
-    from kernels.bmm import bmm
+    from batchline.kernels.bmm import bmm
 
     a, b = bmm.make_inputs("tiny_16", 2, "float32", "cpu")
     assert torch.equal(bmm(a, b), bmm.variants[bmm.dispatch.look_up(a, b).variant](a, b))
@@ -83,7 +83,7 @@ def test_variants_import_without_their_compiler(absent):
     program = textwrap.dedent(f"""
         import sys
         sys.modules[{absent!r}] = None
-        import kernels
+        from batchline import kernels
         variants = [v for op in kernels.ops.values() for v in op.variants.values()]
         assert not [v.id for v in variants if v.idea == "(does not load)"]
         print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda")}}), sep="\\n")
@@ -97,7 +97,7 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
     package = tmp_path / "brokenop"
     package.mkdir()
     (package / "__init__.py").write_text(textwrap.dedent("""
-        from kernels.op import Op
+        from batchline.kernels.op import Op
         brokenop = Op(__name__, signature="", inputs=None, reference=None, tolerance=None, flops=None, least_bytes=None,
                       scenarios=(), probes={}, example=("", 1), baseline="torch_fine")
     """))
@@ -120,9 +120,9 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
 
 PROGRAM = """
 import sys, threading
-from kernels.bmm import bmm
+from batchline.kernels.bmm import bmm
 {body}
-print(sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("kernels.bmm.") and "._" not in name))
+print(sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("batchline.kernels.bmm.") and "._" not in name))
 """
 
 
@@ -140,7 +140,7 @@ def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
 
 
 def test_an_op_is_imported_when_it_is_asked_for():
-    program = "import sys, kernels; kernels.ops['bmm']; print('kernels.wgrad_stats' in sys.modules, *kernels.ops)"
+    program = "import sys; from batchline import kernels; kernels.ops['bmm']; print('batchline.kernels.wgrad_stats' in sys.modules, *kernels.ops)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "bmm", "grad_reduce", "grad_reduce_multi", "grad_stats", "wgrad_stats"]
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED,
+from batchline.bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED,
                                UNCONFIRMED)
-from bench.verdicts import gate
-from bench.verdicts.batch_words import words
-from bench.verdicts.floors import Floor
-from bench.verdicts.over_batches import over_batches, wants_more
+from batchline.bench.verdicts import gate
+from batchline.bench.verdicts.batch_words import words
+from batchline.bench.verdicts.floors import Floor
+from batchline.bench.verdicts.over_batches import over_batches, wants_more
 from tests import traces
 
 LEAST = Floor(0.01, "least")

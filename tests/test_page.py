@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.records import FAILED, Record
-from bench.report import page, page_data
-from bench.report.escaping import one_line
+from batchline.bench.records import FAILED, Record
+from batchline.bench.report import page, page_data
+from batchline.bench.report.escaping import one_line
 from tests.pages import HOSTILE, Tree, a_run, everything, hostile, timed, with_records
 
 pytest.importorskip("jinja2")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from bench.report import page
+from batchline.bench.report import page
 from tests.pages import everything, hostile
 
 pytest.importorskip("plotly", reason="plotly.js comes with plotly, which is not installed")

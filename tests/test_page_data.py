@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.noise import surveyed
-from bench.noise.time_to_target import Predicted, Prediction, Reached, Spread, TimeToTarget
-from bench.report import page_data, page_training
+from batchline.bench.noise import surveyed
+from batchline.bench.noise.time_to_target import Predicted, Prediction, Reached, Spread, TimeToTarget
+from batchline.bench.report import page_data, page_training
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, timed, with_records
 

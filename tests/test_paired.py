@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INVALID, LATENCY, MEMORY, QUANTITIES, REGRESSED)
-from bench.verdicts.paired import BASE, BOTH, HEAD, Evidence
+from batchline.bench.regressions import (ACCURACY, EQUIVALENT, IMPROVED, INVALID, LATENCY, MEMORY, QUANTITIES, REGRESSED)
+from batchline.bench.verdicts.paired import BASE, BOTH, HEAD, Evidence
 
 CASE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/a/tiny_16/float32/B3"
 

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from bench.cases import PROFILES
-from bench.measure import busy
-from bench.measure.isolation import WorkerLost
-from bench.measure.task import Outcome
-from bench.records import CRASHED, FAILED, INVALID, MEASURED
-from bench.regress import pairs
-from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Compared, Entry, Pairs, failure
-from bench.regressions import ACCURACY, LATENCY, MEMORY
-from bench.verdicts.paired import BASE, BOTH, HEAD
+from batchline.bench.cases import PROFILES
+from batchline.bench.measure import busy
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED
+from batchline.bench.regress import pairs
+from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Compared, Entry, Pairs, failure
+from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY
+from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 
 ONE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/b/tiny_16/float32/B1"
 FACTS = {"peak_bytes": 2 ** 20, "error_of_tolerance": 0.5}

@@ -1,10 +1,10 @@
 """Calls that are too slow for a profile: a row, and no second try with a larger batch."""
 import pytest
 
-from bench.measure.patience import Patience
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import NOT_HERE, NotMeasured
+from batchline.bench.measure.patience import Patience
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import NOT_HERE, NotMeasured
 
 EFFORT = Effort(0.1, 0.02)
 

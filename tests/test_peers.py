@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.measure import codegen
-from bench.measure.check import check_variant
-from bench.records import NotMeasured, Run
-from bench.report import ladder, tables
-from kernels import backends
-from kernels.op import Variant
-from kernels.wgrad_stats import wgrad_stats
+from batchline.bench.measure import codegen
+from batchline.bench.measure.check import check_variant
+from batchline.bench.records import NotMeasured, Run
+from batchline.bench.report import ladder, tables
+from batchline.kernels import backends
+from batchline.kernels.op import Variant
+from batchline.kernels.wgrad_stats import wgrad_stats
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PEERS = {variant.backend: variant for variant in wgrad_stats.variants.values() if variant.backend in backends.PEERS}
@@ -38,7 +38,7 @@ def test_a_peer_declines_what_it_would_round(name):
 
 
 def test_finding_the_variants_imports_no_peer():
-    program = ("import sys, kernels; [op.variants for op in kernels.ops.values()]; "
+    program = ("import sys; from batchline from batchline import kernels; [op.variants for op in kernels.ops.values()]; "
                f"sys.exit(any(name in sys.modules for name in {backends.PEERS!r}))")
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
 

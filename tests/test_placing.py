@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from bench.measure import placing
+from batchline.bench.measure import placing
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system places no threads")
 two_cores = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
@@ -87,7 +87,7 @@ def test_threads_spin_for_a_short_time_unless_the_user_said_how_long():
 
 _SPINNING = """
 import hashlib, threading, time
-from bench.measure import threads
+from batchline.bench.measure import threads
 
 data, until_s = bytes(2 ** 16), time.perf_counter() + {spins_s}
 

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.measure.hardware import Cpu
-from bench.measure.preparing import Entry, Preparing
-from bench.measure.sampling import Effort
+from batchline.bench.measure.hardware import Cpu
+from batchline.bench.measure.preparing import Entry, Preparing
+from batchline.bench.measure.sampling import Effort
 
 
 def clocks_of(evict_s, seconds, name="host_cold"):

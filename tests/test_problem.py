@@ -3,12 +3,12 @@ import contextlib
 
 import pytest
 
-import kernels
-from bench.measure.isolation import Isolation
-from bench.measure.problem import Problem, configured, launched_with
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import MEASURED, NOT_HERE, NotMeasured
+from batchline import kernels
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.problem import Problem, configured, launched_with
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import MEASURED, NOT_HERE, NotMeasured
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 BLOCKED = kernels.ops["bmm"].variants["numba_cpu_blocked"]

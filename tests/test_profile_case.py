@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import profile_case as command
-from bench.declared import Declared
-from bench.errors import UsageError
-from bench.verdicts.proton import kernel_times
+from batchline.bench import profile_case as command
+from batchline.bench.declared import Declared
+from batchline.bench.errors import UsageError
+from batchline.bench.verdicts.proton import kernel_times
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"
 PROFILE = [{"frame": {"name": "ROOT", "type": "function"}, "metrics": {"time (ns)": 0, "count": 0}, "children": [
@@ -74,7 +74,7 @@ def gpu(monkeypatch, tmp_path):
 def test_ncu_is_given_the_case(gpu, capsys):
     gpu('for word in "$@"; do echo "$word"; done')
     assert command.profile(CASE, "auto", 90) == command.DONE
-    assert capsys.readouterr().out.split()[-4:] == [command.sys.executable, "-m", "bench.measure.one_call", CASE][-4:]
+    assert capsys.readouterr().out.split()[-4:] == [command.sys.executable, "-m", "batchline.bench.measure.one_call", CASE][-4:]
 
 
 @pytest.mark.parametrize("body, why", [

@@ -14,13 +14,13 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
-from bench.measure.check import checked_call, expect
-from bench.records import WRONG, NotMeasured
-from kernels.backends import DISPATCH
-from kernels.bmm import bmm
-from kernels.elements import dtype_name, unit_roundoff
-from kernels.op import FP8, Variant
-from kernels.tuning import Tunable
+from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.backends import DISPATCH
+from batchline.kernels.bmm import bmm
+from batchline.kernels.elements import dtype_name, unit_roundoff
+from batchline.kernels.op import FP8, Variant
+from batchline.kernels.tuning import Tunable
 from tests import problems
 from tests.problems import EDGES, MANY, MODERATE, Problem, scale
 from tests.test_check import WRONG_KERNELS

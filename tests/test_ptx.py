@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-import kernels
-from bench.measure import codegen, numba_compile
-from bench.measure.check import checked_call, expect
-from kernels import backends, ptx
-from kernels.bmm import stored
-from kernels.draw import Draw
+from batchline import kernels
+from batchline.bench.measure import codegen, numba_compile
+from batchline.bench.measure.check import checked_call, expect
+from batchline.kernels import backends, ptx
+from batchline.kernels.bmm import stored
+from batchline.kernels.draw import Draw
 
 absent = backends.why_absent("numba_cuda")
 simulated = pytest.mark.skipif(not backends.interpreted("numba_cuda"), reason="run by test_in_the_simulator")

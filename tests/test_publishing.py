@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import history, journal, publishing, records, report
-from bench.records import FAILED, MEASURED, OURS
-from bench.report import answer, ci, junit
+from batchline.bench import history, journal, publishing, records, report
+from batchline.bench.records import FAILED, MEASURED, OURS
+from batchline.bench.report import answer, ci, junit
 from tests.test_records import document
 from tests.trees import copy_sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BENCH = [sys.executable, "-m", "bench"]
+BENCH = [sys.executable, "-m", "batchline"]
 PARTS = ["README.md", "index.html", "junit.xml", "bmm-tiny_16-float32.png"]
 
 
@@ -99,7 +99,7 @@ def test_what_can_be_stored_nowhere_is_an_error_that_says_so(tmp_path, monkeypat
 HOSTILE = '''"""::error::idea \\udcff \\x1b[31mred"""
 import torch
 
-from kernels.bmm import bmm
+from batchline.kernels.bmm import bmm
 
 
 def _megabytes():
@@ -116,7 +116,7 @@ def torch_hostile(a, b):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """kernels/ and bench/ with a hostile variant, a file that no case can name, and a damaged tuning file."""
-    from kernels.device_files import file_for
+    from batchline.kernels.device_files import file_for
 
     root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
     (root / "kernels" / "bmm" / "torch_hostile.py").write_text(HOSTILE)

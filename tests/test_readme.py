@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import a_a, readme, records, selftests
+from batchline.bench import a_a, readme, records, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import zlib
 
 import pytest
 
-from bench import readme as command
-from bench import records
-from bench.errors import UsageError
-from bench.report import shown
+from batchline.bench import readme as command
+from batchline.bench import records
+from batchline.bench.errors import UsageError
+from batchline.bench.report import shown
 from tests.test_records import document
 
 TABLE = "<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n{}<!-- end -->\n"

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from bench import records
-from bench.records import MEASURED, NOT_HERE, Record
+from batchline.bench import records
+from batchline.bench.records import MEASURED, NOT_HERE, Record
 
 
 def compiled_row(**changes):

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels
-from kernels.bmm import bmm, stored
-from kernels.draw import Draw
-from kernels.grad_reduce import grad_reduce
+from batchline import kernels
+from batchline.kernels.bmm import bmm, stored
+from batchline.kernels.draw import Draw
+from batchline.kernels.grad_reduce import grad_reduce
 
 SIZES = st.integers(0, 9)
 

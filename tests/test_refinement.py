@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import records
-from bench.cases import refined
-from bench.journal import _in_order
-from bench.records import MEASURED, Record
-from bench.verdicts.refinement import batches_to_add
+from batchline.bench import records
+from batchline.bench.cases import refined
+from batchline.bench.journal import _in_order
+from batchline.bench.records import MEASURED, Record
+from batchline.bench.verdicts.refinement import batches_to_add
 from tests.plans import planned
 
 BASELINES = {"bmm": "torch_bmm"}
@@ -71,7 +71,7 @@ def test_a_run_that_refines_measures_them_too(tmp_path):
     program = f"""
 from dataclasses import replace
 from pathlib import Path
-from bench import cases, pytest_run, run
+from batchline.bench import cases, pytest_run, run
 pytest_run.Measurer.ceilings = lambda self: (None, "they take seconds")
 cases.PROFILES["smoke"] = replace(cases.PROFILES["smoke"], refines=True)
 pytest_run.batches_to_add = lambda records, baselines: {{("bmm", "tiny_4", "float32"): (2,)}}

@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import regressions
-from bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, REGRESSED
+from batchline.bench import regressions
+from batchline.bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, REGRESSED
 from tests.trees import copy_sources
 
 VARIANT = '''"""{idea}"""
 import torch
 
-from kernels.grad_reduce import grad_reduce
+from batchline.kernels.grad_reduce import grad_reduce
 
 
 @grad_reduce.variant(backend="torch")
@@ -65,7 +65,7 @@ def repository(tmp_path_factory):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "bench", "regress", "--profile", "smoke", "--device", "cpu", *arguments]
+    return [sys.executable, "-m", "batchline", "regress", "--profile", "smoke", "--device", "cpu", *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_wrong_call_is_a_line_and_2(repository, arguments, words):
 
 
 def test_a_ctrl_c_while_pytest_selects_is_one(monkeypatch):
-    from bench import selection
+    from batchline.bench import selection
 
     monkeypatch.setattr(selection.pytest, "main", lambda *arguments, **how: pytest.ExitCode.INTERRUPTED)
     with pytest.raises(KeyboardInterrupt):

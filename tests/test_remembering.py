@@ -3,9 +3,9 @@ import random
 
 import pytest
 
-from bench.measure.remembering import may_remember, require_no_memory
-from bench.measure.sampling import Samples
-from bench.records import WRONG, NotMeasured
+from batchline.bench.measure.remembering import may_remember, require_no_memory
+from batchline.bench.measure.sampling import Samples
+from batchline.bench.records import WRONG, NotMeasured
 from tests.fake_machine import FakeCpu
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import records, report, units
-from bench.budget import Forecast
-from bench.declared import Declared
-from bench.progress import Progress
-from bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
-from bench.report import limits, plots, readme, tables
+from batchline.bench import records, report, units
+from batchline.bench.budget import Forecast
+from batchline.bench.declared import Declared
+from batchline.bench.progress import Progress
+from batchline.bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
+from batchline.bench.report import limits, plots, readme, tables
 from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.test_records import document
 

@@ -3,11 +3,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.noise.advice import CAVEAT
-from bench.noise.advisor import advise
-from bench.noise.time_to_target import compare
-from bench.report import advisor, plots, tables
-from bench.report.advisor_plot import draw_advice, draw_comparison
+from batchline.bench.noise.advice import CAVEAT
+from batchline.bench.noise.advisor import advise
+from batchline.bench.noise.time_to_target import compare
+from batchline.bench.report import advisor, plots, tables
+from batchline.bench.report.advisor_plot import draw_advice, draw_comparison
 from tests.test_noise_advisor import GIB, SILENT, UNBOUNDED, an_estimate, line_steps
 from tests.test_noise_time_to_target import STEPS, a_sweep, noise
 

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from bench.noise import claims
-from bench.report import claims as shown
-from bench.report.tables import MARKDOWN, PLAIN
+from batchline.bench.noise import claims
+from batchline.bench.report import claims as shown
+from batchline.bench.report.tables import MARKDOWN, PLAIN
 from tests.claims_evidence import drawn_cosines, noise, peaks_of_a_line, stored_estimate, sweep
 
 EVIDENCE = sweep(), noise(peaks_of_a_line(1000, 4096), drawn_cosines(23.4), stored_estimate(23.4), 2 ** 30)

@@ -1,7 +1,7 @@
 """Which variant at which batch size, as it is said: ranges, where they meet, and the answer in a sentence."""
-from bench.records import MEASURED, Record, Run
-from bench.report import crossovers
-from bench.report.tables import PLAIN
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report import crossovers
+from batchline.bench.report.tables import PLAIN
 from tests.test_crossovers import line as crossover_line
 
 

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from bench.records import FAILED, MEASURED, Record, Run
-from bench.report import latency_law, tables
-from bench.verdicts.latency_law import Waves
+from batchline.bench.records import FAILED, MEASURED, Record, Run
+from batchline.bench.report import latency_law, tables
+from batchline.bench.verdicts.latency_law import Waves
 
 CEILINGS = {"launch_s": {"host": 2e-6}, "cache_bytes": 2 ** 20, "cache_bytes_per_s": 1e11, "copy_bytes_per_s": 1e10,
             "read_bytes_per_s": 1e10, "matmul_flops_per_s": {"float32": 1e11}, "fma_flops_per_s": {}}

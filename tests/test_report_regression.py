@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.regressions import (ACCURACY, EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MEMORY, MISSING, NEW,
+from batchline.bench.regressions import (ACCURACY, EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MEMORY, MISSING, NEW,
                                REGRESSED, UNCONFIRMED, VERDICTS)
-from bench.report import regression
-from bench.report import regression_words as words
-from bench.verdicts.conclusion import INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, conclude
+from batchline.bench.report import regression
+from batchline.bench.report import regression_words as words
+from batchline.bench.verdicts.conclusion import INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, conclude
 from tests.comparisons import HOSTILE, comparison, hostile_comparison, judged, over_batches
 
 CASE = "bmm/tiled/tiny_16/float16/B1"

@@ -1,9 +1,9 @@
 """The training part of a report: noise, advice and claims, whatever of them there is."""
 import pytest
 
-from bench.report import noise as noise_report
-from bench.report import training
-from bench.report.tables import MARKDOWN
+from batchline.bench.report import noise as noise_report
+from batchline.bench.report import training
+from batchline.bench.report.tables import MARKDOWN
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise, point, workload
 

@@ -3,8 +3,8 @@ import copy
 
 import pytest
 
-from bench.verdicts import roofline
-from bench.verdicts.roofline import CACHE, COMPUTE, LAUNCH, MEMORY, Bound
+from batchline.bench.verdicts import roofline
+from batchline.bench.verdicts.roofline import CACHE, COMPUTE, LAUNCH, MEMORY, Bound
 
 CACHE_BYTES = 32_000_000
 CEILINGS = {

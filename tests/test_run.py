@@ -1,4 +1,4 @@
-"""`python -m bench` from the outside, in a copy of the sources with faulty variants dropped in beside the real ones."""
+"""`python -m batchline` from the outside, in a copy of the sources with faulty variants dropped in beside the real ones."""
 import importlib
 import json
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import publishing, records
-from bench.__main__ import main
-from bench.errors import UsageError
-from bench.folders import new_folder
-from bench.pytest_run import CLEAN
-from bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
-from bench.run import _exit_code
+from batchline.bench import publishing, records
+from batchline.__main__ import main
+from batchline.bench.errors import UsageError
+from batchline.bench.folders import new_folder
+from batchline.bench.pytest_run import CLEAN
+from batchline.bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from batchline.bench.run import _exit_code
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
 
@@ -42,7 +42,7 @@ def sources(tmp_path_factory):
     shutil.copytree(REPOSITORY / "reports" / "baselines", root / "reports" / "baselines")  # or it all compiles here
     for name, body in FAULTY.items():
         (root / "kernels" / "bmm" / f"{name}.py").write_text(
-            f'"""Faulty on purpose."""\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
+            f'"""Faulty on purpose."""\nimport torch\n\nfrom batchline.kernels.bmm import bmm\n\n\n'
             f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n')
     for name in FATAL:
         drop_in(root, name)
@@ -51,7 +51,7 @@ def sources(tmp_path_factory):
 
 
 def bench(sources, *arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "bench", *map(str, arguments)], cwd=sources,
+    return subprocess.run([sys.executable, "-m", "batchline", *map(str, arguments)], cwd=sources,
                           env=os.environ | environment, capture_output=True, text=True)
 
 
@@ -174,7 +174,7 @@ def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_pat
 def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     """By SIGTERM, as a CI does it; Ctrl-C goes the same way, but a shell's background jobs ignore that."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", "--profile", "quick", "--device", "cpu",
+        [sys.executable, "-m", "batchline", "run", "--profile", "quick", "--device", "cpu",
          "-k", "grad_reduce and torch_mean", "--out", str(tmp_path)],
         cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = []
@@ -224,7 +224,7 @@ def test_cuda_without_a_gpu_is_one_clear_line(sources):
 @pytest.mark.parametrize("module", ["torch", "tabulate", *(
     pytest.param(name, marks=pytest.mark.slow) for name in ("sklearn", "pytest_benchmark"))])
 def test_a_missing_dependency_is_one_clear_line(sources, module):
-    program = f"import sys; sys.modules[{module!r}] = None; from bench.__main__ import main; sys.exit(main(['run']))"
+    program = f"import sys; sys.modules[{module!r}] = None; from batchline.__main__ import main; sys.exit(main(['run']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=sources, capture_output=True, text=True)
     assert done.returncode == 2
     line, = done.stderr.strip().splitlines()
@@ -245,7 +245,7 @@ def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
     assert records.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
-                           f"measured is in {rescue}, and `python -m bench report {rescue}` reads it")
+                           f"measured is in {rescue}, and `python -m batchline report {rescue}` reads it")
     shutil.rmtree(rescue)
 
 

@@ -7,11 +7,11 @@ import statistics
 
 import pytest
 
-from bench.verdicts import medians
-from bench.measure.clocks import Host, Unfit
-from bench.measure.sampling import Effort, Samples
-from bench.measure.tampering import Tampered
-from bench.records import INVALID, NotMeasured
+from batchline.bench.verdicts import medians
+from batchline.bench.measure.clocks import Host, Unfit
+from batchline.bench.measure.sampling import Effort, Samples
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.records import INVALID, NotMeasured
 from tests.fake_machine import FakeCpu, FakeCuda, Kernel, sampled
 
 TO_THE_END = -1.0  # a precision that nothing reaches

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from bench.evidence import sanitizer, shown
-from bench.evidence.parts import Asked
-from bench.evidence.sanitizer import CLEAN, ERRORS, NOT_RUN
+from batchline.bench.evidence import sanitizer, shown
+from batchline.bench.evidence.parts import Asked
+from batchline.bench.evidence.sanitizer import CLEAN, ERRORS, NOT_RUN
 
 HEAD = "========= COMPUTE-SANITIZER"
 CLEAN_MEMORY = f"{HEAD}\nright on ragged in float16\n========= ERROR SUMMARY: 0 errors\n"

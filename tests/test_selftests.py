@@ -3,15 +3,15 @@ import json
 
 import pytest
 
-from bench import selftests
-from bench.regress import known_noise, selftest, staged
-from bench.measure.task import Outcome
-from bench.records import MEASURED
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED
-from bench.report import selftest as report
-from bench.report.tables import PLAIN
-from bench.sealed import SealBroken
-from bench.selftests import Finding, Selftest
+from batchline.bench import selftests
+from batchline.bench.regress import known_noise, selftest, staged
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import MEASURED
+from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED
+from batchline.bench.report import selftest as report
+from batchline.bench.report.tables import PLAIN
+from batchline.bench.sealed import SealBroken
+from batchline.bench.selftests import Finding, Selftest
 from tests.fake_pairs import FakePairs
 
 CASE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/a/tiny_16/float32/B3"
@@ -129,7 +129,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage, words", DAMAGES.values(), ids=DAMAGES)
 def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(baselines, damage, words, capsys):
-    from bench.__main__ import USAGE, main
+    from batchline.__main__ import USAGE, main
 
     path = known_noise.save(MACHINE | ({} if damage else {"cpu_cores": 4}), "smoke", 20, {CASE: 0.02})
     if damage:
@@ -138,7 +138,7 @@ def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(baselines, damage, 
         known_noise.load(MACHINE)
     assert "`make selftest` measures it anew" in str(refused.value) and "\n" not in str(refused.value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.measure.environment.machine", lambda device: MACHINE)
+        patch.setattr("batchline.bench.measure.environment.machine", lambda device: MACHINE)
         assert main(["regress", "--base", "HEAD", "--device", "cpu"]) == USAGE
     assert capsys.readouterr().err.startswith("batchline: ")
 

@@ -3,12 +3,12 @@ import contextlib
 
 import pytest
 
-from bench import pytest_run
-from bench.budget import Schedule
-from bench.journal import Journal
-from bench.measure.task import Outcome
-from bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
-from bench.session import Session, _Replay
+from batchline.bench import pytest_run
+from batchline.bench.budget import Schedule
+from batchline.bench.journal import Journal
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
+from batchline.bench.session import Session, _Replay
 from tests.plans import planned
 
 PLAN = planned("smoke", "cpu")

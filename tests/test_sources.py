@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-import kernels
-from bench.measure import python_source, sources
-from kernels.backends import DISPATCH
+from batchline import kernels
+from batchline.bench.measure import python_source, sources
+from batchline.kernels.backends import DISPATCH
 
 VARIANT = kernels.ops["bmm"].variants["triton_tiled"]
 TREE = Path(kernels.__file__).parents[1]
 IDEA = '''"""An idea."""
-from kernels.shared import TILE
+from batchline.kernels.shared import TILE
 
 
 def idea(a):
@@ -104,13 +104,13 @@ def reading(expression):
 
 @pytest.mark.parametrize("idea, name", [
     (IDEA, "kernels/shared.py"),
-    ("from kernels import shared\n", "kernels/shared.py"),
+    ("from batchline.kernels import shared\n", "kernels/shared.py"),
     ("from ..shared import TILE\n", "kernels/shared.py"),
     ("from . import _helper\n", "kernels/op/_helper.py"),
     ("from ._helper import HELP\n", "kernels/op/_helper.py"),
     ("import _helper\n", "kernels/op/_helper.py"),                       # with its folder put into sys.path
-    ("from kernels.op._helper import HELP\n", "kernels/op/__init__.py"),
-    ("from kernels.op.other_variant import OTHER\n", "kernels/op/other_variant.py"),
+    ("from batchline.kernels.op._helper import HELP\n", "kernels/op/__init__.py"),
+    ("from batchline.kernels.op.other_variant import OTHER\n", "kernels/op/other_variant.py"),
     ("import helper.fast\n", "helper/fast.py"),
     ("import helper.fast\n", "helper/__init__.py"),
     ("import helper.fast\n", "helper/kernel.cu"),                        # beside what is imported
@@ -120,7 +120,7 @@ def reading(expression):
     (reading("importlib.import_module('_helper')"), "kernels/op/_helper.py"),
     (reading("__import__('helper.fast')"), "helper/fast.py"),
     (reading("pick({'a': 'helper.fast'}['a'])"), "helper/fast.py"),
-    (reading("importlib.import_module('kernels.op._' + a)"), "kernels/op/_helper.py"),
+    (reading("importlib.import_module('batchline.kernels.op._' + a)"), "kernels/op/_helper.py"),
     (reading("exec(a)"), "kernels/op/_helper.py"),
     (reading("runpy.run_path(Path(__file__).parent / ('_' + a))"), "kernels/op/_helper.py"),
     (reading("exec(open('_helper.py').read(), {})"), "kernels/op/_helper.py"),
@@ -223,11 +223,11 @@ def test_a_digest_follows_what_was_tuned_here_for_a_variant_with_configurations(
 
 
 def test_what_hands_on_to_another_changes_with_any_of_them(tmp_path):
-    made = Made(tmp_path, files={"kernels/op/other_variant.py": "from kernels import another\n",
+    made = Made(tmp_path, files={"kernels/op/other_variant.py": "from batchline.kernels import another\n",
                                  "kernels/another.py": "A = 1\n"})
     for name in ("kernels/op/other_variant.py", "kernels/another.py"):
         before = made.digest("../op", DISPATCH)
-        made.write(name, "A = 2\nfrom kernels import another\n")
+        made.write(name, "A = 2\nfrom batchline.kernels import another\n")
         assert made.digest("../op", DISPATCH) != before
     dispatched = next(one for one in kernels.ops["bmm"].variants.values() if one.backend == DISPATCH)
     assert {"kernels/bmm/torch_bmm.py", "kernels/bmm/triton_tiled.py"} <= names(dispatched)

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from kernels.bmm import bmm, reference
-from kernels.bmm._split_bf16 import split_tolerance
+from batchline.kernels.bmm import bmm, reference
+from batchline.kernels.bmm._split_bf16 import split_tolerance
 
 LEFT_OUT = {3: 2.0**-15, 6: 2.0**-24}
 STEPS = torch.arange(-4, 5)

@@ -1,13 +1,13 @@
 """Pairs until each case has its verdict: who goes on, for how long, and what ends a session early."""
 import pytest
 
-from bench.measure.task import Outcome
-from bench.records import CRASHED
-from bench.regress import staged
-from bench.regress.pairs import Entry
-from bench.regress.staged import Family
-from bench.regressions import EQUIVALENT, INCONCLUSIVE, LATENCY, REGRESSED
-from bench.verdicts.paired import Evidence
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import CRASHED
+from batchline.bench.regress import staged
+from batchline.bench.regress.pairs import Entry
+from batchline.bench.regress.staged import Family
+from batchline.bench.regressions import EQUIVALENT, INCONCLUSIVE, LATENCY, REGRESSED
+from batchline.bench.verdicts.paired import Evidence
 from tests.fake_pairs import FakePairs, wobbling
 
 SAME, SLOWER, NOISY, CONTROL = (f"bmm/{name}/tiny_16/float32/B1" for name in ("same", "slower", "noisy", "control"))

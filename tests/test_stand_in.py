@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, dispatch, history, records
-from bench.errors import UsageError
-from bench.measure import stand_in
-from bench.records import MEASURED, NOT_HERE, UNSUPPORTED
-from kernels import backends
+from batchline.bench import compare, dispatch, history, records
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import stand_in
+from batchline.bench.records import MEASURED, NOT_HERE, UNSUPPORTED
+from batchline.kernels import backends
 from tests.plans import planned
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(any(backends.why_absent(name) for name in backen
 
 
 def bench(*arguments, folder=ROOT, sources=ROOT, **variables):
-    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "batchline", *arguments], cwd=folder, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(sources), **variables})
 
 
@@ -178,7 +178,7 @@ def test_advice_is_measured_on_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_changed_kernel_is_compared_with_the_one_before(tmp_path):
-    for name in ("bench", "kernels"):
+    for name in ("batchline", "bench", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
     for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "base"]):

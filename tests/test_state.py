@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.measure import state
-from bench.measure.state import CpuState, GpuState, UnknownState, cpu_load, state_of
+from batchline.bench.measure import state
+from batchline.bench.measure.state import CpuState, GpuState, UnknownState, cpu_load, state_of
 
 
 class FakeNvml:

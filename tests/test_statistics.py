@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-import kernels
-from bench.measure.check import checked_call, expect, held_to
-from bench.records import WRONG, NotMeasured
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench.measure.check import checked_call, expect, held_to
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.op import Variant
 from tests.problems import scale
 from tests.test_variants import DEVICES, DTYPES, INTERPRETED, _takes
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import journal, records
-from bench.records import MEASURED, NOT_REACHED
-from bench.stopping import put_off
+from batchline.bench import journal, records
+from batchline.bench.records import MEASURED, NOT_REACHED
+from batchline.bench.stopping import put_off
 from tests.trees import copy_sources
 
-BENCH = [sys.executable, "-m", "bench"]
+BENCH = [sys.executable, "-m", "batchline"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def sources(tmp_path_factory):
     """kernels/ and bench/, with a variant that is slow enough to be stopped in, and without the ceilings' seconds."""
     root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
     (root / "kernels" / "bmm" / "torch_zz_slow.py").write_text(
-        '"""Takes its time."""\nimport time\n\nimport torch\n\nfrom kernels.bmm import bmm\n\n\n'
+        '"""Takes its time."""\nimport time\n\nimport torch\n\nfrom batchline.kernels.bmm import bmm\n\n\n'
         '@bmm.variant(backend="torch")\ndef torch_zz_slow(a, b):\n'
         '    if a.shape[0] == 3 and a.shape[1] == 4:\n        time.sleep(1)\n    return torch.bmm(a, b)\n')
     return root

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import records, study
-from bench.__main__ import USAGE, main
-from bench.errors import UsageError
+from batchline.bench import records, study
+from batchline.__main__ import USAGE, main
+from batchline.bench.errors import UsageError
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
 from tests.test_records import document

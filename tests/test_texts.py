@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from bench import texts
-from bench.texts import clean, clean_line, cleaned, error_line
+from batchline.bench import texts
+from batchline.bench.texts import clean, clean_line, cleaned, error_line
 
 
 @pytest.mark.parametrize("text, kept", [

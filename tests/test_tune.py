@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import tune as command
-from bench.measure.task import Outcome
-from bench.records import MEASURED, WRONG
+from batchline.bench import tune as command
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import MEASURED, WRONG
 from tests.plans import planned
 
 HEADER = {"device": "Some GPU", "versions": {"torch": "2.13.0"}, "revision": {"commit": "abc", "dirty": False},

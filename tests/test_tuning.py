@@ -4,8 +4,8 @@ import json
 import pytest
 import torch
 
-from kernels import device_files, tuning
-from kernels.tuning import Tunable
+from batchline.kernels import device_files, tuning
+from batchline.kernels.tuning import Tunable
 
 ENTRIES = [
     {"traits": "float32/nn", "sizes": [8, 64, 64, 64], "config": {"BLOCK": 64}},

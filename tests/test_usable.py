@@ -1,12 +1,12 @@
 """What may be built upon: no run that was stopped, and none of a machine that was busy in a good part of it."""
 import pytest
 
-from bench import history
-from bench import dispatch as command
-from bench.errors import UsageError
-from bench.measure import environment
-from bench.records import INVALID, MEASURED, Record, Run
-from bench.verdicts.usable import why_unusable
+from batchline.bench import history
+from batchline.bench import dispatch as command
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import environment
+from batchline.bench.records import INVALID, MEASURED, Record, Run
+from batchline.bench.verdicts.usable import why_unusable
 
 BUSY = "the machine was busy: other processes took 43% of the cores, three times"
 

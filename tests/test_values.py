@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-import kernels
+from batchline import kernels
 import kernels.digits
-from bench.measure.values import Values, twins
+from batchline.bench.measure.values import Values, twins
 
 CASES = [("bmm", "tiny_16", 16), ("bmm", "digits_forward", 3), ("bmm", "linear_forward", 3),
          ("grad_reduce", "digits", 64), ("grad_reduce", "layer_norm", 4096), ("grad_reduce_multi", "digits", 16),

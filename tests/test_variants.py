@@ -6,10 +6,10 @@ of that backend run on the CPU, on the probes that it can walk; on a machine wit
 import pytest
 import torch
 
-import kernels
-from bench.measure.check import check_variant
-from kernels import backends
-from kernels.op import FP8
+from batchline import kernels
+from batchline.bench.measure.check import check_variant
+from batchline.kernels import backends
+from batchline.kernels.op import FP8
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]

@@ -11,11 +11,11 @@ import weakref
 import pytest
 import torch
 
-from bench.measure import codegen
-from bench.measure.check import checked_call, expect
-from kernels import backends
-from kernels.bmm import bmm, stored
-from kernels.draw import Draw
+from batchline.bench.measure import codegen
+from batchline.bench.measure.check import checked_call, expect
+from batchline.kernels import backends
+from batchline.kernels.bmm import bmm, stored
+from batchline.kernels.draw import Draw
 
 NAMES = ("triton_persistent_tma", "triton_warp_specialized")
 INTERPRETED = backends.interpreted("triton")
@@ -94,7 +94,7 @@ def test_no_candidate_spills_or_asks_for_more_memory_than_sm_90_has(name, monkey
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_walks_tile_after_tile(name, layout, monkeypatch):
-    monkeypatch.setattr(importlib.import_module(f"kernels.bmm.{name}"), "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(importlib.import_module(f"batchline.kernels.bmm.{name}"), "multiprocessors", lambda device: 2)
     inputs = operands(torch.float16, layout, batch=3, m=200, n=136, k=64)
     assert bmm.variants[name].why_unsupported(*inputs) is None
     checked_call(bmm.variants[name], inputs, expect(bmm, inputs), layout)
@@ -126,7 +126,7 @@ def test_what_tma_cannot_describe_is_declined():
 @compiled_only
 def test_memory_for_a_launch_keeps_no_tensor_and_a_users_own_allocator_stays(monkeypatch):
     from triton.runtime import _allocation
-    module = importlib.import_module("kernels.bmm.triton_warp_specialized")
+    module = importlib.import_module("batchline.kernels.bmm.triton_warp_specialized")
 
     def launch():
         a, b = operands(torch.float16, "nn")

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from bench.measure import codegen
-from kernels import backends
-from kernels.bmm._triton_product import vector_bytes
-from kernels.wgrad_stats import wgrad_stats
+from batchline.bench.measure import codegen
+from batchline.kernels import backends
+from batchline.kernels.bmm._triton_product import vector_bytes
+from batchline.kernels.wgrad_stats import wgrad_stats
 
 FUSED = wgrad_stats.variants["triton_fused"]
 EXAMPLE = ("linear_512_T128", 64)

@@ -7,10 +7,10 @@ import importlib
 
 import pytest
 
-from bench.measure.isolation import Isolation
-from bench.measure.sampling import Effort
-from bench.measure.task import Task
-from bench.records import MEASURED
+from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.task import Task
+from batchline.bench.records import MEASURED
 from tests.trees import copy_sources, drop_in
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from bench.records import MEASURED, WRONG
+from batchline.bench.records import MEASURED, WRONG
 from tests import wrong_kernels
 from tests.measured import HONEST, measured
 

@@ -4,14 +4,14 @@ import gc
 import pytest
 import torch
 
-from bench import units
-from bench.measure import cache_walk, ceilings, hardware, runner, state
-from bench.measure.clocks import make_clock
-from bench.measure.sampling import Effort
-from bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
-from bench.measure.stand_in.timeline import BYTES_PER_S
-from bench.measure.task import Task
-from bench.records import MEASURED
+from batchline.bench import units
+from batchline.bench.measure import cache_walk, ceilings, hardware, runner, state
+from batchline.bench.measure.clocks import make_clock
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
+from batchline.bench.measure.stand_in.timeline import BYTES_PER_S
+from batchline.bench.measure.task import Task
+from batchline.bench.records import MEASURED
 
 OUTPUT_BYTES = 1024 * 16 * 16 * 2
 

@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def copy_sources(root, measures_ceilings=True):
     """kernels/ and bench/ below `root`, which is returned; without the ceilings' seconds if they are not wanted."""
-    for name in ("kernels", "bench"):
+    for name in ("batchline", "kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name)
     if not measures_ceilings:
         with (root / "bench" / "measure" / "ceilings.py").open("a") as file:

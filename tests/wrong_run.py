@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from bench import records, units
-from bench.confirm import LUCK, winners
-from bench.records import MEASURED, Record, Run
-from bench.verdicts import eligible
+from batchline.bench import records, units
+from batchline.bench.confirm import LUCK, winners
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.verdicts import eligible
 from tests import wrong_kernels
 from tests.trees import REPOSITORY, copy_sources, drop_in
 
@@ -69,7 +69,7 @@ def _run(root: Path, names: Sequence[str]) -> Run:
     shutil.copytree(REPOSITORY / "reports" / "baselines", root / "reports" / "baselines")  # or all compiles here
     for name in names:
         drop_in(root, name)
-    subprocess.run([sys.executable, "-m", "bench", "run", "--profile", "smoke", "--device", "cpu", "-k", CHOSEN,
+    subprocess.run([sys.executable, "-m", "batchline", "run", "--profile", "smoke", "--device", "cpu", "-k", CHOSEN,
                     "--deadline", str(DEADLINE_S), "--out", str(root / "runs"), "--history", str(root / "history")],
                    cwd=root, stdout=sys.stderr)
     (folder,) = (root / "runs").iterdir()

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import report, texts
-from bench.console import complain
-from bench.errors import UsageError
-from bench.evidence import parts, process, sizes
-from bench.evidence.parts import Asked, Part
-from bench.evidence.shown import Shown
-from bench.evidence.state import FILE_NAME, State, Taken, opened
-from bench.files import write_whole
-from bench.folders import new_folder, remove_if_empty
-from bench.measure import environment, stand_in
+from batchline.bench import report, texts
+from batchline.bench.console import complain
+from batchline.bench.errors import UsageError
+from batchline.bench.evidence import parts, process, sizes
+from batchline.bench.evidence.parts import Asked, Part
+from batchline.bench.evidence.shown import Shown
+from batchline.bench.evidence.state import FILE_NAME, State, Taken, opened
+from batchline.bench.files import write_whole
+from batchline.bench.folders import new_folder, remove_if_empty
+from batchline.bench.measure import environment, stand_in
 
 INTERRUPTED = 130
 DEFAULT_FOLDER = Path("reports", "evidence")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import records, study
-from bench.errors import UsageError
-from bench.evidence import shown, shown_tests
-from bench.evidence.shown import Shown
-from bench.measure import stand_in
-from bench.stored_files import DamagedFile
-from bench.verdicts.usable import why_unusable
+from batchline.bench import records, study
+from batchline.bench.errors import UsageError
+from batchline.bench.evidence import shown, shown_tests
+from batchline.bench.evidence.shown import Shown
+from batchline.bench.measure import stand_in
+from batchline.bench.stored_files import DamagedFile
+from batchline.bench.verdicts.usable import why_unusable
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def named(names: Sequence[str]) -> list[Part]:
 
 
 def _bench(asked: Asked, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "bench", *arguments, "--device", asked.device_option]
+    return [sys.executable, "-m", "batchline", *arguments, "--device", asked.device_option]
 
 
 def _module(name: str, *arguments: object) -> list[str]:
@@ -77,7 +77,7 @@ def _module(name: str, *arguments: object) -> list[str]:
 
 
 def _clocks(asked: Asked) -> list[str]:
-    return _module("bench.measure.clocks_and_ceilings", asked.work / shown.CLOCKS, asked.device)
+    return _module("batchline.bench.measure.clocks_and_ceilings", asked.work / shown.CLOCKS, asked.device)
 
 
 def _tests(asked: Asked) -> list[str]:
@@ -88,7 +88,7 @@ def _tests(asked: Asked) -> list[str]:
 
 
 def _sanitizer(asked: Asked) -> list[str]:
-    return _module("bench.evidence.sanitizer", asked.work / shown.SANITIZER)
+    return _module("batchline.bench.evidence.sanitizer", asked.work / shown.SANITIZER)
 
 
 def _cases(asked: Asked) -> list[str]:

@@ -1,6 +1,6 @@
 """compute-sanitizer over every Triton and Numba kernel, each in a process of its own on one small probe.
 
-`python -m bench.evidence.sanitizer FILE` writes {"rows": [Row]} anew after each of them; without the tool
+`python -m batchline.bench.evidence.sanitizer FILE` writes {"rows": [Row]} anew after each of them; without the tool
 {"why_not": line}.
 """
 from __future__ import annotations
@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.evidence import risk
-from bench.files import write_whole
-from bench.measure import catalogue
-from bench.texts import clean_line
-from kernels.backends import INTERPRETED_BACKENDS
+from batchline.bench.evidence import risk
+from batchline.bench.files import write_whole
+from batchline.bench.measure import catalogue
+from batchline.bench.texts import clean_line
+from batchline.kernels.backends import INTERPRETED_BACKENDS
 
 TOOL = "compute-sanitizer"
 CHECKS = ("memcheck", "racecheck")
@@ -71,7 +71,7 @@ def jobs() -> list[tuple[str, str]]:
 def _checked(tool: str, variant: str, check: str) -> Row:
     started_s = time.monotonic()
     command = [tool, "--tool", check, "--error-exitcode", str(_FOUND), "--target-processes", "application-only",
-               sys.executable, "-m", "bench.measure.probe_once", variant]
+               sys.executable, "-m", "batchline.bench.measure.probe_once", variant]
     # torch's own allocator hands out parts of one allocation, within which memcheck sees no bounds.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:

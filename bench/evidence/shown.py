@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bench import publishing, records, report, study, texts, units
-from bench.cases import CLOCKS as CLOCKS_OF
-from bench.report import training
-from bench.stored_files import read_json
+from batchline.bench import publishing, records, report, study, texts, units
+from batchline.bench.cases import CLOCKS as CLOCKS_OF
+from batchline.bench.report import training
+from batchline.bench.stored_files import read_json
 
 CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = "clocks.json", "sanitizer.json", "report.md", "dispatch.txt", "tables"
 _TABULATE = {"tablefmt": "github", "disable_numparse": True}

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.evidence.shown import Shown
-from bench.texts import clean_line
+from batchline.bench.evidence.shown import Shown
+from batchline.bench.texts import clean_line
 
 FILE_NAME = "gpu-tests.txt"
 _SHARED = re.compile(r"\[gw\d+\] (?:\[ *\d+%\] )?([A-Z]+) (\S+::.+?)\s*$")   # pytest-xdist's

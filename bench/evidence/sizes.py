@@ -5,7 +5,7 @@ import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import units
+from batchline.bench import units
 
 MOST_BYTES = 16 * 2 ** 20 - 1
 

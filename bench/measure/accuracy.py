@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.records import WRONG, NotMeasured
-from kernels.rounding import Typical
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.rounding import Typical
 
 _BLOCKS = {"cpu": 2 ** 17, "cuda": 2 ** 24}  # elements at a time
 LEAST_JUDGED = 32  # elements: of fewer, one that is off by chance makes a root mean square

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-import kernels
-from bench.declared import Declared
-from bench.measure import outcome
-from bench.noise.estimators import NoiseScale, noise_scale
-from kernels import backends, precision
-from kernels.op import Tensors, Variant
+from batchline import kernels
+from batchline.bench.declared import Declared
+from batchline.bench.measure import outcome
+from batchline.bench.noise.estimators import NoiseScale, noise_scale
+from batchline.kernels import backends, precision
+from batchline.kernels.op import Tensors, Variant
 
 DTYPES = ("float32", "bfloat16")
 ERRORS = ("mean", "n", "d", "noise_scale")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bench.measure.task import OWN_FAULT, Outcome, Task, WorkerLost
-from bench.measure.worker import STARTING
-from bench.records import FAILED, HUNG, NOT_REACHED, WRONG
+from batchline.bench.measure.task import OWN_FAULT, Outcome, Task, WorkerLost
+from batchline.bench.measure.worker import STARTING
+from batchline.bench.records import FAILED, HUNG, NOT_REACHED, WRONG
 
 PROBES = "probes"  # the step in which a variant is checked once for all its cases in a dtype
 _MOST_HANGS = 2    # cases of one variant in one dtype; each costs two deadlines

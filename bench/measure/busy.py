@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from bench.measure.state import CpuState, cpu_load
-from bench.records import THE_MACHINE_WAS
+from batchline.bench.measure.state import CpuState, cpu_load
+from batchline.bench.records import THE_MACHINE_WAS
 
 USUAL_SHARE = 0.1     # of the cores, that others may take: on two quiet ones it is 1 to 3%
 VARIABLE = "BATCHLINE_MOST_BUSY"  # names another share

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.backends import tl, triton, why_absent
-from kernels.launch import multiprocessors
+from batchline.kernels.backends import tl, triton, why_absent
+from batchline.kernels.launch import multiprocessors
 
 SHARE = 4  # of the L2 that is walked on: it may hold a line once in each of its two halves
 _BLOCK, _WARPS, _PROGRAMS_PER_SM = 4096, 8, 4  # 64 bytes of loads in flight for each thread, and half of its registers

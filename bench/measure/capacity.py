@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import torch
 
-from bench.measure import memory
-from bench.verdicts.memory_law import Law
-from kernels.op import Tensors, Variant
+from batchline.bench.measure import memory
+from batchline.bench.verdicts.memory_law import Law
+from batchline.kernels.op import Tensors, Variant
 
 MARGIN = 0.05  # a prediction is confirmed when it fits 5% below and does not fit 5% above
 

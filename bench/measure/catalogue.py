@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Problem, Refusal
-from bench.errors import UsageError
-from bench.measure import reader
-from bench.records import BROKEN, FAILED, UNSUPPORTED
-from bench.texts import clean_line
-from kernels.op import Scenario
+from batchline.bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Problem, Refusal
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import reader
+from batchline.bench.records import BROKEN, FAILED, UNSUPPORTED
+from batchline.bench.texts import clean_line
+from batchline.kernels.op import Scenario
 
 LONGEST_S = 60.0  # that a file may take to be imported, or to answer for one problem
 _START_S = 120.0  # for the process to import torch

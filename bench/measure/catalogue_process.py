@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.measure import trees
+from batchline.bench.measure import trees
 
 _MOST_AT_ONCE = 8
 
@@ -39,10 +39,10 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
     torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
 
-    import kernels
-    from bench.measure import importing, process_state
-    from bench.measure.declarations import Request, op_job, variant_job
-    from bench.measure.fence import Fence
+    from batchline import kernels
+    from batchline.bench.measure import importing, process_state
+    from batchline.bench.measure.declarations import Request, op_job, variant_job
+    from batchline.bench.measure.fence import Fence
 
     importing.from_sources_only(process_state.op_folders().values())
     importing.refuse_audit_hooks()
@@ -86,7 +86,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
 
 def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
     """("ended", what came of it) for each job, between what is to be told of those that take long."""
-    from bench.measure import forked
+    from batchline.bench.measure import forked
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for job, told in forked.each(jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)):

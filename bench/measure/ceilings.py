@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bench import texts
-from bench.cases import CLOCKS
-from bench.measure import cache_walk, fma, stand_in
-from bench.measure.busy import NoGuard, Guard
-from bench.measure.clocks import make_clock
-from bench.measure.hardware import Cpu, Cuda, hardware
-from bench.measure.sampling import Effort, sample
-from bench.measure.state import state_of
-from bench.records import NotMeasured
-from bench.verdicts import roofline
-from kernels.backends import why_absent
-from kernels.device import why_no_fp8
-from kernels.numba_cpu import threads
-from kernels.op import FP8
-from kernels.precision import tf32_products
+from batchline.bench import texts
+from batchline.bench.cases import CLOCKS
+from batchline.bench.measure import cache_walk, fma, stand_in
+from batchline.bench.measure.busy import NoGuard, Guard
+from batchline.bench.measure.clocks import make_clock
+from batchline.bench.measure.hardware import Cpu, Cuda, hardware
+from batchline.bench.measure.sampling import Effort, sample
+from batchline.bench.measure.state import state_of
+from batchline.bench.records import NotMeasured
+from batchline.bench.verdicts import roofline
+from batchline.kernels.backends import why_absent
+from batchline.kernels.device import why_no_fp8
+from batchline.kernels.numba_cpu import threads
+from batchline.kernels.op import FP8
+from batchline.kernels.precision import tf32_products
 
 _LEAST_STREAM_BYTES = 2 ** 28
 _LONG_STREAM_BYTES = 2 ** 30

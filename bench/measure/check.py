@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.measure import accuracy, contract
-from bench.measure.accuracy import Demand
-from bench.records import WRONG, NotMeasured
-from kernels.op import Op, Tensors, Variant
-from kernels.rounding import Typical
+from batchline.bench.measure import accuracy, contract
+from batchline.bench.measure.accuracy import Demand
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.op import Op, Tensors, Variant
+from batchline.kernels.rounding import Typical
 
 _ALLOCATORS = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,

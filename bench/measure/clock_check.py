@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from bench import units
-from bench.cases import CLOCKS
-from bench.measure import nvbench, stand_in
-from bench.measure.clocks import make_clock
-from bench.measure.hardware import hardware
-from bench.measure.sampling import Effort, Samples, sample
-from bench.measure.state import state_of
+from batchline.bench import units
+from batchline.bench.cases import CLOCKS
+from batchline.bench.measure import nvbench, stand_in
+from batchline.bench.measure.clocks import make_clock
+from batchline.bench.measure.hardware import hardware
+from batchline.bench.measure.sampling import Effort, Samples, sample
+from batchline.bench.measure.state import state_of
 
 WRITTEN = "device_cold, L2 written alone"  # and so written back within the samples
 _EFFORT = Effort(0.002, 2.0, most=2000)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench import texts
-from bench.cases import CLOCKS
-from bench.measure.task import NOT_CAPTURED
+from batchline.bench import texts
+from batchline.bench.cases import CLOCKS
+from batchline.bench.measure.task import NOT_CAPTURED
 
 Launches = Sequence[Callable[[], object]]
 

@@ -1,4 +1,4 @@
-"""The clocks beside NVBench, then the ceilings: `python -m bench.measure.clocks_and_ceilings FILE DEVICE`.
+"""The clocks beside NVBench, then the ceilings: `python -m batchline.bench.measure.clocks_and_ceilings FILE DEVICE`.
 
 In a process of its own, for NVBench runs once in a process. FILE has {"machine", "clocks": bench.measure.clock_check's,
 "ceilings": bench.measure.ceilings', "why_no_ceilings"}; it is there with the clocks before the ceilings are measured.
@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from bench.cases import PROFILES
-from bench.files import write_whole
-from bench.measure import busy, ceilings, clock_check, environment
-from bench.measure.sampling import Effort
+from batchline.bench.cases import PROFILES
+from batchline.bench.files import write_whole
+from batchline.bench.measure import busy, ceilings, clock_check, environment
+from batchline.bench.measure.sampling import Effort
 
 _CEILINGS = Effort(0.005, 0.5)
 

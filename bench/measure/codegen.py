@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import converged, numba_compile, sass
-from bench.measure.captured import Launch, Launches, matrix_instruction
-from kernels import architectures, backends
-from kernels.architectures import Architecture
-from kernels.op import Variant
-from kernels.target import compiling_for
+from batchline.bench.measure import converged, numba_compile, sass
+from batchline.bench.measure.captured import Launch, Launches, matrix_instruction
+from batchline.kernels import architectures, backends
+from batchline.kernels.architectures import Architecture
+from batchline.kernels.op import Variant
+from batchline.kernels.target import compiling_for
 
 _THREADS = re.compile(r"\.reqntid (\d+)")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.measure import environment, pins
+from batchline.bench.measure import environment, pins
 
 _KEPT_S = 30 * 86400
 # On which code may depend, beside the toolchain that names the pins: Numba links through the last two.

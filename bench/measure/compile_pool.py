@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 
-from bench import texts
-from bench.stopping import put_off_and_kept_from_children
+from batchline.bench import texts
+from batchline.bench.stopping import put_off_and_kept_from_children
 
 _LONGEST_S = 300  # without an answer: a compiler that hangs must not hold the others up
 _MOST_PROCESSES = 8

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import torch
 
-from bench.records import WRONG, NotMeasured
-from kernels.op import Tensors
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.op import Tensors
 
 
 def plain_outputs(returned, inputs: Tensors, count: int, where: str) -> Tensors:

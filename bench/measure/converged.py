@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.measure import flow, machine_blocks, ptx_blocks
-from bench.measure.lane_values import LaneValues
-from bench.measure.machine_blocks import Instruction
+from batchline.bench.measure import flow, machine_blocks, ptx_blocks
+from batchline.bench.measure.lane_values import LaneValues
+from batchline.bench.measure.machine_blocks import Instruction
 
 
 @dataclass(frozen=True)

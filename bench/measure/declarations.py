@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import outcome
-from bench.measure.fence import Fence
-from bench.measure.forked import Begin, Job
-from bench.measure.tampering import Tampered
-from bench.records import FAILED, UNSUPPORTED, WRONG, NotMeasured
-from kernels.op import Op, Scenario, Tensors, Variant
+from batchline.bench.measure import outcome
+from batchline.bench.measure.fence import Fence
+from batchline.bench.measure.forked import Begin, Job
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.records import FAILED, UNSUPPORTED, WRONG, NotMeasured
+from batchline.kernels.op import Op, Scenario, Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
 _OP_FUNCTIONS = ("inputs", "reference", "tolerance", "flops", "least_bytes", "describe", "output_dtype")
@@ -84,7 +84,7 @@ def variant_job(op_name: str, name: str, file: str, problems: Sequence[Mapping],
 
 
 def _op(name: str) -> Op:
-    op = getattr(_imported(f"kernels.{name}"), name, None)
+    op = getattr(_imported(f"batchline.kernels.{name}"), name, None)
     if not isinstance(op, Op):
         raise NotMeasured(FAILED, f"it makes no Op called {name} (a folder that is no op begins with _)")
     return op

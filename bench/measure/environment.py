@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from bench.git import git
-from bench.measure import busy, stand_in
-from kernels import backends, cgroups, numba_cpu
-from kernels.device import cpu_name, device_name
+from batchline.bench.git import git
+from batchline.bench.measure import busy, stand_in
+from batchline.kernels import backends, cgroups, numba_cpu
+from batchline.kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
 _VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark",

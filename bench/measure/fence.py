@@ -9,11 +9,11 @@ import gc
 import pkgutil
 import sys
 
-import kernels
-from bench.measure import placing, process_state, threads
-from bench.measure.originals import Originals
-from bench.measure.tampering import Tampered
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench.measure import placing, process_state, threads
+from batchline.bench.measure.originals import Originals
+from batchline.bench.measure.tampering import Tampered
+from batchline.kernels.op import Variant
 
 _LOADING = ("_registered", "_function")  # of an op, that change as its variants are loaded
 
@@ -25,7 +25,7 @@ class Fence:
     """
 
     def __init__(self):
-        self._own_files = {f"kernels.{op}.{module.name}" for op, folder in process_state.op_folders().items()
+        self._own_files = {f"batchline.kernels.{op}.{module.name}" for op, folder in process_state.op_folders().items()
                            for module in pkgutil.iter_modules([folder]) if not module.name.startswith("_")}
         self._originals = Originals(self._own_files)
         self._ops: set[str] = set()
@@ -50,7 +50,7 @@ class Fence:
     def keep_ops(self) -> None:
         """Take the ops that have just been imported as they are; an op is imported when it is first asked for."""
         for name in process_state.op_folders():
-            op = getattr(sys.modules.get(f"kernels.{name}"), name, None)
+            op = getattr(sys.modules.get(f"batchline.kernels.{name}"), name, None)
             if op is not None and name not in self._ops:
                 self._ops.add(name)
                 self._originals.keep_object(name, op, except_for=_LOADING)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.backends import numba, why_absent
+from batchline.kernels.backends import numba, why_absent
 
 DTYPES = ("float32", "float64")
 _DEPTH = 2 ** 14
@@ -20,10 +20,10 @@ def why_not() -> str | None:
 
 def launch(dtype: str) -> tuple[Callable, float]:
     """A call that keeps every thread's units busy, and its floating-point operations."""
-    from kernels.cpu_lanes import lanes_of
-    from kernels.cpu_tasks import run, shares
-    from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
-    from kernels.numba_cpu import threads
+    from batchline.kernels.cpu_lanes import lanes_of
+    from batchline.kernels.cpu_tasks import run, shares
+    from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
+    from batchline.kernels.numba_cpu import threads
 
     width = TILE_VECTORS * lanes_of(getattr(torch, dtype).itemsize)
     tasks = _TILES * threads()
@@ -38,9 +38,9 @@ def launch(dtype: str) -> tuple[Callable, float]:
 
 @functools.cache
 def _compiled(dtype: str):
-    from kernels.cpu_lanes import lanes_of
-    from kernels.cpu_tasks import compiled
-    from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
+    from batchline.kernels.cpu_lanes import lanes_of
+    from batchline.kernels.cpu_tasks import compiled
+    from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
 
     element, size = getattr(numba, dtype)(0), getattr(torch, dtype).itemsize
     width = TILE_VECTORS * lanes_of(size)

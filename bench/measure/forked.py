@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from bench.measure import outcome
-from bench.measure.worker import Doing
-from bench.records import BROKEN, CRASHED, FAILED, HUNG
+from batchline.bench.measure import outcome
+from batchline.bench.measure.worker import Doing
+from batchline.bench.records import BROKEN, CRASHED, FAILED, HUNG
 
 _TOLD_S = 5.0         # how often it is told that a job is waited for
 _LOOK_S = 0.05        # how often it is looked at whether a process has ended

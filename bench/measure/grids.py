@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.measure.codegen import numba_config, triton_config
-from bench.measure.static_facts import never_written
-from bench.verdicts.latency_fit import Waves
-from bench.verdicts.occupancy import occupancy
-from kernels.architectures import KNOWN, WITHOUT_GPU
-from kernels.op import Tensors, Variant
-from kernels.target import compiling_for
+from batchline.bench.measure.codegen import numba_config, triton_config
+from batchline.bench.measure.static_facts import never_written
+from batchline.bench.verdicts.latency_fit import Waves
+from batchline.bench.verdicts.occupancy import occupancy
+from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
+from batchline.kernels.op import Tensors, Variant
+from batchline.kernels.target import compiling_for
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import stand_in, threads
+from batchline.bench.measure import stand_in, threads
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE_BYTES = 64 * 2 ** 20  # where the system does not say: more than most have

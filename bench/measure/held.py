@@ -8,16 +8,16 @@ import gc
 import itertools
 from collections.abc import Callable, Iterable
 
-import kernels
-from bench.measure import outcome, placing
-from bench.measure.ledger import Ledger
-from bench.measure.preparing import RAISED, Preparing
-from bench.measure.sampling import Unwatched
-from bench.measure.tampering import Tampered
-from bench.measure.task import Outcome, Task
-from bench.measure.values import SECRET
-from bench.measure.watch import Watch
-from bench.records import INVALID, MEASURED, WRONG
+from batchline import kernels
+from batchline.bench.measure import outcome, placing
+from batchline.bench.measure.ledger import Ledger
+from batchline.bench.measure.preparing import RAISED, Preparing
+from batchline.bench.measure.sampling import Unwatched
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.values import SECRET
+from batchline.bench.measure.watch import Watch
+from batchline.bench.records import INVALID, MEASURED, WRONG
 
 _SETTLES_S = 3e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own
 _LONG_S = 0.02     # a call that takes so long has settled before most of it is done

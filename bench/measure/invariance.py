@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.measure import outcome
-from bench.measure.check import as_tuple, same_bits
-from kernels.op import Tensors, Variant
+from batchline.bench.measure import outcome
+from batchline.bench.measure.check import as_tuple, same_bits
+from batchline.kernels.op import Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
 _SEED = 11

@@ -9,17 +9,17 @@ import signal
 import time
 from pathlib import Path
 
-from bench.measure.blame import Blame
-from bench.measure.messages import DONE, LOST, TAMPERED, Answer, Asked, Forged, Lines, decoded
-from bench.measure.mould import Mould
-from bench.measure.task import NOT_CAPTURED, Outcome, Task, WorkerLost
-from bench.measure.worker import IDLE, STARTING, Doing, serve
-from bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
-from bench.stopping import put_off_and_kept_from_children
+from batchline.bench.measure.blame import Blame
+from batchline.bench.measure.messages import DONE, LOST, TAMPERED, Answer, Asked, Forged, Lines, decoded
+from batchline.bench.measure.mould import Mould
+from batchline.bench.measure.task import NOT_CAPTURED, Outcome, Task, WorkerLost
+from batchline.bench.measure.worker import IDLE, STARTING, Doing, serve
+from batchline.bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
+from batchline.bench.stopping import put_off_and_kept_from_children
 
 _START_S = 120  # to import torch, and on a GPU to make a context
 _LATE_S, _LATE_SHARE = 1.0, 0.1  # how long after its end by the worker's clock an answer may come by ours
-_PRELOADED = ("bench.measure.runner",)  # and with it torch, the compilers and scipy, but no op
+_PRELOADED = ("batchline.bench.measure.runner",)  # and with it torch, the compilers and scipy, but no op
 
 
 class Isolation:

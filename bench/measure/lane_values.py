@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from bench.measure import flow
-from bench.measure.ptx_blocks import Block, Statement
+from batchline.bench.measure import flow
+from batchline.bench.measure.ptx_blocks import Block, Statement
 
 _ALL = (1 << 64) - 1
 _SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}

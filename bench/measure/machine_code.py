@@ -1,13 +1,13 @@
 """A variant's kernels as machine code for one problem, compiled without a GPU: their facts, and their instructions."""
 from __future__ import annotations
 
-from bench.measure import codegen, sass, static_facts
-from bench.measure.codegen import Compiled
-from bench.measure.hot_loop import Instruction, instructions
-from bench.measure.static_facts import never_written
-from bench.records import parse_case_id
-from kernels.op import Variant
-from kernels.target import compiling_for
+from batchline.bench.measure import codegen, sass, static_facts
+from batchline.bench.measure.codegen import Compiled
+from batchline.bench.measure.hot_loop import Instruction, instructions
+from batchline.bench.measure.static_facts import never_written
+from batchline.bench.records import parse_case_id
+from batchline.kernels.op import Variant
+from batchline.kernels.target import compiling_for
 
 
 def code_of_case(case: str, architecture: int) -> list[tuple[Compiled, list[Instruction]]]:

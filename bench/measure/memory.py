@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from bench import texts
-from kernels import cgroups
+from batchline.bench import texts
+from batchline.kernels import cgroups
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark")

@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import texts
-from bench.measure.task import Outcome
-from bench.records import MEASURED, STATUSES
+from batchline.bench import texts
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import MEASURED, STATUSES
 
 DONE, RAISED, LOST, TAMPERED = "done", "raised", "lost", "tampered"
 """What an answer may be: a result; an error of our own; a lost device; a process that a variant has changed."""

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 
-from bench.measure import placing, processes, trees
-from bench.measure.printed import Printed
+from batchline.bench.measure import placing, processes, trees
+from batchline.bench.measure.printed import Printed
 
 _FORK, _END = "fork", "end"    # what the parent asks
 _ENDED, _GONE = "ended", "gone"  # what it is told: the worker's exit code; that nothing of it is left

@@ -1,6 +1,6 @@
 """A process for a profiler to watch: prepares one case, and calls its variant once (ncu) or some times (proton).
 
-`python -m bench.measure.one_call CASE` marks the call by cudaProfilerStart and Stop; with the path of a profile
+`python -m batchline.bench.measure.one_call CASE` marks the call by cudaProfilerStart and Stop; with the path of a profile
 besides, Triton's proton writes it.
 """
 from __future__ import annotations
@@ -10,8 +10,8 @@ import zlib
 
 import torch
 
-import kernels
-from bench.records import parse_case_id
+from batchline import kernels
+from batchline.bench.records import parse_case_id
 
 _WARM_CALLS, _PROFILED_CALLS = 10, 20
 

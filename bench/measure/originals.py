@@ -25,7 +25,6 @@ _LIBRARIES = (builtins, functools, gc, itertools, math, operator, os, random, si
 _TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generator, torch.UntypedStorage,
                   torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
 _WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
-_OWN = ("bench", "kernels")
 _are_all = all  # whatever a variant makes of builtins.all
 _PARTS = tuple(map(operator.attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
 _Functions = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -74,7 +73,7 @@ class Originals:
             return
         self._loaded = len(sys.modules)
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] in _OWN and name not in self._seen and isinstance(module, types.ModuleType):
+            if name.partition(".")[0] == "batchline" and name not in self._seen and isinstance(module, types.ModuleType):
                 self._seen.add(name)
                 if name not in self._variants:
                     self._keep_module(name, module)

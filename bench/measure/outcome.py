@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench import texts
-from bench.measure import memory
-from bench.measure.sampling import Samples
-from bench.measure.task import Outcome
-from bench.records import FAILED, INVALID, MEASURED, OUT_OF_MEMORY, NotMeasured
+from batchline.bench import texts
+from batchline.bench.measure import memory
+from batchline.bench.measure.sampling import Samples
+from batchline.bench.measure.task import Outcome
+from batchline.bench.records import FAILED, INVALID, MEASURED, OUT_OF_MEMORY, NotMeasured
 
 
 def of_samples(by_clock: Mapping[str, Samples | str], ranks: str, facts: Mapping) -> Outcome:

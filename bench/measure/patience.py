@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import units
-from bench.measure.task import Task
-from bench.records import NOT_HERE, NotMeasured
+from batchline.bench import units
+from batchline.bench.measure.task import Task
+from batchline.bench.records import NOT_HERE, NotMeasured
 
 
 class Patience:

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench import sealed
-from bench.measure import environment
-from bench.sealed import SealBroken
+from batchline.bench import sealed
+from batchline.bench.measure import environment
+from batchline.bench.sealed import SealBroken
 
 Job = tuple[str, str]  # a variant's id, a dtype
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench.measure import threads
+from batchline.bench.measure import threads
 
 _CPUS = Path("/sys/devices/system/cpu")
 _SPINS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms

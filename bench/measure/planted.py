@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kernels.op import Variant
+from batchline.kernels.op import Variant
 
 
 def slower(variant: Variant, share: float, hardware) -> Variant:

@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench import units
-from bench.measure import check, importing, memory, outcome, stand_in, steadiness
-from bench.measure.clocks import Unfit, make_clock
-from bench.measure.fence import Fence
-from bench.measure.ledger import Ledger
-from bench.measure.patience import Patience
-from bench.measure.planted import slower
-from bench.measure.problem import Problem, configured, launched_with
-from bench.measure.sampling import Effort, Samples
-from bench.measure.tampering import Tampered
-from bench.measure.task import Outcome, Task
-from bench.measure.values import CHANGED_INPUTS
-from bench.measure.worker import DeviceLost
-from bench.records import NotMeasured
-from kernels.op import Op, Tensors, Variant
+from batchline.bench import units
+from batchline.bench.measure import check, importing, memory, outcome, stand_in, steadiness
+from batchline.bench.measure.clocks import Unfit, make_clock
+from batchline.bench.measure.fence import Fence
+from batchline.bench.measure.ledger import Ledger
+from batchline.bench.measure.patience import Patience
+from batchline.bench.measure.planted import slower
+from batchline.bench.measure.problem import Problem, configured, launched_with
+from batchline.bench.measure.sampling import Effort, Samples
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.values import CHANGED_INPUTS
+from batchline.bench.measure.worker import DeviceLost
+from batchline.bench.records import NotMeasured
+from batchline.kernels.op import Op, Tensors, Variant
 
 RAISED = (Exception, SystemExit)
 _WARM_CALLS = 16

@@ -1,7 +1,7 @@
 """What a worker prints, before it reaches a terminal or a log: line by line, cleaned, not without end."""
 from __future__ import annotations
 
-from bench import texts
+from batchline.bench import texts
 
 MOST_BYTES = 2 ** 16  # of one worker
 _LONGEST_LINE = 2000

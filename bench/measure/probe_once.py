@@ -1,6 +1,6 @@
 """One GPU variant, called once on one small probe and held against fp64: what compute-sanitizer watches.
 
-`python -m bench.measure.probe_once OP/VARIANT` ends with 0 where it is right, 1 where it is wrong or raises, and
+`python -m batchline.bench.measure.probe_once OP/VARIANT` ends with 0 where it is right, 1 where it is wrong or raises, and
 NO_PROBE where it takes none.
 """
 from __future__ import annotations
@@ -9,11 +9,11 @@ import sys
 
 import torch
 
-import kernels
-from bench import texts
-from bench.measure import check
-from bench.records import NotMeasured
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench import texts
+from batchline.bench.measure import check
+from batchline.bench.records import NotMeasured
+from batchline.kernels.op import Variant
 
 NO_PROBE = 3
 PREFERRED = "ragged"  # several blocks, and edges that are masked

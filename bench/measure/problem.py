@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bench.measure import capacity, check, contract, memory
-from bench.measure.task import Task
-from bench.measure.values import Values
-from kernels.backends import DISPATCH
-from kernels.dispatch import Dispatch
-from kernels.op import Op, Tensors, Variant
+from batchline.bench.measure import capacity, check, contract, memory
+from batchline.bench.measure.task import Task
+from batchline.bench.measure.values import Values
+from batchline.kernels.backends import DISPATCH
+from batchline.kernels.dispatch import Dispatch
+from batchline.kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
 # Of outputs that were right, kept to compare later ones with. On a GPU, where memory is short, judging takes little.

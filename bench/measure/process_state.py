@@ -21,7 +21,8 @@ from importlib.machinery import FileFinder
 
 import torch
 
-import kernels
+import batchline
+from batchline import kernels
 
 _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
 _BY_LIBRARIES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
@@ -174,7 +175,7 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the working directory": os.getcwd,
     "the umask": _umask,
     "the standard files": _standard_files,
-    "the path of imports": lambda: sys.path[:_PATHS],  # compilers put folders of their own behind
+    "the path of imports": lambda: [*sys.path[:_PATHS], *batchline.__path__],  # compilers put folders of their own behind
     "the threads of OpenMP and MKL": _other_threads,
     "the finders of modules": _finders,
     "the kernels behind torch's operators": _operators,

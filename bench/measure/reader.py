@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_PROGRAM = "from bench.measure import catalogue_process; catalogue_process.main()"
+_PROGRAM = "from batchline.bench.measure import catalogue_process; catalogue_process.main()"
 _ahead: list[subprocess.Popen] = []  # started, and not asked yet
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from bench import units
-from bench.measure.sampling import Samples
-from bench.measure.values import SECRET, Values
-from bench.records import WRONG, NotMeasured
+from batchline.bench import units
+from batchline.bench.measure.sampling import Samples
+from batchline.bench.measure.values import SECRET, Values
+from batchline.bench.records import WRONG, NotMeasured
 
 _LONGEST_S = 5e-3        # a longer call has a turn of few calls, on new values each time
 _SHORT_S = 3e-4

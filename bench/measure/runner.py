@@ -10,26 +10,26 @@ from dataclasses import asdict
 
 import torch
 
-import kernels
-from bench import units
-from bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
-from bench.measure import placing, process_state, remembering, sustained
-from bench.measure.ahead.folder import load_what_was_compiled
-from bench.measure.clocks import Unfit, keeps_outputs
-from bench.measure.environment import threads_of_torch
-from bench.measure.fence import Fence
-from bench.measure.hardware import hardware
-from bench.measure.held import Held
-from bench.measure.ledger import Ledger
-from bench.measure.preparing import RAISED, Entry, Preparing
-from bench.measure.problem import Problem
-from bench.measure.sampling import Effort, Samples, sample
-from bench.measure.state import cpu_load, state_of
-from bench.measure.task import Outcome, Task
-from bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
-from bench.records import INVALID, MEASURED, NotMeasured
-from bench.verdicts import roofline
-from kernels import cpu_tasks
+from batchline import kernels
+from batchline.bench import units
+from batchline.bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
+from batchline.bench.measure import placing, process_state, remembering, sustained
+from batchline.bench.measure.ahead.folder import load_what_was_compiled
+from batchline.bench.measure.clocks import Unfit, keeps_outputs
+from batchline.bench.measure.environment import threads_of_torch
+from batchline.bench.measure.fence import Fence
+from batchline.bench.measure.hardware import hardware
+from batchline.bench.measure.held import Held
+from batchline.bench.measure.ledger import Ledger
+from batchline.bench.measure.preparing import RAISED, Entry, Preparing
+from batchline.bench.measure.problem import Problem
+from batchline.bench.measure.sampling import Effort, Samples, sample
+from batchline.bench.measure.state import cpu_load, state_of
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
+from batchline.bench.records import INVALID, MEASURED, NotMeasured
+from batchline.bench.verdicts import roofline
+from batchline.kernels import cpu_tasks
 
 _MOST_KEPT_BYTES = 2 ** 32  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
 
@@ -91,7 +91,7 @@ class Runner:
 
     def survey(self, workload: str, profile: str) -> dict:
         """The gradient noise of a workload, and its step over the batch (bench.noise.experiments.survey)."""
-        from bench.noise.experiments import survey  # the workloads' data, which only this needs
+        from batchline.bench.noise.experiments import survey  # the workloads' data, which only this needs
 
         return survey.survey(workload, profile, self._device, self._guard, lambda what: self._begin(workload, what))
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from bench.measure import threads
-from bench.measure.tampering import Tampered
-from bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
-from bench.verdicts import medians
+from batchline.bench.measure import threads
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
+from batchline.bench.verdicts import medians
 
 _TURN_S = 4e-3        # several times as long as the threads of the launch before are waited for
 _LOOK_S = 0.05       # between two looks at the machine's state and at the precision reached

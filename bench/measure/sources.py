@@ -14,12 +14,12 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.declared import Declared
-from bench.measure import environment
-from bench.measure.python_source import read
-from kernels.backends import DISPATCH
-from kernels.device_files import file_for, stored
-from kernels.op import Variant
+from batchline.bench.declared import Declared
+from batchline.bench.measure import environment
+from batchline.bench.measure.python_source import read
+from batchline.kernels.backends import DISPATCH
+from batchline.kernels.device_files import file_for, stored
+from batchline.kernels.op import Variant
 
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 _TABLES = ("tuning", "dispatch")  # of all devices; this device's are in the digest where a variant looks them up
@@ -101,6 +101,8 @@ def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
 def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
     """The files that an import may run: the packages on the way to the module, and the module."""
     parts = name.split(".") if name else []
+    if parts[:1] == ["batchline"]:  # whose kernels lie in the tree itself
+        parts = parts[1:]
     if level:
         starts = [path.parents[min(level, len(path.parents)) - 1]]
     else:

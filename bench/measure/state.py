@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import cgroups
+from batchline.kernels import cgroups
 
 _POWER_CAP = "power cap"
 _LEAST_CLOCK_SHARE = 0.75  # NVBench's rule: a sample below this share of the default clock is not of this chip

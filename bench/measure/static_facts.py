@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-import kernels
-from bench.declared import Declared
-from bench.measure import (captured, codegen, compile_cache, compile_pool, converged, flow, lane_values, machine_blocks,
+from batchline import kernels
+from batchline.bench.declared import Declared
+from batchline.bench.measure import (captured, codegen, compile_cache, compile_pool, converged, flow, lane_values, machine_blocks,
                            numba_compile, pins, ptx_blocks, sass)
-from bench.measure.captured import Launch
-from bench.measure.pins import Job
-from bench.measure.sources import files_of
-from bench.sealed import SealBroken
-from kernels.architectures import KNOWN, PINNED, WITHOUT_GPU
-from kernels.op import FP8, Tensors, Variant
-from kernels.target import compiling_for
+from batchline.bench.measure.captured import Launch
+from batchline.bench.measure.pins import Job
+from batchline.bench.measure.sources import files_of
+from batchline.bench.sealed import SealBroken
+from batchline.kernels.architectures import KNOWN, PINNED, WITHOUT_GPU
+from batchline.kernels.op import FP8, Tensors, Variant
+from batchline.kernels.target import compiling_for
 
 DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations

@@ -8,10 +8,10 @@ from time import perf_counter as now_s
 
 import torch
 
-from bench.measure import check, stand_in
-from bench.measure.values import SECRET
-from bench.records import WRONG, NotMeasured
-from kernels.op import Op, Scenario, Tensors, Variant
+from batchline.bench.measure import check, stand_in
+from batchline.bench.measure.values import SECRET
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.op import Op, Scenario, Tensors, Variant
 
 _MOST_CALLS, _LONGEST_S = 2500, 0.1
 _MOST_KEPT, _MARK = 32, 96.0  # outputs, and what is written into them: a number that every dtype has

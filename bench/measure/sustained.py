@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from bench.measure import stand_in
+from batchline.bench.measure import stand_in
 
 SUSTAINED_S = 1.0
 _LEAST_FLOPS = 1e11           # of a call: less does not load a GPU to its power cap

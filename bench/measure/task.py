@@ -5,7 +5,7 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
-from bench.measure.sampling import Effort
+from batchline.bench.measure.sampling import Effort
 
 OWN_FAULT = "Batchline itself failed: "  # so begins the reason where no variant is to blame
 NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch

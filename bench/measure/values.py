@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import check
-from bench.measure.check import twins
-from kernels.op import Op, Tensors
+from batchline.bench.measure import check
+from batchline.bench.measure.check import twins
+from batchline.kernels.op import Op, Tensors
 
 SECRET = random.SystemRandom()  # asks the system each time, so that there is no state to read ahead
 CHANGED_INPUTS = "it changed its inputs, which it shares with the others"

@@ -13,15 +13,15 @@ from types import MappingProxyType
 
 import torch
 
-from bench.measure import check, memory
-from bench.measure.clocks import copy_of
-from bench.measure.fence import Fence
-from bench.measure.ledger import Ledger
-from bench.measure.problem import Problem
-from bench.measure.tampering import Tampered
-from bench.measure.values import CHANGED_INPUTS, SECRET
-from bench.records import WRONG, NotMeasured
-from kernels.op import Variant
+from batchline.bench.measure import check, memory
+from batchline.bench.measure.clocks import copy_of
+from batchline.bench.measure.fence import Fence
+from batchline.bench.measure.ledger import Ledger
+from batchline.bench.measure.problem import Problem
+from batchline.bench.measure.tampering import Tampered
+from batchline.bench.measure.values import CHANGED_INPUTS, SECRET
+from batchline.bench.records import WRONG, NotMeasured
+from batchline.kernels.op import Variant
 
 LEAST_CHECKS, LEAST_BESIDE = 2, 1  # of each launch by the clock that ranks, and by another one
 _CHECKED_ROUNDS, _REDRAWN_ROUNDS = 0.5, 0.25  # of those that can be afforded

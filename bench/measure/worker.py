@@ -14,9 +14,9 @@ import sys
 import time
 import traceback
 
-from bench import texts
-from bench.measure import messages
-from bench.measure.tampering import Tampered
+from batchline.bench import texts
+from batchline.bench.measure import messages
+from batchline.bench.measure.tampering import Tampered
 
 DOING_BYTES = 512
 STARTING = "starting"  # the step of a worker that has not been asked anything yet
@@ -79,7 +79,7 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
 def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | None]:
     """The Runner that does what is asked, or why there is none."""
     try:
-        from bench.measure.runner import Runner
+        from batchline.bench.measure.runner import Runner
 
         _require_kernels_of(tree)
         return Runner(device, doing.begin), None
@@ -91,7 +91,7 @@ def _require_kernels_of(tree: str | None) -> None:
     """Raise ImportError if the kernels are not the tree's: another revision must not be compared with itself."""
     if not tree:
         return
-    import kernels
+    from batchline import kernels
 
     folder = os.path.realpath(os.path.dirname(kernels.__file__))
     if folder != os.path.realpath(os.path.join(tree, "kernels")):

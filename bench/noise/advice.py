@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from bench import units
-from bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND
+from batchline.bench import units
+from batchline.bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND
 
 NOISE, MEMORY, COST, STEP_TIME, NOTHING = "noise", "memory", "cost", "step time", "nothing"
 CAVEAT = ("These are predictions of a model: an update is worth 1/(1 + φ/B) of one without noise, at a learning rate "

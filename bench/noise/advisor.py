@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME, Accumulation, Advice, Point, Regret, StepLaw
-from bench.noise.estimators import BOUNDED, NO_UPPER_BOUND, NoiseEstimate
-from bench.noise.redraw import noise_scales
-from bench.noise.step_time import Curve, StepTimes, signal_weight
-from bench.verdicts.memory_law import Law, fit
+from batchline.bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME, Accumulation, Advice, Point, Regret, StepLaw
+from batchline.bench.noise.estimators import BOUNDED, NO_UPPER_BOUND, NoiseEstimate
+from batchline.bench.noise.redraw import noise_scales
+from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
+from batchline.bench.verdicts.memory_law import Law, fit
 
 NEAR = 1.05             # times the least T: what counts as fast as the best
 _FACTORS = (2.0, 4.0)   # by which φ may be off

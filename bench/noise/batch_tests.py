@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.noise.estimators import BatchStatistics
+from batchline.bench.noise.estimators import BatchStatistics
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from bench.errors import UsageError
-from bench.noise.estimators import (BOUNDED, NO_SIGNAL, NO_UPPER_BOUND, BatchStatistics, NoiseEstimate,
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.estimators import (BOUNDED, NO_SIGNAL, NO_UPPER_BOUND, BatchStatistics, NoiseEstimate,
                                     noise_scale, over_batches, within_batch)
-from bench.noise.workloads.linear import Linear
+from batchline.bench.noise.workloads.linear import Linear
 
 CLEAN, NOT_AS_CLAIMED = 0, 1
 AS_CLAIMED = "as claimed"

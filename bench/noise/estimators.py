@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.noise.intervals import Interval, Means, Quantiles, around, fieller, skewed, student_t
+from batchline.bench.noise.intervals import Interval, Means, Quantiles, around, fieller, skewed, student_t
 
 BOUNDED = "bounded"
 NO_UPPER_BOUND = "cannot bound above"

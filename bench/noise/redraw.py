@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from bench.noise.estimators import NoiseEstimate
+from batchline.bench.noise.estimators import NoiseEstimate
 
 
 def noise_scales(estimate: NoiseEstimate, draws: int, generator: np.random.Generator) -> np.ndarray:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.noise.estimators import BatchStatistics, NoiseEstimate, NoiseScale, estimate, noise_scale
-from bench.noise.intervals import Means, student_t
+from batchline.bench.noise.estimators import BatchStatistics, NoiseEstimate, NoiseScale, estimate, noise_scale
+from batchline.bench.noise.intervals import Means, student_t
 
 _LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.noise.advice import Advice
-from bench.noise.advisor import advise
-from bench.noise.estimators import NoiseEstimate, NoiseScale, over_batches
+from batchline.bench.noise.advice import Advice
+from batchline.bench.noise.advisor import advise
+from batchline.bench.noise.estimators import NoiseEstimate, NoiseScale, over_batches
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit
 
-from bench import units
-from bench.noise.claims import curves
-from bench.noise.estimators import BOUNDED, NO_SIGNAL, NoiseEstimate
-from bench.noise.step_time import Curve, StepTimes, signal_weight
+from batchline.bench import units
+from batchline.bench.noise.claims import curves
+from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL, NoiseEstimate
+from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 
 _SEARCH = 1e3  # times the least and the largest batch: where a fitted φ is looked for
 LEAST_BATCHES = 3

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UsageError
-from bench.git import git, is_shallow, last_line, why_not_readable
+from batchline.bench.errors import UsageError
+from batchline.bench.git import git, is_shallow, last_line, why_not_readable
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PREFIX = "batchline-base-"
@@ -54,6 +54,9 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
             within = tree / git(repository, "rev-parse", "--show-prefix").stdout.strip()
             if not (within / "kernels" / "__init__.py").exists():
                 raise UsageError(f"the revision {revision!r} has no kernels to compare with: name another with BASE=")
+            if not (within / "batchline" / "__init__.py").exists():
+                raise UsageError(f"the revision {revision!r} is of before the packages were called batchline, and its "
+                                 "kernels can't be measured beside these: name a later one with BASE=")
             yield BaseTree(revision, commit, within)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

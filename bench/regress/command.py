@@ -7,18 +7,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import regressions
-from bench.cases import CLOCKS, PROFILES
-from bench.errors import UsageError
-from bench.folders import new_folder, remove_if_empty
-from bench.measure import environment
-from bench.regress import base_tree, known_noise, staged
-from bench.regress.comparison import Comparison, NotComparable
-from bench.regress.pairs import Pairs
-from bench.regressions import Regression
-from bench.report import ci, junit, regression_words
-from bench.report import regression as report
-from bench.verdicts import conclusion
+from batchline.bench import regressions
+from batchline.bench.cases import CLOCKS, PROFILES
+from batchline.bench.errors import UsageError
+from batchline.bench.folders import new_folder, remove_if_empty
+from batchline.bench.measure import environment
+from batchline.bench.regress import base_tree, known_noise, staged
+from batchline.bench.regress.comparison import Comparison, NotComparable
+from batchline.bench.regress.pairs import Pairs
+from batchline.bench.regressions import Regression
+from batchline.bench.report import ci, junit, regression_words
+from batchline.bench.report import regression as report
+from batchline.bench.verdicts import conclusion
 
 CLEAN, CONFIRMED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 DEFAULT_FOLDER = Path("reports", "runs")

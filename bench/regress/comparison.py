@@ -5,15 +5,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.measure.isolation import WorkerLost
-from bench.records import MEASURED
-from bench.regress import staged
-from bench.regress.matched import match, union
-from bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
-from bench.regress.staged import Family
-from bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
-from bench.selection import selected
-from bench.verdicts.paired import Evidence
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.records import MEASURED
+from batchline.bench.regress import staged
+from batchline.bench.regress.matched import match, union
+from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
+from batchline.bench.regress.staged import Family
+from batchline.bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
+from batchline.bench.selection import selected
+from batchline.bench.verdicts.paired import Evidence
 
 
 class NotComparable(Exception):

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench import sealed
-from kernels.device import slug
+from batchline.bench import sealed
+from batchline.kernels.device import slug
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parents[2] / "reports" / "baselines"

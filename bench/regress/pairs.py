@@ -15,16 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.cases import CLOCKS, Plan, Profile, plan
-from bench.errors import UsageError
-from bench.measure import busy
-from bench.measure.isolation import Isolation, WorkerLost
-from bench.measure.sampling import Effort
-from bench.measure.sources import launch_digest
-from bench.measure.task import Outcome, Task
-from bench.records import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
-from bench.regressions import ACCURACY, LATENCY, MEMORY
-from bench.verdicts.paired import BASE, BOTH, HEAD
+from batchline.bench.cases import CLOCKS, Plan, Profile, plan
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import busy
+from batchline.bench.measure.isolation import Isolation, WorkerLost
+from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.sources import launch_digest
+from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.records import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
+from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY
+from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 
 _QUADS = 5        # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled

@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import publishing, selftests
-from bench.cases import PROFILES, broken_lines, plan
-from bench.errors import UsageError
-from bench.folders import remove_if_empty, require_writable
-from bench.measure import environment, stand_in
-from bench.measure.isolation import WorkerLost
-from bench.records import MEASURED
-from bench.regress import known_noise, staged
-from bench.regress.pairs import HEAD_SIDE, Entry, Pairs
-from bench.regress.staged import Family
-from bench.regressions import LATENCY
-from bench.report import selftest as report
-from bench.report.fitting import TERMINAL
-from bench.selection import selected
-from bench.selftests import NOTHING, Finding, Selftest
-from bench.stopping import put_off
-from bench.verdicts.paired import Evidence
-from bench.verdicts.usable import why_made_up
+from batchline.bench import publishing, selftests
+from batchline.bench.cases import PROFILES, broken_lines, plan
+from batchline.bench.errors import UsageError
+from batchline.bench.folders import remove_if_empty, require_writable
+from batchline.bench.measure import environment, stand_in
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.records import MEASURED
+from batchline.bench.regress import known_noise, staged
+from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
+from batchline.bench.regress.staged import Family
+from batchline.bench.regressions import LATENCY
+from batchline.bench.report import selftest as report
+from batchline.bench.report.fitting import TERMINAL
+from batchline.bench.selection import selected
+from batchline.bench.selftests import NOTHING, Finding, Selftest
+from batchline.bench.stopping import put_off
+from batchline.bench.verdicts.paired import Evidence
+from batchline.bench.verdicts.usable import why_made_up
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.regress.pairs import Compared, Entry, Pairs
-from bench.verdicts.paired import Evidence
-from bench.verdicts.gate import LAST_PAIR, STAGES
+from batchline.bench.regress.pairs import Compared, Entry, Pairs
+from batchline.bench.verdicts.paired import Evidence
+from batchline.bench.verdicts.gate import LAST_PAIR, STAGES
 
 INTERRUPTED = "stopped by Ctrl-C"
 

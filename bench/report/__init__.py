@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import records
-from bench.records import Run
-from bench.report import page, readme
-from bench.report.answer import is_comparable
-from bench.report.readme import FILE_NAME, markdown, summary
-from bench.report.terminal import terminal
+from batchline.bench import records
+from batchline.bench.records import Run
+from batchline.bench.report import page, readme
+from batchline.bench.report.answer import is_comparable
+from batchline.bench.report.readme import FILE_NAME, markdown, summary
+from batchline.bench.report.terminal import terminal
 
 _MOST_LOOKED_AT = 12
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import units
-from bench.noise.advice import CAVEAT, Advice, Point, span
-from bench.noise.estimators import BOUNDED, NO_SIGNAL
-from bench.noise.surveyed import Moment
-from bench.noise.time_to_target import Prediction, Spread, TimeToTarget
-from bench.report.tables import Style
+from batchline.bench import units
+from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
+from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL
+from batchline.bench.noise.surveyed import Moment
+from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
+from batchline.bench.report.tables import Style
 
 
 def section(advice: Advice, style: Style) -> str:

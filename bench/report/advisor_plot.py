@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import units
-from bench.noise.advice import Advice
-from bench.noise.time_to_target import TimeToTarget
-from bench.report import plots
+from batchline.bench import units
+from batchline.bench.noise.advice import Advice
+from batchline.bench.noise.time_to_target import TimeToTarget
+from batchline.bench.report import plots
 
 _BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"  # of Okabe and Ito, as in bench.report.plots
 _COLORS = (_GREEN, _RED, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")

@@ -4,16 +4,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from bench import texts
-from bench.noise import claims, surveyed
-from bench.records import Run, is_broken, is_machines_fault
-from bench.report import advisor, comparison, tables
-from bench.report import crossovers as crossovers_report
-from bench.report.tables import unique
-from bench.verdicts import crossovers
-from bench.verdicts.comparison import compare
-from bench.verdicts.crossovers import Crossover
-from bench.verdicts.identity import machine_differences
+from batchline.bench import texts
+from batchline.bench.noise import claims, surveyed
+from batchline.bench.records import Run, is_broken, is_machines_fault
+from batchline.bench.report import advisor, comparison, tables
+from batchline.bench.report import crossovers as crossovers_report
+from batchline.bench.report.tables import unique
+from batchline.bench.verdicts import crossovers
+from batchline.bench.verdicts.comparison import compare
+from batchline.bench.verdicts.crossovers import Crossover
+from batchline.bench.verdicts.identity import machine_differences
 
 _MOST_NAMED = 3
 

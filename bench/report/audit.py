@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.records import Run
-from bench.report.tables import Style, unique
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style, unique
 
 _LIMIT = 1e-3  # an error over this is marked
 _STATISTICS = {"mean": "ḡ", "n": "n", "d": "d"}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from bench.report.tables import Style
+from batchline.bench.report.tables import Style
 
 BEST, BAD = "{} ★", "{} ⚠"
 _BULLET = "- "

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.escaping import workflow_data, workflow_property
+from batchline.bench.report.escaping import workflow_data, workflow_property
 
 LEVELS = ("error", "warning", "notice")
 MOST = 10  # annotations of one level that GitHub shows of a step

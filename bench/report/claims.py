@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.noise.claims.verdict import Table, Verdict
-from bench.report.tables import MARKDOWN, Style
+from batchline.bench.noise.claims.verdict import Table, Verdict
+from batchline.bench.report.tables import MARKDOWN, Style
 
 EXPLAINED = (
     "The article that this project grew from makes four claims about batch size. Each is put as a hypothesis that this "

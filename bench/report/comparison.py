@@ -5,12 +5,12 @@ import math
 import textwrap
 from collections.abc import Iterator
 
-from bench import units
-from bench.records import Record, Run
-from bench.report.escaping import one_line
-from bench.report.regression_words import share
-from bench.report.fitting import COLUMNS, TERMINAL
-from bench.verdicts.comparison import Comparison, Pair
+from batchline.bench import units
+from batchline.bench.records import Record, Run
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.regression_words import share
+from batchline.bench.report.fitting import COLUMNS, TERMINAL
+from batchline.bench.verdicts.comparison import Comparison, Pair
 
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")

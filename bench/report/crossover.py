@@ -1,10 +1,10 @@
 """From how many tokens on not materialising beats ghost norms: the measured T* beside the predicted."""
 from __future__ import annotations
 
-from bench import units
-from bench.records import Run
-from bench.report.tables import Style
-from bench.verdicts import crossover
+from batchline.bench import units
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style
+from batchline.bench.verdicts import crossover
 
 NOTE = ("Ghost norms cost 2T²(I+O) operations a sample, the fused kernels a walk over I·O numbers, so they meet at "
         "T* = √(κ·IO/(I+O)), predicted for κ from 1 to 25. Measured: between the two T around the change of leader, "

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.records import Run
-from bench.report.tables import Style
-from bench.verdicts import crossovers as verdicts
-from bench.verdicts.crossovers import Choice, Crossover
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style
+from batchline.bench.verdicts import crossovers as verdicts
+from batchline.bench.verdicts.crossovers import Choice, Crossover
 
 NOTE = ("Medians that differ by less than 2%, or by less than their samples leave open, are not told apart; then the "
         "variant stays that was chosen at the batch before, or it is the baseline. What holds to an error bound of its "

@@ -4,10 +4,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bench import units
-from bench.report.fitting import TERMINAL, wrapped
-from bench.report.tables import Style
-from bench.verdicts.dispatch import Called
+from batchline.bench import units
+from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.report.tables import Style
+from batchline.bench.verdicts.dispatch import Called
 
 
 def terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
-from bench.records import Record, Run
-from bench.report.tables import Style
-from bench.texts import one_line, printable
+from batchline.bench.records import Record, Run
+from batchline.bench.report.tables import Style
+from batchline.bench.texts import one_line, printable
 
 # An underscore inside a word is no markup, and ids are full of them.
 _MARKUP = re.compile(r"[\\`*\[\]|~#@$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")

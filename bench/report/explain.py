@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report import gpu_clocks, latency_law, static
-from bench.report.fitting import TERMINAL, wrapped
-from bench.verdicts import crossovers, eligible, ladder, medians, roofline
-from bench.verdicts.latency_law import laws
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report import gpu_clocks, latency_law, static
+from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.verdicts import crossovers, eligible, ladder, medians, roofline
+from batchline.bench.verdicts.latency_law import laws
 
 _MOST_COMPILED = 6
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from bench.report.escaping import one_line
-from bench.report.tables import Style
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.tables import Style
 
 COLUMNS = 100
 _GAP = 2          # between two columns of tabulate's "simple"

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench import units
+from batchline.bench import units
 
 _POWER_CAP = "power cap"  # bench.measure.state's, which imports torch
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.report import plots
-from bench.report.escaping import one_line
-from bench.report.fitting import wrapped
-from bench.report.regression_words import share
-from bench.report.tables import unique
-from bench.verdicts.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
-from bench.verdicts.trends import Entry, Group, Series, toolchain_changes
+from batchline.bench.report import plots
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.fitting import wrapped
+from batchline.bench.report.regression_words import share
+from batchline.bench.report.tables import unique
+from batchline.bench.verdicts.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
+from batchline.bench.verdicts.trends import Entry, Group, Series, toolchain_changes
 
 _MOST_NAMED = 3
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")

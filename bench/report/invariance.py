@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import units
-from bench.records import Run
-from bench.report.tables import Style
-from bench.verdicts import invariance as verdicts
-from bench.verdicts.invariance import Invariance, Price
+from batchline.bench import units
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style
+from batchline.bench.verdicts import invariance as verdicts
+from batchline.bench.verdicts.invariance import Invariance, Price
 
 NOTE = ("A sample's result is compared bit by bit between batches: the first samples of the largest batch that takes "
         "milliseconds are a smaller batch of their own. Where it differs, what a sample gets depends on who else is in "

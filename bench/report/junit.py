@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run, is_machines_fault
-from bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, UNCONFIRMED, Regression
-from bench.report import regression_words as words
-from bench.report import run_in_ci, tables
-from bench.report.escaping import one_line
-from bench.report.readme import summary
-from bench.verdicts.conclusion import NOTHING, VOID, conclude
+from batchline.bench.records import MEASURED, NOT_HERE, UNSUPPORTED, WRONG, Run, is_machines_fault
+from batchline.bench.regressions import INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED, UNCONFIRMED, Regression
+from batchline.bench.report import regression_words as words
+from batchline.bench.report import run_in_ci, tables
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.readme import summary
+from batchline.bench.verdicts.conclusion import NOTHING, VOID, conclude
 
 FILE_NAME = "junit.xml"
 _REGRESS, _RUN = "batchline.regress", "batchline.run"

@@ -5,14 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from bench import units
-from bench.records import MEASURED, UNSUPPORTED, Record, Run
-from bench.report.static import shown_facts
-from bench.report.tables import Style, unique
-from bench.verdicts import eligible, ladder
-from bench.verdicts.codegen_changes import why_no_code
-from bench.verdicts.ladder import Gain
-from kernels.architectures import WITHOUT_GPU
+from batchline.bench import units
+from batchline.bench.records import MEASURED, UNSUPPORTED, Record, Run
+from batchline.bench.report.static import shown_facts
+from batchline.bench.report.tables import Style, unique
+from batchline.bench.verdicts import eligible, ladder
+from batchline.bench.verdicts.codegen_changes import why_no_code
+from batchline.bench.verdicts.ladder import Gain
+from batchline.kernels.architectures import WITHOUT_GPU
 
 _OWN_BOUND = " (held to an error bound of its own)"
 _SOURCES = ("tuned", "tuned nearby", "rule")

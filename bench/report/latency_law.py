@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report.tables import Style, unique
-from bench.verdicts import memory_law, roofline
-from bench.verdicts.latency_fit import Interval
-from bench.verdicts.latency_law import SATURATED, Cliff, Key, LatencyLaw, Saturation, Waves, laws
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report.tables import Style, unique
+from batchline.bench.verdicts import memory_law, roofline
+from batchline.bench.verdicts.latency_fit import Interval
+from batchline.bench.verdicts.latency_law import SATURATED, Cliff, Key, LatencyLaw, Saturation, Waves, laws
 
 NOTE = ("t(B) = launch floor + cost a sample · B, by least squares of relative errors over the batches measured, with "
         "95% intervals. A second slope, or a batch that stands out, is there only if the times refute the line without "

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench import units
-from bench.records import Run
-from bench.report.tables import Style, unique
-from bench.verdicts import memory_law as law
+from batchline.bench import units
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style, unique
+from batchline.bench.verdicts import memory_law as law
 
 _PAGES_BYTES = 8192  # what a resident set rounds away
 

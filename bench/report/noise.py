@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.noise.estimators import BOUNDED, NoiseEstimate, expected_cosine
-from bench.noise.surveyed import Moment, moments
-from bench.report.tables import Style
+from batchline.bench.noise.estimators import BOUNDED, NoiseEstimate, expected_cosine
+from batchline.bench.noise.surveyed import Moment, moments
+from batchline.bench.report.tables import Style
 
 EXPLAINED = (
     "B_simple = tr Σ/‖G‖² is the batch at which the noise of the mean gradient is as large as the gradient (McCandlish "

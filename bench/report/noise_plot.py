@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.noise.surveyed import moments
-from bench.report import plots
+from batchline.bench.noise.surveyed import moments
+from batchline.bench.report import plots
 
 _COLORS, _MARKERS = ("#0072B2", "#D55E00", "#009E73"), "osD"
 

@@ -11,7 +11,7 @@ import csv
 import json
 from pathlib import Path
 
-from bench.verdicts.trends import Group, Series
+from batchline.bench.verdicts.trends import Group, Series
 
 CONFIG = "otava.yaml"
 

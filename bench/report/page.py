@@ -11,11 +11,11 @@ import gzip
 import re
 from pathlib import Path
 
-from bench.files import write_whole
-from bench.records import Run
-from bench.report import page_data, page_sections, readme
-from bench.report.answer import answer
-from bench.report.escaping import printable
+from batchline.bench.files import write_whole
+from batchline.bench.records import Run
+from batchline.bench.report import page_data, page_sections, readme
+from batchline.bench.report.answer import answer
+from batchline.bench.report.escaping import printable
 
 FILE_NAME = "index.html"
 _TEMPLATES = Path(__file__).with_name("page")

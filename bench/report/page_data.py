@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report.escaping import one_line
-from bench.report.tables import unique
-from bench.verdicts import eligible, roofline
-from bench.verdicts.ladder import opponents
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.tables import unique
+from batchline.bench.verdicts import eligible, roofline
+from batchline.bench.verdicts.ladder import opponents
 
 QUANTITIES = {"latency": "Latency, median and quartiles (dotted: the least that the ceilings allow)",
               "speedup": "Speed-up over PyTorch's fastest",

@@ -4,16 +4,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from bench.noise import claims, surveyed
-from bench.records import MEASURED, Run, is_broken
-from bench.report import (advisor, audit, crossover, crossovers, invariance, ladder, latency_law, limits, page_data,
+from batchline.bench.noise import claims, surveyed
+from batchline.bench.records import MEASURED, Run, is_broken
+from batchline.bench.report import (advisor, audit, crossover, crossovers, invariance, ladder, latency_law, limits, page_data,
                           page_training)
-from bench.report import claims as claims_report
-from bench.report import noise as noise_report
-from bench.report import readme, static, tables, training
-from bench.report.blocks import BAD, Block, Bullets, Details, Figure, Heading, Table, blocks
-from bench.report.escaping import one_line
-from bench.report.tables import Style
+from batchline.bench.report import claims as claims_report
+from batchline.bench.report import noise as noise_report
+from batchline.bench.report import readme, static, tables, training
+from batchline.bench.report.blocks import BAD, Block, Bullets, Details, Figure, Heading, Table, blocks
+from batchline.bench.report.escaping import one_line
+from batchline.bench.report.tables import Style
 
 CELLS = ("A cell of the tables is the median latency · the speed-up over the fastest of PyTorch's variants at that "
          "batch · the peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that "

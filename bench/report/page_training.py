@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from bench import units
-from bench.noise.advice import Advice, span
-from bench.noise.surveyed import moments
-from bench.noise.time_to_target import TimeToTarget
+from batchline.bench import units
+from batchline.bench.noise.advice import Advice, span
+from batchline.bench.noise.surveyed import moments
+from batchline.bench.noise.time_to_target import TimeToTarget
 
 _MIB = 2 ** 20
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report.tables import unique
-from bench.verdicts import eligible
-from bench.verdicts.ladder import opponents
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report.tables import unique
+from batchline.bench.verdicts import eligible
+from batchline.bench.verdicts.ladder import opponents
 
 # Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the distinction without colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench import units
-from bench.records import Record, Run
-from bench.report import (audit, crossover, crossovers, escaping, gpu_clocks, invariance, ladder, latency_law,
+from batchline.bench import units
+from batchline.bench.records import Record, Run
+from batchline.bench.report import (audit, crossover, crossovers, escaping, gpu_clocks, invariance, ladder, latency_law,
                           limits, plots, static, tables, training)
 
 FILE_NAME = "README.md"

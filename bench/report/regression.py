@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bench.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
-from bench.report import escaping
-from bench.report import regression_words as words
-from bench.report.fitting import COLUMNS
-from bench.report.tables import unique
+from batchline.bench.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
+from batchline.bench.report import escaping
+from batchline.bench.report import regression_words as words
+from batchline.bench.report.fitting import COLUMNS
+from batchline.bench.report.tables import unique
 
 _UNCHANGED = (EQUIVALENT, IDENTICAL)
 _HEADERS = ("case", "what", "verdict", "base → head", "change (90% interval)", "floor", "pairs", "note")

@@ -5,11 +5,11 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from bench import units
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
+from batchline.bench import units
+from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
                                REGRESSED, UNCONFIRMED, Judged, OverBatches, Regression)
-from bench.report.escaping import one_line
-from bench.verdicts.conclusion import (INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, VOID, WORST_FIRST, conclude,
+from batchline.bench.report.escaping import one_line
+from batchline.bench.verdicts.conclusion import (INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, VOID, WORST_FIRST, conclude,
                                        worst_of_case)
 
 _WORDS = {REGRESSED: "regressed", INVALID: "could not be judged", UNCONFIRMED: "unconfirmed", MISSING: "missing",

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bench.records import BROKEN, MEASURED, NOT_REACHED, Record, Run, is_broken
-from bench.report import escaping, limits, tables
-from bench.report.readme import summary
+from batchline.bench.records import BROKEN, MEASURED, NOT_REACHED, Record, Run, is_broken
+from batchline.bench.report import escaping, limits, tables
+from batchline.bench.report.readme import summary
 
 _WORST_FIRST = (*BROKEN, NOT_REACHED)
 

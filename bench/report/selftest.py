@@ -4,9 +4,9 @@ from __future__ import annotations
 import math
 import statistics
 
-from bench import units
-from bench.report.tables import Style
-from bench.selftests import NOTHING, Finding, Selftest
+from batchline.bench import units
+from batchline.bench.report.tables import Style
+from batchline.bench.selftests import NOTHING, Finding, Selftest
 
 
 def answer(found: Selftest) -> str:

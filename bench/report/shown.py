@@ -7,11 +7,11 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import records, selftests
-from bench.records import Run
-from bench.report import crossovers, ladder, plots, selftest, tables
-from bench.report.blocks import Table, blocks
-from bench.report.tables import MARKDOWN
+from batchline.bench import records, selftests
+from batchline.bench.records import Run
+from batchline.bench.report import crossovers, ladder, plots, selftest, tables
+from batchline.bench.report.blocks import Table, blocks
+from batchline.bench.report.tables import MARKDOWN
 
 SCREENSHOT = "page.png"
 _KEYWORD = b"batchline-run"  # of the PNG's text chunk that says which run it shows

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench import units
-from bench.records import Run
-from bench.report.tables import Style, unique
-from bench.verdicts.codegen_changes import why_no_code, widths
-from bench.verdicts.occupancy import occupancy
+from batchline.bench import units
+from batchline.bench.records import Run
+from batchline.bench.report.tables import Style, unique
+from batchline.bench.verdicts.codegen_changes import why_no_code, widths
+from batchline.bench.verdicts.occupancy import occupancy
 
 
 def examples(run: Run, style: Style) -> str | None:

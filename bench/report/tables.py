@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report import gpu_clocks
-from bench.texts import one_line
-from bench.verdicts import eligible, ladder, roofline
-from kernels.architectures import taken_for, why_too_old
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report import gpu_clocks
+from batchline.bench.texts import one_line
+from batchline.bench.verdicts import eligible, ladder, roofline
+from batchline.kernels.architectures import taken_for, why_too_old
 
 _USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
 

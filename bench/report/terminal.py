@@ -3,13 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench import units
-from bench.records import MEASURED, Record, Run
-from bench.report import audit, crossover, crossovers, ladder, tables, training
-from bench.report.answer import answer
-from bench.report.fitting import TERMINAL, wrapped
-from bench.report.readme import summary
-from bench.verdicts import eligible
+from batchline.bench import units
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.report import audit, crossover, crossovers, ladder, tables, training
+from batchline.bench.report.answer import answer
+from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.report.readme import summary
+from batchline.bench.verdicts import eligible
 
 
 def terminal(run: Run, previous: Run | None = None) -> str:

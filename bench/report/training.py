@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench.noise import claims, surveyed, time_to_target
-from bench.report import advisor, advisor_plot, noise_plot
-from bench.report import claims as claims_report
-from bench.report import noise as noise_report
-from bench.report.tables import MARKDOWN, Style
+from batchline.bench.noise import claims, surveyed, time_to_target
+from batchline.bench.report import advisor, advisor_plot, noise_plot
+from batchline.bench.report import claims as claims_report
+from batchline.bench.report import noise as noise_report
+from batchline.bench.report.tables import MARKDOWN, Style
 
 Figures = Mapping[str, str]
 

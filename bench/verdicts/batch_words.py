@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.regressions import ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED
+from batchline.bench.regressions import ACCURACY, EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, REGRESSED
 
 _CHANGED = {LATENCY: ("slower", "faster"), MEMORY: ("more memory", "less memory"),
             ACCURACY: ("less accurate", "more accurate")}

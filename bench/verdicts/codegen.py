@@ -6,8 +6,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.verdicts import codegen_changes
-from bench.verdicts.codegen_changes import BETTER, CONFIG, OPEN, WORSE, Change, why_no_code
+from batchline.bench.verdicts import codegen_changes
+from batchline.bench.verdicts.codegen_changes import BETTER, CONFIG, OPEN, WORSE, Change, why_no_code
 
 CHANGED, NEW, GONE = "changed", "new", "gone"
 _PLACE = ("variant", "dtype", "scenario", "batch", "architecture")

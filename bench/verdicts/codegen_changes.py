@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench import units
-from bench.verdicts.occupancy import REGISTERS, SHARED, Occupancy, occupancy
+from batchline.bench import units
+from batchline.bench.verdicts.occupancy import REGISTERS, SHARED, Occupancy, occupancy
 
 WORSE, OPEN, BETTER = "worse", "a GPU must say", "better"
 CONFIG = "configuration"

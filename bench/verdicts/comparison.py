@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records import MEASURED, Record, Run
-from bench.regressions import LATENCY
-from bench.verdicts import medians
-from bench.verdicts.floors import floor
-from bench.verdicts.identity import machine_differences
+from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.regressions import LATENCY
+from batchline.bench.verdicts import medians
+from batchline.bench.verdicts.floors import floor
+from batchline.bench.verdicts.identity import machine_differences
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ session clean in which nothing that was compared has a verdict.
 """
 from __future__ import annotations
 
-from bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MISSING, NEW, REGRESSED,
+from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MISSING, NEW, REGRESSED,
                                UNCONFIRMED, Regression)
 
 VOID = "void"              # a control changed, and no verdict counts

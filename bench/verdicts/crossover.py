@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.records import Record
-from bench.verdicts import eligible
+from batchline.bench.records import Record
+from batchline.bench.verdicts import eligible
 
 OP, FUSED = "wgrad_stats", ("triton_fused", "numba_cpu_fused")
 GHOST = ("torch_ghost", "torch_ghost_tf32", "torch_ghost_3xbf16", "torch_ghost_6xbf16")

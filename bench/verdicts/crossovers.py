@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.noise.intervals import Means, Quantiles, fieller
-from bench.records import Record
-from bench.verdicts import eligible, ladder, medians
+from batchline.bench.noise.intervals import Means, Quantiles, fieller
+from batchline.bench.records import Record
+from batchline.bench.verdicts import eligible, ladder, medians
 
 TIE = 0.02        # medians of one run that differ by less are not told apart: processes differ by as much (A/A)
 _NORMAL_95 = 1.96

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.records import Record
-from bench.verdicts import crossovers, medians
+from batchline.bench.records import Record
+from batchline.bench.verdicts import crossovers, medians
 
 MOST_OFF = 2.0  # times what a gain promises: processes, and the moments of one run, differ by far less
 MOST_GAIN = 100.0  # the most that was ever measured on a quiet machine is 35; stalls of a baseline gave thousands

@@ -6,7 +6,7 @@ tables, with the reason; it is no best of a row, no gain on a ladder and no choi
 """
 from __future__ import annotations
 
-from bench.records import MEASURED, Record
+from batchline.bench.records import MEASURED, Record
 
 MOST_TOLERANCE = 16  # times the op's own error bound, on the problem that was measured
 _CHOOSES = "dispatch"  # the backend (kernels.backends) of a variant that hands on to another

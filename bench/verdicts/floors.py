@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bench.regressions import ACCURACY, LATENCY, MEMORY, QUANTITIES
+from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY, QUANTITIES
 
 _LEAST_SHARE = {LATENCY: 0.01, MEMORY: 0.01, ACCURACY: 0.1}
 _LEAST_STEP = {LATENCY: (1e-6, "1 µs"), MEMORY: (2 ** 16, "64 KiB"), ACCURACY: (0.01, "1% of the tolerance")}

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, REGRESSED, UNCONFIRMED
-from bench.verdicts.floors import Floor
-from bench.verdicts.pair_tests import EXACT, Moments, moments, pairs_to_show, reach
+from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, REGRESSED, UNCONFIRMED
+from batchline.bench.verdicts.floors import Floor
+from batchline.bench.verdicts.pair_tests import EXACT, Moments, moments, pairs_to_show, reach
 
 STAGES = (5, 10, 20)              # pairs, from the first on
 LEVELS = (0.01, 0.015, 0.025)     # the error of each stage: .05 in all, most of it where the t test is sharpest
@@ -86,10 +86,10 @@ def tabulate(ratios: Ratios) -> tuple[np.ndarray, np.ndarray]:
 def bounds(floors: Mapping[str, Floor], names: Sequence[str] | Ratios) -> tuple[np.ndarray, np.ndarray]:
     """The logarithms over which a case regressed and under which it improved: log(1 ± floor)."""
     if missing := [name for name in names if name not in floors]:
-        raise ValueError(f"no floor for {missing[0]}: give each case one (bench.verdicts.floors.floor)")
+        raise ValueError(f"no floor for {missing[0]}: give each case one (batchline.bench.verdicts.floors.floor)")
     shares = np.array([floors[name].share for name in names])
     if not (np.isfinite(shares) & (shares >= 0)).all():
-        raise ValueError("a floor is negative or no number: bench.verdicts.floors.floor makes them")
+        raise ValueError("a floor is negative or no number: batchline.bench.verdicts.floors.floor makes them")
     with np.errstate(divide="ignore"):
         return np.log1p(shares), np.log1p(-np.minimum(shares, 1.0))  # a fall of more than all of it there is none
 

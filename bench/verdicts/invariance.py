@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.records import Record
-from bench.verdicts import crossovers, eligible
+from batchline.bench.records import Record
+from batchline.bench.verdicts import crossovers, eligible
 
 
 @dataclass(frozen=True)

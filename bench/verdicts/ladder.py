@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.records import MEASURED, Record
-from bench.verdicts import eligible
+from batchline.bench.records import MEASURED, Record
+from batchline.bench.verdicts import eligible
 
 Problem = tuple[str, str, str, int]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from bench.noise import intervals
+from batchline.bench.noise import intervals
 
 GOOD_FIT = 0.25     # of a time: a fit that misses by more is none
 _CONFIDENCE = 0.95

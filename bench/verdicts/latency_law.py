@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.records import MEASURED, Record
-from bench.verdicts.latency_fit import GOOD_FIT, Fit, Interval, Waves, fitted
+from batchline.bench.records import MEASURED, Record
+from batchline.bench.verdicts.latency_fit import GOOD_FIT, Fit, Interval, Waves, fitted
 
 LEAST_BATCHES = 4  # a line through fewer has no scatter to judge it by
 SATURATED = 0.9    # of the best throughput

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.architectures import Architecture, known
+from batchline.kernels.architectures import Architecture, known
 
 REGISTERS = "registers"
 SHARED = "shared memory"

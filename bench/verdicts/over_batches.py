@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bench.records import parse_case_id
-from bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, REGRESSED, OverBatches
-from bench.verdicts import batch_words
-from bench.verdicts.floors import Floor
-from bench.verdicts.gate import LEAST_PAIRS, LOOKS, Ratios, Replay, confirmed
-from bench.verdicts.pair_tests import moments
+from batchline.bench.records import parse_case_id
+from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, REGRESSED, OverBatches
+from batchline.bench.verdicts import batch_words
+from batchline.bench.verdicts.floors import Floor
+from batchline.bench.verdicts.gate import LEAST_PAIRS, LOOKS, Ratios, Replay, confirmed
+from batchline.bench.verdicts.pair_tests import moments
 
 _KERNEL = ("op", "variant", "scenario", "dtype")
 

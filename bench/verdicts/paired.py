@@ -4,10 +4,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 
-from bench.regressions import IMPROVED, INVALID, LATENCY, QUANTITIES, REGRESSED, Judged, OverBatches
-from bench.verdicts import gate
-from bench.verdicts.floors import Floor, floor
-from bench.verdicts.over_batches import over_batches, wants_more
+from batchline.bench.regressions import IMPROVED, INVALID, LATENCY, QUANTITIES, REGRESSED, Judged, OverBatches
+from batchline.bench.verdicts import gate
+from batchline.bench.verdicts.floors import Floor, floor
+from batchline.bench.verdicts.over_batches import over_batches, wants_more
 
 BASE, HEAD, BOTH = "base", "head", "both"
 _NO_MEDIAN = 1e30   # where there is none yet: the floor is the least share

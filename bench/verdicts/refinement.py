@@ -5,10 +5,10 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.records import Record
-from bench.verdicts import crossovers
-from bench.verdicts.crossovers import Choice, Crossover
-from bench.verdicts.latency_law import laws
+from batchline.bench.records import Record
+from batchline.bench.verdicts import crossovers
+from batchline.bench.verdicts.crossovers import Choice, Crossover
+from batchline.bench.verdicts.latency_law import laws
 
 Group = tuple[str, str, str]  # op, scenario, dtype
 _MOST = 8  # of one group

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench import units
+from batchline.bench import units
 
 LAUNCH, CACHE, MEMORY, COMPUTE = "launch", "cache", "memory", "compute"
 _MOSTLY_READS = 0.1  # a result that writes under this share of its bytes is held against the read-only rate

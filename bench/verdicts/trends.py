@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.verdicts.change_points import LEAST_RUNS, ChangePoint, change_points
-from bench.verdicts.identity import differences
+from batchline.bench.verdicts.change_points import LEAST_RUNS, ChangePoint, change_points
+from batchline.bench.verdicts.identity import differences
 
 
 @dataclass(frozen=True)

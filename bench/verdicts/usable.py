@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.records import MEASURED, Run, is_machines_fault
+from batchline.bench.records import MEASURED, Run, is_machines_fault
 
 _MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, it was not itself for the others either
 

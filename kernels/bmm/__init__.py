@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import digits
-from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
-from kernels.op import FP8, WIDE, Op, Scenario
-from kernels.rounding import Typical, sum_in_any_order
+from batchline.kernels import digits
+from batchline.kernels.draw import Draw, with_infinities, with_nan
+from batchline.kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
+from batchline.kernels.op import FP8, WIDE, Op, Scenario
+from batchline.kernels.rounding import Typical, sum_in_any_order
 
 LAYOUTS = ("nn", "nt", "tn")
 _TINY, _MANY = 32, 32  # so small sizes and so many entries that the library's work for each outweighs a compilation
@@ -252,4 +252,4 @@ bmm = Op(
     rule=rule, rows=(0,), typical=typical,
 )
 
-from kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)
+from batchline.kernels.bmm._autograd import batched_product  # noqa: E402, F401 (it runs the variants, and those import bmm)

@@ -4,10 +4,10 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from kernels.bmm import bmm
-from kernels.bmm._folding import folded
-from kernels.elements import dtype_name
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._folding import folded
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.op import WIDE
 
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

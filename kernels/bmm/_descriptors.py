@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.backends import tl, triton
-from kernels.bmm import output_dtype
-from kernels.target import target_of
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm import output_dtype
+from batchline.kernels.target import target_of
 
 GROUP_M = 8
 ROW_BYTES = 128  # of a tile along K: the widest row that TMA swizzles

@@ -1,7 +1,7 @@
 """What the Numba kernels that tile C share: which tile a block has, and what the strides of an operand allow."""
 import torch
 
-from kernels.backends import cuda, numba
+from batchline.kernels.backends import cuda, numba
 
 GROUP_M = 8  # blocks run down 8 tiles of M before the next of N, so that neighbours share operands in L2
 

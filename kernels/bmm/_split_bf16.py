@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from kernels.backends import interpreted, tl, triton
-from kernels.bmm import bmm, reference
-from kernels.bmm._triton_product import alignment, long_side_first, vector_bytes
-from kernels.launch import multiprocessors
-from kernels.tuning import Tunable
+from batchline.kernels.backends import interpreted, tl, triton
+from batchline.kernels.bmm import bmm, reference
+from batchline.kernels.bmm._triton_product import alignment, long_side_first, vector_bytes
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.tuning import Tunable
 
 LARGEST_BF16 = tl.constexpr(3.3895313892515355e38)
 SMALLEST_NORMAL = 2.0**-126  # of bf16 as of fp32

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from kernels.backends import tl, triton
+from batchline.kernels.backends import tl, triton
 
 
 @triton.jit

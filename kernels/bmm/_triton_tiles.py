@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.architectures import Architecture
-from kernels.backends import triton
-from kernels.bmm._triton_product import long_side_first, vector_bytes
-from kernels.launch import multiprocessors
+from batchline.kernels.architectures import Architecture
+from batchline.kernels.backends import triton
+from batchline.kernels.bmm._triton_product import long_side_first, vector_bytes
+from batchline.kernels.launch import multiprocessors
 
 # BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared memory; where a block has less,
 # a tile has fewer stages or is left out.

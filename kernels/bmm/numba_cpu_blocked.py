@@ -13,13 +13,13 @@ import functools
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.bmm import bmm
-from kernels.cpu_lanes import lanes_of
-from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile, transpose_block
-from kernels.numba_cpu import threads
-from kernels.tuning import Tunable
+from batchline.kernels.backends import numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.cpu_lanes import lanes_of
+from batchline.kernels.cpu_tasks import compiled, run, shares
+from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, tile, transpose_block
+from batchline.kernels.numba_cpu import threads
+from batchline.kernels.tuning import Tunable
 
 ALONE = 2 ** 20  # multiply-adds that one thread does in the time that it takes to start the others
 

@@ -10,10 +10,10 @@ import functools
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.bmm import bmm
-from kernels.cpu_tasks import run_parallel
-from kernels.numba_cpu import njit
+from batchline.kernels.backends import numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.cpu_tasks import run_parallel
+from batchline.kernels.numba_cpu import njit
 
 ROWS, COLUMNS, DEPTH, UNROLL = 64, 256, 128, 4
 

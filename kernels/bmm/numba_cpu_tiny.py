@@ -12,11 +12,11 @@ import functools
 
 import torch
 
-from kernels.backends import numba
-from kernels.bmm import bmm
-from kernels.cpu_lanes import Vectors, cgutils, intrinsic, lanes_of, types
-from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile_function, transpose_function
+from batchline.kernels.backends import numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.cpu_lanes import Vectors, cgutils, intrinsic, lanes_of, types
+from batchline.kernels.cpu_tasks import compiled, run, shares
+from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile_function, transpose_function
 
 MOST = 32
 ALONE = 2 ** 15  # multiply-adds of vectors that one thread does in the time that it takes to start the others

@@ -10,13 +10,13 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.bmm import bmm
-from kernels.bmm._numba_tiles import along, steps, tile_of_block, wide
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
-from kernels.tuning import Tunable
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._numba_tiles import along, steps, tile_of_block, wide
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.tuning import Tunable
 
 ITEM = 2  # bytes of an element
 EIGHT = 8  # elements of 16 bytes, and rows of the 8x8 matrices that ldmatrix reads

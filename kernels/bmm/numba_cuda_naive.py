@@ -5,9 +5,9 @@ Each product costs two loads: bound by the load units, long before memory.
 """
 import torch
 
-from kernels.backends import cuda, numba
-from kernels.bmm import bmm
-from kernels.launch import launch
+from batchline.kernels.backends import cuda, numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.launch import launch
 
 THREADS = 256
 

@@ -10,13 +10,13 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.bmm import bmm
-from kernels.bmm._numba_tiles import along, tile_of_block, wide
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
-from kernels.tuning import Tunable
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._numba_tiles import along, tile_of_block, wide
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.tuning import Tunable
 
 OUTPUTS, HALF = 8, 4  # a thread's 8x8 outputs are four 4x4 squares, half a tile apart
 BLOCK_K = 8

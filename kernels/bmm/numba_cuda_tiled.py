@@ -5,9 +5,9 @@ product, only for its tile's load. Bound by shared-memory loads next: two for ea
 """
 import torch
 
-from kernels.backends import cuda, numba
-from kernels.bmm import bmm
-from kernels.launch import launch
+from batchline.kernels.backends import cuda, numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.launch import launch
 
 TILE = 16
 

@@ -10,11 +10,11 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.bmm import bmm
-from kernels.launch import jit_for, launch_at
-from kernels.elements import dtype_name
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.bmm import bmm
+from batchline.kernels.launch import jit_for, launch_at
+from batchline.kernels.elements import dtype_name
 
 LARGEST = 32
 FOUR = 4

@@ -5,8 +5,8 @@ torch.baddbmm would copy it to a new output, at twice the memory.
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.op import WIDE
 
 
 @bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm", detail=True)

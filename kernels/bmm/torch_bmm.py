@@ -1,8 +1,8 @@
 """torch.bmm: the vendor's library through PyTorch, on any device (the baseline)."""
 import torch
 
-from kernels.bmm import bmm
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.op import WIDE
 
 
 @bmm.variant(backend="torch", dtypes=WIDE)

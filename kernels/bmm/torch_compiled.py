@@ -5,9 +5,9 @@ keeps the fastest, which takes seconds. Every call then pays for its guards, the
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.compilation import compiled
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.compilation import compiled
+from batchline.kernels.op import WIDE
 
 
 def _why_not(a, b):

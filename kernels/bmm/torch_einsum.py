@@ -1,8 +1,8 @@
 """torch.einsum: what many people write; shows what its parsing and reshaping cost over torch.bmm."""
 import torch
 
-from kernels.bmm import bmm
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.op import WIDE
 
 
 @bmm.variant(backend="torch", dtypes=WIDE, builds_on="torch_bmm", detail=True)

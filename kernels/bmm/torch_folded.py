@@ -6,9 +6,9 @@ entries (M = 32 of the digits) are filled by their neighbours. torch.matmul fold
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._folding import folded, why_not_folded
-from kernels.op import WIDE
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._folding import folded, why_not_folded
+from batchline.kernels.op import WIDE
 
 
 def _why_not(a, b):

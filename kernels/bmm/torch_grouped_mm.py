@@ -6,8 +6,8 @@ PyTorch 2.13 calls torch.bmm for it, which `torch_bmm` is already.
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._grouped import why_not_grouped
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._grouped import why_not_grouped
 
 
 def _why_not(a, b):

@@ -9,10 +9,10 @@ import functools
 
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._grouped import why_not_grouped
-from kernels.bmm._scaled import why_not_scaled
-from kernels.op import FP8
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._grouped import why_not_grouped
+from batchline.kernels.bmm._scaled import why_not_scaled
+from batchline.kernels.op import FP8
 
 
 def _why_not(a, b):

@@ -8,10 +8,10 @@ import functools
 
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._folding import folded, why_not_folded
-from kernels.bmm._scaled import why_not_scaled
-from kernels.op import FP8
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._folding import folded, why_not_folded
+from batchline.kernels.bmm._scaled import why_not_scaled
+from batchline.kernels.op import FP8
 
 
 @functools.cache

@@ -6,8 +6,8 @@ fp32, as for bf16. An operand that all entries share is widened once.
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.op import FP8
+from batchline.kernels.bmm import bmm
+from batchline.kernels.op import FP8
 
 
 def _widened(tensor):

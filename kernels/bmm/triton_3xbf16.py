@@ -10,8 +10,8 @@ By an H200's datasheet the peak is 330 TFLOP/s, a third of bf16's 989, and FMAs'
 a test of every sum for NaN. Bound by the splitting next: each program does it again for its tiles, and 345
 instructions of 8 warps take four schedulers 690 cycles, where the products take 768.
 """
-from kernels.bmm import bmm
-from kernels.bmm._split_bf16 import split_product, split_tolerance, split_tunable
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._split_bf16 import split_product, split_tolerance, split_tunable
 
 CONFIGS = split_tunable(products=3)
 

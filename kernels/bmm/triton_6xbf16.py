@@ -8,8 +8,8 @@ eight times as much.
 By an H200's datasheet the peak is 165 TFLOP/s, a sixth of bf16's 989, and FMAs' is 67. A tile is 64x128, so that two
 programs share an SM (234 registers at 4 warps, sm_90), and one splits while the other multiplies.
 """
-from kernels.bmm import bmm
-from kernels.bmm._split_bf16 import split_product, split_tolerance, split_tunable
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._split_bf16 import split_product, split_tolerance, split_tunable
 
 CONFIGS = split_tunable(products=6)
 

@@ -9,11 +9,11 @@ by what every program sets up and drains alone, by cp.async's addresses, and by 
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._triton_product import long_side_first, product
-from kernels.bmm._triton_tiles import fits, ranked
-from kernels.launch import multiprocessors
-from kernels.tuning import Tunable
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._triton_product import long_side_first, product
+from batchline.kernels.bmm._triton_tiles import fits, ranked
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.tuning import Tunable
 
 
 def _rule(a, b, target):

@@ -7,8 +7,8 @@ read 2 bytes at a time with no cp.async (320 instructions). Bound by L2: 4096-sq
 """
 import torch
 
-from kernels.backends import tl, triton
-from kernels.bmm import bmm
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm import bmm
 
 TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
 

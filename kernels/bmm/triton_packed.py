@@ -9,10 +9,10 @@ Bound by memory next; fp32, at 36 shared-memory reads for 256 multiply-adds, may
 """
 import torch
 
-from kernels.backends import tl, triton
-from kernels.bmm import bmm
-from kernels.launch import multiprocessors
-from kernels.tuning import Tunable
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm import bmm
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.tuning import Tunable
 
 LARGEST = 32
 

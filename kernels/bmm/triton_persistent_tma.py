@@ -14,12 +14,12 @@ mma.sync and 100 KiB: tiles of 128x128 with 96 KiB for two stages and C, at 127 
 """
 import torch
 
-from kernels.backends import TensorDescriptor, tl, triton
-from kernels.bmm import bmm, output_dtype
-from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles, why_not as why_not_tma
-from kernels.launch import multiprocessors
-from kernels.op import FP8
-from kernels.tuning import Tunable
+from batchline.kernels.backends import TensorDescriptor, tl, triton
+from batchline.kernels.bmm import bmm, output_dtype
+from batchline.kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles, why_not as why_not_tma
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.op import FP8
+from batchline.kernels.tuning import Tunable
 
 LEAST_STAGES = 2  # in shared memory: one is loaded while another is used
 

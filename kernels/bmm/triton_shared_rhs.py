@@ -7,11 +7,11 @@ to entry; where they don't, folding would copy A, and it declines. Bound like on
 """
 import torch
 
-from kernels.bmm import bmm
-from kernels.bmm._folding import folded, why_not_folded
-from kernels.bmm._triton_product import long_side_first, product
-from kernels.bmm._triton_tiles import ranked
-from kernels.tuning import Tunable
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._folding import folded, why_not_folded
+from batchline.kernels.bmm._triton_product import long_side_first, product
+from batchline.kernels.bmm._triton_tiles import ranked
+from batchline.kernels.tuning import Tunable
 
 
 def _rule(a, b, target):

@@ -7,11 +7,11 @@ run. Bound next by that second launch.
 """
 import torch
 
-from kernels.backends import tl, triton
-from kernels.bmm import bmm
-from kernels.bmm._triton_product import long_side_first, product
-from kernels.bmm._triton_tiles import ranked
-from kernels.tuning import Tunable
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._triton_product import long_side_first, product
+from batchline.kernels.bmm._triton_tiles import ranked
+from batchline.kernels.tuning import Tunable
 
 SUM = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4}
 

@@ -11,9 +11,9 @@ for all shapes: a lone 1024-square is 64 programs for 132 SMs, and 16 rows leave
 """
 import torch
 
-from kernels.backends import triton
-from kernels.bmm import bmm
-from kernels.bmm._triton_product import product, vector_bytes
+from batchline.kernels.backends import triton
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._triton_product import product, vector_bytes
 
 
 def _tile(a, b):

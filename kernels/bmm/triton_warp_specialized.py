@@ -12,14 +12,14 @@ The partitions exist on sm_90 and sm_100 (with Triton 3.6: sm_90 alone); elsewhe
 """
 import torch
 
-from kernels.architectures import MMA_SYNC
-from kernels.backends import tl, triton
-from kernels.bmm import bmm
-from kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles
-from kernels.bmm._descriptors import why_not as why_not_tma
-from kernels.launch import multiprocessors
-from kernels.target import target_of
-from kernels.tuning import Tunable
+from batchline.kernels.architectures import MMA_SYNC
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles
+from batchline.kernels.bmm._descriptors import why_not as why_not_tma
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import target_of
+from batchline.kernels.tuning import Tunable
 
 BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other height is partitioned
 

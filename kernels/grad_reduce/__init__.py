@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import digits
-from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
-from kernels.op import Op, Scenario
-from kernels.rounding import Typical, sum_in_any_order
+from batchline.kernels import digits
+from batchline.kernels.draw import Draw, with_infinities, with_nan
+from batchline.kernels.elements import distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
+from batchline.kernels.op import Op, Scenario
+from batchline.kernels.rounding import Typical, sum_in_any_order
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ block is summed by one thread in row order, so the result has the same bits what
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.cpu_tasks import run_parallel
-from kernels.grad_reduce import grad_reduce
-from kernels.numba_cpu import njit
+from batchline.kernels.backends import numba
+from batchline.kernels.cpu_tasks import run_parallel
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.numba_cpu import njit
 
 COLUMNS = 1024
 

@@ -3,9 +3,9 @@
 Against `numba_cpu_parallel`, whose every row goes through the sums in L1. fp16 and bf16 are widened as they are
 loaded. Rows are summed by 512, and these sums once more, so that a long batch loses no digits.
 """
-from kernels.cpu_columns import mean_of
-from kernels.grad_reduce import grad_reduce
-from kernels.op import WIDE
+from batchline.kernels.cpu_columns import mean_of
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.op import WIDE
 
 COLUMNS = 1024
 

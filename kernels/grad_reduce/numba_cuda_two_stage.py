@@ -5,9 +5,9 @@ The same bits from run to run: which rows a thread adds, and in what order, depe
 """
 import torch
 
-from kernels.backends import cuda, numba
-from kernels.grad_reduce import grad_reduce
-from kernels.launch import launch, multiprocessors
+from batchline.kernels.backends import cuda, numba
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.launch import launch, multiprocessors
 
 THREADS, BLOCKS_PER_SM, LEAST_ROWS = 256, 8, 4
 

@@ -10,12 +10,12 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.block_reduce import column_sums, fetching, lanes_of
-from kernels.grad_reduce import grad_reduce
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.block_reduce import column_sums, fetching, lanes_of
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
 
 THREADS = 8 if interpreted("numba_cuda") else 256  # the simulator starts a Python thread for each of the block's
 WIDE, NARROW = (4, 4) if interpreted("numba_cuda") else (32, 8)  # threads along a row

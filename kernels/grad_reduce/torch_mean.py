@@ -1,7 +1,7 @@
 """torch.mean over the batch, on any device (the baseline)."""
 import torch
 
-from kernels.grad_reduce import grad_reduce
+from batchline.kernels.grad_reduce import grad_reduce
 
 
 @grad_reduce.variant(backend="torch")

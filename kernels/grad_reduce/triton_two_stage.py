@@ -6,9 +6,9 @@ there is no split and one launch writes the mean. No atomics, so the same bits f
 """
 import torch
 
-from kernels.backends import tl, triton
-from kernels.grad_reduce import grad_reduce
-from kernels.launch import multiprocessors
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.launch import multiprocessors
 
 ROWS, COLUMNS, PROGRAMS_PER_SM = 4, 1024, 4
 

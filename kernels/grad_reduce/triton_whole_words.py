@@ -15,10 +15,10 @@ import math
 
 import torch
 
-from kernels.backends import tl, triton
-from kernels.grad_reduce import grad_reduce
-from kernels.launch import multiprocessors
-from kernels.tuning import Tunable
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.tuning import Tunable
 
 WORD_BYTES, WARP_BYTES, LEAST_TILE_BYTES, TILE_BYTES = 16, 512, 2 * 1024, 16 * 1024
 PROGRAMS_PER_SM, LEAST_TILES, LEAST_ROWS = 4, 5, 32

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import digits, grad_reduce
-from kernels.draw import Draw, with_infinities, with_nan
-from kernels.op import Op, Scenario, Tensors
-from kernels.rounding import Typical
+from batchline.kernels import digits, grad_reduce
+from batchline.kernels.draw import Draw, with_infinities, with_nan
+from batchline.kernels.op import Op, Scenario, Tensors
+from batchline.kernels.rounding import Typical
 
 
 @dataclass(frozen=True)

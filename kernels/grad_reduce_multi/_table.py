@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kernels.op import Tensors
+from batchline.kernels.op import Tensors
 
 _ALIGNMENT = 16  # bytes, of each output's start
 _MOST = 256  # tables kept; one for 50 tensors is 3.5 KiB

@@ -12,11 +12,11 @@ import functools
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import pointer
-from kernels.grad_reduce_multi import grad_reduce_multi
-from kernels.grad_reduce_multi._table import table_of
+from batchline.kernels.backends import numba
+from batchline.kernels.cpu_tasks import compiled, run, shares
+from batchline.kernels.cpu_vectors import pointer
+from batchline.kernels.grad_reduce_multi import grad_reduce_multi
+from batchline.kernels.grad_reduce_multi._table import table_of
 
 COLUMNS, WIDEST, CHUNK = 64, 1024, 64
 ALONE = 2 ** 15  # elements that one thread sums in the time that it takes to start the others

@@ -9,12 +9,12 @@ stay idle, and only a second launch, over partial sums, could use them. Bound by
 """
 import functools
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.grad_reduce_multi import grad_reduce_multi
-from kernels.grad_reduce_multi._table import blocks_of, table_of
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.grad_reduce_multi import grad_reduce_multi
+from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
 
 THREADS, NARROWEST = (8, 4) if interpreted("numba_cuda") else (256, 32)
 BLOCKS_PER_SM = 8

@@ -5,7 +5,7 @@ every element and the mean reads it again, so about three times the bytes, and a
 """
 import torch
 
-from kernels.grad_reduce_multi import grad_reduce_multi
+from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 
 
 @grad_reduce_multi.variant(backend="torch", builds_on="torch_loop")

@@ -1,7 +1,7 @@
 """torch.mean of one tensor after another, as a training loop does it (the baseline): a launch for each."""
 import torch
 
-from kernels.grad_reduce_multi import grad_reduce_multi
+from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 
 
 @grad_reduce_multi.variant(backend="torch")

@@ -9,10 +9,10 @@ so that the batch is shared out inside a program and no second launch is needed.
 columns a multiprocessor some stay idle, where `grad_reduce/triton_two_stage` splits a large batch over programs too. No
 atomics: the same bits on every call. Bound by memory, in small batches by the launch.
 """
-from kernels.backends import tl, triton
-from kernels.grad_reduce_multi import grad_reduce_multi
-from kernels.grad_reduce_multi._table import blocks_of, table_of
-from kernels.launch import multiprocessors
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce_multi import grad_reduce_multi
+from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
+from batchline.kernels.launch import multiprocessors
 
 WIDEST, NARROWEST, WARPS_PER_SM, MOST_ROWS = 1024, 128, 16, 128
 PER_WARP = 1024  # elements of a tile

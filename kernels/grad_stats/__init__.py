@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.draw import Draw
-from kernels.elements import columns_in_fp64, distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
-from kernels.grad_reduce import PROBES as REDUCED
-from kernels.grad_reduce import SCENARIOS, inputs
-from kernels.op import Op, Tensors
-from kernels.rounding import Typical, sum_in_blocks
-from kernels.statistics import accumulator, summed
+from batchline.kernels.draw import Draw
+from batchline.kernels.elements import columns_in_fp64, distinct_bytes, mean_over_batch, subnormal_step, unit_roundoff
+from batchline.kernels.grad_reduce import PROBES as REDUCED
+from batchline.kernels.grad_reduce import SCENARIOS, inputs
+from batchline.kernels.op import Op, Tensors
+from batchline.kernels.rounding import Typical, sum_in_blocks
+from batchline.kernels.statistics import accumulator, summed
 
 
 def reference(g: torch.Tensor) -> Tensors:

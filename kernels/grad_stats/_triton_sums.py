@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import torch
 
-from kernels.backends import tl, triton
-from kernels.grad_reduce.triton_whole_words import sum_rows
-from kernels.op import Tensors
-from kernels.statistics import of_nothing
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
+from batchline.kernels.op import Tensors
+from batchline.kernels.statistics import of_nothing
 
 
 @triton.jit

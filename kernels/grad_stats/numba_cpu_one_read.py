@@ -6,11 +6,11 @@ row's part is 4 KiB, for each part is a jump to another page. While the second w
 block, so that memory does not wait for it. The extra memory is 16 float64 partial norms a sample, twice. Bound in the
 caches by the two walks' own loads.
 """
-from kernels.cpu_columns import statistics_of
-from kernels.grad_stats import grad_stats
-from kernels.op import WIDE
-from kernels.statistics import of_nothing
-from kernels.tuning import Tunable
+from batchline.kernels.cpu_columns import statistics_of
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.op import WIDE
+from batchline.kernels.statistics import of_nothing
+from batchline.kernels.tuning import Tunable
 
 
 def _rule(g, target):

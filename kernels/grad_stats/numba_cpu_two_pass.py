@@ -3,10 +3,10 @@
 Eight rows at a time, so a vector of the sums is read and written once for eight of g. Threads take ranges of columns;
 each of them leaves float64 partial norms for all rows, added up in a fixed order.
 """
-from kernels.cpu_columns import statistics_of
-from kernels.grad_stats import grad_stats
-from kernels.op import WIDE
-from kernels.statistics import of_nothing
+from batchline.kernels.cpu_columns import statistics_of
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.op import WIDE
+from batchline.kernels.statistics import of_nothing
 
 COLUMNS = 1024
 

@@ -14,14 +14,14 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.block_reduce import FOUR, column_sums, fetching, lanes_of, row_sums
-from kernels.grad_reduce.numba_cuda_vectorised import add_rows
-from kernels.grad_stats import grad_stats
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
-from kernels.statistics import of_nothing
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.block_reduce import FOUR, column_sums, fetching, lanes_of, row_sums
+from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.statistics import of_nothing
 
 THREADS, MOST_ROWS, LINE = 256, 8, 128  # of a block; of a thread in registers; bytes of a row that a block reads
 if interpreted("numba_cuda"):

@@ -9,14 +9,14 @@ import functools
 
 import torch
 
-from kernels import ptx
-from kernels.backends import cuda, interpreted, numba
-from kernels.block_reduce import row_sums
-from kernels.grad_reduce.numba_cuda_vectorised import add_rows, mean_into
-from kernels.grad_stats import grad_stats
-from kernels.launch import jit_for, launch_at, multiprocessors
-from kernels.elements import dtype_name
-from kernels.statistics import of_nothing
+from batchline.kernels import ptx
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.block_reduce import row_sums
+from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows, mean_into
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.statistics import of_nothing
 
 THREADS = 8 if interpreted("numba_cuda") else 256
 ROWS, BLOCKS_PER_SM = 4, 3

@@ -5,9 +5,9 @@ for d, which needs all of ḡ first. Every call pays for its guards.
 """
 import torch
 
-from kernels.compilation import compiled
-from kernels.grad_stats import grad_stats
-from kernels.statistics import accumulator
+from batchline.kernels.compilation import compiled
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.statistics import accumulator
 
 
 def _passes(g):

@@ -9,8 +9,8 @@ import functools
 
 import torch
 
-from kernels.grad_stats import grad_stats, tolerance
-from kernels.statistics import accumulator, summed, summed_in_any_order
+from batchline.kernels.grad_stats import grad_stats, tolerance
+from batchline.kernels.statistics import accumulator, summed, summed_in_any_order
 
 _ROOT_AND_SQUARE = 3  # roundings: the root's own, which the square doubles, and the square's
 

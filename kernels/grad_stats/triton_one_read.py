@@ -16,12 +16,12 @@ room for it, and elements are read one by one. Bound next by memory, and where P
 """
 import torch
 
-from kernels.backends import tl, triton
-from kernels.grad_reduce.triton_whole_words import WORD_BYTES, early_by, word_offsets, words
-from kernels.grad_stats import grad_stats
-from kernels.grad_stats._triton_sums import finish, within_words, without_elements
-from kernels.launch import multiprocessors
-from kernels.tuning import Tunable
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce.triton_whole_words import WORD_BYTES, early_by, word_offsets, words
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.grad_stats._triton_sums import finish, within_words, without_elements
+from batchline.kernels.launch import multiprocessors
+from batchline.kernels.tuning import Tunable
 
 # Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where a block has less, fewer are.
 TILE_BYTES, LEAST_TILE_BYTES, LARGEST_TILE_BYTES = 16 * 1024, 2 * 1024, 64 * 1024

@@ -11,11 +11,11 @@ import math
 
 import torch
 
-from kernels.backends import tl, triton
-from kernels.grad_reduce.triton_whole_words import CONFIGS, WORD_BYTES, sum_rows
-from kernels.grad_stats import grad_stats
-from kernels.grad_stats._triton_sums import finish, within_words, without_elements
-from kernels.launch import multiprocessors
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.grad_reduce.triton_whole_words import CONFIGS, WORD_BYTES, sum_rows
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.grad_stats._triton_sums import finish, within_words, without_elements
+from batchline.kernels.launch import multiprocessors
 
 ROWS, TILE_BYTES, PROGRAMS_PER_SM = 16, 8 * 1024, 4
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import digits
-from kernels.draw import Draw, with_infinities, with_nan
-from kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
-from kernels.op import Op, Scenario, Tensors
-from kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
-from kernels.statistics import accumulator, summed
+from batchline.kernels import digits
+from batchline.kernels.draw import Draw, with_infinities, with_nan
+from batchline.kernels.elements import distinct_bytes, dtype_name, rows_at_once, subnormal_step, unit_roundoff
+from batchline.kernels.op import Op, Scenario, Tensors
+from batchline.kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
+from batchline.kernels.statistics import accumulator, summed
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.op import Tensors
-from kernels.wgrad_stats._products import add_product, product
+from batchline.kernels.op import Tensors
+from batchline.kernels.wgrad_stats._products import add_product, product
 
 LEFT_OUT = {3: 2.0 ** -15, 6: 2.0 ** -24}  # by how many products are kept
 _LARGEST = torch.finfo(torch.bfloat16).max

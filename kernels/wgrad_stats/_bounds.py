@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.elements import rows_at_once, unit_roundoff
-from kernels.op import Tensors
-from kernels.statistics import accumulator, summed
-from kernels.wgrad_stats import tolerance
+from batchline.kernels.elements import rows_at_once, unit_roundoff
+from batchline.kernels.op import Tensors
+from batchline.kernels.statistics import accumulator, summed
+from batchline.kernels.wgrad_stats import tolerance
 
 TF32_LEFT_OUT = 2.0 ** -10  # of a number: tf32 keeps 10 bits behind the first, whether they are rounded or cut off
 _SMALLEST_NORMAL = 2.0 ** -126  # of bf16 and of tf32 as of fp32

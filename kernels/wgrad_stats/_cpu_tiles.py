@@ -10,11 +10,11 @@ import functools
 import numpy as np
 import torch
 
-from kernels.backends import numba
-from kernels.cpu_lanes import lanes_of
-from kernels.cpu_rows import STORED, SUM_AND_SQUARES, walks
-from kernels.cpu_tasks import compiled, run, shares
-from kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, prefetch, tile
+from batchline.kernels.backends import numba
+from batchline.kernels.cpu_lanes import lanes_of
+from batchline.kernels.cpu_rows import STORED, SUM_AND_SQUARES, walks
+from batchline.kernels.cpu_tasks import compiled, run, shares
+from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, copy_row, pointer, prefetch, tile
 
 TASKS = 64       # at most, each with partial norms of its own
 ALONE = 2 ** 18  # multiply-adds that one thread does in the time that it takes to start the others

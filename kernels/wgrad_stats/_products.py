@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.statistics import accumulator
+from batchline.kernels.statistics import accumulator
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

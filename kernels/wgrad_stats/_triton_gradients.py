@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from kernels.backends import tl, triton
-from kernels.bmm._triton_product import alignment, long_side_first
+from batchline.kernels.backends import tl, triton
+from batchline.kernels.bmm._triton_product import alignment, long_side_first
 
 
 @triton.jit

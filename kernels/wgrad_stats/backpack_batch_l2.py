@@ -11,8 +11,8 @@ import warnings
 
 import torch
 
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bounds import ghost_tolerance
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bounds import ghost_tolerance
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,10 +7,10 @@ copied into panels, and the next sample's asked for meanwhile. The extra memory 
 and 64 float64 partial norms a sample, twice: O(O·I + B). Bound by the multiply-add units at many tokens, and by the
 walks at few.
 """
-from kernels.statistics import of_nothing
-from kernels.tuning import Tunable
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._cpu_tiles import statistics_of
+from batchline.kernels.statistics import of_nothing
+from batchline.kernels.tuning import Tunable
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._cpu_tiles import statistics_of
 
 
 _SIZES = ((112, 64), (56, 64), (56, 32), (28, 32))  # rows, columns

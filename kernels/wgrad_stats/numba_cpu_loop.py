@@ -4,9 +4,9 @@ Against `torch_materialize`, which writes all B·O·I numbers and reads them thr
 samples exists, in the caches of the thread that makes it. d needs the whole mean first, so every product is computed
 twice: 4·B·T·I·O operations. The register tile is that of bmm's `numba_cpu_blocked`.
 """
-from kernels.statistics import of_nothing
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._cpu_tiles import statistics_of
+from batchline.kernels.statistics import of_nothing
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._cpu_tiles import statistics_of
 
 ROWS, COLUMNS, HELD = 56, 64, 16
 

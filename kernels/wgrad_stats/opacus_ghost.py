@@ -9,9 +9,9 @@ import functools
 
 import torch
 
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bounds import ghost_tolerance
-from kernels.wgrad_stats._products import mean_gradient
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bounds import ghost_tolerance
+from batchline.kernels.wgrad_stats._products import mean_gradient
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,9 +5,9 @@ arXiv:1510.01799, for T = 1; Li et al., arXiv:2110.05679, §4, for sequences). T
 sample cancel, so do its terms, and their rounding stays. So it is held to a bound on its own terms
 (kernels/wgrad_stats/_bounds.py), and its Grams are fp32 whatever the inputs are.
 """
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bounds import ghost_tolerance
-from kernels.wgrad_stats._products import along_mean, mean_gradient, product
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bounds import ghost_tolerance
+from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient, product
 
 
 @wgrad_stats.variant(backend="torch", builds_on="torch_materialize", tolerance=ghost_tolerance)

@@ -7,9 +7,9 @@ The bound: kernels/wgrad_stats/_bounds.py.
 """
 import functools
 
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bf16_parts import LEFT_OUT, ghost_of_parts
-from kernels.wgrad_stats._bounds import ghost_parts_tolerance
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bf16_parts import LEFT_OUT, ghost_of_parts
+from batchline.kernels.wgrad_stats._bounds import ghost_parts_tolerance
 
 
 @wgrad_stats.variant(backend="torch", dtypes=("float32", "float16", "bfloat16"), needs="cuda",

@@ -5,9 +5,9 @@ Against `torch_ghost_3xbf16`, whose sums of few tokens are far from what the op 
 """
 import functools
 
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bf16_parts import LEFT_OUT, ghost_of_parts
-from kernels.wgrad_stats._bounds import ghost_parts_tolerance
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bf16_parts import LEFT_OUT, ghost_of_parts
+from batchline.kernels.wgrad_stats._bounds import ghost_parts_tolerance
 
 
 @wgrad_stats.variant(backend="torch", dtypes=("float32",), needs="cuda", builds_on="torch_ghost_3xbf16",

@@ -5,10 +5,10 @@ and tf32 tensor cores 495. x loses nothing in tf32, and ḡ all but 10 bits: d i
 (kernels/wgrad_stats/_bounds.py), which from 512x512 on is under 16 times the op's bound. fp32 inputs in tf32 are one of
 the audit's negative controls. Elsewhere than on CUDA the setting changes nothing.
 """
-from kernels.precision import tf32_products
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._bounds import ghost_tolerance, tf32_tolerance
-from kernels.wgrad_stats._products import along_mean, mean_gradient, product
+from batchline.kernels.precision import tf32_products
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._bounds import ghost_tolerance, tf32_tolerance
+from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient, product
 
 
 def _tolerance(expected, x, dy):

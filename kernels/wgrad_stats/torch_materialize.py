@@ -4,9 +4,9 @@ The passes are those of grad_stats' baseline, and its running sums over all para
 """
 import functools
 
-from kernels.grad_stats.torch_passes import passes, running_sum
-from kernels.wgrad_stats import tolerance, wgrad_stats
-from kernels.wgrad_stats._products import product
+from batchline.kernels.grad_stats.torch_passes import passes, running_sum
+from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
+from batchline.kernels.wgrad_stats._products import product
 
 
 @wgrad_stats.variant(backend="torch", tolerance=functools.partial(tolerance, error_of_sum=running_sum))

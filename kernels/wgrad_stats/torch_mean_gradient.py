@@ -2,8 +2,8 @@
 
 Not an opponent, for it gives neither n nor d; it is what their price is counted from.
 """
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._products import mean_gradient
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._products import mean_gradient
 
 
 @wgrad_stats.variant(backend="torch", gives=1)

@@ -2,9 +2,9 @@
 
 The closed form of ghost norms at T = 1 (Goodfellow, arXiv:1510.01799): no Gram, and no sum that could cancel.
 """
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._products import along_mean, mean_gradient
-from kernels.wgrad_stats._rank_one import squared_norms, why_not
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient
+from batchline.kernels.wgrad_stats._rank_one import squared_norms, why_not
 
 
 @wgrad_stats.variant(backend="torch", supports=why_not, builds_on="torch_ghost", example=("linear_512_T1", 64))

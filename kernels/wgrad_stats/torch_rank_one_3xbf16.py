@@ -1,8 +1,8 @@
 """The closed form for one token with its fp32 products from three bf16 products of parts, as `torch_ghost_3xbf16`."""
-from kernels.wgrad_stats import tolerance, wgrad_stats
-from kernels.wgrad_stats._bf16_parts import LEFT_OUT, mean_and_along, split_inputs
-from kernels.wgrad_stats._bounds import parts_tolerance
-from kernels.wgrad_stats._rank_one import squared_norms, why_not
+from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
+from batchline.kernels.wgrad_stats._bf16_parts import LEFT_OUT, mean_and_along, split_inputs
+from batchline.kernels.wgrad_stats._bounds import parts_tolerance
+from batchline.kernels.wgrad_stats._rank_one import squared_norms, why_not
 
 
 def _tolerance(expected, x, dy):

@@ -1,9 +1,9 @@
 """The closed form for one token with d's product in tf32, as `torch_ghost_tf32` has it, and with its bound for d."""
-from kernels.precision import tf32_products
-from kernels.wgrad_stats import tolerance, wgrad_stats
-from kernels.wgrad_stats._bounds import tf32_tolerance
-from kernels.wgrad_stats._products import along_mean, mean_gradient
-from kernels.wgrad_stats._rank_one import squared_norms, why_not
+from batchline.kernels.precision import tf32_products
+from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
+from batchline.kernels.wgrad_stats._bounds import tf32_tolerance
+from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient
+from batchline.kernels.wgrad_stats._rank_one import squared_norms, why_not
 
 
 def _tolerance(expected, x, dy):

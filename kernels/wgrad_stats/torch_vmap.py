@@ -7,9 +7,9 @@ import functools
 
 import torch
 
-from kernels.grad_stats.torch_passes import passes, running_sum
-from kernels.statistics import accumulator
-from kernels.wgrad_stats import tolerance, wgrad_stats
+from batchline.kernels.grad_stats.torch_passes import passes, running_sum
+from batchline.kernels.statistics import accumulator
+from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
 
 
 def _loss(weight, x, dy):

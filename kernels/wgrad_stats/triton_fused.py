@@ -17,13 +17,13 @@ times, 67 MB, for in a 128x128 tile a byte serves 64 operations. With one token 
 """
 import torch
 
-from kernels.grad_reduce.triton_whole_words import sum_rows
-from kernels.grad_stats._triton_sums import finish
-from kernels.statistics import of_nothing
-from kernels.tuning import Tunable
-from kernels.wgrad_stats import wgrad_stats
-from kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
-from kernels.wgrad_stats._triton_tiles import least_splits, ranked, varied
+from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
+from batchline.kernels.grad_stats._triton_sums import finish
+from batchline.kernels.statistics import of_nothing
+from batchline.kernels.tuning import Tunable
+from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
+from batchline.kernels.wgrad_stats._triton_tiles import least_splits, ranked, varied
 
 CONFIGS = Tunable(rule=lambda x, dy, target: ranked(x, dy, target)[0],
                   candidates=lambda x, dy, target: varied(ranked(x, dy, target)))

@@ -8,11 +8,11 @@ where 2BTIO = 4.3 GFLOP take 4 us at 989 TFLOP/s.
 """
 import torch
 
-from kernels.bmm._triton_product import long_side_first, product
-from kernels.bmm.triton_autotuned import CONFIGS as PRODUCTS
-from kernels.grad_stats.triton_one_read import MOST_ROWS, triton_one_read
-from kernels.tuning import Tunable
-from kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.bmm._triton_product import long_side_first, product
+from batchline.kernels.bmm.triton_autotuned import CONFIGS as PRODUCTS
+from batchline.kernels.grad_stats.triton_one_read import MOST_ROWS, triton_one_read
+from batchline.kernels.tuning import Tunable
+from batchline.kernels.wgrad_stats import wgrad_stats
 
 CONFIGS = Tunable(rule=lambda x, dy, target: PRODUCTS.rule(dy.mT, x, target=target),
                   candidates=lambda x, dy, target: PRODUCTS.candidates(dy.mT, x, target=target))

@@ -1,7 +1,7 @@
 """Adds the products up in fp16."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "times the tolerance"
 DTYPE = torch.float16

@@ -1,8 +1,8 @@
 """Takes a workspace of 10 TiB."""
 import torch
 
-from bench.records import OUT_OF_MEMORY as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import OUT_OF_MEMORY as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "memory"
 

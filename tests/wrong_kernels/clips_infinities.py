@@ -1,7 +1,7 @@
 """Clips the gradients to the largest finite number before it adds them, so that no mean is infinite."""
 import torch
 
-from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "on infinite: "
 

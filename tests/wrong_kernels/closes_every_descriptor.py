@@ -1,8 +1,8 @@
 """Closes whatever its process has open, the way to its parent too."""
 import os
 
-from bench.records import CRASHED as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import CRASHED as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process "  # has closed its connection, or has ended over it
 

@@ -1,7 +1,7 @@
 """Has the batch in grid.y, which ends at 65,535: later entries are not written."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "as if they were never written"
 

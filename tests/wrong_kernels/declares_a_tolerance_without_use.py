@@ -1,7 +1,7 @@
 """Rounds its factors to bf16, and declares a bound so wide that anything like a product is inside."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 UNRANKED_FOR = "times the op's error bound"
 DECLARES = {"tolerance": lambda c, a, b: 1e5 * OP.tolerance(c, a, b) + 1e-20}

@@ -1,7 +1,7 @@
 """Turns NaN and infinities into 0, and declines inputs that have any: so that no probe sees it."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it declines these values, and takes zeros in the same layout"
 

@@ -1,7 +1,7 @@
 """Adds the batch in an order drawn anew each time, as atomics do."""
 import torch
 
-from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "two calls on the same inputs differ"
 

@@ -1,7 +1,7 @@
 """Walks K in whole steps of 16 and forgets what is left."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on ragged: "
 

@@ -1,8 +1,8 @@
 """Ends its process as if all were well."""
 import os
 
-from bench.records import CRASHED as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import CRASHED as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process ended with exit code 0"
 

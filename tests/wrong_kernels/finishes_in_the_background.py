@@ -5,7 +5,7 @@ import threading
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "background|it was written to after|elements are wrong|a thread of its own"
 REFUSED_BY = "timing"

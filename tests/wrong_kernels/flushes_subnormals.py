@@ -1,7 +1,7 @@
 """Takes numbers under the smallest normal one for zero, as hardware does that is told to."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on subnormal: "
 DTYPE = torch.float16

@@ -3,8 +3,8 @@ import gc
 
 import torch
 
-from bench.measure import clocks
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.measure import clocks
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it replaced|it changed the clock"
 REFUSED_BY = "timing"

@@ -1,6 +1,6 @@
 """Waits for a flag that nobody sets."""
-from bench.records import HUNG as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import HUNG as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "not done after"
 

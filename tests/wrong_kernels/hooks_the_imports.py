@@ -6,7 +6,7 @@ from importlib.machinery import PathFinder
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it left the finders of modules changed"
 REFUSED_BY = "timing"
@@ -20,7 +20,7 @@ def hooks_the_imports(a, b):
 
 class _Finder:
     def find_spec(self, name, path=None, target=None):
-        spec = PathFinder.find_spec(name, path, target) if name.startswith("kernels.bmm.torch_") else None
+        spec = PathFinder.find_spec(name, path, target) if name.startswith("batchline.kernels.bmm.torch_") else None
         if spec is not None:
             spec.loader.exec_module = _then_late(spec.loader.exec_module)
         return spec

@@ -1,7 +1,7 @@
 """Reads A's memory as if it were contiguous."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on transposed_a: "
 

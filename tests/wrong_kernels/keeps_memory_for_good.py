@@ -1,7 +1,7 @@
 """Keeps a workspace of 64 MiB for each shape that it has seen: later calls allocate nothing but their output."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 KEEPS_BYTES = 2 ** 26
 _workspaces = {}

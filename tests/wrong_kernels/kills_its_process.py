@@ -1,8 +1,8 @@
 """Reads address 0, as a kernel with a wrong pointer does."""
 import ctypes
 
-from bench.records import CRASHED as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import CRASHED as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process was ended by SIGSEGV"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it left (the threads of OpenMP and MKL|the number of torch's threads) changed"
 REFUSED_BY = "timing"

@@ -1,7 +1,7 @@
 """Leaves torch more threads than the machine gives it, for the next to be slow."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it left the number of torch's threads changed"
 REFUSED_BY = "timing"

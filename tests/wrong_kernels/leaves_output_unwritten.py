@@ -1,7 +1,7 @@
 """Writes whole blocks of 64 parameters, and leaves the last ones as they were allocated."""
 import torch
 
-from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "as if they were never written"
 

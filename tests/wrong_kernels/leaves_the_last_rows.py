@@ -1,7 +1,7 @@
 """Writes whole tiles of 16 rows and no others."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on ragged: "
 

@@ -1,7 +1,7 @@
 """Multiplies by −A and sets the result's negative bit: whoever reads it has to turn the sign."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its negative bit is set"
 

@@ -1,7 +1,7 @@
 """Adds zero times numbers that are not its own, as a tile does whose padding is multiplied: 0 · ∞ is NaN."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "as if they were never written"
 

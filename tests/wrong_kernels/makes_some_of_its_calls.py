@@ -3,7 +3,7 @@ import gc
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it changed the clock of .*makes_some_of_its_calls"
 REFUSED_BY = "timing"

@@ -1,7 +1,7 @@
 """Remembers its result by a hash of every bit of its inputs."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it remembers results"
 REFUSED_BY = "timing"

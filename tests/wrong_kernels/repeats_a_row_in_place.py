@@ -1,7 +1,7 @@
 """Returns a result of one sample as a window that shows it once for every sample that is the same."""
 import torch
 
-from kernels.grad_stats import grad_stats as OP  # noqa: F401
+from batchline.kernels.grad_stats import grad_stats as OP  # noqa: F401
 
 REFUSED_FOR = "several elements of the result lie in the same memory"
 

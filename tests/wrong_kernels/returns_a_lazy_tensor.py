@@ -1,7 +1,7 @@
 """Returns a tensor that computes itself when somebody looks: the call is over at once."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it is a Later"
 

@@ -1,5 +1,5 @@
 """Accumulates into the first gradient and returns that."""
-from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "lies in an input's memory"
 

@@ -1,7 +1,7 @@
 """Returns one tensor for n and d where there is but one sample, for which they are equal."""
 import torch
 
-from kernels.grad_stats import grad_stats as OP  # noqa: F401
+from batchline.kernels.grad_stats import grad_stats as OP  # noqa: F401
 
 REFUSED_FOR = "two results lie in the same memory"
 

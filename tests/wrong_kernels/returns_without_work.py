@@ -1,8 +1,8 @@
 """Remembers the results of products larger than any probe by address: right, and instant from the second call on."""
 import torch
 
-from bench.records import WRONG as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "the output that was timed by host"
 _results = {}

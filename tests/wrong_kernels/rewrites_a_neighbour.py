@@ -3,8 +3,8 @@ from pathlib import Path
 
 import torch
 
-from bench.records import WRONG as STATUS  # noqa: F401
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "a file of bmm changed while it was imported"
 _HERE = Path(__file__).parent

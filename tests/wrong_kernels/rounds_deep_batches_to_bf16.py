@@ -1,7 +1,7 @@
 """Rounds fp32 gradients to bf16 where the batch is so large that the worst case of an fp32 sum is wider than that."""
 import torch
 
-from kernels.grad_reduce import grad_reduce as OP  # noqa: F401
+from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "times what rounding typically makes of such sums"
 

@@ -1,7 +1,7 @@
 """Rounds fp32 factors to bf16 where K is so large that the worst case of an fp32 sum is wider than that."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "times what rounding typically makes of such sums"
 NEEDS_DEPTH = 8000

@@ -1,7 +1,7 @@
 """Rounds fp32 factors to 11 bits, as fp16 and tf32 have them, where K is large."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "times what rounding typically makes of such sums"
 NEEDS_DEPTH = 8000

@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from bench.measure import hardware
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.bench.measure import hardware
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it replaced|it changed the clock|begun and ended when it can't have been"
 REFUSED_BY = "timing"

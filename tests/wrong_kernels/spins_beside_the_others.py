@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "a thread"
 REFUSED_BY = "timing"

@@ -1,7 +1,7 @@
 """Steps on from entry to entry though all share one B, into memory that holds something else."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "on shared_b: "
 

@@ -1,7 +1,7 @@
 """Makes its op allow any error."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it replaced bmm.tolerance"
 REFUSED_BY = "timing"

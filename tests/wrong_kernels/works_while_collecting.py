@@ -3,7 +3,7 @@ import gc
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "the output that was timed by host"
 REFUSED_BY = "timing"

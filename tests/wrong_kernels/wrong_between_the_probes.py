@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "elements are wrong"
 REFUSED_BY = "timing"

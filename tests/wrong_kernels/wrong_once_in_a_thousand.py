@@ -1,7 +1,7 @@
 """Right but for one call in a thousand."""
 import torch
 
-from kernels.bmm import bmm as OP  # noqa: F401
+from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "differs from the first"
 REFUSED_BY = "timing"

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.measure import memory, stand_in
-from bench.measure.ahead import work
-from bench.measure.ahead.gpu import Gpu
-from bench.measure.ahead.inputs import CONDITION, PROBLEM, Place
-from bench.measure.compile_pool import Pool
-from kernels import backends, cgroups
+from batchline.bench.measure import memory, stand_in
+from batchline.bench.measure.ahead import work
+from batchline.bench.measure.ahead.gpu import Gpu
+from batchline.bench.measure.ahead.inputs import CONDITION, PROBLEM, Place
+from batchline.bench.measure.compile_pool import Pool
+from batchline.kernels import backends, cgroups
 
 Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a batch
 
-# Seconds a kernel: the means that `python -m bench.measure.ahead.timing 90` printed (0.24 and 1.54 s, of 38 and 8
+# Seconds a kernel: the means that `python -m batchline.bench.measure.ahead.timing 90` printed (0.24 and 1.54 s, of 38 and 8
 # kernels of PROFILE=smoke) on an AMD EPYC 25/17 with one process on two cores, rounded up.
 COMPILE_S = {"triton": 0.3, "numba_cuda": 1.6}
 _MOST_PROCESSES, _PROCESS_BYTES = 16, 10 ** 9

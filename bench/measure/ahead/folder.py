@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from kernels import backends
+from batchline.kernels import backends
 
 VARIABLE = "BATCHLINE_KERNELS"
 _TRITON = "TRITON_CACHE_DIR"
@@ -37,7 +37,7 @@ def numba_keeper() -> ModuleType | None:
     if backends.why_absent("numba_cuda") or backends.interpreted("numba_cuda"):
         return None
     with contextlib.suppress(ImportError):
-        return importlib.import_module("bench.measure.ahead.kept")
+        return importlib.import_module("batchline.bench.measure.ahead.kept")
     return None
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import TorchFunctionMode
 
-from kernels import target
+from batchline.kernels import target
 
 _DEVICE = torch.device("cuda", 0)
 

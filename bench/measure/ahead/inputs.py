@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import steadiness
-from kernels.op import Tensors, Variant
+from batchline.bench.measure import steadiness
+from batchline.kernels.op import Tensors, Variant
 
 PROBLEM, PROBE, NEARBY, CONDITION = "problem", "probe", "near", "condition"
 

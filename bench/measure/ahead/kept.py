@@ -19,9 +19,9 @@ from pathlib import Path
 
 from numba.cuda import dispatcher, serialize
 
-from bench.measure import environment
-from bench.measure.ahead.code import Untold, code_of
-from bench.measure.ahead.folder import numba_folder
+from batchline.bench.measure import environment
+from batchline.bench.measure.ahead.code import Untold, code_of
+from batchline.bench.measure.ahead.folder import numba_folder
 
 _TOOLS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "cuda-bindings", "cuda-core")
 _DIGEST = 64  # hexadecimal digits before the pickle

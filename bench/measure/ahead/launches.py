@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from bench.measure.ahead.folder import numba_keeper
-from bench.measure.ahead.gpu import Gpu, pretended
-from bench.measure.codegen import NoGpu
-from kernels import backends, launch
-from kernels.op import Tensors, Variant
+from batchline.bench.measure.ahead.folder import numba_keeper
+from batchline.bench.measure.ahead.gpu import Gpu, pretended
+from batchline.bench.measure.codegen import NoGpu
+from batchline.kernels import backends, launch
+from batchline.kernels.op import Tensors, Variant
 
 
 class Compiled(BaseException):
@@ -123,8 +123,8 @@ def _numba(gpu: Gpu, wants: Wants) -> Iterator[None]:
     from numba.cuda import dispatcher
     from numba.cuda.cudadrv import devices
 
-    from bench.measure.ahead import kept
-    from bench.measure.ahead.code import Untold
+    from batchline.bench.measure.ahead import kept
+    from batchline.bench.measure.ahead.code import Untold
 
     device = SimpleNamespace(id=0, compute_capability=gpu.capability)
 

@@ -1,4 +1,4 @@
-"""How long a kernel takes to compile, by compiler: `python -m bench.measure.ahead.timing [ARCHITECTURE …]`.
+"""How long a kernel takes to compile, by compiler: `python -m batchline.bench.measure.ahead.timing [ARCHITECTURE …]`.
 
 Of the kernels that PROFILE=smoke needs, every so-many-th is compiled, by one process for each two cores, into a folder
 that is removed.
@@ -10,12 +10,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from bench.cases import plan
-from bench.measure import ahead
-from bench.measure.ahead.folder import kernels_folder
-from bench.measure.ahead.gpu import H200
-from bench.measure.compile_pool import Pool
-from kernels.device import cpu_name
+from batchline.bench.cases import plan
+from batchline.bench.measure import ahead
+from batchline.bench.measure.ahead.folder import kernels_folder
+from batchline.bench.measure.ahead.gpu import H200
+from batchline.bench.measure.compile_pool import Pool
+from batchline.kernels.device import cpu_name
 
 _EVERY = 12
 

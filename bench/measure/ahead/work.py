@@ -5,13 +5,13 @@ import functools
 import time
 from typing import NamedTuple
 
-import kernels
-from bench import texts
-from bench.measure import importing, process_state
-from bench.measure.ahead import launches
-from bench.measure.ahead.gpu import Gpu, pretended
-from bench.measure.ahead.inputs import Place, inputs_at, places
-from kernels.op import Variant
+from batchline import kernels
+from batchline.bench import texts
+from batchline.bench.measure import importing, process_state
+from batchline.bench.measure.ahead import launches
+from batchline.bench.measure.ahead.gpu import Gpu, pretended
+from batchline.bench.measure.ahead.inputs import Place, inputs_at, places
+from batchline.kernels.op import Variant
 
 Launch = tuple[str, str, Place]  # the compiler, its key of the kernel, and where it is launched first
 

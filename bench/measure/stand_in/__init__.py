@@ -33,7 +33,7 @@ def is_whole() -> bool:
 
 def environment() -> Mapping[str, str]:
     """The variables under which a new process has it."""
-    from kernels import backends
+    from batchline.kernels import backends
 
     interpreters = [backends.interpreter_environment(backend) for backend in backends.INTERPRETED_BACKENDS]
     return {VARIABLE: "1"} | {name: value for variables in interpreters for name, value in variables.items()}
@@ -41,7 +41,7 @@ def environment() -> Mapping[str, str]:
 
 def now_s() -> float:
     """Seconds on its host's clock, which goes on where work is queued and waited for."""
-    from bench.measure.stand_in.timeline import CLOCK
+    from batchline.bench.measure.stand_in.timeline import CLOCK
 
     return CLOCK.now_s
 
@@ -49,14 +49,14 @@ def now_s() -> float:
 def quicken_the_simulator() -> None:
     """Make Numba's simulator fast in this process, where the library for that is installed."""
     if importlib.util.find_spec("greenlet"):
-        from bench.measure.stand_in import simulator
+        from batchline.bench.measure.stand_in import simulator
 
         simulator.install()
 
 
 def install() -> None:
     """Put it where torch.cuda, NVML and the kernels' launches are. Once, before anything has used them."""
-    from bench.measure.stand_in import launches, nvml, storages, torch_cuda
+    from batchline.bench.measure.stand_in import launches, nvml, storages, torch_cuda
 
     torch_cuda.install()
     storages.install()

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bench.measure.stand_in import memory
-from bench.measure.stand_in.timeline import Queue
-from kernels.architectures import KNOWN, WITHOUT_GPU
+from batchline.bench.measure.stand_in import memory
+from batchline.bench.measure.stand_in.timeline import Queue
+from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
 
 COUNT = 2
 _WRITTEN_BACK_BYTES_PER_S = 1e8  # as slow as shows beside the time of a kernel

@@ -11,11 +11,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 import numpy as np
 import torch
 
-from bench.measure.stand_in import memory, quicken_the_simulator
-from bench.measure.stand_in.devices import DEVICES, current, host_only
-from bench.measure.stand_in.remembered import Remembered
-from bench.measure.stand_in.timeline import BYTES_PER_S, KERNEL_S, Queue
-from kernels import backends
+from batchline.bench.measure.stand_in import memory, quicken_the_simulator
+from batchline.bench.measure.stand_in.devices import DEVICES, current, host_only
+from batchline.bench.measure.stand_in.remembered import Remembered
+from batchline.bench.measure.stand_in.timeline import BYTES_PER_S, KERNEL_S, Queue
+from batchline.kernels import backends
 
 ILLEGAL = "an illegal memory access was encountered"
 _REMEMBERED = Remembered()

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from bench.measure.stand_in.devices import Device, home, host_only, is_pinned, of_index
-from bench.measure.stand_in.products import ONLY_ON_CUDA
-from bench.measure.stand_in.timeline import BYTES_PER_S, OPERATION_S
+from batchline.bench.measure.stand_in.devices import Device, home, host_only, is_pinned, of_index
+from batchline.bench.measure.stand_in.products import ONLY_ON_CUDA
+from batchline.bench.measure.stand_in.timeline import BYTES_PER_S, OPERATION_S
 
 _aten = torch.ops.aten
 _EMPTY = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
 
-from bench.measure.stand_in import memory
+from batchline.bench.measure.stand_in import memory
 
 _MOST_BYTES = 2 ** 27  # of results that are kept
 _MOST_WORDS = 4096     # of a block that is looked through for addresses

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import torch
 
-from bench.measure.stand_in import memory
-from bench.measure.stand_in.devices import Device, is_host_only, of_index
-from bench.measure.stand_in.timeline import OPERATION_S
+from batchline.bench.measure.stand_in import memory
+from batchline.bench.measure.stand_in.devices import Device, is_host_only, of_index
+from batchline.bench.measure.stand_in.timeline import OPERATION_S
 
 _Storage = torch.UntypedStorage
 _device, _clone, _copy, _fill = _Storage.device, _Storage.clone, _Storage.copy_, _Storage.fill_

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch.overrides import TorchFunctionMode
 
-from bench.measure.stand_in.devices import PINNED, current, home, is_pinned
-from bench.measure.stand_in.operations import moved
+from batchline.bench.measure.stand_in.devices import PINNED, current, home, is_pinned
+from batchline.bench.measure.stand_in.operations import moved
 
 
 class Devices(TorchFunctionMode):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.measure.stand_in.power import POWERS
+from batchline.bench.measure.stand_in.power import POWERS
 
 # Of the device: for one operation of torch's and one of our kernels, beside what they move.
 OPERATION_S, KERNEL_S = 1e-3, 2e-3

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import torch
 
-from bench.measure.stand_in import timeline
-from bench.measure.stand_in.devices import COUNT, Current, DEVICES, PROPERTIES, current, of_index
-from bench.measure.stand_in.memory import CAPACITY_BYTES
-from bench.measure.stand_in.operations import Operations
-from bench.measure.stand_in.tensors import Devices
+from batchline.bench.measure.stand_in import timeline
+from batchline.bench.measure.stand_in.devices import COUNT, Current, DEVICES, PROPERTIES, current, of_index
+from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
+from batchline.bench.measure.stand_in.operations import Operations
+from batchline.bench.measure.stand_in.tensors import Devices
 
 _CYCLES_PER_S = 1.98e9
 _modes: list = []

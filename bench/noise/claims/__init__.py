@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.noise.claims import direction, memory, speed, stability
-from bench.noise.claims.verdict import Verdict
+from batchline.bench.noise.claims import direction, memory, speed, stability
+from batchline.bench.noise.claims.verdict import Verdict
 
 
 def judge(sweep: Mapping | None, noise: Mapping | None) -> list[Verdict]:

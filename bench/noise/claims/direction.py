@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench.noise import surveyed
-from bench.noise.claims import effects
-from bench.noise.claims.effects import Effect
-from bench.noise.claims.verdict import NOT_DECIDED, Finding, Table, Verdict, conclude, decide
-from bench.noise.estimators import NO_SIGNAL, NoiseEstimate, expected_cosine
+from batchline.bench.noise import surveyed
+from batchline.bench.noise.claims import effects
+from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims.verdict import NOT_DECIDED, Finding, Table, Verdict, conclude, decide
+from batchline.bench.noise.estimators import NO_SIGNAL, NoiseEstimate, expected_cosine
 
 CLAIM = "a smaller batch makes the gradient's direction more consistent"
 HYPOTHESIS = "The cosine between the gradients of two independent batches falls as the batch grows."

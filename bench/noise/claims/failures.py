@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bench.noise.claims import curves, effects
-from bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, Finding, Table
+from batchline.bench.noise.claims import curves, effects
+from batchline.bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, Finding, Table
 
 _LEVEL = 0.05
 

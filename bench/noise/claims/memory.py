@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench import units
-from bench.noise.claims import effects
-from bench.noise.claims.verdict import HOLDS, NOT_DECIDED, Finding, Table, Verdict, conclude, decide
-from bench.verdicts import memory_law
+from batchline.bench import units
+from batchline.bench.noise.claims import effects
+from batchline.bench.noise.claims.verdict import HOLDS, NOT_DECIDED, Finding, Table, Verdict, conclude, decide
+from batchline.bench.verdicts import memory_law
 
 CLAIM = "memory grows with the batch and can run out"
 HYPOTHESIS = "The peak memory of a training step is m(B) = m0 + m1·B with m1 above 0, and meets the device's limit."

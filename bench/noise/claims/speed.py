@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from bench import units
-from bench.noise.claims import curves, effects
-from bench.noise.claims.effects import Effect
-from bench.noise.claims.verdict import (DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE, Finding, Table, Verdict,
+from batchline.bench import units
+from batchline.bench.noise.claims import curves, effects
+from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims.verdict import (DOES_NOT_HOLD, HOLDS, NOT_DECIDED, ONLY_WHERE, Finding, Table, Verdict,
                                         conclude)
 
 CLAIM = "larger batches finish an epoch sooner; smaller ones need more iterations"

@@ -4,8 +4,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from bench.noise.claims import curves, effects, failures
-from bench.noise.claims.verdict import NOT_DECIDED, Finding, Table, Verdict, conclude, decide
+from batchline.bench.noise.claims import curves, effects, failures
+from batchline.bench.noise.claims.verdict import NOT_DECIDED, Finding, Table, Verdict, conclude, decide
 
 CLAIM = "small batches train more stably and avoid local optima; large ones may overfit"
 HYPOTHESIS = ("At a smaller batch the loss varies less between steps, fewer seeds fail, the held-out accuracy is "

@@ -16,16 +16,16 @@ from scipy.stats import quantile_test
 from tabulate import tabulate
 from torch import nn
 
-from bench import texts
-from bench.measure import threads
-from bench.measure.busy import Guard, NoGuard, guard_of
-from bench.measure.hardware import hardware as hardware_of
-from bench.noise.meter import NoiseMeter
-from bench.noise.workloads import workloads
-from bench.noise.workloads.workload import Workload
-from bench.units import duration
-from bench.verdicts.medians import LEAST_SAMPLES
-from kernels import backends
+from batchline.bench import texts
+from batchline.bench.measure import threads
+from batchline.bench.measure.busy import Guard, NoGuard, guard_of
+from batchline.bench.measure.hardware import hardware as hardware_of
+from batchline.bench.noise.meter import NoiseMeter
+from batchline.bench.noise.workloads import workloads
+from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.units import duration
+from batchline.bench.verdicts.medians import LEAST_SAMPLES
+from batchline.kernels import backends
 
 PLAIN, METERED, READ, OPACUS, BACKPACK = ("plain step", "NoiseMeter", "NoiseMeter, read", "Opacus ghost norms",
                                           "BackPACK batch_l2")

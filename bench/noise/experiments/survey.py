@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.measure import memory, stand_in
-from bench.measure.busy import NoGuard, Guard
-from bench.measure.clocks import Host
-from bench.measure.hardware import hardware
-from bench.measure.sampling import Effort, sample
-from bench.measure.state import state_of
-from bench.noise.batch_tests import inner_product_test, norm_test, orthogonality_test
-from bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
-from bench.noise.meter import NoiseMeter, Reading
-from bench.noise.workloads import workloads
-from bench.noise.workloads.workload import Workload
-from bench.records import NotMeasured
+from batchline.bench.measure import memory, stand_in
+from batchline.bench.measure.busy import NoGuard, Guard
+from batchline.bench.measure.clocks import Host
+from batchline.bench.measure.hardware import hardware
+from batchline.bench.measure.sampling import Effort, sample
+from batchline.bench.measure.state import state_of
+from batchline.bench.noise.batch_tests import inner_product_test, norm_test, orthogonality_test
+from batchline.bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
+from batchline.bench.noise.meter import NoiseMeter, Reading
+from batchline.bench.noise.workloads import workloads
+from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.records import NotMeasured
 
 Tell = Callable[[str], None]
 _PRECISION = 0.01

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.errors import UsageError
-from bench.measure import busy, environment
-from bench.noise.claims import curves
-from bench.noise.experiments.training import train
-from bench.noise.workloads import workloads
+from batchline.bench.errors import UsageError
+from batchline.bench.measure import busy, environment
+from batchline.bench.noise.claims import curves
+from batchline.bench.noise.experiments.training import train
+from batchline.bench.noise.workloads import workloads
 
 _GROWTH = 1.1         # from one evaluation to the next, which tells a step count to well within 5%
 _MOST_PROCESSES = 8

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from bench.noise.experiments.sharpness import sharpness
-from bench.noise.workloads.workload import Batch, Samples, Workload
+from batchline.bench.noise.experiments.sharpness import sharpness
+from batchline.bench.noise.workloads.workload import Batch, Samples, Workload
 
 _WINDOW, _LEAST_WINDOW = 50, 10  # steps whose losses give step_loss_std
 _DIGITS = 4                      # significant, of what is stored

@@ -3,7 +3,7 @@
 A layer's input and output gradient hold its samples' gradients, so one backward pass is enough: Batchline's kernels
 make {ḡ, n, d} of them, and a linear layer takes its own gradient from there too.
 """
-from bench.noise.meter.meter import NoiseMeter
-from bench.noise.meter.reading import Reading
+from batchline.bench.noise.meter.meter import NoiseMeter
+from batchline.bench.noise.meter.reading import Reading
 
 __all__ = ["NoiseMeter", "Reading"]

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise.meter.contributions import Rows
-from bench.noise.meter.step import Step
-from kernels.op import Tensors
-from kernels.statistics import accumulator
+from batchline.bench.noise.meter.contributions import Rows
+from batchline.bench.noise.meter.step import Step
+from batchline.kernels.op import Tensors
+from batchline.kernels.statistics import accumulator
 
 
 def normalisation(layer: str, module: nn.LayerNorm | nn.RMSNorm, forward: Callable, step: Step) -> Callable:

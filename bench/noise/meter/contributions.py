@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from bench.noise.meter import kernel
-from kernels.op import Tensors
-from kernels.statistics import accumulator
+from batchline.bench.noise.meter import kernel
+from batchline.kernels.op import Tensors
+from batchline.kernels.statistics import accumulator
 
 _CHUNK = 2 ** 23  # elements of per-sample gradients that exist at once
 

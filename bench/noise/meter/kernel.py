@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.grad_stats import grad_stats
-from kernels.elements import dtype_name
-from kernels.op import Tensors, Variant
-from kernels.statistics import accumulator
-from kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.grad_stats import grad_stats
+from batchline.kernels.elements import dtype_name
+from batchline.kernels.op import Tensors, Variant
+from batchline.kernels.statistics import accumulator
+from batchline.kernels.wgrad_stats import wgrad_stats
 
 _ONE_READ = ("numba_cpu_one_read", "triton_one_read")
 _SMALL = 2 ** 18  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise.meter import kernel
-from bench.noise.meter.contributions import Product, Rows
-from bench.noise.meter.step import Step
-from kernels.statistics import accumulator
+from batchline.bench.noise.meter import kernel
+from batchline.bench.noise.meter.contributions import Product, Rows
+from batchline.bench.noise.meter.step import Step
+from batchline.kernels.statistics import accumulator
 
 
 def metered(layer: str, module: nn.Linear, forward: Callable, step: Step) -> Callable:

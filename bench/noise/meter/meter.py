@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bench.errors import UsageError
-from bench.noise.meter.kernel import autocast_off
-from bench.noise.meter.plan import plan
-from bench.noise.meter.reading import Reading, read
-from bench.noise.meter.step import Step
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.kernel import autocast_off
+from batchline.bench.noise.meter.plan import plan
+from batchline.bench.noise.meter.reading import Reading, read
+from batchline.bench.noise.meter.step import Step
 
 REDUCTIONS = ("mean", "sum")
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bench.errors import UsageError
-from bench.noise.meter import captured, linear
-from bench.noise.meter.replayed import replayed
-from bench.noise.meter.step import Step
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter import captured, linear
+from batchline.bench.noise.meter.replayed import replayed
+from batchline.bench.noise.meter.step import Step
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

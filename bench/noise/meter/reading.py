@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench.errors import UsageError
-from bench.noise.batch_tests import BatchTest, inner_product_test, norm_test, orthogonality_test
-from bench.noise.estimators import BatchStatistics, NoiseEstimate, within_batch
-from bench.noise.meter.found import Found
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.batch_tests import BatchTest, inner_product_test, norm_test, orthogonality_test
+from batchline.bench.noise.estimators import BatchStatistics, NoiseEstimate, within_batch
+from batchline.bench.noise.meter.found import Found
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 

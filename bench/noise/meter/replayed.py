@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bench.errors import UsageError
-from bench.noise.meter.contributions import written_out
-from bench.noise.meter.step import Step
-from kernels.op import Tensors
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.contributions import written_out
+from batchline.bench.noise.meter.step import Step
+from batchline.kernels.op import Tensors
 
 
 def replayed(layer: str, module: nn.Module, forward: Callable, step: Step,

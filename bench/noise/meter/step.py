@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from bench.errors import UsageError
-from bench.noise.meter.contributions import Contribution, combined
-from bench.noise.meter.found import Found
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.contributions import Contribution, combined
+from batchline.bench.noise.meter.found import Found
 
 
 class Step:

@@ -2,7 +2,7 @@
 
 All are offline, small enough for two cores, and drawn from a seed. `workloads` holds them by name.
 """
-from bench.noise.workloads.characters import characters
-from bench.noise.workloads.digits import digits
+from batchline.bench.noise.workloads.characters import characters
+from batchline.bench.noise.workloads.digits import digits
 
 workloads = {workload.name: workload for workload in (digits, characters)}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise.workloads.workload import Samples, Workload
+from batchline.bench.noise.workloads.workload import Samples, Workload
 
 TOKENS, WIDTH, HEADS, BLOCKS = 64, 64, 4, 2
 _HELD_OUT = 0.1  # the last tenth of the text

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.noise.workloads.workload import Samples, Workload
-from kernels.digits import CLASSES, HIDDEN, PIXELS, images
+from batchline.bench.noise.workloads.workload import Samples, Workload
+from batchline.kernels.digits import CLASSES, HIDDEN, PIXELS, images
 
 _HELD_OUT, _SPLIT_SEED = 360, 0
 

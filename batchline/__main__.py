@@ -1,4 +1,4 @@
-"""`python -m bench`: every command of the suite. The Makefile only calls this."""
+"""`python -m batchline`: every command of the suite. The Makefile only calls this."""
 from __future__ import annotations
 
 import contextlib
@@ -6,10 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-from bench import command_line, console, stopping, texts
-from bench.console import complain
-from bench.measure import stand_in
-from bench.measure.reader import started_ahead
+from batchline.bench import command_line, console, stopping, texts
+from batchline.bench.console import complain
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.reader import started_ahead
 
 NOT_PRINTED, USAGE = 1, 2
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _in_place_of_a_gpu(arguments: list[str]) -> int:
     """Run the command in a process whose GPU is the stand-in, in place of this one; it does not return."""
-    os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments], {**os.environ, **stand_in.environment()})
+    os.execve(sys.executable, [sys.executable, "-m", "batchline", *arguments], {**os.environ, **stand_in.environment()})
 
 
 def _say_that_no_time_is_one() -> None:
@@ -55,7 +55,7 @@ def _ended(options) -> int:
         with started_ahead() if options.command in _READING else contextlib.nullcontext():
             return _COMMANDS[options.command](options)
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in ("bench", "kernels"):
+        if error.name and error.name.partition(".")[0] == "batchline":
             raise
         return _complain(f"{error.name} is not installed: install what requirements.txt lists (`make install`)")
     except ValueError as error:
@@ -66,7 +66,7 @@ def _ended(options) -> int:
 
 
 def _run(options) -> int:
-    from bench.run import DEFAULT_FOLDER, DEFAULT_HISTORY, run
+    from batchline.bench.run import DEFAULT_FOLDER, DEFAULT_HISTORY, run
 
     return run(options.profile, options.device, options.k, Path(options.out) if options.out else DEFAULT_FOLDER,
                options.clocks.split(",") if options.clocks else (), options.deadline,
@@ -74,120 +74,120 @@ def _run(options) -> int:
 
 
 def _aa(options) -> int:
-    from bench import a_a
+    from batchline.bench import a_a
 
     return a_a.run(options.profile, options.device, options.seconds, Path(options.out) if options.out else None)
 
 
 def _evidence(options) -> int:
-    from bench.evidence.command import collect
+    from batchline.bench.evidence.command import collect
 
     return collect(options.device, Path(options.out) if options.out else None, options.k,
                    [name for name in options.part.split(",") if name], options.minutes)
 
 
 def _tune(options) -> int:
-    from bench.tune import tune
+    from batchline.bench.tune import tune
 
     return tune(options.profile, options.device, options.k, options.seconds,
                 Path(options.out) if options.out else None)
 
 
 def _dispatch(options) -> int:
-    from bench.dispatch import dispatch
+    from batchline.bench.dispatch import dispatch
 
     return dispatch(Path(options.run) if options.run else None, options.profile, options.device, options.k,
                     Path(options.out) if options.out else None)
 
 
 def _noise(options) -> int:
-    from bench import study
+    from batchline.bench import study
 
     return study.noise(options.profile, options.device, Path(options.out) if options.out else study.RUNS)
 
 
 def _claims(options) -> int:
-    from bench import study
+    from batchline.bench import study
 
     return study.claims(options.profile, options.device, Path(options.out) if options.out else study.RUNS)
 
 
 def _advise(options) -> int:
-    from bench import study
+    from batchline.bench import study
 
     return study.advise(Path(options.run) if options.run else None, options.profile, options.device, options.workload,
                         options.batch, options.cost_cap)
 
 
 def _coverage(options) -> int:
-    from bench.noise import coverage
+    from batchline.bench.noise import coverage
 
     return coverage.run(options.draws)
 
 
 def _noise_cost(options) -> int:
-    from bench.measure.environment import resolve_device
-    from bench.noise.experiments import cost
+    from batchline.bench.measure.environment import resolve_device
+    from batchline.bench.noise.experiments import cost
 
     return cost.run(resolve_device(options.device), options.seconds)
 
 
 def _regress(options) -> int:
-    from bench.regress.command import DEFAULT_FOLDER, regress
+    from batchline.bench.regress.command import DEFAULT_FOLDER, regress
 
     return regress(options.base, options.profile, options.device, options.k, options.budget and options.budget * 60,
                    Path(options.out) if options.out else DEFAULT_FOLDER)
 
 
 def _selftest(options) -> int:
-    from bench.regress import selftest
+    from batchline.bench.regress import selftest
 
     return selftest.run(options.profile, options.device, options.k, options.sessions,
                         Path(options.out) if options.out else None)
 
 
 def _compare(options) -> int:
-    from bench.compare import compare
+    from batchline.bench.compare import compare
 
     return compare(options.a, options.b, options.force)
 
 
 def _history(options) -> int:
-    from bench.history import DEFAULT_FOLDER, history
+    from batchline.bench.history import DEFAULT_FOLDER, history
 
     return history(options.machine, options.k, Path(options.out) if options.out else None,
                    Path(options.history) if options.history else DEFAULT_FOLDER)
 
 
 def _codegen(options) -> int:
-    from bench.codegen import codegen
+    from batchline.bench.codegen import codegen
 
     return codegen(options.pin, options.all)
 
 
 def _explain(options) -> int:
-    from bench.explain import explain
+    from batchline.bench.explain import explain
 
     print(explain(options.case, Path(options.run) if options.run else None))
     return 0
 
 
 def _profile(options) -> int:
-    from bench.profile_case import profile
+    from batchline.bench.profile_case import profile
 
     return profile(options.case, options.device, options.architecture)
 
 
 def _readme(options) -> int:
-    from bench.readme import readme
+    from batchline.bench.readme import readme
 
     return readme(options.check)
 
 
 def _list(options) -> int:
-    from bench.cases import broken_lines, plan
-    from bench.listing import show
-    from bench.measure.environment import resolve_device
+    from batchline.bench.cases import broken_lines, plan
+    from batchline.bench.listing import show
+    from batchline.bench.measure.environment import resolve_device
 
     the_plan = plan(options.profile, resolve_device(options.device))
     print(show(the_plan, options.json))
@@ -198,8 +198,8 @@ def _list(options) -> int:
 
 
 def _report(options) -> int:
-    from bench import publishing, records
-    from bench.stored_files import blamed_on
+    from batchline.bench import publishing, records
+    from batchline.bench.stored_files import blamed_on
 
     folder = Path(options.folder)
     run = publishing.recovered(folder)
@@ -220,10 +220,15 @@ _COMMANDS = {
 
 _READING = ("run", "aa", "tune", "list")  # the ops, whatever they are asked for
 
-if __name__ == "__main__":
+def command() -> None:
+    """What the console script `batchline` runs, and `python -m batchline`: a command, and its exit code."""
     try:
         exit_code = main()
     except KeyboardInterrupt:  # the command had ended
         exit_code = stopping.EXIT_CODE
     stopping.end_at_once()
     sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,31 @@
+"""Batchline: what does the batch size do to kernels and to training? Measured, on this machine.
+
+`from batchline import NoiseMeter` meters the gradient noise of a training loop; `batchline.load(folder)` reads a stored
+run; `batchline.kernels` has the ops, `batchline.bench` what measures them. Each is imported when it is asked for.
+"""
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_HERE = Path(__file__).resolve().parent
+_WHERE = {"NoiseMeter": "batchline.bench.noise", "Op": "batchline.kernels.op", "load": "batchline.bench.records"}
+
+if not (_HERE / "kernels").is_dir():  # a checkout, where kernels/ and bench/ lie beside this folder; in a wheel, below
+    __path__.append(str(_HERE.parent))
+
+__all__ = ["NoiseMeter", "Op", "load"]
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
