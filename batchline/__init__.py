@@ -1,8 +1,11 @@
-"""Batchline: what does the batch size do to kernels and to training? Measured, on this machine.
+"""Batchline: what does the batch size do to kernels and to training? Measured, on this
+machine.
 
-`from batchline import NoiseMeter` meters the gradient noise of a training loop; `batchline.load(folder)` reads a stored
-run; `batchline.kernels` has the ops, `batchline.bench` what measures them. Each is imported when it is asked for.
+`from batchline import NoiseMeter` meters the gradient noise of a training loop;
+`batchline.load(folder)` reads a stored run; `batchline.kernels` has the ops,
+`batchline.bench` what measures them. Each is imported when it is asked for.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -11,9 +14,15 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _HERE = Path(__file__).resolve().parent
-_WHERE = {"NoiseMeter": "batchline.bench.noise", "Op": "batchline.kernels.op", "load": "batchline.bench.records"}
+_WHERE = {
+    "NoiseMeter": "batchline.bench.noise",
+    "Op": "batchline.kernels.op",
+    "load": "batchline.bench.records",
+}
 
-if not (_HERE / "kernels").is_dir():  # a checkout, where kernels/ and bench/ lie beside this folder; in a wheel, below
+if not (
+    _HERE / "kernels"
+).is_dir():  # a checkout, where kernels/ and bench/ lie beside this folder; in a wheel, below
     __path__.append(str(_HERE.parent))
 
 __all__ = ["NoiseMeter", "Op", "load"]

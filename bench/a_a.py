@@ -1,7 +1,9 @@
-"""`bench aa`: each baseline against itself, in turns, as two variants would be: the spread on identical code.
+"""`bench aa`: each baseline against itself, in turns, as two variants would be: the
+spread on identical code.
 
 A difference between two variants that is smaller than this one is noise.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,15 +31,19 @@ from batchline.bench.stopping import put_off
 FILE_NAME = "a-a.json"
 CLEAN, BROKEN_CASES, NOTHING_MEASURED, INTERRUPTED = 0, 1, 3, 130
 _PRECISION = 0.005
-_MOST_SAMPLES = 20_000  # short samples: the two are in turns every few hundred microseconds
+_MOST_SAMPLES = (
+    20_000  # short samples: the two are in turns every few hundred microseconds
+)
 _WITHIN = 0.02
-_FROM_S = 60e-6         # below this a caller's own jitter is percents
+_FROM_S = 60e-6  # below this a caller's own jitter is percents
 _WORST_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One case measured twice. Medians in seconds; the difference is of the second from the first, as a share."""
+    """One case measured twice. Medians in seconds; the difference is of the second from
+    the first, as a share.
+    """
 
     case: str
     status: str
@@ -53,7 +59,8 @@ class Pair:
 
 
 def run(profile: str, device: str, seconds: float, folder: Path | None = None) -> int:
-    """Measure every baseline of the profile against itself and print the result; write a-a.json into `folder`.
+    """Measure every baseline of the profile against itself and print the result; write
+    a-a.json into `folder`.
 
     Args:
         seconds: the most that each of the two is timed for in one case.
@@ -74,17 +81,37 @@ def run(profile: str, device: str, seconds: float, folder: Path | None = None) -
         require_writable(folder)
     isolation = Isolation(device, the_plan.profile.deadline_s)
     pairs, stopped = _until_stopped(
-        _pairs(isolation, the_plan.cases, CLOCKS[device][0], effort, the_plan.profile.warm_up_s))
+        _pairs(
+            isolation,
+            the_plan.cases,
+            CLOCKS[device][0],
+            effort,
+            the_plan.profile.warm_up_s,
+        )
+    )
     isolation.close()
-    document = {"machine": machine, "profile": profile, "clock": CLOCKS[device][0], "effort": asdict(effort),
-                "partial": stopped, "pairs": [asdict(pair) for pair in pairs]}
+    document = {
+        "machine": machine,
+        "profile": profile,
+        "clock": CLOCKS[device][0],
+        "effort": asdict(effort),
+        "partial": stopped,
+        "pairs": [asdict(pair) for pair in pairs],
+    }
     if folder and pairs:
         with put_off():
-            publishing.store(lambda place: write_whole(place / FILE_NAME, json.dumps(document, indent=0)), folder)
+            publishing.store(
+                lambda place: write_whole(
+                    place / FILE_NAME, json.dumps(document, indent=0)
+                ),
+                folder,
+            )
     if pairs:
         print(summary(pairs, machine["device_name"], CLOCKS[device][0]))
     if stopped:
-        complain(f"stopped after {len(pairs)} cases" + (", which are kept" if pairs else ""))
+        complain(
+            f"stopped after {len(pairs)} cases" + (", which are kept" if pairs else "")
+        )
         return INTERRUPTED
     statuses = {pair.status for pair in pairs}
     if MEASURED not in statuses:
@@ -103,41 +130,86 @@ def _until_stopped(pairs: Iterator[Pair]) -> tuple[list[Pair], bool]:
     return kept, False
 
 
-def _pairs(isolation: Isolation, cases: Sequence[Case], clock: str, effort: Effort, warm_up_s: float) -> Iterator[Pair]:
+def _pairs(
+    isolation: Isolation,
+    cases: Sequence[Case],
+    clock: str,
+    effort: Effort,
+    warm_up_s: float,
+) -> Iterator[Pair]:
     for case in cases:
-        if not case.variant.is_baseline or (case.refusal and case.refusal[0] not in BROKEN):
+        if not case.variant.is_baseline or (
+            case.refusal and case.refusal[0] not in BROKEN
+        ):
             continue
         if case.refusal:
             yield Pair(case.id, *case.refusal)
             continue
-        entries = ((f"{case.id} (A)", case.variant.name), (f"{case.id} (again)", case.variant.name))
+        entries = (
+            (f"{case.id} (A)", case.variant.name),
+            (f"{case.id} (again)", case.variant.name),
+        )
         task = Task(*case.problem, entries, (clock,), effort, effort, warm_up_s)
         outcomes = isolation.measure(task)  # once: the two in turns
         one, other = (outcomes[label] for label in task.labels)
-        broken = next((outcome for outcome in (one, other) if outcome.status != MEASURED), None)
+        broken = next(
+            (outcome for outcome in (one, other) if outcome.status != MEASURED), None
+        )
         if broken:
             yield Pair(case.id, broken.status, broken.reason)
             print(f"{case.id}: {broken.status}: {broken.reason}", file=sys.stderr)
             continue
-        pair = Pair(case.id, MEASURED, "", statistics.median(one.samples_s), statistics.median(other.samples_s),
-                    max(one.facts["precision"], other.facts["precision"]), len(one.samples_s))
-        print(f"{pair.case}  {units.duration(pair.first_s)}  {pair.difference:+.2%}", file=sys.stderr)
+        pair = Pair(
+            case.id,
+            MEASURED,
+            "",
+            statistics.median(one.samples_s),
+            statistics.median(other.samples_s),
+            max(one.facts["precision"], other.facts["precision"]),
+            len(one.samples_s),
+        )
+        print(
+            f"{pair.case}  {units.duration(pair.first_s)}  {pair.difference:+.2%}",
+            file=sys.stderr,
+        )
         yield pair
 
 
 def summary(pairs: Sequence[Pair], device_name: str, clock: str) -> str:
-    """The worst cases as a table, then the share of the cases over 60 µs whose two medians differ by less than 2%."""
+    """The worst cases as a table, then the share of the cases over 60 µs whose two
+    medians differ by less than 2%.
+    """
     timed = [pair for pair in pairs if pair.status == MEASURED]
-    judged = sorted((pair for pair in timed if pair.first_s > _FROM_S), key=lambda pair: -abs(pair.difference))
+    judged = sorted(
+        (pair for pair in timed if pair.first_s > _FROM_S),
+        key=lambda pair: -abs(pair.difference),
+    )
     if not judged:
         return f"No baseline takes more than {units.duration(_FROM_S)} here: nothing to judge an A/A by."
     table = tabulate(
-        [[pair.case, units.duration(pair.first_s), f"{pair.difference:+.2%}", f"±{pair.precision:.1%}", pair.samples]
-         for pair in judged[:_WORST_SHOWN]],
-        headers=["the largest differences", "median", "difference", "known to", "samples of each"],
-        disable_numparse=True)
+        [
+            [
+                pair.case,
+                units.duration(pair.first_s),
+                f"{pair.difference:+.2%}",
+                f"±{pair.precision:.1%}",
+                pair.samples,
+            ]
+            for pair in judged[:_WORST_SHOWN]
+        ],
+        headers=[
+            "the largest differences",
+            "median",
+            "difference",
+            "known to",
+            "samples of each",
+        ],
+        disable_numparse=True,
+    )
     within = sum(abs(pair.difference) < _WITHIN for pair in judged)
     middle = statistics.median(abs(pair.difference) for pair in judged)
-    return (f"{table}\n\nA/A by {clock} on {device_name}: {within} of {len(judged)} cases over "
-            f"{units.duration(_FROM_S)} ({within / len(judged):.1%}) differ by less than {_WITHIN:.0%} in the median; "
-            f"half of them by less than {middle:.2%}; {len(pairs) - len(timed)} not measured")
+    return (
+        f"{table}\n\nA/A by {clock} on {device_name}: {within} of {len(judged)} cases over "
+        f"{units.duration(_FROM_S)} ({within / len(judged):.1%}) differ by less than {_WITHIN:.0%} in the median; "
+        f"half of them by less than {middle:.2%}; {len(pairs) - len(timed)} not measured"
+    )

@@ -1,4 +1,7 @@
-"""The one benchmark function. pytest-benchmark runs it once a case and keeps its rounds; `session` gives the cases."""
+"""The one benchmark function. pytest-benchmark runs it once a case and keeps its
+rounds; `session` gives the cases.
+"""
+
 import pytest
 
 from batchline.bench.records import NotMeasured

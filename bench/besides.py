@@ -1,7 +1,10 @@
-"""What a run looks at besides its times: the gains once more, numerics, batch invariance, memory, the compilers' facts.
+"""What a run looks at besides its times: the gains once more, numerics, batch
+invariance, memory, the compilers' facts.
 
-Each asks the run's worker, and none ends the run: what a worker is lost over is in the answer.
+Each asks the run's worker, and none ends the run: what a worker is lost over is in the
+answer.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,19 +22,38 @@ from batchline.bench.sealed import SealBroken
 from batchline.bench.verdicts import memory_law
 from batchline.kernels import backends
 
+NOTHING = {
+    "confirmed": {},
+    "audit": [],
+    "invariance": [],
+    "noise": None,
+    "sweep": None,
+    "room_bytes": None,
+    "capacity": [],
+    "compiled": [],
+    "not_compiled": "the run was stopped",
+    "waves": [],
+}
 
-NOTHING = {"confirmed": {}, "audit": [], "invariance": [], "noise": None, "sweep": None, "room_bytes": None,
-           "capacity": [], "compiled": [], "not_compiled": "the run was stopped", "waves": []}
 
+def looks(
+    isolation: Isolation, the_plan: Plan, document: dict, machine: dict
+) -> Iterator[dict]:
+    """Parts of a run's `about`, one after another, as NOTHING names them; the worker is
+    closed on the way.
 
-def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -> Iterator[dict]:
-    """Parts of a run's `about`, one after another, as NOTHING names them; the worker is closed on the way.
-
-    The noise of the workloads is looked at where all cases of a profile that has more than a fixed list were chosen.
+    The noise of the workloads is looked at where all cases of a profile that has more
+    than a fixed list were chosen.
     """
     confirming = Confirming(isolation, the_plan.profile, document[OURS]["seconds"])
-    yield {"confirmed": confirming.confirmations(records.parse(document).records, document[OURS]["baselines"])}
-    yield {"audit": audited(isolation, the_plan, document)}  # by the worker that has compiled the variants
+    yield {
+        "confirmed": confirming.confirmations(
+            records.parse(document).records, document[OURS]["baselines"]
+        )
+    }
+    yield {
+        "audit": audited(isolation, the_plan, document)
+    }  # by the worker that has compiled the variants
     yield {"invariance": invariance_of(isolation, the_plan, document)}
     if not document[OURS]["selection"] and not the_plan.profile.fixed:
         sweep = study.stored_sweep()
@@ -41,15 +63,31 @@ def looks(isolation: Isolation, the_plan: Plan, document: dict, machine: dict) -
     yield {"room_bytes": room_bytes, "capacity": trials}
     isolation.close()
     rows, missing = compiled(the_plan, document[OURS]["cases"], machine)
-    yield {"compiled": rows, "not_compiled": missing, "waves": waves(isolation, the_plan, document, rows, machine)}
+    yield {
+        "compiled": rows,
+        "not_compiled": missing,
+        "waves": waves(isolation, the_plan, document, rows, machine),
+    }
 
 
 def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
-    """The numerics audit of the run's variants that can run here, and of the negative controls of their ops."""
+    """The numerics audit of the run's variants that can run here, and of the negative
+    controls of their ops.
+    """
     chosen = {case["id"] for case in document[OURS]["cases"]}
-    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen and not case.refusal
-                and not (stand_in.is_on() and case.variant.backend in backends.INTERPRETED_BACKENDS)}  # takes minutes
-    jobs = audit.jobs(list(variants.values()), [op.name for op in the_plan.ops.values() if op.has_conditions])
+    variants = {
+        case.variant.id: case.variant
+        for case in the_plan.cases
+        if case.id in chosen
+        and not case.refusal
+        and not (
+            stand_in.is_on() and case.variant.backend in backends.INTERPRETED_BACKENDS
+        )
+    }  # takes minutes
+    jobs = audit.jobs(
+        list(variants.values()),
+        [op.name for op in the_plan.ops.values() if op.has_conditions],
+    )
     if jobs:
         print("the numerics of the statistics", file=sys.stderr)
     rows = []
@@ -59,16 +97,22 @@ def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
         except WorkerLost as lost:
             rows.append(audit.row(subject, dtype, failed=f"{lost} ({lost.step})"))
         except RuntimeError as error:
-            rows.append(audit.row(subject, dtype, failed=f"Batchline itself failed: {error}"))
+            rows.append(
+                audit.row(subject, dtype, failed=f"Batchline itself failed: {error}")
+            )
     return rows
 
 
 def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
-    """Whether each measured variant gives a sample the same bits in every batch and call; `full` asks two processes."""
+    """Whether each measured variant gives a sample the same bits in every batch and
+    call; `full` asks two processes.
+    """
     batches: dict[tuple, set[int]] = {}
     for record in records.parse(document).records:
         if record.status == MEASURED and record.facts["flops"] <= invariance.MOST_FLOPS:
-            batches.setdefault((record.op, record.variant, record.scenario, record.dtype), set()).add(record.batch)
+            batches.setdefault(
+                (record.op, record.variant, record.scenario, record.dtype), set()
+            ).add(record.batch)
     jobs = {job: tuple(sorted(small)) for job, small in batches.items()}
     if jobs:
         print("batch invariance", file=sys.stderr)
@@ -82,51 +126,84 @@ def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[
     return rows
 
 
-def _looked_at(isolation: Isolation, op: str, variant: str, scenario: str, dtype: str, batches: Sequence[int]) -> dict:
+def _looked_at(
+    isolation: Isolation,
+    op: str,
+    variant: str,
+    scenario: str,
+    dtype: str,
+    batches: Sequence[int],
+) -> dict:
     try:
         return isolation.call("invariance", op, variant, scenario, dtype, batches)
     except (WorkerLost, RuntimeError) as error:
         return invariance.row(op, variant, scenario, dtype, batches, failed=str(error))
 
 
-def memory_confirmed(isolation: Isolation, the_plan: Plan, document: dict) -> tuple[int | None, list[dict]]:
-    """What the device has room for, and for each variant whether the largest batch that its memory law predicts is it.
+def memory_confirmed(
+    isolation: Isolation, the_plan: Plan, document: dict
+) -> tuple[int | None, list[dict]]:
+    """What the device has room for, and for each variant whether the largest batch that
+    its memory law predicts is it.
 
-    Of the scenarios of a variant that one is tried whose call at that batch takes the least time, if that is within the
-    profile's bound.
+    Of the scenarios of a variant that one is tried whose call at that batch takes the
+    least time, if that is within the profile's bound.
     """
     longest_s = the_plan.profile.confirm_s
     try:
         if not longest_s:
             return isolation.call("room"), []
         isolation.close()
-        # A worker of its own: the heap of the last one is full of what it has kept, and these deadlines are shorter.
+        # A worker of its own: the heap of the last one is full of what it has kept, and
+        # these deadlines are shorter.
         with contextlib.closing(Isolation(the_plan.device, 4 * longest_s)) as fresh:
             room = fresh.call("room")
             if room is None:
                 return room, []
             print("confirming the memory laws", file=sys.stderr)
-            tried_in = min(room, the_plan.profile.confirm_bytes or room) if the_plan.device == "cpu" else room
-            return room, list(_trials(fresh, records.parse(document), tried_in, longest_s))
+            tried_in = (
+                min(room, the_plan.profile.confirm_bytes or room)
+                if the_plan.device == "cpu"
+                else room
+            )
+            return room, list(
+                _trials(fresh, records.parse(document), tried_in, longest_s)
+            )
     except (WorkerLost, RuntimeError):
         return None, []
 
 
-def waves(isolation: Isolation, the_plan: Plan, document: dict, rows: Sequence[dict], machine: dict) -> list[dict]:
-    """How each variant that was timed on a GPU fills it, where its blocks go with the batch (bench.measure.grids)."""
+def waves(
+    isolation: Isolation,
+    the_plan: Plan,
+    document: dict,
+    rows: Sequence[dict],
+    machine: dict,
+) -> list[dict]:
+    """How each variant that was timed on a GPU fills it, where its blocks go with the
+    batch (bench.measure.grids).
+    """
     if "gpu" not in machine or the_plan.device != "cuda" or not rows:
         return []
     largest: dict[tuple, int] = {}
     for record in records.parse(document).records:
-        if record.status == MEASURED and record.facts["backend"] in backends.INTERPRETED_BACKENDS:
+        if (
+            record.status == MEASURED
+            and record.facts["backend"] in backends.INTERPRETED_BACKENDS
+        ):
             key = record.op, record.variant, record.scenario, record.dtype
             largest[key] = max(largest.get(key, 0), record.batch)
     found = []
     for (op, variant, scenario, dtype), batch in largest.items():
         row = {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype}
         try:
-            one = isolation.call("waves", op, variant, scenario, dtype, batch, rows, machine["gpu"])
-        except (WorkerLost, RuntimeError) as error:  # whatever a launcher raises that CPU tensors don't do for
+            one = isolation.call(
+                "waves", op, variant, scenario, dtype, batch, rows, machine["gpu"]
+            )
+        except (
+            WorkerLost,
+            RuntimeError,
+        ) as error:  # whatever a launcher raises that CPU tensors don't do for
             found.append(row | {"why_not": str(error)})
         else:
             found += [row | one] if one else []
@@ -134,12 +211,21 @@ def waves(isolation: Isolation, the_plan: Plan, document: dict, rows: Sequence[d
     return found
 
 
-def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: float) -> Iterator[dict]:
+def _trials(
+    isolation: Isolation, the_run: records.Run, room: int, longest_s: float
+) -> Iterator[dict]:
     for growth in memory_law.quickest(memory_law.growths(the_run.records), room):
-        row = {"op": growth.op, "variant": growth.variant, "scenario": growth.scenario, "dtype": growth.dtype}
+        row = {
+            "op": growth.op,
+            "variant": growth.variant,
+            "scenario": growth.scenario,
+            "dtype": growth.dtype,
+        }
         expected_s = growth.seconds_at(growth.largest_batch(room))
         if expected_s > longest_s:
-            yield row | {"why_not": f"a call of that size would take about {units.duration(expected_s)}"}
+            yield row | {
+                "why_not": f"a call of that size would take about {units.duration(expected_s)}"
+            }
             continue
         try:
             yield row | isolation.call("capacity", *row.values(), growth.total, room)
@@ -147,17 +233,21 @@ def _trials(isolation: Isolation, the_run: records.Run, room: int, longest_s: fl
             yield row | {"why_not": str(error)}
 
 
-def compiled(the_plan: Plan, cases: list[dict], machine: dict) -> tuple[list[dict], str | None]:
+def compiled(
+    the_plan: Plan, cases: list[dict], machine: dict
+) -> tuple[list[dict], str | None]:
     """The static facts of the run's GPU variants, and why they are not complete, if so.
 
-    With a fixed list of problems, or in a budget, nothing is compiled for them, and where there is a GPU only its own
-    are shown.
+    With a fixed list of problems, or in a budget, nothing is compiled for them, and
+    where there is a GPU only its own are shown.
     """
     if stand_in.is_on():
         return [], f"{stand_in.WORDS}, and its kernels are interpreted"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {case["id"] for case in cases}
-    variants = {case.variant.id: case.variant for case in the_plan.cases if case.id in chosen}
+    variants = {
+        case.variant.id: case.variant for case in the_plan.cases if case.id in chosen
+    }
     jobs = static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
     if the_plan.profile.fixed or the_plan.profile.budget_s[the_plan.device]:
         return _pinned(jobs, machine)
@@ -166,7 +256,8 @@ def compiled(the_plan: Plan, cases: list[dict], machine: dict) -> tuple[list[dic
 
 
 def _pinned(jobs: Sequence[Job], machine: dict) -> tuple[list[dict], str | None]:
-    """The pinned facts of those jobs whose sources are as they were pinned, for the GPU that is here if there is one.
+    """The pinned facts of those jobs whose sources are as they were pinned, for the GPU
+    that is here if there is one.
     """
     try:
         pinned = pins.load()
@@ -178,4 +269,8 @@ def _pinned(jobs: Sequence[Job], machine: dict) -> tuple[list[dict], str | None]
         here = int(machine["gpu"]["compute_capability"].replace(".", ""))
         rows = [row for row in rows if row["architecture"] == here]
     left = len(jobs) - len(current)
-    return rows, f"{left} of {len(jobs)} are not as they were pinned, and this profile compiles none" if left else None
+    return rows, (
+        f"{left} of {len(jobs)} are not as they were pinned, and this profile compiles none"
+        if left
+        else None
+    )

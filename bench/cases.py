@@ -1,8 +1,11 @@
-"""What is measured: profile x op x scenario x dtype x batch x variant → Case, in the order in which they run.
+"""What is measured: profile x op x scenario x dtype x batch x variant → Case, in the
+order in which they run.
 
-The variant changes fastest: all variants of one problem are measured together, and share its inputs and reference.
-What there is to measure is read by bench.measure.catalogue; no file of an op is imported here.
+The variant changes fastest: all variants of one problem are measured together, and
+share its inputs and reference. What there is to measure is read by
+bench.measure.catalogue; no file of an op is imported here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -10,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchline.bench import fixed_list
-from batchline.bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Refusal
+from batchline.bench.declared import (
+    BrokenFile,
+    Catalogue,
+    Declared,
+    DeclaredOp,
+    Refusal,
+)
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import catalogue, stand_in
 from batchline.bench.records import NOT_HERE, case_id
@@ -25,22 +34,30 @@ class Limits:
     bytes: float
 
 
-CLOCKS = {"cpu": ("host", "host_cold"), "cuda": ("device_cold", "device_hot", "graph", "host")}
+CLOCKS = {
+    "cpu": ("host", "host_cold"),
+    "cuda": ("device_cold", "device_hot", "graph", "host"),
+}
 """The clocks of each device. The first is the one that variants are ranked by, unless a run names others."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much to measure, and how long it may take. Mappings are by device ("cpu", "cuda").
+    """How much to measure, and how long it may take. Mappings are by device ("cpu",
+    "cuda").
 
-    A case's samples end when its median is known to ±`precision`, or after `sampling_s`; by every clock but the first
-    after `other_clocks_s`. `details`: also the scenarios that fill in a range, and the variants that show a detail;
-    `slow_starts`: also the variants that take seconds before their first call on a shape; `refines`: then more batch
-    sizes, where the answer changes (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
-    `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to confirm a memory law, 0 for none,
-    and on a CPU in so many `confirm_bytes`, None for all there are; `deadline_s` the longest that one step of a case
-    may take. `budget_s`: how long a whole run may take, None for as long as it takes (bench.budget). `fixed`: only the
-    problems of bench.fixed_list, without the noise, and of compiled facts only the pinned.
+    A case's samples end when its median is known to ±`precision`, or after
+    `sampling_s`; by every clock but the first after `other_clocks_s`. `details`: also
+    the scenarios that fill in a range, and the variants that show a detail;
+    `slow_starts`: also the variants that take seconds before their first call on a
+    shape; `refines`: then more batch sizes, where the answer changes
+    (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
+    `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to
+    confirm a memory law, 0 for none, and on a CPU in so many `confirm_bytes`, None for
+    all there are; `deadline_s` the longest that one step of a case may take.
+    `budget_s`: how long a whole run may take, None for as long as it takes
+    (bench.budget). `fixed`: only the problems of bench.fixed_list, without the noise,
+    and of compiled facts only the pinned.
     """
 
     name: str
@@ -64,43 +81,97 @@ class Profile:
 
 
 _ALL_DTYPES = ("float32", "float16", "bfloat16")
-_POWERS = tuple(2 ** power for power in range(13))
+_POWERS = tuple(2**power for power in range(13))
 
-PROFILES = {profile.name: profile for profile in (
-    Profile("smoke", batches=(1, 3, 16),
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "smoke",
+            batches=(1, 3, 16),
             dtypes={"cpu": ("float32",), "cuda": ("float16",)},
-            limits={"cpu": Limits(2e8, 2 ** 24), "cuda": Limits(1e10, 2 ** 27)},
-            details=False, slow_starts=False, refines=False,
-            precision=0.03, warm_up_s=0.01, sampling_s=0.05, other_clocks_s=0.03, energy_s=0,
-            longest_call_s=0.05, confirm_s=0, confirm_bytes=None, deadline_s=60,
-            budget_s={"cpu": None, "cuda": 120}),
-    Profile("quick", batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
+            limits={"cpu": Limits(2e8, 2**24), "cuda": Limits(1e10, 2**27)},
+            details=False,
+            slow_starts=False,
+            refines=False,
+            precision=0.03,
+            warm_up_s=0.01,
+            sampling_s=0.05,
+            other_clocks_s=0.03,
+            energy_s=0,
+            longest_call_s=0.05,
+            confirm_s=0,
+            confirm_bytes=None,
+            deadline_s=60,
+            budget_s={"cpu": None, "cuda": 120},
+        ),
+        Profile(
+            "quick",
+            batches=(1, 3, 8, 33, 64, 256, 1024, 4096),
             dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
-            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
-            details=False, slow_starts=False, refines=False,
-            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
-            longest_call_s=0.04, confirm_s=2, confirm_bytes=2 ** 29, deadline_s=120,
-            budget_s={"cpu": None, "cuda": 300}),
-    Profile("full", batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
+            limits={"cpu": Limits(2.5e9, 2**28), "cuda": Limits(6e11, 2**32)},
+            details=False,
+            slow_starts=False,
+            refines=False,
+            precision=0.01,
+            warm_up_s=0.015,
+            sampling_s=0.06,
+            other_clocks_s=0.02,
+            energy_s=0,
+            longest_call_s=0.04,
+            confirm_s=2,
+            confirm_bytes=2**29,
+            deadline_s=120,
+            budget_s={"cpu": None, "cuda": 300},
+        ),
+        Profile(
+            "full",
+            batches=tuple(sorted({*_POWERS, 3, 33, 100, 257})),
             dtypes={"cpu": _ALL_DTYPES, "cuda": (*_ALL_DTYPES, FP8)},
-            limits={"cpu": Limits(2e10, 2 ** 31), "cuda": Limits(2e13, 2 ** 35)},
-            details=True, slow_starts=True, refines=True,
-            precision=0.005, warm_up_s=0.2, sampling_s=2.0, other_clocks_s=0.5, energy_s=1.0,
-            longest_call_s=30, confirm_s=30, confirm_bytes=None, deadline_s=600,
-            budget_s={"cpu": None, "cuda": None}),
-    Profile("evidence", batches=(1, 256, 16),
+            limits={"cpu": Limits(2e10, 2**31), "cuda": Limits(2e13, 2**35)},
+            details=True,
+            slow_starts=True,
+            refines=True,
+            precision=0.005,
+            warm_up_s=0.2,
+            sampling_s=2.0,
+            other_clocks_s=0.5,
+            energy_s=1.0,
+            longest_call_s=30,
+            confirm_s=30,
+            confirm_bytes=None,
+            deadline_s=600,
+            budget_s={"cpu": None, "cuda": None},
+        ),
+        Profile(
+            "evidence",
+            batches=(1, 256, 16),
             dtypes={"cpu": ("float32",), "cuda": ("float16", "float32")},
-            limits={"cpu": Limits(2.5e9, 2 ** 28), "cuda": Limits(6e11, 2 ** 32)},
-            details=False, slow_starts=False, refines=False,
-            precision=0.01, warm_up_s=0.015, sampling_s=0.06, other_clocks_s=0.02, energy_s=0,
-            longest_call_s=0.04, confirm_s=0, confirm_bytes=None, deadline_s=60,
-            budget_s={"cpu": None, "cuda": 420}, fixed=True),
-)}
+            limits={"cpu": Limits(2.5e9, 2**28), "cuda": Limits(6e11, 2**32)},
+            details=False,
+            slow_starts=False,
+            refines=False,
+            precision=0.01,
+            warm_up_s=0.015,
+            sampling_s=0.06,
+            other_clocks_s=0.02,
+            energy_s=0,
+            longest_call_s=0.04,
+            confirm_s=0,
+            confirm_bytes=None,
+            deadline_s=60,
+            budget_s={"cpu": None, "cuda": 420},
+            fixed=True,
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One variant on one problem. `refusal` is (status, reason) when it is known beforehand that it can't be timed."""
+    """One variant on one problem. `refusal` is (status, reason) when it is known
+    beforehand that it can't be timed.
+    """
 
     variant: Declared
     scenario: str
@@ -114,7 +185,9 @@ class Case:
 
     @property
     def id(self) -> str:
-        return case_id(self.op, self.variant.name, self.scenario, self.dtype, self.batch)
+        return case_id(
+            self.op, self.variant.name, self.scenario, self.dtype, self.batch
+        )
 
     @property
     def problem(self) -> tuple[str, str, str, int]:
@@ -124,7 +197,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cases of a profile on a device, the problems that are over its limits, the ops of both, and what is none."""
+    """The cases of a profile on a device, the problems that are over its limits, the
+    ops of both, and what is none.
+    """
 
     profile: Profile
     device: str
@@ -134,56 +209,92 @@ class Plan:
     broken: tuple[BrokenFile, ...]
 
 
-def plan(profile_name: str, device: str, deadline_s: float | None = None, tree: Path | None = None,
-         configs: bool = False) -> Plan:
+def plan(
+    profile_name: str,
+    device: str,
+    deadline_s: float | None = None,
+    tree: Path | None = None,
+    configs: bool = False,
+) -> Plan:
     """Every case of the profile on the device.
 
     Args:
-        deadline_s: the longest that a file may take to be imported; by default the profile's, and a minute at most.
-        tree: the folder whose `kernels` are planned, where that is not the one beside this `bench`.
-        configs: whether the ops tell the configurations of their tunable variants, too.
+        deadline_s: the longest that a file may take to be imported; by default the
+        profile's, and a minute at most. tree: the folder whose `kernels` are planned,
+        where that is not the one beside this `bench`. configs: whether the ops tell the
+        configurations of their tunable variants, too.
 
     Raises:
         UsageError: for an unknown profile, or if the ops can't be read.
     """
     profile = profile_named(profile_name)
     limits = _limits(profile, device)
-    request = {"dtypes": profile.dtypes[device], "batches": (1,) if profile.fixed else profile.batches,
-               "details": profile.details, "flops": limits.flops, "bytes": limits.bytes, "configs": configs}
+    request = {
+        "dtypes": profile.dtypes[device],
+        "batches": (1,) if profile.fixed else profile.batches,
+        "details": profile.details,
+        "flops": limits.flops,
+        "bytes": limits.bytes,
+        "configs": configs,
+    }
     read = catalogue.read(request, _deadline_s(profile, deadline_s), tree)
     if not profile.fixed:
         return of_catalogue(profile, device, read)
     listed = fixed_list.problems(read.ops, profile.batches)
-    read = catalogue.read(request | {"problems": listed}, _deadline_s(profile, deadline_s), tree)
+    read = catalogue.read(
+        request | {"problems": listed}, _deadline_s(profile, deadline_s), tree
+    )
     return _in_order_of(listed, of_catalogue(profile, device, read))
 
 
 def _in_order_of(listed: Sequence[tuple], the_plan: Plan) -> Plan:
     """The plan with its problems in the order of the list."""
     place = {problem: number for number, problem in enumerate(listed)}
-    return replace(the_plan, cases=tuple(sorted(the_plan.cases, key=lambda case: place[case.problem])))
+    return replace(
+        the_plan,
+        cases=tuple(sorted(the_plan.cases, key=lambda case: place[case.problem])),
+    )
 
 
-def refined(the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]) -> Plan:
-    """Batch sizes besides those of a plan, by op, scenario and dtype: for them alone, and all variants."""
+def refined(
+    the_plan: Plan, added: Mapping[tuple[str, str, str], Sequence[int]]
+) -> Plan:
+    """Batch sizes besides those of a plan, by op, scenario and dtype: for them alone,
+    and all variants.
+    """
     limits = _limits(the_plan.profile, the_plan.device)
-    problems = [(*group, batch) for group, batches in added.items() for batch in batches]
+    problems = [
+        (*group, batch) for group, batches in added.items() for batch in batches
+    ]
     if not problems:
         return Plan(the_plan.profile, the_plan.device, (), (), {}, ())
     request = {"problems": problems, "flops": limits.flops, "bytes": limits.bytes}
-    return of_catalogue(the_plan.profile, the_plan.device,
-                        catalogue.read(request, _deadline_s(the_plan.profile, None)))
+    return of_catalogue(
+        the_plan.profile,
+        the_plan.device,
+        catalogue.read(request, _deadline_s(the_plan.profile, None)),
+    )
 
 
 def broken_lines(the_plan: Plan) -> list[str]:
     """A line for each file that is broken, whether its variant has cases or not."""
-    variants = [variant for op in the_plan.ops.values() for variant in op.variants.values() if variant.broken]
-    return [*map(str, the_plan.broken), *(f"{variant.id}: {': '.join(variant.broken)}" for variant in variants)]
+    variants = [
+        variant
+        for op in the_plan.ops.values()
+        for variant in op.variants.values()
+        if variant.broken
+    ]
+    return [
+        *map(str, the_plan.broken),
+        *(f"{variant.id}: {': '.join(variant.broken)}" for variant in variants),
+    ]
 
 
 def along(the_plan: Plan, chosen: Container[str]) -> set[str]:
-    """The ids of cases that a choice of cases is compared with and lacks: on each problem that one of them is timed
-    on, the baseline and the rungs below, as far as they can be timed."""
+    """The ids of cases that a choice of cases is compared with and lacks: on each
+    problem that one of them is timed on, the baseline and the rungs below, as far as
+    they can be timed.
+    """
     by_problem: dict[tuple, dict[str, Case]] = {}
     for case in the_plan.cases:
         if not case.refusal:
@@ -192,8 +303,13 @@ def along(the_plan: Plan, chosen: Container[str]) -> set[str]:
     for cases in by_problem.values():
         timed = [case.variant for case in cases.values() if case.id in chosen]
         below = {variant.builds_on for variant in timed}
-        wanted |= {case.id for case in cases.values() if timed and case.id not in chosen
-                   and (case.variant.is_baseline or case.variant.name in below)}
+        wanted |= {
+            case.id
+            for case in cases.values()
+            if timed
+            and case.id not in chosen
+            and (case.variant.is_baseline or case.variant.name in below)
+        }
     return wanted
 
 
@@ -210,10 +326,14 @@ def profile_named(name: str) -> Profile:
 
 def of_catalogue(profile: Profile, device: str, found: Catalogue) -> Plan:
     """The cases of the catalogue's problems, of all variants that it has."""
-    cases = tuple(case for op in found.ops.values() for case in _cases(op, profile, device))
+    cases = tuple(
+        case for op in found.ops.values() for case in _cases(op, profile, device)
+    )
     if device == "cuda" and stand_in.is_on():
         cases = _on_the_smallest(cases, found)
-    left_out = tuple(problem.key for op in found.ops.values() for problem in op.left_out)
+    left_out = tuple(
+        problem.key for op in found.ops.values() for problem in op.left_out
+    )
     return Plan(profile, device, cases, left_out, found.ops, found.broken)
 
 
@@ -221,30 +341,54 @@ def _cases(op: DeclaredOp, profile: Profile, device: str) -> Iterable[Case]:
     for number, problem in enumerate(op.problems):
         for variant in op.variants.values():
             refusal = variant.broken or op.refusals[variant.name][number]
-            yield Case(variant, problem.scenario, problem.dtype, problem.batch,
-                       refusal or _not_here(variant, profile, device, problem.dtype))
+            yield Case(
+                variant,
+                problem.scenario,
+                problem.dtype,
+                problem.batch,
+                refusal or _not_here(variant, profile, device, problem.dtype),
+            )
 
 
 def _on_the_smallest(cases: Sequence[Case], found: Catalogue) -> tuple[Case, ...]:
-    """Each variant on the smallest problem that it takes, beside the baseline; one that takes none on the first."""
-    flops = {problem.key: problem.flops for op in found.ops.values() for problem in op.problems}
+    """Each variant on the smallest problem that it takes, beside the baseline; one that
+    takes none on the first.
+    """
+    flops = {
+        problem.key: problem.flops
+        for op in found.ops.values()
+        for problem in op.problems
+    }
     chosen = {}
     for case in cases:
         known = chosen.setdefault(case.variant.id, case)
-        if (bool(case.refusal), flops[case.problem]) < (bool(known.refusal), flops[known.problem]):
+        if (bool(case.refusal), flops[case.problem]) < (
+            bool(known.refusal),
+            flops[known.problem],
+        ):
             chosen[case.variant.id] = case
     problems = {case.problem for case in chosen.values() if not case.refusal}
-    return tuple(case for case in cases
-                 if chosen[case.variant.id] is case or (case.variant.is_baseline and case.problem in problems))
+    return tuple(
+        case
+        for case in cases
+        if chosen[case.variant.id] is case
+        or (case.variant.is_baseline and case.problem in problems)
+    )
 
 
 def _limits(profile: Profile, device: str) -> Limits:
     """The profile's; an interpreter takes minutes for what a GPU does in microseconds."""
     limits = profile.limits[device]
-    return replace(limits, flops=stand_in.MOST_FLOPS) if device == "cuda" and stand_in.is_on() else limits
+    return (
+        replace(limits, flops=stand_in.MOST_FLOPS)
+        if device == "cuda" and stand_in.is_on()
+        else limits
+    )
 
 
-def _not_here(variant: Declared, profile: Profile, device: str, dtype: str) -> Refusal | None:
+def _not_here(
+    variant: Declared, profile: Profile, device: str, dtype: str
+) -> Refusal | None:
     """Why a variant that takes a problem is not timed on it, or None."""
     why = variant.why_not_here(device, dtype)
     if variant.slow_start and device == "cuda" and stand_in.is_on():

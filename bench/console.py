@@ -1,4 +1,7 @@
-"""What a command prints: readable in any encoding, and never the end of a command, whatever its reader does."""
+"""What a command prints: readable in any encoding, and never the end of a command,
+whatever its reader does.
+"""
+
 from __future__ import annotations
 
 import codecs
@@ -13,12 +16,33 @@ _STANDARD = (0, 1, 2)  # the file descriptors of stdin, stdout, stderr
 _HANDLER = "batchline"
 ERASED = "\r\x1b[K"  # what a terminal takes for: this line anew
 # The few signs beyond ASCII that reports use; others are shown as Python escapes them.
-_IN_ASCII = {"µ": "u", "×": "x", "·": "-", "±": "+-", "≤": "<=", "≥": ">=", "→": "->", "–": "-", "—": "-", "…": "...",
-             "“": '"', "”": '"', "‖": "||", "²": "^2", "√": "sqrt ", "∞": "inf", "≈": "~", "ḡ": "mean g", "−": "-"}
+_IN_ASCII = {
+    "µ": "u",
+    "×": "x",
+    "·": "-",
+    "±": "+-",
+    "≤": "<=",
+    "≥": ">=",
+    "→": "->",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "“": '"',
+    "”": '"',
+    "‖": "||",
+    "²": "^2",
+    "√": "sqrt ",
+    "∞": "inf",
+    "≈": "~",
+    "ḡ": "mean g",
+    "−": "-",
+}
 
 
 class _Forgiving(io.FileIO):
-    """A file descriptor whose first error is kept in `error`; from then on what is written to it is dropped."""
+    """A file descriptor whose first error is kept in `error`; from then on what is
+    written to it is dropped.
+    """
 
     error: OSError | None = None
 
@@ -42,7 +66,9 @@ class _Marked:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        marked = re.sub(f"(\n|{re.escape(ERASED)})(?=[^\n\r])", rf"\g<1>{self.mark}", text)
+        marked = re.sub(
+            f"(\n|{re.escape(ERASED)})(?=[^\n\r])", rf"\g<1>{self.mark}", text
+        )
         if self._is_at_start and text[:1] not in ("", "\n", "\r"):
             marked = f"{self.mark}{marked}"
         if text:
@@ -52,7 +78,9 @@ class _Marked:
 
 
 def prepare() -> None:
-    """Make stdout and stderr take any text, and go on without a reader. Leaves streams that a caller has put there."""
+    """Make stdout and stderr take any text, and go on without a reader. Leaves streams
+    that a caller has put there.
+    """
     codecs.register_error(_HANDLER, _in_ascii)
     _open_standard_files()
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, 1)
@@ -60,7 +88,9 @@ def prepare() -> None:
 
 
 def mark_lines(mark: str) -> None:
-    """Begin every line that is printed from now on with `mark`, on stdout and on stderr."""
+    """Begin every line that is printed from now on with `mark`, on stdout and on
+    stderr.
+    """
     sys.stdout, sys.stderr = _Marked(sys.stdout, mark), _Marked(sys.stderr, mark)
 
 
@@ -70,7 +100,9 @@ def columns() -> int:
 
 
 def why_not_printed() -> str | None:
-    """Why what was printed has not all arrived, or None; a reader that has seen enough (head, a pager) is no reason."""
+    """Why what was printed has not all arrived, or None; a reader that has seen enough
+    (head, a pager) is no reason.
+    """
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     error = raw.error if isinstance(raw, _Forgiving) else None
@@ -83,7 +115,9 @@ def complain(line: str) -> None:
 
 
 def _open_standard_files() -> None:
-    """What was closed by the caller (`>&-`) is /dev/null, or the next file that is opened would be taken for it."""
+    """What was closed by the caller (`>&-`) is /dev/null, or the next file that is
+    opened would be taken for it.
+    """
     for number in _STANDARD:
         try:
             os.fstat(number)
@@ -96,12 +130,20 @@ def _forgiving(stream, original, number: int):
         return stream
     encoding = stream.encoding if stream is not None else "utf-8"
     raw = _Forgiving(number, "w", closefd=False)
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, _HANDLER, line_buffering=number == 2 or raw.isatty())
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding,
+        _HANDLER,
+        line_buffering=number == 2 or raw.isatty(),
+    )
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    wanted = error.object[error.start:error.end]
-    shown = "".join(_IN_ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in wanted)
+    wanted = error.object[error.start : error.end]
+    shown = "".join(
+        _IN_ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode()
+        for sign in wanted
+    )
     return shown, error.end

@@ -1,4 +1,7 @@
-"""What ops and variants declare of themselves, as plain data: all that is known of them where nothing runs them."""
+"""What ops and variants declare of themselves, as plain data: all that is known of them
+where nothing runs them.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +16,11 @@ Refusal = tuple[str, str]  # a status of bench.records, and a line that says why
 
 @dataclass(frozen=True)
 class Declared:
-    """A variant, as kernels.op.Variant has it. `folder` is its op's; `tunable`: whether it has several configurations.
+    """A variant, as kernels.op.Variant has it. `folder` is its op's; `tunable`: whether
+    it has several configurations.
 
-    `broken` is how it ended when it was asked what it declares, and why; None where nothing is wrong with it.
+    `broken` is how it ended when it was asked what it declares, and why; None where
+    nothing is wrong with it.
     """
 
     op: str
@@ -41,7 +46,9 @@ class Declared:
 
     @property
     def file(self) -> Path:
-        """Where it is: an op's own call is in the contract's file, every other variant in one of its name."""
+        """Where it is: an op's own call is in the contract's file, every other variant
+        in one of its name.
+        """
         if self.backend == DISPATCH:
             return self.folder.parent / "op.py"
         package = self.folder / self.name / "__init__.py"
@@ -58,13 +65,17 @@ class Declared:
         return self.needs or "cpu, cuda"
 
     def why_not_here(self, device: str, dtype: str | None = None) -> str | None:
-        """Why it can't run on `device` ("cpu" or "cuda"; in `dtype`) in this environment, or None."""
+        """Why it can't run on `device` ("cpu" or "cuda"; in `dtype`) in this
+        environment, or None.
+        """
         return why_not_here(self.backend, self.needs, device, dtype)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of an op: its work by the op's definition, and what the op describes it by (kernels.op.Op)."""
+    """One problem of an op: its work by the op's definition, and what the op describes
+    it by (kernels.op.Op).
+    """
 
     op: str
     scenario: str
@@ -82,10 +93,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class DeclaredOp:
-    """An op, its variants by name (the baseline first), and the problems that were asked for.
+    """An op, its variants by name (the baseline first), and the problems that were
+    asked for.
 
-    `left_out` are those that are over the limits that were asked for. `refusals` and `configs` have an entry for each
-    of `problems`, by variant: why the variant does not take it, or None; its configurations, the rule's first.
+    `left_out` are those that are over the limits that were asked for. `refusals` and
+    `configs` have an entry for each of `problems`, by variant: why the variant does not
+    take it, or None; its configurations, the rule's first.
     """
 
     name: str
@@ -103,7 +116,9 @@ class DeclaredOp:
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """What should have been an op or a variant and has no rows: its file, how it ended, and why."""
+    """What should have been an op or a variant and has no rows: its file, how it ended,
+    and why.
+    """
 
     file: str
     status: str

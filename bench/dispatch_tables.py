@@ -1,7 +1,10 @@
-"""A run's tables for ops' calls, held back: calls go by them first, and they take their places if that bears them out.
+"""A run's tables for ops' calls, held back: calls go by them first, and they take their
+places if that bears them out.
 
-Nothing on disk changes before `write`, and a table appears there whole: whatever ends the command leaves the old ones.
+Nothing on disk changes before `write`, and a table appears there whole: whatever ends
+the command leaves the old ones.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,29 +23,55 @@ Problem = tuple[str, str, str, int]  # as bench.cases.Case.problem
 
 
 class HeldBack:
-    """The table of each op that a run has timed on some of `problems`, by the op's name, and none of any other op.
+    """The table of each op that a run has timed on some of `problems`, by the op's
+    name, and none of any other op.
 
-    It has those problems' entries, and what the op's present table has of others, if that is of the same libraries.
-    `folder` is where the tables are; by default beside the kernels.
+    It has those problems' entries, and what the op's present table has of others, if
+    that is of the same libraries. `folder` is where the tables are; by default beside
+    the kernels.
     """
 
-    def __init__(self, run: Run, problems: Collection[Problem], the_plan: Plan, folder: Path | None = None):
+    def __init__(
+        self,
+        run: Run,
+        problems: Collection[Problem],
+        the_plan: Plan,
+        folder: Path | None = None,
+    ):
         self._plan, self._folder = the_plan, folder
-        self._described = {problem.key: problem for op in the_plan.ops.values() for problem in op.problems}
-        self._header = {**device_tables.provenance(run.machine), "clock": CLOCKS[the_plan.device][0],
-                        "measured": run.about["started"][:10], "profile": run.about["profile"]}
+        self._described = {
+            problem.key: problem
+            for op in the_plan.ops.values()
+            for problem in op.problems
+        }
+        self._header = {
+            **device_tables.provenance(run.machine),
+            "clock": CLOCKS[the_plan.device][0],
+            "measured": run.about["started"][:10],
+            "profile": run.about["profile"],
+        }
         self.entries: dict[str, list[dict]] = {}
         self.left_out = 0  # problems that the run has timed and that are not called
-        candidates = {name: [variant.name for variant in op.variants.values()
-                             if is_candidate(variant) and not variant.broken]
-                      for name, op in the_plan.ops.items()}
+        candidates = {
+            name: [
+                variant.name
+                for variant in op.variants.values()
+                if is_candidate(variant) and not variant.broken
+            ]
+            for name, op in the_plan.ops.items()
+        }
         for one in measured(run.records, run.about["baselines"], candidates):
             problem = one.op, one.scenario, one.dtype, one.batch
             for name, gain in one.not_believed.items():
-                print(f"{one.scenario}/{one.dtype}/B{one.batch} of {one.op}: {units.ratio(gain)} by {name} is not "
-                      "believed, and not taken: run `make bench` again", file=sys.stderr)
+                print(
+                    f"{one.scenario}/{one.dtype}/B{one.batch} of {one.op}: {units.ratio(gain)} by {name} is not "
+                    "believed, and not taken: run `make bench` again",
+                    file=sys.stderr,
+                )
             if problem in problems:
-                self.entries.setdefault(one.op, []).append(self._entry(problem) | {"faster": dict(one.faster)})
+                self.entries.setdefault(one.op, []).append(
+                    self._entry(problem) | {"faster": dict(one.faster)}
+                )
             else:
                 self.left_out += 1
         for op, fresh in self.entries.items():
@@ -53,16 +82,22 @@ class HeldBack:
         return {"table": {"winners": self.entries[op]}} if op in self.entries else {}
 
     def gain(self, one: Called) -> float | None:
-        """How much the table says that a call's own variant gains there; None where it is not the table's choice."""
+        """How much the table says that a call's own variant gains there; None where it
+        is not the table's choice.
+        """
         own = self._own(one.problem)
         return own[0]["faster"].get(one.variant) if own else None
 
     def chooses(self, problem: Problem) -> bool:
-        """Whether the table has something faster than the baseline for this very problem."""
+        """Whether the table has something faster than the baseline for this very
+        problem.
+        """
         return any(entry["faster"] for entry in self._own(problem))
 
     def take_out(self, one: Called) -> bool:
-        """Take a call's choice out of its table, for its own sizes; whether there was one."""
+        """Take a call's choice out of its table, for its own sizes; whether there was
+        one.
+        """
         if one.op not in self.entries or one.variant == one.baseline:
             return False
         own = self._own(one.problem)
@@ -74,7 +109,8 @@ class HeldBack:
         return True
 
     def write(self, op: str, out: Path | None = None) -> None:
-        """Put the op's table in the place of the present one, or into the folder `out` under the op's name.
+        """Put the op's table in the place of the present one, or into the folder `out`
+        under the op's name.
 
         Raises:
             UsageError: if it can't be written.
@@ -83,27 +119,40 @@ class HeldBack:
         rows = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
         device_tables.write(path, self._header, f"[\n{rows}\n ]")
         better = sum(bool(entry["faster"]) for entry in entries)
-        print(f"{op}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
-              file=sys.stderr)
+        print(
+            f"{op}: {better} of {len(entries)} problems have a variant that beats the baseline: {path}",
+            file=sys.stderr,
+        )
 
     def _kept(self, op: str, fresh: Collection[Mapping]) -> list[dict]:
         before = stored(self._path(op))
         keys = {_key(entry) for entry in fresh}
-        return [dict(entry) | {"faster": dict(entry["faster"])} for entry in before.get("winners", ())
-                if _key(entry) not in keys and not why_stale(before)]
+        return [
+            dict(entry) | {"faster": dict(entry["faster"])}
+            for entry in before.get("winners", ())
+            if _key(entry) not in keys and not why_stale(before)
+        ]
 
     def _own(self, problem: Problem) -> list[dict]:
         key = _key(self._entry(problem))
-        return [entry for entry in self.entries.get(problem[0], ()) if _key(entry) == key]
+        return [
+            entry for entry in self.entries.get(problem[0], ()) if _key(entry) == key
+        ]
 
     def _path(self, op: str) -> Path:
-        return device_tables.path_of(self._plan.ops[op], "dispatch", self._plan.device, self._folder)
+        return device_tables.path_of(
+            self._plan.ops[op], "dispatch", self._plan.device, self._folder
+        )
 
     def _entry(self, problem: Problem) -> dict:
         """A problem as a table has it, with nothing that is faster."""
         one = self._described[problem]
-        return {"problem": f"{one.scenario}/{one.dtype}/B{one.batch}", "traits": one.traits, "sizes": list(one.sizes),
-                "faster": {}}
+        return {
+            "problem": f"{one.scenario}/{one.dtype}/B{one.batch}",
+            "traits": one.traits,
+            "sizes": list(one.sizes),
+            "faster": {},
+        }
 
 
 def _key(entry: Mapping) -> tuple:

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all."""
+
 from __future__ import annotations
 
 import os
@@ -6,7 +7,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write `text` to `path`, in UTF-8: a reader sees what was there before, or all of it, also after a power cut.
+    """Write `text` to `path`, in UTF-8: a reader sees what was there before, or all of
+    it, also after a power cut.
 
     Raises:
         OSError: if it can't be written; what was there before is still there.

@@ -1,4 +1,5 @@
 """The folder of a run: its own, and known to be writable before anything is measured."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,25 +12,31 @@ from pathlib import Path
 from batchline.bench.errors import UsageError
 from batchline.kernels.device import slug
 
-LEAST_FREE_BYTES = 64 * 2 ** 20
+LEAST_FREE_BYTES = 64 * 2**20
 
 
 def new_folder(parent: Path, device_name: str) -> Path:
-    """A folder of this run's own, made now, so that a folder that can't be written is known before the measuring."""
+    """A folder of this run's own, made now, so that a folder that can't be written is
+    known before the measuring.
+    """
     name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug(device_name)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
         if free < LEAST_FREE_BYTES:
-            raise UsageError(f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {LEAST_FREE_BYTES >> 20}: "
-                             "free some, or name another folder with OUT=")
+            raise UsageError(
+                f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {LEAST_FREE_BYTES >> 20}: "
+                "free some, or name another folder with OUT="
+            )
         for suffix in ("", *(f"-{number}" for number in range(2, 100))):
             with contextlib.suppress(FileExistsError):
                 (parent / f"{name}{suffix}").mkdir()
                 return parent / f"{name}{suffix}"
         raise UsageError(f"{parent}/{name} and 98 more like it exist already")
     except OSError as error:
-        raise UsageError(f"can't write to {parent} ({error.strerror}): name another folder with OUT=") from error
+        raise UsageError(
+            f"can't write to {parent} ({error.strerror}): name another folder with OUT="
+        ) from error
 
 
 def require_writable(folder: Path, setting: str = "OUT") -> None:
@@ -43,7 +50,9 @@ def require_writable(folder: Path, setting: str = "OUT") -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with {setting}=") from error
+        raise UsageError(
+            f"can't write to {folder} ({error.strerror}): name another folder with {setting}="
+        ) from error
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -1,13 +1,18 @@
-"""The journal of a run: a line for each thing that was measured, written as it is measured; run.json is made from it.
+"""The journal of a run: a line for each thing that was measured, written as it is
+measured; run.json is made from it.
 
-`journal.jsonl` holds a JSON object a line. The first is {"format", "run", "about"}: pytest-benchmark's document without
-its benchmarks, and our part as far as it is known at the start. Any other has one or more of
+`journal.jsonl` holds a JSON object a line. The first is {"format", "run", "about"}:
+pytest-benchmark's document without its benchmarks, and our part as far as it is known
+at the start. Any other has one or more of
     "planned"   the ids of cases that will be measured
-    "along"     those of them that are measured only because others are compared with them
-    "case"      the id of one that is done, with its "status" and "reason", and the "benchmark" of one that was measured
-    "about"     what replaces entries of our part
-and "at_s", the seconds since the run's start. A line that is cut, as by a kill, is passed over.
+    "along"     those of them that are measured only because others are compared with
+    them
+    "case"      the id of one that is done, with its "status" and "reason", and the
+    "benchmark" of one that was measured "about"     what replaces entries of our part
+and "at_s", the seconds since the run's start. A line that is cut, as by a kill, is
+passed over.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +35,8 @@ _SYNC_EVERY_S = 1.0  # a kill costs nothing that was written; only a machine tha
 
 
 class Journal:
-    """Writes a run's journal. What its file does not take is kept, and tried again with the next entry.
+    """Writes a run's journal. What its file does not take is kept, and tried again with
+    the next entry.
 
     `about` are entries of our part that every run has from its beginning.
     """
@@ -46,13 +52,24 @@ class Journal:
         self._file: int | None = None
 
     def begin(self, run: Mapping, about: Mapping) -> None:
-        """The first entry: pytest-benchmark's document without its benchmarks, and our part as it begins."""
-        self.add(format=FORMAT, run=run, about={**self._about, **about, "format": records.FORMAT, "partial": True})
+        """The first entry: pytest-benchmark's document without its benchmarks, and our
+        part as it begins.
+        """
+        self.add(
+            format=FORMAT,
+            run=run,
+            about={**self._about, **about, "format": records.FORMAT, "partial": True},
+        )
 
     def add(self, **entry) -> None:
         """One more entry; its texts are cleaned on the way. Never raises OSError."""
         entry["at_s"] = round(self._now() - self._started_s, 3)
-        line = json.dumps(texts.cleaned(entry), separators=(",", ":"), ensure_ascii=False, default=texts.clean_line)
+        line = json.dumps(
+            texts.cleaned(entry),
+            separators=(",", ":"),
+            ensure_ascii=False,
+            default=texts.clean_line,
+        )
         with put_off():
             self._entries.append(json.loads(line))
             self._unwritten += line.encode() + b"\n"
@@ -80,16 +97,22 @@ class Journal:
     def _write(self) -> None:
         try:
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._file = os.open(
+                    self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+                )
             while self._unwritten:
-                self._unwritten = self._unwritten[os.write(self._file, self._unwritten):]
+                self._unwritten = self._unwritten[
+                    os.write(self._file, self._unwritten) :
+                ]
             if self._now() - self._synced_s > _SYNC_EVERY_S:
                 os.fdatasync(self._file)
                 self._synced_s = self._now()
         except OSError as error:
             if not self._has_failed:
-                complain(f"can't write to {self.path} ({error.strerror}): what is measured from here on is kept in "
-                         "memory, and stored at the end")
+                complain(
+                    f"can't write to {self.path} ({error.strerror}): what is measured from here on is kept in "
+                    "memory, and stored at the end"
+                )
             self._has_failed = True
 
 
@@ -105,12 +128,16 @@ def read(folder: Path) -> dict:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise UsageError(f"no journal in {folder}: {error.strerror or error}") from error
+        raise UsageError(
+            f"no journal in {folder}: {error.strerror or error}"
+        ) from error
     entries = [entry for entry in map(_entry, lines) if entry is not None]
     with blamed_on(path):
         version = entries[0].get("format")
         if isinstance(version, int) and version != FORMAT:
-            raise UsageError(f"{path} is of format {version}, and this Batchline reads {FORMAT}")
+            raise UsageError(
+                f"{path} is of format {version}, and this Batchline reads {FORMAT}"
+            )
         return document_of(entries)
 
 
@@ -125,11 +152,18 @@ def _entry(line: bytes) -> Mapping | None:
 def document_of(entries: Sequence[Mapping]) -> dict:
     """pytest-benchmark's document with our part in it, from a journal's entries."""
     first, *others = entries
-    about, benchmarks, outcomes = {**first["about"], "along": [], "compiled_ahead": []}, [], {}
+    about, benchmarks, outcomes = (
+        {**first["about"], "along": [], "compiled_ahead": []},
+        [],
+        {},
+    )
     for entry in others:
         about |= entry.get("about", {})
         about["along"] += entry.get("along", ())
-        outcomes |= {name: (NOT_REACHED, "the run ended before it") for name in entry.get("planned", ())}
+        outcomes |= {
+            name: (NOT_REACHED, "the run ended before it")
+            for name in entry.get("planned", ())
+        }
         if "compiled_ahead" in entry:  # of each of a run's passes
             about["compiled_ahead"].append(entry["compiled_ahead"])
         if "case" in entry:
@@ -137,8 +171,12 @@ def document_of(entries: Sequence[Mapping]) -> dict:
         if "benchmark" in entry:
             benchmarks.append(entry["benchmark"])
     about["seconds"] = entries[-1]["at_s"]
-    about["cases"] = _in_order([{"id": name, "status": status, "reason": reason}
-                                for name, (status, reason) in outcomes.items()])
+    about["cases"] = _in_order(
+        [
+            {"id": name, "status": status, "reason": reason}
+            for name, (status, reason) in outcomes.items()
+        ]
+    )
     return {**first["run"], "benchmarks": benchmarks, OURS: about}
 
 
@@ -147,5 +185,8 @@ def _in_order(cases: Sequence[dict]) -> list[dict]:
     parts = [parse_case_id(case["id"]) for case in cases]
     groups = [(part["op"], part["scenario"], part["dtype"]) for part in parts]
     place = {group: number for number, group in reversed(list(enumerate(groups)))}
-    order = sorted(range(len(cases)), key=lambda number: (place[groups[number]], parts[number]["batch"]))
+    order = sorted(
+        range(len(cases)),
+        key=lambda number: (place[groups[number]], parts[number]["batch"]),
+    )
     return [cases[number] for number in order]

@@ -1,4 +1,7 @@
-"""What `bench run` shows while it works: one rewritten line on a terminal, a line every few seconds in a log."""
+"""What `bench run` shows while it works: one rewritten line on a terminal, a line every
+few seconds in a log.
+"""
+
 from __future__ import annotations
 
 import collections
@@ -28,47 +31,67 @@ class Progress:
         self._to_do = self._done = 0
         self._started_s = 0.0
         self._told_s = -math.inf
-        self._case_s: dict[tuple, float] = {}  # what a case of a problem is expected to take
+        self._case_s: dict[tuple, float] = (
+            {}
+        )  # what a case of a problem is expected to take
         self._done_s = self._left_s = self._prior_s = self._after_s = 0.0
         self._said: set[tuple[str, str, str]] = set()
 
-    def plan(self, cases: Sequence[Case], forecast: Forecast, schedule: Schedule) -> None:
-        """Tell what is planned: all cases, those that there is time for, and how long that takes."""
+    def plan(
+        self, cases: Sequence[Case], forecast: Forecast, schedule: Schedule
+    ) -> None:
+        """Tell what is planned: all cases, those that there is time for, and how long
+        that takes.
+        """
         can_run = [case for case in cases if not case.refusal]
         with_time = [case for case in can_run if case.problem in forecast.problems_s]
         count = collections.Counter(case.problem for case in with_time)
-        self._case_s = {key: seconds / count[key] for key, seconds in forecast.problems_s.items()}
+        self._case_s = {
+            key: seconds / count[key] for key, seconds in forecast.problems_s.items()
+        }
         self._left_s, self._after_s = forecast.cases_s, forecast.after_s
         self._prior_s = _PRIOR_SHARE * forecast.cases_s
         self._to_do = len(with_time)
         self._say(f"{len(cases)} cases planned, {len(can_run)} of them run here")
         if len(with_time) < len(can_run):
-            self._say(f"{len(with_time)} of those, on {len(count)} problems, fit into {schedule.name}; the others are "
-                      "rows without a time (K chooses)")
-        self._say(f"expected to take {units.clock(forecast.total_s)}: {units.clock(forecast.before_s)} before the "
-                  f"cases, {units.clock(forecast.compile_s)} to compile kernels, {units.clock(forecast.cases_s)} for "
-                  f"the cases, {units.clock(forecast.after_s)} after them")
+            self._say(
+                f"{len(with_time)} of those, on {len(count)} problems, fit into {schedule.name}; the others are "
+                "rows without a time (K chooses)"
+            )
+        self._say(
+            f"expected to take {units.clock(forecast.total_s)}: {units.clock(forecast.before_s)} before the "
+            f"cases, {units.clock(forecast.compile_s)} to compile kernels, {units.clock(forecast.cases_s)} for "
+            f"the cases, {units.clock(forecast.after_s)} after them"
+        )
 
     def tell(self, what: str) -> None:
-        """What is being done before the first case, where there is a terminal to show it on."""
+        """What is being done before the first case, where there is a terminal to show
+        it on.
+        """
         if self._on_terminal:
             self._stream.write(f"{console.ERASED}{what}")
             self._stream.flush()
 
     def compiled(self, compiled: Mapping) -> None:
-        """Tell of the kernels that were compiled ahead, as bench.measure.ahead.CompiledAhead has them."""
+        """Tell of the kernels that were compiled ahead, as
+        bench.measure.ahead.CompiledAhead has them.
+        """
         if compiled["why_none"]:
             self._say(f"no kernel is compiled ahead: {compiled['why_none']}")
             return
-        self._say(f"{compiled['count']} kernels compiled ahead in {units.clock(compiled['seconds'])}, "
-                  f"{compiled['already']} were there, of {compiled['needed']}; {len(compiled['failed'])} did not "
-                  "compile, or are not known before their launch")
+        self._say(
+            f"{compiled['count']} kernels compiled ahead in {units.clock(compiled['seconds'])}, "
+            f"{compiled['already']} were there, of {compiled['needed']}; {len(compiled['failed'])} did not "
+            "compile, or are not known before their launch"
+        )
 
     def start(self) -> None:
         """The first case comes next."""
         self._started_s = self._now()
 
-    def done(self, case: Case, status: str, reason: str, median_s: float | None) -> None:
+    def done(
+        self, case: Case, status: str, reason: str, median_s: float | None
+    ) -> None:
         """Tell of one finished case and its median, None where it has none."""
         if status in BROKEN:
             self._say_once(case, status, reason)
@@ -91,8 +114,11 @@ class Progress:
         key = case.variant.id, status, reason
         if key not in self._said:
             self._said.add(key)
-            self._say(f"{case.id}: {status}: {reason}" if case.variant.broken is None else
-                      f"{case.variant.id}, in all its cases: {status}: {reason}")
+            self._say(
+                f"{case.id}: {status}: {reason}"
+                if case.variant.broken is None
+                else f"{case.variant.id}, in all its cases: {status}: {reason}"
+            )
 
     def end(self) -> None:
         if self._on_terminal:
@@ -100,10 +126,16 @@ class Progress:
             self._stream.flush()
 
     def _left(self) -> str:
-        """At the pace so far; the first cases of a run say little of it, so the forecast counts as some cases done."""
-        pace = (self._now() - self._started_s + self._prior_s) / (self._done_s + self._prior_s)
+        """At the pace so far; the first cases of a run say little of it, so the
+        forecast counts as some cases done.
+        """
+        pace = (self._now() - self._started_s + self._prior_s) / (
+            self._done_s + self._prior_s
+        )
         return f"{units.clock(pace * max(0.0, self._left_s) + self._after_s)} left"
 
     def _say(self, line: str) -> None:
-        self._stream.write(f"{console.ERASED}{line}\n" if self._on_terminal else f"{line}\n")
+        self._stream.write(
+            f"{console.ERASED}{line}\n" if self._on_terminal else f"{line}\n"
+        )
         self._stream.flush()

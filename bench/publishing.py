@@ -1,7 +1,10 @@
-"""A run that is measured, made known: stored, reported, printed, added to the history, told to the CI.
+"""A run that is measured, made known: stored, reported, printed, added to the history,
+told to the CI.
 
-Each part is tried by itself. One that fails is a line on stderr; it costs no other part and no measurement.
+Each part is tried by itself. One that fails is a line on stderr; it costs no other part
+and no measurement.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +24,8 @@ _Errors = tuple[type[Exception], ...]
 
 
 class Parts:
-    """Parts that are tried one after another; `complete` as long as each has come to its end.
+    """Parts that are tried one after another; `complete` as long as each has come to
+    its end.
 
     `survived`: the errors of one part that cost no other; another kind passes through.
     """
@@ -31,22 +35,30 @@ class Parts:
         self._survived = survived
 
     def attempt(self, what: str, action: Callable[[], object], otherwise=None):
-        """What `action` returns, or `otherwise`, and a line on stderr that says why `what` failed."""
+        """What `action` returns, or `otherwise`, and a line on stderr that says why
+        `what` failed.
+        """
         try:
             return action()
         except UsageError as error:
             complain(texts.clean_line(error))
-        except self._survived as error:  # what was measured is stored, and the other parts can be had
+        except (
+            self._survived
+        ) as error:  # what was measured is stored, and the other parts can be had
             last = traceback.extract_tb(error.__traceback__)[-1]
-            complain(f"{what} failed: {texts.error_line(error)} (at {Path(last.filename).name}:{last.lineno})")
+            complain(
+                f"{what} failed: {texts.error_line(error)} (at {Path(last.filename).name}:{last.lineno})"
+            )
         self.complete = False
         return otherwise
 
 
 def store(save: Callable[[Path], object], folder: Path, reader: str = "") -> Path:
-    """Let `save` write what was measured into `folder`; where that fails by now, elsewhere, and say where.
+    """Let `save` write what was measured into `folder`; where that fails by now,
+    elsewhere, and say where.
 
-    `reader`: the command that reads it, up to the folder's name, if there is one. Returns the folder that has it.
+    `reader`: the command that reads it, up to the folder's name, if there is one.
+    Returns the folder that has it.
 
     Raises:
         OSError: if it can be written nowhere.
@@ -60,8 +72,14 @@ def store(save: Callable[[Path], object], folder: Path, reader: str = "") -> Pat
         with contextlib.suppress(OSError):
             rescue = Path(tempfile.mkdtemp(prefix="batchline-", dir=parent))
             save(rescue)
-            read = f", and `python -m batchline {reader} {rescue}` reads it" if reader else ""
-            complain(f"can't write to {folder} any more ({why.strerror}): what was measured is in {rescue}{read}")
+            read = (
+                f", and `python -m batchline {reader} {rescue}` reads it"
+                if reader
+                else ""
+            )
+            complain(
+                f"can't write to {folder} any more ({why.strerror}): what was measured is in {rescue}{read}"
+            )
             return rescue
     raise why
 
@@ -72,7 +90,8 @@ def store_run(document: dict, folder: Path) -> Path:
 
 
 def recovered(folder: Path) -> Run:
-    """The run in a folder. Where there is only a journal, as of a run that was killed, its run.json is made first.
+    """The run in a folder. Where there is only a journal, as of a run that was killed,
+    its run.json is made first.
 
     Raises:
         ValueError: if what there is can't be read.
@@ -86,8 +105,10 @@ def recovered(folder: Path) -> Run:
     except DamagedFile as damaged:
         if not has_journal:
             raise
-        raise DamagedFile(f"{damaged}; its {journal.FILE_NAME} has all that was measured: remove {records.FILE_NAME}, "
-                          "and it is made anew from that") from damaged
+        raise DamagedFile(
+            f"{damaged}; its {journal.FILE_NAME} has all that was measured: remove {records.FILE_NAME}, "
+            "and it is made anew from that"
+        ) from damaged
 
 
 def _elsewhere() -> Iterator[Path]:
@@ -97,13 +118,17 @@ def _elsewhere() -> Iterator[Path]:
 
 
 def publish(run: Run, folder: Path, history_folder: Path) -> bool:
-    """Report the run, add it to the history, tell the CI; whether all of it could be done."""
+    """Report the run, add it to the history, tell the CI; whether all of it could be
+    done.
+    """
     from batchline.bench import history
 
     parts = Parts()
     parts.complete &= write_report(run, folder)
     parts.attempt("the history", lambda: history.append(run, history_folder))
-    markdown, problems = parts.attempt("the step's summary", lambda: run_in_ci.of_run(run), ("", []))
+    markdown, problems = parts.attempt(
+        "the step's summary", lambda: run_in_ci.of_run(run), ("", [])
+    )
     if markdown:
         parts.attempt("the step's summary", lambda: ci.step_summary(markdown))
     parts.attempt("the annotations", lambda: ci.announce("error", problems))
@@ -111,14 +136,18 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
 
 
 def write_report(run: Run, folder: Path, survived: _Errors = (Exception,)) -> bool:
-    """Write the report's files into `folder` and print the report; whether all of it could be done.
+    """Write the report's files into `folder` and print the report; whether all of it
+    could be done.
 
     `survived`: as Parts takes it.
     """
     parts = Parts(survived)
     notes = report.write(run, folder, parts.attempt)
     parts.attempt(junit.FILE_NAME, lambda: _write_junit(run, folder))
-    parts.attempt("the report on the terminal", lambda: print(report.terminal(run, report.before(run, folder))))
+    parts.attempt(
+        "the report on the terminal",
+        lambda: print(report.terminal(run, report.before(run, folder))),
+    )
     print("\n".join([*notes, f"report: {folder / report.FILE_NAME}"]), flush=True)
     return parts.complete
 

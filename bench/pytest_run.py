@@ -1,4 +1,7 @@
-"""One pytest session over a plan: pytest selects and pytest-benchmark keeps the rounds, a worker process takes them."""
+"""One pytest session over a plan: pytest selects and pytest-benchmark keeps the rounds,
+a worker process takes them.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,11 +29,19 @@ from batchline.kernels.device_files import file_for, stored
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130
 
 
-def measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: str, journal: Journal) -> int:
-    """Measure the plan's cases that match `selection`, each into the journal as it is done; returns how it ended:
-    CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the journal) or BROKEN_CASES.
+def measure(
+    schedule: Schedule,
+    measurer: Measurer,
+    machine: dict,
+    selection: str,
+    journal: Journal,
+) -> int:
+    """Measure the plan's cases that match `selection`, each into the journal as it is
+    done; returns how it ended: CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the
+    journal) or BROKEN_CASES.
 
-    A profile that `refines` then measures more batch sizes where the first ones have shown that the answer changes.
+    A profile that `refines` then measures more batch sizes where the first ones have
+    shown that the answer changes.
 
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
@@ -38,17 +49,34 @@ def measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: st
     the_plan, progress = schedule.of, Progress()
     session = Session(schedule, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
-    require_selected(code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}")
+    require_selected(
+        code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}"
+    )
     if schedule.forecast:  # there is none of a run that was stopped before it
         journal.add(about={"forecast": schedule.forecast.as_dict()})
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
         document = journal.document()
-        more = refined(the_plan, batches_to_add(records.parse(document).records, document[OURS]["baselines"]))
-        second = Session(schedule.also(more), measurer, machine, progress, session.ceilings, journal.add)
+        more = refined(
+            the_plan,
+            batches_to_add(
+                records.parse(document).records, document[OURS]["baselines"]
+            ),
+        )
+        second = Session(
+            schedule.also(more),
+            measurer,
+            machine,
+            progress,
+            session.ceilings,
+            journal.add,
+        )
         second_code = _measured(second, selection) if more.cases else code
         if second.outcomes:
             code = second_code
-    return {pytest.ExitCode.INTERRUPTED: INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES}.get(code, CLEAN)
+    return {
+        pytest.ExitCode.INTERRUPTED: INTERRUPTED,
+        pytest.ExitCode.INTERNAL_ERROR: BROKEN_CASES,
+    }.get(code, CLEAN)
 
 
 def _measured(session: Session, selection: str, *plugins) -> int:
@@ -61,7 +89,9 @@ def _measured(session: Session, selection: str, *plugins) -> int:
 
 
 class _Beginning:
-    """Begins the journal when pytest has chosen the cases: with pytest-benchmark's description of the machine."""
+    """Begins the journal when pytest has chosen the cases: with pytest-benchmark's
+    description of the machine.
+    """
 
     def __init__(self, journal: Journal, the_plan: Plan, selection: str):
         self._journal = journal
@@ -72,7 +102,10 @@ class _Beginning:
     def pytest_collection_finish(self, session):
         chosen = {item.callspec.params["case_id"] for item in session.items}
         if chosen:
-            self._journal.begin(_empty_document(session.config), _about(self._plan, chosen, self._selection))
+            self._journal.begin(
+                _empty_document(session.config),
+                _about(self._plan, chosen, self._selection),
+            )
 
 
 def _empty_document(config) -> dict:
@@ -81,33 +114,54 @@ def _empty_document(config) -> dict:
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
     commit_info = hook.pytest_benchmark_generate_commit_info(config=config)
-    document = hook.pytest_benchmark_generate_json(config=config, benchmarks=[], include_data=True,
-                                                   machine_info=machine_info, commit_info=commit_info)
+    document = hook.pytest_benchmark_generate_json(
+        config=config,
+        benchmarks=[],
+        include_data=True,
+        machine_info=machine_info,
+        commit_info=commit_info,
+    )
     return {name: part for name, part in document.items() if name != "benchmarks"}
 
 
 def _other_effort(profile: Profile) -> Effort:
-    """By every clock but the first; on the stand-in, whose times are made up, few samples."""
+    """By every clock but the first; on the stand-in, whose times are made up, few
+    samples.
+    """
     effort = Effort(profile.precision, profile.other_clocks_s)
     if stand_in.is_on():
-        return dataclasses.replace(effort, least=stand_in.SAMPLES, most=stand_in.SAMPLES)
+        return dataclasses.replace(
+            effort, least=stand_in.SAMPLES, most=stand_in.SAMPLES
+        )
     return effort
 
 
 class Measurer:
-    """Puts cases and ceilings to the worker, with the effort of a plan's profile, and compiles ahead for them."""
+    """Puts cases and ceilings to the worker, with the effort of a plan's profile, and
+    compiles ahead for them.
+    """
 
-    def __init__(self, the_plan: Plan, isolation: Isolation, clocks: Sequence[str], ahead: Ahead | None):
+    def __init__(
+        self,
+        the_plan: Plan,
+        isolation: Isolation,
+        clocks: Sequence[str],
+        ahead: Ahead | None,
+    ):
         self._plan = the_plan
         self.isolation = isolation
         self._ahead = ahead
         profile = the_plan.profile
         self._settings = {
             "nearby_seed": ahead.nearby_seed if ahead else None,
-            "clocks": tuple(clocks), "warm_up_s": profile.warm_up_s, "energy_s": profile.energy_s,
-            "sustained_s": sustained.window_s(), "longest_call_s": profile.longest_call_s,
+            "clocks": tuple(clocks),
+            "warm_up_s": profile.warm_up_s,
+            "energy_s": profile.energy_s,
+            "sustained_s": sustained.window_s(),
+            "longest_call_s": profile.longest_call_s,
             "effort": Effort(profile.precision, profile.sampling_s),
-            "other_effort": _other_effort(profile)}
+            "other_effort": _other_effort(profile),
+        }
 
     def ceilings(self) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or None and why it has none."""
@@ -123,11 +177,17 @@ class Measurer:
             self._ahead.note(cases)
 
     def compile_s(self, cases: Sequence[Case]) -> float:
-        """Seconds to compile what these cases need and the noted ones before them do not."""
+        """Seconds to compile what these cases need and the noted ones before them do
+        not.
+        """
         return self._ahead.seconds_for(cases) if self._ahead else 0.0
 
-    def compile_ahead(self, cases: Sequence[Case], seconds: float, tell: Callable[[str], None]) -> dict | None:
-        """Compile what these cases need, for so many seconds at most; None where nothing is compiled."""
+    def compile_ahead(
+        self, cases: Sequence[Case], seconds: float, tell: Callable[[str], None]
+    ) -> dict | None:
+        """Compile what these cases need, for so many seconds at most; None where
+        nothing is compiled.
+        """
         if not self._ahead:
             return None
 
@@ -140,13 +200,21 @@ class Measurer:
         """The outcomes of the cases of one problem, by case id."""
         op, scenario, dtype, batch = cases[0].problem
         entries = tuple((case.id, case.variant.name) for case in cases)
-        return self.isolation.measure(Task(op, scenario, dtype, batch, entries, **self._settings))
+        return self.isolation.measure(
+            Task(op, scenario, dtype, batch, entries, **self._settings)
+        )
 
 
 def _tuning(op: DeclaredOp, device: str) -> dict:
-    """Which file the op's configurations come from, and how long they took to find; "measured" is None without one."""
+    """Which file the op's configurations come from, and how long they took to find;
+    "measured" is None without one.
+    """
     path = file_for(op.folder, "tuning", device)
-    found = {"file": path.relative_to(REPOSITORY).as_posix(), "measured": None, "seconds": None}
+    found = {
+        "file": path.relative_to(REPOSITORY).as_posix(),
+        "measured": None,
+        "seconds": None,
+    }
     try:
         header = stored(path)
     except ValueError as damaged:
@@ -155,7 +223,9 @@ def _tuning(op: DeclaredOp, device: str) -> dict:
 
 
 def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
-    """Our part of the run as far as it is known before anything is measured; `chosen` has the cases' ids."""
+    """Our part of the run as far as it is known before anything is measured; `chosen`
+    has the cases' ids.
+    """
     cases = [case for case in the_plan.cases if case.id in chosen]
     ops = {case.op: the_plan.ops[case.op] for case in cases}
     groups = {case.problem[:3] for case in cases}
@@ -163,21 +233,44 @@ def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
         "profile": the_plan.profile.name,
         "selection": selection,
         "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
-        "effort": {"precision": the_plan.profile.precision, "seconds": the_plan.profile.sampling_s},
-        "ceilings": None, "why_no_ceilings": None,
+        "effort": {
+            "precision": the_plan.profile.precision,
+            "seconds": the_plan.profile.sampling_s,
+        },
+        "ceilings": None,
+        "why_no_ceilings": None,
         "signatures": {name: op.signature for name, op in ops.items()},
         "baselines": {name: op.baseline for name, op in ops.items()},
-        "scenarios": {name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
-                      for name, op in ops.items()},
-        "sizes": {name: {scenario.name: dict(scenario.sizes) for scenario in op.scenarios.values()}
-                  for name, op in ops.items()},
-        "variants": {case.variant.id: {"idea": texts.clean_line(case.variant.idea), "backend": case.variant.backend,
-                                       "builds_on": case.variant.below,
-                                       "own_tolerance": case.variant.own_tolerance,
-                                       "gives": case.variant.gives}
-                     for case in cases},
-        "tuning": {name: _tuning(op, the_plan.device) for name, op in ops.items()
-                   if any(variant.tunable for variant in op.variants.values())},
-        "left_out": [problem for problem in the_plan.left_out if not selection or problem[:3] in groups],
+        "scenarios": {
+            name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
+            for name, op in ops.items()
+        },
+        "sizes": {
+            name: {
+                scenario.name: dict(scenario.sizes)
+                for scenario in op.scenarios.values()
+            }
+            for name, op in ops.items()
+        },
+        "variants": {
+            case.variant.id: {
+                "idea": texts.clean_line(case.variant.idea),
+                "backend": case.variant.backend,
+                "builds_on": case.variant.below,
+                "own_tolerance": case.variant.own_tolerance,
+                "gives": case.variant.gives,
+            }
+            for case in cases
+        },
+        "tuning": {
+            name: _tuning(op, the_plan.device)
+            for name, op in ops.items()
+            if any(variant.tunable for variant in op.variants.values())
+        },
+        "left_out": [
+            problem
+            for problem in the_plan.left_out
+            if not selection or problem[:3] in groups
+        ],
         "broken_files": [dataclasses.asdict(one) for one in the_plan.broken],
     }

@@ -1,4 +1,7 @@
-"""`bench run`: plan, measure through pytest-benchmark, publish, and say by the exit code how it went."""
+"""`bench run`: plan, measure through pytest-benchmark, publish, and say by the exit
+code how it went.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -29,17 +32,27 @@ NOTHING_MEASURED = 3
 DEFAULT_FOLDER, DEFAULT_HISTORY = Path("reports", "runs"), history.DEFAULT_FOLDER
 
 
-def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER, clocks: Sequence[str] = (),
-        deadline_s: float | None = None, history_folder: Path = DEFAULT_HISTORY) -> int:
-    """Measure the profile's cases that match `selection` (pytest's -k), write the report under `folder`.
+def run(
+    profile: str,
+    device: str,
+    selection: str,
+    folder: Path = DEFAULT_FOLDER,
+    clocks: Sequence[str] = (),
+    deadline_s: float | None = None,
+    history_folder: Path = DEFAULT_HISTORY,
+) -> int:
+    """Measure the profile's cases that match `selection` (pytest's -k), write the
+    report under `folder`.
 
     Args:
-        clocks: names of the clocks to time by, the one that ranks first; by default all of the device's.
-        deadline_s: the longest that one step of a case may take; by default the profile's.
+        clocks: names of the clocks to time by, the one that ranks first; by default all
+        of the device's. deadline_s: the longest that one step of a case may take; by
+        default the profile's.
         history_folder: where the history is that the run is appended to.
 
     Raises:
-        UsageError: before anything is measured, if the call, the environment or a folder is not usable.
+        UsageError: before anything is measured, if the call, the environment or a
+        folder is not usable.
     """
     began_s = time.monotonic()
     environment = _require_environment()
@@ -50,7 +63,9 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
         raise UsageError(str(error)) from error
     chosen = tuple(clocks or CLOCKS[device])
     if unknown := [name for name in chosen if name not in CLOCKS[device]]:
-        raise UsageError(f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}")
+        raise UsageError(
+            f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}"
+        )
     machine = environment.machine(device)
     run_folder = new_folder(folder, machine["device_name"])
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -62,13 +77,24 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             _require_named_folder()
             stack.enter_context(kernels_folder())
         # It starts its worker while the ops are read.
-        isolation = stack.enter_context(contextlib.closing(
-            Isolation(device, deadline_s or profile_named(profile).deadline_s)))
+        isolation = stack.enter_context(
+            contextlib.closing(
+                Isolation(device, deadline_s or profile_named(profile).deadline_s)
+            )
+        )
         the_plan = plan(profile, device, deadline_s)
         for one in the_plan.broken:
             complain(one)
-        journal = stack.enter_context(contextlib.closing(Journal(run_folder, {**besides.NOTHING, "started": started})))
-        ahead = stack.enter_context(contextlib.closing(_ahead())) if device == "cuda" else None
+        journal = stack.enter_context(
+            contextlib.closing(
+                Journal(run_folder, {**besides.NOTHING, "started": started})
+            )
+        )
+        ahead = (
+            stack.enter_context(contextlib.closing(_ahead()))
+            if device == "cuda"
+            else None
+        )
         schedule = Schedule(the_plan, lambda: time.monotonic() - began_s)
         measurer = Measurer(the_plan, isolation, chosen, ahead)
         ended = _measure(schedule, measurer, machine, selection, journal)
@@ -78,24 +104,37 @@ def run(profile: str, device: str, selection: str, folder: Path = DEFAULT_FOLDER
             document = journal.document()
             run_in = publishing.store_run(document, run_folder)
         the_run = records.parse(document)
-        return _exit_code(the_run, ended, publishing.publish(the_run, run_in, history_folder))
+        return _exit_code(
+            the_run, ended, publishing.publish(the_run, run_in, history_folder)
+        )
 
 
 def _require_named_folder() -> None:
-    """Raise UsageError if compiled kernels are to be kept in a folder that can't be written."""
+    """Raise UsageError if compiled kernels are to be kept in a folder that can't be
+    written.
+    """
     if named := os.environ.get(KERNELS):
         require_writable(Path(named), KERNELS)
 
 
 def _ahead() -> Ahead:
-    """What compiles the run's kernels, for this machine's GPU, in the block of `kernels_folder`."""
+    """What compiles the run's kernels, for this machine's GPU, in the block of
+    `kernels_folder`.
+    """
     from batchline.bench.measure.ahead.gpu import this_gpu
 
     return Ahead(this_gpu(), secrets.randbits(62))
 
 
-def _measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: str, journal: Journal) -> int:
-    """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or BROKEN_CASES by a fault of our own.
+def _measure(
+    schedule: Schedule,
+    measurer: Measurer,
+    machine: dict,
+    selection: str,
+    journal: Journal,
+) -> int:
+    """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or
+    BROKEN_CASES by a fault of our own.
 
     Raises:
         UsageError: if `selection` chooses nothing; then there is no journal.
@@ -104,7 +143,9 @@ def _measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: s
     try:
         ended = pytest_run.measure(schedule, measurer, machine, selection, journal)
         if ended == CLEAN:
-            for found in besides.looks(measurer.isolation, schedule.of, journal.document(), machine):
+            for found in besides.looks(
+                measurer.isolation, schedule.of, journal.document(), machine
+            ):
                 journal.add(about=found)
             journal.add(about={"partial": False})
     except UsageError:
@@ -115,7 +156,9 @@ def _measure(schedule: Schedule, measurer: Measurer, machine: dict, selection: s
     except Exception as error:
         if not journal.has_begun():
             raise
-        complain(f"Batchline itself failed: {texts.error_line(error)}; what was measured before is kept")
+        complain(
+            f"Batchline itself failed: {texts.error_line(error)}; what was measured before is kept"
+        )
         ended = BROKEN_CASES
     if not journal.has_begun():
         raise KeyboardInterrupt
@@ -127,20 +170,32 @@ def _require_environment():
     try:
         from batchline.bench.measure import environment
     except ImportError as error:
-        raise UsageError(f"{error}: install what requirements.txt lists (`make install`)") from error
+        raise UsageError(
+            f"{error}: install what requirements.txt lists (`make install`)"
+        ) from error
     missing = environment.missing_packages()
     if missing:
-        raise UsageError(f"not installed: {', '.join(missing)}; install what requirements.txt lists (`make install`)")
+        raise UsageError(
+            f"not installed: {', '.join(missing)}; install what requirements.txt lists (`make install`)"
+        )
     return environment
 
 
 def _exit_code(run: Run, ended: int, published: bool) -> int:
-    """What only the machine is to blame for is no fault of a case; where it left no time at all, nothing is known."""
+    """What only the machine is to blame for is no fault of a case; where it left no
+    time at all, nothing is known.
+    """
     statuses = {record.status for record in run.records}
     if MEASURED not in statuses:
         return NOTHING_MEASURED
     if ended != CLEAN:
         return ended
-    broken = NOT_REACHED in statuses or any(is_broken(record.status, record.reason) for record in run.records)
+    broken = NOT_REACHED in statuses or any(
+        is_broken(record.status, record.reason) for record in run.records
+    )
     broken = broken or bool(run.about.get("broken_files"))
-    return BROKEN_CASES if broken or any(run_in_ci.impossible(run)) or not published else CLEAN
+    return (
+        BROKEN_CASES
+        if broken or any(run_in_ci.impossible(run)) or not published
+        else CLEAN
+    )

@@ -1,4 +1,7 @@
-"""Which cases are meant: pytest chooses among their ids, by the expression of its own -k, whoever asks."""
+"""Which cases are meant: pytest chooses among their ids, by the expression of its own
+-k, whoever asks.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,13 +15,29 @@ import pytest
 from batchline.bench.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_ARGUMENTS = (str(REPOSITORY / "bench" / "bench_kernels.py"), "--rootdir", str(REPOSITORY), "-c", os.devnull,
-             "-p", "pytest_benchmark.plugin", "-p", "no:terminal", "-p", "no:cacheprovider", "-W", "ignore",
-             "--capture=no", "-o", "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true")
+_ARGUMENTS = (
+    str(REPOSITORY / "bench" / "bench_kernels.py"),
+    "--rootdir",
+    str(REPOSITORY),
+    "-c",
+    os.devnull,
+    "-p",
+    "pytest_benchmark.plugin",
+    "-p",
+    "no:terminal",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "ignore",
+    "--capture=no",
+    "-o",
+    "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true",
+)
 
 
 def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
-    """Those of the case ids that match `selection`; `whose` they are, for an error's line.
+    """Those of the case ids that match `selection`; `whose` they are, for an error's
+    line.
 
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
@@ -26,7 +45,9 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     if case_ids and not selection:
         return list(case_ids)
     chooser = _Chooser(case_ids)
-    code = run_pytest(["-k", selection, "--collect-only", "--benchmark-disable"], chooser)
+    code = run_pytest(
+        ["-k", selection, "--collect-only", "--benchmark-disable"], chooser
+    )
     if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
         raise KeyboardInterrupt
     require_selected(code, selection, len(case_ids), whose)
@@ -34,13 +55,17 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
 
 
 def run_pytest(arguments: Sequence[str], *plugins: object) -> int:
-    """pytest's exit code of the benchmark function, run with these arguments and with no plugins but these."""
+    """pytest's exit code of the benchmark function, run with these arguments and with
+    no plugins but these.
+    """
     with no_plugins_but_ours():
         return pytest.main([*_ARGUMENTS, *arguments], plugins=[_OwnName(), *plugins])
 
 
 class _OwnName:
-    """Has pytest import the benchmark function by its own name: by its path, it would be one of a package `bench`."""
+    """Has pytest import the benchmark function by its own name: by its path, it would
+    be one of a package `bench`.
+    """
 
     def pytest_pycollect_makemodule(self, module_path, parent):
         return _Module.from_parent(parent, path=module_path)
@@ -68,21 +93,33 @@ class _Chooser:
 
 
 def require_selected(code: int, selection: str, cases: int, whose: str) -> None:
-    """Raise UsageError if pytest's exit code says that the expression is none, or chose none of so many cases."""
+    """Raise UsageError if pytest's exit code says that the expression is none, or chose
+    none of so many cases.
+    """
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"K={selection!r} matches none of the {cases} cases {whose}: `python -m batchline list` shows "
-                         "the ids")
+        raise UsageError(
+            f"K={selection!r} matches none of the {cases} cases {whose}: `python -m batchline list` shows "
+            "the ids"
+        )
     if code == pytest.ExitCode.USAGE_ERROR:
-        raise UsageError(f"K={selection!r} is not an expression that pytest -k understands")
+        raise UsageError(
+            f"K={selection!r} is not an expression that pytest -k understands"
+        )
 
 
 @contextlib.contextmanager
 def no_plugins_but_ours() -> Iterator[None]:
-    """Whatever pytest plugins the environment has (reordering, parallelising, timing out) stay out of the run.
+    """Whatever pytest plugins the environment has (reordering, parallelising, timing
+    out) stay out of the run.
 
-    So does what one says of the session that this one is in: pytest-benchmark measures nothing under pytest-xdist.
+    So does what one says of the session that this one is in: pytest-benchmark measures
+    nothing under pytest-xdist.
     """
-    outside = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PYTEST_")}
+    outside = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith("PYTEST_")
+    }
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:
         yield

@@ -1,4 +1,7 @@
-"""What `bench selftest` found, as it is stored in selftest.json. Imports nothing that measures."""
+"""What `bench selftest` found, as it is stored in selftest.json. Imports nothing that
+measures.
+"""
+
 from __future__ import annotations
 
 import json
@@ -17,9 +20,11 @@ NOTHING = 0.0  # the share that is planted in an A/A
 
 @dataclass(frozen=True)
 class Finding:
-    """What one session said of one case of which head took `share` more: the verdict, the change and its pairs.
+    """What one session said of one case of which head took `share` more: the verdict,
+    the change and its pairs.
 
-    `effect` is a share, None where the case could not be judged; `base_s` the base's median in seconds.
+    `effect` is a share, None where the case could not be judged; `base_s` the base's
+    median in seconds.
     """
 
     session: int
@@ -33,7 +38,11 @@ class Finding:
     @property
     def alarm(self) -> bool:
         """Whether a change was found that there is not."""
-        return self.verdict == IMPROVED or self.verdict == REGRESSED and self.share == NOTHING
+        return (
+            self.verdict == IMPROVED
+            or self.verdict == REGRESSED
+            and self.share == NOTHING
+        )
 
     @property
     def seen(self) -> bool:
@@ -42,7 +51,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Selftest:
-    """A whole self-test. `about`: machine, profile, selection, started, seconds, shares, ended ("" or why early)."""
+    """A whole self-test. `about`: machine, profile, selection, started, seconds,
+    shares, ended ("" or why early).
+    """
 
     about: Mapping
     findings: tuple[Finding, ...]
@@ -63,8 +74,16 @@ class Selftest:
 
 def save(folder: Path, found: Selftest) -> Path:
     """Write `folder`/selftest.json."""
-    parts = {"about": dict(found.about), "findings": [asdict(one) for one in found.findings]}
-    text = json.dumps({"format": FORMAT, "digest": sealed.digest(*parts.values()), **parts}) + "\n"
+    parts = {
+        "about": dict(found.about),
+        "findings": [asdict(one) for one in found.findings],
+    }
+    text = (
+        json.dumps(
+            {"format": FORMAT, "digest": sealed.digest(*parts.values()), **parts}
+        )
+        + "\n"
+    )
     return write_whole(folder / FILE_NAME, text)
 
 
@@ -74,7 +93,14 @@ def load(folder: Path) -> Selftest:
     Raises:
         ValueError: if there is none, or it can't be believed.
     """
-    document = sealed.load(folder / FILE_NAME, FORMAT, "`make selftest OUT=` writes it", ("about", "findings"))
+    document = sealed.load(
+        folder / FILE_NAME,
+        FORMAT,
+        "`make selftest OUT=` writes it",
+        ("about", "findings"),
+    )
     if document is None:
         raise ValueError(f"no self-test in {folder}")
-    return Selftest(document["about"], tuple(Finding(**row) for row in document["findings"]))
+    return Selftest(
+        document["about"], tuple(Finding(**row) for row in document["findings"])
+    )

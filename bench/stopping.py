@@ -1,4 +1,7 @@
-"""Being asked to stop, by Ctrl-C, by a CI that cancels or by a terminal that closes: each is a KeyboardInterrupt."""
+"""Being asked to stop, by Ctrl-C, by a CI that cancels or by a terminal that closes:
+each is a KeyboardInterrupt.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -6,15 +9,25 @@ import signal
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # sent to all processes of a terminal's foreground
+_OF_TERMINAL = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+)  # sent to all processes of a terminal's foreground
 EXIT_CODE = 130  # of a command that was stopped
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
-    """In the block each of SIGNALS raises KeyboardInterrupt; one that was ignored before stays so (nohup)."""
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    """In the block each of SIGNALS raises KeyboardInterrupt; one that was ignored
+    before stays so (nohup).
+    """
+    heard = [
+        number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = {
+        number: signal.signal(number, signal.default_int_handler) for number in heard
+    }
     try:
         yield
     finally:
@@ -23,7 +36,9 @@ def as_interrupts() -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process with no word: everything is stored, and what is left is to exit."""
+    """From now on a signal ends the process with no word: everything is stored, and
+    what is left is to exit.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -31,9 +46,14 @@ def end_at_once() -> None:
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """A signal that comes in the block counts after it, so that what is done in it is done whole."""
+    """A signal that comes in the block counts after it, so that what is done in it is
+    done whole.
+    """
     came: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in SIGNALS
+    }
     try:
         yield
     finally:
@@ -45,7 +65,9 @@ def put_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def put_off_and_kept_from_children() -> Iterator[None]:
-    """As `put_off`; a process that starts in the block never hears what the terminal sends: stopping it is ours."""
+    """As `put_off`; a process that starts in the block never hears what the terminal
+    sends: stopping it is ours.
+    """
     with put_off():
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
         try:

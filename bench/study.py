@@ -1,8 +1,11 @@
-"""What the batch size does to training: `bench noise`, `claims` and `advise`, and the same part of `bench run`.
+"""What the batch size does to training: `bench noise`, `claims` and `advise`, and the
+same part of `bench run`.
 
-A study is plain data: {"machine", "started", "profile", "noise": {"workloads", "seconds"}, "sweep"}. The sweep, of
-minutes, is what `bench claims` trains; the others use the newest that is stored.
+A study is plain data: {"machine", "started", "profile", "noise": {"workloads",
+"seconds"}, "sweep"}. The sweep, of minutes, is what `bench claims` trains; the others
+use the newest that is stored.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +36,8 @@ _STORED = "reports/evidence/*/" + FILE_NAME
 
 
 def surveys(isolation, profile: str) -> Iterator[dict]:
-    """The survey of the workloads, each in the isolation's worker, as far as it is after each of them.
+    """The survey of the workloads, each in the isolation's worker, as far as it is
+    after each of them.
 
     A workload that fails says why in its place.
     """
@@ -53,7 +57,9 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
 
 
 def stored_sweep() -> dict | None:
-    """The training sweep of the newest study that is kept as evidence; None where there is none that can be read."""
+    """The training sweep of the newest study that is kept as evidence; None where there
+    is none that can be read.
+    """
     for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if sweep := json.loads(path.read_text(encoding="utf-8"))["sweep"]:
@@ -67,7 +73,9 @@ def noise(profile: str, device: str, out: Path) -> int:
 
 
 def claims(profile: str, device: str, out: Path) -> int:
-    """`bench claims`: train the sweep and take the survey; the report, with the four verdicts, goes under `out`."""
+    """`bench claims`: train the sweep and take the survey; the report, with the four
+    verdicts, goes under `out`.
+    """
     from batchline.bench.measure import stand_in
     from batchline.bench.noise.experiments import sweep
 
@@ -75,14 +83,23 @@ def claims(profile: str, device: str, out: Path) -> int:
     return _study(profile, device, out, functools.partial(sweep.run, grid=grid))
 
 
-def advise(folder: Path | None, profile: str, device: str, workload: str | None, batch: int | None,
-           cost_cap: float | None) -> int:
-    """`bench advise`: the batch size for each workload, from a stored run or study, or else from a new survey.
+def advise(
+    folder: Path | None,
+    profile: str,
+    device: str,
+    workload: str | None,
+    batch: int | None,
+    cost_cap: float | None,
+) -> int:
+    """`bench advise`: the batch size for each workload, from a stored run or study, or
+    else from a new survey.
 
     Returns 3 where no workload's steps could be timed.
     """
     if cost_cap is not None and cost_cap < 1:
-        raise UsageError(f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}")
+        raise UsageError(
+            f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}"
+        )
     if folder:
         path, noise, machine = _stored_noise(folder)
         with blamed_on(path):
@@ -100,20 +117,34 @@ def _require_workload(name: str | None) -> None:
     from batchline.bench.noise.workloads import workloads
 
     if name not in (None, *workloads):
-        raise UsageError(f"no workload is called {name!r}: use {' or '.join(workloads)}")
+        raise UsageError(
+            f"no workload is called {name!r}: use {' or '.join(workloads)}"
+        )
 
 
-def _print_advice(noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None) -> int:
-    names = [name for name, one in noise["workloads"].items() if "failed" not in one and workload in (None, name)]
+def _print_advice(
+    noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None
+) -> int:
+    names = [
+        name
+        for name, one in noise["workloads"].items()
+        if "failed" not in one and workload in (None, name)
+    ]
     if not names:
-        raise UsageError(f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}")
+        raise UsageError(
+            f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}"
+        )
     for name in names:
         chosen = noise["workloads"][name]
         if chosen.get("why_not_timed"):
-            print(f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
-                  file=sys.stderr)
+            print(
+                f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
+                file=sys.stderr,
+            )
             continue
-        print(f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n")
+        print(
+            f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n"
+        )
     advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
     return CLEAN if advised else NOT_MEASURED
 
@@ -129,14 +160,18 @@ def _study(profile: str, device: str, out: Path, sweep) -> int:
         if not study["partial"]:
             try:
                 study["sweep"] = sweep()
-            except KeyboardInterrupt:  # the survey is kept, beside the newest sweep that is stored
+            except (
+                KeyboardInterrupt
+            ):  # the survey is kept, beside the newest sweep that is stored
                 study["partial"] = True
         shown = write(study, folder)
     finally:
         remove_if_empty(folder)
     if study["partial"]:
         return INTERRUPTED
-    failed = any("failed" in workload for workload in study["noise"]["workloads"].values())
+    failed = any(
+        "failed" in workload for workload in study["noise"]["workloads"].values()
+    )
     return FAILED if failed or not shown else CLEAN
 
 
@@ -150,9 +185,16 @@ def _measured(profile: str, device: str) -> dict:
     from batchline.bench.measure.isolation import Isolation
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    study = {"machine": environment.machine(device), "started": started, "profile": profile, "partial": False,
-             "noise": {"workloads": {}, "seconds": 0.0}}
-    with contextlib.closing(Isolation(device, PROFILES[profile].deadline_s)) as isolation:
+    study = {
+        "machine": environment.machine(device),
+        "started": started,
+        "profile": profile,
+        "partial": False,
+        "noise": {"workloads": {}, "seconds": 0.0},
+    }
+    with contextlib.closing(
+        Isolation(device, PROFILES[profile].deadline_s)
+    ) as isolation:
         try:
             for so_far in surveys(isolation, profile):
                 study["noise"] = so_far
@@ -175,27 +217,46 @@ def _resolved(profile: str, device: str) -> str:
 
 
 def write(study: Mapping, folder: Path) -> bool:
-    """Store the study and write its report beside it; print the answers. Whether all of the report could be made.
+    """Store the study and write its report beside it; print the answers. Whether all of
+    the report could be made.
 
     Where `folder` can't be written any more both go elsewhere, and a line says where.
     """
     with put_off():
-        folder = publishing.store(lambda place: _store(study, place), folder, "advise --run")
+        folder = publishing.store(
+            lambda place: _store(study, place), folder, "advise --run"
+        )
     parts = publishing.Parts()
-    figures = parts.attempt("drawing the plots", lambda: training.draw(
-        study["noise"], study["sweep"], study["machine"], folder), {})
-    parts.attempt("README.md", lambda: (folder / "README.md").write_text(_markdown(study, figures), encoding="utf-8"))
+    figures = parts.attempt(
+        "drawing the plots",
+        lambda: training.draw(study["noise"], study["sweep"], study["machine"], folder),
+        {},
+    )
+    parts.attempt(
+        "README.md",
+        lambda: (folder / "README.md").write_text(
+            _markdown(study, figures), encoding="utf-8"
+        ),
+    )
     parts.attempt("the report on the terminal", lambda: print(_terminal(study)))
     print(f"report: {folder / 'README.md'}", flush=True)
     return parts.complete
 
 
 def _markdown(study: Mapping, figures: Mapping) -> str:
-    title = (f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
-             f"{study['started'][:10]}")
-    partial = ["> **Partial.** It was stopped before its end."] if study.get("partial") else []  # older ones never are
-    measured = (f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
-                f"{study['started']}.")
+    title = (
+        f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
+        f"{study['started'][:10]}"
+    )
+    partial = (
+        ["> **Partial.** It was stopped before its end."]
+        if study.get("partial")
+        else []
+    )  # older ones never are
+    measured = (
+        f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
+        f"{study['started']}."
+    )
     text = training.markdown(study["noise"], study["sweep"], study["machine"], figures)
     return "\n\n".join([title, *partial, measured, *text]) + "\n"
 
@@ -224,5 +285,7 @@ def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
     with blamed_on(records.path_in(folder)):
         noise = run.about.get("noise")
     if not noise:
-        raise UsageError(f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`")
+        raise UsageError(
+            f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`"
+        )
     return records.path_in(folder), noise, run.machine

@@ -1,28 +1,41 @@
-"""Text from outside, made safe where it enters a run: error messages, docstrings, reasons that a variant has a say in.
+"""Text from outside, made safe where it enters a run: error messages, docstrings,
+reasons that a variant has a say in.
 
-What comes out is printable, can be encoded, is of bounded length, and gives no orders to a terminal or to a CI.
+What comes out is printable, can be encoded, is of bounded length, and gives no orders
+to a terminal or to a CI.
 """
+
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-MOST = 4000       # characters of a text of several lines
+MOST = 4000  # characters of a text of several lines
 MOST_IN_LINE = 500
 _CUT = " … {:,} characters left out … "
-_SEARCHED = 2 ** 16  # characters of an error's message in which its cause is looked for
+_SEARCHED = 2**16  # characters of an error's message in which its cause is looked for
 
 # Terminal sequences (ECMA-48): CSI …, OSC … BEL or ST, and those of one letter.
-_ESCAPES = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|\x1b[@-Z\\\\-_]")
-# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone surrogates, U+FFFE and U+FFFF;
-# and what turns text around (Unicode's bidirectional embeddings, overrides and isolates).
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ESCAPES = re.compile(
+    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|\x1b[@-Z\\\\-_]"
+)
+# What neither XML 1.0 (section 2.2) nor a terminal can take: control characters, lone
+# surrogates, U+FFFE and U+FFFF; and what turns text around (Unicode's bidirectional
+# embeddings, overrides and isolates).
+_UNPRINTABLE = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)
 _REPLACEMENT = "\ufffd"
-# GitHub's runner takes a line that begins with "::name", and "##[name" anywhere (actions/runner, ActionCommand.cs);
-# Azure's takes "##vso[", TeamCity's "##teamcity[". A long line may be broken anywhere later, so a name counts anywhere.
-_GITHUB = ("error|warning|notice|debug|group|endgroup|add-mask|add-path|add-matcher|remove-matcher|echo|set-output|"
-           "set-env|save-state|stop-commands|internal-set-repo-path")
-_COMMAND = re.compile(rf":(?=:\s*(?:{_GITHUB})\b)|(?<!\S):(?=:)|##(?=\w*\[)", re.IGNORECASE)
+# GitHub's runner takes a line that begins with "::name", and "##[name" anywhere
+# (actions/runner, ActionCommand.cs); Azure's takes "##vso[", TeamCity's "##teamcity[".
+# A long line may be broken anywhere later, so a name counts anywhere.
+_GITHUB = (
+    "error|warning|notice|debug|group|endgroup|add-mask|add-path|add-matcher|remove-matcher|echo|set-output|"
+    "set-env|save-state|stop-commands|internal-set-repo-path"
+)
+_COMMAND = re.compile(
+    rf":(?=:\s*(?:{_GITHUB})\b)|(?<!\S):(?=:)|##(?=\w*\[)", re.IGNORECASE
+)
 
 # First lines of compilers' messages that only say where, or that something failed.
 _TRITON_PLACE = re.compile(r"at \d+:\d+:$")
@@ -32,12 +45,17 @@ _COMPILER_ERROR = re.compile(r"\b(?:error|fatal)\s*:\s")
 
 
 def clean(text: object, most: int = MOST) -> str:
-    """The text in printable characters that can be encoded, its lines kept; beyond `most` it is cut in the middle."""
+    """The text in printable characters that can be encoded, its lines kept; beyond
+    `most` it is cut in the middle.
+    """
     text = str(text)
     if len(text) <= most:
         return _safe(text)
     kept = most - len(_CUT.format(len(text)))
-    head, tail = _safe(text[:most])[:2 * kept // 3], _safe(text[-most:])[-(kept // 3):]
+    head, tail = (
+        _safe(text[:most])[: 2 * kept // 3],
+        _safe(text[-most:])[-(kept // 3) :],
+    )
     return f"{head}{_CUT.format(len(text) - len(head) - len(tail))}{tail}"
 
 
@@ -47,7 +65,9 @@ def clean_line(text: object, most: int = MOST_IN_LINE) -> str:
 
 
 def cleaned(value):
-    """JSON's kinds of data with every text and every name in it `clean`; a tuple becomes a list."""
+    """JSON's kinds of data with every text and every name in it `clean`; a tuple
+    becomes a list.
+    """
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
@@ -60,18 +80,28 @@ def cleaned(value):
 def error_line(error: BaseException) -> str:
     """The error's type and what most tells of its cause, in a line.
 
-    Usually that is the first line of its message. Compilers begin with the place or with the command that failed: of
-    theirs it is the line that names the cause, or the error that this one was raised from.
+    Usually that is the first line of its message. Compilers begin with the place or
+    with the command that failed: of theirs it is the line that names the cause, or the
+    error that this one was raised from.
     """
     message = message_of(error)
-    lines = [line.rstrip() for line in _safe(message[:_SEARCHED]).split("\n") if line.strip()]
-    more = f" (and {len(message) - _SEARCHED:,} characters more)" if len(message) > _SEARCHED else ""
+    lines = [
+        line.rstrip() for line in _safe(message[:_SEARCHED]).split("\n") if line.strip()
+    ]
+    more = (
+        f" (and {len(message) - _SEARCHED:,} characters more)"
+        if len(message) > _SEARCHED
+        else ""
+    )
     cause = error.__cause__
     if lines and _TRITON_PLACE.match(lines[0]):
         lines = _behind_caret(lines)
         if not lines and cause is not None:
             return clean_line(f"{_name_of(error)}: {error_line(cause)}")
-    return clean_line(f"{_name_of(error)}: {_telling(lines)}", MOST_IN_LINE - len(more)) + more
+    return (
+        clean_line(f"{_name_of(error)}: {_telling(lines)}", MOST_IN_LINE - len(more))
+        + more
+    )
 
 
 def message_of(error: BaseException) -> str:
@@ -83,7 +113,9 @@ def message_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for every character that XML 1.0 forbids or that steers a terminal."""
+    """The text with U+FFFD for every character that XML 1.0 forbids or that steers a
+    terminal.
+    """
     return _UNPRINTABLE.sub(_REPLACEMENT, text)
 
 
@@ -102,9 +134,11 @@ def _name_of(error: BaseException) -> str:
 
 
 def _behind_caret(lines: Sequence[str]) -> list[str]:
-    """Triton's message: the place, the source down to a line with a caret, and then the cause, if it says one."""
+    """Triton's message: the place, the source down to a line with a caret, and then the
+    cause, if it says one.
+    """
     carets = [number for number, line in enumerate(lines) if _CARET.match(line)]
-    return list(lines[carets[-1] + 1:]) if carets else list(lines[1:])
+    return list(lines[carets[-1] + 1 :]) if carets else list(lines[1:])
 
 
 def _telling(lines: Sequence[str]) -> str:
@@ -114,7 +148,9 @@ def _telling(lines: Sequence[str]) -> str:
     if not rest:
         return "no message"
     first, others = rest[0].strip(), rest[1:]
-    named = next((line.strip() for line in others if _COMPILER_ERROR.search(line)), None)
+    named = next(
+        (line.strip() for line in others if _COMPILER_ERROR.search(line)), None
+    )
     if named:
         return f"{first}: {named}"
     return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

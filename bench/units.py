@@ -1,4 +1,5 @@
 """Numbers for people: three significant digits and a unit."""
+
 from __future__ import annotations
 
 
@@ -11,14 +12,14 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """"4 min 58 s", or "58 s" below a minute."""
+    """ "4 min 58 s", or "58 s" below a minute."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def size(count: float) -> str:
     """4.00 MiB."""
-    for unit, step in (("GiB", 2 ** 30), ("MiB", 2 ** 20), ("KiB", 2 ** 10)):
+    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= step:
             return f"{_three_digits(count / step)} {unit}"
     return f"{count:.0f} B"

@@ -1,9 +1,10 @@
 """What Batchline measures: ops, each with its fp64 reference and one file a variant.
 
-`kernels.ops` maps every op's name to its `Op`. A folder here with an `__init__.py` is an op; a file in that
-folder is a variant. Nothing is listed anywhere else, so a new file is all it takes. A name that begins with _ is
-neither.
+`kernels.ops` maps every op's name to its `Op`. A folder here with an `__init__.py` is
+an op; a file in that folder is a variant. Nothing is listed anywhere else, so a new
+file is all it takes. A name that begins with _ is neither.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def _load(name: str) -> Op:
-    from batchline.kernels.op import Op  # imports torch, which a reader of kernels.architectures does without
+    from batchline.kernels.op import (
+        Op,
+    )  # imports torch, which a reader of kernels.architectures does without
 
     op = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
     if not isinstance(op, Op):

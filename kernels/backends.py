@@ -1,9 +1,12 @@
-"""The optional compilers, imported in one place: the module, or a stand-in that lets a kernel's file still import.
+"""The optional compilers, imported in one place: the module, or a stand-in that lets a
+kernel's file still import.
 
-A variant's file writes `from batchline.kernels.backends import tl, triton` and decorates its kernels as usual. Where the
-compiler is not installed, the stand-in swallows the decorators and the variant says so through `why_absent`. The
-libraries of PEERS, which decorate nothing, a variant imports where it calls them.
+A variant's file writes `from batchline.kernels.backends import tl, triton` and
+decorates its kernels as usual. Where the compiler is not installed, the stand-in
+swallows the decorators and the variant says so through `why_absent`. The libraries of
+PEERS, which decorate nothing, a variant imports where it calls them.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -12,7 +15,9 @@ import os
 
 
 class Absent:
-    """Stands in for a module that is not installed: any attribute, call or index of it is the stand-in again."""
+    """Stands in for a module that is not installed: any attribute, call or index of it
+    is the stand-in again.
+    """
 
     def __init__(self, why: str):
         self._why = why
@@ -38,13 +43,18 @@ def _import_or_absent(module: str):
 
 triton = _import_or_absent("triton")
 tl = _import_or_absent("triton.language")
-TensorDescriptor = getattr(_import_or_absent("triton.tools.tensor_descriptor"), "TensorDescriptor")
+TensorDescriptor = getattr(
+    _import_or_absent("triton.tools.tensor_descriptor"), "TensorDescriptor"
+)
 numba = _import_or_absent("numba")
 cuda = _import_or_absent("numba.cuda")
 
 _COMPILERS = {"triton": triton, "numba_cuda": cuda, "numba_cpu": numba}
 _INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDASIM"}
-PEERS = {"opacus": "opacus", "backpack": "backpack-for-pytorch"}  # module: the name that it is installed by
+PEERS = {
+    "opacus": "opacus",
+    "backpack": "backpack-for-pytorch",
+}  # module: the name that it is installed by
 DISPATCH = "dispatch"  # of a variant that calls another one, whatever backend that has
 NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
 
@@ -53,21 +63,29 @@ def why_absent(backend: str) -> str | None:
     """Why `backend` can't be used in this environment, or None."""
     if backend in PEERS:  # looked for and not imported, for Opacus takes a second
         found = importlib.util.find_spec(backend)
-        return None if found else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+        return (
+            None
+            if found
+            else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+        )
     compiler = _COMPILERS.get(backend)
     return compiler._why if isinstance(compiler, Absent) else None
 
 
 def interpreted(backend: str) -> bool:
-    """Whether `backend`'s kernels run on the CPU here, through Triton's interpreter or Numba's CUDA simulator.
+    """Whether `backend`'s kernels run on the CPU here, through Triton's interpreter or
+    Numba's CUDA simulator.
 
-    Both are chosen by an environment variable that must be set before the process starts.
+    Both are chosen by an environment variable that must be set before the process
+    starts.
     """
     return os.environ.get(_INTERPRETERS.get(backend, ""), "0") not in ("", "0")
 
 
 def interpreter_environment(backend: str) -> dict[str, str]:
-    """The variables under which a new process interprets `backend`'s kernels on the CPU."""
+    """The variables under which a new process interprets `backend`'s kernels on the
+    CPU.
+    """
     return {_INTERPRETERS[backend]: "1"}
 
 

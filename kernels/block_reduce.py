@@ -1,8 +1,11 @@
-"""What Numba CUDA kernels share that add up the rows or the columns of a matrix: wide loads, and sums across a block.
+"""What Numba CUDA kernels share that add up the rows or the columns of a matrix: wide
+loads, and sums across a block.
 
-A matrix is an address and two strides. A block's threads lie on it as GROUPS rows of neighbours, and each reads LANES
-elements in a row at once. Sums across threads pass through shared memory, always in the same order.
+A matrix is an address and two strides. A block's threads lie on it as GROUPS rows of
+neighbours, and each reads LANES elements in a row at once. Sums across threads pass
+through shared memory, always in the same order.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +19,9 @@ FOUR = 4
 
 
 def lanes_of(matrix: torch.Tensor) -> int:
-    """The most elements, of at most 16 bytes, that can be read at once from anywhere in any row."""
+    """The most elements, of at most 16 bytes, that can be read at once from anywhere in
+    any row.
+    """
     if matrix.stride(1) != 1:
         return 1
     item, rows = matrix.element_size(), len(matrix)
@@ -25,7 +30,8 @@ def lanes_of(matrix: torch.Tensor) -> int:
 
 
 def fetching(dtype: str, ROWS: int, LANES: int):
-    """fetch(values[ROWS, LANES], address, step, count): `count` rows, `step` bytes apart, and zeros for the rest.
+    """fetch(values[ROWS, LANES], address, step, count): `count` rows, `step` bytes
+    apart, and zeros for the rest.
 
     No row is used in between, so all the loads are under way at once.
     """
@@ -52,10 +58,11 @@ def fetching(dtype: str, ROWS: int, LANES: int):
 
 
 def column_sums(ROWS: int, LANES: int, GROUPS: int, WIDTH: int):
-    """add(sums[LANES], values[ROWS, LANES]); share(shared[GROUPS * WIDTH], at, sums); total(shared, column).
+    """add(sums[LANES], values[ROWS, LANES]); share(shared[GROUPS * WIDTH], at, sums);
+    total(shared, column).
 
-    A thread adds up its rows, shares the sums at its place in row `group` of [GROUPS, WIDTH], and after a barrier any
-    thread takes the total of a column.
+    A thread adds up its rows, shares the sums at its place in row `group` of [GROUPS,
+    WIDTH], and after a barrier any thread takes the total of a column.
     """
     store_shared, uint32 = ptx.store_shared, numba.uint32
 
@@ -71,7 +78,11 @@ def column_sums(ROWS: int, LANES: int, GROUPS: int, WIDTH: int):
     def share(shared, at, sums):
         if LANES % FOUR == 0:
             for lane in range(0, LANES, FOUR):
-                store_shared(shared, at + lane, (sums[lane], sums[lane + 1], sums[lane + 2], sums[lane + 3]))
+                store_shared(
+                    shared,
+                    at + lane,
+                    (sums[lane], sums[lane + 1], sums[lane + 2], sums[lane + 3]),
+                )
         else:
             for lane in range(LANES):
                 shared[uint32(at + lane)] = sums[lane]
@@ -87,9 +98,11 @@ def column_sums(ROWS: int, LANES: int, GROUPS: int, WIDTH: int):
 
 
 def row_sums(THREADS: int):
-    """total(shared, row), of THREADS numbers in each of its rows, and the PITCH between the rows.
+    """total(shared, row), of THREADS numbers in each of its rows, and the PITCH between
+    the rows.
 
-    Read four at a time; four numbers more a row put a warp's reads and its writes in different banks.
+    Read four at a time; four numbers more a row put a warp's reads and its writes in
+    different banks.
     """
     PITCH = THREADS + FOUR
     load_shared, float32 = ptx.load_shared, numba.float32

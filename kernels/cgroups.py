@@ -1,10 +1,13 @@
-"""What the control groups of this process leave it: CPU time, memory, and how often they have stopped it.
+"""What the control groups of this process leave it: CPU time, memory, and how often
+they have stopped it.
 
-A container is one: its quota and its memory limit are not the machine's. Linux only, cgroup v2 and v1 (cgroups(7)). A
-limit holds for all that is below it, so the tightest on the way up counts. Elsewhere nothing is limited.
+A container is one: its quota and its memory limit are not the machine's. Linux only,
+cgroup v2 and v1 (cgroups(7)). A limit holds for all that is below it, so the tightest
+on the way up counts. Elsewhere nothing is limited.
 
 `root` is the root of the file system to read: "/" but in tests.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _ROOT = Path("/")
-_NO_LIMIT_BYTES = 2 ** 62  # v1 writes its largest multiple of a page where there is no limit
-_V2 = ""                   # its controller's name in /proc/self/cgroup: one hierarchy has them all
+_NO_LIMIT_BYTES = (
+    2**62
+)  # v1 writes its largest multiple of a page where there is no limit
+_V2 = ""  # its controller's name in /proc/self/cgroup: one hierarchy has them all
 
 
 @dataclass(frozen=True)
@@ -27,42 +32,72 @@ class _Names:
     reclaimable: tuple[str, ...]
 
 
-_MEMORY_V2 = _Names(("memory.max", "memory.high"), "memory.current",
-                    ("inactive_file", "active_file", "slab_reclaimable"))
-_MEMORY_V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+_MEMORY_V2 = _Names(
+    ("memory.max", "memory.high"),
+    "memory.current",
+    ("inactive_file", "active_file", "slab_reclaimable"),
+)
+_MEMORY_V1 = _Names(
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """How many cores' time this process may use, as 0.6 or 2.0; None where it may use all."""
-    return min((quota for quota in map(_quota_of, _folders("cpu", root)) if quota is not None), default=None)
+    """How many cores' time this process may use, as 0.6 or 2.0; None where it may use
+    all.
+    """
+    return min(
+        (quota for quota in map(_quota_of, _folders("cpu", root)) if quota is not None),
+        default=None,
+    )
 
 
 def whole_cores(root: Path = _ROOT) -> int | None:
-    """The threads that can run all the time within the quota, at least 1; None without a quota."""
+    """The threads that can run all the time within the quota, at least 1; None without
+    a quota.
+    """
     quota = cpu_quota(root)
     return None if quota is None else max(1, math.floor(quota))
 
 
 def stop_counters(root: Path = _ROOT) -> tuple[Path, ...]:
-    """The files that count for `times_stopped`: one for each group with a quota. Found once, and read often."""
-    return tuple(folder / "cpu.stat" for folder in _folders("cpu", root) if _quota_of(folder) is not None)
+    """The files that count for `times_stopped`: one for each group with a quota. Found
+    once, and read often.
+    """
+    return tuple(
+        folder / "cpu.stat"
+        for folder in _folders("cpu", root)
+        if _quota_of(folder) is not None
+    )
 
 
 def times_stopped(counters: Sequence[Path]) -> int:
-    """In how many periods so far a group of this process had used up its quota and was stopped until the next."""
+    """In how many periods so far a group of this process had used up its quota and was
+    stopped until the next.
+    """
     return sum(_values(counter).get("nr_throttled", 0) for counter in counters)
 
 
 def memory_limit(root: Path = _ROOT) -> int | None:
-    """The bytes that this process and its group may hold; None where that is not limited."""
-    limits = [limit for folder, names in _memory_folders(root) if (limit := _limit_of(folder, names)) is not None]
+    """The bytes that this process and its group may hold; None where that is not
+    limited.
+    """
+    limits = [
+        limit
+        for folder, names in _memory_folders(root)
+        if (limit := _limit_of(folder, names)) is not None
+    ]
     return min(limits, default=None)
 
 
 def memory_room(root: Path = _ROOT) -> int | None:
-    """The bytes that can still be allocated: what the limit leaves, and the page cache that gives way.
+    """The bytes that can still be allocated: what the limit leaves, and the page cache
+    that gives way.
 
-    None where memory is not limited. memory.high counts as a limit: beyond it each allocation waits for reclaim.
+    None where memory is not limited. memory.high counts as a limit: beyond it each
+    allocation waits for reclaim.
     """
     rooms = []
     for folder, names in _memory_folders(root):
@@ -80,15 +115,22 @@ def _memory_folders(root: Path) -> Iterator[tuple[Path, _Names]]:
 
 
 def _limit_of(folder: Path, names: _Names) -> int | None:
-    limits = [limit for name in names.limits if (limit := _number(folder / name)) is not None]
+    limits = [
+        limit for name in names.limits if (limit := _number(folder / name)) is not None
+    ]
     return min((limit for limit in limits if limit < _NO_LIMIT_BYTES), default=None)
 
 
 def _quota_of(folder: Path) -> float | None:
-    """cpu.max of v2 is "60000 100000" or "max 100000", in µs; v1 has a file for each, and -1 for no quota."""
+    """cpu.max of v2 is "60000 100000" or "max 100000", in µs; v1 has a file for each,
+    and -1 for no quota.
+    """
     quota, _, period = (_text(folder / "cpu.max") or "").partition(" ")
     if not quota:
-        quota, period = _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
+        quota, period = (
+            _text(folder / "cpu.cfs_quota_us") or "",
+            _text(folder / "cpu.cfs_period_us") or "",
+        )
     with contextlib.suppress(ValueError):
         if int(quota) > 0 and int(period) > 0:
             return int(quota) / int(period)
@@ -96,7 +138,9 @@ def _quota_of(folder: Path) -> float | None:
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
-    """This process's group in the hierarchies that have the controller, and each group above, up to the mount."""
+    """This process's group in the hierarchies that have the controller, and each group
+    above, up to the mount.
+    """
     groups = dict(_groups(root))
     for name, mounted, mount in _mounts(root):
         if name in (controller, _V2) and name in groups:
@@ -106,7 +150,9 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
-    """Controller → this process's group, from lines such as "4:cpu,cpuacct:/docker/ab" and "0::/user.slice"."""
+    """Controller → this process's group, from lines such as "4:cpu,cpuacct:/docker/ab"
+    and "0::/user.slice".
+    """
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
@@ -114,7 +160,9 @@ def _groups(root: Path) -> Iterator[tuple[str, PurePosixPath]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, PurePosixPath, Path]]:
-    """(controller, the group that is mounted, where) of each mounted hierarchy, from proc_pid_mountinfo(5)."""
+    """(controller, the group that is mounted, where) of each mounted hierarchy, from
+    proc_pid_mountinfo(5).
+    """
     for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
@@ -125,7 +173,9 @@ def _mounts(root: Path) -> Iterator[tuple[str, PurePosixPath, Path]]:
 
 
 def _below(group: PurePosixPath, mounted: PurePosixPath) -> PurePosixPath:
-    """The group's path from the mount; "." where the mount shows this group alone, as a container's does."""
+    """The group's path from the mount; "." where the mount shows this group alone, as a
+    container's does.
+    """
     if ".." not in group.parts and group.is_relative_to(mounted):
         return group.relative_to(mounted)
     return PurePosixPath(".")
@@ -134,7 +184,9 @@ def _below(group: PurePosixPath, mounted: PurePosixPath) -> PurePosixPath:
 def _values(path: Path) -> dict[str, int]:
     """The numbers of a file of lines such as "nr_throttled 7"."""
     pairs = (line.split() for line in (_text(path) or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {
+        pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()
+    }
 
 
 def _number(path: Path) -> int | None:

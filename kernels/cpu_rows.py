@@ -1,8 +1,11 @@
-"""A few rows at once, a vector of columns at a time: their sum, their squared norms, their products with one row.
+"""A few rows at once, a vector of columns at a time: their sum, their squared norms,
+their products with one row.
 
-Several rows together read and write the row of sums once for all of them, and are as many streams from memory.
-Rows are fp32, fp64, or fp16 and bf16 that are widened as they are loaded; sums are fp32, or fp64 for fp64.
+Several rows together read and write the row of sums once for all of them, and are as
+many streams from memory. Rows are fp32, fp64, or fp16 and bf16 that are widened as they
+are loaded; sums are fp32, or fp64 for fp64.
 """
+
 from __future__ import annotations
 
 import functools
@@ -21,24 +24,32 @@ SUM, SUM_AND_SQUARES, PRODUCTS = range(3)
 
 @dataclass(frozen=True)
 class Stored:
-    """How a dtype lies in memory: its name and bytes, and the name and bytes of the numbers that are made of it."""
+    """How a dtype lies in memory: its name and bytes, and the name and bytes of the
+    numbers that are made of it.
+    """
 
     name: str
     size: int
     wide_size: int
 
 
-STORED = {torch.float64: Stored("float64", 8, 8), torch.float32: Stored("float32", 4, 4),
-          torch.float16: Stored("float16", 2, 4), torch.bfloat16: Stored("bfloat16", 2, 4)}
+STORED = {
+    torch.float64: Stored("float64", 8, 8),
+    torch.float32: Stored("float32", 4, 4),
+    torch.float16: Stored("float16", 2, 4),
+    torch.bfloat16: Stored("bfloat16", 2, 4),
+}
 
 
 @functools.cache
 def walks(dtype: torch.dtype, mode: int):
-    """The two walks over `batch` rows of `width` columns, compiled for threads to call; all arguments are int64.
+    """The two walks over `batch` rows of `width` columns, compiled for threads to call;
+    all arguments are int64.
 
-    add(rows, stride, batch, width, sums, mean, norms, fetched): add the rows to `mean`, by way of the scratch row
-    `sums`, and with SUM_AND_SQUARES their squares to the float64 `norms`. `fetched`: ask early for the next rows.
-    project(rows, stride, batch, width, mean, norms, ahead): add the rows' products with `mean` to `norms`.
+    add(rows, stride, batch, width, sums, mean, norms, fetched): add the rows to `mean`,
+    by way of the scratch row `sums`, and with SUM_AND_SQUARES their squares to the
+    float64 `norms`. `fetched`: ask early for the next rows. project(rows, stride,
+    batch, width, mean, norms, ahead): add the rows' products with `mean` to `norms`.
     """
     add_rows, products = walk(dtype, mode), walk(dtype, PRODUCTS)
     element = (numba.float64 if STORED[dtype].wide_size == 8 else numba.float32)(0)
@@ -62,7 +73,15 @@ def walks(dtype: torch.dtype, mode: int):
             while start < end:
                 count = together(end - start)
                 ahead = count * stride if fetched and start + 2 * count <= batch else 0
-                add_rows(count, sums, rows + start * stride, stride, width, ahead, norms + 8 * start)
+                add_rows(
+                    count,
+                    sums,
+                    rows + start * stride,
+                    stride,
+                    width,
+                    ahead,
+                    norms + 8 * start,
+                )
                 start += count
             for column in range(width):
                 means[column] += values[column]
@@ -72,18 +91,29 @@ def walks(dtype: torch.dtype, mode: int):
         start = 0
         while start < batch:
             count = together(batch - start)
-            products(count, mean, rows + start * stride, stride, width, ahead, norms + 8 * start)
+            products(
+                count,
+                mean,
+                rows + start * stride,
+                stride,
+                width,
+                ahead,
+                norms + 8 * start,
+            )
             start += count
 
     return add, project
 
 
 def walk(dtype: torch.dtype, mode: int):
-    """f(count, row, rows, stride, width, ahead, norms): walk `count` (one of TOGETHER) rows of `width` columns.
+    """f(count, row, rows, stride, width, ahead, norms): walk `count` (one of TOGETHER)
+    rows of `width` columns.
 
-    All arguments are int64: addresses, a stride and a distance in bytes. SUM and SUM_AND_SQUARES add the rows to
-    `row`; SUM_AND_SQUARES and PRODUCTS add to the float64 `norms`, one for each row, its squared norm or its product
-    with `row`. `ahead` bytes further on, what will be read next is fetched into the caches; 0 for nothing.
+    All arguments are int64: addresses, a stride and a distance in bytes. SUM and
+    SUM_AND_SQUARES add the rows to `row`; SUM_AND_SQUARES and PRODUCTS add to the
+    float64 `norms`, one for each row, its squared norm or its product with `row`.
+    `ahead` bytes further on, what will be read next is fetched into the caches; 0 for
+    nothing.
     """
     stored = STORED[dtype]
 
@@ -108,7 +138,9 @@ def walk(dtype: torch.dtype, mode: int):
 
 
 def _function(module, stored: Stored, mode: int, count: int):
-    """The IR function for so many rows: a loop over whole vectors, then one masked vector for what is left."""
+    """The IR function for so many rows: a loop over whole vectors, then one masked
+    vector for what is left.
+    """
     name = f"walk_{stored.name}_{mode}_{count}"
     if name in module.globals:
         return module.globals[name]
@@ -116,11 +148,15 @@ def _function(module, stored: Stored, mode: int, count: int):
     v = Vectors(module, wide, lanes_of(stored.wide_size))
     function = v.function(name, [v.word] * 6)
     row, rows, stride, width, ahead, norms = function.args
-    entry, loop, body, rest, masked, end = (function.append_basic_block(part) for part in (
-        "entry", "loop", "body", "rest", "masked", "end"))
+    entry, loop, body, rest, masked, end = (
+        function.append_basic_block(part)
+        for part in ("entry", "loop", "body", "rest", "masked", "end")
+    )
 
     build = ir.IRBuilder(entry)
-    starts = [build.add(rows, build.mul(stride, v.word(index))) for index in range(count)]
+    starts = [
+        build.add(rows, build.mul(stride, v.word(index))) for index in range(count)
+    ]
     whole = build.and_(width, v.word(-v.lanes))
     build.branch(loop)
 
@@ -143,7 +179,9 @@ def _function(module, stored: Stored, mode: int, count: int):
     left = build.sub(width, whole)
     build.cbranch(build.icmp_signed(">", left, v.word(0)), masked, end)
     build.position_at_end(masked)
-    last = _step(v, build, stored, mode, row, starts, column, sums, v.first(build, left), ahead)
+    last = _step(
+        v, build, stored, mode, row, starts, column, sums, v.first(build, left), ahead
+    )
     build.branch(end)
 
     build.position_at_end(end)
@@ -153,9 +191,13 @@ def _function(module, stored: Stored, mode: int, count: int):
         total.add_incoming(last[index], masked)
         sums[index] = total
     for index, total in enumerate(sums):
-        address = build.inttoptr(build.add(norms, v.word(8 * index)), ir.DoubleType().as_pointer())
+        address = build.inttoptr(
+            build.add(norms, v.word(8 * index)), ir.DoubleType().as_pointer()
+        )
         number = v.total(build, total)
-        number = number if wide == ir.DoubleType() else build.fpext(number, ir.DoubleType())
+        number = (
+            number if wide == ir.DoubleType() else build.fpext(number, ir.DoubleType())
+        )
         build.store(build.fadd(build.load(address), number), address)
     build.ret_void()
     return function
@@ -163,7 +205,9 @@ def _function(module, stored: Stored, mode: int, count: int):
 
 def _step(v, build, stored, mode, row, starts, column, sums, mask, ahead):
     """One vector of each row; returns the new sums of squares or products."""
-    at_row = build.inttoptr(build.add(row, build.mul(column, v.word(stored.wide_size))), v.pointer)
+    at_row = build.inttoptr(
+        build.add(row, build.mul(column, v.word(stored.wide_size))), v.pointer
+    )
     offset = build.mul(column, v.word(stored.size))
     addresses = [build.add(start, offset) for start in starts]
     loaded = [v.load_wide(build, address, stored.name, mask) for address in addresses]
@@ -173,9 +217,20 @@ def _step(v, build, stored, mode, row, starts, column, sums, mask, ahead):
     if mode != PRODUCTS:
         level = [factor, *loaded] if len(loaded) == 1 else loaded
         while len(level) > 1:
-            level = [build.fadd(one, other) for one, other in zip(level[::2], level[1::2])] + level[len(level) & -2:]
-        v.store(build, level[0] if len(loaded) == 1 else build.fadd(factor, level[0]), at_row, mask)
+            level = [
+                build.fadd(one, other) for one, other in zip(level[::2], level[1::2])
+            ] + level[len(level) & -2 :]
+        v.store(
+            build,
+            level[0] if len(loaded) == 1 else build.fadd(factor, level[0]),
+            at_row,
+            mask,
+        )
     if mode == SUM:
         return []
-    return [v.multiply_add(build, number, number if mode == SUM_AND_SQUARES else factor, total)
-            for number, total in zip(loaded, sums)]
+    return [
+        v.multiply_add(
+            build, number, number if mode == SUM_AND_SQUARES else factor, total
+        )
+        for number, total in zip(loaded, sums)
+    ]

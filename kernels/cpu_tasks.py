@@ -1,12 +1,17 @@
-"""Compiled functions run over ranges of tasks by Numba's threads, and what every start of those threads has to heed.
+"""Compiled functions run over ranges of tasks by Numba's threads, and what every start
+of those threads has to heed.
 
-The loop over threads is compiled once, whatever runs in it, and calls through an address: a function compiled
-`parallel` itself would be compiled three times over, with all that it holds.
+The loop over threads is compiled once, whatever runs in it, and calls through an
+address: a function compiled `parallel` itself would be compiled three times over, with
+all that it holds.
 
-One parallel region runs at a time in a process, whichever of its Python threads starts it: Numba's workqueue layer
-aborts the process on a second one. No region is started in a forked child: its parent's threads did not come along.
-With GNU OpenMP Numba kills a child whose parent ran its kernels, and waits for ever in one whose parent ran PyTorch's.
+One parallel region runs at a time in a process, whichever of its Python threads starts
+it: Numba's workqueue layer aborts the process on a second one. No region is started in
+a forked child: its parent's threads did not come along. With GNU OpenMP Numba kills a
+child whose parent ran its kernels, and waits for ever in one whose parent ran
+PyTorch's.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -20,34 +25,52 @@ from batchline.kernels.numba_cpu import njit, threads
 
 
 def _is_forked_worker() -> bool:
-    """Whether multiprocessing forked this process, perhaps before this module was imported."""
+    """Whether multiprocessing forked this process, perhaps before this module was
+    imported.
+    """
     if multiprocessing.parent_process() is None:
         return False
-    own_method = getattr(multiprocessing.current_process(), "_start_method", None)  # None: the default
+    own_method = getattr(
+        multiprocessing.current_process(), "_start_method", None
+    )  # None: the default
     return (own_method or multiprocessing.get_start_method()) == "fork"
 
 
-_region = threading.RLock()  # re-entrant, for a signal handler may run between the kernel's end and the release
+_region = (
+    threading.RLock()
+)  # re-entrant, for a signal handler may run between the kernel's end and the release
 _this_process = SimpleNamespace(is_forked=_is_forked_worker())
 
 
 def _is_forked() -> bool:
-    """Whether this process was forked from one that may have started threads; a forkserver, which works for nobody, has
-    not."""
+    """Whether this process was forked from one that may have started threads; a
+    forkserver, which works for nobody, has not.
+    """
     if not _this_process.is_forked:
         return False
-    return getattr(multiprocessing.current_process(), "_start_method", None) != "forkserver"
+    return (
+        getattr(multiprocessing.current_process(), "_start_method", None)
+        != "forkserver"
+    )
 
 
 def why_no_threads() -> str | None:
     """Why this process can't start parallel kernels, or None."""
-    return "this process was forked, and its parent's threads did not come along" if _is_forked() else None
+    return (
+        "this process was forked, and its parent's threads did not come along"
+        if _is_forked()
+        else None
+    )
 
 
 @intrinsic
 def _call(typing, address, first, last, arguments):
     def generate(context, builder, signature, args):
-        words = [args[1], args[2], *(builder.extract_value(args[3], index) for index in range(len(arguments)))]
+        words = [
+            args[1],
+            args[2],
+            *(builder.extract_value(args[3], index) for index in range(len(arguments))),
+        ]
         function = ir.FunctionType(ir.VoidType(), [word.type for word in words])
         builder.call(builder.inttoptr(args[0], function.as_pointer()), words)
         return context.get_dummy_value()
@@ -63,11 +86,14 @@ def _run_alone(address, tasks, arguments):
 @njit(parallel=True)
 def _run_shared(address, tasks, shares, arguments):
     for share in numba.prange(shares):
-        _call(address, tasks * share // shares, tasks * (share + 1) // shares, arguments)
+        _call(
+            address, tasks * share // shares, tasks * (share + 1) // shares, arguments
+        )
 
 
 def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
-    """Call a `compiled` function with (first, last, *arguments) for equal shares of the tasks, a thread for each.
+    """Call a `compiled` function with (first, last, *arguments) for equal shares of the
+    tasks, a thread for each.
 
     In a forked child the calling thread does all of them.
     """
@@ -85,14 +111,18 @@ def run_parallel(kernel, *arguments) -> None:
         RuntimeError: in a forked child.
     """
     if _is_forked():
-        raise RuntimeError(f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
-                           "by multiprocessing's \"spawn\" or \"forkserver\"")
+        raise RuntimeError(
+            f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
+            'by multiprocessing\'s "spawn" or "forkserver"'
+        )
     with _region:
         kernel(*arguments)
 
 
 def shares(tasks: int, alone: bool) -> int:
-    """A share of the tasks for every thread, or one for all where `alone`: not worth the start of the others."""
+    """A share of the tasks for every thread, or one for all where `alone`: not worth
+    the start of the others.
+    """
     return 1 if alone else min(tasks, threads())
 
 
@@ -102,7 +132,9 @@ def compiled(function, count: int):
 
 
 def start_threads_here() -> None:
-    """Let a forked process start parallel kernels after all, where its parent is known never to have started any."""
+    """Let a forked process start parallel kernels after all, where its parent is known
+    never to have started any.
+    """
     _this_process.is_forked = False
 
 

@@ -1,4 +1,7 @@
-"""The devices, and their names: of a GPU as its driver gives it, of a CPU with its vector extension."""
+"""The devices, and their names: of a GPU as its driver gives it, of a CPU with its
+vector extension.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +16,10 @@ from batchline.kernels import architectures
 
 
 def on_its_device(function: Callable) -> Callable:
-    """The function of tensors with their GPU current: a kernel of ours is launched on the one that is current."""
+    """The function of tensors with their GPU current: a kernel of ours is launched on
+    the one that is current.
+    """
+
     @functools.wraps(function)
     def guarded(*inputs: torch.Tensor):
         device = inputs[0].device
@@ -32,24 +38,38 @@ def device_name(device: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model name, with its family and model and its vector extension where /proc says them.
+    """The processor's model name, with its family and model and its vector extension
+    where /proc says them.
 
-    Virtual machines call every EPYC by one name, and of two generations one does twice the multiply-adds of the other:
-    "AMD EPYC 25/17 AVX-512" is Zen 4.
+    Virtual machines call every EPYC by one name, and of two generations one does twice
+    the multiply-adds of the other: "AMD EPYC 25/17 AVX-512" is Zen 4.
     """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    name, family, model = (re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
-                           for field in ("model name", "cpu family", "model"))
-    number = f"{family.group(1).strip()}/{model.group(1).strip()}" if family and model else ""
+    name, family, model = (
+        re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+        for field in ("model name", "cpu family", "model")
+    )
+    number = (
+        f"{family.group(1).strip()}/{model.group(1).strip()}"
+        if family and model
+        else ""
+    )
     vectors = "AVX-512" if " avx512f " in text else "AVX2" if " avx2 " in text else ""
-    return " ".join(filter(None, (name.group(1).strip() if name else platform.machine(), number, vectors)))
+    return " ".join(
+        filter(
+            None,
+            (name.group(1).strip() if name else platform.machine(), number, vectors),
+        )
+    )
 
 
 def why_no_fp8(device: str) -> str | None:
-    """Why this machine's "cpu" or "cuda" does not multiply fp8, or None; None too where there is no GPU to ask."""
+    """Why this machine's "cpu" or "cuda" does not multiply fp8, or None; None too where
+    there is no GPU to ask.
+    """
     if device != "cuda" or not torch.cuda.is_available():
         return None
     number = _capability_of_gpu()
@@ -60,7 +80,9 @@ def why_no_fp8(device: str) -> str | None:
 
 
 def why_no_kernels(device: str) -> str | None:
-    """Why compiled kernels can't run on this machine's "cuda", or None; None too where there is no GPU to ask."""
+    """Why compiled kernels can't run on this machine's "cuda", or None; None too where
+    there is no GPU to ask.
+    """
     if device != "cuda" or not torch.cuda.is_available():
         return None
     return architectures.why_too_old(_capability_of_gpu())

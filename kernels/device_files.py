@@ -1,7 +1,9 @@
-"""What was measured on a device, in a file beside the kernels: kernels/<op>/<kind>/<device>.json, one for each kind.
+"""What was measured on a device, in a file beside the kernels:
+kernels/<op>/<kind>/<device>.json, one for each kind.
 
 Whoever launches only looks up: the problem's own entry, or those near it.
 """
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +15,10 @@ from pathlib import Path
 from batchline.kernels.device import device_name, slug
 
 _NEAR = 2.0  # in doublings, summed over the sizes: within a factor of four in all
-_COMMANDS = {"tuning": "make tune", "dispatch": "make dispatch"}  # the kinds, and what writes each
+_COMMANDS = {
+    "tuning": "make tune",
+    "dispatch": "make dispatch",
+}  # the kinds, and what writes each
 
 
 def file_for(folder: Path, kind: str, device: str) -> Path:
@@ -23,7 +28,8 @@ def file_for(folder: Path, kind: str, device: str) -> Path:
 
 @functools.cache
 def stored(path: Path) -> Mapping:
-    """What such a file holds: its device, when and how it was measured, and the "winners"; {} if there is none.
+    """What such a file holds: its device, when and how it was measured, and the
+    "winners"; {} if there is none.
 
     Raises:
         ValueError: if the file is damaged.
@@ -35,20 +41,34 @@ def stored(path: Path) -> Mapping:
         return {}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         kind = path.parent.name
-        raise ValueError(f"{path} is not a {kind} file ({error}): remove it, and `{_COMMANDS[kind]}` writes it anew"
-                         ) from error
+        raise ValueError(
+            f"{path} is not a {kind} file ({error}): remove it, and `{_COMMANDS[kind]}` writes it anew"
+        ) from error
 
 
-def nearby(entries: Iterable[Mapping], traits: str, sizes: Sequence[int]) -> list[tuple[float, Mapping]]:
-    """(distance, entry) of those of equal "traits" whose "sizes" are within a factor of four, the nearest first.
+def nearby(
+    entries: Iterable[Mapping], traits: str, sizes: Sequence[int]
+) -> list[tuple[float, Mapping]]:
+    """(distance, entry) of those of equal "traits" whose "sizes" are within a factor of
+    four, the nearest first.
 
-    The distance is in doublings, summed over the sizes; a size of 0 is near nothing but itself.
+    The distance is in doublings, summed over the sizes; a size of 0 is near nothing but
+    itself.
     """
-    measured = [(_distance(entry["sizes"], sizes), entry) for entry in entries if entry["traits"] == traits]
-    return sorted((found for found in measured if found[0] <= _NEAR), key=lambda found: found[0])
+    measured = [
+        (_distance(entry["sizes"], sizes), entry)
+        for entry in entries
+        if entry["traits"] == traits
+    ]
+    return sorted(
+        (found for found in measured if found[0] <= _NEAR), key=lambda found: found[0]
+    )
 
 
 def _distance(one: Sequence[int], other: Sequence[int]) -> float:
     if len(one) != len(other):
         return math.inf
-    return sum(0.0 if a == b else abs(math.log2(a / b)) if a and b else math.inf for a, b in zip(one, other))
+    return sum(
+        0.0 if a == b else abs(math.log2(a / b)) if a and b else math.inf
+        for a, b in zip(one, other)
+    )

@@ -1,9 +1,11 @@
-"""Real data: a small MLP on scikit-learn's handwritten digits, and what its training step gives to the ops.
+"""Real data: a small MLP on scikit-learn's handwritten digits, and what its training
+step gives to the ops.
 
-1,797 images of 8x8 pixels, 10 classes, no download. The MLP (64 → 128 → 10, ReLU, softmax cross-entropy) is
-trained for three epochs of plain SGD from a fixed seed, so that its gradients are those of a net that is learning.
-Needs scikit-learn.
+1,797 images of 8x8 pixels, 10 classes, no download. The MLP (64 → 128 → 10, ReLU,
+softmax cross-entropy) is trained for three epochs of plain SGD from a fixed seed, so
+that its gradients are those of a net that is learning. Needs scikit-learn.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,10 +20,12 @@ _EPOCHS, _TRAIN_BATCH, _LEARNING_RATE = 3, 32, 0.1
 
 @dataclass(frozen=True)
 class Layers:
-    """What one forward and backward pass leaves behind, a row a sample, in fp32 on the CPU.
+    """What one forward and backward pass leaves behind, a row a sample, in fp32 on the
+    CPU.
 
-    x[S,64] the pixels, h[S,128] the hidden activations, dz1[S,128] and dz2[S,10] the gradients of each sample's
-    own loss (not of their mean) with respect to the two layers' outputs before the activation.
+    x[S,64] the pixels, h[S,128] the hidden activations, dz1[S,128] and dz2[S,10] the
+    gradients of each sample's own loss (not of their mean) with respect to the two
+    layers' outputs before the activation.
     """
 
     x: torch.Tensor
@@ -33,10 +37,15 @@ class Layers:
 @functools.cache
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     """x[1797,64], the pixels from 0 to 1 in fp32, and y[1797], the class numbers."""
-    from sklearn.datasets import load_digits  # slow to import, and only real data needs it
+    from sklearn.datasets import (
+        load_digits,
+    )  # slow to import, and only real data needs it
 
     digits = load_digits()
-    return torch.from_numpy(digits.data).float() / 16, torch.from_numpy(digits.target).long()
+    return (
+        torch.from_numpy(digits.data).float() / 16,
+        torch.from_numpy(digits.target).long(),
+    )
 
 
 @functools.cache
@@ -50,14 +59,23 @@ def _trained() -> tuple[torch.Tensor, ...]:
     for _ in range(_EPOCHS):
         for rows in torch.randperm(len(x), generator=generator).split(_TRAIN_BATCH):
             step = backward(weights, x[rows], y[rows])
-            gradients = (step.dz1.T @ step.x, step.dz1.sum(0), step.dz2.T @ step.h, step.dz2.sum(0))
+            gradients = (
+                step.dz1.T @ step.x,
+                step.dz1.sum(0),
+                step.dz2.T @ step.h,
+                step.dz2.sum(0),
+            )
             for weight, gradient in zip(weights, gradients):
                 weight -= _LEARNING_RATE / len(rows) * gradient
     return weights
 
 
-def backward(weights: tuple[torch.Tensor, ...], x: torch.Tensor, y: torch.Tensor) -> Layers:
-    """Forward and backward pass of every sample on its own: x[S,64], y[S] class numbers."""
+def backward(
+    weights: tuple[torch.Tensor, ...], x: torch.Tensor, y: torch.Tensor
+) -> Layers:
+    """Forward and backward pass of every sample on its own: x[S,64], y[S] class
+    numbers.
+    """
     w1, b1, w2, b2 = weights
     h = torch.relu(x @ w1.T + b1)
     dz2 = torch.softmax(h @ w2.T + b2, dim=1)
@@ -72,26 +90,40 @@ def hidden_weight(dtype: torch.dtype, device: str) -> torch.Tensor:
     return _trained()[0].to(device, dtype)
 
 
-def hidden_layer(samples: int, dtype: torch.dtype, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hidden layer's inputs x[S,64] and output gradients dz1[S,128], for S images drawn with replacement."""
+def hidden_layer(
+    samples: int, dtype: torch.dtype, device: str, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden layer's inputs x[S,64] and output gradients dz1[S,128], for S images
+    drawn with replacement.
+    """
     if device == "meta":
-        return (torch.empty(samples, PIXELS, dtype=dtype, device=device),
-                torch.empty(samples, HIDDEN, dtype=dtype, device=device))
+        return (
+            torch.empty(samples, PIXELS, dtype=dtype, device=device),
+            torch.empty(samples, HIDDEN, dtype=dtype, device=device),
+        )
     layers = _draw_layers(samples, seed)
     return layers.x.to(device, dtype), layers.dz1.to(device, dtype)
 
 
-def per_sample_gradients(samples: int, dtype: torch.dtype, device: str, seed: int) -> torch.Tensor:
-    """g[S,P]: each drawn image's gradient of its own loss for all P = 9,610 parameters (w1, b1, w2, b2 in order)."""
+def per_sample_gradients(
+    samples: int, dtype: torch.dtype, device: str, seed: int
+) -> torch.Tensor:
+    """g[S,P]: each drawn image's gradient of its own loss for all P = 9,610 parameters
+    (w1, b1, w2, b2 in order).
+    """
     if device == "meta":
         return torch.empty(samples, PARAMETERS, dtype=dtype, device=device)
     layers = _draw_layers(samples, seed)
     w1 = layers.dz1[:, :, None] * layers.x[:, None, :]
     w2 = layers.dz2[:, :, None] * layers.h[:, None, :]
-    return torch.cat([w1.flatten(1), layers.dz1, w2.flatten(1), layers.dz2], dim=1).to(device, dtype)
+    return torch.cat([w1.flatten(1), layers.dz1, w2.flatten(1), layers.dz2], dim=1).to(
+        device, dtype
+    )
 
 
 def _draw_layers(samples: int, seed: int) -> Layers:
     x, y = images()
-    rows = torch.randint(len(x), (samples,), generator=torch.Generator().manual_seed(seed))
+    rows = torch.randint(
+        len(x), (samples,), generator=torch.Generator().manual_seed(seed)
+    )
     return backward(_trained(), x[rows], y[rows])

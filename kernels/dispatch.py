@@ -1,8 +1,11 @@
-"""Which variant an op's call runs: the one measured fastest on this device near these inputs, or else by rule.
+"""Which variant an op's call runs: the one measured fastest on this device near these
+inputs, or else by rule.
 
-`make dispatch RUN=<folder>` turns a run's evidence into kernels/<op>/dispatch/<device>.json: for each measured problem
-the variants that were told from the baseline for the better, and by how much. A call only looks up.
+`make dispatch RUN=<folder>` turns a run's evidence into
+kernels/<op>/dispatch/<device>.json: for each measured problem the variants that were
+told from the baseline for the better, and by how much. A call only looks up.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,67 +21,113 @@ from batchline.kernels import backends, plain
 from batchline.kernels.cpu_tasks import why_no_threads
 from batchline.kernels.device_files import file_for, nearby, stored
 
-DISPATCHED = "dispatched"  # of the variant that stands for the op's own call among its others
-VERSIONS = ("torch", "triton", "numba", "numba-cuda")  # another one of these, and what was measured is not evidence
-MEASURED, NEARBY, RULE, BASELINE = "measured", "measured nearby", "by rule", "the baseline"
-_MOST_REMEMBERED = 4096  # problems; a caller whose sizes never repeat must not fill the memory
-_is_compiling, _is_grad_enabled = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled
-_dispatch_modes, _function_modes, _any_autocast = plain.dispatch_modes, plain.function_modes, plain.any_autocast
+DISPATCHED = (
+    "dispatched"  # of the variant that stands for the op's own call among its others
+)
+VERSIONS = (
+    "torch",
+    "triton",
+    "numba",
+    "numba-cuda",
+)  # another one of these, and what was measured is not evidence
+MEASURED, NEARBY, RULE, BASELINE = (
+    "measured",
+    "measured nearby",
+    "by rule",
+    "the baseline",
+)
+_MOST_REMEMBERED = (
+    4096  # problems; a caller whose sizes never repeat must not fill the memory
+)
+_is_compiling, _is_grad_enabled = (
+    torch.compiler.is_dynamo_compiling,
+    torch.is_grad_enabled,
+)
+_dispatch_modes, _function_modes, _any_autocast = (
+    plain.dispatch_modes,
+    plain.function_modes,
+    plain.any_autocast,
+)
 _TYPES = plain.TYPES
-_LOW = 2 ** 32  # bytes: the address of a tensor with no memory is its offset, and memory seldom lies so low
+_LOW = (
+    2**32
+)  # bytes: the address of a tensor with no memory is its offset, and memory seldom lies so low
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of a variant, and why it is this one: MEASURED, NEARBY, RULE, or BASELINE with a reason."""
+    """The name of a variant, and why it is this one: MEASURED, NEARBY, RULE, or
+    BASELINE with a reason.
+    """
 
     variant: str
     source: str
 
 
 class Dispatch:
-    """The choice among an op's variants. Only those that keep the op's own error bound are chosen from.
+    """The choice among an op's variants. Only those that keep the op's own error bound
+    are chosen from.
 
-    Near a problem that was not measured it is a variant that beat the baseline on every measured problem within a
-    factor of four in size, the one that did so by most; if none did, the baseline. The baseline alone runs where
-    PyTorch has to see the work (gradients of any mode, transforms, autocast, compilation, tracing, modes), where an
-    input is more or less than plain memory (subclasses, lazy bits, wrappers), or where PyTorch refuses the inputs.
+    Near a problem that was not measured it is a variant that beat the baseline on every
+    measured problem within a factor of four in size, the one that did so by most; if
+    none did, the baseline. The baseline alone runs where PyTorch has to see the work
+    (gradients of any mode, transforms, autocast, compilation, tracing, modes), where an
+    input is more or less than plain memory (subclasses, lazy bits, wrappers), or where
+    PyTorch refuses the inputs.
 
     Args:
         op: the kernels.op.Op.
-        rule: inputs → names of variants to prefer where nothing near was measured on the device, the best first.
-        table: what to go by, whatever is stored.
+        rule: inputs → names of variants to prefer where nothing near was measured on
+        the device, the best first. table: what to go by, whatever is stored.
     """
 
-    def __init__(self, op, rule: Callable[..., Sequence[str]], table: Mapping | None = None):
+    def __init__(
+        self, op, rule: Callable[..., Sequence[str]], table: Mapping | None = None
+    ):
         self._op, self._rule, self._given = op, rule, table
         self._known: dict[tuple, Callable] = {}
         self._baseline_function: Callable | None = None
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._known.clear)  # a child may have to do without threads
+            os.register_at_fork(
+                after_in_child=self._known.clear
+            )  # a child may have to do without threads
 
     def function(self, *inputs: torch.Tensor) -> Callable:
-        """What to call on these inputs. Remembered for their shapes, strides, dtypes and devices.
+        """What to call on these inputs. Remembered for their shapes, strides, dtypes
+        and devices.
 
-        What is tested here is what tells apart inputs that would be remembered alike; `look_up` tests all of it. So
-        a sparse tensor or one of functorch's raises, and while torch.jit traces sizes are tensors, never known ones.
+        What is tested here is what tells apart inputs that would be remembered alike;
+        `look_up` tests all of it. So a sparse tensor or one of functorch's raises, and
+        while torch.jit traces sizes are tensors, never known ones.
         """
         if _is_compiling():
             return self._baseline()
         try:  # two microseconds: as few calls as do, and no frame of its own
-            if ((_dispatch_modes() or _function_modes() or _any_autocast() or forward_ad._current_level >= 0)
-                    and plain.why_watched()):
+            if (
+                _dispatch_modes()
+                or _function_modes()
+                or _any_autocast()
+                or forward_ad._current_level >= 0
+            ) and plain.why_watched():
                 return self._baseline()
             graded, key = _is_grad_enabled(), None
             for tensor in inputs:
-                if (type(tensor) not in _TYPES or tensor.is_neg() or graded and tensor.requires_grad
-                        or tensor.data_ptr() < _LOW and plain.why_not_plain(tensor)):
+                if (
+                    type(tensor) not in _TYPES
+                    or tensor.is_neg()
+                    or graded
+                    and tensor.requires_grad
+                    or tensor.data_ptr() < _LOW
+                    and plain.why_not_plain(tensor)
+                ):
                     return self._baseline()
                 key = key, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
             return self._known[key]
         except KeyError:
             return self._remembered(key, inputs)
-        except RuntimeError:  # no strides or no memory: for PyTorch to take or to refuse
+        except (
+            RuntimeError
+        ):  # no strides or no memory: for PyTorch to take or to refuse
             return self._baseline()
 
     def _remembered(self, key: tuple, inputs: Sequence[torch.Tensor]) -> Callable:
@@ -95,7 +144,9 @@ class Dispatch:
         return Dispatch(self._op, self._rule, table)
 
     def behind_look_up(self, name: str) -> Callable:
-        """The variant of that name behind a look-up whose answer it does not take: by it the look-up is timed."""
+        """The variant of that name behind a look-up whose answer it does not take: by
+        it the look-up is timed.
+        """
         look_up, function = self.function, self._op.variants[name].function
 
         def looked_up_first(*inputs):
@@ -114,17 +165,28 @@ class Dispatch:
         if why := self._why_baseline(inputs):
             return Choice(self._op.baseline, f"{BASELINE}: {why}")
         device = inputs[0].device.type
-        near = nearby(self.table(device).get("winners", ()), *self._op.describe(*inputs))
+        near = nearby(
+            self.table(device).get("winners", ()), *self._op.describe(*inputs)
+        )
         if not near:
-            name = next((name for name in self._rule(*inputs) if self._takes(name, inputs)), self._op.baseline)
+            name = next(
+                (name for name in self._rule(*inputs) if self._takes(name, inputs)),
+                self._op.baseline,
+            )
             return Choice(name, RULE)
         exact = near[0][0] == 0
-        gains = [entry["faster"] for distance, entry in near if distance == 0 or not exact]
-        name = next((name for name in _by_gain(gains) if self._takes(name, inputs)), self._op.baseline)
+        gains = [
+            entry["faster"] for distance, entry in near if distance == 0 or not exact
+        ]
+        name = next(
+            (name for name in _by_gain(gains) if self._takes(name, inputs)),
+            self._op.baseline,
+        )
         return Choice(name, MEASURED if exact else NEARBY)
 
     def table(self, device: str) -> Mapping:
-        """What was measured on this machine's "cpu" or "cuda", by the versions that are installed; {} where nothing.
+        """What was measured on this machine's "cpu" or "cuda", by the versions that are
+        installed; {} where nothing.
 
         Raises:
             ValueError: if the file is damaged.
@@ -136,7 +198,9 @@ class Dispatch:
 
     @functools.cached_property
     def candidates(self) -> Mapping[str, object]:
-        """The variants to choose from, by name; a file is imported when its variant is asked for."""
+        """The variants to choose from, by name; a file is imported when its variant is
+        asked for.
+        """
         return _Candidates(self._op)
 
     def _baseline(self) -> Callable:
@@ -148,14 +212,18 @@ class Dispatch:
         if self._baseline_function is None:
             self._baseline_function = self._op.variants[self._op.baseline].function
 
-    # torch.compile calls it instead of tracing how an op's files are found and imported. This mark is
-    # torch.compiler.assume_constant_result, which would import all of the compiler first.
+    # torch.compile calls it instead of tracing how an op's files are found and
+    # imported. This mark is torch.compiler.assume_constant_result, which would import
+    # all of the compiler first.
     _find_baseline._dynamo_marked_constant = True
 
     def _takes(self, name: str, inputs: Sequence[torch.Tensor]) -> bool:
         variant = self.candidates.get(name)
-        return (variant is not None and variant.why_not_here(inputs[0].device.type) is None
-                and variant.why_unsupported(*inputs) is None)
+        return (
+            variant is not None
+            and variant.why_not_here(inputs[0].device.type) is None
+            and variant.why_unsupported(*inputs) is None
+        )
 
     def _why_baseline(self, inputs: Sequence[torch.Tensor]) -> str | None:
         """Why nothing but the baseline can be called, or None."""
@@ -166,17 +234,27 @@ class Dispatch:
         if any(type(tensor) not in plain.TYPES for tensor in inputs):
             return "a subclass of Tensor"
         device = inputs[0].device
-        if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in inputs):
+        if device.type not in ("cpu", "cuda") or any(
+            tensor.device != device for tensor in inputs
+        ):
             return f"tensors on {', '.join(sorted({str(tensor.device) for tensor in inputs}))}"
-        if why := plain.why_watched() or next(filter(None, map(plain.why_not_plain, inputs)), None):
+        if why := plain.why_watched() or next(
+            filter(None, map(plain.why_not_plain, inputs)), None
+        ):
             return why
         if device.type == "cpu" and (why := why_no_threads()):
             return why
         if device.type == "cuda" and device.index and _gpu(device.index) != _gpu(0):
             return "what was measured is of the first GPU, and this is another model"
         try:  # kernels trust the shapes that they are given
-            self._baseline()(*(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-                             for tensor in inputs))
+            self._baseline()(
+                *(
+                    torch.empty_strided(
+                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+                    )
+                    for tensor in inputs
+                )
+            )
         except Exception as error:
             return f"it refuses these inputs ({error})"
         return None
@@ -195,23 +273,33 @@ class _Candidates(Mapping):
         return variant
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, variant in self._op.variants.items() if is_candidate(variant))
+        return (
+            name for name, variant in self._op.variants.items() if is_candidate(variant)
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
 def is_candidate(variant) -> bool:
-    """Whether a call may choose the variant: it gives the whole op within its own bound, and is compiled ahead."""
-    return (variant.backend not in (backends.DISPATCH, *backends.PEERS) and not variant.own_tolerance
-            and variant.gives is None and not variant.slow_start)
+    """Whether a call may choose the variant: it gives the whole op within its own
+    bound, and is compiled ahead.
+    """
+    return (
+        variant.backend not in (backends.DISPATCH, *backends.PEERS)
+        and not variant.own_tolerance
+        and variant.gives is None
+        and not variant.slow_start
+    )
 
 
 def why_stale(document: Mapping) -> str | None:
     """Why a table is of another time than the installed libraries, or None."""
     for name, version in document["versions"].items():
         if name in VERSIONS and version != _installed(name):
-            return f"measured with {name} {version}, and {_installed(name)} is installed"
+            return (
+                f"measured with {name} {version}, and {_installed(name)} is installed"
+            )
     return None
 
 
@@ -229,7 +317,10 @@ def _gpu(index: int) -> str:
 
 
 def _by_gain(gains: Sequence[Mapping[str, float]]) -> list[str]:
-    """The names that are in all of `gains`, those with the largest product of them first."""
+    """The names that are in all of `gains`, those with the largest product of them
+    first.
+    """
+
     def product(name: str) -> float:
         whole = 1.0
         for gain in gains:

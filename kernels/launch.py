@@ -1,4 +1,7 @@
-"""How a Numba CUDA kernel is launched on torch tensors: no copies, on torch's current stream."""
+"""How a Numba CUDA kernel is launched on torch tensors: no copies, on torch's current
+stream.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -11,18 +14,24 @@ _POINTER = numba.types.CPointer(numba.types.int8)
 
 
 def launch(kernel, grid: int, block: int | tuple[int, ...], *args) -> None:
-    """Launch `kernel` with `grid` blocks in x. Tensors among `args` arrive as arrays with their own strides.
+    """Launch `kernel` with `grid` blocks in x. Tensors among `args` arrive as arrays
+    with their own strides.
 
-    On the CPU they arrive as NumPy views, which is what Numba's simulator and its type inference understand.
+    On the CPU they arrive as NumPy views, which is what Numba's simulator and its type
+    inference understand.
     """
     on_device = any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args)
     _configured(kernel, grid, block, on_device)(*(_as_argument(arg) for arg in args))
 
 
-def launch_at(device: torch.device, kernel, grid: int, block: int, *numbers: int) -> None:
-    """Launch a kernel that takes integers alone: addresses (`Tensor.data_ptr`), sizes and strides.
+def launch_at(
+    device: torch.device, kernel, grid: int, block: int, *numbers: int
+) -> None:
+    """Launch a kernel that takes integers alone: addresses (`Tensor.data_ptr`), sizes
+    and strides.
 
-    An array costs the host a view of the tensor, its type and its eleven fields; an integer none of them.
+    An array costs the host a view of the tensor, its type and its eleven fields; an
+    integer none of them.
     """
     _configured(kernel, grid, block, device.type == "cuda")(*numbers)
 
@@ -43,14 +52,22 @@ def _as_argument(arg):
     if not isinstance(arg, torch.Tensor):
         return arg
     if arg.is_cuda:
-        return cuda.as_cuda_array(arg.detach() if arg.requires_grad else arg, sync=False)
+        return cuda.as_cuda_array(
+            arg.detach() if arg.requires_grad else arg, sync=False
+        )
     view = arg.detach().numpy()
-    # A bare NumPy array would be copied to the simulated device, and the copy refuses strides.
-    return cuda.cudadrv.devicearray.FakeCUDAArray(view) if interpreted("numba_cuda") else view
+    # A bare NumPy array would be copied to the simulated device, and the copy refuses
+    # strides.
+    return (
+        cuda.cudadrv.devicearray.FakeCUDAArray(view)
+        if interpreted("numba_cuda")
+        else view
+    )
 
 
 def jit_for(threads: int, blocks_per_sm: int = 1):
-    """`cuda.jit` for a kernel of integers alone, with registers few enough that `blocks_per_sm` blocks fit on an SM.
+    """`cuda.jit` for a kernel of integers alone, with registers few enough that
+    `blocks_per_sm` blocks fit on an SM.
 
     The simulator knows neither option.
     """
@@ -60,7 +77,9 @@ def jit_for(threads: int, blocks_per_sm: int = 1):
 
 
 class _AsPointers:
-    """Hands integers to the launch as pointers, 8 bytes too: of an integer Numba makes a ctypes object first."""
+    """Hands integers to the launch as pointers, 8 bytes too: of an integer Numba makes
+    a ctypes object first.
+    """
 
     @staticmethod
     def prepare_args(type_, value, stream, retr):
@@ -68,10 +87,14 @@ class _AsPointers:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device, or for "meta" of this machine's GPU; else an H200's 132.
+    """Streaming multiprocessors of the device, or for "meta" of this machine's GPU;
+    else an H200's 132.
 
-    So for "cpu", whatever is there: on CPU tensors kernels are compiled and interpreted, the same everywhere.
+    So for "cpu", whatever is there: on CPU tensors kernels are compiled and
+    interpreted, the same everywhere.
     """
     if device.type == "cpu" or not torch.cuda.is_available():
         return 132
-    return torch.cuda.get_device_properties(device if device.type == "cuda" else 0).multi_processor_count
+    return torch.cuda.get_device_properties(
+        device if device.type == "cuda" else 0
+    ).multi_processor_count

@@ -1,4 +1,7 @@
-"""Numba's functions on a CPU: kept on disk where that can be, and on as many threads as torch has."""
+"""Numba's functions on a CPU: kept on disk where that can be, and on as many threads as
+torch has.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,13 +19,17 @@ _SAID = "BATCHLINE_SAID_NO_KERNEL_CACHE"  # in the environment, so that a worker
 _NUM_THREADS = "NUMBA_NUM_THREADS"
 
 
-def njit(signature=None, *, parallel: bool = False, **options) -> Callable[[Callable], Callable]:
-    """As numba.njit, for a function that Python calls: of what it compiles for, `signature` alone if there is one.
+def njit(
+    signature=None, *, parallel: bool = False, **options
+) -> Callable[[Callable], Callable]:
+    """As numba.njit, for a function that Python calls: of what it compiles for,
+    `signature` alone if there is one.
 
-    What is compiled is kept on disk, beside the source or in the user's cache; where neither can be written, each
-    process compiles it anew. A call of a `parallel` one runs on `threads()` threads, and leaves Numba's own setting as
-    it was.
+    What is compiled is kept on disk, beside the source or in the user's cache; where
+    neither can be written, each process compiles it anew. A call of a `parallel` one
+    runs on `threads()` threads, and leaves Numba's own setting as it was.
     """
+
     def decorate(function: Callable) -> Callable:
         if why_absent("numba_cpu"):
             return function
@@ -40,9 +47,10 @@ def njit(signature=None, *, parallel: bool = False, **options) -> Callable[[Call
 def threads() -> int:
     """How many threads a parallel function called now by this thread runs on.
 
-    torch's count, within the CPU quota and what Numba has started: a program that was told to use one thread
-    (OMP_NUM_THREADS, torch.set_num_threads) gets no second one. Where Numba itself was told, by NUMBA_NUM_THREADS or
-    numba.set_num_threads, it is as Numba was told.
+    torch's count, within the CPU quota and what Numba has started: a program that was
+    told to use one thread (OMP_NUM_THREADS, torch.set_num_threads) gets no second one.
+    Where Numba itself was told, by NUMBA_NUM_THREADS or numba.set_num_threads, it is as
+    Numba was told.
     """
     _start_threads()
     set_to, most = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS
@@ -52,7 +60,9 @@ def threads() -> int:
 
 
 def why_not_kept() -> str | None:
-    """Why Numba keeps no compiled kernel on disk here, or None. The first process that asks is told of it, too."""
+    """Why Numba keeps no compiled kernel on disk here, or None. The first process that
+    asks is told of it, too.
+    """
     if why_absent("numba_cpu"):
         return None
     with contextlib.suppress(RuntimeError):
@@ -83,7 +93,9 @@ def _on_our_threads(kernel: Callable) -> Callable:
 
 @functools.cache
 def _start_threads() -> None:
-    """Start Numba's threads, which under OpenMP sets torch's count to Numba's; put that back."""
+    """Start Numba's threads, which under OpenMP sets torch's count to Numba's; put that
+    back.
+    """
     before = torch.get_num_threads()
     numba.get_num_threads()
     if torch.get_num_threads() != before:
@@ -100,7 +112,9 @@ def _keep_on_disk(kernel) -> None:
 
 
 class _SpareCache:
-    """A cache whose faults (a full disk, a damaged file, a folder that was removed) cost a compilation, and no call."""
+    """A cache whose faults (a full disk, a damaged file, a folder that was removed)
+    cost a compilation, and no call.
+    """
 
     def __init__(self, cache):
         self._cache = cache
@@ -125,13 +139,20 @@ class _SpareCache:
 def _say_once() -> None:
     if _SAID not in os.environ:
         os.environ[_SAID] = "1"
-        warnings.warn("Numba's compiled kernels can't be kept on disk, so each process compiles them anew: make a "
-                      "folder that can be written and name it in NUMBA_CACHE_DIR", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            "Numba's compiled kernels can't be kept on disk, so each process compiles them anew: make a "
+            "folder that can be written and name it in NUMBA_CACHE_DIR",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @functools.cache
 def _was_told() -> bool:
-    return _NUM_THREADS in os.environ or numba.config.NUMBA_NUM_THREADS != numba.config.NUMBA_DEFAULT_NUM_THREADS
+    return (
+        _NUM_THREADS in os.environ
+        or numba.config.NUMBA_NUM_THREADS != numba.config.NUMBA_DEFAULT_NUM_THREADS
+    )
 
 
 @functools.cache

@@ -1,7 +1,10 @@
-"""Whether a kernel that reads memory by address would do what PyTorch does with these tensors, here and now.
+"""Whether a kernel that reads memory by address would do what PyTorch does with these
+tensors, here and now.
 
-Both are lists of what is allowed: a kind of tensor or a mode that nobody thought of goes to PyTorch.
+Both are lists of what is allowed: a kind of tensor or a mode that nobody thought of
+goes to PyTorch.
 """
+
 from __future__ import annotations
 
 import functools
@@ -12,15 +15,20 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
-dispatch_modes = torch._C._len_torch_dispatch_stack  # how many are on: FakeTensorMode, make_fx, counters of operations
-function_modes = torch._C._len_torch_function_stack  # how many are on: torch.device(…) and set_default_device too
+dispatch_modes = (
+    torch._C._len_torch_dispatch_stack
+)  # how many are on: FakeTensorMode, make_fx, counters of operations
+function_modes = (
+    torch._C._len_torch_function_stack
+)  # how many are on: torch.device(…) and set_default_device too
 any_autocast = torch._C._is_any_autocast_enabled
 
 
 def why_watched() -> str | None:
     """Why PyTorch has to see every operation of this thread now, or None.
 
-    A mode whose class has `ignores_kernels = True` gives up the operations that a kernel does instead.
+    A mode whose class has `ignores_kernels = True` gives up the operations that a
+    kernel does instead.
     """
     if torch.jit.is_tracing():
         return "torch.jit is tracing"
@@ -35,7 +43,9 @@ def why_watched() -> str | None:
 
 
 def why_not_plain(tensor: torch.Tensor) -> str | None:
-    """Why the memory of a tensor on "cpu" or "cuda" does not hold its values as they are, or None."""
+    """Why the memory of a tensor on "cpu" or "cuda" does not hold its values as they
+    are, or None.
+    """
     if type(tensor) not in TYPES:
         return "a subclass of Tensor"
     keys = torch._C._dispatch_keys(tensor)
@@ -50,7 +60,9 @@ def why_not_plain(tensor: torch.Tensor) -> str | None:
 
 @functools.cache
 def _plain_keys(device: str) -> frozenset[int]:
-    """The dispatch keys of an ordinary tensor, and of one that was made in inference mode."""
+    """The dispatch keys of an ordinary tensor, and of one that was made in inference
+    mode.
+    """
     made = []
     for inference in (False, True):
         with torch.inference_mode(inference):

@@ -1,8 +1,11 @@
-"""`kernels.ptx` for Numba's simulator: the same functions on the host's memory, a Python thread for each lane.
+"""`kernels.ptx` for Numba's simulator: the same functions on the host's memory, a
+Python thread for each lane.
 
-Instructions of a warp meet at the block's barrier, so all threads of the block must reach them together. A copy by
-cp_async lands when it is waited for and not before, and an address that the hardware would refuse fails here too.
+Instructions of a warp meet at the block's barrier, so all threads of the block must
+reach them together. A copy by cp_async lands when it is waited for and not before, and
+an address that the hardware would refuse fails here too.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -11,7 +14,12 @@ import threading
 
 import numpy as np
 
-_IN_MEMORY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int16": np.int16}
+_IN_MEMORY = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int16": np.int16,
+}
 _WARP = 32
 
 
@@ -23,9 +31,15 @@ def load(dtype: str, lanes: int = 1):
 
     integers = ctypes.c_int16 * lanes
 
-    def load_integers(address):  # tables are read so by every thread, and an array of NumPy's takes ten times as long
+    def load_integers(
+        address,
+    ):  # tables are read so by every thread, and an array of NumPy's takes ten times as long
         assert address % (2 * lanes) == 0, "a misaligned address"
-        return integers.from_address(int(address))[0] if lanes == 1 else tuple(integers.from_address(int(address)))
+        return (
+            integers.from_address(int(address))[0]
+            if lanes == 1
+            else tuple(integers.from_address(int(address)))
+        )
 
     return load_integers if dtype == "int16" else load_global
 
@@ -34,18 +48,21 @@ def load(dtype: str, lanes: int = 1):
 def store(dtype: str, lanes: int = 1):
     def store_global(address, value):
         numbers = np.atleast_1d(np.asarray(value, np.float32))
-        _memory(address, dtype, lanes)[:] = _rounded_to_bfloat16(numbers) if dtype == "bfloat16" else numbers
+        _memory(address, dtype, lanes)[:] = (
+            _rounded_to_bfloat16(numbers) if dtype == "bfloat16" else numbers
+        )
+
     return store_global
 
 
 def load_shared(array, index):
     assert index % 4 == 0
-    return tuple(array[index:index + 4])
+    return tuple(array[index : index + 4])
 
 
 def store_shared(array, index, values):
     assert index % 4 == 0
-    array[index:index + 4] = values
+    array[index : index + 4] = values
 
 
 def cp_async(array, index, address, bytes_copied):
@@ -64,9 +81,12 @@ def cp_async_wait(pending: int):
         groups = _copies().setdefault("groups", [])
         while len(groups) > pending:
             for array, index, address, elements in groups.pop(0):
-                array[index:index + 8] = 0
+                array[index : index + 8] = 0
                 if elements:
-                    array[index:index + elements] = _memory(address, "int16", elements, aligned=False)
+                    array[index : index + elements] = _memory(
+                        address, "int16", elements, aligned=False
+                    )
+
     return wait
 
 
@@ -75,38 +95,64 @@ def ldmatrix(transposed: bool):
     def load_matrices(array, index):
         assert index % 8 == 0
         rows, lane = _warp(index), _lane()
-        matrices = [np.stack([array[row:row + 8] for row in rows[8 * j:8 * j + 8]]) for j in range(4)]
-        pairs = [(matrix.T if transposed else matrix)[lane // 4, lane % 4 * 2:lane % 4 * 2 + 2] for matrix in matrices]
+        matrices = [
+            np.stack([array[row : row + 8] for row in rows[8 * j : 8 * j + 8]])
+            for j in range(4)
+        ]
+        pairs = [
+            (matrix.T if transposed else matrix)[
+                lane // 4, lane % 4 * 2 : lane % 4 * 2 + 2
+            ]
+            for matrix in matrices
+        ]
         return tuple(np.ascontiguousarray(pair).view(np.int32)[0] for pair in pairs)
+
     return load_matrices
 
 
 @functools.cache
 def mma(dtype: str):
     def multiply_add(a0, a1, a2, a3, b0, b1, c):
-        fragments = np.array(_warp((a0, a1, a2, a3, b0, b1)), np.int32).view(_IN_MEMORY[dtype])
-        numbers = _numbers(fragments.ravel(), dtype).reshape(8, 4, 6, 2)  # lane // 4, lane % 4, register, half
+        fragments = np.array(_warp((a0, a1, a2, a3, b0, b1)), np.int32).view(
+            _IN_MEMORY[dtype]
+        )
+        numbers = _numbers(fragments.ravel(), dtype).reshape(
+            8, 4, 6, 2
+        )  # lane // 4, lane % 4, register, half
         a = np.empty((16, 16), np.float32)
         b = np.empty((16, 8), np.float32)
         for register in range(4):
             row, column = 8 * (register % 2), 8 * (register // 2)
-            a[row:row + 8, column:column + 8] = numbers[:, :, register].reshape(8, 8)
+            a[row : row + 8, column : column + 8] = numbers[:, :, register].reshape(
+                8, 8
+            )
         for register in range(2):
-            b[8 * register:8 * register + 8] = numbers[:, :, 4 + register].reshape(8, 8).T
+            b[8 * register : 8 * register + 8] = (
+                numbers[:, :, 4 + register].reshape(8, 8).T
+            )
         row, column = _lane() // 4, _lane() % 4 * 2
-        own = a[[row, row + 8]] @ b[:, column:column + 2]
+        own = a[[row, row + 8]] @ b[:, column : column + 2]
         return tuple(own.ravel() + np.asarray(c, np.float32))
+
     return multiply_add
 
 
 def _memory(address, dtype, lanes, aligned=True):
     element = np.dtype(_IN_MEMORY[dtype])
-    assert address % (element.itemsize * (lanes if aligned else 1)) == 0, "a misaligned address"
-    return np.frombuffer((ctypes.c_char * (lanes * element.itemsize)).from_address(int(address)), element)
+    assert (
+        address % (element.itemsize * (lanes if aligned else 1)) == 0
+    ), "a misaligned address"
+    return np.frombuffer(
+        (ctypes.c_char * (lanes * element.itemsize)).from_address(int(address)), element
+    )
 
 
 def _numbers(elements, dtype):
-    return (elements.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else elements.astype(np.float32)
+    return (
+        (elements.astype(np.uint32) << 16).view(np.float32)
+        if dtype == "bfloat16"
+        else elements.astype(np.float32)
+    )
 
 
 def _rounded_to_bfloat16(numbers):

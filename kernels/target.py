@@ -1,4 +1,7 @@
-"""Which architecture a kernel is chosen and compiled for: the device's own, or the one that a compilation asks for."""
+"""Which architecture a kernel is chosen and compiled for: the device's own, or the one
+that a compilation asks for.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,15 +14,17 @@ import torch
 from batchline.kernels import architectures
 from batchline.kernels.architectures import Architecture
 
-_asked: ContextVar[Architecture | None] = ContextVar("architecture that is compiled for", default=None)
+_asked: ContextVar[Architecture | None] = ContextVar(
+    "architecture that is compiled for", default=None
+)
 
 
 def target_of(device: torch.device) -> Architecture:
     """The architecture that a launch on tensors of this device is for.
 
-    On a GPU it is the GPU's own. Launches on "cpu" are compiled or interpreted, and "meta" tensors are asked about:
-    those are for what `compiling_for` says, or else for this machine's GPU ("meta") or sm_90 ("cpu", the same
-    everywhere).
+    On a GPU it is the GPU's own. Launches on "cpu" are compiled or interpreted, and
+    "meta" tensors are asked about: those are for what `compiling_for` says, or else for
+    this machine's GPU ("meta") or sm_90 ("cpu", the same everywhere).
 
     Raises:
         ValueError: if the GPU is older than every architecture that is known.
@@ -35,7 +40,9 @@ def target_of(device: torch.device) -> Architecture:
 
 @functools.cache
 def of_gpu(index: int | None) -> Architecture:
-    """The architecture of a GPU by its index (None: the current one), kept: a launch has no time to ask the driver."""
+    """The architecture of a GPU by its index (None: the current one), kept: a launch
+    has no time to ask the driver.
+    """
     major, minor = torch.cuda.get_device_capability(index)
     return architectures.taken_for(10 * major + minor)
 

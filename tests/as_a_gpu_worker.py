@@ -1,9 +1,12 @@
-"""What a GPU worker does at a launch, up to the loading of the binary, in a process with no GPU.
+"""What a GPU worker does at a launch, up to the loading of the binary, in a process
+with no GPU.
 
-Run as `python -m tests.as_a_gpu_worker LAUNCHES`, a JSON list of [variant, scenario, dtype, batch, change], it launches
-each by the compilers' own paths and prints as JSON [how many binaries were loaded, what had to be compiled] of each. A
-change is one of CHANGES, by which a Triton kernel is launched otherwise than its launcher does, or null.
+Run as `python -m tests.as_a_gpu_worker LAUNCHES`, a JSON list of [variant, scenario,
+dtype, batch, change], it launches each by the compilers' own paths and prints as JSON
+[how many binaries were loaded, what had to be compiled] of each. A change is one of
+CHANGES, by which a Triton kernel is launched otherwise than its launcher does, or null.
 """
+
 import contextlib
 import json
 import sys
@@ -37,7 +40,9 @@ class Driver:
 
     utils = SimpleNamespace(
         get_device_properties=lambda device: {"max_shared_mem": H200.shared_bytes},
-        load_binary=lambda name, *rest: loaded.append(name) or (object(), object(), 32, 0, 1024))
+        load_binary=lambda name, *rest: loaded.append(name)
+        or (object(), object(), 32, 0, 1024),
+    )
 
     @staticmethod
     def launcher_cls(source, metadata):
@@ -71,7 +76,9 @@ def stand_in_for_numba():
     device = SimpleNamespace(id=0, compute_capability=H200.capability)
     context = launches._Context(device)
     create = context.create_module_image
-    context.create_module_image = lambda *image: loaded.append(type(image[0]).__name__) or create(*image)
+    context.create_module_image = lambda *image: loaded.append(
+        type(image[0]).__name__
+    ) or create(*image)
     dispatcher.get_current_device = lambda: device
     devices.get_context = lambda *number: context
     nvvm.compile_ir, driver._Linker = compiles("nvvm"), compiles("nvJitLink")
@@ -82,7 +89,9 @@ def stand_in_for_numba():
 
 @contextlib.contextmanager
 def changed(change):
-    """In the block, Triton's kernels are launched with twice the warps, an odd address, or an odd number."""
+    """In the block, Triton's kernels are launched with twice the warps, an odd address,
+    or an odd number.
+    """
     from triton.runtime.jit import JITFunction
 
     run = JITFunction.run
@@ -93,8 +102,12 @@ def changed(change):
         elif change == "alignment":
             args = (torch.empty(2, dtype=args[0].dtype, device="meta")[1:], *args[1:])
         elif change == "divisibility":
-            last = max(place for place, arg in enumerate(args) if type(arg) is int and arg % 16 == 0)
-            args = (*args[:last], args[last] + 1, *args[last + 1:])
+            last = max(
+                place
+                for place, arg in enumerate(args)
+                if type(arg) is int and arg % 16 == 0
+            )
+            args = (*args[:last], args[last] + 1, *args[last + 1 :])
         return run(self, *args, **kwargs)
 
     JITFunction.run = run_otherwise

@@ -1,4 +1,5 @@
 """What test files share."""
+
 import json
 import os
 
@@ -10,7 +11,9 @@ from batchline.kernels.backends import interpreted
 from tests import gpu_sessions
 
 LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
-os.environ[busy.VARIABLE] = "1"  # the machine is busy with these tests; those of the rule itself unset it
+os.environ[busy.VARIABLE] = (
+    "1"  # the machine is busy with these tests; those of the rule itself unset it
+)
 if interpreted("numba_cuda"):
     stand_in.quicken_the_simulator()
 
@@ -22,7 +25,9 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that the others go on beside them in another process; GPU tests before, by risk."""
+    """The longest first, so that the others go on beside them in another process; GPU
+    tests before, by risk.
+    """
     items.sort(key=lambda item: item.path.name != LONGEST)
     gpu_sessions.order(items)
 
@@ -36,7 +41,9 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def read_once():
-    """What there is to measure here takes seconds to read, and stays the same: each request is read once."""
+    """What there is to measure here takes seconds to read, and stays the same: each
+    request is read once.
+    """
     read, kept = catalogue.read, {}
 
     def read_or_kept(request=None, deadline_s=catalogue.LONGEST_S, tree=None):
@@ -53,7 +60,9 @@ def read_once():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Threads that wait for each other make small products slow wherever cores are shared."""
+    """Threads that wait for each other make small products slow wherever cores are
+    shared.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,8 +1,11 @@
-"""Stored files, damaged at random: each command that reads one ends with its report, or with one line that names it.
+"""Stored files, damaged at random: each command that reads one ends with its report, or
+with one line that names it.
 
-`python -m tests.damage 1000` (`make fuzz`) damages a stored file so many times for every command, and prints how the
-commands ended. tests/test_damage.py does the same with fewer.
+`python -m tests.damage 1000` (`make fuzz`) damages a stored file so many times for
+every command, and prints how the commands ended. tests/test_damage.py does the same
+with fewer.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -41,16 +44,41 @@ _NOTHING_TO_SHOW = 3  # as of a run in which no case has a time
 _PART = 25  # files that one process is given at once
 _DEEP = 100_000
 _VALUES = (
-    None, True, "", 0, -1, [], {}, [[]], {"a": {"b": 1}},
-    float("nan"), float("inf"), -float("inf"), 0.5, 1e308, -1e308, 1e-320, 10 ** 30, 10 ** 400,
-    "\ud800\x1b[31m::error::", "x" * 10_000, "1,024", "é\u202e🙂",
+    None,
+    True,
+    "",
+    0,
+    -1,
+    [],
+    {},
+    [[]],
+    {"a": {"b": 1}},
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    0.5,
+    1e308,
+    -1e308,
+    1e-320,
+    10**30,
+    10**400,
+    "\ud800\x1b[31m::error::",
+    "x" * 10_000,
+    "1,024",
+    "é\u202e🙂",
 )
 
 
 @functools.cache
 def _newest_run() -> dict:
-    """The newest run in reports/evidence that has every section; of two ops one scenario with few batch sizes."""
-    path = next(path for path in sorted(EVIDENCE.glob("*/run.json"), reverse=True) if path.stat().st_size > 4e6)
+    """The newest run in reports/evidence that has every section; of two ops one
+    scenario with few batch sizes.
+    """
+    path = next(
+        path
+        for path in sorted(EVIDENCE.glob("*/run.json"), reverse=True)
+        if path.stat().st_size > 4e6
+    )
     document = json.loads(path.read_text(encoding="utf-8"))
     first = {}
     kept = []
@@ -62,13 +90,17 @@ def _newest_run() -> dict:
             kept.append(case)
     names = {case["id"] for case in kept}
     document["batchline"]["cases"] = kept
-    document["benchmarks"] = [bench for bench in document["benchmarks"] if bench["param"] in names]
+    document["benchmarks"] = [
+        bench for bench in document["benchmarks"] if bench["param"] in names
+    ]
     for bench in document["benchmarks"]:
         bench["stats"]["data"] = bench["stats"]["data"][:20]
     scenarios = set(first.values())
     for part in ("compiled", "invariance", "capacity"):
         rows = document["batchline"][part]
-        document["batchline"][part] = [row for row in rows if row.get("scenario") in scenarios][:20]
+        document["batchline"][part] = [
+            row for row in rows if row.get("scenario") in scenarios
+        ][:20]
     return document
 
 
@@ -78,28 +110,40 @@ def stored_run() -> dict:
 
 
 def damaged(document: dict, chance: random.Random) -> bytes:
-    """The document as JSON with one thing wrong: a value, a key, a missing or doubled part, or the text itself."""
+    """The document as JSON with one thing wrong: a value, a key, a missing or doubled
+    part, or the text itself.
+    """
     changed = copy.deepcopy(document)
     if chance.random() < 0.85:
         _damage_a_value(changed, chance)
         return json.dumps(changed).encode()
     text = json.dumps(changed).encode()
     place = chance.randrange(len(text))
-    return chance.choice((
-        lambda: text[:place],
-        lambda: text[:place] + bytes([chance.randrange(256)]) + text[place + 1:],
-        lambda: text[:place] + text[place + chance.randrange(1, 40):],
-        lambda: b"",
-        lambda: b"[" * _DEEP,
-        lambda: b'{"batchline": ' + b"9" * 5000 + b"}",
-    ))()
+    return chance.choice(
+        (
+            lambda: text[:place],
+            lambda: text[:place] + bytes([chance.randrange(256)]) + text[place + 1 :],
+            lambda: text[:place] + text[place + chance.randrange(1, 40) :],
+            lambda: b"",
+            lambda: b"[" * _DEEP,
+            lambda: b'{"batchline": ' + b"9" * 5000 + b"}",
+        )
+    )()
 
 
 def _damage_a_value(document: dict, chance: random.Random) -> None:
-    """Change one place in the tree. Every depth is as likely as any other, or the many samples would take them all."""
+    """Change one place in the tree. Every depth is as likely as any other, or the many
+    samples would take them all.
+    """
     node, way = document, []
-    while isinstance(node, (dict, list)) and node and (not way or chance.random() < 0.8):
-        key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+    while (
+        isinstance(node, (dict, list)) and node and (not way or chance.random() < 0.8)
+    ):
+        key = (
+            chance.choice(list(node))
+            if isinstance(node, dict)
+            else chance.randrange(len(node))
+        )
         way.append((node, key))
         node = node[key]
     parent, key = way[-1]
@@ -118,7 +162,9 @@ def _damage_a_value(document: dict, chance: random.Random) -> None:
 
 @dataclass
 class Outcome:
-    """What a command did with damaged files: how many ended with which exit code, and which ended as they must not."""
+    """What a command did with damaged files: how many ended with which exit code, and
+    which ended as they must not.
+    """
 
     command: str
     codes: Counter = field(default_factory=Counter)
@@ -181,7 +227,9 @@ def _history_file(folder: Path, content: bytes) -> Path:
     """A history of a few runs, the second of which is damaged."""
     whole = json.dumps(_history_line()).encode() + b"\n"
     file = folder / "some-cpu.jsonl"
-    file.write_bytes(whole + content.replace(b"\n", b" ") + b"\n" + whole * (_HISTORY_RUNS - 2))
+    file.write_bytes(
+        whole + content.replace(b"\n", b" ") + b"\n" + whole * (_HISTORY_RUNS - 2)
+    )
     return file
 
 
@@ -191,8 +239,14 @@ def _whole_line() -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         file = history.append(records.parse(stored_run()), Path(scratch))
         line = json.loads(file.read_text(encoding="utf-8"))
-    kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[:2]
-    line["cases"] = {case: facts for case, facts in line["cases"].items() if case.rpartition("/B")[0] in kernels}
+    kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[
+        :2
+    ]
+    line["cases"] = {
+        case: facts
+        for case, facts in line["cases"].items()
+        if case.rpartition("/B")[0] in kernels
+    }
     return line
 
 
@@ -201,7 +255,11 @@ def _history_line() -> dict:
 
 
 def _measured_case(document: dict) -> str:
-    return next(case["id"] for case in document["batchline"]["cases"] if case["status"] == records.MEASURED)
+    return next(
+        case["id"]
+        for case in document["batchline"]["cases"]
+        if case["status"] == records.MEASURED
+    )
 
 
 def _run_of_here() -> dict:
@@ -209,23 +267,31 @@ def _run_of_here() -> dict:
     document = stored_run()
     machine = document["machine_info"][records.OURS]
     machine["device_name"] = environment.device_name("cpu")
-    machine["versions"] = {name: metadata.version(name) for name in machine["versions"] if name in VERSIONS}
+    machine["versions"] = {
+        name: metadata.version(name) for name in machine["versions"] if name in VERSIONS
+    }
     return document
 
 
 @contextlib.contextmanager
 def _without_calls() -> Iterator[None]:
-    """`bench dispatch` to where it would call: the plan is read once, and no table is written."""
+    """`bench dispatch` to where it would call: the plan is read once, and no table is
+    written.
+    """
+
     def left_out(*_):
         raise RuntimeError(LEFT_OUT)
 
-    with mock.patch.object(dispatch, "plan", planned), mock.patch.object(dispatch, "_verified", left_out):
+    with mock.patch.object(dispatch, "plan", planned), mock.patch.object(
+        dispatch, "_verified", left_out
+    ):
         yield
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A command that reads a stored file: how the file is made, and the arguments that name it.
+    """A command that reads a stored file: how the file is made, and the arguments that
+    name it.
 
     `within`: what it is called in.
     """
@@ -237,20 +303,61 @@ class Subject:
 
 
 SUBJECTS = {
-    "report": Subject(stored_run, _run_file, lambda file, document: ["report", str(file.parent)]),
-    "explain": Subject(stored_run, _run_file, lambda file, document: [
-        "explain", _measured_case(document), "--run", str(file.parent)]),
-    "advise": Subject(stored_run, _run_file, lambda file, document: ["advise", "--run", str(file.parent)]),
-    "compare": Subject(stored_run, _run_file, lambda file, document: ["compare", *[str(file.parent)] * 2]),
-    "history": Subject(_history_line, _history_file, lambda file, document: [
-        "history", "--history", str(file.parent), "--out", str(file.parent / "out")]),
-    "dispatch": Subject(_run_of_here, _run_file, lambda file, document: [
-        "dispatch", "--run", str(file.parent), "--profile", "smoke", "--device", "cpu"], _without_calls),
+    "report": Subject(
+        stored_run, _run_file, lambda file, document: ["report", str(file.parent)]
+    ),
+    "explain": Subject(
+        stored_run,
+        _run_file,
+        lambda file, document: [
+            "explain",
+            _measured_case(document),
+            "--run",
+            str(file.parent),
+        ],
+    ),
+    "advise": Subject(
+        stored_run,
+        _run_file,
+        lambda file, document: ["advise", "--run", str(file.parent)],
+    ),
+    "compare": Subject(
+        stored_run,
+        _run_file,
+        lambda file, document: ["compare", *[str(file.parent)] * 2],
+    ),
+    "history": Subject(
+        _history_line,
+        _history_file,
+        lambda file, document: [
+            "history",
+            "--history",
+            str(file.parent),
+            "--out",
+            str(file.parent / "out"),
+        ],
+    ),
+    "dispatch": Subject(
+        _run_of_here,
+        _run_file,
+        lambda file, document: [
+            "dispatch",
+            "--run",
+            str(file.parent),
+            "--profile",
+            "smoke",
+            "--device",
+            "cpu",
+        ],
+        _without_calls,
+    ),
 }
 
 
 def fuzz(command: str, numbers: Iterable[int], seed: int = 0) -> Outcome:
-    """Call one command on files that are damaged in as many ways; `numbers` and the seed say in which."""
+    """Call one command on files that are damaged in as many ways; `numbers` and the
+    seed say in which.
+    """
     subject, outcome = SUBJECTS[command], Outcome(command)
     document = subject.document()
     for number in numbers:
@@ -261,7 +368,9 @@ def fuzz(command: str, numbers: Iterable[int], seed: int = 0) -> Outcome:
                 code, wrong = call(subject.arguments(file, document), file)
             outcome.codes[code] += 1
             if wrong:
-                outcome.failures.append(f"{command}, mutation {number} of seed {seed}: {wrong}")
+                outcome.failures.append(
+                    f"{command}, mutation {number} of seed {seed}: {wrong}"
+                )
     return outcome
 
 
@@ -270,18 +379,41 @@ def _fuzz_part(part: tuple[str, Iterable[int]]) -> Outcome:
 
 
 def run(times: int) -> int:
-    """Fuzz every command, print a table of how they ended and each failure; 1 if there is a failure."""
+    """Fuzz every command, print a table of how they ended and each failure; 1 if there
+    is a failure.
+    """
     outcomes = {command: Outcome(command) for command in SUBJECTS}
-    parts = [(command, range(start, min(start + _PART, times))) for command in SUBJECTS
-             for start in range(0, times, _PART)]
+    parts = [
+        (command, range(start, min(start + _PART, times)))
+        for command in SUBJECTS
+        for start in range(0, times, _PART)
+    ]
     with multiprocessing.Pool() as pool:
         for part in pool.imap(_fuzz_part, parts):
             outcomes[part.command].add(part)
     for outcome in outcomes.values():
         print(*outcome.failures, sep="\n", end="\n" if outcome.failures else "")
-    print(tabulate([[outcome.command, times, outcome.shown, outcome.codes[2], len(outcome.failures)]
-                    for outcome in outcomes.values()],
-                   ["command", "damaged files", "shown all the same", "refused in a line", "neither"]))
+    print(
+        tabulate(
+            [
+                [
+                    outcome.command,
+                    times,
+                    outcome.shown,
+                    outcome.codes[2],
+                    len(outcome.failures),
+                ]
+                for outcome in outcomes.values()
+            ],
+            [
+                "command",
+                "damaged files",
+                "shown all the same",
+                "refused in a line",
+                "neither",
+            ],
+        )
+    )
     return 1 if any(outcome.failures for outcome in outcomes.values()) else 0
 
 

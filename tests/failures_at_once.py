@@ -1,5 +1,7 @@
-"""A pytest plugin (-p tests.failures_at_once): why a test failed, in a line behind its own, also if the session is cut.
+"""A pytest plugin (-p tests.failures_at_once): why a test failed, in a line behind its
+own, also if the session is cut.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -8,7 +10,9 @@ from batchline.bench import texts
 
 
 def pytest_configure(config):
-    if not hasattr(config, "workerinput"):  # of pytest-xdist's worker, whose reports go to the process that shows them
+    if not hasattr(
+        config, "workerinput"
+    ):  # of pytest-xdist's worker, whose reports go to the process that shows them
         config.pluginmanager.register(_Reasons(config))
 
 

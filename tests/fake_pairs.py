@@ -1,4 +1,7 @@
-"""Pairs of processes that are none: what each case takes on a side is a function of the pair's number."""
+"""Pairs of processes that are none: what each case takes on a side is a function of the
+pair's number.
+"""
+
 import math
 
 from batchline.bench.measure.task import Outcome
@@ -6,12 +9,16 @@ from batchline.bench.records import MEASURED
 from batchline.bench.regress.pairs import Compared
 
 
-def measured(error=0.1, peak_bytes=2 ** 20):
-    return Outcome(MEASURED, facts={"peak_bytes": peak_bytes, "error_of_tolerance": error})
+def measured(error=0.1, peak_bytes=2**20):
+    return Outcome(
+        MEASURED, facts={"peak_bytes": peak_bytes, "error_of_tolerance": error}
+    )
 
 
 class FakePairs:
-    """`ratios`: label → (number → head over base, or an Outcome that head ends with, or an error to raise)."""
+    """`ratios`: label → (number → head over base, or an Outcome that head ends with, or
+    an error to raise).
+    """
 
     baselines = {"bmm": "torch_bmm", "grad_reduce": "torch_mean"}
 
@@ -26,11 +33,17 @@ class FakePairs:
 
     def first(self, side, entries):
         self.checked.append((side, [entry.label for entry in entries]))
-        return {entry.label: self._first.get((side, entry.label), measured()) for entry in entries}
+        return {
+            entry.label: self._first.get((side, entry.label), measured())
+            for entry in entries
+        }
 
     def pair(self, entries, number):
         self.asked.append([entry.label for entry in entries])
-        return {entry.label: self._compared(self.ratios[entry.label](number)) for entry in entries}
+        return {
+            entry.label: self._compared(self.ratios[entry.label](number))
+            for entry in entries
+        }
 
     @staticmethod
     def _compared(what):

@@ -1,7 +1,9 @@
-"""A worker whose variants do to their process what their names say, in the step that their label names (name@step).
+"""A worker whose variants do to their process what their names say, in the step that
+their label names (name@step).
 
 It speaks with its parent as the real one does; only its Runner is another.
 """
+
 import atexit
 import contextlib
 import ctypes
@@ -28,7 +30,9 @@ EFFORT = Effort(0.1, 0.01)
 
 
 def serve(connection, doing, device, tree):
-    """What bench.measure.worker.serve does, by a FakeRunner. `device` is a folder for the variants to write into."""
+    """What bench.measure.worker.serve does, by a FakeRunner. `device` is a folder for
+    the variants to write into.
+    """
     sys.modules["batchline.bench.measure.runner"] = SimpleNamespace(Runner=FakeRunner)
     worker.serve(connection, doing, device, tree)
 
@@ -42,8 +46,17 @@ def isolated(monkeypatch, folder="", deadline_s=0.5):
 
 
 def task(*entries, dtype="float32"):
-    return Task("bmm", "tiny_16", dtype, 1, tuple((entry, entry.partition("@")[0]) for entry in entries), ("host",),
-                EFFORT, EFFORT, 0.0)
+    return Task(
+        "bmm",
+        "tiny_16",
+        dtype,
+        1,
+        tuple((entry, entry.partition("@")[0]) for entry in entries),
+        ("host",),
+        EFFORT,
+        EFFORT,
+        0.0,
+    )
 
 
 class FakeRunner:
@@ -57,7 +70,9 @@ class FakeRunner:
         outcomes = {}
         for label, variant in the_task.entries:
             self._begin(label, label.partition("@")[2] or "warm-up")
-            outcomes[label] = getattr(self, variant)(the_task) or Outcome(MEASURED, "", (1e-3, 2e-3), 2, {"seen": 1})
+            outcomes[label] = getattr(self, variant)(the_task) or Outcome(
+                MEASURED, "", (1e-3, 2e-3), 2, {"seen": 1}
+            )
             time.sleep(0.02)
         if self.tampered:
             raise Tampered(None, "somebody has set a rlimit")
@@ -118,7 +133,10 @@ class FakeRunner:
             os.kill(os.getpid(), signal.SIGSEGV)
 
     def leaves_a_thread_that_crashes(self, the_task):
-        threading.Thread(target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGSEGV)), daemon=True).start()
+        threading.Thread(
+            target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGSEGV)),
+            daemon=True,
+        ).start()
 
     def takes_its_time(self, the_task):
         time.sleep(0.3)
@@ -147,7 +165,7 @@ class FakeRunner:
     def sends_without_end(self, the_task):
         for connection in _connections():
             while True:
-                os.write(connection.fileno(), b"x" * 2 ** 16)
+                os.write(connection.fileno(), b"x" * 2**16)
 
     def forges_an_answer(self, the_task):
         for connection in _connections():
@@ -189,14 +207,19 @@ class FakeRunner:
     def forks_20(self, the_task):
         for _ in range(20):
             if os.fork() == 0:
-                ctypes.CDLL("libc.so.6").prctl(1, 0)  # PR_SET_PDEATHSIG: not with its parent
+                ctypes.CDLL("libc.so.6").prctl(
+                    1, 0
+                )  # PR_SET_PDEATHSIG: not with its parent
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(1)
                 self._edit()
                 os._exit(0)
 
     def prints_commands(self, the_task):
-        print("::error::forged\n  ::stop-commands::x\n##[error]forged\n\x1b[2Jgone\nan honest line", flush=True)
+        print(
+            "::error::forged\n  ::stop-commands::x\n##[error]forged\n\x1b[2Jgone\nan honest line",
+            flush=True,
+        )
         os.system("echo ::warning::by a child")
 
     def prints_60_mb(self, the_task):
@@ -209,7 +232,11 @@ class FakeRunner:
 
 
 def _connections():
-    return [one for one in gc.get_objects() if isinstance(one, Connection) and not one.closed]
+    return [
+        one
+        for one in gc.get_objects()
+        if isinstance(one, Connection) and not one.closed
+    ]
 
 
 def _number():
@@ -221,7 +248,23 @@ def _number():
 
 
 def _forged(the_task, number):
-    outcome = {"status": MEASURED, "reason": "", "samples_s": [1e-9] * 9, "iterations": 1, "facts": {}}
+    outcome = {
+        "status": MEASURED,
+        "reason": "",
+        "samples_s": [1e-9] * 9,
+        "iterations": 1,
+        "facts": {},
+    }
     now_s = time.perf_counter()
-    return json.dumps({"number": number, "kind": "done", "content": dict.fromkeys(the_task.labels, outcome),
-                       "began_s": now_s, "ended_s": now_s}).encode() + b"\n"
+    return (
+        json.dumps(
+            {
+                "number": number,
+                "kind": "done",
+                "content": dict.fromkeys(the_task.labels, outcome),
+                "began_s": now_s,
+                "ended_s": now_s,
+            }
+        ).encode()
+        + b"\n"
+    )

@@ -1,8 +1,10 @@
-"""The kinds of call that PyTorch can take apart and a kernel can't: lazy tensors, derivatives, transforms and modes.
+"""The kinds of call that PyTorch can take apart and a kernel can't: lazy tensors,
+derivatives, transforms and modes.
 
-Each is a function (call, xs, others) → what to compare: of `call(*xs)`, with `others` where it needs a second input of
-the same shapes.
+Each is a function (call, xs, others) → what to compare: of `call(*xs)`, with `others`
+where it needs a second input of the same shapes.
 """
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -64,7 +66,12 @@ def zero_tensor(call, xs, others):
 
 
 def zero_tensor_with_an_offset(call, xs, others):
-    return call(*(torch._efficientzerotensor((len(x) + 1, *x.shape[1:]), dtype=x.dtype)[1:] for x in xs))
+    return call(
+        *(
+            torch._efficientzerotensor((len(x) + 1, *x.shape[1:]), dtype=x.dtype)[1:]
+            for x in xs
+        )
+    )
 
 
 def functional_tensor(call, xs, others):
@@ -77,14 +84,20 @@ def functional_tensor(call, xs, others):
 
 def fake_tensor(call, xs, others):
     with FakeTensorMode() as mode:
-        return [(type(result), result.shape, result.dtype) for result in tree_leaves(
-            call(*map(mode.from_tensor, xs)))]
+        return [
+            (type(result), result.shape, result.dtype)
+            for result in tree_leaves(call(*map(mode.from_tensor, xs)))
+        ]
 
 
 def subclass(call, xs, others):
     Logged.done.clear()
     result = call(*(x.as_subclass(Logged) for x in xs))
-    return tree_map(torch.Tensor, result), [type(leaf) for leaf in tree_leaves(result)], list(Logged.done)
+    return (
+        tree_map(torch.Tensor, result),
+        [type(leaf) for leaf in tree_leaves(result)],
+        list(Logged.done),
+    )
 
 
 def no_memory(call, xs, others):
@@ -177,12 +190,15 @@ def func_vmap(call, xs, others):
 
 
 def func_vmap_of_one(call, xs, others):
-    return torch.vmap(lambda first: call(first, *xs[1:]))(torch.stack([xs[0], others[0]]))
+    return torch.vmap(lambda first: call(first, *xs[1:]))(
+        torch.stack([xs[0], others[0]])
+    )
 
 
 def func_vmap_of_grad(call, xs, others):
     return torch.vmap(torch.func.grad(loss_of(call), numbers_of(xs)))(
-        *map(lambda *pair: torch.stack(pair), xs, others))
+        *map(lambda *pair: torch.stack(pair), xs, others)
+    )
 
 
 def func_jacrev(call, xs, others):
@@ -256,7 +272,9 @@ class Calling(torch.nn.Module):
 
 
 def exported(call, xs, others):
-    return torch.export.export(Calling(call), (tuple(xs),), strict=False).module()(tuple(others))
+    return torch.export.export(Calling(call), (tuple(xs),), strict=False).module()(
+        tuple(others)
+    )
 
 
 def compiled(call, xs, others):
@@ -271,11 +289,51 @@ def in_a_compiled_gradient(call, xs, others):
     return torch.autograd.grad(loss, leaves)
 
 
-TENSORS = (negative_bit, imaginary_part_of_a_conjugate, one_negative_bit, conjugate_bit, zero_tensor,
-           zero_tensor_with_an_offset, functional_tensor, subclass, integers)
-KINDS = (*TENSORS, fake_tensor, sparse, mkldnn, made_in_inference_mode, gradient_not_wanted, gradient,
-         gradient_of_the_last_alone, double_backward, dual_tensors, one_dual_tensor, func_grad,
-         func_grad_of_a_captured_input, func_vjp, func_jvp, func_vmap, func_vmap_of_one, func_vmap_of_grad, func_jacrev,
-         func_jacfwd, func_hessian, func_forward_over_forward, func_functionalize, autograd_functional_jvp, autocast,
-         dispatch_mode, function_mode, default_device, fake_mode_that_takes_real_tensors, jit_trace, make_fx_real,
-         make_fx_fake, exported, compiled, in_a_compiled_gradient)
+TENSORS = (
+    negative_bit,
+    imaginary_part_of_a_conjugate,
+    one_negative_bit,
+    conjugate_bit,
+    zero_tensor,
+    zero_tensor_with_an_offset,
+    functional_tensor,
+    subclass,
+    integers,
+)
+KINDS = (
+    *TENSORS,
+    fake_tensor,
+    sparse,
+    mkldnn,
+    made_in_inference_mode,
+    gradient_not_wanted,
+    gradient,
+    gradient_of_the_last_alone,
+    double_backward,
+    dual_tensors,
+    one_dual_tensor,
+    func_grad,
+    func_grad_of_a_captured_input,
+    func_vjp,
+    func_jvp,
+    func_vmap,
+    func_vmap_of_one,
+    func_vmap_of_grad,
+    func_jacrev,
+    func_jacfwd,
+    func_hessian,
+    func_forward_over_forward,
+    func_functionalize,
+    autograd_functional_jvp,
+    autocast,
+    dispatch_mode,
+    function_mode,
+    default_device,
+    fake_mode_that_takes_real_tensors,
+    jit_trace,
+    make_fx_real,
+    make_fx_fake,
+    exported,
+    compiled,
+    in_a_compiled_gradient,
+)

@@ -1,4 +1,5 @@
 """A wrong kernel and an honest neighbour, measured together in a process of their own."""
+
 from __future__ import annotations
 
 import importlib
@@ -14,8 +15,9 @@ _EFFORT = Effort(precision=0.05, seconds=0.1)
 
 
 def measured(name: str) -> tuple[Mapping[str, Outcome], tuple[str | None, str]]:
-    """The outcomes of a file of tests/wrong_kernels and of an honest neighbour, and (whose, reason) where the process
-    was tampered with."""
+    """The outcomes of a file of tests/wrong_kernels and of an honest neighbour, and
+    (whose, reason) where the process was tampered with.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["batchline.bench.measure.runner", "tests.measured"])
     ours, theirs = context.Pipe()
@@ -42,8 +44,17 @@ def _measure(name: str, connection) -> None:
     module = importlib.import_module(f"tests.wrong_kernels.{name}")
     module.OP.variant(backend="torch")(getattr(module, name))
     scenario = getattr(module, "SCENARIO", "tiny_16")
-    task = Task(module.OP.name, scenario, "float32", 4, ((name, name), (HONEST, HONEST)), ("host", "host_cold"),
-                _EFFORT, _EFFORT, warm_up_s=0.01)
+    task = Task(
+        module.OP.name,
+        scenario,
+        "float32",
+        4,
+        ((name, name), (HONEST, HONEST)),
+        ("host", "host_cold"),
+        _EFFORT,
+        _EFFORT,
+        warm_up_s=0.01,
+    )
     try:
         connection.send((runner.measure(task), (None, "")))
     except Tampered as tampered:

@@ -1,4 +1,5 @@
 """A small model, and metered steps of it that must be refused."""
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +26,9 @@ def assert_untouched(model):
 
 
 def refused(model, words, backward=lambda model: loss_of(model).backward()):
-    """A metered step that ends in a UsageError of one line with these words; the model is left as it was."""
+    """A metered step that ends in a UsageError of one line with these words; the model
+    is left as it was.
+    """
     meter = NoiseMeter(model, reduction="mean")
     with pytest.raises(UsageError, match=words) as caught:
         with meter:

@@ -1,4 +1,7 @@
-"""What the stand-in for a GPU does where CUDA bites. tests/test_stand_in.py runs this in a process that has it."""
+"""What the stand-in for a GPU does where CUDA bites. tests/test_stand_in.py runs this
+in a process that has it.
+"""
+
 import copy
 import functools
 import gc
@@ -29,7 +32,9 @@ def nothing_is_left():
 
 
 def operands(device="cuda", batch=1, size=4):
-    return tuple(torch.ones(batch, size, size, dtype=torch.float16, device=device) for _ in "ab")
+    return tuple(
+        torch.ones(batch, size, size, dtype=torch.float16, device=device) for _ in "ab"
+    )
 
 
 def in_memory(tensor):
@@ -45,7 +50,9 @@ def test_a_kernel_is_computed_when_it_is_waited_for(variant):
     torch.cuda.synchronize()
     assert (in_memory(c) == 4).all()
     c = variant(*operands())
-    assert bool((c == 4).all())  # an operation of torch's on the same stream comes after it
+    assert bool(
+        (c == 4).all()
+    )  # an operation of torch's on the same stream comes after it
 
 
 def test_another_stream_does_not_wait_for_it():
@@ -84,7 +91,7 @@ def test_a_replay_writes_into_what_the_capture_gave_and_the_capture_computes_not
         counted.add_(1)
 
     replay = hardware.hardware("cuda").capture(launch, 1)
-    result, = given
+    (result,) = given
     assert in_memory(result).isnan().all() and float(counted) == 0
     replay()
     assert in_memory(result).isnan().all()
@@ -109,15 +116,25 @@ def test_a_replay_that_does_not_write_an_output_leaves_nan_in_it():
     assert given[0].cpu().isnan().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("breaks", [
-    lambda a, b: float(a.sum()), lambda a, b: torch.cuda.synchronize(), lambda a, b: a.copy_(torch.zeros(1, 4, 4)),
-    lambda a, b: a.cpu(), lambda a, b: torch.equal(a, b), lambda a, b: a[a > 0]],
-    ids=["item", "synchronize", "pageable", "cpu", "equal", "mask"])
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        lambda a, b: float(a.sum()),
+        lambda a, b: torch.cuda.synchronize(),
+        lambda a, b: a.copy_(torch.zeros(1, 4, 4)),
+        lambda a, b: a.cpu(),
+        lambda a, b: torch.equal(a, b),
+        lambda a, b: a[a > 0],
+    ],
+    ids=["item", "synchronize", "pageable", "cpu", "equal", "mask"],
+)
 def test_a_capture_fails_on_what_waits(breaks):
     a, b = operands()
     before = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="previous error during capture|stream is capturing"):
+    with pytest.raises(
+        RuntimeError, match="previous error during capture|stream is capturing"
+    ):
         with torch.cuda.graph(graph):
             breaks(a, b)
     assert torch.cuda.current_stream() != before  # as torch.cuda.graph leaves it
@@ -146,16 +163,22 @@ def test_memory_runs_out():
 
 
 def test_a_peak_is_what_a_call_took():
-    x = torch.ones(2 ** 18, device="cuda")
+    x = torch.ones(2**18, device="cuda")
     peak = memory.peak_of(lambda: (x + 1).sum() + (x * 2).sum(), "cuda")
-    assert 2 ** 20 <= peak.bytes < 1.1 * 2 ** 20
+    assert 2**20 <= peak.bytes < 1.1 * 2**20
 
 
 def test_devices_do_not_mix():
     here, there = torch.ones(4, device="cuda:0"), torch.ones(4, device="cuda:1")
-    assert there.device == torch.device("cuda", 1) and there.is_cuda and not here.cpu().is_cuda
+    assert (
+        there.device == torch.device("cuda", 1)
+        and there.is_cuda
+        and not here.cpu().is_cuda
+    )
     for other in (there, torch.ones(4)):
-        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        with pytest.raises(
+            RuntimeError, match="Expected all tensors to be on the same device"
+        ):
             here + other
     assert (there.to(here.device) + here).device == here.device
     with pytest.raises(TypeError, match="can't convert cuda:0"):
@@ -177,7 +200,11 @@ def test_a_backward_pass_in_python_is_on_the_device_too():
 
     x = torch.ones(3, device="cuda", requires_grad=True)
     Doubled.apply(x).sum().backward()
-    assert seen == [(True, torch.device("cuda", 0))] and x.grad.is_cuda and (x.grad == 2).all()
+    assert (
+        seen == [(True, torch.device("cuda", 0))]
+        and x.grad.is_cuda
+        and (x.grad == 2).all()
+    )
     y = torch.ones(3, device="cuda", requires_grad=True)
     for _ in range(2):
         y.sum().backward()  # the gradient is an expanded one, which torch copies
@@ -204,50 +231,81 @@ def variants_of_our_own():
 
 @pytest.mark.parametrize("variant", list(variants_of_our_own()))
 def test_every_launch_is_on_the_device_of_its_tensors(variant):
-    """The device that is current is another one: on CUDA the kernel would be launched there."""
-    probes = [name for name, make in variant.op.probes.items()
-              if variant.op.flops(*make(torch.float16, "meta", 0)) < 2e3]
+    """The device that is current is another one: on CUDA the kernel would be launched
+    there.
+    """
+    probes = [
+        name
+        for name, make in variant.op.probes.items()
+        if variant.op.flops(*make(torch.float16, "meta", 0)) < 2e3
+    ]
     for name in probes:
         inputs = variant.op.probes[name](torch.float16, "cuda:1", 0)
-        if variant.why_unsupported(*inputs) is None and any(tensor.numel() for tensor in inputs):
+        if variant.why_unsupported(*inputs) is None and any(
+            tensor.numel() for tensor in inputs
+        ):
             outputs = variant(*inputs)
             torch.cuda.synchronize(1)
             first = outputs[0] if isinstance(outputs, tuple) else outputs
-            assert first.device == torch.device("cuda", 1) and torch.cuda.current_device() == 0
+            assert (
+                first.device == torch.device("cuda", 1)
+                and torch.cuda.current_device() == 0
+            )
             return
     pytest.skip("it takes no probe that is small enough here")
 
 
 def test_a_plan_has_every_op_on_it():
-    assert {case.op for case in planned("smoke", "cuda").cases if not case.refusal} == set(kernels.ops)
+    assert {
+        case.op for case in planned("smoke", "cuda").cases if not case.refusal
+    } == set(kernels.ops)
 
 
 def test_torch_compile_is_declined_with_a_reason():
-    refusals = [case.refusal for case in planned("smoke", "cuda").cases if case.variant.slow_start]
+    refusals = [
+        case.refusal
+        for case in planned("smoke", "cuda").cases
+        if case.variant.slow_start
+    ]
     assert refusals and all(refusal for refusal in refusals)
     assert any(reason.startswith(stand_in.NAME) for _, reason in refusals)
 
 
 def test_an_ops_call_chooses_a_kernel():
-    """The stand-in sees torch's operations by modes, and where a mode watches a call is the baseline's."""
+    """The stand-in sees torch's operations by modes, and where a mode watches a call is
+    the baseline's.
+    """
     op = kernels.ops["bmm"]
     traits, sizes = op.describe(*operands())
     entry = {"traits": traits, "sizes": list(sizes), "faster": {NAIVE.name: 2.0}}
-    assert op.dispatch.by_table({"winners": [entry]}).look_up(*operands()).variant == NAIVE.name
+    assert (
+        op.dispatch.by_table({"winners": [entry]}).look_up(*operands()).variant
+        == NAIVE.name
+    )
 
 
 def test_what_is_planted_takes_so_much_more_on_the_device():
     machine = hardware.hardware("cuda")
 
     def seconds(variant):
-        clock = make_clock("device_cold", machine, [functools.partial(variant, *operands())], 1e-2, 1e-2)
+        clock = make_clock(
+            "device_cold",
+            machine,
+            [functools.partial(variant, *operands())],
+            1e-2,
+            1e-2,
+        )
         return min(clock.sample() for _ in range(5))
 
-    assert seconds(slower(NAIVE, 0.5, machine)) == pytest.approx(1.5 * seconds(NAIVE), rel=0.05)
+    assert seconds(slower(NAIVE, 0.5, machine)) == pytest.approx(
+        1.5 * seconds(NAIVE), rel=0.05
+    )
 
 
 def test_a_cold_sample_has_nothing_in_it_that_the_flush_wrote():
-    """What lies in the L2 unwritten is written back in the time of the kernel that comes next."""
+    """What lies in the L2 unwritten is written back in the time of the kernel that
+    comes next.
+    """
     machine = hardware.hardware("cuda")
     launch = functools.partial(NAIVE, *operands())
     alone = copy.copy(machine)
@@ -257,16 +315,31 @@ def test_a_cold_sample_has_nothing_in_it_that_the_flush_wrote():
         clock = make_clock("device_cold", on, [launch], 1e-2, 1e-2)
         return min(clock.sample() for _ in range(5))
 
-    assert cold_s(machine) == pytest.approx(KERNEL_S, rel=0.02) and cold_s(alone) > 1.5 * KERNEL_S
+    assert (
+        cold_s(machine) == pytest.approx(KERNEL_S, rel=0.02)
+        and cold_s(alone) > 1.5 * KERNEL_S
+    )
 
 
-@pytest.mark.parametrize("name, shape", [("grad_reduce", (300, 2 ** 17)), ("grad_stats", (300, 2 ** 17)),
-                                         ("grad_reduce_multi", (300, 2 ** 17)), ("bmm", (150, 256, 512)),
-                                         ("wgrad_stats", (150, 256, 512))])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("grad_reduce", (300, 2**17)),
+        ("grad_stats", (300, 2**17)),
+        ("grad_reduce_multi", (300, 2**17)),
+        ("bmm", (150, 256, 512)),
+        ("wgrad_stats", (150, 256, 512)),
+    ],
+)
 def test_a_reference_needs_little_memory_besides(name, shape):
-    """All of the inputs in fp64 would be four times their size, and more than there is on a GPU from B=1024 on."""
+    """All of the inputs in fp64 would be four times their size, and more than there is
+    on a GPU from B=1024 on.
+    """
     op = kernels.ops[name]
-    inputs = [torch.ones(shape, dtype=torch.float16, device="cuda") for _ in range(2 if len(shape) == 3 else 1)]
+    inputs = [
+        torch.ones(shape, dtype=torch.float16, device="cuda")
+        for _ in range(2 if len(shape) == 3 else 1)
+    ]
     if name == "bmm":
         inputs[1] = inputs[1].mT
     own = sum(tensor.nbytes for tensor in inputs)
@@ -274,15 +347,19 @@ def test_a_reference_needs_little_memory_besides(name, shape):
     before = torch.cuda.memory_allocated()
     results = op.reference(*inputs)
     op.tolerance(results, *inputs)
-    outputs = sum(tensor.nbytes for tensor in (results if isinstance(results, tuple) else (results,)))
-    assert torch.cuda.max_memory_allocated() - before < 1.5 * own + 4 * outputs + 2 ** 27
+    outputs = sum(
+        tensor.nbytes
+        for tensor in (results if isinstance(results, tuple) else (results,))
+    )
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * own + 4 * outputs + 2**27
 
 
 def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
     a, b = operands()
     total = torch.full((1, 4, 4), 5.0, device="cuda")
     replay = hardware.hardware("cuda").capture(
-        lambda: torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total), 1)
+        lambda: torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total), 1
+    )
     assert (in_memory(total) == 5).all()
     replay()
     torch.cuda.synchronize()
@@ -290,13 +367,21 @@ def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
 
 
 @pytest.mark.parametrize("variant", [NAIVE, NUMBA], ids=lambda variant: variant.name)
-def test_what_a_sanitizer_watches_is_one_right_call_of_one_probe(variant, monkeypatch, capsys):
+def test_what_a_sanitizer_watches_is_one_right_call_of_one_probe(
+    variant, monkeypatch, capsys
+):
     launched = []
-    monkeypatch.setattr(type(variant), "__call__", lambda self, *inputs: launched.append(1) or self.function(*inputs))
+    monkeypatch.setattr(
+        type(variant),
+        "__call__",
+        lambda self, *inputs: launched.append(1) or self.function(*inputs),
+    )
     assert probe_once.main(variant.id) == 0 and launched == [1]
     assert "right on " in capsys.readouterr().out
 
 
 def test_of_a_kernel_that_is_wrong_on_it_the_sanitizer_hears(monkeypatch, capsys):
-    monkeypatch.setattr(type(NAIVE), "__call__", lambda self, *inputs: self.function(*inputs) + 1)
+    monkeypatch.setattr(
+        type(NAIVE), "__call__", lambda self, *inputs: self.function(*inputs) + 1
+    )
     assert probe_once.main(NAIVE.id) == 1 and "wrong: on " in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""Runs whose page is tested, with text that means to be more than text, and pages taken apart."""
+"""Runs whose page is tested, with text that means to be more than text, and pages taken
+apart.
+"""
+
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,7 +21,9 @@ _FACTS = document()["benchmarks"][0]["extra_info"]
 
 
 class Tree(HTMLParser):
-    """The elements of a page, each with its attributes and text; wrong nesting is an error."""
+    """The elements of a page, each with its attributes and text; wrong nesting is an
+    error.
+    """
 
     def __init__(self, html):
         super().__init__()
@@ -47,7 +52,11 @@ class Tree(HTMLParser):
         return [element["text"] for element in self.all(tag)]
 
     def by_id(self, name):
-        return next(element for element in self.elements if element["attributes"].get("id") == name)
+        return next(
+            element
+            for element in self.elements
+            if element["attributes"].get("id") == name
+        )
 
     @property
     def data(self):
@@ -55,16 +64,28 @@ class Tree(HTMLParser):
 
 
 def a_run(**about):
-    """A run of one measured case and one that can't run here; `about` replaces what its own says."""
+    """A run of one measured case and one that can't run here; `about` replaces what its
+    own says.
+    """
     run = records.parse(document())
     return replace(run, about={**run.about, **about})
 
 
 def invariance(variant, differs_at=(), **changes):
     """What a run found of one variant's bits over the batch, on tiny_16."""
-    return {"op": "bmm", "variant": variant, "scenario": "tiny_16", "dtype": "float32", "batches": [1, 16, 256],
-            "rows": not differs_at, "differs_at": list(differs_at), "repeats": True, "digest": "0", "failed": None,
-            **changes}
+    return {
+        "op": "bmm",
+        "variant": variant,
+        "scenario": "tiny_16",
+        "dtype": "float32",
+        "batches": [1, 16, 256],
+        "rows": not differs_at,
+        "differs_at": list(differs_at),
+        "repeats": True,
+        "digest": "0",
+        "failed": None,
+        **changes,
+    }
 
 
 def with_records(run, *added):
@@ -73,27 +94,68 @@ def with_records(run, *added):
 
 def timed(variant, batch, median_s, scenario="tiny_16", dtype="float32", **facts):
     """A measured case of bmm whose samples are within 1% of its median."""
-    return Record("bmm", variant, scenario, dtype, batch, MEASURED, "",
-                  tuple(median_s * (1 + k / 500) for k in range(-4, 5)), 2, _FACTS | facts)
+    return Record(
+        "bmm",
+        variant,
+        scenario,
+        dtype,
+        batch,
+        MEASURED,
+        "",
+        tuple(median_s * (1 + k / 500) for k in range(-4, 5)),
+        2,
+        _FACTS | facts,
+    )
 
 
 def everything():
-    """A run that has all that a page can show: two scenarios, a crossover, a failure, bits, noise, and a sweep."""
-    run = a_run(noise=noise(), sweep=sweep(), invariance=[invariance("torch_bmm"), invariance("fast", [1])])
+    """A run that has all that a page can show: two scenarios, a crossover, a failure,
+    bits, noise, and a sweep.
+    """
+    run = a_run(
+        noise=noise(),
+        sweep=sweep(),
+        invariance=[invariance("torch_bmm"), invariance("fast", [1])],
+    )
     run.about["scenarios"]["bmm"]["tiny_32"] = "many 32x32 matrices"
     return with_records(
-        run, *(timed(variant, batch, launch_s * (1 + batch / saturated)) for batch in (1, 16, 256)
-               for variant, launch_s, saturated in (("torch_bmm", 1e-6, 8), ("fast", 3e-6, 99))),
-        *(timed("fast", batch, 2e-6 * batch, "tiny_32", dtype) for batch in (4, 8) for dtype in ("float32", "float16")),
-        Record("bmm", "broken", "tiny_16", "float32", 4, FAILED, "ValueError: no"))
+        run,
+        *(
+            timed(variant, batch, launch_s * (1 + batch / saturated))
+            for batch in (1, 16, 256)
+            for variant, launch_s, saturated in (
+                ("torch_bmm", 1e-6, 8),
+                ("fast", 3e-6, 99),
+            )
+        ),
+        *(
+            timed("fast", batch, 2e-6 * batch, "tiny_32", dtype)
+            for batch in (4, 8)
+            for dtype in ("float32", "float16")
+        ),
+        Record("bmm", "broken", "tiny_16", "float32", 4, FAILED, "ValueError: no"),
+    )
 
 
 def hostile():
-    """A run in which a variant, a scenario, a failure, an idea and a workload are called HOSTILE."""
-    bits = [invariance(HOSTILE, [1], scenario=HOSTILE), invariance("torch_bmm", failed=HOSTILE, rows=None)]
-    run = with_records(a_run(noise=noise(**{HOSTILE: noise()["workloads"]["digits"]}), sweep=None, invariance=bits),
-                       timed(HOSTILE, 4, 1e-6, HOSTILE),
-                       Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE))
+    """A run in which a variant, a scenario, a failure, an idea and a workload are
+    called HOSTILE.
+    """
+    bits = [
+        invariance(HOSTILE, [1], scenario=HOSTILE),
+        invariance("torch_bmm", failed=HOSTILE, rows=None),
+    ]
+    run = with_records(
+        a_run(
+            noise=noise(**{HOSTILE: noise()["workloads"]["digits"]}),
+            sweep=None,
+            invariance=bits,
+        ),
+        timed(HOSTILE, 4, 1e-6, HOSTILE),
+        Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE),
+    )
     run.about["scenarios"]["bmm"][HOSTILE] = HOSTILE
-    run.about["variants"][f"bmm/{HOSTILE}"] = run.about["variants"]["bmm/torch_bmm"] | {"idea": HOSTILE}
+    run.about["variants"][f"bmm/{HOSTILE}"] = run.about["variants"]["bmm/torch_bmm"] | {
+        "idea": HOSTILE
+    }
     return run

@@ -1,4 +1,7 @@
-"""Plans that several tests look at: what there is to measure takes seconds to read, so each is read once."""
+"""Plans that several tests look at: what there is to measure takes seconds to read, so
+each is read once.
+"""
+
 import functools
 
 from batchline.bench.cases import plan

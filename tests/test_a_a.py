@@ -1,4 +1,5 @@
 """A/A: the figure, and a run of it."""
+
 import json
 from dataclasses import replace
 
@@ -15,23 +16,40 @@ def _pair(name, first_s, second_s):
 
 
 def test_the_figure_counts_cases_over_60_us_that_differ_by_less_than_2_percent():
-    pairs = [_pair("a", 1e-4, 1.019e-4), _pair("b", 1e-3, 0.979e-3), _pair("c", 1e-2, 1.0e-2), _pair("d", 1e-4, 1e-4),
-             _pair("short", 5e-5, 9e-5), Pair("broken", FAILED, "ValueError: no")]
+    pairs = [
+        _pair("a", 1e-4, 1.019e-4),
+        _pair("b", 1e-3, 0.979e-3),
+        _pair("c", 1e-2, 1.0e-2),
+        _pair("d", 1e-4, 1e-4),
+        _pair("short", 5e-5, 9e-5),
+        Pair("broken", FAILED, "ValueError: no"),
+    ]
     lines = a_a.summary(pairs, "Some CPU", "host").splitlines()
-    assert lines[-1] == ("A/A by host on Some CPU: 3 of 4 cases over 60.0 µs (75.0%) differ by less than 2% in the "
-                         "median; half of them by less than 0.95%; 1 not measured")
-    assert lines[2].split()[:2] == ["b", "1.00"] and "-2.10%" in lines[2]  # the largest difference first
+    assert lines[-1] == (
+        "A/A by host on Some CPU: 3 of 4 cases over 60.0 µs (75.0%) differ by less than 2% in the "
+        "median; half of them by less than 0.95%; 1 not measured"
+    )
+    assert (
+        lines[2].split()[:2] == ["b", "1.00"] and "-2.10%" in lines[2]
+    )  # the largest difference first
 
 
 def test_nothing_over_60_us_is_said():
-    assert "nothing to judge" in a_a.summary([_pair("short", 1e-6, 1e-6)], "Some CPU", "host")
+    assert "nothing to judge" in a_a.summary(
+        [_pair("short", 1e-6, 1e-6)], "Some CPU", "host"
+    )
 
 
 def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     def two(profile, device):
         made = planned(profile, device)
-        cases = tuple(case for case in made.cases if case.op in ("bmm", "grad_reduce")
-                      and case.scenario in ("tiny_16", "layer_norm") and case.batch == 16)
+        cases = tuple(
+            case
+            for case in made.cases
+            if case.op in ("bmm", "grad_reduce")
+            and case.scenario in ("tiny_16", "layer_norm")
+            and case.batch == 16
+        )
         return replace(made, cases=cases)
 
     measured = []
@@ -45,15 +63,23 @@ def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(a_a.Isolation, "measure", measure_and_keep)
     assert a_a.run("smoke", "cpu", 0.05, tmp_path / "new") == 0
     assert len(measured) == 2
-    for outcomes in measured:  # the two of a case together, so in turns, each with samples of its own
+    for (
+        outcomes
+    ) in (
+        measured
+    ):  # the two of a case together, so in turns, each with samples of its own
         one, other = outcomes.values()
         assert list(one.samples_s) != list(other.samples_s)
     document = json.loads((tmp_path / "new" / "a-a.json").read_text())
-    assert [pair["case"] for pair in document["pairs"]] == ["bmm/torch_bmm/tiny_16/float32/B16",
-                                                            "grad_reduce/torch_mean/layer_norm/float32/B16"]
+    assert [pair["case"] for pair in document["pairs"]] == [
+        "bmm/torch_bmm/tiny_16/float32/B16",
+        "grad_reduce/torch_mean/layer_norm/float32/B16",
+    ]
     for pair in document["pairs"]:
         assert pair["status"] == MEASURED and pair["samples"] >= 6
-        assert pair["first_s"] > 0 and pair["second_s"] > 0  # equal now and then: a clock ticks
+        assert (
+            pair["first_s"] > 0 and pair["second_s"] > 0
+        )  # equal now and then: a clock ticks
     printed = capsys.readouterr()
     assert all(pair["case"] in printed.err for pair in document["pairs"])
     assert "A/A" in printed.out
@@ -68,9 +94,14 @@ def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(a_a, "_pairs", one_and_stop)
     assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
     document = json.loads((tmp_path / a_a.FILE_NAME).read_text())
-    assert [pair["case"] for pair in document["pairs"]] == ["done"] and document["partial"]
+    assert [pair["case"] for pair in document["pairs"]] == ["done"] and document[
+        "partial"
+    ]
     printed = capsys.readouterr()
-    assert "1 of 1 cases over 60.0 µs" in printed.out and "stopped after 1 cases, which are kept" in printed.err
+    assert (
+        "1 of 1 cases over 60.0 µs" in printed.out
+        and "stopped after 1 cases, which are kept" in printed.err
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The order of a run's problems, what it is expected to take, and that it ends in its time."""
+"""The order of a run's problems, what it is expected to take, and that it ends in its
+time.
+"""
+
 import itertools
 import json
 from pathlib import Path
@@ -11,7 +14,10 @@ from batchline.bench.cases import PROFILES
 from batchline.bench.records import OURS, parse
 from tests.plans import planned
 
-QUICK_RUN = Path(__file__).resolve().parents[1] / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json"
+QUICK_RUN = (
+    Path(__file__).resolve().parents[1]
+    / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json"
+)
 NOTHING_TO_COMPILE = {"compile_s": lambda cases: 0.0}
 GPU = planned("quick", "cuda")
 
@@ -27,31 +33,59 @@ def timed(plan):
 
 def test_each_problem_comes_once():
     problems = {case.problem for case in GPU.cases}
-    assert len(in_turns(problems)) == len(problems) and set(in_turns(problems)) == problems
+    assert (
+        len(in_turns(problems)) == len(problems) and set(in_turns(problems)) == problems
+    )
 
 
 def test_ops_and_their_scenarios_take_turns():
-    problems = [(op, scenario, "float16", batch) for op, scenarios in (("bmm", "abc"), ("sum", "x"))
-                for scenario in scenarios for batch in (1, 2)]
+    problems = [
+        (op, scenario, "float16", batch)
+        for op, scenarios in (("bmm", "abc"), ("sum", "x"))
+        for scenario in scenarios
+        for batch in (1, 2)
+    ]
     order = in_turns(problems)
-    assert [problem[:2] for problem in order] == [("bmm", "a"), ("sum", "x"), ("bmm", "b"), ("bmm", "c")] * 2
+    assert [problem[:2] for problem in order] == [
+        ("bmm", "a"),
+        ("sum", "x"),
+        ("bmm", "b"),
+        ("bmm", "c"),
+    ] * 2
 
 
 def test_a_run_that_is_cut_after_one_round_has_seen_every_scenario():
     problems = dict.fromkeys(case.problem for case in GPU.cases)
     scenarios = {problem[:2] for problem in problems}
-    assert {problem[:2] for problem in in_turns(problems)[:len(scenarios)]} == scenarios
+    assert {
+        problem[:2] for problem in in_turns(problems)[: len(scenarios)]
+    } == scenarios
 
 
 def test_batches_that_are_far_apart_come_first_and_each_dtype_a_round_later():
-    problems = [("bmm", "a", dtype, batch) for dtype in ("float16", "float32") for batch in (1, 3, 8, 33, 64)]
+    problems = [
+        ("bmm", "a", dtype, batch)
+        for dtype in ("float16", "float32")
+        for batch in (1, 3, 8, 33, 64)
+    ]
     assert [problem[2:] for problem in in_turns(problems)] == [
-        ("float16", 1), ("float16", 64), ("float32", 1), ("float16", 8), ("float32", 64), ("float16", 3),
-        ("float32", 8), ("float16", 33), ("float32", 3), ("float32", 33)]
+        ("float16", 1),
+        ("float16", 64),
+        ("float32", 1),
+        ("float16", 8),
+        ("float32", 64),
+        ("float16", 3),
+        ("float32", 8),
+        ("float16", 33),
+        ("float32", 3),
+        ("float32", 33),
+    ]
 
 
 def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
-    """Measured with nothing else running; the machine is the one that the costs of a CPU were fitted on."""
+    """Measured with nothing else running; the machine is the one that the costs of a
+    CPU were fitted on.
+    """
     document = json.loads(QUICK_RUN.read_text(encoding="utf-8"))
     run = parse(document)
     cases_s = sum(record.facts["task_s"] for record in run.records if record.facts)
@@ -67,18 +101,37 @@ def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     cases = timed(plan)
     schedule = Schedule(plan, lambda: 0.0)
     forecast = schedule.plan(cases, compile_s=lambda cases: 0.5 * len(cases))
-    assert 0.9 * schedule.budget_s < forecast.total_s <= schedule.budget_s == PROFILES[profile].budget_s["cuda"]
-    assert forecast.problems_s.keys() | forecast.left == {case.problem for case in cases}
-    assert forecast.compile_s == 0.5 * sum(case.problem in forecast.problems_s for case in cases)
-    refused = [problem for problem in dict.fromkeys(case.problem for case in cases) if schedule.why_not(problem)]
+    assert (
+        0.9 * schedule.budget_s
+        < forecast.total_s
+        <= schedule.budget_s
+        == PROFILES[profile].budget_s["cuda"]
+    )
+    assert forecast.problems_s.keys() | forecast.left == {
+        case.problem for case in cases
+    }
+    assert forecast.compile_s == 0.5 * sum(
+        case.problem in forecast.problems_s for case in cases
+    )
+    refused = [
+        problem
+        for problem in dict.fromkeys(case.problem for case in cases)
+        if schedule.why_not(problem)
+    ]
     assert set(refused) == forecast.left
 
 
 def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario():
     """As README says, before anything is counted that must be compiled."""
-    begun = Schedule(GPU, lambda: 0.0).plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s.keys()
+    begun = (
+        Schedule(GPU, lambda: 0.0)
+        .plan(timed(GPU), **NOTHING_TO_COMPILE)
+        .problems_s.keys()
+    )
     cases = timed(GPU)
-    assert sum(case.problem in begun for case in cases) / len(cases) == pytest.approx(0.1, abs=0.03)
+    assert sum(case.problem in begun for case in cases) / len(cases) == pytest.approx(
+        0.1, abs=0.03
+    )
     assert {problem[:2] for problem in begun} == {case.problem[:2] for case in cases}
 
 
@@ -86,7 +139,10 @@ def test_what_must_be_compiled_takes_from_the_time_for_cases():
     schedule = Schedule(GPU, lambda: 0.0)
     quick = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE)
     slow = schedule.plan(timed(GPU), compile_s=lambda cases: 10.0)
-    assert len(slow.problems_s) < len(quick.problems_s) and slow.total_s <= schedule.budget_s
+    assert (
+        len(slow.problems_s) < len(quick.problems_s)
+        and slow.total_s <= schedule.budget_s
+    )
 
 
 def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was():
@@ -98,7 +154,9 @@ def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(
     begun = reasons.index(next(filter(None, reasons)))
     after_s = budget.after_s("cuda", 20 * begun)
     assert 20 * begun + after_s <= schedule.budget_s < 20 * (begun + 2) + after_s + 5
-    assert all(reasons[begun:]) and "beyond the 5 min 00 s of PROFILE=quick" in reasons[-1]
+    assert (
+        all(reasons[begun:]) and "beyond the 5 min 00 s of PROFILE=quick" in reasons[-1]
+    )
 
 
 def test_a_problem_that_has_begun_is_not_refused():
@@ -106,8 +164,9 @@ def test_a_problem_that_has_begun_is_not_refused():
     schedule = Schedule(GPU, lambda: next(seconds, 1e6))
     first, second, *_ = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s
     schedule.begin()
-    assert [schedule.why_not(problem) is None for problem in (first, first, second, first)] == [
-        True, True, False, True]
+    assert [
+        schedule.why_not(problem) is None for problem in (first, first, second, first)
+    ] == [True, True, False, True]
 
 
 def test_one_problem_is_begun_however_small_the_budget():

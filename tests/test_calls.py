@@ -1,4 +1,7 @@
-"""An op's call does what the baseline does, in PyTorch's hands, with every kind of tensor, transform and mode."""
+"""An op's call does what the baseline does, in PyTorch's hands, with every kind of
+tensor, transform and mode.
+"""
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -15,7 +18,10 @@ def name_of(value):
 
 
 def inputs_of(op, seed):
-    """The smallest of the op's probes that has 100 numbers, in fp64: Hessians of it are taken."""
+    """The smallest of the op's probes that has 100 numbers, in fp64: Hessians of it are
+    taken.
+    """
+
     def size(probe):
         return sum(x.numel() for x in probe(torch.float64, "meta", 0))
 
@@ -25,11 +31,16 @@ def inputs_of(op, seed):
 
 @pytest.fixture(params=kernels.ops.values(), ids=kernels.ops)
 def op(request, monkeypatch):
-    """An op that runs a CPU kernel on the inputs of `inputs_of` as they are, and remembers that."""
+    """An op that runs a CPU kernel on the inputs of `inputs_of` as they are, and
+    remembers that.
+    """
     op = request.param
     xs = inputs_of(op, 0)
-    kernel = next(variant for variant in op.dispatch.candidates.values()
-                  if variant.backend == "numba_cpu" and variant.why_unsupported(*xs) is None)
+    kernel = next(
+        variant
+        for variant in op.dispatch.candidates.values()
+        if variant.backend == "numba_cpu" and variant.why_unsupported(*xs) is None
+    )
     traits, sizes = op.describe(*xs)
     winner = {"traits": traits, "sizes": list(sizes), "faster": {kernel.name: 2.0}}
     monkeypatch.setattr(op.dispatch, "table", lambda device: {"winners": [winner]})
@@ -45,7 +56,14 @@ def outcome(kind, call, op):
         result = kind(call, inputs_of(op, 0), inputs_of(op, 1))
     except Exception as error:
         return type(error)
-    return tree_map(lambda leaf: leaf + 0 if isinstance(leaf, torch.Tensor) and leaf._is_zerotensor() else leaf, result)
+    return tree_map(
+        lambda leaf: (
+            leaf + 0
+            if isinstance(leaf, torch.Tensor) and leaf._is_zerotensor()
+            else leaf
+        ),
+        result,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -57,7 +75,9 @@ def test_a_call_is_what_the_baseline_is(op, kind):
     assert len(leaves) == len(expected_leaves), (got, expected)
     for leaf, expected_leaf in zip(leaves, expected_leaves):
         if isinstance(expected_leaf, torch.Tensor):
-            torch.testing.assert_close(leaf, expected_leaf, rtol=1e-9, atol=1e-12, equal_nan=True)
+            torch.testing.assert_close(
+                leaf, expected_leaf, rtol=1e-9, atol=1e-12, equal_nan=True
+            )
         else:
             assert leaf == expected_leaf
 
@@ -78,7 +98,10 @@ def test_a_look_up_says_why(op, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_most_kinds_work_with_some_op(kind):
     """So that what is compared above is seldom two errors."""
-    made = [outcome(kind, op.variants[op.baseline].function, op) for op in kernels.ops.values()]
+    made = [
+        outcome(kind, op.variants[op.baseline].function, op)
+        for op in kernels.ops.values()
+    ]
     assert kind is mkldnn or not all(isinstance(one, type) for one in made)
 
 
@@ -86,7 +109,10 @@ def test_an_op_is_checked_with_the_kernel_that_it_calls(op):
     xs = inputs_of(op, 0)
     chosen = op.dispatch.function(*xs)
     with Poison():
-        assert op.dispatch.function(*xs) is chosen and chosen is not op.variants[op.baseline].function
+        assert (
+            op.dispatch.function(*xs) is chosen
+            and chosen is not op.variants[op.baseline].function
+        )
         op.dispatch._known.clear()
         assert op.dispatch.function(*xs) is chosen
 
@@ -95,7 +121,18 @@ def test_plain_tensors_of_every_make_are_plain():
     x = torch.ones(4, 4)
     with torch.inference_mode():
         made = torch.ones(4)
-    for tensor in (x, x.T, x[1:, ::2], x.expand(3, 4, 4), torch.nn.Parameter(x), made, torch.from_numpy(x.numpy()),
-                   x.bfloat16(), x.to(torch.float8_e4m3fn), x.long(), torch.complex(x, x).imag):
+    for tensor in (
+        x,
+        x.T,
+        x[1:, ::2],
+        x.expand(3, 4, 4),
+        torch.nn.Parameter(x),
+        made,
+        torch.from_numpy(x.numpy()),
+        x.bfloat16(),
+        x.to(torch.float8_e4m3fn),
+        x.long(),
+        torch.complex(x, x).imag,
+    ):
         assert plain.why_not_plain(tensor) is None
     assert plain.why_watched() is None

@@ -1,4 +1,7 @@
-"""A CUDA graph that can't be captured: what torch leaves behind then stays in no process that goes on."""
+"""A CUDA graph that can't be captured: what torch leaves behind then stays in no
+process that goes on.
+"""
+
 import contextlib
 from types import SimpleNamespace
 
@@ -13,7 +16,9 @@ from batchline.bench.records import MEASURED
 
 @pytest.fixture
 def streams(monkeypatch):
-    """torch's streams and graphs, as torch.cuda.graph treats them: its end may fail, and then its stream stays."""
+    """torch's streams and graphs, as torch.cuda.graph treats them: its end may fail,
+    and then its stream stays.
+    """
     state = SimpleNamespace(current="the user's", ends=True)
 
     @contextlib.contextmanager
@@ -23,12 +28,18 @@ def streams(monkeypatch):
             yield
         finally:
             if not state.ends:
-                raise RuntimeError("operation failed due to a previous error during capture")
+                raise RuntimeError(
+                    "operation failed due to a previous error during capture"
+                )
             state.current = before
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.current)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(state, "current", stream))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(
+        torch.cuda, "set_stream", lambda stream: setattr(state, "current", stream)
+    )
+    monkeypatch.setattr(
+        torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None)
+    )
     monkeypatch.setattr(torch.cuda, "graph", graph)
     return state
 
@@ -43,12 +54,26 @@ def test_a_capture_that_fails_leaves_the_current_stream_what_it_was(streams):
     assert streams.current == "the user's"
 
 
-@pytest.mark.parametrize("why_not, renewed", [(f"{NOT_CAPTURED}: RuntimeError: no", 1), ("device_hot: too slow", 0)])
+@pytest.mark.parametrize(
+    "why_not, renewed",
+    [(f"{NOT_CAPTURED}: RuntimeError: no", 1), ("device_hot: too slow", 0)],
+)
 def test_a_worker_whose_capture_failed_measures_nothing_else(why_not, renewed):
     renewals = []
     one = SimpleNamespace(
-        _blame=SimpleNamespace(measure=lambda task: {
-            "good": Outcome(MEASURED, facts={"clocks": {"device_cold": {"median_s": 1e-6}}}),
-            "other": Outcome(MEASURED, facts={"clocks": {"graph": {"why_not": why_not}}})}),
-        renew=lambda: renewals.append(True))
-    assert set(Isolation.measure(one, None)) == {"good", "other"} and len(renewals) == renewed
+        _blame=SimpleNamespace(
+            measure=lambda task: {
+                "good": Outcome(
+                    MEASURED, facts={"clocks": {"device_cold": {"median_s": 1e-6}}}
+                ),
+                "other": Outcome(
+                    MEASURED, facts={"clocks": {"graph": {"why_not": why_not}}}
+                ),
+            }
+        ),
+        renew=lambda: renewals.append(True),
+    )
+    assert (
+        set(Isolation.measure(one, None)) == {"good", "other"}
+        and len(renewals) == renewed
+    )

@@ -1,4 +1,5 @@
 """The plan: ids that never change, limits, refusals."""
+
 import json
 import re
 
@@ -12,7 +13,8 @@ from batchline.bench.listing import show
 from batchline.bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
 from tests.plans import planned
 
-# A rename of any of these loses the history of its case. Add to the list; never change a line of it.
+# A rename of any of these loses the history of its case. Add to the list; never change
+# a line of it.
 PINNED = """
 bmm/torch_bmm/attention_scores/float32/B1
 bmm/torch_bmm/attention_values/float32/B3
@@ -125,7 +127,9 @@ wgrad_stats/torch_rank_one_3xbf16/linear_512_T1/float32/B1
 def test_case_ids_are_pinned():
     ids = {case.id for case in planned("quick", "cpu").cases}
     assert set(PINNED) <= ids
-    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {case.id for case in planned("full", "cuda").cases}
+    assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {
+        case.id for case in planned("full", "cuda").cases
+    }
     assert set(PINNED_IN_FULL) <= {case.id for case in planned("full", "cuda").cases}
 
 
@@ -133,15 +137,37 @@ def test_only_full_takes_the_details_and_the_slow_starts():
     for name, taken in (("smoke", False), ("quick", False), ("full", True)):
         cases = planned(name, "cpu").cases
         assert any(case.scenario == "tiny_8" for case in cases) == taken
-        refusals = {case.refusal for case in cases if case.variant.slow_start and case.dtype == "float32"}
-        assert refusals == {None if taken else (
-            NOT_HERE, "takes seconds to compile for each shape: PROFILE=full times it")}
-        refusals = {case.refusal for case in cases if case.variant.name == "torch_einsum"}
-        assert refusals == {None if taken else (NOT_HERE, "a detail beside torch_bmm: PROFILE=full times it")}
+        refusals = {
+            case.refusal
+            for case in cases
+            if case.variant.slow_start and case.dtype == "float32"
+        }
+        assert refusals == {
+            (
+                None
+                if taken
+                else (
+                    NOT_HERE,
+                    "takes seconds to compile for each shape: PROFILE=full times it",
+                )
+            )
+        }
+        refusals = {
+            case.refusal for case in cases if case.variant.name == "torch_einsum"
+        }
+        assert refusals == {
+            (
+                None
+                if taken
+                else (NOT_HERE, "a detail beside torch_bmm: PROFILE=full times it")
+            )
+        }
 
 
 def test_fp8_is_planned_where_it_is_defined():
-    cases = [case for case in planned("full", "cuda").cases if case.dtype == "float8_e4m3fn"]
+    cases = [
+        case for case in planned("full", "cuda").cases if case.dtype == "float8_e4m3fn"
+    ]
     assert {case.op for case in cases} == {"bmm"}
     assert not [case for case in cases if case.scenario.startswith("digits")]
     refusals = {(case.variant.name, case.scenario): case.refusal for case in cases}
@@ -152,22 +178,40 @@ def test_fp8_is_planned_where_it_is_defined():
 
 def test_every_fp8_problem_has_a_way_of_pytorchs_that_takes_it_in_one_launch():
     """torch_scaled_mm is a launch for each entry, and declines what is not aligned."""
-    refusals = {(case.variant.name, *case.problem): case.refusal for case in planned("full", "cuda").cases
-                if case.dtype == "float8_e4m3fn"}
+    refusals = {
+        (case.variant.name, *case.problem): case.refusal
+        for case in planned("full", "cuda").cases
+        if case.dtype == "float8_e4m3fn"
+    }
     problems = {key[1:] for key in refusals}
-    assert problems and all(refusals["torch_upcast", *problem] is None for problem in problems)
-    grouped = {problem for problem in problems if refusals["torch_scaled_grouped_mm", *problem] is None}
+    assert problems and all(
+        refusals["torch_upcast", *problem] is None for problem in problems
+    )
+    grouped = {
+        problem
+        for problem in problems
+        if refusals["torch_scaled_grouped_mm", *problem] is None
+    }
     assert {problem[1] for problem in grouped} == {"attention_scores", "linear_forward"}
     assert all(problem[3] < 1024 for problem in grouped)
 
 
-@pytest.mark.parametrize("name, why", [
-    ("torch_scaled_grouped_mm", "this PyTorch .* has no torch.nn.functional.scaled_grouped_mm"),
-    ("torch_grouped_mm", "this PyTorch .* has no torch.nn.functional.grouped_mm")])
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        (
+            "torch_scaled_grouped_mm",
+            "this PyTorch .* has no torch.nn.functional.scaled_grouped_mm",
+        ),
+        ("torch_grouped_mm", "this PyTorch .* has no torch.nn.functional.grouped_mm"),
+    ],
+)
 def test_a_pytorch_without_grouped_products_says_so(monkeypatch, name, why):
     dtype = "bfloat16" if name == "torch_grouped_mm" else "float8_e4m3fn"
     op = kernels.ops["bmm"]
-    variant, inputs = op.variants[name], op.make_inputs("linear_forward", 2, dtype, "meta")
+    variant, inputs = op.variants[name], op.make_inputs(
+        "linear_forward", 2, dtype, "meta"
+    )
     assert variant.why_unsupported(*inputs) is None
     with monkeypatch.context() as patch:
         patch.delattr(torch.nn.functional, name.removeprefix("torch_"))
@@ -180,58 +224,113 @@ def test_a_pytorch_without_grouped_products_says_so(monkeypatch, name, why):
 def test_a_gpu_without_fp8_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    on_sm_80 = of_catalogue(PROFILES["full"], "cuda", Catalogue(planned("full", "cuda").ops, ()))
-    refusals = {case.dtype: case.refusal for case in on_sm_80.cases
-                if case.variant.name == "torch_scaled_mm" and case.scenario == "attention_scores"}
-    assert refusals["float8_e4m3fn"] == (NOT_HERE, "fp8 needs sm_89 or newer, and this is sm_80")
+    on_sm_80 = of_catalogue(
+        PROFILES["full"], "cuda", Catalogue(planned("full", "cuda").ops, ())
+    )
+    refusals = {
+        case.dtype: case.refusal
+        for case in on_sm_80.cases
+        if case.variant.name == "torch_scaled_mm"
+        and case.scenario == "attention_scores"
+    }
+    assert refusals["float8_e4m3fn"] == (
+        NOT_HERE,
+        "fp8 needs sm_89 or newer, and this is sm_80",
+    )
     assert refusals["float16"][0] == UNSUPPORTED
 
 
 def test_case_id_and_its_parts():
-    assert case_id("bmm", "triton_tiled", "attention_scores", "float16", 64) == \
-        "bmm/triton_tiled/attention_scores/float16/B64"
+    assert (
+        case_id("bmm", "triton_tiled", "attention_scores", "float16", 64)
+        == "bmm/triton_tiled/attention_scores/float16/B64"
+    )
     assert case_id(**parse_case_id(PINNED[0])) == PINNED[0]
 
 
 def test_variants_of_a_problem_run_side_by_side():
     problems = [case.problem for case in planned("quick", "cpu").cases]
-    assert len(set(problems)) == sum(1 for i, problem in enumerate(problems) if i == 0 or problem != problems[i - 1])
+    assert len(set(problems)) == sum(
+        1 for i, problem in enumerate(problems) if i == 0 or problem != problems[i - 1]
+    )
 
 
 def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
-    refusals = {case.variant.name: case.refusal for case in planned("smoke", "cpu").cases}
+    refusals = {
+        case.variant.name: case.refusal for case in planned("smoke", "cpu").cases
+    }
     assert refusals["triton_tiled"] == (NOT_HERE, "needs CUDA")
     assert refusals["torch_bmm"] is None
-    on_cuda = {case.variant.name: case.refusal for case in planned("full", "cuda").cases if case.dtype == "bfloat16"}
+    on_cuda = {
+        case.variant.name: case.refusal
+        for case in planned("full", "cuda").cases
+        if case.dtype == "bfloat16"
+    }
     status, reason = on_cuda["numba_cuda_naive"]
     assert status == UNSUPPORTED and "bfloat16 is not among its dtypes" in reason
     assert on_cuda["triton_tiled"] is None
 
 
-@pytest.mark.parametrize("profile, device", [
-    (profile, device) if profile == "smoke" else pytest.param(profile, device, marks=pytest.mark.slow)
-    for profile in PROFILES for device in ("cpu", "cuda")])
+@pytest.mark.parametrize(
+    "profile, device",
+    [
+        (
+            (profile, device)
+            if profile == "smoke"
+            else pytest.param(profile, device, marks=pytest.mark.slow)
+        )
+        for profile in PROFILES
+        for device in ("cpu", "cuda")
+    ],
+)
 def test_limits_are_kept_and_what_is_over_them_is_named(profile, device):
     the_plan = planned(profile, device)
     limits = PROFILES[profile].limits[device]
     for case in the_plan.cases:
         op = kernels.ops[case.op]
         inputs = op.make_inputs(case.scenario, case.batch, case.dtype, "meta")
-        assert op.flops(*inputs) <= limits.flops and op.least_bytes(*inputs) <= limits.bytes
+        assert (
+            op.flops(*inputs) <= limits.flops
+            and op.least_bytes(*inputs) <= limits.bytes
+        )
     problems = {case.problem for case in the_plan.cases}
     assert not problems & set(the_plan.left_out)
     dtypes, batches = set(PROFILES[profile].dtypes[device]), PROFILES[profile].batches
-    count = sum(len(dtypes.intersection(scenario.dtypes)) * len(batches) for op in kernels.ops.values()
-                for scenario in op.scenarios.values() if profile == "full" or not scenario.detail)
+    count = sum(
+        len(dtypes.intersection(scenario.dtypes)) * len(batches)
+        for op in kernels.ops.values()
+        for scenario in op.scenarios.values()
+        if profile == "full" or not scenario.detail
+    )
     assert len(problems) + len(the_plan.left_out) == count
 
 
 def test_full_has_the_designs_batches():
-    assert PROFILES["full"].batches == (1, 2, 3, 4, 8, 16, 32, 33, 64, 100, 128, 256, 257, 512, 1024, 2048, 4096)
+    assert PROFILES["full"].batches == (
+        1,
+        2,
+        3,
+        4,
+        8,
+        16,
+        32,
+        33,
+        64,
+        100,
+        128,
+        256,
+        257,
+        512,
+        1024,
+        2048,
+        4096,
+    )
 
 
 def test_unknown_profile():
-    with pytest.raises(ValueError, match="unknown profile 'fast': use smoke, quick, full"):
+    with pytest.raises(
+        ValueError, match="unknown profile 'fast': use smoke, quick, full"
+    ):
         plan("fast", "cpu")
 
 
@@ -241,13 +340,26 @@ def test_list_shows_every_case_and_what_it_runs_on():
     assert [line.split()[0] for line in lines] == [case.id for case in cases]
     by_id = dict(zip((case.id for case in cases), lines))
     assert "runs on cpu, cuda  timed here" in by_id["bmm/torch_bmm/tiny_16/float32/B1"]
-    assert by_id["bmm/triton_tiled/tiny_16/float32/B1"].endswith("not timed here: needs CUDA")
+    assert by_id["bmm/triton_tiled/tiny_16/float32/B1"].endswith(
+        "not timed here: needs CUDA"
+    )
 
 
 def test_list_as_json():
     cases = json.loads(show(planned("quick", "cpu"), as_json=True))
     assert len(cases) == len(planned("quick", "cpu").cases)
-    triton = next(case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1")
-    assert triton == {"id": triton["id"], "op": "bmm", "variant": "triton_tiled", "backend": "triton",
-                      "scenario": "tiny_16", "dtype": "float32", "batch": 1, "runs_on": ["cuda"], "here": False,
-                      "why_not": "not timed here: needs CUDA"}
+    triton = next(
+        case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1"
+    )
+    assert triton == {
+        "id": triton["id"],
+        "op": "bmm",
+        "variant": "triton_tiled",
+        "backend": "triton",
+        "scenario": "tiny_16",
+        "dtype": "float32",
+        "batch": 1,
+        "runs_on": ["cuda"],
+        "here": False,
+        "why_not": "not timed here: needs CUDA",
+    }

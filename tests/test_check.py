@@ -1,4 +1,7 @@
-"""The checker that guards the benchmark refuses each usual way to be wrong, and says which it was."""
+"""The checker that guards the benchmark refuses each usual way to be wrong, and says
+which it was.
+"""
+
 import importlib
 import pkgutil
 
@@ -6,7 +9,14 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.check import Poison, check_outputs, check_variant, expect, held_to, tolerance_multiple
+from batchline.bench.measure.check import (
+    Poison,
+    check_outputs,
+    check_variant,
+    expect,
+    held_to,
+    tolerance_multiple,
+)
 from batchline.bench.records import WRONG, NotMeasured
 from batchline.kernels.bmm import bmm
 from batchline.kernels.draw import Draw
@@ -15,14 +25,22 @@ from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
 
-WRONG_KERNELS = [module.name for module in pkgutil.iter_modules(wrong_kernels.__path__)
-                 if wrong_kernels.refused_by_the_checker(module.name)]
+WRONG_KERNELS = [
+    module.name
+    for module in pkgutil.iter_modules(wrong_kernels.__path__)
+    if wrong_kernels.refused_by_the_checker(module.name)
+]
 
 
 @pytest.mark.parametrize("name", WRONG_KERNELS)
 def test_wrong_kernel_is_refused(name):
     module = importlib.import_module(f"tests.wrong_kernels.{name}")
-    variant = Variant(module.OP, getattr(module, name), backend="torch", **getattr(module, "DECLARES", {}))
+    variant = Variant(
+        module.OP,
+        getattr(module, name),
+        backend="torch",
+        **getattr(module, "DECLARES", {}),
+    )
     with pytest.raises(NotMeasured) as refusal:
         check_variant(variant, getattr(module, "DTYPE", torch.float32), "cpu")
     assert refusal.value.status == WRONG
@@ -30,22 +48,34 @@ def test_wrong_kernel_is_refused(name):
 
 
 def test_usual_ways_to_be_wrong_are_all_there():
-    assert {"drops_k_tail", "ignores_a_stride", "returns_its_inputs_buffer", "leaves_output_unwritten",
-            "caches_by_address", "accumulates_in_fp16"} <= set(WRONG_KERNELS)
+    assert {
+        "drops_k_tail",
+        "ignores_a_stride",
+        "returns_its_inputs_buffer",
+        "leaves_output_unwritten",
+        "caches_by_address",
+        "accumulates_in_fp16",
+    } <= set(WRONG_KERNELS)
 
 
 def _judge(returned, a=torch.ones(2, 3, 4), b=torch.ones(2, 4, 5)):
     return check_outputs(returned, (a, b), expect(bmm, (a, b)), "here")
 
 
-@pytest.mark.parametrize("returned, words", [
-    (torch.full((2, 3, 4), 4.0), "shape (2, 3, 4), not (2, 3, 5)"),
-    (torch.full((2, 3, 5), 4.0, dtype=torch.float64), "torch.float64 on cpu, not torch.float32"),
-    (None, "returned NoneType"),
-    ((torch.full((2, 3, 5), 4.0),) * 2, "returned tuple, not 1 tensor(s)"),
-    (torch.full((2, 3, 5), 5.0), "30 of 30 elements are wrong"),
-    (torch.full((2, 3, 5), float("inf")), "30 of 30 elements are wrong"),
-])
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (torch.full((2, 3, 4), 4.0), "shape (2, 3, 4), not (2, 3, 5)"),
+        (
+            torch.full((2, 3, 5), 4.0, dtype=torch.float64),
+            "torch.float64 on cpu, not torch.float32",
+        ),
+        (None, "returned NoneType"),
+        ((torch.full((2, 3, 5), 4.0),) * 2, "returned tuple, not 1 tensor(s)"),
+        (torch.full((2, 3, 5), 5.0), "30 of 30 elements are wrong"),
+        (torch.full((2, 3, 5), float("inf")), "30 of 30 elements are wrong"),
+    ],
+)
 def test_broken_contract_is_named(returned, words):
     with pytest.raises(NotMeasured, match="here: ") as refusal:
         _judge(returned)
@@ -55,7 +85,10 @@ def test_broken_contract_is_named(returned, words):
 def test_the_worst_element_is_named():
     result = torch.full((2, 3, 5), 4.0)
     result[1, 2, 3] = 7
-    with pytest.raises(NotMeasured, match=r"1 of 30 elements are wrong, the worst at \(1, 2, 3\): 7 against 4"):
+    with pytest.raises(
+        NotMeasured,
+        match=r"1 of 30 elements are wrong, the worst at \(1, 2, 3\): 7 against 4",
+    ):
         _judge(result)
 
 
@@ -74,8 +107,12 @@ def test_judging_leaves_the_outputs_as_they_are(dtype):
 
 def test_poison_fills_what_is_not_initialised():
     with Poison():
-        for tensor in (torch.empty(3), torch.empty_like(torch.ones(3)), torch.ones(1).new_empty(3),
-                       torch.empty_strided((3,), (2,))):
+        for tensor in (
+            torch.empty(3),
+            torch.empty_like(torch.ones(3)),
+            torch.ones(1).new_empty(3),
+            torch.empty_strided((3,), (2,)),
+        ):
             assert tensor.isnan().all()
         assert (torch.empty(3, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
         assert (torch.zeros(3) == 0).all()
@@ -87,15 +124,25 @@ def rounded_to_bf16(a, b):
 
 def _within(roundoff):
     """The op's tolerance, wider by `roundoff` of |A||B|."""
+
     def tolerance(c, a, b):
-        return bmm.tolerance(c, a, b) + 1.01 * roundoff * bmm.reference(a.abs(), b.abs())
+        return bmm.tolerance(c, a, b) + 1.01 * roundoff * bmm.reference(
+            a.abs(), b.abs()
+        )
+
     return tolerance
 
 
 def test_a_variant_is_held_to_the_tolerance_that_it_declares():
     """Two factors rounded to 8 bits are a product within 2·2⁻⁸, and no closer."""
+
     def check(tolerance):
-        check_variant(Variant(bmm, rounded_to_bf16, "torch", tolerance=tolerance), torch.float32, "cpu", ["ragged"])
+        check_variant(
+            Variant(bmm, rounded_to_bf16, "torch", tolerance=tolerance),
+            torch.float32,
+            "cpu",
+            ["ragged"],
+        )
 
     check(_within(2 * 2.0**-8))
     for declared in (None, _within(2.0**-11)):
@@ -103,13 +150,28 @@ def test_a_variant_is_held_to_the_tolerance_that_it_declares():
             check(declared)
 
 
-@pytest.mark.parametrize("declared, words", [
-    (lambda c, a, b: -torch.ones_like(c), "bounds nothing: it is -1 for 170 of 170 elements"),
-    (lambda c, a, b: torch.full_like(c, float("nan")), "bounds nothing: it is nan"),
-    (lambda c, a, b: torch.ones(1), "has shape (1,) for a result of shape (2, 17, 5)")])
+@pytest.mark.parametrize(
+    "declared, words",
+    [
+        (
+            lambda c, a, b: -torch.ones_like(c),
+            "bounds nothing: it is -1 for 170 of 170 elements",
+        ),
+        (lambda c, a, b: torch.full_like(c, float("nan")), "bounds nothing: it is nan"),
+        (
+            lambda c, a, b: torch.ones(1),
+            "has shape (1,) for a result of shape (2, 17, 5)",
+        ),
+    ],
+)
 def test_a_tolerance_that_is_no_bound_is_refused(declared, words):
     with pytest.raises(NotMeasured) as refusal:
-        check_variant(Variant(bmm, torch.bmm, "torch", tolerance=declared), torch.float32, "cpu", ["ragged"])
+        check_variant(
+            Variant(bmm, torch.bmm, "torch", tolerance=declared),
+            torch.float32,
+            "cpu",
+            ["ragged"],
+        )
     assert refusal.value.status == WRONG and words in refusal.value.reason
 
 
@@ -119,7 +181,12 @@ def test_with_a_tolerance_of_its_own_nan_may_stand_for_an_infinity_and_a_number_
             c = torch.bmm(a, b)
             return c.where(c.isfinite(), spoilt)
 
-        check_variant(Variant(bmm, function, "torch", tolerance=bmm.tolerance), torch.float32, "cpu", ["infinite"])
+        check_variant(
+            Variant(bmm, function, "torch", tolerance=bmm.tolerance),
+            torch.float32,
+            "cpu",
+            ["infinite"],
+        )
 
     check(float("nan"))
     with pytest.raises(NotMeasured, match="against -?inf"):
@@ -128,7 +195,9 @@ def test_with_a_tolerance_of_its_own_nan_may_stand_for_an_infinity_and_a_number_
 
 def test_probes_that_were_declined_or_have_no_elements_do_not_count():
     def count(*probes, **declared):
-        return check_variant(Variant(bmm, torch.bmm, "torch", **declared), torch.float32, "cpu", probes)
+        return check_variant(
+            Variant(bmm, torch.bmm, "torch", **declared), torch.float32, "cpu", probes
+        )
 
     assert count("ragged", "sliced") == 2
     assert count("empty_batch", "empty_n") == 0
@@ -137,16 +206,20 @@ def test_probes_that_were_declined_or_have_no_elements_do_not_count():
 
 def test_how_many_times_the_ops_tolerance_its_own_is():
     inputs = bmm.probes["ragged"](torch.float32, "cpu", 0)
-    variant = Variant(bmm, torch.bmm, "torch", tolerance=lambda c, a, b: 20 * bmm.tolerance(c, a, b))
+    variant = Variant(
+        bmm, torch.bmm, "torch", tolerance=lambda c, a, b: 20 * bmm.tolerance(c, a, b)
+    )
     expected = expect(bmm, inputs)
-    assert tolerance_multiple(held_to(variant, inputs, expected), expected) == pytest.approx(20)
+    assert tolerance_multiple(
+        held_to(variant, inputs, expected), expected
+    ) == pytest.approx(20)
     assert tolerance_multiple(expected, expected) == 1
 
 
 def _pairwise(g):
     while len(g) > 1:
         half = len(g) // 2
-        g = torch.cat([g[:half] + g[half:2 * half], g[2 * half:]])
+        g = torch.cat([g[:half] + g[half : 2 * half], g[2 * half :]])
     return g[0]
 
 
@@ -159,7 +232,12 @@ def _running(g):
 
 @pytest.mark.parametrize("of_sum", [_pairwise, _running])
 def test_honest_sums_of_a_deep_batch_are_typical(of_sum):
-    check_variant(Variant(grad_reduce, lambda g: of_sum(g) / len(g), "torch"), torch.float32, "cpu", ["deep", "large"])
+    check_variant(
+        Variant(grad_reduce, lambda g: of_sum(g) / len(g), "torch"),
+        torch.float32,
+        "cpu",
+        ["deep", "large"],
+    )
 
 
 def test_one_running_sum_of_60000_squares_is_not():
@@ -170,16 +248,28 @@ def test_one_running_sum_of_60000_squares_is_not():
     with pytest.raises(NotMeasured, match="in root mean square"):
         check_outputs((mean, n, d), (g,), expect(grad_stats, (g,)), "here")
     right = g.square().sum(1)
-    assert check_outputs((mean, right, d), (g,), expect(grad_stats, (g,)), "here").error_of_typical < 0.5
+    assert (
+        check_outputs(
+            (mean, right, d), (g,), expect(grad_stats, (g,)), "here"
+        ).error_of_typical
+        < 0.5
+    )
 
 
 @pytest.mark.parametrize("name", ["torch_materialize", "torch_vmap"])
 def test_running_sums_over_parameters_that_are_all_alike_are_within_their_bound(name):
-    """Each addition rounds the same way: n and d are off by more than sums of blocks may be."""
+    """Each addition rounds the same way: n and d are off by more than sums of blocks
+    may be.
+    """
     op = kernels.ops["wgrad_stats"]
     inputs = tuple(torch.full((3, 1, 512), value) for value in (1.1, 1.21))
     expected = expect(op, inputs)
     outputs = op.variants[name](*inputs)
-    assert check_outputs(outputs, inputs, held_to(op.variants[name], inputs, expected), "here").error_of_tolerance < 1
+    assert (
+        check_outputs(
+            outputs, inputs, held_to(op.variants[name], inputs, expected), "here"
+        ).error_of_tolerance
+        < 1
+    )
     with pytest.raises(NotMeasured, match="times the tolerance"):
         check_outputs(outputs, inputs, expected, "here")

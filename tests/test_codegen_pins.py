@@ -1,4 +1,7 @@
-"""A pin file gives back what was pinned, or one line that says why it does not; it never passes."""
+"""A pin file gives back what was pinned, or one line that says why it does not; it
+never passes.
+"""
+
 import json
 
 import pytest
@@ -9,8 +12,10 @@ from batchline.bench.sealed import SealBroken
 from tests.test_records import compiled_row
 
 JOB = ("grad_reduce/triton_two_stage", "float32")
-ENTRIES = {JOB: {"sources": "abc", "kernels": [compiled_row(), compiled_row(architecture=80)]},
-           ("bmm/triton_tiled", "float16"): {"sources": "def", "kernels": []}}
+ENTRIES = {
+    JOB: {"sources": "abc", "kernels": [compiled_row(), compiled_row(architecture=80)]},
+    ("bmm/triton_tiled", "float16"): {"sources": "def", "kernels": []},
+}
 
 
 @pytest.fixture
@@ -21,7 +26,9 @@ def file(monkeypatch, tmp_path):
 
 def test_what_is_pinned_is_loaded(file):
     assert pins.load() == ENTRIES
-    assert sum('"variant"' in line for line in file.read_text().splitlines()) == 2  # a kernel a line
+    assert (
+        sum('"variant"' in line for line in file.read_text().splitlines()) == 2
+    )  # a kernel a line
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -30,11 +37,12 @@ def test_where_nothing_is_pinned_it_says_what_is(monkeypatch, file):
     assert pins.load() == {}
     assert pins.why_none() == (
         "nothing is pinned for triton 0, numba 0, numba-cuda 0, nvidia-nvvm 0, nvidia-nvjitlink 0 "
-        f"(there is {file.name}): `make codegen PIN=1` compiles and pins everything anew")
+        f"(there is {file.name}): `make codegen PIN=1` compiles and pins everything anew"
+    )
 
 
 def _cut(text):
-    return text[:len(text) // 2]
+    return text[: len(text) // 2]
 
 
 def _empty(text):
@@ -47,7 +55,9 @@ def _edited(text):
 
 
 def _line_dropped(text):
-    return "\n".join(line for line in text.splitlines() if '"architecture": 80' not in line).replace("},\n ]}", "}]}")
+    return "\n".join(
+        line for line in text.splitlines() if '"architecture": 80' not in line
+    ).replace("},\n ]}", "}]}")
 
 
 def _sources_edited(text):
@@ -81,21 +91,33 @@ def _not_utf8(text):
     return b"\xff\xfe" + text.encode()
 
 
-DAMAGES = {_cut: "is damaged", _empty: "is damaged", _edited: "is not as it was written",
-           _line_dropped: "is damaged|is not as it was written", _sources_edited: "is not as it was written",
-           _without_digest: "is not as it was written", _older: "is of format 'an older one'",
-           _newer: "is of format 3, and this Batchline reads 2", _conflict: "is damaged", _list: "is of format 'none'",
-           _not_utf8: "is damaged"}
+DAMAGES = {
+    _cut: "is damaged",
+    _empty: "is damaged",
+    _edited: "is not as it was written",
+    _line_dropped: "is damaged|is not as it was written",
+    _sources_edited: "is not as it was written",
+    _without_digest: "is not as it was written",
+    _older: "is of format 'an older one'",
+    _newer: "is of format 3, and this Batchline reads 2",
+    _conflict: "is damaged",
+    _list: "is of format 'none'",
+    _not_utf8: "is damaged",
+}
 
 
-@pytest.mark.parametrize("damage, words", DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES])
+@pytest.mark.parametrize(
+    "damage, words", DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES]
+)
 def test_a_damaged_file_is_one_line_and_exit_3(file, capsys, damage, words):
     damaged = damage(file.read_text())
     assert damaged != file.read_text()
     file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
     with pytest.raises(SealBroken, match=words) as refused:
         pins.load()
-    assert file.name in str(refused.value) and "`make codegen PIN=1`" in str(refused.value)
+    assert file.name in str(refused.value) and "`make codegen PIN=1`" in str(
+        refused.value
+    )
     assert command.codegen(pin=False, everything=False) == 3
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err == f"batchline: {refused.value}\n"
@@ -104,7 +126,9 @@ def test_a_damaged_file_is_one_line_and_exit_3(file, capsys, damage, words):
 def test_another_toolchain_of_the_same_file_is_named(file, monkeypatch):
     other = pins.toolchain() | {"nvidia-nvvm": "14.0"}
     monkeypatch.setattr(pins, "toolchain", lambda: other)
-    with pytest.raises(SealBroken, match=r"another toolchain \(nvidia-nvvm .*, here 14.0\)"):
+    with pytest.raises(
+        SealBroken, match=r"another toolchain \(nvidia-nvvm .*, here 14.0\)"
+    ):
         pins.load()
 
 

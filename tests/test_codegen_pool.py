@@ -1,4 +1,7 @@
-"""Processes that compile: what each gives back, and that one that dies, hangs or raises costs its job alone."""
+"""Processes that compile: what each gives back, and that one that dies, hangs or raises
+costs its job alone.
+"""
+
 import os
 import time
 
@@ -29,7 +32,9 @@ def two_processes(monkeypatch):
 def test_every_job_is_done_once_by_other_processes():
     results, problems = compile_pool.each(double, [(number,) for number in range(40)])
     assert problems == []
-    assert {job: doubled for job, (_, doubled) in results.items()} == {(number,): 2 * number for number in range(40)}
+    assert {job: doubled for job, (_, doubled) in results.items()} == {
+        (number,): 2 * number for number in range(40)
+    }
     assert os.getpid() not in {process for process, _ in results.values()}
 
 
@@ -41,8 +46,11 @@ def test_a_job_that_dies_or_raises_is_named_and_the_others_are_done():
     jobs = [("dies",), ("a",), ("raises",), ("b",), ("dies",), ("c",)]
     results, problems = compile_pool.each(sometimes, jobs)
     assert results == {(name,): name for name in "abc"}
-    assert sorted(problems) == ["dies: its process died (exit 7)", "dies: its process died (exit 7)",
-                                "raises: ValueError: no"]
+    assert sorted(problems) == [
+        "dies: its process died (exit 7)",
+        "dies: its process died (exit 7)",
+        "raises: ValueError: no",
+    ]
 
 
 def test_a_job_that_hangs_is_named_and_the_others_are_done(monkeypatch):
@@ -56,7 +64,9 @@ def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
     told = []
     with compile_pool.Pool(2) as pool:
         assert pool.each(double, [(1,)])[1] == []
-        results, problems = pool.each(sometimes, [("a",), ("hangs",), ("b",)], time.monotonic() + 5, told.append)
+        results, problems = pool.each(
+            sometimes, [("a",), ("hangs",), ("b",)], time.monotonic() + 5, told.append
+        )
         assert (results, problems) == ({("a",): "a", ("b",): "b"}, [])
         assert told == [1, 2]
         again, problems = pool.each(sometimes, [("c",), ("d",)])
@@ -65,5 +75,7 @@ def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
 
 def test_a_pool_keeps_its_processes_from_one_piece_of_work_to_the_next():
     with compile_pool.Pool(1) as pool:
-        (first, _), (second, _) = (pool.each(double, [(number,)])[0][(number,)] for number in (1, 2))
+        (first, _), (second, _) = (
+            pool.each(double, [(number,)])[0][(number,)] for number in (1, 2)
+        )
     assert first == second

@@ -1,4 +1,7 @@
-"""Two stored runs side by side: what differs is shown, other machines are refused, and nothing is a verdict."""
+"""Two stored runs side by side: what differs is shown, other machines are refused, and
+nothing is a verdict.
+"""
+
 import json
 import subprocess
 
@@ -12,12 +15,21 @@ from batchline.bench.verdicts.comparison import compare
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
-GPU = {"name": "NVIDIA H200", "memory_bytes": 150 * 2 ** 30, "driver": "580.82.07"}
+GPU = {"name": "NVIDIA H200", "memory_bytes": 150 * 2**30, "driver": "580.82.07"}
 
 
-def stored(factor=1.0, machine=None, facts=None, commit="a" * 40, started="2026-01-02T03:04:05+00:00", clock="host"):
+def stored(
+    factor=1.0,
+    machine=None,
+    facts=None,
+    commit="a" * 40,
+    started="2026-01-02T03:04:05+00:00",
+    clock="host",
+):
     made = document()
-    made["machine_info"]["batchline"] |= {"revision": {"commit": commit, "dirty": False}} | (machine or {})
+    made["machine_info"]["batchline"] |= {
+        "revision": {"commit": commit, "dirty": False}
+    } | (machine or {})
     made["batchline"]["started"] = started
     bench = made["benchmarks"][0]
     bench["stats"]["data"] = [factor * 1e-3 * (1 + 0.001 * (i % 7)) for i in range(50)]
@@ -38,26 +50,44 @@ def shown(capsys, *args, **options):
 
 def test_the_answer_comes_first_then_the_case(tmp_path, capsys):
     a = saved(tmp_path / "a")
-    b = saved(tmp_path / "b", factor=1.2, facts={"peak_bytes": 8192, "error_of_tolerance": 0.25})
+    b = saved(
+        tmp_path / "b",
+        factor=1.2,
+        facts={"peak_bytes": 8192, "error_of_tolerance": 0.25},
+    )
     output = shown(capsys, a, str(b))
     assert " ".join(output.split()).startswith(
-        f"1 of 1 cases differ by more than their intervals and 1% or 1 µs (B slower in 1, faster in 0): {CASE} +20.0%")
+        f"1 of 1 cases differ by more than their intervals and 1% or 1 µs (B slower in 1, faster in 0): {CASE} +20.0%"
+    )
     assert "`make regress` judges" in output
     row = next(line for line in output.splitlines() if line.startswith("4 "))
-    assert "1.00 ms → 1.20 ms" in row and "+20.0 [" in row and "4.00 KiB → 8.00 KiB" in row and "10.0% → 25.0%" in row
+    assert (
+        "1.00 ms → 1.20 ms" in row
+        and "+20.0 [" in row
+        and "4.00 KiB → 8.00 KiB" in row
+        and "10.0% → 25.0%" in row
+    )
     assert "other machine" not in output
 
 
 def test_the_interval_holds_the_change_and_widens_with_the_noise():
-    pair, = compare(records.parse(stored()), records.parse(stored(1.05))).pairs
+    (pair,) = compare(records.parse(stored()), records.parse(stored(1.05))).pairs
     assert pair.low < pair.change < pair.high and pair.change == pytest.approx(0.05)
     noisy = stored(1.05)
-    noisy["benchmarks"][0]["stats"]["data"] = [1.05e-3 * (1 + 0.1 * (i % 9 - 4)) for i in range(50)]
-    wide, = compare(records.parse(stored()), records.parse(noisy)).pairs
-    assert wide.high - wide.low > 3 * (pair.high - pair.low) and pair.moved and not wide.moved
+    noisy["benchmarks"][0]["stats"]["data"] = [
+        1.05e-3 * (1 + 0.1 * (i % 9 - 4)) for i in range(50)
+    ]
+    (wide,) = compare(records.parse(stored()), records.parse(noisy)).pairs
+    assert (
+        wide.high - wide.low > 3 * (pair.high - pair.low)
+        and pair.moved
+        and not wide.moved
+    )
 
 
-def test_without_a_case_that_both_have_timed_nothing_is_compared_and_the_code_is_3(tmp_path, capsys):
+def test_without_a_case_that_both_have_timed_nothing_is_compared_and_the_code_is_3(
+    tmp_path, capsys
+):
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b", clock="device_hot")
     assert command.compare(a, b) == command.NOTHING_TO_COMPARE == 3
     assert "there is nothing to compare" in " ".join(capsys.readouterr().out.split())
@@ -73,7 +103,7 @@ def test_a_run_that_was_stopped_says_so(tmp_path, capsys):
 
 
 def test_a_change_within_one_percent_is_not_marked():
-    pair, = compare(records.parse(stored()), records.parse(stored(1.005))).pairs
+    (pair,) = compare(records.parse(stored()), records.parse(stored(1.005))).pairs
     assert pair.low > 0 and not pair.moved
 
 
@@ -84,27 +114,49 @@ def test_few_samples_have_no_interval():
     assert not comparison.pairs[0].moved and "too few samples" in terminal(comparison)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"cpu": "Another CPU"}, "CPU Some CPU → Another CPU"),
-    ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 → 2.14.0"),
-    ({"versions": {"torch": "2.13.0", "numba-cuda": "0.31"}}, "numba-cuda unknown → 0.31"),
-    ({"gpu": GPU}, "GPU none → NVIDIA H200"), ({"cpu_threads_of_torch": 16}, "threads 2 → 16")])
-def test_another_machine_or_toolchain_is_refused_with_what_differs(tmp_path, change, named):
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"cpu": "Another CPU"}, "CPU Some CPU → Another CPU"),
+        ({"versions": {"torch": "2.14.0"}}, "torch 2.13.0 → 2.14.0"),
+        (
+            {"versions": {"torch": "2.13.0", "numba-cuda": "0.31"}},
+            "numba-cuda unknown → 0.31",
+        ),
+        ({"gpu": GPU}, "GPU none → NVIDIA H200"),
+        ({"cpu_threads_of_torch": 16}, "threads 2 → 16"),
+    ],
+)
+def test_another_machine_or_toolchain_is_refused_with_what_differs(
+    tmp_path, change, named
+):
     with pytest.raises(UsageError) as refused:
         command.compare(saved(tmp_path / "a"), saved(tmp_path / "b", machine=change))
     assert named in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("other, same", [
-    ({"driver": "580.95.05"}, True), ({"driver": "590.1"}, False), ({"memory_bytes": 80 * 2 ** 30}, False),
-    ({"memory_bytes": 150 * 2 ** 30 - 2 ** 20}, True), ({"name": "NVIDIA H100"}, False)])
+@pytest.mark.parametrize(
+    "other, same",
+    [
+        ({"driver": "580.95.05"}, True),
+        ({"driver": "590.1"}, False),
+        ({"memory_bytes": 80 * 2**30}, False),
+        ({"memory_bytes": 150 * 2**30 - 2**20}, True),
+        ({"name": "NVIDIA H100"}, False),
+    ],
+)
 def test_a_gpu_is_its_model_memory_and_major_driver(other, same):
     sides = [records.parse(stored(machine={"gpu": gpu})) for gpu in (GPU, GPU | other)]
     assert (not compare(*sides).other_machine) is same
 
 
 def test_forced_every_line_says_that_the_machine_is_another(tmp_path, capsys):
-    output = shown(capsys, saved(tmp_path / "a"), saved(tmp_path / "b", machine={"cpu": "Another CPU"}), force=True)
+    output = shown(
+        capsys,
+        saved(tmp_path / "a"),
+        saved(tmp_path / "b", machine={"cpu": "Another CPU"}),
+        force=True,
+    )
     lines = [line for line in output.splitlines() if line.strip(" -")]
     assert len(lines) > 5 and all("other machine" in line for line in lines)
 
@@ -118,18 +170,37 @@ def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
 
 
 def test_times_by_different_clocks_are_not_compared():
-    comparison = compare(records.parse(stored()), records.parse(stored(clock="host_cold")))
-    assert not comparison.pairs and "by the clock host, and in B by host_cold" in terminal(comparison)
+    comparison = compare(
+        records.parse(stored()), records.parse(stored(clock="host_cold"))
+    )
+    assert (
+        not comparison.pairs
+        and "by the clock host, and in B by host_cold" in terminal(comparison)
+    )
 
 
 def test_it_fits_the_terminal():
-    long = {"peak_bytes": 1023 * 2 ** 20, "error_of_tolerance": 0.999}
+    long = {"peak_bytes": 1023 * 2**20, "error_of_tolerance": 0.999}
     machine = {"cpu": "Another CPU"}
-    text = terminal(compare(records.parse(stored(0.001234)), records.parse(stored(0.002345, machine, long))))
+    text = terminal(
+        compare(
+            records.parse(stored(0.001234)),
+            records.parse(stored(0.002345, machine, long)),
+        )
+    )
     assert max(map(len, text.splitlines())) <= COLUMNS
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"benchmarks": [], "batchline": {"cases": [{"id": "x"}]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"benchmarks": [], "batchline": {"cases": [{"id": "x"}]}}',
+    ],
+)
 def test_what_is_no_run_is_a_line(tmp_path, text):
     folder = tmp_path / "b"
     folder.mkdir()
@@ -140,7 +211,9 @@ def test_what_is_no_run_is_a_line(tmp_path, text):
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("samples", [[], [0.0] * 9, [-1.0] * 9, ["1"] * 9, [float("nan")] * 9])
+@pytest.mark.parametrize(
+    "samples", [[], [0.0] * 9, [-1.0] * 9, ["1"] * 9, [float("nan")] * 9]
+)
 def test_times_that_are_none_are_a_line(tmp_path, samples):
     damaged = stored()
     damaged["benchmarks"][0]["stats"]["data"] = samples
@@ -150,18 +223,34 @@ def test_times_that_are_none_are_a_line(tmp_path, samples):
         command.compare(saved(tmp_path / "a"), tmp_path / "b")
 
 
-@pytest.mark.parametrize("a, words", [("", "say which two"), ("no-such-revision", "neither a folder nor a revision"),
-                                      ("abcdef0123", "no run of A=abcdef0123")])
+@pytest.mark.parametrize(
+    "a, words",
+    [
+        ("", "say which two"),
+        ("no-such-revision", "neither a folder nor a revision"),
+        ("abcdef0123", "no run of A=abcdef0123"),
+    ],
+)
 def test_a_side_that_is_nothing_is_a_line(tmp_path, a, words):
     with pytest.raises(UsageError, match=words):
         command.compare(a, saved(tmp_path / "b"), stored=[tmp_path / "none"])
 
 
 def test_a_revision_is_its_newest_run_on_the_other_sides_machine(tmp_path, capsys):
-    commit, runs = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(), tmp_path
+    commit, runs = (
+        subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+        tmp_path,
+    )
     saved(runs / "old", commit=commit, started="2026-01-01T00:00:00+00:00", factor=3)
     saved(runs / "newer", commit=commit, started="2026-01-03T00:00:00+00:00", factor=2)
-    saved(runs / "elsewhere", commit=commit, started="2026-01-04T00:00:00+00:00", machine={"cpu": "Another"})
+    saved(
+        runs / "elsewhere",
+        commit=commit,
+        started="2026-01-04T00:00:00+00:00",
+        machine={"cpu": "Another"},
+    )
     b = saved(runs / "b")
     (runs / "torn").mkdir()
     (runs / "torn" / records.FILE_NAME).write_text(f"{{{commit}")
@@ -173,4 +262,6 @@ def test_a_revision_is_its_newest_run_on_the_other_sides_machine(tmp_path, capsy
 
 def test_a_commit_that_git_has_lost_is_found_by_its_hash(tmp_path, capsys):
     saved(tmp_path / "a", commit="f" * 40)
-    assert "A: fffffffff, smoke" in shown(capsys, "f" * 9, saved(tmp_path / "b"), stored=[tmp_path])
+    assert "A: fffffffff, smoke" in shown(
+        capsys, "f" * 9, saved(tmp_path / "b"), stored=[tmp_path]
+    )

@@ -1,29 +1,65 @@
-"""From two plans to verdicts, with pairs that are made up: what is measured, what ends it, what its exit says."""
+"""From two plans to verdicts, with pairs that are made up: what is measured, what ends
+it, what its exit says.
+"""
+
 import pytest
 
 from batchline.bench.measure.task import Outcome
 from batchline.bench.records import FAILED, WRONG
 from batchline.bench.regress import staged
-from batchline.bench.regress.command import CLEAN, CONFIRMED, INTERRUPTED, NOT_MEASURED, exit_code
+from batchline.bench.regress.command import (
+    CLEAN,
+    CONFIRMED,
+    INTERRUPTED,
+    NOT_MEASURED,
+    exit_code,
+)
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE
-from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MISSING, NEW, REGRESSED,
-                               UNCONFIRMED, load, save)
+from batchline.bench.regressions import (
+    EQUIVALENT,
+    IDENTICAL,
+    IMPROVED,
+    INCONCLUSIVE,
+    INVALID,
+    LATENCY,
+    MISSING,
+    NEW,
+    REGRESSED,
+    UNCONFIRMED,
+    load,
+    save,
+)
 from tests.fake_pairs import FakePairs, wobbling
 
-ABOUT = {"base": {"name": "main", "commit": "a" * 40, "dirty": False},
-         "head": {"name": "", "commit": "b" * 40, "dirty": True}, "profile": "smoke", "selection": "", "device": "cpu",
-         "clock": "host", "started": "2026-01-02T03:04:05+00:00", "seconds": 1.0, "budget_s": None,
-         "machine": {"device_name": "Some CPU"}}
-MINE, OTHER, CONTROL, FRESH, GONE = (f"bmm/{name}/tiny_16/float32/B1"
-                                     for name in ("mine", "other", "torch_bmm", "fresh", "gone"))
+ABOUT = {
+    "base": {"name": "main", "commit": "a" * 40, "dirty": False},
+    "head": {"name": "", "commit": "b" * 40, "dirty": True},
+    "profile": "smoke",
+    "selection": "",
+    "device": "cpu",
+    "clock": "host",
+    "started": "2026-01-02T03:04:05+00:00",
+    "seconds": 1.0,
+    "budget_s": None,
+    "machine": {"device_name": "Some CPU"},
+}
+MINE, OTHER, CONTROL, FRESH, GONE = (
+    f"bmm/{name}/tiny_16/float32/B1"
+    for name in ("mine", "other", "torch_bmm", "fresh", "gone")
+)
 
 
 def plans(changed=(MINE,), same=(CONTROL,), new=(), missing=()):
     def side(cases, code):
-        return {case: {"code": code if case in changed else "same", "refusal": None} for case in cases}
+        return {
+            case: {"code": code if case in changed else "same", "refusal": None}
+            for case in cases
+        }
 
-    return side((*changed, *same, *missing), "before"), side((*changed, *same, *new), "after")
+    return side((*changed, *same, *missing), "before"), side(
+        (*changed, *same, *new), "after"
+    )
 
 
 def compared(ratios, the_plans, first=None, until_s=None):
@@ -37,13 +73,17 @@ def latencies(found):
     return {row.id: row.verdict for row in found.cases if row.quantity == LATENCY}
 
 
-@pytest.mark.parametrize("change, verdict, code", [(0, EQUIVALENT, CLEAN), (0.1, REGRESSED, CONFIRMED),
-                                                   (-0.1, IMPROVED, CLEAN)])
+@pytest.mark.parametrize(
+    "change, verdict, code",
+    [(0, EQUIVALENT, CLEAN), (0.1, REGRESSED, CONFIRMED), (-0.1, IMPROVED, CLEAN)],
+)
 def test_a_change_is_judged_beside_a_control(change, verdict, code):
     found, pairs = compared({MINE: wobbling(change)}, plans())
     assert latencies(found) == {MINE: verdict, CONTROL: IDENTICAL}
     assert found.void is None and exit_code(found) == code
-    assert pairs.asked[0] == [MINE, CONTROL] and found.about["pairs"] == len(pairs.asked)
+    assert pairs.asked[0] == [MINE, CONTROL] and found.about["pairs"] == len(
+        pairs.asked
+    )
     assert [side for side, _ in pairs.checked] == [BASE_SIDE, HEAD_SIDE]
 
 
@@ -54,25 +94,50 @@ def test_a_control_that_alarms_voids_the_session():
 
 def test_the_same_code_everywhere_needs_no_measuring():
     found, pairs = compared({}, plans(changed=()))
-    assert latencies(found) == {CONTROL: IDENTICAL} and not pairs.asked and not pairs.checked
+    assert (
+        latencies(found) == {CONTROL: IDENTICAL}
+        and not pairs.asked
+        and not pairs.checked
+    )
     assert exit_code(found) == CLEAN
 
 
 def test_new_cases_are_checked_at_head_alone_and_missing_ones_named():
     found, pairs = compared({MINE: wobbling(0)}, plans(new=(FRESH,), missing=(GONE,)))
-    assert latencies(found) == {MINE: EQUIVALENT, CONTROL: IDENTICAL, FRESH: NEW, GONE: MISSING}
-    assert FRESH not in pairs.checked[0][1] and FRESH in pairs.checked[1][1] and exit_code(found) == CLEAN
+    assert latencies(found) == {
+        MINE: EQUIVALENT,
+        CONTROL: IDENTICAL,
+        FRESH: NEW,
+        GONE: MISSING,
+    }
+    assert (
+        FRESH not in pairs.checked[0][1]
+        and FRESH in pairs.checked[1][1]
+        and exit_code(found) == CLEAN
+    )
 
 
 def test_a_new_case_that_is_wrong_is_no_pass():
-    found, _ = compared({MINE: wobbling(0)}, plans(new=(FRESH,)), {(HEAD_SIDE, FRESH): Outcome(WRONG, "3 elements")})
+    found, _ = compared(
+        {MINE: wobbling(0)},
+        plans(new=(FRESH,)),
+        {(HEAD_SIDE, FRESH): Outcome(WRONG, "3 elements")},
+    )
     row = next(row for row in found.cases if row.id == FRESH)
-    assert (row.verdict, row.reason) == (INVALID, "new, and wrong: 3 elements") and exit_code(found) == NOT_MEASURED
+    assert (row.verdict, row.reason) == (
+        INVALID,
+        "new, and wrong: 3 elements",
+    ) and exit_code(found) == NOT_MEASURED
 
 
-@pytest.mark.parametrize("sides, verdict, code", [
-    ((HEAD_SIDE,), REGRESSED, CONFIRMED), ((BASE_SIDE,), IMPROVED, CLEAN),
-    ((BASE_SIDE, HEAD_SIDE), INVALID, NOT_MEASURED)])
+@pytest.mark.parametrize(
+    "sides, verdict, code",
+    [
+        ((HEAD_SIDE,), REGRESSED, CONFIRMED),
+        ((BASE_SIDE,), IMPROVED, CLEAN),
+        ((BASE_SIDE, HEAD_SIDE), INVALID, NOT_MEASURED),
+    ],
+)
 def test_what_breaks_on_a_side_is_not_timed(sides, verdict, code):
     broken = {(side, MINE): Outcome(FAILED, "ValueError: no") for side in sides}
     found, pairs = compared({OTHER: wobbling(0)}, plans(changed=(MINE, OTHER)), broken)
@@ -91,25 +156,54 @@ def test_ctrl_c_keeps_the_verdicts_that_there_are_and_says_so(tmp_path):
 
 def test_no_time_is_no_pass():
     found, pairs = compared({MINE: wobbling(0)}, plans(), until_s=0)
-    assert not pairs.asked and latencies(found)[MINE] == INVALID and exit_code(found) == NOT_MEASURED
+    assert (
+        not pairs.asked
+        and latencies(found)[MINE] == INVALID
+        and exit_code(found) == NOT_MEASURED
+    )
 
 
-@pytest.mark.parametrize("change, others, verdict, code", [
-    (1.05, {OTHER: wobbling(0)}, UNCONFIRMED, NOT_MEASURED),       # "+105%", and too few pairs to confirm it
-    (1.05, {}, UNCONFIRMED, NOT_MEASURED),
-    (0.01, {OTHER: wobbling(0)}, INCONCLUSIVE, CLEAN),             # its interval has the floor inside
-    (0.01, {}, INCONCLUSIVE, NOT_MEASURED)])                       # and nothing else was judged
-def test_a_budget_that_ends_first_is_no_pass_for_what_looks_slower(monkeypatch, change, others, verdict, code):
+@pytest.mark.parametrize(
+    "change, others, verdict, code",
+    [
+        (
+            1.05,
+            {OTHER: wobbling(0)},
+            UNCONFIRMED,
+            NOT_MEASURED,
+        ),  # "+105%", and too few pairs to confirm it
+        (1.05, {}, UNCONFIRMED, NOT_MEASURED),
+        (
+            0.01,
+            {OTHER: wobbling(0)},
+            INCONCLUSIVE,
+            CLEAN,
+        ),  # its interval has the floor inside
+        (0.01, {}, INCONCLUSIVE, NOT_MEASURED),
+    ],
+)  # and nothing else was judged
+def test_a_budget_that_ends_first_is_no_pass_for_what_looks_slower(
+    monkeypatch, change, others, verdict, code
+):
     monkeypatch.setattr(staged, "LAST_PAIR", 6)
-    found, _ = compared({MINE: wobbling(change, by=0.01)} | others, plans(changed=(MINE, *others)))
+    found, _ = compared(
+        {MINE: wobbling(change, by=0.01)} | others, plans(changed=(MINE, *others))
+    )
     assert latencies(found)[MINE] == verdict and exit_code(found) == code
 
 
 def test_a_base_that_this_bench_cannot_measure_is_a_line():
-    with pytest.raises(NotComparable, match="a side's kernels can't be measured by this bench: ImportError: no op"):
+    with pytest.raises(
+        NotComparable,
+        match="a side's kernels can't be measured by this bench: ImportError: no op",
+    ):
         Comparison(FakePairs({}, RuntimeError("ImportError: no op")), "", "smoke", {})
 
 
 def test_every_pair_is_stored():
     found, pairs = compared({MINE: wobbling(0.1)}, plans())
-    assert len(found.ratios[LATENCY][MINE]) == len(found.ratios[LATENCY][CONTROL]) == len(pairs.asked)
+    assert (
+        len(found.ratios[LATENCY][MINE])
+        == len(found.ratios[LATENCY][CONTROL])
+        == len(pairs.asked)
+    )

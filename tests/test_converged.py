@@ -1,4 +1,7 @@
-"""An instruction of a whole warp is refused where a part of the warp may run it, by handwritten PTX and SASS."""
+"""An instruction of a whole warp is refused where a part of the warp may run it, by
+handwritten PTX and SASS.
+"""
+
 import pytest
 
 from batchline.bench import codegen as command
@@ -23,17 +26,31 @@ PTX = """
 """
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1, %f2}, {%r1}, {%r1}, {%f1, %f2};"
 SASS = "    /*0000*/   HMMA.16816.F32 R4, R12, R10, R4 ;\n    /*0010*/   EXIT ;\n"
-BY_LANE = ("setp.lt.s32 %p1, %r2, %r1;", "and.b32 %r4, %r2, 1; setp.eq.s32 %p1, %r4, 0;",
-           "shl.b32 %r4, %r2, 2; ld.global.u32 %r5, [%r4]; setp.eq.s32 %p1, %r5, 0;")
-BY_WARP = ("setp.lt.s32 %p1, %r3, %r1;", "shr.u32 %r4, %r2, 5; setp.eq.s32 %p1, %r4, 0;",
-           "and.b32 %r4, %r2, 96; setp.eq.s32 %p1, %r4, 0;", "ld.global.u32 %r5, [%r3]; setp.eq.s32 %p1, %r5, 0;",
-           "shfl.sync.idx.b32 %r4, %r2, 0, 31, -1; setp.eq.s32 %p1, %r4, 0;")
-UNDER = {"skipped": f"@%p1 bra END;\n    {MMA}\nEND:", "predicated": f"@%p1 {MMA}",
-         "left": f"@%p1 ret;\n    {MMA}", "in a loop": f"TOP:\n    {MMA}\n    @%p1 bra TOP;"}
+BY_LANE = (
+    "setp.lt.s32 %p1, %r2, %r1;",
+    "and.b32 %r4, %r2, 1; setp.eq.s32 %p1, %r4, 0;",
+    "shl.b32 %r4, %r2, 2; ld.global.u32 %r5, [%r4]; setp.eq.s32 %p1, %r5, 0;",
+)
+BY_WARP = (
+    "setp.lt.s32 %p1, %r3, %r1;",
+    "shr.u32 %r4, %r2, 5; setp.eq.s32 %p1, %r4, 0;",
+    "and.b32 %r4, %r2, 96; setp.eq.s32 %p1, %r4, 0;",
+    "ld.global.u32 %r5, [%r3]; setp.eq.s32 %p1, %r5, 0;",
+    "shfl.sync.idx.b32 %r4, %r2, 0, 31, -1; setp.eq.s32 %p1, %r4, 0;",
+)
+UNDER = {
+    "skipped": f"@%p1 bra END;\n    {MMA}\nEND:",
+    "predicated": f"@%p1 {MMA}",
+    "left": f"@%p1 ret;\n    {MMA}",
+    "in a loop": f"TOP:\n    {MMA}\n    @%p1 bra TOP;",
+}
 
 
 def _listing(*instructions):
-    return "".join(f"        /*{16 * number:04x}*/  {text} ;\n" for number, text in enumerate(instructions))
+    return "".join(
+        f"        /*{16 * number:04x}*/  {text} ;\n"
+        for number, text in enumerate(instructions)
+    )
 
 
 @pytest.mark.parametrize("body", UNDER.values(), ids=UNDER)
@@ -50,20 +67,40 @@ def test_one_that_whole_warps_decide_over_is_not(decide, body):
 
 
 def test_a_value_that_a_part_of_the_lanes_wrote_differs():
-    body = ("mov.u32 %r6, 1;\n setp.lt.s32 %p1, %r2, %r1;\n @%p1 bra END;\n mov.u32 %r6, 2;\n"
-            "END:\n setp.eq.s32 %p2, %r6, 1;")
-    blocks, = functions(PTX.format(decide="", body=body))
+    body = (
+        "mov.u32 %r6, 1;\n setp.lt.s32 %p1, %r2, %r1;\n @%p1 bra END;\n mov.u32 %r6, 2;\n"
+        "END:\n setp.eq.s32 %p2, %r6, 1;"
+    )
+    (blocks,) = functions(PTX.format(decide="", body=body))
     assert LaneValues(blocks).differs("%p2") and not LaneValues(blocks).differs("%r1")
 
 
-@pytest.mark.parametrize("instructions, said", [
-    (("@P0 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"), "SASS 0x0, @P0 HMMA.16816.F32 R4, R12, R10, R4: it is pred"),
-    (("@!P3 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"), "it is predicated"),
-    (("BSSY B0, 0x30", "@P0 BRA 0x30", "HMMA.16816.F32 R4, R12, R10, R4", "BSYNC B0", "EXIT"), "BSSY at 0x0"),
-    (("HMMA.16816.F32 R4, R12, R10, R4", "@P0 BRA 0x0", "EXIT"), "mma.sync is in 0 loops in the PTX, in 1 in the SASS"),
-    (("@UP0 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"), None),
-    (("HMMA.16816.F32 R4, R12, R10, R4", "BRA 0x30", "BRA 0x0", "EXIT"), None),
-])
+@pytest.mark.parametrize(
+    "instructions, said",
+    [
+        (
+            ("@P0 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"),
+            "SASS 0x0, @P0 HMMA.16816.F32 R4, R12, R10, R4: it is pred",
+        ),
+        (("@!P3 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"), "it is predicated"),
+        (
+            (
+                "BSSY B0, 0x30",
+                "@P0 BRA 0x30",
+                "HMMA.16816.F32 R4, R12, R10, R4",
+                "BSYNC B0",
+                "EXIT",
+            ),
+            "BSSY at 0x0",
+        ),
+        (
+            ("HMMA.16816.F32 R4, R12, R10, R4", "@P0 BRA 0x0", "EXIT"),
+            "mma.sync is in 0 loops in the PTX, in 1 in the SASS",
+        ),
+        (("@UP0 HMMA.16816.F32 R4, R12, R10, R4", "EXIT"), None),
+        (("HMMA.16816.F32 R4, R12, R10, R4", "BRA 0x30", "BRA 0x0", "EXIT"), None),
+    ],
+)
 def test_what_the_assembler_did(instructions, said):
     found = converged.fault(PTX.format(decide="", body=MMA), _listing(*instructions))
     assert found is None if said is None else said in found
@@ -71,16 +108,30 @@ def test_what_the_assembler_did(instructions, said):
 
 def test_a_product_taken_out_of_its_loop_is_refused_and_a_shuffle_dropped_is_not():
     loop = "TOP:\n    {} \n    setp.lt.s32 %p1, %r3, %r1;\n    @%p1 bra TOP;"
-    hoisted = _listing("HMMA.16816.F32 R4, R12, R10, R4", "IADD3 R1, R1, 1, RZ", "@P0 BRA 0x10", "EXIT")
+    hoisted = _listing(
+        "HMMA.16816.F32 R4, R12, R10, R4", "IADD3 R1, R1, 1, RZ", "@P0 BRA 0x10", "EXIT"
+    )
     assert converged.fault(PTX.format(decide="", body=loop.format(MMA)), hoisted) == (
-        "mma.sync is in 1 loops in the PTX, in 0 in the SASS")
+        "mma.sync is in 1 loops in the PTX, in 0 in the SASS"
+    )
     shuffle = "shfl.sync.idx.b32 %r4, %r3, 0, 31, -1;"
-    assert converged.fault(PTX.format(decide="", body=loop.format(shuffle)), _listing("@P0 BRA 0x0", "EXIT")) is None
+    assert (
+        converged.fault(
+            PTX.format(decide="", body=loop.format(shuffle)),
+            _listing("@P0 BRA 0x0", "EXIT"),
+        )
+        is None
+    )
 
 
 def test_the_command_says_which_kernel_and_line(capsys):
     rows = [compiled_row(), compiled_row(warp_fault="PTX line 12, mma.sync: may part")]
-    assert warp_faults(rows) == ["bmm/triton_tiled float16 sm_90 tiny_16/B4, _kernel (BLOCK_M=128, 8 warps, 3 stages): "
-                                 "PTX line 12, mma.sync: may part"]
+    assert warp_faults(rows) == [
+        "bmm/triton_tiled float16 sm_90 tiny_16/B4, _kernel (BLOCK_M=128, 8 warps, 3 stages): "
+        "PTX line 12, mma.sync: may part"
+    ]
     assert command._refused(warp_faults(rows)) == 1
-    assert "_kernel (BLOCK_M=128, 8 warps, 3 stages): PTX line 12" in capsys.readouterr().err
+    assert (
+        "_kernel (BLOCK_M=128, 8 warps, 3 stages): PTX line 12"
+        in capsys.readouterr().err
+    )

@@ -1,4 +1,7 @@
-"""Calls from several Python threads at once, and in forked children: right, whatever layer Numba's threads are of."""
+"""Calls from several Python threads at once, and in forked children: right, whatever
+layer Numba's threads are of.
+"""
+
 import importlib.util
 import json
 import os
@@ -11,7 +14,9 @@ import pytest
 from batchline import kernels
 from batchline.kernels import cpu_tasks
 
-LAYERS = [pytest.param(layer, marks=pytest.mark.slow) for layer in ("workqueue", "omp", "tbb")]
+LAYERS = [
+    pytest.param(layer, marks=pytest.mark.slow) for layer in ("workqueue", "omp", "tbb")
+]
 
 FIRST_CALLS = """
     import threading
@@ -130,9 +135,12 @@ FORKED = """
 """
 TILED = [("bmm", "numba_cpu_tiled", "many_tiles")]
 PARALLEL = [
-    ("bmm", "numba_cpu_blocked", "many_tiles"), ("grad_reduce", "numba_cpu_together", "wide"),
-    ("grad_reduce_multi", "numba_cpu_one_launch", "tiny_and_large"), ("grad_stats", "numba_cpu_one_read", "wide"),
-    ("wgrad_stats", "numba_cpu_fused", "many_tiles")]
+    ("bmm", "numba_cpu_blocked", "many_tiles"),
+    ("grad_reduce", "numba_cpu_together", "wide"),
+    ("grad_reduce_multi", "numba_cpu_one_launch", "tiny_and_large"),
+    ("grad_stats", "numba_cpu_one_read", "wide"),
+    ("wgrad_stats", "numba_cpu_fused", "many_tiles"),
+]
 
 IN_A_CHILD = """
     import os
@@ -164,8 +172,13 @@ IN_A_CHILD = """
 
 def run(program, *arguments, **environment):
     """What a fresh process prints."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), *arguments], timeout=240,
-                          capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), *arguments],
+        timeout=240,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -185,10 +198,21 @@ def test_two_threads_run_parallel_kernels_at_once(layer):
     assert run(TOGETHER, NUMBA_THREADING_LAYER=layer).strip() == layer
 
 
-@pytest.mark.parametrize("before, subjects", [
-    ("a kernel ran", PARALLEL[:1]), *(pytest.param(before, subjects, marks=pytest.mark.slow) for before, subjects in (
-        ("nothing", PARALLEL[:1]), ("the op was loaded", PARALLEL[:1]), ("a kernel ran", PARALLEL[1:]),
-        ("a kernel ran", TILED)))])
+@pytest.mark.parametrize(
+    "before, subjects",
+    [
+        ("a kernel ran", PARALLEL[:1]),
+        *(
+            pytest.param(before, subjects, marks=pytest.mark.slow)
+            for before, subjects in (
+                ("nothing", PARALLEL[:1]),
+                ("the op was loaded", PARALLEL[:1]),
+                ("a kernel ran", PARALLEL[1:]),
+                ("a kernel ran", TILED),
+            )
+        ),
+    ],
+)
 def test_a_data_loaders_worker_gets_right_results(before, subjects):
     printed = run(FORKED, json.dumps([before, subjects]))
     assert printed.split() == [f"{op}/{kernel}" for op, kernel, _ in subjects]
@@ -196,10 +220,19 @@ def test_a_data_loaders_worker_gets_right_results(before, subjects):
 
 @pytest.mark.parametrize("layer", LAYERS[:2])
 def test_a_variant_called_in_a_forked_child_is_right_or_says_why_not(layer):
-    printed = run(IN_A_CHILD, "numba_cpu_blocked", "numba_cpu_tiled", "numba_cpu_naive", NUMBA_THREADING_LAYER=layer)
+    printed = run(
+        IN_A_CHILD,
+        "numba_cpu_blocked",
+        "numba_cpu_tiled",
+        "numba_cpu_naive",
+        NUMBA_THREADING_LAYER=layer,
+    )
     assert "numba_cpu_blocked is right" in printed
     for name in ("numba_cpu_tiled", "numba_cpu_naive"):
-        assert f"{name} this process was forked, and its parent's threads did not come along: call the op" in printed
+        assert (
+            f"{name} this process was forked, and its parent's threads did not come along: call the op"
+            in printed
+        )
 
 
 def test_this_process_may_start_threads():

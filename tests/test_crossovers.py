@@ -1,4 +1,7 @@
-"""Where one variant overtakes another: known answers, intervals that cover them, and ties that stay undecided."""
+"""Where one variant overtakes another: known answers, intervals that cover them, and
+ties that stay undecided.
+"""
+
 import math
 import random
 
@@ -15,89 +18,185 @@ BATCHES = (1, 3, 8, 33, 64, 256, 1024)
 
 def record(variant, batch, seconds, spread=0.001, count=20, **facts):
     """Samples evenly about the median, so that it is `seconds`."""
-    samples = tuple(seconds * (1 + spread * (2 * number / (count - 1) - 1)) for number in range(count))
-    return Record("bmm", variant, "tiny_16", "float32", batch, MEASURED, samples_s=samples, facts=facts)
+    samples = tuple(
+        seconds * (1 + spread * (2 * number / (count - 1) - 1))
+        for number in range(count)
+    )
+    return Record(
+        "bmm",
+        variant,
+        "tiny_16",
+        "float32",
+        batch,
+        MEASURED,
+        samples_s=samples,
+        facts=facts,
+    )
 
 
 def line(variant, launch_s, sample_s, batches=BATCHES, **how):
-    return [record(variant, batch, launch_s + sample_s * batch, **how) for batch in batches]
+    return [
+        record(variant, batch, launch_s + sample_s * batch, **how) for batch in batches
+    ]
 
 
 def test_two_lines_meet_where_they_meet():
     # 10 + B and 30 + B/2 µs are equal at B = 40
-    found, = crossovers.crossovers([*line("quick", 10e-6, 1e-6), *line("steady", 30e-6, 0.5e-6)])
-    assert (found.first, found.then, found.up_to, found.from_) == ("quick", "steady", 33, 64)
-    assert found.batch == pytest.approx(40, rel=1e-9) and found.low < 40 < found.high and found.undecided == ()
+    (found,) = crossovers.crossovers(
+        [*line("quick", 10e-6, 1e-6), *line("steady", 30e-6, 0.5e-6)]
+    )
+    assert (found.first, found.then, found.up_to, found.from_) == (
+        "quick",
+        "steady",
+        33,
+        64,
+    )
+    assert (
+        found.batch == pytest.approx(40, rel=1e-9)
+        and found.low < 40 < found.high
+        and found.undecided == ()
+    )
 
 
 def test_batches_in_between_that_are_not_told_apart_are_the_undecided_band():
-    found, = crossovers.crossovers([*line("quick", 10e-6, 1e-6, (8, 40, 41, 256)),
-                                    *line("steady", 30e-6, 0.5e-6, (8, 40, 41, 256))])
+    (found,) = crossovers.crossovers(
+        [
+            *line("quick", 10e-6, 1e-6, (8, 40, 41, 256)),
+            *line("steady", 30e-6, 0.5e-6, (8, 40, 41, 256)),
+        ]
+    )
     assert found.undecided == (40, 41) and (found.up_to, found.from_) == (8, 256)
     assert found.batch == pytest.approx(40, rel=0.05) and found.low < 40 < found.high
 
 
 def test_a_leader_that_comes_back_overtakes_twice():
     times = {"a": (1, 1, 3, 3, 1), "b": (2, 2, 2, 2, 2)}
-    found = crossovers.crossovers([record(name, batch, seconds * 1e-5) for name, row in times.items()
-                                   for batch, seconds in zip(BATCHES, row)])
-    assert [(one.first, one.then, one.up_to, one.from_) for one in found] == [("a", "b", 3, 8), ("b", "a", 33, 64)]
+    found = crossovers.crossovers(
+        [
+            record(name, batch, seconds * 1e-5)
+            for name, row in times.items()
+            for batch, seconds in zip(BATCHES, row)
+        ]
+    )
+    assert [(one.first, one.then, one.up_to, one.from_) for one in found] == [
+        ("a", "b", 3, 8),
+        ("b", "a", 33, 64),
+    ]
 
 
-@pytest.mark.parametrize("a, b, ahead", [(1.0, 1.1, "a"), (1.1, 1.0, "b"), (1.0, 1.015, None), (1.015, 1.0, None)])
+@pytest.mark.parametrize(
+    "a, b, ahead",
+    [(1.0, 1.1, "a"), (1.1, 1.0, "b"), (1.0, 1.015, None), (1.015, 1.0, None)],
+)
 def test_a_tie_is_nobodys(a, b, ahead):
     assert leader(record("a", 1, a * 1e-5), record("b", 1, b * 1e-5)) == ahead
 
 
 def test_noisy_samples_leave_it_open():
-    assert leader(record("a", 1, 1e-5, spread=0.3), record("b", 1, 1.1e-5, spread=0.3)) is None
-    assert leader(record("a", 1, 1e-5, count=5), record("b", 1, 2e-5)) is None  # too few samples for an interval
+    assert (
+        leader(record("a", 1, 1e-5, spread=0.3), record("b", 1, 1.1e-5, spread=0.3))
+        is None
+    )
+    assert (
+        leader(record("a", 1, 1e-5, count=5), record("b", 1, 2e-5)) is None
+    )  # too few samples for an interval
 
 
 def test_what_has_no_time_or_gives_a_part_takes_no_part():
     failed = Record("bmm", "fails", "tiny_16", "float32", 1, FAILED)
     assert crossovers.crossovers([failed, *line("a", 1e-5, 1e-7)]) == []
-    records = [*line("a", 1e-5, 1e-7, (1, 64)), *line("half", 1e-6, 1e-6, (1, 64), gives=1)]
-    assert crossovers.crossovers(records) == [] and {one.variant for one in best(records)} == {"a"}
+    records = [
+        *line("a", 1e-5, 1e-7, (1, 64)),
+        *line("half", 1e-6, 1e-6, (1, 64), gives=1),
+    ]
+    assert crossovers.crossovers(records) == [] and {
+        one.variant for one in best(records)
+    } == {"a"}
 
 
 def test_the_best_says_how_it_stands_to_pytorchs_fastest_and_who_is_as_good():
-    records = [record("torch_bmm", 1, 1e-5, backend="torch"), record("ours", 1, 0.99e-5),
-               record("torch_bmm", 64, 9e-5, backend="torch"), record("torch_folded", 64, 2e-5, backend="torch"),
-               record("ours", 64, 1e-5), record("twin", 64, 1.01e-5), record("alone", 256, 1e-5)]
+    records = [
+        record("torch_bmm", 1, 1e-5, backend="torch"),
+        record("ours", 1, 0.99e-5),
+        record("torch_bmm", 64, 9e-5, backend="torch"),
+        record("torch_folded", 64, 2e-5, backend="torch"),
+        record("ours", 64, 1e-5),
+        record("twin", 64, 1.01e-5),
+        record("alone", 256, 1e-5),
+    ]
     one, many, last = best(records)
-    assert (one.variant, one.opponent, one.alike) == ("ours", "torch_bmm", ("torch_bmm",))
-    assert (many.variant, many.opponent, many.alike) == ("ours", "torch_folded", ("twin",))
-    assert many.speed_up == pytest.approx(2) and (last.speed_up, last.opponent) == (None, None)
+    assert (one.variant, one.opponent, one.alike) == (
+        "ours",
+        "torch_bmm",
+        ("torch_bmm",),
+    )
+    assert (many.variant, many.opponent, many.alike) == (
+        "ours",
+        "torch_folded",
+        ("twin",),
+    )
+    assert many.speed_up == pytest.approx(2) and (last.speed_up, last.opponent) == (
+        None,
+        None,
+    )
 
 
 def test_a_choice_is_ahead_of_pytorchs_fastest_and_not_of_a_slow_baseline_alone():
-    """Ours beats the baseline three times over; a way of PyTorch's with a bound of its own is as fast again."""
+    """Ours beats the baseline three times over; a way of PyTorch's with a bound of its
+    own is as fast again.
+    """
+
     def problem(seconds, **facts):
-        return [record(name, batch, of, backend=name.partition("_")[0], **facts.get(name, {}))
-                for batch in (1, 8) for name, of in seconds.items()]
+        return [
+            record(
+                name, batch, of, backend=name.partition("_")[0], **facts.get(name, {})
+            )
+            for batch in (1, 8)
+            for name, of in seconds.items()
+        ]
 
     times = {"torch_bmm": 3e-5, "ours": 1e-5, "torch_split": 0.5e-5}
     own = {"own_tolerance": True, "tolerance_multiple": 4.0}
-    choice, = choices(problem(times, torch_split=own), {"bmm": "torch_bmm"})
-    assert (choice.variant, choice.is_ahead, choice.behind) == ("ours", False, ("torch_split",))
-    choice, = choices(problem(times, torch_split=own | {"tolerance_multiple": 17.0}), {"bmm": "torch_bmm"})
-    assert (choice.variant, choice.is_ahead, choice.behind) == ("ours", True, ())  # it is not ranked
-    choice, = choices(problem(times | {"torch_split": 2e-5}, torch_split=own), {"bmm": "torch_bmm"})
+    (choice,) = choices(problem(times, torch_split=own), {"bmm": "torch_bmm"})
+    assert (choice.variant, choice.is_ahead, choice.behind) == (
+        "ours",
+        False,
+        ("torch_split",),
+    )
+    (choice,) = choices(
+        problem(times, torch_split=own | {"tolerance_multiple": 17.0}),
+        {"bmm": "torch_bmm"},
+    )
+    assert (choice.variant, choice.is_ahead, choice.behind) == (
+        "ours",
+        True,
+        (),
+    )  # it is not ranked
+    (choice,) = choices(
+        problem(times | {"torch_split": 2e-5}, torch_split=own), {"bmm": "torch_bmm"}
+    )
     assert (choice.variant, choice.is_ahead, choice.behind) == ("ours", True, ())
 
 
 def test_who_keeps_another_error_bound_or_hands_on_is_not_chosen():
-    records = [record("torch_bmm", 1, 3e-5), record("loose", 1, 1e-5, own_tolerance=True),
-               record("hands_on", 1, 2e-5, backend=DISPATCH)]
+    records = [
+        record("torch_bmm", 1, 3e-5),
+        record("loose", 1, 1e-5, own_tolerance=True),
+        record("hands_on", 1, 2e-5, backend=DISPATCH),
+    ]
     assert [one.variant for one in best(records)] == ["torch_bmm"]
 
 
 def covered(draw, launch_s, sample_s):
-    """Medians with 1% of noise around two lines that meet at 40; whether the interval holds it, None without one."""
+    """Medians with 1% of noise around two lines that meet at 40; whether the interval
+    holds it, None without one.
+    """
     points = []
     for batch in (8, 33, 64, 256):
-        times = [(launch + cost * batch) for launch, cost in ((10e-6, 1e-6), (launch_s, sample_s))]
+        times = [
+            (launch + cost * batch)
+            for launch, cost in ((10e-6, 1e-6), (launch_s, sample_s))
+        ]
         noisy = [seconds * math.exp(draw.gauss(0, 0.01)) for seconds in times]
         points.append((batch, noisy[0] - noisy[1], 0.01 * math.hypot(*times)))
     signs = [math.copysign(1, difference) for _, difference, _ in points]
@@ -110,7 +209,11 @@ def covered(draw, launch_s, sample_s):
 @pytest.mark.parametrize("launch_s, sample_s", [(30e-6, 0.5e-6), (46e-6, 0.1e-6)])
 def test_the_interval_covers_the_truth_in_95_of_100(launch_s, sample_s):
     draw = random.Random(7)
-    outcomes = [hit for _ in range(4000) if (hit := covered(draw, launch_s, sample_s)) is not None]
+    outcomes = [
+        hit
+        for _ in range(4000)
+        if (hit := covered(draw, launch_s, sample_s)) is not None
+    ]
     assert len(outcomes) > 3900
     interval = binomtest(sum(outcomes), len(outcomes)).proportion_ci(0.99)
     assert interval.low > 0.93 and interval.high < 0.97
@@ -121,22 +224,38 @@ def test_a_flat_difference_has_no_root_inside():
 
 
 def test_the_choice_changes_only_where_the_evidence_asks_for_it():
-    times = {"torch_bmm": (1.00, 1.00, 2.0, 3.0, 4.0), "ours": (0.99, 1.01, 1.0, 2.98, 2.0),
-             "twin": (3.00, 3.00, 1.01, 2.99, 1.99)}
-    records = [record(name, batch, seconds * 1e-5) for name, row in times.items()
-               for batch, seconds in zip(BATCHES, row)]
-    assert [(one.variant, one.first, one.last) for one in choices(records, {"bmm": "torch_bmm"})] == [
-        ("torch_bmm", 1, 3), ("ours", 8, 64)]
+    times = {
+        "torch_bmm": (1.00, 1.00, 2.0, 3.0, 4.0),
+        "ours": (0.99, 1.01, 1.0, 2.98, 2.0),
+        "twin": (3.00, 3.00, 1.01, 2.99, 1.99),
+    }
+    records = [
+        record(name, batch, seconds * 1e-5)
+        for name, row in times.items()
+        for batch, seconds in zip(BATCHES, row)
+    ]
+    assert [
+        (one.variant, one.first, one.last)
+        for one in choices(records, {"bmm": "torch_bmm"})
+    ] == [("torch_bmm", 1, 3), ("ours", 8, 64)]
     assert [one.variant for one in choices(records, {})] == ["ours"]
 
 
 def test_choices_start_anew_with_each_problem():
-    other = [Record("bmm", "ours", "tiny_4", "float32", 1, MEASURED, samples_s=(1e-5,) * 9)]
+    other = [
+        Record("bmm", "ours", "tiny_4", "float32", 1, MEASURED, samples_s=(1e-5,) * 9)
+    ]
     found = choices([record("ours", 1, 1e-5), *other], {})
-    assert [(one.scenario, one.first, one.last) for one in found] == [("tiny_16", 1, 1), ("tiny_4", 1, 1)]
+    assert [(one.scenario, one.first, one.last) for one in found] == [
+        ("tiny_16", 1, 1),
+        ("tiny_4", 1, 1),
+    ]
 
 
 def test_samples_without_any_spread_meet_all_the_same():
-    records = [*line("quick", 10e-6, 1e-6, spread=0.0), *line("steady", 30e-6, 0.5e-6, spread=0.0)]
-    found, = crossovers.crossovers(records)
+    records = [
+        *line("quick", 10e-6, 1e-6, spread=0.0),
+        *line("steady", 30e-6, 0.5e-6, spread=0.0),
+    ]
+    (found,) = crossovers.crossovers(records)
     assert (found.batch, found.low, found.high) == pytest.approx((40, 40, 40))

@@ -1,4 +1,7 @@
-"""Stored files that are damaged: every command that reads them says so in one line, and none prints a traceback."""
+"""Stored files that are damaged: every command that reads them says so in one line, and
+none prints a traceback.
+"""
+
 import json
 import os
 import threading
@@ -11,7 +14,14 @@ from batchline.bench.records import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMES = {"report": 4, "explain": 60, "advise": 13, "compare": 60, "history": 3, "dispatch": 60}  # 200 in all
+TIMES = {
+    "report": 4,
+    "explain": 60,
+    "advise": 13,
+    "compare": 60,
+    "history": 3,
+    "dispatch": 60,
+}  # 200 in all
 
 
 @pytest.mark.parametrize("command", damage.SUBJECTS)
@@ -19,7 +29,9 @@ def test_no_damage_prints_a_traceback(command):
     outcome = damage.fuzz(command, range(TIMES[command]), seed=7)
     assert not outcome.failures, outcome.failures[0]
     assert outcome.shown  # some damage is harmless
-    assert outcome.codes[2] or command == "history"  # which passes over a damaged line, and says so
+    assert (
+        outcome.codes[2] or command == "history"
+    )  # which passes over a damaged line, and says so
 
 
 def test_a_traceback_and_a_hang_would_be_seen(monkeypatch):
@@ -42,25 +54,46 @@ def whole(tmp_path):
 @pytest.mark.parametrize("command", ["report", "explain", "advise"])
 def test_a_pipe_in_the_place_of_a_run_is_not_waited_for(tmp_path, capsys, command):
     os.mkfifo(tmp_path / FILE_NAME)
-    arguments = {"report": [tmp_path], "explain": ["bmm/torch_bmm/tiny_16/float32/B1", "--run", tmp_path],
-                 "advise": ["--run", tmp_path]}[command]
+    arguments = {
+        "report": [tmp_path],
+        "explain": ["bmm/torch_bmm/tiny_16/float32/B1", "--run", tmp_path],
+        "advise": ["--run", tmp_path],
+    }[command]
     assert main([command, *map(str, arguments)]) == 2
-    assert capsys.readouterr().err == f"batchline: {tmp_path / FILE_NAME} is not an ordinary file\n"
+    assert (
+        capsys.readouterr().err
+        == f"batchline: {tmp_path / FILE_NAME} is not an ordinary file\n"
+    )
 
 
 def test_advice_from_every_committed_run_that_has_noise(capsys):
     for path in sorted((REPOSITORY / "reports" / "evidence").glob("*/*.json")):
-        if path.name in (FILE_NAME, "study.json") and json.loads(path.read_text()).get("noise", True):
+        if path.name in (FILE_NAME, "study.json") and json.loads(path.read_text()).get(
+            "noise", True
+        ):
             code = main(["advise", "--run", str(path.parent)])
             assert code == 0 or "has no gradient noise in it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [
-    ("run", "--deadline", "nan"), ("run", "--deadline", "-1"), ("advise", "--cost-cap", "inf"),
-    ("advise", "--batch", "0"), ("aa", "--seconds", "nan"), ("selftest", "--sessions", "0"),
-    ("coverage", "--draws", "many"), ("tune", "--seconds", "inf"), ("noise-cost", "--seconds", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--deadline", "nan"),
+        ("run", "--deadline", "-1"),
+        ("advise", "--cost-cap", "inf"),
+        ("advise", "--batch", "0"),
+        ("aa", "--seconds", "nan"),
+        ("selftest", "--sessions", "0"),
+        ("coverage", "--draws", "many"),
+        ("tune", "--seconds", "inf"),
+        ("noise-cost", "--seconds", "0"),
+    ],
+)
 def test_a_number_that_can_be_none_is_refused_before_anything_starts(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(list(arguments))
     assert end.value.code == 2
-    assert f"argument {arguments[1]}: {arguments[2]!r} is not a " in capsys.readouterr().err
+    assert (
+        f"argument {arguments[1]}: {arguments[2]!r} is not a "
+        in capsys.readouterr().err
+    )

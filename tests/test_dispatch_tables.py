@@ -1,4 +1,7 @@
-"""No table of an op's calls that was not verified, and none of an op that was not named, whatever ends the command."""
+"""No table of an op's calls that was not verified, and none of an op that was not
+named, whatever ends the command.
+"""
+
 import os
 from dataclasses import replace
 
@@ -25,7 +28,9 @@ OLD = b'{"versions": {}, "winners": []}'
 @pytest.fixture
 def stored_before(here):
     """A table of each op, and what it was: bytes and when it was written."""
-    paths = [device_files.file_for(here / name, "dispatch", "cpu") for name in kernels.ops]
+    paths = [
+        device_files.file_for(here / name, "dispatch", "cpu") for name in kernels.ops
+    ]
     for path in paths:
         path.parent.mkdir(parents=True)
         path.write_bytes(OLD)
@@ -37,19 +42,28 @@ def stored_before(here):
 def ops_apart(here, monkeypatch):
     the_plan = command.plan("smoke", "cpu")
     ops = {name: replace(op, folder=here / name) for name, op in the_plan.ops.items()}
-    monkeypatch.setattr(command, "plan", lambda profile, device: replace(the_plan, ops=ops))
+    monkeypatch.setattr(
+        command, "plan", lambda profile, device: replace(the_plan, ops=ops)
+    )
     monkeypatch.setattr(Op, "folder", property(lambda op: here / op.name))
 
 
 def as_before(stored_before):
-    return [path for path, was in stored_before.items() if (path.read_bytes(), path.stat().st_mtime_ns) == was]
+    return [
+        path
+        for path, was in stored_before.items()
+        if (path.read_bytes(), path.stat().st_mtime_ns) == was
+    ]
 
 
 ROWS = record("torch_bmm", 3, 2e-5), record("numba_cpu_tiny", 3, 1e-5)
 
 
 def end_badly(how):
-    """What a worker, a user or the machine may do while the calls are timed; and how the command ends."""
+    """What a worker, a user or the machine may do while the calls are timed; and how
+    the command ends.
+    """
+
     def measure(self, task):
         if isinstance(how, BaseException):
             raise how
@@ -58,11 +72,21 @@ def end_badly(how):
     return measure
 
 
-@pytest.mark.parametrize("how, code", [
-    (KeyboardInterrupt(), None), (SystemExit(), None), (RuntimeError("gone"), command.NOT_MEASURED),
-    (FAILED, command.NOT_MEASURED), (INVALID, command.NOT_MEASURED), (HUNG, command.NOT_MEASURED),
-    (NOT_HERE, command.NOT_MEASURED)])
-def test_a_table_that_was_not_verified_is_never_there(here, monkeypatch, ops_apart, stored_before, how, code):
+@pytest.mark.parametrize(
+    "how, code",
+    [
+        (KeyboardInterrupt(), None),
+        (SystemExit(), None),
+        (RuntimeError("gone"), command.NOT_MEASURED),
+        (FAILED, command.NOT_MEASURED),
+        (INVALID, command.NOT_MEASURED),
+        (HUNG, command.NOT_MEASURED),
+        (NOT_HERE, command.NOT_MEASURED),
+    ],
+)
+def test_a_table_that_was_not_verified_is_never_there(
+    here, monkeypatch, ops_apart, stored_before, how, code
+):
     monkeypatch.setattr(FakeIsolation, "measure", end_badly(how))
     run = a_run(here / "run", *ROWS)
     if code is None:
@@ -73,7 +97,9 @@ def test_a_table_that_was_not_verified_is_never_there(here, monkeypatch, ops_apa
     assert as_before(stored_before) == list(stored_before)
 
 
-def test_nothing_is_written_while_the_calls_are_timed(here, monkeypatch, ops_apart, stored_before):
+def test_nothing_is_written_while_the_calls_are_timed(
+    here, monkeypatch, ops_apart, stored_before
+):
     """So that not even a kill leaves anything."""
     measure = FakeIsolation.measure
 
@@ -83,29 +109,57 @@ def test_nothing_is_written_while_the_calls_are_timed(here, monkeypatch, ops_apa
 
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.6e-5}
     monkeypatch.setattr(FakeIsolation, "measure", watched)
-    assert command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert (
+        command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
+        == command.CLEAN
+    )
 
 
-def test_one_call_that_is_not_verified_keeps_its_ops_old_table(here, ops_apart, stored_before, capsys):
-    FakeIsolation.failing, FakeIsolation.seconds = (16,), {(3, "numba_cpu_tiny"): 0.6e-5}
-    assert command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16") == command.REFUTED
+def test_one_call_that_is_not_verified_keeps_its_ops_old_table(
+    here, ops_apart, stored_before, capsys
+):
+    FakeIsolation.failing, FakeIsolation.seconds = (16,), {
+        (3, "numba_cpu_tiny"): 0.6e-5
+    }
+    assert (
+        command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
+        == command.REFUTED
+    )
     assert as_before(stored_before) == list(stored_before)
-    assert ("the table of bmm is as it was, for the new one could not be verified: bmm/tiny_16/float32/B16"
-            ) in capsys.readouterr().err
+    assert (
+        "the table of bmm is as it was, for the new one could not be verified: bmm/tiny_16/float32/B16"
+    ) in capsys.readouterr().err
 
 
-def test_a_problem_that_is_too_long_for_the_profile_and_has_no_choice_keeps_no_table_back(here, monkeypatch):
-    FakeIsolation.failing, FakeIsolation.seconds = (16,), {(3, "numba_cpu_tiny"): 0.6e-5}
+def test_a_problem_that_is_too_long_for_the_profile_and_has_no_choice_keeps_no_table_back(
+    here, monkeypatch
+):
+    FakeIsolation.failing, FakeIsolation.seconds = (16,), {
+        (3, "numba_cpu_tiny"): 0.6e-5
+    }
     monkeypatch.setattr(FakeIsolation, "status", NOT_HERE)
-    assert command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert (
+        command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
+        == command.CLEAN
+    )
     assert table()["winners"][0]["faster"] == {"numba_cpu_tiny": 2.0}
 
 
 def test_only_the_ops_that_k_names_are_touched(here, ops_apart, stored_before):
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.6e-5}
-    reduction = replace(record("torch_mean", 3, 2e-5), op="grad_reduce", scenario="odd_100003")
-    faster = replace(record("numba_cpu_parallel", 3, 1e-5), op="grad_reduce", scenario="odd_100003")
-    run = a_run(here / "run", *ROWS, reduction, faster, baselines=BASELINES | {"grad_reduce": "torch_mean"})
+    reduction = replace(
+        record("torch_mean", 3, 2e-5), op="grad_reduce", scenario="odd_100003"
+    )
+    faster = replace(
+        record("numba_cpu_parallel", 3, 1e-5), op="grad_reduce", scenario="odd_100003"
+    )
+    run = a_run(
+        here / "run",
+        *ROWS,
+        reduction,
+        faster,
+        baselines=BASELINES | {"grad_reduce": "torch_mean"}
+    )
     assert command.dispatch(run, "smoke", "cpu", "bmm and tiny_16") == command.CLEAN
     assert all(name.startswith("bmm/tiny_16/") for name in FakeIsolation.asked)
     changed = set(stored_before) - set(as_before(stored_before))
@@ -115,24 +169,41 @@ def test_only_the_ops_that_k_names_are_touched(here, ops_apart, stored_before):
 def test_problems_that_are_not_called_are_in_no_table(here, capsys):
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.6e-5}
     elsewhere = [replace(row, scenario="square_128") for row in ROWS]
-    assert command.dispatch(a_run(here / "run", *ROWS, *elsewhere), "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert (
+        command.dispatch(
+            a_run(here / "run", *ROWS, *elsewhere), "smoke", "cpu", "tiny_16"
+        )
+        == command.CLEAN
+    )
     assert [row["problem"] for row in table()["winners"]] == ["tiny_16/float32/B3"]
-    assert "1 problems of the run are not among those that its profile and K name" in capsys.readouterr().err
+    assert (
+        "1 problems of the run are not among those that its profile and K name"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("gain_s, faster", [(1e-5, {"numba_cpu_tiny": 2.0}), (2e-8, {})])
+@pytest.mark.parametrize(
+    "gain_s, faster", [(1e-5, {"numba_cpu_tiny": 2.0}), (2e-8, {})]
+)
 def test_a_gain_that_the_call_does_not_see_is_taken_out(here, gain_s, faster):
-    """"1000x" of a baseline that something held up in the run."""
+    """ "1000x" of a baseline that something held up in the run."""
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.8e-5}
     run = a_run(here / "run", ROWS[0], record("numba_cpu_tiny", 3, gain_s))
     assert command.dispatch(run, "smoke", "cpu", "tiny_16") == command.CLEAN
     assert table()["winners"][0]["faster"] == faster
 
 
-@pytest.mark.parametrize("selection, words", [
-    ("nothing_at_all", "matches none of the"), ("bmm and (", "is not an expression"),
-    ("grad_reduce", "has timed no baseline of the problems")])
-def test_a_selection_that_leaves_nothing_is_a_line_and_no_table(here, ops_apart, stored_before, selection, words):
+@pytest.mark.parametrize(
+    "selection, words",
+    [
+        ("nothing_at_all", "matches none of the"),
+        ("bmm and (", "is not an expression"),
+        ("grad_reduce", "has timed no baseline of the problems"),
+    ],
+)
+def test_a_selection_that_leaves_nothing_is_a_line_and_no_table(
+    here, ops_apart, stored_before, selection, words
+):
     with pytest.raises(UsageError, match=words):
         command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", selection)
     assert FakeIsolation.made == 0 and as_before(stored_before) == list(stored_before)

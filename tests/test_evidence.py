@@ -1,4 +1,7 @@
-"""Evidence: each part is shown, one that fails, hangs or is cut is said to, and another call goes on where it ended."""
+"""Evidence: each part is shown, one that fails, hangs or is cut is said to, and another
+call goes on where it ended.
+"""
+
 import contextlib
 import gzip
 import json
@@ -22,8 +25,14 @@ def _show(asked):
 
 
 def _part(name, program, show=_show, limit_s=20.0, **settings):
-    return Part(name, f"Part {name}", {"cpu": limit_s, "cuda": limit_s},
-                lambda asked: [sys.executable, "-c", program, str(asked.work / "out")], show, **settings)
+    return Part(
+        name,
+        f"Part {name}",
+        {"cpu": limit_s, "cuda": limit_s},
+        lambda asked: [sys.executable, "-c", program, str(asked.work / "out")],
+        show,
+        **settings,
+    )
 
 
 WRITES = "import sys; open(sys.argv[1], 'w').write('figures')"
@@ -48,6 +57,7 @@ COUNTS = "import sys; open(sys.argv[1], 'w').write(__import__('uuid').uuid4().he
 @pytest.fixture
 def collect(tmp_path, monkeypatch):
     """Takes parts in a folder; returns the exit code and the README."""
+
     def take(*chosen, **asked):
         monkeypatch.setattr(parts, "PARTS", chosen)
         code = command.collect("cpu", tmp_path / "made", **asked)
@@ -56,15 +66,29 @@ def collect(tmp_path, monkeypatch):
     return take
 
 
-def test_every_part_is_shown_on_its_machine_and_nothing_unfinished_stays(collect, tmp_path, capfd):
+def test_every_part_is_shown_on_its_machine_and_nothing_unfinished_stays(
+    collect, tmp_path, capfd
+):
     code, text = collect(_part("first", WRITES), _part("second", WRITES))
     assert code == 0 and text.startswith("# Evidence from ") and "torch 2." in text
-    titles = [line.partition(" (")[0] for line in text.splitlines() if line.startswith("## ")]
+    titles = [
+        line.partition(" (")[0] for line in text.splitlines() if line.startswith("## ")
+    ]
     assert titles == ["## Part first", "## Part second"]
-    assert text.count("figures") == 2 and "Not to its end" not in text and "Partial" not in text
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["README.md", "evidence.json", "out"]
+    assert (
+        text.count("figures") == 2
+        and "Not to its end" not in text
+        and "Partial" not in text
+    )
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        "README.md",
+        "evidence.json",
+        "out",
+    ]
     plan = capfd.readouterr().err
-    assert plan.index("in all") < plan.index("evidence: Part first") and "0.7 min" in plan
+    assert (
+        plan.index("in all") < plan.index("evidence: Part first") and "0.7 min" in plan
+    )
 
 
 def test_it_goes_on_when_a_part_fails_and_says_so(collect):
@@ -75,17 +99,25 @@ def test_it_goes_on_when_a_part_fails_and_says_so(collect):
 
 def test_a_part_that_takes_too_long_is_stopped_and_what_it_had_is_kept(collect):
     code, text = collect(_part("stalls", STALLS, limit_s=2.0), _part("good", WRITES))
-    assert code == 1 and "stopped after 1 s, its limit; what it had by then is below" in text
+    assert (
+        code == 1
+        and "stopped after 1 s, its limit; what it had by then is below" in text
+    )
     assert "half of it" in text and "figures" in text
 
 
-def test_a_part_that_does_not_end_is_killed_at_its_limit_with_what_it_has_started(collect):
+def test_a_part_that_does_not_end_is_killed_at_its_limit_with_what_it_has_started(
+    collect,
+):
     started_s = time.monotonic()
     _, text = collect(_part("hangs", HANGS, limit_s=4.0))
     assert time.monotonic() - started_s < 15
     child = int(text.splitlines()[-1])
     for _ in range(100):  # until it is reaped by whoever has inherited it
-        if not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
+        if (
+            not Path(f"/proc/{child}").exists()
+            or " Z " in Path(f"/proc/{child}/stat").read_text()
+        ):
             return
         time.sleep(0.05)
     pytest.fail("what the part had started is still there")
@@ -102,21 +134,37 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_keeps_what_there_is_and_another_call_takes_the_rest(collect, capfd, heard):
-    code, text = collect(_part("first", COUNTS), _part("stopped", STOPS_US), _part("last", WRITES))
-    assert code == 130 and "> **Partial.** 2 of 3 parts are missing: stopped, last." in text
+def test_ctrl_c_keeps_what_there_is_and_another_call_takes_the_rest(
+    collect, capfd, heard
+):
+    code, text = collect(
+        _part("first", COUNTS), _part("stopped", STOPS_US), _part("last", WRITES)
+    )
+    assert (
+        code == 130
+        and "> **Partial.** 2 of 3 parts are missing: stopped, last." in text
+    )
     assert "half of it" in text and "Not to its end: stopped by Ctrl-C" in text
     assert "stopped in the part stopped; `make evidence OUT=" in capfd.readouterr().err
     first = text.partition("## Part stopped")[0].splitlines()[-2]
-    code, text = collect(_part("first", COUNTS), _part("stopped", WRITES), _part("last", WRITES))
-    assert code == 0 and "Partial" not in text and first in text and text.count("figures") == 2
+    code, text = collect(
+        _part("first", COUNTS), _part("stopped", WRITES), _part("last", WRITES)
+    )
+    assert (
+        code == 0
+        and "Partial" not in text
+        and first in text
+        and text.count("figures") == 2
+    )
 
 
 def test_a_part_that_was_cut_is_kept_and_taken_again_when_it_is_named(collect):
     cut = _part("cut", STALLS, limit_s=1.0)
     collect(cut, _part("good", WRITES))
     assert collect(_part("cut", WRITES), _part("good", "raise SystemExit(1)"))[0] == 0
-    code, text = collect(_part("cut", WRITES), _part("good", "raise SystemExit(1)"), names=("cut",))
+    code, text = collect(
+        _part("cut", WRITES), _part("good", "raise SystemExit(1)"), names=("cut",)
+    )
     assert code == 0 and "half of it" not in text and text.count("figures") == 2
 
 
@@ -124,23 +172,37 @@ def test_what_a_killed_call_had_is_shown_by_the_next_one(collect, tmp_path):
     killed = os.fork()
     if killed == 0:
         with contextlib.suppress(BaseException):
-            collect(_part("torn", "import os, signal, sys; open(sys.argv[1], 'w').write('half of it'); "
-                          "os.kill(os.getppid(), signal.SIGKILL)"), _part("last", WRITES))
+            collect(
+                _part(
+                    "torn",
+                    "import os, signal, sys; open(sys.argv[1], 'w').write('half of it'); "
+                    "os.kill(os.getppid(), signal.SIGKILL)",
+                ),
+                _part("last", WRITES),
+            )
         os._exit(1)
     os.waitpid(killed, 0)
-    assert json.loads((tmp_path / "made" / "evidence.json").read_text())["parts"] == {"torn": {"begun": True}}
+    assert json.loads((tmp_path / "made" / "evidence.json").read_text())["parts"] == {
+        "torn": {"begun": True}
+    }
     code, text = collect(_part("torn", "raise SystemExit(1)"), _part("last", WRITES))
     assert code == 0 and "its process ended in the middle of it" in text
     assert "half of it" in text and "figures" in text
 
 
 def test_no_part_is_begun_that_does_not_fit(collect, capfd):
-    code, text = collect(_part("short", WRITES), _part("long", WRITES, limit_s=600), minutes=5)
+    code, text = collect(
+        _part("short", WRITES), _part("long", WRITES, limit_s=600), minutes=5
+    )
     printed = capfd.readouterr()
     assert code == 0 and "1 of 2 parts are missing: long" in text
     assert "long may take 10.0 min, and that is more than is left of 5" in printed.err
     assert "goes on" in printed.out
-    code, text = collect(_part("short", "raise SystemExit(1)"), _part("long", WRITES, limit_s=600), minutes=11)
+    code, text = collect(
+        _part("short", "raise SystemExit(1)"),
+        _part("long", WRITES, limit_s=600),
+        minutes=11,
+    )
     assert code == 0 and "Partial" not in text
 
 
@@ -148,9 +210,14 @@ def test_evidence_of_elsewhere_is_not_gone_on_with(collect, tmp_path):
     collect(_part("first", WRITES))
     path = tmp_path / "made" / "evidence.json"
     kept = json.loads(path.read_text())
-    for change, why in (({"device": "cuda"}, "another device"),
-                        ({"machine": kept["machine"] | {"device_name": "H200"}}, "another machine"),
-                        ({"machine": kept["machine"] | {"revision": {"commit": "b" * 40}}}, "another revision")):
+    for change, why in (
+        ({"device": "cuda"}, "another device"),
+        ({"machine": kept["machine"] | {"device_name": "H200"}}, "another machine"),
+        (
+            {"machine": kept["machine"] | {"revision": {"commit": "b" * 40}}},
+            "another revision",
+        ),
+    ):
         path.write_text(json.dumps(kept | change))
         with pytest.raises(UsageError, match=why):
             collect(_part("first", WRITES))
@@ -158,37 +225,50 @@ def test_evidence_of_elsewhere_is_not_gone_on_with(collect, tmp_path):
     with pytest.raises(UsageError, match="damaged"):
         collect(_part("first", WRITES))
     path.unlink()
-    with pytest.raises(UsageError, match="has files and no evidence.json: name another folder with OUT="):
+    with pytest.raises(
+        UsageError,
+        match="has files and no evidence.json: name another folder with OUT=",
+    ):
         collect(_part("first", WRITES))
 
 
 def test_among_the_committed_stands_only_what_is_whole(tmp_path, monkeypatch, heard):
     monkeypatch.chdir(tmp_path)
-    for chosen, code, kept in (([_part("stopped", STOPS_US)], 130, 0), ([_part("first", WRITES)], 0, 1)):
+    for chosen, code, kept in (
+        ([_part("stopped", STOPS_US)], 130, 0),
+        ([_part("first", WRITES)], 0, 1),
+    ):
         monkeypatch.setattr(parts, "PARTS", chosen)
         assert command.collect("cpu", None) == code
         assert len(list(tmp_path.glob("reports/evidence/*/README.md"))) == kept
-    unfinished, = tmp_path.glob("reports/runs/*")
+    (unfinished,) = tmp_path.glob("reports/runs/*")
     assert "half of it" in (unfinished / "README.md").read_text()
     assert command.collect("cpu", unfinished.relative_to(tmp_path)) == 0
-    assert len(list(tmp_path.glob("reports/evidence/*/README.md"))) == 2 and not unfinished.exists()
+    assert (
+        len(list(tmp_path.glob("reports/evidence/*/README.md"))) == 2
+        and not unfinished.exists()
+    )
 
 
 def test_what_was_made_up_is_no_evidence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stand_in, "is_on", lambda: True)
     monkeypatch.setattr(parts, "PARTS", (_part("first", WRITES),))
-    with pytest.raises(UsageError, match="no time here was measured: it is no evidence"):
+    with pytest.raises(
+        UsageError, match="no time here was measured: it is no evidence"
+    ):
         command.collect("cpu", Path("reports", "evidence", "made"))
     assert command.collect("cpu", None) == 0
     assert not list(tmp_path.glob("reports/evidence/*"))
-    folder, = tmp_path.glob("reports/runs/*")
+    (folder,) = tmp_path.glob("reports/runs/*")
     assert stand_in.WORDS in (folder / "README.md").read_text()
     assert stand_in.WORDS in (folder / "evidence.json").read_text()
 
 
 def test_what_needs_a_gpu_is_left_out_without_one_and_is_no_failure(collect):
-    code, text = collect(_part("tests", "raise SystemExit(3)", needs_gpu="They run it."))
+    code, text = collect(
+        _part("tests", "raise SystemExit(3)", needs_gpu="They run it.")
+    )
     assert code == 0 and "Left out: there is no GPU here. They run it." in text
 
 
@@ -197,46 +277,87 @@ def test_a_wrong_call_is_one_line(tmp_path):
         command.collect("cpu", Path("/dev/null/made"))
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         command.collect("tpu", None)
-    with pytest.raises(UsageError, match="there is no part 'clock': use clocks, tests,"):
+    with pytest.raises(
+        UsageError, match="there is no part 'clock': use clocks, tests,"
+    ):
         command.collect("cpu", tmp_path / "made", names=("clock",))
     assert not (tmp_path / "made").exists()
 
 
 def test_the_parts_keep_their_promises():
-    files = {name for part in PARTS for name in part.files} | {"README.md", "evidence.json"}
+    files = {name for part in PARTS for name in part.files} | {
+        "README.md",
+        "evidence.json",
+    }
     assert len(files) <= 8
     assert all(part.limit_s["cuda"] <= 9 * 60 for part in PARTS)
     assert sum(part.limit_s["cuda"] for part in PARTS) <= 30 * 60
-    assert [part.name for part in PARTS] == ["clocks", "tests", "sanitizer", "cases", "noise", "dispatch"]
+    assert [part.name for part in PARTS] == [
+        "clocks",
+        "tests",
+        "sanitizer",
+        "cases",
+        "noise",
+        "dispatch",
+    ]
 
 
-def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(sizes, "MOST_BYTES", 3000)
     (tmp_path / "plain.txt").write_bytes(b"line\n" * 1000)
     (tmp_path / "random.txt").write_bytes(content := os.urandom(10_000))
     (tmp_path / "small.txt").write_bytes(b"line")
     plain, random = sizes.shrink(tmp_path)
-    assert plain.startswith("plain.txt had") and "gunzip plain.txt.gz" in plain and "cut" not in plain
+    assert (
+        plain.startswith("plain.txt had")
+        and "gunzip plain.txt.gz" in plain
+        and "cut" not in plain
+    )
     assert "cut after its first" in random
     assert gzip.decompress((tmp_path / "plain.txt.gz").read_bytes()) == b"line\n" * 1000
-    assert content.startswith(gzip.decompress((tmp_path / "random.txt.gz").read_bytes()))
-    assert {path.name for path in tmp_path.iterdir()} == {"plain.txt.gz", "random.txt.gz", "small.txt"}
+    assert content.startswith(
+        gzip.decompress((tmp_path / "random.txt.gz").read_bytes())
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plain.txt.gz",
+        "random.txt.gz",
+        "small.txt",
+    }
     assert all(path.stat().st_size <= 3000 for path in tmp_path.iterdir())
 
 
 def test_what_a_part_prints_is_in_its_log_also_where_it_is_cut(tmp_path):
     program = "import time; print('a line'); time.sleep(60)"
     ended = process.run([sys.executable, "-c", program], 4.0, tmp_path / "log")
-    assert ended.startswith("stopped after 2 s") and (tmp_path / "log").read_text().startswith("a line\n")
+    assert ended.startswith("stopped after 2 s") and (
+        tmp_path / "log"
+    ).read_text().startswith("a line\n")
 
 
 def test_clocks_beside_nvbench():
     row = shown.clocks_table(
-        {"torch.bmm": {"device_cold": {"median_s": 1e-5}, "device_hot": {"median_s": 8e-6}, "graph": {"error": "no"},
-                       "host": {"median_s": 3e-5}, "nvbench": {"cold_s": 1.01e-5, "hot_s": None}}},
-        "cuda").splitlines()[-1]
+        {
+            "torch.bmm": {
+                "device_cold": {"median_s": 1e-5},
+                "device_hot": {"median_s": 8e-6},
+                "graph": {"error": "no"},
+                "host": {"median_s": 3e-5},
+                "nvbench": {"cold_s": 1.01e-5, "hot_s": None},
+            }
+        },
+        "cuda",
+    ).splitlines()[-1]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        "torch.bmm", "10.0 µs", "8.00 µs", "no", "30.0 µs", "10.1 µs", "not measured"]
+        "torch.bmm",
+        "10.0 µs",
+        "8.00 µs",
+        "no",
+        "30.0 µs",
+        "10.1 µs",
+        "not measured",
+    ]
 
 
 SHARED = """
@@ -259,7 +380,9 @@ tests/test_a.py::test_three\x20"""
 @pytest.mark.parametrize("lines", [SHARED, ALONE], ids=["shared", "alone"])
 def test_of_tests_that_were_cut_each_is_known(lines):
     tests = shown_tests.read(lines.splitlines())
-    assert tests.outcomes == {"tests/test_a.py::test_one[mma-float16 x]": "PASSED",
-                              "tests/test_a.py::test_two[b]": "FAILED"}
+    assert tests.outcomes == {
+        "tests/test_a.py::test_one[mma-float16 x]": "PASSED",
+        "tests/test_a.py::test_two[b]": "FAILED",
+    }
     assert tests.unended == ("tests/test_a.py::test_three",)
     assert tests.reasons == {"tests/test_a.py::test_two[b]": "wrong: on ragged"}

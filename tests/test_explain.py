@@ -1,4 +1,7 @@
-"""One case on one screen: what was measured, its floors, the rung below, the compiled facts; a miss says what to do."""
+"""One case on one screen: what was measured, its floors, the rung below, the compiled
+facts; a miss says what to do.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -14,7 +17,12 @@ from tests.pages import a_run, hostile, timed, with_records
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
-ABOUT = {"idea": "an idea", "backend": "numba_cpu", "builds_on": "bmm/torch_bmm", "own_tolerance": False}
+ABOUT = {
+    "idea": "an idea",
+    "backend": "numba_cpu",
+    "builds_on": "bmm/torch_bmm",
+    "own_tolerance": False,
+}
 
 
 def _flat(text):
@@ -30,33 +38,53 @@ def rungs(median_s=1e-6):
 def test_a_measured_case():
     text = screen(a_run(), CASE, "somewhere")
     flat = _flat(text)
-    for words in ("bmm/torch_bmm/tiny_16/float32/B4: the vendor's", "Some CPU, smoke run of 2026-01-02, somewhere",
-                  "2.50 µs ±", "by host; half of 4 samples from 1.75 µs to 3.25 µs", "9.00 µs ±11.0% by host_cold",
-                  "launch: 40% of what that ceiling allows, 2.50x its floor",
-                  "an empty launch 1.00 µs; 12.0 KiB in the cache 123 ns; 3.28e+04 FLOP 328 ns",
-                  "no law: 1 of at least 4 batch sizes measured",
-                  "4.00 KiB above 8.00 KiB of inputs, of which 4.00 KiB outputs (resident set)",
-                  "0.1 of the tolerance against fp64", "the fastest here this one"):
+    for words in (
+        "bmm/torch_bmm/tiny_16/float32/B4: the vendor's",
+        "Some CPU, smoke run of 2026-01-02, somewhere",
+        "2.50 µs ±",
+        "by host; half of 4 samples from 1.75 µs to 3.25 µs",
+        "9.00 µs ±11.0% by host_cold",
+        "launch: 40% of what that ceiling allows, 2.50x its floor",
+        "an empty launch 1.00 µs; 12.0 KiB in the cache 123 ns; 3.28e+04 FLOP 328 ns",
+        "no law: 1 of at least 4 batch sizes measured",
+        "4.00 KiB above 8.00 KiB of inputs, of which 4.00 KiB outputs (resident set)",
+        "0.1 of the tolerance against fp64",
+        "the fastest here this one",
+    ):
         assert words in flat, words
     assert max(map(len, text.splitlines())) <= 100 and len(text.splitlines()) < 40
 
 
-@pytest.mark.parametrize("median_s, words", [
-    (1e-6, "torch_bmm: 2.50 µs; this one is 2.50x as fast"), (5e-6, "torch_bmm: 2.50 µs; that one is 2.00x as fast"),
-    (2.5e-6, "torch_bmm: 2.50 µs, not told from this one")])
+@pytest.mark.parametrize(
+    "median_s, words",
+    [
+        (1e-6, "torch_bmm: 2.50 µs; this one is 2.50x as fast"),
+        (5e-6, "torch_bmm: 2.50 µs; that one is 2.00x as fast"),
+        (2.5e-6, "torch_bmm: 2.50 µs, not told from this one"),
+    ],
+)
 def test_the_rung_below(median_s, words):
     run = rungs(median_s)
-    run = replace(run, records=tuple(replace(record, samples_s=(2.5e-6,) * 9) if record.id == CASE else record
-                                     for record in run.records))
+    run = replace(
+        run,
+        records=tuple(
+            replace(record, samples_s=(2.5e-6,) * 9) if record.id == CASE else record
+            for record in run.records
+        ),
+    )
     assert words in _flat(screen(run, "bmm/fast/tiny_16/float32/B4", "x"))
 
 
 def test_a_rung_that_is_not_there_or_has_no_time():
     run = rungs()
     run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/triton_tiled"}
-    assert "triton_tiled: not timed here: needs CUDA" in _flat(screen(run, "bmm/fast/tiny_16/float32/B4", "x"))
+    assert "triton_tiled: not timed here: needs CUDA" in _flat(
+        screen(run, "bmm/fast/tiny_16/float32/B4", "x")
+    )
     run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/gone"}
-    assert "gone: not in this run" in _flat(screen(run, "bmm/fast/tiny_16/float32/B4", "x"))
+    assert "gone: not in this run" in _flat(
+        screen(run, "bmm/fast/tiny_16/float32/B4", "x")
+    )
 
 
 def test_a_case_without_a_time_has_its_reason_and_its_compiled_facts():
@@ -65,17 +93,25 @@ def test_a_case_without_a_time_has_its_reason_and_its_compiled_facts():
     run.about["compiled"][0] |= {"dtype": refused.dtype}
     flat = _flat(screen(run, refused.id, "x"))
     assert "no time not timed here: needs CUDA" in flat
-    assert "sm_90 on tiny_16/B4: _kernel BLOCK_M=128, 8 warps, 3 stages: 110 regs" in flat
+    assert (
+        "sm_90 on tiny_16/B4: _kernel BLOCK_M=128, 8 warps, 3 stages: 110 regs" in flat
+    )
 
 
 def test_a_law_over_the_batch():
-    run = with_records(a_run(), *(timed("torch_bmm", batch, 1e-6 + 1e-7 * batch) for batch in (8, 16, 64, 256)))
-    assert "a sample; saturated from B=" in _flat(screen(run, "bmm/torch_bmm/tiny_16/float32/B64", "x"))
+    run = with_records(
+        a_run(),
+        *(timed("torch_bmm", batch, 1e-6 + 1e-7 * batch) for batch in (8, 16, 64, 256)),
+    )
+    assert "a sample; saturated from B=" in _flat(
+        screen(run, "bmm/torch_bmm/tiny_16/float32/B64", "x")
+    )
 
 
 def test_without_ceilings_it_says_so():
     assert "unknown, for the run has no ceilings: no room" in _flat(
-        screen(a_run(ceilings=None, why_no_ceilings="no room"), CASE, "x"))
+        screen(a_run(ceilings=None, why_no_ceilings="no room"), CASE, "x")
+    )
 
 
 def test_hostile_text_steers_nothing():
@@ -100,8 +136,10 @@ def test_the_newest_run_that_has_the_case(here):
 
 def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(here):
     stopped = document()
-    stopped[records.OURS]["cases"] = [case | {"status": NOT_REACHED, "reason": "the run ended before it"}
-                                      for case in stopped[records.OURS]["cases"]]
+    stopped[records.OURS]["cases"] = [
+        case | {"status": NOT_REACHED, "reason": "the run ended before it"}
+        for case in stopped[records.OURS]["cases"]
+    ]
     records.save(here / "reports" / "runs" / "2026-01-02-new", stopped)
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
     records.save(here / "reports" / "runs" / "2026-01-01-old", stopped)
@@ -109,14 +147,21 @@ def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(
 
 
 def test_the_id_that_is_nearest_is_named(here):
-    with pytest.raises(UsageError, match=f"no stored run has the case '{CASE}0', but {CASE}: "):
+    with pytest.raises(
+        UsageError, match=f"no stored run has the case '{CASE}0', but {CASE}: "
+    ):
         command.explain(f"{CASE}0", None)
     with pytest.raises(UsageError, match=f"has no case '{CASE}0', but {CASE}: "):
         command.explain(f"{CASE}0", here / "reports" / "runs" / "2026-01-01-old")
 
 
-@pytest.mark.parametrize("case, words", [("", "say which case: make explain CASE="),
-                                         ("bmm/no/tiny_16/float32/B4", "no stored run has the case 'bmm/no/")])
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("", "say which case: make explain CASE="),
+        ("bmm/no/tiny_16/float32/B4", "no stored run has the case 'bmm/no/"),
+    ],
+)
 def test_what_is_not_there(here, case, words):
     with pytest.raises(UsageError, match=words):
         command.explain(case, None)

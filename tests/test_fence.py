@@ -1,4 +1,7 @@
-"""The fence: each thing that a turn could leave changed is found and named, and what a library does is not."""
+"""The fence: each thing that a turn could leave changed is found and named, and what a
+library does is not.
+"""
+
 import atexit
 import builtins
 import contextlib
@@ -109,12 +112,17 @@ def _child():
 
 def _threads():
     before = torch.get_num_threads()
-    return _done(lambda: torch.set_num_threads(before + 1), lambda: torch.set_num_threads(before))
+    return _done(
+        lambda: torch.set_num_threads(before + 1), lambda: torch.set_num_threads(before)
+    )
 
 
 def _code(function, other):
     before = function.__code__
-    return _done(lambda: setattr(function, "__code__", other.__code__), lambda: setattr(function, "__code__", before))
+    return _done(
+        lambda: setattr(function, "__code__", other.__code__),
+        lambda: setattr(function, "__code__", before),
+    )
 
 
 def _umask():
@@ -124,7 +132,9 @@ def _umask():
 
 
 def _denormals():
-    return _done(lambda: torch.set_flush_denormal(True), lambda: torch.set_flush_denormal(False))
+    return _done(
+        lambda: torch.set_flush_denormal(True), lambda: torch.set_flush_denormal(False)
+    )
 
 
 @contextlib.contextmanager
@@ -153,7 +163,10 @@ def _others_cores():
 def _mkl():
     """The number of this thread's threads, of MKL's alone."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    return _done(lambda: library.MKL_Set_Num_Threads_Local(7), lambda: library.MKL_Set_Num_Threads_Local(0))
+    return _done(
+        lambda: library.MKL_Set_Num_Threads_Local(7),
+        lambda: library.MKL_Set_Num_Threads_Local(0),
+    )
 
 
 def _everything_is_right(returned, inputs, expected, where):
@@ -164,69 +177,120 @@ QUICK = {
     "garbage collection": lambda: _done(gc.disable, gc.enable),
     "whether gradients": lambda: torch.no_grad(),
     "inference mode": lambda: torch.inference_mode(),
-    "default dtype": lambda: _done(lambda: torch.set_default_dtype(torch.float64),
-                                   lambda: torch.set_default_dtype(torch.float32)),
+    "default dtype": lambda: _done(
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.float32),
+    ),
     "function modes": lambda: torch.device("meta"),
     "dispatch modes": lambda: check.Poison(),
     "number of torch's threads": _threads,
-    "precision of torch's": lambda: _done(lambda: torch.set_float32_matmul_precision("medium"),
-                                          lambda: torch.set_float32_matmul_precision("highest")),
-    "deterministic": lambda: _done(lambda: torch.use_deterministic_algorithms(True),
-                                   lambda: torch.use_deterministic_algorithms(False)),
+    "precision of torch's": lambda: _done(
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: torch.set_float32_matmul_precision("highest"),
+    ),
+    "deterministic": lambda: _done(
+        lambda: torch.use_deterministic_algorithms(True),
+        lambda: torch.use_deterministic_algorithms(False),
+    ),
     "autocast": lambda: torch.autocast("cpu"),
     "denormal": _denormals,
-    "thresholds": lambda: _done(lambda: gc.set_threshold(5), lambda: gc.set_threshold(*before_threshold)),
-    "profile function": lambda: _done(lambda: sys.setprofile(lambda *_: None), lambda: sys.setprofile(None)),
-    "switch interval": lambda: _done(lambda: sys.setswitchinterval(1), lambda: sys.setswitchinterval(0.005)),
+    "thresholds": lambda: _done(
+        lambda: gc.set_threshold(5), lambda: gc.set_threshold(*before_threshold)
+    ),
+    "profile function": lambda: _done(
+        lambda: sys.setprofile(lambda *_: None), lambda: sys.setprofile(None)
+    ),
+    "switch interval": lambda: _done(
+        lambda: sys.setswitchinterval(1), lambda: sys.setswitchinterval(0.005)
+    ),
     "dispatch keys": lambda: _done(
         lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", True),
-        lambda: torch._C._dispatch_tls_set_dispatch_key_included("Functionalize", False)),
+        lambda: torch._C._dispatch_tls_set_dispatch_key_included(
+            "Functionalize", False
+        ),
+    ),
     "cores": _only_one_core,
-    "timers": lambda: _done(lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
-                            lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0)),
+    "timers": lambda: _done(
+        lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 1000),
+        lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0),
+    ),
 }
 FULL = {
     "a thread's cores": _others_cores,
-    "finders of modules": lambda: _done(lambda: sys.meta_path.insert(0, object()), lambda: sys.meta_path.pop(0)),
+    "finders of modules": lambda: _done(
+        lambda: sys.meta_path.insert(0, object()), lambda: sys.meta_path.pop(0)
+    ),
     "kernels behind torch's operators": _operator,
     "threads of OpenMP and MKL": _mkl,
     "signal handlers": _handler,
-    "blocked signals": lambda: _done(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}),
-                                     lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})),
+    "blocked signals": lambda: _done(
+        lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}),
+        lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2}),
+    ),
     "resource limits": _limit,
-    "collector's callbacks": lambda: _done(lambda: gc.callbacks.append(print), lambda: gc.callbacks.remove(print)),
-    "warnings that are errors": lambda: _done(lambda: warnings.filters.insert(0, ("error", None, Warning, None, 0)),
-                                              lambda: warnings.filters.pop(0)),
-    "environment variables": lambda: _done(lambda: os.environ.update(SOME_THREADS="1"),
-                                           lambda: os.environ.pop("SOME_THREADS")),
-    "working directory": lambda: _done(lambda: os.chdir("/"), lambda: os.chdir(before_folder)),
+    "collector's callbacks": lambda: _done(
+        lambda: gc.callbacks.append(print), lambda: gc.callbacks.remove(print)
+    ),
+    "warnings that are errors": lambda: _done(
+        lambda: warnings.filters.insert(0, ("error", None, Warning, None, 0)),
+        lambda: warnings.filters.pop(0),
+    ),
+    "environment variables": lambda: _done(
+        lambda: os.environ.update(SOME_THREADS="1"),
+        lambda: os.environ.pop("SOME_THREADS"),
+    ),
+    "working directory": lambda: _done(
+        lambda: os.chdir("/"), lambda: os.chdir(before_folder)
+    ),
     "umask": _umask,
-    "path of imports": lambda: _done(lambda: sys.path.insert(0, "/"), lambda: sys.path.pop(0)),
-    "recursion limit": lambda: _done(lambda: sys.setrecursionlimit(999),
-                                     lambda: sys.setrecursionlimit(before_depth)),
+    "path of imports": lambda: _done(
+        lambda: sys.path.insert(0, "/"), lambda: sys.path.pop(0)
+    ),
+    "recursion limit": lambda: _done(
+        lambda: sys.setrecursionlimit(999), lambda: sys.setrecursionlimit(before_depth)
+    ),
     "tuning and dispatch files": _tuning_file,
     "thread of its own running (helper)": _thread_at_work,
     "child process": _child,
     "time.perf_counter": lambda: _attribute(time, "perf_counter", time.monotonic),
     "torch.equal": lambda: _attribute(torch, "equal", lambda *_: True),
-    "torch.Tensor.backward": lambda: _attribute(torch.Tensor, "backward", lambda self: self),
+    "torch.Tensor.backward": lambda: _attribute(
+        torch.Tensor, "backward", lambda self: self
+    ),
     "statistics.median": lambda: _attribute(statistics, "median", min),
     "builtins.all": lambda: _attribute(builtins, "all", lambda _: True),
     "random.SystemRandom": lambda: _attribute(random, "SystemRandom", random.Random),
-    "batchline.bench.measure.clocks.Host.sample": lambda: _attribute(clocks.Host, "sample", lambda self: 1e-9),
-    "batchline.bench.measure.outcome.of_samples": lambda: _attribute(outcome, "of_samples", None),
-    "batchline.bench.verdicts.roofline.why_impossible": lambda: _attribute(roofline, "why_impossible", lambda *_: None),
-    "the code of batchline.bench.measure.check.check_outputs": lambda: _code(check.check_outputs, _everything_is_right),
+    "batchline.bench.measure.clocks.Host.sample": lambda: _attribute(
+        clocks.Host, "sample", lambda self: 1e-9
+    ),
+    "batchline.bench.measure.outcome.of_samples": lambda: _attribute(
+        outcome, "of_samples", None
+    ),
+    "batchline.bench.verdicts.roofline.why_impossible": lambda: _attribute(
+        roofline, "why_impossible", lambda *_: None
+    ),
+    "the code of batchline.bench.measure.check.check_outputs": lambda: _code(
+        check.check_outputs, _everything_is_right
+    ),
     "bmm.tolerance": lambda: _attribute(bmm, "tolerance", None),
     "bmm.reference": lambda: _attribute(bmm, "reference", None),
     "bmm/torch_bmm.function": lambda: _done(
         lambda: object.__setattr__(bmm.variants["torch_bmm"], "function", torch.matmul),
-        lambda: object.__setattr__(bmm.variants["torch_bmm"], "function", before_function)),
-    "content of": lambda: _done(lambda: clocks._BY_NAME.update(host=clocks.HostCold),
-                                lambda: clocks._BY_NAME.update(host=clocks.Host)),
+        lambda: object.__setattr__(
+            bmm.variants["torch_bmm"], "function", before_function
+        ),
+    ),
+    "content of": lambda: _done(
+        lambda: clocks._BY_NAME.update(host=clocks.HostCold),
+        lambda: clocks._BY_NAME.update(host=clocks.Host),
+    ),
 }
 _sleepers: list[threading.Thread] = []  # one that is there before the fence
-before_threshold, before_folder, before_depth = gc.get_threshold(), os.getcwd(), sys.getrecursionlimit()
+before_threshold, before_folder, before_depth = (
+    gc.get_threshold(),
+    os.getcwd(),
+    sys.getrecursionlimit(),
+)
 before_function = bmm.variants["torch_bmm"].function
 
 
@@ -252,15 +316,28 @@ def unchanged(fence):
     fence.look("after")
 
 
-@pytest.mark.parametrize("words", [words for words in QUICK if words != "denormal" or torch.set_flush_denormal(False)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for words in QUICK
+        if words != "denormal" or torch.set_flush_denormal(False)
+    ],
+)
 def test_a_glance_finds(words, fence, unchanged):
     with QUICK[words](), pytest.raises(Tampered) as tampered:
         fence.glance("it")
     assert tampered.value.whose == "it" and words in tampered.value.reason
 
 
-@pytest.mark.parametrize("words", [words for words in FULL if words != "threads of OpenMP and MKL"
-                                   or torch.backends.mkl.is_available()])
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for words in FULL
+        if words != "threads of OpenMP and MKL" or torch.backends.mkl.is_available()
+    ],
+)
 def test_a_look_finds(words, fence, unchanged):
     with FULL[words](), pytest.raises(Tampered) as tampered:
         fence.look("it")
@@ -282,7 +359,10 @@ def test_every_variant_that_runs_here_leaves_everything_as_it_was(fence):
     for op in kernels.ops.values():
         for variant in op.variants.values():
             inputs = op.make_inputs(*variant.example, "float32", "meta")
-            if variant.why_not_here("cpu") is None and variant.why_unsupported(*inputs) is None:
+            if (
+                variant.why_not_here("cpu") is None
+                and variant.why_unsupported(*inputs) is None
+            ):
                 probe = next(iter(op.probes.values()))(torch.float32, "cpu", 0)
                 if variant.why_unsupported(*probe) is None:
                     variant(*probe)

@@ -1,4 +1,7 @@
-"""What goes to a terminal fits: tables wrapped in their cells or parted, prose wrapped, no colours."""
+"""What goes to a terminal fits: tables wrapped in their cells or parted, prose wrapped,
+no colours.
+"""
+
 import itertools
 from pathlib import Path
 
@@ -8,7 +11,9 @@ from batchline.bench import records, report
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from tests.comparisons import HOSTILE
 
-EVIDENCE = sorted((Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json"))
+EVIDENCE = sorted(
+    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+)
 WORDS = "a variant that needs a GPU and says so at some length, as they do "
 
 
@@ -16,9 +21,17 @@ def _widest(text):
     return max(map(len, text.splitlines()))
 
 
-@pytest.mark.parametrize("columns, words", [*itertools.product((1, 2, 5, 12, 40), (1, 4, 40))])
+@pytest.mark.parametrize(
+    "columns, words", [*itertools.product((1, 2, 5, 12, 40), (1, 4, 40))]
+)
 def test_a_table_fits_and_loses_no_word(columns, words):
-    rows = [[f"row{row}", *(f"r{row}c{column} " + WORDS * words for column in range(1, columns))] for row in range(3)]
+    rows = [
+        [
+            f"row{row}",
+            *(f"r{row}c{column} " + WORDS * words for column in range(1, columns)),
+        ]
+        for row in range(3)
+    ]
     text = TERMINAL.render([f"h{column}" for column in range(columns)], rows)
     assert _widest(text) <= COLUMNS
     for row in range(3):
@@ -27,21 +40,36 @@ def test_a_table_fits_and_loses_no_word(columns, words):
 
 
 def test_a_narrow_table_is_one():
-    assert TERMINAL.render(["a", "b"], [["1", "2 µs*"]]).splitlines() == ["a    b", "---  -----", "1    2 µs*"]
+    assert TERMINAL.render(["a", "b"], [["1", "2 µs*"]]).splitlines() == [
+        "a    b",
+        "---  -----",
+        "1    2 µs*",
+    ]
 
 
 def test_a_table_of_many_columns_is_parted_under_its_first():
-    text = TERMINAL.render(["", *(f"B={batch}" for batch in range(1000, 1040))], [["variant", *["12.3µs"] * 40]])
+    text = TERMINAL.render(
+        ["", *(f"B={batch}" for batch in range(1000, 1040))],
+        [["variant", *["12.3µs"] * 40]],
+    )
     tables = text.split("\n\n")
-    assert len(tables) > 2 and all("variant" in table for table in tables) and text.count("12.3µs") == 40
+    assert (
+        len(tables) > 2
+        and all("variant" in table for table in tables)
+        and text.count("12.3µs") == 40
+    )
 
 
 def test_a_word_that_is_too_long_is_broken():
-    assert _widest(TERMINAL.render(["case", "what"], [["x" * 300, "y" * 300]])) <= COLUMNS
+    assert (
+        _widest(TERMINAL.render(["case", "what"], [["x" * 300, "y" * 300]])) <= COLUMNS
+    )
     assert _widest(wrapped("x" * 300)) <= COLUMNS
 
 
-@pytest.mark.parametrize("folder", [path.parent for path in EVIDENCE], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in EVIDENCE], ids=lambda path: path.name
+)
 def test_every_stored_run_fits(folder):
     text = report.terminal(records.load(folder))
     assert _widest(text) <= COLUMNS

@@ -1,4 +1,7 @@
-"""The fixed list of profile `evidence`: about 400 cases, every op and GPU variant, a cut run has some of each."""
+"""The fixed list of profile `evidence`: about 400 cases, every op and GPU variant, a
+cut run has some of each.
+"""
+
 import itertools
 
 import pytest
@@ -11,10 +14,15 @@ from batchline.bench.records import NOT_HERE, OURS
 from tests.plans import planned
 
 THE_PLAN = planned("evidence", "cuda")
-FOR_A_GPU = [case for case in THE_PLAN.cases
-             if (not case.refusal or case.refusal[0] == NOT_HERE) and "cuda" in case.variant.runs_on
-             and case.variant.backend not in ("opacus", "backpack")
-             and not case.variant.slow_start and not case.variant.detail]
+FOR_A_GPU = [
+    case
+    for case in THE_PLAN.cases
+    if (not case.refusal or case.refusal[0] == NOT_HERE)
+    and "cuda" in case.variant.runs_on
+    and case.variant.backend not in ("opacus", "backpack")
+    and not case.variant.slow_start
+    and not case.variant.detail
+]
 PROBLEMS = list(dict.fromkeys(case.problem for case in THE_PLAN.cases))
 
 
@@ -25,14 +33,24 @@ def test_it_has_about_400_cases():
 def test_every_group_is_one_of_its_op_and_has_every_batch():
     for op, groups in fixed_list.GROUPS.items():
         for scenario, dtype in groups:
-            batches = {batch for *group, batch in PROBLEMS if tuple(group) == (op, scenario, dtype)}
+            batches = {
+                batch
+                for *group, batch in PROBLEMS
+                if tuple(group) == (op, scenario, dtype)
+            }
             assert set(PROFILES["evidence"].batches) < batches, (op, scenario, dtype)
 
 
 def test_every_op_and_every_gpu_variant_is_in_it():
     listed = {case.variant.id for case in FOR_A_GPU}
-    every = {variant.id for op in THE_PLAN.ops.values() for variant in op.variants.values()
-             if variant.backend in ("triton", "numba_cuda") and not variant.slow_start and not variant.detail}
+    every = {
+        variant.id
+        for op in THE_PLAN.ops.values()
+        for variant in op.variants.values()
+        if variant.backend in ("triton", "numba_cuda")
+        and not variant.slow_start
+        and not variant.detail
+    }
     assert every <= listed and {op for op, *_ in PROBLEMS} == set(THE_PLAN.ops)
 
 
@@ -41,11 +59,14 @@ def test_a_cut_run_has_some_of_every_op_and_group():
     first = PROBLEMS[:groups]
     assert {batch for *_, batch in first} == {PROFILES["evidence"].batches[0]}
     assert len({tuple(group) for *group, _ in first}) == groups
-    assert {op for op, *_ in PROBLEMS[:len(THE_PLAN.ops)]} == set(THE_PLAN.ops)
+    assert {op for op, *_ in PROBLEMS[: len(THE_PLAN.ops)]} == set(THE_PLAN.ops)
 
 
 def test_the_variants_of_a_problem_stay_together():
-    assert [problem for problem, _ in itertools.groupby(case.problem for case in THE_PLAN.cases)] == PROBLEMS
+    assert [
+        problem
+        for problem, _ in itertools.groupby(case.problem for case in THE_PLAN.cases)
+    ] == PROBLEMS
 
 
 def _problem(dtype, flops, least_bytes):
@@ -53,32 +74,60 @@ def _problem(dtype, flops, least_bytes):
 
 
 def test_neighbours_are_around_where_the_work_takes_as_long_as_a_launch():
-    assert fixed_list.neighbours(_problem("float16", 1, 1e6)) == (8, 16)  # 5 µs are 15 MB
-    assert fixed_list.neighbours(_problem("float32", 1e8, 1)) == (2, 4)   # and 250 MFLOP
+    assert fixed_list.neighbours(_problem("float16", 1, 1e6)) == (
+        8,
+        16,
+    )  # 5 µs are 15 MB
+    assert fixed_list.neighbours(_problem("float32", 1e8, 1)) == (2, 4)  # and 250 MFLOP
     assert fixed_list.neighbours(_problem("float16", 1e8, 1)) == (16, 32)
     assert fixed_list.neighbours(_problem("float16", 1, 1)) == (2048, 4096)
 
 
 @pytest.mark.slow
 def test_in_another_dtype_the_scenarios_stay():
-    problems = list(dict.fromkeys(case.problem for case in planned("evidence", "cpu").cases))
+    problems = list(
+        dict.fromkeys(case.problem for case in planned("evidence", "cpu").cases)
+    )
     assert {dtype for _, _, dtype, _ in problems} == {"float32"}
     assert {(op, scenario) for op, scenario, *_ in problems} == {
-        (op, scenario) for op, groups in fixed_list.GROUPS.items() for scenario, _ in groups}
+        (op, scenario)
+        for op, groups in fixed_list.GROUPS.items()
+        for scenario, _ in groups
+    }
 
 
 JOBS = [("bmm/triton_naive", "float16"), ("bmm/triton_tiled", "float16")]
 
 
-@pytest.mark.parametrize("machine, shown", [({"gpu": {"compute_capability": "9.0"}}, [90]), ({}, [80, 90])])
-def test_of_compiled_facts_only_what_is_pinned_for_the_gpu_is_shown(monkeypatch, machine, shown):
+@pytest.mark.parametrize(
+    "machine, shown", [({"gpu": {"compute_capability": "9.0"}}, [90]), ({}, [80, 90])]
+)
+def test_of_compiled_facts_only_what_is_pinned_for_the_gpu_is_shown(
+    monkeypatch, machine, shown
+):
     monkeypatch.setattr(pins, "load", dict)
     monkeypatch.setattr(static_facts, "is_current", lambda job, pinned: job == JOBS[0])
-    monkeypatch.setattr(static_facts, "facts", lambda jobs: static_facts.Facts(
-        [{"job": job, "architecture": number} for job in jobs for number in (80, 90)], len(jobs), 0, None))
+    monkeypatch.setattr(
+        static_facts,
+        "facts",
+        lambda jobs: static_facts.Facts(
+            [
+                {"job": job, "architecture": number}
+                for job in jobs
+                for number in (80, 90)
+            ],
+            len(jobs),
+            0,
+            None,
+        ),
+    )
     rows, missing = besides._pinned(JOBS, machine)
-    assert [(row["job"], row["architecture"]) for row in rows] == [(JOBS[0], number) for number in shown]
-    assert missing == "1 of 2 are not as they were pinned, and this profile compiles none"
+    assert [(row["job"], row["architecture"]) for row in rows] == [
+        (JOBS[0], number) for number in shown
+    ]
+    assert (
+        missing == "1 of 2 are not as they were pinned, and this profile compiles none"
+    )
 
 
 class Worker:
@@ -96,7 +145,10 @@ def test_the_noise_is_another_part_of_the_evidence(monkeypatch, profile, looked)
     seen = []
     monkeypatch.setattr(study, "surveys", lambda *asked: seen.append(asked) or iter(()))
     monkeypatch.setattr(besides, "compiled", lambda *asked: ([], None))
-    document = {OURS: {"seconds": 1.0, "baselines": {}, "selection": "", "cases": []},
-                "benchmarks": [], "machine_info": {OURS: {}}}
+    document = {
+        OURS: {"seconds": 1.0, "baselines": {}, "selection": "", "cases": []},
+        "benchmarks": [],
+        "machine_info": {OURS: {}},
+    }
     list(besides.looks(Worker(), planned(profile, "cpu"), document, {}))
     assert bool(seen) == looked

@@ -1,16 +1,25 @@
-"""How often the gate is wrong, and what it sees, on simulated sessions: bounds at 99% confidence (Clopper-Pearson)."""
+"""How often the gate is wrong, and what it sees, on simulated sessions: bounds at 99%
+confidence (Clopper-Pearson).
+"""
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED, UNCONFIRMED
+from batchline.bench.regressions import (
+    EQUIVALENT,
+    IMPROVED,
+    INCONCLUSIVE,
+    REGRESSED,
+    UNCONFIRMED,
+)
 from batchline.bench.verdicts.floors import Floor
 from batchline.bench.verdicts.gate import decide
 from batchline.bench.verdicts.over_batches import over_batches
 from tests import traces
 
 LEAST = Floor(0.01, "least")
-BATCHES = tuple(2 ** power for power in range(8))
+BATCHES = tuple(2**power for power in range(8))
 
 
 def verdicts(noise, sessions, cases, changed=0, change=0.0):
@@ -18,16 +27,32 @@ def verdicts(noise, sessions, cases, changed=0, change=0.0):
     rng = np.random.default_rng(7)
     changes = np.where(np.arange(cases) < changed, change, 0.0)
     floors = dict.fromkeys(map(str, range(cases)), LEAST)
-    return np.array([[one.verdict for one in decide(
-        dict(zip(floors, traces.session(rng, noise, changes).tolist())), floors).values()] for _ in range(sessions)])
+    return np.array(
+        [
+            [
+                one.verdict
+                for one in decide(
+                    dict(zip(floors, traces.session(rng, noise, changes).tolist())),
+                    floors,
+                ).values()
+            ]
+            for _ in range(sessions)
+        ]
+    )
 
 
 def at_least(successes):
-    return binomtest(int(successes.sum()), successes.size).proportion_ci(0.98, "exact").low
+    return (
+        binomtest(int(successes.sum()), successes.size).proportion_ci(0.98, "exact").low
+    )
 
 
 def at_most(successes):
-    return binomtest(int(successes.sum()), successes.size).proportion_ci(0.98, "exact").high
+    return (
+        binomtest(int(successes.sum()), successes.size)
+        .proportion_ci(0.98, "exact")
+        .high
+    )
 
 
 @pytest.mark.parametrize("kind", traces.KINDS)
@@ -39,29 +64,59 @@ def test_at_most_one_session_in_a_hundred_without_a_change_has_a_false_alarm(kin
 
 def test_nor_does_one_have_a_kernel_that_changed_over_its_batch_sizes():
     rng, alarms = np.random.default_rng(8), []
-    floors = {f"bmm/k{kernel}/s/float16/B{batch}": LEAST for kernel in range(4) for batch in BATCHES}
+    floors = {
+        f"bmm/k{kernel}/s/float16/B{batch}": LEAST
+        for kernel in range(4)
+        for batch in BATCHES
+    }
     for _ in range(470):
-        ratios = traces.session(rng, traces.KINDS["two modes"], np.zeros(len(floors))).tolist()
-        alarms.append(any(kernel.verdict not in (EQUIVALENT, INCONCLUSIVE)
-                          for kernel in over_batches(dict(zip(floors, ratios)), floors)))
+        ratios = traces.session(
+            rng, traces.KINDS["two modes"], np.zeros(len(floors))
+        ).tolist()
+        alarms.append(
+            any(
+                kernel.verdict not in (EQUIVALENT, INCONCLUSIVE)
+                for kernel in over_batches(dict(zip(floors, ratios)), floors)
+            )
+        )
     assert at_most(np.array(alarms)) <= 0.01
 
 
-@pytest.mark.parametrize("noise, change, power, sessions", [
-    (traces.NOTES, 0.05, 0.95, 100), (traces.DOUBLE, 0.05, 0.8, 300), (traces.NOTES, 0.1, 0.99, 100),
-    (traces.DOUBLE, 0.1, 0.99, 100)], ids=["notes +5%", "double +5%", "notes +10%", "double +10%"])
+@pytest.mark.parametrize(
+    "noise, change, power, sessions",
+    [
+        (traces.NOTES, 0.05, 0.95, 100),
+        (traces.DOUBLE, 0.05, 0.8, 300),
+        (traces.NOTES, 0.1, 0.99, 100),
+        (traces.DOUBLE, 0.1, 0.99, 100),
+    ],
+    ids=["notes +5%", "double +5%", "notes +10%", "double +10%"],
+)
 def test_a_slowdown_of_five_cases_in_a_hundred_is_seen(noise, change, power, sessions):
     found = verdicts(noise, sessions, cases=100, changed=5, change=change)
     assert at_least(found[:, :5] == REGRESSED) >= power
 
 
-@pytest.mark.parametrize("noise, power", [(traces.NOTES, 0.99), (traces.DOUBLE, 0.95)], ids=["notes", "double"])
+@pytest.mark.parametrize(
+    "noise, power",
+    [(traces.NOTES, 0.99), (traces.DOUBLE, 0.95)],
+    ids=["notes", "double"],
+)
 def test_a_slowdown_of_the_only_case_is_seen(noise, power):
-    assert at_least(verdicts(noise, 1200, cases=1, changed=1, change=0.05) == REGRESSED) >= power
+    assert (
+        at_least(verdicts(noise, 1200, cases=1, changed=1, change=0.05) == REGRESSED)
+        >= power
+    )
 
 
 def test_as_much_faster_is_seen_as_well():
-    assert at_least(verdicts(traces.NOTES, 100, cases=100, changed=5, change=-0.05)[:, :5] == IMPROVED) >= 0.95
+    assert (
+        at_least(
+            verdicts(traces.NOTES, 100, cases=100, changed=5, change=-0.05)[:, :5]
+            == IMPROVED
+        )
+        >= 0.95
+    )
 
 
 def test_of_three_hundred_cases_the_ten_that_changed_are_seen_and_next_to_no_others():

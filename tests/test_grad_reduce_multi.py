@@ -1,4 +1,7 @@
-"""Several parameters' gradients reduced at once: what is asked, one launch for all, and a table that is never stale."""
+"""Several parameters' gradients reduced at once: what is asked, one launch for all, and
+a table that is never stale.
+"""
+
 import dataclasses
 
 import numpy as np
@@ -16,8 +19,16 @@ from batchline.kernels.grad_reduce import grad_reduce
 from batchline.kernels.grad_reduce_multi import _table, grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import table_of
 
-GPU = [name for name, variant in grad_reduce_multi.variants.items() if variant.needs == "cuda"]
-HERE = [name for name, variant in grad_reduce_multi.variants.items() if not variant.why_not_here("cpu")]
+GPU = [
+    name
+    for name, variant in grad_reduce_multi.variants.items()
+    if variant.needs == "cuda"
+]
+HERE = [
+    name
+    for name, variant in grad_reduce_multi.variants.items()
+    if not variant.why_not_here("cpu")
+]
 SIZES = (130, 1, 0, 64, 7)
 
 
@@ -39,14 +50,20 @@ def _check(name, *gs):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 2 ** 32))
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    st.integers(0, 2**32),
+)
 def test_the_reference_is_numpys(batch, sizes, seed):
     draw = Draw(torch.float32, "cpu", seed)
     gs = [draw.normal(batch, size) for size in sizes]
     means = grad_reduce_multi.reference(*gs)
     assert isinstance(means, tuple) and len(means) == len(gs)
     for mean, g in zip(means, gs):
-        np.testing.assert_allclose(mean.numpy(), g.numpy().astype(np.float64).mean(0), atol=1e-14)
+        np.testing.assert_allclose(
+            mean.numpy(), g.numpy().astype(np.float64).mean(0), atol=1e-14
+        )
 
 
 def test_each_is_what_grad_reduce_asks():
@@ -60,9 +77,11 @@ def test_each_is_what_grad_reduce_asks():
 
 
 def test_a_lone_mean_may_come_bare():
-    g, = _gradients(sizes=(9,))
-    bare, = grad_reduce_multi.tolerance(grad_reduce.reference(g), g)
-    assert torch.equal(bare, grad_reduce_multi.tolerance(grad_reduce_multi.reference(g), g)[0])
+    (g,) = _gradients(sizes=(9,))
+    (bare,) = grad_reduce_multi.tolerance(grad_reduce.reference(g), g)
+    assert torch.equal(
+        bare, grad_reduce_multi.tolerance(grad_reduce_multi.reference(g), g)[0]
+    )
 
 
 def test_the_scenarios_are_real_shapes():
@@ -70,15 +89,23 @@ def test_the_scenarios_are_real_shapes():
     assert [tuple(g.shape) for g in digits] == [(3, 8192), (3, 128), (3, 1280), (3, 10)]
     assert {g.stride() for g in digits} == {(9610, 1)}
     assert len({g.untyped_storage().data_ptr() for g in digits}) == 1
-    block, norms = (grad_reduce_multi.scenarios[name].sizes for name in ("gpt2_block", "layer_norms"))
-    assert len(block) == 12 and sum(block.values()) == grad_reduce.scenarios["transformer_block"].sizes["P"]
+    block, norms = (
+        grad_reduce_multi.scenarios[name].sizes
+        for name in ("gpt2_block", "layer_norms")
+    )
+    assert (
+        len(block) == 12
+        and sum(block.values()) == grad_reduce.scenarios["transformer_block"].sizes["P"]
+    )
     assert len(norms) == 50 and set(norms.values()) == {768}
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_there_is_a_mean_for_each_in_order(name):
     returned = _check(name, *_gradients())
-    assert isinstance(returned, tuple) and [len(mean) for mean in returned] == list(SIZES)
+    assert isinstance(returned, tuple) and [len(mean) for mean in returned] == list(
+        SIZES
+    )
     assert isinstance(_check(name, *_gradients(sizes=(5,))), tuple)
 
 
@@ -86,29 +113,46 @@ def test_there_is_a_mean_for_each_in_order(name):
 @pytest.mark.parametrize("name", GPU)
 def test_one_kernel_is_launched_however_many_tensors(name, count):
     variant = grad_reduce_multi.variants[name]
-    if why_cannot_compile(variant.backend) is not None or backends.interpreted(variant.backend):
+    if why_cannot_compile(variant.backend) is not None or backends.interpreted(
+        variant.backend
+    ):
         pytest.skip("needs the compiler itself")
     for batch in (0, 3, 5000):
-        grid, = grids_of(variant, _gradients(batch, [1 + 700 * (number % 3) for number in range(count)]))
+        (grid,) = grids_of(
+            variant,
+            _gradients(batch, [1 + 700 * (number % 3) for number in range(count)]),
+        )
         x, y, z = grid.blocks
         assert x >= count and (y, z) == (1, 1)
     assert grids_of(variant, _gradients(3, [0] * count)) == []
 
 
-@pytest.mark.skipif(bool(backends.why_absent("numba_cpu")), reason="Numba is not installed")
+@pytest.mark.skipif(
+    bool(backends.why_absent("numba_cpu")), reason="Numba is not installed"
+)
 @pytest.mark.parametrize("batch", [3, 5000])
 def test_one_parallel_region_however_many_tensors(monkeypatch, batch):
     from batchline.kernels.grad_reduce_multi import numba_cpu_one_launch as module
 
     regions, run = [], module.run
-    monkeypatch.setattr(module, "run", lambda *args: (regions.append(args[2]), run(*args)))
-    _check("numba_cpu_one_launch", *_gradients(batch, [1 + number % 3 for number in range(70)]))
-    assert regions == [min(70, backends.numba.get_num_threads()) if batch == 5000 else 1]
+    monkeypatch.setattr(
+        module, "run", lambda *args: (regions.append(args[2]), run(*args))
+    )
+    _check(
+        "numba_cpu_one_launch",
+        *_gradients(batch, [1 + number % 3 for number in range(70)])
+    )
+    assert regions == [
+        min(70, backends.numba.get_num_threads()) if batch == 5000 else 1
+    ]
 
 
 @pytest.mark.skipif("numba_cpu_one_launch" not in HERE, reason="Numba is not installed")
 def test_the_bits_do_not_depend_on_the_number_of_threads():
-    gs, variant = _gradients(300, (1000, 70, 1, 333)), grad_reduce_multi.variants["numba_cpu_one_launch"]
+    gs, variant = (
+        _gradients(300, (1000, 70, 1, 333)),
+        grad_reduce_multi.variants["numba_cpu_one_launch"],
+    )
     threads, together = backends.numba.get_num_threads(), variant(*gs)
     try:
         backends.numba.set_num_threads(1)
@@ -126,7 +170,10 @@ def test_outputs_share_a_buffer_and_start_on_16_bytes(dtype):
     spans = [(mean.storage_offset() * dtype.itemsize, mean.nbytes) for mean in means]
     assert [nbytes for _, nbytes in spans] == [size * dtype.itemsize for size in SIZES]
     assert not any(start % 16 for start, _ in spans)
-    assert all(start + nbytes <= following for (start, nbytes), (following, _) in zip(spans, spans[1:]))
+    assert all(
+        start + nbytes <= following
+        for (start, nbytes), (following, _) in zip(spans, spans[1:])
+    )
     assert 0 <= buffer.nbytes - sum(spans[-1]) < 16
 
 
@@ -138,9 +185,23 @@ def test_a_table_is_found_again_by_its_numbers_alone():
     gs = _gradients()
     table = table_of(gs, _of_64)
     assert (table.blocks, table.width, table.columns) == (3 + 1 + 0 + 1 + 1, 8, 64)
-    assert table.numbers[0].tolist() == [3, 4, 4, 5, 6, 7, 7, 7]  # where each tensor's blocks end
+    assert table.numbers[0].tolist() == [
+        3,
+        4,
+        4,
+        5,
+        6,
+        7,
+        7,
+        7,
+    ]  # where each tensor's blocks end
     assert table_of(tuple(g.view(g.shape) for g in gs), _of_64) is table
-    for others in (gs[:4], gs[::-1], (gs[0][:, 1:], *gs[1:]), (gs[0][::2], *(g[:3] for g in gs[1:]))):
+    for others in (
+        gs[:4],
+        gs[::-1],
+        (gs[0][:, 1:], *gs[1:]),
+        (gs[0][::2], *(g[:3] for g in gs[1:])),
+    ):
         assert table_of(others, _of_64) is not table
 
 
@@ -150,7 +211,11 @@ def test_values_changed_in_place_are_seen(name):
     first = [mean.clone() for mean in _check(name, *gs)]
     for g in gs:
         g.add_(1)
-    assert not any(torch.equal(mean, before) for mean, before in zip(_check(name, *gs), first) if len(mean))
+    assert not any(
+        torch.equal(mean, before)
+        for mean, before in zip(_check(name, *gs), first)
+        if len(mean)
+    )
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -160,7 +225,9 @@ def test_memory_used_again_for_another_shape_or_dtype_has_another_table(name):
         _check(name, memory.view(rows, columns), memory.view(columns, rows).T)
     for dtype in (torch.float16, torch.float64):
         if grad_reduce_multi.variants[name].why_unsupported(memory.to(dtype)) is None:
-            memory.view(dtype).copy_(torch.linspace(-1, 1, 240 * 4 // dtype.itemsize, dtype=dtype))
+            memory.view(dtype).copy_(
+                torch.linspace(-1, 1, 240 * 4 // dtype.itemsize, dtype=dtype)
+            )
             _check(name, memory.view(dtype).view(4, -1))
 
 
@@ -190,7 +257,9 @@ def test_a_capture_takes_the_table_that_is_there_and_keeps_it(monkeypatch):
     of_the_graph = table_of(cold, _of_64)
     assert set(_table._captured) == {before, of_the_graph}
     monkeypatch.setattr(_table, "_stream_of", lambda device: (2, False))
-    assert table_of(cold, _of_64) is not of_the_graph  # which nothing has filled before the first replay
+    assert (
+        table_of(cold, _of_64) is not of_the_graph
+    )  # which nothing has filled before the first replay
 
 
 def test_a_table_is_whole_where_allocations_are_poisoned():

@@ -1,4 +1,7 @@
-"""The ops' files are imported from their sources, whatever lies in __pycache__, and nothing watches."""
+"""The ops' files are imported from their sources, whatever lies in __pycache__, and
+nothing watches.
+"""
+
 import subprocess
 import sys
 
@@ -26,8 +29,12 @@ print(kernel.value, "os.listdir" in events)
 
 
 def _said(folder, how):
-    return subprocess.run([sys.executable, "-c", _PROGRAM, str(folder), how], capture_output=True, text=True,
-                          check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, str(folder), how],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
 
 
 def test_without_a_guard_a_poisoned_cache_is_run_and_a_hook_is_told(tmp_path):

@@ -1,4 +1,7 @@
-"""The GPU variants' arithmetic without a GPU: the tests of variants and of properties again, interpreting kernels."""
+"""The GPU variants' arithmetic without a GPU: the tests of variants and of properties
+again, interpreting kernels.
+"""
+
 import os
 import subprocess
 import sys
@@ -15,31 +18,66 @@ from tests.on_tensor_cores import ON_TENSOR_CORES
 def _why_not(backend):
     """Why `backend`'s interpreter can't be trusted here, or None."""
     if backend == "triton" and backends.why_absent(backend) is None:
-        if Version(backends.triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
+        if Version(backends.triton.__version__) < Version("3.7") and Version(
+            numpy.__version__
+        ) >= Version("2.4"):
             return "Triton 3.6's interpreter breaks on NumPy 2.4"
     return backends.why_absent(backend)
 
 
-FILES = {"tests/test_variants.py": ("not slow", "slow"), "tests/test_properties.py": ("not slow",),
-         "tests/test_statistics.py": ("not slow",)}  # and of which marks there are tests in it
-CHILDREN = [pytest.param(backend, file, marks, id=f"{backend}-{file}-{marks}",
-                         marks=[pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
-                                *([pytest.mark.slow] if marks == "slow" else [])])
-            for backend in backends.INTERPRETED_BACKENDS for file, all_marks in FILES.items() for marks in all_marks]
+FILES = {
+    "tests/test_variants.py": ("not slow", "slow"),
+    "tests/test_properties.py": ("not slow",),
+    "tests/test_statistics.py": ("not slow",),
+}  # and of which marks there are tests in it
+CHILDREN = [
+    pytest.param(
+        backend,
+        file,
+        marks,
+        id=f"{backend}-{file}-{marks}",
+        marks=[
+            pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
+            *([pytest.mark.slow] if marks == "slow" else []),
+        ],
+    )
+    for backend in backends.INTERPRETED_BACKENDS
+    for file, all_marks in FILES.items()
+    for marks in all_marks
+]
 
 
 @pytest.mark.parametrize("backend, file, marks", CHILDREN)
 def test_gpu_variants_are_right_when_interpreted(backend, file, marks):
-    done = subprocess.run([sys.executable, "-m", "pytest", file, "-m", marks, "-p", "no:cacheprovider", "--no-header"],
-                          env=os.environ | backends.interpreter_environment(backend), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            file,
+            "-m",
+            marks,
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+        ],
+        env=os.environ | backends.interpreter_environment(backend),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
 
 def test_every_variant_is_run_somewhere():
-    """A backend is native on the CPU, has an interpreter, or computes on the stand-in: none goes without a check."""
+    """A backend is native on the CPU, has an interpreter, or computes on the stand-in:
+    none goes without a check.
+    """
     on_the_stand_in = {f"{op}/{name}" for op, name, _ in ON_TENSOR_CORES}
     for op in kernels.ops.values():
         for variant in op.variants.values():
-            is_tried = variant.backend in backends.INTERPRETED_BACKENDS or variant.id in on_the_stand_in
+            is_tried = (
+                variant.backend in backends.INTERPRETED_BACKENDS
+                or variant.id in on_the_stand_in
+            )
             assert variant.needs != "cuda" or is_tried, variant.id

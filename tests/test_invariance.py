@@ -1,4 +1,7 @@
-"""Batch invariance: kernels that sum by the batch size are found out, what is kept is priced, all of it is shown."""
+"""Batch invariance: kernels that sum by the batch size are found out, what is kept is
+priced, all of it is shown.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -17,7 +20,9 @@ from tests.pages import a_run, timed, with_records
 from tests.pages import invariance as row
 from tests.test_records import document
 
-BMM, REDUCE, STATS = (kernels.ops[name] for name in ("bmm", "grad_reduce", "grad_stats"))
+BMM, REDUCE, STATS = (
+    kernels.ops[name] for name in ("bmm", "grad_reduce", "grad_stats")
+)
 BATCHES = (1, 3, 8)
 _calls = []
 
@@ -25,7 +30,9 @@ _calls = []
 def by_batch(a, b):
     """Sums in an order that the batch decides."""
     half = a.shape[2] // 2 if len(a) > 4 else 1
-    return torch.bmm(a[:, :, :half], b[:, :half]) + torch.bmm(a[:, :, half:], b[:, half:])
+    return torch.bmm(a[:, :, :half], b[:, :half]) + torch.bmm(
+        a[:, :, half:], b[:, half:]
+    )
 
 
 def by_call(a, b):
@@ -42,18 +49,26 @@ def raises(a, b):
 
 
 def look(function, op=BMM, scenario="square_64"):
-    return invariance.found(Variant(op, function, "torch"), scenario, "float32", BATCHES, "cpu")
+    return invariance.found(
+        Variant(op, function, "torch"), scenario, "float32", BATCHES, "cpu"
+    )
 
 
 def test_a_sample_that_depends_on_its_batch_is_found_out():
     found = look(by_batch)
-    assert found["rows"] is False and found["differs_at"] == [1, 3] and found["repeats"] is True
+    assert (
+        found["rows"] is False
+        and found["differs_at"] == [1, 3]
+        and found["repeats"] is True
+    )
     assert found["failed"] is None and found["batches"] == [1, 3, 8]
 
 
 def test_a_sample_that_does_not_is_the_same():
     found = look(one_by_one)
-    assert found["rows"] is True and found["differs_at"] == [] and found["repeats"] is True
+    assert (
+        found["rows"] is True and found["differs_at"] == [] and found["repeats"] is True
+    )
     assert found["digest"] == look(one_by_one)["digest"] != look(by_batch)["digest"]
 
 
@@ -79,13 +94,24 @@ def test_what_is_raised_is_the_row():
     assert found["failed"] == "RuntimeError: no" and found["rows"] is None
 
 
-ROWS = [row("torch_bmm"), row("fast", [1, 16]), row("fast", scenario="tiny_32"), row("broken", failed="no", rows=None),
-        row("mean", rows=None, repeats=False)]
+ROWS = [
+    row("torch_bmm"),
+    row("fast", [1, 16]),
+    row("fast", scenario="tiny_32"),
+    row("broken", failed="no", rows=None),
+    row("mean", rows=None, repeats=False),
+]
 
 
 def run():
-    found = with_records(a_run(invariance=ROWS), timed("torch_bmm", 1, 3e-6), timed("fast", 1, 2e-6),
-                         timed("torch_bmm", 16, 2e-6), timed("fast", 16, 4e-6), timed("fast", 256, 1e-6))
+    found = with_records(
+        a_run(invariance=ROWS),
+        timed("torch_bmm", 1, 3e-6),
+        timed("fast", 1, 2e-6),
+        timed("torch_bmm", 16, 2e-6),
+        timed("fast", 16, 4e-6),
+        timed("fast", 256, 1e-6),
+    )
     return replace(found, records=found.records[2:])
 
 
@@ -93,23 +119,43 @@ def test_a_verdict_a_variant():
     torch_bmm, fast, broken, mean = by_variant(ROWS)
     assert (torch_bmm.scenarios, torch_bmm.varies, torch_bmm.repeats) == (1, {}, True)
     assert (fast.scenarios, fast.varies) == (2, {"tiny_16": [1, 16]})
-    assert broken.failed == ("tiny_16: no",) and broken.repeats is None and mean.scenarios == 0 and not mean.repeats
+    assert (
+        broken.failed == ("tiny_16: no",)
+        and broken.repeats is None
+        and mean.scenarios == 0
+        and not mean.repeats
+    )
 
 
 def test_the_price_is_the_fastest_invariant_over_the_fastest():
     (price,) = prices(ROWS, run().records)
-    assert (price.op, price.dtype, price.problems, price.without) == ("bmm", "float32", 2, 1)
-    assert price.mean == pytest.approx(1.5 ** 0.5, rel=0.01) and price.most == pytest.approx(1.5, rel=0.01)
+    assert (price.op, price.dtype, price.problems, price.without) == (
+        "bmm",
+        "float32",
+        2,
+        1,
+    )
+    assert price.mean == pytest.approx(
+        1.5**0.5, rel=0.01
+    ) and price.most == pytest.approx(1.5, rel=0.01)
     assert price.where == "tiny_16 B=1"
 
 
 def test_the_section():
     text = shown.section(run(), PLAIN)
-    table = {line.split()[0]: line for line in text.splitlines() if line.startswith("bmm/")}
-    assert "the same on 1 of 2 scenarios" in table["bmm/fast"] and "tiny_16 at B=1, 16" in table["bmm/fast"]
+    table = {
+        line.split()[0]: line for line in text.splitlines() if line.startswith("bmm/")
+    }
+    assert (
+        "the same on 1 of 2 scenarios" in table["bmm/fast"]
+        and "tiny_16 at B=1, 16" in table["bmm/fast"]
+    )
     assert "no row a sample" in table["bmm/mean"] and "differs" in table["bmm/mean"]
     assert "tiny_16: no" in table["bmm/broken"]
-    assert "costs 1.22x (geometric mean over 2 problems), 1.50x at most (tiny_16 B=1). On 1 problems no" in text
+    assert (
+        "costs 1.22x (geometric mean over 2 problems), 1.50x at most (tiny_16 B=1). On 1 problems no"
+        in text
+    )
     assert shown.section(a_run(), PLAIN) is None
 
 
@@ -136,15 +182,38 @@ class Plan:
 def measured(*names):
     parts = document()
     bench = parts["benchmarks"][0]
-    return parts | {"benchmarks": [bench | {"param": name, "extra_info": {"flops": 1e6}} for name in names],
-                    OURS: parts[OURS] | {"cases": [{"id": name, "status": "measured", "reason": ""} for name in names]}}
+    return parts | {
+        "benchmarks": [
+            bench | {"param": name, "extra_info": {"flops": 1e6}} for name in names
+        ],
+        OURS: parts[OURS]
+        | {
+            "cases": [
+                {"id": name, "status": "measured", "reason": ""} for name in names
+            ]
+        },
+    }
 
 
 def test_each_measured_variant_is_looked_at_over_its_batches():
     worker = Worker()
-    found = besides.invariance_of(worker, Plan, measured(
-        "bmm/torch_bmm/tiny_16/float32/B4", "bmm/torch_bmm/tiny_16/float32/B1", "bmm/torch_bmm/tiny_32/float32/B1"))
-    assert worker.asked[0] == ("invariance", "bmm", "torch_bmm", "tiny_16", "float32", (1, 4))
+    found = besides.invariance_of(
+        worker,
+        Plan,
+        measured(
+            "bmm/torch_bmm/tiny_16/float32/B4",
+            "bmm/torch_bmm/tiny_16/float32/B1",
+            "bmm/torch_bmm/tiny_32/float32/B1",
+        ),
+    )
+    assert worker.asked[0] == (
+        "invariance",
+        "bmm",
+        "torch_bmm",
+        "tiny_16",
+        "float32",
+        (1, 4),
+    )
     assert [row["failed"] for row in found] == [None, "gone"] and worker.closed == 0
 
 
@@ -157,6 +226,15 @@ def test_only_problems_of_milliseconds_are_looked_at():
 def test_full_asks_a_second_process(monkeypatch):
     monkeypatch.setattr(Plan.profile, "details", True)
     worker = Worker()
-    found = besides.invariance_of(worker, Plan, measured("bmm/torch_bmm/tiny_16/float32/B4",
-                                                         "bmm/numba_cpu_tiny/tiny_16/float32/B4"))
-    assert [row["repeats"] for row in found] == [True, False] and worker.closed == 1 and len(worker.asked) == 4
+    found = besides.invariance_of(
+        worker,
+        Plan,
+        measured(
+            "bmm/torch_bmm/tiny_16/float32/B4", "bmm/numba_cpu_tiny/tiny_16/float32/B4"
+        ),
+    )
+    assert (
+        [row["repeats"] for row in found] == [True, False]
+        and worker.closed == 1
+        and len(worker.asked) == 4
+    )

@@ -1,4 +1,7 @@
-"""The latency law on synthetic curves with known answers: its intervals' coverage, its false terms, every branch."""
+"""The latency law on synthetic curves with known answers: its intervals' coverage, its
+false terms, every branch.
+"""
+
 import itertools
 import math
 from functools import cache
@@ -12,7 +15,7 @@ from batchline.bench.verdicts.latency_fit import Fit
 from batchline.bench.verdicts.latency_law import Cliff, Waves, laws
 
 QUICK = (1, 3, 8, 33, 64, 256, 1024, 4096)
-FULL = tuple(sorted({3, 33, 100, 257} | {2 ** power for power in range(13)}))
+FULL = tuple(sorted({3, 33, 100, 257} | {2**power for power in range(13)}))
 LAUNCH_S, COST_S = 5e-6, 1e-7
 OF_32 = Waves(ctas_per_sample=4, multiprocessors=64, ctas_per_multiprocessor=2)
 KEY = "bmm", "triton_tiled", "tiny_16", "float32"
@@ -20,12 +23,21 @@ KEY = "bmm", "triton_tiled", "tiny_16", "float32"
 
 def _record(batch, seconds, status=MEASURED, clock="host", **other):
     identity = dict(zip(("op", "variant", "scenario", "dtype"), KEY)) | other
-    return Record(**identity, batch=batch, status=status, samples_s=(seconds,), facts={"clock": clock})
+    return Record(
+        **identity,
+        batch=batch,
+        status=status,
+        samples_s=(seconds,),
+        facts={"clock": clock},
+    )
 
 
 def _law(seconds, batches=QUICK, waves=None):
     """Of a curve: batch → seconds."""
-    law, = laws([_record(batch, seconds(batch)) for batch in batches], {KEY: waves} if waves else None)
+    (law,) = laws(
+        [_record(batch, seconds(batch)) for batch in batches],
+        {KEY: waves} if waves else None,
+    )
     return law
 
 
@@ -50,21 +62,41 @@ def _covers(interval, truth):
 
 def _is_95_percent(hits):
     """Whether the coverage is 95% ± 2%, as far as so many draws can tell."""
-    return binom.ppf(0.001, len(hits), 0.93) <= sum(hits) <= binom.ppf(0.999, len(hits), 0.97)
+    return (
+        binom.ppf(0.001, len(hits), 0.93)
+        <= sum(hits)
+        <= binom.ppf(0.999, len(hits), 0.97)
+    )
 
 
 @cache
 def _of_lines():
-    designs = [(QUICK, 0.005), (QUICK, 0.05), (FULL, 0.02), (QUICK[:4], 0.02), (QUICK[:5], 0.05)]
-    return [law for seed, (batches, sigma) in enumerate(designs)
-            for law in _noisy(lambda batch: _line(batch, cost=1e-6), sigma, batches, 360, seed)]
+    designs = [
+        (QUICK, 0.005),
+        (QUICK, 0.05),
+        (FULL, 0.02),
+        (QUICK[:4], 0.02),
+        (QUICK[:5], 0.05),
+    ]
+    return [
+        law
+        for seed, (batches, sigma) in enumerate(designs)
+        for law in _noisy(
+            lambda batch: _line(batch, cost=1e-6), sigma, batches, 360, seed
+        )
+    ]
 
 
 def test_the_intervals_of_lines_cover_launch_cost_and_saturation():
     found = _of_lines()
     assert _is_95_percent([_covers(law.launch_interval_s, LAUNCH_S) for law in found])
     assert _is_95_percent([_covers(law.cost_interval_s, 1e-6) for law in found])
-    assert _is_95_percent([law.saturation.low <= 9 * LAUNCH_S / 1e-6 <= law.saturation.high for law in found])
+    assert _is_95_percent(
+        [
+            law.saturation.low <= 9 * LAUNCH_S / 1e-6 <= law.saturation.high
+            for law in found
+        ]
+    )
 
 
 def test_at_most_two_percent_of_lines_get_a_second_slope_or_a_cliff():
@@ -74,9 +106,19 @@ def test_at_most_two_percent_of_lines_get_a_second_slope_or_a_cliff():
     assert not any(law.why_none for law in found)
 
 
-@pytest.mark.parametrize("then", [0.4 * COST_S, 2.5 * COST_S], ids=["cheaper", "dearer"])
+@pytest.mark.parametrize(
+    "then", [0.4 * COST_S, 2.5 * COST_S], ids=["cheaper", "dearer"]
+)
 def test_a_second_slope_is_found_where_it_begins_and_its_interval_covers(then):
-    found = list(_noisy(lambda batch: _bent(batch, LAUNCH_S, COST_S, 256, then), 0.02, QUICK, 200, seed=1))
+    found = list(
+        _noisy(
+            lambda batch: _bent(batch, LAUNCH_S, COST_S, 256, then),
+            0.02,
+            QUICK,
+            200,
+            seed=1,
+        )
+    )
     assert [law.bends.batch for law in found] == [256] * len(found)
     assert _is_95_percent([_covers(law.bends.cost_interval_s, then) for law in found])
     assert _is_95_percent([_covers(law.cost_interval_s, COST_S) for law in found])
@@ -84,7 +126,16 @@ def test_a_second_slope_is_found_where_it_begins_and_its_interval_covers(then):
 
 
 def test_the_intervals_of_waves_cover():
-    found = list(_noisy(lambda batch: 5e-6 + 3.2e-6 * OF_32.count(batch), 0.02, FULL, 120, seed=2, waves=OF_32))
+    found = list(
+        _noisy(
+            lambda batch: 5e-6 + 3.2e-6 * OF_32.count(batch),
+            0.02,
+            FULL,
+            120,
+            seed=2,
+            waves=OF_32,
+        )
+    )
     assert all(law.waves == OF_32 for law in found)
     assert _is_95_percent([_covers(law.launch_interval_s, 5e-6) for law in found])
     assert _is_95_percent([_covers(law.cost_interval_s, 1e-7) for law in found])
@@ -92,13 +143,20 @@ def test_the_intervals_of_waves_cover():
 
 def test_no_interval_goes_below_zero():
     found = list(_noisy(lambda batch: 1e-6 * batch, 0.05, QUICK, 100, seed=3))
-    assert all(0 <= law.launch_interval_s[0] < law.launch_interval_s[1] for law in found)
-    assert all(law.launch_interval_s[0] <= law.launch_s <= law.launch_interval_s[1] for law in found)
-    assert all(law.cost_interval_s[0] <= law.cost_s <= law.cost_interval_s[1] for law in found)
+    assert all(
+        0 <= law.launch_interval_s[0] < law.launch_interval_s[1] for law in found
+    )
+    assert all(
+        law.launch_interval_s[0] <= law.launch_s <= law.launch_interval_s[1]
+        for law in found
+    )
+    assert all(
+        law.cost_interval_s[0] <= law.cost_s <= law.cost_interval_s[1] for law in found
+    )
 
 
 def test_a_line_is_recovered_from_records_in_any_order():
-    law, = laws([_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)])
+    (law,) = laws([_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)])
     assert (law.op, law.variant, law.scenario, law.dtype) == KEY
     assert (law.clock, law.batches) == ("host", (1, 8, 64, 1024))
     assert (law.launch_s, law.cost_s) == pytest.approx((LAUNCH_S, COST_S))
@@ -115,13 +173,25 @@ def test_the_misfit_is_of_the_worst_batch_as_a_share_of_the_law():
 
 def _misses(law):
     factors = {33: 1.04, 1024: 0.9}
-    return {batch: _line(batch) * factors.get(batch, 1) / (law.launch_s + law.cost_s * batch) - 1 for batch in QUICK}
+    return {
+        batch: _line(batch)
+        * factors.get(batch, 1)
+        / (law.launch_s + law.cost_s * batch)
+        - 1
+        for batch in QUICK
+    }
 
 
-@pytest.mark.parametrize("batches, why", [((1,), "1 of at least 4"), ((1, 2, 4), "3 of at least 4")])
+@pytest.mark.parametrize(
+    "batches, why", [((1,), "1 of at least 4"), ((1, 2, 4), "3 of at least 4")]
+)
 def test_too_few_batch_sizes_make_no_law(batches, why):
     law = _law(_line, batches)
-    assert law.why_none == f"{why} batch sizes measured" and law.launch_s is None and law.saturation is None
+    assert (
+        law.why_none == f"{why} batch sizes measured"
+        and law.launch_s is None
+        and law.saturation is None
+    )
 
 
 def test_a_median_of_nothing_makes_no_law():
@@ -129,52 +199,92 @@ def test_a_median_of_nothing_makes_no_law():
 
 
 def test_what_is_no_line_has_no_law_and_its_worst_batch_says_so():
-    law = _law(lambda batch: 1e-6 * batch ** 2, QUICK[:4])
-    slope = (1 + 1 / 3 + 1 / 8) / (1 + 1 / 9 + 1 / 64)  # through 0, by hand; B=33 is off it by more, and left out
-    assert law.why_none == f"the best line, bent or not, misses by {8 / slope - 1:.0%} at B=8"
-    assert (law.launch_s, law.cost_s, law.saturation, law.cliffs) == (None, None, None, ())
-    assert _law(lambda batch: 1e-6 * batch ** 2, FULL).why_none
+    law = _law(lambda batch: 1e-6 * batch**2, QUICK[:4])
+    slope = (1 + 1 / 3 + 1 / 8) / (
+        1 + 1 / 9 + 1 / 64
+    )  # through 0, by hand; B=33 is off it by more, and left out
+    assert (
+        law.why_none
+        == f"the best line, bent or not, misses by {8 / slope - 1:.0%} at B=8"
+    )
+    assert (law.launch_s, law.cost_s, law.saturation, law.cliffs) == (
+        None,
+        None,
+        None,
+        (),
+    )
+    assert _law(lambda batch: 1e-6 * batch**2, FULL).why_none
 
 
 @pytest.mark.parametrize("row, factor", [(0, 0.3), (3, 1.41), (3, 0.6), (7, 1.8)])
 def test_a_batch_that_stands_out_is_named_and_does_not_bend_the_law(row, factor):
     generator = np.random.default_rng(4)
     noise = dict(zip(QUICK, np.exp(generator.normal(0, 0.01, len(QUICK)))))
-    law = _law(lambda batch: _line(batch) * noise[batch] * (factor if batch == QUICK[row] else 1))
-    cliff, = law.cliffs
+    law = _law(
+        lambda batch: _line(batch)
+        * noise[batch]
+        * (factor if batch == QUICK[row] else 1)
+    )
+    (cliff,) = law.cliffs
     assert cliff.batch == QUICK[row] and cliff.waves is None
     assert cliff.over == pytest.approx(factor - 1, abs=0.05) and law.misfit < 0.05
     assert (law.launch_s, law.cost_s) == pytest.approx((LAUNCH_S, COST_S), rel=0.03)
 
 
 def test_five_batches_show_a_bend_that_no_line_is_near():
-    law = _law(lambda batch: _bent(batch, 9e-5, 1.2e-5, 8, 3.8e-5) * (1.02 if batch % 3 else 0.98), QUICK[:5])
+    law = _law(
+        lambda batch: _bent(batch, 9e-5, 1.2e-5, 8, 3.8e-5)
+        * (1.02 if batch % 3 else 0.98),
+        QUICK[:5],
+    )
     assert law.bends.batch == 8 and law.bends.cost_s == pytest.approx(3.8e-5, rel=0.1)
 
 
 def _least_saturated(seconds, best_per_s):
-    return next(batch for batch in itertools.count(1) if batch / seconds(batch) >= 0.9 * best_per_s * (1 - 1e-9))
+    return next(
+        batch
+        for batch in itertools.count(1)
+        if batch / seconds(batch) >= 0.9 * best_per_s * (1 - 1e-9)
+    )
 
 
-@pytest.mark.parametrize("launch, then", [
-    (1e-5, 4e-6),      # throughput is best at the bend
-    (3e-4, 2e-6),      # 90% of the asymptote before the bend
-    (1e-4, 0.5e-6),    # beyond it
-    (0.0, 0.95e-6), (1e-3, 1e-6), (1e-5, 1e-6), (0.9e-5, 1e-6)], ids=str)
+@pytest.mark.parametrize(
+    "launch, then",
+    [
+        (1e-5, 4e-6),  # throughput is best at the bend
+        (3e-4, 2e-6),  # 90% of the asymptote before the bend
+        (1e-4, 0.5e-6),  # beyond it
+        (0.0, 0.95e-6),
+        (1e-3, 1e-6),
+        (1e-5, 1e-6),
+        (0.9e-5, 1e-6),
+    ],
+    ids=str,
+)
 def test_saturation_is_the_least_batch_at_90_percent_of_the_best(launch, then):
     def seconds(batch):
         return _bent(batch, launch, 1e-6, 256, then)
+
     law = _law(seconds, FULL)
     assert (law.bends is None) == (then == 1e-6)
     expected = _least_saturated(seconds, max(256 / seconds(256), 1 / then))
-    assert law.saturation.low <= law.saturation.batch == expected <= law.saturation.high <= expected + 1
+    assert (
+        law.saturation.low
+        <= law.saturation.batch
+        == expected
+        <= law.saturation.high
+        <= expected + 1
+    )
 
 
 @pytest.mark.parametrize("launch", [1e-6, 1e-5, 3e-5, 1e-4])
-@pytest.mark.parametrize("waves", [OF_32, Waves(3, 16, 7)], ids=["32 samples", "37.3 samples"])
+@pytest.mark.parametrize(
+    "waves", [OF_32, Waves(3, 16, 7)], ids=["32 samples", "37.3 samples"]
+)
 def test_saturation_by_waves_is_the_least_batch_too(launch, waves):
     def seconds(batch):
         return launch + 3e-6 * waves.count(batch)
+
     law = _law(seconds, FULL, waves)
     assert law.saturation.batch == _least_saturated(seconds, waves.samples / 3e-6)
     assert law.saturation.low <= law.saturation.batch <= law.saturation.high
@@ -183,19 +293,30 @@ def test_saturation_by_waves_is_the_least_batch_too(launch, waves):
 def test_time_that_is_not_seen_to_grow_is_never_saturated():
     assert _law(lambda batch: LAUNCH_S).saturation is None
     found = list(_noisy(lambda batch: LAUNCH_S, 0.02, QUICK[:5], 40, seed=5))
-    assert [law.saturation is None for law in found] == [law.cost_interval_s[0] == 0 for law in found]
+    assert [law.saturation is None for law in found] == [
+        law.cost_interval_s[0] == 0 for law in found
+    ]
     assert 30 < sum(law.saturation is None for law in found) < 40
 
 
 def test_a_ratio_over_what_is_not_told_from_nothing_has_no_upper_end():
     times_s = LAUNCH_S * np.array([1.02, 0.97, 1.03, 0.99])
-    value, interval = Fit(np.array(QUICK[:4], float), times_s).ratio(np.array([1, 0]), np.array([1e-9, 1]))
+    value, interval = Fit(np.array(QUICK[:4], float), times_s).ratio(
+        np.array([1, 0]), np.array([1e-9, 1])
+    )
     assert 0 < interval[0] < value and interval[1] == math.inf
 
 
-@pytest.mark.parametrize("batch, count, filled", [(1, 1, 32), (32, 1, 32), (33, 2, 64), (64, 2, 64), (65, 3, 96)])
+@pytest.mark.parametrize(
+    "batch, count, filled",
+    [(1, 1, 32), (32, 1, 32), (33, 2, 64), (64, 2, 64), (65, 3, 96)],
+)
 def test_waves_are_counted(batch, count, filled):
-    assert OF_32.samples == 32 and OF_32.count(batch) == count and OF_32.filled(batch) == filled
+    assert (
+        OF_32.samples == 32
+        and OF_32.count(batch) == count
+        and OF_32.filled(batch) == filled
+    )
 
 
 def test_one_more_wave_is_named_and_full_waves_are_not():
@@ -207,7 +328,11 @@ def test_one_more_wave_is_named_and_full_waves_are_not():
 
 
 def test_a_last_wave_that_is_nearly_full_is_no_cliff():
-    law = _law(lambda batch: 1e-6 + 5e-6 * OF_32.count(batch), (32, 33, 64, 100, 256, 1024, 4065), OF_32)
+    law = _law(
+        lambda batch: 1e-6 + 5e-6 * OF_32.count(batch),
+        (32, 33, 64, 100, 256, 1024, 4065),
+        OF_32,
+    )
     assert [(cliff.batch, cliff.waves) for cliff in law.cliffs] == [(33, 2), (100, 4)]
 
 
@@ -228,7 +353,9 @@ def test_waves_that_do_not_show_leave_a_line():
 @pytest.mark.parametrize("key", ["op", "variant", "scenario", "dtype", "clock"])
 def test_each_variant_scenario_dtype_and_clock_has_a_law_of_its_own(key):
     ours = [_record(batch, _line(batch)) for batch in QUICK]
-    theirs = [_record(batch, _line(batch, cost=1e-5), **{key: "other"}) for batch in QUICK]
+    theirs = [
+        _record(batch, _line(batch, cost=1e-5), **{key: "other"}) for batch in QUICK
+    ]
     found = laws([record for pair in zip(ours, theirs) for record in pair])
     assert [law.cost_s for law in found] == pytest.approx([COST_S, 1e-5])
     assert [getattr(law, key) == "other" for law in found] == [False, True]

@@ -1,12 +1,17 @@
-"""What of launching can be seen with no GPU: the grid is kept, and an integer is marshalled as it is."""
+"""What of launching can be seen with no GPU: the grid is kept, and an integer is
+marshalled as it is.
+"""
+
 import pytest
 import torch
 
 from batchline.kernels import launch
 from batchline.kernels.backends import interpreted, why_absent
 
-pytestmark = pytest.mark.skipif(bool(why_absent("numba_cuda")) or interpreted("numba_cuda"),
-                                reason="needs Numba's CUDA compiler")
+pytestmark = pytest.mark.skipif(
+    bool(why_absent("numba_cuda")) or interpreted("numba_cuda"),
+    reason="needs Numba's CUDA compiler",
+)
 
 
 class Recorder:
@@ -32,11 +37,16 @@ def test_on_a_gpu_a_configuration_is_made_once(monkeypatch):
         cuda_stream = 12345
 
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(launch.cuda, "external_stream", lambda pointer: ("stream", pointer))
+    monkeypatch.setattr(
+        launch.cuda, "external_stream", lambda pointer: ("stream", pointer)
+    )
     kernel = Recorder()
     for grid in (7, 7, 8):
         launch.launch_at(torch.device("cuda"), kernel, grid, 64, 3)
-    assert kernel.configurations == [(7, 64, ("stream", 12345)), (8, 64, ("stream", 12345))]
+    assert kernel.configurations == [
+        (7, 64, ("stream", 12345)),
+        (8, 64, ("stream", 12345)),
+    ]
     assert len(kernel.calls) == 3
 
 
@@ -49,7 +59,9 @@ def test_an_integer_is_marshalled_without_ctypes():
         pass
 
     marshalled = []
-    shell = _Kernel.__new__(_Kernel)  # a compiled kernel wants a driver; marshalling does not
+    shell = _Kernel.__new__(
+        _Kernel
+    )  # a compiled kernel wants a driver; marshalling does not
     shell.extensions = kernel.targetoptions["extensions"]
     shell._prepare_args(types.int64, 1 << 40, 0, [], marshalled)
     assert [getattr(number, "value", number) for number in marshalled] == [1 << 40]

@@ -1,4 +1,7 @@
-"""Data flows one way, kernels → cases → measure → records → report, and only measuring touches the compilers."""
+"""Data flows one way, kernels → cases → measure → records → report, and only measuring
+touches the compilers.
+"""
+
 import ast
 import subprocess
 import sys
@@ -8,53 +11,108 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMPILERS = {"torch", "triton", "numba"}
-MEASURING = ("bench/measure", "bench/noise/meter", "bench/noise/workloads", "bench/noise/experiments",
-             "bench/noise/coverage.py")
+MEASURING = (
+    "bench/measure",
+    "bench/noise/meter",
+    "bench/noise/workloads",
+    "bench/noise/experiments",
+    "bench/noise/coverage.py",
+)
 
 
 def _imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix("batchline.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (
+                f"{node.module}.{alias.name}".removeprefix("batchline.")
+                for alias in node.names
+            )
 
 
 def _files(folder):
     return sorted(path for path in (REPOSITORY / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", _files("kernels"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "path", _files("kernels"), ids=lambda path: str(path.relative_to(REPOSITORY))
+)
 def test_kernels_import_nothing_of_bench(path):
-    assert not [name for name in _imports(path) if name.partition(".")[0] in ("bench", "tests")]
+    assert not [
+        name for name in _imports(path) if name.partition(".")[0] in ("bench", "tests")
+    ]
 
 
-@pytest.mark.parametrize("path", _files("bench"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "path", _files("bench"), ids=lambda path: str(path.relative_to(REPOSITORY))
+)
 def test_only_measuring_imports_the_compilers(path):
     if not str(path.relative_to(REPOSITORY)).startswith(MEASURING):
-        assert not [name for name in _imports(path) if name.partition(".")[0] in COMPILERS]
+        assert not [
+            name for name in _imports(path) if name.partition(".")[0] in COMPILERS
+        ]
 
 
-SHOWING = [*_files("bench/report"), *_files("bench/verdicts"),
-           *(path for path in _files("bench/noise")
-             if not str(path.relative_to(REPOSITORY)).startswith(MEASURING) and path.name != "__init__.py"),
-           *(REPOSITORY / f"bench/{name}.py" for name in (
-               "files", "records", "regressions", "sealed", "selftests", "stored_files", "texts", "units"))]
+SHOWING = [
+    *_files("bench/report"),
+    *_files("bench/verdicts"),
+    *(
+        path
+        for path in _files("bench/noise")
+        if not str(path.relative_to(REPOSITORY)).startswith(MEASURING)
+        and path.name != "__init__.py"
+    ),
+    *(
+        REPOSITORY / f"bench/{name}.py"
+        for name in (
+            "files",
+            "records",
+            "regressions",
+            "sealed",
+            "selftests",
+            "stored_files",
+            "texts",
+            "units",
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
 def test_showing_imports_nothing_that_measures(path):
-    allowed = ("batchline.bench.errors", "batchline.bench.files", "batchline.bench.records", "batchline.bench.regressions", "batchline.bench.report", "batchline.bench.sealed",
-               "batchline.bench.selftests", "batchline.bench.stored_files", "batchline.bench.texts", "batchline.bench.units", "batchline.bench.verdicts", "batchline.bench.noise",
-               "batchline.kernels.architectures")
-    ours = [name for name in _imports(path) if name.partition(".")[0] in ("bench", "kernels", "tests")]
+    allowed = (
+        "bench.errors",
+        "bench.files",
+        "bench.records",
+        "bench.regressions",
+        "bench.report",
+        "bench.sealed",
+        "bench.selftests",
+        "bench.stored_files",
+        "bench.texts",
+        "bench.units",
+        "bench.verdicts",
+        "bench.noise",
+        "kernels.architectures",
+    )
+    ours = [
+        name
+        for name in _imports(path)
+        if name.partition(".")[0] in ("bench", "kernels", "tests")
+    ]
     assert all(name.startswith(allowed) for name in ours), ours
-    assert not [name for name in ours if name.replace(".", "/").startswith(MEASURING)], ours
+    assert not [
+        name for name in ours if name.replace(".", "/").startswith(MEASURING)
+    ], ours
 
 
 def test_the_table_of_architectures_imports_nothing():
     assert set(_imports(REPOSITORY / "kernels/architectures.py")) == {
-        "__future__.annotations", "dataclasses.dataclass", "dataclasses.replace"}
+        "__future__.annotations",
+        "dataclasses.dataclass",
+        "dataclasses.replace",
+    }
 
 
 def test_a_report_renders_without_torch(tmp_path):
@@ -69,6 +127,8 @@ for name in ("torch", "triton", "numba", "batchline.kernels.op"):
 from batchline.__main__ import main
 sys.exit(main(["report", {str(tmp_path)!r}]))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "README.md").exists()

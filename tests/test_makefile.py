@@ -1,4 +1,5 @@
 """make's side: help, settings, and non-zero exits."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +10,43 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def make(*arguments):
-    return subprocess.run(["make", "--no-print-directory", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_bare_make_prints_help():
     done = make()
     assert done.returncode == 0
-    for words in ("make bench", "make test", "make tune", "make codegen",
-                  "PROFILE=smoke|quick|full", "DEVICE=auto|cpu|cuda", "K=", "VENV="):
+    for words in (
+        "make bench",
+        "make test",
+        "make tune",
+        "make codegen",
+        "PROFILE=smoke|quick|full",
+        "DEVICE=auto|cpu|cuda",
+        "K=",
+        "VENV=",
+    ):
         assert words in done.stdout
 
 
-@pytest.mark.parametrize("settings, words", [
-    (["bench", "PROFILE=fast"], "unknown profile 'fast'"),
-    pytest.param(["bench", "K=nothing_matches"], "K='nothing_matches' matches", marks=pytest.mark.slow),
-    (["report"], "say which run"), (["report", "RUN=nowhere"], "no run in nowhere")])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["bench", "PROFILE=fast"], "unknown profile 'fast'"),
+        pytest.param(
+            ["bench", "K=nothing_matches"],
+            "K='nothing_matches' matches",
+            marks=pytest.mark.slow,
+        ),
+        (["report"], "say which run"),
+        (["report", "RUN=nowhere"], "no run in nowhere"),
+    ],
+)
 def test_a_wrong_setting_is_a_clear_line_and_non_zero(settings, words):
     done = make(*settings, "VENV=", f"PYTHON={sys.executable}")
     assert done.returncode != 0
@@ -31,13 +54,18 @@ def test_a_wrong_setting_is_a_clear_line_and_non_zero(settings, words):
 
 
 @pytest.mark.parametrize("code", [1, 3])
-def test_make_makes_2_of_every_exit_code_and_prints_it_and_the_documents_say_so(tmp_path, code):
+def test_make_makes_2_of_every_exit_code_and_prints_it_and_the_documents_say_so(
+    tmp_path, code
+):
     python = tmp_path / "python3"
     python.write_text(f"#!/bin/sh\nexit {code}\n")
     python.chmod(0o755)
     done = make("regress", "BASE=main", "VENV=", f"PYTHON={python}")
     assert done.returncode == 2 and f"Error {code}" in done.stderr
-    assert "its own 2" in make().stdout and "its own 2" in (REPOSITORY / "README.md").read_text()
+    assert (
+        "its own 2" in make().stdout
+        and "its own 2" in (REPOSITORY / "README.md").read_text()
+    )
 
 
 def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
@@ -45,18 +73,29 @@ def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
     old.write_text('#!/bin/sh\ntest "$1" = --version && echo Python 3.8.1\nexit 1\n')
     old.chmod(0o755)
     done = make("install", f"PYTHON={old}", f"VENV={tmp_path}/env")
-    assert done.returncode != 0 and "needs Python 3.11 to 3.13" in done.stdout and "Python 3.8.1" in done.stdout
+    assert (
+        done.returncode != 0
+        and "needs Python 3.11 to 3.13" in done.stdout
+        and "Python 3.8.1" in done.stdout
+    )
     assert not (tmp_path / "env").exists()
 
 
 def test_an_empty_venv_uses_python_as_it_is():
     done = make("-n", "bench", "VENV=", f"PYTHON={sys.executable}")
-    assert f'{sys.executable} -m bench run --profile \'quick\'' in done.stdout and "pip" not in done.stdout
+    assert (
+        f"{sys.executable} -m bench run --profile 'quick'" in done.stdout
+        and "pip" not in done.stdout
+    )
 
 
 def test_a_setting_reaches_the_command_as_it_is_whatever_is_in_it():
     text = """it's "one" `two` ; three & $HOME"""
-    done = make("-n", "bench", f"K={text.replace('$', '$$')}", "VENV=", "PYTHON=printf %s~")
-    command, = [line for line in done.stdout.splitlines() if "-m bench run" in line]
-    words = subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout.split("~")
+    done = make(
+        "-n", "bench", f"K={text.replace('$', '$$')}", "VENV=", "PYTHON=printf %s~"
+    )
+    (command,) = [line for line in done.stdout.splitlines() if "-m bench run" in line]
+    words = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True
+    ).stdout.split("~")
     assert f"-k={text}" in words

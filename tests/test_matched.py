@@ -1,4 +1,7 @@
-"""Two plans beside each other: what is compared, what is new, missing or the same, and which controls are measured."""
+"""Two plans beside each other: what is compared, what is new, missing or the same, and
+which controls are measured.
+"""
+
 from batchline.bench.regress.matched import Matched, match, union
 from batchline.bench.regressions import IDENTICAL, MISSING, NEW
 
@@ -12,17 +15,37 @@ def planned(code, refusal=None):
 
 
 def test_each_case_has_one_place():
-    base = {case("a"): planned("1"), case("b"): planned("1"), case("c"): planned("1"), case("gone"): planned("1"),
-            case("taken_back"): planned("1"), case("late"): planned("1", ("unsupported", "not yet")),
-            case("never"): planned("1", ("not timed here", "needs CUDA"))}
-    head = {case("a"): planned("1"), case("b"): planned("2"), case("c"): planned("1"), case("fresh"): planned("1"),
-            case("taken_back"): planned("2", ("unsupported", "no more")), case("late"): planned("2"),
-            case("never"): planned("2", ("not timed here", "needs CUDA"))}
+    base = {
+        case("a"): planned("1"),
+        case("b"): planned("1"),
+        case("c"): planned("1"),
+        case("gone"): planned("1"),
+        case("taken_back"): planned("1"),
+        case("late"): planned("1", ("unsupported", "not yet")),
+        case("never"): planned("1", ("not timed here", "needs CUDA")),
+    }
+    head = {
+        case("a"): planned("1"),
+        case("b"): planned("2"),
+        case("c"): planned("1"),
+        case("fresh"): planned("1"),
+        case("taken_back"): planned("2", ("unsupported", "no more")),
+        case("late"): planned("2"),
+        case("never"): planned("2", ("not timed here", "needs CUDA")),
+    }
     found = match(base, head, union(list(base), list(head)))
     assert (found.changed, found.same) == ((case("b"),), (case("a"), case("c")))
-    assert found.new == {case("fresh"): "at the base: not there", case("late"): "at the base: not yet"}
-    assert found.missing == {case("gone"): "now: not there", case("taken_back"): "now: no more"}
-    assert [row.verdict for row in found.unmeasured()] == [MISSING] * 2 + [NEW] * 2 + [IDENTICAL] * 2
+    assert found.new == {
+        case("fresh"): "at the base: not there",
+        case("late"): "at the base: not yet",
+    }
+    assert found.missing == {
+        case("gone"): "now: not there",
+        case("taken_back"): "now: no more",
+    }
+    assert [row.verdict for row in found.unmeasured()] == [MISSING] * 2 + [NEW] * 2 + [
+        IDENTICAL
+    ] * 2
 
 
 def test_only_what_is_chosen_is_matched():
@@ -37,7 +60,11 @@ def test_a_union_keeps_the_heads_order():
 def test_controls_are_of_the_changed_problems_and_the_baseline_first():
     same = (case("other"), case("torch_bmm"), case("torch_bmm", 64), case("third"))
     found = Matched((case("mine"),), same, {}, {})
-    assert found.controls({"bmm": "torch_bmm"}) == (case("torch_bmm"), case("other"), case("third"))
+    assert found.controls({"bmm": "torch_bmm"}) == (
+        case("torch_bmm"),
+        case("other"),
+        case("third"),
+    )
 
 
 def test_controls_come_from_elsewhere_where_the_changed_problems_have_none_and_are_eight_at_most():

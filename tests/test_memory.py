@@ -1,4 +1,7 @@
-"""Peak memory: outputs and workspace, never inputs, whoever allocates them; and running out of it."""
+"""Peak memory: outputs and workspace, never inputs, whoever allocates them; and running
+out of it.
+"""
+
 import contextlib
 import json
 import platform
@@ -12,13 +15,20 @@ import torch
 
 from batchline.bench.measure import memory
 
-MIB = 2 ** 20
+MIB = 2**20
 
 
 def _run(program):
-    """What a program prints in JSON, in a process of its own: what it does to the heap and the limit stays there."""
-    program = "import ctypes, json, resource, torch\nfrom batchline.bench.measure import memory\n" + program
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    """What a program prints in JSON, in a process of its own: what it does to the heap
+    and the limit stays there.
+    """
+    program = (
+        "import ctypes, json, resource, torch\nfrom batchline.bench.measure import memory\n"
+        + program
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -73,9 +83,14 @@ print(json.dumps([memory.peak_of(lambda: torch.bmm(a, b), "cpu").bytes for _ in 
     assert peaks == pytest.approx([16 * MIB] * 2, rel=0.02)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap can be told to keep its memory")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc",
+    reason="only glibc's heap can be told to keep its memory",
+)
 def test_calls_that_reuse_freed_memory_take_no_page_faults():
-    """After some calls: a block can't be reused at the same size until the free space around it has grown a little."""
+    """After some calls: a block can't be reused at the same size until the free space
+    around it has grown a little.
+    """
     faults = _run("""
 memory.keep_freed_memory()
 
@@ -111,12 +126,18 @@ except RuntimeError as error:
     seen.append(memory.is_out_of_memory(error))
 print(json.dumps(seen))
 """)
-    assert [at_first, after_it, with_free_heap] == pytest.approx([512 * MIB] * 3, rel=0.02)
+    assert [at_first, after_it, with_free_heap] == pytest.approx(
+        [512 * MIB] * 3, rel=0.02
+    )
     assert with_one_kept == pytest.approx(128 * MIB, rel=0.08) and refused is True
 
 
 def test_without_a_limit_there_is_no_room_to_name(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(
+        resource,
+        "getrlimit",
+        lambda what: (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    )
     assert memory.room("cpu") is None
 
 
@@ -142,40 +163,73 @@ def test_in_a_container_the_room_is_what_its_limit_leaves(monkeypatch):
     """On made-up files, for the limit itself is the kernel's."""
     limits = []
     monkeypatch.setattr(memory, "limit_to", limits.append)
-    for allowed in (None, 2 ** 20, 2 ** 60):
+    for allowed in (None, 2**20, 2**60):
         monkeypatch.setattr(memory.cgroups, "memory_room", lambda: allowed)
         memory.limit_to_available()
-    assert limits[1] == 2 ** 20 * 9 // 10 and limits[0] == pytest.approx(limits[2], rel=0.1)
+    assert limits[1] == 2**20 * 9 // 10 and limits[0] == pytest.approx(
+        limits[2], rel=0.1
+    )
 
 
-@pytest.mark.parametrize("error, is_one", [
-    (MemoryError(), True), (torch.OutOfMemoryError("x"), True),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), True),
-    (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"), True), (RuntimeError("shapes differ"), False)])
+@pytest.mark.parametrize(
+    "error, is_one",
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("x"), True),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            ),
+            True,
+        ),
+        (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
 def test_ways_to_say_it(error, is_one):
     assert memory.is_out_of_memory(error) is is_one
 
 
-def test_where_the_mark_cannot_be_lowered_the_peak_is_unknown_and_says_why(monkeypatch, tmp_path):
+def test_where_the_mark_cannot_be_lowered_the_peak_is_unknown_and_says_why(
+    monkeypatch, tmp_path
+):
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "no" / "such")
     peak = memory.peak_of(lambda: None, "cpu")
-    assert peak.bytes is None and peak.method.startswith("not measured: needs glibc and a writable ")
+    assert peak.bytes is None and peak.method.startswith(
+        "not measured: needs glibc and a writable "
+    )
 
 
 class FakeDevice:
-    """A GPU of 1 GiB behind torch.cuda: torch's allocator in blocks of 20 MiB, and what others take beside it."""
+    """A GPU of 1 GiB behind torch.cuda: torch's allocator in blocks of 20 MiB, and what
+    others take beside it.
+    """
 
     TOTAL, BLOCK = 1024 * MIB, 20 * MIB
 
     def __init__(self, monkeypatch):
-        self.allocated, self.peak, self.reserved, self.outside = 100 * MIB, 400 * MIB, 100 * MIB, 50 * MIB
+        self.allocated, self.peak, self.reserved, self.outside = (
+            100 * MIB,
+            400 * MIB,
+            100 * MIB,
+            50 * MIB,
+        )
         self.freed_later = None
         for name, value in {
-                "synchronize": lambda: None, "empty_cache": lambda: None, "reset_peak_memory_stats": self._reset,
-                "memory_allocated": lambda: self.allocated, "max_memory_allocated": lambda: self.peak,
-                "memory_reserved": lambda: self.reserved, "mem_get_info": lambda: (self.free, self.TOTAL)}.items():
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+            "reset_peak_memory_stats": self._reset,
+            "memory_allocated": lambda: self.allocated,
+            "max_memory_allocated": lambda: self.peak,
+            "memory_reserved": lambda: self.reserved,
+            "mem_get_info": lambda: (self.free, self.TOTAL),
+        }.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setitem(sys.modules, "numba.cuda", types.SimpleNamespace(defer_cleanup=self._defer_cleanup))
+        monkeypatch.setitem(
+            sys.modules,
+            "numba.cuda",
+            types.SimpleNamespace(defer_cleanup=self._defer_cleanup),
+        )
 
     @property
     def free(self):
@@ -230,7 +284,9 @@ def test_on_a_device_workspace_that_is_freed_again_counts(device):
 
 
 @pytest.mark.parametrize("frees", [False, True], ids=["kept", "freed"])
-def test_on_a_device_what_others_than_torch_take_counts_even_where_they_free_it_again(device, frees):
+def test_on_a_device_what_others_than_torch_take_counts_even_where_they_free_it_again(
+    device, frees
+):
     def call():
         device.torch_takes(10 * MIB)
         device.outside += 6 * MIB

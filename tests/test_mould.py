@@ -1,4 +1,7 @@
-"""The mould: workers are forked from it quickly, and nothing that a variant leaves behind outlives its worker."""
+"""The mould: workers are forked from it quickly, and nothing that a variant leaves
+behind outlives its worker.
+"""
+
 import os
 import signal
 import subprocess
@@ -12,7 +15,13 @@ from batchline.bench.records import MEASURED
 from tests import fake_worker
 from tests.fake_worker import task
 
-LEAVES = ("edits_at_exit", "leaves_a_daemon", "leaves_a_daemon_and_kills_its_parent", "stops_its_parent", "forks_20")
+LEAVES = (
+    "edits_at_exit",
+    "leaves_a_daemon",
+    "leaves_a_daemon_and_kills_its_parent",
+    "stops_its_parent",
+    "forks_20",
+)
 PROGRAM = """
 import sys
 import pytest
@@ -37,11 +46,19 @@ def isolated(monkeypatch, tmp_path):
 
 
 def program(tmp_path, *variants):
-    """A run of its own, which waits for a line on its input when it has measured the variants."""
+    """A run of its own, which waits for a line on its input when it has measured the
+    variants.
+    """
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    return subprocess.Popen([sys.executable, path, tmp_path, *variants], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    return subprocess.Popen(
+        [sys.executable, path, tmp_path, *variants],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
 
 
 def wait_until(holds, seconds=10):
@@ -52,7 +69,9 @@ def wait_until(holds, seconds=10):
 
 
 @pytest.mark.parametrize("variant", LEAVES)
-def test_nothing_that_a_variant_leaves_behind_edits_the_run_later(isolated, tmp_path, variant):
+def test_nothing_that_a_variant_leaves_behind_edits_the_run_later(
+    isolated, tmp_path, variant
+):
     mark = f"BATCHLINE_MOULD={isolated._mould._mark}"
     outcomes = isolated.measure(task("good", variant))
     assert outcomes["good"].status == MEASURED
@@ -84,7 +103,9 @@ def test_ctrl_c_is_the_runs_and_not_its_workers(tmp_path):
     with program(tmp_path, "good") as run:
         mould = int(run.stdout.readline())
         assert run.stdout.readline() == "measured\n"
-        assert os.getpgid(mould) == mould  # not the run's group, which the terminal's Ctrl-C goes to
+        assert (
+            os.getpgid(mould) == mould
+        )  # not the run's group, which the terminal's Ctrl-C goes to
         for pid in (mould, *processes.descendants(mould)):
             os.kill(pid, signal.SIGINT)
         _, errors = run.communicate("\n", timeout=30)
@@ -104,4 +125,6 @@ def test_60_mb_of_output_are_cut_and_stop_nobody(tmp_path):
     with program(tmp_path, "prints_60_mb") as run:
         output, errors = run.communicate("\n", timeout=60)
     assert output.splitlines()[1:] == ["measured"]
-    assert len(errors) < 100_000 and errors.endswith("(it printed more than 64 KiB: the rest is left out)\n")
+    assert len(errors) < 100_000 and errors.endswith(
+        "(it printed more than 64 KiB: the rest is left out)\n"
+    )

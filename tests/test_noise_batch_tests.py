@@ -1,10 +1,16 @@
 """The three tests of a batch against their definitions, sample by sample."""
+
 import math
 
 import numpy as np
 import pytest
 
-from batchline.bench.noise.batch_tests import BatchTest, inner_product_test, norm_test, orthogonality_test
+from batchline.bench.noise.batch_tests import (
+    BatchTest,
+    inner_product_test,
+    norm_test,
+    orthogonality_test,
+)
 from batchline.bench.noise.estimators import BatchStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
@@ -26,27 +32,38 @@ def test_each_is_a_variance_of_the_mean_gradient_over_its_square(batch):
     square = mean @ mean
     along = g @ mean
     across = g - np.outer(along / square, mean)
-    assert norm_test(_statistics(g)).value == pytest.approx(g.var(0, ddof=1).sum() / batch / square)
-    assert inner_product_test(_statistics(g)).value == pytest.approx(along.var(ddof=1) / batch / square ** 2)
+    assert norm_test(_statistics(g)).value == pytest.approx(
+        g.var(0, ddof=1).sum() / batch / square
+    )
+    assert inner_product_test(_statistics(g)).value == pytest.approx(
+        along.var(ddof=1) / batch / square**2
+    )
     assert orthogonality_test(_statistics(g)).value == pytest.approx(
-        np.square(across).sum() / (batch - 1) / batch / square)
+        np.square(across).sum() / (batch - 1) / batch / square
+    )
 
 
 def test_the_norm_test_is_the_other_two_together():
-    norm, inner, orthogonal = (test(_statistics(_gradients(20))).value for test in TESTS)
+    norm, inner, orthogonal = (
+        test(_statistics(_gradients(20))).value for test in TESTS
+    )
     assert norm == pytest.approx(inner + orthogonal)
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test.__name__)
 def test_the_batch_that_it_asks_for_is_the_one_at_which_it_just_passes(test):
-    """Samples repeated k times have the same M, n̄ and d̄², and so the value of k times the batch, but for Bessel's."""
+    """Samples repeated k times have the same M, n̄ and d̄², and so the value of k times
+    the batch, but for Bessel's.
+    """
     g, repeats = _gradients(50), 30
     found = test(_statistics(g))
     more = test(_statistics(np.tile(g, (repeats, 1))))
     assert more.value == pytest.approx(found.value / repeats * 49 / 50 * 1500 / 1499)
     theta = math.sqrt(found.value / 3)
     assert not found.passes(theta) and found.asks_for(theta) == pytest.approx(150)
-    assert found.passes(math.sqrt(found.value)) and found.asks_for(math.sqrt(found.value)) == pytest.approx(50)
+    assert found.passes(math.sqrt(found.value)) and found.asks_for(
+        math.sqrt(found.value)
+    ) == pytest.approx(50)
 
 
 def test_identical_samples_pass_whatever_is_asked():

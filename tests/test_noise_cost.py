@@ -1,11 +1,23 @@
-"""What measuring costs: every way has a row, timed or with its reason, over the plain step of the same rounds."""
+"""What measuring costs: every way has a row, timed or with its reason, over the plain
+step of the same rounds.
+"""
+
 import pytest
 
 from batchline.bench.measure.busy import NoGuard
 from batchline.bench.noise.experiments import cost
-from batchline.bench.noise.experiments.cost import BACKPACK, METERED, OPACUS, PLAIN, READ, WAYS, Way, costs, table
+from batchline.bench.noise.experiments.cost import (
+    BACKPACK,
+    METERED,
+    OPACUS,
+    PLAIN,
+    READ,
+    WAYS,
+    Way,
+    costs,
+    table,
+)
 from batchline.bench.noise.workloads import workloads
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +40,11 @@ def _ways(clock, seconds_of):
         def step():
             clock.time_s += seconds_of[name]
 
-        return lambda workload, model, x, y: (step, ("left.out",) if name == METERED else ())
+        return lambda workload, model, x, y: (
+            step,
+            ("left.out",) if name == METERED else (),
+        )
+
     return tuple(Way(name, "", make(name)) for name in seconds_of)
 
 
@@ -40,32 +56,51 @@ def clock(monkeypatch):
 
 
 def test_the_overhead_is_over_the_plain_step(clock, monkeypatch):
-    monkeypatch.setattr(cost, "WAYS", _ways(clock, {PLAIN: 0.010, METERED: 0.012, READ: 0.008}))
+    monkeypatch.setattr(
+        cost, "WAYS", _ways(clock, {PLAIN: 0.010, METERED: 0.012, READ: 0.008})
+    )
     plain, metered, read = costs(workloads["digits"], 4, seconds=1.0)
     assert plain.median_s == pytest.approx(0.010) and plain.overhead == pytest.approx(0)
-    assert (metered.overhead, metered.overhead_low, metered.overhead_high) == pytest.approx((0.2, 0.2, 0.2))
+    assert (
+        metered.overhead,
+        metered.overhead_low,
+        metered.overhead_high,
+    ) == pytest.approx((0.2, 0.2, 0.2))
     assert read.overhead == pytest.approx(-0.2) and metered.left_out == ("left.out",)
     assert metered.rounds == pytest.approx(1.0 / 0.030, abs=1.01)
 
 
-def test_a_way_that_fails_is_a_row_with_its_reason_and_the_others_are_timed(clock, monkeypatch):
+def test_a_way_that_fails_is_a_row_with_its_reason_and_the_others_are_timed(
+    clock, monkeypatch
+):
     def broken(workload, model, x, y):
         raise NotImplementedError("no rule for\nthis layer")
 
     ways = *_ways(clock, {PLAIN: 0.010, METERED: 0.011}), Way(OPACUS, "", broken)
     monkeypatch.setattr(cost, "WAYS", ways)
     plain, metered, opacus = costs(workloads["digits"], 4, seconds=0.1)
-    assert opacus.reason == "NotImplementedError: no rule for" and opacus.median_s is None
+    assert (
+        opacus.reason == "NotImplementedError: no rule for" and opacus.median_s is None
+    )
     assert plain.rounds == metered.rounds >= 6
     text = table([plain, metered, opacus])
     assert "no rule for" in text and "+10.0%" in text and "11.0 ms" in text
 
 
 def test_a_peer_that_is_absent_is_a_row(clock, monkeypatch):
-    monkeypatch.setattr(cost.backends, "why_absent", lambda backend: f"{backend} is not here")
-    monkeypatch.setattr(cost, "WAYS", (*_ways(clock, {PLAIN: 0.01}), *(way for way in WAYS if way.needs)))
+    monkeypatch.setattr(
+        cost.backends, "why_absent", lambda backend: f"{backend} is not here"
+    )
+    monkeypatch.setattr(
+        cost,
+        "WAYS",
+        (*_ways(clock, {PLAIN: 0.01}), *(way for way in WAYS if way.needs)),
+    )
     rows = {row.way: row for row in costs(workloads["digits"], 4, seconds=0.05)}
-    assert rows[OPACUS].reason == "opacus is not here" and rows[BACKPACK].reason == "backpack is not here"
+    assert (
+        rows[OPACUS].reason == "opacus is not here"
+        and rows[BACKPACK].reason == "backpack is not here"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -87,10 +122,15 @@ class Busy(NoGuard):
     """Every attempt met others."""
 
     def measured(self, work):
-        return work(), "the machine was busy: other processes took 43% of the cores, three times"
+        return (
+            work(),
+            "the machine was busy: other processes took 43% of the cores, three times",
+        )
 
 
-def test_beside_others_no_way_has_a_time_and_the_command_ends_with_3(clock, monkeypatch, capsys):
+def test_beside_others_no_way_has_a_time_and_the_command_ends_with_3(
+    clock, monkeypatch, capsys
+):
     monkeypatch.setattr(cost, "WAYS", _ways(clock, {PLAIN: 0.010, METERED: 0.012}))
     monkeypatch.setattr(cost, "guard_of", lambda device: Busy())
     assert cost.run("cpu", 0.1) == 3

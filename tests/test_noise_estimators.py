@@ -1,4 +1,7 @@
-"""The noise scale against known truths: gradients of one Gaussian, whose B_simple is Pσ²/‖G‖²."""
+"""The noise scale against known truths: gradients of one Gaussian, whose B_simple is
+Pσ²/‖G‖².
+"""
+
 import json
 import math
 
@@ -6,9 +9,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchline.bench.noise.estimators import (BOUNDED, NO_SIGNAL, NO_UPPER_BOUND, BatchStatistics, NoiseEstimate, NoiseScale,
-                                    expected_cosine, noise_scale, over_batches, two_batch_sizes, within_batch)
-from batchline.bench.noise.intervals import Interval, Means, around, fieller, skewed, student_t
+from batchline.bench.noise.estimators import (
+    BOUNDED,
+    NO_SIGNAL,
+    NO_UPPER_BOUND,
+    BatchStatistics,
+    NoiseEstimate,
+    NoiseScale,
+    expected_cosine,
+    noise_scale,
+    over_batches,
+    two_batch_sizes,
+    within_batch,
+)
+from batchline.bench.noise.intervals import (
+    Interval,
+    Means,
+    around,
+    fieller,
+    skewed,
+    student_t,
+)
 
 PARAMETERS, SIGMA = 200, 0.7
 
@@ -20,21 +41,32 @@ def _batches(batch, count, seed):
     estimates = []
     for _ in range(count):
         g = true + SIGMA * random.normal(size=(batch, PARAMETERS))
-        estimates.append(noise_scale(float(np.square(g.mean(0)).sum()), np.square(g).sum(1)))
+        estimates.append(
+            noise_scale(float(np.square(g.mean(0)).sum()), np.square(g).sum(1))
+        )
     return float(true @ true), estimates
 
 
 @pytest.mark.parametrize("batch", [2, 3, 16])
 def test_of_a_gaussian_it_is_unbiased_and_within_its_standard_error(batch):
-    """Var S = 2Pσ⁴/(B−1), Var G2 = 4σ²‖G‖²/B + 2Pσ⁴/(B(B−1)); the ratio's error is the two, relative."""
+    """Var S = 2Pσ⁴/(B−1), Var G2 = 4σ²‖G‖²/B + 2Pσ⁴/(B(B−1)); the ratio's error is the
+    two, relative.
+    """
     count = 2000
     square, estimates = _batches(batch, count, seed=batch)
-    trace = PARAMETERS * SIGMA ** 2
-    error_of_trace = math.sqrt(2 * PARAMETERS * SIGMA ** 4 / (batch - 1) / count)
-    error_of_square = math.sqrt((4 * SIGMA ** 2 * square / batch
-                                 + 2 * PARAMETERS * SIGMA ** 4 / (batch * (batch - 1))) / count)
-    found = NoiseScale(float(np.mean([estimate.trace for estimate in estimates])),
-                       float(np.mean([estimate.square for estimate in estimates])))
+    trace = PARAMETERS * SIGMA**2
+    error_of_trace = math.sqrt(2 * PARAMETERS * SIGMA**4 / (batch - 1) / count)
+    error_of_square = math.sqrt(
+        (
+            4 * SIGMA**2 * square / batch
+            + 2 * PARAMETERS * SIGMA**4 / (batch * (batch - 1))
+        )
+        / count
+    )
+    found = NoiseScale(
+        float(np.mean([estimate.trace for estimate in estimates])),
+        float(np.mean([estimate.square for estimate in estimates])),
+    )
     assert abs(found.trace - trace) < 4 * error_of_trace
     assert abs(found.square - square) < 4 * error_of_square
     off = math.hypot(error_of_trace / trace, error_of_square / square)
@@ -44,7 +76,9 @@ def test_of_a_gaussian_it_is_unbiased_and_within_its_standard_error(batch):
 
 
 def test_by_hand():
-    found = noise_scale(2.5, [1, 9])  # gradients 1 and 3 with nothing in common but their mean's 2.5
+    found = noise_scale(
+        2.5, [1, 9]
+    )  # gradients 1 and 3 with nothing in common but their mean's 2.5
     assert (found.trace, found.square, found.simple) == (5.0, 0.0, math.inf)
     assert noise_scale(4.0, (4.0, 4.0, 4.0)) == NoiseScale(trace=0.0, square=4.0)
 
@@ -61,7 +95,9 @@ def test_lists_and_arrays_are_alike():
 
 @pytest.mark.parametrize("batch", [0, 1])
 def test_of_one_sample_there_is_no_variance(batch):
-    with pytest.raises(ValueError, match=f"needs two samples or more, and this batch has {batch}"):
+    with pytest.raises(
+        ValueError, match=f"needs two samples or more, and this batch has {batch}"
+    ):
         noise_scale(1.0, [1.0] * batch)
 
 
@@ -83,15 +119,25 @@ def test_within_a_batch_it_is_the_jackknife_that_leaves_each_sample_out(batch):
     g = _gradients(batch)
     whole = np.array([_scale(g).trace, _scale(g).square])
     left_out = [_scale(np.delete(g, sample, 0)) for sample in range(batch)]
-    pseudo = batch * whole - (batch - 1) * np.array([(scale.trace, scale.square) for scale in left_out])
-    means, plain = Means.of(pseudo.mean(0), np.cov(pseudo.T) / batch), student_t(0.95, batch - 1)
-    trace, square, ratio = (skewed(plain, stats.skew(values) / math.sqrt(batch)) for values in
-                            (*pseudo.T, pseudo @ (max(whole[1], 0), -whole[0])))
+    pseudo = batch * whole - (batch - 1) * np.array(
+        [(scale.trace, scale.square) for scale in left_out]
+    )
+    means, plain = Means.of(pseudo.mean(0), np.cov(pseudo.T) / batch), student_t(
+        0.95, batch - 1
+    )
+    trace, square, ratio = (
+        skewed(plain, stats.skew(values) / math.sqrt(batch))
+        for values in (*pseudo.T, pseudo @ (max(whole[1], 0), -whole[0]))
+    )
     found = within_batch(_statistics(g))
-    for interval, expected in ((found.simple, fieller(means, ratio)),
-                               (found.trace, around(means.top, means.top_variance, trace)),
-                               (found.square, around(means.bottom, means.bottom_variance, square))):
-        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
+    for interval, expected in (
+        (found.simple, fieller(means, ratio)),
+        (found.trace, around(means.top, means.top_variance, trace)),
+        (found.square, around(means.bottom, means.bottom_variance, square)),
+    ):
+        assert (interval.low, interval.high) == pytest.approx(
+            (expected.low, expected.high), rel=1e-9, abs=1e-9
+        )
     assert (found.scale.trace, found.scale.square) == pytest.approx(tuple(whole))
     assert (found.batch, found.batches, found.confidence) == (batch, 1, 0.95)
 
@@ -100,9 +146,13 @@ def test_within_a_batch_it_is_the_jackknife_that_leaves_each_sample_out(batch):
 def test_the_unit_of_the_gradients_does_not_matter(unit):
     for signal in (0.0, 1.0):
         g = _gradients(20, signal=signal)
-        found, expected = within_batch(_statistics(g * unit)), within_batch(_statistics(g))
+        found, expected = within_batch(_statistics(g * unit)), within_batch(
+            _statistics(g)
+        )
         assert found.answer == expected.answer
-        assert (found.simple.low, found.simple.high) == pytest.approx((expected.simple.low, expected.simple.high))
+        assert (found.simple.low, found.simple.high) == pytest.approx(
+            (expected.simple.low, expected.simple.high)
+        )
 
 
 def test_layers_add_up_to_the_model():
@@ -117,11 +167,21 @@ def test_layers_add_up_to_the_model():
 
 
 def test_over_batches_by_hand():
-    found = over_batches([NoiseScale(3.0, 1.0), NoiseScale(5.0, 2.0), NoiseScale(4.0, 3.0)], batch=8)
+    found = over_batches(
+        [NoiseScale(3.0, 1.0), NoiseScale(5.0, 2.0), NoiseScale(4.0, 3.0)], batch=8
+    )
     reach = 4.302653 / math.sqrt(3)
-    assert (found.trace.low, found.trace.high) == pytest.approx((4 - reach, 4 + reach), rel=1e-6)
-    assert (found.square.low, found.square.high) == pytest.approx((2 - reach, 2 + reach), rel=1e-6)
-    assert found.scale == NoiseScale(4.0, 2.0) and found.pairs == ((3, 1), (5, 2), (4, 3))
+    assert (found.trace.low, found.trace.high) == pytest.approx(
+        (4 - reach, 4 + reach), rel=1e-6
+    )
+    assert (found.square.low, found.square.high) == pytest.approx(
+        (2 - reach, 2 + reach), rel=1e-6
+    )
+    assert found.scale == NoiseScale(4.0, 2.0) and found.pairs == (
+        (3, 1),
+        (5, 2),
+        (4, 3),
+    )
     assert (found.batch, found.batches) == (8, 3) and not found.simple.bounded
 
 
@@ -145,18 +205,32 @@ def test_two_batch_sizes_differ(small, big):
 
 @pytest.mark.parametrize("batch", [4, 16, 64])
 def test_the_cosine_of_independent_batches_is_the_expected_one(batch):
-    """In 200 dimensions with B_simple 20: the mean of 500 cosines is off by 2% or four standard errors at most."""
+    """In 200 dimensions with B_simple 20: the mean of 500 cosines is off by 2% or four
+    standard errors at most.
+    """
     random = np.random.default_rng(batch)
     true = np.full(200, math.sqrt(10 / 200))
-    first, second = (true + random.normal(size=(500, 200)) / math.sqrt(batch) for _ in range(2))
-    cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    first, second = (
+        true + random.normal(size=(500, 200)) / math.sqrt(batch) for _ in range(2)
+    )
+    cosines = (
+        (first * second).sum(1)
+        / np.linalg.norm(first, axis=1)
+        / np.linalg.norm(second, axis=1)
+    )
     off = 4 * cosines.std() / math.sqrt(500)
-    assert cosines.mean() == pytest.approx(expected_cosine(20.0, batch), abs=off, rel=0.02)
+    assert cosines.mean() == pytest.approx(
+        expected_cosine(20.0, batch), abs=off, rel=0.02
+    )
 
 
-@pytest.mark.parametrize("signal, answer, words", [
-    (2.0, BOUNDED, r"^0\.\d+ \(0\.\d+ to 0\.\d+\)$"),
-    (0.0, NO_UPPER_BOUND, r"^at least [\d.]+: cannot bound above$")])
+@pytest.mark.parametrize(
+    "signal, answer, words",
+    [
+        (2.0, BOUNDED, r"^0\.\d+ \(0\.\d+ to 0\.\d+\)$"),
+        (0.0, NO_UPPER_BOUND, r"^at least [\d.]+: cannot bound above$"),
+    ],
+)
 def test_the_answer_and_its_words(signal, answer, words):
     import re
 
@@ -167,36 +241,85 @@ def test_the_answer_and_its_words(signal, answer, words):
 
 def test_nothing_known_is_an_answer():
     found = within_batch(_statistics(np.zeros((8, 3))))
-    assert found.answer == NO_SIGNAL == found.words() and found.simple == Interval(0.0, math.inf)
+    assert found.answer == NO_SIGNAL == found.words() and found.simple == Interval(
+        0.0, math.inf
+    )
 
 
-@pytest.mark.parametrize("value, word", [(23.44, "23.4"), (1234.5, "1,234"), (0.001234, "0.00123"), (99.96, "100"),
-                                         (210.4, "210")])
+@pytest.mark.parametrize(
+    "value, word",
+    [
+        (23.44, "23.4"),
+        (1234.5, "1,234"),
+        (0.001234, "0.00123"),
+        (99.96, "100"),
+        (210.4, "210"),
+    ],
+)
 def test_numbers_have_three_digits(value, word):
-    found = NoiseEstimate(NoiseScale(value, 1.0), Interval(0, 1), Interval(0, 1), Interval(value, value), BOUNDED, 8, 1,
-                          "", 0.95)
+    found = NoiseEstimate(
+        NoiseScale(value, 1.0),
+        Interval(0, 1),
+        Interval(0, 1),
+        Interval(value, value),
+        BOUNDED,
+        8,
+        1,
+        "",
+        0.95,
+    )
     assert found.words() == f"{word} ({word} to {word})"
 
 
-@pytest.mark.parametrize("found", [
-    within_batch(_statistics(_gradients(64))), within_batch(_statistics(_gradients(64, signal=0.0))),
-    over_batches([NoiseScale(3.0, 1.0), NoiseScale(5.0, 2.0)], 8)], ids=["bounded", "unbounded", "over batches"])
+@pytest.mark.parametrize(
+    "found",
+    [
+        within_batch(_statistics(_gradients(64))),
+        within_batch(_statistics(_gradients(64, signal=0.0))),
+        over_batches([NoiseScale(3.0, 1.0), NoiseScale(5.0, 2.0)], 8),
+    ],
+    ids=["bounded", "unbounded", "over batches"],
+)
 def test_it_survives_json(found):
-    assert NoiseEstimate.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert (
+        NoiseEstimate.from_json(
+            json.loads(json.dumps(found.to_json(), allow_nan=False))
+        )
+        == found
+    )
 
 
-@pytest.mark.parametrize("square, n, d, words", [
-    (1.0, [1.0], [1.0], "two samples or more, and this batch has 1"),
-    (1.0, [], [], "two samples or more, and this batch has 0"),
-    (1.0, [1.0, 1.0], [1.0], r"shapes \(2,\) and \(1,\)"),
-    (1.0, [[1.0, 1.0]], [[1.0, 1.0]], "an entry a sample"),
-    (math.nan, [1.0, 1.0], [1.0, 1.0], "‖ḡ‖² of the gradients is NaN or infinite in 1 of 1"),
-    (1.0, [math.inf, 1.0], [1.0, 1.0], "‖g‖² of the gradients is NaN or infinite in 1 of 2"),
-    (1.0, [1.0, 1.0], [1.0, math.nan], "g·ḡ of the gradients is NaN or infinite in 1 of 2"),
-    (1.0, [2.0, -1e-9], [1.0, 1.0], "‖g‖² of the gradients is negative, .* 1 of 2"),
-    (-1.0, [2.0, 2.0], [1.0, 1.0], "‖ḡ‖² of the gradients is negative, .* 1 of 1"),
-    (1.0, [2.0, 2.0], [1.0, 1.1], "not the mean of these gradients"),
-    (4.0, [1.0, 1.0], [4.0, 4.0], "not the mean of these gradients")])
+@pytest.mark.parametrize(
+    "square, n, d, words",
+    [
+        (1.0, [1.0], [1.0], "two samples or more, and this batch has 1"),
+        (1.0, [], [], "two samples or more, and this batch has 0"),
+        (1.0, [1.0, 1.0], [1.0], r"shapes \(2,\) and \(1,\)"),
+        (1.0, [[1.0, 1.0]], [[1.0, 1.0]], "an entry a sample"),
+        (
+            math.nan,
+            [1.0, 1.0],
+            [1.0, 1.0],
+            "‖ḡ‖² of the gradients is NaN or infinite in 1 of 1",
+        ),
+        (
+            1.0,
+            [math.inf, 1.0],
+            [1.0, 1.0],
+            "‖g‖² of the gradients is NaN or infinite in 1 of 2",
+        ),
+        (
+            1.0,
+            [1.0, 1.0],
+            [1.0, math.nan],
+            "g·ḡ of the gradients is NaN or infinite in 1 of 2",
+        ),
+        (1.0, [2.0, -1e-9], [1.0, 1.0], "‖g‖² of the gradients is negative, .* 1 of 2"),
+        (-1.0, [2.0, 2.0], [1.0, 1.0], "‖ḡ‖² of the gradients is negative, .* 1 of 1"),
+        (1.0, [2.0, 2.0], [1.0, 1.1], "not the mean of these gradients"),
+        (4.0, [1.0, 1.0], [4.0, 4.0], "not the mean of these gradients"),
+    ],
+)
 def test_what_can_not_be_of_a_batch_is_refused(square, n, d, words):
     with pytest.raises(ValueError, match=words) as raised:
         BatchStatistics(square, n, d)
@@ -205,9 +328,13 @@ def test_what_can_not_be_of_a_batch_is_refused(square, n, d, words):
 
 @pytest.mark.parametrize("batch", [2, 8, 4096])
 @pytest.mark.parametrize("signal", [0.0, 1.0])
-@pytest.mark.parametrize("mean_by, sample_by", [("B", 1), (1, "1/B"), ("1/B", 1), (1, "B")])
+@pytest.mark.parametrize(
+    "mean_by, sample_by", [("B", 1), (1, "1/B"), ("1/B", 1), (1, "B")]
+)
 def test_a_wrong_scaling_by_the_batch_is_found(batch, signal, mean_by, sample_by):
-    """ḡ summed where it should be averaged, g_b of a loss that is already divided by B, and the other way round."""
+    """ḡ summed where it should be averaged, g_b of a loss that is already divided by B,
+    and the other way round.
+    """
     scales = {1: 1.0, "B": batch, "1/B": 1 / batch}
     g = _gradients(batch, signal=signal)
     mean, g = g.mean(0) * scales[mean_by], g * scales[sample_by]
@@ -219,13 +346,25 @@ def test_a_wrong_scaling_by_the_batch_is_found(batch, signal, mean_by, sample_by
 def test_what_rounding_leaves_is_taken(dtype):
     g = _gradients(512, signal=0.0, parameters=1000).astype(dtype)
     mean = g.astype(np.float32).mean(0).astype(dtype).astype(np.float32)
-    statistics = BatchStatistics(mean @ mean, np.square(g.astype(np.float32)).sum(1), g.astype(np.float32) @ mean)
+    statistics = BatchStatistics(
+        mean @ mean, np.square(g.astype(np.float32)).sum(1), g.astype(np.float32) @ mean
+    )
     assert statistics.squared_norms.dtype == np.float64
 
 
-@pytest.mark.parametrize("estimate, words", [
-    (lambda: within_batch(_statistics(_gradients(2))), "three samples or more, and this batch has 2"),
-    (lambda: over_batches([NoiseScale(1.0, 1.0)], 8), "two of them or more, and there are 1")])
+@pytest.mark.parametrize(
+    "estimate, words",
+    [
+        (
+            lambda: within_batch(_statistics(_gradients(2))),
+            "three samples or more, and this batch has 2",
+        ),
+        (
+            lambda: over_batches([NoiseScale(1.0, 1.0)], 8),
+            "two of them or more, and there are 1",
+        ),
+    ],
+)
 def test_an_interval_needs_something_to_vary(estimate, words):
     with pytest.raises(ValueError, match=words):
         estimate()

@@ -1,4 +1,7 @@
-"""The kernels that the meter calls directly are right on tensors whose sign is a bit beside their memory."""
+"""The kernels that the meter calls directly are right on tensors whose sign is a bit
+beside their memory.
+"""
+
 import pytest
 import torch
 

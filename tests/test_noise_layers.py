@@ -1,4 +1,5 @@
 """Each kind of layer, alone and shared, against single-sample backward passes in fp64."""
+
 import copy
 
 import pytest
@@ -18,11 +19,15 @@ def _seeded(make):
 
 
 def _floats(*shape):
-    return torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return torch.randn(
+        BATCH, *shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
 
 
 def _ids(*shape, vocabulary=7):
-    return torch.randint(vocabulary, (BATCH, *shape), generator=torch.Generator().manual_seed(8))
+    return torch.randint(
+        vocabulary, (BATCH, *shape), generator=torch.Generator().manual_seed(8)
+    )
 
 
 def _loss(y):
@@ -32,15 +37,24 @@ def _loss(y):
 
 
 def _check(model, x, rel=1e-9):
-    """{ḡ, n, d} of every parameter, and .grad, against a backward pass for each sample; returns the meter."""
+    """{ḡ, n, d} of every parameter, and .grad, against a backward pass for each sample;
+    returns the meter.
+    """
     plain = copy.deepcopy(model)
     names, parameters = zip(*plain.named_parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    rows = [torch.autograd.grad(_loss(plain(x[b:b + 1])).sum(), trained, allow_unused=True) for b in range(len(x))]
+    rows = [
+        torch.autograd.grad(
+            _loss(plain(x[b : b + 1])).sum(), trained, allow_unused=True
+        )
+        for b in range(len(x))
+    ]
     meter = NoiseMeter(model, reduction="mean")
     with meter:
         _loss(model(x)).mean().backward()
-    for index, name in enumerate(name for name, parameter in zip(names, parameters) if parameter.requires_grad):
+    for index, name in enumerate(
+        name for name, parameter in zip(names, parameters) if parameter.requires_grad
+    ):
         if rows[0][index] is None:
             assert name in meter.reading.without_gradient
             continue
@@ -48,10 +62,16 @@ def _check(model, x, rel=1e-9):
         mean, found = g.mean(0), meter.reading.parameters[name]
         n = g.square().sum(1)
         assert found.squared_norms == pytest.approx(n.numpy(), rel=rel, abs=1e-14), name
-        assert found.mean_square == pytest.approx(mean.square().sum().item(), rel=rel), name
+        assert found.mean_square == pytest.approx(
+            mean.square().sum().item(), rel=rel
+        ), name
         scale = (n * mean.square().sum()).sqrt().max().item()
-        assert found.inner_products == pytest.approx((g @ mean).numpy(), rel=rel, abs=rel * scale), name
-        torch.testing.assert_close(model.get_parameter(name).grad.flatten(), mean, rtol=1e-9, atol=1e-12)
+        assert found.inner_products == pytest.approx(
+            (g @ mean).numpy(), rel=rel, abs=rel * scale
+        ), name
+        torch.testing.assert_close(
+            model.get_parameter(name).grad.flatten(), mean, rtol=1e-9, atol=1e-12
+        )
     return meter
 
 
@@ -130,6 +150,7 @@ def _changed_in_place():
             x = self.token(ids)
             x.mul_(2).add_(1)
             return functional.relu_(self.norm(x))
+
     return Model()
 
 
@@ -139,7 +160,10 @@ COMPACT = {
     "linear of tokens": (lambda: nn.Linear(5, 3), _floats(4, 5)),
     "linear of two middle dimensions": (lambda: nn.Linear(5, 3), _floats(4, 2, 5)),
     "linear behind a transpose": (lambda: nn.Linear(4, 3), _floats(4, 5).mT),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)), _floats(4, 5)),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)),
+        _floats(4, 5),
+    ),
     "layer norm of no tokens": (lambda: nn.LayerNorm(5), _floats(5)),
     "layer norm of two dimensions": (lambda: nn.LayerNorm((4, 5)), _floats(3, 4, 5)),
     "layer norm without bias": (lambda: nn.LayerNorm(5, bias=False), _floats(2, 5)),
@@ -155,12 +179,21 @@ COMPACT = {
     "tied language model": (TiedLanguageModel, _ids(5)),
 }
 REPLAYED = {
-    "convolution": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 2)), _floats(2, 5, 5)),
-    "convolution called twice": (lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)), _floats(3, 5)),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 2)),
+        _floats(2, 5, 5),
+    ),
+    "convolution called twice": (
+        lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)),
+        _floats(3, 5),
+    ),
     "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
     "batch norm in eval": (lambda: nn.BatchNorm1d(4).eval(), _floats(4)),
     "bare parameter": (Token, _floats(3, 4)),
-    "parametrised": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4)),
+    "parametrised": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+        _floats(4),
+    ),
     "attention": (Attention, _floats(3, 4)),
     "gru": (lambda: LastState(nn.GRU), _floats(3, 4)),
     "lstm": (lambda: LastState(nn.LSTM), _floats(3, 4)),
@@ -187,7 +220,9 @@ def test_fallbacks_are_named_by_type():
     assert "0 (Conv1d) went through torch.func" in str(meter.reading)
 
 
-@pytest.mark.parametrize("chunk", [1, 70, 200], ids=["a sample at a time", "two", "five"])
+@pytest.mark.parametrize(
+    "chunk", [1, 70, 200], ids=["a sample at a time", "two", "five"]
+)
 @pytest.mark.parametrize("case", ["tied language model", "convolution"])
 def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
     monkeypatch.setattr(contributions, "_CHUNK", chunk)
@@ -196,7 +231,9 @@ def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
 
 
 def test_frozen_parameters_are_left_out_and_named():
-    model = _seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)))
+    model = _seeded(
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    )
     model[0].weight.requires_grad_(False)
     model[1].weight.requires_grad_(False)
     model[2].requires_grad_(False)

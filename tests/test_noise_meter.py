@@ -1,4 +1,7 @@
-"""NoiseMeter on the real workloads: its statistics are those of single-sample passes, and .grad is as without it."""
+"""NoiseMeter on the real workloads: its statistics are those of single-sample passes,
+and .grad is as without it.
+"""
+
 import copy
 import functools
 
@@ -24,7 +27,9 @@ def _trained(name, steps):
     model, generator = workload.model(seed=1), torch.Generator().manual_seed(2)
     for _ in range(steps):
         model.zero_grad()
-        workload.losses(model, *workload.train.draw(workload.batch, generator, "cpu")).mean().backward()
+        workload.losses(
+            model, *workload.train.draw(workload.batch, generator, "cpu")
+        ).mean().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= workload.learning_rate * parameter.grad
@@ -34,7 +39,12 @@ def _trained(name, steps):
 def _problem(name, steps, dtype):
     workload = workloads[name]
     x, y = workload.train.draw(BATCH, torch.Generator().manual_seed(3), "cpu")
-    return workload, copy.deepcopy(_trained(name, steps)).to(dtype), x if x.dtype == torch.int64 else x.to(dtype), y
+    return (
+        workload,
+        copy.deepcopy(_trained(name, steps)).to(dtype),
+        x if x.dtype == torch.int64 else x.to(dtype),
+        y,
+    )
 
 
 def _one_by_one(losses, model, x, y):
@@ -42,24 +52,37 @@ def _one_by_one(losses, model, x, y):
     model = copy.deepcopy(model).double()
     names, parameters = zip(*model.named_parameters())
     x = x if x.dtype == torch.int64 else x.double()
-    rows = [torch.autograd.grad(losses(model, x[b:b + 1], y[b:b + 1]).sum(), parameters) for b in range(len(x))]
-    return {name: torch.stack([row[index].flatten() for row in rows]) for index, name in enumerate(names)}
+    rows = [
+        torch.autograd.grad(losses(model, x[b : b + 1], y[b : b + 1]).sum(), parameters)
+        for b in range(len(x))
+    ]
+    return {
+        name: torch.stack([row[index].flatten() for row in rows])
+        for index, name in enumerate(names)
+    }
 
 
 def _assert_exact(reading, model, gradients, rel):
-    """n to `rel` of itself; ‖ḡ‖ of itself; d of ‖g_b‖·‖ḡ‖, for it may be any small difference; ḡ of ‖ḡ‖."""
+    """n to `rel` of itself; ‖ḡ‖ of itself; d of ‖g_b‖·‖ḡ‖, for it may be any small
+    difference; ḡ of ‖ḡ‖.
+    """
     assert list(reading.parameters) == list(gradients)
     for name, g in gradients.items():
         found, mean = reading.parameters[name], g.mean(0)
         n, m = g.square().sum(1), mean.square().sum()
         assert ((torch.tensor(found.squared_norms) - n).abs() <= rel * n).all(), name
         assert abs(found.mean_square - m) <= 2 * rel * m, name
-        assert ((torch.tensor(found.inner_products) - g @ mean).abs() <= rel * (n * m).sqrt()).all(), name
+        assert (
+            (torch.tensor(found.inner_products) - g @ mean).abs()
+            <= rel * (n * m).sqrt()
+        ).all(), name
         gradient = model.get_parameter(name).grad.double().flatten()
         assert (gradient - mean).norm() <= rel * mean.norm(), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("steps", [0, 12], ids=["untrained", "trained"])
 @pytest.mark.parametrize("name", ["digits", "characters"])
 def test_every_layer_agrees_with_single_sample_passes_in_fp64(name, steps, dtype):
@@ -68,7 +91,9 @@ def test_every_layer_agrees_with_single_sample_passes_in_fp64(name, steps, dtype
     with meter:
         workload.losses(model, x, y).mean().backward()
     assert not meter.fallbacks
-    _assert_exact(meter.reading, model, _one_by_one(workload.losses, model, x, y), EXACT[dtype])
+    _assert_exact(
+        meter.reading, model, _one_by_one(workload.losses, model, x, y), EXACT[dtype]
+    )
 
 
 @pytest.mark.parametrize("name", ["digits", "characters"])
@@ -95,9 +120,15 @@ def test_a_summed_loss_told_so_reads_as_a_mean_does():
         readings.append(meter.reading)
     mean, summed = readings
     for name, statistics in mean.parameters.items():
-        assert summed.parameters[name].mean_square == pytest.approx(statistics.mean_square, rel=1e-10)
-        assert summed.parameters[name].squared_norms == pytest.approx(statistics.squared_norms, rel=1e-10)
-    assert summed.noise().scale.simple == pytest.approx(mean.noise().scale.simple, rel=1e-8)
+        assert summed.parameters[name].mean_square == pytest.approx(
+            statistics.mean_square, rel=1e-10
+        )
+        assert summed.parameters[name].squared_norms == pytest.approx(
+            statistics.squared_norms, rel=1e-10
+        )
+    assert summed.noise().scale.simple == pytest.approx(
+        mean.noise().scale.simple, rel=1e-8
+    )
 
 
 def test_layers_add_up_to_the_whole_and_the_reading_prints_all_of_it():
@@ -106,11 +137,18 @@ def test_layers_add_up_to_the_whole_and_the_reading_prints_all_of_it():
     with meter:
         workload.losses(model, x, y).mean().backward()
     reading = meter.reading
-    assert list(reading.layers) == ["0", "2"] and reading.batch == BATCH and reading is meter.reading
+    assert (
+        list(reading.layers) == ["0", "2"]
+        and reading.batch == BATCH
+        and reading is meter.reading
+    )
     gradients = torch.cat(list(_one_by_one(workload.losses, model, x, y).values()), 1)
-    assert reading.whole.squared_norms == pytest.approx(gradients.square().sum(1).numpy(), rel=1e-9)
-    assert reading.layers["2"].mean_square + reading.layers["0"].mean_square == pytest.approx(
-        gradients.mean(0).square().sum().item(), rel=1e-9)
+    assert reading.whole.squared_norms == pytest.approx(
+        gradients.square().sum(1).numpy(), rel=1e-9
+    )
+    assert reading.layers["2"].mean_square + reading.layers[
+        "0"
+    ].mean_square == pytest.approx(gradients.mean(0).square().sum().item(), rel=1e-9)
     text = str(reading)
     assert reading.noise().words() in text and reading.noise("2").words() in text
     assert all(f"{test.name} test" in text for test in reading.tests())
@@ -131,24 +169,37 @@ def test_every_third_step_is_measured_and_the_others_are_left_alone():
 
 def test_the_gradient_can_be_differentiated_in_a_metered_step():
     torch.manual_seed(4)
-    model = nn.Sequential(nn.Embedding(9, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Tanh(), nn.Flatten(),
-                          nn.Linear(20, 3)).double()
+    model = nn.Sequential(
+        nn.Embedding(9, 6),
+        nn.LayerNorm(6),
+        nn.Linear(6, 5),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+    ).double()
     plain, x = copy.deepcopy(model), torch.randint(9, (BATCH, 4))
     meter = NoiseMeter(model, reduction="mean")
     penalties = []
     for net in (model, plain):
         with meter if net is model else torch.enable_grad():
-            gradients = torch.autograd.grad(net(x).square().sum(1).mean(), net.parameters(), create_graph=True)
+            gradients = torch.autograd.grad(
+                net(x).square().sum(1).mean(), net.parameters(), create_graph=True
+            )
         penalty = sum(gradient.square().sum() for gradient in gradients)
         penalties.append(torch.autograd.grad(penalty, net.parameters()))
     for ours, theirs in zip(*penalties):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
     gradients = _one_by_one(lambda net, x, y: net(x).square().sum(1), model, x, x)
     assert meter.reading.whole.squared_norms == pytest.approx(
-        torch.cat(list(gradients.values()), 1).square().sum(1).numpy(), rel=1e-9)
+        torch.cat(list(gradients.values()), 1).square().sum(1).numpy(), rel=1e-9
+    )
 
 
-@pytest.mark.parametrize("dtype, rel", [(torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype, rel",
+    [(torch.bfloat16, 0.05), (torch.float16, 0.01)],
+    ids=["bfloat16", "float16"],
+)
 @pytest.mark.parametrize("name", ["digits", "characters"])
 def test_narrow_models_read_what_their_own_roundings_leave(name, dtype, rel):
     workload, model, x, y = _problem(name, 12, dtype)
@@ -157,7 +208,9 @@ def test_narrow_models_read_what_their_own_roundings_leave(name, dtype, rel):
         (workload.losses(model, x, y).float().mean()).backward()
     gradients = torch.cat(list(_one_by_one(workload.losses, model, x, y).values()), 1)
     assert all(parameter.grad.dtype == dtype for parameter in model.parameters())
-    assert meter.reading.whole.squared_norms == pytest.approx(gradients.square().sum(1).numpy(), rel=rel)
+    assert meter.reading.whole.squared_norms == pytest.approx(
+        gradients.square().sum(1).numpy(), rel=rel
+    )
 
 
 @pytest.mark.parametrize("backward", ["outside", "inside"])
@@ -177,9 +230,14 @@ def test_autocast_is_followed(name, backward):
         readings[net] = losses
     assert torch.equal(readings[plain], readings[model])
     for ours, theirs in zip(model.parameters(), plain.parameters()):
-        assert ours.grad.dtype == torch.float32 and (ours.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm()
+        assert (
+            ours.grad.dtype == torch.float32
+            and (ours.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm()
+        )
     gradients = torch.cat(list(_one_by_one(workload.losses, model, x, y).values()), 1)
-    assert meter.reading.whole.squared_norms == pytest.approx(gradients.square().sum(1).numpy(), rel=0.05)
+    assert meter.reading.whole.squared_norms == pytest.approx(
+        gradients.square().sum(1).numpy(), rel=0.05
+    )
 
 
 def test_checkpointed_layers_are_seen_once():
@@ -190,7 +248,9 @@ def test_checkpointed_layers_are_seen_once():
     with meter:
         logits = checkpoint(model, x, use_reentrant=False)
         functional.cross_entropy(logits, y).backward()
-    _assert_exact(meter.reading, model, _one_by_one(workload.losses, model, x, y), 1e-10)
+    _assert_exact(
+        meter.reading, model, _one_by_one(workload.losses, model, x, y), 1e-10
+    )
 
 
 def test_importing_the_estimators_needs_no_torch():
@@ -199,4 +259,9 @@ def test_importing_the_estimators_needs_no_torch():
     from pathlib import Path
 
     program = "import sys; sys.modules['torch'] = None; import batchline.bench.noise, batchline.bench.noise.estimators"
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=Path(__file__).parents[1]
+        ).returncode
+        == 0
+    )

@@ -1,4 +1,7 @@
-"""Steps that NoiseMeter can't measure are refused in one line, and leave the model as it was."""
+"""Steps that NoiseMeter can't measure are refused in one line, and leave the model as
+it was.
+"""
+
 import copy
 
 import pytest
@@ -9,27 +12,44 @@ from batchline.bench.noise import NoiseMeter
 from tests.metered_steps import X, assert_untouched, loss_of, refused, small_model
 
 
-@pytest.mark.parametrize("reduction, words", [
-    ({}, "not told"), ({"reduction": "average"}, "'average'"), ({"reduction": "none"}, "'none'")])
+@pytest.mark.parametrize(
+    "reduction, words",
+    [
+        ({}, "not told"),
+        ({"reduction": "average"}, "'average'"),
+        ({"reduction": "none"}, "'none'"),
+    ],
+)
 def test_the_reduction_must_be_told(reduction, words):
     with pytest.raises(UsageError, match=f'reduction="mean" or "sum": it was {words}'):
         NoiseMeter(small_model(), **reduction)
 
 
 def test_a_batch_of_one():
-    refused(small_model(), "0.weight: a noise scale needs two samples or more, and this batch has 1",
-            lambda model: loss_of(model, X[:1]).backward())
+    refused(
+        small_model(),
+        "0.weight: a noise scale needs two samples or more, and this batch has 1",
+        lambda model: loss_of(model, X[:1]).backward(),
+    )
 
 
 def test_an_empty_batch():
-    refused(small_model(), "a batch of no samples", lambda model: loss_of(model, X[:0]).backward())
+    refused(
+        small_model(),
+        "a batch of no samples",
+        lambda model: loss_of(model, X[:0]).backward(),
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite(value):
     x = X.clone()
     x[2, 1] = value
-    refused(small_model(), "0.weight: .*NaN or infinite", lambda model: loss_of(model, x).backward())
+    refused(
+        small_model(),
+        "0.weight: .*NaN or infinite",
+        lambda model: loss_of(model, x).backward(),
+    )
 
 
 def test_no_reading_before_the_first_step():
@@ -55,8 +75,11 @@ def _without_gradients(model):
         model(X)
 
 
-@pytest.mark.parametrize("backward", [loss_of, _without_gradients, lambda model: None],
-                         ids=["forward alone", "no_grad", "nothing"])
+@pytest.mark.parametrize(
+    "backward",
+    [loss_of, _without_gradients, lambda model: None],
+    ids=["forward alone", "no_grad", "nothing"],
+)
 def test_no_backward_pass_in_the_step(backward):
     refused(small_model(), "no backward pass was seen", backward)
 
@@ -134,8 +157,11 @@ def test_a_forward_of_the_users_own_is_put_back():
 
 
 def test_a_sample_without_a_batch():
-    refused(small_model(), "0 has first dimension 1, and the model's input 4",
-            lambda model: model(X[0]).sum().backward())
+    refused(
+        small_model(),
+        "0 has first dimension 1, and the model's input 4",
+        lambda model: model(X[0]).sum().backward(),
+    )
 
 
 def test_gradients_survive_a_refused_reading():

@@ -1,4 +1,7 @@
-"""Models that NoiseMeter can't measure are refused in one line: for what they are, or for what a step of them shows."""
+"""Models that NoiseMeter can't measure are refused in one line: for what they are, or
+for what a step of them shows.
+"""
+
 import pytest
 import torch
 from torch import nn
@@ -23,22 +26,48 @@ def _compiled_in_place():
     return model
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: [nn.Linear(2, 2)], "measures a torch.nn.Module, not list"),
-    (lambda: nn.Sequential(nn.ReLU()), "Sequential has no parameters"),
-    (_frozen, "all parameters of Sequential are frozen"),
-    (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), r"1 \(BatchNorm1d\) mixes the samples"),
-    (lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(), "mixes the samples"),
-    (lambda: nn.Embedding(4, 4, sparse=True), "sparse=True"),
-    (lambda: nn.Embedding(4, 4, scale_grad_by_freq=True), "scale_grad_by_freq=True"),
-    (lambda: torch.compile(small_model()), "is compiled by torch.compile"),
-    (_compiled_in_place, "is compiled by torch.compile"),
-    (lambda: nn.DataParallel(small_model()), "is a DataParallel"),
-    (lambda: torch.jit.trace(small_model(), X), "calls can't be seen"),
-    (_lazy, "0 .LazyLinear. has no sizes yet"),
-    (lambda: nn.Linear(2, 2, dtype=torch.complex64), "weight is torch.complex64"),
-], ids=["a list", "no parameters", "all frozen", "batch norm", "batch norm without running statistics", "sparse",
-        "scaled by frequency", "compiled", "compiled in place", "data parallel", "traced", "lazy", "complex"])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: [nn.Linear(2, 2)], "measures a torch.nn.Module, not list"),
+        (lambda: nn.Sequential(nn.ReLU()), "Sequential has no parameters"),
+        (_frozen, "all parameters of Sequential are frozen"),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+            r"1 \(BatchNorm1d\) mixes the samples",
+        ),
+        (
+            lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(),
+            "mixes the samples",
+        ),
+        (lambda: nn.Embedding(4, 4, sparse=True), "sparse=True"),
+        (
+            lambda: nn.Embedding(4, 4, scale_grad_by_freq=True),
+            "scale_grad_by_freq=True",
+        ),
+        (lambda: torch.compile(small_model()), "is compiled by torch.compile"),
+        (_compiled_in_place, "is compiled by torch.compile"),
+        (lambda: nn.DataParallel(small_model()), "is a DataParallel"),
+        (lambda: torch.jit.trace(small_model(), X), "calls can't be seen"),
+        (_lazy, "0 .LazyLinear. has no sizes yet"),
+        (lambda: nn.Linear(2, 2, dtype=torch.complex64), "weight is torch.complex64"),
+    ],
+    ids=[
+        "a list",
+        "no parameters",
+        "all frozen",
+        "batch norm",
+        "batch norm without running statistics",
+        "sparse",
+        "scaled by frequency",
+        "compiled",
+        "compiled in place",
+        "data parallel",
+        "traced",
+        "lazy",
+        "complex",
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_model_that_cannot_be_measured(make, words):
     with pytest.raises(UsageError, match=words) as caught:
@@ -64,10 +93,16 @@ class Outside(nn.Module):
         self.how, self.layer = how, layer
 
     def forward(self, x):
-        outside = functional.linear(x, self.layer.weight) if x.is_floating_point() else self.layer.weight[x]
+        outside = (
+            functional.linear(x, self.layer.weight)
+            if x.is_floating_point()
+            else self.layer.weight[x]
+        )
         if self.how == "alone":
             return outside
-        return outside + self.layer(x) if self.how == "before" else self.layer(x) + outside
+        return (
+            outside + self.layer(x) if self.how == "before" else self.layer(x) + outside
+        )
 
 
 @pytest.mark.parametrize("how", ["before", "after", "alone"])
@@ -76,8 +111,11 @@ def test_a_gradient_from_outside_a_module(how, kind):
     linear = kind == "linear"
     layer = nn.Linear(4, 2) if linear else nn.Embedding(5, 3)
     x = X if linear else torch.arange(6) % 5
-    refused(Outside(how, layer), "layer.weight: .*used outside its",
-            lambda model: model(x).square().sum(1).mean().backward())
+    refused(
+        Outside(how, layer),
+        "layer.weight: .*used outside its",
+        lambda model: model(x).square().sum(1).mean().backward(),
+    )
 
 
 def test_a_shared_weight_with_a_gradient_from_outside():
@@ -101,8 +139,14 @@ def test_positions_without_a_batch():
         def forward(self, ids):
             return self.token(ids) + self.position(torch.arange(3))
 
-    refused(Model(), "position has first dimension 3, and the model's input 6",
-            lambda model: model(torch.ones(6, 3, dtype=torch.int64)).square().mean().backward())
+    refused(
+        Model(),
+        "position has first dimension 3, and the model's input 6",
+        lambda model: model(torch.ones(6, 3, dtype=torch.int64))
+        .square()
+        .mean()
+        .backward(),
+    )
 
 
 def test_a_layer_that_gets_samples_and_tokens_as_one_dimension():
@@ -114,16 +158,44 @@ def test_a_layer_that_gets_samples_and_tokens_as_one_dimension():
         def forward(self, x):
             return self.layer(x.flatten(0, 1))
 
-    refused(Model(), "layer has first dimension 12, and the model's input 6",
-            lambda model: model(X[:, None].expand(-1, 2, -1)).square().mean().backward())
+    refused(
+        Model(),
+        "layer has first dimension 12, and the model's input 6",
+        lambda model: model(X[:, None].expand(-1, 2, -1)).square().mean().backward(),
+    )
 
 
-@pytest.mark.parametrize("make, shape, words", [
-    (lambda: nn.LSTM(4, 3), (3, 6, 4), "samples' gradients don't add up|can't be measured"),
-    (lambda: nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)).eval(), (6, 2, 4), None),
-    (lambda: nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True), (6, 3, 4), "torch.func can't"),
-    (lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True), (6, 2, 4), "torch.func can't"),
-], ids=["sequence first", "batch norm in eval", "dropout inside", "running statistics"])
+@pytest.mark.parametrize(
+    "make, shape, words",
+    [
+        (
+            lambda: nn.LSTM(4, 3),
+            (3, 6, 4),
+            "samples' gradients don't add up|can't be measured",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)).eval(),
+            (6, 2, 4),
+            None,
+        ),
+        (
+            lambda: nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True),
+            (6, 3, 4),
+            "torch.func can't",
+        ),
+        (
+            lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+            (6, 2, 4),
+            "torch.func can't",
+        ),
+    ],
+    ids=[
+        "sequence first",
+        "batch norm in eval",
+        "dropout inside",
+        "running statistics",
+    ],
+)
 def test_what_torch_func_cannot_take_apart(make, shape, words):
     torch.manual_seed(0)
     model, x = make(), torch.randn(shape)

@@ -1,4 +1,5 @@
 """A survey read back: seeds are put together, and the advice follows the noise."""
+
 import math
 
 import pytest
@@ -16,9 +17,15 @@ def test_the_points_of_all_seeds_are_put_together_in_the_order_of_training():
         assert moment.estimate.batches == 16 and set(moment.by_seed) == {0, 1}
         assert moment.estimate.scale.simple == pytest.approx(simple, rel=0.1)
         assert simple in moment.estimate.simple
-        assert {batch: len(cosines) for batch, cosines in moment.cosines.items()} == {16: 4, 64: 4, 256: 4}
+        assert {batch: len(cosines) for batch, cosines in moment.cosines.items()} == {
+            16: 4,
+            64: 4,
+            256: 4,
+        }
     pairs = [pair for seed in (0, 1) for pair in found[0].by_seed[seed].pairs]
-    assert found[0].estimate.scale.trace == pytest.approx(sum(trace for trace, _ in pairs) / 16)
+    assert found[0].estimate.scale.trace == pytest.approx(
+        sum(trace for trace, _ in pairs) / 16
+    )
 
 
 def test_the_advice_is_the_closed_form_for_each_points_noise():
@@ -27,7 +34,10 @@ def test_the_advice_is_the_closed_form_for_each_points_noise():
         assert found.current_batch == 32
         best = math.sqrt(1e-3 * moment.estimate.scale.simple / 1e-5)
         assert found.best_batch == pytest.approx(best, abs=1)
-    assert surveyed.advice(DIGITS, surveyed.middle(DIGITS), current_batch=8).current_batch == 8
+    assert (
+        surveyed.advice(DIGITS, surveyed.middle(DIGITS), current_batch=8).current_batch
+        == 8
+    )
 
 
 def test_the_middle_point_is_the_one_that_is_advised_for():
@@ -38,4 +48,7 @@ def test_the_middle_point_is_the_one_that_is_advised_for():
 def test_a_cost_cap_is_handed_on():
     middle = surveyed.middle(DIGITS)
     capped = surveyed.advice(DIGITS, middle, cost_cap=1.5)
-    assert capped.best_batch <= 0.5 * middle.estimate.scale.simple and capped.decided_by == "cost"
+    assert (
+        capped.best_batch <= 0.5 * middle.estimate.scale.simple
+        and capped.decided_by == "cost"
+    )

@@ -1,4 +1,7 @@
-"""The training sweep: its runs, its two stages, its budgets, and sharpness against a Hessian that is written out."""
+"""The training sweep: its runs, its two stages, its budgets, and sharpness against a
+Hessian that is written out.
+"""
+
 import json
 import math
 import time
@@ -17,8 +20,15 @@ from batchline.bench.noise.time_to_target import steps_of
 from batchline.bench.noise.workloads import workloads
 
 DIGITS = workloads["digits"]
-GRID = Grid(batches=(64, 1437), learning_rates=(0.125, 0.5, 64.0), tuning_seeds=1, seeds=2, updates=40, epochs=4,
-            target_loss=1.5)
+GRID = Grid(
+    batches=(64, 1437),
+    learning_rates=(0.125, 0.5, 64.0),
+    tuning_seeds=1,
+    seeds=2,
+    updates=40,
+    epochs=4,
+    target_loss=1.5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,9 @@ def record():
 
 
 def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
-    planned = {(batch, rate, 3) for batch in GRID.batches for rate in GRID.learning_rates}
+    planned = {
+        (batch, rate, 3) for batch in GRID.batches for rate in GRID.learning_rates
+    }
     ran = {(run["batch"], run["learning_rate"], run["seed"]) for run in record["runs"]}
     assert planned <= ran and len(ran) == len(record["runs"]) and not record["partial"]
     for batch in GRID.batches:
@@ -42,7 +54,11 @@ def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
 def test_the_record_is_plain_data(record):
     text = json.dumps(record, allow_nan=False)
     assert json.loads(text) == record
-    assert record["machine"]["device_name"] and record["samples"] == 1437 and record["held_out"] == 360
+    assert (
+        record["machine"]["device_name"]
+        and record["samples"] == 1437
+        and record["held_out"] == 360
+    )
 
 
 def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
@@ -51,22 +67,36 @@ def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
             budgets = curves.budget_updates(record, run["batch"])
             assert set(budgets) <= set(run["curve"]["updates"])
             assert max(budgets) == run["curve"]["updates"][-1]
-            assert None not in [curves.value_at(run, budget, "test_accuracy") for budget in budgets]
+            assert None not in [
+                curves.value_at(run, budget, "test_accuracy") for budget in budgets
+            ]
 
 
 def test_budgets_are_read_as_they_were_trained(record):
-    assert curves.budget_updates(record, 64) == sweep.budget_updates(GRID, 64, 1437) == (40, round(4 * 1437 / 64))
+    assert (
+        curves.budget_updates(record, 64)
+        == sweep.budget_updates(GRID, 64, 1437)
+        == (40, round(4 * 1437 / 64))
+    )
 
 
 def test_a_rate_of_64_diverges_and_says_so(record):
     wild = [run for run in record["runs"] if run["learning_rate"] == 64]
-    assert wild and all(run["diverged"] and run["why"] and run["sharpness"] is None for run in wild)
-    assert all(not run["diverged"] and not run["why"] for run in record["runs"] if run["learning_rate"] < 1)
+    assert wild and all(
+        run["diverged"] and run["why"] and run["sharpness"] is None for run in wild
+    )
+    assert all(
+        not run["diverged"] and not run["why"]
+        for run in record["runs"]
+        if run["learning_rate"] < 1
+    )
 
 
 def test_times_of_a_sweep_beside_others_are_not_used(record):
     assert steps_of(record)
-    with pytest.raises(ValueError, match="the machine was busy while the sweep trained"):
+    with pytest.raises(
+        ValueError, match="the machine was busy while the sweep trained"
+    ):
         steps_of(record | {"why_busy": "other processes took 43% of the cores"})
 
 
@@ -77,16 +107,32 @@ def test_a_deadline_leaves_rows_of_what_was_not_run():
 
 
 def test_at_the_deadline_what_waits_is_given_up(monkeypatch):
-    monkeypatch.setattr(sweep, "_train_digits", lambda job, points, target: time.sleep(0.05) or {"job": job})
+    monkeypatch.setattr(
+        sweep,
+        "_train_digits",
+        lambda job, points, target: time.sleep(0.05) or {"job": job},
+    )
     jobs = [(64, 0.125, seed) for seed in range(20)]
     with ThreadPoolExecutor(1) as pool:
-        found = list(sweep._trained(pool, jobs, GRID, 1437, time.monotonic() + 0.2, "a stage", lambda line: None))
+        found = list(
+            sweep._trained(
+                pool,
+                jobs,
+                GRID,
+                1437,
+                time.monotonic() + 0.2,
+                "a stage",
+                lambda line: None,
+            )
+        )
     assert sorted(job for job, _ in found) == jobs
     ran = [run["job"] for _, run in found if run]
-    assert ran == jobs[:len(ran)] and 0 < len(ran) < 12
+    assert ran == jobs[: len(ran)] and 0 < len(ran) < 12
 
 
-@pytest.mark.parametrize("grid", [Grid(batches=(4, 2000)), Grid(seeds=1), Grid(tuning_seeds=0)])
+@pytest.mark.parametrize(
+    "grid", [Grid(batches=(4, 2000)), Grid(seeds=1), Grid(tuning_seeds=0)]
+)
 def test_a_grid_that_can_not_be_trained_is_refused(grid):
     with pytest.raises(UsageError, match="needs batches up to 1437"):
         sweep.run(grid=grid)
@@ -96,10 +142,14 @@ def test_a_grid_that_can_not_be_trained_is_refused(grid):
 def test_the_points_tell_a_count_to_within_5_percent(batch):
     found = sweep.points(Grid(), batch, 1437)
     assert found[0] == 1 and found[-1] == max(sweep.budget_updates(Grid(), batch, 1437))
-    assert all(later <= max(earlier + 1, 1.11 * earlier + 1) for earlier, later in zip(found, found[1:]))
+    assert all(
+        later <= max(earlier + 1, 1.11 * earlier + 1)
+        for earlier, later in zip(found, found[1:])
+    )
 
 
 # one run
+
 
 @pytest.mark.slow
 def test_a_run_is_the_same_again_but_for_its_times():
@@ -107,7 +157,10 @@ def test_a_run_is_the_same_again_but_for_its_times():
     for run in (first, second):
         assert run["curve"].pop("train_s")[0] < 1e-3
     assert first == second
-    assert train(DIGITS, 32, 0.25, 6, [10, 20], 1.0)["curve"]["train_loss"] != first["curve"]["train_loss"]
+    assert (
+        train(DIGITS, 32, 0.25, 6, [10, 20], 1.0)["curve"]["train_loss"]
+        != first["curve"]["train_loss"]
+    )
 
 
 def test_the_curve_is_that_of_sgd_on_the_mean_loss():
@@ -119,56 +172,80 @@ def test_the_curve_is_that_of_sgd_on_the_mean_loss():
         loss = DIGITS.losses(model, x, y).mean()
         if step in (0, 1, 3):
             expected.append(loss.item())
-        for parameter, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+        for parameter, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, list(model.parameters()))
+        ):
             parameter.data -= 0.5 * gradient
     assert run["curve"]["train_loss"] == pytest.approx(expected, rel=2e-3)
-    assert run["curve"]["updates"] == [0, 1, 3] and run["curve"]["train_s"] == sorted(run["curve"]["train_s"])
+    assert run["curve"]["updates"] == [0, 1, 3] and run["curve"]["train_s"] == sorted(
+        run["curve"]["train_s"]
+    )
     assert run["sharpness_at_target"] is None
 
 
 @pytest.mark.slow
 def test_the_jitter_is_that_of_the_steps_and_not_of_the_trend():
-    small, large = (train(DIGITS, batch, 0.01, 0, [20, 60], 0.0)["curve"]["step_loss_std"] for batch in (8, 512))
-    assert small[0] is None and 4 < small[-1] / large[-1] < 16  # √64 = 8, and the draws are without replacement
+    small, large = (
+        train(DIGITS, batch, 0.01, 0, [20, 60], 0.0)["curve"]["step_loss_std"]
+        for batch in (8, 512)
+    )
+    assert (
+        small[0] is None and 4 < small[-1] / large[-1] < 16
+    )  # √64 = 8, and the draws are without replacement
     full = train(DIGITS, 1437, 0.01, 0, [60], 0.0)["curve"]
     assert full["step_loss_std"][-1] < 0.3 * large[-1]
 
 
 # sharpness
 
+
 def test_the_largest_eigenvalue_of_a_quadratic():
     x = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
     scales = torch.tensor([3.0, 7.0, -1.0], dtype=torch.float64)
-    assert sharpness((scales * x ** 2).sum() / 2, [x]).value == pytest.approx(7, rel=1e-3)
+    assert sharpness((scales * x**2).sum() / 2, [x]).value == pytest.approx(7, rel=1e-3)
 
 
 def test_it_is_the_largest_though_a_negative_one_is_larger_in_magnitude():
     x = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
     scales = torch.tensor([3.0, 1.0, -20.0], dtype=torch.float64)
-    found = sharpness((scales * x ** 2).sum() / 2, [x])
+    found = sharpness((scales * x**2).sum() / 2, [x])
     assert abs(found.value - 3) <= max(0.03, found.residual)
 
 
 def test_it_is_that_of_the_hessian_of_a_net():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    ).double()
     x, y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
     names, parameters = zip(*model.named_parameters())
 
     def loss(*values):
-        return torch.nn.functional.cross_entropy(torch.func.functional_call(model, dict(zip(names, values)), (x,)), y)
+        return torch.nn.functional.cross_entropy(
+            torch.func.functional_call(model, dict(zip(names, values)), (x,)), y
+        )
 
     blocks = torch.autograd.functional.hessian(loss, parameters)
-    rows = [torch.cat([block.reshape(a.numel(), b.numel()) for block, b in zip(row, parameters)], 1)
-            for row, a in zip(blocks, parameters)]
+    rows = [
+        torch.cat(
+            [block.reshape(a.numel(), b.numel()) for block, b in zip(row, parameters)],
+            1,
+        )
+        for row, a in zip(blocks, parameters)
+    ]
     largest = float(torch.linalg.eigvalsh(torch.cat(rows)).max())
     found = sharpness(loss(*parameters), parameters)
-    assert found.value == pytest.approx(largest, rel=2e-2) and found.residual <= 0.01 * abs(found.value) + 1e-9
+    assert (
+        found.value == pytest.approx(largest, rel=2e-2)
+        and found.residual <= 0.01 * abs(found.value) + 1e-9
+    )
 
 
 def test_a_layer_that_the_loss_does_not_curve_in_is_no_error():
     x, flat = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    assert sharpness((x ** 2).sum() + flat.sum(), [x, flat]).value == pytest.approx(2, rel=1e-3)
+    assert sharpness((x**2).sum() + flat.sum(), [x, flat]).value == pytest.approx(
+        2, rel=1e-3
+    )
 
 
 def test_a_loss_that_is_not_finite_has_no_sharpness():

@@ -1,4 +1,7 @@
-"""Numba's parallel kernels: a cache that may be missing or damaged, and threads that follow torch's count."""
+"""Numba's parallel kernels: a cache that may be missing or damaged, and threads that
+follow torch's count.
+"""
+
 import json
 import os
 import shutil
@@ -29,16 +32,28 @@ assert torch.equal(kernels.ops["bmm"].variants["numba_cpu_blocked"](a, a), a @ a
 
 
 def run(program, folder=REPOSITORY, **environment):
-    return subprocess.run([sys.executable, "-B", "-c", program], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(folder)} | environment)
+    return subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
+    )
 
 
 # The cache.
 
+
 @pytest.fixture
 def nowhere_to_write(tmp_path):
-    """A copy of the kernels beside which not even root can write a cache: what would be its folders are files."""
-    shutil.copytree(REPOSITORY / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    """A copy of the kernels beside which not even root can write a cache: what would be
+    its folders are files.
+    """
+    shutil.copytree(
+        REPOSITORY / "kernels",
+        tmp_path / "kernels",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for folder in [tmp_path / "kernels", *(tmp_path / "kernels").rglob("*")]:
         if folder.is_dir():
             (folder / "__pycache__").write_text("")
@@ -46,15 +61,27 @@ def nowhere_to_write(tmp_path):
 
 
 @pytest.mark.slow
-def test_where_no_folder_can_be_written_kernels_compute_without_a_cache_and_say_it_once(nowhere_to_write):
-    again = CALLS + "\nsubprocess.run([sys.executable, '-B', '-c', 'from batchline.kernels import cpu_tasks'], check=True)"
-    done = run(again, nowhere_to_write, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere")
+def test_where_no_folder_can_be_written_kernels_compute_without_a_cache_and_say_it_once(
+    nowhere_to_write,
+):
+    again = (
+        CALLS
+        + "\nsubprocess.run([sys.executable, '-B', '-c', 'from batchline.kernels import cpu_tasks'], check=True)"
+    )
+    done = run(
+        again, nowhere_to_write, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere"
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("can't be kept on disk") == 1 and "NUMBA_CACHE_DIR" in done.stderr
+    assert (
+        done.stderr.count("can't be kept on disk") == 1
+        and "NUMBA_CACHE_DIR" in done.stderr
+    )
 
 
 def compiled_twice(tmp_path, monkeypatch, between):
-    """A kernel of a file in `tmp_path`, compiled by two decorations with `between` between them; both results."""
+    """A kernel of a file in `tmp_path`, compiled by two decorations with `between`
+    between them; both results.
+    """
     source = tmp_path / "a_kernel.py"
     source.write_text("def kernel(x):\n    return x + 1\n")
     monkeypatch.setenv(numba_cpu._SAID, "1")
@@ -72,7 +99,9 @@ def damage(folder):
         path.write_bytes(path.read_bytes()[:40])
 
 
-@pytest.mark.filterwarnings("ignore")  # Numba's, that there is nothing to run in parallel
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # Numba's, that there is nothing to run in parallel
 @pytest.mark.parametrize("between", [damage, shutil.rmtree], ids=["damaged", "removed"])
 def test_a_cache_that_is_lost_costs_no_call(tmp_path, monkeypatch, between):
     assert compiled_twice(tmp_path, monkeypatch, between) == [4, 4]
@@ -93,12 +122,20 @@ def test_where_it_can_be_kept_nothing_is_said():
 
 # The threads.
 
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-@pytest.mark.parametrize("environment, expected", [
-    ({"OMP_NUM_THREADS": "1"}, [1, 1, 1]),
-    ({"OMP_NUM_THREADS": "2"}, [2, 2, 2]),
-    ({"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}, [1, 2, 1])], ids=str)
-def test_numba_follows_torch_unless_it_was_told_and_leaves_torchs_count(environment, expected):
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({"OMP_NUM_THREADS": "1"}, [1, 1, 1]),
+        ({"OMP_NUM_THREADS": "2"}, [2, 2, 2]),
+        ({"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}, [1, 2, 1]),
+    ],
+    ids=str,
+)
+def test_numba_follows_torch_unless_it_was_told_and_leaves_torchs_count(
+    environment, expected
+):
     for told in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         environment.setdefault(told, "")
     if not environment["NUMBA_NUM_THREADS"]:
@@ -121,8 +158,12 @@ def seen():
     return numba_cpu._on_our_threads(numba.get_num_threads)
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two of Numba's threads")
-def test_a_call_has_torchs_threads_and_numbas_own_setting_stays(counts, seen, monkeypatch):
+@pytest.mark.skipif(
+    numba.config.NUMBA_NUM_THREADS < 2, reason="needs two of Numba's threads"
+)
+def test_a_call_has_torchs_threads_and_numbas_own_setting_stays(
+    counts, seen, monkeypatch
+):
     monkeypatch.setattr(numba_cpu, "_was_told", lambda: False)
     most = numba.config.NUMBA_NUM_THREADS
     numba.set_num_threads(most)
@@ -131,7 +172,9 @@ def test_a_call_has_torchs_threads_and_numbas_own_setting_stays(counts, seen, mo
     torch.set_num_threads(most)
     assert seen() == most
     numba.set_num_threads(1)  # the user's word counts for more than torch's
-    assert seen() == 1 and numba.get_num_threads() == 1 and torch.get_num_threads() == most
+    assert (
+        seen() == 1 and numba.get_num_threads() == 1 and torch.get_num_threads() == most
+    )
 
 
 def test_a_call_that_raises_leaves_the_setting_too(counts, monkeypatch):

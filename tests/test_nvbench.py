@@ -1,4 +1,7 @@
-"""NVBench's times: read from its JSON, and its Python package driven as its sources say (on a GPU, as it is)."""
+"""NVBench's times: read from its JSON, and its Python package driven as its sources say
+(on a GPU, as it is).
+"""
+
 import contextlib
 import json
 import subprocess
@@ -16,37 +19,113 @@ ABSENT = nvbench.why_absent()
 
 
 def _summary(tag, kind, value, **labels):
-    return {"tag": tag, **labels, "data": [{"name": "value", "type": kind, "value": value}]}
+    return {
+        "tag": tag,
+        **labels,
+        "data": [{"name": "value", "type": kind, "value": value}],
+    }
 
 
 def _summaries(median="1.0112e-05", noise="0.0125"):
-    """In NVBench's order, one summary of each kind; numbers are text, and what is hidden in tables says so."""
+    """In NVBench's order, one summary of each kind; numbers are text, and what is
+    hidden in tables says so.
+    """
     hidden = {"hint": "duration", "hide": "Hidden by default."}
     return [
-        _summary("nv/cold/sample_size", "int64", "1482", name="Samples", hint="sample_size"),
-        _summary("nv/cold/walltime", "float64", "0.51435071", name="Walltime", **hidden),
-        _summary("nv/cold/time/cpu/mean", "float64", "4.52e-05", name="CPU Time", hint="duration"),
-        _summary("nv/cold/time/gpu/mean", "float64", "1.0302e-05", name="GPU Time", hint="duration"),
-        _summary("nv/cold/time/gpu/stdev/relative", "float64", noise, name="Noise", hint="percentage"),
-        _summary("nv/cold/time/gpu/median", "float64", median, name="Median GPU Time", **hidden),
-        {"tag": "nv/json/bin:nv/cold/sample_times", "name": "Sample Times File", "hint": "file/sample_times",
-         "hide": "Not needed in table.", "data": [
-             {"name": "filename", "type": "string", "value": "nvbench.json-bin/0.bin"},
-             {"name": "size", "type": "int64", "value": "1482"}]},
-        _summary("nv/batch/sample_size", "int64", "52310", name="Samples", hint="sample_size"),
-        _summary("nv/batch/time/gpu/mean", "float64", "9.5581e-06", name="Batch GPU", hint="duration")]
+        _summary(
+            "nv/cold/sample_size", "int64", "1482", name="Samples", hint="sample_size"
+        ),
+        _summary(
+            "nv/cold/walltime", "float64", "0.51435071", name="Walltime", **hidden
+        ),
+        _summary(
+            "nv/cold/time/cpu/mean",
+            "float64",
+            "4.52e-05",
+            name="CPU Time",
+            hint="duration",
+        ),
+        _summary(
+            "nv/cold/time/gpu/mean",
+            "float64",
+            "1.0302e-05",
+            name="GPU Time",
+            hint="duration",
+        ),
+        _summary(
+            "nv/cold/time/gpu/stdev/relative",
+            "float64",
+            noise,
+            name="Noise",
+            hint="percentage",
+        ),
+        _summary(
+            "nv/cold/time/gpu/median",
+            "float64",
+            median,
+            name="Median GPU Time",
+            **hidden,
+        ),
+        {
+            "tag": "nv/json/bin:nv/cold/sample_times",
+            "name": "Sample Times File",
+            "hint": "file/sample_times",
+            "hide": "Not needed in table.",
+            "data": [
+                {
+                    "name": "filename",
+                    "type": "string",
+                    "value": "nvbench.json-bin/0.bin",
+                },
+                {"name": "size", "type": "int64", "value": "1482"},
+            ],
+        },
+        _summary(
+            "nv/batch/sample_size", "int64", "52310", name="Samples", hint="sample_size"
+        ),
+        _summary(
+            "nv/batch/time/gpu/mean",
+            "float64",
+            "9.5581e-06",
+            name="Batch GPU",
+            hint="duration",
+        ),
+    ]
 
 
 def _state(name, summaries, skip_reason=None):
-    return {"name": f"Device=0 launch={name}", "min_samples": 10, "timeout": 15.0, "device": 0, "type_config_index": 0,
-            "axis_values": [{"name": "launch", "type": "string", "value": name}], "summaries": summaries,
-            "is_skipped": skip_reason is not None, **({"skip_reason": skip_reason} if skip_reason else {})}
+    return {
+        "name": f"Device=0 launch={name}",
+        "min_samples": 10,
+        "timeout": 15.0,
+        "device": 0,
+        "type_config_index": 0,
+        "axis_values": [{"name": "launch", "type": "string", "value": name}],
+        "summaries": summaries,
+        "is_skipped": skip_reason is not None,
+        **({"skip_reason": skip_reason} if skip_reason else {}),
+    }
 
 
 def _document(states):
-    return {"meta": {"argv": ["nvbench"], "version": {"json": {"major": 1, "minor": 0, "patch": 0, "string": "1.0.0"}}},
-            "devices": [{"id": 0, "name": "NVIDIA H200", "sm_version": 900}],
-            "benchmarks": [{"name": "measure", "index": 0, "devices": [0], "axes": [], "states": states}]}
+    return {
+        "meta": {
+            "argv": ["nvbench"],
+            "version": {
+                "json": {"major": 1, "minor": 0, "patch": 0, "string": "1.0.0"}
+            },
+        },
+        "devices": [{"id": 0, "name": "NVIDIA H200", "sm_version": 900}],
+        "benchmarks": [
+            {
+                "name": "measure",
+                "index": 0,
+                "devices": [0],
+                "axes": [],
+                "states": states,
+            }
+        ],
+    }
 
 
 def _parsed(summaries, skip_reason=None):
@@ -54,26 +133,50 @@ def _parsed(summaries, skip_reason=None):
 
 
 def test_the_median_of_cold_and_the_mean_of_hot_launches():
-    assert nvbench.parse(_document([_state("torch bmm", _summaries()), _state("β", _summaries(median="0.002"))])) == {
-        "torch bmm": {"cold_s": 1.0112e-05, "hot_s": 9.5581e-06, "samples": 1482, "noise": 0.0125},
-        "β": {"cold_s": 0.002, "hot_s": 9.5581e-06, "samples": 1482, "noise": 0.0125}}
+    assert nvbench.parse(
+        _document(
+            [_state("torch bmm", _summaries()), _state("β", _summaries(median="0.002"))]
+        )
+    ) == {
+        "torch bmm": {
+            "cold_s": 1.0112e-05,
+            "hot_s": 9.5581e-06,
+            "samples": 1482,
+            "noise": 0.0125,
+        },
+        "β": {"cold_s": 0.002, "hot_s": 9.5581e-06, "samples": 1482, "noise": 0.0125},
+    }
 
 
 def test_a_launch_that_raised_has_no_times_and_its_reason_in_a_line():
-    reason = "Unexpected error: RuntimeError: shapes differ\n\nAt:\n  bmm.py(12): launch\n"
+    reason = (
+        "Unexpected error: RuntimeError: shapes differ\n\nAt:\n  bmm.py(12): launch\n"
+    )
     assert _parsed(_summaries(), reason) == {"error": "RuntimeError: shapes differ"}
     assert _parsed(None, "Deadlock detected") == {"error": "Deadlock detected"}
 
 
-@pytest.mark.parametrize("summaries", [
-    None, [], _summaries()[:1], [s for s in _summaries() if "median" not in s["tag"]], _summaries(median="nan")])
+@pytest.mark.parametrize(
+    "summaries",
+    [
+        None,
+        [],
+        _summaries()[:1],
+        [s for s in _summaries() if "median" not in s["tag"]],
+        _summaries(median="nan"),
+    ],
+)
 def test_without_a_median_there_is_no_time(summaries):
     assert _parsed(summaries)["error"].startswith("NVBench gave no median")
 
 
 def test_what_is_missing_or_not_finite_beside_the_cold_time_is_none():
     assert _parsed(_summaries(noise="inf")[:-1]) == {
-        "cold_s": 1.0112e-05, "hot_s": None, "samples": 1482, "noise": None}
+        "cold_s": 1.0112e-05,
+        "hot_s": None,
+        "samples": 1482,
+        "noise": None,
+    }
 
 
 @pytest.mark.parametrize("benchmarks", [None, [{"name": "measure", "states": None}]])
@@ -82,23 +185,35 @@ def test_a_document_without_states_has_no_rows(benchmarks):
 
 
 class FakePackage:
-    """cuda.bench as its sources have it: one run a process, a state a value, and an exception skips its state."""
+    """cuda.bench as its sources have it: one run a process, a state a value, and an
+    exception skips its state.
+    """
 
     def __init__(self):
         self.log, self.argv, self._ran = [], None, False
 
     def register(self, function):
         if self._ran:
-            raise RuntimeError("Can not register more benchmarks after benchmark was run")
+            raise RuntimeError(
+                "Can not register more benchmarks after benchmark was run"
+            )
         self._function = function
-        return SimpleNamespace(add_string_axis=lambda name, values: self.__dict__.update(axis=name, values=values))
+        return SimpleNamespace(
+            add_string_axis=lambda name, values: self.__dict__.update(
+                axis=name, values=values
+            )
+        )
 
     def run_all_benchmarks(self, argv):
         assert isinstance(argv, list)
         self.argv, self._ran = argv, True
         states, stop = [], False
         for value in self.values:
-            reason = "Skipped because a previous state requested the runner loop to stop." if stop else None
+            reason = (
+                "Skipped because a previous state requested the runner loop to stop."
+                if stop
+                else None
+            )
             try:
                 stop or self._function(self._state(value))
             except (Exception, KeyboardInterrupt) as error:
@@ -112,8 +227,11 @@ class FakePackage:
             self.log.append("exec")
             call("launch")
 
-        return SimpleNamespace(get_string={self.axis: value}.__getitem__, exec=execute,
-                               get_stream=lambda: SimpleNamespace(addressof=lambda: 4096))
+        return SimpleNamespace(
+            get_string={self.axis: value}.__getitem__,
+            exec=execute,
+            get_stream=lambda: SimpleNamespace(addressof=lambda: 4096),
+        )
 
 
 @pytest.fixture
@@ -127,8 +245,13 @@ def package(monkeypatch):
         fake.log.append("off")
 
     monkeypatch.setitem(sys.modules, "cuda.bench", fake)
-    for name, stand_in in (("ExternalStream", int), ("stream", stream), ("current_device", lambda: 1),
-                           ("empty_cache", lambda: None), ("synchronize", lambda: fake.log.append("wait"))):
+    for name, stand_in in (
+        ("ExternalStream", int),
+        ("stream", stream),
+        ("current_device", lambda: 1),
+        ("empty_cache", lambda: None),
+        ("synchronize", lambda: fake.log.append("wait")),
+    ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     return fake
 
@@ -136,22 +259,52 @@ def package(monkeypatch):
 def test_launches_are_warm_on_nvbenchs_stream_before_it_holds_the_stream(package):
     rows = nvbench.times({"a": lambda: package.log.append("launch")}, timeout_s=2.5)
     assert rows["a"]["cold_s"] == 1.0112e-05
-    assert package.log == ["wait", "on 4096", "launch", "launch", "launch", "wait", "exec", "launch", "off"]
+    assert package.log == [
+        "wait",
+        "on 4096",
+        "launch",
+        "launch",
+        "launch",
+        "wait",
+        "exec",
+        "launch",
+        "off",
+    ]
     arguments = dict(zip(package.argv[2::2], package.argv[3::2]))
-    assert package.argv[:2] == ["nvbench", "--quiet"] and not Path(arguments.pop("--json")).exists()
-    assert arguments == {"--devices": "1", "--timeout": "2.5", "--throttle-threshold": "0"}
+    assert (
+        package.argv[:2] == ["nvbench", "--quiet"]
+        and not Path(arguments.pop("--json")).exists()
+    )
+    assert arguments == {
+        "--devices": "1",
+        "--timeout": "2.5",
+        "--throttle-threshold": "0",
+    }
 
 
 def test_a_failure_is_a_row_and_the_others_go_on(package):
-    rows = nvbench.times({"a": lambda: None, "b": lambda: torch.zeros(2) @ torch.zeros(3), "c": lambda: None})
-    assert rows["b"]["error"].startswith("RuntimeError: ") and "\n" not in rows["b"]["error"]
-    assert list(rows) == ["a", "b", "c"] and rows["a"]["hot_s"] == rows["c"]["hot_s"] == 9.5581e-06
+    rows = nvbench.times(
+        {
+            "a": lambda: None,
+            "b": lambda: torch.zeros(2) @ torch.zeros(3),
+            "c": lambda: None,
+        }
+    )
+    assert (
+        rows["b"]["error"].startswith("RuntimeError: ")
+        and "\n" not in rows["b"]["error"]
+    )
+    assert (
+        list(rows) == ["a", "b", "c"]
+        and rows["a"]["hot_s"] == rows["c"]["hot_s"] == 9.5581e-06
+    )
 
 
 def test_a_second_run_in_a_process_is_an_error_in_every_row(package):
     nvbench.times({"a": lambda: None})
     assert nvbench.times({"a": lambda: None}) == {
-        "a": {"error": "Can not register more benchmarks after benchmark was run"}}
+        "a": {"error": "Can not register more benchmarks after benchmark was run"}
+    }
 
 
 def test_ctrl_c_stops_us_though_nvbench_swallows_it(package):
@@ -186,9 +339,17 @@ torch.bmm(a, b)
 rows = nvbench.times({"product": lambda: torch.bmm(a, b), "wrong": lambda: torch.bmm(a, b[:, 1:])}, timeout_s=2.0)
 print(json.dumps([rows, float(torch.bmm(a, b).sum())]))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     rows, still_works = json.loads(done.stdout.splitlines()[-1])
-    assert 0 < rows["product"]["cold_s"] < 0.1 and 0 < rows["product"]["hot_s"] < 0.1, rows
+    assert (
+        0 < rows["product"]["cold_s"] < 0.1 and 0 < rows["product"]["hot_s"] < 0.1
+    ), rows
     assert rows["product"]["samples"] >= 10 and still_works > 0
     assert rows["wrong"]["error"].startswith("RuntimeError")

@@ -1,4 +1,5 @@
 """Registration and discovery: a file is a variant, and what can't work says why."""
+
 import subprocess
 import sys
 import textwrap
@@ -15,9 +16,19 @@ from batchline.kernels.op import Op, Scenario, Variant
 @pytest.fixture
 def op():
     """An op of its own, so that nothing is left in the real ones."""
-    return Op("elsewhere.copy", signature="x[B] → x[B]", inputs=None, reference=None, tolerance=None,
-              flops=None, least_bytes=None, scenarios=(Scenario("plain", "a plain one", {}),), probes={},
-              example=("plain", 1), baseline="torch_copy")
+    return Op(
+        "elsewhere.copy",
+        signature="x[B] → x[B]",
+        inputs=None,
+        reference=None,
+        tolerance=None,
+        flops=None,
+        least_bytes=None,
+        scenarios=(Scenario("plain", "a plain one", {}),),
+        probes={},
+        example=("plain", 1),
+        baseline="torch_copy",
+    )
 
 
 def test_decorator_returns_the_function_unchanged(op):
@@ -38,10 +49,16 @@ def test_a_second_variant_of_the_same_name_raises(op):
         op.variant(backend="torch")(torch_copy)
 
 
-@pytest.mark.parametrize("declared, words", [
-    ({"backend": "cupy"}, "backend 'cupy' is none of torch, triton, numba_cuda, numba_cpu"),
-    ({"backend": "torch", "needs": "tpu"}, "needs='tpu' is none of"),
-])
+@pytest.mark.parametrize(
+    "declared, words",
+    [
+        (
+            {"backend": "cupy"},
+            "backend 'cupy' is none of torch, triton, numba_cuda, numba_cpu",
+        ),
+        ({"backend": "torch", "needs": "tpu"}, "needs='tpu' is none of"),
+    ],
+)
 def test_unknown_declarations_raise(op, declared, words):
     with pytest.raises(ValueError, match=words):
         op.variant(**declared)(lambda x: x)
@@ -57,9 +74,16 @@ def test_what_is_not_declared_is_supported():
 def test_declared_limits_are_reasons():
     bmm = kernels.ops["bmm"]
     doubles = bmm.make_inputs("tiny_16", 2, "float64", "meta")
-    assert "float64 is not among its dtypes" in bmm.variants["triton_tiled"].why_unsupported(*doubles)
+    assert "float64 is not among its dtypes" in bmm.variants[
+        "triton_tiled"
+    ].why_unsupported(*doubles)
     assert bmm.variants["numba_cpu_tiled"].why_not_here("cuda") == "needs CPU"
-    limited = Variant(bmm, torch.bmm, "torch", supports=lambda a, b: "only odd K" if a.shape[2] % 2 == 0 else None)
+    limited = Variant(
+        bmm,
+        torch.bmm,
+        "torch",
+        supports=lambda a, b: "only odd K" if a.shape[2] % 2 == 0 else None,
+    )
     assert limited.why_unsupported(*doubles) == "only odd K"
 
 
@@ -67,7 +91,9 @@ def test_the_op_is_callable_and_runs_what_the_dispatch_chooses():
     from batchline.kernels.bmm import bmm
 
     a, b = bmm.make_inputs("tiny_16", 2, "float32", "cpu")
-    assert torch.equal(bmm(a, b), bmm.variants[bmm.dispatch.look_up(a, b).variant](a, b))
+    assert torch.equal(
+        bmm(a, b), bmm.variants[bmm.dispatch.look_up(a, b).variant](a, b)
+    )
     assert next(iter(bmm.variants)) == bmm.baseline
 
 
@@ -79,7 +105,9 @@ def test_every_variant_tells_its_idea():
 
 @pytest.mark.parametrize("absent", ["triton", "numba", "numba.cuda"])
 def test_variants_import_without_their_compiler(absent):
-    """In a process where the module can't be imported every file still loads, and its variants say what is missing."""
+    """In a process where the module can't be imported every file still loads, and its
+    variants say what is missing.
+    """
     program = textwrap.dedent(f"""
         import sys
         sys.modules[{absent!r}] = None
@@ -88,7 +116,9 @@ def test_variants_import_without_their_compiler(absent):
         assert not [v.id for v in variants if v.idea == "(does not load)"]
         print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda")}}), sep="\\n")
     """)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert f"{absent} can't be imported" in done.stdout
 
@@ -102,18 +132,31 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
                       scenarios=(), probes={}, example=("", 1), baseline="torch_fine")
     """))
     (package / "torch_fine.py").write_text(
-        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef torch_fine(x): return x\n")
+        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef torch_fine(x): return x\n"
+    )
     (package / "torch_typo.py").write_text("def torch_typo(x) return x\n")
     (package / "torch_forgot.py").write_text("def torch_forgot(x): return x\n")
     (package / "torch_misnamed.py").write_text(
-        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef another(x): return x\n")
-    (package / "_helper.py").write_text("raise RuntimeError('a helper is not imported for its own sake')\n")
+        "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef another(x): return x\n"
+    )
+    (package / "_helper.py").write_text(
+        "raise RuntimeError('a helper is not imported for its own sake')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     from brokenop import brokenop
 
-    assert list(brokenop.variants) == ["torch_fine", "dispatched", "torch_forgot", "torch_misnamed", "torch_typo"]
-    for name, words in (("torch_typo", "SyntaxError"), ("torch_forgot", "registers no variant"),
-                        ("torch_misnamed", "a variant is named after its file")):
+    assert list(brokenop.variants) == [
+        "torch_fine",
+        "dispatched",
+        "torch_forgot",
+        "torch_misnamed",
+        "torch_typo",
+    ]
+    for name, words in (
+        ("torch_typo", "SyntaxError"),
+        ("torch_forgot", "registers no variant"),
+        ("torch_misnamed", "a variant is named after its file"),
+    ):
         with pytest.raises(ImportError, match=f"{name}.py does not load: .*{words}"):
             brokenop.variants[name]()
 
@@ -122,27 +165,54 @@ PROGRAM = """
 import sys, threading
 from batchline.kernels.bmm import bmm
 {body}
-print(sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("batchline.kernels.bmm.") and "._" not in name))
+ours = [name for name in sys.modules if name.startswith("batchline.kernels.bmm.")]
+print(sorted(name.rpartition(".")[2] for name in ours if "._" not in name))
 """
 
 
-@pytest.mark.parametrize("body, loaded", [
-    ("'torch_bmm' in bmm.variants, len(bmm.variants)", []),
-    ("bmm.variants['torch_einsum']", ["torch_einsum"]),
-    ("import torch; a = torch.ones(2, 3, 3); bmm.dispatch.table = lambda device: {}; bmm(a, a)", ["torch_bmm"]),
-    ("threads = [threading.Thread(target=bmm.variants.get, args=('torch_bmm',)) for _ in range(8)]\n"
-     "for one in threads: one.start()\nfor one in threads: one.join()\n"
-     "assert len({id(bmm.variants['torch_bmm'])}) == 1", ["torch_bmm"])])
+@pytest.mark.parametrize(
+    "body, loaded",
+    [
+        ("'torch_bmm' in bmm.variants, len(bmm.variants)", []),
+        ("bmm.variants['torch_einsum']", ["torch_einsum"]),
+        (
+            "import torch; a = torch.ones(2, 3, 3); bmm.dispatch.table = lambda device: {}; bmm(a, a)",
+            ["torch_bmm"],
+        ),
+        (
+            "threads = [threading.Thread(target=bmm.variants.get, args=('torch_bmm',)) for _ in range(8)]\n"
+            "for one in threads: one.start()\nfor one in threads: one.join()\n"
+            "assert len({id(bmm.variants['torch_bmm'])}) == 1",
+            ["torch_bmm"],
+        ),
+    ],
+)
 def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(body=body)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(loaded)
 
 
 def test_an_op_is_imported_when_it_is_asked_for():
-    program = "import sys; from batchline import kernels; kernels.ops['bmm']; print('batchline.kernels.wgrad_stats' in sys.modules, *kernels.ops)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "bmm", "grad_reduce", "grad_reduce_multi", "grad_stats", "wgrad_stats"]
+    program = (
+        "import sys; from batchline import kernels; kernels.ops['bmm']; "
+        "print('batchline.kernels.wgrad_stats' in sys.modules, *kernels.ops)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.split() == [
+        "False",
+        "bmm",
+        "grad_reduce",
+        "grad_reduce_multi",
+        "grad_stats",
+        "wgrad_stats",
+    ]
 
 
 def test_stand_in_swallows_decorators():

@@ -1,4 +1,7 @@
-"""The page of a run without a browser: its structure, that it fetches nothing, that names are text, how it is kept."""
+"""The page of a run without a browser: its structure, that it fetches nothing, that
+names are text, how it is kept.
+"""
+
 import base64
 import gzip
 import re
@@ -13,7 +16,9 @@ from batchline.bench.report.escaping import one_line
 from tests.pages import HOSTILE, Tree, a_run, everything, hostile, timed, with_records
 
 pytest.importorskip("jinja2")
-pytest.importorskip("plotly", reason="plotly.js comes with plotly, which is not installed")
+pytest.importorskip(
+    "plotly", reason="plotly.js comes with plotly, which is not installed"
+)
 
 MOST_BYTES = 5_000_000
 
@@ -25,43 +30,99 @@ def full():
 
 def test_the_page_has_its_sections_in_order(full):
     assert [heading.partition(":")[0] for heading in full.text("h2")] == [
-        "The answer", "Which variant from which batch", "bmm", "Latency over the batch", "Memory over the batch",
-        "Batch invariance", "Gradient noise", "What batch size?", "The four claims", "Failures", "Not timed, and why",
-        "What the compilers made of the GPU variants", "The machine"]
+        "The answer",
+        "Which variant from which batch",
+        "bmm",
+        "Latency over the batch",
+        "Memory over the batch",
+        "Batch invariance",
+        "Gradient noise",
+        "What batch size?",
+        "The four claims",
+        "Failures",
+        "Not timed, and why",
+        "What the compilers made of the GPU variants",
+        "The machine",
+    ]
 
 
 def test_a_screen_reader_finds_its_way(full):
     assert full.all("html")[0]["attributes"]["lang"] == "en" and full.text("title")
-    assert [len(full.all(tag)) for tag in ("h1", "main", "header", "nav")] == [1, 1, 1, 1]
+    assert [len(full.all(tag)) for tag in ("h1", "main", "header", "nav")] == [
+        1,
+        1,
+        1,
+        1,
+    ]
     levels = [int(element["tag"][1]) for element in full.all("h1", "h2", "h3", "h4")]
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
-    ids = [element["attributes"]["id"] for element in full.elements if "id" in element["attributes"]]
+    ids = [
+        element["attributes"]["id"]
+        for element in full.elements
+        if "id" in element["attributes"]
+    ]
     assert len(ids) == len(set(ids))
-    pointed_at = [link["attributes"]["href"].removeprefix("#") for link in full.all("a")]
-    named_by = [section["attributes"]["aria-labelledby"] for section in full.all("section")]
-    assert set(pointed_at + named_by) <= set(ids) and all(name.endswith("-title") for name in named_by)
-    assert all(header["attributes"]["scope"] in ("row", "col") and header["text"] for header in full.all("th"))
-    for plot in (one for one in full.all("div") if one["attributes"].get("class") == "plot"):
+    pointed_at = [
+        link["attributes"]["href"].removeprefix("#") for link in full.all("a")
+    ]
+    named_by = [
+        section["attributes"]["aria-labelledby"] for section in full.all("section")
+    ]
+    assert set(pointed_at + named_by) <= set(ids) and all(
+        name.endswith("-title") for name in named_by
+    )
+    assert all(
+        header["attributes"]["scope"] in ("row", "col") and header["text"]
+        for header in full.all("th")
+    )
+    for plot in (
+        one for one in full.all("div") if one["attributes"].get("class") == "plot"
+    ):
         assert plot["attributes"]["role"] == "img" and plot["attributes"]["aria-label"]
         assert plot["attributes"]["tabindex"] == "0"
 
 
 def test_what_broke_stands_apart_from_what_was_skipped(full):
     cells = full.text("td")
-    assert cells.index("failed: ValueError: no") < cells.index("not timed here: needs CUDA")
-    assert len([cell for cell in cells if cell in ("failed: ValueError: no", "not timed here: needs CUDA")]) == 2
+    assert cells.index("failed: ValueError: no") < cells.index(
+        "not timed here: needs CUDA"
+    )
+    assert (
+        len(
+            [
+                cell
+                for cell in cells
+                if cell in ("failed: ValueError: no", "not timed here: needs CUDA")
+            ]
+        )
+        == 2
+    )
 
 
 def test_a_wrong_figure_is_not_marked_as_the_best():
-    row = {"op": "bmm", "variant": "torch_bmm", "dtype": "float32", "whose": "ours", "condition": "hard", "mean": 0.5,
-           "n": 0.0, "d": 0.0, "noise_scale": None, "failed": "", "not_run": ""}
+    row = {
+        "op": "bmm",
+        "variant": "torch_bmm",
+        "dtype": "float32",
+        "whose": "ours",
+        "condition": "hard",
+        "mean": 0.5,
+        "n": 0.0,
+        "d": 0.0,
+        "noise_scale": None,
+        "failed": "",
+        "not_run": "",
+    }
     tree = Tree(page.html(a_run(audit=[row])))
     assert "ḡ wrong by 50% ⚠" in tree.text("td") and tree.text("th").count("") == 0
 
 
 def test_every_plot_has_a_table_in_its_section(full):
-    html = [element["tag"] if element["tag"] in ("figure", "table") else "|" for element in full.elements
-            if element["tag"] in ("section", "figure", "table")]
+    html = [
+        element["tag"] if element["tag"] in ("figure", "table") else "|"
+        for element in full.elements
+        if element["tag"] in ("section", "figure", "table")
+    ]
     for section in "".join(name[0] for name in html).split("|"):
         assert "f" not in section or section.rindex("f") < section.rindex("t")
 
@@ -80,14 +141,24 @@ def test_plotly_is_embedded_whole(full):
 
     packed = base64.b64decode(full.by_id("library")["text"])
     assert gzip.decompress(packed).decode() == get_plotlyjs()
-    assert packed[4:8] == bytes(4)  # the time of packing: the page would be another each time
+    assert packed[4:8] == bytes(
+        4
+    )  # the time of packing: the page would be another each time
 
 
 def test_every_plot_has_its_data(full):
     figures = [figure["attributes"] for figure in full.all("figure")]
-    assert {one["data-plot"] for one in figures if "data-plot" in one} == set(full.data["plots"])
-    assert [one["data-quantity"] for one in figures if "data-quantity" in one] == list(page_data.QUANTITIES)
-    shown = {one["attributes"]["data-problem"] for one in full.all("div") if "data-problem" in one["attributes"]}
+    assert {one["data-plot"] for one in figures if "data-plot" in one} == set(
+        full.data["plots"]
+    )
+    assert [one["data-quantity"] for one in figures if "data-quantity" in one] == list(
+        page_data.QUANTITIES
+    )
+    shown = {
+        one["attributes"]["data-problem"]
+        for one in full.all("div")
+        if "data-problem" in one["attributes"]
+    }
     assert shown == set(full.data["ops"]["bmm"]["problems"])
 
 
@@ -98,11 +169,19 @@ def test_a_name_and_a_failure_are_text_whatever_they_are():
     as_text = one_line(HOSTILE)
     cells = [one_line(element["text"]) for element in tree.all("td", "th")]
     assert as_text in cells and f"failed: {as_text}" in cells
-    problem, = (one for name, one in tree.data["ops"]["bmm"]["problems"].items() if "alert" in name)
-    curve, = problem["curves"]
-    assert curve["name"] == as_text and curve["text"][0].startswith(f"{as_text}, B = 4\n")
+    (problem,) = (
+        one
+        for name, one in tree.data["ops"]["bmm"]["problems"].items()
+        if "alert" in name
+    )
+    (curve,) = problem["curves"]
+    assert curve["name"] == as_text and curve["text"][0].startswith(
+        f"{as_text}, B = 4\n"
+    )
     figures = [figure["attributes"].get("data-plot") for figure in tree.all("figure")]
-    assert set(tree.data["plots"]) <= set(figures) and any("alert" in name for name in tree.data["plots"])
+    assert set(tree.data["plots"]) <= set(figures) and any(
+        "alert" in name for name in tree.data["plots"]
+    )
 
 
 def test_what_steers_a_terminal_is_replaced():
@@ -113,7 +192,11 @@ def test_what_steers_a_terminal_is_replaced():
 def test_a_run_of_which_nothing_was_timed_has_a_page():
     run = a_run()
     tree = Tree(page.html(replace(run, records=run.records[1:])))
-    assert "Nothing was timed." in tree.text("dd") and not tree.all("figure") and tree.data["ops"] == {}
+    assert (
+        "Nothing was timed." in tree.text("dd")
+        and not tree.all("figure")
+        and tree.data["ops"] == {}
+    )
 
 
 def test_a_partial_run_says_so():
@@ -131,9 +214,15 @@ def test_a_large_run_stays_under_the_limit():
     def named(count, what):
         return [f"a_rather_long_name_of_{what}_{number}" for number in range(count)]
 
-    run = replace(a_run(), records=tuple(
-        timed(variant, 2 ** k, 1e-6 * 2 ** k, scenario) for scenario in named(20, "scenario")
-        for variant in named(10, "variant") for k in range(13)))
+    run = replace(
+        a_run(),
+        records=tuple(
+            timed(variant, 2**k, 1e-6 * 2**k, scenario)
+            for scenario in named(20, "scenario")
+            for variant in named(10, "variant")
+            for k in range(13)
+        ),
+    )
     run.about["scenarios"]["bmm"] |= dict.fromkeys(named(20, "scenario"), "")
     assert 2_000_000 < len(page.html(run).encode()) <= MOST_BYTES
 
@@ -141,15 +230,23 @@ def test_a_large_run_stays_under_the_limit():
 def test_write_makes_one_file_and_the_same_bytes_each_time(tmp_path):
     path = page.write(a_run(), tmp_path)
     first = path.read_bytes()
-    assert path == tmp_path / "index.html" and page.write(a_run(), tmp_path).read_bytes() == first
+    assert (
+        path == tmp_path / "index.html"
+        and page.write(a_run(), tmp_path).read_bytes() == first
+    )
     assert [one.name for one in tmp_path.iterdir()] == ["index.html"]
 
 
 @pytest.mark.parametrize("library", ["jinja2", "plotly"])
-def test_without_a_library_there_is_no_page_and_a_reason(tmp_path, monkeypatch, library):
+def test_without_a_library_there_is_no_page_and_a_reason(
+    tmp_path, monkeypatch, library
+):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"{library}.offline", raising=False)
-    assert page.write(a_run(), tmp_path) is None and page.why_no_page() == f"{library} is not installed"
+    assert (
+        page.write(a_run(), tmp_path) is None
+        and page.why_no_page() == f"{library} is not installed"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -163,8 +260,13 @@ def test_a_page_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
 
 def test_only_code_and_stress_are_markup():
     found = page._environment().filters["inline"]("**a** `b<i>` <b>c</b> & d")
-    assert found == "<strong>a</strong> <code>b&lt;i&gt;</code> &lt;b&gt;c&lt;/b&gt; &amp; d"
+    assert (
+        found
+        == "<strong>a</strong> <code>b&lt;i&gt;</code> &lt;b&gt;c&lt;/b&gt; &amp; d"
+    )
 
 
 def test_the_templates_hold_no_end_of_a_script():
-    assert not re.search("</(script|style)", page._environment().globals["own"]("page.js"), re.IGNORECASE)
+    assert not re.search(
+        "</(script|style)", page._environment().globals["own"]("page.js"), re.IGNORECASE
+    )

@@ -1,4 +1,7 @@
-"""The page in a real browser: from disk, offline, read by mouse, by keyboard, on a phone, in the dark, and by axe."""
+"""The page in a real browser: from disk, offline, read by mouse, by keyboard, on a
+phone, in the dark, and by axe.
+"""
+
 import os
 import shutil
 
@@ -7,13 +10,24 @@ import pytest
 from batchline.bench.report import page
 from tests.pages import everything, hostile
 
-pytest.importorskip("plotly", reason="plotly.js comes with plotly, which is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="`make test-page` installs Playwright and runs these")
-axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright",
-                                     reason="axe-core comes with axe-playwright-python, which is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "BATCHLINE_BROWSER" not in os.environ,
-                                reason="there is no Chromium here")
+pytest.importorskip(
+    "plotly", reason="plotly.js comes with plotly, which is not installed"
+)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="`make test-page` installs Playwright and runs these"
+)
+axe_playwright = pytest.importorskip(
+    "axe_playwright_python.sync_playwright",
+    reason="axe-core comes with axe-playwright-python, which is not installed",
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "BATCHLINE_BROWSER" not in os.environ,
+    reason="there is no Chromium here",
+)
 
 PHONE = {"width": 375, "height": 812}
 LATENCY = "[data-op=bmm] [data-quantity=latency]"
@@ -21,7 +35,9 @@ LATENCY = "[data-op=bmm] [data-quantity=latency]"
 
 @pytest.fixture(scope="module")
 def browser():
-    assert CHROMIUM, "there is no Chromium in the PATH: install one (on Debian: apt-get install chromium)"
+    assert (
+        CHROMIUM
+    ), "there is no Chromium in the PATH: install one (on Debian: apt-get install chromium)"
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
         yield browser
@@ -32,12 +48,17 @@ def browser():
 def files(tmp_path_factory):
     """The pages as files, by what they are of."""
     runs = {"everything": everything(), "hostile": hostile()}
-    return {name: page.write(run, tmp_path_factory.mktemp(name)) for name, run in runs.items()}
+    return {
+        name: page.write(run, tmp_path_factory.mktemp(name))
+        for name, run in runs.items()
+    }
 
 
 @pytest.fixture
 def opened(browser, files):
-    """Opens a page, its plots drawn; at the end nothing may have been asked for, nor gone wrong."""
+    """Opens a page, its plots drawn; at the end nothing may have been asked for, nor
+    gone wrong.
+    """
     contexts, asked, wrong = [], [], []
 
     def open_(name="everything", wait=True, before="", **options):
@@ -45,9 +66,18 @@ def opened(browser, files):
         contexts.append(context)
         tab = context.new_page()
         tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda message: (
+                wrong.append(message.text)
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.on(
+            "dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss())
+        )
         tab.add_init_script(before)
         tab.set_default_timeout(5_000)
         tab.goto(files[name].as_uri())
@@ -58,7 +88,10 @@ def opened(browser, files):
     yield open_
     for context in contexts:
         context.close()
-    assert all(url.startswith("file:") and url.endswith("/index.html") for url in asked) and not wrong, (asked, wrong)
+    assert (
+        all(url.startswith("file:") and url.endswith("/index.html") for url in asked)
+        and not wrong
+    ), (asked, wrong)
 
 
 def draw(figure):
@@ -74,13 +107,20 @@ def draw_all(tab):
 
 def curves(tab, figure=LATENCY):
     """The names of the curves that a plot has points of."""
-    return tab.eval_on_selector(f"{figure} .plot", "box => box.data.filter(one => one.hovertext).map(one => one.name)")
+    return tab.eval_on_selector(
+        f"{figure} .plot",
+        "box => box.data.filter(one => one.hovertext).map(one => one.name)",
+    )
 
 
 def test_every_plot_is_drawn(opened):
     tab = opened()
     draw_all(tab)
-    assert tab.locator("figure").count() == tab.locator("figure .plot > .plot-container").count() > 8
+    assert (
+        tab.locator("figure").count()
+        == tab.locator("figure .plot > .plot-container").count()
+        > 8
+    )
     assert tab.locator("#trouble").is_hidden()
 
 
@@ -88,8 +128,13 @@ def test_pointing_at_a_point_tells_what_was_measured(opened):
     tab = opened()
     tab.locator(f"{LATENCY} .points path").first.hover(force=True)
     said = tab.locator(f"{LATENCY} .hoverlayer").text_content()
-    for words in ("torch_bmm, B = 1", "median 1.12 µs, known to ±2.0%", "quartiles", "9 samples of 2 calls",
-                  "of the launch ceiling"):
+    for words in (
+        "torch_bmm, B = 1",
+        "median 1.12 µs, known to ±2.0%",
+        "quartiles",
+        "9 samples of 2 calls",
+        "of the launch ceiling",
+    ):
         assert words in said
 
 
@@ -98,29 +143,48 @@ def test_a_variant_can_be_taken_out_and_put_back(opened):
     assert curves(tab) == ["torch_bmm", "fast"]
     box = tab.get_by_role("checkbox", name="torch_bmm")
     box.uncheck()
-    assert curves(tab) == ["fast"] == curves(tab, "[data-op=bmm] [data-quantity=memory]")
+    assert (
+        curves(tab) == ["fast"] == curves(tab, "[data-op=bmm] [data-quantity=memory]")
+    )
     box.check()
     assert curves(tab) == ["torch_bmm", "fast"]
 
 
 def test_another_scenario_shows_its_curves_and_its_table(opened):
     tab = opened()
-    assert tab.locator("[data-problem]:visible h3").first.inner_text() == "tiny_16 · float32"
+    assert (
+        tab.locator("[data-problem]:visible h3").first.inner_text()
+        == "tiny_16 · float32"
+    )
     tab.get_by_label("Scenario").select_option("tiny_32")
     tab.get_by_label("Data type").select_option("float16")
-    assert tab.locator("[data-problem]:visible").count() == 1 and curves(tab) == ["fast"]
-    assert tab.locator("[data-problem]:visible h3").first.inner_text() == "tiny_32 · float16"
+    assert tab.locator("[data-problem]:visible").count() == 1 and curves(tab) == [
+        "fast"
+    ]
+    assert (
+        tab.locator("[data-problem]:visible h3").first.inner_text()
+        == "tiny_32 · float16"
+    )
     tab.get_by_label("Scenario").select_option("tiny_16")  # which has no float16
-    assert tab.locator("[data-problem]:visible h3").first.inner_text() == "tiny_16 · float32"
+    assert (
+        tab.locator("[data-problem]:visible h3").first.inner_text()
+        == "tiny_16 · float32"
+    )
 
 
 def test_axes_are_logarithmic_or_linear(opened):
     tab = opened()
     axes = f"document.querySelector('{LATENCY} .plot')._fullLayout"
-    assert [tab.evaluate(f"{axes}.{axis}.type") for axis in ("xaxis", "yaxis")] == ["log", "log"]
+    assert [tab.evaluate(f"{axes}.{axis}.type") for axis in ("xaxis", "yaxis")] == [
+        "log",
+        "log",
+    ]
     assert "10 µs" in tab.locator(f"{LATENCY} .yaxislayer-above").text_content()
     tab.get_by_label("latency and memory").uncheck()
-    assert [tab.evaluate(f"{axes}.{axis}.type") for axis in ("xaxis", "yaxis")] == ["log", "linear"]
+    assert [tab.evaluate(f"{axes}.{axis}.type") for axis in ("xaxis", "yaxis")] == [
+        "log",
+        "linear",
+    ]
     tab.get_by_label("batch", exact=True).uncheck()
     assert tab.evaluate(f"{axes}.xaxis.type") == "linear"
 
@@ -134,14 +198,18 @@ def test_arrow_keys_read_the_points(opened):
     plot.press("ArrowDown")
     plot.press("ArrowRight")
     assert tab.locator("#said").inner_text().startswith("fast, B = 16, median")
-    playwright.expect(tab.locator(f"{LATENCY} .hoverlayer")).to_contain_text("fast, B = 16")
+    playwright.expect(tab.locator(f"{LATENCY} .hoverlayer")).to_contain_text(
+        "fast, B = 16"
+    )
 
 
 @pytest.mark.parametrize("name", ["everything", "hostile"])
 def test_a_phone_does_not_scroll_sideways(opened, name):
     tab = opened(name, viewport=PHONE)
     draw_all(tab)
-    tab.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    tab.evaluate(
+        "document.querySelectorAll('details').forEach(part => { part.open = true; })"
+    )
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
@@ -149,9 +217,15 @@ def test_a_phone_does_not_scroll_sideways(opened, name):
 def test_axe_finds_nothing_serious(opened, scheme):
     tab = opened(color_scheme=scheme)
     draw_all(tab)
-    tab.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    tab.evaluate(
+        "document.querySelectorAll('details').forEach(part => { part.open = true; })"
+    )
     violations = axe_playwright.Axe().run(tab).response["violations"]
-    assert not [(one["id"], one["nodes"][0]["html"]) for one in violations if one["impact"] in ("serious", "critical")]
+    assert not [
+        (one["id"], one["nodes"][0]["html"])
+        for one in violations
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def test_plots_follow_the_colours_of_the_page(opened):
@@ -160,7 +234,9 @@ def test_plots_follow_the_colours_of_the_page(opened):
         tab.emulate_media(color_scheme=scheme)
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-        playwright.expect(tab.locator(f"{LATENCY} .main-svg").first).to_have_css("background-color", paper)
+        playwright.expect(tab.locator(f"{LATENCY} .main-svg").first).to_have_css(
+            "background-color", paper
+        )
 
 
 def test_print_has_light_plots_that_fit_and_puts_them_back(opened):
@@ -170,7 +246,10 @@ def test_print_has_light_plots_that_fit_and_puts_them_back(opened):
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.evaluate(background) == "rgb(255, 255, 255)"
     assert tab.locator(f"{LATENCY} .main-svg").first.bounding_box()["width"] == 640
-    assert tab.locator("figure .plot > .plot-container").count() == tab.locator("figure").count()
+    assert (
+        tab.locator("figure .plot > .plot-container").count()
+        == tab.locator("figure").count()
+    )
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate(background) == dark
 
@@ -179,17 +258,29 @@ def test_a_name_is_text_in_the_plots_too(opened):
     tab = opened("hostile")
     tab.get_by_label("Scenario").select_option(index=1)
     tab.locator(f"{LATENCY} .points path").first.hover(force=True)
-    assert "<b>bold</b> <script>alert" in tab.locator(f"{LATENCY} .hoverlayer").text_content()
+    assert (
+        "<b>bold</b> <script>alert"
+        in tab.locator(f"{LATENCY} .hoverlayer").text_content()
+    )
     draw_all(tab)
-    assert "<script>alert" in tab.get_by_role("group", name="Variants", exact=True).inner_text()
+    assert (
+        "<script>alert"
+        in tab.get_by_role("group", name="Variants", exact=True).inner_text()
+    )
 
 
 def test_a_browser_that_is_too_old_says_so_and_keeps_the_tables(opened):
     tab = opened(wait=False, before="delete window.DecompressionStream")
     tab.locator("#trouble").wait_for()
-    assert "tables" in tab.locator("#trouble").inner_text() and tab.locator("table:visible").count() > 3
+    assert (
+        "tables" in tab.locator("#trouble").inner_text()
+        and tab.locator("table:visible").count() > 3
+    )
 
 
 def test_without_javascript_every_table_is_there(opened):
     tab = opened(wait=False, java_script_enabled=False)
-    assert tab.locator("[data-problem]:visible").count() == 3 and tab.locator("form.controls").is_hidden()
+    assert (
+        tab.locator("[data-problem]:visible").count() == 3
+        and tab.locator("form.controls").is_hidden()
+    )

@@ -1,4 +1,5 @@
 """Calls that are too slow for a profile: a row, and no second try with a larger batch."""
+
 import pytest
 
 from batchline.bench.measure.patience import Patience
@@ -10,7 +11,18 @@ EFFORT = Effort(0.1, 0.02)
 
 
 def _task(batch, scenario="tiny_16", dtype="float32"):
-    return Task("bmm", scenario, dtype, batch, (("it", "slow"),), ("host",), EFFORT, EFFORT, 0.001, longest_call_s=0.05)
+    return Task(
+        "bmm",
+        scenario,
+        dtype,
+        batch,
+        (("it", "slow"),),
+        ("host",),
+        EFFORT,
+        EFFORT,
+        0.001,
+        longest_call_s=0.05,
+    )
 
 
 def _patience(*calls_s):
@@ -19,7 +31,9 @@ def _patience(*calls_s):
 
 def test_the_quickest_of_three_calls_decides():
     _patience(0.06, 0.07, 0.04).require_quick(None, "bmm/slow", _task(8))
-    with pytest.raises(NotMeasured, match="a call takes over 50.0 ms, the most") as refused:
+    with pytest.raises(
+        NotMeasured, match="a call takes over 50.0 ms, the most"
+    ) as refused:
         _patience(0.06, 0.07, 0.051).require_quick(None, "bmm/slow", _task(8))
     assert refused.value.status == NOT_HERE
 
@@ -28,8 +42,16 @@ def test_only_larger_batches_of_the_same_are_not_tried():
     patience = _patience(1, 1, 1)
     with pytest.raises(NotMeasured):
         patience.require_quick(None, "bmm/slow", _task(8))
-    for task in (_task(8), _task(4), _task(64, scenario="tiny_4"), _task(64, dtype="float16")):
+    for task in (
+        _task(8),
+        _task(4),
+        _task(64, scenario="tiny_4"),
+        _task(64, dtype="float16"),
+    ):
         patience.require_hope("bmm/slow", task)
     patience.require_hope("bmm/other", _task(64))
-    with pytest.raises(NotMeasured, match="over 50.0 ms at B=8 already, the most that this profile has time for"):
+    with pytest.raises(
+        NotMeasured,
+        match="over 50.0 ms at B=8 already, the most that this profile has time for",
+    ):
         patience.require_hope("bmm/slow", _task(64))

@@ -1,4 +1,7 @@
-"""Peers: other libraries' ways beside ours. They may give less or be absent, and nothing of ours waits for them."""
+"""Peers: other libraries' ways beside ours. They may give less or be absent, and
+nothing of ours waits for them.
+"""
+
 import importlib.util
 import subprocess
 import sys
@@ -16,7 +19,11 @@ from batchline.kernels.op import Variant
 from batchline.kernels.wgrad_stats import wgrad_stats
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PEERS = {variant.backend: variant for variant in wgrad_stats.variants.values() if variant.backend in backends.PEERS}
+PEERS = {
+    variant.backend: variant
+    for variant in wgrad_stats.variants.values()
+    if variant.backend in backends.PEERS
+}
 
 
 def test_both_are_there_whether_or_not_they_can_be_imported():
@@ -38,9 +45,13 @@ def test_a_peer_declines_what_it_would_round(name):
 
 
 def test_finding_the_variants_imports_no_peer():
-    program = ("import sys; from batchline from batchline import kernels; [op.variants for op in kernels.ops.values()]; "
-               f"sys.exit(any(name in sys.modules for name in {backends.PEERS!r}))")
-    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
+    program = (
+        "import sys; from batchline from batchline import kernels; [op.variants for op in kernels.ops.values()]; "
+        f"sys.exit(any(name in sys.modules for name in {backends.PEERS!r}))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
+    )
 
 
 def _first_two(x, dy):
@@ -53,7 +64,12 @@ def _second_wrong(x, dy):
 
 
 def _check(function, gives):
-    check_variant(Variant(wgrad_stats, function, "torch", gives=gives), torch.float32, "cpu", ["ragged", "empty_batch"])
+    check_variant(
+        Variant(wgrad_stats, function, "torch", gives=gives),
+        torch.float32,
+        "cpu",
+        ["ragged", "empty_batch"],
+    )
 
 
 def test_a_variant_is_held_to_the_outputs_that_it_gives():
@@ -67,18 +83,51 @@ def test_a_variant_is_held_to_the_outputs_that_it_gives():
 
 
 def test_the_ladder_says_what_is_not_given():
-    facts = {"idea": "an idea", "backend": "x", "builds_on": None, "own_tolerance": False}
-    run = Run({"variants": {"wgrad_stats/all": facts, "wgrad_stats/some": facts | {"gives": 2}},
-               "signatures": {"wgrad_stats": wgrad_stats.signature}, "compiled": []}, {}, ())
+    facts = {
+        "idea": "an idea",
+        "backend": "x",
+        "builds_on": None,
+        "own_tolerance": False,
+    }
+    run = Run(
+        {
+            "variants": {
+                "wgrad_stats/all": facts,
+                "wgrad_stats/some": facts | {"gives": 2},
+            },
+            "signatures": {"wgrad_stats": wgrad_stats.signature},
+            "compiled": [],
+        },
+        {},
+        (),
+    )
     table = ladder.table(run, "wgrad_stats", tables.MARKDOWN, compiled=False)
     assert "| an idea (gives ḡ, n only) |" in table and table.count("only") == 1
 
 
-@pytest.mark.parametrize("settings, words", [
-    ([f"VENV={REPOSITORY}/nowhere"], ["pip install --quiet --no-deps -r requirements-peers.txt", "-k wgrad_stats "]),
-    (["VENV=", "K=digits"], ["VENV is empty: peers that are missing are not installed", "-k 'digits' "])])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (
+            [f"VENV={REPOSITORY}/nowhere"],
+            [
+                "pip install --quiet --no-deps -r requirements-peers.txt",
+                "-k wgrad_stats ",
+            ],
+        ),
+        (
+            ["VENV=", "K=digits"],
+            ["VENV is empty: peers that are missing are not installed", "-k 'digits' "],
+        ),
+    ],
+)
 def test_make_bench_peers(settings, words):
-    done = subprocess.run(["make", "-n", "bench-peers", *settings], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "bench-peers", *settings],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and all(word in done.stdout for word in words)
 
 

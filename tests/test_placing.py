@@ -1,4 +1,7 @@
-"""Each thread on a core of its own while something is timed, and no other at work when a turn begins."""
+"""Each thread on a core of its own while something is timed, and no other at work when
+a turn begins.
+"""
+
 import contextlib
 import os
 import subprocess
@@ -9,9 +12,13 @@ import pytest
 
 from batchline.bench.measure import placing
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system places no threads")
-two_cores = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
-                               reason="there is one core")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="this system places no threads"
+)
+two_cores = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="there is one core",
+)
 
 
 @contextlib.contextmanager
@@ -40,9 +47,14 @@ def test_this_thread_has_a_core_to_itself_and_all_may_go_anywhere_afterwards():
     before = placing.cores()
     with _sleeping(3) as sleepers:
         with placing.each_thread_on_a_core():
-            mine, *others = (os.sched_getaffinity(thread) for thread in (threading.get_native_id(), *sleepers))
+            mine, *others = (
+                os.sched_getaffinity(thread)
+                for thread in (threading.get_native_id(), *sleepers)
+            )
             assert len(mine) == 1 and placing.cores() == mine
-            assert all(len(theirs) == 1 and theirs.isdisjoint(mine) for theirs in others)
+            assert all(
+                len(theirs) == 1 and theirs.isdisjoint(mine) for theirs in others
+            )
         assert all(os.sched_getaffinity(thread) == before for thread in (0, *sleepers))
 
 
@@ -65,12 +77,17 @@ def test_on_one_core_nothing_is_placed():
         os.sched_setaffinity(0, before)
 
 
-@pytest.mark.parametrize("siblings, order", [
-    ({0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, [0, 1, 2, 3]),
-    ({0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, [0, 2, 1, 3]),
-    ({0: "0", 1: "damaged", 3: "3"}, [0, 1, 2, 3]),
-])
-def test_each_physical_core_comes_before_any_ones_second_thread(siblings, order, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "siblings, order",
+    [
+        ({0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, [0, 1, 2, 3]),
+        ({0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, [0, 2, 1, 3]),
+        ({0: "0", 1: "damaged", 3: "3"}, [0, 1, 2, 3]),
+    ],
+)
+def test_each_physical_core_comes_before_any_ones_second_thread(
+    siblings, order, tmp_path, monkeypatch
+):
     monkeypatch.setattr(placing, "_CPUS", tmp_path)
     for core, text in siblings.items():
         folder = tmp_path / f"cpu{core}" / "topology"
@@ -80,7 +97,10 @@ def test_each_physical_core_comes_before_any_ones_second_thread(siblings, order,
 
 
 def test_threads_spin_for_a_short_time_unless_the_user_said_how_long():
-    assert placing.short_spins({"PATH": "/bin"}).keys() == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    assert placing.short_spins({"PATH": "/bin"}).keys() == {
+        "GOMP_SPINCOUNT",
+        "KMP_BLOCKTIME",
+    }
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         assert placing.short_spins({name: "active"}) == {}
 
@@ -102,8 +122,16 @@ print(time.perf_counter() - since_s)
 """
 
 
-@pytest.mark.parametrize("spins_s, waits_s", [(0, (0, 0.015)), (0.008, (0.004, 0.2)), (1, (0.015, 0.2))])
+@pytest.mark.parametrize(
+    "spins_s, waits_s", [(0, (0, 0.015)), (0.008, (0.004, 0.2)), (1, (0.015, 0.2))]
+)
 def test_a_turn_begins_when_other_threads_sleep_or_20_ms_later(spins_s, waits_s):
-    program = _SPINNING.format(spins_s=spins_s)  # in a process that has no other threads
-    waited_s = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    program = _SPINNING.format(
+        spins_s=spins_s
+    )  # in a process that has no other threads
+    waited_s = float(
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert waits_s[0] <= waited_s <= waits_s[1]

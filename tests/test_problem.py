@@ -1,4 +1,7 @@
-"""A variant as a task launches it: with a configuration of its own, and not where a call takes too long."""
+"""A variant as a task launches it: with a configuration of its own, and not where a
+call takes too long.
+"""
+
 import contextlib
 
 import pytest
@@ -16,7 +19,18 @@ INPUTS = BLOCKED.op.make_inputs("tiny_16", 4, "float32", "cpu")
 
 
 def _task(entries, **more):
-    return Task("bmm", "tiny_16", "float32", 4, entries, ("host",), EFFORT, EFFORT, warm_up_s=0.001, **more)
+    return Task(
+        "bmm",
+        "tiny_16",
+        "float32",
+        4,
+        entries,
+        ("host",),
+        EFFORT,
+        EFFORT,
+        warm_up_s=0.001,
+        **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +40,37 @@ def isolation():
 
 
 def test_a_call_over_the_longest_is_a_row(isolation):
-    outcome = isolation.measure(_task((("it", "torch_bmm"),), longest_call_s=1e-9))["it"]
-    assert outcome.status == NOT_HERE and outcome.reason.endswith("PROFILE=full times it")
+    outcome = isolation.measure(_task((("it", "torch_bmm"),), longest_call_s=1e-9))[
+        "it"
+    ]
+    assert outcome.status == NOT_HERE and outcome.reason.endswith(
+        "PROFILE=full times it"
+    )
 
 
 @pytest.mark.skipif(BLOCKED.why_not_here("cpu") is not None, reason="needs Numba")
 def test_a_task_times_the_configurations_that_it_names(isolation):
-    configs = {name: {"rows": 3, "columns": columns, "depth": 5, "pack": False}
-               for name, columns in (("a", 7), ("b", 9))}
-    outcomes = isolation.measure(_task(tuple((name, "numba_cpu_blocked") for name in configs), configs=configs))
-    assert {name: outcome.status for name, outcome in outcomes.items()} == dict.fromkeys(configs, MEASURED)
-    assert outcomes["a"].facts["config"] == configs["a"] and outcomes["a"].facts["config_source"] == "asked for"
+    configs = {
+        name: {"rows": 3, "columns": columns, "depth": 5, "pack": False}
+        for name, columns in (("a", 7), ("b", 9))
+    }
+    outcomes = isolation.measure(
+        _task(tuple((name, "numba_cpu_blocked") for name in configs), configs=configs)
+    )
+    assert {
+        name: outcome.status for name, outcome in outcomes.items()
+    } == dict.fromkeys(configs, MEASURED)
+    assert (
+        outcomes["a"].facts["config"] == configs["a"]
+        and outcomes["a"].facts["config_source"] == "asked for"
+    )
 
 
 def test_bits_that_were_right_are_compared_with_plain_tensors_alone():
-    problem, baseline = Problem(BLOCKED.op, _task(()), "cpu"), BLOCKED.op.variants["torch_bmm"]
+    problem, baseline = (
+        Problem(BLOCKED.op, _task(()), "cpu"),
+        BLOCKED.op.variants["torch_bmm"],
+    )
     output = baseline(*problem.inputs)
     problem.require_right("it", baseline, output, "again")
 
@@ -56,12 +86,18 @@ def test_bits_that_were_right_are_compared_with_plain_tensors_alone():
 
 def test_a_variant_of_one_configuration_has_none_to_show():
     assert configured(kernels.ops["bmm"].variants["torch_bmm"], INPUTS) == {}
-    assert configured(BLOCKED, INPUTS)["config_source"] in ("tuned", "tuned nearby", "rule")
+    assert configured(BLOCKED, INPUTS)["config_source"] in (
+        "tuned",
+        "tuned nearby",
+        "rule",
+    )
 
 
 def test_a_forced_configuration_does_not_outlive_its_call():
     before = BLOCKED.tunable.choose(*INPUTS)
-    forced = launched_with(BLOCKED, {"rows": 2, "columns": 16, "depth": 4, "pack": True})
+    forced = launched_with(
+        BLOCKED, {"rows": 2, "columns": 16, "depth": 4, "pack": True}
+    )
     assert forced(*INPUTS).shape == (4, 16, 16)
     assert BLOCKED.tunable.choose(*INPUTS) == before
 
@@ -72,7 +108,9 @@ def test_an_ops_call_goes_by_a_table_that_is_not_stored():
     for name in ("numba_cpu_tiled", "torch_bmm"):
         table = {"winners": [{"traits": traits, "sizes": sizes, "faster": {name: 2.0}}]}
         stored = configured(dispatched, INPUTS)
-        assert configured(dispatched, INPUTS, {"table": table})["config"] == {"variant": name}
+        assert configured(dispatched, INPUTS, {"table": table})["config"] == {
+            "variant": name
+        }
         assert launched_with(dispatched, {"table": table})(*INPUTS).shape == (4, 16, 16)
         behind = {"variant": "torch_bmm", "table": table}
         assert configured(dispatched, INPUTS, behind)["config_source"] == "asked for"

@@ -1,8 +1,11 @@
-"""What holds for every batched product, on drawn problems: wherever a variant can run, as in test_variants.py.
+"""What holds for every batched product, on drawn problems: wherever a variant can run,
+as in test_variants.py.
 
-It is right inside its tolerance, exactly right on integers, leaves NaN where it was, gives the same bits when it is
-called again, and 2ᵏ times the result for 2ᵏ times A; under every configuration that it would be timed with.
+It is right inside its tolerance, exactly right on integers, leaves NaN where it was,
+gives the same bits when it is called again, and 2ᵏ times the result for 2ᵏ times A;
+under every configuration that it would be timed with.
 """
+
 import contextlib
 import importlib
 import zlib
@@ -26,8 +29,13 @@ from tests.problems import EDGES, MANY, MODERATE, Problem, scale
 from tests.test_check import WRONG_KERNELS
 from tests.test_variants import DEVICES, DTYPES, INTERPRETED, _takes
 
-SETTINGS = settings(derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
-                    suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
 LEAST_TAKEN = 0.25  # of the examples, or the variant went unchecked
 
 
@@ -40,16 +48,38 @@ class Reach:
     explicit: tuple[Problem, ...] = EDGES
 
 
-NATIVE = Reach(25, {"most_flops": 4e6}, (*EDGES, Problem(MANY, 2, 3, 5, "stepped", "columns")))
+NATIVE = Reach(
+    25, {"most_flops": 4e6}, (*EDGES, Problem(MANY, 2, 3, 5, "stepped", "columns"))
+)
 REACHES = {
-    "cuda": Reach(30, {"most_flops": 4e9, "sizes": (*problems.SIZES, 127, 128, 129, 256, 300, 511, 600),
-                       "depths": (1027, 2048, 8200), "batches": (2, 1, 3, 5, 100, MANY)}, NATIVE.explicit),
+    "cuda": Reach(
+        30,
+        {
+            "most_flops": 4e9,
+            "sizes": (*problems.SIZES, 127, 128, 129, 256, 300, 511, 600),
+            "depths": (1027, 2048, 8200),
+            "batches": (2, 1, 3, 5, 100, MANY),
+        },
+        NATIVE.explicit,
+    ),
     # A simulated block is a Python thread for each of its threads: up to a second.
-    "numba_cuda": Reach(2, {"most_flops": 2e4, "most_results": 70, "sizes": (17, 5, 16, 1, 33, 3), "depths": (40,),
-                            "batches": (2, 1)},
-                        (Problem(0, 3, 4, 5), Problem(1, 1, 2, 0), Problem(2, 3, 17, 5, "stepped", "window", "nan"),
-                         Problem(2, 5, 3, 17, "columns", "shared_columns", "integers"),
-                         Problem(2, 1, 3, 16, "columns"))),
+    "numba_cuda": Reach(
+        2,
+        {
+            "most_flops": 2e4,
+            "most_results": 70,
+            "sizes": (17, 5, 16, 1, 33, 3),
+            "depths": (40,),
+            "batches": (2, 1),
+        },
+        (
+            Problem(0, 3, 4, 5),
+            Problem(1, 1, 2, 0),
+            Problem(2, 3, 17, 5, "stepped", "window", "nan"),
+            Problem(2, 5, 3, 17, "columns", "shared_columns", "integers"),
+            Problem(2, 1, 3, 16, "columns"),
+        ),
+    ),
     "triton": Reach(12, {"most_flops": 1e6}),
     "numba_cpu": NATIVE,
     "torch": NATIVE,
@@ -58,7 +88,9 @@ REACHES = {
 
 @dataclass
 class Tally:
-    """What became of the examples: how many were checked, and why the others were declined."""
+    """What became of the examples: how many were checked, and why the others were
+    declined.
+    """
 
     taken: int = 0
     declined: list[str] = field(default_factory=list)
@@ -92,13 +124,17 @@ def check(variant, problem, dtype, device, candidate, tally):
             tally.taken += 1
             with configured(variant, (a, b), candidate):
                 return _check(variant, kin, a, b)
-        assert isinstance(declined, str) and len(declined) > 10, f"{declined!r} is no reason"
+        assert (
+            isinstance(declined, str) and len(declined) > 10
+        ), f"{declined!r} is no reason"
     tally.declined.append(declined)
 
 
 @contextlib.contextmanager
 def configured(variant, inputs, candidate):
-    """One of the configurations that are worth timing; 0 is what the variant chooses by itself."""
+    """One of the configurations that are worth timing; 0 is what the variant chooses by
+    itself.
+    """
     if variant.tunable is None or candidate == 0 or bmm.flops(*inputs) == 0:
         yield
         return
@@ -112,27 +148,50 @@ def _check(variant, problem, a, b):
     expected = expect(bmm, (a, b))
     (first,), _ = checked_call(variant, (a, b), expected, where)
     if problem.values == "integers":
-        reference, = expected.outputs
-        if ((first.double() - reference).abs() > unit_roundoff(first.dtype) * reference.abs()).any():
-            raise NotMeasured(WRONG, f"{where}: a sum of integers is not exact but for the output's rounding")
+        (reference,) = expected.outputs
+        if (
+            (first.double() - reference).abs()
+            > unit_roundoff(first.dtype) * reference.abs()
+        ).any():
+            raise NotMeasured(
+                WRONG,
+                f"{where}: a sum of integers is not exact but for the output's rounding",
+            )
     kept = first.clone()
     factor = 8.0 if problem.values in MODERATE else 1.0
     scale(a, factor)  # in its own memory: a result remembered by address is found out
     second = variant(a, b)
     if not _same(first, kept):
-        raise NotMeasured(WRONG, f"{where}: a later call overwrote the result of an earlier one")
-    if not _same(*(_normal(result, kept, factor) for result in (second, kept * factor))):
-        raise NotMeasured(WRONG, f"{where}: {factor:g} A did not give {factor:g} times the bits of C")
+        raise NotMeasured(
+            WRONG, f"{where}: a later call overwrote the result of an earlier one"
+        )
+    if not _same(
+        *(_normal(result, kept, factor) for result in (second, kept * factor))
+    ):
+        raise NotMeasured(
+            WRONG, f"{where}: {factor:g} A did not give {factor:g} times the bits of C"
+        )
 
 
 def _normal(result, kept, factor):
-    """The elements of a result that keep their digits when they are scaled: all of them for a factor of 1."""
-    least, most = torch.finfo(kept.dtype).smallest_normal, torch.finfo(kept.dtype).max / factor
-    return result if factor == 1 else result.where((kept.abs() >= least) & (kept.abs() <= most), 0)
+    """The elements of a result that keep their digits when they are scaled: all of them
+    for a factor of 1.
+    """
+    least, most = (
+        torch.finfo(kept.dtype).smallest_normal,
+        torch.finfo(kept.dtype).max / factor,
+    )
+    return (
+        result
+        if factor == 1
+        else result.where((kept.abs() >= least) & (kept.abs() <= most), 0)
+    )
 
 
 def _same(left, right):
-    return torch.equal(left.isnan(), right.isnan()) and torch.equal(left.nan_to_num(), right.nan_to_num())
+    return torch.equal(left.isnan(), right.isnan()) and torch.equal(
+        left.nan_to_num(), right.nan_to_num()
+    )
 
 
 def _params():
@@ -142,38 +201,64 @@ def _params():
         for device in DEVICES:
             if variant.backend == DISPATCH:
                 continue  # it is one of the others each time
-            if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
+            if variant.why_not_here(device) or (
+                INTERPRETED and variant.backend not in INTERPRETED
+            ):
                 continue
             for dtype in filter(lambda name: _takes(variant, name), (*DTYPES, FP8)):
-                if variant.why_not_here(device, dtype) or INTERPRETED == ["triton"] and dtype == FP8:
+                if (
+                    variant.why_not_here(device, dtype)
+                    or INTERPRETED == ["triton"]
+                    and dtype == FP8
+                ):
                     continue  # Triton's interpreter cuts off what it stores in bf16, and that is fp8's output
-                yield pytest.param(variant, dtype, device, id=f"{variant.name}-{device}-{dtype}",
-                                   marks=[pytest.mark.gpu] if device == "cuda" else [])
+                yield pytest.param(
+                    variant,
+                    dtype,
+                    device,
+                    id=f"{variant.name}-{device}-{dtype}",
+                    marks=[pytest.mark.gpu] if device == "cuda" else [],
+                )
 
 
 @pytest.fixture(autouse=True)
 def sums_in_fp32():
     """As the runner has it: cuBLAS may otherwise add partial sums in the narrow type."""
     flags = torch.backends.cuda.matmul
-    before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
-    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    before = (
+        flags.allow_fp16_reduced_precision_reduction,
+        flags.allow_bf16_reduced_precision_reduction,
+    )
+    flags.allow_fp16_reduced_precision_reduction = (
+        flags.allow_bf16_reduced_precision_reduction
+    ) = False
     yield
-    flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
+    (
+        flags.allow_fp16_reduced_precision_reduction,
+        flags.allow_bf16_reduced_precision_reduction,
+    ) = before
 
 
 @pytest.fixture(autouse=True)
 def hints_are_true(monkeypatch):
-    """What tl.multiple_of promises holds, where it is interpreted: on a GPU a false one is a misaligned wide load."""
+    """What tl.multiple_of promises holds, where it is interpreted: on a GPU a false one
+    is a misaligned wide load.
+    """
     if INTERPRETED != ["triton"]:
         return
     from triton.runtime.interpreter import TensorHandle
+
     set_attr = TensorHandle.set_attr
 
     def checked(self, name, value):
         if name == "tt.divisibility" and not self.dtype.is_ptr():
             numbers = self.data.ravel()
-            is_start = numpy.insert(numpy.diff(numbers) != 1, 0, True)  # of a run of neighbours, which counts as one
-            assert not (numbers[is_start] % value).any(), f"{numbers[is_start]} as multiples of {value}"
+            is_start = numpy.insert(
+                numpy.diff(numbers) != 1, 0, True
+            )  # of a run of neighbours, which counts as one
+            assert not (
+                numbers[is_start] % value
+            ).any(), f"{numbers[is_start]} as multiples of {value}"
         set_attr(self, name, value)
 
     monkeypatch.setattr(TensorHandle, "set_attr", checked)
@@ -181,8 +266,12 @@ def hints_are_true(monkeypatch):
 
 @pytest.mark.parametrize("variant, dtype, device", list(_params()))
 def test_properties_hold(variant, dtype, device):
-    tally = walk(variant, dtype, device, REACHES["cuda" if device == "cuda" else variant.backend])
-    assert tally.taken >= LEAST_TAKEN * (tally.taken + len(tally.declined)), set(tally.declined)
+    tally = walk(
+        variant, dtype, device, REACHES["cuda" if device == "cuda" else variant.backend]
+    )
+    assert tally.taken >= LEAST_TAKEN * (tally.taken + len(tally.declined)), set(
+        tally.declined
+    )
 
 
 def _wrong_variants():
@@ -194,11 +283,24 @@ def _wrong_variants():
         if hasattr(module, "NEEDS_DEPTH") or hasattr(module, "DECLARES"):
             continue  # no drawn problem is so deep, and what is declared is refused on none in particular
         if module.OP is bmm:
-            yield pytest.param(Variant(bmm, getattr(module, name), "torch"), getattr(module, "DTYPE", torch.float32),
-                               id=name)
-    for function in (multiplies_what_lies_around_by_zero, takes_a_shared_operand_for_rows, knows_rows_and_columns):
-        yield pytest.param(Variant(bmm, function, "torch"), torch.float32, id=function.__name__)
-    yield pytest.param(Variant(bmm, wrong_when_configured, "torch", tunable=DEPTHS), torch.float32, id="configured")
+            yield pytest.param(
+                Variant(bmm, getattr(module, name), "torch"),
+                getattr(module, "DTYPE", torch.float32),
+                id=name,
+            )
+    for function in (
+        multiplies_what_lies_around_by_zero,
+        takes_a_shared_operand_for_rows,
+        knows_rows_and_columns,
+    ):
+        yield pytest.param(
+            Variant(bmm, function, "torch"), torch.float32, id=function.__name__
+        )
+    yield pytest.param(
+        Variant(bmm, wrong_when_configured, "torch", tunable=DEPTHS),
+        torch.float32,
+        id="configured",
+    )
 
 
 def multiplies_what_lies_around_by_zero(a, b):
@@ -207,15 +309,22 @@ def multiplies_what_lies_around_by_zero(a, b):
 
 
 def takes_a_shared_operand_for_rows(a, b):
-    return torch.bmm(a, b.as_strided(b.shape, (0, b.shape[2], 1)) if b.stride(0) == 0 else b)
+    return torch.bmm(
+        a, b.as_strided(b.shape, (0, b.shape[2], 1)) if b.stride(0) == 0 else b
+    )
 
 
 def knows_rows_and_columns(a, b):
-    return torch.bmm(a if a.stride(2) == 1 else a.as_strided(a.shape, (a.stride(0), 1, a.stride(2))), b)
+    return torch.bmm(
+        a if a.stride(2) == 1 else a.as_strided(a.shape, (a.stride(0), 1, a.stride(2))),
+        b,
+    )
 
 
-DEPTHS = Tunable(rule=lambda a, b, target: {"BLOCK_K": 1},
-                 candidates=lambda a, b, target: [{"BLOCK_K": 1}, {"BLOCK_K": 16}])
+DEPTHS = Tunable(
+    rule=lambda a, b, target: {"BLOCK_K": 1},
+    candidates=lambda a, b, target: [{"BLOCK_K": 1}, {"BLOCK_K": 16}],
+)
 
 
 def wrong_when_configured(a, b):
@@ -227,7 +336,13 @@ def wrong_when_configured(a, b):
 @pytest.mark.parametrize("variant, dtype", list(_wrong_variants()))
 def test_the_properties_refuse_wrong_kernels(variant, dtype):
     with pytest.raises(NotMeasured, match="wrong: on Problem"):
-        walk(variant, dtype_name(dtype), "cpu", NATIVE, phases=(Phase.explicit, Phase.generate))
+        walk(
+            variant,
+            dtype_name(dtype),
+            "cpu",
+            NATIVE,
+            phases=(Phase.explicit, Phase.generate),
+        )
 
 
 def test_a_variant_that_declines_everything_is_not_taken_for_right():

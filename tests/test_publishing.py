@@ -1,4 +1,7 @@
-"""What a run comes to at its end: each part by itself, in any locale, with any neighbour, on any disk."""
+"""What a run comes to at its end: each part by itself, in any locale, with any
+neighbour, on any disk.
+"""
+
 import json
 import os
 import subprocess
@@ -28,13 +31,23 @@ def stored(tmp_path):
 
 
 def _report(folder, **environment):
-    return subprocess.run([*BENCH, "report", str(folder)], cwd=REPOSITORY, env=os.environ | environment,
-                          capture_output=True)
+    return subprocess.run(
+        [*BENCH, "report", str(folder)],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+    )
 
 
-@pytest.mark.parametrize("environment", [
-    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    {"MPLBACKEND": "not_there"}], ids=lambda environment: next(iter(environment)))
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"MPLBACKEND": "not_there"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
 def test_a_report_is_made_whole_in_any_environment(stored, environment):
     done = _report(stored, **environment)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
@@ -44,18 +57,43 @@ def test_a_report_is_made_whole_in_any_environment(stored, environment):
     assert ("2.50µs" if "MPLBACKEND" in environment else "2.50us") in shown
 
 
-@pytest.mark.parametrize("redirection, code, words", [
-    ("> /dev/full", 1, "can't print to stdout (No space left on device)"), (">&-", 0, ""), ("2>&-", 0, ""),
-    ("| head -1", 0, "")])
-def test_a_report_is_written_also_where_it_can_not_be_printed(stored, redirection, code, words):
-    done = subprocess.run(f"{sys.executable} -m bench report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
-                          shell=True, executable="/bin/bash", cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == code and done.stderr == (f"batchline: {words}\n" if words else "")
+@pytest.mark.parametrize(
+    "redirection, code, words",
+    [
+        ("> /dev/full", 1, "can't print to stdout (No space left on device)"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("| head -1", 0, ""),
+    ],
+)
+def test_a_report_is_written_also_where_it_can_not_be_printed(
+    stored, redirection, code, words
+):
+    done = subprocess.run(
+        f"{sys.executable} -m bench report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code and done.stderr == (
+        f"batchline: {words}\n" if words else ""
+    )
     assert all((stored / name).exists() for name in PARTS)
 
 
-@pytest.mark.parametrize("damage", ["{", '"text"', '{"batchline": 1}', "null", "[" * 100_000,
-                                    json.dumps(document() | {OURS: {"cases": [], "started": 3}})])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        '"text"',
+        '{"batchline": 1}',
+        "null",
+        "[" * 100_000,
+        json.dumps(document() | {OURS: {"cases": [], "started": 3}}),
+    ],
+)
 def test_a_damaged_neighbour_is_passed_over(stored, damage):
     neighbour = stored.parent / "2026-01-01-damaged"
     neighbour.mkdir()
@@ -63,27 +101,46 @@ def test_a_damaged_neighbour_is_passed_over(stored, damage):
     assert report.before(records.load(stored), stored) is None
 
 
-def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(stored, monkeypatch):
+def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
+    stored, monkeypatch
+):
     monkeypatch.setattr(answer, "compare", lambda *_: {}["clock"])
     run = records.load(stored)
     earlier = replace(run, about={**run.about, "started": "2026-01-01T00:00:00+00:00"})
-    assert "Against the last run: It can't be compared (KeyError: 'clock')." in report.terminal(run, earlier)
+    assert (
+        "Against the last run: It can't be compared (KeyError: 'clock')."
+        in report.terminal(run, earlier)
+    )
 
 
-@pytest.mark.parametrize("module, function, what", [
-    (report.readme, "draw", "drawing the plots failed"), (report.readme, "write", "README.md failed"),
-    (report.page, "write", "the page failed"), (junit, "junit_of_run", "junit.xml failed"),
-    (report, "terminal", "the report on the terminal failed"), (history, "append", "the history failed"),
-    (ci, "step_summary", "the step's summary failed"), (ci, "announce", "the annotations failed")])
-def test_a_part_that_fails_is_a_line_and_costs_no_other(stored, monkeypatch, capsys, module, function, what):
+@pytest.mark.parametrize(
+    "module, function, what",
+    [
+        (report.readme, "draw", "drawing the plots failed"),
+        (report.readme, "write", "README.md failed"),
+        (report.page, "write", "the page failed"),
+        (junit, "junit_of_run", "junit.xml failed"),
+        (report, "terminal", "the report on the terminal failed"),
+        (history, "append", "the history failed"),
+        (ci, "step_summary", "the step's summary failed"),
+        (ci, "announce", "the annotations failed"),
+    ],
+)
+def test_a_part_that_fails_is_a_line_and_costs_no_other(
+    stored, monkeypatch, capsys, module, function, what
+):
     def fail(*_):
         raise ZeroDivisionError("\ud800 on\na Sunday")
 
     monkeypatch.setattr(module, function, fail)
-    assert not publishing.publish(records.load(stored), stored, stored.parent / "history")
+    assert not publishing.publish(
+        records.load(stored), stored, stored.parent / "history"
+    )
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    assert line.startswith(f"batchline: {what}: ZeroDivisionError: \ufffd on (at test_publishing.py:")
+    assert line.startswith(
+        f"batchline: {what}: ZeroDivisionError: \ufffd on (at test_publishing.py:"
+    )
     made = [(stored / name).exists() for name in PARTS]
     assert made.count(False) == (module is not report and module not in (history, ci))
     assert list((stored.parent / "history").glob("*.jsonl")) or module is history
@@ -115,7 +172,9 @@ def torch_hostile(a, b):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """kernels/ and bench/ with a hostile variant, a file that no case can name, and a damaged tuning file."""
+    """kernels/ and bench/ with a hostile variant, a file that no case can name, and a
+    damaged tuning file.
+    """
     from batchline.kernels.device_files import file_for
 
     root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
@@ -130,13 +189,20 @@ def sources(tmp_path_factory):
 
 @pytest.fixture
 def full(tmp_path):
-    """A temporary folder on a file system that is full; skips where none can be mounted."""
+    """A temporary folder on a file system that is full; skips where none can be
+    mounted.
+    """
     folder = tmp_path / "full"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)],
+        capture_output=True,
+    ).returncode:
         pytest.skip("mounting a file system takes root")
     try:
-        with pytest.raises(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        with pytest.raises(OSError), (folder / "filler").open(
+            "wb", buffering=0
+        ) as file:
             while file.write(b"0" * 4096):
                 pass
         yield folder
@@ -145,29 +211,83 @@ def full(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(sources, full, tmp_path):
+def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(
+    sources, full, tmp_path
+):
     out, summary = tmp_path / "runs", tmp_path / "summary.md"
-    environment = {"PYTHONIOENCODING": "ascii", "TMPDIR": str(full), "GITHUB_ACTIONS": "true",
-                   "GITHUB_STEP_SUMMARY": str(summary), "MPLBACKEND": "not_there"}
-    done = subprocess.run([*BENCH, "run", "--profile", "smoke", "--device", "cpu", "-k",
-                           "tiny_16 and (torch_bmm or hostile)", "--out", str(out),
-                           "--history", str(tmp_path / "kept")],
-                          cwd=sources, env=os.environ | environment, capture_output=True)
+    environment = {
+        "PYTHONIOENCODING": "ascii",
+        "TMPDIR": str(full),
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "MPLBACKEND": "not_there",
+    }
+    done = subprocess.run(
+        [
+            *BENCH,
+            "run",
+            "--profile",
+            "smoke",
+            "--device",
+            "cpu",
+            "-k",
+            "tiny_16 and (torch_bmm or hostile)",
+            "--out",
+            str(out),
+            "--history",
+            str(tmp_path / "kept"),
+        ],
+        cwd=sources,
+        env=os.environ | environment,
+        capture_output=True,
+    )
     errors, shown = done.stderr.decode("ascii"), done.stdout.decode("ascii")
     assert done.returncode == 1 and "Traceback" not in errors, errors
-    assert "kernels/bmm/torch_gr\\xf6\\xdfe.py: failed: its name can't be part of a case id" in errors
+    assert (
+        "kernels/bmm/torch_gr\\xf6\\xdfe.py: failed: its name can't be part of a case id"
+        in errors
+    )
     (folder,) = out.iterdir()
     run = records.load(folder)
     statuses = {(record.variant, record.batch): record.status for record in run.records}
-    assert statuses == {("torch_bmm", 1): MEASURED, ("torch_bmm", 3): MEASURED, ("torch_bmm", 16): MEASURED,
-                        ("torch_hostile", 1): FAILED, ("torch_hostile", 3): FAILED, ("torch_hostile", 16): FAILED}
+    assert statuses == {
+        ("torch_bmm", 1): MEASURED,
+        ("torch_bmm", 3): MEASURED,
+        ("torch_bmm", 16): MEASURED,
+        ("torch_hostile", 1): FAILED,
+        ("torch_hostile", 3): FAILED,
+        ("torch_hostile", 16): FAILED,
+    }
     reason = next(record.reason for record in run.records if record.status == FAILED)
-    assert reason.startswith("ValueError: : :stop-commands::x \ufffd aaaa") and len(reason) < 600
-    assert reason.endswith("characters more)") and "is not a tuning file" in run.about["tuning"]["bmm"]["why_not"]
-    assert all((folder / name).exists() for name in PARTS) and list((tmp_path / "kept").glob("*.jsonl"))
-    commands = [line for line in shown.splitlines() if line.lstrip().startswith("::") or "##[" in line]
+    assert (
+        reason.startswith("ValueError: : :stop-commands::x \ufffd aaaa")
+        and len(reason) < 600
+    )
+    assert (
+        reason.endswith("characters more)")
+        and "is not a tuning file" in run.about["tuning"]["bmm"]["why_not"]
+    )
+    assert all((folder / name).exists() for name in PARTS) and list(
+        (tmp_path / "kept").glob("*.jsonl")
+    )
+    commands = [
+        line
+        for line in shown.splitlines()
+        if line.lstrip().startswith("::") or "##[" in line
+    ]
     assert [line.partition("::bmm")[0].partition("::its")[0] for line in commands] == [
-        "::error title=failed%3A bmm/torch_hostile", "::error title=failed%3A kernels/bmm/torch_gr\\xf6\\xdfe.py"]
-    for text in (shown, summary.read_text(encoding="utf-8"), (folder / "README.md").read_text(encoding="utf-8")):
-        assert "\x1b" not in text and "::stop-commands" not in text and len(text) < 200_000
-    assert journal.read(folder)[OURS]["cases"] == json.loads((folder / "run.json").read_text("utf-8"))[OURS]["cases"]
+        "::error title=failed%3A bmm/torch_hostile",
+        "::error title=failed%3A kernels/bmm/torch_gr\\xf6\\xdfe.py",
+    ]
+    for text in (
+        shown,
+        summary.read_text(encoding="utf-8"),
+        (folder / "README.md").read_text(encoding="utf-8"),
+    ):
+        assert (
+            "\x1b" not in text and "::stop-commands" not in text and len(text) < 200_000
+        )
+    assert (
+        journal.read(folder)[OURS]["cases"]
+        == json.loads((folder / "run.json").read_text("utf-8"))[OURS]["cases"]
+    )

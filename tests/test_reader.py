@@ -1,4 +1,7 @@
-"""The process that reads the ops is started ahead of its request: the first who needs it has it, and none is left."""
+"""The process that reads the ops is started ahead of its request: the first who needs
+it has it, and none is left.
+"""
+
 import os
 import subprocess
 import sys
@@ -42,12 +45,16 @@ def test_it_ends_with_the_block_that_raises():
 
 def test_it_ends_by_itself_when_nobody_asks():
     """A parent that is killed closes its end of the pipe."""
-    program = ("import os, signal\n"
-               "from batchline.bench.measure import reader\n"
-               "with reader.started_ahead():\n"
-               "    print(reader._ahead[0].pid, flush=True)\n"
-               "    os.kill(os.getpid(), signal.SIGKILL)\n")
-    killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60)
+    program = (
+        "import os, signal\n"
+        "from batchline.bench.measure import reader\n"
+        "with reader.started_ahead():\n"
+        "    print(reader._ahead[0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60
+    )
     until_s = time.monotonic() + 60
     while is_there(int(killed.stdout)) and time.monotonic() < until_s:
         time.sleep(0.1)

@@ -1,4 +1,7 @@
-"""`bench readme`: figures between marks come from stored runs; what is stale, or can't be made, is said."""
+"""`bench readme`: figures between marks come from stored runs; what is stale, or can't
+be made, is said.
+"""
+
 import struct
 import zlib
 
@@ -15,10 +18,19 @@ TABLE = "<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n{}<!
 
 def png():
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data))
+            + name
+            + data
+            + struct.pack(">I", zlib.crc32(name + data))
+        )
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture
@@ -37,21 +49,50 @@ def test_a_figure_is_written_and_then_up_to_date(root, capsys):
     assert "old" in (root / "README.md").read_text()
     assert command.readme(check=False, root=root) == command.CLEAN
     text = (root / "README.md").read_text()
-    assert "| batch " in text and "old" not in text and text.startswith("# before\n") and text.endswith("\nafter\n")
+    assert (
+        "| batch " in text
+        and "old" not in text
+        and text.startswith("# before\n")
+        and text.endswith("\nafter\n")
+    )
     assert command.readme(check=True, root=root) == command.CLEAN
     (root / "README.md").write_text(text.replace("µs", "ns"))
     assert command.readme(check=True, root=root) == command.STALE
 
 
-@pytest.mark.parametrize("mark, words", [
-    ("<!-- shown: problem reports/evidence/run; bmm/other/float32 -->\n<!-- end -->", "no 'bmm/other/float32'"),
-    ("<!-- shown: problem nowhere; bmm/tiny_16/float32 -->\n<!-- end -->", "no run in"),
-    ("<!-- shown: portrait reports/evidence/run -->\n<!-- end -->", "'portrait' is none of problem, ladder"),
-    ("<!-- shown: plot reports/evidence/run; bmm/tiny_16/float32 -->\n<!-- end -->", "has no bmm-tiny_16-float32.png"),
-    ("<!-- shown: screenshot reports/evidence/run -->\n<!-- end -->", "page.png is missing or of another run"),
-    ("<!-- shown: ladder reports/evidence/run; bmm: torch_bmm, gone -->\n<!-- end -->", "has not all of torch_bmm"),
-    ("<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n", "a mark without its end"),
-])
+@pytest.mark.parametrize(
+    "mark, words",
+    [
+        (
+            "<!-- shown: problem reports/evidence/run; bmm/other/float32 -->\n<!-- end -->",
+            "no 'bmm/other/float32'",
+        ),
+        (
+            "<!-- shown: problem nowhere; bmm/tiny_16/float32 -->\n<!-- end -->",
+            "no run in",
+        ),
+        (
+            "<!-- shown: portrait reports/evidence/run -->\n<!-- end -->",
+            "'portrait' is none of problem, ladder",
+        ),
+        (
+            "<!-- shown: plot reports/evidence/run; bmm/tiny_16/float32 -->\n<!-- end -->",
+            "has no bmm-tiny_16-float32.png",
+        ),
+        (
+            "<!-- shown: screenshot reports/evidence/run -->\n<!-- end -->",
+            "page.png is missing or of another run",
+        ),
+        (
+            "<!-- shown: ladder reports/evidence/run; bmm: torch_bmm, gone -->\n<!-- end -->",
+            "has not all of torch_bmm",
+        ),
+        (
+            "<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n",
+            "a mark without its end",
+        ),
+    ],
+)
 def test_what_can_not_be_made_is_said(root, mark, words):
     (root / "README.md").write_text(mark)
     with pytest.raises(UsageError, match=words):
@@ -60,10 +101,21 @@ def test_what_can_not_be_made_is_said(root, mark, words):
 
 def test_a_screenshot_is_of_its_run_or_taken_again(root, monkeypatch):
     taken = []
-    monkeypatch.setattr(command, "_screenshot", lambda folder: taken.append(folder) or png())
-    (root / "README.md").write_text("<!-- shown: screenshot reports/evidence/run -->\n<!-- end -->\n")
-    assert command.readme(check=False, root=root) == command.readme(check=True, root=root) == command.CLEAN
-    assert "![the page of the run](reports/evidence/run/page.png)" in (root / "README.md").read_text()
+    monkeypatch.setattr(
+        command, "_screenshot", lambda folder: taken.append(folder) or png()
+    )
+    (root / "README.md").write_text(
+        "<!-- shown: screenshot reports/evidence/run -->\n<!-- end -->\n"
+    )
+    assert (
+        command.readme(check=False, root=root)
+        == command.readme(check=True, root=root)
+        == command.CLEAN
+    )
+    assert (
+        "![the page of the run](reports/evidence/run/page.png)"
+        in (root / "README.md").read_text()
+    )
     command.readme(check=False, root=root)
     assert len(taken) == 1
     path = root / "reports" / "evidence" / "run" / records.FILE_NAME
@@ -89,7 +141,12 @@ def test_the_stamp_is_a_chunk_that_readers_skip(tmp_path):
 def test_links_of_a_document_in_a_folder_start_there(root):
     run = root / "reports" / "evidence" / "run"
     (run / "bmm-tiny_16-float32.png").write_bytes(png())
-    mark = "<!-- shown: plot reports/evidence/run; bmm/tiny_16/float32 -->\n<!-- end -->\n"
+    mark = (
+        "<!-- shown: plot reports/evidence/run; bmm/tiny_16/float32 -->\n<!-- end -->\n"
+    )
     (root / "reports" / "METHODOLOGY.md").write_text(mark)
     command.readme(check=False, root=root)
-    assert "](evidence/run/bmm-tiny_16-float32.png)" in (root / "reports" / "METHODOLOGY.md").read_text()
+    assert (
+        "](evidence/run/bmm-tiny_16-float32.png)"
+        in (root / "reports" / "METHODOLOGY.md").read_text()
+    )

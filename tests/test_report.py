@@ -1,4 +1,5 @@
 """Tables, plots and the README of a run, from records alone."""
+
 import html
 import io
 import xml.etree.ElementTree as ElementTree
@@ -15,29 +16,53 @@ from batchline.bench.report import limits, plots, readme, tables
 from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.test_records import document
 
-FACTS = {"peak_bytes": 2048, "input_bytes": 4096, "output_bytes": 2048, "least_bytes": 6144, "flops": 32768,
-         "clock": "host", "clocks": {}, "backend": "numba_cpu"}
+FACTS = {
+    "peak_bytes": 2048,
+    "input_bytes": 4096,
+    "output_bytes": 2048,
+    "least_bytes": 6144,
+    "flops": 32768,
+    "clock": "host",
+    "clocks": {},
+    "backend": "numba_cpu",
+}
 CEILINGS = document()["batchline"]["ceilings"]
 
 
 def _record(variant, batch, seconds=None, status=MEASURED, reason=""):
     samples = (seconds,) * 3 if seconds else ()
     facts = FACTS | ({"backend": "torch"} if variant.startswith("torch") else {})
-    return Record("bmm", variant, "tiny_16", "float32", batch, status, reason, samples, 1, facts if samples else {})
+    return Record(
+        "bmm",
+        variant,
+        "tiny_16",
+        "float32",
+        batch,
+        status,
+        reason,
+        samples,
+        1,
+        facts if samples else {},
+    )
 
 
 COMPARED = [
-    _record("torch_bmm", 1, 2e-6), _record("fast", 1, 1e-6), _record("broken", 1, status=WRONG, reason="on ragged: no"),
+    _record("torch_bmm", 1, 2e-6),
+    _record("fast", 1, 1e-6),
+    _record("broken", 1, status=WRONG, reason="on ragged: no"),
     _record("absent", 1, status=NOT_HERE, reason="needs CUDA"),
-    _record("torch_bmm", 64, 3e-6), _record("fast", 64, status=FAILED, reason="ValueError: B"),
+    _record("torch_bmm", 64, 3e-6),
+    _record("fast", 64, status=FAILED, reason="ValueError: B"),
     _record("broken", 64, status=WRONG, reason="on ragged: no"),
     _record("absent", 64, status=NOT_HERE, reason="needs CUDA"),
 ]
 
 
 def test_comparison_ranks_what_was_measured_and_nothing_else():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in tables.comparison(COMPARED, tables.MARKDOWN).splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.comparison(COMPARED, tables.MARKDOWN).splitlines()
+    ]
     assert rows[0] == ["batch", "torch_bmm", "fast"]
     assert rows[2] == ["1", "2.00 µs · 2.00 KiB", "**1.00 µs** · 2.00x · 2.00 KiB"]
     assert rows[3] == ["64", "**3.00 µs** · 2.00 KiB", "failed"]
@@ -45,8 +70,14 @@ def test_comparison_ranks_what_was_measured_and_nothing_else():
 
 def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_its_code():
     text = "\n\n".join(readme.markdown(hostile(), {}, None))
-    for trick in ("``` <img src=x> `", "\\`<img src=x>\\`", "[t \\` ](http://evil) \\`"):
-        run = with_records(a_run(), Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, trick))
+    for trick in (
+        "``` <img src=x> `",
+        "\\`<img src=x>\\`",
+        "[t \\` ](http://evil) \\`",
+    ):
+        run = with_records(
+            a_run(), Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, trick)
+        )
         shown = "\n\n".join(readme.markdown(run, {}, None))
         assert "<img" not in shown and "](http" not in shown
     assert HOSTILE.split()[0] not in text and "](http" not in text and "&#60;" in text
@@ -57,10 +88,22 @@ def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_i
 
 def test_speed_ups_are_over_the_fastest_of_pytorchs_at_each_batch():
     other = [_record("torch_other", 1, 1.5e-6), _record("torch_other", 64, 4e-6)]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in tables.comparison([*COMPARED, *other], tables.MARKDOWN).splitlines()]
-    assert rows[2] == ["1", "2.00 µs · 0.75x · 2.00 KiB", "**1.00 µs** · 1.50x · 2.00 KiB", "1.50 µs · 2.00 KiB"]
-    assert rows[3] == ["64", "**3.00 µs** · 2.00 KiB", "failed", "4.00 µs · 0.75x · 2.00 KiB"]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.comparison([*COMPARED, *other], tables.MARKDOWN).splitlines()
+    ]
+    assert rows[2] == [
+        "1",
+        "2.00 µs · 0.75x · 2.00 KiB",
+        "**1.00 µs** · 1.50x · 2.00 KiB",
+        "1.50 µs · 2.00 KiB",
+    ]
+    assert rows[3] == [
+        "64",
+        "**3.00 µs** · 2.00 KiB",
+        "failed",
+        "4.00 µs · 0.75x · 2.00 KiB",
+    ]
 
 
 def test_comparison_without_a_baseline_gives_no_speed_up():
@@ -68,51 +111,121 @@ def test_comparison_without_a_baseline_gives_no_speed_up():
 
 
 def test_a_cell_says_which_ceiling_binds_it_and_how_much_of_that_was_reached():
-    slow = _record("torch_bmm", 1, 4e-6)  # an empty launch takes 1 µs, and the rest of its work less
+    slow = _record(
+        "torch_bmm", 1, 4e-6
+    )  # an empty launch takes 1 µs, and the rest of its work less
     assert "· 25% launch" in tables.comparison([slow], tables.PLAIN, CEILINGS)
     assert "launch" not in tables.comparison([slow], tables.PLAIN)
 
 
 def test_every_clock_stands_in_one_row():
-    facts = FACTS | {"clocks": {"device_cold": {"median_s": 8e-6, "precision": 0.004},
-                                "graph": {"why_not": "graph: can't be captured: it waits"}}}
-    records_ = [Record("bmm", name, "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1, facts) for name in "ab"]
-    table = tables.clocks(records_, tables.MARKDOWN, CEILINGS | {"launch_s": {"device_cold": 2e-6}})
+    facts = FACTS | {
+        "clocks": {
+            "device_cold": {"median_s": 8e-6, "precision": 0.004},
+            "graph": {"why_not": "graph: can't be captured: it waits"},
+        }
+    }
+    records_ = [
+        Record("bmm", name, "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1, facts)
+        for name in "ab"
+    ]
+    table = tables.clocks(
+        records_, tables.MARKDOWN, CEILINGS | {"launch_s": {"device_cold": 2e-6}}
+    )
     assert "8.00 µs ±0.4% · 25% launch" in table
-    assert table.count("(1)") == 3 and table.endswith("(1) graph: can't be captured: it waits")
-    one_clock = Record("bmm", "a", "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1,
-                       FACTS | {"clocks": {"host": {"median_s": 8e-6, "precision": 0.004}}})
+    assert table.count("(1)") == 3 and table.endswith(
+        "(1) graph: can't be captured: it waits"
+    )
+    one_clock = Record(
+        "bmm",
+        "a",
+        "tiny_16",
+        "float32",
+        1,
+        MEASURED,
+        "",
+        (8e-6,),
+        1,
+        FACTS | {"clocks": {"host": {"median_s": 8e-6, "precision": 0.004}}},
+    )
     assert tables.clocks([one_clock], tables.MARKDOWN, CEILINGS) is None
 
 
 def _grown(variant, per_sample, batches=(1, 8, 64)):
-    return [Record("bmm", variant, "tiny_16", "float32", batch, MEASURED, "", (1e-6 * batch,), 1,
-                   FACTS | {"peak_bytes": 4096 + per_sample * batch, "input_bytes": 2048 * batch})
-            for batch in batches]
+    return [
+        Record(
+            "bmm",
+            variant,
+            "tiny_16",
+            "float32",
+            batch,
+            MEASURED,
+            "",
+            (1e-6 * batch,),
+            1,
+            FACTS
+            | {"peak_bytes": 4096 + per_sample * batch, "input_bytes": 2048 * batch},
+        )
+        for batch in batches
+    ]
 
 
-TRIED = {"predicted": 1000, "room_bytes": 2 ** 32}
+TRIED = {"predicted": 1000, "room_bytes": 2**32}
 
 
-@pytest.mark.parametrize("tried, words", [
-    (TRIED | {"fits": {"95%": True, "105%": False}}, "confirmed: 1,000 ±5% fill 4.00 GiB"),
-    (TRIED | {"fits": {"95%": True, "105%": True}}, "refuted: 5% above 1,000 still fits in 4.00 GiB"),
-    (TRIED | {"fits": {"95%": False, "105%": False}}, "refuted: 5% below 1,000 does not fit in 4.00 GiB"),
-    ({"why_not": "a call of that size would take about 9 s"}, "no: a call of that size would take about 9 s")])
+@pytest.mark.parametrize(
+    "tried, words",
+    [
+        (
+            TRIED | {"fits": {"95%": True, "105%": False}},
+            "confirmed: 1,000 ±5% fill 4.00 GiB",
+        ),
+        (
+            TRIED | {"fits": {"95%": True, "105%": True}},
+            "refuted: 5% above 1,000 still fits in 4.00 GiB",
+        ),
+        (
+            TRIED | {"fits": {"95%": False, "105%": False}},
+            "refuted: 5% below 1,000 does not fit in 4.00 GiB",
+        ),
+        (
+            {"why_not": "a call of that size would take about 9 s"},
+            "no: a call of that size would take about 9 s",
+        ),
+    ],
+)
 def test_the_memory_law_its_prediction_and_its_trial(tried, words):
     key = {"op": "bmm", "variant": "a", "scenario": "tiny_16", "dtype": "float32"}
-    run = records.Run({"room_bytes": 4096 + 3072 * 500, "capacity": [key | tried]}, {},
-                      (*_grown("a", 1024), *_grown("b", 1024, batches=(1, 8))))
+    run = records.Run(
+        {"room_bytes": 4096 + 3072 * 500, "capacity": [key | tried]},
+        {},
+        (*_grown("a", 1024), *_grown("b", 1024, batches=(1, 8))),
+    )
     lines = limits.memory_law(run, tables.MARKDOWN).splitlines()
     row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
-    assert row == ["bmm/a", "tiny_16", "4.00 KiB", "1.00 KiB", "2.00 KiB", "0.0%", "500", words]
+    assert row == [
+        "bmm/a",
+        "tiny_16",
+        "4.00 KiB",
+        "1.00 KiB",
+        "2.00 KiB",
+        "0.0%",
+        "500",
+        words,
+    ]
     assert not [line for line in lines if "bmm/b" in line]  # two batches make no law
 
 
 def test_memory_that_is_no_line_predicts_nothing():
-    bent = _grown("a", 1024)[:2] + _grown("a", 9000)[2:] + _grown("a", 1024, batches=(128,))
-    run = records.Run({"room_bytes": 2 ** 30, "capacity": []}, {}, tuple(bent))
-    assert "no law: it does not grow in a line" in limits.memory_law(run, tables.MARKDOWN)
+    bent = (
+        _grown("a", 1024)[:2]
+        + _grown("a", 9000)[2:]
+        + _grown("a", 1024, batches=(128,))
+    )
+    run = records.Run({"room_bytes": 2**30, "capacity": []}, {}, tuple(bent))
+    assert "no law: it does not grow in a line" in limits.memory_law(
+        run, tables.MARKDOWN
+    )
 
 
 def test_a_run_without_ceilings_says_why():
@@ -125,18 +238,31 @@ def test_comparison_of_nothing_timed_is_none():
 
 
 def test_memory_that_could_not_be_read_says_so():
-    record = Record("bmm", "fast", "tiny_16", "float32", 1, MEASURED, "", (1e-6,), 1,
-                    FACTS | {"peak_bytes": None})
+    record = Record(
+        "bmm",
+        "fast",
+        "tiny_16",
+        "float32",
+        1,
+        MEASURED,
+        "",
+        (1e-6,),
+        1,
+        FACTS | {"peak_bytes": None},
+    )
     assert "memory n/a" in tables.comparison([record], tables.PLAIN)
 
 
 def test_every_case_without_a_time_is_a_row_with_its_reason():
     run = records.Run({}, {}, tuple(COMPARED))
     lines = tables.not_measured(run, tables.MARKDOWN).splitlines()[2:]
-    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
+    assert [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines
+    ] == [
         ["bmm/broken", "wrong: on ragged: no", "2", "tiny_16/float32; B = 1, 64"],
         ["bmm/absent", "not timed here: needs CUDA", "2", "tiny_16/float32; B = 1, 64"],
-        ["bmm/fast", "failed: ValueError: B", "1", "tiny_16/float32; B = 64"]]
+        ["bmm/fast", "failed: ValueError: B", "1", "tiny_16/float32; B = 64"],
+    ]
 
 
 @pytest.fixture
@@ -148,18 +274,29 @@ def stored(tmp_path):
 def test_the_report_has_its_tables_plots_and_machine(stored):
     assert report.write(records.load(stored), stored) == []
     text = (stored / "README.md").read_text()
-    for words in ("# Batchline: smoke run on Some CPU, 2026-01-02", "| torch_bmm ",
-                  "**2.50 µs** · 4.00 KiB · 40% launch",
-                  "9.00 µs ±11.0%", "3 samples were dropped", "other processes took 4% of the cores", "100 GFLOP/s",
-                  "empty launch by host_cold",
-                  "not timed here: needs CUDA", "not yet run",
-                  "110 regs, 25% occupancy (by registers), 96.0 KiB shared, wgmma x4, loads 24 x 16 B, stores 8 x 16 B",
-                  "16.0 GiB",
-                  "![latency, speed-up and memory", "`bmm/tiny_16/float32`: B = 4096", "Clock: host"):
+    for words in (
+        "# Batchline: smoke run on Some CPU, 2026-01-02",
+        "| torch_bmm ",
+        "**2.50 µs** · 4.00 KiB · 40% launch",
+        "9.00 µs ±11.0%",
+        "3 samples were dropped",
+        "other processes took 4% of the cores",
+        "100 GFLOP/s",
+        "empty launch by host_cold",
+        "not timed here: needs CUDA",
+        "not yet run",
+        "110 regs, 25% occupancy (by registers), 96.0 KiB shared, wgmma x4, loads 24 x 16 B, stores 8 x 16 B",
+        "16.0 GiB",
+        "![latency, speed-up and memory",
+        "`bmm/tiny_16/float32`: B = 4096",
+        "Clock: host",
+    ):
         assert words in text
     png = (stored / "bmm-tiny_16-float32.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
-    assert "torch_bmm" in "".join(ElementTree.parse(stored / "bmm-tiny_16-float32.svg").getroot().itertext())
+    assert "torch_bmm" in "".join(
+        ElementTree.parse(stored / "bmm-tiny_16-float32.svg").getroot().itertext()
+    )
 
 
 def test_the_same_run_gives_the_same_report(stored):
@@ -172,8 +309,12 @@ def test_the_same_run_gives_the_same_report(stored):
 
 def test_without_matplotlib_the_report_says_so(stored, monkeypatch):
     monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
-    assert report.write(records.load(stored), stored) == ["no plots: matplotlib is not installed"]
-    assert "No plots: matplotlib is not installed." in (stored / "README.md").read_text()
+    assert report.write(records.load(stored), stored) == [
+        "no plots: matplotlib is not installed"
+    ]
+    assert (
+        "No plots: matplotlib is not installed." in (stored / "README.md").read_text()
+    )
 
 
 def test_a_partial_run_says_so_everywhere(stored):
@@ -188,25 +329,49 @@ def test_a_partial_run_says_so_everywhere(stored):
 
 def test_what_was_not_compiled_is_said(stored):
     cut_short = document()
-    cut_short["batchline"] |= {"compiled": [], "not_compiled": "the compiling process failed: MemoryError"}
+    cut_short["batchline"] |= {
+        "compiled": [],
+        "not_compiled": "the compiling process failed: MemoryError",
+    }
     records.save(stored, cut_short)
     report.write(records.load(stored), stored)
-    assert "not compiled to the end: the compiling process failed: MemoryError." in (stored / "README.md").read_text()
+    assert (
+        "not compiled to the end: the compiling process failed: MemoryError."
+        in (stored / "README.md").read_text()
+    )
 
 
-@pytest.mark.parametrize("text, value", [
-    ("1.23 ms", units.duration(1.2345e-3)), ("12.3 µs", units.duration(12.345e-6)), ("123 s", units.duration(123.4)),
-    ("5.00 ns", units.duration(5e-9)), ("10.0 ms", units.duration(9.9999e-3)), ("0 B", units.size(0)),
-    ("1023 B", units.size(1023)), ("1.00 KiB", units.size(1024)), ("1.50 GiB", units.size(1.5 * 2 ** 30)),
-    ("0.05x", units.ratio(0.05)), ("100x", units.ratio(99.96))])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1.23 ms", units.duration(1.2345e-3)),
+        ("12.3 µs", units.duration(12.345e-6)),
+        ("123 s", units.duration(123.4)),
+        ("5.00 ns", units.duration(5e-9)),
+        ("10.0 ms", units.duration(9.9999e-3)),
+        ("0 B", units.size(0)),
+        ("1023 B", units.size(1023)),
+        ("1.00 KiB", units.size(1024)),
+        ("1.50 GiB", units.size(1.5 * 2**30)),
+        ("0.05x", units.ratio(0.05)),
+        ("100x", units.ratio(99.96)),
+    ],
+)
 def test_units(text, value):
     assert value == text
 
 
 class FakeCase:
     def __init__(self, name, refusal=None):
-        self.id, self.refusal, self.scenario, self.dtype = name, refusal, "tiny_16", "float32"
-        self.op, self.variant = "bmm", Declared("bmm", "torch_bmm", Path("kernels", "bmm"))
+        self.id, self.refusal, self.scenario, self.dtype = (
+            name,
+            refusal,
+            "tiny_16",
+            "float32",
+        )
+        self.op, self.variant = "bmm", Declared(
+            "bmm", "torch_bmm", Path("kernels", "bmm")
+        )
         self.problem = self.op, self.scenario, self.dtype, 1
 
 
@@ -215,13 +380,22 @@ class FakeSchedule:
 
 
 def _progress(stream, tell_every_s=10):
-    """Three cases that are expected to take 20 s each, take 10, and have 30 s more after them."""
+    """Three cases that are expected to take 20 s each, take 10, and have 30 s more
+    after them.
+    """
     seconds = iter(range(0, 1000, tell_every_s))
     progress = Progress(stream, now=lambda: next(seconds))
-    cases = [FakeCase("a"), FakeCase("b"), FakeCase("c"), FakeCase("gpu", (NOT_HERE, "needs CUDA"))]
+    cases = [
+        FakeCase("a"),
+        FakeCase("b"),
+        FakeCase("c"),
+        FakeCase("gpu", (NOT_HERE, "needs CUDA")),
+    ]
     late = FakeCase("late")
     late.problem = "bmm", "tiny_16", "float32", 4096
-    forecast = Forecast({cases[0].problem: 60.0}, frozenset({late.problem}), 21.0, 4.0, 30.0)
+    forecast = Forecast(
+        {cases[0].problem: 60.0}, frozenset({late.problem}), 21.0, 4.0, 30.0
+    )
     progress.plan([*cases, late], forecast, FakeSchedule())
     progress.start()
     progress.done(cases[3], NOT_HERE, "needs CUDA", None)
@@ -239,13 +413,19 @@ def test_progress_in_a_log_counts_what_runs_and_tells_faults_at_once():
         "(K chooses)",
         "expected to take 1 min 55 s: 21 s before the cases, 4 s to compile kernels, 1 min 00 s for the cases, 30 s "
         "after them",
-        "a: wrong: on ragged: no", "[1/3] 55 s left        a wrong",
-        "b: failed: ValueError: B", "[2/3] 50 s left        b failed"]
+        "a: wrong: on ragged: no",
+        "[1/3] 55 s left        a wrong",
+        "b: failed: ValueError: B",
+        "[2/3] 50 s left        b failed",
+    ]
 
 
 def test_progress_in_a_log_tells_nothing_twice_in_five_seconds():
-    assert [line for line in _progress(io.StringIO(), tell_every_s=1).splitlines() if line.startswith("[")] == [
-        "[1/3] 41 s left        a wrong"]
+    assert [
+        line
+        for line in _progress(io.StringIO(), tell_every_s=1).splitlines()
+        if line.startswith("[")
+    ] == ["[1/3] 41 s left        a wrong"]
 
 
 def test_progress_on_a_terminal_rewrites_one_line():
@@ -270,8 +450,12 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     assert report.before(run, own) is None
     _stored_run(tmp_path / "2026-01-01-older", "2026-01-01T00:00:00+00:00")
     _stored_run(tmp_path / "2026-01-02-old", "2026-01-02T00:00:00+00:00")
-    _stored_run(tmp_path / "2026-01-03-part", "2026-01-03T00:00:00+00:00", selection="tiny")
-    _stored_run(tmp_path / "2026-01-04-quick", "2026-01-04T00:00:00+00:00", profile="quick")
+    _stored_run(
+        tmp_path / "2026-01-03-part", "2026-01-03T00:00:00+00:00", selection="tiny"
+    )
+    _stored_run(
+        tmp_path / "2026-01-04-quick", "2026-01-04T00:00:00+00:00", profile="quick"
+    )
     _stored_run(tmp_path / "2026-01-06-later", "2026-01-06T00:00:00+00:00")
     (tmp_path / "2026-01-07-damaged").mkdir()
     (tmp_path / "2026-01-07-damaged" / records.FILE_NAME).write_text("{")
@@ -284,11 +468,22 @@ def test_it_says_what_fences_took_and_which_gains_were_there_again():
     stored_run[records.OURS].pop("seconds", None)  # runs of before have none
     facts = stored_run["benchmarks"][0]["extra_info"]
     assert "fences" not in readme.how_measured(records.parse(stored_run))
-    facts |= {"task_s": 2.0, "fences_s": 0.1, "confirmed": {"published": 2.0, "why_not": "hung"}}
+    facts |= {
+        "task_s": 2.0,
+        "fences_s": 0.1,
+        "confirmed": {"published": 2.0, "why_not": "hung"},
+    }
     text = readme.how_measured(records.parse(stored_run))
-    assert "fences took 5.0% of the time for the cases" in text and "0 of 1 gains over the baseline" in text
+    assert (
+        "fences took 5.0% of the time for the cases" in text
+        and "0 of 1 gains over the baseline" in text
+    )
     stored_run[records.OURS]["seconds"] = 4.0
     text = readme.how_measured(records.parse(stored_run))
-    assert "fences took 2.5% of the run's 4 s, and 5.0% of the time for the cases" in text
+    assert (
+        "fences took 2.5% of the run's 4 s, and 5.0% of the time for the cases" in text
+    )
     facts["confirmed"] = {"published": 2.0, "again": 1.9}
-    assert "1 of 1 gains over the baseline" in readme.how_measured(records.parse(stored_run))
+    assert "1 of 1 gains over the baseline" in readme.how_measured(
+        records.parse(stored_run)
+    )

@@ -1,4 +1,5 @@
 """The advisor's section and its figures, from advice of each kind."""
+
 from xml.etree import ElementTree
 
 import pytest
@@ -14,11 +15,12 @@ from tests.test_noise_time_to_target import STEPS, a_sweep, noise
 BOUNDED, OPEN, NONE = (an_estimate(**fields) for fields in ({}, UNBOUNDED, SILENT))
 ADVICE = {
     "noise": advise(line_steps(), BOUNDED, 16 * GIB, current_batch=512),
-    "memory": advise(line_steps(fixed=0), BOUNDED, 2 ** 20 * 30.5, headroom=0.0),
+    "memory": advise(line_steps(fixed=0), BOUNDED, 2**20 * 30.5, headroom=0.0),
     "cost": advise(line_steps(), BOUNDED, 16 * GIB, cost_cap=1.5),
     "unbounded": advise(line_steps(), OPEN, 2 * GIB),
     "nothing": advise(line_steps(per_sample=0), OPEN, 2 * GIB),
-    "no signal": advise(line_steps(), NONE, 16 * GIB)}
+    "no signal": advise(line_steps(), NONE, 16 * GIB),
+}
 
 
 def _never_at(batch):
@@ -29,12 +31,18 @@ def _never_at(batch):
     return sweep
 
 
-RESULTS = {"both": compare(a_sweep(0.1), STEPS, noise()),
-           "one that never": compare(_never_at(1024), STEPS)}
+RESULTS = {
+    "both": compare(a_sweep(0.1), STEPS, noise()),
+    "one that never": compare(_never_at(1024), STEPS),
+}
 
 
 def _cells(text, first):
-    (line,) = [line for line in text.splitlines() if line.startswith("|") and line.split("|")[1].strip() == first]
+    (line,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("|") and line.split("|")[1].strip() == first
+    ]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -49,32 +57,49 @@ def test_a_row_a_batch_with_the_best_and_the_current_marked():
     text = advisor.section(ADVICE["noise"], tables.MARKDOWN)
     best = _cells(text, f"**{ADVICE['noise'].best_batch}**")
     assert best[1].endswith("(not measured)") and best[4] == "1.00x"
-    assert _cells(text, "512 (current)")[:5] == ["512 (current)", "11.2 ms", "22.0 µs", "1.50 GiB", "3.38x"]
-    assert "A step takes 1.00 ms + 20.0 µs·B" in text and "The noise scale is 40 (35 to 46)" in text
+    assert _cells(text, "512 (current)")[:5] == [
+        "512 (current)",
+        "11.2 ms",
+        "22.0 µs",
+        "1.50 GiB",
+        "3.38x",
+    ]
+    assert (
+        "A step takes 1.00 ms + 20.0 µs·B" in text
+        and "The noise scale is 40 (35 to 46)" in text
+    )
     assert _cells(text, "4x")[3] == "12.5%"
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("memory", "memory decides: 30 is the largest batch that fits"), ("memory", "64.0 MiB: does not fit"),
-    ("cost", "a larger batch may take over 1.5x the least examples"),
-    ("unbounded", "at least 30 (cannot bound above)"),
-    ("nothing", "Memory sets no limit: it does not grow with the batch"),
-    ("no signal", "not known (signal not distinguishable from zero)")])
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("memory", "memory decides: 30 is the largest batch that fits"),
+        ("memory", "64.0 MiB: does not fit"),
+        ("cost", "a larger batch may take over 1.5x the least examples"),
+        ("unbounded", "at least 30 (cannot bound above)"),
+        ("nothing", "Memory sets no limit: it does not grow with the batch"),
+        ("no signal", "not known (signal not distinguishable from zero)"),
+    ],
+)
 def test_what_decided_is_said(kind, words):
     assert words in advisor.section(ADVICE[kind], tables.MARKDOWN)
 
 
 def test_the_comparison_says_the_worst_first_and_has_a_row_a_batch():
     text = advisor.comparison(RESULTS["both"], tables.MARKDOWN)
-    assert text.startswith("With the noise scale measured after 50 updates, the worst disagreement is 1.")
+    assert text.startswith(
+        "With the noise scale measured after 50 updates, the worst disagreement is 1."
+    )
     assert text.endswith(CAVEAT) and "94% confidence" in text and "(edge)" not in text
     row = _cells(text, "64")
     assert row[1:3] == ["0.5", "5/5"] and len(row) == 10 and row[5].count("ms") == 3
 
 
 def test_a_batch_that_never_got_there_is_a_row():
-    assert _cells(advisor.comparison(RESULTS["one that never"], tables.MARKDOWN), "1,024")[1:6] == [
-        "none reached it", "0/0", "not reached", "not reached", "not reached"]
+    assert _cells(
+        advisor.comparison(RESULTS["one that never"], tables.MARKDOWN), "1,024"
+    )[1:6] == ["none reached it", "0/0", "not reached", "not reached", "not reached"]
 
 
 def _words_of(path):
@@ -87,7 +112,11 @@ def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
     words = _words_of(tmp_path / "advice.svg")
     assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
     best = ADVICE[kind].best_batch
-    assert f"best batch {best:,}, 95% interval" in words if best else "95% interval" not in words
+    assert (
+        f"best batch {best:,}, 95% interval" in words
+        if best
+        else "95% interval" not in words
+    )
     first = (tmp_path / "advice.svg").read_bytes()
     draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
     assert (tmp_path / "advice.svg").read_bytes() == first
@@ -97,11 +126,20 @@ def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
 def test_the_figure_of_a_comparison(kind, tmp_path):
     assert draw_comparison(RESULTS[kind], "digits", tmp_path / "time") is None
     words = _words_of(tmp_path / "time.svg")
-    assert "measured: median and range of seeds" in words and "predicted: the critical batch size" in words
+    assert (
+        "measured: median and range of seeds" in words
+        and "predicted: the critical batch size" in words
+    )
 
 
 def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
-    assert draw_advice(ADVICE["noise"], "digits", tmp_path / "advice") == "matplotlib is not installed"
-    assert draw_comparison(RESULTS["both"], "digits", tmp_path / "time") == "matplotlib is not installed"
+    assert (
+        draw_advice(ADVICE["noise"], "digits", tmp_path / "advice")
+        == "matplotlib is not installed"
+    )
+    assert (
+        draw_comparison(RESULTS["both"], "digits", tmp_path / "time")
+        == "matplotlib is not installed"
+    )
     assert not list(tmp_path.iterdir())

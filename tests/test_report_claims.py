@@ -1,4 +1,7 @@
-"""The claims as a report shows them: verdicts with their numbers, the evidence, and whose sweep it was."""
+"""The claims as a report shows them: verdicts with their numbers, the evidence, and
+whose sweep it was.
+"""
+
 import re
 
 import pytest
@@ -6,9 +9,17 @@ import pytest
 from batchline.bench.noise import claims
 from batchline.bench.report import claims as shown
 from batchline.bench.report.tables import MARKDOWN, PLAIN
-from tests.claims_evidence import drawn_cosines, noise, peaks_of_a_line, stored_estimate, sweep
+from tests.claims_evidence import (
+    drawn_cosines,
+    noise,
+    peaks_of_a_line,
+    stored_estimate,
+    sweep,
+)
 
-EVIDENCE = sweep(), noise(peaks_of_a_line(1000, 4096), drawn_cosines(23.4), stored_estimate(23.4), 2 ** 30)
+EVIDENCE = sweep(), noise(
+    peaks_of_a_line(1000, 4096), drawn_cosines(23.4), stored_estimate(23.4), 2**30
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,35 +28,55 @@ def verdicts():
 
 
 def test_every_claim_has_its_verdict_and_its_numbers_in_the_short_form(verdicts):
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in shown.short(verdicts, MARKDOWN).splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in shown.short(verdicts, MARKDOWN).splitlines()[2:]
+    ]
     assert [row[0] for row in rows] == [verdict.claim for verdict in verdicts]
     for row, verdict in zip(rows, verdicts):
-        assert row[1] == f"**{verdict.words}**" and re.search(r"\d.*\(\S*\d.* to .*\d.*\)", row[2])
+        assert row[1] == f"**{verdict.words}**" and re.search(
+            r"\d.*\(\S*\d.* to .*\d.*\)", row[2]
+        )
     assert "**" not in shown.short(verdicts, PLAIN)
 
 
 def test_the_section_holds_every_part_every_row_and_every_source(verdicts):
     text = shown.section(verdicts, EVIDENCE[0])
     for verdict in verdicts:
-        assert verdict.hypothesis in text and all(source in text for source in verdict.sources)
+        assert verdict.hypothesis in text and all(
+            source in text for source in verdict.sources
+        )
         for finding in verdict.findings:
-            assert finding.part in text and finding.words in text and finding.effect in text
+            assert (
+                finding.part in text
+                and finding.words in text
+                and finding.effect in text
+            )
         for table in verdict.evidence:
-            assert table.title in text and all(cell in text for row in table.rows for cell in row)
+            assert table.title in text and all(
+                cell in text for row in table.rows for cell in row
+            )
     assert text.count("<details>") == text.count("</details>") == 4
 
 
 def test_the_terminal_has_a_line_a_part(verdicts):
     lines = shown.terminal(verdicts, EVIDENCE[0]).splitlines()
     assert len(lines) == 4 + sum(len(verdict.findings) for verdict in verdicts) + 1
-    assert lines[-1].startswith("The training sweep was measured on Some CPU, 2026-01-02")
+    assert lines[-1].startswith(
+        "The training sweep was measured on Some CPU, 2026-01-02"
+    )
 
 
 def test_a_sweep_of_another_machine_is_said_to_be_that():
-    assert "another machine than this run's, Other CPU" in shown.provenance(sweep(), {"device_name": "Other CPU"})
+    assert "another machine than this run's, Other CPU" in shown.provenance(
+        sweep(), {"device_name": "Other CPU"}
+    )
     same = shown.provenance(sweep(), {"device_name": "Some CPU"})
-    assert "another" not in same and "Some CPU, 2026-01-02" in same and "5 at those that matter" in same
+    assert (
+        "another" not in same
+        and "Some CPU, 2026-01-02" in same
+        and "5 at those that matter" in same
+    )
 
 
 def test_a_partial_sweep_is_said_to_be_that():
@@ -56,4 +87,8 @@ def test_a_partial_sweep_is_said_to_be_that():
 
 def test_without_evidence_the_section_says_which_commands_make_it():
     text = shown.section(claims.judge(None, None), None)
-    assert text.count("NOT DECIDED") >= 8 and "`make claims` runs one" in text and "<details>" not in text
+    assert (
+        text.count("NOT DECIDED") >= 8
+        and "`make claims` runs one" in text
+        and "<details>" not in text
+    )

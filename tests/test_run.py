@@ -1,4 +1,7 @@
-"""`python -m batchline` from the outside, in a copy of the sources with faulty variants dropped in beside the real ones."""
+"""`python -m batchline` from the outside, in a copy of the sources with faulty variants
+dropped in beside the real ones.
+"""
+
 import importlib
 import json
 import os
@@ -17,7 +20,17 @@ from batchline.__main__ import main
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder
 from batchline.bench.pytest_run import CLEAN
-from batchline.bench.records import CRASHED, FAILED, HUNG, INVALID, MEASURED, NOT_HERE, NOT_REACHED, OUT_OF_MEMORY, WRONG
+from batchline.bench.records import (
+    CRASHED,
+    FAILED,
+    HUNG,
+    INVALID,
+    MEASURED,
+    NOT_HERE,
+    NOT_REACHED,
+    OUT_OF_MEMORY,
+    WRONG,
+)
 from batchline.bench.run import _exit_code
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
@@ -26,45 +39,76 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
     "torch_wrong": "return torch.bmm(a, b) * 1.01",
     "torch_tires": "torch_tires.calls = getattr(torch_tires, 'calls', 0) + (a.shape[1:] == (16, 16))\n"
-                   "    return torch.bmm(a, b) * (1 + (torch_tires.calls > 10))",
+    "    return torch.bmm(a, b) * (1 + (torch_tires.calls > 10))",
     "torch_exits": "raise SystemExit(0)",
     "torch_raises": "raise ValueError('not on a Sunday\\nand more')",
     "torch_stalls": "while a.shape == (3, 16, 16):\n        pass\n    return torch.bmm(a, b)",
 }
 FATAL = ("hangs", "kills_its_process", "asks_for_10_tib", "returns_without_work")
-CHOSEN = ("torch_bmm", "triton_tiled", "numba_cuda_tiled", "torch_typo", *FAULTY, *FATAL)
+CHOSEN = (
+    "torch_bmm",
+    "triton_tiled",
+    "numba_cuda_tiled",
+    "torch_typo",
+    *FAULTY,
+    *FATAL,
+)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """kernels/ and bench/ with what is pinned, and with the faulty variants and a file that does not load."""
+    """kernels/ and bench/ with what is pinned, and with the faulty variants and a file
+    that does not load.
+    """
     root = copy_sources(tmp_path_factory.mktemp("sources"))
-    shutil.copytree(REPOSITORY / "reports" / "baselines", root / "reports" / "baselines")  # or it all compiles here
+    shutil.copytree(
+        REPOSITORY / "reports" / "baselines", root / "reports" / "baselines"
+    )  # or it all compiles here
     for name, body in FAULTY.items():
         (root / "kernels" / "bmm" / f"{name}.py").write_text(
             f'"""Faulty on purpose."""\nimport torch\n\nfrom batchline.kernels.bmm import bmm\n\n\n'
-            f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n')
+            f'@bmm.variant(backend="torch")\ndef {name}(a, b):\n    {body}\n'
+        )
     for name in FATAL:
         drop_in(root, name)
-    (root / "kernels" / "bmm" / "torch_typo.py").write_text("def torch_typo(a, b) return a\n")
+    (root / "kernels" / "bmm" / "torch_typo.py").write_text(
+        "def torch_typo(a, b) return a\n"
+    )
     return root
 
 
 def bench(sources, *arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "batchline", *map(str, arguments)], cwd=sources,
-                          env=os.environ | environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "batchline", *map(str, arguments)],
+        cwd=sources,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def only_run(folder):
-    run_folder, = folder.iterdir()
+    (run_folder,) = folder.iterdir()
     return run_folder, records.load(run_folder)
 
 
 @pytest.fixture(scope="module")
 def faulty_run(sources, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "--deadline", 5, "--out", out,
-                 "-k", f"(tiny_16 or attention_scores) and ({' or '.join(CHOSEN)})")
+    done = bench(
+        sources,
+        "run",
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        "--deadline",
+        5,
+        "--out",
+        out,
+        "-k",
+        f"(tiny_16 or attention_scores) and ({' or '.join(CHOSEN)})",
+    )
     return done, *only_run(out)
 
 
@@ -74,23 +118,45 @@ def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
     outcomes = {}
     for record in run.records:
         outcomes.setdefault(record.variant, []).append(record.status)
-    # attention_scores at B = 1, 3, then tiny_16 at B = 1, 3, 16; measured in the order a1 t1 a3 t16 t3
+    # attention_scores at B = 1, 3, then tiny_16 at B = 1, 3, 16; measured in the order
+    # a1 t1 a3 t16 t3
     assert outcomes == {
-        "torch_bmm": [MEASURED] * 5, "torch_wrong": [WRONG] * 5, "torch_raises": [FAILED] * 5,
-        "torch_exits": [FAILED] * 5, "torch_typo": [FAILED] * 5, "torch_tires": [MEASURED] + [WRONG] * 4,
-        "torch_stalls": [MEASURED] * 3 + [HUNG, MEASURED], "hangs": [HUNG] * 5, "kills_its_process": [CRASHED] * 5,
-        "asks_for_10_tib": [OUT_OF_MEMORY] * 5, "returns_without_work": [MEASURED, WRONG, *[MEASURED] * 3],
-        "triton_tiled": [NOT_HERE] * 5, "numba_cuda_tiled": [NOT_HERE] * 5}
+        "torch_bmm": [MEASURED] * 5,
+        "torch_wrong": [WRONG] * 5,
+        "torch_raises": [FAILED] * 5,
+        "torch_exits": [FAILED] * 5,
+        "torch_typo": [FAILED] * 5,
+        "torch_tires": [MEASURED] + [WRONG] * 4,
+        "torch_stalls": [MEASURED] * 3 + [HUNG, MEASURED],
+        "hangs": [HUNG] * 5,
+        "kills_its_process": [CRASHED] * 5,
+        "asks_for_10_tib": [OUT_OF_MEMORY] * 5,
+        "returns_without_work": [MEASURED, WRONG, *[MEASURED] * 3],
+        "triton_tiled": [NOT_HERE] * 5,
+        "numba_cuda_tiled": [NOT_HERE] * 5,
+    }
     reasons = {record.variant: record.reason for record in run.records if record.reason}
     for name in FATAL:
-        assert importlib.import_module(f"tests.wrong_kernels.{name}").REFUSED_FOR in reasons[name]
+        assert (
+            importlib.import_module(f"tests.wrong_kernels.{name}").REFUSED_FOR
+            in reasons[name]
+        )
     assert reasons["hangs"] == "not done after 5 s (probes: ragged)"
     assert reasons["torch_stalls"] == "not done after 5 s (check on tiny_16 at B=3)"
     assert reasons["torch_raises"] == "ValueError: not on a Sunday"
-    assert reasons["torch_wrong"].startswith("on ragged: ") and "times the tolerance" in reasons["torch_wrong"]
-    first = next(record for record in run.records
-                 if (record.variant, record.scenario) == ("torch_tires", "tiny_16") and record.reason)
-    assert first.reason.startswith("on tiny_16 at B=1, the output that was timed by host: 256 of 256 elements")
+    assert (
+        reasons["torch_wrong"].startswith("on ragged: ")
+        and "times the tolerance" in reasons["torch_wrong"]
+    )
+    first = next(
+        record
+        for record in run.records
+        if (record.variant, record.scenario) == ("torch_tires", "tiny_16")
+        and record.reason
+    )
+    assert first.reason.startswith(
+        "on tiny_16 at B=1, the output that was timed by host: 256 of 256 elements"
+    )
     assert "torch_typo.py: it does not load: SyntaxError" in reasons["torch_typo"]
     assert "Traceback" not in done.stderr
 
@@ -101,39 +167,62 @@ def test_what_is_wrong_is_shown_and_never_ranked(faulty_run):
     measured = text.partition("## Without a time")[0]
     compared = [line for line in measured.splitlines() if line.startswith("| batch")]
     assert compared and not any("torch_wrong" in line for line in compared)
-    assert re.search(r"\| torch_wrong +\| Faulty on purpose\. +\| +\| wrong +\|", measured)  # on the ladder
-    assert "wrong" in text and re.search(r"\| 3 +\|.* hung ", measured)  # a cell in a row of others
+    assert re.search(
+        r"\| torch_wrong +\| Faulty on purpose\. +\| +\| wrong +\|", measured
+    )  # on the ladder
+    assert "wrong" in text and re.search(
+        r"\| 3 +\|.* hung ", measured
+    )  # a cell in a row of others
     assert all(f"bmm/{name} " in done.stdout for name in (*FAULTY, *FATAL))
     assert done.stdout.rstrip().splitlines()[-1] == f"report: {folder}/README.md"
 
 
 def test_a_measured_case_has_its_facts_and_raw_samples(faulty_run):
     _, _, run = faulty_run
-    record = next(record for record in run.records if record.id == "bmm/torch_bmm/tiny_16/float32/B16")
+    record = next(
+        record
+        for record in run.records
+        if record.id == "bmm/torch_bmm/tiny_16/float32/B16"
+    )
     assert 6 <= len(record.samples_s) <= 400 and min(record.samples_s) > 0
     facts = record.facts
-    assert facts["output_bytes"] == 16 * 16 * 16 * 4 <= facts["peak_bytes"] < 2 ** 20
+    assert facts["output_bytes"] == 16 * 16 * 16 * 4 <= facts["peak_bytes"] < 2**20
     assert 0 < facts["error"] < 1e-6 and 0 < facts["error_of_tolerance"] <= 1
-    assert (facts["flops"], facts["least_bytes"]) == (2 * 16 ** 4, 3 * 4 * 16 ** 3)
+    assert (facts["flops"], facts["least_bytes"]) == (2 * 16**4, 3 * 4 * 16**3)
     assert facts["clock"] == "host" and facts["backend"] == "torch"
     assert set(facts["clocks"]) == {"host", "host_cold"}
     assert facts["clocks"]["host"]["median_s"] == pytest.approx(record.median_s)
-    assert 0 < facts["precision"] < 1 and facts["input_bytes"] == 2 * 4 * 16 ** 3 and facts["discarded"] == 0
+    assert (
+        0 < facts["precision"] < 1
+        and facts["input_bytes"] == 2 * 4 * 16**3
+        and facts["discarded"] == 0
+    )
     assert run.about["ceilings"]["matmul_flops_per_s"]["float32"] > 1e9
     machine = run.machine
-    assert machine["device"] == "cpu" and machine["versions"]["torch"] and machine["revision"]["commit"] == "unknown"
+    assert (
+        machine["device"] == "cpu"
+        and machine["versions"]["torch"]
+        and machine["revision"]["commit"] == "unknown"
+    )
     assert {entry["architecture"] for entry in run.about["compiled"]} == {80, 90, 100}
 
 
 def test_pytest_benchmark_reads_the_file_as_its_own(faulty_run):
     _, folder, _ = faulty_run
-    done = subprocess.run([sys.executable, "-m", "pytest_benchmark", "compare", str(folder / "run.json")],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", str(folder / "run.json")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "test_kernel[bmm/torch_bmm/tiny_16/float32/B16]" in done.stdout
     bench_of_it = json.loads((folder / "run.json").read_text())["benchmarks"][0]
-    assert {"mean", "stddev", "median", "iqr", "ops", "rounds", "data"} <= set(bench_of_it["stats"])
-    assert isinstance(json.loads((folder / "run.json").read_text())["machine_info"]["cpu"], dict)  # theirs, untouched
+    assert {"mean", "stddev", "median", "iqr", "ops", "rounds", "data"} <= set(
+        bench_of_it["stats"]
+    )
+    assert isinstance(
+        json.loads((folder / "run.json").read_text())["machine_info"]["cpu"], dict
+    )  # theirs, untouched
 
 
 def test_a_stored_run_is_reported_again(faulty_run, sources):
@@ -147,23 +236,53 @@ def test_a_stored_run_is_reported_again(faulty_run, sources):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_cuda_side_is_timed_where_there_is_a_gpu(sources, tmp_path):
-    done = bench(sources, "run", "--profile", "smoke", "--out", tmp_path,
-                 "-k", "(tiny_16 or layer_norm) and (torch_bmm or torch_mean or triton or numba)")
+    done = bench(
+        sources,
+        "run",
+        "--profile",
+        "smoke",
+        "--out",
+        tmp_path,
+        "-k",
+        "(tiny_16 or layer_norm) and (torch_bmm or torch_mean or triton or numba)",
+    )
     assert done.returncode == 0, done.stderr
     _, run = only_run(tmp_path)
     outcomes = {record.variant: record.status for record in run.records}
-    assert all(outcomes[name] == MEASURED for name in ("torch_bmm", "triton_tiled", "numba_cuda_tiled", "torch_mean",
-                                                       "triton_two_stage", "numba_cuda_two_stage")), outcomes
+    assert all(
+        outcomes[name] == MEASURED
+        for name in (
+            "torch_bmm",
+            "triton_tiled",
+            "numba_cuda_tiled",
+            "torch_mean",
+            "triton_two_stage",
+            "numba_cuda_two_stage",
+        )
+    ), outcomes
     assert outcomes["numba_cpu_tiled"] == NOT_HERE
     timed = [record.facts for record in run.records if record.facts]
     assert {facts["clock"] for facts in timed} == {"device_cold"}
-    assert all(set(facts["clocks"]) == {"device_cold", "device_hot", "graph", "host"} for facts in timed)
+    assert all(
+        set(facts["clocks"]) == {"device_cold", "device_hot", "graph", "host"}
+        for facts in timed
+    )
 
 
 @pytest.mark.slow
 def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_path):
-    done = bench(sources, "run", "--profile", "smoke", "--device", "cpu", "-k", "numba_cuda_naive and tiny_16",
-                 "--out", tmp_path)
+    done = bench(
+        sources,
+        "run",
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        "-k",
+        "numba_cuda_naive and tiny_16",
+        "--out",
+        tmp_path,
+    )
     assert done.returncode == 3
     folder, run = only_run(tmp_path)
     assert {record.status for record in run.records} == {NOT_HERE}
@@ -172,13 +291,33 @@ def test_nothing_that_can_run_here_is_exit_3_and_still_a_report(sources, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
-    """By SIGTERM, as a CI does it; Ctrl-C goes the same way, but a shell's background jobs ignore that."""
+    """By SIGTERM, as a CI does it; Ctrl-C goes the same way, but a shell's background
+    jobs ignore that.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "batchline", "run", "--profile", "quick", "--device", "cpu",
-         "-k", "grad_reduce and torch_mean", "--out", str(tmp_path)],
-        cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "batchline",
+            "run",
+            "--profile",
+            "quick",
+            "--device",
+            "cpu",
+            "-k",
+            "grad_reduce and torch_mean",
+            "--out",
+            str(tmp_path),
+        ],
+        cwd=sources,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     seen = []
-    while not any("layer_norm" in line for line in seen):  # so the digits are done, and there is much left
+    while not any(
+        "layer_norm" in line for line in seen
+    ):  # so the digits are done, and there is much left
         seen.append(process.stderr.readline())
         assert seen[-1], "".join(seen)
     process.send_signal(signal.SIGTERM)
@@ -186,71 +325,131 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     assert process.returncode == 130
     folder, run = only_run(tmp_path)
     statuses = [record.status for record in run.records]
-    assert statuses[0] == MEASURED and statuses[-1] == NOT_REACHED and run.about["partial"]
+    assert (
+        statuses[0] == MEASURED and statuses[-1] == NOT_REACHED and run.about["partial"]
+    )
     assert "**Partial.**" in (folder / "README.md").read_text() and "PARTIAL" in output
 
 
-@pytest.mark.parametrize("selection, words", [
-    ("nothing_matches", "K='nothing_matches' matches none of the"),
-    pytest.param("tiny and (", "is not an expression that pytest -k understands", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "selection, words",
+    [
+        ("nothing_matches", "K='nothing_matches' matches none of the"),
+        pytest.param(
+            "tiny and (",
+            "is not an expression that pytest -k understands",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_a_choice_of_nothing_is_one_clear_line(sources, tmp_path, selection, words):
-    done = bench(sources, "run", "--profile", "smoke", "--out", tmp_path, "-k", selection)
+    done = bench(
+        sources, "run", "--profile", "smoke", "--out", tmp_path, "-k", selection
+    )
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("batchline: ") and words in last
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
-    (["--clocks", "host,sundial"], "'sundial' is no clock of cpu: use host, host_cold"),
-    (["--device", "tpu"], "unknown device 'tpu': use auto, cpu, cuda or stand-in"),
-    (["--out", "/dev/null/runs"], "can't write to /dev/null/runs (Not a directory): name another folder with OUT="),
-    (["--history", "/dev/null/kept"], "can't write to /dev/null/kept (Not a directory): name another folder with "
-                                      "HISTORY="),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--profile", "fast"], "unknown profile 'fast': use smoke, quick, full"),
+        (
+            ["--clocks", "host,sundial"],
+            "'sundial' is no clock of cpu: use host, host_cold",
+        ),
+        (["--device", "tpu"], "unknown device 'tpu': use auto, cpu, cuda or stand-in"),
+        (
+            ["--out", "/dev/null/runs"],
+            "can't write to /dev/null/runs (Not a directory): name another folder with OUT=",
+        ),
+        (
+            ["--history", "/dev/null/kept"],
+            "can't write to /dev/null/kept (Not a directory): name another folder with "
+            "HISTORY=",
+        ),
+    ],
+)
 def test_bad_input_is_one_clear_line(tmp_path, capsys, arguments, words):
     assert main(["run", "--device", "cpu", "--out", str(tmp_path), *arguments]) == 2
-    line, = capsys.readouterr().err.splitlines()
-    assert line.startswith("batchline: ") and words in line and not list(tmp_path.iterdir())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith("batchline: ")
+        and words in line
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_cuda_without_a_gpu_is_one_clear_line(sources):
     done = bench(sources, "run", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stderr.startswith("batchline: DEVICE=cuda, but ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("batchline: DEVICE=cuda, but ")
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
-@pytest.mark.parametrize("module", ["torch", "tabulate", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("sklearn", "pytest_benchmark"))])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "torch",
+        "tabulate",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("sklearn", "pytest_benchmark")
+        ),
+    ],
+)
 def test_a_missing_dependency_is_one_clear_line(sources, module):
-    program = f"import sys; sys.modules[{module!r}] = None; from batchline.__main__ import main; sys.exit(main(['run']))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=sources, capture_output=True, text=True)
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; "
+        "from batchline.__main__ import main; sys.exit(main(['run']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=sources, capture_output=True, text=True
+    )
     assert done.returncode == 2
-    line, = done.stderr.strip().splitlines()
+    (line,) = done.stderr.strip().splitlines()
     assert line.startswith("batchline: ") and module in line and "make install" in line
 
 
 @pytest.mark.slow
 def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
-    done = subprocess.run(f"{sys.executable} -m bench list | head -1", shell=True, cwd=sources,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -m bench list | head -1",
+        shell=True,
+        cwd=sources,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.startswith("bmm/torch_bmm/")
-    told, = done.stderr.splitlines()  # of the file that does not load, and nothing of the pipe
-    assert told.startswith("bmm/torch_typo: failed: kernels/bmm/torch_typo.py: it does not load: SyntaxError")
+    (told,) = (
+        done.stderr.splitlines()
+    )  # of the file that does not load, and nothing of the pipe
+    assert told.startswith(
+        "bmm/torch_typo: failed: kernels/bmm/torch_typo.py: it does not load: SyntaxError"
+    )
 
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
     rescue = publishing.store_run(document(), tmp_path / "gone")
     assert records.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
-                           f"measured is in {rescue}, and `python -m batchline report {rescue}` reads it")
+    assert line.startswith(
+        f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
+        f"measured is in {rescue}, and `python -m batchline report {rescue}` reads it"
+    )
     shutil.rmtree(rescue)
 
 
-def test_a_nearly_full_folder_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 2 ** 20))
+def test_a_nearly_full_folder_is_refused_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 2**20)
+    )
     with pytest.raises(UsageError, match="has 1 MiB free and a run wants 64"):
         new_folder(tmp_path, "cpu")
 
@@ -258,16 +457,30 @@ def test_a_nearly_full_folder_is_refused_before_anything_is_measured(tmp_path, m
 BUSY = "the machine was busy: other processes took 43% of the cores, three times"
 
 
-@pytest.mark.parametrize("cases, code", [
-    ([(MEASURED, ""), (INVALID, BUSY)], 0),              # what was checked was right, and some of it timed
-    ([(INVALID, BUSY)], 3), ([(INVALID, BUSY), (NOT_HERE, "needs CUDA")], 3),
-    ([(MEASURED, ""), (INVALID, BUSY), (INVALID, "by host, it is impossible")], 1),
-    ([(INVALID, BUSY), (WRONG, "on ragged: no")], 3), ([(MEASURED, ""), (INVALID, BUSY), (WRONG, "on ragged: no")], 1)])
+@pytest.mark.parametrize(
+    "cases, code",
+    [
+        (
+            [(MEASURED, ""), (INVALID, BUSY)],
+            0,
+        ),  # what was checked was right, and some of it timed
+        ([(INVALID, BUSY)], 3),
+        ([(INVALID, BUSY), (NOT_HERE, "needs CUDA")], 3),
+        ([(MEASURED, ""), (INVALID, BUSY), (INVALID, "by host, it is impossible")], 1),
+        ([(INVALID, BUSY), (WRONG, "on ragged: no")], 3),
+        ([(MEASURED, ""), (INVALID, BUSY), (WRONG, "on ragged: no")], 1),
+    ],
+)
 def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
-    rows = [records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason) for status, reason in cases]
+    rows = [
+        records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason)
+        for status, reason in cases
+    ]
     assert _exit_code(records.Run({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
 
 
 def test_a_run_never_overwrites_another(tmp_path):
     folders = {new_folder(tmp_path, "AMD EPYC (tm)") for _ in range(4)}
-    assert len(folders) == 4 and all("-amd-epyc-tm" in folder.name for folder in folders)
+    assert len(folders) == 4 and all(
+        "-amd-epyc-tm" in folder.name for folder in folders
+    )

@@ -1,4 +1,7 @@
-"""The gate's self-test: what it plants, what it counts, what it keeps, and what its exit says."""
+"""The gate's self-test: what it plants, what it counts, what it keeps, and what its
+exit says.
+"""
+
 import json
 
 import pytest
@@ -16,7 +19,14 @@ from tests.fake_pairs import FakePairs
 
 CASE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/a/tiny_16/float32/B3"
 MACHINE = {"device_name": "Some CPU", "cpu": "Some CPU", "cpu_cores": 2}
-ABOUT = {"machine": MACHINE, "profile": "smoke", "selection": "", "started": "", "seconds": 120.0, "ended": ""}
+ABOUT = {
+    "machine": MACHINE,
+    "profile": "smoke",
+    "selection": "",
+    "started": "",
+    "seconds": 120.0,
+    "ended": "",
+}
 
 
 class Planted(FakePairs):
@@ -27,8 +37,11 @@ class Planted(FakePairs):
         self.more = more
 
     def pair(self, entries, number):
-        self.ratios = {entry.label: lambda number, share=entry.planted: (1 + share + self.more) *
-                       (1 + 0.001 * (-1) ** number) for entry in entries}
+        self.ratios = {
+            entry.label: lambda number, share=entry.planted: (1 + share + self.more)
+            * (1 + 0.001 * (-1) ** number)
+            for entry in entries
+        }
         return super().pair(entries, number)
 
 
@@ -45,10 +58,15 @@ def baselines(monkeypatch, tmp_path):
 def test_every_second_session_plants_and_all_have_an_a_a():
     findings = []
     assert selftest._sessions(Planted(), [CASE, OTHER], 3, findings) == ""
-    shares = [sorted({one.share for one in findings if one.session == session}) for session in range(3)]
+    shares = [
+        sorted({one.share for one in findings if one.session == session})
+        for session in range(3)
+    ]
     assert shares == [[0.0, *selftest.SHARES], [0.0], [0.0, *selftest.SHARES]]
     assert {one.verdict for one in findings if one.share == 0} == {EQUIVALENT}
-    assert all(one.seen for one in findings if one.share >= 0.02) and not any(one.alarm for one in findings)
+    assert all(one.seen for one in findings if one.share >= 0.02) and not any(
+        one.alarm for one in findings
+    )
 
 
 def test_a_machine_that_finds_changes_in_identical_code_is_told():
@@ -57,56 +75,132 @@ def test_a_machine_that_finds_changes_in_identical_code_is_told():
     assert [one.alarm for one in findings if one.share == 0] == [True]
 
 
-@pytest.mark.parametrize("found, code", [
-    ([finding(0, EQUIVALENT), finding(0.1, REGRESSED)], selftest.CLEAN),
-    ([finding(0, REGRESSED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
-    ([finding(0, IMPROVED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
-    ([finding(0, INCONCLUSIVE), finding(0.1, INCONCLUSIVE)], selftest.NOT_BELIEVED),
-    ([finding(0, EQUIVALENT), finding(0.02, INCONCLUSIVE), finding(0.1, REGRESSED)], selftest.CLEAN),
-    ([finding(0, EQUIVALENT), finding(0.05, IMPROVED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
-    ([], selftest.NOT_MEASURED)])
+@pytest.mark.parametrize(
+    "found, code",
+    [
+        ([finding(0, EQUIVALENT), finding(0.1, REGRESSED)], selftest.CLEAN),
+        ([finding(0, REGRESSED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
+        ([finding(0, IMPROVED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
+        ([finding(0, INCONCLUSIVE), finding(0.1, INCONCLUSIVE)], selftest.NOT_BELIEVED),
+        (
+            [
+                finding(0, EQUIVALENT),
+                finding(0.02, INCONCLUSIVE),
+                finding(0.1, REGRESSED),
+            ],
+            selftest.CLEAN,
+        ),
+        (
+            [finding(0, EQUIVALENT), finding(0.05, IMPROVED), finding(0.1, REGRESSED)],
+            selftest.NOT_BELIEVED,
+        ),
+        ([], selftest.NOT_MEASURED),
+    ],
+)
 def test_the_exit_code_says_whether_it_can_be_believed(found, code, baselines, capsys):
     assert selftest._publish(Selftest(ABOUT, tuple(found)), None) == code
     assert not baselines.exists()  # one session is too few for a noise
 
 
-@pytest.mark.parametrize("machine, kept", [({}, True), ({"stand_in": "no time here was measured"}, False)])
+@pytest.mark.parametrize(
+    "machine, kept", [({}, True), ({"stand_in": "no time here was measured"}, False)]
+)
 def test_noise_is_kept_where_it_was_measured(machine, kept, baselines):
     sessions = [finding(0, EQUIVALENT, session=session) for session in range(10)]
-    selftest._publish(Selftest(ABOUT | {"machine": MACHINE | machine}, tuple(sessions)), None)
+    selftest._publish(
+        Selftest(ABOUT | {"machine": MACHINE | machine}, tuple(sessions)), None
+    )
     assert baselines.exists() is kept
 
 
 def test_an_interrupted_one_shows_what_it_has(baselines, capsys):
     ended = ABOUT | {"ended": staged.INTERRUPTED}
-    assert selftest._publish(Selftest(ended, (finding(0, EQUIVALENT),)), None) == selftest.INTERRUPTED
+    assert (
+        selftest._publish(Selftest(ended, (finding(0, EQUIVALENT),)), None)
+        == selftest.INTERRUPTED
+    )
     assert "Ended early: stopped by Ctrl-C." in capsys.readouterr().out
 
 
 def test_the_table_counts_by_case_the_shortest_first():
-    slow = [Finding(session, CASE, share, verdict, 0.002 * session, 5 + session, 2e-3) for session, share, verdict in (
-        (0, 0.0, EQUIVALENT), (1, 0.0, REGRESSED), (0, 0.05, REGRESSED), (1, 0.05, INCONCLUSIVE))]
+    slow = [
+        Finding(session, CASE, share, verdict, 0.002 * session, 5 + session, 2e-3)
+        for session, share, verdict in (
+            (0, 0.0, EQUIVALENT),
+            (1, 0.0, REGRESSED),
+            (0, 0.05, REGRESSED),
+            (1, 0.05, INCONCLUSIVE),
+        )
+    ]
     quick = [Finding(0, OTHER, 0.0, EQUIVALENT, -0.03, 20, 1e-5)]
     found = Selftest(ABOUT, (*slow, *quick))
     lines = report.table(found, PLAIN).splitlines()
-    assert lines[0].split() == ["case", "median", "A/A", "alarms", "A/A", "change,", "99%", "+5%", "pairs,", "A/A"]
-    assert lines[2].split() == [OTHER, "10.0", "µs", "0", "of", "1", "3.0%", "20", "to", "20"]
-    assert lines[3].split() == [CASE, "2.00", "ms", "1", "of", "2", "0.2%", "1", "of", "2", "5", "to", "6"]
-    assert report.answer(found) == ("1 false alarms in 2 A/A sessions of 2 cases; planted slow-downs called REGRESSED: "
-                                    "+5% in 1 of 2. Profile smoke on Some CPU, 2 min.")
+    assert lines[0].split() == [
+        "case",
+        "median",
+        "A/A",
+        "alarms",
+        "A/A",
+        "change,",
+        "99%",
+        "+5%",
+        "pairs,",
+        "A/A",
+    ]
+    assert lines[2].split() == [
+        OTHER,
+        "10.0",
+        "µs",
+        "0",
+        "of",
+        "1",
+        "3.0%",
+        "20",
+        "to",
+        "20",
+    ]
+    assert lines[3].split() == [
+        CASE,
+        "2.00",
+        "ms",
+        "1",
+        "of",
+        "2",
+        "0.2%",
+        "1",
+        "of",
+        "2",
+        "5",
+        "to",
+        "6",
+    ]
+    assert report.answer(found) == (
+        "1 false alarms in 2 A/A sessions of 2 cases; planted slow-downs called REGRESSED: "
+        "+5% in 1 of 2. Profile smoke on Some CPU, 2 min."
+    )
 
 
 def test_the_noise_is_the_99th_percentile_of_the_changes():
     assert report.noise([]) is None
-    assert report.noise([finding(0, EQUIVALENT, -0.02), finding(0, EQUIVALENT, 0.01)]) == 0.02
-    assert report.noise([finding(0, EQUIVALENT, number / 1000) for number in range(200)]) == 0.197
+    assert (
+        report.noise([finding(0, EQUIVALENT, -0.02), finding(0, EQUIVALENT, 0.01)])
+        == 0.02
+    )
+    assert (
+        report.noise([finding(0, EQUIVALENT, number / 1000) for number in range(200)])
+        == 0.197
+    )
 
 
 def test_what_is_stored_is_read_again_and_an_edit_is_refused(tmp_path):
     found = Selftest(ABOUT, (finding(0, EQUIVALENT), finding(0.1, REGRESSED, 0.1)))
     path = selftests.save(tmp_path, found)
     assert selftests.load(tmp_path) == found
-    path.write_text(path.read_text().replace("INCONCLUSIVE", "REGRESSED").replace("EQUIVALENT", "REGRESSED"))
+    path.write_text(
+        path.read_text()
+        .replace("INCONCLUSIVE", "REGRESSED")
+        .replace("EQUIVALENT", "REGRESSED")
+    )
     with pytest.raises(SealBroken, match="not as it was written"):
         selftests.load(tmp_path)
     with pytest.raises(ValueError, match="no self-test in"):
@@ -120,25 +214,37 @@ def test_noise_is_kept_for_this_machine(baselines):
 
 
 DAMAGES = {
-    "cut": (lambda text: text[:len(text) // 2], "is damaged"),
+    "cut": (lambda text: text[: len(text) // 2], "is damaged"),
     "edited": (lambda text: text.replace("0.02", "0.9"), "not as it was written"),
-    "of another version": (lambda text: text.replace('"format": 1', '"format": 9'), "of format 9, and this Batchline"),
+    "of another version": (
+        lambda text: text.replace('"format": 1', '"format": 9'),
+        "of format 9, and this Batchline",
+    ),
     "no object": (lambda text: "[]", "of format 'none'"),
-    "of another machine": (None, r"of another machine \(cpu_cores 4, here 2\)")}
+    "of another machine": (None, r"of another machine \(cpu_cores 4, here 2\)"),
+}
 
 
 @pytest.mark.parametrize("damage, words", DAMAGES.values(), ids=DAMAGES)
-def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(baselines, damage, words, capsys):
+def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(
+    baselines, damage, words, capsys
+):
     from batchline.__main__ import USAGE, main
 
-    path = known_noise.save(MACHINE | ({} if damage else {"cpu_cores": 4}), "smoke", 20, {CASE: 0.02})
+    path = known_noise.save(
+        MACHINE | ({} if damage else {"cpu_cores": 4}), "smoke", 20, {CASE: 0.02}
+    )
     if damage:
         path.write_text(damage(path.read_text()))
     with pytest.raises(SealBroken, match=words) as refused:
         known_noise.load(MACHINE)
-    assert "`make selftest` measures it anew" in str(refused.value) and "\n" not in str(refused.value)
+    assert "`make selftest` measures it anew" in str(refused.value) and "\n" not in str(
+        refused.value
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("batchline.bench.measure.environment.machine", lambda device: MACHINE)
+        patch.setattr(
+            "batchline.bench.measure.environment.machine", lambda device: MACHINE
+        )
         assert main(["regress", "--base", "HEAD", "--device", "cpu"]) == USAGE
     assert capsys.readouterr().err.startswith("batchline: ")
 
@@ -152,7 +258,11 @@ class StoppedAfterOne(Planted):
     """Pairs of a machine whose user presses Ctrl-C in the second session."""
 
     def pair(self, entries, number):
-        if any(entry.label == f"{CASE} +0%" for entry in entries) and self.sessions and number == 0:
+        if (
+            any(entry.label == f"{CASE} +0%" for entry in entries)
+            and self.sessions
+            and number == 0
+        ):
             raise KeyboardInterrupt
         self.sessions += number == 0
         return super().pair(entries, number)
@@ -164,12 +274,16 @@ class StoppedAfterOne(Planted):
 
 
 @pytest.mark.parametrize("sessions_before, kept", [(0, True), (1, False)])
-def test_ctrl_c_keeps_the_sessions_that_are_done(sessions_before, kept, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_sessions_that_are_done(
+    sessions_before, kept, tmp_path, monkeypatch, capsys
+):
     pairs = StoppedAfterOne()
     pairs.sessions = sessions_before
     monkeypatch.setattr(selftest, "Pairs", lambda *_: pairs)
     monkeypatch.setattr(selftest, "selected", lambda *_: [CASE])
-    assert selftest.run("smoke", "cpu", CASE, 3, tmp_path / "out") == selftest.INTERRUPTED
+    assert (
+        selftest.run("smoke", "cpu", CASE, 3, tmp_path / "out") == selftest.INTERRUPTED
+    )
     assert (tmp_path / "out" / selftests.FILE_NAME).exists() is kept
     if kept:
         assert {one.session for one in selftests.load(tmp_path / "out").findings} == {0}

@@ -1,4 +1,7 @@
-"""A session: what the worker measured is what pytest-benchmark stores, and a time that can't be is refused."""
+"""A session: what the worker measured is what pytest-benchmark stores, and a time that
+can't be is refused.
+"""
+
 import contextlib
 
 import pytest
@@ -7,32 +10,66 @@ from batchline.bench import pytest_run
 from batchline.bench.budget import Schedule
 from batchline.bench.journal import Journal
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import INVALID, MEASURED, WRONG, NotMeasured, is_machines_fault
+from batchline.bench.records import (
+    INVALID,
+    MEASURED,
+    WRONG,
+    NotMeasured,
+    is_machines_fault,
+)
 from batchline.bench.session import Session, _Replay
 from tests.plans import planned
 
 PLAN = planned("smoke", "cpu")
 BASELINE, OTHER, THIRD = (
-    next(case for case in PLAN.cases if case.id == f"bmm/{name}/attention_scores/float32/B3")
-    for name in ("torch_bmm", "torch_einsum", "numba_cpu_blocked"))
-CEILINGS = {"copy_bytes_per_s": 2e10, "read_bytes_per_s": 2e10, "cache_bytes_per_s": 1e11, "cache_bytes": 2 ** 25,
-            "matmul_flops_per_s": {"float32": 1e11}, "fma_flops_per_s": {}, "launch_s": {"host": 1e-6},
-            "best": {"copy_bytes_per_s": 2e10, "read_bytes_per_s": 2e10, "cache_bytes_per_s": 1e11,
-                     "matmul_flops_per_s": 1e11}}
+    next(
+        case
+        for case in PLAN.cases
+        if case.id == f"bmm/{name}/attention_scores/float32/B3"
+    )
+    for name in ("torch_bmm", "torch_einsum", "numba_cpu_blocked")
+)
+CEILINGS = {
+    "copy_bytes_per_s": 2e10,
+    "read_bytes_per_s": 2e10,
+    "cache_bytes_per_s": 1e11,
+    "cache_bytes": 2**25,
+    "matmul_flops_per_s": {"float32": 1e11},
+    "fma_flops_per_s": {},
+    "launch_s": {"host": 1e-6},
+    "best": {
+        "copy_bytes_per_s": 2e10,
+        "read_bytes_per_s": 2e10,
+        "cache_bytes_per_s": 1e11,
+        "matmul_flops_per_s": 1e11,
+    },
+}
 
 
 def faster(factor):
-    return CEILINGS | {"best": {name: factor * rate for name, rate in CEILINGS["best"].items()}}
+    return CEILINGS | {
+        "best": {name: factor * rate for name, rate in CEILINGS["best"].items()}
+    }
 
 
 def outcome(median_s, **other_clocks):
-    clocks = {name: {"median_s": seconds} for name, seconds in {"host": median_s, **other_clocks}.items()}
-    return Outcome(MEASURED, "", (median_s,) * 6, 1, {"clocks": clocks, "flops": 1e9, "least_bytes": 1e6,
-                                                      "output_bytes": 1e5})  # 10 ms at the ceiling
+    clocks = {
+        name: {"median_s": seconds}
+        for name, seconds in {"host": median_s, **other_clocks}.items()
+    }
+    return Outcome(
+        MEASURED,
+        "",
+        (median_s,) * 6,
+        1,
+        {"clocks": clocks, "flops": 1e9, "least_bytes": 1e6, "output_bytes": 1e5},
+    )  # 10 ms at the ceiling
 
 
 class Measurer:
-    """Gives ceilings, and outcomes of a problem by variant, one after another, the last ones for ever; it counts."""
+    """Gives ceilings, and outcomes of a problem by variant, one after another, the last
+    ones for ever; it counts.
+    """
 
     def __init__(self, ceilings, outcomes=()):
         self._ceilings, self._outcomes = list(ceilings), list(outcomes)
@@ -66,17 +103,33 @@ class Progress:
 
 
 def session(*ceilings, times=()):
-    """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those of each measurement."""
-    given = [{"torch_bmm": outcome(own), "torch_einsum": outcome(other)} for own, other in times]
-    made = Session(Schedule(PLAN, lambda: 0.0), Measurer([(one, None) for one in ceilings], given), {}, Progress())
+    """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those
+    of each measurement.
+    """
+    given = [
+        {"torch_bmm": outcome(own), "torch_einsum": outcome(other)}
+        for own, other in times
+    ]
+    made = Session(
+        Schedule(PLAN, lambda: 0.0),
+        Measurer([(one, None) for one in ceilings], given),
+        {},
+        Progress(),
+    )
     made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
     made.measure_ceilings()
     return made
 
 
 def judged(made, case=OTHER):
-    """What becomes of the case, and how often the ceilings were looked at and the problem measured until then."""
-    return made._believed(made._result_of(case), case), made._measurer.looked, made._measurer.measured
+    """What becomes of the case, and how often the ceilings were looked at and the
+    problem measured until then.
+    """
+    return (
+        made._believed(made._result_of(case), case),
+        made._measurer.looked,
+        made._measurer.measured,
+    )
 
 
 def test_a_possible_time_is_believed_and_nothing_is_measured_again():
@@ -87,7 +140,9 @@ def test_a_possible_time_is_believed_and_nothing_is_measured_again():
 def test_an_impossible_time_is_refused_after_all_was_measured_again():
     found, *looks = judged(session(CEILINGS, times=[(0.02, 1e-6)]))
     assert found.status == INVALID and looks == [4, 3]
-    assert found.reason.startswith("by host, 1.00 µs is faster than its work allows: 1e+09 FLOP at the 1e+11 FLOP/s")
+    assert found.reason.startswith(
+        "by host, 1.00 µs is faster than its work allows: 1e+09 FLOP at the 1e+11 FLOP/s"
+    )
     assert not found.samples_s
 
 
@@ -99,11 +154,21 @@ def test_a_machine_that_was_slow_when_its_ceilings_were_measured_costs_no_result
 
 
 def test_a_machine_that_was_slow_in_both_looks_at_its_ceilings_costs_no_result():
-    made = session(CEILINGS, times=[(0.01, 0.004), (0.025, 0.0101)])  # and was quick between the looks
+    made = session(
+        CEILINGS, times=[(0.01, 0.004), (0.025, 0.0101)]
+    )  # and was quick between the looks
     found, *looks = judged(made)
-    assert found.status == MEASURED and found.samples_s == (0.0101,) * 6 and looks == [2, 2]
-    assert judged(made, BASELINE)[0].samples_s == (0.025,) * 6  # of the same measurement, for they are compared
-    found, *looks = judged(session(CEILINGS, CEILINGS, faster(3), times=[(0.02, 0.004)]))
+    assert (
+        found.status == MEASURED
+        and found.samples_s == (0.0101,) * 6
+        and looks == [2, 2]
+    )
+    assert (
+        judged(made, BASELINE)[0].samples_s == (0.025,) * 6
+    )  # of the same measurement, for they are compared
+    found, *looks = judged(
+        session(CEILINGS, CEILINGS, faster(3), times=[(0.02, 0.004)])
+    )
     assert found.status == MEASURED and looks == [3, 2]
 
 
@@ -111,14 +176,21 @@ def test_ceilings_of_a_busy_machine_accuse_nobody_and_let_nobody_pass():
     low = CEILINGS | {"quiet": False}
     found, *_ = judged(session(low, times=[(0.02, 0.004)]))
     assert is_machines_fault(found.status, found.reason)
-    assert "busy whenever its ceilings were measured, so it is not known whether by host, 4.00 ms is" in found.reason
+    assert (
+        "busy whenever its ceilings were measured, so it is not known whether by host, 4.00 ms is"
+        in found.reason
+    )
     found, *_ = judged(session(low, CEILINGS | {"quiet": True}, times=[(0.02, 0.004)]))
-    assert found.status == INVALID and not is_machines_fault(found.status, found.reason)  # quiet the second time
+    assert found.status == INVALID and not is_machines_fault(
+        found.status, found.reason
+    )  # quiet the second time
 
 
 def test_any_clock_can_give_it_away():
     made = session(CEILINGS)
-    made._measurer._outcomes = [{"torch_bmm": outcome(0.02), "torch_einsum": outcome(0.02, host_cold=1e-6)}]
+    made._measurer._outcomes = [
+        {"torch_bmm": outcome(0.02), "torch_einsum": outcome(0.02, host_cold=1e-6)}
+    ]
     assert judged(made)[0].reason.startswith("by host_cold, 1.00 µs")
 
 
@@ -126,7 +198,9 @@ def test_what_the_baseline_reaches_can_be_done():
     made = session(CEILINGS, times=[(0.002, 0.002)])
     assert judged(made)[0].status == judged(made, BASELINE)[0].status == MEASURED
     assert made._measurer.looked == made._measurer.measured == 1
-    assert made.ceilings["matmul_flops_per_s"] == CEILINGS["matmul_flops_per_s"]  # shares are of what was measured
+    assert (
+        made.ceilings["matmul_flops_per_s"] == CEILINGS["matmul_flops_per_s"]
+    )  # shares are of what was measured
 
 
 def test_a_variant_that_was_refused_costs_no_more_looks_and_others_still_get_theirs():
@@ -136,15 +210,22 @@ def test_a_variant_that_was_refused_costs_no_more_looks_and_others_still_get_the
         found, *looks = judged(made)
         assert found.status == INVALID and looks == [4, 3 + again]
     made._by_problem[OTHER.problem] = [OTHER, THIRD]
-    made._measurer._outcomes = [{"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.004)},
-                                {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.0101)}]
+    made._measurer._outcomes = [
+        {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.004)},
+        {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.0101)},
+    ]
     made._measurer.measured = 0
     assert judged(made)[0].status == INVALID
     assert judged(made, THIRD)[0].status == MEASURED
 
 
 def test_without_ceilings_nothing_is_refused_and_the_reason_is_kept():
-    made = Session(Schedule(PLAN, lambda: 0.0), Measurer([(None, "RuntimeError: no")]), {}, Progress())
+    made = Session(
+        Schedule(PLAN, lambda: 0.0),
+        Measurer([(None, "RuntimeError: no")]),
+        {},
+        Progress(),
+    )
     made.measure_ceilings()
     assert made._believed(outcome(1e-9), OTHER).status == MEASURED
     assert made.why_no_ceilings == "RuntimeError: no"
@@ -156,7 +237,9 @@ def test_what_was_not_measured_is_not_judged():
 
 
 class Fixture:
-    """pytest-benchmark's `pedantic`, as it times its rounds; the last call, for a result, is outside of them."""
+    """pytest-benchmark's `pedantic`, as it times its rounds; the last call, for a
+    result, is outside of them.
+    """
 
     def __init__(self, timer):
         self._timer = timer
@@ -189,13 +272,17 @@ def test_a_stop_before_anything_is_planned_is_a_stop_and_no_fault_of_ours(tmp_pa
 
     with contextlib.closing(Journal(tmp_path, {})) as journal:
         schedule = Schedule(PLAN, lambda: 0.0)
-        ended = pytest_run.measure(schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", journal)
+        ended = pytest_run.measure(
+            schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", journal
+        )
     assert ended == pytest_run.INTERRUPTED and journal.has_begun()
 
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
     progress = Progress()
-    measurer = Measurer([(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}])
+    measurer = Measurer(
+        [(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}]
+    )
     made = Session(Schedule(PLAN, lambda: 0.0), measurer, {}, progress)
     made._by_problem[BASELINE.problem] = [BASELINE]
     made.outcomes = {}

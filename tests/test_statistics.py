@@ -1,9 +1,12 @@
-"""What holds for {ḡ, n, d} of any batch, on drawn problems: wherever a variant can run, as in test_variants.py.
+"""What holds for {ḡ, n, d} of any batch, on drawn problems: wherever a variant can run,
+as in test_variants.py.
 
-They agree with fp64 inside the tolerance, give the same bits when they are called again, 2ᵏ, 4ᵏ and 4ᵏ times themselves
-for 2ᵏ times the gradients, the same n and d in another order for samples in another order, and for samples that are all
-equal n = d = ‖ḡ‖². What lies in memory around the inputs is NaN.
+They agree with fp64 inside the tolerance, give the same bits when they are called
+again, 2ᵏ, 4ᵏ and 4ᵏ times themselves for 2ᵏ times the gradients, the same n and d in
+another order for samples in another order, and for samples that are all equal n = d =
+‖ḡ‖². What lies in memory around the inputs is NaN.
 """
+
 import zlib
 from dataclasses import dataclass, replace
 
@@ -19,13 +22,22 @@ from batchline.kernels.op import Variant
 from tests.problems import scale
 from tests.test_variants import DEVICES, DTYPES, INTERPRETED, _takes
 
-SETTINGS = settings(derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
-                    suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
 SIZES = (1, 3, 8, 17, 33, 64, 100, 257, 1000, 0)
 BATCHES = (5, 1, 2, 3, 8, 33, 64, 100, 257, 1025, 4096, 0)
 LAYOUTS = ("rows", "window", "stepped", "features_first", "batch_inside")
 VALUES = ("unit", "equal", "mean_over_noise", "small", "large", "zeros")
-EXACT = ("unit", "mean_over_noise", "zeros")  # eight times these is exact, and so is it for what is made of them
+EXACT = (
+    "unit",
+    "mean_over_noise",
+    "zeros",
+)  # eight times these is exact, and so is it for what is made of them
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,23 @@ class Problem:
 
     def inputs(self, op, dtype, device):
         generator = torch.Generator().manual_seed(self.number)
-        shapes = ([(self.batch, self.sizes[0])] if op.name == "grad_stats" else
-                  [(self.batch, self.sizes[1], size) for size in (self.sizes[0], self.sizes[2])])
-        return tuple(_laid_out(self.layout, _values(self.values, shape, dtype, len(shapes), generator)
-                               .to(device, dtype)) for shape in shapes)
+        shapes = (
+            [(self.batch, self.sizes[0])]
+            if op.name == "grad_stats"
+            else [
+                (self.batch, self.sizes[1], size)
+                for size in (self.sizes[0], self.sizes[2])
+            ]
+        )
+        return tuple(
+            _laid_out(
+                self.layout,
+                _values(self.values, shape, dtype, len(shapes), generator).to(
+                    device, dtype
+                ),
+            )
+            for shape in shapes
+        )
 
 
 def _values(kind, shape, dtype, factors, generator):
@@ -56,7 +81,9 @@ def _values(kind, shape, dtype, factors, generator):
     if kind == "zeros":
         return values.where(values.abs() > 0.5, 0)
     if kind == "small":
-        return values * max(1e-16 ** (1 / factors), 4 * torch.finfo(dtype).smallest_normal)
+        return values * max(
+            1e-16 ** (1 / factors), 4 * torch.finfo(dtype).smallest_normal
+        )
     if kind == "large":
         return values * min(1e16 ** (1 / factors), torch.finfo(dtype).max / 4)
     return values
@@ -66,18 +93,32 @@ def _laid_out(layout, values):
     if layout == "rows":
         return values.clone()
     if layout == "features_first":
-        return values.movedim(-1, 0).clone(memory_format=torch.contiguous_format).movedim(0, -1)
+        return (
+            values.movedim(-1, 0)
+            .clone(memory_format=torch.contiguous_format)
+            .movedim(0, -1)
+        )
     if layout == "batch_inside":
-        return values.movedim(0, -2).clone(memory_format=torch.contiguous_format).movedim(-2, 0)
+        return (
+            values.movedim(0, -2)
+            .clone(memory_format=torch.contiguous_format)
+            .movedim(-2, 0)
+        )
     step, margin = (2, 1) if layout == "stepped" else (1, 3)
-    around = values.new_full([step * size + 2 * margin for size in values.shape], float("nan"))
-    window = around[tuple(slice(margin, margin + step * size, step) for size in values.shape)]
+    around = values.new_full(
+        [step * size + 2 * margin for size in values.shape], float("nan")
+    )
+    window = around[
+        tuple(slice(margin, margin + step * size, step) for size in values.shape)
+    ]
     return window.copy_(values)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How many problems are walked, of how many elements of all samples' gradients at most, and which at least."""
+    """How many problems are walked, of how many elements of all samples' gradients at
+    most, and which at least.
+    """
 
     examples: int
     most: int
@@ -85,12 +126,23 @@ class Reach:
     batches: tuple[int, ...] = BATCHES
 
 
-LARGE = ((4096, (65, 1, 3)), (3, (1000, 40, 33)), (1, (257, 5, 100)), (0, (3, 4, 5)), (5, (0, 3, 2)))
+LARGE = (
+    (4096, (65, 1, 3)),
+    (3, (1000, 40, 33)),
+    (1, (257, 5, 100)),
+    (0, (3, 4, 5)),
+    (5, (0, 3, 2)),
+)
 REACHES = {
-    "cuda": Reach(40, 10 ** 7, (*LARGE, (70_000, (17, 2, 5)), (64, (1000, 257, 1000)))),
+    "cuda": Reach(40, 10**7, (*LARGE, (70_000, (17, 2, 5)), (64, (1000, 257, 1000)))),
     "numba_cuda": Reach(2, 200, ((3, (17, 2, 5)), (0, (3, 4, 5))), batches=(5, 1, 2)),
     # Its programs are interpreted one after another: a hundredth of a second each.
-    "triton": Reach(3, 2_000, ((5, (33, 2, 17)), (1, (100, 5, 33)), (0, (3, 4, 5))), batches=(5, 1, 2, 3, 8)),
+    "triton": Reach(
+        3,
+        2_000,
+        ((5, (33, 2, 17)), (1, (100, 5, 33)), (0, (3, 4, 5))),
+        batches=(5, 1, 2, 3, 8),
+    ),
 }
 NATIVE = Reach(15, 300_000, LARGE)
 
@@ -102,14 +154,23 @@ def problems(draw, op, reach):
     left //= max(1, batch)
     sizes = []
     for _ in range(3 if op.name == "wgrad_stats" else 1):
-        sizes.append(draw(st.sampled_from([size for size in SIZES if size <= max(1, left)])))
+        sizes.append(
+            draw(st.sampled_from([size for size in SIZES if size <= max(1, left)]))
+        )
         left //= max(1, sizes[-1])
-    return Problem(batch, tuple(sizes), draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(VALUES)),
-                   draw(st.integers(0, 999)))
+    return Problem(
+        batch,
+        tuple(sizes),
+        draw(st.sampled_from(LAYOUTS)),
+        draw(st.sampled_from(VALUES)),
+        draw(st.integers(0, 999)),
+    )
 
 
 def walk(variant, dtype, device, reach):
-    """Check the properties on drawn problems and the explicit ones; returns how many the variant took and declined."""
+    """Check the properties on drawn problems and the explicit ones; returns how many
+    the variant took and declined.
+    """
     op, tally = variant.op, {"taken": 0, "declined": 0}
 
     @seed(zlib.crc32(f"{variant.id}-{dtype}".encode()))
@@ -141,29 +202,56 @@ def _check(variant, problem, inputs):
         squared = expected.outputs[0].square().sum()
         for output, tolerance in zip(first[1:], (n_tolerance, d_tolerance)):
             if ((output.double() - squared).abs() > tolerance + 1e-12 * squared).any():
-                raise NotMeasured(WRONG, f"{where}: equal samples, and not all of n and d are ‖ḡ‖²")
-    order = torch.randperm(problem.batch, generator=torch.Generator().manual_seed(1)).to(inputs[0].device)
+                raise NotMeasured(
+                    WRONG, f"{where}: equal samples, and not all of n and d are ‖ḡ‖²"
+                )
+    order = torch.randperm(
+        problem.batch, generator=torch.Generator().manual_seed(1)
+    ).to(inputs[0].device)
     shuffled = tuple(tensor[order] for tensor in inputs)
     _, n, d = variant(*shuffled)
-    for output, before, tolerance in ((n, first[1], n_tolerance), (d, first[2], d_tolerance)):
-        if ((output.double() - before[order].double()).abs() > 2 * tolerance[order]).any():
-            raise NotMeasured(WRONG, f"{where}: samples in another order did not give n and d in that order")
-    checked_call(variant, shuffled, _expected(variant.op, problem, shuffled), f"{where}, shuffled")
+    for output, before, tolerance in (
+        (n, first[1], n_tolerance),
+        (d, first[2], d_tolerance),
+    ):
+        if (
+            (output.double() - before[order].double()).abs() > 2 * tolerance[order]
+        ).any():
+            raise NotMeasured(
+                WRONG,
+                f"{where}: samples in another order did not give n and d in that order",
+            )
+    checked_call(
+        variant,
+        shuffled,
+        _expected(variant.op, problem, shuffled),
+        f"{where}, shuffled",
+    )
     if problem.values in EXACT:
-        scale(inputs[0], 8)  # in its own memory: a result remembered by address is found out
-        if not _same(variant(*inputs), tuple(factor * output for factor, output in zip((8, 64, 64), first))):
+        scale(
+            inputs[0], 8
+        )  # in its own memory: a result remembered by address is found out
+        if not _same(
+            variant(*inputs),
+            tuple(factor * output for factor, output in zip((8, 64, 64), first)),
+        ):
             raise NotMeasured(WRONG, f"{where}: 8 g did not give 8 ḡ, 64 n and 64 d")
 
 
 def _expected(op, problem, inputs):
-    """What the op asks; of thousands of equal terms not what is typical, for their rounding errors are equal, too."""
+    """What the op asks; of thousands of equal terms not what is typical, for their
+    rounding errors are equal, too.
+    """
     expected = expect(op, inputs)
     return replace(expected, typical=()) if problem.values == "equal" else expected
 
 
 def _same(left, right):
-    return all(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
-               for one, other in zip(left, right))
+    return all(
+        torch.equal(one.isnan(), other.isnan())
+        and torch.equal(one.nan_to_num(), other.nan_to_num())
+        for one, other in zip(left, right)
+    )
 
 
 def _params():
@@ -172,17 +260,31 @@ def _params():
             if variant.slow_start or variant.gives:
                 continue
             for device in DEVICES:
-                if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
+                if variant.why_not_here(device) or (
+                    INTERPRETED and variant.backend not in INTERPRETED
+                ):
                     continue
                 for dtype in filter(lambda name: _takes(variant, name), DTYPES):
-                    yield pytest.param(variant, dtype, device, id=f"{variant.id}-{device}-{dtype}",
-                                       marks=[pytest.mark.gpu] if device == "cuda" else [])
+                    yield pytest.param(
+                        variant,
+                        dtype,
+                        device,
+                        id=f"{variant.id}-{device}-{dtype}",
+                        marks=[pytest.mark.gpu] if device == "cuda" else [],
+                    )
 
 
 @pytest.mark.parametrize("variant, dtype, device", list(_params()))
 def test_statistics_hold(variant, dtype, device):
-    tally = walk(variant, dtype, device, REACHES["cuda"] if device == "cuda" else REACHES.get(variant.backend, NATIVE))
-    assert tally["taken"] >= (0.05 if "rank_one" in variant.name else 0.25) * sum(tally.values())
+    tally = walk(
+        variant,
+        dtype,
+        device,
+        REACHES["cuda"] if device == "cuda" else REACHES.get(variant.backend, NATIVE),
+    )
+    assert tally["taken"] >= (0.05 if "rank_one" in variant.name else 0.25) * sum(
+        tally.values()
+    )
 
 
 def forgets_a_sample(g):
@@ -211,8 +313,16 @@ def _right(g):
 
 
 @pytest.mark.skipif(bool(INTERPRETED), reason="once is enough")
-@pytest.mark.parametrize("function", [forgets_a_sample, norms_of_the_batch_before, reads_around, centred],
-                         ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [forgets_a_sample, norms_of_the_batch_before, reads_around, centred],
+    ids=lambda function: function.__name__,
+)
 def test_wrong_statistics_are_refused(function):
     with pytest.raises(NotMeasured, match="wrong: on Problem"):
-        walk(Variant(kernels.ops["grad_stats"], function, "torch"), "float32", "cpu", NATIVE)
+        walk(
+            Variant(kernels.ops["grad_stats"], function, "torch"),
+            "float32",
+            "cpu",
+            NATIVE,
+        )

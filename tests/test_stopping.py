@@ -1,4 +1,7 @@
-"""A run that is stopped or killed, from the outside: what was measured is kept, and no worker outlives it."""
+"""A run that is stopped or killed, from the outside: what was measured is kept, and no
+worker outlives it.
+"""
+
 import os
 import signal
 import subprocess
@@ -18,25 +21,47 @@ BENCH = [sys.executable, "-m", "batchline"]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """kernels/ and bench/, with a variant that is slow enough to be stopped in, and without the ceilings' seconds."""
+    """kernels/ and bench/, with a variant that is slow enough to be stopped in, and
+    without the ceilings' seconds.
+    """
     root = copy_sources(tmp_path_factory.mktemp("sources"), measures_ceilings=False)
     (root / "kernels" / "bmm" / "torch_zz_slow.py").write_text(
         '"""Takes its time."""\nimport time\n\nimport torch\n\nfrom batchline.kernels.bmm import bmm\n\n\n'
         '@bmm.variant(backend="torch")\ndef torch_zz_slow(a, b):\n'
-        '    if a.shape[0] == 3 and a.shape[1] == 4:\n        time.sleep(1)\n    return torch.bmm(a, b)\n')
+        "    if a.shape[0] == 3 and a.shape[1] == 4:\n        time.sleep(1)\n    return torch.bmm(a, b)\n"
+    )
     return root
 
 
 @pytest.fixture
 def stopped(sources, tmp_path):
-    """Starts a run, waits until its first problem is in the journal, and gives the process and its folder."""
+    """Starts a run, waits until its first problem is in the journal, and gives the
+    process and its folder.
+    """
     started = []
 
     def start():
         process = subprocess.Popen(
-            [*BENCH, "run", "--profile", "smoke", "--device", "cpu", "-k", "tiny_4 and (torch_bmm or zz_slow)",
-             "--out", str(tmp_path / "runs"), "--history", str(tmp_path / "history")],
-            cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_all)
+            [
+                *BENCH,
+                "run",
+                "--profile",
+                "smoke",
+                "--device",
+                "cpu",
+                "-k",
+                "tiny_4 and (torch_bmm or zz_slow)",
+                "--out",
+                str(tmp_path / "runs"),
+                "--history",
+                str(tmp_path / "history"),
+            ],
+            cwd=sources,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_hear_all,
+        )
         started.append(process)
         return process, _folder_with_two_cases(tmp_path / "runs", process)
 
@@ -62,14 +87,19 @@ def _folder_with_two_cases(parent, process):
 
 
 def _workers(process):
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    )
     return [int(child) for child in children]
 
 
 def _are_gone(pids):
     for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text()
-                   for pid in pids):
+        if not any(
+            Path(f"/proc/{pid}").exists()
+            and "zombie" not in Path(f"/proc/{pid}/status").read_text()
+            for pid in pids
+        ):
             return True
         time.sleep(0.1)
     return False
@@ -77,20 +107,26 @@ def _are_gone(pids):
 
 def _assert_two_of_six_are_kept(folder):
     run = records.load(folder)
-    assert [record.status for record in run.records] == [MEASURED] * 2 + [NOT_REACHED] * 4
+    assert [record.status for record in run.records] == [MEASURED] * 2 + [
+        NOT_REACHED
+    ] * 4
     assert run.about["partial"] and run.about["why_no_ceilings"] == "left out here"
     assert len(run.records[0].samples_s) >= 6
     assert "**Partial.**" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name
+)
 def test_a_closed_terminal_and_a_quit_are_as_ctrl_c(stopped, number):
     process, folder = stopped()
     workers = _workers(process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "PARTIAL" in output and "Traceback" not in errors
+    assert (
+        process.returncode == 130 and "PARTIAL" in output and "Traceback" not in errors
+    )
     _assert_two_of_six_are_kept(folder)
     assert _are_gone(workers)
 
@@ -102,9 +138,15 @@ def test_more_ctrl_c_stop_the_report_and_lose_nothing(stopped, sources):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors  # the last may find it at its exit
-    assert (folder / records.FILE_NAME).exists()  # the second finds it stored, or waits until it is
-    subprocess.run([*BENCH, "report", str(folder)], cwd=sources, capture_output=True, check=True)
+    assert (
+        process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors
+    )  # the last may find it at its exit
+    assert (
+        folder / records.FILE_NAME
+    ).exists()  # the second finds it stored, or waits until it is
+    subprocess.run(
+        [*BENCH, "report", str(folder)], cwd=sources, capture_output=True, check=True
+    )
     _assert_two_of_six_are_kept(folder)
 
 
@@ -115,8 +157,12 @@ def test_a_run_that_is_killed_is_reported_from_its_journal(stopped, sources):
     process.communicate()
     assert _are_gone(workers) and not (folder / records.FILE_NAME).exists()
     with (folder / journal.FILE_NAME).open("a") as file:
-        file.write('{"case":"bmm/torch_bmm/tiny_4/float32/B3","status":"meas')  # killed in the middle of a line
-    done = subprocess.run([*BENCH, "report", str(folder)], cwd=sources, capture_output=True, text=True)
+        file.write(
+            '{"case":"bmm/torch_bmm/tiny_4/float32/B3","status":"meas'
+        )  # killed in the middle of a line
+    done = subprocess.run(
+        [*BENCH, "report", str(folder)], cwd=sources, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "PARTIAL" in done.stdout and not done.stderr
     _assert_two_of_six_are_kept(folder)
 

@@ -1,4 +1,7 @@
-"""`bench noise`, `claims` and `advise`: what is stored, what is read back, and what bad input is told."""
+"""`bench noise`, `claims` and `advise`: what is stored, what is read back, and what bad
+input is told.
+"""
+
 import json
 import re
 import shutil
@@ -13,20 +16,33 @@ from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
 from tests.test_records import document
 
-STUDY = {"machine": {"device_name": "Some CPU"}, "started": "2026-01-02T03:04:05+00:00", "profile": "quick",
-         "partial": False, "noise": noise(), "sweep": sweep()}
+STUDY = {
+    "machine": {"device_name": "Some CPU"},
+    "started": "2026-01-02T03:04:05+00:00",
+    "profile": "quick",
+    "partial": False,
+    "noise": noise(),
+    "sweep": sweep(),
+}
 
 
 def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
     study.write(STUDY, tmp_path)
-    assert json.loads((tmp_path / study.FILE_NAME).read_text()) == json.loads(json.dumps(STUDY))
+    assert json.loads((tmp_path / study.FILE_NAME).read_text()) == json.loads(
+        json.dumps(STUDY)
+    )
     assert "## The four claims" in (tmp_path / "README.md").read_text()
     assert f"report: {tmp_path / 'README.md'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options, words", [
-    ([], "Train at batch 63"), (["--batch", "1000"], "A smaller batch than the current 1,000"),
-    (["--cost-cap", "1.5"], "cost decides")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ([], "Train at batch 63"),
+        (["--batch", "1000"], "A smaller batch than the current 1,000"),
+        (["--cost-cap", "1.5"], "cost decides"),
+    ],
+)
 def test_advice_comes_from_a_stored_study(tmp_path, capsys, options, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()
@@ -45,18 +61,35 @@ def test_advice_comes_from_a_stored_run(tmp_path, capsys):
 def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsys):
     busy = "the machine was busy: other processes took 43% of the cores, three times"
     untimed = noise()["workloads"]["digits"]
-    untimed = untimed | {"why_not_timed": busy, "steps": [step | {"samples_s": []} for step in untimed["steps"]]}
-    study.write(STUDY | {"noise": noise() | {"workloads": {"digits": untimed}}}, tmp_path)
-    assert f"No advice: its steps could not be timed: {busy}." in (tmp_path / "README.md").read_text()
+    untimed = untimed | {
+        "why_not_timed": busy,
+        "steps": [step | {"samples_s": []} for step in untimed["steps"]],
+    }
+    study.write(
+        STUDY | {"noise": noise() | {"workloads": {"digits": untimed}}}, tmp_path
+    )
+    assert (
+        f"No advice: its steps could not be timed: {busy}."
+        in (tmp_path / "README.md").read_text()
+    )
     capsys.readouterr()
     assert main(["advise", "--run", str(tmp_path)]) == 3
     printed = capsys.readouterr()
     assert busy in printed.err and "Train at" not in printed.out
 
 
-@pytest.mark.parametrize("text, words", [
-    (None, "no run in"), ("{", "study.json is damaged"), ("[]", "study.json is damaged"),
-    ('{"machine": {}, "noise": {"workloads": {}}}', "no noise of any workload there")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "no run in"),
+        ("{", "study.json is damaged"),
+        ("[]", "study.json is damaged"),
+        (
+            '{"machine": {}, "noise": {"workloads": {}}}',
+            "no noise of any workload there",
+        ),
+    ],
+)
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
         (tmp_path / study.FILE_NAME).write_text(text)
@@ -65,9 +98,13 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     assert words in line
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--workload", "nonsense"], "no noise of nonsense there: it has digits"),
-    (["--cost-cap", "0.5"], "the cap must be 1 or more, and is 0.5")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--workload", "nonsense"], "no noise of nonsense there: it has digits"),
+        (["--cost-cap", "0.5"], "the cap must be 1 or more, and is 0.5"),
+    ],
+)
 def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()
@@ -85,15 +122,22 @@ def test_a_run_without_noise_says_where_there_is_some(tmp_path):
 def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
     assert study.stored_sweep() is None
-    for name, text in (("2026-01-01-a", json.dumps(STUDY)), ("2026-01-02-b", json.dumps(STUDY | {"sweep": None})),
-                       ("2026-01-03-c", "{")):
+    for name, text in (
+        ("2026-01-01-a", json.dumps(STUDY)),
+        ("2026-01-02-b", json.dumps(STUDY | {"sweep": None})),
+        ("2026-01-03-c", "{"),
+    ):
         (tmp_path / "reports/evidence" / name).mkdir(parents=True)
         (tmp_path / "reports/evidence" / name / study.FILE_NAME).write_text(text)
     assert study.stored_sweep() == json.loads(json.dumps(sweep()))
 
 
-@pytest.mark.parametrize("arguments", [["noise", "--profile", "nonsense"], ["claims", "--device", "tpu"]])
-def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(arguments, capsys):
+@pytest.mark.parametrize(
+    "arguments", [["noise", "--profile", "nonsense"], ["claims", "--device", "tpu"]]
+)
+def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(
+    arguments, capsys
+):
     assert main(arguments) == USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -103,14 +147,22 @@ def _stopped():
 
 
 def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(
+        study,
+        "_measured",
+        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+    )
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
     assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
     (stored,) = (tmp_path / "runs").glob(f"*/{study.FILE_NAME}")
-    assert json.loads(stored.read_text())["noise"] == json.loads(json.dumps(STUDY["noise"]))
+    assert json.loads(stored.read_text())["noise"] == json.loads(
+        json.dumps(STUDY["noise"])
+    )
 
 
-def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(tmp_path, monkeypatch):
+def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
+    tmp_path, monkeypatch
+):
     (first,) = STUDY["noise"]["workloads"].items()
 
     def one_and_stop(isolation, profile):
@@ -137,19 +189,42 @@ def _full(*_, **__):
 
 
 def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(
+        study,
+        "_measured",
+        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+    )
     whole = study._store
-    monkeypatch.setattr(study, "_store", lambda one, place: (_full if "runs" in place.parts else whole)(one, place))
+    monkeypatch.setattr(
+        study,
+        "_store",
+        lambda one, place: (_full if "runs" in place.parts else whole)(one, place),
+    )
     assert study._study("quick", "cpu", tmp_path / "runs", sweep) == 0
     line = capsys.readouterr().err.splitlines()[0]
-    rescue = Path(re.search(r"No space left on device\): what was measured is in (\S+), and", line)[1])
+    rescue = Path(
+        re.search(
+            r"No space left on device\): what was measured is in (\S+), and", line
+        )[1]
+    )
     assert json.loads((rescue / study.FILE_NAME).read_text())["sweep"]
     shutil.rmtree(rescue)
 
 
 def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "_measured", lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"})
+    monkeypatch.setattr(
+        study,
+        "_measured",
+        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+    )
     monkeypatch.setattr(study.training, "draw", _full)
     assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
-    assert "drawing the plots failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert len(list(tmp_path.glob(f"*/{study.FILE_NAME}"))) == len(list(tmp_path.glob("*/README.md"))) == 1
+    assert (
+        "drawing the plots failed: OSError: [Errno 28] No space left on device"
+        in capsys.readouterr().err
+    )
+    assert (
+        len(list(tmp_path.glob(f"*/{study.FILE_NAME}")))
+        == len(list(tmp_path.glob("*/README.md")))
+        == 1
+    )

@@ -1,4 +1,7 @@
-"""Tuned configurations: found by traits and nearest size, a rule where nothing near was measured, never mid-launch."""
+"""Tuned configurations: found by traits and nearest size, a rule where nothing near was
+measured, never mid-launch.
+"""
+
 import json
 
 import pytest
@@ -20,25 +23,50 @@ def describe(a):
 
 @pytest.fixture
 def tunable(tmp_path):
-    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [{"BLOCK": 1}, {"BLOCK": 2}])
+    found = Tunable(
+        rule=lambda a, target: {"BLOCK": 1},
+        candidates=lambda a, target: [{"BLOCK": 1}, {"BLOCK": 2}],
+    )
     found.bind(tmp_path, "mine", describe)
     path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()
-    path.write_text(json.dumps({"winners": {"mine": ENTRIES, "another": [{**ENTRIES[0], "config": {"BLOCK": 99}}]}}))
+    path.write_text(
+        json.dumps(
+            {
+                "winners": {
+                    "mine": ENTRIES,
+                    "another": [{**ENTRIES[0], "config": {"BLOCK": 99}}],
+                }
+            }
+        )
+    )
     device_files.stored.cache_clear()
     return found
 
 
-@pytest.mark.parametrize("shape, dtype, config, source", [
-    ((8, 64, 64, 64), torch.float32, {"BLOCK": 64}, "tuned"),
-    ((8, 64, 64, 64), torch.float16, {"BLOCK": 32}, "tuned"),
-    ((8, 64, 70, 60), torch.float32, {"BLOCK": 64}, "tuned nearby"),
-    ((16, 128, 64, 64), torch.float32, {"BLOCK": 64}, "tuned nearby"),   # two doublings: as far as near goes
-    ((17, 128, 64, 64), torch.float32, {"BLOCK": 1}, "rule"),
-    ((8, 400, 512, 512), torch.float32, {"BLOCK": 128}, "tuned nearby"),
-    ((8, 64, 64, 64), torch.float64, {"BLOCK": 1}, "rule"),              # other traits share nothing
-    ((0, 64, 64, 64), torch.float32, {"BLOCK": 1}, "rule"),
-])
+@pytest.mark.parametrize(
+    "shape, dtype, config, source",
+    [
+        ((8, 64, 64, 64), torch.float32, {"BLOCK": 64}, "tuned"),
+        ((8, 64, 64, 64), torch.float16, {"BLOCK": 32}, "tuned"),
+        ((8, 64, 70, 60), torch.float32, {"BLOCK": 64}, "tuned nearby"),
+        (
+            (16, 128, 64, 64),
+            torch.float32,
+            {"BLOCK": 64},
+            "tuned nearby",
+        ),  # two doublings: as far as near goes
+        ((17, 128, 64, 64), torch.float32, {"BLOCK": 1}, "rule"),
+        ((8, 400, 512, 512), torch.float32, {"BLOCK": 128}, "tuned nearby"),
+        (
+            (8, 64, 64, 64),
+            torch.float64,
+            {"BLOCK": 1},
+            "rule",
+        ),  # other traits share nothing
+        ((0, 64, 64, 64), torch.float32, {"BLOCK": 1}, "rule"),
+    ],
+)
 def test_look_up(tunable, shape, dtype, config, source):
     x = torch.empty(shape, dtype=dtype, device="meta")
     assert tunable.look_up(x) == tuning.Choice(config, source)
@@ -46,9 +74,13 @@ def test_look_up(tunable, shape, dtype, config, source):
 
 
 def test_without_a_file_the_rule_decides(tmp_path):
-    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [])
+    found = Tunable(
+        rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: []
+    )
     found.bind(tmp_path, "mine", describe)
-    assert found.look_up(torch.empty(8, 64, 64, 64, device="meta")) == tuning.Choice({"BLOCK": 1}, "rule")
+    assert found.look_up(torch.empty(8, 64, 64, 64, device="meta")) == tuning.Choice(
+        {"BLOCK": 1}, "rule"
+    )
 
 
 def test_what_was_looked_up_is_remembered(tunable, monkeypatch):
@@ -69,10 +101,14 @@ def test_a_forced_configuration_is_taken_until_the_end_of_its_block(tunable):
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
-    found = Tunable(rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: [])
+    found = Tunable(
+        rule=lambda a, target: {"BLOCK": 1}, candidates=lambda a, target: []
+    )
     found.bind(tmp_path, "mine", describe)
     path = device_files.file_for(tmp_path, "tuning", "cpu")
     path.parent.mkdir()
     path.write_text('{"winners": ')
-    with pytest.raises(ValueError, match=f"{path.name} is not a tuning file.*make tune"):
+    with pytest.raises(
+        ValueError, match=f"{path.name} is not a tuning file.*make tune"
+    ):
         found.choose(torch.empty(8, 64, 64, 64, device="meta"))

@@ -1,4 +1,7 @@
-"""New values: in the same buffers, all sets of them; outputs move beyond any tolerance; what must be there is known."""
+"""New values: in the same buffers, all sets of them; outputs move beyond any tolerance;
+what must be there is known.
+"""
+
 import pytest
 import torch
 
@@ -6,14 +9,22 @@ from batchline import kernels
 import kernels.digits
 from batchline.bench.measure.values import Values, twins
 
-CASES = [("bmm", "tiny_16", 16), ("bmm", "digits_forward", 3), ("bmm", "linear_forward", 3),
-         ("grad_reduce", "digits", 64), ("grad_reduce", "layer_norm", 4096), ("grad_reduce_multi", "digits", 16),
-         ("grad_stats", "layer_norm", 256), ("wgrad_stats", "linear_512_T4", 3)]
+CASES = [
+    ("bmm", "tiny_16", 16),
+    ("bmm", "digits_forward", 3),
+    ("bmm", "linear_forward", 3),
+    ("grad_reduce", "digits", 64),
+    ("grad_reduce", "layer_norm", 4096),
+    ("grad_reduce_multi", "digits", 16),
+    ("grad_stats", "layer_norm", 256),
+    ("wgrad_stats", "linear_512_T4", 3),
+]
 
 
 def _values(op="bmm", scenario="tiny_16", batch=4, dtype="float32"):
     def draw(seed):
         return kernels.ops[op].make_inputs(scenario, batch, dtype, "cpu", seed)
+
     return Values(kernels.ops[op], draw(1), draw)
 
 
@@ -26,10 +37,18 @@ def test_new_values_move_the_outputs_beyond_twice_the_tolerance(case, dtype):
     for _ in range(10):
         values.renew()
         now = values.expected()
-        moved.append(max(float(((one - other).abs() / torch.maximum(*both)).max()) for one, other, *both in zip(
-            first.outputs, now.outputs, first.tolerances, now.tolerances)))
+        moved.append(
+            max(
+                float(((one - other).abs() / torch.maximum(*both)).max())
+                for one, other, *both in zip(
+                    first.outputs, now.outputs, first.tolerances, now.tolerances
+                )
+            )
+        )
         assert values.are_intact()
-    assert sum(share > 4 for share in moved) >= 8  # on real data a value may meet zeros alone
+    assert (
+        sum(share > 4 for share in moved) >= 8
+    )  # on real data a value may meet zeros alone
 
 
 def test_every_set_of_buffers_follows():
@@ -38,9 +57,13 @@ def test_every_set_of_buffers_follows():
     before = [tensor.clone() for tensor in one]
     for change in (values.renew, values.renew, values.redraw, values.renew):
         change()
-        assert all(map(torch.equal, one, other)) and all(map(torch.equal, one, values.true))
+        assert all(map(torch.equal, one, other)) and all(
+            map(torch.equal, one, values.true)
+        )
         assert not all(map(torch.equal, one, before))
-    assert one[0].untyped_storage().data_ptr() == one[1].untyped_storage().data_ptr()  # windows of one tensor, still
+    assert (
+        one[0].untyped_storage().data_ptr() == one[1].untyped_storage().data_ptr()
+    )  # windows of one tensor, still
 
 
 def test_a_few_values_change_at_a_time_and_come_back():
@@ -48,7 +71,9 @@ def test_a_few_values_change_at_a_time_and_come_back():
     first = twins(values.inputs)
     for _ in range(5):
         values.renew()
-        changed = sum(int((one != other).sum()) for one, other in zip(values.inputs, first))
+        changed = sum(
+            int((one != other).sum()) for one, other in zip(values.inputs, first)
+        )
         assert 1 <= changed <= 2
 
 
@@ -57,10 +82,18 @@ def test_the_same_values_can_be_written_again_and_known_ones_recalled():
     values.renew()
     known, expected = twins(values.inputs), values.expected()
     values.rewrite()
-    assert all(map(torch.equal, values.inputs, known)) and values.expected() is expected and values.knows_new
+    assert (
+        all(map(torch.equal, values.inputs, known))
+        and values.expected() is expected
+        and values.knows_new
+    )
     values.renew()
     assert not all(map(torch.equal, values.inputs, known))
-    assert values.recall() and all(map(torch.equal, values.inputs, known)) and values.expected() is expected
+    assert (
+        values.recall()
+        and all(map(torch.equal, values.inputs, known))
+        and values.expected() is expected
+    )
     values.redraw()
     assert not values.recall()
 

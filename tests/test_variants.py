@@ -1,8 +1,11 @@
-"""Every variant is right on every probe of its op, wherever it can run: natively here, or in an interpreter.
+"""Every variant is right on every probe of its op, wherever it can run: natively here,
+or in an interpreter.
 
-In a process with TRITON_INTERPRET or NUMBA_ENABLE_CUDASIM set (test_interpreters.py starts those) the GPU variants
-of that backend run on the CPU, on the probes that it can walk; on a machine with a GPU everything runs there too.
+In a process with TRITON_INTERPRET or NUMBA_ENABLE_CUDASIM set (test_interpreters.py
+starts those) the GPU variants of that backend run on the CPU, on the probes that it can
+walk; on a machine with a GPU everything runs there too.
 """
+
 import pytest
 import torch
 
@@ -12,7 +15,9 @@ from batchline.kernels import backends
 from batchline.kernels.op import FP8
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-INTERPRETED = [name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)]
+INTERPRETED = [
+    name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)
+]
 MOST_FLOPS = {"triton": 1e6, "numba_cuda": 1e4}  # what an interpreter walks in seconds
 QUICK_FLOPS = {"triton": 1e5, "numba_cuda": 1e3}
 SLOW_STARTS = {("float32", "ragged")}  # seconds each, of compiling
@@ -23,15 +28,31 @@ def _params():
     for op in kernels.ops.values():
         for variant in op.variants.values():
             for device in DEVICES:
-                if variant.why_not_here(device) or (INTERPRETED and variant.backend not in INTERPRETED):
+                if variant.why_not_here(device) or (
+                    INTERPRETED and variant.backend not in INTERPRETED
+                ):
                     continue
                 for dtype in filter(lambda name: _takes(variant, name), (*DTYPES, FP8)):
                     if variant.why_not_here(device, dtype):
                         continue
-                    for probe in filter(lambda name: _walks(variant, dtype, name), op.probes):
-                        yield pytest.param(variant, dtype, device, probe, id=f"{variant.id}-{device}-{dtype}-{probe}",
-                                           marks=[*([pytest.mark.gpu] if device == "cuda" else []),
-                                                  *([pytest.mark.slow] if _takes_long(variant, dtype, probe) else [])])
+                    for probe in filter(
+                        lambda name: _walks(variant, dtype, name), op.probes
+                    ):
+                        yield pytest.param(
+                            variant,
+                            dtype,
+                            device,
+                            probe,
+                            id=f"{variant.id}-{device}-{dtype}-{probe}",
+                            marks=[
+                                *([pytest.mark.gpu] if device == "cuda" else []),
+                                *(
+                                    [pytest.mark.slow]
+                                    if _takes_long(variant, dtype, probe)
+                                    else []
+                                ),
+                            ],
+                        )
 
 
 def _takes(variant, dtype):
@@ -53,11 +74,15 @@ def _walks(variant, dtype, probe):
 
 
 def _takes_long(variant, dtype, probe):
-    """Whether interpreting it takes long: `make test` does without what other dtypes and probes show as well."""
+    """Whether interpreting it takes long: `make test` does without what other dtypes
+    and probes show as well.
+    """
     if not INTERPRETED:
         return False
     most = QUICK_FLOPS[variant.backend]
-    return probe != "ragged" and (dtype not in ("float32", FP8) or _flops(variant, probe) > most)
+    return probe != "ragged" and (
+        dtype not in ("float32", FP8) or _flops(variant, probe) > most
+    )
 
 
 def _flops(variant, probe):
@@ -71,6 +96,10 @@ def test_variant_is_right(variant, dtype, device, probe):
 
 @pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)
 def test_every_file_of_an_op_loads(op):
-    broken = [name for name, variant in op.variants.items() if variant.idea == "(does not load)"]
+    broken = [
+        name
+        for name, variant in op.variants.items()
+        if variant.idea == "(does not load)"
+    ]
     assert not broken
     assert op.baseline in op.variants

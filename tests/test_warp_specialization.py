@@ -1,4 +1,7 @@
-"""The rungs on TMA: what they promise of their compiled code, and that a program is right past its first tile."""
+"""The rungs on TMA: what they promise of their compiled code, and that a program is
+right past its first tile.
+"""
+
 import contextvars
 import gc
 import importlib
@@ -20,7 +23,9 @@ from batchline.kernels.draw import Draw
 NAMES = ("triton_persistent_tma", "triton_warp_specialized")
 INTERPRETED = backends.interpreted("triton")
 compiled_only = pytest.mark.skipif(
-    INTERPRETED or backends.why_absent("triton") is not None, reason="nothing is compiled by an interpreter")
+    INTERPRETED or backends.why_absent("triton") is not None,
+    reason="nothing is compiled by an interpreter",
+)
 
 
 def operands(dtype, layout, batch=16, m=512, n=512, k=512):
@@ -30,6 +35,7 @@ def operands(dtype, layout, batch=16, m=512, n=512, k=512):
 def compiled(name, inputs, architecture, monkeypatch):
     """The compiled kernel's facts and its stages by name: "ttgir", "ptx"."""
     from triton.runtime.jit import JITFunction
+
     launch, stages = JITFunction.run, {}
 
     def keep(self, *args, **kwargs):
@@ -39,12 +45,14 @@ def compiled(name, inputs, architecture, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", keep)
-        facts, = codegen.compile_variant(bmm.variants[name], inputs, architecture)
+        (facts,) = codegen.compile_variant(bmm.variants[name], inputs, architecture)
     return facts, stages
 
 
 def conversions(ttgir):
-    """Operands that pass through registers, or change their layout, on the way to the tensor cores."""
+    """Operands that pass through registers, or change their layout, on the way to the
+    tensor cores.
+    """
     return re.findall(r"ttg\.local_load|ttg\.convert_layout", ttgir)
 
 
@@ -53,7 +61,9 @@ def conversions(ttgir):
 @pytest.mark.parametrize("name", NAMES)
 def test_tma_feeds_wgmma_and_stores(name, layout, monkeypatch):
     facts, stages = compiled(name, operands(torch.float16, layout), 90, monkeypatch)
-    assert re.search(r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global", stages["ptx"])
+    assert re.search(
+        r"cp\.async\.bulk\.tensor\.\dd\.shared::\w+\.global", stages["ptx"]
+    )
     assert re.search(r"cp\.async\.bulk\.tensor\.\dd\.global\.shared", stages["ptx"])
     assert (facts.matrix_instruction, facts.stack_bytes) == ("wgmma.mma_async", 0)
     assert not conversions(stages["ttgir"])
@@ -61,10 +71,14 @@ def test_tma_feeds_wgmma_and_stores(name, layout, monkeypatch):
 
 @compiled_only
 def test_fp8_stays_out_of_registers_and_its_sums_are_kept_in_fp32(monkeypatch):
-    facts, stages = compiled(NAMES[0], operands(torch.float8_e4m3fn, "nt"), 90, monkeypatch)
+    facts, stages = compiled(
+        NAMES[0], operands(torch.float8_e4m3fn, "nt"), 90, monkeypatch
+    )
     assert (facts.matrix_instruction, facts.stack_bytes) == ("wgmma.mma_async", 0)
     assert not conversions(stages["ttgir"])
-    assert stages["ptx"].count("add.f32") >= 128 * 128 // facts.threads  # each of a thread's sums, once every 128
+    assert (
+        stages["ptx"].count("add.f32") >= 128 * 128 // facts.threads
+    )  # each of a thread's sums, once every 128
 
 
 @compiled_only
@@ -72,7 +86,9 @@ def test_fp8_stays_out_of_registers_and_its_sums_are_kept_in_fp32(monkeypatch):
 def test_warps_are_specialized(architecture, monkeypatch):
     if architecture == 100 and backends.triton.__version__.startswith("3.6"):
         pytest.skip("Triton 3.6 can't partition it for sm_100")
-    facts, stages = compiled(NAMES[1], operands(torch.bfloat16, "nt"), architecture, monkeypatch)
+    facts, stages = compiled(
+        NAMES[1], operands(torch.bfloat16, "nt"), architecture, monkeypatch
+    )
     assert "ttg.warp_specialize" in stages["ttgir"]
     assert "setmaxnreg" in stages["ptx"]
     assert facts.stack_bytes == 0 and facts.threads > 4 * 32
@@ -84,17 +100,27 @@ def test_no_candidate_spills_or_asks_for_more_memory_than_sm_90_has(name, monkey
     for dtype, layout in ((torch.float16, "nn"), (torch.float8_e4m3fn, "nt")):
         inputs = operands(dtype, layout)
         variant = bmm.variants[name]
-        for config in () if variant.why_unsupported(*inputs) else variant.tunable.candidates(*inputs):
+        for config in (
+            ()
+            if variant.why_unsupported(*inputs)
+            else variant.tunable.candidates(*inputs)
+        ):
             with variant.tunable.forced(config):
                 facts, _ = compiled(name, inputs, 90, monkeypatch)
             assert facts.stack_bytes == 0 and facts.shared_bytes <= 227 * 1024, config
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="walked by the interpreter, in a process of its own")
+@pytest.mark.skipif(
+    not INTERPRETED, reason="walked by the interpreter, in a process of its own"
+)
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_walks_tile_after_tile(name, layout, monkeypatch):
-    monkeypatch.setattr(importlib.import_module(f"batchline.kernels.bmm.{name}"), "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(
+        importlib.import_module(f"batchline.kernels.bmm.{name}"),
+        "multiprocessors",
+        lambda device: 2,
+    )
     inputs = operands(torch.float16, layout, batch=3, m=200, n=136, k=64)
     assert bmm.variants[name].why_unsupported(*inputs) is None
     checked_call(bmm.variants[name], inputs, expect(bmm, inputs), layout)
@@ -104,28 +130,57 @@ def test_a_program_walks_tile_after_tile(name, layout, monkeypatch):
 @compiled_only
 def test_every_tile_is_right_where_it_is_interpreted():
     from tests.test_interpreters import _why_not
+
     if _why_not("triton"):
         pytest.skip(_why_not("triton"))
-    done = subprocess.run([sys.executable, "-m", "pytest", __file__, "-k", "tile_after_tile", "-p", "no:cacheprovider"],
-                          env=os.environ | backends.interpreter_environment("triton"), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            __file__,
+            "-k",
+            "tile_after_tile",
+            "-p",
+            "no:cacheprovider",
+        ],
+        env=os.environ | backends.interpreter_environment("triton"),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_tma_cannot_describe_is_declined():
     def a(*strides, offset=0):
-        return torch.empty(4096, dtype=torch.float16).as_strided((2, 16, 16), strides, offset)
+        return torch.empty(4096, dtype=torch.float16).as_strided(
+            (2, 16, 16), strides, offset
+        )
 
     b = a(256, 16, 1)
-    declined = {strides: bmm.variants[NAMES[0]].why_unsupported(a(*strides), b) is not None for strides in (
-        (256, 16, 1), (256, 1, 16), (0, 16, 1), (16, 32, 1),  # rows, columns, shared, the batch inside
-        (256, 32, 2), (272, 17, 1), (260, 16, 1), (256, 0, 1))}  # stepped, and strides that are no 16 bytes, or none
+    declined = {
+        strides: bmm.variants[NAMES[0]].why_unsupported(a(*strides), b) is not None
+        for strides in (
+            (256, 16, 1),
+            (256, 1, 16),
+            (0, 16, 1),
+            (16, 32, 1),  # rows, columns, shared, the batch inside
+            (256, 32, 2),
+            (272, 17, 1),
+            (260, 16, 1),
+            (256, 0, 1),
+        )
+    }  # stepped, and strides that are no 16 bytes, or none
     assert list(declined.values()) == 4 * [False] + 4 * [True]
     assert bmm.variants[NAMES[0]].why_unsupported(a(256, 16, 1, offset=4), b)
 
 
 @compiled_only
-def test_memory_for_a_launch_keeps_no_tensor_and_a_users_own_allocator_stays(monkeypatch):
+def test_memory_for_a_launch_keeps_no_tensor_and_a_users_own_allocator_stays(
+    monkeypatch,
+):
     from triton.runtime import _allocation
+
     module = importlib.import_module("batchline.kernels.bmm.triton_warp_specialized")
 
     def launch():

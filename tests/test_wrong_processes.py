@@ -1,7 +1,9 @@
-"""What kernels do to their process is seen by its parent: each is refused for it, and the honest neighbour is measured.
+"""What kernels do to their process is seen by its parent: each is refused for it, and
+the honest neighbour is measured.
 
 By a real worker, which measures a copy of `kernels` with the wrong ones dropped in.
 """
+
 import contextlib
 import importlib
 
@@ -14,8 +16,15 @@ from batchline.bench.records import MEASURED
 from tests.trees import copy_sources, drop_in
 
 pytestmark = pytest.mark.slow
-NAMES = ("exits_in_a_call", "stops_its_process", "closes_every_descriptor", "answers_for_its_worker",
-         "answers_with_the_number", "raises_60_mb", "rewrites_a_neighbour")
+NAMES = (
+    "exits_in_a_call",
+    "stops_its_process",
+    "closes_every_descriptor",
+    "answers_for_its_worker",
+    "answers_with_the_number",
+    "raises_60_mb",
+    "rewrites_a_neighbour",
+)
 DEADLINE_S = 5
 
 
@@ -28,13 +37,28 @@ def outcomes(tmp_path_factory):
     effort = Effort(precision=0.5, seconds=0.01)
     entries = tuple((name, name) for name in ("torch_bmm", *NAMES, "torch_einsum"))
     with contextlib.closing(Isolation("cpu", DEADLINE_S, tree)) as isolation:
-        yield isolation.measure(Task("bmm", "tiny_16", "float32", 4, entries, ("host",), effort, effort, 0.001))
+        yield isolation.measure(
+            Task(
+                "bmm",
+                "tiny_16",
+                "float32",
+                4,
+                entries,
+                ("host",),
+                effort,
+                effort,
+                0.001,
+            )
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_refused_for_what_it_does(outcomes, name):
     wrong = importlib.import_module(f"tests.wrong_kernels.{name}")
-    assert (outcomes[name].status, wrong.REFUSED_FOR in outcomes[name].reason) == (wrong.STATUS, True), outcomes[name]
+    assert (outcomes[name].status, wrong.REFUSED_FOR in outcomes[name].reason) == (
+        wrong.STATUS,
+        True,
+    ), outcomes[name]
     assert len(outcomes[name].reason) < 700 and "::error::" not in outcomes[name].reason
 
 

@@ -1,4 +1,7 @@
-"""What is timed on the stand-in for a GPU. tests/test_stand_in.py runs this in a process that has it."""
+"""What is timed on the stand-in for a GPU. tests/test_stand_in.py runs this in a
+process that has it.
+"""
+
 import gc
 
 import pytest
@@ -16,16 +19,38 @@ from batchline.bench.records import MEASURED
 OUTPUT_BYTES = 1024 * 16 * 16 * 2
 
 
-def measured(clock, labels="abcde", batch=1024, variant="torch_bmm", scenario="tiny_16", **settings):
-    """The outcomes of products of one variant under several names, each of OUTPUT_BYTES at first, by label."""
+def measured(
+    clock,
+    labels="abcde",
+    batch=1024,
+    variant="torch_bmm",
+    scenario="tiny_16",
+    **settings,
+):
+    """The outcomes of products of one variant under several names, each of OUTPUT_BYTES
+    at first, by label.
+    """
     effort = Effort(precision=0.5, seconds=0.01, least=4)
-    task = Task("bmm", scenario, "float16", batch, tuple((label, variant) for label in labels), (clock,), effort,
-                effort, warm_up_s=0.0, probes=False, **settings)
+    task = Task(
+        "bmm",
+        scenario,
+        "float16",
+        batch,
+        tuple((label, variant) for label in labels),
+        (clock,),
+        effort,
+        effort,
+        warm_up_s=0.0,
+        probes=False,
+        **settings,
+    )
     return runner.Runner("cuda").measure(task)
 
 
 def peak_and_left(work):
-    """Bytes that the device has given out while `work` is done, and that are in use after it, above those before."""
+    """Bytes that the device has given out while `work` is done, and that are in use
+    after it, above those before.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -33,24 +58,35 @@ def peak_and_left(work):
     gc.disable()  # or when it runs is chance
     try:
         work()
-        return torch.cuda.max_memory_reserved() - before, torch.cuda.memory_allocated() - used_before
+        return (
+            torch.cuda.max_memory_reserved() - before,
+            torch.cuda.memory_allocated() - used_before,
+        )
     finally:
         gc.enable()
 
 
-@pytest.mark.parametrize("most_kept_bytes, is_alone", [(2 ** 32, False), (2 ** 18, True)])
-def test_graphs_that_would_keep_much_memory_live_one_after_another(monkeypatch, most_kept_bytes, is_alone):
+@pytest.mark.parametrize("most_kept_bytes, is_alone", [(2**32, False), (2**18, True)])
+def test_graphs_that_would_keep_much_memory_live_one_after_another(
+    monkeypatch, most_kept_bytes, is_alone
+):
     monkeypatch.setattr(runner, "_MOST_KEPT_BYTES", most_kept_bytes)
     outcomes = {}
     one, one_left = peak_and_left(lambda: measured("graph", "a"))
     several, left = peak_and_left(lambda: outcomes.update(measured("graph")))
     assert {outcome.status for outcome in outcomes.values()} == {MEASURED}
-    reasons = {outcome.facts["clocks"]["graph"].get("alone") for outcome in outcomes.values()}
+    reasons = {
+        outcome.facts["clocks"]["graph"].get("alone") for outcome in outcomes.values()
+    }
     if is_alone:
-        assert reasons == {"sampled alone, one after another: the graphs of all 5 together would keep "
-                           f"{units.size(5 * OUTPUT_BYTES)}"}
+        assert reasons == {
+            "sampled alone, one after another: the graphs of all 5 together would keep "
+            f"{units.size(5 * OUTPUT_BYTES)}"
+        }
         assert several < one + 2 * OUTPUT_BYTES
-        assert left < one_left  # for one alone is released when its garbage is collected
+        assert (
+            left < one_left
+        )  # for one alone is released when its garbage is collected
     else:
         assert reasons == {None} and several > one + 3 * OUTPUT_BYTES
 
@@ -58,7 +94,10 @@ def test_graphs_that_would_keep_much_memory_live_one_after_another(monkeypatch, 
 def test_a_clock_that_keeps_no_memory_is_sampled_in_turns(monkeypatch):
     monkeypatch.setattr(runner, "_MOST_KEPT_BYTES", 0)
     outcomes = measured("device_cold", "ab")
-    assert all("alone" not in outcome.facts["clocks"]["device_cold"] for outcome in outcomes.values())
+    assert all(
+        "alone" not in outcome.facts["clocks"]["device_cold"]
+        for outcome in outcomes.values()
+    )
 
 
 def rate_of(clock, launch, nbytes):
@@ -85,23 +124,32 @@ def test_where_triton_compiles_nothing_the_cache_has_its_ceiling_by_torch(monkey
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(cache_walk, "reading", fail)
-    assert {clock for clock, _, _ in ceilings._cache_rates("cuda", 2 ** 22, lambda *how: how)} == {"graph"}
+    assert {
+        clock for clock, _, _ in ceilings._cache_rates("cuda", 2**22, lambda *how: how)
+    } == {"graph"}
 
 
 def test_a_walk_moves_as_many_bytes_as_it_says():
     for make in (cache_walk.reading, cache_walk.copying):
-        launch, nbytes = make(2 ** 20, 2 ** 22)
+        launch, nbytes = make(2**20, 2**22)
         launch().fill_(float("nan"))
         result = launch()
         torch.cuda.synchronize()
-        assert nbytes >= 2 ** 22 and not result.isnan().any()
-    launch, nbytes = cache_walk.reading(2 ** 20, 2 ** 22)
+        assert nbytes >= 2**22 and not result.isnan().any()
+    launch, nbytes = cache_walk.reading(2**20, 2**22)
     assert float(launch().sum()) == nbytes / 4  # of ones
 
 
 def test_a_power_cap_that_a_lasting_load_brings_on_is_in_the_sustained_time_alone():
     torch.cuda._sleep(2_000_000_000)  # so that it has cooled down
-    outcome = measured("device_cold", "a", batch=100, variant="triton_naive", scenario="tiny_4", sustained_s=1.0)["a"]
+    outcome = measured(
+        "device_cold",
+        "a",
+        batch=100,
+        variant="triton_naive",
+        scenario="tiny_4",
+        sustained_s=1.0,
+    )["a"]
     assert outcome.status == MEASURED
     sustained, after = outcome.facts["sustained"], outcome.facts["state"]["after"]
     short_s = outcome.facts["clocks"]["device_cold"]["median_s"]
@@ -125,4 +173,8 @@ def test_a_power_cap_throttles_nothing_and_is_seen():
     read = state.state_of("cuda")
     assert read.why_throttled() is None
     seen = read.read()
-    assert seen["throttled"] == ["power cap"] and seen["power_cap_seen"] and seen["sm_mhz_seen"] == [CAPPED_MHZ] * 2
+    assert (
+        seen["throttled"] == ["power cap"]
+        and seen["power_cap_seen"]
+        and seen["sm_mhz_seen"] == [CAPPED_MHZ] * 2
+    )

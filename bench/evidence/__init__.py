@@ -1,1 +1,3 @@
-"""`bench evidence`: what half an hour of a GPU is best spent on, in parts, in at most eight files."""
+"""`bench evidence`: what half an hour of a GPU is best spent on, in parts, in at most
+eight files.
+"""

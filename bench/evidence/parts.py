@@ -1,4 +1,7 @@
-"""The parts of an evidence in their order: what makes each, in how long, and how its files are shown."""
+"""The parts of an evidence in their order: what makes each, in how long, and how its
+files are shown.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -18,7 +21,9 @@ from batchline.bench.verdicts.usable import why_unusable
 
 @dataclass(frozen=True)
 class Asked:
-    """What a part is made for: the evidence's folder, the one that its unfinished files are in, the device, -k."""
+    """What a part is made for: the evidence's folder, the one that its unfinished files
+    are in, the device, -k.
+    """
 
     folder: Path
     work: Path
@@ -35,9 +40,10 @@ class Asked:
 class Part:
     """A section of the evidence.
 
-    `limit_s` is the most that it takes on each device, to be killed then. `files` are those that it keeps, of the
-    eight that there may be. `log` takes what it prints, where that is shown. `needs_gpu` is what is missing without
-    one; the stand-in is none.
+    `limit_s` is the most that it takes on each device, to be killed then. `files` are
+    those that it keeps, of the eight that there may be. `log` takes what it prints,
+    where that is shown. `needs_gpu` is what is missing without one; the stand-in is
+    none.
     """
 
     name: str
@@ -69,7 +75,14 @@ def named(names: Sequence[str]) -> list[Part]:
 
 
 def _bench(asked: Asked, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "batchline", *arguments, "--device", asked.device_option]
+    return [
+        sys.executable,
+        "-m",
+        "batchline",
+        *arguments,
+        "--device",
+        asked.device_option,
+    ]
 
 
 def _module(name: str, *arguments: object) -> list[str]:
@@ -77,14 +90,35 @@ def _module(name: str, *arguments: object) -> list[str]:
 
 
 def _clocks(asked: Asked) -> list[str]:
-    return _module("batchline.bench.measure.clocks_and_ceilings", asked.work / shown.CLOCKS, asked.device)
+    return _module(
+        "batchline.bench.measure.clocks_and_ceilings",
+        asked.work / shown.CLOCKS,
+        asked.device,
+    )
 
 
 def _tests(asked: Asked) -> list[str]:
-    """The GPU tests in several processes where the library for that is there, one test at a time to each of them."""
-    shared = ("-n", "auto", "--dist", "load", "--maxschedchunk", "1") if importlib.util.find_spec("xdist") else ()
-    return _module("pytest", "-m", "gpu", "-vv", "--tb", "short", "-p", "no:cacheprovider", "-p",
-                   "tests.failures_at_once", *shared)
+    """The GPU tests in several processes where the library for that is there, one test
+    at a time to each of them.
+    """
+    shared = (
+        ("-n", "auto", "--dist", "load", "--maxschedchunk", "1")
+        if importlib.util.find_spec("xdist")
+        else ()
+    )
+    return _module(
+        "pytest",
+        "-m",
+        "gpu",
+        "-vv",
+        "--tb",
+        "short",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.failures_at_once",
+        *shared,
+    )
 
 
 def _sanitizer(asked: Asked) -> list[str]:
@@ -93,19 +127,39 @@ def _sanitizer(asked: Asked) -> list[str]:
 
 def _cases(asked: Asked) -> list[str]:
     clocks = {"cuda": ("--clocks", "device_cold,graph")}.get(asked.device, ())
-    return _bench(asked, "run", "--profile", "evidence", "--out", str(asked.work / "runs"), "--history",
-                  str(asked.work / "history"), f"-k={asked.selection}", *clocks)
+    return _bench(
+        asked,
+        "run",
+        "--profile",
+        "evidence",
+        "--out",
+        str(asked.work / "runs"),
+        "--history",
+        str(asked.work / "history"),
+        f"-k={asked.selection}",
+        *clocks,
+    )
 
 
 def _noise(asked: Asked) -> list[str]:
     profile = "smoke" if stand_in.is_on() else "evidence"
-    return _bench(asked, "noise", "--profile", profile, "--out", str(asked.work / "noise"))
+    return _bench(
+        asked, "noise", "--profile", profile, "--out", str(asked.work / "noise")
+    )
 
 
 def _dispatch(asked: Asked) -> list[str]:
-    """By the tables that follow from the cases, where those are whole; else by the tables that there are."""
-    by_cases = ("--run", str(asked.folder), "--out", str(asked.work / shown.TABLES)) if _has_cases(asked.folder) else ()
-    return _bench(asked, "dispatch", "--profile", "evidence", f"-k={asked.selection}", *by_cases)
+    """By the tables that follow from the cases, where those are whole; else by the
+    tables that there are.
+    """
+    by_cases = (
+        ("--run", str(asked.folder), "--out", str(asked.work / shown.TABLES))
+        if _has_cases(asked.folder)
+        else ()
+    )
+    return _bench(
+        asked, "dispatch", "--profile", "evidence", f"-k={asked.selection}", *by_cases
+    )
 
 
 def _has_cases(folder: Path) -> bool:
@@ -116,17 +170,55 @@ def _has_cases(folder: Path) -> bool:
 
 
 PARTS = (
-    Part("clocks", "The clocks beside NVBench, and the ceilings", {"cuda": 120, "cpu": 180}, _clocks,
-         shown.show_clocks, files=(shown.CLOCKS,)),
-    Part("tests", "The tests of the GPU variants", {"cuda": 420, "cpu": 0}, _tests, shown_tests.show,
-         files=(shown_tests.FILE_NAME,), log=shown_tests.FILE_NAME,
-         needs_gpu="They run every variant on it, on every probe."),
-    Part("sanitizer", "compute-sanitizer", {"cuda": 270, "cpu": 0}, _sanitizer, shown.show_sanitizer,
-         files=(shown.SANITIZER,), needs_gpu="It watches each kernel's memory and its races."),
-    Part("cases", "The fixed list of cases", {"cuda": 510, "cpu": 510}, _cases, shown.show_cases,
-         files=(records.FILE_NAME, shown.REPORT)),
-    Part("noise", "The gradient noise", {"cuda": 150, "cpu": 300}, _noise, shown.show_noise,
-         files=(study.FILE_NAME,)),
-    Part("dispatch", "What calls take", {"cuda": 270, "cpu": 300}, _dispatch, shown.show_dispatch,
-         log=shown.DISPATCH_LOG),
+    Part(
+        "clocks",
+        "The clocks beside NVBench, and the ceilings",
+        {"cuda": 120, "cpu": 180},
+        _clocks,
+        shown.show_clocks,
+        files=(shown.CLOCKS,),
+    ),
+    Part(
+        "tests",
+        "The tests of the GPU variants",
+        {"cuda": 420, "cpu": 0},
+        _tests,
+        shown_tests.show,
+        files=(shown_tests.FILE_NAME,),
+        log=shown_tests.FILE_NAME,
+        needs_gpu="They run every variant on it, on every probe.",
+    ),
+    Part(
+        "sanitizer",
+        "compute-sanitizer",
+        {"cuda": 270, "cpu": 0},
+        _sanitizer,
+        shown.show_sanitizer,
+        files=(shown.SANITIZER,),
+        needs_gpu="It watches each kernel's memory and its races.",
+    ),
+    Part(
+        "cases",
+        "The fixed list of cases",
+        {"cuda": 510, "cpu": 510},
+        _cases,
+        shown.show_cases,
+        files=(records.FILE_NAME, shown.REPORT),
+    ),
+    Part(
+        "noise",
+        "The gradient noise",
+        {"cuda": 150, "cpu": 300},
+        _noise,
+        shown.show_noise,
+        files=(study.FILE_NAME,),
+    ),
+    Part(
+        "dispatch",
+        "What calls take",
+        {"cuda": 270, "cpu": 300},
+        _dispatch,
+        shown.show_dispatch,
+        log=shown.DISPATCH_LOG,
+    ),
 )

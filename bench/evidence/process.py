@@ -1,4 +1,7 @@
-"""A part's process: it has its own group, its own limit, and nothing of it is left when that is over."""
+"""A part's process: it has its own group, its own limit, and nothing of it is left when
+that is over.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,15 +18,23 @@ _TO_STOP_S = 20  # of a part's limit, to write what it has
 
 
 def run(command: Sequence[str], limit_s: float, log: Path | None = None) -> str | None:
-    """Run it, with what it prints in `log` or on stderr; returns why it did not come to its end, or None.
+    """Run it, with what it prints in `log` or on stderr; returns why it did not come to
+    its end, or None.
 
-    Shortly before its limit it is asked to end, and keeps what it has; at the limit it is killed.
+    Shortly before its limit it is asked to end, and keeps what it has; at the limit it
+    is killed.
     """
     to_stop_s = min(_TO_STOP_S, limit_s / 2)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(log.open("ab")) if log else sys.stderr
-        process = subprocess.Popen(command, cwd=_REPOSITORY, stdout=out, stderr=subprocess.STDOUT if log else None,
-                                   start_new_session=True, env=_environment())
+        process = subprocess.Popen(
+            command,
+            cwd=_REPOSITORY,
+            stdout=out,
+            stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
+            env=_environment(),
+        )
         try:
             code = process.wait(limit_s - to_stop_s)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,7 @@
-"""Which GPU variants are tried first where time may run out: those whose code a compiler or a chip breaks soonest."""
+"""Which GPU variants are tried first where time may run out: those whose code a
+compiler or a chip breaks soonest.
+"""
+
 from __future__ import annotations
 
 RISKIEST = ("warp_specialized", "persistent", "mma", "one_read", "whole_words")
@@ -7,5 +10,9 @@ barriers, tensor memory access, tensor-core fragments, one pass that keeps what 
 
 
 def rank(name: str) -> int:
-    """The place of a variant's name among RISKIEST, 0 for the riskiest; behind them all for any other."""
-    return next((place for place, part in enumerate(RISKIEST) if part in name), len(RISKIEST))
+    """The place of a variant's name among RISKIEST, 0 for the riskiest; behind them all
+    for any other.
+    """
+    return next(
+        (place for place, part in enumerate(RISKIEST) if part in name), len(RISKIEST)
+    )

@@ -1,8 +1,10 @@
-"""compute-sanitizer over every Triton and Numba kernel, each in a process of its own on one small probe.
+"""compute-sanitizer over every Triton and Numba kernel, each in a process of its own on
+one small probe.
 
-`python -m batchline.bench.evidence.sanitizer FILE` writes {"rows": [Row]} anew after each of them; without the tool
-{"why_not": line}.
+`python -m batchline.bench.evidence.sanitizer FILE` writes {"rows": [Row]} anew after
+each of them; without the tool {"why_not": line}.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +38,9 @@ _COUNT = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) haz
 
 @dataclass(frozen=True)
 class Row:
-    """What one check says of one variant: CLEAN, ERRORS with their number, or NOT_RUN; `line` is the first, or why."""
+    """What one check says of one variant: CLEAN, ERRORS with their number, or NOT_RUN;
+    `line` is the first, or why.
+    """
 
     variant: str
     check: str
@@ -47,49 +51,86 @@ class Row:
 
 
 def check_all(path: Path) -> None:
-    """Check every variant, the riskiest first, several at a time, each row into `path` as it is there."""
+    """Check every variant, the riskiest first, several at a time, each row into `path`
+    as it is there.
+    """
     tool = shutil.which(TOOL)
     if tool is None:
-        write_whole(path, json.dumps({"why_not": f"{TOOL} is not installed (the CUDA toolkit has it)"}))
+        write_whole(
+            path,
+            json.dumps(
+                {"why_not": f"{TOOL} is not installed (the CUDA toolkit has it)"}
+            ),
+        )
         return
     rows: list[Row] = []
     with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
         for done in as_completed([pool.submit(_checked, tool, *job) for job in jobs()]):
             rows.append(done.result())
-            print(f"{rows[-1].check} {rows[-1].variant}: {rows[-1].result} {rows[-1].line}", file=sys.stderr)
-            write_whole(path, json.dumps({"rows": [asdict(row) for row in rows]}, indent=1))
+            print(
+                f"{rows[-1].check} {rows[-1].variant}: {rows[-1].result} {rows[-1].line}",
+                file=sys.stderr,
+            )
+            write_whole(
+                path, json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
+            )
 
 
 def jobs() -> list[tuple[str, str]]:
     """(variant, check) of all that are to be checked, the riskiest first."""
-    variants = [variant for variant in catalogue.read().variants
-                if variant.backend in INTERPRETED_BACKENDS and not variant.broken]
+    variants = [
+        variant
+        for variant in catalogue.read().variants
+        if variant.backend in INTERPRETED_BACKENDS and not variant.broken
+    ]
     variants.sort(key=lambda variant: risk.rank(variant.name))
     return [(variant.id, check) for variant in variants for check in CHECKS]
 
 
 def _checked(tool: str, variant: str, check: str) -> Row:
     started_s = time.monotonic()
-    command = [tool, "--tool", check, "--error-exitcode", str(_FOUND), "--target-processes", "application-only",
-               sys.executable, "-m", "batchline.bench.measure.probe_once", variant]
-    # torch's own allocator hands out parts of one allocation, within which memcheck sees no bounds.
+    command = [
+        tool,
+        "--tool",
+        check,
+        "--error-exitcode",
+        str(_FOUND),
+        "--target-processes",
+        "application-only",
+        sys.executable,
+        "-m",
+        "batchline.bench.measure.probe_once",
+        variant,
+    ]
+    # torch's own allocator hands out parts of one allocation, within which memcheck
+    # sees no bounds.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         code, printed = _printed(command, environment)
     except subprocess.TimeoutExpired:
-        return Row(variant, check, NOT_RUN, f"not done after {_LIMIT_S:.0f} s", 0, _LIMIT_S)
+        return Row(
+            variant, check, NOT_RUN, f"not done after {_LIMIT_S:.0f} s", 0, _LIMIT_S
+        )
     result = read(code, printed.splitlines())
     return Row(variant, check, *result, round(time.monotonic() - started_s, 1))
 
 
 def _printed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-    """The exit code and what was printed; what the tool has started ends with it, in time or not.
+    """The exit code and what was printed; what the tool has started ends with it, in
+    time or not.
 
     Raises:
         subprocess.TimeoutExpired: if it is not done after _LIMIT_S.
     """
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         printed, _ = process.communicate(timeout=_LIMIT_S)
         return process.returncode, printed
@@ -100,11 +141,19 @@ def _printed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[in
 
 
 def read(code: int, lines: Sequence[str]) -> tuple[str, str, int]:
-    """The result, the line and the number of errors, from the tool's exit code and what it printed."""
+    """The result, the line and the number of errors, from the tool's exit code and what
+    it printed.
+    """
     own = list(_own(lines))
-    others = [line for line in lines if line.strip() and not line.startswith("=========")]
+    others = [
+        line for line in lines if line.strip() and not line.startswith("=========")
+    ]
     last = clean_line(others[-1]) if others else f"exit code {code}"
-    counted = [int(next(filter(None, match.groups()))) for line in own if (match := _COUNT.search(line))]
+    counted = [
+        int(next(filter(None, match.groups())))
+        for line in own
+        if (match := _COUNT.search(line))
+    ]
     if code == _FOUND or any(counted):
         return ERRORS, _first(own), max(counted, default=1)
     if code == 0 and counted:
@@ -121,7 +170,11 @@ def _own(lines: Sequence[str]) -> Iterator[str]:
 
 def _first(own: Sequence[str]) -> str:
     """The first line of what it found, behind the line in which it names itself."""
-    found = [line for line in own if line and not line.startswith("COMPUTE-SANITIZER") and not _COUNT.search(line)]
+    found = [
+        line
+        for line in own
+        if line and not line.startswith("COMPUTE-SANITIZER") and not _COUNT.search(line)
+    ]
     return clean_line(found[0]) if found else "it does not say what"
 
 

@@ -1,4 +1,7 @@
-"""An evidence's files are small enough to come back from a machine that is lent: a larger one is compressed, or cut."""
+"""An evidence's files are small enough to come back from a machine that is lent: a
+larger one is compressed, or cut.
+"""
+
 from __future__ import annotations
 
 import gzip
@@ -7,12 +10,18 @@ from pathlib import Path
 
 from batchline.bench import units
 
-MOST_BYTES = 16 * 2 ** 20 - 1
+MOST_BYTES = 16 * 2**20 - 1
 
 
 def shrink(folder: Path) -> Iterator[str]:
-    """Compress each file of the folder that is too large; a line of each, for the README."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_size > MOST_BYTES):
+    """Compress each file of the folder that is too large; a line of each, for the
+    README.
+    """
+    for path in sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.stat().st_size > MOST_BYTES
+    ):
         content, smaller = path.read_bytes(), path.with_name(f"{path.name}.gz")
         compressed, kept = gzip.compress(content), len(content)
         while len(compressed) > MOST_BYTES:
@@ -20,5 +29,9 @@ def shrink(folder: Path) -> Iterator[str]:
             compressed = gzip.compress(content[:kept])
         smaller.write_bytes(compressed)
         path.unlink()
-        cut = "" if kept == len(content) else f", and cut after its first {units.size(kept)}"
+        cut = (
+            ""
+            if kept == len(content)
+            else f", and cut after its first {units.size(kept)}"
+        )
         yield f"{path.name} had {units.size(len(content))}: it is compressed{cut} (`gunzip {smaller.name}`)."

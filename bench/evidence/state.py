@@ -1,8 +1,10 @@
-"""evidence.json: which parts of an evidence there are, how each ended, and what it shows; README.md is made from it.
+"""evidence.json: which parts of an evidence there are, how each ended, and what it
+shows; README.md is made from it.
 
-{"format", "device", "machine", "parts": {name: {"seconds", "ended", "stopped", "text", "data"}}}. A part that has
-begun and not ended has "begun" alone.
+{"format", "device", "machine", "parts": {name: {"seconds", "ended", "stopped", "text",
+"data"}}}. A part that has begun and not ended has "begun" alone.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,7 +21,8 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Taken:
-    """A part as it was taken. `ended` is why it did not come to its end, or None; `stopped`: that was Ctrl-C.
+    """A part as it was taken. `ended` is why it did not come to its end, or None;
+    `stopped`: that was Ctrl-C.
 
     `text` is its section of the README, in markdown, `data` what else is kept of it.
     """
@@ -33,7 +36,9 @@ class Taken:
 
 @dataclass(frozen=True)
 class State:
-    """What an evidence's folder has. `begun` is the part that was being taken when its process ended, or None."""
+    """What an evidence's folder has. `begun` is the part that was being taken when its
+    process ended, or None.
+    """
 
     folder: Path
     device: str
@@ -57,8 +62,15 @@ class State:
         parts = {name: asdict(taken) for name, taken in self.taken.items()}
         if self.begun:
             parts[self.begun] = {"begun": True}
-        document = {"format": _FORMAT, "device": self.device, "machine": self.machine, "parts": parts}
-        write_whole(self.folder / FILE_NAME, json.dumps(document, indent=1, ensure_ascii=False))
+        document = {
+            "format": _FORMAT,
+            "device": self.device,
+            "machine": self.machine,
+            "parts": parts,
+        }
+        write_whole(
+            self.folder / FILE_NAME, json.dumps(document, indent=1, ensure_ascii=False)
+        )
         return self
 
 
@@ -66,29 +78,38 @@ def opened(folder: Path, device: str, machine: dict) -> State:
     """The state of a folder, which is made where it is not there.
 
     Raises:
-        UsageError: if it can't be written, or has evidence of another machine, device or revision.
+        UsageError: if it can't be written, or has evidence of another machine, device
+        or revision.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"can't write to {folder} ({error.strerror}): name another folder with OUT=") from error
+        raise UsageError(
+            f"can't write to {folder} ({error.strerror}): name another folder with OUT="
+        ) from error
     path = folder / FILE_NAME
     if not path.exists():
         if any(folder.iterdir()):
-            raise UsageError(f"{folder} has files and no {FILE_NAME}: name another folder with OUT=")
+            raise UsageError(
+                f"{folder} has files and no {FILE_NAME}: name another folder with OUT="
+            )
         return State(folder, device, machine)
     document = _read(path)
     with blamed_on(path):
         state = _parsed(folder, document)
     if why := _why_another(state, device, machine):
-        raise UsageError(f"{folder} has evidence of another {why}: name another folder with OUT=")
+        raise UsageError(
+            f"{folder} has evidence of another {why}: name another folder with OUT="
+        )
     return state
 
 
 def _read(path: Path) -> dict:
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise DamagedFile(f"{path} is not of format {_FORMAT}: name another folder with OUT=")
+        raise DamagedFile(
+            f"{path} is not of format {_FORMAT}: name another folder with OUT="
+        )
     return document
 
 
@@ -102,9 +123,14 @@ def _parsed(folder: Path, document: dict) -> State:
 def _why_another(state: State, device: str, machine: dict) -> str | None:
     """What of the state is of elsewhere, in words, or None."""
     for what, theirs, ours in (
-            ("device", state.device, device),
-            ("machine", state.machine["device_name"], machine["device_name"]),
-            ("revision", state.machine["revision"]["commit"], machine["revision"]["commit"])):
+        ("device", state.device, device),
+        ("machine", state.machine["device_name"], machine["device_name"]),
+        (
+            "revision",
+            state.machine["revision"]["commit"],
+            machine["revision"]["commit"],
+        ),
+    ):
         if theirs != ours:
             return f"{what} ({theirs}, and this is {ours})"
     return None

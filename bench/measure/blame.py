@@ -1,9 +1,12 @@
-"""Whose fault it is that a worker ended: each entry of a task gets its own outcome, and nobody a neighbour's.
+"""Whose fault it is that a worker ended: each entry of a task gets its own outcome, and
+nobody a neighbour's.
 
-What ends a worker in one variant's step may be what another has left behind in the process: a thread, a broken heap.
-So nobody is blamed for what he does not do alone as well, in a fresh worker. Whoever ends that one gets his outcome,
-and the rest of the task is measured anew without him. Where nobody does, what each was alone counts.
+What ends a worker in one variant's step may be what another has left behind in the
+process: a thread, a broken heap. So nobody is blamed for what he does not do alone as
+well, in a fresh worker. Whoever ends that one gets his outcome, and the rest of the
+task is measured anew without him. Where nobody does, what each was alone counts.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,9 +16,13 @@ from batchline.bench.measure.task import OWN_FAULT, Outcome, Task, WorkerLost
 from batchline.bench.measure.worker import STARTING
 from batchline.bench.records import FAILED, HUNG, NOT_REACHED, WRONG
 
-PROBES = "probes"  # the step in which a variant is checked once for all its cases in a dtype
-_MOST_HANGS = 2    # cases of one variant in one dtype; each costs two deadlines
-_MOST_OWN_FAILURES = 2  # tasks of which each entry is tried alone after an error of our own
+PROBES = (
+    "probes"  # the step in which a variant is checked once for all its cases in a dtype
+)
+_MOST_HANGS = 2  # cases of one variant in one dtype; each costs two deadlines
+_MOST_OWN_FAILURES = (
+    2  # tasks of which each entry is tried alone after an error of our own
+)
 
 
 class Blame:
@@ -35,11 +42,17 @@ class Blame:
             try:
                 return outcomes | self._measured(left)
             except WorkerLost as lost:
-                outcomes |= self._blamed(left, lost) if alone or self._is_of_all(lost) else self._found(left, lost)
+                outcomes |= (
+                    self._blamed(left, lost)
+                    if alone or self._is_of_all(lost)
+                    else self._found(left, lost)
+                )
         return outcomes
 
     def _measured(self, task: Task) -> dict[str, Outcome]:
-        """The task's outcomes, by one worker; raises WorkerLost, after an error of our own too."""
+        """The task's outcomes, by one worker; raises WorkerLost, after an error of our
+        own too.
+        """
         try:
             return self._workers.call("measure", task)
         except RuntimeError as error:
@@ -47,13 +60,19 @@ class Blame:
             raise WorkerLost(FAILED, f"{OWN_FAULT}{error}", "", "") from error
 
     def _is_of_all(self, lost: WorkerLost) -> bool:
-        """Whether no variant can be the reason: no worker comes up, or we have failed at too many tasks before."""
-        return lost.step == STARTING or (lost.status == FAILED and self._own_failures >= _MOST_OWN_FAILURES)
+        """Whether no variant can be the reason: no worker comes up, or we have failed
+        at too many tasks before.
+        """
+        return lost.step == STARTING or (
+            lost.status == FAILED and self._own_failures >= _MOST_OWN_FAILURES
+        )
 
     def _found(self, task: Task, lost: WorkerLost) -> dict[str, Outcome]:
-        """The outcomes of the entries that end a worker of their own; where none does, everybody's.
+        """The outcomes of the entries that end a worker of their own; where none does,
+        everybody's.
 
-        First the one whose step it was is tried. If that ends its worker too, no other is.
+        First the one whose step it was is tried. If that ends its worker too, no other
+        is.
         """
         suspect = lost.whose if lost.whose in task.labels else None
         outcomes: dict[str, Outcome] = {}
@@ -67,8 +86,12 @@ class Blame:
                 guilty |= self._blamed(one, alone)
                 if label == suspect:
                     return guilty
-                if not alone.whose and alone.status == HUNG:  # over the inputs or the reference, as all others would
-                    return guilty | dict.fromkeys(task.without(guilty | outcomes).labels, guilty[label])
+                if (
+                    not alone.whose and alone.status == HUNG
+                ):  # over the inputs or the reference, as all others would
+                    return guilty | dict.fromkeys(
+                        task.without(guilty | outcomes).labels, guilty[label]
+                    )
         if lost.status == FAILED and len(guilty) == len(task.labels):
             self._own_failures += 1
         if not guilty and lost.certain:
@@ -76,7 +99,9 @@ class Blame:
         return guilty or {label: _alone(outcome) for label, outcome in outcomes.items()}
 
     def _blamed(self, task: Task, lost: WorkerLost) -> dict[str, Outcome]:
-        """What it means for all entries of the task that the worker was lost; kept where it need not be tried again."""
+        """What it means for all entries of the task that the worker was lost; kept
+        where it need not be tried again.
+        """
         for variant in {variant for _, variant in task.entries}:
             key = task.op, variant, task.dtype
             if lost.step.startswith(PROBES) or lost.status == WRONG:
@@ -91,7 +116,10 @@ class Blame:
             if key in self._refused:
                 yield label, self._refused[key]
             elif self._hangs.get(key, 0) >= _MOST_HANGS:
-                yield label, Outcome(NOT_REACHED, f"given up: it hung on {_MOST_HANGS} cases in {task.dtype} before")
+                yield label, Outcome(
+                    NOT_REACHED,
+                    f"given up: it hung on {_MOST_HANGS} cases in {task.dtype} before",
+                )
 
 
 def _alone(outcome: Outcome) -> Outcome:

@@ -1,9 +1,12 @@
-"""Busy is not measured: the one rule for whether others had the cores meanwhile, and what is done about it.
+"""Busy is not measured: the one rule for whether others had the cores meanwhile, and
+what is done about it.
 
-What counts is the CPU time of others, as a share of the cores that this process may use. How long its own threads
-waited for a core does not: libraries' threads wait for each other on a machine that is otherwise idle. Nor does a
-load average, which is of a minute.
+What counts is the CPU time of others, as a share of the cores that this process may
+use. How long its own threads waited for a core does not: libraries' threads wait for
+each other on a machine that is otherwise idle. Nor does a load average, which is of a
+minute.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,12 +19,12 @@ from typing import TypeVar
 from batchline.bench.measure.state import CpuState, cpu_load
 from batchline.bench.records import THE_MACHINE_WAS
 
-USUAL_SHARE = 0.1     # of the cores, that others may take: on two quiet ones it is 1 to 3%
+USUAL_SHARE = 0.1  # of the cores, that others may take: on two quiet ones it is 1 to 3%
 VARIABLE = "BATCHLINE_MOST_BUSY"  # names another share
-LEAST_SPAN_S = 0.25   # the system counts in ticks of 10 ms: over a shorter time a tick would be too much of a tenth
+LEAST_SPAN_S = 0.25  # the system counts in ticks of 10 ms: over a shorter time a tick would be too much of a tenth
 PAUSES_S = (1.0, 5.0)  # before each further attempt
-_MOST_IN_VAIN = 3     # attempts at several things in a row: after that one attempt each, until one is quiet again
-_KEPT = 64            # readings
+_MOST_IN_VAIN = 3  # attempts at several things in a row: after that one attempt each, until one is quiet again
+_KEPT = 64  # readings
 _TIMES = {1: "", 2: ", twice", 3: ", three times"}
 Result = TypeVar("Result")
 
@@ -32,7 +35,8 @@ def read() -> dict:
 
 
 def most_share() -> float:
-    """The share of the cores that others may take: USUAL_SHARE, or what BATCHLINE_MOST_BUSY says.
+    """The share of the cores that others may take: USUAL_SHARE, or what
+    BATCHLINE_MOST_BUSY says.
 
     Raises:
         ValueError: if that is no share.
@@ -41,13 +45,20 @@ def most_share() -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(told) <= 1:
             return float(told)
-    raise ValueError(f"{VARIABLE}={told} is no share of the cores: use a number above 0 and up to 1, as {USUAL_SHARE}")
+    raise ValueError(
+        f"{VARIABLE}={told} is no share of the cores: use a number above 0 and up to 1, as {USUAL_SHARE}"
+    )
 
 
 def why_too_busy(before: Mapping, after: Mapping) -> str | None:
-    """What others, or the hypervisor, took between two readings where that is too much, else None."""
+    """What others, or the hypervisor, took between two readings where that is too much,
+    else None.
+    """
     load, most = cpu_load(before, after), most_share()
-    for name, who in (("others_share", "other processes"), ("stolen_share", "the hypervisor")):
+    for name, who in (
+        ("others_share", "other processes"),
+        ("stolen_share", "the hypervisor"),
+    ):
         if load.get(name, 0.0) > most:
             return f"{who} took {load[name]:.0%} of the cores"
     return None
@@ -60,14 +71,20 @@ class Guard:
         tell: told of each pause, and why.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda why: None, read: Callable[[], dict] | None = None,
-                 pause: Callable[[float], None] = time.sleep):
+    def __init__(
+        self,
+        tell: Callable[[str], None] = lambda why: None,
+        read: Callable[[], dict] | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ):
         self._tell, self._read, self._pause = tell, read or CpuState().read, pause
         self._readings = deque([self._read()], maxlen=_KEPT)
         self._in_vain = 0
 
     def measured(self, work: Callable[[], Result]) -> tuple[Result, str | None]:
-        """What `work` returns, and None; or why that does not count, where each attempt met a busy machine."""
+        """What `work` returns, and None; or why that does not count, where each attempt
+        met a busy machine.
+        """
         pauses_s = PAUSES_S if self._in_vain < _MOST_IN_VAIN else ()
         for attempt, pause_s in enumerate((*pauses_s, None), 1):
             self._readings.append(self._read())
@@ -83,9 +100,15 @@ class Guard:
         return result, f"{THE_MACHINE_WAS}busy: {why}{_TIMES[attempt]}"
 
     def _why_busy(self) -> str | None:
-        """Whether it was since the last reading; a shorter time than LEAST_SPAN_S is judged with the time before it."""
+        """Whether it was since the last reading; a shorter time than LEAST_SPAN_S is
+        judged with the time before it.
+        """
         now = self._read()
-        enough = [reading for reading in self._readings if now["time_s"] - reading["time_s"] >= LEAST_SPAN_S]
+        enough = [
+            reading
+            for reading in self._readings
+            if now["time_s"] - reading["time_s"] >= LEAST_SPAN_S
+        ]
         return why_too_busy(enough[-1], now) if enough else None
 
 
@@ -97,6 +120,10 @@ class NoGuard:
         return work(), None
 
 
-def guard_of(device: str, tell: Callable[[str], None] = lambda why: None) -> Guard | NoGuard:
-    """A guard over what is measured on "cpu"; a GPU's state is told by its own counters (bench.measure.state)."""
+def guard_of(
+    device: str, tell: Callable[[str], None] = lambda why: None
+) -> Guard | NoGuard:
+    """A guard over what is measured on "cpu"; a GPU's state is told by its own counters
+    (bench.measure.state).
+    """
     return Guard(tell) if device == "cpu" else NoGuard()

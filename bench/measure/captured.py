@@ -1,4 +1,7 @@
-"""Launches as they were captured instead of run: which there were, and what the compilers made of each."""
+"""Launches as they were captured instead of run: which there were, and what the
+compilers made of each.
+"""
+
 from __future__ import annotations
 
 import re
@@ -9,7 +12,8 @@ _MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch as it was captured: what `codegen.Compiled` says of it, and the code in which the rest stands.
+    """A launch as it was captured: what `codegen.Compiled` says of it, and the code in
+    which the rest stands.
 
     `shared_bytes` is None where the cubin knows all of it.
     """
@@ -25,7 +29,9 @@ class Launch:
 
 
 class Launches:
-    """What a launcher launched: how often, and what came of those that had not been seen."""
+    """What a launcher launched: how often, and what came of those that had not been
+    seen.
+    """
 
     def __init__(self, seen: set):
         self._seen = seen
@@ -41,6 +47,8 @@ class Launches:
 
 
 def matrix_instruction(ptx: str) -> str | None:
-    """The tensor-core instruction in the PTX: wgmma.mma_async, tcgen05.mma, mma.sync or None."""
+    """The tensor-core instruction in the PTX: wgmma.mma_async, tcgen05.mma, mma.sync or
+    None.
+    """
     found = _MATRIX_INSTRUCTIONS.search(ptx)
     return found.group(1) if found else None

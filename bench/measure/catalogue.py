@@ -1,8 +1,11 @@
-"""What there is to measure, asked in a process of its own: whoever runs a command imports no file of an op.
+"""What there is to measure, asked in a process of its own: whoever runs a command
+imports no file of an op.
 
-`read` starts the process, which imports torch once, and forks one more for each op and for each variant. A file that
-raises, exits, hangs, crashes or changes its process is broken, and the others are read all the same.
+`read` starts the process, which imports torch once, and forks one more for each op and
+for each variant. A file that raises, exits, hangs, crashes or changes its process is
+broken, and the others are read all the same.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +17,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from batchline.bench.declared import BrokenFile, Catalogue, Declared, DeclaredOp, Problem, Refusal
+from batchline.bench.declared import (
+    BrokenFile,
+    Catalogue,
+    Declared,
+    DeclaredOp,
+    Problem,
+    Refusal,
+)
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import reader
 from batchline.bench.records import BROKEN, FAILED, UNSUPPORTED
@@ -26,13 +36,19 @@ _START_S = 120.0  # for the process to import torch
 _PATIENCE_S = 30.0  # beyond the longest step, within which the process says that it is still there
 
 
-def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Path | None = None) -> Catalogue:
+def read(
+    request: Mapping | None = None,
+    deadline_s: float = LONGEST_S,
+    tree: Path | None = None,
+) -> Catalogue:
     """The ops, their variants, and what is asked of their problems.
 
     Args:
-        request: fields of bench.measure.declarations.Request; by default no problems, only what is declared.
-        deadline_s: the longest that a step may take before a file counts as hung.
-        tree: the folder whose `kernels` are read, where that is not the one beside this `bench`.
+        request: fields of bench.measure.declarations.Request; by default no problems,
+        only what is declared. deadline_s: the longest that a step may take before a
+        file counts as hung.
+        tree: the folder whose `kernels` are read, where that is not the one beside this
+        `bench`.
 
     Raises:
         UsageError: if the ops can't be read at all.
@@ -48,12 +64,23 @@ def read(request: Mapping | None = None, deadline_s: float = LONGEST_S, tree: Pa
         elif kind == "changed":
             broken.append(_changed(ops, clean_line(answer["file"])))
         else:
-            broken.append(BrokenFile(clean_line(answer["file"]), *map(clean_line, answer["failure"])))
-    return Catalogue({name: _in_order(_without_circles(ops[name])) for name in sorted(ops)}, tuple(broken))
+            broken.append(
+                BrokenFile(
+                    clean_line(answer["file"]), *map(clean_line, answer["failure"])
+                )
+            )
+    return Catalogue(
+        {name: _in_order(_without_circles(ops[name])) for name in sorted(ops)},
+        tuple(broken),
+    )
 
 
-def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[tuple[str, dict]]:
-    """What the process says, one after another: what it read as ("op" | "variant" | "broken" | "changed", data)."""
+def _answers(
+    asked: Mapping, deadline_s: float, tree: Path | None
+) -> Iterator[tuple[str, dict]]:
+    """What the process says, one after another: what it read as ("op" | "variant" |
+    "broken" | "changed", data).
+    """
     with reader.process(tree) as process:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(asked)}\n".encode())
@@ -63,7 +90,9 @@ def _answers(asked: Mapping, deadline_s: float, tree: Path | None) -> Iterator[t
             ready, _, _ = select.select([process.stdout], [], [], patience_s)
             line = process.stdout.readline() if ready else b""
             if not line:
-                raise UsageError(f"the kernels can't be read: {_how_it_ended(process, bool(ready))}")
+                raise UsageError(
+                    f"the kernels can't be read: {_how_it_ended(process, bool(ready))}"
+                )
             kind, data = _message(line)
             patience_s = deadline_s + _PATIENCE_S
             if kind == "done":
@@ -87,15 +116,21 @@ def _message(line: bytes) -> tuple[object, object]:
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, list) or len(message) != 2:
-        raise UsageError("the kernels can't be read: the process that reads them wrote a line that is no answer")
+        raise UsageError(
+            "the kernels can't be read: the process that reads them wrote a line that is no answer"
+        )
     return tuple(message)
 
 
 def _require_all(received: Mapping[str, int], answered: object) -> None:
-    """Raise UsageError unless as much has arrived as the process says that it answered for: nothing is left out."""
+    """Raise UsageError unless as much has arrived as the process says that it answered
+    for: nothing is left out.
+    """
     if answered != received:
-        raise UsageError(f"the kernels can't be read: {received['op']} ops and {received['variant']} variants have "
-                         f"arrived, and the process that reads them says: {clean_line(json.dumps(answered))}")
+        raise UsageError(
+            f"the kernels can't be read: {received['op']} ops and {received['variant']} variants have "
+            f"arrived, and the process that reads them says: {clean_line(json.dumps(answered))}"
+        )
 
 
 def _how_it_ended(process: subprocess.Popen, has_ended: bool) -> str:
@@ -106,13 +141,31 @@ def _how_it_ended(process: subprocess.Popen, has_ended: bool) -> str:
 
 def _op(answer: Mapping) -> DeclaredOp:
     name = answer["name"]
-    scenarios = [Scenario(**scenario | {"title": clean_line(scenario["title"]), "dtypes": tuple(scenario["dtypes"])})
-                 for scenario in answer["scenarios"]]
+    scenarios = [
+        Scenario(
+            **scenario
+            | {
+                "title": clean_line(scenario["title"]),
+                "dtypes": tuple(scenario["dtypes"]),
+            }
+        )
+        for scenario in answer["scenarios"]
+    ]
     return DeclaredOp(
-        name, Path(answer["folder"]), clean_line(answer["signature"]), answer["baseline"],
-        {scenario.name: scenario for scenario in scenarios}, answer["has_conditions"],
-        *(tuple(Problem(name, **problem | {"sizes": tuple(problem["sizes"])}) for problem in answer[which])
-          for which in ("problems", "left_out")))
+        name,
+        Path(answer["folder"]),
+        clean_line(answer["signature"]),
+        answer["baseline"],
+        {scenario.name: scenario for scenario in scenarios},
+        answer["has_conditions"],
+        *(
+            tuple(
+                Problem(name, **problem | {"sizes": tuple(problem["sizes"])})
+                for problem in answer[which]
+            )
+            for which in ("problems", "left_out")
+        ),
+    )
 
 
 def _with_variant(op: DeclaredOp, answer: Mapping) -> DeclaredOp:
@@ -127,18 +180,33 @@ def _with_variant(op: DeclaredOp, answer: Mapping) -> DeclaredOp:
             configs = answer["data"][1]["configs"]
             if len(refusals) != len(op.problems):
                 raise ValueError("not every problem has an answer")
-    except (ValueError, TypeError, KeyError, IndexError) as error:  # a file can answer what it likes
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ) as error:  # a file can answer what it likes
         failure = FAILED, f"what it declares can't be read: {error}"
-    broken = (failure[0], clean_line(f"{answer['file']}: {failure[1]}")) if failure else None
-    variant = dataclasses.replace(variant, broken=broken, is_baseline=name == op.baseline)
-    return dataclasses.replace(op, variants={**op.variants, name: variant}, refusals={**op.refusals, name: refusals},
-                               configs={**op.configs, name: configs})
+    broken = (
+        (failure[0], clean_line(f"{answer['file']}: {failure[1]}")) if failure else None
+    )
+    variant = dataclasses.replace(
+        variant, broken=broken, is_baseline=name == op.baseline
+    )
+    return dataclasses.replace(
+        op,
+        variants={**op.variants, name: variant},
+        refusals={**op.refusals, name: refusals},
+        configs={**op.configs, name: configs},
+    )
 
 
 def _changed(ops: dict[str, DeclaredOp], file: str) -> BrokenFile:
-    """A file that changed while the ops were read is not measured: what was read need not be what is there now.
+    """A file that changed while the ops were read is not measured: what was read need
+    not be what is there now.
 
-    Of an op's other files every variant rests on it. Who has done it can't be told: an editor, or another file.
+    Of an op's other files every variant rests on it. Who has done it can't be told: an
+    editor, or another file.
 
     Raises:
         UsageError: if it is a file of none of the ops.
@@ -146,9 +214,16 @@ def _changed(ops: dict[str, DeclaredOp], file: str) -> BrokenFile:
     line = "it changed while the ops were read, by hand or by another file"
     op, name = ops.get(Path(file).parent.name), Path(file).stem
     if op is None:
-        raise UsageError(f"{file} changed while the ops were read, by hand or by a file of an op: try again")
+        raise UsageError(
+            f"{file} changed while the ops were read, by hand or by a file of an op: try again"
+        )
     resting = (name,) if name in op.variants else op.variants
-    variants = {other: dataclasses.replace(op.variants[other], broken=(FAILED, f"{file}: {line}")) for other in resting}
+    variants = {
+        other: dataclasses.replace(
+            op.variants[other], broken=(FAILED, f"{file}: {line}")
+        )
+        for other in resting
+    }
     ops[op.name] = dataclasses.replace(op, variants={**op.variants, **variants})
     return BrokenFile(file, FAILED, line)
 
@@ -159,16 +234,33 @@ def _declared(op: DeclaredOp, name: str, data: Mapping) -> Declared:
     Raises:
         ValueError, TypeError, KeyError: if one is not.
     """
-    kinds = {"backend": str, "needs": str, "builds_on": str, "gives": int, "tunable": bool, "own_tolerance": bool,
-             "slow_start": bool, "detail": bool, "idea": str}
+    kinds = {
+        "backend": str,
+        "needs": str,
+        "builds_on": str,
+        "gives": int,
+        "tunable": bool,
+        "own_tolerance": bool,
+        "slow_start": bool,
+        "detail": bool,
+        "idea": str,
+    }
     optional = ("needs", "builds_on", "gives")
     for field, kind in kinds.items():
-        if not (isinstance(data[field], kind) or (field in optional and data[field] is None)):
+        if not (
+            isinstance(data[field], kind) or (field in optional and data[field] is None)
+        ):
             raise ValueError(f"{field} is no {kind.__name__}")
     scenario, batch = data["example"]
     dtypes = None if data["dtypes"] is None else tuple(map(str, data["dtypes"]))
-    return Declared(op.name, name, op.folder, dtypes=dtypes, example=(str(scenario), int(batch)),
-                    **{field: data[field] for field in kinds} | {"idea": clean_line(data["idea"])})
+    return Declared(
+        op.name,
+        name,
+        op.folder,
+        dtypes=dtypes,
+        example=(str(scenario), int(batch)),
+        **{field: data[field] for field in kinds} | {"idea": clean_line(data["idea"])},
+    )
 
 
 def _refusal(answer: Sequence | None) -> Refusal | None:
@@ -179,7 +271,9 @@ def _refusal(answer: Sequence | None) -> Refusal | None:
 
 
 def _without_circles(op: DeclaredOp) -> DeclaredOp:
-    """The op with those variants broken that stand on themselves: no ladder has a place for them."""
+    """The op with those variants broken that stand on themselves: no ladder has a place
+    for them.
+    """
     variants = dict(op.variants)
     for name, variant in op.variants.items():
         below, seen = variant.builds_on, [name]
@@ -188,11 +282,15 @@ def _without_circles(op: DeclaredOp) -> DeclaredOp:
             below = op.variants[below].builds_on
         if below == name:
             line = f"kernels/{op.name}/{name}.py: builds_on goes in a circle: {', '.join([*seen, name])}"
-            variants[name] = dataclasses.replace(variant, builds_on=None, broken=(FAILED, line))
+            variants[name] = dataclasses.replace(
+                variant, builds_on=None, broken=(FAILED, line)
+            )
     return dataclasses.replace(op, variants=variants)
 
 
 def _in_order(op: DeclaredOp) -> DeclaredOp:
-    """The op with its variants as kernels.op.Op has them: the baseline first, then by name."""
+    """The op with its variants as kernels.op.Op has them: the baseline first, then by
+    name.
+    """
     names = sorted(op.variants, key=lambda name: (name != op.baseline, name))
     return dataclasses.replace(op, variants={name: op.variants[name] for name in names})

@@ -1,7 +1,10 @@
-"""The process that bench.measure.catalogue asks: it forks one process for each file, and says what came of each.
+"""The process that bench.measure.catalogue asks: it forks one process for each file,
+and says what came of each.
 
-It writes a line of JSON for everything that it says: [kind, data]. The last one, "done", has how many it answered for.
+It writes a line of JSON for everything that it says: [kind, data]. The last one,
+"done", has how many it answered for.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,26 +20,32 @@ _MOST_AT_ONCE = 8
 
 
 def main() -> None:
-    """Answer the request that comes on standard input, on what is standard output when it starts.
+    """Answer the request that comes on standard input, on what is standard output when
+    it starts.
 
     The first argument is the tree whose `kernels` it is about.
     """
     pipe = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but answers goes into the pipe
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # nothing but answers goes into the pipe
     with open(pipe, "w", encoding="utf-8") as file:
         try:
             for answer in _answers(sys.argv[1]):
                 file.write(f"{json.dumps(answer)}\n")
                 file.flush()
         except Exception as error:
-            file.write(f"{json.dumps(('failed', f'{type(error).__name__}: {error}'))}\n")
+            file.write(
+                f"{json.dumps(('failed', f'{type(error).__name__}: {error}'))}\n"
+            )
 
 
 def _answers(tree: str) -> Iterator[tuple[str, object]]:
     trees.use_kernels_of(tree)
     import torch
 
-    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for all that is forked.
+    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for
+    # all that is forked.
     torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
 
     from batchline import kernels
@@ -55,12 +64,18 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     folders = [str(folder), *process_state.op_folders().values()]
     before = importing.states(folders)
     yield "ready", None
-    packages = sorted(module.name for module in pkgutil.iter_modules([str(folder)])
-                      if module.ispkg and not module.name.startswith("_"))
+    packages = sorted(
+        module.name
+        for module in pkgutil.iter_modules([str(folder)])
+        if module.ispkg and not module.name.startswith("_")
+    )
     yield from _strays(folder, packages)
     ops = {_file(name): name for name in packages if _is_name(name)}
     op_count, variants = 0, {}
-    for kind, answer in _each([op_job(name, file, request, fence) for file, name in ops.items()], asked["deadline_s"]):
+    for kind, answer in _each(
+        [op_job(name, file, request, fence) for file, name in ops.items()],
+        asked["deadline_s"],
+    ):
         if kind != "ended":
             yield kind, answer
         elif answer["failure"] or not answer["data"]:
@@ -69,10 +84,14 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
             op = answer["data"][0] | {"name": ops[answer["file"]]}
             yield "op", op
             op_count += 1
-            yield from (_misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"])
+            yield from (
+                _misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"]
+            )
             variants |= {_file(op["name"], name): (op, name) for name in op["variants"]}
-    jobs = [variant_job(op["name"], name, file, op["problems"], request.configs, fence)
-            for file, (op, name) in variants.items()]
+    jobs = [
+        variant_job(op["name"], name, file, op["problems"], request.configs, fence)
+        for file, (op, name) in variants.items()
+    ]
     for kind, answer in _each(jobs, asked["deadline_s"]):
         if kind == "ended":
             op, name = variants[answer["file"]]
@@ -80,20 +99,32 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         else:
             yield kind, answer
     for path in importing.changed(before, importing.states(folders)):
-        yield "changed", {"file": f"kernels/{Path(path).relative_to(folder).as_posix()}"}
+        yield "changed", {
+            "file": f"kernels/{Path(path).relative_to(folder).as_posix()}"
+        }
     yield "done", {"op": op_count, "variant": len(variants)}
 
 
 def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
-    """("ended", what came of it) for each job, between what is to be told of those that take long."""
+    """("ended", what came of it) for each job, between what is to be told of those that
+    take long.
+    """
     from batchline.bench.measure import forked
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     for job, told in forked.each(jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)):
         if isinstance(told, forked.Waiting):
             yield "waiting", f"waiting for {job.name} ({told.step})"
         else:
-            yield "ended", {"file": job.name, "data": told.data, "failure": told.failure}
+            yield "ended", {
+                "file": job.name,
+                "data": told.data,
+                "failure": told.failure,
+            }
 
 
 def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object]]:
@@ -102,13 +133,26 @@ def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object
         if not _is_name(name):
             yield _misnamed(f"kernels/{name}")
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name[0] not in "_." and path.name not in packages and any(path.glob("*.py")):
-            yield "broken", {"file": f"kernels/{path.name}", "failure": ("failed", "it has no __init__.py")}
+        if (
+            path.is_dir()
+            and path.name[0] not in "_."
+            and path.name not in packages
+            and any(path.glob("*.py"))
+        ):
+            yield "broken", {
+                "file": f"kernels/{path.name}",
+                "failure": ("failed", "it has no __init__.py"),
+            }
 
 
 def _misnamed(file: str) -> tuple[str, object]:
-    return "broken", {"file": file, "failure": (
-        "failed", "its name can't be part of a case id: only ASCII letters, digits and _ can")}
+    return "broken", {
+        "file": file,
+        "failure": (
+            "failed",
+            "its name can't be part of a case id: only ASCII letters, digits and _ can",
+        ),
+    }
 
 
 def _file(op: str, variant: str = "__init__") -> str:

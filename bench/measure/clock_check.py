@@ -1,4 +1,7 @@
-"""Every clock on the same three launches, with NVBench's figures beside them where its package is there."""
+"""Every clock on the same three launches, with NVBench's figures beside them where its
+package is there.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -21,7 +24,9 @@ _NVBENCH_S = 4.0
 
 
 def clocks(device: str, machine) -> dict[str, object]:
-    """The names of the clocks, and the hardware that each is made for: on CUDA also the cold one as NVBench has it."""
+    """The names of the clocks, and the hardware that each is made for: on CUDA also the
+    cold one as NVBench has it.
+    """
     named = dict.fromkeys(CLOCKS[device], machine)
     if device == "cuda":
         named[WRITTEN] = copy.copy(machine)
@@ -30,24 +35,39 @@ def clocks(device: str, machine) -> dict[str, object]:
 
 
 def launches(device: str) -> dict[str, Callable[[], object]]:
-    """torch.bmm of one 256³ and one 4096³ product, and torch.mean over 1 GiB of gradients; less on the stand-in."""
-    sizes, columns = ((16, 64), 2 ** 8) if stand_in.is_on() else ((256, 4096), 2 ** 18)
+    """torch.bmm of one 256³ and one 4096³ product, and torch.mean over 1 GiB of
+    gradients; less on the stand-in.
+    """
+    sizes, columns = ((16, 64), 2**8) if stand_in.is_on() else ((256, 4096), 2**18)
     dtype = torch.float16 if device == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, device=device, dtype=torch.float32).mul_(2).sub_(1).to(dtype)
+        return (
+            torch.rand(*shape, generator=generator, device=device, dtype=torch.float32)
+            .mul_(2)
+            .sub_(1)
+            .to(dtype)
+        )
 
     name = str(dtype).removeprefix("torch.")
-    products = {f"torch.bmm {size}³ {name}": functools.partial(
-        torch.bmm, draw(1, size, size, dtype=dtype), draw(1, size, size, dtype=dtype)) for size in sizes}
+    products = {
+        f"torch.bmm {size}³ {name}": functools.partial(
+            torch.bmm,
+            draw(1, size, size, dtype=dtype),
+            draw(1, size, size, dtype=dtype),
+        )
+        for size in sizes
+    }
     gradients = draw(1024, columns, dtype=torch.float32)
     name = f"torch.mean over {units.size(gradients.nbytes)} float32"
     return products | {name: functools.partial(torch.mean, gradients, 0)}
 
 
 def measure(device: str) -> dict:
-    """{launch: {clock: {"median_s", "precision", "samples"} or {"error"}, "nvbench": its figures}}."""
+    """{launch: {clock: {"median_s", "precision", "samples"} or {"error"}, "nvbench":
+    its figures}}.
+    """
     machine, state, effort = hardware(device), state_of(device), _EFFORT
     chosen = launches(device)
     found: dict[str, dict] = {}
@@ -60,17 +80,33 @@ def measure(device: str) -> dict:
         found[name] = {}
         for clock, on in clocks(device, machine).items():
             try:
-                made = make_clock("device_cold" if clock == WRITTEN else clock, on, [launch], call_s, effort.sample_s)
-                taken = sample({name: made}, effort, state.why_throttled, now_s=machine.now_s)[name]
+                made = make_clock(
+                    "device_cold" if clock == WRITTEN else clock,
+                    on,
+                    [launch],
+                    call_s,
+                    effort.sample_s,
+                )
+                taken = sample(
+                    {name: made}, effort, state.why_throttled, now_s=machine.now_s
+                )[name]
             except Exception as error:  # a clock that fails is a row too
                 taken = error
             found[name][clock] = _facts(taken)
     beside = nvbench.times(chosen, _NVBENCH_S) if device == "cuda" else {}
-    return {name: facts | ({"nvbench": beside[name]} if name in beside else {}) for name, facts in found.items()}
+    return {
+        name: facts | ({"nvbench": beside[name]} if name in beside else {})
+        for name, facts in found.items()
+    }
 
 
 def _facts(taken: Samples | BaseException) -> dict:
     if isinstance(taken, BaseException):
         return {"error": f"{type(taken).__name__}: {taken}"}
-    return {"median_s": taken.median_s, "precision": taken.precision, "samples": len(taken.samples_s),
-            "iterations": taken.iterations, "discarded": taken.discarded}
+    return {
+        "median_s": taken.median_s,
+        "precision": taken.precision,
+        "samples": len(taken.samples_s),
+        "iterations": taken.iterations,
+        "discarded": taken.discarded,
+    }

@@ -1,11 +1,15 @@
-"""The clocks, by name: what one sample is. reports/METHODOLOGY.md says when which one is right.
+"""The clocks, by name: what one sample is. reports/METHODOLOGY.md says when which one
+is right.
 
-A clock is made for one launch on one hardware and then asked for samples, one at a time, so that the samples of
-several variants can be taken in turns. `launches` are the same call on several copies of its inputs, used in turn.
+A clock is made for one launch on one hardware and then asked for samples, one at a
+time, so that the samples of several variants can be taken in turns. `launches` are the
+same call on several copies of its inputs, used in turn.
 
-What a sample computed last is in `result` after it. By a clock that `takes_calls` a sample can be of other calls for
-once (`use`): it goes through the same lines, so that a launch can't tell that it is looked at.
+What a sample computed last is in `result` after it. By a clock that `takes_calls` a
+sample can be of other calls for once (`use`): it goes through the same lines, so that a
+launch can't tell that it is looked at.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -31,7 +35,9 @@ class Unfit(Exception):
 
 
 class Host:
-    """What the caller waits for: wall time of `iterations` calls in a row, to the end of what they started."""
+    """What the caller waits for: wall time of `iterations` calls in a row, to the end
+    of what they started.
+    """
 
     name = "host"
     settles_s = 0.005  # a longer call has its own data back in the caches before most of it is done
@@ -41,7 +47,9 @@ class Host:
     def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
         self._hardware = hardware
         self.launch = launches[0]
-        self.iterations = max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
+        self.iterations = (
+            max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
+        )
         self._usual = (self.launch,) * (self.iterations - 1)
         self.use(None)
         self.result = None
@@ -49,7 +57,10 @@ class Host:
     def use(self, calls: Sequence[Callable[[], object]] | None) -> None:
         """Let the next samples be of these calls; of its own ones for None."""
         if calls is None:
-            self._before_last, self._last = self._usual, self.launch  # the same objects each time: Watch compares them
+            self._before_last, self._last = (
+                self._usual,
+                self.launch,
+            )  # the same objects each time: Watch compares them
         else:
             *before_last, self._last = calls
             self._before_last = tuple(before_last)
@@ -103,14 +114,16 @@ class HostCold:
 
 
 class _Held:
-    """What the device clocks share: queue everything behind a spinning kernel, so that no host gap is inside.
+    """What the device clocks share: queue everything behind a spinning kernel, so that
+    no host gap is inside.
 
-    Whether the hold was long enough is checked each time: if the start event has passed before the end event was
-    queued, the sample is thrown away and the next hold is twice as long (NVBench's blocking kernel, without its
-    deadlock on a launch that waits for the device).
+    Whether the hold was long enough is checked each time: if the start event has passed
+    before the end event was queued, the sample is thrown away and the next hold is
+    twice as long (NVBench's blocking kernel, without its deadlock on a launch that
+    waits for the device).
 
-    `result` is a copy where `copies` is set, queued right behind the end event: what another stream has not written by
-    then is not in it.
+    `result` is a copy where `copies` is set, queued right behind the end event: what
+    another stream has not written by then is not in it.
     """
 
     settles_s = 0.0
@@ -145,8 +158,10 @@ class _Held:
                 self._shorten()
                 return self._start.elapsed_time(self._end) * 1e-3 / self.iterations
             if self._hold_s >= _MOST_HOLD_S:
-                raise Unfit(f"{self.name}: the launch waits for the device, so the host's time is inside any pair of "
-                            "events; time it by the host clock")
+                raise Unfit(
+                    f"{self.name}: the launch waits for the device, so the host's time is inside any pair of "
+                    "events; time it by the host clock"
+                )
             self._hold_s, self._held_in_a_row = 2 * self._hold_s, 0
 
     def _shorten(self) -> None:
@@ -162,7 +177,9 @@ class _Held:
         raise NotImplementedError
 
     def _enough(self, call_s: float) -> int:
-        """Launches that fill a hot sample. `call_s` is at most right: the host's part may be most of it."""
+        """Launches that fill a hot sample. `call_s` is at most right: the host's part
+        may be most of it.
+        """
         return max(1, min(_MOST_LAUNCHES, math.ceil(_HOT_SAMPLE_S / max(call_s, 1e-9))))
 
 
@@ -198,7 +215,9 @@ class DeviceHot(_Held):
 
 
 class Graph(_Held):
-    """Replay of a CUDA graph of many launches in a row: the device's time with no launch from the host at all."""
+    """Replay of a CUDA graph of many launches in a row: the device's time with no
+    launch from the host at all.
+    """
 
     name = "graph"
 
@@ -219,7 +238,9 @@ class Graph(_Held):
         self.iterations = times
         try:
             self._replay = self._hardware.capture(launch, times)
-        except Exception as error:  # whatever torch, Triton or the driver raises: the launch has no graph
+        except (
+            Exception
+        ) as error:  # whatever torch, Triton or the driver raises: the launch has no graph
             raise Unfit(f"{NOT_CAPTURED}: {texts.error_line(error)}") from error
 
     def _before(self) -> None:
@@ -231,27 +252,36 @@ class Graph(_Held):
 
 
 def copy_of(returned):
-    """A copy of what a launch returned, where that is tensors; itself where it is anything else."""
+    """A copy of what a launch returned, where that is tensors; itself where it is
+    anything else.
+    """
     if isinstance(returned, tuple):
         return tuple(map(copy_of, returned))
     return returned.clone() if isinstance(returned, torch.Tensor) else returned
 
 
-_BY_NAME = {clock.name: clock for clock in (Host, HostCold, DeviceCold, DeviceHot, Graph)}
+_BY_NAME = {
+    clock.name: clock for clock in (Host, HostCold, DeviceCold, DeviceHot, Graph)
+}
 
 
 def keeps_outputs(name: str) -> bool:
-    """Whether the clock called `name` has memory of its own for its launch's outputs for as long as it lives."""
+    """Whether the clock called `name` has memory of its own for its launch's outputs
+    for as long as it lives.
+    """
     return _BY_NAME[name] is Graph
 
 
 def make_clock(name: str, hardware, launches: Launches, call_s: float, sample_s: float):
-    """The clock called `name` for a launch that takes about `call_s`; host samples are about `sample_s` long.
+    """The clock called `name` for a launch that takes about `call_s`; host samples are
+    about `sample_s` long.
 
     Raises:
         ValueError: for a name that is not a clock of this hardware.
         Unfit: if this clock can't time this launch.
     """
     if name not in CLOCKS[hardware.name]:
-        raise ValueError(f"{name!r} is no clock of {hardware.name}: use {', '.join(CLOCKS[hardware.name])}")
+        raise ValueError(
+            f"{name!r} is no clock of {hardware.name}: use {', '.join(CLOCKS[hardware.name])}"
+        )
     return _BY_NAME[name](hardware, launches, call_s, sample_s)

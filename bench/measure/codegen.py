@@ -1,9 +1,11 @@
 """What the compilers make of the GPU variants, with no GPU at hand.
 
-A variant's own launcher runs on CPU tensors while Triton and Numba are told to compile for the asked architecture
-instead of launching, so what is compiled is what the launcher would launch: its tile, its warps, its specialisation
-on alignment and divisibility. Nothing is executed.
+A variant's own launcher runs on CPU tensors while Triton and Numba are told to compile
+for the asked architecture instead of launching, so what is compiled is what the
+launcher would launch: its tile, its warps, its specialisation on alignment and
+divisibility. Nothing is executed.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -28,13 +30,16 @@ _THREADS = re.compile(r"\.reqntid (\d+)")
 class Compiled:
     """One kernel compiled for one architecture, as it would be launched.
 
-    `config` is its compile-time constants, warps and stages. Registers and stack bytes are per thread, shared memory
-    per block, without what the system reserves. `code_bytes` is the size of the machine code, `spills` counts the loads
-    and stores of the stack, `barriers` the instructions on barriers.
-    `matrix_instruction` is the tensor-core instruction in the PTX (wgmma.mma_async, tcgen05.mma, mma.sync) or None, and
-    `matrix` how many of its kind the machine code has; `loads` and `stores` count those on global memory by the bytes
-    a thread ("16", "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps. `warp_fault` is
-    where an instruction of a whole warp may run without all of it, or None.
+    `config` is its compile-time constants, warps and stages. Registers and stack bytes
+    are per thread, shared memory per block, without what the system reserves.
+    `code_bytes` is the size of the machine code, `spills` counts the loads and stores
+    of the stack, `barriers` the instructions on barriers.
+    `matrix_instruction` is the tensor-core instruction in the PTX (wgmma.mma_async,
+    tcgen05.mma, mma.sync) or None, and `matrix` how many of its kind the machine code
+    has; `loads` and `stores` count those on global memory by the bytes a thread ("16",
+    "4"…, "TMA"). `warp_specialized` is whether the compiler made partitions of warps.
+    `warp_fault` is where an instruction of a whole warp may run without all of it, or
+    None.
     """
 
     kernel: str
@@ -55,55 +60,101 @@ class Compiled:
     warp_fault: str | None = None
 
 
-def compile_variant(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int,
-                    seen: set | None = None) -> list[Compiled]:
-    """Compile every kernel that `variant` would launch on `inputs` (CPU tensors; their values don't matter).
+def compile_variant(
+    variant: Variant,
+    inputs: tuple[torch.Tensor, ...],
+    architecture: int,
+    seen: set | None = None,
+) -> list[Compiled]:
+    """Compile every kernel that `variant` would launch on `inputs` (CPU tensors; their
+    values don't matter).
 
     The arguments and errors are those of `launches_of`.
     """
     return read(launches_of(variant, inputs, architecture, seen))
 
 
-def launches_of(variant: Variant, inputs: tuple[torch.Tensor, ...], architecture: int,
-                seen: set | None = None) -> list[Launch]:
+def launches_of(
+    variant: Variant,
+    inputs: tuple[torch.Tensor, ...],
+    architecture: int,
+    seen: set | None = None,
+) -> list[Launch]:
     """Capture and compile every launch of `variant` on `inputs`; `read` has the facts.
 
-    A launch that `seen` holds is left out, and each new one is added: it is known by its kernel, its compile-time
-    constants, its arguments' types, and whether all of its sizes and strides are multiples of 16.
+    A launch that `seen` holds is left out, and each new one is added: it is known by
+    its kernel, its compile-time constants, its arguments' types, and whether all of its
+    sizes and strides are multiples of 16.
 
     Raises:
-        ValueError: if the variant's backend is not a GPU compiler, or the architecture is not known.
-        RuntimeError: if its launcher launched nothing, or whatever the compiler raises.
+        ValueError: if the variant's backend is not a GPU compiler, or the architecture
+        is not known. RuntimeError: if its launcher launched nothing, or whatever the
+        compiler raises.
     """
-    capture = {"triton": _capture_triton, "numba_cuda": _capture_numba}.get(variant.backend)
+    capture = {"triton": _capture_triton, "numba_cuda": _capture_numba}.get(
+        variant.backend
+    )
     if capture is None:
-        raise ValueError(f"{variant.id} is no GPU kernel: its backend is {variant.backend}")
+        raise ValueError(
+            f"{variant.id} is no GPU kernel: its backend is {variant.backend}"
+        )
     launches = Launches(seen if seen is not None else set())
     with compiling_for(architecture), capture(architecture, launches):
         variant(*inputs)
     if not launches.count:
-        raise RuntimeError(f"{variant.id} launched no kernel on {[tuple(tensor.shape) for tensor in inputs]}")
+        raise RuntimeError(
+            f"{variant.id} launched no kernel on {[tuple(tensor.shape) for tensor in inputs]}"
+        )
     return launches.new
 
 
 def read(launches: Sequence[Launch]) -> list[Compiled]:
-    """The facts of many launches, in their order; many at once cost little more than one."""
+    """The facts of many launches, in their order; many at once cost little more than
+    one.
+    """
     compiled: dict[int, Compiled] = {}
     for architecture in {launch.architecture for launch in launches}:
-        numbers = [number for number, launch in enumerate(launches) if launch.architecture == architecture]
-        binaries = sass.read([launches[number].cubin for number in numbers], architecture)
-        compiled |= {number: _compiled(launches[number], binary) for number, binary in zip(numbers, binaries)}
+        numbers = [
+            number
+            for number, launch in enumerate(launches)
+            if launch.architecture == architecture
+        ]
+        binaries = sass.read(
+            [launches[number].cubin for number in numbers], architecture
+        )
+        compiled |= {
+            number: _compiled(launches[number], binary)
+            for number, binary in zip(numbers, binaries)
+        }
     return [compiled[number] for number in range(len(launches))]
 
 
 def _compiled(launch: Launch, binary: sass.Binary) -> Compiled:
     target = architectures.known(launch.architecture)
     reserved = target.shared_bytes_reserved if target.reserved_in_cubin else 0
-    shared = max(0, binary.shared_bytes - reserved) if launch.shared_bytes is None else launch.shared_bytes
-    return Compiled(launch.kernel, launch.config, launch.architecture, launch.threads, binary.registers,
-                    binary.stack_bytes, shared, binary.code_bytes, binary.spills, binary.barriers,
-                    matrix_instruction(launch.ptx), binary.matrix, binary.loads, binary.stores, launch.warp_specialized,
-                    converged.fault(launch.ptx, binary.listing))
+    shared = (
+        max(0, binary.shared_bytes - reserved)
+        if launch.shared_bytes is None
+        else launch.shared_bytes
+    )
+    return Compiled(
+        launch.kernel,
+        launch.config,
+        launch.architecture,
+        launch.threads,
+        binary.registers,
+        binary.stack_bytes,
+        shared,
+        binary.code_bytes,
+        binary.spills,
+        binary.barriers,
+        matrix_instruction(launch.ptx),
+        binary.matrix,
+        binary.loads,
+        binary.stores,
+        launch.warp_specialized,
+        converged.fault(launch.ptx, binary.listing),
+    )
 
 
 @contextlib.contextmanager
@@ -111,21 +162,37 @@ def _capture_triton(architecture: int, launches: Launches) -> Iterator[None]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    launch, active = JITFunction.run, driver._active  # the public `active` looks for a GPU when there is none yet
+    launch, active = (
+        JITFunction.run,
+        driver._active,
+    )  # the public `active` looks for a GPU when there is none yet
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         config = triton_config(self, args, kwargs)
         numbers = [arg for arg in args if isinstance(arg, int)]
-        if not launches.is_new(self.__name__, config, all(arg % 16 == 0 or arg == 1 for arg in numbers),
-                               *(arg.dtype for arg in args if isinstance(arg, torch.Tensor))):
+        if not launches.is_new(
+            self.__name__,
+            config,
+            all(arg % 16 == 0 or arg == 1 for arg in numbers),
+            *(arg.dtype for arg in args if isinstance(arg, torch.Tensor)),
+        ):
             return None
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
         if why := _why_too_large(kernel.metadata, architectures.known(architecture)):
             raise RuntimeError(f"{self.__name__} {why}")
         ptx = kernel.asm["ptx"]
-        launches.new.append(Launch(
-            self.__name__, config, architecture, int(_THREADS.search(ptx).group(1)), kernel.metadata.shared,
-            "ttg.warp_specialize" in kernel.asm["ttgir"], ptx, kernel.asm["cubin"]))
+        launches.new.append(
+            Launch(
+                self.__name__,
+                config,
+                architecture,
+                int(_THREADS.search(ptx).group(1)),
+                kernel.metadata.shared,
+                "ttg.warp_specialize" in kernel.asm["ttgir"],
+                ptx,
+                kernel.asm["cubin"],
+            )
+        )
         return kernel
 
     JITFunction.run = compile_only
@@ -143,13 +210,17 @@ def _why_too_large(metadata, target: Architecture) -> str | None:
     if columns > target.tensor_memory_columns:  # its code is empty
         return f"needs {columns} columns of tensor memory, and {target} has {target.tensor_memory_columns}"
     if metadata.shared > target.shared_bytes_per_block:
-        return (f"needs {metadata.shared} B of shared memory, and a block of {target} has at most "
-                f"{target.shared_bytes_per_block}")
+        return (
+            f"needs {metadata.shared} B of shared memory, and a block of {target} has at most "
+            f"{target.shared_bytes_per_block}"
+        )
     return None
 
 
 class NoGpu:
-    """What Triton asks of a driver in order to compile. The device number keeps the architectures' caches apart."""
+    """What Triton asks of a driver in order to compile. The device number keeps the
+    architectures' caches apart.
+    """
 
     def __init__(self, architecture: int):
         from triton.backends.compiler import GPUTarget
@@ -178,15 +249,32 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
         return types.int64 if isinstance(argument, int) else typeof(argument)
 
     def compile_only(self, configuration):
-        block = configuration[1] if isinstance(configuration[1], tuple) else (configuration[1],)
+        block = (
+            configuration[1]
+            if isinstance(configuration[1], tuple)
+            else (configuration[1],)
+        )
 
         def launch(*args):
-            signature, config = tuple(numba_type(argument) for argument in args), numba_config(self.py_func)
+            signature, config = tuple(
+                numba_type(argument) for argument in args
+            ), numba_config(self.py_func)
             if not launches.is_new(self.py_func, config, block, signature):
                 return
             ptx, cubin = numba_compile.compile_as_launched(self, signature)
-            launches.new.append(Launch(self.py_func.__name__, config, architecture, math.prod(block), None,
-                                       warp_specialized=False, ptx=ptx, cubin=cubin))
+            launches.new.append(
+                Launch(
+                    self.py_func.__name__,
+                    config,
+                    architecture,
+                    math.prod(block),
+                    None,
+                    warp_specialized=False,
+                    ptx=ptx,
+                    cubin=cubin,
+                )
+            )
+
         return launch
 
     CUDADispatcher.__getitem__ = compile_only
@@ -198,10 +286,13 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
 
 
 def triton_config(kernel, args: tuple, kwargs: dict) -> str:
-    """"BLOCK_M=128 BLOCK_N=64, 8 warps, 3 stages" of a launch."""
+    """ "BLOCK_M=128 BLOCK_N=64, 8 warps, 3 stages" of a launch."""
     given = dict(zip((parameter.name for parameter in kernel.params), args)) | kwargs
-    constants = {parameter.name: given[parameter.name] for parameter in kernel.params
-                 if parameter.is_constexpr and parameter.name in given}
+    constants = {
+        parameter.name: given[parameter.name]
+        for parameter in kernel.params
+        if parameter.is_constexpr and parameter.name in given
+    }
     shown = " ".join(f"{name}={value}" for name, value in constants.items())
     return f"{shown}, {kwargs.get('num_warps', 4)} warps, {kwargs.get('num_stages', 3)} stages"
 
@@ -209,7 +300,11 @@ def triton_config(kernel, args: tuple, kwargs: dict) -> str:
 def numba_config(function) -> str:
     """The numbers that a kernel made by a factory closes over."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or ())
-    return " ".join(f"{name}={cell.cell_contents}" for name, cell in cells if isinstance(cell.cell_contents, int))
+    return " ".join(
+        f"{name}={cell.cell_contents}"
+        for name, cell in cells
+        if isinstance(cell.cell_contents, int)
+    )
 
 
 def why_cannot_compile(backend: str) -> str | None:

@@ -1,7 +1,9 @@
-"""What this machine has compiled before, by content: the key holds the sources and every version that matters.
+"""What this machine has compiled before, by content: the key holds the sources and
+every version that matters.
 
 Only a saving of time: a file that can't be read or written is compiled again.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -17,18 +19,31 @@ from pathlib import Path
 from batchline.bench.measure import environment, pins
 
 _KEPT_S = 30 * 86400
-# On which code may depend, beside the toolchain that names the pins: Numba links through the last two.
+# On which code may depend, beside the toolchain that names the pins: Numba links
+# through the last two.
 _OTHERS = ("torch", "llvmlite", "numpy", "cuda-core", "cuda-bindings")
 
 
 def folder() -> Path:
-    """In the user's cache: $XDG_CACHE_HOME, or ~/.cache (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchline" / "codegen"
+    """In the user's cache: $XDG_CACHE_HOME, or ~/.cache (XDG Base Directory
+    Specification).
+    """
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "batchline"
+        / "codegen"
+    )
 
 
 def key(job: pins.Job, sources: str) -> str:
     """What the compiled kernels of a job depend on, as a hash."""
-    parts = [*job, sources, pins.toolchain(), environment.versions(_OTHERS), platform.python_version()]
+    parts = [
+        *job,
+        sources,
+        pins.toolchain(),
+        environment.versions(_OTHERS),
+        platform.python_version(),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -50,7 +65,9 @@ def store(name: str, rows: Sequence[dict]) -> None:
     text = json.dumps(rows)
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder(), delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=folder(), delete=False
+        ) as file:
             file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         Path(file.name).replace(folder() / f"{name}.json")
         for old in folder().iterdir():

@@ -1,7 +1,9 @@
-"""Processes that compile: each takes the next job when it is done with one, and a job that ends its process is named.
+"""Processes that compile: each takes the next job when it is done with one, and a job
+that ends its process is named.
 
 Compiling has processes of its own, where replacing the drivers harms nothing else.
 """
+
 from __future__ import annotations
 
 import gc
@@ -49,9 +51,15 @@ class Pool:
             worker.end()
             self._workers.remove(worker)
 
-    def each(self, work: Callable, jobs: Sequence[Hashable], until_s: float = math.inf,
-             tell: Callable[[int], None] = lambda done: None) -> tuple[dict, list[str]]:
-        """{job: work(*job)} of those that came to an end, and a line for each that did not.
+    def each(
+        self,
+        work: Callable,
+        jobs: Sequence[Hashable],
+        until_s: float = math.inf,
+        tell: Callable[[int], None] = lambda done: None,
+    ) -> tuple[dict, list[str]]:
+        """{job: work(*job)} of those that came to an end, and a line for each that did
+        not.
 
         Args:
             work: a module's function, for the processes import it.
@@ -64,13 +72,21 @@ class Pool:
             self._workers.append(_Worker())
         for worker in self._workers:
             worker.take(work, waiting)
-        while busy := {worker.connection: worker for worker in self._workers if worker.job is not None}:
+        while busy := {
+            worker.connection: worker
+            for worker in self._workers
+            if worker.job is not None
+        }:
             left_s = until_s - time.monotonic()
-            ready = wait(list(busy), timeout=min(_LONGEST_S, left_s)) if left_s > 0 else []
+            ready = (
+                wait(list(busy), timeout=min(_LONGEST_S, left_s)) if left_s > 0 else []
+            )
             if not ready and left_s < _LONGEST_S:
                 self._end(busy.values())
                 break
-            for worker in [busy[connection] for connection in ready] or list(busy.values()):
+            for worker in [busy[connection] for connection in ready] or list(
+                busy.values()
+            ):
                 job, (result, problem) = worker.job, worker.answer(hung=not ready)
                 if problem is None:
                     results[job] = result
@@ -143,6 +159,9 @@ def _serve(connection: Connection) -> None:
             return
         try:
             answer = work(*job), None
-        except (Exception, SystemExit) as error:  # whatever it raised is that job's problem
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever it raised is that job's problem
             answer = None, texts.error_line(error)
         connection.send(answer)

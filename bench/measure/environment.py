@@ -1,4 +1,7 @@
-"""The machine, as a reader of the figures must know it: processor, GPU, driver, versions, git revision."""
+"""The machine, as a reader of the figures must know it: processor, GPU, driver,
+versions, git revision.
+"""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -17,8 +20,17 @@ from batchline.kernels import backends, cgroups, numba_cpu
 from batchline.kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
-_VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy", "scikit-learn", "pytest-benchmark",
-             *backends.PEERS.values())
+_VERSIONS = (
+    "torch",
+    "triton",
+    "numba",
+    "numba-cuda",
+    "llvmlite",
+    "numpy",
+    "scikit-learn",
+    "pytest-benchmark",
+    *backends.PEERS.values(),
+)
 _GIT_S = 20  # the longest that a run waits for its revision
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,28 +41,37 @@ def missing_packages() -> list[str]:
 
 
 def resolve_device(asked: str) -> str:
-    """"cpu" or "cuda" for "auto", "cpu", "cuda" or "stand-in".
+    """ "cpu" or "cuda" for "auto", "cpu", "cuda" or "stand-in".
 
     Raises:
-        ValueError: for another word, for "cuda" where torch sees no GPU, or for the stand-in where it is not in its
-            place.
+        ValueError: for another word, for "cuda" where torch sees no GPU, or for the
+            stand-in where it is not in its place.
     """
     if asked == stand_in.NAME and stand_in.is_on():
         return "cuda"
     if asked not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {asked!r}: use auto, cpu, cuda or {stand_in.NAME}")
+        raise ValueError(
+            f"unknown device {asked!r}: use auto, cpu, cuda or {stand_in.NAME}"
+        )
     usable = torch.cuda.is_available()
     if asked == "cuda" and not usable:
-        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
-        raise ValueError(f"DEVICE=cuda, but {why} ({torch.__version__}): use DEVICE=cpu, or a machine with CUDA")
+        why = (
+            "this torch is built without CUDA"
+            if torch.version.cuda is None
+            else "torch sees no GPU"
+        )
+        raise ValueError(
+            f"DEVICE=cuda, but {why} ({torch.__version__}): use DEVICE=cpu, or a machine with CUDA"
+        )
     return ("cuda" if usable else "cpu") if asked == "auto" else asked
 
 
 def machine(device: str) -> dict:
     """What the figures depend on, by name. Sizes in bytes.
 
-    `cpu_quota` (in cores) and `memory_limit_bytes` are a container's, None without one; the threads are a worker's;
-    `most_busy_share` is the share of the cores that others may take while something is measured.
+    `cpu_quota` (in cores) and `memory_limit_bytes` are a container's, None without one;
+    the threads are a worker's; `most_busy_share` is the share of the cores that others
+    may take while something is measured.
 
     Raises:
         ValueError: if that share was set to what is none.
@@ -59,7 +80,11 @@ def machine(device: str) -> dict:
         "device": device,
         "device_name": device_name(device),
         "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count()
+        ),
         "cpu_quota": cgroups.cpu_quota(),
         "cpu_threads_of_torch": threads_of_torch(),
         "cpu_threads_of_numba": _threads_of_numba(),
@@ -77,17 +102,22 @@ def machine(device: str) -> dict:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         facts["gpu"] = {
-            "name": properties.name, "memory_bytes": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size,
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
             "compute_capability": f"{properties.major}.{properties.minor}",
-            "cuda_of_torch": torch.version.cuda, "driver": _driver_version(),
+            "cuda_of_torch": torch.version.cuda,
+            "driver": _driver_version(),
         }
     return facts
 
 
 def threads_of_torch() -> int:
     """torch's threads where it measures: its own count, within a container's CPU quota."""
-    return min(torch.get_num_threads(), cgroups.whole_cores() or torch.get_num_threads())
+    return min(
+        torch.get_num_threads(), cgroups.whole_cores() or torch.get_num_threads()
+    )
 
 
 def _threads_of_numba() -> int | None:
@@ -100,8 +130,17 @@ def revision() -> dict:
     The commit is "unknown" where git does not say it, and whether they differ None.
     """
     commit = _ask_git("rev-parse", "HEAD")
-    changed = _ask_git("status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports") if commit else None
-    return {"commit": commit or "unknown", "dirty": None if changed is None else bool(changed)}
+    changed = (
+        _ask_git(
+            "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports"
+        )
+        if commit
+        else None
+    )
+    return {
+        "commit": commit or "unknown",
+        "dirty": None if changed is None else bool(changed),
+    }
 
 
 def _ask_git(*arguments: str) -> str | None:
@@ -130,5 +169,7 @@ def _driver_version() -> str:
 
         pynvml.nvmlInit()
         return pynvml.nvmlSystemGetDriverVersion()
-    except Exception as error:  # whatever NVML's binding raises, a run without the driver's number is still a run
+    except (
+        Exception
+    ) as error:  # whatever NVML's binding raises, a run without the driver's number is still a run
         return f"unknown ({type(error).__name__}: {error})"

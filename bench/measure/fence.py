@@ -1,8 +1,10 @@
 """A fence around each variant's turn: the process must be after it as it was before.
 
-What differs is Tampered, with the name of whoever had the turn, or of nobody where several had one. What a compiler
-or a library does at a first call is no tampering: modules that it loads, threads that sleep, its own variables.
+What differs is Tampered, with the name of whoever had the turn, or of nobody where
+several had one. What a compiler or a library does at a first call is no tampering:
+modules that it loads, threads that sleep, its own variables.
 """
+
 from __future__ import annotations
 
 import gc
@@ -15,18 +17,26 @@ from batchline.bench.measure.originals import Originals
 from batchline.bench.measure.tampering import Tampered
 from batchline.kernels.op import Variant
 
-_LOADING = ("_registered", "_function")  # of an op, that change as its variants are loaded
+_LOADING = (
+    "_registered",
+    "_function",
+)  # of an op, that change as its variants are loaded
 
 
 class Fence:
-    """Knows the process as it was when this was made: at a worker's start, before any variant is loaded.
+    """Knows the process as it was when this was made: at a worker's start, before any
+    variant is loaded.
 
     `collects`: whether garbage collection should be on; whoever switches it says so.
     """
 
     def __init__(self):
-        self._own_files = {f"batchline.kernels.{op}.{module.name}" for op, folder in process_state.op_folders().items()
-                           for module in pkgutil.iter_modules([folder]) if not module.name.startswith("_")}
+        self._own_files = {
+            f"batchline.kernels.{op}.{module.name}"
+            for op, folder in process_state.op_folders().items()
+            for module in pkgutil.iter_modules([folder])
+            if not module.name.startswith("_")
+        }
         self._originals = Originals(self._own_files)
         self._ops: set[str] = set()
         self._variants: dict[tuple[str, str], Variant] = {}
@@ -48,7 +58,9 @@ class Fence:
         self._own_cores, self._cores = placing.cores(), placing.cores_by_thread()
 
     def keep_ops(self) -> None:
-        """Take the ops that have just been imported as they are; an op is imported when it is first asked for."""
+        """Take the ops that have just been imported as they are; an op is imported when
+        it is first asked for.
+        """
         for name in process_state.op_folders():
             op = getattr(sys.modules.get(f"batchline.kernels.{name}"), name, None)
             if op is not None and name not in self._ops:
@@ -70,16 +82,23 @@ class Fence:
     def glance(self, whose: str | None) -> None:
         """Raise Tampered if what can be read in microseconds has changed."""
         if gc.isenabled() is not self.collects:
-            raise Tampered(whose, f"it left garbage collection {'off' if self.collects else 'on'}")
+            raise Tampered(
+                whose, f"it left garbage collection {'off' if self.collects else 'on'}"
+            )
         if placing.cores() != self._own_cores:
             raise Tampered(whose, "it left the cores that it may use changed")
         self._require_same(whose, process_state.QUICK, self._quick)
 
     def look(self, whose: str | None) -> None:
-        """Raise Tampered if anything has changed that must not. Takes a millisecond or two."""
+        """Raise Tampered if anything has changed that must not. Takes a millisecond or
+        two.
+        """
         self.glance(whose)
         cores = placing.cores_by_thread()
-        if any(cores.get(thread, allowed) != allowed for thread, allowed in self._cores.items()):
+        if any(
+            cores.get(thread, allowed) != allowed
+            for thread, allowed in self._cores.items()
+        ):
             raise Tampered(whose, "it left a thread's cores changed")
         self._require_same(whose, process_state.FULL, self._full)
         if name := self._originals.changed():
@@ -94,13 +113,19 @@ class Fence:
     def _require_same(self, whose: str | None, readers, before: list) -> None:
         now = process_state.read(readers)
         if now != before:
-            what, one, other = next(row for row in zip(readers, before, now) if row[1] != row[2])
+            what, one, other = next(
+                row for row in zip(readers, before, now) if row[1] != row[2]
+            )
             raise Tampered(whose, f"it left {what} changed{_which(one, other)}")
 
     def _require_no_company(self, whose: str | None) -> None:
-        """No thread at work and no child process that was not there before; Numba's pool as large as it was."""
+        """No thread at work and no child process that was not there before; Numba's
+        pool as large as it was.
+        """
         if names := threads.foreign():
-            raise Tampered(whose, f"it left a thread of its own running ({', '.join(names)})")
+            raise Tampered(
+                whose, f"it left a thread of its own running ({', '.join(names)})"
+            )
         now = threads.ids()
         if threads.busy(now - self._threads):
             raise Tampered(whose, "it left a thread that goes on computing")
@@ -112,8 +137,13 @@ class Fence:
         self._threads, self._numba_threads = now, count
 
     def _require_same_exit(self, whose: str | None) -> None:
-        (count, modules), (before, modules_before) = process_state.exit_callbacks(), self._at_exit
-        if count != before and modules == modules_before:  # a library that was just loaded may have something to close
+        (count, modules), (before, modules_before) = (
+            process_state.exit_callbacks(),
+            self._at_exit,
+        )
+        if (
+            count != before and modules == modules_before
+        ):  # a library that was just loaded may have something to close
             raise Tampered(whose, "it left something to be called at exit")
         self._at_exit = count, modules
 

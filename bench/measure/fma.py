@@ -1,4 +1,7 @@
-"""The processor's multiply-add peak: a register tile on one element of A and one row of B, which stay in L1."""
+"""The processor's multiply-add peak: a register tile on one element of A and one row of
+B, which stay in L1.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -9,7 +12,7 @@ import torch
 from batchline.kernels.backends import numba, why_absent
 
 DTYPES = ("float32", "float64")
-_DEPTH = 2 ** 14
+_DEPTH = 2**14
 _TILES = 16  # a thread's, in one call
 
 
@@ -31,7 +34,12 @@ def launch(dtype: str) -> tuple[Callable, float]:
     results = torch.empty(tasks, TILE_ROWS, width, dtype=getattr(torch, dtype))
 
     def call():
-        run(_compiled(dtype), tasks, shares(tasks, alone=False), (operands.data_ptr(), results.data_ptr()))
+        run(
+            _compiled(dtype),
+            tasks,
+            shares(tasks, alone=False),
+            (operands.data_ptr(), results.data_ptr()),
+        )
 
     return call, 2.0 * tasks * TILE_ROWS * width * _DEPTH
 
@@ -47,7 +55,18 @@ def _compiled(dtype: str):
 
     def tiles(first, last, operands, results):
         for task in range(first, last):
-            tile(pointer(operands, element), 0, 0, pointer(operands, element), 0, _DEPTH,
-                 pointer(results + task * TILE_ROWS * width * size, element), width, TILE_ROWS, width, 0)
+            tile(
+                pointer(operands, element),
+                0,
+                0,
+                pointer(operands, element),
+                0,
+                _DEPTH,
+                pointer(results + task * TILE_ROWS * width * size, element),
+                width,
+                TILE_ROWS,
+                width,
+                0,
+            )
 
     return compiled(tiles, 2)

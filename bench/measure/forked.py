@@ -1,8 +1,10 @@
-"""Work in forked processes, each in one of its own, with a deadline for every step: what it does to itself ends there.
+"""Work in forked processes, each in one of its own, with a deadline for every step:
+what it does to itself ends there.
 
-A fork takes milliseconds where a new process takes seconds to import torch. What a fork sends is data alone (JSON), so
-that nothing that it sends is run.
+A fork takes milliseconds where a new process takes seconds to import torch. What a fork
+sends is data alone (JSON), so that nothing that it sends is run.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -22,11 +24,11 @@ from batchline.bench.measure import outcome
 from batchline.bench.measure.worker import Doing
 from batchline.bench.records import BROKEN, CRASHED, FAILED, HUNG
 
-_TOLD_S = 5.0         # how often it is told that a job is waited for
-_LOOK_S = 0.05        # how often it is looked at whether a process has ended
-_ENDING_S = 0.002     # likewise, where one has closed its pipe
-_IN_ALL = 3           # times the deadline of a step: the longest that a job may take
-_MOST_BYTES = 2 ** 24  # that one job may send
+_TOLD_S = 5.0  # how often it is told that a job is waited for
+_LOOK_S = 0.05  # how often it is looked at whether a process has ended
+_ENDING_S = 0.002  # likewise, where one has closed its pipe
+_IN_ALL = 3  # times the deadline of a step: the longest that a job may take
+_MOST_BYTES = 2**24  # that one job may send
 _PR_SET_PDEATHSIG = 1
 _SAID, _FAILED, _DONE = "said", "failed", "done"
 
@@ -35,7 +37,9 @@ Begin = Callable[[str], None]  # told the name of each step before it
 
 @dataclass(frozen=True)
 class Job:
-    """`work(begin)` yields data, as JSON can hold it; `name` is whose work it is, in words."""
+    """`work(begin)` yields data, as JSON can hold it; `name` is whose work it is, in
+    words.
+    """
 
     name: str
     work: Callable[[Begin], Iterator]
@@ -43,7 +47,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """The data that a job has sent, and how it failed after that: a status and a reason, or None."""
+    """The data that a job has sent, and how it failed after that: a status and a
+    reason, or None.
+    """
 
     data: list
     failure: tuple[str, str] | None
@@ -56,8 +62,11 @@ class Waiting:
     step: str
 
 
-def each(jobs: Sequence[Job], deadline_s: float, at_once: int) -> Iterator[tuple[Job, Ended | Waiting]]:
-    """Each job and what came of it, as they end; in between, every few seconds, those that are waited for.
+def each(
+    jobs: Sequence[Job], deadline_s: float, at_once: int
+) -> Iterator[tuple[Job, Ended | Waiting]]:
+    """Each job and what came of it, as they end; in between, every few seconds, those
+    that are waited for.
 
     Args:
         deadline_s: the longest that one step of a job may take.
@@ -70,7 +79,12 @@ def each(jobs: Sequence[Job], deadline_s: float, at_once: int) -> Iterator[tuple
             while waiting and len(running) < at_once:
                 running.append(_start(waiting.popleft()))
             open_pipes = [one.pipe for one in running if not one.is_closed]
-            select.select(open_pipes, [], [], _LOOK_S if len(open_pipes) == len(running) else _ENDING_S)
+            select.select(
+                open_pipes,
+                [],
+                [],
+                _LOOK_S if len(open_pipes) == len(running) else _ENDING_S,
+            )
             for one in list(running):
                 told = one.look(deadline_s)
                 if isinstance(told, Ended):
@@ -96,7 +110,9 @@ class _Running:
     told_s: float = field(default_factory=time.monotonic)
 
     def look(self, deadline_s: float) -> Ended | Waiting | None:
-        """Take what it has sent, and end it if it is late; what came of it, if it has ended."""
+        """Take what it has sent, and end it if it is late; what came of it, if it has
+        ended.
+        """
         self._receive()
         _, step, since_s = self.doing.read()
         now_s = time.monotonic()
@@ -107,9 +123,13 @@ class _Running:
         if now_s - since_s > deadline_s:
             return self._given_up(HUNG, f"not done after {deadline_s:g} s ({step})")
         if now_s - self.started_s > _IN_ALL * deadline_s:
-            return self._given_up(HUNG, f"not done after {_IN_ALL * deadline_s:g} s in all ({step})")
+            return self._given_up(
+                HUNG, f"not done after {_IN_ALL * deadline_s:g} s in all ({step})"
+            )
         if len(self.received) > _MOST_BYTES:
-            return self._given_up(FAILED, f"it sent more than {_MOST_BYTES >> 20} MiB ({step})")
+            return self._given_up(
+                FAILED, f"it sent more than {_MOST_BYTES >> 20} MiB ({step})"
+            )
         if now_s - self.told_s > _TOLD_S:
             self.told_s = now_s
             return Waiting(step)
@@ -123,7 +143,7 @@ class _Running:
     def _receive(self) -> None:
         while not self.is_closed and len(self.received) <= _MOST_BYTES:
             try:
-                part = os.read(self.pipe, 2 ** 16)
+                part = os.read(self.pipe, 2**16)
             except BlockingIOError:
                 return
             self.received += part
@@ -134,7 +154,11 @@ class _Running:
         data, failure = _read(bytes(self.received))
         if failure is None:
             code = os.waitstatus_to_exitcode(status)
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = (
+                f"was ended by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with exit code {code}"
+            )
             failure = CRASHED, f"its process {how} ({step})"
         return Ended(data, failure or None)
 
@@ -144,7 +168,9 @@ class _Running:
 
 
 def _read(received: bytes) -> tuple[list, tuple | None]:
-    """The data, and how it failed; () if it was done, None if it did not say how it ended."""
+    """The data, and how it failed; () if it was done, None if it did not say how it
+    ended.
+    """
     data = []
     for line in received.split(b"\n")[:-1]:
         try:
@@ -160,7 +186,9 @@ def _read(received: bytes) -> tuple[list, tuple | None]:
 
 
 def _start(job: Job) -> _Running:
-    reading, writing = (end.detach() for end in socket.socketpair())  # another job can open a pipe through /proc
+    reading, writing = (
+        end.detach() for end in socket.socketpair()
+    )  # another job can open a pipe through /proc
     doing = Doing(multiprocessing.get_context("spawn"))
     doing.begin(job.name, "starting")
     parent = os.getpid()
@@ -177,7 +205,9 @@ def _start(job: Job) -> _Running:
 
 
 def _be_alone(parent: int, pipe: int) -> None:
-    """Not to outlive the parent, and to be heard through the pipe alone: what a file prints is not for a terminal."""
+    """Not to outlive the parent, and to be heard through the pipe alone: what a file
+    prints is not for a terminal.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -190,6 +220,7 @@ def _be_alone(parent: int, pipe: int) -> None:
 
 def _work(job: Job, doing: Doing, pipe: int) -> None:
     with open(pipe, "w", encoding="utf-8", closefd=False) as file:
+
         def send(*message) -> None:
             file.write(f"{json.dumps(message)}\n")
             file.flush()
@@ -197,7 +228,9 @@ def _work(job: Job, doing: Doing, pipe: int) -> None:
         try:
             for data in job.work(lambda step: doing.begin(job.name, step)):
                 send(_SAID, data)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt, too: a file may raise anything
+        except (
+            BaseException
+        ) as error:  # SystemExit and KeyboardInterrupt, too: a file may raise anything
             send(_FAILED, *_failure(error))
         else:
             send(_DONE)

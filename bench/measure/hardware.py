@@ -1,4 +1,7 @@
-"""What a clock needs of the machine: a host clock, caches to empty, and on CUDA a stream with events to time it by."""
+"""What a clock needs of the machine: a host clock, caches to empty, and on CUDA a
+stream with events to time it by.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -12,12 +15,14 @@ import torch
 from batchline.bench.measure import stand_in, threads
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_USUAL_CACHE_BYTES = 64 * 2 ** 20  # where the system does not say: more than most have
+_USUAL_CACHE_BYTES = 64 * 2**20  # where the system does not say: more than most have
 _SPIN_HZ = 2e9  # at or above the clocks of the GPUs of today, so a hold is never shorter than asked
 
 
 class Cpu:
-    """Calls run where the clock is read; emptying the caches means writing twice the last level's size."""
+    """Calls run where the clock is read; emptying the caches means writing twice the
+    last level's size.
+    """
 
     name = "cpu"
 
@@ -38,9 +43,11 @@ class Cpu:
         return self.now_s() - start_s
 
     def evict(self) -> None:
-        """Replace what every cache holds. All of torch's threads write a part, so each core's own caches go too.
+        """Replace what every cache holds. All of torch's threads write a part, so each
+        core's own caches go too.
 
-        Those threads sleep when this returns: a launch with threads of its own would find them spinning on its cores.
+        Those threads sleep when this returns: a launch with threads of its own would
+        find them spinning on its cores.
         """
         if self._eviction is None:
             self._eviction = torch.empty(2 * self.cache_bytes, dtype=torch.uint8)
@@ -64,7 +71,9 @@ class Cuda:
 
     def __init__(self):
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        self._written = torch.empty(2 * self.cache_bytes, dtype=torch.uint8, device="cuda")
+        self._written = torch.empty(
+            2 * self.cache_bytes, dtype=torch.uint8, device="cuda"
+        )
         self._read = torch.zeros(2 * self.cache_bytes // 4, device="cuda")
         self._largest = torch.empty((), device="cuda")
 
@@ -72,7 +81,9 @@ class Cuda:
         return perf_counter()
 
     def hold(self, seconds: float) -> None:
-        """Queue a kernel that spins for at least so long: what is queued behind it starts when it ends."""
+        """Queue a kernel that spins for at least so long: what is queued behind it
+        starts when it ends.
+        """
         torch.cuda._sleep(int(seconds * _SPIN_HZ))
 
     def flush(self) -> None:
@@ -94,9 +105,11 @@ class Cuda:
         torch.cuda.synchronize()
 
     def capture(self, launch: Callable[[], object], times: int) -> Callable[[], None]:
-        """A CUDA graph of `times` launches in a row; returns its replay. Raises whatever the capture raises.
+        """A CUDA graph of `times` launches in a row; returns its replay. Raises
+        whatever the capture raises.
 
-        The current stream stays what it was: torch.cuda.graph leaves its own one current where a capture fails.
+        The current stream stays what it was: torch.cuda.graph leaves its own one
+        current where a capture fails.
         """
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         collecting = gc.isenabled()
@@ -112,7 +125,9 @@ class Cuda:
         return graph.replay
 
     def release(self) -> None:
-        """Give back the memory that nothing uses, a graph's own too, which torch keeps for no other."""
+        """Give back the memory that nothing uses, a graph's own too, which torch keeps
+        for no other.
+        """
         gc.collect()  # whoever watched a clock refers to it in a circle
         torch.cuda.empty_cache()
 
@@ -136,9 +151,15 @@ def hardware(device: str) -> Cpu | Cuda:
 
 
 def last_level_cache_bytes() -> int:
-    """The size of the largest cache that /sys names for the first core; a usual size where it does not."""
+    """The size of the largest cache that /sys names for the first core; a usual size
+    where it does not.
+    """
     sizes = []
     for path in _CACHES.glob("index*/size"):
         text = path.read_text().strip()
-        sizes.append(int(text[:-1]) * {"K": 2 ** 10, "M": 2 ** 20}[text[-1]] if text[-1] in "KM" else int(text))
+        sizes.append(
+            int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]]
+            if text[-1] in "KM"
+            else int(text)
+        )
     return max(sizes, default=_USUAL_CACHE_BYTES)

@@ -1,4 +1,7 @@
-"""The parent's side of isolation: a worker process that is asked to measure, and replaced when a variant ends it."""
+"""The parent's side of isolation: a worker process that is asked to measure, and
+replaced when a variant ends it.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +13,16 @@ import time
 from pathlib import Path
 
 from batchline.bench.measure.blame import Blame
-from batchline.bench.measure.messages import DONE, LOST, TAMPERED, Answer, Asked, Forged, Lines, decoded
+from batchline.bench.measure.messages import (
+    DONE,
+    LOST,
+    TAMPERED,
+    Answer,
+    Asked,
+    Forged,
+    Lines,
+    decoded,
+)
 from batchline.bench.measure.mould import Mould
 from batchline.bench.measure.task import NOT_CAPTURED, Outcome, Task, WorkerLost
 from batchline.bench.measure.worker import IDLE, STARTING, Doing, serve
@@ -18,14 +30,21 @@ from batchline.bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
 from batchline.bench.stopping import put_off_and_kept_from_children
 
 _START_S = 120  # to import torch, and on a GPU to make a context
-_LATE_S, _LATE_SHARE = 1.0, 0.1  # how long after its end by the worker's clock an answer may come by ours
-_PRELOADED = ("batchline.bench.measure.runner",)  # and with it torch, the compilers and scipy, but no op
+_LATE_S, _LATE_SHARE = (
+    1.0,
+    0.1,
+)  # how long after its end by the worker's clock an answer may come by ours
+_PRELOADED = (
+    "batchline.bench.measure.runner",
+)  # and with it torch, the compilers and scipy, but no op
 
 
 class Isolation:
-    """Measures tasks in a worker process. A variant that ends it gets its row, and the others a fresh worker.
+    """Measures tasks in a worker process. A variant that ends it gets its row, and the
+    others a fresh worker.
 
-    `tree`: the folder whose `kernels` are measured, where that is not the one beside this `bench`.
+    `tree`: the folder whose `kernels` are measured, where that is not the one beside
+    this `bench`.
     """
 
     def __init__(self, device: str, deadline_s: float, tree: Path | None = None):
@@ -47,8 +66,8 @@ class Isolation:
         """Runner.`method`(*arguments) in the worker.
 
         Raises:
-            WorkerLost: if the worker ended, was not done with one step by the deadline, or can't be believed any more;
-                the next call is answered by a fresh one.
+            WorkerLost: if the worker ended, was not done with one step by the deadline,
+                or can't be believed any more; the next call is answered by a fresh one.
             RuntimeError: if it answered with an error of our own.
         """
         self.ask(method, *arguments)
@@ -73,14 +92,18 @@ class Isolation:
         raise RuntimeError(answer.content)
 
     def measure(self, task: Task) -> dict[str, Outcome]:
-        """Every entry's outcome, by label; those that end their worker have that as theirs (bench.measure.blame)."""
+        """Every entry's outcome, by label; those that end their worker have that as
+        theirs (bench.measure.blame).
+        """
         outcomes = self._blame.measure(task)
         if any(map(_has_failed_to_capture, outcomes.values())):
             self.renew()  # a capture that fails may leave its process in any state
         return outcomes
 
     def renew(self) -> None:
-        """End the worker, whatever it is doing, and all that it has left behind; the next call gets a fresh one."""
+        """End the worker, whatever it is doing, and all that it has left behind; the
+        next call gets a fresh one.
+        """
         if self._connection is None:
             return
         self._connection.close()
@@ -89,7 +112,9 @@ class Isolation:
             self.close()
 
     def close(self) -> None:
-        """End the worker and the process that it was forked from; the next call starts both anew."""
+        """End the worker and the process that it was forked from; the next call starts
+        both anew.
+        """
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -102,7 +127,9 @@ class Isolation:
             self._doing = Doing(self._context)
             with put_off_and_kept_from_children():  # or a Ctrl-C while it starts would print its traceback
                 arguments = self._doing, self._device, self._tree
-                self._mould = Mould(self._context, serve, arguments, _PRELOADED, self._tree)
+                self._mould = Mould(
+                    self._context, serve, arguments, _PRELOADED, self._tree
+                )
         self._doing.begin("", STARTING)
         self._connection = self._mould.fork()
         self._lines = Lines(self._connection.fileno())
@@ -112,7 +139,9 @@ class Isolation:
     def _put(self, method: str, *arguments) -> None:
         labels = arguments[0].labels if method == "measure" else ()
         self._asked = Asked(secrets.token_hex(16), method, labels, time.perf_counter())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has just died: wait for its exit code
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it has just died: wait for its exit code
             self._connection.send((self._asked.number, method, arguments))
 
     def _believed(self) -> Answer:
@@ -123,9 +152,13 @@ class Isolation:
             raise WorkerLost(CRASHED, answer.content, whose, step)
         if answer.kind == TAMPERED:
             named, reason = answer.content
-            raise WorkerLost(WRONG, reason, named or "", step, certain=named in self._asked.labels)
+            raise WorkerLost(
+                WRONG, reason, named or "", step, certain=named in self._asked.labels
+            )
         late_s = time.perf_counter() - answer.ended_s
-        if self._asked.method == "measure" and late_s > _LATE_S + _LATE_SHARE * (answer.ended_s - answer.began_s):
+        if self._asked.method == "measure" and late_s > _LATE_S + _LATE_SHARE * (
+            answer.ended_s - answer.began_s
+        ):
             reason = f"by its own clock its process was done {late_s:.1f} s before its answer came"
             raise WorkerLost(INVALID, reason, "", step)
         self._put(IDLE)  # while it is still at it, what has come was not from it
@@ -138,11 +171,15 @@ class Isolation:
             line = self._next_line()
             answer = decoded(line, self._asked, time.perf_counter())
         except Forged as forged:
-            raise WorkerLost(WRONG, f"its process has sent {forged}", *self._doing.read()[:2]) from forged
+            raise WorkerLost(
+                WRONG, f"its process has sent {forged}", *self._doing.read()[:2]
+            ) from forged
         return answer
 
     def _next_line(self) -> bytes:
-        """What the worker sends next; raises WorkerLost where it ends or its deadline passes first, and Forged."""
+        """What the worker sends next; raises WorkerLost where it ends or its deadline
+        passes first, and Forged.
+        """
         asked_s = time.monotonic()
         while True:
             whose, step, since_s = self._doing.read()
@@ -150,20 +187,32 @@ class Isolation:
             left_s = max(since_s, asked_s) + longest_s - time.monotonic()
             if left_s <= 0:
                 raise WorkerLost(HUNG, f"not done after {longest_s:g} s", whose, step)
-            look_s = min(left_s, self._deadline_s / 8)  # the next step has its own deadline, and no way to say so
-            ready = multiprocessing.connection.wait([self._connection, *self._mould.signs], look_s)
+            look_s = min(
+                left_s, self._deadline_s / 8
+            )  # the next step has its own deadline, and no way to say so
+            ready = multiprocessing.connection.wait(
+                [self._connection, *self._mould.signs], look_s
+            )
             if self._connection in ready:
                 try:
                     if line := self._lines.next():
                         return line
                 except (EOFError, ConnectionResetError):
-                    self._raise_lost(multiprocessing.connection.wait(self._mould.signs, _LATE_S))
+                    self._raise_lost(
+                        multiprocessing.connection.wait(self._mould.signs, _LATE_S)
+                    )
             elif ready:
                 self._raise_lost(ready)
 
     def _raise_lost(self, signs: list) -> None:
-        """Raise WorkerLost: its process has ended if there are `signs` of that; else it has closed its connection."""
-        status, reason = self._how_it_ended() if signs else (CRASHED, "its process has closed its connection")
+        """Raise WorkerLost: its process has ended if there are `signs` of that; else it
+        has closed its connection.
+        """
+        status, reason = (
+            self._how_it_ended()
+            if signs
+            else (CRASHED, "its process has closed its connection")
+        )
         raise WorkerLost(status, reason, *self._doing.read()[:2])
 
     def _how_it_ended(self) -> tuple[str, str]:
@@ -178,11 +227,16 @@ class Isolation:
 
 
 def _has_failed_to_capture(outcome: Outcome) -> bool:
-    return any(clock.get("why_not", "").startswith(NOT_CAPTURED) for clock in outcome.facts.get("clocks", {}).values())
+    return any(
+        clock.get("why_not", "").startswith(NOT_CAPTURED)
+        for clock in outcome.facts.get("clocks", {}).values()
+    )
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory so far; 0 where it does not say."""
+    """How many processes the kernel has killed for want of memory so far; 0 where it
+    does not say.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

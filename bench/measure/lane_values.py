@@ -1,9 +1,12 @@
-"""Which registers of a PTX function may differ among the lanes of a warp, and which blocks a part of them may run.
+"""Which registers of a PTX function may differ among the lanes of a warp, and which
+blocks a part of them may run.
 
-A register is the bits in which lanes may differ, as a mask: %tid.x has five, so `%tid.x >> 5` is the same in a warp (of
-blocks whose threads lie in x, as all here do). What is loaded from one address is one value. What this does not know
-of an instruction differs wholly where an operand differs.
+A register is the bits in which lanes may differ, as a mask: %tid.x has five, so `%tid.x
+>> 5` is the same in a warp (of blocks whose threads lie in x, as all here do). What is
+loaded from one address is one value. What this does not know of an instruction differs
+wholly where an operand differs.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,13 +19,22 @@ _ALL = (1 << 64) - 1
 _SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}
 _NAME = re.compile(r"%?[A-Za-z_$][\w$.]*")
 _NO_RESULT = ("st", "bra", "brx", "bar", "ret", "exit", "red", "setmaxnreg", "call")
-_OF_EACH_LANE = ("atom", "mma", "ldmatrix", "wgmma", "activemask", "elect", "match", "movmatrix")
+_OF_EACH_LANE = (
+    "atom",
+    "mma",
+    "ldmatrix",
+    "wgmma",
+    "activemask",
+    "elect",
+    "match",
+    "movmatrix",
+)
 _OF_THE_WARP = ("vote", "redux")
 
 
 class LaneValues:
-    """`masks`: by register, the bits that may differ among lanes; `parted`: by block that only a part of a warp's lanes
-    may run, a branch that parts them.
+    """`masks`: by register, the bits that may differ among lanes; `parted`: by block
+    that only a part of a warp's lanes may run, a branch that parts them.
     """
 
     def __init__(self, blocks: Sequence[Block]):
@@ -44,7 +56,11 @@ class LaneValues:
             for statement in block.statements:
                 self._note(statement, in_part=number in self.parted)
             end = block.statements[-1] if block.statements else None
-            if end and not end.name.startswith("bra.uni") and self._decides_by_lane(end):
+            if (
+                end
+                and not end.name.startswith("bra.uni")
+                and self._decides_by_lane(end)
+            ):
                 for inside in self._decided[number]:
                     self.parted.setdefault(inside, end)
 
@@ -57,15 +73,24 @@ class LaneValues:
         if not results:
             return
         mask = _result(statement.name, operands, self._sources(operands))
-        if self.differs(statement.predicate) or in_part and any(self._written[name] > 1 for name in results):
+        if (
+            self.differs(statement.predicate)
+            or in_part
+            and any(self._written[name] > 1 for name in results)
+        ):
             mask = _ALL  # some lanes have it, others what was there before
         for name in results:
             self.masks[name] = self.masks.get(name, 0) | mask
 
     def _sources(self, operands: Sequence[str]) -> list[int]:
         """Of each operand, the bits that differ."""
-        return [_union(_SPECIAL.get(name, self.masks.get(name, 0)) for name in _NAME.findall(operand))
-                for operand in operands]
+        return [
+            _union(
+                _SPECIAL.get(name, self.masks.get(name, 0))
+                for name in _NAME.findall(operand)
+            )
+            for operand in operands
+        ]
 
 
 def _times_written(blocks: Sequence[Block]) -> dict[str, int]:
@@ -80,28 +105,52 @@ def _times_written(blocks: Sequence[Block]) -> dict[str, int]:
 def _split(statement: Statement) -> tuple[list[str], tuple[str, ...]]:
     """The registers that it writes, and its other operands."""
     first = statement.operands[0] if statement.operands else ""
-    if statement.name.partition(".")[0] in _NO_RESULT or first.startswith("[") or not _NAME.search(first):
+    if (
+        statement.name.partition(".")[0] in _NO_RESULT
+        or first.startswith("[")
+        or not _NAME.search(first)
+    ):
         return [], statement.operands
     return _NAME.findall(first), statement.operands[1:]
 
 
 def _result(name: str, operands: Sequence[str], masks: Sequence[int]) -> int:
     kind, *kinds = name.split(".")
-    if kind in _OF_THE_WARP or kind == "shfl" and "idx" in kinds and not _union(masks[1:]):
+    if (
+        kind in _OF_THE_WARP
+        or kind == "shfl"
+        and "idx" in kinds
+        and not _union(masks[1:])
+    ):
         return 0  # one lane's value, for all of them
-    if kind in _OF_EACH_LANE or kind == "shfl" or kind == "tcgen05" or kind == "ld" and "local" in kinds:
+    if (
+        kind in _OF_EACH_LANE
+        or kind == "shfl"
+        or kind == "tcgen05"
+        or kind == "ld"
+        and "local" in kinds
+    ):
         return _ALL
     union = _union(masks)
     if not union:
         return 0
-    if kind in ("mov", "or", "xor", "not", "cvta") or kind == "cvt" and kinds[-1][0] in "ub" and kinds[-2][0] in "ub":
+    if (
+        kind in ("mov", "or", "xor", "not", "cvta")
+        or kind == "cvt"
+        and kinds[-1][0] in "ub"
+        and kinds[-2][0] in "ub"
+    ):
         return union if "{" not in "".join(operands) else _ALL
     if kind == "and":
         constants = [int(operand, 0) for operand in operands if _is_number(operand)]
         return union & constants[0] if constants else union
     if kind in ("shl", "shr") and _is_number(operands[1]):
         return _shifted(kind, kinds, union, int(operands[1], 0))
-    if kind in ("add", "sub", "mul", "mad") and "hi" not in kinds and not name.endswith(("f16", "bf16", "f32", "f64")):
+    if (
+        kind in ("add", "sub", "mul", "mad")
+        and "hi" not in kinds
+        and not name.endswith(("f16", "bf16", "f32", "f64"))
+    ):
         return _ALL & -(union & -union)  # a difference carries to the bits above it
     return _ALL
 

@@ -1,11 +1,15 @@
-"""Peak memory of a call above what was there before it, so without its inputs: its outputs and its workspace.
+"""Peak memory of a call above what was there before it, so without its inputs: its
+outputs and its workspace.
 
-On CUDA torch's allocator counts, to the byte, and what the device lost outside of it is added (Numba's own
-allocations, a vendor library's). On Linux the resident set's high-water mark counts, to a page of 4 KiB: it sees every
-allocator. Before it is read the heap's free pages go back to the system, or a reused page would hide an allocation.
+On CUDA torch's allocator counts, to the byte, and what the device lost outside of it is
+added (Numba's own allocations, a vendor library's). On Linux the resident set's
+high-water mark counts, to a page of 4 KiB: it sees every allocator. Before it is read
+the heap's free pages go back to the system, or a reused page would hide an allocation.
 
-What calls leave behind when their outputs are gone (`held`, `kept_since`) is memory that the variant keeps for good.
+What calls leave behind when their outputs are gone (`held`, `kept_since`) is memory
+that the variant keeps for good.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,10 +28,11 @@ from batchline.kernels import cgroups
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size ("high water mark")
-# What honest calls leave behind: of 598 first calls on new shapes on a CPU the most was 3.7 MB (heap pages half in use,
-# a library's packing buffers). A driver loads modules and sets stacks aside, of sizes that nobody states.
-_KEPT_BY_HONEST_CALLS = 2 ** 23
-_TAKEN_BY_DRIVERS = 2 ** 26
+# What honest calls leave behind: of 598 first calls on new shapes on a CPU the most was
+# 3.7 MB (heap pages half in use, a library's packing buffers). A driver loads modules
+# and sets stacks aside, of sizes that nobody states.
+_KEPT_BY_HONEST_CALLS = 2**23
+_TAKEN_BY_DRIVERS = 2**26
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # mallopt(3)
 
 
@@ -46,7 +51,9 @@ def peak_of(call: Callable, device: str) -> Peak:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes in use on a device: by the process (a CPU) or by torch's allocator, and outside of it."""
+    """Bytes in use on a device: by the process (a CPU) or by torch's allocator, and
+    outside of it.
+    """
 
     device: str
     bytes: int
@@ -54,7 +61,9 @@ class Held:
 
 
 def held(device: str) -> Held | None:
-    """What is in use now, garbage and free pages aside; None where the system does not say."""
+    """What is in use now, garbage and free pages aside; None where the system does not
+    say.
+    """
     gc.collect()
     gc.freeze()  # as for a peak
     if device == "cuda":
@@ -68,7 +77,8 @@ def held(device: str) -> Held | None:
 
 
 def kept_since(before: Held | None) -> int | None:
-    """Bytes that what ran since has kept for good, its outputs gone; 0 where honest calls leave as much behind.
+    """Bytes that what ran since has kept for good, its outputs gone; 0 where honest
+    calls leave as much behind.
 
     None where it can't be known.
     """
@@ -76,7 +86,9 @@ def kept_since(before: Held | None) -> int | None:
     if now is None:
         return None
     grown, outside = now.bytes - before.bytes, now.outside - before.outside
-    return (grown if grown > _KEPT_BY_HONEST_CALLS else 0) + (outside if outside > _TAKEN_BY_DRIVERS else 0)
+    return (grown if grown > _KEPT_BY_HONEST_CALLS else 0) + (
+        outside if outside > _TAKEN_BY_DRIVERS else 0
+    )
 
 
 def _device_peak(call: Callable) -> Peak:
@@ -86,19 +98,29 @@ def _device_peak(call: Callable) -> Peak:
     with _numba_frees_later():
         kept = call()
         torch.cuda.synchronize()
-        peak, outside = torch.cuda.max_memory_allocated() - before, _outside_torch() - outside_before
+        peak, outside = (
+            torch.cuda.max_memory_allocated() - before,
+            _outside_torch() - outside_before,
+        )
     del kept
-    return Peak(peak + max(0, outside), "torch's allocator and what the device lost outside of it")
+    return Peak(
+        peak + max(0, outside),
+        "torch's allocator and what the device lost outside of it",
+    )
 
 
 def _outside_torch() -> int:
-    """Device bytes in use that torch's allocator does not hold. The driver hands memory out in steps of 2 MiB."""
+    """Device bytes in use that torch's allocator does not hold. The driver hands memory
+    out in steps of 2 MiB.
+    """
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved()
 
 
 def _numba_frees_later():
-    """Keeps what Numba allocates until the end, where it is counted: after the call some of it would be gone."""
+    """Keeps what Numba allocates until the end, where it is counted: after the call
+    some of it would be gone.
+    """
     numba_cuda = sys.modules.get("numba.cuda")
     return numba_cuda.defer_cleanup() if numba_cuda else contextlib.nullcontext()
 
@@ -107,14 +129,17 @@ def _resident_peak(call: Callable) -> Peak:
     try:
         _lower_the_mark()
     except (OSError, AttributeError) as error:
-        return Peak(None, f"not measured: needs glibc and a writable {_CLEAR_REFS} ({error})")
-    # Of two calls the lower: what other threads of the process touch meanwhile can only add.
+        return Peak(
+            None, f"not measured: needs glibc and a writable {_CLEAR_REFS} ({error})"
+        )
+    # Of two calls the lower: what other threads of the process touch meanwhile can only
+    # add.
     return Peak(min(_resident_growth(call), _resident_growth(call)), "resident set")
 
 
 def _resident_growth(call: Callable) -> int:
     gc.collect()  # what is garbage now must not be freed, and its pages reused, inside the call
-    gc.freeze()   # what is left will stay: libraries, compiled kernels; each collection would walk them (0.06 s)
+    gc.freeze()  # what is left will stay: libraries, compiled kernels; each collection would walk them (0.06 s)
     _lower_the_mark()
     before = _status_bytes("VmRSS")
     kept = call()
@@ -124,16 +149,20 @@ def _resident_growth(call: Callable) -> int:
 
 
 def _lower_the_mark() -> None:
-    """Give free heap pages back, and let the high-water mark start from what is resident now."""
+    """Give free heap pages back, and let the high-water mark start from what is
+    resident now.
+    """
     _trim()
     _CLEAR_REFS.write_text(_RESET_PEAK)
 
 
 def limit_to_available() -> None:
-    """Make an allocation beyond the memory that is free fail in this process, instead of the kernel killing it.
+    """Make an allocation beyond the memory that is free fail in this process, instead
+    of the kernel killing it.
 
-    Free is what the machine has, or a container's limit leaves where that is less. Linux only (RLIMIT_DATA counts
-    private writable mappings since 4.7); elsewhere it does nothing.
+    Free is what the machine has, or a container's limit leaves where that is less.
+    Linux only (RLIMIT_DATA counts private writable mappings since 4.7); elsewhere it
+    does nothing.
     """
     free = free_bytes()
     if free is not None:
@@ -141,7 +170,9 @@ def limit_to_available() -> None:
 
 
 def free_bytes() -> int | None:
-    """What the machine has, or a container's limit leaves where that is less; None where neither is told."""
+    """What the machine has, or a container's limit leaves where that is less; None
+    where neither is told.
+    """
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
@@ -154,11 +185,15 @@ def limit_to(more_bytes: int) -> None:
     """Let this process allocate so many bytes more than it has, and no further."""
     _trim()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_status_bytes("VmData") + more_bytes, hard))
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (_status_bytes("VmData") + more_bytes, hard)
+    )
 
 
 def room(device: str) -> int | None:
-    """Bytes that this process can still allocate on the device; None on a CPU where that is not limited."""
+    """Bytes that this process can still allocate on the device; None on a CPU where
+    that is not limited.
+    """
     if device == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
@@ -170,17 +205,21 @@ def room(device: str) -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Make the C heap keep what is freed, as torch's allocator does on a GPU, so that calls reuse warm pages.
+    """Make the C heap keep what is freed, as torch's allocator does on a GPU, so that
+    calls reuse warm pages.
 
-    By default glibc hands large blocks back to the system each time, and the next call takes a page fault for every 4
-    KiB of its output. glibc only; elsewhere it does nothing.
+    By default glibc hands large blocks back to the system each time, and the next call
+    takes a page fault for every 4 KiB of its output. glibc only; elsewhere it does
+    nothing.
     """
     _set_heap({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
 
 
 def return_freed_memory() -> None:
-    """Make the C heap hand large blocks back as they are freed: then only what is in use counts against a limit."""
-    large = 2 ** 24  # not the scratch of a task, of which a call may take millions
+    """Make the C heap hand large blocks back as they are freed: then only what is in
+    use counts against a limit.
+    """
+    large = 2**24  # not the scratch of a task, of which a call may take millions
     _set_heap({_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: large, _M_TRIM_THRESHOLD: large})
     _trim()
 
@@ -202,7 +241,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is some library's way to say that memory ran out."""
     words = ("can't allocate memory", "out of memory", "out_of_memory")
     message = texts.message_of(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in message for word in words)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        word in message for word in words
+    )
 
 
 def _status_bytes(name: str) -> int:

@@ -1,12 +1,16 @@
-"""The process that workers are forked from: it has imported what they need, and never runs a variant.
+"""The process that workers are forked from: it has imported what they need, and never
+runs a variant.
 
-A fork of it takes a tenth of the time that a new interpreter takes to import torch and the compilers. It stands
-between the run and the worker: it passes on what the worker prints, tells how the worker ended, and adopts and kills
-whatever a variant leaves behind (threads end with their process; child processes and daemons do not).
+A fork of it takes a tenth of the time that a new interpreter takes to import torch and
+the compilers. It stands between the run and the worker: it passes on what the worker
+prints, tells how the worker ended, and adopts and kills whatever a variant leaves
+behind (threads end with their process; child processes and daemons do not).
 
-What makes a fork sound here: the mould has one thread of its own, never touches the GPU, and never calls into the
-thread pools of torch and Numba; OpenBLAS, whose pool starts with its import, stops it for the time of a fork.
+What makes a fork sound here: the mould has one thread of its own, never touches the
+GPU, and never calls into the thread pools of torch and Numba; OpenBLAS, whose pool
+starts with its import, stops it for the time of a fork.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,26 +27,41 @@ from multiprocessing.connection import Connection, wait
 from batchline.bench.measure import placing, processes, trees
 from batchline.bench.measure.printed import Printed
 
-_FORK, _END = "fork", "end"    # what the parent asks
-_ENDED, _GONE = "ended", "gone"  # what it is told: the worker's exit code; that nothing of it is left
-_END_S = 10         # to kill what there is below it; a GPU's driver takes its time
+_FORK, _END = "fork", "end"  # what the parent asks
+_ENDED, _GONE = (
+    "ended",
+    "gone",
+)  # what it is told: the worker's exit code; that nothing of it is left
+_END_S = 10  # to kill what there is below it; a GPU's driver takes its time
 _MARK = "BATCHLINE_MOULD"
-_CHUNK_BYTES = 2 ** 16
-_LAST_CHUNKS = 16  # of what a worker has printed, when it has ended: more than a pipe holds
+_CHUNK_BYTES = 2**16
+_LAST_CHUNKS = (
+    16  # of what a worker has printed, when it has ended: more than a pipe holds
+)
 
 
 class Mould:
     """The parent's side: starts the mould, and has workers forked, one at a time.
 
-    `serve(connection, *arguments)` is what a worker does; `preloaded` are names of modules that all workers import,
-    none of which may import a variant. `tree`: the folder whose `kernels` they import.
+    `serve(connection, *arguments)` is what a worker does; `preloaded` are names of
+    modules that all workers import, none of which may import a variant. `tree`: the
+    folder whose `kernels` they import.
     """
 
-    def __init__(self, context, serve: Callable, arguments: tuple, preloaded: Sequence[str], tree: str | None):
+    def __init__(
+        self,
+        context,
+        serve: Callable,
+        arguments: tuple,
+        preloaded: Sequence[str],
+        tree: str | None,
+    ):
         self._context = context
         self._mark = secrets.token_hex(8)
         self._control, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, serve, arguments, preloaded, tree), daemon=True)
+        self._process = context.Process(
+            target=_run, args=(theirs, serve, arguments, preloaded, tree), daemon=True
+        )
         resource_tracker.ensure_running()  # multiprocessing's own process, which must not carry the mark
         with _environment({_MARK: self._mark, **placing.short_spins(os.environ)}):
             self._process.start()
@@ -50,19 +69,25 @@ class Mould:
 
     @property
     def signs(self) -> list:
-        """What `multiprocessing.connection.wait` can wait for: one is ready when the worker has ended."""
+        """What `multiprocessing.connection.wait` can wait for: one is ready when the
+        worker has ended.
+        """
         return [self._control, self._process.sentinel]
 
     def fork(self) -> Connection:
         """Have a worker forked; returns the parent's end of its connection."""
         ours, theirs = self._context.Pipe()
-        with theirs, contextlib.suppress(OSError):  # a mould that has just died is seen by its signs
+        with theirs, contextlib.suppress(
+            OSError
+        ):  # a mould that has just died is seen by its signs
             self._control.send(_FORK)
             reduction.send_handle(self._control, theirs.fileno(), self._process.pid)
         return ours
 
     def exit_code(self) -> int | None:
-        """How the worker ended: its exit code, or minus the signal's number; None where the mould itself is gone."""
+        """How the worker ended: its exit code, or minus the signal's number; None where
+        the mould itself is gone.
+        """
         with contextlib.suppress(EOFError, OSError):
             while True:
                 kind, code = self._control.recv()
@@ -71,7 +96,9 @@ class Mould:
         return None
 
     def end_worker(self) -> bool:
-        """End the worker and all that it has left behind; False where the mould does not answer, and must be closed."""
+        """End the worker and all that it has left behind; False where the mould does
+        not answer, and must be closed.
+        """
         self._wake()
         with contextlib.suppress(EOFError, OSError):
             self._control.send(_END)
@@ -95,7 +122,11 @@ class Mould:
             os.kill(self._process.pid, signal.SIGCONT)
 
     def _end_by_force(self) -> None:
-        below = processes.descendants(self._process.pid) if self._process.is_alive() else set()
+        below = (
+            processes.descendants(self._process.pid)
+            if self._process.is_alive()
+            else set()
+        )
         self._process.kill()
         self._process.join()
         mark = f"{_MARK}={self._mark}"
@@ -115,7 +146,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _run(control: Connection, serve: Callable, arguments: tuple, preloaded: Sequence[str], tree: str | None) -> None:
+def _run(
+    control: Connection,
+    serve: Callable,
+    arguments: tuple,
+    preloaded: Sequence[str],
+    tree: str | None,
+) -> None:
     """The mould's life: forks a worker when it is asked to, until its parent goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with contextlib.suppress(OSError):
@@ -124,10 +161,14 @@ def _run(control: Connection, serve: Callable, arguments: tuple, preloaded: Sequ
     if tree:
         trees.use_kernels_of(tree)
     for name in preloaded:
-        with contextlib.suppress(Exception):  # the worker fails at it again, and says so
+        with contextlib.suppress(
+            Exception
+        ):  # the worker fails at it again, and says so
             importlib.import_module(name)
     keeper = _Keeper(control, serve, arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # as the parent's interpreter ends its children
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit()
+    )  # as the parent's interpreter ends its children
     try:
         keeper.work()
     except (EOFError, OSError, SystemExit):
@@ -147,12 +188,20 @@ class _Keeper:
         for end in (self._wake, theirs):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler, nothing is written to the pipe
+        signal.signal(
+            signal.SIGCHLD, lambda number, frame: None
+        )  # without a handler, nothing is written to the pipe
 
     def work(self) -> None:
         """Do what the parent asks; raises EOFError when it has gone away."""
         while True:
-            ready = wait([self._control, self._wake, *([] if self._output is None else [self._output])])
+            ready = wait(
+                [
+                    self._control,
+                    self._wake,
+                    *([] if self._output is None else [self._output]),
+                ]
+            )
             if self._output in ready:
                 self._pass_on()
             if self._wake in ready:
@@ -193,13 +242,17 @@ class _Keeper:
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(code)  # whatever a variant has registered to be run at the exit is not
+                os._exit(
+                    code
+                )  # whatever a variant has registered to be run at the exit is not
         self._worker = worker
         os.close(handle)
         os.close(theirs)
 
     def _reap(self) -> None:
-        """Wait for every child that has ended, adopted ones too; tell the parent of the worker."""
+        """Wait for every child that has ended, adopted ones too; tell the parent of the
+        worker.
+        """
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -212,7 +265,9 @@ class _Keeper:
                         self._control.send((_ENDED, os.waitstatus_to_exitcode(status)))
 
     def _pass_on(self, chunks: int = 1) -> None:
-        """Show what the worker has printed since, as far as it may be shown; so many chunks, for it may never stop."""
+        """Show what the worker has printed since, as far as it may be shown; so many
+        chunks, for it may never stop.
+        """
         with contextlib.suppress(BlockingIOError):
             while self._output is not None and chunks:
                 chunks -= 1
@@ -234,7 +289,9 @@ class _Keeper:
 
 
 def _become_worker(handle: int, output: int) -> None:
-    """From the mould's fork to a process as a fresh one is: what it prints goes to `output`; nothing else is open."""
+    """From the mould's fork to a process as a fresh one is: what it prints goes to
+    `output`; nothing else is open.
+    """
     processes.end_with_parent()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM):

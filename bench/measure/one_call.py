@@ -1,8 +1,10 @@
-"""A process for a profiler to watch: prepares one case, and calls its variant once (ncu) or some times (proton).
+"""A process for a profiler to watch: prepares one case, and calls its variant once
+(ncu) or some times (proton).
 
-`python -m batchline.bench.measure.one_call CASE` marks the call by cudaProfilerStart and Stop; with the path of a profile
-besides, Triton's proton writes it.
+`python -m batchline.bench.measure.one_call CASE` marks the call by cudaProfilerStart
+and Stop; with the path of a profile besides, Triton's proton writes it.
 """
+
 from __future__ import annotations
 
 import sys
@@ -20,7 +22,13 @@ def main(case: str, proton_path: str | None = None) -> int:
     """Call the case's variant under the profiler that watches."""
     parts = parse_case_id(case)
     op = kernels.ops[parts["op"]]
-    inputs = op.make_inputs(parts["scenario"], parts["batch"], parts["dtype"], "cuda", zlib.crc32(case.encode()))
+    inputs = op.make_inputs(
+        parts["scenario"],
+        parts["batch"],
+        parts["dtype"],
+        "cuda",
+        zlib.crc32(case.encode()),
+    )
     variant = op.variants[parts["variant"]]
     for _ in range(_WARM_CALLS):
         variant(*inputs)

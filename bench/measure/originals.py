@@ -1,4 +1,7 @@
-"""The functions that a measurement rests on, as they were when the worker started: ours, torch's, the clock's."""
+"""The functions that a measurement rests on, as they were when the worker started:
+ours, torch's, the clock's.
+"""
+
 from __future__ import annotations
 
 import builtins
@@ -20,10 +23,34 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 import torch.utils._python_dispatch
 
-_LIBRARIES = (builtins, functools, gc, itertools, math, operator, os, random, signal, statistics, threading, time,
-              torch, torch.linalg, torch.utils._python_dispatch, torch.cuda, torch._C)
-_TORCH_CLASSES = (torch.Tensor, torch._C._VariableFunctionsClass, torch.Generator, torch.UntypedStorage,
-                  torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph)
+_LIBRARIES = (
+    builtins,
+    functools,
+    gc,
+    itertools,
+    math,
+    operator,
+    os,
+    random,
+    signal,
+    statistics,
+    threading,
+    time,
+    torch,
+    torch.linalg,
+    torch.utils._python_dispatch,
+    torch.cuda,
+    torch._C,
+)
+_TORCH_CLASSES = (
+    torch.Tensor,
+    torch._C._VariableFunctionsClass,
+    torch.Generator,
+    torch.UntypedStorage,
+    torch.cuda.Event,
+    torch.cuda.Stream,
+    torch.cuda.CUDAGraph,
+)
 _WRAPPED_LATER = ("manual_seed",)  # by torch itself, when its compiler is first loaded
 _are_all = all  # whatever a variant makes of builtins.all
 _PARTS = tuple(map(operator.attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
@@ -33,23 +60,36 @@ _Functions = (types.FunctionType, types.BuiltinFunctionType, type)
 class _Names:
     """What some names of one namespace stood for."""
 
-    def __init__(self, where: str, namespace: Mapping, names: tuple[str, ...], values: tuple):
-        self._where, self._namespace, self._names, self._values = where, namespace, names, values
+    def __init__(
+        self, where: str, namespace: Mapping, names: tuple[str, ...], values: tuple
+    ):
+        self._where, self._namespace, self._names, self._values = (
+            where,
+            namespace,
+            names,
+            values,
+        )
         self._read = operator.itemgetter(*names, names[0])  # a tuple, of one name too
 
     def are_same(self) -> bool:
         try:
-            return _are_all(map(operator.is_, self._read(self._namespace), self._values))
+            return _are_all(
+                map(operator.is_, self._read(self._namespace), self._values)
+            )
         except KeyError:
             return False
 
     def first_changed(self) -> str:
-        return next(f"{self._where}.{name}" for name, value in zip(self._names, self._values)
-                    if self._namespace.get(name) is not value)
+        return next(
+            f"{self._where}.{name}"
+            for name, value in zip(self._names, self._values)
+            if self._namespace.get(name) is not value
+        )
 
 
 class Originals:
-    """What each name stands for, and what code each of our functions has. `changed` says what is another one now.
+    """What each name stands for, and what code each of our functions has. `changed`
+    says what is another one now.
 
     `variants` are the names of modules that are variants' own: each may change itself.
     """
@@ -62,7 +102,9 @@ class Originals:
         self._seen: set[str] = set()
         self._loaded = 0  # modules, when new ones were last looked for
         for library in _LIBRARIES:
-            self._keep_names(library.__name__, vars(library), _Functions, _WRAPPED_LATER)
+            self._keep_names(
+                library.__name__, vars(library), _Functions, _WRAPPED_LATER
+            )
         for kind in _TORCH_CLASSES:
             self._keep_names(f"torch.{kind.__name__}", vars(kind), object)
         self.see_new()
@@ -73,20 +115,30 @@ class Originals:
             return
         self._loaded = len(sys.modules)
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] == "batchline" and name not in self._seen and isinstance(module, types.ModuleType):
+            if (
+                name.partition(".")[0] == "batchline"
+                and name not in self._seen
+                and isinstance(module, types.ModuleType)
+            ):
                 self._seen.add(name)
                 if name not in self._variants:
                     self._keep_module(name, module)
 
-    def keep_object(self, name: str, value: object, except_for: Iterable[str] = ()) -> None:
-        """Take the attributes of an object as they are, and what they hold; but for some."""
+    def keep_object(
+        self, name: str, value: object, except_for: Iterable[str] = ()
+    ) -> None:
+        """Take the attributes of an object as they are, and what they hold; but for
+        some.
+        """
         self._keep_names(name, vars(value), object, except_for)
         for attribute, held in vars(value).items():
             if attribute not in except_for:
                 self._keep_contents(f"{name}.{attribute}", held)
 
     def keep_functions(self, module: str) -> None:
-        """Take the functions of a variant's own module as they are: what else it has there is its own."""
+        """Take the functions of a variant's own module as they are: what else it has
+        there is its own.
+        """
         if module in sys.modules:
             self._keep_names(module, vars(sys.modules[module]), _Functions)
 
@@ -98,8 +150,11 @@ class Originals:
         for part, read in enumerate(_PARTS):
             kept = map(operator.itemgetter(part), self._codes.values())
             if not _are_all(map(operator.is_, map(read, self._codes), kept)):
-                return next(f"the code of {function.__module__}.{function.__qualname__}"
-                            for function, parts in self._codes.items() if read(function) is not parts[part])
+                return next(
+                    f"the code of {function.__module__}.{function.__qualname__}"
+                    for function, parts in self._codes.items()
+                    if read(function) is not parts[part]
+                )
         for where, held, content in self._contents:
             if not _same_content(held, content):
                 return f"the content of {where}"
@@ -113,11 +168,18 @@ class Originals:
             elif not attribute.startswith("__"):
                 self._keep_contents(f"{name}.{attribute}", value)
 
-    def _keep_names(self, where: str, namespace: Mapping, kinds, except_for: Iterable[str] = ()) -> None:
-        kept = {name: value for name, value in list(namespace.items())
-                if isinstance(value, kinds) and name not in except_for}
+    def _keep_names(
+        self, where: str, namespace: Mapping, kinds, except_for: Iterable[str] = ()
+    ) -> None:
+        kept = {
+            name: value
+            for name, value in list(namespace.items())
+            if isinstance(value, kinds) and name not in except_for
+        }
         if kept:
-            self._names.append(_Names(where, namespace, tuple(kept), tuple(kept.values())))
+            self._names.append(
+                _Names(where, namespace, tuple(kept), tuple(kept.values()))
+            )
         for value in kept.values():
             for function in _functions_of(value):
                 self._codes.setdefault(function, _parts(function))
@@ -129,7 +191,11 @@ class Originals:
 
 def _functions_of(value: object) -> Iterator[types.FunctionType]:
     if isinstance(value, property):
-        yield from (part for part in (value.fget, value.fset) if isinstance(part, types.FunctionType))
+        yield from (
+            part
+            for part in (value.fget, value.fset)
+            if isinstance(part, types.FunctionType)
+        )
     value = getattr(value, "__func__", value)
     if isinstance(value, types.FunctionType):
         yield value
@@ -140,8 +206,12 @@ def _parts(function: types.FunctionType) -> tuple:
 
 
 def _same_content(held: object, content: object) -> bool:
-    """Whether a container holds what it held; a dict may have grown, for many are caches."""
-    if len(held) < len(content) or (len(held) > len(content) and not isinstance(held, dict)):
+    """Whether a container holds what it held; a dict may have grown, for many are
+    caches.
+    """
+    if len(held) < len(content) or (
+        len(held) > len(content) and not isinstance(held, dict)
+    ):
         return False
     if isinstance(held, dict):
         return _are_all(map(operator.is_, map(held.get, content), content.values()))

@@ -1,4 +1,7 @@
-"""The pinned facts of the compiled kernels: one committed file a toolchain, with a digest, so that no edit passes."""
+"""The pinned facts of the compiled kernels: one committed file a toolchain, with a
+digest, so that no edit passes.
+"""
+
 from __future__ import annotations
 
 import json
@@ -26,14 +29,19 @@ def toolchain() -> dict[str, str]:
 def path() -> Path:
     """Where this toolchain's facts are pinned."""
     versions = toolchain()
-    return FOLDER / f"codegen-triton-{versions['triton']}-numba-cuda-{versions['numba-cuda']}.json"
+    return (
+        FOLDER
+        / f"codegen-triton-{versions['triton']}-numba-cuda-{versions['numba-cuda']}.json"
+    )
 
 
 def load() -> dict[Job, dict]:
-    """What is pinned for this toolchain, by job: its "sources" and its "kernels"; {} where nothing is.
+    """What is pinned for this toolchain, by job: its "sources" and its "kernels"; {}
+    where nothing is.
 
     Raises:
-        SealBroken: if the file is damaged, was edited by hand, or is of another format or toolchain.
+        SealBroken: if the file is damaged, was edited by hand, or is of another format
+        or toolchain.
     """
     file = path()
     document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
@@ -42,18 +50,27 @@ def load() -> dict[Job, dict]:
     if document["toolchain"] != toolchain():
         differing = sealed.differing(document["toolchain"], toolchain())
         raise SealBroken(f"{file.name} is of another toolchain ({differing}): {_AGAIN}")
-    return {tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()}
+    return {
+        tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()
+    }
 
 
 def save(entries: Mapping[Job, dict]) -> Path:
-    """Write the toolchain's pin file: every job's "kernels", and the "sources" that they came from."""
+    """Write the toolchain's pin file: every job's "kernels", and the "sources" that
+    they came from.
+    """
     named = {"/".join(job): entry for job, entry in sorted(entries.items())}
-    lines = ",\n".join(f" {json.dumps(name)}: {_entry(entry)}" for name, entry in named.items())
+    lines = ",\n".join(
+        f" {json.dumps(name)}: {_entry(entry)}" for name, entry in named.items()
+    )
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
-    unfinished.write_text(f'{{"format": {FORMAT}, "digest": "{sealed.digest(toolchain(), named)}",\n'
-                          f'"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    unfinished.write_text(
+        f'{{"format": {FORMAT}, "digest": "{sealed.digest(toolchain(), named)}",\n'
+        f'"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n',
+        encoding="utf-8",
+    )
     unfinished.replace(file)
     return file
 
@@ -61,8 +78,10 @@ def save(entries: Mapping[Job, dict]) -> Path:
 def why_none() -> str:
     """That nothing is pinned for this toolchain, and for which something is, in a line."""
     others = ", ".join(sorted(file.name for file in FOLDER.glob("codegen-*.json")))
-    return (f"nothing is pinned for {', '.join(f'{name} {version}' for name, version in toolchain().items())}"
-            f"{f' (there is {others})' if others else ''}: {_AGAIN}")
+    return (
+        f"nothing is pinned for {', '.join(f'{name} {version}' for name, version in toolchain().items())}"
+        f"{f' (there is {others})' if others else ''}: {_AGAIN}"
+    )
 
 
 def _entry(entry: Mapping) -> str:

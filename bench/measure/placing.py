@@ -1,9 +1,12 @@
-"""Where threads run, and for how long they keep their core, while something is timed on the CPU.
+"""Where threads run, and for how long they keep their core, while something is timed on
+the CPU.
 
-Left to the system, the threads of a pool may share a core for as long as their process lives: on 2 cores a product in
-two threads then takes twice as long in one process as in the next. And torch's OpenMP and Numba's are two pools: while
-the threads of one spin for more work, they take cores from the other's.
+Left to the system, the threads of a pool may share a core for as long as their process
+lives: on 2 cores a product in two threads then takes twice as long in one process as in
+the next. And torch's OpenMP and Numba's are two pools: while the threads of one spin
+for more work, they take cores from the other's.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -15,24 +18,33 @@ from pathlib import Path
 from batchline.bench.measure import threads
 
 _CPUS = Path("/sys/devices/system/cpu")
-_SPINS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms
+_SPINS = {
+    "GOMP_SPINCOUNT": "20000",
+    "KMP_BLOCKTIME": "1",
+}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms
 
 
 def short_spins(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables by which OpenMP's threads sleep half a millisecond or so after their work, and not after 7 ms or 200.
+    """Variables by which OpenMP's threads sleep half a millisecond or so after their
+    work, and not after 7 ms or 200.
 
-    Longer than there is between calls in a row, which so find them awake. None of them where the user has set one.
+    Longer than there is between calls in a row, which so find them awake. None of them
+    where the user has set one.
     """
     return {} if environment.keys() & {"OMP_WAIT_POLICY", *_SPINS} else dict(_SPINS)
 
 
 def cores() -> frozenset[int] | None:
     """Those that this thread may use; None where the system doesn't say."""
-    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return (
+        frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    )
 
 
 def cores_by_thread() -> dict[int, set[int]]:
-    """Those that each thread of this process may use, by its number; none where the system doesn't say."""
+    """Those that each thread of this process may use, by its number; none where the
+    system doesn't say.
+    """
     found = {}
     if hasattr(os, "sched_getaffinity"):
         for thread in threads.ids():
@@ -42,9 +54,11 @@ def cores_by_thread() -> dict[int, set[int]]:
 
 
 def give_each_thread_a_core() -> list[int]:
-    """This thread the first, to itself, and the libraries' threads the others in turn; returns those threads' numbers.
+    """This thread the first, to itself, and the libraries' threads the others in turn;
+    returns those threads' numbers.
 
-    A thread that is started later has this one's core: start what there is to start before.
+    A thread that is started later has this one's core: start what there is to start
+    before.
     """
     first, *others = sorted(cores() or [0], key=_rank)
     if not others:
@@ -59,7 +73,9 @@ def give_each_thread_a_core() -> list[int]:
 
 @contextlib.contextmanager
 def each_thread_on_a_core() -> Iterator[None]:
-    """`give_each_thread_a_core` for the block; afterwards each may use what this thread could before."""
+    """`give_each_thread_a_core` for the block; afterwards each may use what this thread
+    could before.
+    """
     before = cores()
     pools = give_each_thread_a_core()
     try:
@@ -79,7 +95,9 @@ def _allow(thread: int, allowed: frozenset[int] | set[int]) -> None:
 def _rank(core: int) -> tuple[int, int]:
     """Sorts the second threads of all physical cores behind the first ones."""
     try:
-        siblings = _numbers((_CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text())
+        siblings = _numbers(
+            (_CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+        )
         return siblings.index(core), core
     except (OSError, ValueError):
         return 0, core
@@ -88,4 +106,8 @@ def _rank(core: int) -> tuple[int, int]:
 def _numbers(text: str) -> list[int]:
     """[0, 1, 2, 8] of "0-2,8"."""
     ends = [part.partition("-") for part in text.strip().split(",")]
-    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
+    return [
+        number
+        for first, _, last in ends
+        for number in range(int(first), int(last or first) + 1)
+    ]

@@ -1,4 +1,7 @@
-"""A known slow-down, to prove a gate with: a variant that takes its own time and a share of it more."""
+"""A known slow-down, to prove a gate with: a variant that takes its own time and a
+share of it more.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,8 +12,8 @@ from batchline.kernels.op import Variant
 def slower(variant: Variant, share: float, hardware) -> Variant:
     """The variant, each call of it longer by `share` of that very call's time.
 
-    On a CPU the caller spins; on a GPU, where a call only queues its work, a kernel spins for at least that share of
-    what a call took when it was first tried.
+    On a CPU the caller spins; on a GPU, where a call only queues its work, a kernel
+    spins for at least that share of what a call took when it was first tried.
     """
     function, now_s = variant.function, hardware.now_s
     known_s: dict[tuple, float] = {}

@@ -1,7 +1,10 @@
-"""From a task to launches that may be timed: each variant checked, its memory taken, compiled and warm.
+"""From a task to launches that may be timed: each variant checked, its memory taken,
+compiled and warm.
 
-What a variant raises on the way is its outcome; an error that took the device with it ends the process.
+What a variant raises on the way is its outcome; an error that took the device with it
+ends the process.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +17,14 @@ from dataclasses import dataclass, field
 import torch
 
 from batchline.bench import units
-from batchline.bench.measure import check, importing, memory, outcome, stand_in, steadiness
+from batchline.bench.measure import (
+    check,
+    importing,
+    memory,
+    outcome,
+    stand_in,
+    steadiness,
+)
 from batchline.bench.measure.clocks import Unfit, make_clock
 from batchline.bench.measure.fence import Fence
 from batchline.bench.measure.ledger import Ledger
@@ -36,7 +46,9 @@ _MOST_EMPTYING = 10  # times the effort of a clock, to empty the caches for its 
 
 @dataclass
 class Entry:
-    """One variant, right and warm: the call to time, how long it takes, and what is known of it so far."""
+    """One variant, right and warm: the call to time, how long it takes, and what is
+    known of it so far.
+    """
 
     variant: Variant
     launch: Callable[[], object]
@@ -46,9 +58,13 @@ class Entry:
 
 
 class Preparing:
-    """Prepares the entries of tasks on one device; `begin` is told whose step comes next."""
+    """Prepares the entries of tasks on one device; `begin` is told whose step comes
+    next.
+    """
 
-    def __init__(self, device: str, hardware, begin: Callable[[str, str], None], fence: Fence):
+    def __init__(
+        self, device: str, hardware, begin: Callable[[str, str], None], fence: Fence
+    ):
         self._device = device
         self.fence = fence
         self._hardware = hardware
@@ -57,8 +73,12 @@ class Preparing:
         self._prepared: set[tuple[str, str]] = set()
         self._patience = Patience(self._timed)
 
-    def problem(self, op: Op, task: Task, outcomes: dict[str, Outcome]) -> Problem | None:
-        """The task's problem; None, with every entry's outcome, where its inputs can't be made."""
+    def problem(
+        self, op: Op, task: Task, outcomes: dict[str, Outcome]
+    ) -> Problem | None:
+        """The task's problem; None, with every entry's outcome, where its inputs can't
+        be made.
+        """
         try:
             return Problem(op, task, self._device)
         except RAISED as error:  # no room for the inputs, usually
@@ -66,9 +86,16 @@ class Preparing:
             outcomes |= dict.fromkeys(task.labels, outcome.of_error(error))
             return None
 
-    def entries(self, op: Op, task: Task, problem: Problem, outcomes: dict[str, Outcome],
-                ledger: Ledger) -> dict[str, Entry]:
-        """The entries that are right and warm, by label; the others' outcomes are put into `outcomes`.
+    def entries(
+        self,
+        op: Op,
+        task: Task,
+        problem: Problem,
+        outcomes: dict[str, Outcome],
+        ledger: Ledger,
+    ) -> dict[str, Entry]:
+        """The entries that are right and warm, by label; the others' outcomes are put
+        into `outcomes`.
 
         Raises:
             Tampered: if one of them changed the process or the inputs.
@@ -84,9 +111,13 @@ class Preparing:
                 self.fence.keep(variant)
             if new := self.fence.loaded_files() - loaded:
                 if importing.states([op.folder]) != files:
-                    raise Tampered(label, f"a file of {op.name} changed while it was imported")
+                    raise Tampered(
+                        label, f"a file of {op.name} changed while it was imported"
+                    )
                 # Of another's file it is nobody's until each is measured alone.
-                self._look(ledger, label if new == {f"{op.package}.{name}"} else None, problem)
+                self._look(
+                    ledger, label if new == {f"{op.package}.{name}"} else None, problem
+                )
             if label in outcomes:
                 continue
             is_new = self._is_new(variant.id, task.dtype)
@@ -105,7 +136,9 @@ class Preparing:
         return is_new
 
     def _glance(self, ledger: Ledger, whose: str, problem: Problem) -> None:
-        """Raise Tampered if what is quickly read has changed: the rest is looked at when the samples are taken."""
+        """Raise Tampered if what is quickly read has changed: the rest is looked at
+        when the samples are taken.
+        """
         with ledger.spending():
             self.fence.glance(whose)
             if not problem.values.look_intact():
@@ -118,12 +151,17 @@ class Preparing:
             if not problem.values.are_intact():
                 raise Tampered(whose, CHANGED_INPUTS)
 
-    def clocks(self, name: str, effort: Effort, entries: Mapping[str, Entry],
-               copies: Sequence[Tensors]) -> tuple[dict, dict[str, BaseException]]:
+    def clocks(
+        self,
+        name: str,
+        effort: Effort,
+        entries: Mapping[str, Entry],
+        copies: Sequence[Tensors],
+    ) -> tuple[dict, dict[str, BaseException]]:
         """A clock for each entry, by label, and the errors of those that have none.
 
-        `copies` of the inputs are called on in turn, if the clock does so. Where the clock can't time an entry, the
-        entry says why.
+        `copies` of the inputs are called on in turn, if the clock does so. Where the
+        clock can't time an entry, the entry says why.
         """
         clocks, errors = {}, {}
         if too_slow := self._why_too_slow(name, effort):
@@ -132,9 +170,13 @@ class Preparing:
             return clocks, errors
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
-            launches = [functools.partial(entry.variant.function, *copy) for copy in copies]
+            launches = [
+                functools.partial(entry.variant.function, *copy) for copy in copies
+            ]
             try:
-                clocks[label] = make_clock(name, self._hardware, launches, entry.call_s, effort.sample_s)
+                clocks[label] = make_clock(
+                    name, self._hardware, launches, entry.call_s, effort.sample_s
+                )
             except Unfit as unfit:
                 entry.by_clock[name] = str(unfit)
             except RAISED as error:
@@ -143,12 +185,16 @@ class Preparing:
         return clocks, errors
 
     def _why_too_slow(self, name: str, effort: Effort) -> str | None:
-        """Why a clock would take much longer than the effort that it gets, whatever it times; or None."""
+        """Why a clock would take much longer than the effort that it gets, whatever it
+        times; or None.
+        """
         if name == "host_cold":
             if effort.least * self._hardware.evict_s > _MOST_EMPTYING * effort.seconds:
                 cache = units.size(self._hardware.cache_bytes)
-                return (f"emptying a cache of {cache} for each sample takes longer than this profile has: "
-                        "PROFILE=full times it")
+                return (
+                    f"emptying a cache of {cache} for each sample takes longer than this profile has: "
+                    "PROFILE=full times it"
+                )
         return None
 
     def require_device(self, error: BaseException) -> None:
@@ -156,7 +202,9 @@ class Preparing:
         try:
             self._hardware.synchronize()
         except Exception as lost:
-            raise DeviceLost(f"{outcome.one_line(error)}; the device's context is lost") from lost
+            raise DeviceLost(
+                f"{outcome.one_line(error)}; the device's context is lost"
+            ) from lost
 
     @contextlib.contextmanager
     def row_of(self, label: str, outcomes: dict[str, Outcome]) -> Iterator[None]:
@@ -169,9 +217,15 @@ class Preparing:
             self.require_device(error)
             outcomes[label] = outcome.of_error(error)
 
-    def _prepare(self, label: str, variant: Variant, task: Task, problem: Problem, ledger: Ledger) -> Entry:
-        """Check the variant on its op's probes and on these inputs, take its memory, warm it up."""
-        probes = self._require_right(label, variant, task, ledger) if task.probes else None
+    def _prepare(
+        self, label: str, variant: Variant, task: Task, problem: Problem, ledger: Ledger
+    ) -> Entry:
+        """Check the variant on its op's probes and on these inputs, take its memory,
+        warm it up.
+        """
+        probes = (
+            self._require_right(label, variant, task, ledger) if task.probes else None
+        )
         self._patience.require_hope(variant.id, task)
         self._begin(label, f"check {problem.where}")
         held = memory.held(self._device)
@@ -185,30 +239,54 @@ class Preparing:
         kept = memory.kept_since(held)
         self._begin(label, "warm-up")
         call_s = self._warm_up(launch, task.warm_up_s)
-        return Entry(variant, launch, call_s, {
-            "backend": variant.backend,
-            # A page holds more than a tiny output: the outputs are there all the same. So is what earlier calls kept.
-            "peak_bytes": None if peak.bytes is None else max(peak.bytes, output_bytes) + (kept or 0),
-            "kept_bytes": kept, "memory_method": peak.method,
-            "output_bytes": output_bytes, "input_bytes": problem.input_bytes,
-            "error": accuracy.error, "error_of_tolerance": accuracy.error_of_tolerance,
-            "error_of_typical": accuracy.error_of_typical, "probes": probes,
-            "own_tolerance": variant.tolerance is not None, "gives": variant.gives,
-            "tolerance_multiple": problem.tolerance_multiple(variant),
-            "is_baseline": variant.name == variant.op.baseline,
-            "flops": variant.op.flops(*inputs), "least_bytes": variant.op.least_bytes(*inputs),
-            **configured(variant, inputs, task.configs.get(label)),
-        })
+        return Entry(
+            variant,
+            launch,
+            call_s,
+            {
+                "backend": variant.backend,
+                # A page holds more than a tiny output: the outputs are there all the
+                # same. So is what earlier calls kept.
+                "peak_bytes": (
+                    None
+                    if peak.bytes is None
+                    else max(peak.bytes, output_bytes) + (kept or 0)
+                ),
+                "kept_bytes": kept,
+                "memory_method": peak.method,
+                "output_bytes": output_bytes,
+                "input_bytes": problem.input_bytes,
+                "error": accuracy.error,
+                "error_of_tolerance": accuracy.error_of_tolerance,
+                "error_of_typical": accuracy.error_of_typical,
+                "probes": probes,
+                "own_tolerance": variant.tolerance is not None,
+                "gives": variant.gives,
+                "tolerance_multiple": problem.tolerance_multiple(variant),
+                "is_baseline": variant.name == variant.op.baseline,
+                "flops": variant.op.flops(*inputs),
+                "least_bytes": variant.op.least_bytes(*inputs),
+                **configured(variant, inputs, task.configs.get(label)),
+            },
+        )
 
-    def _require_right(self, label: str, variant: Variant, task: Task, ledger: Ledger) -> int:
-        """Raise unless the variant passes its op's probes in this dtype, again and again, and near this scenario.
+    def _require_right(
+        self, label: str, variant: Variant, task: Task, ledger: Ledger
+    ) -> int:
+        """Raise unless the variant passes its op's probes in this dtype, again and
+        again, and near this scenario.
 
         Each is tried once. Returns on how many of the probes it computed something.
         """
+
         def walk_probes() -> int:
-            return check.check_variant(variant, getattr(torch, task.dtype), self._device,
-                                       _probes_for(variant, task.dtype),
-                                       tell=lambda probe: self._begin(label, f"probes: {probe}"))
+            return check.check_variant(
+                variant,
+                getattr(torch, task.dtype),
+                self._device,
+                _probes_for(variant, task.dtype),
+                tell=lambda probe: self._begin(label, f"probes: {probe}"),
+            )
 
         def call_often() -> None:
             self._begin(label, "probes: one of them many times")
@@ -218,14 +296,18 @@ class Preparing:
         def try_nearby() -> None:
             self._begin(label, f"sizes near {task.scenario}")
             with ledger.spending():
-                steadiness.require_right_nearby(variant, task.scenario, task.dtype, self._device, task.nearby_seed)
+                steadiness.require_right_nearby(
+                    variant, task.scenario, task.dtype, self._device, task.nearby_seed
+                )
 
         probes = self._proven_once((variant.id, task.dtype), walk_probes)
         self._proven_once((variant.id, task.dtype, "often"), call_often)
         self._proven_once((variant.id, task.dtype, "near", task.scenario), try_nearby)
         return probes
 
-    def _proven_once(self, key: tuple[str, ...], prove: Callable[[], int | None]) -> int | None:
+    def _proven_once(
+        self, key: tuple[str, ...], prove: Callable[[], int | None]
+    ) -> int | None:
         """What `prove` returned when it was called for this key, now or earlier.
 
         What it raised is raised again: it is this variant's row, in each of its cases.
@@ -242,9 +324,11 @@ class Preparing:
         return verdict
 
     def _warm_up(self, launch: Callable, seconds: float) -> float:
-        """Call until `seconds` have passed, and then some if they were few calls; the fastest call's seconds.
+        """Call until `seconds` have passed, and then some if they were few calls; the
+        fastest call's seconds.
 
-        The first call may compile; on a CPU the heap takes a dozen of them to have a warm place for each output.
+        The first call may compile; on a CPU the heap takes a dozen of them to have a
+        warm place for each output.
         """
         self._timed(launch)
         start_s, fastest_s = self._hardware.now_s(), math.inf
@@ -263,13 +347,18 @@ class Preparing:
 
 
 def _probes_for(variant: Variant, dtype: str) -> list[str] | None:
-    """The names of the probes that a variant is checked on, None for all: on the stand-in the smallest ones that it
-    takes, for an interpreter takes minutes to walk them all, and the tests have it do so."""
+    """The names of the probes that a variant is checked on, None for all: on the
+    stand-in the smallest ones that it takes, for an interpreter takes minutes to walk
+    them all, and the tests have it do so.
+    """
     if not stand_in.is_on():
         return None
     flops = {}
     for name, make in variant.op.probes.items():
         inputs = make(getattr(torch, dtype), "meta", 0)
-        if all(tensor.numel() for tensor in inputs) and variant.why_unsupported(*inputs) is None:
+        if (
+            all(tensor.numel() for tensor in inputs)
+            and variant.why_unsupported(*inputs) is None
+        ):
             flops[name] = variant.op.flops(*inputs)
-    return sorted(flops, key=flops.__getitem__)[:stand_in.MOST_PROBES]
+    return sorted(flops, key=flops.__getitem__)[: stand_in.MOST_PROBES]

@@ -1,9 +1,12 @@
-"""What a worker prints, before it reaches a terminal or a log: line by line, cleaned, not without end."""
+"""What a worker prints, before it reaches a terminal or a log: line by line, cleaned,
+not without end.
+"""
+
 from __future__ import annotations
 
 from batchline.bench import texts
 
-MOST_BYTES = 2 ** 16  # of one worker
+MOST_BYTES = 2**16  # of one worker
 _LONGEST_LINE = 2000
 _TOO_MUCH = f"\n(it printed more than {MOST_BYTES // 1024} KiB: the rest is left out)\n".encode()
 
@@ -16,7 +19,9 @@ class Printed:
         self._line = b""
 
     def show(self, chunk: bytes) -> str:
-        """The lines that `chunk` completes, each ended by a line feed; "" once the worker has printed too much."""
+        """The lines that `chunk` completes, each ended by a line feed; "" once the
+        worker has printed too much.
+        """
         if self._left <= 0:
             return ""
         room = self._left

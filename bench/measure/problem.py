@@ -1,4 +1,7 @@
-"""One problem as it is measured: its inputs, what they must give, and each variant as it is launched on them."""
+"""One problem as it is measured: its inputs, what they must give, and each variant as
+it is launched on them.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -14,14 +17,16 @@ from batchline.kernels.dispatch import Dispatch
 from batchline.kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
-# Of outputs that were right, kept to compare later ones with. On a GPU, where memory is short, judging takes little.
-_MOST_KEPT_BYTES = {"cpu": 2 ** 29, "cuda": 2 ** 24}
+# Of outputs that were right, kept to compare later ones with. On a GPU, where memory is
+# short, judging takes little.
+_MOST_KEPT_BYTES = {"cpu": 2**29, "cuda": 2**24}
 
 
 class Problem:
     """A task's inputs, which all its entries share, and what they must give.
 
-    `values` are at first the same in every run, so that the errors of two runs can be compared; then they change.
+    `values` are at first the same in every run, so that the errors of two runs can be
+    compared; then they change.
     """
 
     def __init__(self, op: Op, task: Task, device: str):
@@ -30,11 +35,15 @@ class Problem:
         def draw(seed: int) -> Tensors:
             return op.make_inputs(task.scenario, task.batch, task.dtype, device, seed)
 
-        seed = zlib.crc32(f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode())
+        seed = zlib.crc32(
+            f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode()
+        )
         self.values = Values(op, draw(seed), draw)
         self.values.expected()  # or there is no room to check anything
         self._most_kept_bytes = _MOST_KEPT_BYTES[device]
-        self._right: dict[str, Tensors] = {}  # each entry's right outputs on the values of which this is expected:
+        self._right: dict[str, Tensors] = (
+            {}
+        )  # each entry's right outputs on the values of which this is expected:
         self._right_of: check.Expected | None = None
 
     @property
@@ -46,25 +55,34 @@ class Problem:
         return capacity.storage_bytes(self.inputs)
 
     def copies(self, cache_bytes: int, count: int = _ENOUGH_INPUTS) -> list[Tensors]:
-        """The inputs, or `count` sets of the same values where they are small enough to survive in such a cache."""
+        """The inputs, or `count` sets of the same values where they are small enough to
+        survive in such a cache.
+        """
         return self.values.sets(1 if self.input_bytes > cache_bytes else count)
 
     def call(self, variant: Variant) -> tuple[Tensors, check.Accuracy]:
         """The variant's outputs, checked."""
-        return check.checked_call(variant, self.inputs, self.values.expected(), self.where)
+        return check.checked_call(
+            variant, self.inputs, self.values.expected(), self.where
+        )
 
     def tolerance_multiple(self, variant: Variant) -> float:
-        """How many times the op's own error bound the variant's is here; 1 where it declares none."""
+        """How many times the op's own error bound the variant's is here; 1 where it
+        declares none.
+        """
         if variant.tolerance is None:
             return 1.0
-        return check.tolerance_multiple(check.held_to(variant, self.inputs, self.values.expected()),
-                                        self.values.expected())
+        return check.tolerance_multiple(
+            check.held_to(variant, self.inputs, self.values.expected()),
+            self.values.expected(),
+        )
 
     def require_right(self, label: str, variant: Variant, returned, how: str) -> None:
-        """Raise NotMeasured if what an entry returned for the present values is wrong; `how` says where it is from.
+        """Raise NotMeasured if what an entry returned for the present values is wrong;
+        `how` says where it is from.
 
-        Bits that were right for these values once are. A bound of the variant's own is asked about inputs that it was
-        never given.
+        Bits that were right for these values once are. A bound of the variant's own is
+        asked about inputs that it was never given.
         """
         outputs = self.plain_outputs(variant, returned, how)
         if self._right_of is not self.values.expected():
@@ -77,13 +95,22 @@ class Problem:
         self._keep(label, outputs)
 
     def plain_outputs(self, variant: Variant, returned, how: str) -> Tensors:
-        """What a variant returned as plain tensors; raises NotMeasured if it is anything else (bench.measure.contract).
+        """What a variant returned as plain tensors; raises NotMeasured if it is
+        anything else (bench.measure.contract).
         """
-        count = len(self.values.expected().outputs) if variant.gives is None else variant.gives
-        return contract.plain_outputs(returned, self.inputs, count, f"{self.where}, {how}")
+        count = (
+            len(self.values.expected().outputs)
+            if variant.gives is None
+            else variant.gives
+        )
+        return contract.plain_outputs(
+            returned, self.inputs, count, f"{self.where}, {how}"
+        )
 
     def _keep(self, label: str, outputs: Tensors) -> None:
-        """A copy of right outputs, where all that are kept are not too many bytes, and there is room."""
+        """A copy of right outputs, where all that are kept are not too many bytes, and
+        there is room.
+        """
         kept = (*outputs, *itertools.chain(*self._right.values()))
         if sum(output.nbytes for output in kept) <= self._most_kept_bytes:
             try:
@@ -94,15 +121,19 @@ class Problem:
 
 
 def launched_with(variant: Variant, config: Mapping | None) -> Variant:
-    """The variant with a configuration that it would not choose itself; as it is for None.
+    """The variant with a configuration that it would not choose itself; as it is for
+    None.
 
-    What hands on to another goes by the "table" that is given, if one is; where a "variant" is asked for it looks up
-    all the same, and then hands on to that one.
+    What hands on to another goes by the "table" that is given, if one is; where a
+    "variant" is asked for it looks up all the same, and then hands on to that one.
     """
     if config is None:
         return variant
     if variant.backend == DISPATCH:
-        return replace(variant, function=_handing_on(_dispatch(variant, config), config.get("variant")))
+        return replace(
+            variant,
+            function=_handing_on(_dispatch(variant, config), config.get("variant")),
+        )
 
     def function(*inputs):
         with variant.tunable.forced(config):
@@ -112,14 +143,20 @@ def launched_with(variant: Variant, config: Mapping | None) -> Variant:
     return replace(variant, function=function)
 
 
-def configured(variant: Variant, inputs: Tensors, config: Mapping | None = None) -> dict:
-    """The configuration that a variant takes for these inputs, and where it has it from; {} if it has but one.
+def configured(
+    variant: Variant, inputs: Tensors, config: Mapping | None = None
+) -> dict:
+    """The configuration that a variant takes for these inputs, and where it has it
+    from; {} if it has but one.
 
     Of what hands on to another variant it is that one.
     """
     if variant.backend == DISPATCH:
         if config and "variant" in config:
-            return {"config": {"variant": config["variant"]}, "config_source": "asked for"}
+            return {
+                "config": {"variant": config["variant"]},
+                "config_source": "asked for",
+            }
         choice = _dispatch(variant, config or {}).look_up(*inputs)
         return {"config": {"variant": choice.variant}, "config_source": choice.source}
     if config is not None:

@@ -1,7 +1,10 @@
-"""What a variant could leave behind in the process that measures it: each thing by name, and how it is read.
+"""What a variant could leave behind in the process that measures it: each thing by
+name, and how it is read.
 
-`QUICK` takes microseconds and is read after every turn. `FULL` takes a millisecond or two.
+`QUICK` takes microseconds and is read after every turn. `FULL` takes a millisecond or
+two.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -25,43 +28,103 @@ import batchline
 from batchline import kernels
 
 _LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
-_BY_LIBRARIES = ("TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_CACHE_DIR", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK",
-                 "PYTEST_CURRENT_TEST")  # variables that they set themselves
+_BY_LIBRARIES = (
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "TRITON_CACHE_DIR",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "PYTEST_CURRENT_TEST",
+)  # variables that they set themselves
 _PATHS = len(sys.path)
-_FINDERS, _HOOKS = tuple(sys.meta_path), tuple(sys.path_hooks)  # kept alive, or an address could be used again
+_FINDERS, _HOOKS = tuple(sys.meta_path), tuple(
+    sys.path_hooks
+)  # kept alive, or an address could be used again
 # torch's operators that the baselines, the references and the checks call.
-_OPERATORS = ("_scaled_mm", "_to_copy", "abs", "add.Tensor", "add_.Tensor", "addmm", "baddbmm", "bmm", "cat", "clone",
-              "copy_", "div.Tensor", "einsum", "empty.memory_format", "empty_like", "empty_strided", "equal",
-              "linalg_vector_norm", "linear", "matmul", "max", "mean", "mean.dim", "mm", "mul.Tensor", "mul_.Tensor",
-              "mv", "sub.Tensor", "sum", "sum.dim_IntList")
-# The keys by which a plain tensor's call goes. Others change by themselves, as batching rules loaded at a first use.
-_KEYS = ("CPU", "CUDA", "Autograd", "Composite", "Python", "BackendSelect", "ADInplaceOrView")
+_OPERATORS = (
+    "_scaled_mm",
+    "_to_copy",
+    "abs",
+    "add.Tensor",
+    "add_.Tensor",
+    "addmm",
+    "baddbmm",
+    "bmm",
+    "cat",
+    "clone",
+    "copy_",
+    "div.Tensor",
+    "einsum",
+    "empty.memory_format",
+    "empty_like",
+    "empty_strided",
+    "equal",
+    "linalg_vector_norm",
+    "linear",
+    "matmul",
+    "max",
+    "mean",
+    "mean.dim",
+    "mm",
+    "mul.Tensor",
+    "mul_.Tensor",
+    "mv",
+    "sub.Tensor",
+    "sum",
+    "sum.dim_IntList",
+)
+# The keys by which a plain tensor's call goes. Others change by themselves, as batching
+# rules loaded at a first use.
+_KEYS = (
+    "CPU",
+    "CUDA",
+    "Autograd",
+    "Composite",
+    "Python",
+    "BackendSelect",
+    "ADInplaceOrView",
+)
 _USUAL_DEPTH = 1000
 _LEAST_NUMBER = 5e-324
 
 
 def _autocast() -> tuple:
-    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda"))
+    return tuple(
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+    )
 
 
 def _float_unit() -> tuple:
-    """How this thread's arithmetic treats numbers under the normal ones, and which way it rounds."""
+    """How this thread's arithmetic treats numbers under the normal ones, and which way
+    it rounds.
+    """
     tiny, one = [_LEAST_NUMBER], [1.0]  # in lists, or the compiler computes it
     return tiny[0] * one[0] == 0, one[0] + tiny[0] > 1, one[0] - tiny[0] < 1
 
 
 def _timers() -> tuple:
-    return tuple(signal.getitimer(timer) for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
+    return tuple(
+        signal.getitimer(timer)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+    )
 
 
 def _other_threads() -> list[str]:
     """How many threads OpenMP and MKL use, which torch's own count does not tell."""
-    return [line for line in torch.__config__.parallel_info().splitlines() if "_max_threads" in line]
+    return [
+        line
+        for line in torch.__config__.parallel_info().splitlines()
+        if "_max_threads" in line
+    ]
 
 
 def _dispatch_keys() -> tuple[int, ...]:
     """The keys that this thread adds to every call's, and those that it leaves out."""
-    sets = (getattr(torch._C, f"_dispatch_tls_local_{which}_set", None) for which in ("include", "exclude"))
+    sets = (
+        getattr(torch._C, f"_dispatch_tls_local_{which}_set", None)
+        for which in ("include", "exclude")
+    )
     return tuple(keys().raw_repr() for keys in sets if keys)
 
 
@@ -94,12 +157,18 @@ def _limits() -> dict:
 
 
 def _error_filters() -> int:
-    """Warnings that would be raised: what a library adds of its own ignores some, or shows them once."""
+    """Warnings that would be raised: what a library adds of its own ignores some, or
+    shows them once.
+    """
     return sum(rule[0] == "error" for rule in warnings.filters)
 
 
 def _environment() -> dict:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_BY_LIBRARIES)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_BY_LIBRARIES)
+    }
 
 
 def _umask() -> int:
@@ -119,40 +188,86 @@ def _standard_files() -> tuple:
 
 def _monitors() -> tuple:
     monitoring = getattr(sys, "monitoring", None)  # since Python 3.12
-    return tuple(monitoring.get_tool(number) for number in range(6)) if monitoring else ()
+    return (
+        tuple(monitoring.get_tool(number) for number in range(6)) if monitoring else ()
+    )
 
 
 def _torch_flags() -> tuple:
     backends = torch.backends
-    return (backends.mkldnn.enabled, backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic,
-            backends.opt_einsum.enabled, backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-            backends.cuda.matmul.allow_bf16_reduced_precision_reduction, torch.is_anomaly_enabled(),
-            torch.is_autocast_cache_enabled(), torch.get_num_interop_threads(), torch.is_warn_always_enabled())
+    return (
+        backends.mkldnn.enabled,
+        backends.cudnn.enabled,
+        backends.cudnn.benchmark,
+        backends.cudnn.deterministic,
+        backends.opt_einsum.enabled,
+        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        torch.is_anomaly_enabled(),
+        torch.is_autocast_cache_enabled(),
+        torch.get_num_interop_threads(),
+        torch.is_warn_always_enabled(),
+    )
 
 
 def _operators() -> dict:
-    """Where the kernels behind each operator were registered: who registers another one takes its place."""
+    """Where the kernels behind each operator were registered: who registers another one
+    takes its place.
+    """
     dump = getattr(torch._C, "_dispatch_dump", None)
-    return {name: [line for line in dump(f"aten::{name}").splitlines() if line.startswith(_KEYS)]
-            for name in _OPERATORS} if dump else {}
+    return (
+        {
+            name: [
+                line
+                for line in dump(f"aten::{name}").splitlines()
+                if line.startswith(_KEYS)
+            ]
+            for name in _OPERATORS
+        }
+        if dump
+        else {}
+    )
 
 
 def _finders() -> tuple:
-    """Who finds modules: libraries add theirs behind. And the ops' folders that not the usual finder looks into."""
-    strange = [folder for folder in op_folders().values()
-               if type(sys.path_importer_cache.get(folder)) not in (type(None), FileFinder)]
-    return [id(one) for one in (*sys.meta_path[:len(_FINDERS)], *sys.path_hooks[:len(_HOOKS)])], strange
+    """Who finds modules: libraries add theirs behind. And the ops' folders that not the
+    usual finder looks into.
+    """
+    strange = [
+        folder
+        for folder in op_folders().values()
+        if type(sys.path_importer_cache.get(folder)) not in (type(None), FileFinder)
+    ]
+    return [
+        id(one)
+        for one in (*sys.meta_path[: len(_FINDERS)], *sys.path_hooks[: len(_HOOKS)])
+    ], strange
 
 
 def _device_files() -> dict:
-    """When each tuning and dispatch file was last changed (which no program can set back), and its size."""
-    folders = (os.path.join(folder, kind) for folder in op_folders().values() for kind in ("tuning", "dispatch"))
-    files = (entry for folder in folders if os.path.isdir(folder) for entry in os.scandir(folder))
-    return {entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files}
+    """When each tuning and dispatch file was last changed (which no program can set
+    back), and its size.
+    """
+    folders = (
+        os.path.join(folder, kind)
+        for folder in op_folders().values()
+        for kind in ("tuning", "dispatch")
+    )
+    files = (
+        entry
+        for folder in folders
+        if os.path.isdir(folder)
+        for entry in os.scandir(folder)
+    )
+    return {
+        entry.path: (entry.stat().st_ctime_ns, entry.stat().st_size) for entry in files
+    }
 
 
 def _priority() -> tuple:
-    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    return os.getpriority(os.PRIO_PROCESS, 0), (
+        os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    )
 
 
 FULL: Mapping[str, Callable[[], object]] = {
@@ -165,7 +280,8 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the priority of the process": _priority,
     "the collector's callbacks": lambda: list(gc.callbacks),
     "the collector's debugging": gc.get_debug,
-    "the recursion limit": lambda: sys.getrecursionlimit() < _USUAL_DEPTH,  # compilers raise it
+    "the recursion limit": lambda: sys.getrecursionlimit()
+    < _USUAL_DEPTH,  # compilers raise it
     "the threads' trace function": threading.gettrace,
     "the threads' profile function": threading.getprofile,
     "the monitors of the interpreter": _monitors,
@@ -175,7 +291,10 @@ FULL: Mapping[str, Callable[[], object]] = {
     "the working directory": os.getcwd,
     "the umask": _umask,
     "the standard files": _standard_files,
-    "the path of imports": lambda: [*sys.path[:_PATHS], *batchline.__path__],  # compilers put folders of their own behind
+    "the path of imports": lambda: [
+        *sys.path[:_PATHS],
+        *batchline.__path__,
+    ],  # compilers put folders of their own behind
     "the threads of OpenMP and MKL": _other_threads,
     "the finders of modules": _finders,
     "the kernels behind torch's operators": _operators,
@@ -190,8 +309,11 @@ def op_folders() -> dict[str, str]:
 
 @functools.cache
 def _folders_in(path: tuple[str, ...]) -> dict[str, str]:
-    return {module.name: os.path.join(module.module_finder.path, module.name) for module in pkgutil.iter_modules(path)
-            if module.ispkg and not module.name.startswith("_")}
+    return {
+        module.name: os.path.join(module.module_finder.path, module.name)
+        for module in pkgutil.iter_modules(path)
+        if module.ispkg and not module.name.startswith("_")
+    }
 
 
 def read(readers: Mapping[str, Callable[[], object]]) -> list:
@@ -206,5 +328,7 @@ def numba_threads() -> int | None:
 
 
 def exit_callbacks() -> tuple[int, int]:
-    """How many functions are called at exit, and how many modules are loaded, one of which may have added one."""
+    """How many functions are called at exit, and how many modules are loaded, one of
+    which may have added one.
+    """
     return atexit._ncallbacks(), len(sys.modules)

@@ -1,4 +1,7 @@
-"""The processes below one: found through Linux's /proc, and killed with whatever they start meanwhile."""
+"""The processes below one: found through Linux's /proc, and killed with whatever they
+start meanwhile.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +17,9 @@ _LOOK_AGAIN_S = 2e-3
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent ends. Linux only."""
+    """Become the parent of every process below this one whose own parent ends. Linux
+    only.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -38,7 +43,9 @@ def descendants(pid: int) -> set[int]:
 
 
 def marked(mark: str) -> set[int]:
-    """The process ids of all processes that were started with the environment variable `mark` (NAME=value)."""
+    """The process ids of all processes that were started with the environment variable
+    `mark` (NAME=value).
+    """
     carriers = set()
     wanted = mark.encode()
     for name in _process_names():
@@ -48,10 +55,14 @@ def marked(mark: str) -> set[int]:
     return carriers
 
 
-def kill_all(which: Callable[[], set[int]], reap: Callable[[], None], seconds: float) -> None:
-    """Kill the processes that `which` returns until it returns none, or `seconds` have passed.
+def kill_all(
+    which: Callable[[], set[int]], reap: Callable[[], None], seconds: float
+) -> None:
+    """Kill the processes that `which` returns until it returns none, or `seconds` have
+    passed.
 
-    `reap` is called after each round: a killed child stays in the list until its parent has waited for it.
+    `reap` is called after each round: a killed child stays in the list until its parent
+    has waited for it.
     """
     until_s = time.monotonic() + seconds
     while left := which():
@@ -74,7 +85,9 @@ def _parents() -> dict[int, int]:
     for name in _process_names():
         with contextlib.suppress(OSError, ValueError, IndexError):
             stat = Path("/proc", name, "stat").read_text(errors="replace")
-            state, parent = stat.rpartition(")")[2].split()[:2]  # the name before it may hold spaces and brackets
+            state, parent = stat.rpartition(")")[2].split()[
+                :2
+            ]  # the name before it may hold spaces and brackets
             parents[int(name)] = int(parent)
     return parents
 

@@ -1,4 +1,5 @@
 """PTX as statements in basic blocks."""
+
 from __future__ import annotations
 
 import re
@@ -6,9 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # With the lines that say where in the source it is.
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", re.DOTALL | re.MULTILINE)
+_COMMENT = re.compile(
+    r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", re.DOTALL | re.MULTILINE
+)
 _BODY = re.compile(r"^\s*(?:\.\w+\s+)*\.(?:entry|func)\b[^;{]*\{", re.MULTILINE)
-_PART = re.compile(r"\s*(?:(?P<label>[$\w]+)\s*:(?!:)|(?P<brace>[{}])|(?P<statement>(?:[^;{}]|\{[^{}]*\})*);)")
+_PART = re.compile(
+    r"\s*(?:(?P<label>[$\w]+)\s*:(?!:)|(?P<brace>[{}])|(?P<statement>(?:[^;{}]|\{[^{}]*\})*);)"
+)
 _STATEMENT = re.compile(r"\s*(?:@\s*(!?[%\w$]+)\s+)?([\w.:]+)\s*(.*)", re.DOTALL)
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|\([^)]*\)|[^,\s{[(][^,]*")
 _LEAVES = ("ret", "exit", "trap")
@@ -16,7 +21,9 @@ _LEAVES = ("ret", "exit", "trap")
 
 @dataclass(frozen=True)
 class Statement:
-    """One instruction: its line in the PTX (from 1), what it is predicated on ("" if on nothing), name and operands."""
+    """One instruction: its line in the PTX (from 1), what it is predicated on ("" if on
+    nothing), name and operands.
+    """
 
     line: int
     predicate: str
@@ -31,7 +38,9 @@ class Statement:
 
 @dataclass
 class Block:
-    """Statements that run one after the other, and the numbers of the blocks that may follow."""
+    """Statements that run one after the other, and the numbers of the blocks that may
+    follow.
+    """
 
     statements: list[Statement]
     followers: tuple[int, ...] = ()
@@ -45,7 +54,9 @@ def functions(ptx: str) -> Iterator[list[Block]]:
 
 
 def _blocks(text: str, start: int) -> list[Block]:
-    """The function whose body begins at `start`, cut before labels and behind branches. The last block is its end."""
+    """The function whose body begins at `start`, cut before labels and behind branches.
+    The last block is its end.
+    """
     blocks, labels, tables = [Block([])], {}, {}
     for label, statement in _parts(text, start):
         if label:
@@ -63,12 +74,18 @@ def _blocks(text: str, start: int) -> list[Block]:
     return blocks
 
 
-def _followers(block: Block, number: int, labels: dict, tables: dict, end: int) -> tuple[int, ...]:
+def _followers(
+    block: Block, number: int, labels: dict, tables: dict, end: int
+) -> tuple[int, ...]:
     last = block.statements[-1] if block.statements else None
     kind = last.name.partition(".")[0] if last else ""
     if kind == "brx":
         return tuple(labels[label] for label in tables[labels[last.operands[1]]])
-    onward = (number + 1,) if not last or last.predicate or kind not in ("bra", *_LEAVES) else ()
+    onward = (
+        (number + 1,)
+        if not last or last.predicate or kind not in ("bra", *_LEAVES)
+        else ()
+    )
     if kind == "bra":
         return (labels[last.operands[0]], *onward)
     return (end, *onward) if kind in _LEAVES else onward
@@ -87,4 +104,9 @@ def _parts(text: str, start: int) -> Iterator[tuple[str | None, Statement | None
             begins = part.start("statement")
             line, counted = line + text.count("\n", counted, begins), begins
             predicate, name, operands = _STATEMENT.match(part["statement"]).groups()
-            yield None, Statement(line, predicate or "", name, tuple(map(str.strip, _OPERAND.findall(operands))))
+            yield None, Statement(
+                line,
+                predicate or "",
+                name,
+                tuple(map(str.strip, _OPERAND.findall(operands))),
+            )

@@ -1,7 +1,10 @@
-"""The process that reads the ops (bench.measure.catalogue_process): started when it is needed, or ahead of that.
+"""The process that reads the ops (bench.measure.catalogue_process): started when it is
+needed, or ahead of that.
 
-It imports torch for seconds before it is asked anything, and so may whoever starts it, at the same time.
+It imports torch for seconds before it is asked anything, and so may whoever starts it,
+at the same time.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,13 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_PROGRAM = "from batchline.bench.measure import catalogue_process; catalogue_process.main()"
+_PROGRAM = (
+    "from batchline.bench.measure import catalogue_process; catalogue_process.main()"
+)
 _ahead: list[subprocess.Popen] = []  # started, and not asked yet
 
 
 @contextlib.contextmanager
 def started_ahead() -> Iterator[None]:
-    """Start the process now; who in the block needs the first one takes it. What was not taken ends with the block."""
+    """Start the process now; who in the block needs the first one takes it. What was
+    not taken ends with the block.
+    """
     _ahead.append(_start(_REPOSITORY))
     try:
         yield
@@ -31,8 +38,14 @@ def started_ahead() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process(tree: Path | None = None) -> Iterator[subprocess.Popen]:
-    """One that reads the `kernels` of a tree, by default of the one beside this `bench`; it ends with the block."""
-    one = _ahead.pop() if _ahead and tree in (None, _REPOSITORY) else _start(tree or _REPOSITORY)
+    """One that reads the `kernels` of a tree, by default of the one beside this
+    `bench`; it ends with the block.
+    """
+    one = (
+        _ahead.pop()
+        if _ahead and tree in (None, _REPOSITORY)
+        else _start(tree or _REPOSITORY)
+    )
     try:
         yield one
     finally:
@@ -40,12 +53,21 @@ def process(tree: Path | None = None) -> Iterator[subprocess.Popen]:
 
 
 def _start(tree: Path) -> subprocess.Popen:
-    """In a group of its own: a Ctrl-C is the parent's. It answers on a socket: a pipe can be opened through /proc."""
-    path = os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH"))))
+    """In a group of its own: a Ctrl-C is the parent's. It answers on a socket: a pipe
+    can be opened through /proc.
+    """
+    path = os.pathsep.join(
+        filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH")))
+    )
     ours, theirs = socket.socketpair()
     with theirs:
-        one = subprocess.Popen([sys.executable, "-c", _PROGRAM, str(tree)], stdin=subprocess.PIPE,
-                               stdout=theirs.fileno(), env=os.environ | {"PYTHONPATH": path}, process_group=0)
+        one = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(tree)],
+            stdin=subprocess.PIPE,
+            stdout=theirs.fileno(),
+            env=os.environ | {"PYTHONPATH": path},
+            process_group=0,
+        )
     one.stdout = os.fdopen(ours.detach(), "rb")
     return one
 

@@ -1,7 +1,9 @@
-"""What a worker process does (bench.measure.worker): one problem from inputs to outcomes, and the smaller requests.
+"""What a worker process does (bench.measure.worker): one problem from inputs to
+outcomes, and the smaller requests.
 
 Every method takes and returns what can be sent between processes.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +14,18 @@ import torch
 
 from batchline import kernels
 from batchline.bench import units
-from batchline.bench.measure import audit, busy, capacity, ceilings, energy, grids, importing, invariance, memory, outcome
+from batchline.bench.measure import (
+    audit,
+    busy,
+    capacity,
+    ceilings,
+    energy,
+    grids,
+    importing,
+    invariance,
+    memory,
+    outcome,
+)
 from batchline.bench.measure import placing, process_state, remembering, sustained
 from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.clocks import Unfit, keeps_outputs
@@ -31,13 +44,19 @@ from batchline.bench.records import INVALID, MEASURED, NotMeasured
 from batchline.bench.verdicts import roofline
 from batchline.kernels import cpu_tasks
 
-_MOST_KEPT_BYTES = 2 ** 32  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
+_MOST_KEPT_BYTES = (
+    2**32
+)  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
 
 
 class Runner:
-    """Measures tasks one after another on one device ("cpu" or "cuda"); `begin` is told whose step comes next."""
+    """Measures tasks one after another on one device ("cpu" or "cuda"); `begin` is told
+    whose step comes next.
+    """
 
-    def __init__(self, device: str, begin: Callable[[str, str], None] = lambda whose, step: None):
+    def __init__(
+        self, device: str, begin: Callable[[str, str], None] = lambda whose, step: None
+    ):
         self._device = device
         self._begin = begin
         self._hardware = hardware(device)
@@ -52,64 +71,127 @@ class Runner:
             memory.limit_to_available()
             torch.set_num_threads(threads_of_torch())
         else:
-            # The contract is fp32 accumulation; cuBLAS may otherwise add split-K partial sums in the narrow type.
+            # The contract is fp32 accumulation; cuBLAS may otherwise add split-K
+            # partial sums in the narrow type.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             load_what_was_compiled()
         self._fence = Fence()  # last: what is done above is ours
         self._preparing = Preparing(device, self._hardware, begin, self._fence)
 
-    def ceilings(self, dtypes: tuple[str, ...], effort: Effort) -> tuple[dict | None, str | None]:
+    def ceilings(
+        self, dtypes: tuple[str, ...], effort: Effort
+    ) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or why they could not be had."""
         with self._placed():
-            return ceilings.try_to_measure(self._device, dtypes, effort, self._guard,
-                                           lambda what: self._begin("", f"ceilings: {what}"))
+            return ceilings.try_to_measure(
+                self._device,
+                dtypes,
+                effort,
+                self._guard,
+                lambda what: self._begin("", f"ceilings: {what}"),
+            )
 
     def room(self) -> int | None:
-        """Bytes that can still be allocated on the device; None where that is not limited."""
+        """Bytes that can still be allocated on the device; None where that is not
+        limited.
+        """
         return memory.room(self._device)
 
-    def capacity(self, op: str, variant: str, scenario: str, dtype: str, law, room_bytes: int | None = None) -> dict:
-        """Whether the batch that a memory law predicts as the largest is it (bench.measure.capacity).
+    def capacity(
+        self,
+        op: str,
+        variant: str,
+        scenario: str,
+        dtype: str,
+        law,
+        room_bytes: int | None = None,
+    ) -> dict:
+        """Whether the batch that a memory law predicts as the largest is it
+        (bench.measure.capacity).
 
-        For a fresh worker, and the last thing that it does: the heap hands its memory back from then on.
+        For a fresh worker, and the last thing that it does: the heap hands its memory
+        back from then on.
         """
         self._begin(f"{op}/{variant}", "capacity")
-        return capacity.confirm(kernels.ops[op].variants[variant], scenario, dtype, law, self._device, room_bytes)
+        return capacity.confirm(
+            kernels.ops[op].variants[variant],
+            scenario,
+            dtype,
+            law,
+            self._device,
+            room_bytes,
+        )
 
     def audit(self, op: str, variant: str, dtype: str) -> list[dict]:
-        """How far a variant or a negative control is from fp64 on its op's conditions (bench.measure.audit)."""
+        """How far a variant or a negative control is from fp64 on its op's conditions
+        (bench.measure.audit).
+        """
         subject = audit.controls(op).get(variant) or kernels.ops[op].variants[variant]
-        return audit.audit(subject, dtype, self._device, lambda name: self._begin(subject.id, f"audit: {name}"),
-                           self._preparing.require_device)
+        return audit.audit(
+            subject,
+            dtype,
+            self._device,
+            lambda name: self._begin(subject.id, f"audit: {name}"),
+            self._preparing.require_device,
+        )
 
-    def invariance(self, op: str, variant: str, scenario: str, dtype: str, batches: tuple[int, ...]) -> dict:
-        """Whether a sample's result is bitwise the same in every batch and in every call (bench.measure.invariance)."""
+    def invariance(
+        self, op: str, variant: str, scenario: str, dtype: str, batches: tuple[int, ...]
+    ) -> dict:
+        """Whether a sample's result is bitwise the same in every batch and in every
+        call (bench.measure.invariance).
+        """
         subject = kernels.ops[op].variants[variant]
         self._begin(subject.id, f"batch invariance on {scenario}")
-        return invariance.found(subject, scenario, dtype, batches, self._device, self._preparing.require_device)
+        return invariance.found(
+            subject,
+            scenario,
+            dtype,
+            batches,
+            self._device,
+            self._preparing.require_device,
+        )
 
     def survey(self, workload: str, profile: str) -> dict:
-        """The gradient noise of a workload, and its step over the batch (bench.noise.experiments.survey)."""
-        from batchline.bench.noise.experiments import survey  # the workloads' data, which only this needs
+        """The gradient noise of a workload, and its step over the batch
+        (bench.noise.experiments.survey).
+        """
+        from batchline.bench.noise.experiments import (
+            survey,
+        )  # the workloads' data, which only this needs
 
-        return survey.survey(workload, profile, self._device, self._guard, lambda what: self._begin(workload, what))
+        return survey.survey(
+            workload,
+            profile,
+            self._device,
+            self._guard,
+            lambda what: self._begin(workload, what),
+        )
 
     def measure(self, task: Task) -> dict[str, Outcome]:
-        """Every entry's outcome, by label; INVALID where others had the cores in each attempt (bench.measure.busy).
+        """Every entry's outcome, by label; INVALID where others had the cores in each
+        attempt (bench.measure.busy).
 
         Raises:
             DeviceLost: if a variant took the device's context with it.
-            Tampered: if a variant changed the process, so that nothing that it says is to be believed.
+            Tampered: if a variant changed the process, so that nothing that it says is
+            to be believed.
         """
         outcomes, why = self._guard.measured(lambda: self._attempt(task))
         if why:
-            outcomes |= {label: Outcome(INVALID, why) for label, one in outcomes.items() if one.status == MEASURED}
+            outcomes |= {
+                label: Outcome(INVALID, why)
+                for label, one in outcomes.items()
+                if one.status == MEASURED
+            }
         return outcomes
 
     @contextlib.contextmanager
     def _placed(self) -> Iterator[None]:
-        """Each thread on a core of its own, where it is the CPU's time that is measured."""
+        """Each thread on a core of its own, where it is the CPU's time that is
+        measured.
+        """
         if self._device != "cpu":
             yield
             return
@@ -126,12 +208,19 @@ class Runner:
         problem = self._preparing.problem(op, task, outcomes)
         if problem is None:
             return outcomes
-        ledger.check_s = ledger.total_s  # to draw values and compute what is expected of them
+        ledger.check_s = (
+            ledger.total_s
+        )  # to draw values and compute what is expected of them
         before = self._state.read()
         entries = self._preparing.entries(op, task, problem, outcomes, ledger)
         with self._placed():
-            for clock, effort in zip(task.clocks, (task.effort, *[task.other_effort] * (len(task.clocks) - 1))):
-                for label, error in self._sample(clock, effort, entries, problem, task, ledger).items():
+            for clock, effort in zip(
+                task.clocks,
+                (task.effort, *[task.other_effort] * (len(task.clocks) - 1)),
+            ):
+                for label, error in self._sample(
+                    clock, effort, entries, problem, task, ledger
+                ).items():
                     del entries[label]
                     outcomes[label] = outcome.of_error(error)
         state, spent = self._state_between(before), ledger.facts(len(entries))
@@ -140,67 +229,133 @@ class Runner:
                 facts = entry.facts | spent | {"state": state}
                 if task.energy_s:
                     self._begin(label, "energy")
-                    facts["energy_j"] = energy.of_a_call(entry.launch, entry.call_s, task.energy_s, self._hardware,
-                                                         self._state)
-                if self._device == "cuda" and task.sustained_s and sustained.is_sustained(facts["flops"]):
+                    facts["energy_j"] = energy.of_a_call(
+                        entry.launch,
+                        entry.call_s,
+                        task.energy_s,
+                        self._hardware,
+                        self._state,
+                    )
+                if (
+                    self._device == "cuda"
+                    and task.sustained_s
+                    and sustained.is_sustained(facts["flops"])
+                ):
                     self._begin(label, "sustained load")
-                    facts["sustained"] = sustained.measure(entry.launch, entry.call_s, self._hardware, self._state,
-                                                           task.sustained_s)
-                outcomes[label] = outcome.of_samples(entry.by_clock, task.clocks[0], facts)
+                    facts["sustained"] = sustained.measure(
+                        entry.launch,
+                        entry.call_s,
+                        self._hardware,
+                        self._state,
+                        task.sustained_s,
+                    )
+                outcomes[label] = outcome.of_samples(
+                    entry.by_clock, task.clocks[0], facts
+                )
         return outcomes
 
-    def waves(self, op: str, variant: str, scenario: str, dtype: str, batch: int, compiled: list[dict],
-              gpu: dict) -> dict | None:
-        """How the variant's launch fills the GPU (bench.measure.grids); None where it is not to be told."""
+    def waves(
+        self,
+        op: str,
+        variant: str,
+        scenario: str,
+        dtype: str,
+        batch: int,
+        compiled: list[dict],
+        gpu: dict,
+    ) -> dict | None:
+        """How the variant's launch fills the GPU (bench.measure.grids); None where it
+        is not to be told.
+        """
         subject = kernels.ops[op].variants[variant]
         self._begin(subject.id, f"waves on {scenario}")
         found = grids.waves_of(subject, scenario, dtype, batch, compiled, gpu)
         return asdict(found) if found else None
 
     def hold(self, task: Task) -> tuple[str, ...]:
-        """Make the task's entries ready to be timed in turns, until `release`; the labels of those that are."""
+        """Make the task's entries ready to be timed in turns, until `release`; the
+        labels of those that are.
+        """
         self._held_since = self._state.read()
-        self._held = Held(task, self._preparing, self._hardware, self._state, self._begin)
+        self._held = Held(
+            task, self._preparing, self._hardware, self._state, self._begin
+        )
         return self._held.ready
 
     def turn(self, label: str, seconds: float) -> tuple[list[float], str | None]:
-        """Samples of one held entry over so many seconds, and what slowed the machine down meanwhile, or None."""
+        """Samples of one held entry over so many seconds, and what slowed the machine
+        down meanwhile, or None.
+        """
         return self._held.turn(label, seconds)
 
     def release(self) -> tuple[dict[str, Outcome], dict]:
-        """What became of the held entries, their facts or what they ended with, and the machine's state meanwhile.
+        """What became of the held entries, their facts or what they ended with, and the
+        machine's state meanwhile.
 
         Lets go of them.
         """
         held, self._held = self._held, None
         return held.outcomes(), self._state_between(self._held_since)
 
-    def _sample(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
-                task: Task, ledger: Ledger) -> dict[str, BaseException]:
-        """Time the entries by one clock, in turns, and look at what was computed; returns the errors by label.
+    def _sample(
+        self,
+        name: str,
+        effort: Effort,
+        entries: Mapping[str, Entry],
+        problem: Problem,
+        task: Task,
+        ledger: Ledger,
+    ) -> dict[str, BaseException]:
+        """Time the entries by one clock, in turns, and look at what was computed;
+        returns the errors by label.
 
-        Where the clock would keep too much memory for all of them, each is sampled alone, and says so.
+        Where the clock would keep too much memory for all of them, each is sampled
+        alone, and says so.
         """
         why_alone = _why_alone(name, entries)
         if why_alone is None:
             return self._sample_in_turns(name, effort, entries, problem, task, ledger)
         errors = {}
         for label, entry in entries.items():
-            errors |= self._sample_in_turns(name, effort, {label: entry}, problem, task, ledger)
+            errors |= self._sample_in_turns(
+                name, effort, {label: entry}, problem, task, ledger
+            )
             if isinstance(samples := entry.by_clock.get(name), Samples):
                 samples.alone = why_alone
             self._hardware.release()
         return errors
 
-    def _sample_in_turns(self, name: str, effort: Effort, entries: Mapping[str, Entry], problem: Problem,
-                         task: Task, ledger: Ledger) -> dict[str, BaseException]:
+    def _sample_in_turns(
+        self,
+        name: str,
+        effort: Effort,
+        entries: Mapping[str, Entry],
+        problem: Problem,
+        task: Task,
+        ledger: Ledger,
+    ) -> dict[str, BaseException]:
         """Time the entries by one clock, in turns; returns the errors by label."""
-        copies = problem.copies(self._hardware.cache_bytes) if roofline.is_cold(name) else [problem.inputs]
+        copies = (
+            problem.copies(self._hardware.cache_bytes)
+            if roofline.is_cold(name)
+            else [problem.inputs]
+        )
         clocks, errors = self._preparing.clocks(name, effort, entries, copies)
-        watch = Watch(problem, {label: entries[label].variant for label in clocks}, self._fence, ledger,
-                      LEAST_CHECKS if name == task.clocks[0] else LEAST_BESIDE)
-        taken = sample(clocks, effort, self._state.why_throttled, lambda label: self._begin(label, f"timing by {name}"),
-                       now_s=self._hardware.now_s, watch=watch)
+        watch = Watch(
+            problem,
+            {label: entries[label].variant for label in clocks},
+            self._fence,
+            ledger,
+            LEAST_CHECKS if name == task.clocks[0] else LEAST_BESIDE,
+        )
+        taken = sample(
+            clocks,
+            effort,
+            self._state.why_throttled,
+            lambda label: self._begin(label, f"timing by {name}"),
+            now_s=self._hardware.now_s,
+            watch=watch,
+        )
         problem.values.drop_sets()
         for label, samples in taken.items():
             try:
@@ -222,12 +377,19 @@ class Runner:
                 errors[label] = error
         return errors
 
-    def _require_no_memory(self, entry: Entry, samples: Samples, problem: Problem, ledger: Ledger) -> None:
+    def _require_no_memory(
+        self, entry: Entry, samples: Samples, problem: Problem, ledger: Ledger
+    ) -> None:
         """Raise NotMeasured if the entry is quick on values that it has seen alone."""
         if remembering.may_remember(samples):
             with ledger.spending():
-                remembering.require_no_memory(entry.launch, problem.values, samples.median_s, self._hardware,
-                                              problem.where)
+                remembering.require_no_memory(
+                    entry.launch,
+                    problem.values,
+                    samples.median_s,
+                    self._hardware,
+                    problem.where,
+                )
 
     def _state_between(self, before: dict) -> dict:
         after = self._state.read()
@@ -239,12 +401,18 @@ class Runner:
 def _why_alone(name: str, entries: Mapping[str, Entry]) -> str | None:
     """Why the entries can't be sampled in turns by the clock called `name`, or None.
 
-    What a clock keeps of an entry is about its peak: its outputs, and what it needs to make them.
+    What a clock keeps of an entry is about its peak: its outputs, and what it needs to
+    make them.
     """
     if len(entries) < 2 or not keeps_outputs(name):
         return None
-    kept_bytes = sum(entry.facts["peak_bytes"] or entry.facts["output_bytes"] for entry in entries.values())
+    kept_bytes = sum(
+        entry.facts["peak_bytes"] or entry.facts["output_bytes"]
+        for entry in entries.values()
+    )
     if kept_bytes <= _MOST_KEPT_BYTES:
         return None
-    return (f"sampled alone, one after another: the graphs of all {len(entries)} together would keep "
-            f"{units.size(kept_bytes)}")
+    return (
+        f"sampled alone, one after another: the graphs of all {len(entries)} together would keep "
+        f"{units.size(kept_bytes)}"
+    )

@@ -1,4 +1,7 @@
-"""What cubins hold: their resources and their instructions, read by the tools that Triton bundles."""
+"""What cubins hold: their resources and their instructions, read by the tools that
+Triton bundles.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -15,9 +18,13 @@ from pathlib import Path
 from batchline.kernels import architectures
 from batchline.kernels.architectures import Architecture
 
-_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", re.MULTILINE)
+_INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!PT\s)?(?:@!?\w+\s+)?([A-Z][\w.]+)", re.MULTILINE
+)
 _MATRIX = re.compile(r"HMMA|HGMMA|QGMMA|QMMA|IMMA|IGMMA|UTC\w*MMA")
-_BARRIER = re.compile(r"(BAR|SYNCS|UTCBAR|UCGABAR_\w+)\b")  # of a block's threads, in shared memory, of a cluster
+_BARRIER = re.compile(
+    r"(BAR|SYNCS|UTCBAR|UCGABAR_\w+)\b"
+)  # of a block's threads, in shared memory, of a cluster
 _GLOBAL_LOAD = re.compile(r"(LDG|LDGSTS|UTMALDG|UBLKCP)\b")
 _GLOBAL_STORE = re.compile(r"(STG|UTMASTG)\b")
 _BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
@@ -26,12 +33,15 @@ TMA = "TMA"
 
 @dataclass(frozen=True)
 class Binary:
-    """One kernel's cubin. Bytes of stack and registers are per thread, of shared memory per block.
+    """One kernel's cubin. Bytes of stack and registers are per thread, of shared memory
+    per block.
 
-    `code_bytes` is the size of the machine code, `matrix` counts the tensor-core instructions, `spills` the loads and
-    stores of the stack, `barriers` the instructions on barriers (of a block, a cluster, or in shared memory). `loads`
-    and `stores` count those on global memory by the bytes that each moves for a thread ("16", "4"…), or "TMA".
-    `listing` is the disassembly, with addresses that may begin anywhere.
+    `code_bytes` is the size of the machine code, `matrix` counts the tensor-core
+    instructions, `spills` the loads and stores of the stack, `barriers` the
+    instructions on barriers (of a block, a cluster, or in shared memory). `loads` and
+    `stores` count those on global memory by the bytes that each moves for a thread
+    ("16", "4"…), or "TMA". `listing` is the disassembly, with addresses that may begin
+    anywhere.
     """
 
     registers: int
@@ -47,50 +57,76 @@ class Binary:
 
 
 def read(cubins: Sequence[bytes], architecture: int) -> list[Binary]:
-    """Disassemble cubins of one kernel each (device functions beside it count with it), for one architecture.
+    """Disassemble cubins of one kernel each (device functions beside it count with it),
+    for one architecture.
 
-    All at once: the disassembler takes a third of a second to start, and a few milliseconds for a kernel.
+    All at once: the disassembler takes a third of a second to start, and a few
+    milliseconds for a kernel.
 
     Raises:
-        ValueError: if one is no cubin, or it is an architecture whose instructions are not known here.
-        subprocess.CalledProcessError: if the disassembler refuses it.
+        ValueError: if one is no cubin, or it is an architecture whose instructions are
+        not known here. subprocess.CalledProcessError: if the disassembler refuses it.
     """
     target = architectures.known(architecture)
     distinct = list(dict.fromkeys(cubins))
     codes = [b"".join(_code_sections(cubin)) for cubin in distinct]
-    binaries = {cubin: _binary(_resources(cubin), len(code), listed)
-                for cubin, code, listed in zip(distinct, codes, _listings(codes, target))}
+    binaries = {
+        cubin: _binary(_resources(cubin), len(code), listed)
+        for cubin, code, listed in zip(distinct, codes, _listings(codes, target))
+    }
     return [binaries[cubin] for cubin in cubins]
 
 
 def listing(cubin: bytes, architecture: int) -> str:
-    """The disassembly of a cubin's code, an instruction a line, each behind its address."""
-    return _disassembled(b"".join(_code_sections(cubin)), architectures.known(architecture))
+    """The disassembly of a cubin's code, an instruction a line, each behind its
+    address.
+    """
+    return _disassembled(
+        b"".join(_code_sections(cubin)), architectures.known(architecture)
+    )
 
 
 def _binary(resources: dict[str, int], code_bytes: int, listed: str) -> Binary:
     # What is predicated on !PT never runs: the assembler pads with such loads.
-    instructions = Counter(name for _, never, name in _INSTRUCTION.findall(listed) if not never)
+    instructions = Counter(
+        name for _, never, name in _INSTRUCTION.findall(listed) if not never
+    )
     return Binary(
-        resources["REG"], resources["STACK"], resources["SHARED"], code_bytes,
-        matrix=sum(count for name, count in instructions.items() if _MATRIX.match(name)),
-        spills=sum(count for name, count in instructions.items() if name.partition(".")[0] in ("LDL", "STL")),
-        barriers=sum(count for name, count in instructions.items() if _BARRIER.match(name)),
-        loads=_widths(instructions, _GLOBAL_LOAD), stores=_widths(instructions, _GLOBAL_STORE),
-        listing=listed)
+        resources["REG"],
+        resources["STACK"],
+        resources["SHARED"],
+        code_bytes,
+        matrix=sum(
+            count for name, count in instructions.items() if _MATRIX.match(name)
+        ),
+        spills=sum(
+            count
+            for name, count in instructions.items()
+            if name.partition(".")[0] in ("LDL", "STL")
+        ),
+        barriers=sum(
+            count for name, count in instructions.items() if _BARRIER.match(name)
+        ),
+        loads=_widths(instructions, _GLOBAL_LOAD),
+        stores=_widths(instructions, _GLOBAL_STORE),
+        listing=listed,
+    )
 
 
 def _code_sections(cubin: bytes) -> Iterator[bytes]:
     """The .text sections of an ELF64 file (System V ABI, "Sections")."""
     if cubin[:4] != b"\x7fELF":
         raise ValueError("not a cubin: it does not start as an ELF file does")
-    table, = struct.unpack_from("<Q", cubin, 0x28)
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
     count, of_names = struct.unpack_from("<HH", cubin, 0x3C)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, table + 64 * number) for number in range(count)]
+    headers = [
+        struct.unpack_from("<IIQQQQ", cubin, table + 64 * number)
+        for number in range(count)
+    ]
     names_at = headers[of_names][4]
     for name, _, _, _, offset, size in headers:
         if cubin.startswith(b".text", names_at + name):
-            yield cubin[offset:offset + size]
+            yield cubin[offset : offset + size]
 
 
 def _listings(codes: Sequence[bytes], target: Architecture) -> list[str]:
@@ -98,7 +134,9 @@ def _listings(codes: Sequence[bytes], target: Architecture) -> list[str]:
     text = _disassembled(b"".join(codes), target)
     lines = {int(line[1], 16): line.start() for line in _INSTRUCTION.finditer(text)}
     ends = list(itertools.accumulate(map(len, codes)))
-    return [text[lines[end - len(code)]:lines.get(end)] for code, end in zip(codes, ends)]
+    return [
+        text[lines[end - len(code)] : lines.get(end)] for code, end in zip(codes, ends)
+    ]
 
 
 def _disassembled(code: bytes, target: Architecture) -> str:
@@ -108,14 +146,22 @@ def _disassembled(code: bytes, target: Architecture) -> str:
 
 def _resources(cubin: bytes) -> dict[str, int]:
     text = _run("cuobjdump", cubin, "--dump-resource-usage")
-    return {name: max(map(int, re.findall(rf"\b{name}:(\d+)", text))) for name in ("REG", "STACK", "SHARED")}
+    return {
+        name: max(map(int, re.findall(rf"\b{name}:(\d+)", text)))
+        for name in ("REG", "STACK", "SHARED")
+    }
 
 
 def _run(tool: str, content: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(content)
         file.flush()
-        return subprocess.run([_bundled(tool), *options, file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [_bundled(tool), *options, file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
 
 def _widths(instructions: Counter, wanted: re.Pattern) -> dict[str, int]:
@@ -125,9 +171,26 @@ def _widths(instructions: Counter, wanted: re.Pattern) -> dict[str, int]:
         if wanted.match(name):
             parts = name.split(".")
             by_tma = parts[0].startswith("U")
-            found[TMA if by_tma else str(next((_BYTES[part] for part in parts if part in _BYTES), 4))] += count
-    return dict(sorted(found.items(), key=lambda item: (item[0] != TMA, -int(item[0]) if item[0] != TMA else 0)))
+            found[
+                (
+                    TMA
+                    if by_tma
+                    else str(
+                        next((_BYTES[part] for part in parts if part in _BYTES), 4)
+                    )
+                )
+            ] += count
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda item: (item[0] != TMA, -int(item[0]) if item[0] != TMA else 0),
+        )
+    )
 
 
 def _bundled(tool: str) -> Path:
-    return Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia/bin" / tool
+    return (
+        Path(importlib.util.find_spec("triton").origin).parent
+        / "backends/nvidia/bin"
+        / tool
+    )

@@ -1,8 +1,11 @@
-"""The files that decide what a variant launches, and a digest of all that does; nothing of them is run for it.
+"""The files that decide what a variant launches, and a digest of all that does; nothing
+of them is run for it.
 
-They are the Python files that it imports, directly or not, and the data beside each of those and wherever one's strings
-point. What is in doubt is covered: a case too many is measured, and none is called identical that is not.
+They are the Python files that it imports, directly or not, and the data beside each of
+those and wherever one's strings point. What is in doubt is covered: a case too many is
+measured, and none is called identical that is not.
 """
+
 from __future__ import annotations
 
 import functools
@@ -22,20 +25,50 @@ from batchline.kernels.device_files import file_for, stored
 from batchline.kernels.op import Variant
 
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
-_TABLES = ("tuning", "dispatch")  # of all devices; this device's are in the digest where a variant looks them up
-_CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".ipynb_checkpoints", ".git")
+_TABLES = (
+    "tuning",
+    "dispatch",
+)  # of all devices; this device's are in the digest where a variant looks them up
+_CACHES = (
+    "__pycache__",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".ipynb_checkpoints",
+    ".git",
+)
 _NO_DATA = (".pyc", "~", ".swp", ".swo", ".DS_Store")
 _LONGEST_PATH = 255
 _VERSIONS = ("torch", "triton", "numba", "numba-cuda", "llvmlite", "numpy")
-_VARIABLES = ("TRITON_", "NUMBA", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "NVIDIA_", "MKL_", "OMP_", "KMP_", "GOMP_",
-              "OPENBLAS_", "DNNL_", "ONEDNN_", "ATEN_", "LLVM_", "LD_", "MALLOC_")
+_VARIABLES = (
+    "TRITON_",
+    "NUMBA",
+    "TORCH",
+    "PYTORCH_",
+    "CUDA_",
+    "CUBLAS_",
+    "NVIDIA_",
+    "MKL_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "DNNL_",
+    "ONEDNN_",
+    "ATEN_",
+    "LLVM_",
+    "LD_",
+    "MALLOC_",
+)
 
 
 def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
-    """The files in the order of their names, of the tree that the variant was imported from.
+    """The files in the order of their names, of the tree that the variant was imported
+    from.
 
-    Files of other variants are among them only where they are imported, are named by a string, or where a file beside
-    them runs what a name says that is made at run time.
+    Files of other variants are among them only where they are imported, are named by a
+    string, or where a file beside them runs what a name says that is made at run time.
     """
     tree = variant.folder.parents[1]
     found: set[Path] = set()
@@ -50,27 +83,34 @@ def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
 
 
 def launch_digest(variant: Variant | Declared, device: str) -> str:
-    """A hash of all that decides what the variant launches on this machine's "cpu" or "cuda".
+    """A hash of all that decides what the variant launches on this machine's "cpu" or
+    "cuda".
 
-    That is its files (Python's blind to comments and layout); the versions of what compiles them, and the variables
-    that it heeds; where it has several configurations, what was tuned here for its op; and where it hands on to another
-    variant, the table it does so by and the files of them all.
+    That is its files (Python's blind to comments and layout); the versions of what
+    compiles them, and the variables that it heeds; where it has several configurations,
+    what was tuned here for its op; and where it hands on to another variant, the table
+    it does so by and the files of them all.
     """
     tree = variant.folder.parents[1]
     digest = hashlib.sha256()
     dispatches = variant.backend == DISPATCH
-    for kind in (["dispatch", "tuning"] if dispatches else ["tuning"] if variant.tunable else []):
+    for kind in (
+        ["dispatch", "tuning"] if dispatches else ["tuning"] if variant.tunable else []
+    ):
         winners = stored(file_for(variant.folder, kind, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
     for path in files_of(variant):
         name = os.path.relpath(path, tree)
-        digest.update(f"{name}\0{_content(path, tree)}\0".encode("utf-8", "surrogatepass"))
+        digest.update(
+            f"{name}\0{_content(path, tree)}\0".encode("utf-8", "surrogatepass")
+        )
     digest.update(json.dumps(_outside(str(tree))).encode())
     return digest.hexdigest()[:16]
 
 
 def _own_files(variant: Variant | Declared) -> list[Path]:
-    """Where its function is, and the file that is called after it, for which another function may stand in.
+    """Where its function is, and the file that is called after it, for which another
+    function may stand in.
 
     What hands on to other variants has all the files of its op.
     """
@@ -80,16 +120,30 @@ def _own_files(variant: Variant | Declared) -> list[Path]:
 
 
 def _outside(root: str) -> list:
-    """What the same files may compile to something else by; the tree's own place does not count."""
-    variables = {name: value.replace(root, "") for name, value in os.environ.items() if name.startswith(_VARIABLES)}
-    return [platform.python_version(), environment.versions(_VERSIONS), sorted(variables.items())]
+    """What the same files may compile to something else by; the tree's own place does
+    not count.
+    """
+    variables = {
+        name: value.replace(root, "")
+        for name, value in os.environ.items()
+        if name.startswith(_VARIABLES)
+    }
+    return [
+        platform.python_version(),
+        environment.versions(_VERSIONS),
+        sorted(variables.items()),
+    ]
 
 
 @functools.cache
 def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
     """The other files that a Python file brings in."""
     source = read(path)
-    found = [file for level, name in source.imports for file in _module(path, tree, level, name)]
+    found = [
+        file
+        for level, name in source.imports
+        for file in _module(path, tree, level, name)
+    ]
     for text in source.strings:
         found += _pointed_at(path, tree, text)
     found += _files_in(path.parent, below=path.parent != tree, python=False)
@@ -99,7 +153,9 @@ def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
 
 
 def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
-    """The files that an import may run: the packages on the way to the module, and the module."""
+    """The files that an import may run: the packages on the way to the module, and the
+    module.
+    """
     parts = name.split(".") if name else []
     if parts[:1] == ["batchline"]:  # whose kernels lie in the tree itself
         parts = parts[1:]
@@ -108,7 +164,10 @@ def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
     else:
         starts = [tree, path.parent]  # beside it: sys.path may have been changed
     for start in dict.fromkeys(starts):
-        bases = [start.joinpath(*parts[:count]) for count in range(0 if level else 1, len(parts) + 1)]
+        bases = [
+            start.joinpath(*parts[:count])
+            for count in range(0 if level else 1, len(parts) + 1)
+        ]
         files = [Path(f"{base}{suffix}") for base in bases for suffix in _SUFFIXES]
         files += [base / f"__init__{suffix}" for base in bases for suffix in _SUFFIXES]
         if there := [file for file in files if file.is_file()]:
@@ -117,10 +176,19 @@ def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
 
 
 def _pointed_at(path: Path, tree: Path, text: str) -> Iterator[Path]:
-    """The files that a string may name: a path from any folder on the way to the file, or a module."""
-    if not text.strip("./ ") or len(text) > _LONGEST_PATH or "\0" in text or "\n" in text:
+    """The files that a string may name: a path from any folder on the way to the file,
+    or a module.
+    """
+    if (
+        not text.strip("./ ")
+        or len(text) > _LONGEST_PATH
+        or "\0" in text
+        or "\n" in text
+    ):
         return
-    folders = [folder for folder in path.parents if folder == tree or tree in folder.parents]
+    folders = [
+        folder for folder in path.parents if folder == tree or tree in folder.parents
+    ]
     for folder in folders:
         place = Path(os.path.normpath(folder / text))
         if tree not in place.parents or place in path.parents:
@@ -128,16 +196,20 @@ def _pointed_at(path: Path, tree: Path, text: str) -> Iterator[Path]:
         if place.is_file():
             yield place
         elif place.is_dir():
-            yield from _files_in(place, below=True, python=not (place / "__init__.py").exists())
+            yield from _files_in(
+                place, below=True, python=not (place / "__init__.py").exists()
+            )
     bare = text.lstrip(".")
     if "." in text and all(part.isidentifier() for part in bare.split(".")):
         yield from _module(path, tree, len(text) - len(bare), bare)
 
 
 def _files_in(folder: Path, below: bool, python: bool) -> Iterator[Path]:
-    """What lies in a folder (Python's files where `python` says so) and, with `below`, in its folders: all of it.
+    """What lies in a folder (Python's files where `python` says so) and, with `below`,
+    in its folders: all of it.
 
-    Packages below it are left out, for their files count where they are imported, and so are caches.
+    Packages below it are left out, for their files count where they are imported, and
+    so are caches.
     """
     seen: set[Path] = set()
     waiting = [folder]
@@ -151,19 +223,27 @@ def _files_in(folder: Path, below: bool, python: bool) -> Iterator[Path]:
             if entry.is_dir():
                 if below and entry.name not in _CACHES and not _is_apart(entry):
                     waiting.append(entry)
-            elif entry.is_file() and not entry.name.endswith(_NO_DATA) and (with_python or entry.suffix != ".py"):
+            elif (
+                entry.is_file()
+                and not entry.name.endswith(_NO_DATA)
+                and (with_python or entry.suffix != ".py")
+            ):
                 yield entry
 
 
 def _is_apart(folder: Path) -> bool:
     """Another package, or an op's tables."""
-    return (folder / "__init__.py").exists() or (folder.name in _TABLES and (folder.parent / "__init__.py").exists())
+    return (folder / "__init__.py").exists() or (
+        folder.name in _TABLES and (folder.parent / "__init__.py").exists()
+    )
 
 
 def _content(path: Path, tree: Path) -> str:
     """What counts of a file."""
     try:
-        if path.suffix != ".py" or (read(path).reads_itself and not _is_of_the_suite(path, tree)):
+        if path.suffix != ".py" or (
+            read(path).reads_itself and not _is_of_the_suite(path, tree)
+        ):
             return _hash(path)
         return read(path).code
     except OSError as error:
@@ -177,5 +257,7 @@ def _hash(path: Path) -> str:
 
 
 def _is_of_the_suite(path: Path, tree: Path) -> bool:
-    """Whether it is directly in `kernels`: what those import by name are ops, variants and compilers."""
+    """Whether it is directly in `kernels`: what those import by name are ops, variants
+    and compilers.
+    """
     return path.parent == tree / "kernels"

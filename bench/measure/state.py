@@ -1,4 +1,7 @@
-"""The machine around a case: its clocks, temperature, power and load, and whether it was throttled."""
+"""The machine around a case: its clocks, temperature, power and load, and whether it
+was throttled.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,67 +24,111 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 class CpuState:
-    """Linux's own counters. What a hypervisor keeps to itself (its host's clocks and heat) is not among them."""
+    """Linux's own counters. What a hypervisor keeps to itself (its host's clocks and
+    heat) is not among them.
+    """
 
     def __init__(self):
-        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._throttles = sorted(_CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
+        self._cores = (
+            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        )
+        self._throttles = sorted(
+            _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+        )
         self._stops = cgroups.stop_counters()
         self._last_counts = self._counts()
 
     def read(self) -> dict:
-        """Load average over a minute, frequency in MHz, and CPU-seconds so far on the cores that this process may use.
+        """Load average over a minute, frequency in MHz, and CPU-seconds so far on the
+        cores that this process may use.
 
-        `cores` is how many those are. `busy_cpu_s` is all that was neither idle nor stolen, from any start on, so only
-        differences of it mean something; `own_cpu_s` is what `own_cpu_s()` says.
+        `cores` is how many those are. `busy_cpu_s` is all that was neither idle nor
+        stolen, from any start on, so only differences of it mean something; `own_cpu_s`
+        is what `own_cpu_s()` says.
         """
         facts = {"time_s": time.monotonic(), "own_cpu_s": own_cpu_s()}
         try:
             cores, idle_s, stolen_s = self._idle_and_stolen_s()
-            facts |= {"cores": cores, "busy_cpu_s": facts["time_s"] * cores - idle_s - stolen_s,
-                      "stolen_cpu_s": stolen_s, "load_1min": os.getloadavg()[0], "mhz": self._mhz()}
-        except (OSError, IndexError, ValueError):  # no Linux /proc: less is known, and nothing is lost
+            facts |= {
+                "cores": cores,
+                "busy_cpu_s": facts["time_s"] * cores - idle_s - stolen_s,
+                "stolen_cpu_s": stolen_s,
+                "load_1min": os.getloadavg()[0],
+                "mhz": self._mhz(),
+            }
+        except (
+            OSError,
+            IndexError,
+            ValueError,
+        ):  # no Linux /proc: less is known, and nothing is lost
             pass
         return facts
 
     def why_throttled(self) -> str | None:
-        """What stopped or slowed this process down since the last time this was asked, or None.
+        """What stopped or slowed this process down since the last time this was asked,
+        or None.
 
-        A container's CPU quota that was used up, or a core that became too hot (which bare metal alone tells).
+        A container's CPU quota that was used up, or a core that became too hot (which
+        bare metal alone tells).
         """
         last, self._last_counts = self._last_counts, self._counts()
         hotter, stopped = (now > before for now, before in zip(self._last_counts, last))
-        reasons = [reason for reason, holds in (
-            ("a core was slowed down for heat", hotter),
-            ("the container's CPU quota was used up", stopped)) if holds]
+        reasons = [
+            reason
+            for reason, holds in (
+                ("a core was slowed down for heat", hotter),
+                ("the container's CPU quota was used up", stopped),
+            )
+            if holds
+        ]
         return ", ".join(reasons) or None
 
     def _counts(self) -> tuple[int, int]:
-        return sum(int(path.read_text()) for path in self._throttles), cgroups.times_stopped(self._stops)
+        return sum(
+            int(path.read_text()) for path in self._throttles
+        ), cgroups.times_stopped(self._stops)
 
     def _idle_and_stolen_s(self) -> tuple[int, float, float]:
-        """The cores that are read, and the seconds that they were idle (or waited for a disk) and stolen.
+        """The cores that are read, and the seconds that they were idle (or waited for a
+        disk) and stolen.
 
-        Idle time is exact where busy time is sampled at ticks. A sandbox that counts nothing raises ValueError.
+        Idle time is exact where busy time is sampled at ticks. A sandbox that counts
+        nothing raises ValueError.
         """
-        whole, *lines = (line.split() for line in (_PROC / "stat").read_text().splitlines() if line.startswith("cpu"))
+        whole, *lines = (
+            line.split()
+            for line in (_PROC / "stat").read_text().splitlines()
+            if line.startswith("cpu")
+        )
         own = [line for line in lines if int(line[0][3:]) in self._cores]
-        chosen = own if 0 < len(own) < len(lines) else [whole]  # the sum is rounded to a tick once
+        chosen = (
+            own if 0 < len(own) < len(lines) else [whole]
+        )  # the sum is rounded to a tick once
         ticks = [[int(word) for word in line[1:]] for line in chosen]
         if not any(map(any, ticks)):
             raise ValueError("nothing is counted here")
         tick_s = 1 / os.sysconf("SC_CLK_TCK")
-        return (len(own) if chosen is own else len(lines), sum(row[3] + row[4] for row in ticks) * tick_s,
-                sum(row[7] for row in ticks) * tick_s)
+        return (
+            len(own) if chosen is own else len(lines),
+            sum(row[3] + row[4] for row in ticks) * tick_s,
+            sum(row[7] for row in ticks) * tick_s,
+        )
 
     @staticmethod
     def _mhz() -> float | None:
-        found = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", (_PROC / "cpuinfo").read_text(), re.M)]
+        found = [
+            float(mhz)
+            for mhz in re.findall(
+                r"^cpu MHz\s*:\s*([\d.]+)", (_PROC / "cpuinfo").read_text(), re.M
+            )
+        ]
         return sum(found) / len(found) if found else None
 
 
 def own_cpu_s() -> float:
-    """CPU-seconds so far of this process, of all that it has started, and of the one that it is a worker of."""
+    """CPU-seconds so far of this process, of all that it has started, and of the one
+    that it is a worker of.
+    """
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = time.process_time() + ended.ru_utime + ended.ru_stime
     total += sum(sum(_times_s(pid)) for pid in _descendants(os.getpid()))
@@ -90,7 +137,9 @@ def own_cpu_s() -> float:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """The processes below this one, as far as the kernel lists them (CONFIG_PROC_CHILDREN)."""
+    """The processes below this one, as far as the kernel lists them
+    (CONFIG_PROC_CHILDREN).
+    """
     for path in (_PROC / str(pid) / "task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, path.read_text().split()):
@@ -99,7 +148,9 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _times_s(pid: int) -> tuple[float, ...]:
-    """User and system time of a process, then both of its children that have ended; zeros once it is gone."""
+    """User and system time of a process, then both of its children that have ended;
+    zeros once it is gone.
+    """
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -108,17 +159,28 @@ def _times_s(pid: int) -> tuple[float, ...]:
 
 
 def cpu_load(before: Mapping, after: Mapping) -> dict:
-    """Between two readings of CpuState: the share of the cores that others took, and that the hypervisor stole."""
+    """Between two readings of CpuState: the share of the cores that others took, and
+    that the hypervisor stole.
+    """
     if "busy_cpu_s" not in before or "busy_cpu_s" not in after:
         return {}
     span = max((after["time_s"] - before["time_s"]) * after["cores"], 1e-9)
-    grown = {name: after[name] - before[name] for name in ("busy_cpu_s", "own_cpu_s", "stolen_cpu_s")}
-    return {"others_share": max(0.0, grown["busy_cpu_s"] - grown["own_cpu_s"]) / span,
-            "stolen_share": grown["stolen_cpu_s"] / span, "load_1min": after["load_1min"], "mhz": after["mhz"]}
+    grown = {
+        name: after[name] - before[name]
+        for name in ("busy_cpu_s", "own_cpu_s", "stolen_cpu_s")
+    }
+    return {
+        "others_share": max(0.0, grown["busy_cpu_s"] - grown["own_cpu_s"]) / span,
+        "stolen_share": grown["stolen_cpu_s"] / span,
+        "load_1min": after["load_1min"],
+        "mhz": after["mhz"],
+    }
 
 
 class GpuState:
-    """NVML's view of torch's first GPU (nvidia-ml-py). Raises ImportError or pynvml's error where there is none."""
+    """NVML's view of torch's first GPU (nvidia-ml-py). Raises ImportError or pynvml's
+    error where there is none.
+    """
 
     def __init__(self, nvml=None):
         if nvml is None:
@@ -126,41 +188,60 @@ class GpuState:
         self._nvml = nvml
         nvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(0).uuid)
-        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        self._default_mhz = self._ask("nvmlDeviceGetDefaultApplicationsClock", nvml.NVML_CLOCK_SM) \
-            or self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
-        self._reasons = {getattr(nvml, f"nvmlClocksThrottleReason{name}"): words for name, words in (
-            ("HwSlowdown", "hardware slowdown"), ("SwThermalSlowdown", "thermal slowdown"),
-            ("HwThermalSlowdown", "hardware thermal slowdown"), ("HwPowerBrakeSlowdown", "power brake"))}
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(
+            uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+        )
+        self._default_mhz = self._ask(
+            "nvmlDeviceGetDefaultApplicationsClock", nvml.NVML_CLOCK_SM
+        ) or self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
+        self._reasons = {
+            getattr(nvml, f"nvmlClocksThrottleReason{name}"): words
+            for name, words in (
+                ("HwSlowdown", "hardware slowdown"),
+                ("SwThermalSlowdown", "thermal slowdown"),
+                ("HwThermalSlowdown", "hardware thermal slowdown"),
+                ("HwPowerBrakeSlowdown", "power brake"),
+            )
+        }
         self._power_cap = nvml.nvmlClocksThrottleReasonSwPowerCap
         # At the looks since the last reading:
         self._seen_mhz: list[int] = []
         self._saw_power_cap = False
 
     def read(self) -> dict:
-        """SM and memory clock in MHz, temperature in °C, power in W, and why it is throttled.
+        """SM and memory clock in MHz, temperature in °C, power in W, and why it is
+        throttled.
 
-        `sm_mhz_seen`: the lowest and the highest SM clock at the looks (`why_throttled`) since the last reading.
-        `power_cap_seen`: whether a power cap was on at one of them.
+        `sm_mhz_seen`: the lowest and the highest SM clock at the looks
+        (`why_throttled`) since the last reading. `power_cap_seen`: whether a power cap
+        was on at one of them.
         """
         nvml = self._nvml
         seen, self._seen_mhz = self._seen_mhz, []
         saw_power_cap, self._saw_power_cap = self._saw_power_cap, False
         power_mw = self._ask("nvmlDeviceGetPowerUsage")
-        return {"sm_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-                "memory_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-                "temperature_c": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-                "power_w": power_mw / 1e3 if power_mw is not None else None,
-                "sm_mhz_seen": [min(seen), max(seen)] if seen else None, "power_cap_seen": saw_power_cap,
-                "throttled": self._throttle_words()}
+        return {
+            "sm_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._ask(
+                "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU
+            ),
+            "power_w": power_mw / 1e3 if power_mw is not None else None,
+            "sm_mhz_seen": [min(seen), max(seen)] if seen else None,
+            "power_cap_seen": saw_power_cap,
+            "throttled": self._throttle_words(),
+        }
 
     def energy_j(self) -> float | None:
-        """The energy counter, which moves about every 0.1 s; None where this GPU has none."""
+        """The energy counter, which moves about every 0.1 s; None where this GPU has
+        none.
+        """
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return millijoules / 1e3 if millijoules is not None else None
 
     def why_throttled(self) -> str | None:
-        """Whether the GPU, asked right after work, is slowed down: a hard reason, or a clock under 75% of its default.
+        """Whether the GPU, asked right after work, is slowed down: a hard reason, or a
+        clock under 75% of its default.
 
         A power cap alone is how a large GPU runs large products: it never counts.
         """
@@ -170,7 +251,9 @@ class GpuState:
         if mhz:
             self._seen_mhz.append(mhz)
         self._saw_power_cap |= _POWER_CAP in reasons
-        is_low = mhz and self._default_mhz and mhz < _LEAST_CLOCK_SHARE * self._default_mhz
+        is_low = (
+            mhz and self._default_mhz and mhz < _LEAST_CLOCK_SHARE * self._default_mhz
+        )
         if is_low and _POWER_CAP not in reasons:
             words.append(f"SM clock {mhz} of {self._default_mhz} MHz")
         return ", ".join(words) or None
@@ -188,11 +271,15 @@ class GpuState:
 
 
 def state_of(device: str) -> CpuState | GpuState:
-    """The reader for "cpu" or "cuda"; without NVML's binding a GPU's state is the host's, which never throttles it."""
+    """The reader for "cpu" or "cuda"; without NVML's binding a GPU's state is the
+    host's, which never throttles it.
+    """
     if device == "cuda":
         try:
             return GpuState()
-        except Exception as error:  # whatever NVML's binding raises, the run goes on and says so
+        except (
+            Exception
+        ) as error:  # whatever NVML's binding raises, the run goes on and says so
             return UnknownState(f"{type(error).__name__}: {error}")
     return CpuState()
 

@@ -1,4 +1,7 @@
-"""The compiled facts of the GPU variants: as pinned, where the sources are the same, or else compiled now."""
+"""The compiled facts of the GPU variants: as pinned, where the sources are the same, or
+else compiled now.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,8 +14,20 @@ import torch
 
 from batchline import kernels
 from batchline.bench.declared import Declared
-from batchline.bench.measure import (captured, codegen, compile_cache, compile_pool, converged, flow, lane_values, machine_blocks,
-                           numba_compile, pins, ptx_blocks, sass)
+from batchline.bench.measure import (
+    captured,
+    codegen,
+    compile_cache,
+    compile_pool,
+    converged,
+    flow,
+    lane_values,
+    machine_blocks,
+    numba_compile,
+    pins,
+    ptx_blocks,
+    sass,
+)
 from batchline.bench.measure.captured import Launch
 from batchline.bench.measure.pins import Job
 from batchline.bench.measure.sources import files_of
@@ -24,15 +39,34 @@ from batchline.kernels.target import compiling_for
 DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_READERS = (Path(__file__), *(Path(module.__file__) for module in (
-    captured, codegen, converged, flow, lane_values, machine_blocks, numba_compile, ptx_blocks, sass)))
+_READERS = (
+    Path(__file__),
+    *(
+        Path(module.__file__)
+        for module in (
+            captured,
+            codegen,
+            converged,
+            flow,
+            lane_values,
+            machine_blocks,
+            numba_compile,
+            ptx_blocks,
+            sass,
+        )
+    ),
+)
 
-Captured = tuple[dict, Launch | None]  # what a row says of where it was launched (or its "error"), and the launch
+Captured = tuple[
+    dict, Launch | None
+]  # what a row says of where it was launched (or its "error"), and the launch
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Rows of compiled kernels, how many of the jobs were looked up and how many compiled, and why some are missing."""
+    """Rows of compiled kernels, how many of the jobs were looked up and how many
+    compiled, and why some are missing.
+    """
 
     rows: list[dict]
     pinned: int
@@ -42,21 +76,33 @@ class Facts:
 
 @dataclass(frozen=True)
 class Compilation:
-    """Rows by job, how many of the jobs this machine had compiled before, and a line that says what is missing."""
+    """Rows by job, how many of the jobs this machine had compiled before, and a line
+    that says what is missing.
+    """
 
     rows: dict[Job, list[dict]]
     cached: int
     incomplete: str | None
 
 
-def jobs(variants: Iterable[Variant | Declared], dtypes: Sequence[str] | None = None) -> list[Job]:
-    """Every (variant, dtype) of these variants that can be compiled here, in all dtypes or these."""
-    return [(variant.id, dtype) for variant in variants if codegen.why_cannot_compile(variant.backend) is None
-            for dtype in variant.dtypes or () if dtypes is None or dtype in dtypes]
+def jobs(
+    variants: Iterable[Variant | Declared], dtypes: Sequence[str] | None = None
+) -> list[Job]:
+    """Every (variant, dtype) of these variants that can be compiled here, in all dtypes
+    or these.
+    """
+    return [
+        (variant.id, dtype)
+        for variant in variants
+        if codegen.why_cannot_compile(variant.backend) is None
+        for dtype in variant.dtypes or ()
+        if dtypes is None or dtype in dtypes
+    ]
 
 
 def facts(wanted: Sequence[Job]) -> Facts:
-    """The rows of the wanted jobs, in their order. Pins that can't be believed are not: all is compiled, and that said.
+    """The rows of the wanted jobs, in their order. Pins that can't be believed are not:
+    all is compiled, and that said.
     """
     try:
         pinned, refused = pins.load(), None
@@ -65,7 +111,9 @@ def facts(wanted: Sequence[Job]) -> Facts:
     known = {job: pinned[job]["kernels"] for job in wanted if is_current(job, pinned)}
     missing = [job for job in wanted if job not in known]
     compilation = compiled(missing)
-    rows = [row for job in wanted for row in known.get(job, compilation.rows.get(job, ()))]
+    rows = [
+        row for job in wanted for row in known.get(job, compilation.rows.get(job, ()))
+    ]
     notes = "; ".join(note for note in (refused, compilation.incomplete) if note)
     return Facts(rows, len(known), len(compilation.rows), notes or None)
 
@@ -82,28 +130,45 @@ def variant_of(variant_id: str) -> Variant:
 
 
 def fingerprint(variant_id: str) -> str:
-    """A hash of a variant's source, every file of `kernels` that it imports, directly or not, and what reads it.
+    """A hash of a variant's source, every file of `kernels` that it imports, directly
+    or not, and what reads it.
 
     Raises:
         OSError: if there is no such variant.
     """
     op_name, _, name = variant_id.partition("/")
     found = hashlib.sha256()
-    for path in sorted({*files_of(Declared(op_name, name, _REPOSITORY / "kernels" / op_name)), *_READERS}):
-        found.update(path.relative_to(_REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(
+        {
+            *files_of(Declared(op_name, name, _REPOSITORY / "kernels" / op_name)),
+            *_READERS,
+        }
+    ):
+        found.update(
+            path.relative_to(_REPOSITORY).as_posix().encode()
+            + b"\0"
+            + path.read_bytes()
+        )
     return found.hexdigest()[:16]
 
 
 def compiled(wanted: Sequence[Job]) -> Compilation:
-    """Compile the jobs in processes of their own, but for those that this machine has compiled before.
+    """Compile the jobs in processes of their own, but for those that this machine has
+    compiled before.
 
     The largest should come first, so that the processes end together.
     """
     keys = {job: _key(job) for job in wanted}
-    rows = {job: kept for job in wanted if (kept := compile_cache.load(keys[job])) is not None}
+    rows = {
+        job: kept
+        for job in wanted
+        if (kept := compile_cache.load(keys[job])) is not None
+    }
     cached = len(rows)
     missing = [job for job in wanted if job not in rows]
-    launched, problems = compile_pool.each(captured_of, missing) if missing else ({}, [])
+    launched, problems = (
+        compile_pool.each(captured_of, missing) if missing else ({}, [])
+    )
     try:
         fresh = _read(launched)
     except (ValueError, subprocess.CalledProcessError) as error:
@@ -129,11 +194,12 @@ def captured_of(variant_id: str, dtype: str) -> list[Captured]:
 
 
 def rows_of(variant: Variant, dtype: str) -> list[dict]:
-    """A variant's kernels in one dtype: on its example for each architecture, and for one of those every other
-    configuration that its rule gives on the op's scenarios (in the first of its dtypes of each width).
+    """A variant's kernels in one dtype: on its example for each architecture, and for
+    one of those every other configuration that its rule gives on the op's scenarios (in
+    the first of its dtypes of each width).
 
-    A launch that does not compile is a row with its "error", an example that the variant declines on an architecture
-    one with why it is "declined".
+    A launch that does not compile is a row with its "error", an example that the
+    variant declines on an architecture one with why it is "declined".
     """
     job = variant.id, dtype
     return _read({job: list(_launches(variant, dtype))})[job]
@@ -141,9 +207,17 @@ def rows_of(variant: Variant, dtype: str) -> list[dict]:
 
 def _read(launched: Mapping[Job, Sequence[Captured]]) -> dict[Job, list[dict]]:
     """The rows by job; all cubins are disassembled at once."""
-    facts_of_all = iter(codegen.read([launch for found in launched.values() for _, launch in found if launch]))
-    return {job: [row | asdict(next(facts_of_all)) if launch else row for row, launch in found]
-            for job, found in launched.items()}
+    facts_of_all = iter(
+        codegen.read(
+            [launch for found in launched.values() for _, launch in found if launch]
+        )
+    )
+    return {
+        job: [
+            row | asdict(next(facts_of_all)) if launch else row for row, launch in found
+        ]
+        for job, found in launched.items()
+    }
 
 
 def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:
@@ -151,12 +225,28 @@ def _launches(variant: Variant, dtype: str) -> Iterator[Captured]:
     seen: dict[int, set] = {architecture: set() for architecture in architectures}
     scenario, batch = variant.example
     for architecture in architectures:
-        yield from _launched(variant, dtype, scenario, batch, architecture, seen[architecture], example=True)
+        yield from _launched(
+            variant,
+            dtype,
+            scenario,
+            batch,
+            architecture,
+            seen[architecture],
+            example=True,
+        )
     if dtype != next(name for name in variant.dtypes if _width(name) == _width(dtype)):
         return
     for scenario in variant.op.scenarios:
         for batch in BATCHES:
-            yield from _launched(variant, dtype, scenario, batch, DEFAULTS_FOR, seen[DEFAULTS_FOR], example=False)
+            yield from _launched(
+                variant,
+                dtype,
+                scenario,
+                batch,
+                DEFAULTS_FOR,
+                seen[DEFAULTS_FOR],
+                example=False,
+            )
 
 
 def architectures_for(dtype: str) -> tuple[int, ...]:
@@ -169,15 +259,33 @@ def _width(dtype: str) -> int:
 
 
 def never_written(shapes: Tensors) -> Tensors:
-    """CPU tensors like these ones; nothing is written to them, so a large problem costs no memory."""
-    return tuple(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype) for tensor in shapes)
+    """CPU tensors like these ones; nothing is written to them, so a large problem costs
+    no memory.
+    """
+    return tuple(
+        torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        for tensor in shapes
+    )
 
 
-def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architecture: int, seen: set,
-              example: bool) -> Iterator[Captured]:
+def _launched(
+    variant: Variant,
+    dtype: str,
+    scenario: str,
+    batch: int,
+    architecture: int,
+    seen: set,
+    example: bool,
+) -> Iterator[Captured]:
     shapes = variant.op.make_inputs(scenario, batch, dtype, "meta")
-    row = {"variant": variant.id, "dtype": dtype, "scenario": scenario, "batch": batch, "example": example,
-           "architecture": architecture}
+    row = {
+        "variant": variant.id,
+        "dtype": dtype,
+        "scenario": scenario,
+        "batch": batch,
+        "example": example,
+        "architecture": architecture,
+    }
     with compiling_for(architecture):
         why_declined = variant.why_unsupported(*shapes)
     if why_declined:
@@ -185,6 +293,13 @@ def _launched(variant: Variant, dtype: str, scenario: str, batch: int, architect
             yield row | {"declined": why_declined}, None
         return
     try:
-        yield from ((row, launch) for launch in codegen.launches_of(variant, never_written(shapes), architecture, seen))
+        yield from (
+            (row, launch)
+            for launch in codegen.launches_of(
+                variant, never_written(shapes), architecture, seen
+            )
+        )
     except Exception as error:  # whatever the compiler raised
-        yield row | {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}, None
+        yield row | {
+            "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        }, None

@@ -1,4 +1,7 @@
-"""Is a variant right every time, and on sizes that its author can't have foreseen? Beside its op's probes."""
+"""Is a variant right every time, and on sizes that its author can't have foreseen?
+Beside its op's probes.
+"""
+
 from __future__ import annotations
 
 import random
@@ -14,21 +17,25 @@ from batchline.bench.records import WRONG, NotMeasured
 from batchline.kernels.op import Op, Scenario, Tensors, Variant
 
 _MOST_CALLS, _LONGEST_S = 2500, 0.1
-_MOST_KEPT, _MARK = 32, 96.0  # outputs, and what is written into them: a number that every dtype has
-_NEAR = 7                # a size differs by so much at most
+_MOST_KEPT, _MARK = (
+    32,
+    96.0,
+)  # outputs, and what is written into them: a number that every dtype has
+_NEAR = 7  # a size differs by so much at most
 _MOST_BATCH = 5
-_MOST_BYTES, _MOST_FLOPS = 2 ** 20, 1e7
-_DRAWS = 3               # of sizes, until the variant takes one
+_MOST_BYTES, _MOST_FLOPS = 2**20, 1e7
+_DRAWS = 3  # of sizes, until the variant takes one
 
 
 def require_same_bits(variant: Variant, dtype: str, device: str) -> None:
-    """Call the variant up to 2,500 times, for 0.1 s at most, on its op's smallest probe that it takes.
+    """Call the variant up to 2,500 times, for 0.1 s at most, on its op's smallest probe
+    that it takes.
 
     What the first calls returned is written over, and must stay so: it is the caller's.
 
     Raises:
-        NotMeasured: WRONG if an output has other bits than the first, or a later call wrote into an earlier one's. What
-            the variant raises passes through.
+        NotMeasured: WRONG if an output has other bits than the first, or a later call
+            wrote into an earlier one's. What the variant raises passes through.
     """
     name, inputs = _smallest_probe(variant, dtype, device)
     if inputs is None:
@@ -39,7 +46,10 @@ def require_same_bits(variant: Variant, dtype: str, device: str) -> None:
     for number in range(2, _MOST_CALLS + 1):
         outputs = check.as_tuple(variant(*inputs))
         if not check.same_bits(outputs, first):
-            raise NotMeasured(WRONG, f"on {name}: call {number} differs from the first, on the same inputs")
+            raise NotMeasured(
+                WRONG,
+                f"on {name}: call {number} differs from the first, on the same inputs",
+            )
         if len(kept) < _MOST_KEPT:
             kept.append(outputs)
             for output in outputs:
@@ -47,51 +57,82 @@ def require_same_bits(variant: Variant, dtype: str, device: str) -> None:
         if now_s() > until_s:
             break
     if not all((output == _MARK).all() for outputs in kept for output in outputs):
-        raise NotMeasured(WRONG, f"on {name}: a later call wrote into what an earlier one had returned")
+        raise NotMeasured(
+            WRONG,
+            f"on {name}: a later call wrote into what an earlier one had returned",
+        )
 
 
-def require_right_nearby(variant: Variant, scenario: str, dtype: str, device: str, seed: int | None = None) -> None:
-    """Check the variant on sizes drawn near a scenario's, made smaller where they are large; `seed` as in `sizes_near`.
+def require_right_nearby(
+    variant: Variant, scenario: str, dtype: str, device: str, seed: int | None = None
+) -> None:
+    """Check the variant on sizes drawn near a scenario's, made smaller where they are
+    large; `seed` as in `sizes_near`.
 
     Raises:
         NotMeasured: WRONG, with the sizes. What the variant raises passes through.
     """
     op = variant.op
     for near, batch in sizes_near(variant, scenario, dtype, seed):
-        inputs = op.inputs(near, batch, getattr(torch, dtype), device, SECRET.getrandbits(62))
+        inputs = op.inputs(
+            near, batch, getattr(torch, dtype), device, SECRET.getrandbits(62)
+        )
         if variant.why_unsupported(*inputs) is None:
-            sizes = ", ".join(f"{name}={size}" for name, size in list(near.sizes.items())[:6])
-            check.checked_call(variant, inputs, check.expect(op, inputs), f"on {scenario} with {sizes} at B={batch}")
+            sizes = ", ".join(
+                f"{name}={size}" for name, size in list(near.sizes.items())[:6]
+            )
+            check.checked_call(
+                variant,
+                inputs,
+                check.expect(op, inputs),
+                f"on {scenario} with {sizes} at B={batch}",
+            )
             return
 
 
-def sizes_near(variant: Variant, scenario: str, dtype: str, seed: int | None = None) -> Iterator[tuple[Scenario, int]]:
-    """Some scenarios of sizes near the scenario's and small enough, each with a batch; none for real data.
+def sizes_near(
+    variant: Variant, scenario: str, dtype: str, seed: int | None = None
+) -> Iterator[tuple[Scenario, int]]:
+    """Some scenarios of sizes near the scenario's and small enough, each with a batch;
+    none for real data.
 
-    The same ones for the same `seed`, so that what a compiler makes for them can be made before; without one, sizes
-    that nobody can foresee.
+    The same ones for the same `seed`, so that what a compiler makes for them can be
+    made before; without one, sizes that nobody can foresee.
     """
-    draws = SECRET if seed is None else random.Random(f"{seed} {variant.id} {scenario} {dtype}")
+    draws = (
+        SECRET
+        if seed is None
+        else random.Random(f"{seed} {variant.id} {scenario} {dtype}")
+    )
     for near in _near(variant.op, variant.op.scenarios[scenario], draws):
         yield near, draws.randint(1, _MOST_BATCH)
 
 
-def _smallest_probe(variant: Variant, dtype: str, device: str) -> tuple[str, Tensors | None]:
-    """The name and inputs of the probe with the fewest bytes of those that are not empty; ("", None) if it takes none.
+def _smallest_probe(
+    variant: Variant, dtype: str, device: str
+) -> tuple[str, Tensors | None]:
+    """The name and inputs of the probe with the fewest bytes of those that are not
+    empty; ("", None) if it takes none.
     """
     sizes = {}
     for name, make_inputs in variant.op.probes.items():
         shapes = make_inputs(getattr(torch, dtype), "meta", 0)
-        if all(tensor.numel() for tensor in shapes) and variant.why_unsupported(*shapes) is None:
+        if (
+            all(tensor.numel() for tensor in shapes)
+            and variant.why_unsupported(*shapes) is None
+        ):
             sizes[name] = variant.op.least_bytes(*shapes)
     if not sizes:
         return "", None
     name = min(sizes, key=sizes.__getitem__)
-    return name, variant.op.probes[name](getattr(torch, dtype), device, SECRET.getrandbits(62))
+    return name, variant.op.probes[name](
+        getattr(torch, dtype), device, SECRET.getrandbits(62)
+    )
 
 
 def _near(op: Op, scenario: Scenario, draws: random.Random) -> Iterator[Scenario]:
-    """Some scenarios of sizes near the scenario's and small enough; none for real data, whose sizes are what they are.
+    """Some scenarios of sizes near the scenario's and small enough; none for real data,
+    whose sizes are what they are.
     """
     if _is_real(scenario):
         return
@@ -101,8 +142,13 @@ def _near(op: Op, scenario: Scenario, draws: random.Random) -> Iterator[Scenario
         sizes[largest] = (sizes[largest] + 1) // 2
     for draw in range(_DRAWS):
         step = 16 if draw == 1 else 1  # some variants take multiples only
-        yield replace(scenario, sizes={
-            name: max(1, size - size % step + step * draws.randint(-_NEAR, _NEAR)) for name, size in sizes.items()})
+        yield replace(
+            scenario,
+            sizes={
+                name: max(1, size - size % step + step * draws.randint(-_NEAR, _NEAR))
+                for name, size in sizes.items()
+            },
+        )
 
 
 def _is_real(scenario: Scenario) -> bool:

@@ -1,11 +1,14 @@
-"""A product's time under a load that lasts: calls in a row for a second, with the clock that the GPU then has.
+"""A product's time under a load that lasts: calls in a row for a second, with the clock
+that the GPU then has.
 
-The turns of a problem are short, with pauses between them, so a GPU runs them at its boost clock. Large products for a
-second meet its power cap, and take longer. Such a time is a fact of its case and never ranks.
+The turns of a problem are short, with pauses between them, so a GPU runs them at its
+boost clock. Large products for a second meet its power cap, and take longer. Such a
+time is a fact of its case and never ranks.
 
-This imports no torch, so that planning can count on it: each variant of a problem for which `is_sustained` holds takes
-`window_s` longer.
+This imports no torch, so that planning can count on it: each variant of a problem for
+which `is_sustained` holds takes `window_s` longer.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -14,14 +17,16 @@ from collections.abc import Callable
 from batchline.bench.measure import stand_in
 
 SUSTAINED_S = 1.0
-_LEAST_FLOPS = 1e11           # of a call: less does not load a GPU to its power cap
-_WINDOW_S_STAND_IN = 0.2      # of its clock: its kernels are interpreted
+_LEAST_FLOPS = 1e11  # of a call: less does not load a GPU to its power cap
+_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are interpreted
 _LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes
-_CHUNK_S = 0.02               # of calls between two events
+_CHUNK_S = 0.02  # of calls between two events
 
 
 def is_sustained(flops: float) -> bool:
-    """Whether a problem of so many FLOP in a call is timed under a load that lasts, too, on a GPU."""
+    """Whether a problem of so many FLOP in a call is timed under a load that lasts,
+    too, on a GPU.
+    """
     return flops > (_LEAST_FLOPS_STAND_IN if stand_in.is_on() else _LEAST_FLOPS)
 
 
@@ -30,18 +35,26 @@ def window_s() -> float:
     return _WINDOW_S_STAND_IN if stand_in.is_on() else SUSTAINED_S
 
 
-def measure(launch: Callable[[], object], call_s: float, hardware, state, seconds: float = SUSTAINED_S) -> dict:
-    """Call `launch` for so many seconds in a row, and look at the GPU before it has come to the end.
+def measure(
+    launch: Callable[[], object],
+    call_s: float,
+    hardware,
+    state,
+    seconds: float = SUSTAINED_S,
+) -> dict:
+    """Call `launch` for so many seconds in a row, and look at the GPU before it has
+    come to the end.
 
-    The next calls are queued before the last ones are waited for, so the GPU never waits for the host.
+    The next calls are queued before the last ones are waited for, so the GPU never
+    waits for the host.
 
     Args:
         call_s: about what a call takes.
         hardware, state: of bench.measure.hardware (a GPU's) and bench.measure.state.
 
     Returns:
-        seconds: how long it took. median_s: of the calls, from chunks of `_CHUNK_S`. sm_mhz and power_w: under load at
-        the end; None where they are not known.
+        seconds: how long it took. median_s: of the calls, from chunks of `_CHUNK_S`.
+        sm_mhz and power_w: under load at the end; None where they are not known.
     """
     calls = max(1, int(_CHUNK_S / call_s))
 
@@ -62,6 +75,12 @@ def measure(launch: Callable[[], object], call_s: float, hardware, state, second
     queue_chunk()
     under_load = state.read()  # while the last chunk is computed
     hardware.synchronize()
-    chunks_s = [first.elapsed_time(second) * 1e-3 for first, second in zip(events, events[1:])]
-    return {"seconds": round(sum(chunks_s), 3), "median_s": statistics.median(chunks_s) / calls,
-            "sm_mhz": under_load.get("sm_mhz"), "power_w": under_load.get("power_w")}
+    chunks_s = [
+        first.elapsed_time(second) * 1e-3 for first, second in zip(events, events[1:])
+    ]
+    return {
+        "seconds": round(sum(chunks_s), 3),
+        "median_s": statistics.median(chunks_s) / calls,
+        "sm_mhz": under_load.get("sm_mhz"),
+        "power_w": under_load.get("power_w"),
+    }

@@ -1,4 +1,7 @@
-"""What passes between the run and its worker process: tasks one way, outcomes the other."""
+"""What passes between the run and its worker process: tasks one way, outcomes the
+other.
+"""
+
 from __future__ import annotations
 
 import math
@@ -7,22 +10,28 @@ from dataclasses import dataclass, field, replace
 
 from batchline.bench.measure.sampling import Effort
 
-OWN_FAULT = "Batchline itself failed: "  # so begins the reason where no variant is to blame
+OWN_FAULT = (
+    "Batchline itself failed: "  # so begins the reason where no variant is to blame
+)
 NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch
 
 
 @dataclass(frozen=True)
 class Task:
-    """One problem (op, scenario, dtype, batch) and the variants to measure on it, in turns.
+    """One problem (op, scenario, dtype, batch) and the variants to measure on it, in
+    turns.
 
-    `entries` are (label, variant's name); a label is the entry's name in the outcomes, so a variant may stand twice.
-    Where `configs` has an entry's label, its variant is launched with that configuration whatever it would choose.
-    A variant whose one call takes over `longest_call_s` is not timed.
-    On a GPU, `sustained_s` is how long a large product is called in a row (bench.measure.sustained), 0 for not at all.
-    An entry whose label is in `planted` takes that share of its time more (bench.measure.planted).
-    Without `probes` the variants are checked on the problem itself only: they have passed their op's elsewhere.
-    From `nearby_seed` come the sizes near the scenario's on which they are checked; None: nobody can foresee those.
-    `clocks` are names; the first is the one whose samples rank, and gets `effort`; the others get `other_effort`.
+    `entries` are (label, variant's name); a label is the entry's name in the outcomes,
+    so a variant may stand twice. Where `configs` has an entry's label, its variant is
+    launched with that configuration whatever it would choose. A variant whose one call
+    takes over `longest_call_s` is not timed.
+    On a GPU, `sustained_s` is how long a large product is called in a row
+    (bench.measure.sustained), 0 for not at all. An entry whose label is in `planted`
+    takes that share of its time more (bench.measure.planted). Without `probes` the
+    variants are checked on the problem itself only: they have passed their op's
+    elsewhere. From `nearby_seed` come the sizes near the scenario's on which they are
+    checked; None: nobody can foresee those. `clocks` are names; the first is the one
+    whose samples rank, and gets `effort`; the others get `other_effort`.
     """
 
     op: str
@@ -53,12 +62,16 @@ class Task:
 
     def only(self, label: str) -> "Task":
         """The task with this entry alone."""
-        return replace(self, entries=tuple(entry for entry in self.entries if entry[0] == label))
+        return replace(
+            self, entries=tuple(entry for entry in self.entries if entry[0] == label)
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one entry: a status and reason from bench.records, and where it was measured samples and facts."""
+    """What became of one entry: a status and reason from bench.records, and where it
+    was measured samples and facts.
+    """
 
     status: str
     reason: str = ""
@@ -68,16 +81,27 @@ class Outcome:
 
 
 class WorkerLost(Exception):
-    """The worker has ended or can't be believed any more: what became of it, in whose step ("" is nobody's) and which.
+    """The worker has ended or can't be believed any more: what became of it, in whose
+    step ("" is nobody's) and which.
 
     `certain`: `whose` was seen to change the process, and not only to have the turn.
     """
 
-    def __init__(self, status: str, reason: str, whose: str, step: str, certain: bool = False):
+    def __init__(
+        self, status: str, reason: str, whose: str, step: str, certain: bool = False
+    ):
         super().__init__(reason)
-        self.status, self.reason, self.whose, self.step, self.certain = status, reason, whose, step, certain
+        self.status, self.reason, self.whose, self.step, self.certain = (
+            status,
+            reason,
+            whose,
+            step,
+            certain,
+        )
 
     @property
     def outcome(self) -> Outcome:
         """What it means for the one who is to blame."""
-        return Outcome(self.status, f"{self.reason} ({self.step})" if self.step else self.reason)
+        return Outcome(
+            self.status, f"{self.reason} ({self.step})" if self.step else self.reason
+        )

@@ -1,4 +1,7 @@
-"""The threads and child processes of this process: which are at work while no variant has its turn."""
+"""The threads and child processes of this process: which are at work while no variant
+has its turn.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,17 +12,28 @@ import sysconfig
 import threading
 import time
 from pathlib import Path
-from time import perf_counter as now_s  # as it is now, whatever a variant makes of time.perf_counter later
+from time import (
+    perf_counter as now_s,
+)  # as it is now, whatever a variant makes of time.perf_counter later
 
 _TASKS = Path("/proc/self/task")
-_RESTS_S = (0.015, 0.1, 0.5)  # OpenMP's threads spin before they sleep: milliseconds, and more on a busy machine
+_RESTS_S = (
+    0.015,
+    0.1,
+    0.5,
+)  # OpenMP's threads spin before they sleep: milliseconds, and more on a busy machine
 _WINDOW_S = 0.01
 _BUSY = 0.1
 _NAP_S = 1e-4
 _LONGEST_WAIT_S = 0.02  # twice as long as OpenMP's threads were seen to spin
 _TORCH = importlib.util.find_spec("torch")  # which is not imported for it
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-                   | ({str(Path(_TORCH.origin).parents[1])} if _TORCH else set()))
+_LIBRARIES = tuple(
+    {
+        sysconfig.get_path(name)
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    | ({str(Path(_TORCH.origin).parents[1])} if _TORCH else set())
+)
 _COMPILERS = b"torch/_inductor"  # torch.compile keeps a pool of processes
 
 
@@ -42,12 +56,17 @@ def busy(numbers: frozenset[int]) -> frozenset[int]:
         time.sleep(rest_s)
         before = {number: _computed_s(number) for number in numbers}
         time.sleep(_WINDOW_S)
-        numbers = frozenset(number for number in numbers if _computed_s(number) - before[number] > _BUSY * _WINDOW_S)
+        numbers = frozenset(
+            number
+            for number in numbers
+            if _computed_s(number) - before[number] > _BUSY * _WINDOW_S
+        )
     return numbers
 
 
 def wait_until_asleep() -> None:
-    """Wait until all threads but this one sleep, and for 20 ms at most: OpenMP's spin for some time after their work.
+    """Wait until all threads but this one sleep, and for 20 ms at most: OpenMP's spin
+    for some time after their work.
 
     Takes 50 µs if they do.
     """
@@ -60,11 +79,16 @@ def wait_until_asleep() -> None:
 
 
 def foreign() -> list[str]:
-    """The names of Python threads, but this one, that run code from outside of the libraries."""
+    """The names of Python threads, but this one, that run code from outside of the
+    libraries.
+    """
     here, frames = threading.get_ident(), sys._current_frames()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return [names.get(number, f"thread {number}") for number, frame in frames.items()
-            if number != here and _is_foreign(frame)]
+    return [
+        names.get(number, f"thread {number}")
+        for number, frame in frames.items()
+        if number != here and _is_foreign(frame)
+    ]
 
 
 def children() -> frozenset[int]:
@@ -72,7 +96,9 @@ def children() -> frozenset[int]:
     numbers = set()
     for task in ids():
         with contextlib.suppress(OSError):
-            numbers |= set(map(int, (_TASKS / str(task) / "children").read_text().split()))
+            numbers |= set(
+                map(int, (_TASKS / str(task) / "children").read_text().split())
+            )
     return frozenset(number for number in numbers if not _compiles(number))
 
 
@@ -87,7 +113,9 @@ def _is_foreign(frame) -> bool:
 
 def _is_awake(number: int) -> bool:
     try:
-        return (_TASKS / str(number) / "stat").read_bytes().rpartition(b") ")[2][:1] == b"R"
+        return (_TASKS / str(number) / "stat").read_bytes().rpartition(b") ")[2][
+            :1
+        ] == b"R"
     except OSError:  # it has ended
         return False
 

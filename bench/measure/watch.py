@@ -1,8 +1,11 @@
-"""Watches samples being taken: new values before each round, outputs compared at random, a fence after each turn.
+"""Watches samples being taken: new values before each round, outputs compared at
+random, a fence after each turn.
 
-Nothing of this is inside a sample, and nothing that a launch can see says whether it is looked at: the same lines call
-it, and which sample was chosen is drawn from the system's own secrets.
+Nothing of this is inside a sample, and nothing that a launch can see says whether it is
+looked at: the same lines call it, and which sample was chosen is drawn from the
+system's own secrets.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,22 +26,32 @@ from batchline.bench.measure.values import CHANGED_INPUTS, SECRET
 from batchline.bench.records import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 
-LEAST_CHECKS, LEAST_BESIDE = 2, 1  # of each launch by the clock that ranks, and by another one
+LEAST_CHECKS, LEAST_BESIDE = (
+    2,
+    1,
+)  # of each launch by the clock that ranks, and by another one
 _CHECKED_ROUNDS, _REDRAWN_ROUNDS = 0.5, 0.25  # of those that can be afforded
-_FULL_LOOKS = 0.02       # of the turns that can be afforded
-_MOST_KEPT = 24          # outputs of one check
-_MOST_KEPT_BYTES = 2 ** 25
+_FULL_LOOKS = 0.02  # of the turns that can be afforded
+_MOST_KEPT = 24  # outputs of one check
+_MOST_KEPT_BYTES = 2**25
 _VOLATILE = frozenset({"result", "copies", "_hold_s", "_held_in_a_row"})  # of a clock
 
 
 class Watch:
-    """Watches the launches of one problem by one clock; looks at each `least` times or more what it computes.
+    """Watches the launches of one problem by one clock; looks at each `least` times or
+    more what it computes.
 
     `variants` are by the launches' names.
     """
 
-    def __init__(self, problem: Problem, variants: Mapping[str, Variant], fence: Fence, ledger: Ledger,
-                 least: int = LEAST_CHECKS):
+    def __init__(
+        self,
+        problem: Problem,
+        variants: Mapping[str, Variant],
+        fence: Fence,
+        ledger: Ledger,
+        least: int = LEAST_CHECKS,
+    ):
         self._problem, self._values = problem, problem.values
         self._variants, self._fence, self._ledger = dict(variants), fence, ledger
         self._least = least
@@ -48,16 +61,32 @@ class Watch:
         self._ours: list[_Ours] = []
         self._is_checking = False
         self._spent_s = ledger.spent_s  # when the present round began
-        self._expected: check.Expected | None = None  # on the values of the last round that was checked
+        self._expected: check.Expected | None = (
+            None  # on the values of the last round that was checked
+        )
         self._damage: Tampered | None = None
 
-    def begin(self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})) -> None:
-        """Before the first round; `collects`: whether garbage collection is on from now on."""
+    def begin(
+        self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        """Before the first round; `collects`: whether garbage collection is on from now
+        on.
+        """
         self._fence.collects = collects
         self._clocks = {name: _Parts(clock) for name, clock in clocks.items()}
         hardware = {id(clock._hardware): clock._hardware for clock in clocks.values()}
-        self._ours = [_Ours(one) for one in (self, self._problem, self._values, self._fence, self._ledger, SECRET,
-                                             *hardware.values())]
+        self._ours = [
+            _Ours(one)
+            for one in (
+                self,
+                self._problem,
+                self._values,
+                self._fence,
+                self._ledger,
+                SECRET,
+                *hardware.values(),
+            )
+        ]
 
     def end(self, collects: bool) -> None:
         """After the last round: look at everything once more."""
@@ -77,11 +106,15 @@ class Watch:
 
     def before_round(self) -> None:
         """Give the inputs new values, and choose whether this round is checked."""
-        self._ledger.check_s = max(self._ledger.check_s, self._ledger.spent_s - self._spent_s)
+        self._ledger.check_s = max(
+            self._ledger.check_s, self._ledger.spent_s - self._spent_s
+        )
         self._spent_s = self._ledger.spent_s
         with self._ledger.spending():
             is_affordable = self._ledger.can_afford(self._ledger.check_s)
-            self._is_checking = (self.wants_more() or is_affordable) and SECRET.random() < _CHECKED_ROUNDS
+            self._is_checking = (
+                self.wants_more() or is_affordable
+            ) and SECRET.random() < _CHECKED_ROUNDS
             if self._is_checking and not is_affordable and self._values.knows_new:
                 self._values.recall()
             elif is_affordable and SECRET.random() < _REDRAWN_ROUNDS:
@@ -92,7 +125,9 @@ class Watch:
                 self._expect()
 
     def plan(self, name: str, clock, samples: int) -> list["Look | None"]:
-        """What to look at in a turn: for each sample a Look, or None. A Look with calls of its own is one more."""
+        """What to look at in a turn: for each sample a Look, or None. A Look with calls
+        of its own is one more.
+        """
         steps: list[Look | None] = [None] * samples
         if self._is_checking and name in self._checks:
             with self._ledger.spending():
@@ -119,12 +154,16 @@ class Watch:
                 self._require_intact()
 
     def judge(self, name: str, clock_name: str, returned: list, copy) -> None:
-        """Raise NotMeasured if what a launch returned is wrong, or was not there when the call had returned.
+        """Raise NotMeasured if what a launch returned is wrong, or was not there when
+        the call had returned.
 
-        If the inputs are not what they must be, `after_turn` says so, and nobody is blamed for an output.
+        If the inputs are not what they must be, `after_turn` says so, and nobody is
+        blamed for an output.
         """
         try:
-            self._require_all_right(name, returned, copy, f"the output that was timed by {clock_name}")
+            self._require_all_right(
+                name, returned, copy, f"the output that was timed by {clock_name}"
+            )
         except NotMeasured:
             self._damage = self._damage_of_inputs()
             if not self._damage:
@@ -136,29 +175,53 @@ class Watch:
         one = SECRET.choice(plain)
         self._problem.require_right(name, variant, one, how)
         where = f"{self._problem.where}, {how}"
-        if not check.same_bits(self._problem.plain_outputs(variant, copy, how), plain[-1]):
-            raise NotMeasured(WRONG, f"{where}: it was written to after the call had returned")
+        if not check.same_bits(
+            self._problem.plain_outputs(variant, copy, how), plain[-1]
+        ):
+            raise NotMeasured(
+                WRONG, f"{where}: it was written to after the call had returned"
+            )
         if not all(check.are_same(other, one) for other in plain if other is not one):
-            raise NotMeasured(WRONG, f"{where}: {len(returned)} calls in a row on the same inputs differ")
+            raise NotMeasured(
+                WRONG,
+                f"{where}: {len(returned)} calls in a row on the same inputs differ",
+            )
 
     def spending(self) -> contextlib.AbstractContextManager:
         """What the block takes counts as spent on fences."""
         return self._ledger.spending()
 
     def spoil(self, count: int) -> None:
-        """Leave wrong values in free memory of the outputs' sizes, so that what is not written does not look right."""
-        blocks = [_moved_and_negated(output, self._expected.dtype)
-                  for _ in range(count) for output in self._expected.outputs]
+        """Leave wrong values in free memory of the outputs' sizes, so that what is not
+        written does not look right.
+        """
+        blocks = [
+            _moved_and_negated(output, self._expected.dtype)
+            for _ in range(count)
+            for output in self._expected.outputs
+        ]
         del blocks
 
     def _look_at_all(self, name: str, clock) -> "Look":
         """So many calls, that their number says nothing; the outputs of all are kept."""
-        output_bytes = sum(output.numel() for output in self._expected.outputs) * self._expected.dtype.itemsize
-        most = max(1, min(2 * clock.iterations, _MOST_KEPT, _MOST_KEPT_BYTES // max(1, output_bytes)))
+        output_bytes = (
+            sum(output.numel() for output in self._expected.outputs)
+            * self._expected.dtype.itemsize
+        )
+        most = max(
+            1,
+            min(
+                2 * clock.iterations,
+                _MOST_KEPT,
+                _MOST_KEPT_BYTES // max(1, output_bytes),
+            ),
+        )
         return Look(self, name, [clock.launch] * SECRET.randint(1, most))
 
     def _require_same_clocks(self, name: str) -> None:
-        """Raise Tampered if a clock is made of something else, or an object of ours has a method of somebody's own."""
+        """Raise Tampered if a clock is made of something else, or an object of ours has
+        a method of somebody's own.
+        """
         for whose, parts in self._clocks.items():
             if not parts.are_same():
                 raise Tampered(name, f"it changed the clock of {whose}")
@@ -167,7 +230,9 @@ class Watch:
                 raise Tampered(name, f"it replaced {ours.what_is_replaced()}")
 
     def _look(self) -> None:
-        whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        (whose,) = (
+            self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        )
         self._fence.look(whose)
         self._turns_since_look.clear()
 
@@ -178,40 +243,55 @@ class Watch:
     def _damage_of_inputs(self) -> Tampered | None:
         if self._values.are_intact():
             return None
-        whose, = self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        (whose,) = (
+            self._turns_since_look if len(self._turns_since_look) == 1 else (None,)
+        )
         return Tampered(whose, CHANGED_INPUTS)
 
     def _expect(self) -> None:
         try:
             self._expected = self._values.expected()
-        except RuntimeError as error:  # on values whose outputs are known no reference is needed
+        except (
+            RuntimeError
+        ) as error:  # on values whose outputs are known no reference is needed
             if not memory.is_out_of_memory(error) or not self._values.recall():
                 raise
             self._expected = self._values.expected()
 
 
 class Look:
-    """A sample whose outputs are looked at: the last one's of the clock's own calls, or those of all of `launches`."""
+    """A sample whose outputs are looked at: the last one's of the clock's own calls, or
+    those of all of `launches`.
+    """
 
     def __init__(self, watch: Watch, name: str, launches: list):
         self._watch, self._name = watch, name
         self._kept: list = []
         # Called from the same line as the launch itself, with no frame in between.
-        self._calls = [functools.partial(self._kept.extend, map(operator.call, (launch,))) for launch in launches]
+        self._calls = [
+            functools.partial(self._kept.extend, map(operator.call, (launch,)))
+            for launch in launches
+        ]
         self.is_timed = not launches
 
     def prepare(self, clock) -> None:
         """Right before the sample."""
         with self._watch.spending():
-            if self._calls or not clock.settles_s:  # where a sample is timed it must find its memory warm, or all cold
+            if (
+                self._calls or not clock.settles_s
+            ):  # where a sample is timed it must find its memory warm, or all cold
                 self._watch.spoil(max(1, len(self._calls)))
             if self._calls:
                 clock.use(self._calls)
-            if hasattr(clock, "copies"):  # or nothing says that this sample is looked at
+            if hasattr(
+                clock, "copies"
+            ):  # or nothing says that this sample is looked at
                 clock.copies = True
 
     def take(self, clock) -> None:
-        """A sample whose time does not count, looked at; raises NotMeasured if it is wrong."""
+        """A sample whose time does not count, looked at; raises NotMeasured if it is
+        wrong.
+        """
         try:
             self.prepare(clock)
             clock.sample()
@@ -235,23 +315,36 @@ class Look:
 
 
 def _moved_and_negated(output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Each element's negative in the next one's place, in a new tensor: where all are 0, or of one sign, too."""
-    values, moved = output.flatten(), torch.empty(output.numel(), dtype=dtype, device=output.device)
+    """Each element's negative in the next one's place, in a new tensor: where all are
+    0, or of one sign, too.
+    """
+    values, moved = output.flatten(), torch.empty(
+        output.numel(), dtype=dtype, device=output.device
+    )
     moved[1:].copy_(values[:-1])
     moved[:1].copy_(values[-1:])
     return moved.neg_()
 
 
 class _Ours:
-    """An object of ours, in a form in which a microsecond tells whether its methods are still those of its class."""
+    """An object of ours, in a form in which a microsecond tells whether its methods are
+    still those of its class.
+    """
 
     def __init__(self, ours):
         self._ours, self._kind, self._attributes = ours, type(ours), vars(ours)
-        self._methods = frozenset(name for name in dir(type(ours)) if callable(getattr(type(ours), name, None)))
+        self._methods = frozenset(
+            name
+            for name in dir(type(ours))
+            if callable(getattr(type(ours), name, None))
+        )
 
     def has_its_kinds_methods(self) -> bool:
-        return (type(self._ours) is self._kind and vars(self._ours) is self._attributes
-                and self._attributes.keys().isdisjoint(self._methods))
+        return (
+            type(self._ours) is self._kind
+            and vars(self._ours) is self._attributes
+            and self._attributes.keys().isdisjoint(self._methods)
+        )
 
     def what_is_replaced(self) -> str:
         covered = sorted(self._methods & vars(self._ours).keys())
@@ -259,7 +352,9 @@ class _Ours:
 
 
 class _Parts:
-    """What a clock is made of, in a form that is compared with what it is made of now in a microsecond."""
+    """What a clock is made of, in a form that is compared with what it is made of now
+    in a microsecond.
+    """
 
     def __init__(self, clock):
         self._clock, self._kind, self._now = clock, type(clock), vars(clock)
@@ -268,6 +363,9 @@ class _Parts:
         self._known = frozenset(self._names) | _VOLATILE
 
     def are_same(self) -> bool:
-        return (type(self._clock) is self._kind and vars(self._clock) is self._now
-                and all(map(operator.is_, map(self._now.get, self._names), self._values))
-                and self._now.keys() <= self._known)
+        return (
+            type(self._clock) is self._kind
+            and vars(self._clock) is self._now
+            and all(map(operator.is_, map(self._now.get, self._names), self._values))
+            and self._now.keys() <= self._known
+        )

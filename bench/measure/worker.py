@@ -1,8 +1,11 @@
-"""A worker process: does what it is asked on its device, one thing after another, until its parent goes away.
+"""A worker process: does what it is asked on its device, one thing after another, until
+its parent goes away.
 
-Everything that runs a variant's code runs here, so that a crash, a hang or a killed process costs the parent nothing
-but a new worker. Before each step it writes down whose step it is, in memory that the parent can read afterwards.
+Everything that runs a variant's code runs here, so that a crash, a hang or a killed
+process costs the parent nothing but a new worker. Before each step it writes down whose
+step it is, in memory that the parent can read afterwards.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,9 +27,11 @@ IDLE = "idle"
 
 
 class Doing:
-    """What the worker is at: whose step, which step, since when. Written by the worker, read by the parent.
+    """What the worker is at: whose step, which step, since when. Written by the worker,
+    read by the parent.
 
-    In shared memory and without a lock, so that writing wakes nobody between two samples.
+    In shared memory and without a lock, so that writing wakes nobody between two
+    samples.
     """
 
     def __init__(self, context):
@@ -34,24 +39,30 @@ class Doing:
         self._since_s = context.RawValue(ctypes.c_double, 0.0)
 
     def begin(self, whose: str, step: str) -> None:
-        self._text.value = f"{whose}\n{step}".encode()[:DOING_BYTES - 1]
+        self._text.value = f"{whose}\n{step}".encode()[: DOING_BYTES - 1]
         self._since_s.value = time.monotonic()
 
     def read(self) -> tuple[str, str, float]:
-        """(whose, step, since on the monotonic clock, in seconds); whose is "" for a step that is nobody's own."""
+        """(whose, step, since on the monotonic clock, in seconds); whose is "" for a
+        step that is nobody's own.
+        """
         whose, _, step = self._text.value.decode(errors="replace").partition("\n")
         return whose, step, self._since_s.value
 
 
 class DeviceLost(Exception):
-    """The device's context is gone (an illegal access): nothing more can be done in this process."""
+    """The device's context is gone (an illegal access): nothing more can be done in
+    this process.
+    """
 
 
 def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
-    """Answer requests (number, method, arguments) of the parent (bench.measure.messages), until it ends.
+    """Answer requests (number, method, arguments) of the parent
+    (bench.measure.messages), until it ends.
 
-    A lost device and a process that a variant has changed are answered, too, and end this process. "idle" is asked to
-    hear whether it is there and at nothing else. `tree`: the folder whose `kernels` must be those that it measures.
+    A lost device and a process that a variant has changed are answered, too, and end
+    this process. "idle" is asked to hear whether it is there and at nothing else.
+    `tree`: the folder whose `kernels` must be those that it measures.
     """
     be_a_good_child()
     doing.begin("", STARTING)
@@ -64,13 +75,23 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
         began_s = time.perf_counter()
         if method != IDLE:
             doing.begin("", method)
-        kind, content = (messages.RAISED, refusal) if refusal else _answer(runner, method, arguments)
+        kind, content = (
+            (messages.RAISED, refusal)
+            if refusal
+            else _answer(runner, method, arguments)
+        )
         answer = messages.Answer(kind, content, began_s, time.perf_counter())
         try:
             line = messages.encoded(number, answer)
-        except (TypeError, ValueError, RecursionError) as error:  # ours: it answers with what can't be sent
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # ours: it answers with what can't be sent
             kind, content = messages.RAISED, texts.error_line(error)
-            line = messages.encoded(number, dataclasses.replace(answer, kind=kind, content=content))
+            line = messages.encoded(
+                number, dataclasses.replace(answer, kind=kind, content=content)
+            )
         _send(connection.fileno(), line)
         if kind in (messages.LOST, messages.TAMPERED):
             return
@@ -88,14 +109,18 @@ def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | 
 
 
 def _require_kernels_of(tree: str | None) -> None:
-    """Raise ImportError if the kernels are not the tree's: another revision must not be compared with itself."""
+    """Raise ImportError if the kernels are not the tree's: another revision must not be
+    compared with itself.
+    """
     if not tree:
         return
     from batchline import kernels
 
     folder = os.path.realpath(os.path.dirname(kernels.__file__))
     if folder != os.path.realpath(os.path.join(tree, "kernels")):
-        raise ImportError(f"the kernels of {tree} were asked for, and those of {folder} were imported")
+        raise ImportError(
+            f"the kernels of {tree} were asked for, and those of {folder} were imported"
+        )
 
 
 def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
@@ -115,11 +140,13 @@ def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
 
 def _send(descriptor: int, line: bytes) -> None:
     while line:
-        line = line[os.write(descriptor, line):]
+        line = line[os.write(descriptor, line) :]
 
 
 def be_a_good_child() -> None:
-    """Leave Ctrl-C to the parent; if memory runs out for all, let the kernel take this process and not the parent."""
+    """Leave Ctrl-C to the parent; if memory runs out for all, let the kernel take this
+    process and not the parent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")

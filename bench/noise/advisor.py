@@ -1,9 +1,12 @@
-"""Which batch size trains the fastest, from step times, memory and the gradient noise scale φ, and how sure that is.
+"""Which batch size trains the fastest, from step times, memory and the gradient noise
+scale φ, and how sure that is.
 
-T(B) = t(B)·(1 + φ/B) is the time to a loss, E(B) = 1 + B/φ the examples it takes over the least (McCandlish et al.
-2018, arXiv:1812.06162). Minimising T is maximising the goodput of Pollux (Qiao et al. 2021, arXiv:2008.12260). Where
-t = α + βB, the best batch is B* = √(αφ/β) and T* is (√α + √(βφ))².
+T(B) = t(B)·(1 + φ/B) is the time to a loss, E(B) = 1 + B/φ the examples it takes over
+the least (McCandlish et al. 2018, arXiv:1812.06162). Minimising T is maximising the
+goodput of Pollux (Qiao et al. 2021, arXiv:2008.12260). Where t = α + βB, the best batch
+is B* = √(αφ/β) and T* is (√α + √(βφ))².
 """
+
 from __future__ import annotations
 
 import math
@@ -12,23 +15,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME, Accumulation, Advice, Point, Regret, StepLaw
+from batchline.bench.noise.advice import (
+    COST,
+    MEMORY,
+    NOISE,
+    NOTHING,
+    STEP_TIME,
+    Accumulation,
+    Advice,
+    Point,
+    Regret,
+    StepLaw,
+)
 from batchline.bench.noise.estimators import BOUNDED, NO_UPPER_BOUND, NoiseEstimate
 from batchline.bench.noise.redraw import noise_scales
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 from batchline.bench.verdicts.memory_law import Law, fit
 
-NEAR = 1.05             # times the least T: what counts as fast as the best
-_FACTORS = (2.0, 4.0)   # by which φ may be off
+NEAR = 1.05  # times the least T: what counts as fast as the best
+_FACTORS = (2.0, 4.0)  # by which φ may be off
 _DRAWS = 1000
 _TAIL = 0.025
-_GOOD_FIT = 0.05        # a memory law that misses by more of the largest peak predicts nothing
-_FAR = 4                # times the largest batch measured: a wall further off is no row of the curve
+_GOOD_FIT = (
+    0.05  # a memory law that misses by more of the largest peak predicts nothing
+)
+_FAR = 4  # times the largest batch measured: a wall further off is no row of the curve
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """The largest batch that fits and the law of its bytes, both None where memory sets no limit; `why` says so."""
+    """The largest batch that fits and the law of its bytes, both None where memory sets
+    no limit; `why` says so.
+    """
 
     largest: int | None
     law: Law | None
@@ -46,23 +64,35 @@ class _Limits:
         return None if self.peak_bytes(batch) is None else batch <= self.most
 
 
-def advise(steps: Sequence[Mapping], estimate: Mapping, limit_bytes: float | None, current_batch: int | None = None,
-           cost_cap: float | None = None, headroom: float = 0.1, optimizer_s: float | None = None,
-           seed: int = 0) -> Advice:
-    """The batch size of the least predicted time to a loss that fits and costs no more than it may.
+def advise(
+    steps: Sequence[Mapping],
+    estimate: Mapping,
+    limit_bytes: float | None,
+    current_batch: int | None = None,
+    cost_cap: float | None = None,
+    headroom: float = 0.1,
+    optimizer_s: float | None = None,
+    seed: int = 0,
+) -> Advice:
+    """The batch size of the least predicted time to a loss that fits and costs no more
+    than it may.
 
     Args:
-        steps: [{"batch", "samples_s", "peak_bytes"}, …], whole training steps; peak_bytes may be None or missing.
-        estimate: what NoiseEstimate.to_json gives.
-        limit_bytes: the device's memory, of which the share `headroom` is kept free; None: not known.
-        current_batch: compared with the best; a smaller one may be advised.
-        cost_cap: the examples used may be at most so many times the least, so that B ≤ (cap − 1)·φ.
-        optimizer_s: the part of a step that an accumulated micro-batch spares, t(kb) = k·(t(b) − optimizer_s) +
-            optimizer_s; unknown, it is taken for 0, and accumulation for no faster than it surely is.
+        steps: [{"batch", "samples_s", "peak_bytes"}, …], whole training steps;
+        peak_bytes may be None or missing. estimate: what NoiseEstimate.to_json gives.
+        limit_bytes: the device's memory, of which the share `headroom` is kept free;
+        None: not known. current_batch: compared with the best; a smaller one may be
+        advised.
+        cost_cap: the examples used may be at most so many times the least, so that B ≤
+        (cap − 1)·φ. optimizer_s: the part of a step that an accumulated micro-batch
+        spares, t(kb) = k·(t(b) − optimizer_s) +
+            optimizer_s; unknown, it is taken for 0, and accumulation for no faster than
+            it surely is.
 
     Raises:
-        ValueError: step times that are none or of one batch, a negative or NaN φ, a limit that holds no batch, a cap
-            that no batch keeps, a headroom or an optimizer_s out of range.
+        ValueError: step times that are none or of one batch, a negative or NaN φ, a
+            limit that holds no batch, a cap that no batch keeps, a headroom or an
+            optimizer_s out of range.
     """
     times = StepTimes.of(steps)
     curve, noise = times.curve(), _checked(NoiseEstimate.from_json(dict(estimate)))
@@ -78,37 +108,78 @@ def advise(steps: Sequence[Mapping], estimate: Mapping, limit_bytes: float | Non
         weight = signal_weight(believed)
         cap = _cap(cost_cap, _cautious(noise))
         most = min(limits.most, cap)
-        best, unlimited = (_whole(curve.fastest(weight, upper)) for upper in (most, math.inf))
+        best, unlimited = (
+            _whole(curve.fastest(weight, upper)) for upper in (most, math.inf)
+        )
         decided_by = _decided_by(best, unlimited, limits.most, cap, noise.answer)
         interval = _interval(times, noise, limits.most, cost_cap, seed)
         near, regret = None, ()
         if best is not None and noise.answer == BOUNDED:
             near = curve.within(NEAR, best, weight, most)
             regret = _regret(curve, best, believed, limits.most)
-        accumulation = _accumulation(curve, best, weight, limits, cap, optimizer_s) if best is not None else None
+        accumulation = (
+            _accumulation(curve, best, weight, limits, cap, optimizer_s)
+            if best is not None
+            else None
+        )
     return Advice(
-        best, decided_by, interval, near, unlimited, limits.largest, limits.why, accumulation, noise.answer,
-        believed if noise.answer == BOUNDED else None, (noise.simple.low, _finite(noise.simple.high)),
-        StepLaw(float(curve.alpha_s), float(curve.beta_s), float(max(curve.residuals, key=abs))), regret,
-        _points(curve, times, noise, best, believed, limits, current_batch), int(times.batches[-1]), current_batch,
-        cost_cap, limit_bytes, headroom)
+        best,
+        decided_by,
+        interval,
+        near,
+        unlimited,
+        limits.largest,
+        limits.why,
+        accumulation,
+        noise.answer,
+        believed if noise.answer == BOUNDED else None,
+        (noise.simple.low, _finite(noise.simple.high)),
+        StepLaw(
+            float(curve.alpha_s),
+            float(curve.beta_s),
+            float(max(curve.residuals, key=abs)),
+        ),
+        regret,
+        _points(curve, times, noise, best, believed, limits, current_batch),
+        int(times.batches[-1]),
+        current_batch,
+        cost_cap,
+        limit_bytes,
+        headroom,
+    )
 
 
 def _checked(noise: NoiseEstimate) -> NoiseEstimate:
     if not all(map(math.isfinite, (noise.scale.trace, noise.scale.square))):
-        raise ValueError(f"a noise scale of {noise.scale.trace}/{noise.scale.square} is no number: measure it again")
-    if noise.answer == BOUNDED and not (noise.scale.simple > 0 and noise.simple.low >= 0):
-        raise ValueError(f"the noise scale must be above 0, and is estimated at {noise.scale.simple:.3g}: measure it "
-                         "over more batches")
+        raise ValueError(
+            f"a noise scale of {noise.scale.trace}/{noise.scale.square} is no number: measure it again"
+        )
+    if noise.answer == BOUNDED and not (
+        noise.scale.simple > 0 and noise.simple.low >= 0
+    ):
+        raise ValueError(
+            f"the noise scale must be above 0, and is estimated at {noise.scale.simple:.3g}: measure it "
+            "over more batches"
+        )
     return noise
 
 
-def _limits(steps: Sequence[Mapping], limit_bytes: float | None, headroom: float) -> _Limits:
+def _limits(
+    steps: Sequence[Mapping], limit_bytes: float | None, headroom: float
+) -> _Limits:
     if not 0 <= headroom < 1:
-        raise ValueError(f"the headroom is a share of the memory, from 0 to below 1, and is {headroom}")
+        raise ValueError(
+            f"the headroom is a share of the memory, from 0 to below 1, and is {headroom}"
+        )
     if limit_bytes is not None and not 0 < limit_bytes < math.inf:
-        raise ValueError(f"the memory must be bytes above 0, and is {limit_bytes}: leave it out if it is not known")
-    peaks = {step["batch"]: step["peak_bytes"] for step in steps if step.get("peak_bytes") is not None}
+        raise ValueError(
+            f"the memory must be bytes above 0, and is {limit_bytes}: leave it out if it is not known"
+        )
+    peaks = {
+        step["batch"]: step["peak_bytes"]
+        for step in steps
+        if step.get("peak_bytes") is not None
+    }
     law = fit(list(peaks), list(peaks.values()))
     if law is not None and law.misfit > _GOOD_FIT:
         law, why = None, f"it misses a line by {law.misfit:.0%}"
@@ -120,23 +191,36 @@ def _limits(steps: Sequence[Mapping], limit_bytes: float | None, headroom: float
     over = [batch for batch, peak in peaks.items() if peak > room_bytes]
     largest = law.largest_batch(room_bytes) if law else None
     if largest is None and over:  # no law, or one that a measured batch breaks
-        largest = max((batch for batch, peak in peaks.items() if batch < min(over)), default=0)
+        largest = max(
+            (batch for batch, peak in peaks.items() if batch < min(over)), default=0
+        )
     if largest == 0:
-        raise ValueError(f"no batch fits into {limit_bytes:.4g} bytes less a headroom of {headroom:.0%}: give more "
-                         "memory")
-    return _Limits(largest, law, why or ("" if largest is not None else "it does not grow with the batch"), peaks)
+        raise ValueError(
+            f"no batch fits into {limit_bytes:.4g} bytes less a headroom of {headroom:.0%}: give more "
+            "memory"
+        )
+    return _Limits(
+        largest,
+        law,
+        why or ("" if largest is not None else "it does not grow with the batch"),
+        peaks,
+    )
 
 
 def _optimizer_s(optimizer_s: float | None, curve: Curve) -> float:
     if optimizer_s is None:
         return 0.0
     if not 0 <= optimizer_s < curve.step_s(1):
-        raise ValueError(f"the optimiser's {optimizer_s} s must be 0 or more, and less than a step at batch 1")
+        raise ValueError(
+            f"the optimiser's {optimizer_s} s must be 0 or more, and less than a step at batch 1"
+        )
     return optimizer_s
 
 
 def _cautious(noise: NoiseEstimate) -> float:
-    """The φ of a cost that is not to be understated: the estimate, or the low end of one that has no high end."""
+    """The φ of a cost that is not to be understated: the estimate, or the low end of
+    one that has no high end.
+    """
     return noise.scale.simple if noise.answer == BOUNDED else noise.simple.low
 
 
@@ -146,12 +230,16 @@ def _cap(cost_cap: float | None, noise_scale: float) -> float:
         return math.inf
     cap = (cost_cap - 1) * noise_scale
     if not cap >= 1:
-        raise ValueError(f"no batch takes at most {cost_cap} times the least examples: a batch of 1 takes "
-                         f"{1 + 1 / noise_scale:.3g} times, so the cap must be that or more")
+        raise ValueError(
+            f"no batch takes at most {cost_cap} times the least examples: a batch of 1 takes "
+            f"{1 + 1 / noise_scale:.3g} times, so the cap must be that or more"
+        )
     return math.floor(cap)
 
 
-def _decided_by(best: int | None, unlimited: int | None, fits: float, cap: float, answer: str) -> str:
+def _decided_by(
+    best: int | None, unlimited: int | None, fits: float, cap: float, answer: str
+) -> str:
     if best is None:
         return NOTHING
     if best == unlimited:
@@ -161,52 +249,100 @@ def _decided_by(best: int | None, unlimited: int | None, fits: float, cap: float
     return MEMORY if fits <= cap else COST
 
 
-def _interval(times: StepTimes, noise: NoiseEstimate, fits: float, cost_cap: float | None,
-              seed: int) -> tuple[int, int | None]:
-    """The middle 95% of the best batches of redrawn timings and noise scales, under the same limits."""
+def _interval(
+    times: StepTimes,
+    noise: NoiseEstimate,
+    fits: float,
+    cost_cap: float | None,
+    seed: int,
+) -> tuple[int, int | None]:
+    """The middle 95% of the best batches of redrawn timings and noise scales, under the
+    same limits.
+    """
     generator = np.random.default_rng(seed)
     scales = noise_scales(noise, _DRAWS, generator)
     most = np.full(_DRAWS, fits)
     if cost_cap is not None:
-        most = np.minimum(most, np.maximum((cost_cap - 1) * scales, 1))  # a draw that no batch suits takes the smallest
+        most = np.minimum(
+            most, np.maximum((cost_cap - 1) * scales, 1)
+        )  # a draw that no batch suits takes the smallest
     best = times.redrawn(_DRAWS, generator).fastest(signal_weight(scales), most)
     low, high = np.quantile(best, (_TAIL, 1 - _TAIL), method="inverted_cdf")
     return _whole(low), _whole(high)
 
 
-def _regret(curve: Curve, best: int, believed: float, most: float) -> tuple[Regret, ...]:
+def _regret(
+    curve: Curve, best: int, believed: float, most: float
+) -> tuple[Regret, ...]:
     def extra(noise_scale: float) -> float:
         weight = signal_weight(noise_scale)
-        return curve.training(best, weight) / curve.training(float(curve.fastest(weight, most)), weight) - 1
+        return (
+            curve.training(best, weight)
+            / curve.training(float(curve.fastest(weight, most)), weight)
+            - 1
+        )
 
-    return tuple(Regret(factor, extra(believed * factor), extra(believed / factor),
-                        (2 + factor ** 0.5 + factor ** -0.5) / 4 - 1) for factor in _FACTORS)
+    return tuple(
+        Regret(
+            factor,
+            extra(believed * factor),
+            extra(believed / factor),
+            (2 + factor**0.5 + factor**-0.5) / 4 - 1,
+        )
+        for factor in _FACTORS
+    )
 
 
-def _accumulation(curve: Curve, best: int, weight: float, limits: _Limits, cap: float,
-                  optimizer_s: float) -> Accumulation | None:
-    """The fastest sum of micro-batches past the largest that fits, if it is faster than the best batch by itself.
+def _accumulation(
+    curve: Curve,
+    best: int,
+    weight: float,
+    limits: _Limits,
+    cap: float,
+    optimizer_s: float,
+) -> Accumulation | None:
+    """The fastest sum of micro-batches past the largest that fits, if it is faster than
+    the best batch by itself.
 
-    Of micro-batches of b, T is least at a count of √(optimizer_s·φ/((t(b) − optimizer_s)·b)).
+    Of micro-batches of b, T is least at a count of √(optimizer_s·φ/((t(b) −
+    optimizer_s)·b)).
     """
     options = []
-    for micro in sorted({*(int(end) for end in curve.ends[:-1] if end <= limits.most), limits.largest} - {None}):
+    for micro in sorted(
+        {*(int(end) for end in curve.ends[:-1] if end <= limits.most), limits.largest}
+        - {None}
+    ):
         micro_s = curve.step_s(micro) - optimizer_s
-        ideal = math.sqrt(optimizer_s * (1 - weight) / (micro_s * micro * weight)) if weight else math.inf
+        ideal = (
+            math.sqrt(optimizer_s * (1 - weight) / (micro_s * micro * weight))
+            if weight
+            else math.inf
+        )
         least, most = max(2, limits.most // micro + 1), cap / micro
         for near in (ideal, ideal + 1):
             count = max(least, min(most, near))
             if count <= most and math.isfinite(count):
                 count = math.floor(count)
                 step_s = count * micro_s + optimizer_s
-                time = step_s * (weight + (1 - weight) / (count * micro)) / curve.training(best, weight)
+                time = (
+                    step_s
+                    * (weight + (1 - weight) / (count * micro))
+                    / curve.training(best, weight)
+                )
                 options.append(Accumulation(micro, count, step_s, float(time)))
     fastest = min(options, key=lambda option: option.time_relative, default=None)
     return fastest if fastest and fastest.time_relative < 1 else None
 
 
-def _points(curve: Curve, times: StepTimes, noise: NoiseEstimate, best: int | None, believed: float | None,
-            limits: _Limits, current_batch: int | None) -> tuple[Point, ...]:
+def _points(
+    curve: Curve,
+    times: StepTimes,
+    noise: NoiseEstimate,
+    best: int | None,
+    believed: float | None,
+    limits: _Limits,
+    current_batch: int | None,
+) -> tuple[Point, ...]:
     measured = set(map(int, times.batches))
     wall = {limits.largest} if limits.most <= _FAR * max(measured) else set()
     ends = () if believed is None else (noise.simple.low, noise.simple.high)
@@ -216,12 +352,28 @@ def _points(curve: Curve, times: StepTimes, noise: NoiseEstimate, best: int | No
         weight = signal_weight(noise_scale)
         return curve.training(batch, weight) / curve.training(reference, weight)
 
-    references = [float(curve.fastest(signal_weight(end), limits.most)) for end in ends] if known else []
-    return tuple(Point(batch, curve.step_s(batch), batch in measured,
-                       relative(batch, believed, best) if known else None,
-                       tuple(relative(batch, end, reference) for end, reference in zip(ends, references)) or None,
-                       1 + batch / _cautious(noise) if known else None, limits.peak_bytes(batch), limits.fits(batch))
-                 for batch in sorted((measured | wall | {best, current_batch}) - {None}))
+    references = (
+        [float(curve.fastest(signal_weight(end), limits.most)) for end in ends]
+        if known
+        else []
+    )
+    return tuple(
+        Point(
+            batch,
+            curve.step_s(batch),
+            batch in measured,
+            relative(batch, believed, best) if known else None,
+            tuple(
+                relative(batch, end, reference)
+                for end, reference in zip(ends, references)
+            )
+            or None,
+            1 + batch / _cautious(noise) if known else None,
+            limits.peak_bytes(batch),
+            limits.fits(batch),
+        )
+        for batch in sorted((measured | wall | {best, current_batch}) - {None})
+    )
 
 
 def _whole(batch: float) -> int | None:

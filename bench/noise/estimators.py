@@ -1,7 +1,10 @@
-"""Estimates of the gradient noise scale from per-sample gradients, each with an interval.
+"""Estimates of the gradient noise scale from per-sample gradients, each with an
+interval.
 
-All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b = g_b·ḡ.
+All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b =
+g_b·ḡ.
 """
+
 from __future__ import annotations
 
 import math
@@ -10,7 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.noise.intervals import Interval, Means, Quantiles, around, fieller, skewed, student_t
+from batchline.bench.noise.intervals import (
+    Interval,
+    Means,
+    Quantiles,
+    around,
+    fieller,
+    skewed,
+    student_t,
+)
 
 BOUNDED = "bounded"
 NO_UPPER_BOUND = "cannot bound above"
@@ -20,10 +31,12 @@ _ROUNDING = 1e-3  # of √(n̄·M), far above what half precision leaves of M, f
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """What one batch says of the noise of its gradients: S and G2 of McCandlish et al. 2018, arXiv:1812.06162, app. A.
+    """What one batch says of the noise of its gradients: S and G2 of McCandlish et al.
+    2018, arXiv:1812.06162, app. A.
 
-    `trace` estimates tr Σ, the summed variance of one sample's gradient, and `square` estimates ‖G‖², of the true
-    gradient. Both are unbiased, so either may come out negative: nothing is clamped.
+    `trace` estimates tr Σ, the summed variance of one sample's gradient, and `square`
+    estimates ‖G‖², of the true gradient. Both are unbiased, so either may come out
+    negative: nothing is clamped.
     """
 
     trace: float
@@ -31,54 +44,73 @@ class NoiseScale:
 
     @property
     def simple(self) -> float:
-        """B_simple = tr Σ/‖G‖², a ratio and so not unbiased; infinite where ‖G‖² is estimated at exactly 0."""
+        """B_simple = tr Σ/‖G‖², a ratio and so not unbiased; infinite where ‖G‖² is
+        estimated at exactly 0.
+        """
         return self.trace / self.square if self.square else self.trace * math.inf
 
 
 def noise_scale(mean_square: float, squared_norms: Sequence[float]) -> NoiseScale:
     """The noise scale of a batch from M = ‖ḡ‖² and n_b = ‖g_b‖² of its B samples.
 
-    S = (n̄ − M)·B/(B−1) and G2 = (B·M − n̄)/(B−1), n̄ the mean of n: appendix A's two batch sizes are 1 and B here.
+    S = (n̄ − M)·B/(B−1) and G2 = (B·M − n̄)/(B−1), n̄ the mean of n: appendix A's two
+    batch sizes are 1 and B here.
 
     Raises:
         ValueError: of fewer than two samples, from which no variance can be had.
     """
     batch = len(squared_norms)
     if batch < 2:
-        raise ValueError(f"a noise scale needs two samples or more, and this batch has {batch}")
+        raise ValueError(
+            f"a noise scale needs two samples or more, and this batch has {batch}"
+        )
     mean_norm = math.fsum(squared_norms) / batch
-    return NoiseScale(trace=(mean_norm - mean_square) * batch / (batch - 1),
-                      square=(batch * mean_square - mean_norm) / (batch - 1))
+    return NoiseScale(
+        trace=(mean_norm - mean_square) * batch / (batch - 1),
+        square=(batch * mean_square - mean_norm) / (batch - 1),
+    )
 
 
-def two_batch_sizes(small: int, small_square: float, big: int, big_square: float) -> NoiseScale:
-    """The noise scale from ‖ḡ‖² of a small batch and of a big one: McCandlish et al. 2018, app. A.
+def two_batch_sizes(
+    small: int, small_square: float, big: int, big_square: float
+) -> NoiseScale:
+    """The noise scale from ‖ḡ‖² of a small batch and of a big one: McCandlish et al.
+    2018, app. A.
 
-    ‖G‖² = (B·|G_B|² − b·|G_b|²)/(B − b) and S = (|G_b|² − |G_B|²)/(1/b − 1/B). Unbiased also if the small batch is a
-    part of the big one.
+    ‖G‖² = (B·|G_B|² − b·|G_b|²)/(B − b) and S = (|G_b|² − |G_B|²)/(1/b − 1/B). Unbiased
+    also if the small batch is a part of the big one.
 
     Raises:
-        ValueError: of batches that are not 1 ≤ small < big, or of squares that are NaN, infinite or negative.
+        ValueError: of batches that are not 1 ≤ small < big, or of squares that are NaN,
+        infinite or negative.
     """
     if not 1 <= small < big:
-        raise ValueError(f"two batch sizes are needed, 1 or more and a bigger one: these are {small} and {big}")
+        raise ValueError(
+            f"two batch sizes are needed, 1 or more and a bigger one: these are {small} and {big}"
+        )
     _require_squares("‖ḡ‖²", np.array([small_square, big_square]))
-    return NoiseScale(trace=(small_square - big_square) / (1 / small - 1 / big),
-                      square=(big * big_square - small * small_square) / (big - small))
+    return NoiseScale(
+        trace=(small_square - big_square) / (1 / small - 1 / big),
+        square=(big * big_square - small * small_square) / (big - small),
+    )
 
 
 def expected_cosine(simple: float, batch: int) -> float:
-    """1/(1 + B_simple/B): about the cosine between the mean gradients of two independent batches of B."""
+    """1/(1 + B_simple/B): about the cosine between the mean gradients of two
+    independent batches of B.
+    """
     return 1 / (1 + simple / batch)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchStatistics:
-    """M = ‖ḡ‖², n[B] = ‖g_b‖² and d[B] = g_b·ḡ of one batch, in float64; ḡ is the mean of the g_b.
+    """M = ‖ḡ‖², n[B] = ‖g_b‖² and d[B] = g_b·ḡ of one batch, in float64; ḡ is the mean
+    of the g_b.
 
     Raises:
-        ValueError: of fewer than two samples, n and d of unequal lengths, a NaN or an infinity, a negative square, or
-            an M that is not the mean of d: then ḡ is not the mean of these gradients, mostly for a 1/B too many.
+        ValueError: of fewer than two samples, n and d of unequal lengths, a NaN or an
+            infinity, a negative square, or an M that is not the mean of d: then ḡ is
+            not the mean of these gradients, mostly for a 1/B too many.
     """
 
     mean_square: float
@@ -86,49 +118,78 @@ class BatchStatistics:
     inner_products: np.ndarray
 
     def __post_init__(self):
-        n, d = (np.array(values, dtype=np.float64) for values in (self.squared_norms, self.inner_products))
+        n, d = (
+            np.array(values, dtype=np.float64)
+            for values in (self.squared_norms, self.inner_products)
+        )
         square = float(self.mean_square)
-        for name, value in (("mean_square", square), ("squared_norms", n), ("inner_products", d)):
+        for name, value in (
+            ("mean_square", square),
+            ("squared_norms", n),
+            ("inner_products", d),
+        ):
             object.__setattr__(self, name, value)
         if n.ndim != 1 or n.shape != d.shape:
-            raise ValueError(f"n and d have an entry a sample, and these have shapes {n.shape} and {d.shape}")
+            raise ValueError(
+                f"n and d have an entry a sample, and these have shapes {n.shape} and {d.shape}"
+            )
         if len(n) < 2:
-            raise ValueError(f"a noise scale needs two samples or more, and this batch has {len(n)}")
+            raise ValueError(
+                f"a noise scale needs two samples or more, and this batch has {len(n)}"
+            )
         _require_squares("‖g‖²", n)
         _require_squares("‖ḡ‖²", np.array([square]))
         if bad := int(np.sum(~np.isfinite(d))):
-            raise ValueError(f"g·ḡ of the gradients is NaN or infinite in {bad} of {len(d)}")
+            raise ValueError(
+                f"g·ḡ of the gradients is NaN or infinite in {bad} of {len(d)}"
+            )
         slack = _ROUNDING * math.sqrt(n.mean() * square)
         if abs(square - d.mean()) > slack or square > n.mean() + slack:
-            raise ValueError(f"ḡ is not the mean of these gradients: ‖ḡ‖² is {square:.4g}, the mean of g·ḡ is "
-                             f"{d.mean():.4g} and that of ‖g‖² is {n.mean():.4g} (look for a loss that is already "
-                             "divided by B, or is summed)")
+            raise ValueError(
+                f"ḡ is not the mean of these gradients: ‖ḡ‖² is {square:.4g}, the mean of g·ḡ is "
+                f"{d.mean():.4g} and that of ‖g‖² is {n.mean():.4g} (look for a loss that is already "
+                "divided by B, or is summed)"
+            )
 
     @property
     def batch(self) -> int:
         return len(self.squared_norms)
 
     def __add__(self, other: BatchStatistics) -> BatchStatistics:
-        """Of two groups of parameters, as two layers, of the same samples in the same order: M, n and d add up."""
+        """Of two groups of parameters, as two layers, of the same samples in the same
+        order: M, n and d add up.
+        """
         if self.batch != other.batch:
-            raise ValueError(f"layers are added over the same samples: these have {self.batch} and {other.batch}")
-        return BatchStatistics(self.mean_square + other.mean_square, self.squared_norms + other.squared_norms,
-                               self.inner_products + other.inner_products)
+            raise ValueError(
+                f"layers are added over the same samples: these have {self.batch} and {other.batch}"
+            )
+        return BatchStatistics(
+            self.mean_square + other.mean_square,
+            self.squared_norms + other.squared_norms,
+            self.inner_products + other.inner_products,
+        )
 
 
 def _require_squares(name: str, squares: np.ndarray) -> None:
-    for what, bad in (("NaN or infinite", ~np.isfinite(squares)), ("negative, so rounding went too far,", squares < 0)):
+    for what, bad in (
+        ("NaN or infinite", ~np.isfinite(squares)),
+        ("negative, so rounding went too far,", squares < 0),
+    ):
         if bad.any():
-            raise ValueError(f"{name} of the gradients is {what} in {bad.sum()} of {bad.size}")
+            raise ValueError(
+                f"{name} of the gradients is {what} in {bad.sum()} of {bad.size}"
+            )
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """A noise scale and how well it is known: intervals of tr Σ, of ‖G‖² and of B_simple, at `confidence`.
+    """A noise scale and how well it is known: intervals of tr Σ, of ‖G‖² and of
+    B_simple, at `confidence`.
 
-    `answer` says what the interval of B_simple is: BOUNDED, NO_UPPER_BOUND (it has a low end only: ‖G‖² may be 0), or
-    NO_SIGNAL (nothing is excluded). `batch` samples were in each of `batches`. `pairs` are the (S, G2) of each batch,
-    where there were several. The intervals of tr Σ and ‖G‖² may reach below 0, that of B_simple doesn't.
+    `answer` says what the interval of B_simple is: BOUNDED, NO_UPPER_BOUND (it has a
+    low end only: ‖G‖² may be 0), or NO_SIGNAL (nothing is excluded). `batch` samples
+    were in each of `batches`. `pairs` are the (S, G2) of each batch, where there were
+    several. The intervals of tr Σ and ‖G‖² may reach below 0, that of B_simple doesn't.
     """
 
     scale: NoiseScale
@@ -143,87 +204,147 @@ class NoiseEstimate:
     pairs: tuple[tuple[float, float], ...] = ()
 
     def words(self) -> str:
-        """"23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not distinguishable from zero"."""
+        """ "23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not
+        distinguishable from zero".
+        """
         if self.answer == BOUNDED:
-            return " ".join((_digits(self.scale.simple),
-                             f"({_digits(self.simple.low)} to {_digits(self.simple.high)})"))
+            return " ".join(
+                (
+                    _digits(self.scale.simple),
+                    f"({_digits(self.simple.low)} to {_digits(self.simple.high)})",
+                )
+            )
         if self.answer == NO_UPPER_BOUND:
             return f"at least {_digits(self.simple.low)}: {NO_UPPER_BOUND}"
         return self.answer
 
     def to_json(self) -> dict:
         """Plain JSON, None for an infinity."""
-        return {"scale": {"trace": self.scale.trace, "square": self.scale.square},
-                "trace": self.trace.to_json(), "square": self.square.to_json(), "simple": self.simple.to_json(),
-                "answer": self.answer, "batch": self.batch, "batches": self.batches, "method": self.method,
-                "confidence": self.confidence, "pairs": [list(pair) for pair in self.pairs]}
+        return {
+            "scale": {"trace": self.scale.trace, "square": self.scale.square},
+            "trace": self.trace.to_json(),
+            "square": self.square.to_json(),
+            "simple": self.simple.to_json(),
+            "answer": self.answer,
+            "batch": self.batch,
+            "batches": self.batches,
+            "method": self.method,
+            "confidence": self.confidence,
+            "pairs": [list(pair) for pair in self.pairs],
+        }
 
     @classmethod
     def from_json(cls, stored: dict) -> NoiseEstimate:
-        intervals = {name: Interval.from_json(stored[name]) for name in ("trace", "square", "simple")}
-        return cls(**stored | intervals | {"scale": NoiseScale(**stored["scale"]),
-                                           "pairs": tuple(map(tuple, stored.get("pairs", ())))})
+        intervals = {
+            name: Interval.from_json(stored[name])
+            for name in ("trace", "square", "simple")
+        }
+        return cls(
+            **stored
+            | intervals
+            | {
+                "scale": NoiseScale(**stored["scale"]),
+                "pairs": tuple(map(tuple, stored.get("pairs", ()))),
+            }
+        )
 
 
-def within_batch(statistics: BatchStatistics, confidence: float = 0.95) -> NoiseEstimate:
-    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, a pair a sample, and Fieller's interval.
+def within_batch(
+    statistics: BatchStatistics, confidence: float = 0.95
+) -> NoiseEstimate:
+    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, a pair a
+    sample, and Fieller's interval.
 
-    G2 is the mean of h_b = (B·d_b − n_b)/(B−1), the mean of g_b·g_c over the other samples c, and its pseudo-values
-    are G2 + (h_b − G2)·2(B−1)/(B−2); those of S = n̄ − G2 are n_b less these. Leaving samples out needs no more than
-    {M, n, d}. Student's t with B−1 degrees of freedom is corrected for the skewness of what the interval is of.
-    Var G2 = 4·G'ΣG/B + 2·tr Σ²/B² is taken for 4·G'ΣG/B + 4·tr Σ²/B²: where the second part counts, at batches below
-    about B_simple, the interval is up to √2 too wide and covers more than `confidence`.
+    G2 is the mean of h_b = (B·d_b − n_b)/(B−1), the mean of g_b·g_c over the other
+    samples c, and its pseudo-values are G2 + (h_b − G2)·2(B−1)/(B−2); those of S = n̄ −
+    G2 are n_b less these. Leaving samples out needs no more than {M, n, d}. Student's t
+    with B−1 degrees of freedom is corrected for the skewness of what the interval is
+    of. Var G2 = 4·G'ΣG/B + 2·tr Σ²/B² is taken for 4·G'ΣG/B + 4·tr Σ²/B²: where the
+    second part counts, at batches below about B_simple, the interval is up to √2 too
+    wide and covers more than `confidence`.
 
     Raises:
         ValueError: of fewer than three samples: with one left out there must be two.
     """
     batch = statistics.batch
     if batch < 3:
-        raise ValueError(f"an interval within a batch needs three samples or more, and this batch has {batch}")
+        raise ValueError(
+            f"an interval within a batch needs three samples or more, and this batch has {batch}"
+        )
     n = statistics.squared_norms
     others = (batch * statistics.inner_products - n) / (batch - 1)
     square = (others - others.mean()) * (2 * (batch - 1) / (batch - 2))
     deviations = np.stack([n - n.mean() - square, square], 1)
     scale = noise_scale(statistics.mean_square, n)
     means = Means.of((scale.trace, scale.square), np.cov(deviations.T) / batch)
-    return estimate(means, student_t(confidence, batch - 1),
-                    lambda weights: _skewness_of_mean(deviations @ weights), batch=batch, batches=1,
-                    method="jackknife within the batch", confidence=confidence)
+    return estimate(
+        means,
+        student_t(confidence, batch - 1),
+        lambda weights: _skewness_of_mean(deviations @ weights),
+        batch=batch,
+        batches=1,
+        method="jackknife within the batch",
+        confidence=confidence,
+    )
 
 
-def over_batches(scales: Sequence[NoiseScale], batch: int, confidence: float = 0.95) -> NoiseEstimate:
-    """The noise scale of K independent batches of `batch` samples each: means of S and of G2, and Fieller's interval.
+def over_batches(
+    scales: Sequence[NoiseScale], batch: int, confidence: float = 0.95
+) -> NoiseEstimate:
+    """The noise scale of K independent batches of `batch` samples each: means of S and
+    of G2, and Fieller's interval.
 
     Raises:
         ValueError: of fewer than two batches.
     """
     count = len(scales)
     if count < 2:
-        raise ValueError(f"an interval over batches needs two of them or more, and there are {count}")
+        raise ValueError(
+            f"an interval over batches needs two of them or more, and there are {count}"
+        )
     pairs = np.array([(scale.trace, scale.square) for scale in scales])
     deviations = pairs - pairs.mean(0)
-    return estimate(Means.of(pairs.mean(0), np.cov(pairs.T) / count), student_t(confidence, count - 1),
-                    lambda weights: _skewness_of_mean(deviations @ weights), batch=batch, batches=count,
-                    method=f"{count} independent batches", confidence=confidence,
-                    pairs=tuple(map(tuple, pairs.tolist())))
+    return estimate(
+        Means.of(pairs.mean(0), np.cov(pairs.T) / count),
+        student_t(confidence, count - 1),
+        lambda weights: _skewness_of_mean(deviations @ weights),
+        batch=batch,
+        batches=count,
+        method=f"{count} independent batches",
+        confidence=confidence,
+        pairs=tuple(map(tuple, pairs.tolist())),
+    )
 
 
-def estimate(means: Means, quantiles: Quantiles, skewness: Callable[[np.ndarray], float], **facts) -> NoiseEstimate:
-    """The estimate that follows from the means of S (`top`) and G2 (`bottom`); `facts` are its other fields.
+def estimate(
+    means: Means, quantiles: Quantiles, skewness: Callable[[np.ndarray], float], **facts
+) -> NoiseEstimate:
+    """The estimate that follows from the means of S (`top`) and G2 (`bottom`); `facts`
+    are its other fields.
 
     Args:
         quantiles: without skewness.
         skewness: of the mean of w[0]·S + w[1]·G2, for weights w[2].
     """
-    ratio = np.array([max(means.bottom, 0.0), -means.top])  # G2·(S − R·G2) at the estimated R; of no signal, infinite
+    ratio = np.array(
+        [max(means.bottom, 0.0), -means.top]
+    )  # G2·(S − R·G2) at the estimated R; of no signal, infinite
     ratio /= np.abs(ratio).max() or 1.0
-    of_trace, of_square, of_ratio = (skewed(quantiles, skewness(weights)) for weights in (*np.eye(2), ratio))
+    of_trace, of_square, of_ratio = (
+        skewed(quantiles, skewness(weights)) for weights in (*np.eye(2), ratio)
+    )
     square = around(means.bottom, means.bottom_variance, of_square)
     simple = fieller(means, of_ratio)
     if square.low <= 0:  # by its own skewness ‖G‖² may be 0
         simple = Interval(simple.low, math.inf)
-    return NoiseEstimate(NoiseScale(means.top, means.bottom), around(means.top, means.top_variance, of_trace), square,
-                         simple, _answer(simple), **facts)
+    return NoiseEstimate(
+        NoiseScale(means.top, means.bottom),
+        around(means.top, means.top_variance, of_trace),
+        square,
+        simple,
+        _answer(simple),
+        **facts,
+    )
 
 
 def _answer(simple: Interval) -> str:
@@ -234,8 +355,8 @@ def _answer(simple: Interval) -> str:
 
 def _skewness_of_mean(deviations: np.ndarray) -> float:
     """Of the mean of values, from each less that mean; 0 where all are the same."""
-    scatter = np.sum(deviations ** 2)
-    return float(np.sum(deviations ** 3) / scatter ** 1.5) if scatter else 0.0
+    scatter = np.sum(deviations**2)
+    return float(np.sum(deviations**3) / scatter**1.5) if scatter else 0.0
 
 
 def _digits(value: float) -> str:

@@ -1,4 +1,7 @@
-"""What a survey found, read back: the points of training over all seeds, and the advice that follows at each."""
+"""What a survey found, read back: the points of training over all seeds, and the advice
+that follows at each.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +14,11 @@ from batchline.bench.noise.estimators import NoiseEstimate, NoiseScale, over_bat
 
 @dataclass(frozen=True)
 class Moment:
-    """A workload after so many updates: what each seed found there, and all of them put together.
+    """A workload after so many updates: what each seed found there, and all of them put
+    together.
 
-    The interval of `estimate` is that of the batches drawn; how far the seeds are apart, `by_seed` shows.
+    The interval of `estimate` is that of the batches drawn; how far the seeds are
+    apart, `by_seed` shows.
     """
 
     updates: int
@@ -28,26 +33,43 @@ class Moment:
 
 def moments(workload: Mapping) -> list[Moment]:
     """The points of training in order; the batches of all seeds count alike."""
-    return [_moment(updates, points) for updates, points in by_updates(workload).items()]
+    return [
+        _moment(updates, points) for updates, points in by_updates(workload).items()
+    ]
 
 
 def middle(workload: Mapping) -> Moment:
-    """The middle point of training, for which the one advice is given: the noise scale grows from start to end."""
+    """The middle point of training, for which the one advice is given: the noise scale
+    grows from start to end.
+    """
     found = moments(workload)
     return found[len(found) // 2]
 
 
-def advice(workload: Mapping, moment: Moment, current_batch: int | None = None,
-           cost_cap: float | None = None) -> Advice:
-    """The batch that the noise at that point of training, the step times and the memory lead to.
+def advice(
+    workload: Mapping,
+    moment: Moment,
+    current_batch: int | None = None,
+    cost_cap: float | None = None,
+) -> Advice:
+    """The batch that the noise at that point of training, the step times and the memory
+    lead to.
 
     Raises:
-        ValueError: as bench.noise.advisor.advise; and where its steps could not be timed.
+        ValueError: as bench.noise.advisor.advise; and where its steps could not be
+        timed.
     """
     if workload.get("why_not_timed"):
         raise ValueError(f"its steps could not be timed: {workload['why_not_timed']}")
-    return advise(workload["steps"], moment.estimate.to_json(), workload["limit_bytes"],
-                  current_batch=workload["train_batch"] if current_batch is None else current_batch, cost_cap=cost_cap)
+    return advise(
+        workload["steps"],
+        moment.estimate.to_json(),
+        workload["limit_bytes"],
+        current_batch=(
+            workload["train_batch"] if current_batch is None else current_batch
+        ),
+        cost_cap=cost_cap,
+    )
 
 
 def by_updates(workload: Mapping) -> dict[int, list[Mapping]]:
@@ -76,14 +98,26 @@ def cosines_of(points: Sequence[Mapping]) -> dict[int, tuple[float, ...]]:
 
 def _moment(updates: int, points: Sequence[Mapping]) -> Moment:
     count = len(points)
-    tests = {name: sum(point["tests"][name] for point in points) / count for name in points[0]["tests"]}
+    tests = {
+        name: sum(point["tests"][name] for point in points) / count
+        for name in points[0]["tests"]
+    }
     two = [point["two_batch_sizes"] for point in points]
-    return Moment(updates, sum(point["loss"] for point in points) / count,
-                  {point["seed"]: NoiseEstimate.from_json(point["estimate"]) for point in points},
-                  estimate_of(points),
-                  {layer: _pooled([point["layers"][layer] for point in points]) for layer in points[0]["layers"]},
-                  tests, NoiseScale(*(sum(scale[part] for scale in two) / count for part in ("trace", "square"))),
-                  cosines_of(points))
+    return Moment(
+        updates,
+        sum(point["loss"] for point in points) / count,
+        {point["seed"]: NoiseEstimate.from_json(point["estimate"]) for point in points},
+        estimate_of(points),
+        {
+            layer: _pooled([point["layers"][layer] for point in points])
+            for layer in points[0]["layers"]
+        },
+        tests,
+        NoiseScale(
+            *(sum(scale[part] for scale in two) / count for part in ("trace", "square"))
+        ),
+        cosines_of(points),
+    )
 
 
 def _pooled(stored: Sequence[Mapping]) -> NoiseEstimate:

@@ -1,8 +1,11 @@
-"""Another revision of the repository, checked out into a folder of its own for as long as it is needed.
+"""Another revision of the repository, checked out into a folder of its own for as long
+as it is needed.
 
-It is written through an index of its own and is no worktree of the repository: nothing of the repository changes, a
-checkout that can't be written to has a base too, and there is nothing to prune.
+It is written through an index of its own and is no worktree of the repository: nothing
+of the repository changes, a checkout that can't be written to has a base too, and there
+is nothing to prune.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,12 +26,14 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 _PREFIX = "batchline-base-"
 _LOCK = "in-use"
 _SUBMODULE = "160000"  # git's mode of one
-_YOUNG_S = 60          # a folder that has just been made may not be locked yet
+_YOUNG_S = 60  # a folder that has just been made may not be locked yet
 
 
 @dataclass(frozen=True)
 class BaseTree:
-    """The repository's folder as it is at `commit`, in `folder`; `name` is how the revision was asked for."""
+    """The repository's folder as it is at `commit`, in `folder`; `name` is how the
+    revision was asked for.
+    """
 
     name: str
     commit: str
@@ -40,7 +45,8 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
     """The revision in a folder of its own, removed again whatever happens.
 
     Raises:
-        UsageError: if git reads no repository there, or it has no such revision, or none with `kernels`.
+        UsageError: if git reads no repository there, or it has no such revision, or
+        none with `kernels`.
     """
     commit = commit_of(revision, repository)
     _remove_left_behind()
@@ -53,10 +59,14 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
             _check_out(repository, commit, tree, folder / "index")
             within = tree / git(repository, "rev-parse", "--show-prefix").stdout.strip()
             if not (within / "kernels" / "__init__.py").exists():
-                raise UsageError(f"the revision {revision!r} has no kernels to compare with: name another with BASE=")
+                raise UsageError(
+                    f"the revision {revision!r} has no kernels to compare with: name another with BASE="
+                )
             if not (within / "batchline" / "__init__.py").exists():
-                raise UsageError(f"the revision {revision!r} is of before the packages were called batchline, and its "
-                                 "kernels can't be measured beside these: name a later one with BASE=")
+                raise UsageError(
+                    f"the revision {revision!r} is of before the packages were called batchline, and its "
+                    "kernels can't be measured beside these: name a later one with BASE="
+                )
             yield BaseTree(revision, commit, within)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,50 +79,90 @@ def commit_of(revision: str, repository: Path = _REPOSITORY) -> str:
         UsageError: if git reads no repository there, or it has no such revision.
     """
     if not revision:
-        raise UsageError("say what to compare with: make regress BASE=<revision>, for instance BASE=main")
+        raise UsageError(
+            "say what to compare with: make regress BASE=<revision>, for instance BASE=main"
+        )
     try:
-        done = git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        done = git(
+            repository,
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            f"{revision}^{{commit}}",
+        )
     except OSError as error:
-        raise UsageError(f"can't run git ({error.strerror}): a base is checked out with it") from error
+        raise UsageError(
+            f"can't run git ({error.strerror}): a base is checked out with it"
+        ) from error
     if done.returncode == 0:
         return done.stdout.strip()
     if why := why_not_readable(repository):
         raise UsageError(f"there is no base to compare with: {why}")
     if is_shallow(repository):
-        raise UsageError(f"git knows no revision {revision!r}, and this clone is shallow: get the whole history with "
-                         "`git fetch --unshallow`, in a workflow with `fetch-depth: 0` for actions/checkout")
-    raise UsageError(f"git knows no revision {revision!r}: fetch it first, or name another")
+        raise UsageError(
+            f"git knows no revision {revision!r}, and this clone is shallow: get the whole history with "
+            "`git fetch --unshallow`, in a workflow with `fetch-depth: 0` for actions/checkout"
+        )
+    raise UsageError(
+        f"git knows no revision {revision!r}: fetch it first, or name another"
+    )
 
 
 def _check_out(repository: Path, commit: str, tree: Path, index: Path) -> None:
     """Write a commit's files, and those of its submodules, into an empty folder."""
-    # With --recurse-submodules, which a user's configuration can ask for, the submodules' own trees would be moved.
-    done = git(repository, "-c", "core.splitIndex=false", f"--work-tree={tree}", "read-tree", "--reset", "-u",
-               "--no-recurse-submodules", commit, environment={"GIT_INDEX_FILE": str(index)})
+    # With --recurse-submodules, which a user's configuration can ask for, the
+    # submodules' own trees would be moved.
+    done = git(
+        repository,
+        "-c",
+        "core.splitIndex=false",
+        f"--work-tree={tree}",
+        "read-tree",
+        "--reset",
+        "-u",
+        "--no-recurse-submodules",
+        commit,
+        environment={"GIT_INDEX_FILE": str(index)},
+    )
     if done.returncode:
-        raise UsageError(f"can't check {commit[:9]} out beside the working tree: {last_line(done.stderr)}")
-    top = Path(git(repository, "rev-parse", "--show-toplevel").stdout.strip() or repository)
-    for row in git(top, "ls-tree", "-r", "-z", "--full-tree", commit).stdout.split("\0"):
+        raise UsageError(
+            f"can't check {commit[:9]} out beside the working tree: {last_line(done.stderr)}"
+        )
+    top = Path(
+        git(repository, "rev-parse", "--show-toplevel").stdout.strip() or repository
+    )
+    for row in git(top, "ls-tree", "-r", "-z", "--full-tree", commit).stdout.split(
+        "\0"
+    ):
         facts, _, path = row.partition("\t")
-        if facts.startswith(_SUBMODULE) and (top / path / ".git").exists():  # else the working tree lacks it, too
+        if (
+            facts.startswith(_SUBMODULE) and (top / path / ".git").exists()
+        ):  # else the working tree lacks it, too
             _copy_submodule(top / path, facts.split()[2], tree / path)
 
 
 def _copy_submodule(submodule: Path, commit: str, into: Path) -> None:
-    """Write what a submodule has at a commit; without it, kernels that need it would fail at the base alone."""
+    """Write what a submodule has at a commit; without it, kernels that need it would
+    fail at the base alone.
+    """
     into.mkdir(parents=True, exist_ok=True)
     packed = into.parent / f"{into.name}.tar"
     done = git(submodule, "archive", "--format=tar", f"--output={packed}", commit)
     if done.returncode:
-        raise UsageError(f"the base has the submodule {submodule} at {commit[:9]}, and it can't be had there "
-                         f"({last_line(done.stderr)}): `git -C {submodule} fetch`")
+        raise UsageError(
+            f"the base has the submodule {submodule} at {commit[:9]}, and it can't be had there "
+            f"({last_line(done.stderr)}): `git -C {submodule} fetch`"
+        )
     with tarfile.open(packed) as files:
         files.extractall(into, filter="tar")
     packed.unlink()
 
 
 def _remove_left_behind() -> None:
-    """What a run that was killed has left: folders of ours that no process holds any more."""
+    """What a run that was killed has left: folders of ours that no process holds any
+    more.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.getuid() and _is_abandoned(folder):

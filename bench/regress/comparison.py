@@ -1,4 +1,5 @@
 """One comparison of two revisions, from their two plans to the verdicts."""
+
 from __future__ import annotations
 
 import sys
@@ -11,7 +12,14 @@ from batchline.bench.regress import staged
 from batchline.bench.regress.matched import match, union
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
 from batchline.bench.regress.staged import Family
-from batchline.bench.regressions import IDENTICAL, INVALID, LATENCY, QUANTITIES, Judged, Regression
+from batchline.bench.regressions import (
+    IDENTICAL,
+    INVALID,
+    LATENCY,
+    QUANTITIES,
+    Judged,
+    Regression,
+)
 from batchline.bench.selection import selected
 from batchline.bench.verdicts.paired import Evidence
 
@@ -23,13 +31,19 @@ class NotComparable(Exception):
 class Comparison:
     """One comparison from the two plans to the verdicts."""
 
-    def __init__(self, pairs: Pairs, selection: str, profile: str, noise: Mapping[str, float]):
+    def __init__(
+        self, pairs: Pairs, selection: str, profile: str, noise: Mapping[str, float]
+    ):
         try:
             base, head = pairs.plans()
         except (RuntimeError, WorkerLost) as error:
-            raise NotComparable(f"a side's kernels can't be measured by this bench: {error}") from error
+            raise NotComparable(
+                f"a side's kernels can't be measured by this bench: {error}"
+            ) from error
         self._pairs = pairs
-        chosen = selected(union(list(base), list(head)), selection, f"of profile {profile}")
+        chosen = selected(
+            union(list(base), list(head)), selection, f"of profile {profile}"
+        )
         self._matched = match(base, head, chosen)
         controls = self._matched.controls(pairs.baselines)
         self._subjects = Evidence(self._matched.changed, noise)
@@ -40,20 +54,31 @@ class Comparison:
     def measure(self, until_s: float | None) -> None:
         """Measure what has to be; Ctrl-C ends it early, and what there is is kept."""
         matched = self._matched
-        print(f"{len(matched.changed)} cases changed, {len(matched.same)} have the same code, {len(matched.new)} are "
-              f"new, {len(matched.missing)} missing; {len(self._controls.cases)} controls", file=sys.stderr)
+        print(
+            f"{len(matched.changed)} cases changed, {len(matched.same)} have the same code, {len(matched.new)} are "
+            f"new, {len(matched.missing)} missing; {len(self._controls.cases)} controls",
+            file=sys.stderr,
+        )
         try:
             self._look_first()
         except KeyboardInterrupt:
             self._ended = staged.INTERRUPTED
             return
-        families = [Family(evidence, {case: Entry(case, case) for case in evidence.cases}, controls)
-                    for evidence, controls in ((self._subjects, False), (self._controls, True))]
+        families = [
+            Family(
+                evidence, {case: Entry(case, case) for case in evidence.cases}, controls
+            )
+            for evidence, controls in ((self._subjects, False), (self._controls, True))
+        ]
         self._counted, self._ended = staged.measure(self._pairs, families, until_s)
 
     def _look_first(self) -> None:
-        """Check and compile on both sides; what does not work on one of them has its verdict."""
-        both = [Entry(case, case) for case in (*self._subjects.cases, *self._controls.cases)]
+        """Check and compile on both sides; what does not work on one of them has its
+        verdict.
+        """
+        both = [
+            Entry(case, case) for case in (*self._subjects.cases, *self._controls.cases)
+        ]
         new = [Entry(case, case) for case in self._matched.new]
         if both:
             print("checking and compiling the base", file=sys.stderr)
@@ -73,12 +98,30 @@ class Comparison:
 
     def regression(self, about: Mapping) -> Regression:
         """All that was found, for storing and showing."""
-        controls = [replace(row, verdict=IDENTICAL, reason="; ".join(filter(None, ("a control", row.reason))))
-                    for row in self._controls.judged() if row.quantity == LATENCY]
+        controls = [
+            replace(
+                row,
+                verdict=IDENTICAL,
+                reason="; ".join(filter(None, ("a control", row.reason))),
+            )
+            for row in self._controls.judged()
+            if row.quantity == LATENCY
+        ]
         measured = [*self._subjects.judged(), *controls, *self._new]
         seen = {row.id for row in measured}
-        rows = (*measured, *(row for row in self._matched.unmeasured() if row.id not in seen))
-        return Regression(dict(about) | {"pairs": self._counted, "ended": self._ended},
-                          self._controls.why_void(), rows, self._subjects.over_batches(),
-                          {quantity: self._subjects.ratios[quantity] | self._controls.ratios[quantity]
-                           for quantity in QUANTITIES}, tuple(self._pairs.states))
+        rows = (
+            *measured,
+            *(row for row in self._matched.unmeasured() if row.id not in seen),
+        )
+        return Regression(
+            dict(about) | {"pairs": self._counted, "ended": self._ended},
+            self._controls.why_void(),
+            rows,
+            self._subjects.over_batches(),
+            {
+                quantity: self._subjects.ratios[quantity]
+                | self._controls.ratios[quantity]
+                for quantity in QUANTITIES
+            },
+            tuple(self._pairs.states),
+        )

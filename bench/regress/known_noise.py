@@ -1,4 +1,7 @@
-"""How much each case's latency changes on identical code on this machine, as `make selftest` found it and keeps it."""
+"""How much each case's latency changes on identical code on this machine, as `make
+selftest` found it and keeps it.
+"""
+
 from __future__ import annotations
 
 import json
@@ -20,29 +23,46 @@ def path(machine: Mapping) -> Path:
 
 
 def load(machine: Mapping) -> dict[str, float]:
-    """The 99th percentile of each case's A/A change, as a share, by case id; {} where it was not measured here.
+    """The 99th percentile of each case's A/A change, as a share, by case id; {} where
+    it was not measured here.
 
     Raises:
-        sealed.SealBroken: if the file is damaged, was edited by hand, or is of another format or machine.
+        sealed.SealBroken: if the file is damaged, was edited by hand, or is of another
+        format or machine.
     """
     file = path(machine)
     document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
     if document is None:
         return {}
     if document["machine"] != identity(machine):
-        raise sealed.SealBroken(f"{file.name} is of another machine "
-                                f"({sealed.differing(document['machine'], identity(machine))}): {_AGAIN}")
+        raise sealed.SealBroken(
+            f"{file.name} is of another machine "
+            f"({sealed.differing(document['machine'], identity(machine))}): {_AGAIN}"
+        )
     return document["noise"]
 
 
-def save(machine: Mapping, profile: str, sessions: int, noise: Mapping[str, float]) -> Path:
+def save(
+    machine: Mapping, profile: str, sessions: int, noise: Mapping[str, float]
+) -> Path:
     """Keep the noise that so many A/A sessions found."""
-    document = {"machine": identity(machine), "profile": profile, "sessions": sessions, "noise": dict(noise)}
-    sealed_document = {"format": FORMAT, "digest": sealed.digest(*(document[name] for name in _PARTS)), **document}
+    document = {
+        "machine": identity(machine),
+        "profile": profile,
+        "sessions": sessions,
+        "noise": dict(noise),
+    }
+    sealed_document = {
+        "format": FORMAT,
+        "digest": sealed.digest(*(document[name] for name in _PARTS)),
+        **document,
+    }
     file = path(machine)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
-    unfinished.write_text(json.dumps(sealed_document, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(
+        json.dumps(sealed_document, indent=1) + "\n", encoding="utf-8"
+    )
     unfinished.replace(file)
     return file
 

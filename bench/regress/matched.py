@@ -1,4 +1,7 @@
-"""The cases of two revisions beside each other: which are to be compared, and which need no measuring, and why."""
+"""The cases of two revisions beside each other: which are to be compared, and which
+need no measuring, and why.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +17,9 @@ _MOST_CONTROLS = 8
 class Matched:
     """Case ids, in the order of the plan.
 
-    `changed` are on both sides with different code or configuration; `same` on both with the same; `new` and `missing`
-    on one side only, each with a reason. What can run on neither side is in none of them.
+    `changed` are on both sides with different code or configuration; `same` on both
+    with the same; `new` and `missing` on one side only, each with a reason. What can
+    run on neither side is in none of them.
     """
 
     changed: tuple[str, ...]
@@ -24,15 +28,19 @@ class Matched:
     missing: Mapping[str, str]
 
     def controls(self, baselines: Mapping[str, str]) -> tuple[str, ...]:
-        """Some of `same` to measure beside `changed`: their problems' baselines first, then other variants of them.
+        """Some of `same` to measure beside `changed`: their problems' baselines first,
+        then other variants of them.
 
-        `baselines`: op → its baseline's name. Other problems' cases only where these have none of the same code.
+        `baselines`: op → its baseline's name. Other problems' cases only where these
+        have none of the same code.
         """
         problems = {_problem(case) for case in self.changed}
 
         def distance(case: str) -> tuple[bool, bool]:
             parts = parse_case_id(case)
-            return _problem(case) not in problems, parts["variant"] != baselines.get(parts["op"])
+            return _problem(case) not in problems, parts["variant"] != baselines.get(
+                parts["op"]
+            )
 
         ranked = sorted(self.same, key=distance)
         nearby = [case for case in ranked if _problem(case) in problems]
@@ -40,17 +48,30 @@ class Matched:
 
     def unmeasured(self) -> tuple[Judged, ...]:
         """The rows of what is not compared."""
-        return (*(Judged(case, LATENCY, MISSING, why) for case, why in self.missing.items()),
-                *(Judged(case, LATENCY, NEW, why) for case, why in self.new.items()),
-                *(Judged(case, LATENCY, IDENTICAL, "the same code and configuration") for case in self.same))
+        return (
+            *(
+                Judged(case, LATENCY, MISSING, why)
+                for case, why in self.missing.items()
+            ),
+            *(Judged(case, LATENCY, NEW, why) for case, why in self.new.items()),
+            *(
+                Judged(case, LATENCY, IDENTICAL, "the same code and configuration")
+                for case in self.same
+            ),
+        )
 
 
-def match(base: Mapping[str, Mapping], head: Mapping[str, Mapping], chosen: Iterable[str]) -> Matched:
+def match(
+    base: Mapping[str, Mapping], head: Mapping[str, Mapping], chosen: Iterable[str]
+) -> Matched:
     """Match two sides' plans (Pairs.plans), as far as their ids are `chosen`."""
     changed, same, new, missing = [], [], {}, {}
     for case in chosen:
         sides = base.get(case), head.get(case)
-        refusals = [side["refusal"][1] if side and side["refusal"] else "not there" for side in sides]
+        refusals = [
+            side["refusal"][1] if side and side["refusal"] else "not there"
+            for side in sides
+        ]
         runs = [side is not None and not side["refusal"] for side in sides]
         if all(runs):
             (same if sides[0]["code"] == sides[1]["code"] else changed).append(case)
@@ -62,7 +83,9 @@ def match(base: Mapping[str, Mapping], head: Mapping[str, Mapping], chosen: Iter
 
 
 def union(base: Sequence[str], head: Sequence[str]) -> list[str]:
-    """Every id of either side, once: head's in their order, then what only the base has."""
+    """Every id of either side, once: head's in their order, then what only the base
+    has.
+    """
     return [*head, *(case for case in base if case not in set(head))]
 
 

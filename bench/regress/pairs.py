@@ -1,8 +1,11 @@
-"""Pairs of fresh processes, one with each revision's kernels: both alive, timed in turns, compared case by case.
+"""Pairs of fresh processes, one with each revision's kernels: both alive, timed in
+turns, compared case by case.
 
-A process has its luck (where its code and data lie); a pair of fresh ones draws it anew. Turns of milliseconds, in the
-order A B B A, let the machine's drift meet both alike.
+A process has its luck (where its code and data lie); a pair of fresh ones draws it
+anew. Turns of milliseconds, in the order A B B A, let the machine's drift meet both
+alike.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -26,19 +29,25 @@ from batchline.bench.records import BROKEN, FAILED, INVALID, MEASURED, parse_cas
 from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 
-_QUADS = 5        # of turns A B B A, for each case in a pair
+_QUADS = 5  # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled
 _TURN_S = 0.008
-_EFFORT = Effort(precision=0.05, seconds=0.05, most=200)  # of the first look; a sample in a turn is as long as its
+_EFFORT = Effort(
+    precision=0.05, seconds=0.05, most=200
+)  # of the first look; a sample in a turn is as long as its
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)  # for a machine that is throttled
 _BUSY_PAUSES_S = (1, 5, 20)
-_FACTS = ((MEMORY, "peak_bytes", 1), (ACCURACY, "error_of_tolerance", 0.01))  # and what is as good as none
+_FACTS = (
+    (MEMORY, "peak_bytes", 1),
+    (ACCURACY, "error_of_tolerance", 0.01),
+)  # and what is as good as none
 BASE_SIDE, HEAD_SIDE = 0, 1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One case to compare: its label in the results, its case id, and the share of its time that head takes more.
+    """One case to compare: its label in the results, its case id, and the share of its
+    time that head takes more.
 
     `planted` is 0 but where a gate is to be proved.
     """
@@ -50,9 +59,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Compared:
-    """One entry in one pair: what became of it on each side, and each side's time in seconds.
+    """One entry in one pair: what became of it on each side, and each side's time in
+    seconds.
 
-    `ratio` is the natural logarithm of head's time over the base's. All three are None where a side has no time.
+    `ratio` is the natural logarithm of head's time over the base's. All three are None
+    where a side has no time.
     """
 
     base: Outcome
@@ -63,7 +74,9 @@ class Compared:
 
     @property
     def figures(self) -> dict[str, tuple[float, float, float]]:
-        """By quantity: base's, head's, and the natural logarithm of head over base; {} where a side has no time."""
+        """By quantity: base's, head's, and the natural logarithm of head over base; {}
+        where a side has no time.
+        """
         if self.ratio is None:
             return {}
         found = {LATENCY: (self.base_s, self.head_s, self.ratio)}
@@ -83,28 +96,44 @@ class Compared:
 class Pairs:
     """Measures pairs on one device.
 
-    `trees` are the folders whose `kernels` are the base's and the head's; None is the one beside this `bench`.
+    `trees` are the folders whose `kernels` are the base's and the head's; None is the
+    one beside this `bench`.
     """
 
-    def __init__(self, device: str, profile: Profile, trees: tuple[Path | None, Path | None]):
+    def __init__(
+        self, device: str, profile: Profile, trees: tuple[Path | None, Path | None]
+    ):
         self._device, self._profile, self._trees = device, profile, trees
-        self._broken: tuple[dict[str, Outcome], dict[str, Outcome]] = ({}, {})  # by side, then by case id
+        self._broken: tuple[dict[str, Outcome], dict[str, Outcome]] = (
+            {},
+            {},
+        )  # by side, then by case id
         self.baselines: dict[str, str] = {}  # of the head's ops, by op
-        self.states: list[dict] = []  # bench.regressions.Regression.states, of the pairs until now
+        self.states: list[dict] = (
+            []
+        )  # bench.regressions.Regression.states, of the pairs until now
 
     def plans(self) -> tuple[dict[str, dict], dict[str, dict]]:
-        """Every case that the base and the head have in the profile, by id: its "refusal" (status and reason, or None),
-        and a digest of what it launches ("code"). The head's `baselines` are known from then on.
+        """Every case that the base and the head have in the profile, by id: its
+        "refusal" (status and reason, or None), and a digest of what it launches
+        ("code"). The head's `baselines` are known from then on.
 
-        A case whose file is broken is not refused: it ends so when it is first to be measured.
+        A case whose file is broken is not refused: it ends so when it is first to be
+        measured.
 
         Raises:
             RuntimeError: if a side's kernels can't be measured by this bench.
         """
         base, head = (self._plan(tree) for tree in self._trees)
         self.baselines = {op.name: op.baseline for op in head.ops.values()}
-        self._broken = tuple({case.id: Outcome(*case.refusal) for case in side.cases
-                              if case.refusal and case.refusal[0] in BROKEN} for side in (base, head))
+        self._broken = tuple(
+            {
+                case.id: Outcome(*case.refusal)
+                for case in side.cases
+                if case.refusal and case.refusal[0] in BROKEN
+            }
+            for side in (base, head)
+        )
         return self._coded(base), self._coded(head)
 
     def _plan(self, tree: Path | None) -> Plan:
@@ -114,24 +143,45 @@ class Pairs:
             raise RuntimeError(str(error)) from error
 
     def _coded(self, the_plan: Plan) -> dict[str, dict]:
-        codes = {variant.id: launch_digest(variant, self._device)
-                 for variant in {case.variant.id: case.variant for case in the_plan.cases}.values()}
-        return {case.id: {"refusal": None if case.refusal and case.refusal[0] in BROKEN else case.refusal,
-                          "code": codes[case.variant.id]} for case in the_plan.cases}
+        codes = {
+            variant.id: launch_digest(variant, self._device)
+            for variant in {
+                case.variant.id: case.variant for case in the_plan.cases
+            }.values()
+        }
+        return {
+            case.id: {
+                "refusal": (
+                    None if case.refusal and case.refusal[0] in BROKEN else case.refusal
+                ),
+                "code": codes[case.variant.id],
+            }
+            for case in the_plan.cases
+        }
 
     def first(self, side: int, entries: Sequence[Entry]) -> dict[str, Outcome]:
-        """What becomes of each on one side when it is first measured: checked on its op's probes, and compiled."""
+        """What becomes of each on one side when it is first measured: checked on its
+        op's probes, and compiled.
+        """
         broken = self._broken[side]
-        found = {entry.label: broken[entry.case_id] for entry in entries if entry.case_id in broken}
+        found = {
+            entry.label: broken[entry.case_id]
+            for entry in entries
+            if entry.case_id in broken
+        }
         with contextlib.closing(self._process(side)) as process:
-            for problem in _by_problem([entry for entry in entries if entry.case_id not in broken]):
+            for problem in _by_problem(
+                [entry for entry in entries if entry.case_id not in broken]
+            ):
                 found |= process.measure(self._task(problem, side, probes=True))
         return found
 
     def pair(self, entries: Sequence[Entry], number: int) -> dict[str, Compared]:
-        """The entries in two fresh processes; `number` counts the pairs, and decides which side goes first.
+        """The entries in two fresh processes; `number` counts the pairs, and decides
+        which side goes first.
 
-        A pair in which others had a good part of the cores is measured anew; one after the last pause has no times.
+        A pair in which others had a good part of the cores is measured anew; one after
+        the last pause has no times.
         """
         for pause_s in (*_BUSY_PAUSES_S, None):
             before = busy.read()
@@ -148,16 +198,23 @@ class Pairs:
         lost = Outcome(INVALID, why)
         return dict.fromkeys(compared, Compared(lost, lost))
 
-    def _problem(self, sides: Sequence[Isolation], problem: Sequence[Entry], number: int) -> dict[str, Compared]:
+    def _problem(
+        self, sides: Sequence[Isolation], problem: Sequence[Entry], number: int
+    ) -> dict[str, Compared]:
         try:
-            tasks = [self._task(problem, side, probes=False) for side in (BASE_SIDE, HEAD_SIDE)]
+            tasks = [
+                self._task(problem, side, probes=False)
+                for side in (BASE_SIDE, HEAD_SIDE)
+            ]
             ready = set.intersection(*map(set, _both(sides, "hold", *tasks)))
             turns = {entry.label: _Turns() for entry in problem if entry.label in ready}
             for quad in range(_QUADS):
                 for label, taken in turns.items():
                     _take_quad(sides, label, taken, (number + quad) % 2)
             for pause_s in _PAUSES_S:
-                if short := [label for label, taken in turns.items() if taken.wants_more]:
+                if short := [
+                    label for label, taken in turns.items() if taken.wants_more
+                ]:
                     time.sleep(pause_s)
                     for label in short:
                         _take_quad(sides, label, turns[label], number % 2)
@@ -166,30 +223,71 @@ class Pairs:
         except (WorkerLost, RuntimeError) as error:
             for side in sides:  # the other one may still be at it
                 side.close()
-            lost = Outcome(getattr(error, "status", FAILED), f"in pair {number + 1}: {error}")
-            return dict.fromkeys((entry.label for entry in problem), Compared(lost, lost))
-        return {entry.label: _compared(base[entry.label], head[entry.label], turns.get(entry.label))
-                for entry in problem}
+            lost = Outcome(
+                getattr(error, "status", FAILED), f"in pair {number + 1}: {error}"
+            )
+            return dict.fromkeys(
+                (entry.label for entry in problem), Compared(lost, lost)
+            )
+        return {
+            entry.label: _compared(
+                base[entry.label], head[entry.label], turns.get(entry.label)
+            )
+            for entry in problem
+        }
 
-    def _log(self, number: int, problem: Sequence[Entry], states: Sequence[Mapping], turns: Iterable[_Turns]) -> None:
+    def _log(
+        self,
+        number: int,
+        problem: Sequence[Entry],
+        states: Sequence[Mapping],
+        turns: Iterable[_Turns],
+    ) -> None:
         op, _, *rest = problem[0].case_id.split("/")
-        base, head = ({name: value for name, value in state.items() if name != "others_share"} for state in states)
-        self.states.append({"pair": number + 1, "problem": "/".join((op, *rest)), "base": base, "head": head,
-                            "throttled": dict(Counter(reason for taken in turns for reason in taken.throttled))})
+        base, head = (
+            {name: value for name, value in state.items() if name != "others_share"}
+            for state in states
+        )
+        self.states.append(
+            {
+                "pair": number + 1,
+                "problem": "/".join((op, *rest)),
+                "base": base,
+                "head": head,
+                "throttled": dict(
+                    Counter(reason for taken in turns for reason in taken.throttled)
+                ),
+            }
+        )
 
     def _task(self, problem: Sequence[Entry], side: int, probes: bool) -> Task:
         parts = [parse_case_id(entry.case_id) for entry in problem]
-        return Task(*(parts[0][key] for key in ("op", "scenario", "dtype", "batch")),
-                    tuple((entry.label, part["variant"]) for entry, part in zip(problem, parts)),
-                    CLOCKS[self._device][:1], _EFFORT, _EFFORT, self._profile.warm_up_s,
-                    longest_call_s=self._profile.longest_call_s, probes=probes,
-                    planted={entry.label: entry.planted for entry in problem if entry.planted and side == HEAD_SIDE})
+        return Task(
+            *(parts[0][key] for key in ("op", "scenario", "dtype", "batch")),
+            tuple(
+                (entry.label, part["variant"]) for entry, part in zip(problem, parts)
+            ),
+            CLOCKS[self._device][:1],
+            _EFFORT,
+            _EFFORT,
+            self._profile.warm_up_s,
+            longest_call_s=self._profile.longest_call_s,
+            probes=probes,
+            planted={
+                entry.label: entry.planted
+                for entry in problem
+                if entry.planted and side == HEAD_SIDE
+            },
+        )
 
     @contextlib.contextmanager
     def _two_processes(self) -> Iterator[list[Isolation]]:
         """A fresh worker of each side; they start at the same time."""
         with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(contextlib.closing(self._process(side))) for side in (BASE_SIDE, HEAD_SIDE)]
+            yield [
+                stack.enter_context(contextlib.closing(self._process(side)))
+                for side in (BASE_SIDE, HEAD_SIDE)
+            ]
 
     def _process(self, side: int) -> Isolation:
         return Isolation(self._device, self._profile.deadline_s, self._trees[side])
@@ -197,11 +295,15 @@ class Pairs:
 
 @dataclass
 class _Turns:
-    """The turns of one entry: the logarithm of head over base of each quad, and each side's medians in seconds."""
+    """The turns of one entry: the logarithm of head over base of each quad, and each
+    side's medians in seconds.
+    """
 
     ratios: list[float] = field(default_factory=list)
     medians_s: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
-    throttled: list[str] = field(default_factory=list)  # why, of each turn that was dropped for it
+    throttled: list[str] = field(
+        default_factory=list
+    )  # why, of each turn that was dropped for it
     ended: bool = False
 
     @property
@@ -209,7 +311,9 @@ class _Turns:
         return not self.ended and len(self.ratios) < _LEAST_QUADS
 
 
-def _take_quad(sides: Sequence[Isolation], label: str, taken: _Turns, first: int) -> None:
+def _take_quad(
+    sides: Sequence[Isolation], label: str, taken: _Turns, first: int
+) -> None:
     """One turn of the side that is first, two of the other, one of the first again."""
     medians_s: tuple[list[float], list[float]] = ([], [])
     for side in (first, 1 - first, 1 - first, first):
@@ -229,24 +333,42 @@ def _compared(base: Outcome, head: Outcome, taken: _Turns | None) -> Compared:
     if not taken or base.status != MEASURED or head.status != MEASURED:
         return Compared(base, head)
     if len(taken.ratios) < _LEAST_QUADS:
-        throttled = Outcome(INVALID, f"throttled in too many turns ({', '.join(dict.fromkeys(taken.throttled))})")
+        throttled = Outcome(
+            INVALID,
+            f"throttled in too many turns ({', '.join(dict.fromkeys(taken.throttled))})",
+        )
         return Compared(throttled, throttled)
-    return Compared(base, head, *map(statistics.median, taken.medians_s), statistics.median(taken.ratios))
+    return Compared(
+        base,
+        head,
+        *map(statistics.median, taken.medians_s),
+        statistics.median(taken.ratios),
+    )
 
 
 def failure(base: Outcome, head: Outcome) -> tuple[str, str] | None:
-    """Which of two outcomes is not a measurement (BASE, HEAD or BOTH), and how it ended; None where both are."""
-    broken = [(side, f"{outcome.status}: {outcome.reason}") for side, outcome in ((BASE, base), (HEAD, head))
-              if outcome.status != MEASURED]
+    """Which of two outcomes is not a measurement (BASE, HEAD or BOTH), and how it
+    ended; None where both are.
+    """
+    broken = [
+        (side, f"{outcome.status}: {outcome.reason}")
+        for side, outcome in ((BASE, base), (HEAD, head))
+        if outcome.status != MEASURED
+    ]
     if not broken:
         return None
     return (BOTH, broken[-1][1]) if len(broken) > 1 else broken[0]
 
 
 def _both(sides: Sequence[Isolation], method: str, *arguments) -> list:
-    """Both sides' answers, worked on at the same time. Each has its own of two arguments, or one that both share."""
+    """Both sides' answers, worked on at the same time. Each has its own of two
+    arguments, or one that both share.
+    """
     for number, side in enumerate(sides):
-        side.ask(method, *(arguments[number:number + 1] if len(arguments) > 1 else arguments))
+        side.ask(
+            method,
+            *(arguments[number : number + 1] if len(arguments) > 1 else arguments),
+        )
     return [side.answer() for side in sides]
 
 
@@ -254,5 +376,7 @@ def _by_problem(entries: Sequence[Entry]) -> list[list[Entry]]:
     problems: dict[tuple, list[Entry]] = {}
     for entry in entries:
         parts: Mapping = parse_case_id(entry.case_id)
-        problems.setdefault((parts["op"], parts["scenario"], parts["dtype"], parts["batch"]), []).append(entry)
+        problems.setdefault(
+            (parts["op"], parts["scenario"], parts["dtype"], parts["batch"]), []
+        ).append(entry)
     return list(problems.values())

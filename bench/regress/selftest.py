@@ -1,4 +1,7 @@
-"""`bench selftest`: what the gate sees on this machine, shown on identical code and on known extra work."""
+"""`bench selftest`: what the gate sees on this machine, shown on identical code and on
+known extra work.
+"""
+
 from __future__ import annotations
 
 import datetime
@@ -35,9 +38,11 @@ _LEAST_NOISE_SESSIONS = 10
 
 @dataclass(frozen=True)
 class Extent:
-    """What a self-test does where nothing else is asked for: its cases (pytest's -k), and how many sessions.
+    """What a self-test does where nothing else is asked for: its cases (pytest's -k),
+    and how many sessions.
 
-    `shares` are planted. The cases take microseconds to a millisecond; a gate is mostly asked about those over 200 µs.
+    `shares` are planted. The cases take microseconds to a millisecond; a gate is mostly
+    asked about those over 200 µs.
     """
 
     cases: str
@@ -49,26 +54,41 @@ _EXTENTS = {
     "cpu": Extent(
         "(bmm/numba_cpu_tiled/square_128 and (B3 or B16)) or (bmm/torch_bmm/square_256 and B3) "
         "or (grad_reduce/torch_mean/odd_100003 and B3) or (wgrad_stats/torch_materialize/linear_512_T16 and B3)",
-        20, SHARES),
+        20,
+        SHARES,
+    ),
     "cuda": Extent(
         "(square_256 and (torch_bmm or triton_tiled)) "
         "or (grad_reduce and digits and (torch_mean or triton_two_stage))",
-        20, SHARES),
-    stand_in.NAME: Extent("bmm and tiny_4 and triton_naive", 1, ())}  # what is planted takes 30 pairs, of seconds there
+        20,
+        SHARES,
+    ),
+    stand_in.NAME: Extent("bmm and tiny_4 and triton_naive", 1, ()),
+}  # what is planted takes 30 pairs, of seconds there
 
 
-def run(profile: str, device: str, selection: str, sessions: int | None, folder: Path | None = None) -> int:
-    """Run so many A/A sessions, each as a `regress` would on these cases, every second one with planted slow-downs too.
+def run(
+    profile: str,
+    device: str,
+    selection: str,
+    sessions: int | None,
+    folder: Path | None = None,
+) -> int:
+    """Run so many A/A sessions, each as a `regress` would on these cases, every second
+    one with planted slow-downs too.
 
-    Prints the table; keeps each case's A/A change for `regress`; writes selftest.json into `folder`. The exit code: 0,
-    1 where identical code alarmed or the largest slow-down was missed once, 3 where nothing could be measured.
+    Prints the table; keeps each case's A/A change for `regress`; writes selftest.json
+    into `folder`. The exit code: 0, 1 where identical code alarmed or the largest
+    slow-down was missed once, 3 where nothing could be measured.
 
     Raises:
         UsageError: for an unknown profile, selection or folder.
         ValueError: for an unknown device.
     """
     device = environment.resolve_device(device)
-    extent = _EXTENTS[stand_in.NAME if device == "cuda" and stand_in.is_on() else device]
+    extent = _EXTENTS[
+        stand_in.NAME if device == "cuda" and stand_in.is_on() else device
+    ]
     sessions = extent.sessions if sessions is None else sessions
     if sessions < 1:
         raise UsageError("say how many sessions: --sessions 20")
@@ -87,14 +107,26 @@ def run(profile: str, device: str, selection: str, sessions: int | None, folder:
         try:
             pairs = Pairs(device, PROFILES[profile], (None, None))
             working = _working(pairs, chosen)
-            ended = _sessions(pairs, working, sessions, findings, extent.shares) if working else "no case works"
+            ended = (
+                _sessions(pairs, working, sessions, findings, extent.shares)
+                if working
+                else "no case works"
+            )
         except KeyboardInterrupt:
             ended = staged.INTERRUPTED
         except (RuntimeError, WorkerLost) as error:
             ended = str(error)
-    found = Selftest({"machine": machine, "profile": profile, "selection": selection,
-                      "started": started.isoformat(timespec="seconds"), "seconds": time.monotonic() - started_s,
-                      "ended": ended}, tuple(findings))
+    found = Selftest(
+        {
+            "machine": machine,
+            "profile": profile,
+            "selection": selection,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": time.monotonic() - started_s,
+            "ended": ended,
+        },
+        tuple(findings),
+    )
     return _publish(found, folder)
 
 
@@ -107,48 +139,88 @@ def _working(pairs: Pairs, chosen: Sequence[str]) -> list[str]:
     return [case for case in chosen if outcomes[case].status == MEASURED]
 
 
-def _sessions(pairs: Pairs, cases: Sequence[str], sessions: int, findings: list[Finding],
-              planted: Sequence[float] = SHARES) -> str:
+def _sessions(
+    pairs: Pairs,
+    cases: Sequence[str],
+    sessions: int,
+    findings: list[Finding],
+    planted: Sequence[float] = SHARES,
+) -> str:
     """Run the sessions, and add what each found; why it ended early, or ""."""
     for session in range(sessions):
         shares = (NOTHING, *(planted if session % _PLANTED_EVERY == 0 else ()))
-        families = {share: Family(Evidence(cases), {case: Entry(f"{case} +{share:.0%}", case, share) for case in cases})
-                    for share in shares}
+        families = {
+            share: Family(
+                Evidence(cases),
+                {case: Entry(f"{case} +{share:.0%}", case, share) for case in cases},
+            )
+            for share in shares
+        }
         print(f"session {session + 1} of {sessions}", file=sys.stderr)
         _, ended = staged.measure(pairs, list(families.values()))
         if ended:
             return ended
-        new = [finding for share, family in families.items() for finding in _findings(session, share, family.evidence)]
+        new = [
+            finding
+            for share, family in families.items()
+            for finding in _findings(session, share, family.evidence)
+        ]
         findings += new
         for one in new:
             if one.alarm:
-                print(f"a false alarm: {one.case} +{one.share:.0%} is {one.verdict} {one.effect:+.1%}", file=sys.stderr)
+                print(
+                    f"a false alarm: {one.case} +{one.share:.0%} is {one.verdict} {one.effect:+.1%}",
+                    file=sys.stderr,
+                )
     return ""
 
 
 def _findings(session: int, share: float, evidence: Evidence) -> Iterator[Finding]:
     for row in evidence.judged():
         if row.quantity == LATENCY:
-            yield Finding(session, row.id, share, row.verdict, row.effect, row.pairs, row.base)
+            yield Finding(
+                session, row.id, share, row.verdict, row.effect, row.pairs, row.base
+            )
 
 
 def _publish(found: Selftest, folder: Path | None) -> int:
     if not found.findings:
-        print(f"batchline: no session was completed ({found.about['ended']})", file=sys.stderr)
+        print(
+            f"batchline: no session was completed ({found.about['ended']})",
+            file=sys.stderr,
+        )
         if folder:
             remove_if_empty(folder)
-        return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
-    noise = {case: value for case in found.cases if (value := report.noise(found.of(case, NOTHING))) is not None}
+        return (
+            INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
+        )
+    noise = {
+        case: value
+        for case in found.cases
+        if (value := report.noise(found.of(case, NOTHING))) is not None
+    }
     stored = []
     with put_off():
-        if found.sessions >= _LEAST_NOISE_SESSIONS and not why_made_up(found.about["machine"]):
-            kept = known_noise.save(found.about["machine"], found.about["profile"], found.sessions, noise)
+        if found.sessions >= _LEAST_NOISE_SESSIONS and not why_made_up(
+            found.about["machine"]
+        ):
+            kept = known_noise.save(
+                found.about["machine"], found.about["profile"], found.sessions, noise
+            )
             stored.append(f"kept for regress: {kept}")
         if folder:
             place = publishing.store(lambda place: selftests.save(place, found), folder)
             stored.append(f"stored: {place / selftests.FILE_NAME}")
-    print("\n".join([f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}", *stored]))
+    print(
+        "\n".join(
+            [f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}", *stored]
+        )
+    )
     if found.about["ended"]:
-        return INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
-    missed = [one for one in found.findings if one.share == max(SHARES) and not one.seen]
+        return (
+            INTERRUPTED if found.about["ended"] == staged.INTERRUPTED else NOT_MEASURED
+        )
+    missed = [
+        one for one in found.findings if one.share == max(SHARES) and not one.seen
+    ]
     return NOT_BELIEVED if missed or any(one.alarm for one in found.findings) else CLEAN

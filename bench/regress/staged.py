@@ -1,4 +1,7 @@
-"""Pairs of processes, one after another, until every case has its verdict: whoever has one is not measured again."""
+"""Pairs of processes, one after another, until every case has its verdict: whoever has
+one is not measured again.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,15 +20,21 @@ INTERRUPTED = "stopped by Ctrl-C"
 
 @dataclass(frozen=True)
 class Family:
-    """Cases that are judged together, and the entry that each is measured by; `controls` are in every pair."""
+    """Cases that are judged together, and the entry that each is measured by;
+    `controls` are in every pair.
+    """
 
     evidence: Evidence
     entries: Mapping[str, Entry]
     controls: bool = False
 
 
-def measure(pairs: Pairs, families: Sequence[Family], until_s: float | None = None,
-            now=time.monotonic) -> tuple[int, str]:
+def measure(
+    pairs: Pairs,
+    families: Sequence[Family],
+    until_s: float | None = None,
+    now=time.monotonic,
+) -> tuple[int, str]:
     """Measure until nothing is open, and add what is found to the families' evidence.
 
     `until_s`: the time by `now`, in seconds, at which no further pair is begun.
@@ -43,7 +52,9 @@ def measure(pairs: Pairs, families: Sequence[Family], until_s: float | None = No
             return number, f"the time was up after {number} pairs"
         _say(number, sum(not family.controls for family, _ in waiting), pair_s)
         try:
-            compared = pairs.pair([family.entries[case] for family, case in waiting], number)
+            compared = pairs.pair(
+                [family.entries[case] for family, case in waiting], number
+            )
         except KeyboardInterrupt:
             return number, INTERRUPTED
         for family, case in waiting:
@@ -60,19 +71,27 @@ def add(evidence: Evidence, case: str, compared: Compared) -> None:
 
 
 def _waiting(families: Sequence[Family]) -> list[tuple[Family, str]]:
-    return [(family, case) for family in families
-            for case in (family.entries if family.controls else family.evidence.open())]
+    return [
+        (family, case)
+        for family in families
+        for case in (family.entries if family.controls else family.evidence.open())
+    ]
 
 
 def _say(number: int, cases: int, pair_s: float) -> None:
     stage = next((stage for stage in STAGES if number < stage), LAST_PAIR)
     pace = f", {pair_s:.0f} s a pair" if number else ""
-    print(f"pair {number + 1} of {stage}: {cases} case{'s' if cases != 1 else ''}{pace}", file=sys.stderr)
+    print(
+        f"pair {number + 1} of {stage}: {cases} case{'s' if cases != 1 else ''}{pace}",
+        file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """What Triton's autotuner finds in the first processes is kept on disk, and pinned for all that follow."""
+    """What Triton's autotuner finds in the first processes is kept on disk, and pinned
+    for all that follow.
+    """
     before = os.environ.get("TRITON_CACHE_AUTOTUNING")
     os.environ["TRITON_CACHE_AUTOTUNING"] = "1"
     try:

@@ -1,4 +1,7 @@
-"""How a stored run is shown: tables, plots, the README that holds them, and the page. Imports nothing that measures."""
+"""How a stored run is shown: tables, plots, the README that holds them, and the page.
+Imports nothing that measures.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,35 +24,57 @@ def _call(what: str, action: Callable[[], object], otherwise=None):
 
 
 def write(run: Run, folder: Path, attempt: Callable = _call) -> list[str]:
-    """Write README.md, the plots and index.html into `folder`; returns a line for each thing that could not be shown.
+    """Write README.md, the plots and index.html into `folder`; returns a line for each
+    thing that could not be shown.
 
-    What is new is said against the run before it in the folder beside it. Each part is made by `attempt(what it is, the
-    function that makes it, what to go on with if it fails)`, which by default lets errors through.
+    What is new is said against the run before it in the folder beside it. Each part is
+    made by `attempt(what it is, the function that makes it, what to go on with if it
+    fails)`, which by default lets errors through.
     """
-    figures, missing = attempt("drawing the plots", lambda: readme.draw(run, folder), ({}, "drawing them failed"))
+    figures, missing = attempt(
+        "drawing the plots",
+        lambda: readme.draw(run, folder),
+        ({}, "drawing them failed"),
+    )
     attempt(FILE_NAME, lambda: readme.write(run, folder, figures, missing))
     no_page = page.why_no_page()
     if not no_page:
         attempt("the page", lambda: page.write(run, folder, before(run, folder)))
-    return [*([f"no plots: {missing}"] if missing else []), *([f"no page: {no_page}"] if no_page else [])]
+    return [
+        *([f"no plots: {missing}"] if missing else []),
+        *([f"no page: {no_page}"] if no_page else []),
+    ]
 
 
 def before(run: Run, folder: Path) -> Run | None:
-    """The run before `run` among the folders beside its own, on the same machine in the same profile; None without one.
+    """The run before `run` among the folders beside its own, on the same machine in the
+    same profile; None without one.
 
     A folder that holds no run, or a damaged one, is passed over.
     """
     own = Path(folder).resolve()
-    beside = sorted((path.parent for path in own.parent.glob(f"*/{records.FILE_NAME}")), reverse=True)
-    candidates = (other for other in beside[:_MOST_LOOKED_AT] if other != own)  # their names begin with their dates
-    return next((found for other in candidates if (found := _loaded_if_before(other, run))), None)
+    beside = sorted(
+        (path.parent for path in own.parent.glob(f"*/{records.FILE_NAME}")),
+        reverse=True,
+    )
+    candidates = (
+        other for other in beside[:_MOST_LOOKED_AT] if other != own
+    )  # their names begin with their dates
+    return next(
+        (found for other in candidates if (found := _loaded_if_before(other, run))),
+        None,
+    )
 
 
 def _loaded_if_before(folder: Path, run: Run) -> Run | None:
     try:
         one = records.load(folder)
         is_before = one.about["started"] < run.about["started"]
-        same = one.about.get("selection") == run.about.get("selection") and is_comparable(one, run)
-    except Exception:  # a neighbour may be damaged in any way, and this run is not the worse for it
+        same = one.about.get("selection") == run.about.get(
+            "selection"
+        ) and is_comparable(one, run)
+    except (
+        Exception
+    ):  # a neighbour may be damaged in any way, and this run is not the worse for it
         return None
     return one if is_before and same else None

@@ -1,4 +1,7 @@
-"""The advisor's section: the batch to train at in two sentences, what it follows from, and its test by training."""
+"""The advisor's section: the batch to train at in two sentences, what it follows from,
+and its test by training.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,18 +28,45 @@ def summary(advice: Advice) -> str:
 
 
 def over_training(rows: Sequence[tuple[Moment, Advice]], style: Style) -> str:
-    """The best batch by the noise at each point of training: it follows the noise scale."""
-    table = style.render(["updates", "loss", "noise scale", "best batch", "within 5%", "decided by"], (
-        [f"{moment.updates:,}", f"{moment.loss:.3g}", _noise(advice),
-         "none" if advice.best_batch is None else f"{advice.best_batch:,} ({span(advice.interval)})",
-         "" if advice.within_5_percent is None else span(advice.within_5_percent), advice.decided_by]
-        for moment, advice in rows))
+    """The best batch by the noise at each point of training: it follows the noise
+    scale.
+    """
+    table = style.render(
+        ["updates", "loss", "noise scale", "best batch", "within 5%", "decided by"],
+        (
+            [
+                f"{moment.updates:,}",
+                f"{moment.loss:.3g}",
+                _noise(advice),
+                (
+                    "none"
+                    if advice.best_batch is None
+                    else f"{advice.best_batch:,} ({span(advice.interval)})"
+                ),
+                (
+                    ""
+                    if advice.within_5_percent is None
+                    else span(advice.within_5_percent)
+                ),
+                advice.decided_by,
+            ]
+            for moment, advice in rows
+        ),
+    )
     return f"The noise changes over training, and the batch that it asks for with it:\n\n{table}"
 
 
 def curve(advice: Advice, style: Style) -> str:
     """A row a batch: its step, memory, time to the loss and examples."""
-    headers = ["batch", "step", "a sample", "peak memory", "time to a loss", "with φ at its ends", "examples"]
+    headers = [
+        "batch",
+        "step",
+        "a sample",
+        "peak memory",
+        "time to a loss",
+        "with φ at its ends",
+        "examples",
+    ]
     return style.render(headers, [_row(advice, point, style) for point in advice.curve])
 
 
@@ -47,28 +77,57 @@ def _row(advice: Advice, point: Point, style: Style) -> list[str]:
     if point.batch == advice.current_batch:
         batch += " (current)"
     memory = "n/a" if point.peak_bytes is None else units.size(point.peak_bytes)
-    band = "" if point.time_band is None else " to ".join(units.ratio(value) for value in sorted(point.time_band))
-    return [batch, units.duration(point.step_s) + ("" if point.measured else " (not measured)"),
-            units.duration(point.step_s / point.batch), f"{memory}: does not fit" if point.fits is False else memory,
-            _ratio(point.time_relative), band, _ratio(point.examples_relative)]
+    band = (
+        ""
+        if point.time_band is None
+        else " to ".join(units.ratio(value) for value in sorted(point.time_band))
+    )
+    return [
+        batch,
+        units.duration(point.step_s) + ("" if point.measured else " (not measured)"),
+        units.duration(point.step_s / point.batch),
+        f"{memory}: does not fit" if point.fits is False else memory,
+        _ratio(point.time_relative),
+        band,
+        _ratio(point.examples_relative),
+    ]
 
 
 def regret(advice: Advice, style: Style) -> str:
     """What a wrong φ costs, a row a factor."""
-    table = style.render(["φ is off by", "φ was believed too small", "φ was believed too large", "bound for a line"],
-                         [[f"{row.factor:g}x", f"{row.if_more:.1%}", f"{row.if_less:.1%}", f"{row.bound:.1%}"]
-                          for row in advice.regret])
+    table = style.render(
+        [
+            "φ is off by",
+            "φ was believed too small",
+            "φ was believed too large",
+            "bound for a line",
+        ],
+        [
+            [
+                f"{row.factor:g}x",
+                f"{row.if_more:.1%}",
+                f"{row.if_less:.1%}",
+                f"{row.bound:.1%}",
+            ]
+            for row in advice.regret
+        ],
+    )
     return f"Time lost at batch {advice.best_batch:,} if the noise scale is not what was measured:\n\n{table}"
 
 
 def _law(advice: Advice) -> str:
     law = advice.law
-    memory = (f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
-              f"{units.size(advice.limit_bytes)} kept free." if advice.largest_that_fits is not None else
-              f"Memory sets no limit: {advice.memory}.")
-    return (f"A step takes {units.duration(law.alpha_s)} + {units.duration(law.beta_s)}·B (a robust fit; its worst "
-            f"batch is off by {law.worst_residual:+.1%}). Between measured batches the measured times are used, the "
-            f"line beyond them only. The noise scale is {_noise(advice)}. {memory}")
+    memory = (
+        f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
+        f"{units.size(advice.limit_bytes)} kept free."
+        if advice.largest_that_fits is not None
+        else f"Memory sets no limit: {advice.memory}."
+    )
+    return (
+        f"A step takes {units.duration(law.alpha_s)} + {units.duration(law.beta_s)}·B (a robust fit; its worst "
+        f"batch is off by {law.worst_residual:+.1%}). Between measured batches the measured times are used, the "
+        f"line beyond them only. The noise scale is {_noise(advice)}. {memory}"
+    )
 
 
 def _noise(advice: Advice) -> str:
@@ -81,31 +140,65 @@ def _noise(advice: Advice) -> str:
 
 
 def comparison(result: TimeToTarget, style: Style) -> str:
-    """Measured and predicted time to the target: the worst disagreement in words, then a row a batch."""
-    headers = ["batch", "learning rate", "seeds", "updates", "examples", "time", *(
-        f"{what}, {_short(prediction)}" for prediction in result.predictions for what in ("updates", "time"))]
+    """Measured and predicted time to the target: the worst disagreement in words, then
+    a row a batch.
+    """
+    headers = [
+        "batch",
+        "learning rate",
+        "seeds",
+        "updates",
+        "examples",
+        "time",
+        *(
+            f"{what}, {_short(prediction)}"
+            for prediction in result.predictions
+            for what in ("updates", "time")
+        ),
+    ]
     rows = []
     for place, batch in enumerate(result.measured):
-        rate = "none reached it" if batch.learning_rate is None else f"{batch.learning_rate:g}"
+        rate = (
+            "none reached it"
+            if batch.learning_rate is None
+            else f"{batch.learning_rate:g}"
+        )
         predicted = [prediction.batches[place] for prediction in result.predictions]
-        rows.append([f"{batch.batch:,}", rate + (" (edge)" if batch.on_edge else ""), f"{batch.reached}/{batch.seeds}",
-                     _spread(batch.updates, lambda value: f"{value:,.0f}"),
-                     _spread(batch.examples, lambda value: f"{value:,.0f}"), _spread(batch.time_s, units.duration),
-                     *(cell for one in predicted
-                       for cell in (f"{one.updates:,.0f}", units.duration(one.time_s)))])
-    edge = (" A rate marked (edge) is the least or the largest tried: a better one may lie outside."
-            if any(batch.on_edge for batch in result.measured) else "")
-    return "\n\n".join([
-        " ".join(result.words),
-        f"Training {result.workload} to a training loss of {result.target_loss:g}: the median over seeds at the "
-        f"batch's best rate, with the least and the most (which hold it with {result.confidence:.0%} confidence). "
-        f"Predicted are updates = S_min·(1 + φ/B) with {' and with '.join(map(_source, result.predictions))}; "
-        f"S_min is fitted to the batches at which every seed got there.{edge}",
-        style.render(headers, rows), CAVEAT])
+        rows.append(
+            [
+                f"{batch.batch:,}",
+                rate + (" (edge)" if batch.on_edge else ""),
+                f"{batch.reached}/{batch.seeds}",
+                _spread(batch.updates, lambda value: f"{value:,.0f}"),
+                _spread(batch.examples, lambda value: f"{value:,.0f}"),
+                _spread(batch.time_s, units.duration),
+                *(
+                    cell
+                    for one in predicted
+                    for cell in (f"{one.updates:,.0f}", units.duration(one.time_s))
+                ),
+            ]
+        )
+    edge = (
+        " A rate marked (edge) is the least or the largest tried: a better one may lie outside."
+        if any(batch.on_edge for batch in result.measured)
+        else ""
+    )
+    return "\n\n".join(
+        [
+            " ".join(result.words),
+            f"Training {result.workload} to a training loss of {result.target_loss:g}: the median over seeds at the "
+            f"batch's best rate, with the least and the most (which hold it with {result.confidence:.0%} confidence). "
+            f"Predicted are updates = S_min·(1 + φ/B) with {' and with '.join(map(_source, result.predictions))}; "
+            f"S_min is fitted to the batches at which every seed got there.{edge}",
+            style.render(headers, rows),
+            CAVEAT,
+        ]
+    )
 
 
 def _short(prediction: Prediction) -> str:
-    """"φ measured after 50 updates", "φ fitted"."""
+    """ "φ measured after 50 updates", "φ fitted"."""
     measured = prediction.source.removeprefix("the noise scale ")
     return f"φ {measured}" if measured != prediction.source else "φ fitted"
 
@@ -116,7 +209,9 @@ def _source(prediction: Prediction) -> str:
     if prediction.interval is None:
         return f"{prediction.source} ({prediction.noise_scale:.3g})"
     low, high = prediction.interval
-    return f"{prediction.source} ({prediction.noise_scale:.3g}, {low:.3g} to {high:.3g})"
+    return (
+        f"{prediction.source} ({prediction.noise_scale:.3g}, {low:.3g} to {high:.3g})"
+    )
 
 
 def _spread(spread: Spread, shown) -> str:

@@ -1,8 +1,11 @@
-"""The report's text as blocks that a page can lay out: paragraphs, tables with their cells, lists, figures, details.
+"""The report's text as blocks that a page can lay out: paragraphs, tables with their
+cells, lists, figures, details.
 
-What shows a part of the report writes text and renders its tables through a Style. Here that Style keeps the cells, so
-nothing is parsed back out of a drawn table, and every word is still unescaped when the page's template escapes it.
+What shows a part of the report writes text and renders its tables through a Style. Here
+that Style keeps the cells, so nothing is parsed back out of a drawn table, and every
+word is still unescaped when the page's template escapes it.
 """
+
 from __future__ import annotations
 
 import re
@@ -65,7 +68,9 @@ Block = str | Table | Bullets | Heading | Details | Figure
 
 @dataclass(frozen=True)
 class _Kept(Style):
-    """Keeps each table's cells and leaves a token in the text, which no text can hold by chance."""
+    """Keeps each table's cells and leaves a token in the text, which no text can hold
+    by chance.
+    """
 
     tables: list[Table] = field(default_factory=list)
     token: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -76,7 +81,8 @@ class _Kept(Style):
 
 
 def blocks(show: Callable[[Style], str | None], marked: str = BEST) -> list[Block]:
-    """What `show` writes in the style that it is given, paragraph by paragraph; empty where it has nothing to show.
+    """What `show` writes in the style that it is given, paragraph by paragraph; empty
+    where it has nothing to show.
 
     Args:
         marked: how a cell is written that the style's `best` marks.

@@ -1,4 +1,7 @@
-"""Two stored runs side by side in the terminal: the answer first, then a table a kernel."""
+"""Two stored runs side by side in the terminal: the answer first, then a table a
+kernel.
+"""
+
 from __future__ import annotations
 
 import math
@@ -15,15 +18,22 @@ from batchline.bench.verdicts.comparison import Comparison, Pair
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")
 _MARK = "other machine"
-_CAUTION = ("This shows and does not judge: each side is one process, and two processes of the same code differ by "
-            "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs.")
+_CAUTION = (
+    "This shows and does not judge: each side is one process, and two processes of the same code differ by "
+    "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs."
+)
 
 
 def terminal(comparison: Comparison) -> str:
-    """At most COLUMNS characters a line where the ids allow it; where the machines differ, every line says so."""
+    """At most COLUMNS characters a line where the ids allow it; where the machines
+    differ, every line says so.
+    """
     mark = _MARK if comparison.other_machine else ""
     blocks = [_wrapped(answer(comparison), mark), _wrapped(_CAUTION, mark)]
-    blocks += [_wrapped(f"{side}: {_side(run)}", mark) for side, run in (("A", comparison.a), ("B", comparison.b))]
+    blocks += [
+        _wrapped(f"{side}: {_side(run)}", mark)
+        for side, run in (("A", comparison.a), ("B", comparison.b))
+    ]
     tables = []
     for kernel, pairs in _by_kernel(comparison).items():
         headers = [*_HEADERS, *([mark] if mark else [])]
@@ -39,14 +49,26 @@ def answer(comparison: Comparison) -> str:
         said = "no case is timed in both runs, so there is nothing to compare"
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
-        named = ", ".join(f"{pair.a.id} {share(pair.change)}" for pair in moved[:_MOST_NAMED])
-        more = f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
-        said = (f"{len(moved)} of {count} cases differ by more than their intervals and 1% or 1 µs (B slower "
-                f"in {slower}, faster in {len(moved) - slower}): {named}{more}")
+        named = ", ".join(
+            f"{pair.a.id} {share(pair.change)}" for pair in moved[:_MOST_NAMED]
+        )
+        more = (
+            f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
+        )
+        said = (
+            f"{len(moved)} of {count} cases differ by more than their intervals and 1% or 1 µs (B slower "
+            f"in {slower}, faster in {len(moved) - slower}): {named}{more}"
+        )
     else:
         said = f"None of {count} cases differs by more than its interval and 1% or 1 µs"
-    alone = f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
-    forced = f"; the machines differ ({'; '.join(comparison.other_machine)})" if comparison.other_machine else ""
+    alone = (
+        f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
+    )
+    forced = (
+        f"; the machines differ ({'; '.join(comparison.other_machine)})"
+        if comparison.other_machine
+        else ""
+    )
     return one_line(f"{said}{alone}{forced}")
 
 
@@ -54,8 +76,10 @@ def _side(run: Run) -> str:
     revision = run.machine.get("revision", {})
     changed = " with uncommitted changes" if revision.get("dirty") else ""
     stopped = "; stopped before its end" if run.about.get("partial") else ""
-    return (f"{str(revision.get('commit', 'unknown'))[:9]}{changed}, {run.about.get('profile')} on "
-            f"{run.machine.get('device_name')}, {str(run.about.get('started'))[:16]}{stopped}")
+    return (
+        f"{str(revision.get('commit', 'unknown'))[:9]}{changed}, {run.about.get('profile')} on "
+        f"{run.machine.get('device_name')}, {str(run.about.get('started'))[:16]}{stopped}"
+    )
 
 
 def _by_kernel(comparison: Comparison) -> dict[str, list[Pair]]:
@@ -70,22 +94,34 @@ def _kernel(record: Record) -> str:
 
 
 def _row(pair: Pair) -> list[str]:
-    return [str(pair.a.batch), f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
-            _change(pair) + (" *" if pair.moved else ""), _both(pair, "peak_bytes", units.size),
-            _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}")]
+    return [
+        str(pair.a.batch),
+        f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
+        _change(pair) + (" *" if pair.moved else ""),
+        _both(pair, "peak_bytes", units.size),
+        _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}"),
+    ]
 
 
 def _change(pair: Pair) -> str:
     """+2.1 [+1.0, +3.2], in percent."""
     if not math.isfinite(pair.high):
         return f"{share(pair.change)[:-1]} [too few samples]"
-    return f"{share(pair.change)[:-1]} [{share(pair.low)[:-1]}, {share(pair.high)[:-1]}]"
+    return (
+        f"{share(pair.change)[:-1]} [{share(pair.low)[:-1]}, {share(pair.high)[:-1]}]"
+    )
 
 
 def _both(pair: Pair, fact: str, unit) -> str:
     """A → B, one of them where both read the same."""
-    shown = [unit(value) if isinstance(value := record.facts.get(fact), (int, float)) else "n/a"
-             for record in (pair.a, pair.b)]
+    shown = [
+        (
+            unit(value)
+            if isinstance(value := record.facts.get(fact), (int, float))
+            else "n/a"
+        )
+        for record in (pair.a, pair.b)
+    ]
     return shown[0] if shown[0] == shown[1] else " → ".join(shown)
 
 
@@ -97,12 +133,26 @@ def _alone(comparison: Comparison, mark: str) -> Iterator[str]:
             if of == side:
                 rows.setdefault((_kernel(record), why), []).append(str(record.batch))
         if rows:
-            yield "\n".join([_wrapped(title, mark), *(
-                _wrapped(f"{kernel}, B = {', '.join(batches)}{f' ({why})' if why else ''}", mark)
-                for (kernel, why), batches in rows.items())])
+            yield "\n".join(
+                [
+                    _wrapped(title, mark),
+                    *(
+                        _wrapped(
+                            f"{kernel}, B = {', '.join(batches)}{f' ({why})' if why else ''}",
+                            mark,
+                        )
+                        for (kernel, why), batches in rows.items()
+                    ),
+                ]
+            )
 
 
 def _wrapped(text: str, mark: str) -> str:
     prefix = f"{mark}: " if mark else ""
-    return textwrap.fill(one_line(text), COLUMNS, initial_indent=prefix, subsequent_indent=f"{prefix}  ",
-                         break_on_hyphens=False)
+    return textwrap.fill(
+        one_line(text),
+        COLUMNS,
+        initial_indent=prefix,
+        subsequent_indent=f"{prefix}  ",
+        break_on_hyphens=False,
+    )

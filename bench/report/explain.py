@@ -1,4 +1,7 @@
-"""One case on one screen: what it took, what it could take at best, which rung it stands on, what the compilers say."""
+"""One case on one screen: what it took, what it could take at best, which rung it
+stands on, what the compilers say.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -22,8 +25,10 @@ def screen(run: Run, case: str, where: str) -> str:
 def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
     variant = run.about["variants"][f"{record.op}/{record.variant}"]
     yield wrapped(f"{record.id}: {variant['idea']}")
-    yield wrapped(f"{run.about['scenarios'][record.op][record.scenario]}; {run.machine['device_name']}, "
-                  f"{run.about['profile']} run of {run.about['started'][:10]}, {where}")
+    yield wrapped(
+        f"{run.about['scenarios'][record.op][record.scenario]}; {run.machine['device_name']}, "
+        f"{run.about['profile']} run of {run.about['started'][:10]}, {where}"
+    )
     yield ""
     rows = [*_measured(run, record), *_rungs(run, record, variant["builds_on"])]
     rows += [("compiled", words) for words in _compiled(run, record)]
@@ -32,16 +37,23 @@ def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
 
 def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
     if record.status != MEASURED:
-        yield "no time", f"{record.status}: {record.reason}" if record.reason else record.status
+        yield "no time", (
+            f"{record.status}: {record.reason}" if record.reason else record.status
+        )
         return
     facts, first, ceilings = record.facts, record.facts["clock"], run.about["ceilings"]
     low, high = record.quartiles_s
-    yield "time", (f"{units.duration(record.median_s)} ±{medians.precision(record.samples_s):.1%} by {first}; half of "
-                   f"{len(record.samples_s)} samples from {units.duration(low)} to {units.duration(high)}")
+    yield "time", (
+        f"{units.duration(record.median_s)} ±{medians.precision(record.samples_s):.1%} by {first}; half of "
+        f"{len(record.samples_s)} samples from {units.duration(low)} to {units.duration(high)}"
+    )
     for name, clock in facts["clocks"].items():
         if name != first:
-            yield "", (f"by {name}: {clock['why_not']}" if "why_not" in clock else
-                       f"{units.duration(clock['median_s'])} ±{clock['precision']:.1%} by {name}")
+            yield "", (
+                f"by {name}: {clock['why_not']}"
+                if "why_not" in clock
+                else f"{units.duration(clock['median_s'])} ±{clock['precision']:.1%} by {name}"
+            )
         if "alone" in clock:
             yield "", f"{name}: {clock['alone']}"
     if words := gpu_clocks.sustained(facts):
@@ -56,8 +68,10 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
     if why := eligible.why_unranked(record):
         yield "not ranked", why
     yield "memory", _memory(facts)
-    yield "error", (f"{facts['error_of_tolerance']:.2g} of the tolerance against fp64"
-                    f"{', a wider one of its own' if facts['own_tolerance'] else ''}")
+    yield "error", (
+        f"{facts['error_of_tolerance']:.2g} of the tolerance against fp64"
+        f"{', a wider one of its own' if facts['own_tolerance'] else ''}"
+    )
     if "config" in facts:
         chosen = " ".join(f"{name}={value}" for name, value in facts["config"].items())
         yield "configuration", f"{chosen} ({facts['config_source']})"
@@ -66,18 +80,33 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
 def _floors(record: Record, clock: str, ceilings: Mapping) -> Iterator[tuple[str, str]]:
     floors = roofline.floors(record.facts, record.dtype, clock, ceilings)
     bound = roofline.bound(record.facts, record.dtype, clock, record.median_s, ceilings)
-    work = {roofline.LAUNCH: "an empty launch", roofline.COMPUTE: f"{record.facts['flops']:.3g} FLOP",
-            roofline.MEMORY: f"{units.size(record.facts['least_bytes'])} by memory",
-            roofline.CACHE: f"{units.size(record.facts['least_bytes'])} in the cache"}
-    yield "regime", (f"{bound.regime}: {bound.share:.0%} of what that ceiling allows, "
-                     f"{units.ratio(record.median_s / bound.least_s)} its floor" if bound.least_s else bound.regime)
-    said = [f"{work[regime]} {units.duration(least_s)}" for regime, least_s in floors.items() if least_s]
+    work = {
+        roofline.LAUNCH: "an empty launch",
+        roofline.COMPUTE: f"{record.facts['flops']:.3g} FLOP",
+        roofline.MEMORY: f"{units.size(record.facts['least_bytes'])} by memory",
+        roofline.CACHE: f"{units.size(record.facts['least_bytes'])} in the cache",
+    }
+    yield "regime", (
+        f"{bound.regime}: {bound.share:.0%} of what that ceiling allows, "
+        f"{units.ratio(record.median_s / bound.least_s)} its floor"
+        if bound.least_s
+        else bound.regime
+    )
+    said = [
+        f"{work[regime]} {units.duration(least_s)}"
+        for regime, least_s in floors.items()
+        if least_s
+    ]
     yield "floor", "; ".join(said)
 
 
 def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
-    alike = [other for other in run.records if (other.op, other.variant, other.scenario, other.dtype) ==
-             (record.op, record.variant, record.scenario, record.dtype)]
+    alike = [
+        other
+        for other in run.records
+        if (other.op, other.variant, other.scenario, other.dtype)
+        == (record.op, record.variant, record.scenario, record.dtype)
+    ]
     for law in laws(alike, latency_law.waves_of(run)):
         yield "over the batch", latency_law.words(law)
 
@@ -85,19 +114,35 @@ def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
 def _memory(facts: Mapping) -> str:
     if facts.get("peak_bytes") is None:
         return f"unknown ({facts['memory_method']})"
-    kept = f" and {units.size(facts['kept_bytes'])} kept for good" if facts.get("kept_bytes") else ""
-    return (f"{units.size(facts['peak_bytes'])} above {units.size(facts['input_bytes'])} of inputs, of which "
-            f"{units.size(facts['output_bytes'])} outputs{kept} ({facts['memory_method']})")
+    kept = (
+        f" and {units.size(facts['kept_bytes'])} kept for good"
+        if facts.get("kept_bytes")
+        else ""
+    )
+    return (
+        f"{units.size(facts['peak_bytes'])} above {units.size(facts['input_bytes'])} of inputs, of which "
+        f"{units.size(facts['output_bytes'])} outputs{kept} ({facts['memory_method']})"
+    )
 
 
 def _rungs(run: Run, record: Record, below: str | None) -> Iterator[tuple[str, str]]:
     """The rung below, PyTorch's fastest and the fastest of all on the same problem."""
-    here = {other.variant: other for other in run.records if ladder.problem_of(other) == ladder.problem_of(record)}
+    here = {
+        other.variant: other
+        for other in run.records
+        if ladder.problem_of(other) == ladder.problem_of(record)
+    }
     if below:
-        yield "the rung below", _against(record, here.get(below.partition("/")[2]), below.partition("/")[2])
+        yield "the rung below", _against(
+            record, here.get(below.partition("/")[2]), below.partition("/")[2]
+        )
     timed = list(filter(eligible.may_be_chosen, here.values()))
     opponent = ladder.opponents(timed).get(ladder.problem_of(record))
-    if opponent and opponent is not record and f"{record.op}/{opponent.variant}" != below:
+    if (
+        opponent
+        and opponent is not record
+        and f"{record.op}/{opponent.variant}" != below
+    ):
         yield "PyTorch's fastest", _against(record, opponent, opponent.variant)
     fastest = min(timed, key=lambda other: other.median_s, default=None)
     if fastest is record:
@@ -114,7 +159,9 @@ def _against(record: Record, other: Record | None, name: str) -> str:
     said = f"{name}: {units.duration(other.median_s)}"
     if record.status != MEASURED:
         return said
-    told = {record.variant: "this one", other.variant: "that one"}.get(crossovers.leader(record, other))
+    told = {record.variant: "this one", other.variant: "that one"}.get(
+        crossovers.leader(record, other)
+    )
     if told is None:
         return f"{said}, not told from this one"
     ratio = other.median_s / record.median_s
@@ -122,12 +169,20 @@ def _against(record: Record, other: Record | None, name: str) -> str:
 
 
 def _compiled(run: Run, record: Record) -> Iterator[str]:
-    """What the compilers made of it: on the scenario itself where that was compiled, or else on the example."""
+    """What the compilers made of it: on the scenario itself where that was compiled, or
+    else on the example.
+    """
     name = f"{record.op}/{record.variant}"
-    entries = [entry for entry in run.about["compiled"] if (entry["variant"], entry["dtype"]) == (name, record.dtype)]
+    entries = [
+        entry
+        for entry in run.about["compiled"]
+        if (entry["variant"], entry["dtype"]) == (name, record.dtype)
+    ]
     own = [entry for entry in entries if entry["scenario"] == record.scenario]
     for entry in (own or entries)[:_MOST_COMPILED]:
         config = f" {entry['config']}" if entry.get("config") else ""
         kernel = f"{entry['kernel']}{config}" if "kernel" in entry else "a launch"
-        yield (f"sm_{entry['architecture']} on {entry['scenario']}/B{entry['batch']}: {kernel}: "
-               f"{static.shown_facts(entry)}")
+        yield (
+            f"sm_{entry['architecture']} on {entry['scenario']}/B{entry['batch']}: {kernel}: "
+            f"{static.shown_facts(entry)}"
+        )

@@ -1,4 +1,7 @@
-"""What a GPU's clocks were while it was measured: at the looks during a problem, and under a load that lasts."""
+"""What a GPU's clocks were while it was measured: at the looks during a problem, and
+under a load that lasts.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,8 @@ _POWER_CAP = "power cap"  # bench.measure.state's, which imports torch
 
 
 def of_problem(facts: Mapping) -> str | None:
-    """The range of the SM clock during the case's problem, and whether a power cap was on; None where it is unknown.
+    """The range of the SM clock during the case's problem, and whether a power cap was
+    on; None where it is unknown.
 
     `facts` are a measured case's (bench.records.Record).
     """
@@ -20,7 +24,9 @@ def of_problem(facts: Mapping) -> str | None:
 
 
 def of_run(facts: Sequence[Mapping]) -> str:
-    """The range over all measured cases, and in how many of them a power cap was on; "" where it is unknown."""
+    """The range over all measured cases, and in how many of them a power cap was on; ""
+    where it is unknown.
+    """
     seen = list(filter(None, map(_seen_mhz, facts)))
     if not seen:
         return ""
@@ -28,18 +34,24 @@ def of_run(facts: Sequence[Mapping]) -> str:
     capped = sum(map(_was_capped, facts))
     if not capped:
         return text
-    return (f"{text}A power cap was on during {capped} of {len(facts)} cases: it is how a large GPU runs large "
-            "products, and drops no samples. ")
+    return (
+        f"{text}A power cap was on during {capped} of {len(facts)} cases: it is how a large GPU runs large "
+        "products, and drops no samples. "
+    )
 
 
 def sustained(facts: Mapping) -> str | None:
-    """A case's time under a load that lasts, with the clock and the power at its end; None where it has none."""
+    """A case's time under a load that lasts, with the clock and the power at its end;
+    None where it has none.
+    """
     measured = facts.get("sustained")
     if not measured:
         return None
     at = [f"{measured['sm_mhz']} MHz"] if measured["sm_mhz"] else []
     at += [f"{measured['power_w']:.0f} W"] if measured["power_w"] else []
-    return " at ".join([units.duration(measured["median_s"]), *filter(None, [" and ".join(at)])])
+    return " at ".join(
+        [units.duration(measured["median_s"]), *filter(None, [" and ".join(at)])]
+    )
 
 
 def _range(low: int, high: int) -> str:
@@ -53,9 +65,13 @@ def _seen_mhz(facts: Mapping) -> Sequence[int] | None:
 def _was_capped(facts: Mapping) -> bool:
     """Runs of before say only whether a power cap was on when the problem had ended."""
     after = _after(facts)
-    return bool(after.get("power_cap_seen")) or _POWER_CAP in (after.get("throttled") or ())
+    return bool(after.get("power_cap_seen")) or _POWER_CAP in (
+        after.get("throttled") or ()
+    )
 
 
 def _after(facts: Mapping) -> Mapping:
-    """The machine's state when the case's problem had ended; {} on a CPU and where it is unknown."""
+    """The machine's state when the case's problem had ended; {} on a CPU and where it
+    is unknown.
+    """
     return (facts.get("state") or {}).get("after") or {}

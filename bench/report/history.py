@@ -1,4 +1,5 @@
 """A history in words and plots: what changed when, at which revision, by how much."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,11 @@ from batchline.bench.report.escaping import one_line
 from batchline.bench.report.fitting import wrapped
 from batchline.bench.report.regression_words import share
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
+from batchline.bench.verdicts.change_points import (
+    LEAST_RUNS,
+    LEAST_SEGMENT,
+    ChangePoint,
+)
 from batchline.bench.verdicts.trends import Entry, Group, Series, toolchain_changes
 
 _MOST_NAMED = 3
@@ -18,106 +23,183 @@ _MARKERS = "osD^vPX"
 
 
 def terminal(name: str, groups: Sequence[Group]) -> str:
-    """The answer for each machine and profile in a history, then a line a change and a line a change of toolchain."""
+    """The answer for each machine and profile in a history, then a line a change and a
+    line a change of toolchain.
+    """
     if not groups:
         return f"{name}: no run in this history"
-    return "\n\n".join("\n".join(_lines(name, group, len(groups) > 1)) for group in groups)
+    return "\n\n".join(
+        "\n".join(_lines(name, group, len(groups) > 1)) for group in groups
+    )
 
 
 def _lines(name: str, group: Group, several: bool) -> Iterator[str]:
     yield wrapped(answer(name, group))
     if several:
-        yield wrapped("on " + ", ".join(f"{fact} {value}" for fact, value in group.machine.items()), "  ")
+        yield wrapped(
+            "on "
+            + ", ".join(f"{fact} {value}" for fact, value in group.machine.items()),
+            "  ",
+        )
     for index, differ in toolchain_changes(group.entries):
-        yield wrapped(f"toolchain at {_revision(group.entries[index])}: {', '.join(differ)}", "  ")
+        yield wrapped(
+            f"toolchain at {_revision(group.entries[index])}: {', '.join(differ)}", "  "
+        )
     for series, change in group.changed:
         yield wrapped(f"{series.case}: {_change(series, change)}", "  ")
 
 
 def answer(name: str, group: Group) -> str:
-    """How many runs, and which cases changed when, at which revision, by how much: one sentence."""
+    """How many runs, and which cases changed when, at which revision, by how much: one
+    sentence.
+    """
     said = f"{name}, {group.profile}: {_number(len(group.entries), 'run')}"
     judged = [series for series in group.series if series.is_long_enough]
     if not judged:
         return f"{said}; too few to see a change: it takes {LEAST_RUNS} of a case"
     changed = group.changed
     short = len(group.series) - len(judged)
-    rest = f"; {_number(short, 'case')} with fewer than {LEAST_RUNS} runs not looked at" if short else ""
+    rest = (
+        f"; {_number(short, 'case')} with fewer than {LEAST_RUNS} runs not looked at"
+        if short
+        else ""
+    )
     if not changed:
         return f"{said}, no change in {_number(len(judged), 'case')}{rest}"
-    named = "; ".join(f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}"
-                      for series, change in changed[:_MOST_NAMED])
-    more = f"; and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+    named = "; ".join(
+        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}"
+        for series, change in changed[:_MOST_NAMED]
+    )
+    more = (
+        f"; and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+    )
     cases = len({id(series) for series, _ in changed})
     return f"{said}, {cases} of {_number(len(judged), 'case')} changed: {named}{more}{rest}"
 
 
 def _change(series: Series, change: ChangePoint) -> str:
     last, first = series.entries[change.index - 1], series.entries[change.index]
-    tools = "".join(f", as {', '.join(differ)}" for _, differ in toolchain_changes([last, first]))
+    tools = "".join(
+        f", as {', '.join(differ)}" for _, differ in toolchain_changes([last, first])
+    )
     since = len(series.entries) - change.index
     soon = "" if since > LEAST_SEGMENT else "; the newest runs, and few"
     return f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}{tools}{soon}"
 
 
 def _revision(entry: Entry) -> str:
-    return f"{entry.commit[:9]}{' + changes' if entry.dirty else ''} ({entry.when[:10]})"
+    return (
+        f"{entry.commit[:9]}{' + changes' if entry.dirty else ''} ({entry.when[:10]})"
+    )
 
 
 def folder_name(group: Group, number: int, groups: Sequence[Group]) -> str:
-    """A folder for the group's files: its profile, and a number where several machines share it."""
+    """A folder for the group's files: its profile, and a number where several machines
+    share it.
+    """
     profile = "".join(letter if letter.isalnum() else "-" for letter in group.profile)
-    return profile if [one.profile for one in groups].count(group.profile) == 1 else f"{profile}-{number}"
+    return (
+        profile
+        if [one.profile for one in groups].count(group.profile) == 1
+        else f"{profile}-{number}"
+    )
 
 
 def draw(name: str, group: Group, folder: Path) -> list[str]:
-    """A plot a kernel, as PNG and SVG: each batch over its first level; returns the names without their ending."""
+    """A plot a kernel, as PNG and SVG: each batch over its first level; returns the
+    names without their ending.
+    """
     names = []
     for kernel in unique(series.kernel for series in group.series):
         names.append(kernel.replace("/", "-"))
-        _draw_kernel(f"{kernel} on {name}, {group.profile}", group.entries,
-                     [series for series in group.series if series.kernel == kernel], folder / names[-1])
+        _draw_kernel(
+            f"{kernel} on {name}, {group.profile}",
+            group.entries,
+            [series for series in group.series if series.kernel == kernel],
+            folder / names[-1],
+        )
     return names
 
 
-def _draw_kernel(title: str, entries: Sequence[Entry], kernel: Sequence[Series], path: Path) -> None:
+def _draw_kernel(
+    title: str, entries: Sequence[Entry], kernel: Sequence[Series], path: Path
+) -> None:
     figure = plots.new_figure((9, 4.2))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.08, right=0.84, top=0.9, bottom=0.26)
     place = {id(entry): index for index, entry in enumerate(entries)}
     marked: dict[int, list[str]] = {}
     for number, series in enumerate(kernel):
-        color, marker = _COLORS[number % len(_COLORS)], _MARKERS[(number // len(_COLORS)) % len(_MARKERS)]
-        first = series.changes[0].before if series.changes else sorted(series.medians_s)[len(series.medians_s) // 2]
+        color, marker = (
+            _COLORS[number % len(_COLORS)],
+            _MARKERS[(number // len(_COLORS)) % len(_MARKERS)],
+        )
+        first = (
+            series.changes[0].before
+            if series.changes
+            else sorted(series.medians_s)[len(series.medians_s) // 2]
+        )
         xs = [place[id(entry)] for entry in series.entries]
-        axes.plot(xs, [median / first for median in series.medians_s], color=color, marker=marker, markersize=3,
-                  linewidth=1, label=f"{series.batch} {series.clock}")
+        axes.plot(
+            xs,
+            [median / first for median in series.medians_s],
+            color=color,
+            marker=marker,
+            markersize=3,
+            linewidth=1,
+            label=f"{series.batch} {series.clock}",
+        )
         ends = [*(change.index - 1 for change in series.changes[1:]), len(xs) - 1]
         for change, end in zip(series.changes, ends):
             x = xs[change.index]
-            axes.hlines(change.after / first, x, xs[end], color=color, linestyle="--", linewidth=0.8)
+            axes.hlines(
+                change.after / first,
+                x,
+                xs[end],
+                color=color,
+                linestyle="--",
+                linewidth=0.8,
+            )
             marked.setdefault(x, []).append(f"{series.batch} {share(change.effect)}")
     for x, changes in marked.items():
         axes.axvline(x - 0.5, color="black", linestyle="--", linewidth=0.9)
-        _note(axes, x - 0.5, f"{_revision(entries[x])}: {', '.join(changes)}", 0.98, "top")
+        _note(
+            axes, x - 0.5, f"{_revision(entries[x])}: {', '.join(changes)}", 0.98, "top"
+        )
     for x, differ in toolchain_changes(entries):
         axes.axvline(x - 0.5, color="0.5", linestyle=":", linewidth=1.2)
         _note(axes, x - 0.5, ", ".join(differ), 0.02, "bottom")
     step = max(1, len(entries) // 16)
     axes.set_xticks(range(0, len(entries), step))
-    axes.set_xticklabels([entry.commit[:9] for entry in entries[::step]], rotation=35, ha="right", fontsize=7,
-                         parse_math=False)
+    axes.set_xticklabels(
+        [entry.commit[:9] for entry in entries[::step]],
+        rotation=35,
+        ha="right",
+        fontsize=7,
+        parse_math=False,
+    )
     axes.set_ylabel("median latency over its first level")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8
+    )
     plots.save(figure, path)
 
 
 def _note(axes, x: float, text: str, height: float, align: str) -> None:
-    axes.text(x, height, f" {one_line(text)}", transform=axes.get_xaxis_transform(), rotation=90, va=align, ha="right",
-              fontsize=7, parse_math=False)
+    axes.text(
+        x,
+        height,
+        f" {one_line(text)}",
+        transform=axes.get_xaxis_transform(),
+        rotation=90,
+        va=align,
+        ha="right",
+        fontsize=7,
+        parse_math=False,
+    )
 
 
 def _number(count: int, noun: str) -> str:

@@ -1,4 +1,7 @@
-"""The latency law of each variant as a table, beside what an empty launch, the roofline and the memory law say."""
+"""The latency law of each variant as a table, beside what an empty launch, the roofline
+and the memory law say.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,15 +11,36 @@ from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.verdicts import memory_law, roofline
 from batchline.bench.verdicts.latency_fit import Interval
-from batchline.bench.verdicts.latency_law import SATURATED, Cliff, Key, LatencyLaw, Saturation, Waves, laws
+from batchline.bench.verdicts.latency_law import (
+    SATURATED,
+    Cliff,
+    Key,
+    LatencyLaw,
+    Saturation,
+    Waves,
+    laws,
+)
 
-NOTE = ("t(B) = launch floor + cost a sample · B, by least squares of relative errors over the batches measured, with "
-        "95% intervals. A second slope, or a batch that stands out, is there only if the times refute the line without "
-        f"it. Throughput is saturated from the batch on at which it is {SATURATED:.0%} of the law's best. The misfit "
-        "is the worst batch's, as a share of the law, of those that don't stand out. The floor a sample is the "
-        "roofline's at the largest batch, and the memory a sample is inputs and peak by the memory law.")
-_HEADERS = ("variant", "scenario", "launch floor", "over an empty launch", "cost a sample",
-            "floor a sample", "memory a sample", "second slope", "saturated from", "misfit", "stands out")
+NOTE = (
+    "t(B) = launch floor + cost a sample · B, by least squares of relative errors over the batches measured, with "
+    "95% intervals. A second slope, or a batch that stands out, is there only if the times refute the line without "
+    f"it. Throughput is saturated from the batch on at which it is {SATURATED:.0%} of the law's best. The misfit "
+    "is the worst batch's, as a share of the law, of those that don't stand out. The floor a sample is the "
+    "roofline's at the largest batch, and the memory a sample is inputs and peak by the memory law."
+)
+_HEADERS = (
+    "variant",
+    "scenario",
+    "launch floor",
+    "over an empty launch",
+    "cost a sample",
+    "floor a sample",
+    "memory a sample",
+    "second slope",
+    "saturated from",
+    "misfit",
+    "stands out",
+)
 
 
 def table(run: Run, style: Style) -> str | None:
@@ -27,38 +51,72 @@ def table(run: Run, style: Style) -> str | None:
     several_dtypes = len(unique(law.dtype for law in found)) > 1
     ceilings = run.about["ceilings"] or {}
     largest = _largest(run.records)
-    memory = {(growth.op, growth.variant, growth.scenario, growth.dtype): growth
-              for growth in memory_law.growths(run.records)}
+    memory = {
+        (growth.op, growth.variant, growth.scenario, growth.dtype): growth
+        for growth in memory_law.growths(run.records)
+    }
     rows = []
     for law in (law for law in found if law.why_none is None):
         key = law.op, law.variant, law.scenario, law.dtype
-        rows.append([f"{law.op}/{law.variant}", _scenario(law, several_dtypes), *_coefficients(law, ceilings),
-                     _floor(largest[key], law, ceilings), _memory(memory.get(key)), _second_slope(law),
-                     _saturated(law), f"{law.misfit:.1%}", ", ".join(_stands_out(cliff, law) for cliff in law.cliffs)])
-    without = [[variant, why, ", ".join(scenarios)]
-               for (variant, why), scenarios in _without(found, several_dtypes).items()]
+        rows.append(
+            [
+                f"{law.op}/{law.variant}",
+                _scenario(law, several_dtypes),
+                *_coefficients(law, ceilings),
+                _floor(largest[key], law, ceilings),
+                _memory(memory.get(key)),
+                _second_slope(law),
+                _saturated(law),
+                f"{law.misfit:.1%}",
+                ", ".join(_stands_out(cliff, law) for cliff in law.cliffs),
+            ]
+        )
+    without = [
+        [variant, why, ", ".join(scenarios)]
+        for (variant, why), scenarios in _without(found, several_dtypes).items()
+    ]
     parts = [NOTE, style.render(_HEADERS, rows)] if rows else []
-    parts += [style.render(["variant", "no law", "scenarios"], without)] if without else []
-    unknown = unique(f"{row['op']}/{row['variant']}: {row['why_not']}" for row in run.about.get("waves", ())
-                     if "why_not" in row)
-    return "\n\n".join([*parts, *([f"No waves are known of {'; '.join(unknown)}."] if unknown else [])])
+    parts += (
+        [style.render(["variant", "no law", "scenarios"], without)] if without else []
+    )
+    unknown = unique(
+        f"{row['op']}/{row['variant']}: {row['why_not']}"
+        for row in run.about.get("waves", ())
+        if "why_not" in row
+    )
+    return "\n\n".join(
+        [*parts, *([f"No waves are known of {'; '.join(unknown)}."] if unknown else [])]
+    )
 
 
 def waves_of(run: Run) -> dict[Key, Waves]:
-    """How the run's variants fill its GPU, where that is known, by op, variant, scenario and dtype."""
-    return {(row["op"], row["variant"], row["scenario"], row["dtype"]):
-            Waves(row["ctas_per_sample"], row["multiprocessors"], row["ctas_per_multiprocessor"])
-            for row in run.about.get("waves", ()) if "why_not" not in row}  # older runs have none
+    """How the run's variants fill its GPU, where that is known, by op, variant,
+    scenario and dtype.
+    """
+    return {
+        (row["op"], row["variant"], row["scenario"], row["dtype"]): Waves(
+            row["ctas_per_sample"],
+            row["multiprocessors"],
+            row["ctas_per_multiprocessor"],
+        )
+        for row in run.about.get("waves", ())
+        if "why_not" not in row
+    }  # older runs have none
 
 
 def words(law: LatencyLaw) -> str:
-    """One law in a sentence: floor, cost a sample, where it bends, from where on it is saturated, what stands out."""
+    """One law in a sentence: floor, cost a sample, where it bends, from where on it is
+    saturated, what stands out.
+    """
     if law.why_none is not None:
         return f"no law: {law.why_none}"
-    parts = [f"{_with_interval(law.launch_s, law.launch_interval_s)} + "
-             f"{_with_interval(law.cost_s, law.cost_interval_s)} a sample", _second_slope(law),
-             f"saturated from B={_saturated(law)}" if law.saturation else "not seen to grow",
-             ", ".join(_stands_out(cliff, law) for cliff in law.cliffs)]
+    parts = [
+        f"{_with_interval(law.launch_s, law.launch_interval_s)} + "
+        f"{_with_interval(law.cost_s, law.cost_interval_s)} a sample",
+        _second_slope(law),
+        f"saturated from B={_saturated(law)}" if law.saturation else "not seen to grow",
+        ", ".join(_stands_out(cliff, law) for cliff in law.cliffs),
+    ]
     return "; ".join(filter(None, parts))
 
 
@@ -66,17 +124,23 @@ def _largest(records: Sequence[Record]) -> dict[Key, Record]:
     found: dict[Key, Record] = {}
     for record in records:
         key = record.op, record.variant, record.scenario, record.dtype
-        if record.status == MEASURED and (key not in found or record.batch > found[key].batch):
+        if record.status == MEASURED and (
+            key not in found or record.batch > found[key].batch
+        ):
             found[key] = record
     return found
 
 
-def _without(found: Sequence[LatencyLaw], several_dtypes: bool) -> dict[tuple[str, str], list[str]]:
+def _without(
+    found: Sequence[LatencyLaw], several_dtypes: bool
+) -> dict[tuple[str, str], list[str]]:
     """The scenarios without a law, by variant and reason."""
     scenarios: dict[tuple[str, str], list[str]] = {}
     for law in found:
         if law.why_none is not None:
-            scenarios.setdefault((f"{law.op}/{law.variant}", law.why_none), []).append(_scenario(law, several_dtypes))
+            scenarios.setdefault((f"{law.op}/{law.variant}", law.why_none), []).append(
+                _scenario(law, several_dtypes)
+            )
     return scenarios
 
 
@@ -87,31 +151,53 @@ def _scenario(law: LatencyLaw, several_dtypes: bool) -> str:
 def _coefficients(law: LatencyLaw, ceilings: Mapping) -> Iterator[str]:
     yield _with_interval(law.launch_s, law.launch_interval_s)
     empty_s = ceilings.get("launch_s", {}).get(law.clock)
-    yield f"{_over(empty_s, law)} ({units.duration(empty_s)} by {law.clock})" if empty_s else ""
+    yield (
+        f"{_over(empty_s, law)} ({units.duration(empty_s)} by {law.clock})"
+        if empty_s
+        else ""
+    )
     yield _with_interval(law.cost_s, law.cost_interval_s)
 
 
 def _over(empty_s: float, law: LatencyLaw) -> str:
     low, high = law.launch_interval_s
-    return "not told apart" if low <= empty_s <= high else units.ratio(law.launch_s / empty_s)
+    return (
+        "not told apart"
+        if low <= empty_s <= high
+        else units.ratio(law.launch_s / empty_s)
+    )
 
 
 def _floor(record: Record, law: LatencyLaw, ceilings: Mapping) -> str:
-    """What a sample of the largest batch takes at least; nothing where that is an empty launch."""
+    """What a sample of the largest batch takes at least; nothing where that is an empty
+    launch.
+    """
     if not ceilings:
         return ""
-    bound = roofline.bound(record.facts, record.dtype, law.clock, record.median_s, ceilings)
-    return "" if bound.regime == roofline.LAUNCH else f"{_duration(bound.least_s / record.batch)} {bound.regime}"
+    bound = roofline.bound(
+        record.facts, record.dtype, law.clock, record.median_s, ceilings
+    )
+    return (
+        ""
+        if bound.regime == roofline.LAUNCH
+        else f"{_duration(bound.least_s / record.batch)} {bound.regime}"
+    )
 
 
 def _memory(growth: memory_law.Growth | None) -> str:
-    return units.size(max(0, growth.total.per_sample)) if growth and growth.is_a_line else ""
+    return (
+        units.size(max(0, growth.total.per_sample))
+        if growth and growth.is_a_line
+        else ""
+    )
 
 
 def _second_slope(law: LatencyLaw) -> str:
     parts = [f"waves of {law.waves.samples:.4g} samples"] if law.waves else []
     if law.bends:
-        parts.append(f"from B={law.bends.batch}: {_with_interval(law.bends.cost_s, law.bends.cost_interval_s)}")
+        parts.append(
+            f"from B={law.bends.batch}: {_with_interval(law.bends.cost_s, law.bends.cost_interval_s)}"
+        )
     return ", ".join(parts)
 
 
@@ -124,7 +210,11 @@ def _saturated(law: LatencyLaw) -> str:
 
 def _span(saturation: Saturation) -> str:
     bounded = saturation.high < float("inf")
-    return f"{saturation.low:,} to {saturation.high:,}" if bounded else f"{saturation.low:,} upwards"
+    return (
+        f"{saturation.low:,} to {saturation.high:,}"
+        if bounded
+        else f"{saturation.low:,} upwards"
+    )
 
 
 def _stands_out(cliff: Cliff, law: LatencyLaw) -> str:
@@ -132,7 +222,11 @@ def _stands_out(cliff: Cliff, law: LatencyLaw) -> str:
         return f"B={cliff.batch}: one more wave, {cliff.over:+.0%}"
     if cliff.over < 0:
         return f"B={cliff.batch}: {-cliff.over:.0%} under the law"
-    last = f", or dearer from B={law.batches[-2]} on" if cliff.batch == law.batches[-1] else ""
+    last = (
+        f", or dearer from B={law.batches[-2]} on"
+        if cliff.batch == law.batches[-1]
+        else ""
+    )
     return f"B={cliff.batch}: {cliff.over:+.0%} over the law{last}"
 
 

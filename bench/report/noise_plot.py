@@ -1,4 +1,5 @@
 """The noise scale over training, with its interval, one curve a workload."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,8 @@ _COLORS, _MARKERS = ("#0072B2", "#D55E00", "#009E73"), "osD"
 
 
 def draw(workloads: Mapping[str, Mapping], on: str, path: Path) -> str | None:
-    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded above. `on` ends the title.
+    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded
+    above. `on` ends the title.
 
     Returns why nothing was drawn, or None.
     """
@@ -28,14 +30,24 @@ def draw(workloads: Mapping[str, Mapping], on: str, path: Path) -> str | None:
                 continue  # nothing is known of it; the table says so
             bounded = math.isfinite(high)
             value = moment.estimate.scale.simple if bounded else low
-            axes.errorbar([moment.updates], [value], yerr=[[value - low], [high - value if bounded else value]],
-                          lolims=not bounded, color=color, marker=marker, capsize=3,
-                          label=name if moment.updates == moments(workload)[-1].updates else None)
+            axes.errorbar(
+                [moment.updates],
+                [value],
+                yerr=[[value - low], [high - value if bounded else value]],
+                lolims=not bounded,
+                color=color,
+                marker=marker,
+                capsize=3,
+                label=name if moment.updates == moments(workload)[-1].updates else None,
+            )
     axes.set_xscale("symlog", linthresh=10)
     axes.set_yscale("log")
     axes.set_xlabel("updates")
     axes.set_ylabel("B_simple, samples")
-    axes.set_title("gradient noise scale over training (95% intervals; an arrow: no upper bound){on}", fontsize=9)
+    axes.set_title(
+        "gradient noise scale over training (95% intervals; an arrow: no upper bound){on}",
+        fontsize=9,
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     plots.save(figure, path)

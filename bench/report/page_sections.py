@@ -1,4 +1,7 @@
-"""What stands on the page of a run, section by section, as blocks; and the plots that its figures draw."""
+"""What stands on the page of a run, section by section, as blocks; and the plots that
+its figures draw.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -6,18 +9,39 @@ from dataclasses import dataclass, field, replace
 
 from batchline.bench.noise import claims, surveyed
 from batchline.bench.records import MEASURED, Run, is_broken
-from batchline.bench.report import (advisor, audit, crossover, crossovers, invariance, ladder, latency_law, limits, page_data,
-                          page_training)
+from batchline.bench.report import (
+    advisor,
+    audit,
+    crossover,
+    crossovers,
+    invariance,
+    ladder,
+    latency_law,
+    limits,
+    page_data,
+    page_training,
+)
 from batchline.bench.report import claims as claims_report
 from batchline.bench.report import noise as noise_report
 from batchline.bench.report import readme, static, tables, training
-from batchline.bench.report.blocks import BAD, Block, Bullets, Details, Figure, Heading, Table, blocks
+from batchline.bench.report.blocks import (
+    BAD,
+    Block,
+    Bullets,
+    Details,
+    Figure,
+    Heading,
+    Table,
+    blocks,
+)
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.tables import Style
 
-CELLS = ("A cell of the tables is the median latency · the speed-up over the fastest of PyTorch's variants at that "
-         "batch · the peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that "
-         "binds it, and which that is. ★ marks the best of a row of those that are ranked; † marks what is not.")
+CELLS = (
+    "A cell of the tables is the median latency · the speed-up over the fastest of PyTorch's variants at that "
+    "batch · the peak memory above the inputs (outputs and workspace) · the share reached of the ceiling that "
+    "binds it, and which that is. ★ marks the best of a row of those that are ranked; † marks what is not."
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +77,9 @@ class Op:
 
 @dataclass
 class Plots:
-    """The page's data: `ops` as page_data.ops has it, `others` the plots of page_training by name."""
+    """The page's data: `ops` as page_data.ops has it, `others` the plots of
+    page_training by name.
+    """
 
     ops: dict = field(default_factory=dict)
     others: dict = field(default_factory=dict)
@@ -64,21 +90,35 @@ def ops(run: Run, plots: Plots) -> list[Op]:
     plots.ops = page_data.ops(run)
     found = []
     for name, entry in plots.ops.items():
-        problems = [Problem(page_data.problem_name(scenario, dtype), scenario, dtype,
-                            run.about["scenarios"][op][scenario], _problem(run, records))
-                    for (op, scenario, dtype), records in run.groups().items()
-                    if op == name and any(record.status == MEASURED for record in records)]
-        rungs = [readme.LADDER, *blocks(lambda style: ladder.table(run, name, style)),
-                 *blocks(lambda style: ladder.configurations(run, name, style))]
-        found.append(Op(name, run.about["signatures"][name], entry["variants"], problems, rungs))
+        problems = [
+            Problem(
+                page_data.problem_name(scenario, dtype),
+                scenario,
+                dtype,
+                run.about["scenarios"][op][scenario],
+                _problem(run, records),
+            )
+            for (op, scenario, dtype), records in run.groups().items()
+            if op == name and any(record.status == MEASURED for record in records)
+        ]
+        rungs = [
+            readme.LADDER,
+            *blocks(lambda style: ladder.table(run, name, style)),
+            *blocks(lambda style: ladder.configurations(run, name, style)),
+        ]
+        found.append(
+            Op(name, run.about["signatures"][name], entry["variants"], problems, rungs)
+        )
     return found
 
 
 def _problem(run: Run, records: list) -> list[Block]:
     ceilings = run.about["ceilings"]
     clocks = blocks(lambda style: tables.clocks(records, style, ceilings))
-    return [*blocks(lambda style: tables.comparison(records, style, ceilings)),
-            *([Details("Every clock", tuple(clocks))] if clocks else [])]
+    return [
+        *blocks(lambda style: tables.comparison(records, style, ceilings)),
+        *([Details("Every clock", tuple(clocks))] if clocks else []),
+    ]
 
 
 def choice(run: Run) -> Section | None:
@@ -88,22 +128,55 @@ def choice(run: Run) -> Section | None:
 
 
 def sections(run: Run, plots: Plots) -> list[Section]:
-    """Everything behind the ops, in the page's order, without what this run has nothing of."""
+    """Everything behind the ops, in the page's order, without what this run has nothing
+    of.
+    """
     about = run.about
-    found = [Section("latency-law", "Latency over the batch", blocks(lambda style: latency_law.table(run, style))),
-             Section("memory-law", "Memory over the batch", blocks(lambda style: limits.memory_law(run, style))),
-             Section("ghost", "Ghost norms or fused?", _noted(run, crossover)),
-             Section("invariance", "Batch invariance", blocks(lambda style: invariance.section(run, style))),
-             Section("numerics", "Numerics of the statistics", blocks(lambda style: audit.section(run, style), BAD))]
+    found = [
+        Section(
+            "latency-law",
+            "Latency over the batch",
+            blocks(lambda style: latency_law.table(run, style)),
+        ),
+        Section(
+            "memory-law",
+            "Memory over the batch",
+            blocks(lambda style: limits.memory_law(run, style)),
+        ),
+        Section("ghost", "Ghost norms or fused?", _noted(run, crossover)),
+        Section(
+            "invariance",
+            "Batch invariance",
+            blocks(lambda style: invariance.section(run, style)),
+        ),
+        Section(
+            "numerics",
+            "Numerics of the statistics",
+            blocks(lambda style: audit.section(run, style), BAD),
+        ),
+    ]
     if about.get("noise"):
         found += _training(run, plots)
-    found += [Section("failures", "Failures", _without_time(run, broken=True)),
-              Section("skips", "Not timed, and why", [*_without_time(run, broken=False), *_left_out(run)]),
-              Section("static", "What the compilers made of the GPU variants", _static(run)),
-              Section("machine", "The machine", [
-                  *blocks(lambda style: tables.machine(run, style)), Heading("What it can do"),
-                  *blocks(lambda style: limits.ceilings(run, style)), Heading("How it was measured"),
-                  readme.how_measured(run)])]
+    found += [
+        Section("failures", "Failures", _without_time(run, broken=True)),
+        Section(
+            "skips",
+            "Not timed, and why",
+            [*_without_time(run, broken=False), *_left_out(run)],
+        ),
+        Section("static", "What the compilers made of the GPU variants", _static(run)),
+        Section(
+            "machine",
+            "The machine",
+            [
+                *blocks(lambda style: tables.machine(run, style)),
+                Heading("What it can do"),
+                *blocks(lambda style: limits.ceilings(run, style)),
+                Heading("How it was measured"),
+                readme.how_measured(run),
+            ],
+        ),
+    ]
     return [section for section in found if section.blocks]
 
 
@@ -114,52 +187,109 @@ def _noted(run: Run, module) -> list[Block]:
 
 
 def _without_time(run: Run, broken: bool) -> list[Block]:
-    some = tuple(record for record in run.records if is_broken(record.status, record.reason) == broken)
+    some = tuple(
+        record
+        for record in run.records
+        if is_broken(record.status, record.reason) == broken
+    )
     about = run.about if broken else {**run.about, "broken_files": ()}
-    return blocks(lambda style: tables.not_measured(replace(run, about=about, records=some), style))
+    return blocks(
+        lambda style: tables.not_measured(
+            replace(run, about=about, records=some), style
+        )
+    )
 
 
 def _left_out(run: Run) -> list[Block]:
     if not run.about["left_out"]:
         return []
-    return [Heading("Larger than the profile takes"), *blocks(lambda style: readme.left_out(run))]
+    return [
+        Heading("Larger than the profile takes"),
+        *blocks(lambda style: readme.left_out(run)),
+    ]
 
 
 def _static(run: Run) -> list[Block]:
     examples = blocks(lambda style: static.examples(run, style))
     rules = blocks(lambda style: static.configurations(run, style))
     missing = run.about["not_compiled"]
-    return [*([static.verdict(run)] if examples else []), *examples,
-            *([Details("Every configuration that the rules give on the scenarios", tuple(rules))] if rules else []),
-            *([f"GPU variants not compiled to the end: {missing}."] if missing else [])]
+    return [
+        *([static.verdict(run)] if examples else []),
+        *examples,
+        *(
+            [
+                Details(
+                    "Every configuration that the rules give on the scenarios",
+                    tuple(rules),
+                )
+            ]
+            if rules
+            else []
+        ),
+        *([f"GPU variants not compiled to the end: {missing}."] if missing else []),
+    ]
 
 
 def _training(run: Run, plots: Plots) -> Iterator[Section]:
     noise, sweep = run.about["noise"], run.about["sweep"]
-    workloads = {one_line(name): workload for name, workload in training.surveyed_workloads(noise).items()}
+    workloads = {
+        one_line(name): workload
+        for name, workload in training.surveyed_workloads(noise).items()
+    }
     found: list[Block] = [noise_report.EXPLAINED]
     if workloads:
         plots.others["noise"] = page_training.noise(workloads)
-        found.append(Figure("noise", "Gradient noise scale over training, 95% intervals"))
+        found.append(
+            Figure("noise", "Gradient noise scale over training, 95% intervals")
+        )
     for name, workload in workloads.items():
-        found += [Heading(f"The noise of {name}"), *blocks(lambda style: noise_report.section(workload, style))]
-    found += [Bullets(tuple(f"{name}: not measured: {why}" for name, why in training.failed(noise).items()))]
+        found += [
+            Heading(f"The noise of {name}"),
+            *blocks(lambda style: noise_report.section(workload, style)),
+        ]
+    found += [
+        Bullets(
+            tuple(
+                f"{name}: not measured: {why}"
+                for name, why in training.failed(noise).items()
+            )
+        )
+    ]
     yield Section("noise", "Gradient noise", found)
-    yield Section("batch-size", "What batch size?", [
-        *(block for name, workload in workloads.items() for block in _advice(name, workload, plots)),
-        *_time_to_target(run, plots)])
-    yield Section("claims", "The four claims", list(_claims(claims.judge(sweep, noise), sweep, run.machine)))
+    yield Section(
+        "batch-size",
+        "What batch size?",
+        [
+            *(
+                block
+                for name, workload in workloads.items()
+                for block in _advice(name, workload, plots)
+            ),
+            *_time_to_target(run, plots),
+        ],
+    )
+    yield Section(
+        "claims",
+        "The four claims",
+        list(_claims(claims.judge(sweep, noise), sweep, run.machine)),
+    )
 
 
 def _advice(name: str, workload: Mapping, plots: Plots) -> Iterator[Block]:
     yield Heading(f"The batch size of {name}")
     try:
-        drawn = page_training.advice(surveyed.advice(workload, surveyed.middle(workload)))
+        drawn = page_training.advice(
+            surveyed.advice(workload, surveyed.middle(workload))
+        )
         shown = blocks(lambda style: training.advice(workload, style))
     except ValueError as error:
         yield f"No advice: {error}."
         return
-    titles = {"time": "Predicted time to a loss", "step": "Time of a step and of a sample", "memory": "Peak memory"}
+    titles = {
+        "time": "Predicted time to a loss",
+        "step": "Time of a step and of a sample",
+        "memory": "Peak memory",
+    }
     for what, plot in drawn.items():
         plots.others[f"{what} of {name}"] = plot
         yield Figure(f"{what} of {name}", f"{titles[what]} of {name} over the batch")
@@ -173,7 +303,10 @@ def _time_to_target(run: Run, plots: Plots) -> Iterator[Block]:
         yield result
         return
     plots.others["time to target"] = page_training.time_to_target(result)
-    yield Figure("time to target", f"Time to a training loss of {result.target_loss:g} over the batch")
+    yield Figure(
+        "time to target",
+        f"Time to a training loss of {result.target_loss:g} over the batch",
+    )
     yield claims_report.provenance(run.about["sweep"], run.machine)
     yield from blocks(lambda style: advisor.comparison(result, style))
 
@@ -182,13 +315,28 @@ def _claims(verdicts: list, sweep: Mapping | None, machine: Mapping) -> Iterator
     def short(style: Style) -> str:
         return claims_report.short(verdicts, style)
 
-    yield from [claims_report.EXPLAINED, *blocks(short), claims_report.provenance(sweep, machine)]
+    yield from [
+        claims_report.EXPLAINED,
+        *blocks(short),
+        claims_report.provenance(sweep, machine),
+    ]
     for number, verdict in enumerate(verdicts, 1):
         yield Heading(f"{number}. “{verdict.claim}”: {verdict.verdict}")
         yield f"Hypothesis: {verdict.hypothesis}"
-        yield Table(("part", "verdict", "effect (95% interval)"),
-                    tuple((finding.part, finding.words, finding.effect) for finding in verdict.findings))
+        yield Table(
+            ("part", "verdict", "effect (95% interval)"),
+            tuple(
+                (finding.part, finding.words, finding.effect)
+                for finding in verdict.findings
+            ),
+        )
         if verdict.evidence:
-            yield Details("The evidence", tuple(
-                block for table in verdict.evidence for block in (f"{table.title}:", Table(table.headers, table.rows))))
+            yield Details(
+                "The evidence",
+                tuple(
+                    block
+                    for table in verdict.evidence
+                    for block in (f"{table.title}:", Table(table.headers, table.rows))
+                ),
+            )
         yield f"Sources: {'; '.join(verdict.sources)}."

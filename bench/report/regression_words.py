@@ -1,4 +1,7 @@
-"""What a comparison found, in plain words: the answer in a sentence, and a line for each thing that was judged."""
+"""What a comparison found, in plain words: the answer in a sentence, and a line for
+each thing that was judged.
+"""
+
 from __future__ import annotations
 
 import statistics
@@ -6,27 +9,72 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, MEMORY, MISSING, NEW,
-                               REGRESSED, UNCONFIRMED, Judged, OverBatches, Regression)
+from batchline.bench.regressions import (
+    EQUIVALENT,
+    IDENTICAL,
+    IMPROVED,
+    INCONCLUSIVE,
+    INVALID,
+    LATENCY,
+    MEMORY,
+    MISSING,
+    NEW,
+    REGRESSED,
+    UNCONFIRMED,
+    Judged,
+    OverBatches,
+    Regression,
+)
 from batchline.bench.report.escaping import one_line
-from batchline.bench.verdicts.conclusion import (INCOMPLETE, LEFT_OPEN, NOTHING, SLOWER, VOID, WORST_FIRST, conclude,
-                                       worst_of_case)
+from batchline.bench.verdicts.conclusion import (
+    INCOMPLETE,
+    LEFT_OPEN,
+    NOTHING,
+    SLOWER,
+    VOID,
+    WORST_FIRST,
+    conclude,
+    worst_of_case,
+)
 
-_WORDS = {REGRESSED: "regressed", INVALID: "could not be judged", UNCONFIRMED: "unconfirmed", MISSING: "missing",
-          INCONCLUSIVE: "inconclusive", IMPROVED: "improved", NEW: "new", EQUIVALENT: "equal",
-          IDENTICAL: "the same code"}
-_LEADS = {SLOWER: (REGRESSED,), LEFT_OPEN: (UNCONFIRMED,), INCOMPLETE: (INVALID,),  # what the first words have counted
-          NOTHING: (INVALID, INCONCLUSIVE)}
+_WORDS = {
+    REGRESSED: "regressed",
+    INVALID: "could not be judged",
+    UNCONFIRMED: "unconfirmed",
+    MISSING: "missing",
+    INCONCLUSIVE: "inconclusive",
+    IMPROVED: "improved",
+    NEW: "new",
+    EQUIVALENT: "equal",
+    IDENTICAL: "the same code",
+}
+_LEADS = {
+    SLOWER: (REGRESSED,),
+    LEFT_OPEN: (UNCONFIRMED,),
+    INCOMPLETE: (INVALID,),  # what the first words have counted
+    NOTHING: (INVALID, INCONCLUSIVE),
+}
 _MOST_NAMED = 3
 
 
 def answer(regression: Regression) -> str:
-    """The whole comparison in one sentence; a case counts once, with the worst verdict of its quantities."""
+    """The whole comparison in one sentence; a case counts once, with the worst verdict
+    of its quantities.
+    """
     counts = Counter(worst_of_case(regression).values())
     conclusion = conclude(regression)
-    rest = ", ".join(f"{counts[verdict]} {_WORDS[verdict]}" for verdict in WORST_FIRST
-                     if counts[verdict] and verdict not in _LEADS.get(conclusion, ()) and conclusion != VOID)
-    parts = [_first_words(regression, conclusion, counts), rest, provenance(regression.about)]
+    rest = ", ".join(
+        f"{counts[verdict]} {_WORDS[verdict]}"
+        for verdict in WORST_FIRST
+        if counts[verdict]
+        and verdict not in _LEADS.get(conclusion, ())
+        and conclusion != VOID
+    )
+    parts = [
+        _first_words(regression, conclusion, counts),
+        rest,
+        provenance(regression.about),
+    ]
     return one_line("; ".join(filter(None, parts)))
 
 
@@ -43,42 +91,63 @@ def _first_words(regression: Regression, conclusion: str, counts: Counter) -> st
     if conclusion == SLOWER:
         return _regressed(regression, counts[REGRESSED], cases)
     if conclusion == LEFT_OPEN:
-        return (f"UNDECIDED: {counts[UNCONFIRMED]} of {cases} may have regressed, beyond the floor and not confirmed: "
-                f"{_some(_named(regression, UNCONFIRMED))}")
+        return (
+            f"UNDECIDED: {counts[UNCONFIRMED]} of {cases} may have regressed, beyond the floor and not confirmed: "
+            f"{_some(_named(regression, UNCONFIRMED))}"
+        )
     if conclusion == INCOMPLETE:
         return f"INCOMPLETE: {counts[INVALID]} of {cases} could not be judged, no regression confirmed in the others"
     return f"No regression confirmed in {cases}"
 
 
 def _regressed(regression: Regression, count: int, cases: str) -> str:
-    kernels = [f"{_subject(kernel)}: {kernel.words}" for kernel in only_over_batches(regression)]
+    kernels = [
+        f"{_subject(kernel)}: {kernel.words}"
+        for kernel in only_over_batches(regression)
+    ]
     parts = []
     if count:
-        parts.append(f"{count} of {cases} REGRESSED: {_some(_named(regression, REGRESSED))}")
+        parts.append(
+            f"{count} of {cases} REGRESSED: {_some(_named(regression, REGRESSED))}"
+        )
     if kernels:
-        parts.append(f"{'and ' if count else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
-                     f"together: {_some(kernels)}")
+        parts.append(
+            f"{'and ' if count else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
+            f"together: {_some(kernels)}"
+        )
     return "; ".join(parts)
 
 
 def _named(regression: Regression, verdict: str) -> list[str]:
-    return [f"{_subject(case)} {change(case)}" for case in worst_first(regression) if case.verdict == verdict]
+    return [
+        f"{_subject(case)} {change(case)}"
+        for case in worst_first(regression)
+        if case.verdict == verdict
+    ]
 
 
 def provenance(about: Mapping) -> str:
     """What was compared, where, and by how much measuring."""
-    said = (f"base {_revision(about['base'])}, head {_revision(about['head'])}, {about['machine']['device_name']}, "
-            f"{_number(about['pairs'], 'pair')} in {about['seconds']:.0f} s")
+    said = (
+        f"base {_revision(about['base'])}, head {_revision(about['head'])}, {about['machine']['device_name']}, "
+        f"{_number(about['pairs'], 'pair')} in {about['seconds']:.0f} s"
+    )
     return f"{said}; ended early: {about['ended']}" if about["ended"] else said
 
 
 def worst_first(regression: Regression) -> list[Judged]:
-    """Every case, the worst verdict first, and in a verdict the largest change for the worse that it may be.
+    """Every case, the worst verdict first, and in a verdict the largest change for the
+    worse that it may be.
 
     What did not change keeps its order.
     """
+
     def badness(case: Judged) -> tuple[int, float]:
-        most = {REGRESSED: case.effect, UNCONFIRMED: case.effect, INCONCLUSIVE: case.high}.get(case.verdict) or 0.0
+        most = {
+            REGRESSED: case.effect,
+            UNCONFIRMED: case.effect,
+            INCONCLUSIVE: case.high,
+        }.get(case.verdict) or 0.0
         return WORST_FIRST.index(case.verdict), -most
 
     return sorted(regression.cases, key=badness)
@@ -86,31 +155,58 @@ def worst_first(regression: Regression) -> list[Judged]:
 
 def kernels_worst_first(regression: Regression) -> list[OverBatches]:
     """The verdicts over the batch sizes, the worst first."""
-    return sorted(regression.kernels, key=lambda kernel: WORST_FIRST.index(kernel.verdict))
+    return sorted(
+        regression.kernels, key=lambda kernel: WORST_FIRST.index(kernel.verdict)
+    )
 
 
 def only_over_batches(regression: Regression) -> list[OverBatches]:
-    """The kernels that regressed over their batch sizes together with no case among them that did so alone."""
-    alone = {(case.id.rpartition("/")[0], case.quantity) for case in regression.of(REGRESSED)}
-    return [kernel for kernel in regression.kernels
-            if kernel.verdict == REGRESSED and (kernel.id, kernel.quantity) not in alone]
+    """The kernels that regressed over their batch sizes together with no case among
+    them that did so alone.
+    """
+    alone = {
+        (case.id.rpartition("/")[0], case.quantity) for case in regression.of(REGRESSED)
+    }
+    return [
+        kernel
+        for kernel in regression.kernels
+        if kernel.verdict == REGRESSED and (kernel.id, kernel.quantity) not in alone
+    ]
 
 
 def problems(regression: Regression) -> list[tuple[str, str]]:
-    """(title, message) of all that keeps the comparison from being clean, the worst first; for bench.report.ci."""
+    """(title, message) of all that keeps the comparison from being clean, the worst
+    first; for bench.report.ci.
+    """
     if regression.void is not None:
         return [("The comparison is void", regression.void)]
-    found = [(f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
-             for kernel in only_over_batches(regression)]
-    found += [(f"{case.verdict} {_subject(case)}", line(case)) for case in worst_first(regression)
-              if case.verdict in (REGRESSED, INVALID, UNCONFIRMED)]
-    return [("Nothing could be judged", answer(regression)), *found] if conclude(regression) == NOTHING else found
+    found = [
+        (f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
+        for kernel in only_over_batches(regression)
+    ]
+    found += [
+        (f"{case.verdict} {_subject(case)}", line(case))
+        for case in worst_first(regression)
+        if case.verdict in (REGRESSED, INVALID, UNCONFIRMED)
+    ]
+    return (
+        [("Nothing could be judged", answer(regression)), *found]
+        if conclude(regression) == NOTHING
+        else found
+    )
 
 
 def line(case: Judged) -> str:
-    """All that is known of one case, in a line: sides, change, floor, pairs, and what else there is to say."""
-    parts = [values(case), change(case), f"floor {floor(case)}" if case.floor is not None else "",
-             _number(case.pairs, "pair") if case.pairs else "", note(case)]
+    """All that is known of one case, in a line: sides, change, floor, pairs, and what
+    else there is to say.
+    """
+    parts = [
+        values(case),
+        change(case),
+        f"floor {floor(case)}" if case.floor is not None else "",
+        _number(case.pairs, "pair") if case.pairs else "",
+        note(case),
+    ]
     return "; ".join(filter(None, parts)) or _WORDS[case.verdict]
 
 
@@ -122,7 +218,9 @@ def values(case: Judged) -> str:
 
 
 def change(case: Judged) -> str:
-    """+12.3% (+10.9% to +13.6%): the change and its 90% interval, "" where it was not judged."""
+    """+12.3% (+10.9% to +13.6%): the change and its 90% interval, "" where it was not
+    judged.
+    """
     if case.effect is None:
         return ""
     if case.low is None or case.high is None:
@@ -147,22 +245,38 @@ def note(case: Judged) -> str:
         if case.least_detectable is not None:
             said.append(f"could have seen {share(case.least_detectable)}")
         if case.pairs:
-            said.append(f"{case.pairs_needed} pairs in all would tell" if case.pairs_needed is not None
-                        else "more pairs would not tell")
+            said.append(
+                f"{case.pairs_needed} pairs in all would tell"
+                if case.pairs_needed is not None
+                else "more pairs would not tell"
+            )
     return "; ".join(filter(None, said))
 
 
 def clocks(states: Sequence[Mapping]) -> str:
-    """The clocks while the turns were taken, and what was dropped because the machine was throttled; "" unknown."""
-    readings = [reading for state in states for side in (state["base"], state["head"])
-                for reading in (side, side.get("before", {}), side.get("after", {}))]
+    """The clocks while the turns were taken, and what was dropped because the machine
+    was throttled; "" unknown.
+    """
+    readings = [
+        reading
+        for state in states
+        for side in (state["base"], state["head"])
+        for reading in (side, side.get("before", {}), side.get("after", {}))
+    ]
     said = []
     for clock, name in (("CPU clock", "mhz"), ("SM clock", "sm_mhz")):
         if mhz := [reading[name] for reading in readings if reading.get(name)]:
-            said.append(f"{clock} {statistics.median(mhz):.0f} MHz ({min(mhz):.0f} to {max(mhz):.0f}) while it was "
-                        "measured")
-    dropped = Counter(reason for state in states for reason in Counter(state["throttled"]).elements())
-    said += [f"{_number(count, 'turn')} dropped, throttled: {one_line(reason)}" for reason, count in dropped.items()]
+            said.append(
+                f"{clock} {statistics.median(mhz):.0f} MHz ({min(mhz):.0f} to {max(mhz):.0f}) while it was "
+                "measured"
+            )
+    dropped = Counter(
+        reason for state in states for reason in Counter(state["throttled"]).elements()
+    )
+    said += [
+        f"{_number(count, 'turn')} dropped, throttled: {one_line(reason)}"
+        for reason, count in dropped.items()
+    ]
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -182,18 +296,27 @@ def _value(quantity: str, value: float | None) -> str:
 
 def _revision(side: Mapping) -> str:
     name, commit = side["name"], side["commit"][:9]
-    shown = commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
+    shown = (
+        commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
+    )
     return f"{shown} with uncommitted changes" if side["dirty"] else shown
 
 
 def _subject(what: Judged | OverBatches) -> str:
-    return one_line(what.id if what.quantity == LATENCY else f"{what.id} {what.quantity}")
+    return one_line(
+        what.id if what.quantity == LATENCY else f"{what.id} {what.quantity}"
+    )
 
 
 def _first_reason(regression: Regression) -> str:
-    reasons = [f" ({case.id}: {case.reason})" for case in regression.of(INVALID) if case.reason]
-    open_cases = [f" ({_subject(case)} {change(case)}, floor {floor(case)})" for case in worst_first(regression)
-                  if case.verdict == INCONCLUSIVE]
+    reasons = [
+        f" ({case.id}: {case.reason})" for case in regression.of(INVALID) if case.reason
+    ]
+    open_cases = [
+        f" ({_subject(case)} {change(case)}, floor {floor(case)})"
+        for case in worst_first(regression)
+        if case.verdict == INCONCLUSIVE
+    ]
     return next(iter([*reasons, *open_cases]), "")
 
 

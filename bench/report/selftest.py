@@ -1,4 +1,7 @@
-"""What the gate sees on a machine, as a table: false alarms on identical code, and known slow-downs that it found."""
+"""What the gate sees on a machine, as a table: false alarms on identical code, and
+known slow-downs that it found.
+"""
+
 from __future__ import annotations
 
 import math
@@ -16,29 +19,55 @@ def answer(found: Selftest) -> str:
     planted = sorted({one.share for one in found.findings} - {NOTHING})
     seen = "; ".join(f"+{share:.0%} in {_of(found, share)}" for share in planted)
     sessions = found.sessions
-    said = [f"{sum(one.alarm for one in quiet)} false alarms in {sessions} A/A sessions of {len(found.cases)} cases"]
+    said = [
+        f"{sum(one.alarm for one in quiet)} false alarms in {sessions} A/A sessions of {len(found.cases)} cases"
+    ]
     if len(alarms) > sum(one.alarm for one in quiet):
-        said.append(f"{len(alarms) - sum(one.alarm for one in quiet)} planted slow-downs called an improvement")
+        said.append(
+            f"{len(alarms) - sum(one.alarm for one in quiet)} planted slow-downs called an improvement"
+        )
     if seen:
         said.append(f"planted slow-downs called REGRESSED: {seen}")
     ended = f" Ended early: {found.about['ended']}." if found.about["ended"] else ""
-    return (f"{'; '.join(said)}. Profile {found.about['profile']} on {found.about['machine']['device_name']}, "
-            f"{found.about['seconds'] / 60:.0f} min.{ended}")
+    return (
+        f"{'; '.join(said)}. Profile {found.about['profile']} on {found.about['machine']['device_name']}, "
+        f"{found.about['seconds'] / 60:.0f} min.{ended}"
+    )
 
 
 def table(found: Selftest, style: Style) -> str:
-    """A row a case, the shortest first; of what is planted, how many sessions called it REGRESSED."""
+    """A row a case, the shortest first; of what is planted, how many sessions called it
+    REGRESSED.
+    """
     planted = sorted({one.share for one in found.findings} - {NOTHING})
-    headers = ("case", "median", "A/A alarms", "A/A change, 99%", *(f"+{share:.0%}" for share in planted),
-               "pairs, A/A")
-    return style.render(headers, ([
-        case, _median(found.of(case, NOTHING)), _count(found.of(case, NOTHING), "alarm"),
-        _share(noise(found.of(case, NOTHING))), *(_count(found.of(case, share), "seen") for share in planted),
-        _pairs(found.of(case, NOTHING))] for case in found.cases))
+    headers = (
+        "case",
+        "median",
+        "A/A alarms",
+        "A/A change, 99%",
+        *(f"+{share:.0%}" for share in planted),
+        "pairs, A/A",
+    )
+    return style.render(
+        headers,
+        (
+            [
+                case,
+                _median(found.of(case, NOTHING)),
+                _count(found.of(case, NOTHING), "alarm"),
+                _share(noise(found.of(case, NOTHING))),
+                *(_count(found.of(case, share), "seen") for share in planted),
+                _pairs(found.of(case, NOTHING)),
+            ]
+            for case in found.cases
+        ),
+    )
 
 
 def noise(findings: list[Finding]) -> float | None:
-    """The 99th percentile of the A/A changes, as a share: with fewer than a hundred, the largest."""
+    """The 99th percentile of the A/A changes, as a share: with fewer than a hundred,
+    the largest.
+    """
     changes = sorted(abs(one.effect) for one in findings if one.effect is not None)
     return changes[math.ceil(0.99 * len(changes)) - 1] if changes else None
 
@@ -49,7 +78,11 @@ def _of(found: Selftest, share: float) -> str:
 
 
 def _count(findings: list[Finding], what: str) -> str:
-    return f"{sum(getattr(one, what) for one in findings)} of {len(findings)}" if findings else ""
+    return (
+        f"{sum(getattr(one, what) for one in findings)} of {len(findings)}"
+        if findings
+        else ""
+    )
 
 
 def _median(findings: list[Finding]) -> str:

@@ -1,4 +1,7 @@
-"""Parts of stored runs as the documents show them: what `make readme` puts between its marks."""
+"""Parts of stored runs as the documents show them: what `make readme` puts between its
+marks.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -63,12 +66,22 @@ def _ladder(folder: Path, link: str, what: str) -> str:
 
 
 def _choices(folder: Path, link: str, what: str) -> str:
-    """The rows of one op and dtype ("op/dtype") of the table of choices, without these two."""
+    """The rows of one op and dtype ("op/dtype") of the table of choices, without these
+    two.
+    """
     op, _, dtype = what.partition("/")
     run = records.load(folder)
-    found = [block for block in blocks(lambda style: crossovers.table(run, style)) if isinstance(block, Table)]
-    rows = [[row[1].partition(" · ")[0], *row[2:]] for table in found for row in table.rows
-            if row[0] == op and row[1].endswith(f" · {dtype}")]
+    found = [
+        block
+        for block in blocks(lambda style: crossovers.table(run, style))
+        if isinstance(block, Table)
+    ]
+    rows = [
+        [row[1].partition(" · ")[0], *row[2:]]
+        for table in found
+        for row in table.rows
+        if row[0] == op and row[1].endswith(f" · {dtype}")
+    ]
     if not rows:
         raise ValueError(f"no choice among the variants of {what} in {folder}")
     return MARKDOWN.render(["scenario", "use", "meet at B*"], rows)
@@ -78,14 +91,18 @@ def _plot(folder: Path, link: str, what: str) -> str:
     op, scenario, dtype = what.split("/")
     name = plots.name_of(op, scenario, dtype)
     if not (folder / f"{name}.png").exists():
-        raise ValueError(f"{folder} has no {name}.png: `make report RUN={folder}` draws it")
+        raise ValueError(
+            f"{folder} has no {name}.png: `make report RUN={folder}` draws it"
+        )
     return f"![latency, speed-up and memory of {op} over the batch, {scenario}, {dtype}]({link}/{name}.png)"
 
 
 def _screenshot(folder: Path, link: str, what: str) -> str:
     path = folder / SCREENSHOT
     if not path.exists() or run_of(path) != digest_of(folder):
-        raise ValueError(f"{path} is missing or of another run: `make readme` takes it where there is a Chromium")
+        raise ValueError(
+            f"{path} is missing or of another run: `make readme` takes it where there is a Chromium"
+        )
     return f"![the page of the run]({link}/{SCREENSHOT})"
 
 
@@ -95,8 +112,13 @@ def _selftest(folder: Path, link: str, what: str) -> str:
 
 
 KINDS: Mapping[str, Callable[[Path, str, str], str]] = {
-    "problem": _problem, "ladder": _ladder, "choices": _choices, "plot": _plot, "screenshot": _screenshot,
-    "selftest": _selftest}
+    "problem": _problem,
+    "ladder": _ladder,
+    "choices": _choices,
+    "plot": _plot,
+    "screenshot": _screenshot,
+    "selftest": _selftest,
+}
 
 
 def digest_of(folder: Path) -> str:
@@ -105,14 +127,21 @@ def digest_of(folder: Path) -> str:
 
 
 def run_of(screenshot: Path) -> str | None:
-    """The hash of the run that a screenshot is of, as `stamped` put it in; None without one."""
+    """The hash of the run that a screenshot is of, as `stamped` put it in; None without
+    one.
+    """
     content = screenshot.read_bytes()
     at = content.find(b"tEXt" + _KEYWORD + b"\0")
-    return content[at + 4 + len(_KEYWORD) + 1:][:16].decode("ascii", errors="replace") if at >= 0 else None
+    return (
+        content[at + 4 + len(_KEYWORD) + 1 :][:16].decode("ascii", errors="replace")
+        if at >= 0
+        else None
+    )
 
 
 def stamped(png: bytes, digest: str) -> bytes:
-    """The PNG with a text chunk that says which run it shows (PNG specification, third edition, 11.3.3.2).
+    """The PNG with a text chunk that says which run it shows (PNG specification, third
+    edition, 11.3.3.2).
 
     Raises:
         ValueError: if it is no PNG.
@@ -121,5 +150,7 @@ def stamped(png: bytes, digest: str) -> bytes:
         raise ValueError("a screenshot is a PNG, and this is none")
     header_end = len(_PNG) + 25  # the IHDR chunk
     data = b"tEXt" + _KEYWORD + b"\0" + digest.encode()
-    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    chunk = (
+        struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    )
     return png[:header_end] + chunk + png[header_end:]

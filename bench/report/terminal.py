@@ -1,11 +1,19 @@
 """A run in the terminal: the answer first, then its tables, in lines that fit."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
-from batchline.bench.report import audit, crossover, crossovers, ladder, tables, training
+from batchline.bench.report import (
+    audit,
+    crossover,
+    crossovers,
+    ladder,
+    tables,
+    training,
+)
 from batchline.bench.report.answer import answer
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.report.readme import summary
@@ -13,10 +21,12 @@ from batchline.bench.verdicts import eligible
 
 
 def terminal(run: Run, previous: Run | None = None) -> str:
-    """The answer as on the page, then every table as plain text; * marks the fastest at a batch.
+    """The answer as on the page, then every table as plain text; * marks the fastest at
+    a batch.
 
     Args:
-        previous: the run before on the same machine in the same profile, for what is new.
+        previous: the run before on the same machine in the same profile, for what is
+        new.
     """
     return "\n\n".join(_parts(run, previous))
 
@@ -29,7 +39,9 @@ def _parts(run: Run, previous: Run | None) -> Iterator[str]:
         yield f"Which variant at which batch size\n{choices}"
     for (op, scenario, dtype), records in run.groups().items():
         if table := latencies(records):
-            title = f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}"
+            title = (
+                f"{op} · {scenario} · {dtype}: {run.about['scenarios'][op][scenario]}"
+            )
             yield f"{wrapped(title)}\n{table}"
     for op in tables.unique(record.op for record in run.records):
         yield f"The ladder of {op}\n{ladder.table(run, op, TERMINAL, compiled=False)}"
@@ -38,10 +50,16 @@ def _parts(run: Run, previous: Run | None) -> Iterator[str]:
         yield f"Ghost norms or fused?\n{crossings}"
     numerics = audit.findings(run)
     if numerics:
-        yield "\n".join(["Numerics of the statistics", *map(wrapped, numerics.splitlines())])
+        yield "\n".join(
+            ["Numerics of the statistics", *map(wrapped, numerics.splitlines())]
+        )
     if run.about.get("noise"):
-        yield from ("\n".join(map(wrapped, part.splitlines()))
-                    for part in training.terminal(run.about["noise"], run.about["sweep"], run.machine))
+        yield from (
+            "\n".join(map(wrapped, part.splitlines()))
+            for part in training.terminal(
+                run.about["noise"], run.about["sweep"], run.machine
+            )
+        )
     rest = tables.not_measured(run, TERMINAL)
     if rest:
         yield f"Without a time\n{rest}"
@@ -49,17 +67,27 @@ def _parts(run: Run, previous: Run | None) -> Iterator[str]:
 
 
 def latencies(records: Sequence[Record]) -> str | None:
-    """One problem group, variants down and batches across, the medians; None if nothing was timed.
+    """One problem group, variants down and batches across, the medians; None if nothing
+    was timed.
 
-    The fastest of those that are ranked is marked; † and a line below mark the others. Speed-ups, memory and shares of
-    the ceilings are in the report.
+    The fastest of those that are ranked is marked; † and a line below mark the others.
+    Speed-ups, memory and shares of the ceilings are in the report.
     """
     timed = [record for record in records if record.status == MEASURED]
     if not timed:
         return None
     batches = tables.unique(record.batch for record in timed)
-    fastest = {batch: min((record.median_s for record in timed if record.batch == batch and eligible.may_win(record)),
-                          default=None) for batch in batches}
+    fastest = {
+        batch: min(
+            (
+                record.median_s
+                for record in timed
+                if record.batch == batch and eligible.may_win(record)
+            ),
+            default=None,
+        )
+        for batch in batches
+    }
     cells = {(record.variant, record.batch): record for record in timed}
 
     def cell(variant: str, batch: int) -> str:
@@ -69,10 +97,16 @@ def latencies(records: Sequence[Record]) -> str | None:
         shown = units.duration(record.median_s).replace(" ", "")
         if not eligible.may_win(record):
             return f"{shown}{tables.UNRANKED}"
-        return TERMINAL.best.format(shown) if record.median_s == fastest[batch] else shown
+        return (
+            TERMINAL.best.format(shown) if record.median_s == fastest[batch] else shown
+        )
 
-    table = TERMINAL.render(["", *(f"B={batch}" for batch in batches)], (
-        [variant, *(cell(variant, batch) for batch in batches)]
-        for variant in tables.unique(record.variant for record in timed)))
+    table = TERMINAL.render(
+        ["", *(f"B={batch}" for batch in batches)],
+        (
+            [variant, *(cell(variant, batch) for batch in batches)]
+            for variant in tables.unique(record.variant for record in timed)
+        ),
+    )
     note = tables.unranked(timed)
     return f"{table}\n{wrapped(note)}" if note else table

@@ -1,1 +1,3 @@
-"""What measurements mean: pure statistics and arithmetic on them. Imports nothing that measures."""
+"""What measurements mean: pure statistics and arithmetic on them. Imports nothing that
+measures.
+"""

@@ -1,5 +1,8 @@
-"""Two stored runs case by case. It shows and never judges: each side is one process, and processes differ by more than
-their samples show (30-35% false alarms, simulated); `make regress` judges."""
+"""Two stored runs case by case. It shows and never judges: each side is one process,
+and processes differ by more than their samples show (30-35% false alarms, simulated);
+`make regress` judges.
+"""
+
 from __future__ import annotations
 
 import math
@@ -17,7 +20,8 @@ from batchline.bench.verdicts.identity import machine_differences
 class Pair:
     """A case that both runs have timed by the same clock.
 
-    `change` is B's median over A's, less 1; `low` and `high` its 95% interval, infinite where the samples are too few.
+    `change` is B's median over A's, less 1; `low` and `high` its 95% interval, infinite
+    where the samples are too few.
     """
 
     a: Record
@@ -28,14 +32,18 @@ class Pair:
 
     @property
     def moved(self) -> bool:
-        """Whether the interval is wholly beyond the floor: worth a look, and no verdict."""
+        """Whether the interval is wholly beyond the floor: worth a look, and no
+        verdict.
+        """
         noise = floor(LATENCY, self.a.median_s).share
         return self.low > noise or self.high < -noise
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`pairs` are what can be compared; `alone` is each other case that one side has timed: (side, record, why)."""
+    """`pairs` are what can be compared; `alone` is each other case that one side has
+    timed: (side, record, why).
+    """
 
     a: Run
     b: Run
@@ -46,11 +54,15 @@ class Comparison:
     @property
     def moved(self) -> list[Pair]:
         """The pairs that moved, the largest change first."""
-        return sorted((pair for pair in self.pairs if pair.moved), key=lambda pair: -abs(math.log1p(pair.change)))
+        return sorted(
+            (pair for pair in self.pairs if pair.moved),
+            key=lambda pair: -abs(math.log1p(pair.change)),
+        )
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """All that two runs can say of each other. `other_machine` names the differences of machine and toolchain.
+    """All that two runs can say of each other. `other_machine` names the differences of
+    machine and toolchain.
 
     Raises:
         ValueError: where a time is no positive number.
@@ -65,20 +77,42 @@ def compare(a: Run, b: Run) -> Comparison:
             if clocks[0] == clocks[1]:
                 pairs.append(_pair(*ours))
             else:
-                alone.append(("A", ours[0], f"by the clock {clocks[0]}, and in B by {clocks[1]}"))
+                alone.append(
+                    ("A", ours[0], f"by the clock {clocks[0]}, and in B by {clocks[1]}")
+                )
         elif any(timed):
             here = timed.index(True)
             other = ours[1 - here]
-            alone.append(("AB"[here], ours[here], "" if other is None else
-                          f"{other.status}: {other.reason}" if other.reason else other.status))
-    return Comparison(a, b, tuple(pairs), tuple(alone), tuple(machine_differences(a.machine, b.machine)))
+            alone.append(
+                (
+                    "AB"[here],
+                    ours[here],
+                    (
+                        ""
+                        if other is None
+                        else (
+                            f"{other.status}: {other.reason}"
+                            if other.reason
+                            else other.status
+                        )
+                    ),
+                )
+            )
+    return Comparison(
+        a,
+        b,
+        tuple(pairs),
+        tuple(alone),
+        tuple(machine_differences(a.machine, b.machine)),
+    )
 
 
 def _pair(a: Record, b: Record) -> Pair:
     """The ratio of two medians and its interval, of their order-statistic intervals.
 
-    Price and Bonett, Distribution-free confidence intervals for difference and ratio of medians (J. Stat. Comput.
-    Simul. 72, 2002): the logarithms' half-widths add in squares.
+    Price and Bonett, Distribution-free confidence intervals for difference and ratio of
+    medians (J. Stat. Comput. Simul. 72, 2002): the logarithms' half-widths add in
+    squares.
     """
     ratio = b.median_s / a.median_s
     half_width = math.hypot(*(medians.precision(record.samples_s) for record in (a, b)))
@@ -96,4 +130,6 @@ def _is_timed(record: Record | None) -> bool:
 
 
 def _are_times(samples: Sequence) -> bool:
-    return bool(samples) and all(isinstance(one, (int, float)) and 0 < one < math.inf for one in samples)
+    return bool(samples) and all(
+        isinstance(one, (int, float)) and 0 < one < math.inf for one in samples
+    )

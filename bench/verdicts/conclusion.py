@@ -1,20 +1,43 @@
-"""What a comparison of two revisions comes to as a whole: its exit code, its first words and its JUnit follow from it.
+"""What a comparison of two revisions comes to as a whole: its exit code, its first
+words and its JUnit follow from it.
 
-Only CLEAN is a pass. What has the same code on both sides, is new or is missing was not compared: it can't make a
-session clean in which nothing that was compared has a verdict.
+Only CLEAN is a pass. What has the same code on both sides, is new or is missing was not
+compared: it can't make a session clean in which nothing that was compared has a
+verdict.
 """
+
 from __future__ import annotations
 
-from batchline.bench.regressions import (EQUIVALENT, IDENTICAL, IMPROVED, INCONCLUSIVE, INVALID, MISSING, NEW, REGRESSED,
-                               UNCONFIRMED, Regression)
+from batchline.bench.regressions import (
+    EQUIVALENT,
+    IDENTICAL,
+    IMPROVED,
+    INCONCLUSIVE,
+    INVALID,
+    MISSING,
+    NEW,
+    REGRESSED,
+    UNCONFIRMED,
+    Regression,
+)
 
-VOID = "void"              # a control changed, and no verdict counts
-SLOWER = "slower"          # or larger, or less accurate: a case or a kernel REGRESSED
-LEFT_OPEN = "left open"    # a case is UNCONFIRMED
-NOTHING = "nothing"        # nothing that was compared has a verdict
+VOID = "void"  # a control changed, and no verdict counts
+SLOWER = "slower"  # or larger, or less accurate: a case or a kernel REGRESSED
+LEFT_OPEN = "left open"  # a case is UNCONFIRMED
+NOTHING = "nothing"  # nothing that was compared has a verdict
 INCOMPLETE = "incomplete"  # a case could not be judged
 CLEAN = "clean"
-WORST_FIRST = (REGRESSED, INVALID, UNCONFIRMED, MISSING, INCONCLUSIVE, IMPROVED, NEW, EQUIVALENT, IDENTICAL)
+WORST_FIRST = (
+    REGRESSED,
+    INVALID,
+    UNCONFIRMED,
+    MISSING,
+    INCONCLUSIVE,
+    IMPROVED,
+    NEW,
+    EQUIVALENT,
+    IDENTICAL,
+)
 _NOT_COMPARED = {IDENTICAL, NEW, MISSING}
 _WITHOUT_VERDICT = {INVALID, INCONCLUSIVE}
 
@@ -37,7 +60,9 @@ def worst_of_case(regression: Regression) -> dict[str, str]:
     """Case id → the worst verdict of its quantities, in the order of the cases."""
     worst: dict[str, str] = {}
     for case in regression.cases:
-        worst[case.id] = min(worst.get(case.id, case.verdict), case.verdict, key=WORST_FIRST.index)
+        worst[case.id] = min(
+            worst.get(case.id, case.verdict), case.verdict, key=WORST_FIRST.index
+        )
     return worst
 
 

@@ -1,4 +1,7 @@
-"""What each rung of an op's ladder bought: its times against the rung below, and against PyTorch's fastest."""
+"""What each rung of an op's ladder bought: its times against the rung below, and
+against PyTorch's fastest.
+"""
+
 from __future__ import annotations
 
 import statistics
@@ -13,7 +16,9 @@ Problem = tuple[str, str, str, int]
 
 @dataclass(frozen=True)
 class Gain:
-    """Speed-ups over the cases that both sides were measured on: their geometric mean, the least and the largest."""
+    """Speed-ups over the cases that both sides were measured on: their geometric mean,
+    the least and the largest.
+    """
 
     mean: float
     least: float
@@ -22,7 +27,8 @@ class Gain:
 
 
 def opponents(records: Sequence[Record]) -> dict[Problem, Record]:
-    """The strongest opponent on each problem: of PyTorch's own variants that are ranked the one with the lowest median.
+    """The strongest opponent on each problem: of PyTorch's own variants that are ranked
+    the one with the lowest median.
     """
     best: dict[Problem, Record] = {}
     for record in records:
@@ -38,23 +44,35 @@ def problem_of(record: Record) -> Problem:
     return record.op, record.scenario, record.dtype, record.batch
 
 
-def over(records: Sequence[Record], variant: str, other: Callable[[Record], Record | None]) -> Gain | None:
-    """How much faster `variant` ("op/name") is than what `other` gives for each of its records; None without a pair.
+def over(
+    records: Sequence[Record], variant: str, other: Callable[[Record], Record | None]
+) -> Gain | None:
+    """How much faster `variant` ("op/name") is than what `other` gives for each of its
+    records; None without a pair.
 
     Where it is not ranked it gains nothing.
     """
-    ratios = [rival.median_s / record.median_s for record in records
-              if eligible.may_win(record) and f"{record.op}/{record.variant}" == variant
-              and (rival := other(record)) is not None]
+    ratios = [
+        rival.median_s / record.median_s
+        for record in records
+        if eligible.may_win(record)
+        and f"{record.op}/{record.variant}" == variant
+        and (rival := other(record)) is not None
+    ]
     if not ratios:
         return None
-    return Gain(statistics.geometric_mean(ratios), min(ratios), max(ratios), len(ratios))
+    return Gain(
+        statistics.geometric_mean(ratios), min(ratios), max(ratios), len(ratios)
+    )
 
 
 def over_rung_below(records: Sequence[Record], variant: str, below: str) -> Gain | None:
     """The gain of `variant` over the rung `below` it (both "op/name")."""
-    times = {problem_of(record): record for record in records
-             if record.status == MEASURED and f"{record.op}/{record.variant}" == below}
+    times = {
+        problem_of(record): record
+        for record in records
+        if record.status == MEASURED and f"{record.op}/{record.variant}" == below
+    }
     return over(records, variant, lambda record: times.get(problem_of(record)))
 
 
@@ -65,9 +83,11 @@ def over_opponent(records: Sequence[Record], variant: str) -> Gain | None:
 
 
 def climb(variants: Mapping[str, Mapping]) -> list[tuple[str, int]]:
-    """The variants from the lowest rung up, backend by backend: (id, how many rungs it stands on).
+    """The variants from the lowest rung up, backend by backend: (id, how many rungs it
+    stands on).
 
-    `variants` has each one's backend and builds_on. A rung whose lower one is not among them starts a ladder.
+    `variants` has each one's backend and builds_on. A rung whose lower one is not among
+    them starts a ladder.
     """
     order: list[tuple[str, int]] = []
 

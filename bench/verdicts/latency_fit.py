@@ -1,13 +1,18 @@
-"""The least squares under the latency law, and the terms that are added to a line where the times refute it.
+"""The least squares under the latency law, and the terms that are added to a line where
+the times refute it.
 
-Weights are 1/t², as the noise of a time is a share of it, and no coefficient is below 0 (Lawson and Hanson, Solving
-Least Squares Problems, 1974, ch. 23). What a line lacks is added a term at a time, the one that explains most: a second
-slope from a measured batch on, or one batch that is no part of the law, a jump. It is taken if its F test survives
-Bonferroni over all that were offered, at 1%. The test is on logarithms, in which twice the law and half of it are
-equally far, and takes no scatter for less than 1%: processes differ by as much, however well a few medians agree. With
-few batches no test can reach that; so a fit that is off by a quarter, which is not noise, is also left for one that
-halves it. Of lines with noise up to 5%, at most 2% get a term (tests/test_latency_law.py asserts it).
+Weights are 1/t², as the noise of a time is a share of it, and no coefficient is below 0
+(Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23). What a line lacks is
+added a term at a time, the one that explains most: a second slope from a measured batch
+on, or one batch that is no part of the law, a jump. It is taken if its F test survives
+Bonferroni over all that were offered, at 1%. The test is on logarithms, in which twice
+the law and half of it are equally far, and takes no scatter for less than 1%: processes
+differ by as much, however well a few medians agree. With few batches no test can reach
+that; so a fit that is off by a quarter, which is not noise, is also left for one that
+halves it. Of lines with noise up to 5%, at most 2% get a term
+(tests/test_latency_law.py asserts it).
 """
+
 from __future__ import annotations
 
 import functools
@@ -19,20 +24,25 @@ from scipy.special import stdtr, stdtrit
 
 from batchline.bench.noise import intervals
 
-GOOD_FIT = 0.25     # of a time: a fit that misses by more is none
+GOOD_FIT = 0.25  # of a time: a fit that misses by more is none
 _CONFIDENCE = 0.95
-_LEVEL = 0.01       # at which a term is added
+_LEVEL = 0.01  # at which a term is added
 _LEAST_NOISE = 0.01
-_EITHER_SIDE = 2    # batches, of a second slope: with one it would be that batch's own jump
-_LEAST_STEPS = 3    # different batches, or numbers of waves, that a line and its scatter need
-_EXACT = 1e-12      # squares of relative residuals that are rounding
+_EITHER_SIDE = (
+    2  # batches, of a second slope: with one it would be that batch's own jump
+)
+_LEAST_STEPS = (
+    3  # different batches, or numbers of waves, that a line and its scatter need
+)
+_EXACT = 1e-12  # squares of relative residuals that are rounding
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Waves:
-    """How a launch fills a GPU: thread blocks (CTAs) a sample, and how many the multiprocessors hold at once.
+    """How a launch fills a GPU: thread blocks (CTAs) a sample, and how many the
+    multiprocessors hold at once.
 
     Tested on synthetic curves; not yet seen on a GPU.
     """
@@ -44,11 +54,17 @@ class Waves:
     @property
     def samples(self) -> float:
         """Samples in a full wave."""
-        return self.multiprocessors * self.ctas_per_multiprocessor / self.ctas_per_sample
+        return (
+            self.multiprocessors * self.ctas_per_multiprocessor / self.ctas_per_sample
+        )
 
     def count(self, batch: int) -> int:
         """Waves of a batch: ⌈B · CTAs a sample / (multiprocessors · CTAs on each)⌉."""
-        return -(-int(batch) * self.ctas_per_sample // (self.multiprocessors * self.ctas_per_multiprocessor))
+        return -(
+            -int(batch)
+            * self.ctas_per_sample
+            // (self.multiprocessors * self.ctas_per_multiprocessor)
+        )
 
     def filled(self, batch: int) -> float:
         """The batch rounded up to full waves."""
@@ -56,18 +72,35 @@ class Waves:
 
 
 class Fit:
-    """t(B) = values · (1, B) in seconds, or (1, min(B, bend_at), max(B − bend_at, 0)) with a `knot`, and the `jumps`.
+    """t(B) = values · (1, B) in seconds, or (1, min(B, bend_at), max(B − bend_at, 0))
+    with a `knot`, and the `jumps`.
 
-    With `waves`, B is rounded up to full ones. `knot` and `jumps` are rows of batches[N] and times_s[N]; the batches of
-    the jumps are left out.
+    With `waves`, B is rounded up to full ones. `knot` and `jumps` are rows of
+    batches[N] and times_s[N]; the batches of the jumps are left out.
     """
 
-    def __init__(self, batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None, knot: int | None = None,
-                 jumps: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        batches: np.ndarray,
+        times_s: np.ndarray,
+        waves: Waves | None = None,
+        knot: int | None = None,
+        jumps: tuple[int, ...] = (),
+    ):
         from scipy.optimize import nnls
 
-        self.batches, self.times_s, self.waves, self.knot, self.jumps = batches, times_s, waves, knot, jumps
-        self._axis = batches if waves is None else np.array([waves.filled(batch) for batch in batches])
+        self.batches, self.times_s, self.waves, self.knot, self.jumps = (
+            batches,
+            times_s,
+            waves,
+            knot,
+            jumps,
+        )
+        self._axis = (
+            batches
+            if waves is None
+            else np.array([waves.filled(batch) for batch in batches])
+        )
         self.bend_at = math.inf if knot is None else float(self._axis[knot])
         self._kept = np.delete(np.arange(len(batches)), jumps)
         weighted = self._curve(self._axis[self._kept]) / times_s[self._kept, None]
@@ -79,8 +112,12 @@ class Fit:
         self._squares = float((np.log1p(self.misses[self._kept]) ** 2).sum())
 
     def _curve(self, axis: np.ndarray) -> np.ndarray:
-        columns = [np.ones(len(axis)), np.minimum(axis, self.bend_at), np.maximum(axis - self.bend_at, 0)]
-        return np.stack(columns[:2 if self.knot is None else 3], axis=1)
+        columns = [
+            np.ones(len(axis)),
+            np.minimum(axis, self.bend_at),
+            np.maximum(axis - self.bend_at, 0),
+        ]
+        return np.stack(columns[: 2 if self.knot is None else 3], axis=1)
 
     def seconds_at(self, axis: np.ndarray) -> np.ndarray:
         """The law without its jumps at batches[N], taken as they are: not rounded up."""
@@ -93,14 +130,20 @@ class Fit:
 
     @property
     def worst(self) -> tuple[int, float]:
-        """The row, of those that are no jumps, that the law misses by most, and the size of that miss."""
+        """The row, of those that are no jumps, that the law misses by most, and the
+        size of that miss.
+        """
         misses = np.abs(self.misses[self._kept])
         return int(self._kept[misses.argmax()]), float(misses.max())
 
     @property
     def clear(self) -> float:
-        """A share over the law that the scatter does not explain at any of the batches (Bonferroni)."""
-        return self._noise * float(stdtrit(self._degrees, 1 - _LEVEL / len(self.batches)))
+        """A share over the law that the scatter does not explain at any of the batches
+        (Bonferroni).
+        """
+        return self._noise * float(
+            stdtrit(self._degrees, 1 - _LEVEL / len(self.batches))
+        )
 
     def longer(self) -> Fit | None:
         """The fit with the term more that explains most; None where that may be luck."""
@@ -108,55 +151,83 @@ class Fit:
         if not offers:
             return None
         best = min(offers, key=lambda fit: fit._squares)
-        t = math.sqrt(max(self._squares - best._squares, 0)) / best._noise  # its square is the F of one term
+        t = (
+            math.sqrt(max(self._squares - best._squares, 0)) / best._noise
+        )  # its square is the F of one term
         is_luck = 2 * stdtr(best._degrees, -t) * len(offers) > _LEVEL
-        return best if not is_luck or best.worst[1] <= self.worst[1] / 2 and self.worst[1] > GOOD_FIT else None
+        return (
+            best
+            if not is_luck
+            or best.worst[1] <= self.worst[1] / 2
+            and self.worst[1] > GOOD_FIT
+            else None
+        )
 
     def _offers(self) -> list[Fit]:
         free = [row for row in range(len(self.batches)) if row not in self.jumps]
         terms = [(row, self.jumps) for row in free] if self.knot is None else []
         terms += [(self.knot, (*self.jumps, row)) for row in free]
-        return [Fit(self.batches, self.times_s, self.waves, *more) for more in terms if self._determines(*more)]
+        return [
+            Fit(self.batches, self.times_s, self.waves, *more)
+            for more in terms
+            if self._determines(*more)
+        ]
 
     def _determines(self, knot: int | None, jumps: tuple[int, ...]) -> bool:
-        """Whether enough different batches, or numbers of waves, are left for a line, and on either side of a knot."""
+        """Whether enough different batches, or numbers of waves, are left for a line,
+        and on either side of a knot.
+        """
         steps = np.unique(np.delete(self._axis, jumps))
         if knot is None:
             return len(steps) >= _LEAST_STEPS
-        return min((steps < self._axis[knot]).sum(), (steps > self._axis[knot]).sum()) >= _EITHER_SIDE
+        return (
+            min((steps < self._axis[knot]).sum(), (steps > self._axis[knot]).sum())
+            >= _EITHER_SIDE
+        )
 
     @property
     def information(self) -> float:
         """Schwarz's criterion (BIC): the smaller, the better."""
         count = len(self.batches)
-        return count * math.log(max(self._squares, _EXACT) / count) + (count - self._degrees) * math.log(count)
+        return count * math.log(max(self._squares, _EXACT) / count) + (
+            count - self._degrees
+        ) * math.log(count)
 
     @property
     def _noise(self) -> float:
         return max(math.sqrt(self._squares / self._degrees), _LEAST_NOISE)
 
     def interval(self, index: int) -> Interval:
-        """The t interval of a coefficient: that of plain least squares, which the bound at 0 does not disturb."""
+        """The t interval of a coefficient: that of plain least squares, which the bound
+        at 0 does not disturb.
+        """
         free, covariance = self._unbounded
         margin = self._quantile * math.sqrt(covariance[index, index])
-        center = free[index] if free[index] + margin > 0 else 0  # all of it below 0 says nothing of where it is above
+        center = (
+            free[index] if free[index] + margin > 0 else 0
+        )  # all of it below 0 says nothing of where it is above
         return self._holding(self.values[index], center - margin, center + margin)
 
     def ratio(self, top: np.ndarray, bottom: np.ndarray) -> tuple[float, Interval]:
-        """Of two sums of the coefficients, neither of which can be below 0, with Fieller's interval (JRSS B 16, 1954).
+        """Of two sums of the coefficients, neither of which can be below 0, with
+        Fieller's interval (JRSS B 16, 1954).
 
         Where the bottom is not told from 0 it has no upper end.
         """
         free, covariance = self._unbounded
         value = (top @ self.values) / (bottom @ self.values)
         both = np.array([top, bottom])
-        ends = intervals.fieller(intervals.Means.of(both @ free, both @ covariance @ both.T),
-                                 intervals.Quantiles(-self._quantile, self._quantile))
+        ends = intervals.fieller(
+            intervals.Means.of(both @ free, both @ covariance @ both.T),
+            intervals.Quantiles(-self._quantile, self._quantile),
+        )
         return float(value), self._holding(value, ends.low, ends.high)
 
     @staticmethod
     def _holding(value: float, low: float, high: float) -> Interval:
-        """The ends, not below 0, and not without the value, which a bound may have moved."""
+        """The ends, not below 0, and not without the value, which a bound may have
+        moved.
+        """
         return float(max(0, min(low, value))), float(max(high, value))
 
     @property
@@ -169,14 +240,19 @@ class Fit:
         inverse = np.linalg.pinv(self._design)
         free = inverse.sum(axis=1)
         variance = ((1 - self._design @ free) ** 2).sum() / self._degrees
-        covariance = variance * (inverse @ inverse.T) / np.outer(self._scale, self._scale)
+        covariance = (
+            variance * (inverse @ inverse.T) / np.outer(self._scale, self._scale)
+        )
         return free / self._scale, covariance
 
 
 def fitted(batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None) -> Fit:
     """A line and the terms that it needs, or one of waves where that fits better."""
     fits = [Fit(batches, times_s)]
-    if waves is not None and len({waves.count(batch) for batch in batches}) >= _LEAST_STEPS:
+    if (
+        waves is not None
+        and len({waves.count(batch) for batch in batches}) >= _LEAST_STEPS
+    ):
         fits.append(Fit(batches, times_s, waves))
     for row, fit in enumerate(fits):
         while (longer := fit.longer()) is not None:

@@ -1,4 +1,7 @@
-"""How memory grows with the batch: m(B) = fixed + per sample · B, and the largest batch that a device then holds."""
+"""How memory grows with the batch: m(B) = fixed + per sample · B, and the largest batch
+that a device then holds.
+"""
+
 from __future__ import annotations
 
 import statistics
@@ -8,12 +11,14 @@ from dataclasses import dataclass
 from batchline.bench.records import MEASURED, Record
 
 LEAST_BATCHES = 3  # two points make any line
-_GOOD_FIT = 0.05   # a law that misses by more than this share of the largest total predicts nothing
+_GOOD_FIT = 0.05  # a law that misses by more than this share of the largest total predicts nothing
 
 
 @dataclass(frozen=True)
 class Law:
-    """Bytes: m(B) = fixed + per_sample · B. `misfit` is the worst |measured − law| as a share of the largest m."""
+    """Bytes: m(B) = fixed + per_sample · B. `misfit` is the worst |measured − law| as a
+    share of the largest m.
+    """
 
     fixed: float
     per_sample: float
@@ -23,7 +28,9 @@ class Law:
         return self.fixed + self.per_sample * batch
 
     def largest_batch(self, room_bytes: float) -> int | None:
-        """The largest B with m(B) ≤ `room_bytes`; None where memory does not grow with the batch."""
+        """The largest B with m(B) ≤ `room_bytes`; None where memory does not grow with
+        the batch.
+        """
         if self.per_sample <= 0:
             return None
         return max(0, int((room_bytes - self.fixed) / self.per_sample))
@@ -32,18 +39,22 @@ class Law:
 def fit(batches: Sequence[int], sizes: Sequence[float]) -> Law | None:
     """Least squares over (batch, bytes); None from fewer than three batches.
 
-    Unweighted: a page or two of rounding is nothing at a large batch, and it is the large ones that a limit concerns.
+    Unweighted: a page or two of rounding is nothing at a large batch, and it is the
+    large ones that a limit concerns.
     """
     if len(set(batches)) < LEAST_BATCHES:
         return None
     slope, intercept = statistics.linear_regression(batches, sizes)
-    worst = max(abs(intercept + slope * batch - size) for batch, size in zip(batches, sizes))
+    worst = max(
+        abs(intercept + slope * batch - size) for batch, size in zip(batches, sizes)
+    )
     return Law(intercept, slope, worst / max(*sizes, 1))
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How one variant's memory and time grow on one scenario: `peak` above the inputs, `inputs`, and both together.
+    """How one variant's memory and time grow on one scenario: `peak` above the inputs,
+    `inputs`, and both together.
 
     `batch` is the largest that was measured, and `seconds_a_sample` its median over it.
     """
@@ -59,7 +70,9 @@ class Growth:
     seconds_a_sample: float
 
     def largest_batch(self, room_bytes: float) -> int | None:
-        """The largest batch whose inputs, outputs and workspace fit into `room_bytes`; None where there is no law."""
+        """The largest batch whose inputs, outputs and workspace fit into `room_bytes`;
+        None where there is no law.
+        """
         return self.total.largest_batch(room_bytes) if self.is_a_line else None
 
     @property
@@ -67,7 +80,9 @@ class Growth:
         return self.total.misfit <= _GOOD_FIT
 
     def seconds_at(self, batch: int) -> float:
-        """About what a call takes there, at the cost a sample of the largest batch measured."""
+        """About what a call takes there, at the cost a sample of the largest batch
+        measured.
+        """
         return self.seconds_a_sample * batch
 
 
@@ -76,21 +91,30 @@ def growths(records: Sequence[Record]) -> list[Growth]:
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in records:
         if record.status == MEASURED and record.facts.get("peak_bytes") is not None:
-            groups.setdefault((record.op, record.variant, record.scenario, record.dtype), []).append(record)
+            groups.setdefault(
+                (record.op, record.variant, record.scenario, record.dtype), []
+            ).append(record)
     found = []
     for key, group in groups.items():
         batches = [record.batch for record in group]
         peaks = [record.facts["peak_bytes"] for record in group]
         inputs = [record.facts["input_bytes"] for record in group]
-        laws = [fit(batches, sizes) for sizes in (peaks, inputs, [sum(both) for both in zip(peaks, inputs)])]
+        laws = [
+            fit(batches, sizes)
+            for sizes in (peaks, inputs, [sum(both) for both in zip(peaks, inputs)])
+        ]
         if None not in laws:
             largest = max(group, key=lambda record: record.batch)
-            found.append(Growth(*key, *laws, largest.batch, largest.median_s / largest.batch))
+            found.append(
+                Growth(*key, *laws, largest.batch, largest.median_s / largest.batch)
+            )
     return found
 
 
 def quickest(growths_: Sequence[Growth], room_bytes: float) -> list[Growth]:
-    """For each op and variant the one whose call at its largest batch would be the quickest."""
+    """For each op and variant the one whose call at its largest batch would be the
+    quickest.
+    """
     best: dict[tuple[str, str], tuple[float, Growth]] = {}
     for growth in growths_:
         batch = growth.largest_batch(room_bytes)

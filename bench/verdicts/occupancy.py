@@ -1,7 +1,10 @@
-"""How many warps of a kernel fit on a multiprocessor at once, from what its compiled code asks for.
+"""How many warps of a kernel fit on a multiprocessor at once, from what its compiled
+code asks for.
 
-The arithmetic is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's barriers are not counted.
+The arithmetic is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's barriers are
+not counted.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,18 +19,24 @@ WARPS = "warps"
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Resident warps as a share of what the multiprocessor can hold, the blocks that makes, and what limits them."""
+    """Resident warps as a share of what the multiprocessor can hold, the blocks that
+    makes, and what limits them.
+    """
 
     share: float
     blocks: int
     limited_by: str
 
 
-def occupancy(architecture: int, threads: int, registers: int, shared_bytes: int) -> Occupancy:
-    """For blocks of `threads`, each with `registers`, and `shared_bytes` (static and dynamic) a block.
+def occupancy(
+    architecture: int, threads: int, registers: int, shared_bytes: int
+) -> Occupancy:
+    """For blocks of `threads`, each with `registers`, and `shared_bytes` (static and
+    dynamic) a block.
 
     Raises:
-        ValueError: for an architecture whose limits are not known here, or a block that fits none.
+        ValueError: for an architecture whose limits are not known here, or a block that
+        fits none.
     """
     target = known(architecture)
     warps = -(-threads // target.threads_per_warp)
@@ -35,18 +44,22 @@ def occupancy(architecture: int, threads: int, registers: int, shared_bytes: int
         WARPS: target.warps_per_sm // warps,
         BLOCKS: target.blocks_per_sm,
         REGISTERS: _blocks_by_registers(target, warps, registers),
-        SHARED: target.shared_bytes_per_sm // _round_up(shared_bytes + target.shared_bytes_reserved,
-                                                        target.shared_step),
+        SHARED: target.shared_bytes_per_sm
+        // _round_up(shared_bytes + target.shared_bytes_reserved, target.shared_step),
     }
     limited_by, fit = min(blocks.items(), key=lambda item: item[1])
     if not fit:
-        raise ValueError(f"a block of {threads} threads with {registers} registers and {shared_bytes} B of shared "
-                         f"memory does not fit on sm_{architecture}")
+        raise ValueError(
+            f"a block of {threads} threads with {registers} registers and {shared_bytes} B of shared "
+            f"memory does not fit on sm_{architecture}"
+        )
     return Occupancy(fit * warps / target.warps_per_sm, fit, limited_by)
 
 
 def _blocks_by_registers(target: Architecture, warps: int, registers: int) -> int:
-    """Blocks of so many warps whose registers fit: each partition holds whole warps of its own share."""
+    """Blocks of so many warps whose registers fit: each partition holds whole warps of
+    its own share.
+    """
     if not registers:
         return target.blocks_per_sm
     of_a_warp = _round_up(registers * target.threads_per_warp, target.register_step)

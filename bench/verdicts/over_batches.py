@@ -1,12 +1,17 @@
-"""One verdict for each kernel over its batch sizes: neighbours that changed too little alone lend each other strength.
+"""One verdict for each kernel over its batch sizes: neighbours that changed too little
+alone lend each other strength.
 
-The verdicts of single cases (bench.verdicts.gate) stand. What they leave open is pooled over stretches of neighbouring
-batch sizes: in each pair the mean of the stretch's ratios, tested against the mean of its floors at the same looks, at
-the same levels, and confirmed by the next pairs alone. Bonferroni, over all stretches of the kernel and all kernels,
-and not Benjamini-Hochberg: every stretch found is then right at once, so the narrowest say where the change is
-(P. Fryzlewicz, Narrowest significance pursuit, JASA 119, 2024). A stretch counts only where each of its cases is by
-itself over its floor on the same side, and the single verdict of none is out yet: no equal or opposite case is inside.
+The verdicts of single cases (bench.verdicts.gate) stand. What they leave open is pooled
+over stretches of neighbouring batch sizes: in each pair the mean of the stretch's
+ratios, tested against the mean of its floors at the same looks, at the same levels, and
+confirmed by the next pairs alone. Bonferroni, over all stretches of the kernel and all
+kernels, and not Benjamini-Hochberg: every stretch found is then right at once, so the
+narrowest say where the change is (P. Fryzlewicz, Narrowest significance pursuit, JASA
+119, 2024). A stretch counts only where each of its cases is by itself over its floor on
+the same side, and the single verdict of none is out yet: no equal or opposite case is
+inside.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -17,7 +22,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batchline.bench.records import parse_case_id
-from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, INVALID, LATENCY, REGRESSED, OverBatches
+from batchline.bench.regressions import (
+    EQUIVALENT,
+    IMPROVED,
+    INCONCLUSIVE,
+    INVALID,
+    LATENCY,
+    REGRESSED,
+    OverBatches,
+)
 from batchline.bench.verdicts import batch_words
 from batchline.bench.verdicts.floors import Floor
 from batchline.bench.verdicts.gate import LEAST_PAIRS, LOOKS, Ratios, Replay, confirmed
@@ -26,14 +39,19 @@ from batchline.bench.verdicts.pair_tests import moments
 _KERNEL = ("op", "variant", "scenario", "dtype")
 
 
-def over_batches(ratios: Ratios, floors: Mapping[str, Floor], quantity: str = LATENCY) -> tuple[OverBatches, ...]:
-    """A verdict for each op, variant, scenario and dtype with two batch sizes or more, from the whole history.
+def over_batches(
+    ratios: Ratios, floors: Mapping[str, Floor], quantity: str = LATENCY
+) -> tuple[OverBatches, ...]:
+    """A verdict for each op, variant, scenario and dtype with two batch sizes or more,
+    from the whole history.
 
-    `ratios` and `floors` are as in bench.verdicts.gate.decide, of one quantity: all its cases, which are the family.
-    A part's "effect" is the mean change of its cases, as a share; None where none of them could be judged.
+    `ratios` and `floors` are as in bench.verdicts.gate.decide, of one quantity: all its
+    cases, which are the family. A part's "effect" is the mean change of its cases, as a
+    share; None where none of them could be judged.
 
     Raises:
-        ValueError: if a ratio or a floor is not finite, a case has no floor, or a name is no case id.
+        ValueError: if a ratio or a floor is not finite, a case has no floor, or a name
+        is no case id.
     """
     replay, stretches = _replayed(ratios, floors)
     means = replay.so_far().mean
@@ -42,17 +60,30 @@ def over_batches(ratios: Ratios, floors: Mapping[str, Floor], quantity: str = LA
     for kernel, rows in stretches.kernels.items():
         own = [verdicts[row] for row in rows.values()]
         parts = _parts(list(rows), own, [means[row] for row in rows.values()])
-        told.append(OverBatches(*kernel, quantity, _verdict(set(own)),
-                                batch_words.words(parts, Counter(own), quantity), parts))
+        told.append(
+            OverBatches(
+                *kernel,
+                quantity,
+                _verdict(set(own)),
+                batch_words.words(parts, Counter(own), quantity),
+                parts,
+            )
+        )
     return tuple(told)
 
 
 def wants_more(ratios: Ratios, floors: Mapping[str, Floor]) -> frozenset[str]:
-    """The cases whose next pairs have to confirm a stretch, decided or not by themselves."""
+    """The cases whose next pairs have to confirm a stretch, decided or not by
+    themselves.
+    """
     _, stretches = _replayed(ratios, floors)
     names = list(ratios)
-    return frozenset(names[row] for stretch, waits in zip(stretches.rows, stretches.direction != 0) if waits
-                     for row in stretch)
+    return frozenset(
+        names[row]
+        for stretch, waits in zip(stretches.rows, stretches.direction != 0)
+        if waits
+        for row in stretch
+    )
 
 
 def _replayed(ratios: Ratios, floors: Mapping[str, Floor]) -> tuple[Replay, _Stretches]:
@@ -65,34 +96,63 @@ def _replayed(ratios: Ratios, floors: Mapping[str, Floor]) -> tuple[Replay, _Str
 
 
 def _kernels(names: Ratios) -> dict[tuple[str, ...], dict[int, int]]:
-    """Kernel → batch size → row, of the kernels with several batch sizes, which are in order."""
+    """Kernel → batch size → row, of the kernels with several batch sizes, which are in
+    order.
+    """
     found: dict[tuple[str, ...], dict[int, int]] = {}
     for row, name in enumerate(names):
         parts = parse_case_id(name)
-        found.setdefault(tuple(parts[part] for part in _KERNEL), {})[parts["batch"]] = row
-    return {kernel: dict(sorted(rows.items())) for kernel, rows in found.items() if len(rows) > 1}
+        found.setdefault(tuple(parts[part] for part in _KERNEL), {})[
+            parts["batch"]
+        ] = row
+    return {
+        kernel: dict(sorted(rows.items()))
+        for kernel, rows in found.items()
+        if len(rows) > 1
+    }
 
 
 class _Stretches:
-    """All stretches of two and more neighbouring batch sizes; the narrow ones of a kernel before the wide ones."""
+    """All stretches of two and more neighbouring batch sizes; the narrow ones of a
+    kernel before the wide ones.
+    """
 
-    def __init__(self, kernels: Mapping[tuple[str, ...], Mapping[int, int]], replay: Replay):
+    def __init__(
+        self, kernels: Mapping[tuple[str, ...], Mapping[int, int]], replay: Replay
+    ):
         self.kernels, self.replay = kernels, replay
-        self.order = np.array([row for rows in kernels.values() for row in rows.values()], int)
+        self.order = np.array(
+            [row for rows in kernels.values() for row in rows.values()], int
+        )
         starts, sizes, tests, offset = [], [], [], 0
         for batches in map(len, kernels.values()):
-            own = [(offset + first, wide) for wide in range(2, batches + 1) for first in range(batches - wide + 1)]
+            own = [
+                (offset + first, wide)
+                for wide in range(2, batches + 1)
+                for first in range(batches - wide + 1)
+            ]
             starts += [start for start, _ in own]
             sizes += [wide for _, wide in own]
             tests += [len(own) * len(kernels)] * len(own)
             offset += batches
-        self.starts, self.size, self.tests = (np.array(column, int) for column in (starts, sizes, tests))
-        self.rows = [self.order[start:start + size] for start, size in zip(starts, sizes)]
+        self.starts, self.size, self.tests = (
+            np.array(column, int) for column in (starts, sizes, tests)
+        )
+        self.rows = [
+            self.order[start : start + size] for start, size in zip(starts, sizes)
+        ]
         self.table, self.above, self.below = (
-            np.array([values[rows].mean(axis=0) for rows in self.rows]).reshape(len(self.rows), *values.shape[1:])
-            for values in (replay.table, replay.above, replay.below))
-        self.direction = np.zeros(len(self.rows), int)  # +1, -1: flagged, and waiting for new pairs
-        self.claimed = np.zeros(len(replay.table), int)  # +1, -1: a case in a stretch that was found to have changed
+            np.array([values[rows].mean(axis=0) for rows in self.rows]).reshape(
+                len(self.rows), *values.shape[1:]
+            )
+            for values in (replay.table, replay.above, replay.below)
+        )
+        self.direction = np.zeros(
+            len(self.rows), int
+        )  # +1, -1: flagged, and waiting for new pairs
+        self.claimed = np.zeros(
+            len(replay.table), int
+        )  # +1, -1: a case in a stretch that was found to have changed
 
     def look(self, number: int) -> None:
         pairs, level = LOOKS[number]
@@ -102,19 +162,41 @@ class _Stretches:
             return
         here = reached & self._all(~self.replay.settled)
         side = self._side(pairs)
-        firm = here & (side == self.direction) & confirmed(
-            moments(self.table[:, before:pairs]), pairs - before, self.direction, self.above, self.below)
+        firm = (
+            here
+            & (side == self.direction)
+            & confirmed(
+                moments(self.table[:, before:pairs]),
+                pairs - before,
+                self.direction,
+                self.above,
+                self.below,
+            )
+        )
         for stretch in np.flatnonzero(firm):
             self.claimed[self.rows[stretch]] = self.direction[stretch]
         sums = moments(self.table[:, :pairs])
-        chance = np.where(side > 0, sums.chance_above(self.above), sums.chance_below(self.below))
-        flagged = here & self._all(self.claimed == 0) & (sums.count >= LEAST_PAIRS) & (chance * self.tests < level)
-        self.direction = np.where(reached, np.where(self._narrowest(flagged), side, 0), self.direction)
+        chance = np.where(
+            side > 0, sums.chance_above(self.above), sums.chance_below(self.below)
+        )
+        flagged = (
+            here
+            & self._all(self.claimed == 0)
+            & (sums.count >= LEAST_PAIRS)
+            & (chance * self.tests < level)
+        )
+        self.direction = np.where(
+            reached, np.where(self._narrowest(flagged), side, 0), self.direction
+        )
 
     def _side(self, pairs: int) -> np.ndarray:
-        """+1 of the stretches all of whose cases are by themselves over their floors, -1 under them, else 0."""
+        """+1 of the stretches all of whose cases are by themselves over their floors,
+        -1 under them, else 0.
+        """
         means = moments(self.replay.table[:, :pairs]).mean
-        over, under = self._all(means > self.replay.above), self._all(means < self.replay.below)
+        over, under = self._all(means > self.replay.above), self._all(
+            means < self.replay.below
+        )
         return over.astype(int) - under.astype(int)
 
     def _narrowest(self, flagged: np.ndarray) -> np.ndarray:
@@ -122,7 +204,9 @@ class _Stretches:
         kept = np.full(len(flagged), False)
         stops = self.starts + self.size
         for stretch in np.flatnonzero(flagged):
-            kept[stretch] = not (kept & (self.starts >= self.starts[stretch]) & (stops <= stops[stretch])).any()
+            kept[stretch] = not (
+                kept & (self.starts >= self.starts[stretch]) & (stops <= stops[stretch])
+            ).any()
         return kept
 
     def _all(self, cases: np.ndarray) -> np.ndarray:
@@ -135,9 +219,22 @@ def _verdicts(replay: Replay, stretches: _Stretches) -> list[str]:
     """Of each case, as its kernel's verdict counts it."""
     changed = np.where(replay.settled, replay.changed, stretches.claimed)
     counts = replay.so_far().count
-    return [REGRESSED if way > 0 else IMPROVED if way < 0 else EQUIVALENT if equal else
-            INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
-            for way, equal, pairs in zip(changed, replay.equivalent, counts)]
+    return [
+        (
+            REGRESSED
+            if way > 0
+            else (
+                IMPROVED
+                if way < 0
+                else (
+                    EQUIVALENT
+                    if equal
+                    else INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
+                )
+            )
+        )
+        for way, equal, pairs in zip(changed, replay.equivalent, counts)
+    ]
 
 
 def _verdict(own: set[str]) -> str:
@@ -146,11 +243,26 @@ def _verdict(own: set[str]) -> str:
     return changed[0] if changed else own.pop() if len(own) == 1 else INCONCLUSIVE
 
 
-def _parts(batches: Sequence[int], verdicts: Sequence[str], means: Sequence[float]) -> tuple[dict, ...]:
+def _parts(
+    batches: Sequence[int], verdicts: Sequence[str], means: Sequence[float]
+) -> tuple[dict, ...]:
     """Runs of one verdict; `means` are of logarithms."""
     parts = []
-    for verdict, run in itertools.groupby(range(len(batches)), key=verdicts.__getitem__):
+    for verdict, run in itertools.groupby(
+        range(len(batches)), key=verdicts.__getitem__
+    ):
         places = list(run)
-        effect = None if verdict == INVALID else math.expm1(np.mean([means[place] for place in places]))
-        parts.append({"first": batches[places[0]], "last": batches[places[-1]], "verdict": verdict, "effect": effect})
+        effect = (
+            None
+            if verdict == INVALID
+            else math.expm1(np.mean([means[place] for place in places]))
+        )
+        parts.append(
+            {
+                "first": batches[places[0]],
+                "last": batches[places[-1]],
+                "verdict": verdict,
+                "effect": effect,
+            }
+        )
     return tuple(parts)

@@ -1,7 +1,10 @@
-"""One-sided t tests of many cases at once: each row of a table is a case, each column a pair, NaN where there is none.
+"""One-sided t tests of many cases at once: each row of a table is a case, each column a
+pair, NaN where there is none.
 
-The t test and not a rank test: with five pairs a rank test can't give a p below 1/32, which no family survives.
+The t test and not a rank test: with five pairs a rank test can't give a p below 1/32,
+which no family survives.
 """
+
 from __future__ import annotations
 
 import bisect
@@ -13,13 +16,15 @@ import numpy as np
 from scipy.special import ndtr, ndtri, nctdtr, stdtr, stdtrit
 
 POWER = 0.8
-EXACT = 1e-12           # of a logarithm: what rounding leaves of equal ratios
+EXACT = 1e-12  # of a logarithm: what rounding leaves of equal ratios
 _MOST_PAIRS_NEEDED = 1000
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each row: how many ratios it has, their mean, and their standard deviation (n - 1; 0 from fewer than two)."""
+    """Of each row: how many ratios it has, their mean, and their standard deviation (n
+    - 1; 0 from fewer than two).
+    """
 
     count: np.ndarray
     mean: np.ndarray
@@ -30,7 +35,9 @@ class Moments:
         return self.spread / np.sqrt(np.maximum(self.count, 1))
 
     def chance_above(self, bound: np.ndarray | float) -> np.ndarray:
-        """p of each row's mean being over `bound` by luck: 1 from fewer than two ratios."""
+        """p of each row's mean being over `bound` by luck: 1 from fewer than two
+        ratios.
+        """
         return self._chance(self.mean - bound)
 
     def chance_below(self, bound: np.ndarray | float) -> np.ndarray:
@@ -41,7 +48,10 @@ class Moments:
         """Both ends of each row's t interval; infinite from fewer than two ratios."""
         margin = np.full(len(self.mean), math.inf)
         known = self.count > 1
-        margin[known] = (stdtrit(self.count[known] - 1, (1 + confidence) / 2) * self.standard_error[known])
+        margin[known] = (
+            stdtrit(self.count[known] - 1, (1 + confidence) / 2)
+            * self.standard_error[known]
+        )
         return self.mean - margin, self.mean + margin
 
     def _chance(self, distance: np.ndarray) -> np.ndarray:
@@ -64,27 +74,39 @@ def moments(table: np.ndarray) -> Moments:
 
 @functools.lru_cache(maxsize=None)
 def reach(pairs: int, level: float) -> float:
-    """How far over its bound a mean must be, in standard deviations of a pair, to be seen at `level` with POWER."""
+    """How far over its bound a mean must be, in standard deviations of a pair, to be
+    seen at `level` with POWER.
+    """
     from scipy.optimize import brentq
 
     critical = float(stdtrit(pairs - 1, 1 - level))
-    noncentrality = brentq(lambda shift: nctdtr(pairs - 1, shift, critical) - (1 - POWER), 0, 3 * critical + 10)
+    noncentrality = brentq(
+        lambda shift: nctdtr(pairs - 1, shift, critical) - (1 - POWER),
+        0,
+        3 * critical + 10,
+    )
     return noncentrality / math.sqrt(pairs)
 
 
-def pairs_to_show(distance: float, spread: float, level: float, far: float = math.inf) -> int | None:
-    """How many pairs show a mean that is `distance` from its bound, and `far` from another, at `level` with POWER.
+def pairs_to_show(
+    distance: float, spread: float, level: float, far: float = math.inf
+) -> int | None:
+    """How many pairs show a mean that is `distance` from its bound, and `far` from
+    another, at `level` with POWER.
 
-    Guenther's approximation (Sample size formulas for normal theory t tests, The American Statistician 35, 1981); with
-    two bounds the runs that miss either are added. None where it is more than a thousand, or the distance is nothing.
+    Guenther's approximation (Sample size formulas for normal theory t tests, The
+    American Statistician 35, 1981); with two bounds the runs that miss either are
+    added. None where it is more than a thousand, or the distance is nothing.
     """
     if distance <= 0:
         return None
     critical = float(ndtri(1 - level))
 
     def shown(pairs: int) -> bool:
-        root = math.sqrt(max(pairs - critical ** 2 / 2, 0)) / max(spread, EXACT)
-        return ndtr(distance * root - critical) + ndtr(far * root - critical) - 1 >= POWER
+        root = math.sqrt(max(pairs - critical**2 / 2, 0)) / max(spread, EXACT)
+        return (
+            ndtr(distance * root - critical) + ndtr(far * root - critical) - 1 >= POWER
+        )
 
     pairs = 2 + bisect.bisect_left(range(2, _MOST_PAIRS_NEEDED + 1), True, key=shown)
     return pairs if pairs <= _MOST_PAIRS_NEEDED else None

@@ -1,4 +1,5 @@
 """What Triton's proton measured, out of its profile: the time of each kernel."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,9 @@ class KernelTime:
 
 
 def kernel_times(profile: Sequence[Mapping]) -> list[KernelTime]:
-    """The leaves of a hatchet profile (a list of trees, and the devices last) by name, the slowest first."""
+    """The leaves of a hatchet profile (a list of trees, and the devices last) by name,
+    the slowest first.
+    """
     found: dict[str, list[float]] = {}
     for tree in profile:
         for name, calls, nanoseconds in _leaves(tree):
@@ -26,8 +29,10 @@ def kernel_times(profile: Sequence[Mapping]) -> list[KernelTime]:
             kept[0] += calls
             kept[1] += nanoseconds
     total = sum(nanoseconds for _, nanoseconds in found.values()) or 1.0
-    times = [KernelTime(name, int(calls), nanoseconds * 1e-9, nanoseconds / total)
-             for name, (calls, nanoseconds) in found.items()]
+    times = [
+        KernelTime(name, int(calls), nanoseconds * 1e-9, nanoseconds / total)
+        for name, (calls, nanoseconds) in found.items()
+    ]
     return sorted(times, key=lambda one: -one.seconds)
 
 

@@ -1,4 +1,7 @@
-"""The batched product with its gradient, which is two more of them: dA = dC Bᵀ (nt) and dB = Aᵀ dC (tn)."""
+"""The batched product with its gradient, which is two more of them: dA = dC Bᵀ (nt) and
+dB = Aᵀ dC (tn).
+"""
+
 from __future__ import annotations
 
 import torch
@@ -11,28 +14,44 @@ from batchline.kernels.op import WIDE
 
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times; each product by what `bmm` chooses.
+    """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times;
+    each product by what `bmm` chooses.
 
-    A shared right side is best given as [K,N]: its gradient is then one product over all B·M rows, where B expanded to
-    [B,K,N] costs one for each entry and their sum. Only what the asked gradients need is kept and computed. Autocast
-    does not change it.
+    A shared right side is best given as [K,N]: its gradient is then one product over
+    all B·M rows, where B expanded to [B,K,N] costs one for each entry and their sum.
+    Only what the asked gradients need is kept and computed. Autocast does not change
+    it.
 
     Raises:
         ValueError: if the shapes don't fit each other.
-        TypeError: if the dtypes or devices differ, or the dtype is none of float32, float16, bfloat16 and float64.
+        TypeError: if the dtypes or devices differ, or the dtype is none of float32,
+        float16, bfloat16 and float64.
     """
-    if a.dim() != 3 or b.dim() not in (2, 3) or a.shape[2] != b.shape[-2] or (b.dim() == 3 and len(a) != len(b)):
-        raise ValueError("batched_product takes a[B,M,K] and b[B,K,N] or b[K,N], "
-                         f"not a{list(a.shape)} and b{list(b.shape)}")
+    if (
+        a.dim() != 3
+        or b.dim() not in (2, 3)
+        or a.shape[2] != b.shape[-2]
+        or (b.dim() == 3 and len(a) != len(b))
+    ):
+        raise ValueError(
+            "batched_product takes a[B,M,K] and b[B,K,N] or b[K,N], "
+            f"not a{list(a.shape)} and b{list(b.shape)}"
+        )
     if (a.dtype, a.device) != (b.dtype, b.device):
-        raise TypeError(f"a is {a.dtype} on {a.device}, b is {b.dtype} on {b.device}: they must be alike")
+        raise TypeError(
+            f"a is {a.dtype} on {a.device}, b is {b.dtype} on {b.device}: they must be alike"
+        )
     if dtype_name(a.dtype) not in WIDE:
-        raise TypeError(f"batched_product is differentiated in {', '.join(WIDE)}, not in {dtype_name(a.dtype)}")
+        raise TypeError(
+            f"batched_product is differentiated in {', '.join(WIDE)}, not in {dtype_name(a.dtype)}"
+        )
     return _product(a, b)
 
 
 class _Product(torch.autograd.Function):
-    """C = A B. Its gradient applies the function again, so it can be differentiated too."""
+    """C = A B. Its gradient applies the function again, so it can be differentiated
+    too.
+    """
 
     generate_vmap_rule = True
 
@@ -62,7 +81,9 @@ class _Product(torch.autograd.Function):
 
 
 def _product(a, b):
-    """C = A B: by PyTorch in forward mode, whose levels may be nested, which a Function's own derivative can't be."""
+    """C = A B: by PyTorch in forward mode, whose levels may be nested, which a
+    Function's own derivative can't be.
+    """
     if forward_ad._current_level < 0:
         return _Product.apply(a, b)
     with torch.autocast(a.device.type, enabled=False):

@@ -1,4 +1,7 @@
-"""What the rungs on TMA share: how an operand is described to it, and the walk of a program over its tiles."""
+"""What the rungs on TMA share: how an operand is described to it, and the walk of a
+program over its tiles.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,15 +16,18 @@ GROUP_M = 8
 ROW_BYTES = 128  # of a tile along K: the widest row that TMA swizzles
 _ALIGNMENT = 16  # bytes, of the base and of every stride (CUDA driver API, cuTensorMapEncodeTiled)
 _MOST_STRIDE = 1 << 40  # bytes
-_MOST_TILES = 1 << 30  # a tile's number has 32 bits, and the step past the last one must fit
+_MOST_TILES = (
+    1 << 30
+)  # a tile's number has 32 bits, and the step past the last one must fit
 
 
 @dataclass(frozen=True)
 class Stored:
     """An operand [B, R, C] as its memory has it: `transposed` if that is [B, C, R].
 
-    shape and strides (in elements) are of [entries, rows, columns] in memory. An operand that all entries share has
-    one entry, and `step` 0 from an entry to the next: a stride of 0 is never described.
+    shape and strides (in elements) are of [entries, rows, columns] in memory. An
+    operand that all entries share has one entry, and `step` 0 from an entry to the
+    next: a stride of 0 is never described.
     """
 
     transposed: bool
@@ -31,26 +37,41 @@ class Stored:
 
 
 def stored(operand: torch.Tensor) -> Stored | None:
-    """How a descriptor names this operand, one way round or the other, or None if it can't."""
+    """How a descriptor names this operand, one way round or the other, or None if it
+    can't.
+    """
     if operand.data_ptr() % _ALIGNMENT:
         return None
     aligned = _ALIGNMENT // operand.element_size()
     for transposed in (False, True):
         view = operand.mT if transposed else operand
-        (entries, rows, columns), (by_entry, by_row, by_column) = view.shape, view.stride()
-        # The stride of a dimension of one element is never taken, and torch leaves it arbitrary.
+        (entries, rows, columns), (by_entry, by_row, by_column) = (
+            view.shape,
+            view.stride(),
+        )
+        # The stride of a dimension of one element is never taken, and torch leaves it
+        # arbitrary.
         by_row = by_row if rows > 1 else -(-columns // aligned) * aligned
         step = int(entries > 1 and by_entry != 0)
         by_entry = by_entry if step else by_row * rows
-        legal = all(0 < stride * view.element_size() < _MOST_STRIDE and stride % aligned == 0
-                    for stride in (by_row, by_entry))
+        legal = all(
+            0 < stride * view.element_size() < _MOST_STRIDE and stride % aligned == 0
+            for stride in (by_row, by_entry)
+        )
         if legal and (by_column == 1 or columns == 1):
-            return Stored(transposed, (entries if step else 1, rows, columns), (by_entry, by_row, 1), step)
+            return Stored(
+                transposed,
+                (entries if step else 1, rows, columns),
+                (by_entry, by_row, 1),
+                step,
+            )
     return None
 
 
 def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    """Why a persistent kernel on TMA can't multiply these, or None. Empty ones launch nothing."""
+    """Why a persistent kernel on TMA can't multiply these, or None. Empty ones launch
+    nothing.
+    """
     batch, m, k = a.shape
     n = b.shape[2]
     target = target_of(a.device)
@@ -75,7 +96,9 @@ def tiles(a: torch.Tensor, b: torch.Tensor, block_m: int, block_n: int) -> int:
 
 @triton.jit
 def place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """The entry, row and column of a tile: entry after entry, inside one in groups of GROUP_M rows of tiles."""
+    """The entry, row and column of a tile: entry after entry, inside one in groups of
+    GROUP_M rows of tiles.
+    """
     entry = tile // (tiles_m * tiles_n)
     tile = tile % (tiles_m * tiles_n)
     first_m = tile // (GROUP_M * tiles_n) * GROUP_M

@@ -1,4 +1,7 @@
-"""Entries that share their right side, as one product: the batch folds into the rows of A."""
+"""Entries that share their right side, as one product: the batch folds into the rows of
+A.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -14,5 +17,7 @@ def why_not_folded(a: torch.Tensor, b: torch.Tensor) -> str | None:
 
 
 def folded(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, M, K] as [B·M, K]: a view where the rows go on from entry to entry, a copy elsewhere."""
+    """[B, M, K] as [B·M, K]: a view where the rows go on from entry to entry, a copy
+    elsewhere.
+    """
     return tensor.reshape(tensor.shape[0] * tensor.shape[1], tensor.shape[2])

@@ -1,9 +1,11 @@
-"""Three loops, rows of C over the threads: what one writes first, and the rung the others are measured from.
+"""Three loops, rows of C over the threads: what one writes first, and the rung the
+others are measured from.
 
-The assembly multiplies and adds single numbers (`vmulss`, `vaddss`): the order of a sum is the program's, so it can't
-be spread over the lanes of a vector. Every product costs two loads, and every addition waits for the one before it,
-which is what bounds it.
+The assembly multiplies and adds single numbers (`vmulss`, `vaddss`): the order of a sum
+is the program's, so it can't be spread over the lanes of a vector. Every product costs
+two loads, and every addition waits for the one before it, which is what bounds it.
 """
+
 import functools
 
 import torch
@@ -27,9 +29,13 @@ def _kernel(a, b, c):
 
 @functools.cache
 def _compiled(dtype):
-    """One compilation a dtype, for any strides of A and B: Numba's own choice would be one for each mix of layouts."""
+    """One compilation a dtype, for any strides of A and B: Numba's own choice would be
+    one for each mix of layouts.
+    """
     element = numba.from_dtype(dtype)
-    strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(element, 3, "C")
+    strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(
+        element, 3, "C"
+    )
     return njit(numba.void(strided, strided, contiguous), parallel=True)(_kernel)
 
 
@@ -38,5 +44,7 @@ def numba_cpu_naive(a, b):
     c = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype)
     if c.numel():
         result = c.numpy()
-        run_parallel(_compiled(result.dtype), a.detach().numpy(), b.detach().numpy(), result)
+        run_parallel(
+            _compiled(result.dtype), a.detach().numpy(), b.detach().numpy(), result
+        )
     return c

@@ -1,10 +1,12 @@
-"""Threads over 64x256 tiles of C; B is packed 128 rows at a time into contiguous panels that stay in L2.
+"""Threads over 64x256 tiles of C; B is packed 128 rows at a time into contiguous panels
+that stay in L2.
 
-The inner loop adds four rows of the packed panel, each times one element of A, to a row of sums in L1. With AVX2
-its assembly is a multiplication, three fused multiply-adds and an addition over 8 floats, for five loads and a
-store: those bound it, since the sums are not held in registers. Packing makes every layout of B the same, once for
-64 rows.
+The inner loop adds four rows of the packed panel, each times one element of A, to a row
+of sums in L1. With AVX2 its assembly is a multiplication, three fused multiply-adds and
+an addition over 8 floats, for five loads and a store: those bound it, since the sums
+are not held in registers. Packing makes every layout of B the same, once for 64 rows.
 """
+
 import functools
 
 import numpy as np
@@ -38,11 +40,13 @@ def _kernel(a, b, c):
         for start in range(0, depth, DEPTH):
             steps = min(DEPTH, depth - start)
             padded = (steps + UNROLL - 1) // UNROLL * UNROLL
-            block = b[entry, start:start + steps, left:left + width]
+            block = b[entry, start : start + steps, left : left + width]
             for k in range(steps):
                 for j in range(width):
                     panel[k, j] = block[k, j]
-            for k in range(steps, padded):  # zeros, so that the unrolled loop needs no tail
+            for k in range(
+                steps, padded
+            ):  # zeros, so that the unrolled loop needs no tail
                 strip[k] = 0
                 for j in range(width):
                     panel[k, j] = 0
@@ -62,17 +66,28 @@ def _kernel(a, b, c):
 
 @functools.cache
 def _compiled(dtype: np.dtype):
-    """One compilation a dtype, for any strides of A and B: Numba's own choice would be one for each mix of layouts."""
+    """One compilation a dtype, for any strides of A and B: Numba's own choice would be
+    one for each mix of layouts.
+    """
     element = numba.from_dtype(dtype)
-    strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(element, 3, "C")
+    strided, contiguous = numba.types.Array(element, 3, "A"), numba.types.Array(
+        element, 3, "C"
+    )
     signature = numba.void(strided, strided, contiguous)
     return njit(signature, parallel=True, fastmath={"contract"})(_kernel)
 
 
-@bmm.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu", builds_on="numba_cpu_naive")
+@bmm.variant(
+    backend="numba_cpu",
+    dtypes=("float32", "float64"),
+    needs="cpu",
+    builds_on="numba_cpu_naive",
+)
 def numba_cpu_tiled(a, b):
     c = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype)
     if c.numel():
         result = c.numpy()
-        run_parallel(_compiled(result.dtype), a.detach().numpy(), b.detach().numpy(), result)
+        run_parallel(
+            _compiled(result.dtype), a.detach().numpy(), b.detach().numpy(), result
+        )
     return c

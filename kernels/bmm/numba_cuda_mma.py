@@ -1,11 +1,15 @@
-"""The tensor cores through inline PTX: mma.sync m16n8k16 on tiles that cp.async brings in, three stages deep.
+"""The tensor cores through inline PTX: mma.sync m16n8k16 on tiles that cp.async brings
+in, three stages deep.
 
-Against `numba_cuda_register_tile`: one instruction of a warp is 2048 products where an FMA is 32, and copies pass by
-the registers, two steps of K ahead. Numba has no bf16 arrays and needs none: elements are 16 bits at an address.
-A warp's 64x64 outputs take 4 KiB from shared memory for every 32 instructions. With 128x128 tiles on sm_90 a step of
-32 in K is 64 HMMA in 187 instructions; 244 registers and 48 KiB let two blocks of four warps share an SM. Bound by
-mma.sync next: wgmma, Hopper's own, reads its operands from shared memory and leaves the registers to the sums.
+Against `numba_cuda_register_tile`: one instruction of a warp is 2048 products where an
+FMA is 32, and copies pass by the registers, two steps of K ahead. Numba has no bf16
+arrays and needs none: elements are 16 bits at an address. A warp's 64x64 outputs take 4
+KiB from shared memory for every 32 instructions. With 128x128 tiles on sm_90 a step of
+32 in K is 64 HMMA in 187 instructions; 244 registers and 48 KiB let two blocks of four
+warps share an SM. Bound by mma.sync next: wgmma, Hopper's own, reads its operands from
+shared memory and leaves the registers to the sums.
 """
+
 import functools
 
 import torch
@@ -21,27 +25,41 @@ from batchline.kernels.tuning import Tunable
 ITEM = 2  # bytes of an element
 EIGHT = 8  # elements of 16 bytes, and rows of the 8x8 matrices that ldmatrix reads
 BLOCK_K = 32
-STAGES = 3  # of 16 KiB where a tile is 128x128: the 48 KiB that a block has without asking
+STAGES = (
+    3  # of 16 KiB where a tile is 128x128: the 48 KiB that a block has without asking
+)
 
 
 def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
-    """bring: a BLOCK x BLOCK_K tile of an operand into shared memory; fragment: four 8x8 matrices of it.
+    """bring: a BLOCK x BLOCK_K tile of an operand into shared memory; fragment: four
+    8x8 matrices of it.
 
-    A tile lies as its operand does, along k or along the other axis. Each run of 8 elements is moved within its row
-    (`^`), so that the 8 runs of a matrix, which ldmatrix reads at once, are in different banks. mma.sync wants the
-    four matrices of A with the outer axis first, and the two pairs that B gives with k first.
+    A tile lies as its operand does, along k or along the other axis. Each run of 8
+    elements is moved within its row (`^`), so that the 8 runs of a matrix, which
+    ldmatrix reads at once, are in different banks. mma.sync wants the four matrices of
+    A with the outer axis first, and the two pairs that B gives with k first.
     """
     RUNS_K, RUNS_OUT = BLOCK_K // EIGHT, BLOCK // EIGHT
     RUNS, ELEMENTS = BLOCK * RUNS_K // THREADS, BLOCK * BLOCK_K // THREADS
     SPREAD = min(EIGHT, RUNS_OUT) - 1
     int16, int32, int64 = numba.int16, numba.int32, numba.int64
-    cp_async, load, ldmatrix = ptx.cp_async, ptx.load("int16"), ptx.ldmatrix(not ALONG_K)
+    cp_async, load, ldmatrix = (
+        ptx.cp_async,
+        ptx.load("int16"),
+        ptx.ldmatrix(not ALONG_K),
+    )
 
     @cuda.jit(device=True)
     def place(outer, k):
         if ALONG_K:
-            return int32(outer * BLOCK_K + (((k // EIGHT) ^ ((outer // 2) % RUNS_K)) * EIGHT) + k % EIGHT)
-        return int32(k * BLOCK + (((outer // EIGHT) ^ (k & SPREAD)) * EIGHT) + outer % EIGHT)
+            return int32(
+                outer * BLOCK_K
+                + (((k // EIGHT) ^ ((outer // 2) % RUNS_K)) * EIGHT)
+                + k % EIGHT
+            )
+        return int32(
+            k * BLOCK + (((outer // EIGHT) ^ (k & SPREAD)) * EIGHT) + outer % EIGHT
+        )
 
     @cuda.jit(device=True)
     def bring(shared, buffer, start, stride_outer, stride_k, outer_left, k_left):
@@ -50,18 +68,31 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
                 run = int32(cuda.threadIdx.x + i * THREADS)
                 outer = int32(run // RUNS_K if ALONG_K else run % RUNS_OUT * EIGHT)
                 k = int32(run % RUNS_K * EIGHT if ALONG_K else run // RUNS_OUT)
-                address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
-                cp_async(shared, buffer + place(outer, k), address,
-                         int32(16 if outer < outer_left and k < k_left else 0))
+                address = (
+                    start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
+                )
+                cp_async(
+                    shared,
+                    buffer + place(outer, k),
+                    address,
+                    int32(16 if outer < outer_left and k < k_left else 0),
+                )
         else:
             values = cuda.local.array(EIGHT, int16)
-            for i in range(0, ELEMENTS, EIGHT):  # eight loads under way before the first is stored
+            for i in range(
+                0, ELEMENTS, EIGHT
+            ):  # eight loads under way before the first is stored
                 for j in range(EIGHT):
                     element = int32(cuda.threadIdx.x + (i + j) * THREADS)
                     outer = int32(element // BLOCK_K if ALONG_K else element % BLOCK)
                     k = int32(element % BLOCK_K if ALONG_K else element // BLOCK)
-                    address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
-                    values[j] = load(address) if outer < outer_left and k < k_left else int16(0)
+                    address = (
+                        start
+                        + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
+                    )
+                    values[j] = (
+                        load(address) if outer < outer_left and k < k_left else int16(0)
+                    )
                 for j in range(EIGHT):
                     element = int32(cuda.threadIdx.x + (i + j) * THREADS)
                     outer = int32(element // BLOCK_K if ALONG_K else element % BLOCK)
@@ -70,46 +101,112 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
 
     @cuda.jit(device=True)
     def fragment(shared, buffer, outer, k):
-        """16 of the outer axis from `outer` by 16 of k from `k`, a register of each lane for every 8x8 of them."""
+        """16 of the outer axis from `outer` by 16 of k from `k`, a register of each
+        lane for every 8x8 of them.
+        """
         lane = int32(cuda.threadIdx.x % 32)
         row, second, third = lane % EIGHT, lane // 8 % 2 * EIGHT, lane // 16 * EIGHT
         outer += second if OUTER_FIRST else third
         k += third if OUTER_FIRST else second
-        return ldmatrix(shared, buffer + (place(outer + row, k) if ALONG_K else place(outer, k + row)))
+        return ldmatrix(
+            shared,
+            buffer + (place(outer + row, k) if ALONG_K else place(outer, k + row)),
+        )
 
     return bring, fragment
 
 
 @functools.cache
-def _kernel_for(dtype, BFLOAT16, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_WIDE, C_PAIRED):
-    WARP_M, WARP_N, THREADS = BLOCK_M // WARPS_M, BLOCK_N // WARPS_N, 32 * WARPS_M * WARPS_N
+def _kernel_for(
+    dtype,
+    BFLOAT16,
+    BLOCK_M,
+    BLOCK_N,
+    WARPS_M,
+    WARPS_N,
+    A_ALONG_K,
+    A_WIDE,
+    B_ALONG_K,
+    B_WIDE,
+    C_PAIRED,
+):
+    WARP_M, WARP_N, THREADS = (
+        BLOCK_M // WARPS_M,
+        BLOCK_N // WARPS_N,
+        32 * WARPS_M * WARPS_N,
+    )
     TILES_M, TILES_N = WARP_M // 16, WARP_N // 8
     BUFFER_A, BUFFER_B = BLOCK_M * BLOCK_K, BLOCK_N * BLOCK_K
     SIZE_A, SIZE_B = STAGES * BUFFER_A, STAGES * BUFFER_B
-    ALIGNMENT, float32, int16, int32, int64 = ptx.ALIGNMENT, numba.float32, numba.int16, numba.int32, numba.int64
+    ALIGNMENT, float32, int16, int32, int64 = (
+        ptx.ALIGNMENT,
+        numba.float32,
+        numba.int16,
+        numba.int32,
+        numba.int64,
+    )
     mma, store, store_pair = ptx.mma(dtype), ptx.store(dtype), ptx.store(dtype, 2)
     commit, wait = ptx.cp_async_commit, ptx.cp_async_wait(STAGES - 2)
-    bring_a, fragment_a = _staging(BLOCK_M, THREADS, A_ALONG_K, A_WIDE, OUTER_FIRST=True)
-    bring_b, fragment_b = _staging(BLOCK_N, THREADS, B_ALONG_K, B_WIDE, OUTER_FIRST=False)
+    bring_a, fragment_a = _staging(
+        BLOCK_M, THREADS, A_ALONG_K, A_WIDE, OUTER_FIRST=True
+    )
+    bring_b, fragment_b = _staging(
+        BLOCK_N, THREADS, B_ALONG_K, B_WIDE, OUTER_FIRST=False
+    )
 
     @cuda.jit(device=True)
     def multiply(sums, shared_a, buffer_a, warp_m, shared_b, buffer_b, warp_n, k):
         of_a = cuda.local.array((TILES_M, 4), int32)
         for i in range(TILES_M):
-            of_a[i, 0], of_a[i, 1], of_a[i, 2], of_a[i, 3] = fragment_a(shared_a, buffer_a, warp_m + 16 * i, k)
+            of_a[i, 0], of_a[i, 1], of_a[i, 2], of_a[i, 3] = fragment_a(
+                shared_a, buffer_a, warp_m + 16 * i, k
+            )
         for j in range(0, TILES_N, 2):
             b0, b1, b2, b3 = fragment_b(shared_b, buffer_b, warp_n + 8 * j, k)
             for i in range(TILES_M):
                 a0, a1, a2, a3 = of_a[i, 0], of_a[i, 1], of_a[i, 2], of_a[i, 3]
-                low = mma(a0, a1, a2, a3, b0, b1, (sums[i, j, 0], sums[i, j, 1], sums[i, j, 2], sums[i, j, 3]))
-                high = mma(a0, a1, a2, a3, b2, b3, (sums[i, j + 1, 0], sums[i, j + 1, 1], sums[i, j + 1, 2],
-                                                    sums[i, j + 1, 3]))
+                low = mma(
+                    a0,
+                    a1,
+                    a2,
+                    a3,
+                    b0,
+                    b1,
+                    (sums[i, j, 0], sums[i, j, 1], sums[i, j, 2], sums[i, j, 3]),
+                )
+                high = mma(
+                    a0,
+                    a1,
+                    a2,
+                    a3,
+                    b2,
+                    b3,
+                    (
+                        sums[i, j + 1, 0],
+                        sums[i, j + 1, 1],
+                        sums[i, j + 1, 2],
+                        sums[i, j + 1, 3],
+                    ),
+                )
                 for register in range(4):
                     sums[i, j, register] = low[register]
                     sums[i, j + 1, register] = high[register]
 
     @jit_for(THREADS, 2)
-    def kernel(a, b, c, m, n, depth, stride_ab, stride_am, stride_ak, stride_bb, stride_bk, stride_bn):
+    def kernel(
+        a,
+        b,
+        c,
+        m,
+        n,
+        depth,
+        stride_ab,
+        stride_am,
+        stride_ak,
+        stride_bb,
+        stride_bk,
+        stride_bn,
+    ):
         shared_a = cuda.shared.array(SIZE_A, int16, ALIGNMENT)
         shared_b = cuda.shared.array(SIZE_B, int16, ALIGNMENT)
         sums = cuda.local.array((TILES_M, TILES_N, 4), float32)
@@ -118,7 +215,9 @@ def _kernel_for(dtype, BFLOAT16, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, A_ALONG_K, 
                 for register in range(4):
                     sums[i, j, register] = 0
 
-        entry, tile_m, tile_n = tile_of_block((m + BLOCK_M - 1) // BLOCK_M, (n + BLOCK_N - 1) // BLOCK_N)
+        entry, tile_m, tile_n = tile_of_block(
+            (m + BLOCK_M - 1) // BLOCK_M, (n + BLOCK_N - 1) // BLOCK_N
+        )
         start_m, start_n = int32(tile_m * BLOCK_M), int32(tile_n * BLOCK_N)
         left_m, left_n, left = int32(m - start_m), int32(n - start_n), int32(depth)
         a += (int64(entry) * stride_ab + int64(start_m) * stride_am) * ITEM
@@ -143,8 +242,26 @@ def _kernel_for(dtype, BFLOAT16, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, A_ALONG_K, 
             a += BLOCK_K * stride_ak * ITEM
             b += BLOCK_K * stride_bk * ITEM
             left = int32(left - BLOCK_K)
-            multiply(sums, shared_a, reading * BUFFER_A, warp_m, shared_b, reading * BUFFER_B, warp_n, 0)
-            multiply(sums, shared_a, reading * BUFFER_A, warp_m, shared_b, reading * BUFFER_B, warp_n, 16)
+            multiply(
+                sums,
+                shared_a,
+                reading * BUFFER_A,
+                warp_m,
+                shared_b,
+                reading * BUFFER_B,
+                warp_n,
+                0,
+            )
+            multiply(
+                sums,
+                shared_a,
+                reading * BUFFER_A,
+                warp_m,
+                shared_b,
+                reading * BUFFER_B,
+                warp_n,
+                16,
+            )
             reading = int32(reading + 1 if reading < STAGES - 1 else 0)
             writing = int32(writing + 1 if writing < STAGES - 1 else 0)
 
@@ -157,7 +274,10 @@ def _kernel_for(dtype, BFLOAT16, BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, A_ALONG_K, 
                     address = c + (int64(row) * n + column) * ITEM
                     if C_PAIRED:
                         if row < m and column < n:
-                            store_pair(address, (sums[i, j, 2 * half], sums[i, j, 2 * half + 1]))
+                            store_pair(
+                                address,
+                                (sums[i, j, 2 * half], sums[i, j, 2 * half + 1]),
+                            )
                     else:
                         if row < m and column < n:
                             store(address, sums[i, j, 2 * half])
@@ -172,25 +292,44 @@ def _rule(a, b, target):
         return {"BLOCK_M": 16, "BLOCK_N": 16, "WARPS_M": 1, "WARPS_N": 1}
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
     for block_m, block_n in ((128, 128), (128, 64) if m >= n else (64, 128)):
-        if (m > block_m // 2 and n > block_n // 2
-                and batch * -(-m // block_m) * -(-n // block_n) >= multiprocessors(a.device)):
+        if (
+            m > block_m // 2
+            and n > block_n // 2
+            and batch * -(-m // block_m) * -(-n // block_n) >= multiprocessors(a.device)
+        ):
             return {"BLOCK_M": block_m, "BLOCK_N": block_n, "WARPS_M": 2, "WARPS_N": 2}
     return {"BLOCK_M": 64, "BLOCK_N": 64, "WARPS_M": 2, "WARPS_N": 2}
 
 
 def _candidates(a, b, target):
-    tiles = [(block_m, block_n, 2, 2) for block_m in (64, 128) if block_m == 64 or a.shape[1] > 64
-             for block_n in (64, 128) if block_n == 64 or b.shape[2] > 64]
+    tiles = [
+        (block_m, block_n, 2, 2)
+        for block_m in (64, 128)
+        if block_m == 64 or a.shape[1] > 64
+        for block_n in (64, 128)
+        if block_n == 64 or b.shape[2] > 64
+    ]
     tiles += [(128, 128, 2, 4)] if (128, 128, 2, 2) in tiles else []
-    tiles += [tuple(_rule(a, b, target).values())] if tuple(_rule(a, b, target).values()) not in tiles else []
-    return [dict(zip(("BLOCK_M", "BLOCK_N", "WARPS_M", "WARPS_N"), tile)) for tile in tiles]
+    tiles += (
+        [tuple(_rule(a, b, target).values())]
+        if tuple(_rule(a, b, target).values()) not in tiles
+        else []
+    )
+    return [
+        dict(zip(("BLOCK_M", "BLOCK_N", "WARPS_M", "WARPS_N"), tile)) for tile in tiles
+    ]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
-@bmm.variant(backend="numba_cuda", dtypes=("float16", "bfloat16"), needs="cuda",
-             builds_on="numba_cuda_register_tile", tunable=CONFIGS)
+@bmm.variant(
+    backend="numba_cuda",
+    dtypes=("float16", "bfloat16"),
+    needs="cuda",
+    builds_on="numba_cuda_register_tile",
+    tunable=CONFIGS,
+)
 def numba_cuda_mma(a, b):
     batch, m, depth = a.shape
     n = b.shape[2]
@@ -198,11 +337,37 @@ def numba_cuda_mma(a, b):
     if c.numel() == 0 or depth == 0:
         return c.zero_()
     config = CONFIGS.choose(a, b)
-    block_m, block_n, warps = config["BLOCK_M"], config["BLOCK_N"], config["WARPS_M"] * config["WARPS_N"]
+    block_m, block_n, warps = (
+        config["BLOCK_M"],
+        config["BLOCK_N"],
+        config["WARPS_M"] * config["WARPS_N"],
+    )
     a_along_k, b_along_k = along(a, 2), along(b, 1)
-    kernel = _kernel_for(dtype_name(a.dtype), a.dtype == torch.bfloat16, block_m, block_n, config["WARPS_M"],
-                         config["WARPS_N"], a_along_k, wide(a, 2 if a_along_k else 1, EIGHT),
-                         b_along_k, wide(b, 1 if b_along_k else 2, EIGHT), n % 2 == 0)
-    launch_at(a.device, kernel, batch * -(-m // block_m) * -(-n // block_n), 32 * warps,
-              a.data_ptr(), b.data_ptr(), c.data_ptr(), m, n, depth, *steps(a), *steps(b))
+    kernel = _kernel_for(
+        dtype_name(a.dtype),
+        a.dtype == torch.bfloat16,
+        block_m,
+        block_n,
+        config["WARPS_M"],
+        config["WARPS_N"],
+        a_along_k,
+        wide(a, 2 if a_along_k else 1, EIGHT),
+        b_along_k,
+        wide(b, 1 if b_along_k else 2, EIGHT),
+        n % 2 == 0,
+    )
+    launch_at(
+        a.device,
+        kernel,
+        batch * -(-m // block_m) * -(-n // block_n),
+        32 * warps,
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        m,
+        n,
+        depth,
+        *steps(a),
+        *steps(b)
+    )
     return c

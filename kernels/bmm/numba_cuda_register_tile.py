@@ -1,11 +1,15 @@
-"""Each thread keeps 8x8 sums in registers, so that 16 numbers read from shared memory feed 64 FMAs.
+"""Each thread keeps 8x8 sums in registers, so that 16 numbers read from shared memory
+feed 64 FMAs.
 
-Against `numba_cuda_tiled`, which reads two numbers of shared memory a product: here a step of k is four 16-byte reads
-and 64 FMAs a thread. Global loads are 16 bytes where strides allow (8 in fp16 and bf16), wait in registers and go to
-the other of two buffers, so that they are under way while the current one is multiplied. With 128x128 tiles on sm_90
-eight steps of k are 512 FMAs in 647 instructions, and 128 registers let two blocks of 256 threads share an SM.
-Bound by the FMA pipes next, so by what no tensor core does.
+Against `numba_cuda_tiled`, which reads two numbers of shared memory a product: here a
+step of k is four 16-byte reads and 64 FMAs a thread. Global loads are 16 bytes where
+strides allow (8 in fp16 and bf16), wait in registers and go to the other of two
+buffers, so that they are under way while the current one is multiplied. With 128x128
+tiles on sm_90 eight steps of k are 512 FMAs in 647 instructions, and 128 registers let
+two blocks of 256 threads share an SM. Bound by the FMA pipes next, so by what no tensor
+core does.
 """
+
 import functools
 
 import torch
@@ -24,10 +28,17 @@ PADDING = 4  # a row of shared memory starts 4 banks on, so that a warp's transp
 
 
 def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
-    """fetch: a thread's share of a BLOCK x BLOCK_K tile into registers; put: from there into shared[k, outer]."""
+    """fetch: a thread's share of a BLOCK x BLOCK_K tile into registers; put: from there
+    into shared[k, outer].
+    """
     load, load4, store_shared = ptx.load(dtype), ptx.load(dtype, 4), ptx.store_shared
     float32, int32, int64 = numba.float32, numba.int32, numba.int64
-    ROW, FOURS, FOURS_IN_K, FOURS_OUT = BLOCK + PADDING, BLOCK * BLOCK_K // 4 // THREADS, BLOCK_K // 4, BLOCK // 4
+    ROW, FOURS, FOURS_IN_K, FOURS_OUT = (
+        BLOCK + PADDING,
+        BLOCK * BLOCK_K // 4 // THREADS,
+        BLOCK_K // 4,
+        BLOCK // 4,
+    )
 
     @cuda.jit(device=True)
     def fetch(values, start, stride_outer, stride_k, outer_left, k_left):
@@ -38,15 +49,22 @@ def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
             address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
             if WIDE:
                 if outer < outer_left and k < k_left:
-                    values[i, 0], values[i, 1], values[i, 2], values[i, 3] = load4(address)
+                    values[i, 0], values[i, 1], values[i, 2], values[i, 3] = load4(
+                        address
+                    )
                 else:
                     for j in range(4):
                         values[i, j] = 0
             else:
                 for j in range(4):
-                    inside = outer + (not ALONG_K) * j < outer_left and k + ALONG_K * j < k_left
+                    inside = (
+                        outer + (not ALONG_K) * j < outer_left
+                        and k + ALONG_K * j < k_left
+                    )
                     step = stride_k if ALONG_K else stride_outer
-                    values[i, j] = load(address + j * step * ITEM) if inside else float32(0)
+                    values[i, j] = (
+                        load(address + j * step * ITEM) if inside else float32(0)
+                    )
 
     @cuda.jit(device=True)
     def put(shared, buffer, values):
@@ -54,34 +72,55 @@ def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
             four = int32(cuda.threadIdx.x + i * THREADS)
             if ALONG_K:
                 for j in range(4):
-                    shared[buffer + (four % FOURS_IN_K * 4 + j) * ROW + four // FOURS_IN_K] = values[i, j]
+                    shared[
+                        buffer + (four % FOURS_IN_K * 4 + j) * ROW + four // FOURS_IN_K
+                    ] = values[i, j]
             else:
-                store_shared(shared, buffer + four // FOURS_OUT * ROW + four % FOURS_OUT * 4,
-                             (values[i, 0], values[i, 1], values[i, 2], values[i, 3]))
+                store_shared(
+                    shared,
+                    buffer + four // FOURS_OUT * ROW + four % FOURS_OUT * 4,
+                    (values[i, 0], values[i, 1], values[i, 2], values[i, 3]),
+                )
 
     return fetch, put
 
 
 @functools.cache
-def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_WIDE, C_WIDE):
+def _kernel_for(
+    dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_WIDE, C_WIDE
+):
     THREADS_N = BLOCK_N // OUTPUTS
     THREADS = BLOCK_M // OUTPUTS * THREADS_N
-    LANES_N = min(8, THREADS_N)  # a warp is 4 by 8 threads: 8 lanes read 128 bytes of B in a row
+    LANES_N = min(
+        8, THREADS_N
+    )  # a warp is 4 by 8 threads: 8 lanes read 128 bytes of B in a row
     LANES_M = min(4, BLOCK_M // OUTPUTS)
     ROW_A, ROW_B = BLOCK_M + PADDING, BLOCK_N + PADDING
     BUFFER_A, BUFFER_B = BLOCK_K * ROW_A, BLOCK_K * ROW_B
     SIZE_A, SIZE_B = 2 * BUFFER_A, 2 * BUFFER_B
-    FOURS_A, FOURS_B = BLOCK_M * BLOCK_K // 4 // THREADS, BLOCK_N * BLOCK_K // 4 // THREADS
+    FOURS_A, FOURS_B = (
+        BLOCK_M * BLOCK_K // 4 // THREADS,
+        BLOCK_N * BLOCK_K // 4 // THREADS,
+    )
     HALF_M, HALF_N = BLOCK_M // 2, BLOCK_N // 2
-    ALIGNMENT, float32, int32, int64 = ptx.ALIGNMENT, numba.float32, numba.int32, numba.int64
+    ALIGNMENT, float32, int32, int64 = (
+        ptx.ALIGNMENT,
+        numba.float32,
+        numba.int32,
+        numba.int64,
+    )
     load_shared, store, store4 = ptx.load_shared, ptx.store(dtype), ptx.store(dtype, 4)
     fetch_a, put_a = _staging(dtype, ITEM, BLOCK_M, THREADS, A_ALONG_K, A_WIDE)
     fetch_b, put_b = _staging(dtype, ITEM, BLOCK_N, THREADS, B_ALONG_K, B_WIDE)
 
     @cuda.jit(device=True)
     def multiply(sums, shared_a, shared_b, at_a, at_b):
-        low_a, high_a = load_shared(shared_a, at_a), load_shared(shared_a, at_a + HALF_M)
-        low_b, high_b = load_shared(shared_b, at_b), load_shared(shared_b, at_b + HALF_N)
+        low_a, high_a = load_shared(shared_a, at_a), load_shared(
+            shared_a, at_a + HALF_M
+        )
+        low_b, high_b = load_shared(shared_b, at_b), load_shared(
+            shared_b, at_b + HALF_N
+        )
         for i in range(HALF):
             for j in range(HALF):
                 sums[i, j] += low_a[i] * low_b[j]
@@ -89,8 +128,23 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
                 sums[HALF + i, j] += high_a[i] * low_b[j]
                 sums[HALF + i, HALF + j] += high_a[i] * high_b[j]
 
-    @jit_for(THREADS, 2 if A_WIDE or B_WIDE else 1)  # each single load keeps an address: two blocks would spill
-    def kernel(a, b, c, m, n, depth, stride_ab, stride_am, stride_ak, stride_bb, stride_bk, stride_bn):
+    @jit_for(
+        THREADS, 2 if A_WIDE or B_WIDE else 1
+    )  # each single load keeps an address: two blocks would spill
+    def kernel(
+        a,
+        b,
+        c,
+        m,
+        n,
+        depth,
+        stride_ab,
+        stride_am,
+        stride_ak,
+        stride_bb,
+        stride_bk,
+        stride_bn,
+    ):
         shared_a = cuda.shared.array(SIZE_A, float32, ALIGNMENT)
         shared_b = cuda.shared.array(SIZE_B, float32, ALIGNMENT)
         next_a = cuda.local.array((FOURS_A, 4), float32)
@@ -100,13 +154,19 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
             for j in range(OUTPUTS):
                 sums[i, j] = 0
 
-        entry, tile_m, tile_n = tile_of_block((m + BLOCK_M - 1) // BLOCK_M, (n + BLOCK_N - 1) // BLOCK_N)
+        entry, tile_m, tile_n = tile_of_block(
+            (m + BLOCK_M - 1) // BLOCK_M, (n + BLOCK_N - 1) // BLOCK_N
+        )
         start_m, start_n = int32(tile_m * BLOCK_M), int32(tile_n * BLOCK_N)
         a += (int64(entry) * stride_ab + int64(start_m) * stride_am) * ITEM
         b += (int64(entry) * stride_bb + int64(start_n) * stride_bn) * ITEM
         warp, lane = int32(cuda.threadIdx.x // 32), int32(cuda.threadIdx.x % 32)
-        thread_m = int32((warp // (THREADS_N // LANES_N) * LANES_M + lane // LANES_N) * HALF)
-        thread_n = int32((warp % (THREADS_N // LANES_N) * LANES_N + lane % LANES_N) * HALF)
+        thread_m = int32(
+            (warp // (THREADS_N // LANES_N) * LANES_M + lane // LANES_N) * HALF
+        )
+        thread_n = int32(
+            (warp % (THREADS_N // LANES_N) * LANES_N + lane % LANES_N) * HALF
+        )
 
         left_m, left_n = int32(m - start_m), int32(n - start_n)
         fetch_a(next_a, a, stride_am, stride_ak, left_m, depth)
@@ -123,9 +183,13 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
             if left > 0:
                 fetch_a(next_a, a, stride_am, stride_ak, left_m, left)
                 fetch_b(next_b, b, stride_bn, stride_bk, left_n, left)
-            at_a, at_b = int32(buffer * BUFFER_A + thread_m), int32(buffer * BUFFER_B + thread_n)
+            at_a, at_b = int32(buffer * BUFFER_A + thread_m), int32(
+                buffer * BUFFER_B + thread_n
+            )
             end = int32(at_a + BUFFER_A)
-            while at_a < end:  # two steps of k by hand: LLVM does not unroll so long a body
+            while (
+                at_a < end
+            ):  # two steps of k by hand: LLVM does not unroll so long a body
                 multiply(sums, shared_a, shared_b, at_a, at_b)
                 multiply(sums, shared_a, shared_b, at_a + ROW_A, at_b + ROW_B)
                 at_a, at_b = int32(at_a + 2 * ROW_A), int32(at_b + 2 * ROW_B)
@@ -143,8 +207,15 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
                 address = c + (int64(row) * n + column) * ITEM
                 if C_WIDE:
                     if row < m and column < n:
-                        store4(address, (sums[i, half * HALF], sums[i, half * HALF + 1], sums[i, half * HALF + 2],
-                                         sums[i, half * HALF + 3]))
+                        store4(
+                            address,
+                            (
+                                sums[i, half * HALF],
+                                sums[i, half * HALF + 1],
+                                sums[i, half * HALF + 2],
+                                sums[i, half * HALF + 3],
+                            ),
+                        )
                 else:
                     for j in range(HALF):
                         if row < m and column + j < n:
@@ -155,26 +226,45 @@ def _kernel_for(dtype, ITEM, BLOCK_M, BLOCK_N, A_ALONG_K, A_WIDE, B_ALONG_K, B_W
 
 def _rule(a, b, target):
     if interpreted("numba_cuda"):
-        return {"BLOCK_M": 16, "BLOCK_N": 16}  # the simulator starts a Python thread for each of the block's
+        return {
+            "BLOCK_M": 16,
+            "BLOCK_N": 16,
+        }  # the simulator starts a Python thread for each of the block's
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
     for block_m, block_n in ((128, 128), (128, 64) if m >= n else (64, 128)):
-        if (m > block_m // 2 and n > block_n // 2
-                and batch * -(-m // block_m) * -(-n // block_n) >= 2 * multiprocessors(a.device)):
+        if (
+            m > block_m // 2
+            and n > block_n // 2
+            and batch * -(-m // block_m) * -(-n // block_n)
+            >= 2 * multiprocessors(a.device)
+        ):
             return {"BLOCK_M": block_m, "BLOCK_N": block_n}
     return {"BLOCK_M": 64, "BLOCK_N": 64}
 
 
 def _candidates(a, b, target):
-    tiles = {(block_m, block_n) for block_m in (64, 128) if block_m == 64 or a.shape[1] > 64
-             for block_n in (64, 128) if block_n == 64 or b.shape[2] > 64} | {tuple(_rule(a, b, target).values())}
-    return [{"BLOCK_M": block_m, "BLOCK_N": block_n} for block_m, block_n in sorted(tiles)]
+    tiles = {
+        (block_m, block_n)
+        for block_m in (64, 128)
+        if block_m == 64 or a.shape[1] > 64
+        for block_n in (64, 128)
+        if block_n == 64 or b.shape[2] > 64
+    } | {tuple(_rule(a, b, target).values())}
+    return [
+        {"BLOCK_M": block_m, "BLOCK_N": block_n} for block_m, block_n in sorted(tiles)
+    ]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
-@bmm.variant(backend="numba_cuda", dtypes=("float16", "bfloat16", "float32"), needs="cuda",
-             builds_on="numba_cuda_tiled", tunable=CONFIGS)
+@bmm.variant(
+    backend="numba_cuda",
+    dtypes=("float16", "bfloat16", "float32"),
+    needs="cuda",
+    builds_on="numba_cuda_tiled",
+    tunable=CONFIGS,
+)
 def numba_cuda_register_tile(a, b):
     batch, m, depth = a.shape
     n = b.shape[2]
@@ -184,9 +274,29 @@ def numba_cuda_register_tile(a, b):
     config = CONFIGS.choose(a, b)
     block_m, block_n = config["BLOCK_M"], config["BLOCK_N"]
     a_along_k, b_along_k = along(a, 2), along(b, 1)
-    kernel = _kernel_for(dtype_name(a.dtype), a.element_size(), block_m, block_n,
-                         a_along_k, wide(a, 2 if a_along_k else 1, 4), b_along_k, wide(b, 1 if b_along_k else 2, 4),
-                         n % 4 == 0)
-    launch_at(a.device, kernel, batch * -(-m // block_m) * -(-n // block_n), block_m * block_n // OUTPUTS ** 2,
-              a.data_ptr(), b.data_ptr(), c.data_ptr(), m, n, depth, *a.stride(), *b.stride())
+    kernel = _kernel_for(
+        dtype_name(a.dtype),
+        a.element_size(),
+        block_m,
+        block_n,
+        a_along_k,
+        wide(a, 2 if a_along_k else 1, 4),
+        b_along_k,
+        wide(b, 1 if b_along_k else 2, 4),
+        n % 4 == 0,
+    )
+    launch_at(
+        a.device,
+        kernel,
+        batch * -(-m // block_m) * -(-n // block_n),
+        block_m * block_n // OUTPUTS**2,
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        m,
+        n,
+        depth,
+        *a.stride(),
+        *b.stride()
+    )
     return c

@@ -1,8 +1,11 @@
-"""A block stages 16x16 tiles of A and B in shared memory, so that each global load serves 16 threads.
+"""A block stages 16x16 tiles of A and B in shared memory, so that each global load
+serves 16 threads.
 
-Against `numba_cuda_naive`: global loads fall by 16, and a transposed operand no longer breaks coalescing for every
-product, only for its tile's load. Bound by shared-memory loads next: two for each product.
+Against `numba_cuda_naive`: global loads fall by 16, and a transposed operand no longer
+breaks coalescing for every product, only for its tile's load. Bound by shared-memory
+loads next: two for each product.
 """
+
 import torch
 
 from batchline.kernels.backends import cuda, numba
@@ -42,7 +45,12 @@ def _kernel(a, b, c):
         c[entry, row, column] = total
 
 
-@bmm.variant(backend="numba_cuda", dtypes=("float16", "float32"), needs="cuda", builds_on="numba_cuda_naive")
+@bmm.variant(
+    backend="numba_cuda",
+    dtypes=("float16", "float32"),
+    needs="cuda",
+    builds_on="numba_cuda_naive",
+)
 def numba_cuda_tiled(a, b):
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
     c = torch.empty((batch, m, n), dtype=a.dtype, device=a.device)

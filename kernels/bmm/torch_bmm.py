@@ -1,4 +1,5 @@
 """torch.bmm: the vendor's library through PyTorch, on any device (the baseline)."""
+
 import torch
 
 from batchline.kernels.bmm import bmm

@@ -1,4 +1,7 @@
-"""torch.einsum: what many people write; shows what its parsing and reshaping cost over torch.bmm."""
+"""torch.einsum: what many people write; shows what its parsing and reshaping cost over
+torch.bmm.
+"""
+
 import torch
 
 from batchline.kernels.bmm import bmm

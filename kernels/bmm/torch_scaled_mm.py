@@ -1,9 +1,12 @@
-"""torch._scaled_mm over the entries, scales of 1: the library's fp8 product, which knows no batch.
+"""torch._scaled_mm over the entries, scales of 1: the library's fp8 product, which
+knows no batch.
 
-Against `torch_upcast` it reads a byte for each number and multiplies fp8. Entries that share B fold into one product;
-any others are a launch each, so a cold time of many is the host's, between which the caches fill again.
-use_fast_accum=False has the library move its sums to fp32 as it goes.
+Against `torch_upcast` it reads a byte for each number and multiplies fp8. Entries that
+share B fold into one product; any others are a launch each, so a cold time of many is
+the host's, between which the caches fill again. use_fast_accum=False has the library
+move its sums to fp32 as it goes.
 """
+
 import functools
 
 import torch
@@ -21,10 +24,20 @@ def _one(device):
 
 def _product(a, b, out):
     one = _one(a.device)
-    torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=out.dtype, use_fast_accum=False, out=out)
+    torch._scaled_mm(
+        a,
+        b,
+        scale_a=one,
+        scale_b=one,
+        out_dtype=out.dtype,
+        use_fast_accum=False,
+        out=out,
+    )
 
 
-@bmm.variant(backend="torch", dtypes=(FP8,), supports=why_not_scaled, builds_on="torch_upcast")
+@bmm.variant(
+    backend="torch", dtypes=(FP8,), supports=why_not_scaled, builds_on="torch_upcast"
+)
 def torch_scaled_mm(a, b):
     shape = (a.shape[0], a.shape[1], b.shape[2])
     c = torch.empty(shape, dtype=bmm.output_dtype(a.dtype), device=a.device)

@@ -1,9 +1,12 @@
-"""fp8 operands widened to bf16, which holds every one of their numbers, and torch.bmm of those.
+"""fp8 operands widened to bf16, which holds every one of their numbers, and torch.bmm
+of those.
 
-PyTorch has no batched product for fp8 that takes any sizes and layouts, so this is what is there on every machine:
-one product for all entries, behind a pass over each operand that reads a byte and writes two for each number. Sums are
-fp32, as for bf16. An operand that all entries share is widened once.
+PyTorch has no batched product for fp8 that takes any sizes and layouts, so this is what
+is there on every machine: one product for all entries, behind a pass over each operand
+that reads a byte and writes two for each number. Sums are fp32, as for bf16. An operand
+that all entries share is widened once.
 """
+
 import torch
 
 from batchline.kernels.bmm import bmm

@@ -1,10 +1,13 @@
 """One program a 64x64 tile of C, tiles row by row: what one writes first.
 
-Every load is masked and addressed by stride, so any size and layout is right. `tl.dot` brings the tensor cores, and
-each element a program reads serves 64 products. In fp16 on sm_90 a step's two wgmmas cost each warp 96 instructions
-(92 with A and B row-major), most of them 64-bit addresses and masks. Rows of 72 elements, which 16 does not divide, are
-read 2 bytes at a time with no cp.async (320 instructions). Bound by L2: 4096-squares read 4 GiB from it.
+Every load is masked and addressed by stride, so any size and layout is right. `tl.dot`
+brings the tensor cores, and each element a program reads serves 64 products. In fp16 on
+sm_90 a step's two wgmmas cost each warp 96 instructions (92 with A and B row-major),
+most of them 64-bit addresses and masks. Rows of 72 elements, which 16 does not divide,
+are read 2 bytes at a time with no cp.async (320 instructions). Bound by L2:
+4096-squares read 4 GiB from it.
 """
+
 import torch
 
 from batchline.kernels.backends import tl, triton
@@ -14,8 +17,25 @@ TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages
 
 
 @triton.jit
-def _kernel(a_ptr, b_ptr, c_ptr, M, N, K, stride_ab, stride_am, stride_ak, stride_bb, stride_bk, stride_bn,
-            stride_cb, stride_cm, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+def _kernel(
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    M,
+    N,
+    K,
+    stride_ab,
+    stride_am,
+    stride_ak,
+    stride_bb,
+    stride_bk,
+    stride_bn,
+    stride_cb,
+    stride_cm,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -30,8 +50,18 @@ def _kernel(a_ptr, b_ptr, c_ptr, M, N, K, stride_ab, stride_am, stride_ak, strid
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         offs_k = (k + tl.arange(0, BLOCK_K)).to(tl.int64)
-        a_ptrs = a_ptr + entry * stride_ab + offs_m[:, None] * stride_am + offs_k[None, :] * stride_ak
-        b_ptrs = b_ptr + entry * stride_bb + offs_k[:, None] * stride_bk + offs_n[None, :] * stride_bn
+        a_ptrs = (
+            a_ptr
+            + entry * stride_ab
+            + offs_m[:, None] * stride_am
+            + offs_k[None, :] * stride_ak
+        )
+        b_ptrs = (
+            b_ptr
+            + entry * stride_bb
+            + offs_k[:, None] * stride_bk
+            + offs_n[None, :] * stride_bn
+        )
         a = tl.load(a_ptrs, mask=in_m & (offs_k[None, :] < K), other=0.0)
         b = tl.load(b_ptrs, mask=(offs_k[:, None] < K) & in_n, other=0.0)
         accumulator = tl.dot(a, b, accumulator, input_precision="ieee")
@@ -45,6 +75,10 @@ def triton_naive(a, b):
     n = b.shape[2]
     c = torch.empty((batch, m, n), dtype=a.dtype, device=a.device)
     if c.numel():
-        programs = batch * triton.cdiv(m, TILE["BLOCK_M"]) * triton.cdiv(n, TILE["BLOCK_N"])
-        _kernel[(programs,)](a, b, c, m, n, k, *a.stride(), *b.stride(), c.stride(0), c.stride(1), **TILE)
+        programs = (
+            batch * triton.cdiv(m, TILE["BLOCK_M"]) * triton.cdiv(n, TILE["BLOCK_N"])
+        )
+        _kernel[(programs,)](
+            a, b, c, m, n, k, *a.stride(), *b.stride(), c.stride(0), c.stride(1), **TILE
+        )
     return c

@@ -1,22 +1,35 @@
-"""Programs that stay: a grid of the chip's size walks over all tiles, fed and emptied by TMA.
+"""Programs that stay: a grid of the chip's size walks over all tiles, fed and emptied
+by TMA.
 
-`triton_autotuned` starts a program for each tile: each begins with an empty pipeline, and computes an address and a
-mask for every 16 bytes that it loads. Here 132 programs (an H200's multiprocessors; up to four times as many of small
-tiles) take tile after tile. The loops over tiles and over K are one pipeline, so a tile's last steps already load the
-next one while C leaves by an asynchronous store. TMA is given a tile's coordinates, [entry, row, column], and computes
-the addresses: a tile is clipped at the edge of its entry, reads zeros beyond it, and needs no mask.
+`triton_autotuned` starts a program for each tile: each begins with an empty pipeline,
+and computes an address and a mask for every 16 bytes that it loads. Here 132 programs
+(an H200's multiprocessors; up to four times as many of small tiles) take tile after
+tile. The loops over tiles and over K are one pipeline, so a tile's last steps already
+load the next one while C leaves by an asynchronous store. TMA is given a tile's
+coordinates, [entry, row, column], and computes the addresses: a tile is clipped at the
+edge of its entry, reads zeros beyond it, and needs no mask.
 
-128x256x64 with 8 warps moves 48 KB for 4.2 MFLOP; three stages and C's own place take 208 of 227 KiB, at up to 168
-registers a thread. Operands go from shared memory straight into wgmma in each layout: in nn, nt and tn of 16 bits, in
-fp8 where both are contiguous along K. Bound next by its warps, which issue loads, multiply and write C in turns.
-Before sm_90 descriptors become scalar loads of 2 bytes with no pipeline, so it is declined there. sm_120 has TMA, but
-mma.sync and 100 KiB: tiles of 128x128 with 96 KiB for two stages and C, at 127 registers a thread.
+128x256x64 with 8 warps moves 48 KB for 4.2 MFLOP; three stages and C's own place take
+208 of 227 KiB, at up to 168 registers a thread. Operands go from shared memory straight
+into wgmma in each layout: in nn, nt and tn of 16 bits, in fp8 where both are contiguous
+along K. Bound next by its warps, which issue loads, multiply and write C in turns.
+Before sm_90 descriptors become scalar loads of 2 bytes with no pipeline, so it is
+declined there. sm_120 has TMA, but mma.sync and 100 KiB: tiles of 128x128 with 96 KiB
+for two stages and C, at 127 registers a thread.
 """
+
 import torch
 
 from batchline.kernels.backends import TensorDescriptor, tl, triton
 from batchline.kernels.bmm import bmm, output_dtype
-from batchline.kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles, why_not as why_not_tma
+from batchline.kernels.bmm._descriptors import (
+    GROUP_M,
+    ROW_BYTES,
+    place,
+    stored,
+    tiles,
+    why_not as why_not_tma,
+)
 from batchline.kernels.launch import multiprocessors
 from batchline.kernels.op import FP8
 from batchline.kernels.tuning import Tunable
@@ -25,62 +38,129 @@ LEAST_STAGES = 2  # in shared memory: one is loaded while another is used
 
 
 @triton.jit
-def _kernel(a_desc, b_desc, c_desc, B, M, N, K, a_step, b_step, A_TRANSPOSED: tl.constexpr,
-            B_TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-            GROUP_M: tl.constexpr):
+def _kernel(
+    a_desc,
+    b_desc,
+    c_desc,
+    B,
+    M,
+    N,
+    K,
+    a_step,
+    b_step,
+    A_TRANSPOSED: tl.constexpr,
+    B_TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    # Flattened, the two loops are one pipeline: a tile's last steps already load the next tile.
-    for tile in tl.range(tl.program_id(0), B * tiles_m * tiles_n, tl.num_programs(0), flatten=True):
+    # Flattened, the two loops are one pipeline: a tile's last steps already load the
+    # next tile.
+    for tile in tl.range(
+        tl.program_id(0), B * tiles_m * tiles_n, tl.num_programs(0), flatten=True
+    ):
         entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
         first_m = tile_m * BLOCK_M
         first_n = tile_n * BLOCK_N
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for k in range(0, K, BLOCK_K):
             if A_TRANSPOSED:
-                a = a_desc.load([entry * a_step, k, first_m]).reshape(BLOCK_K, BLOCK_M).T
+                a = (
+                    a_desc.load([entry * a_step, k, first_m])
+                    .reshape(BLOCK_K, BLOCK_M)
+                    .T
+                )
             else:
                 a = a_desc.load([entry * a_step, first_m, k]).reshape(BLOCK_M, BLOCK_K)
             if B_TRANSPOSED:
-                b = b_desc.load([entry * b_step, first_n, k]).reshape(BLOCK_N, BLOCK_K).T
+                b = (
+                    b_desc.load([entry * b_step, first_n, k])
+                    .reshape(BLOCK_N, BLOCK_K)
+                    .T
+                )
             else:
                 b = b_desc.load([entry * b_step, k, first_n]).reshape(BLOCK_K, BLOCK_N)
-            # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128 products is added apart.
-            accumulator = tl.dot(a, b, accumulator, max_num_imprecise_acc=BLOCK_K if a.dtype.is_fp8() else 0)
-        c_desc.store([entry, first_m, first_n], accumulator.to(c_desc.dtype).reshape(1, BLOCK_M, BLOCK_N))
+            # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128
+            # products is added apart.
+            accumulator = tl.dot(
+                a,
+                b,
+                accumulator,
+                max_num_imprecise_acc=BLOCK_K if a.dtype.is_fp8() else 0,
+            )
+        c_desc.store(
+            [entry, first_m, first_n],
+            accumulator.to(c_desc.dtype).reshape(1, BLOCK_M, BLOCK_N),
+        )
 
 
 def _stages(block_m, block_n, programs_per_sm, target):
-    """Stages that each program's share of shared memory has room for, beside C's own place on its way out."""
-    room = target.shared_bytes_per_sm // programs_per_sm - target.shared_bytes_reserved - block_m * block_n * 2
+    """Stages that each program's share of shared memory has room for, beside C's own
+    place on its way out.
+    """
+    room = (
+        target.shared_bytes_per_sm // programs_per_sm
+        - target.shared_bytes_reserved
+        - block_m * block_n * 2
+    )
     return room // ((block_m + block_n) * ROW_BYTES)
 
 
 def _config(a, shape, programs_per_sm, target):
-    """A tile (rows, columns, warps) with as many programs as an SM has registers, and shared memory for two stages."""
+    """A tile (rows, columns, warps) with as many programs as an SM has registers, and
+    shared memory for two stages.
+    """
     block_m, block_n, num_warps = shape
     threads = 32 * num_warps
-    registers = block_m * block_n // threads + 90  # of a thread: its sums, and up to 90 for the rest of the kernel
+    registers = (
+        block_m * block_n // threads + 90
+    )  # of a thread: its sums, and up to 90 for the rest of the kernel
     registers = min(registers, target.registers_per_thread)
-    programs_per_sm = min(programs_per_sm, 4, target.registers_per_sm // (threads * registers))
-    while programs_per_sm > 1 and _stages(block_m, block_n, programs_per_sm, target) < LEAST_STAGES:
+    programs_per_sm = min(
+        programs_per_sm, 4, target.registers_per_sm // (threads * registers)
+    )
+    while (
+        programs_per_sm > 1
+        and _stages(block_m, block_n, programs_per_sm, target) < LEAST_STAGES
+    ):
         programs_per_sm -= 1
-    stages = _stages(block_m, block_n, programs_per_sm, target) + target.stages_in_registers
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": num_warps,
-            "num_stages": min(6, stages), "programs_per_sm": programs_per_sm}
+    stages = (
+        _stages(block_m, block_n, programs_per_sm, target) + target.stages_in_registers
+    )
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": ROW_BYTES // a.element_size(),
+        "num_warps": num_warps,
+        "num_stages": min(6, stages),
+        "programs_per_sm": programs_per_sm,
+    }
 
 
 def _widest(a, target):
-    """Columns that a tile of 128 rows can have without spilling (fp8 keeps two sums) and with stages to fill."""
-    return 128 if a.dtype.itemsize == 1 or _stages(128, 256, 1, target) < LEAST_STAGES else 256
+    """Columns that a tile of 128 rows can have without spilling (fp8 keeps two sums)
+    and with stages to fill.
+    """
+    return (
+        128
+        if a.dtype.itemsize == 1 or _stages(128, 256, 1, target) < LEAST_STAGES
+        else 256
+    )
 
 
 def _rule(a, b, target):
-    """The largest tile that leaves no SM without one; a short K shows the epilogue, which a second program hides."""
+    """The largest tile that leaves no SM without one; a short K shows the epilogue,
+    which a second program hides.
+    """
     (_, m, k), n = a.shape, b.shape[2]
     sms = multiprocessors(a.device)
     block_m = 128 if m > 64 else 64
-    block_n = min(_widest(a, target) if k > 256 else 128, max(16, triton.next_power_of_2(n)))
+    block_n = min(
+        _widest(a, target) if k > 256 else 128, max(16, triton.next_power_of_2(n))
+    )
     while block_n > 64 and tiles(a, b, block_m, block_n) < sms:
         block_n //= 2
     if tiles(a, b, block_m, block_n) < sms:
@@ -88,16 +168,42 @@ def _rule(a, b, target):
     programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
     config = _config(a, (block_m, block_n, 4), programs_per_sm, target)
     alone = block_m * block_n > 128 * 128 or config["programs_per_sm"] == 1
-    return _config(a, (block_m, block_n, 8), programs_per_sm, target) if block_m == 128 and alone else config
+    return (
+        _config(a, (block_m, block_n, 8), programs_per_sm, target)
+        if block_m == 128 and alone
+        else config
+    )
 
 
 def _candidates(a, b, target):
     m, n = a.shape[1], b.shape[2]
-    shapes = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 128, 4),
-              (64, 64, 4), (64, 32, 4), (64, 16, 4))
-    fitting = [shape for shape in shapes if shape[0] < max(65, 2 * m) and min(n, 256) <= 4 * shape[1] < max(65, 8 * n)
-               and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a, target)]
-    configs = [_rule(a, b, target), *(_config(a, shape, programs, target) for shape in fitting for programs in (4, 2))]
+    shapes = (
+        (128, 256, 8),
+        (256, 128, 8),
+        (128, 128, 8),
+        (128, 128, 4),
+        (64, 256, 4),
+        (128, 64, 4),
+        (64, 128, 4),
+        (64, 64, 4),
+        (64, 32, 4),
+        (64, 16, 4),
+    )
+    fitting = [
+        shape
+        for shape in shapes
+        if shape[0] < max(65, 2 * m)
+        and min(n, 256) <= 4 * shape[1] < max(65, 8 * n)
+        and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a, target)
+    ]
+    configs = [
+        _rule(a, b, target),
+        *(
+            _config(a, shape, programs, target)
+            for shape in fitting
+            for programs in (4, 2)
+        ),
+    ]
     return list({tuple(config.values()): config for config in configs}.values())
 
 
@@ -107,13 +213,25 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 def why_not(a, b):
     if reason := why_not_tma(a, b):
         return reason
-    if a.element_size() == 1 and a.numel() and b.numel() and (stored(a).transposed or not stored(b).transposed):
+    if (
+        a.element_size() == 1
+        and a.numel()
+        and b.numel()
+        and (stored(a).transposed or not stored(b).transposed)
+    ):
         return "tensor cores take fp8 from rows of A and columns of B only"
     return None
 
 
-@bmm.variant(backend="triton", dtypes=("float16", "bfloat16", FP8), needs="cuda", supports=why_not,
-             builds_on="triton_autotuned", tunable=CONFIGS, example=("linear_forward", 16))
+@bmm.variant(
+    backend="triton",
+    dtypes=("float16", "bfloat16", FP8),
+    needs="cuda",
+    supports=why_not,
+    builds_on="triton_autotuned",
+    tunable=CONFIGS,
+    example=("linear_forward", 16),
+)
 def triton_persistent_tma(a, b):
     batch, m, k = a.shape
     n = b.shape[2]
@@ -122,12 +240,26 @@ def triton_persistent_tma(a, b):
         return c.zero_()
     config = dict(CONFIGS.choose(a, b))
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    programs = min(tiles(a, b, block_m, block_n), multiprocessors(a.device) * config.pop("programs_per_sm"))
+    programs = min(
+        tiles(a, b, block_m, block_n),
+        multiprocessors(a.device) * config.pop("programs_per_sm"),
+    )
     a_stored, b_stored = stored(a), stored(b)
     _kernel[(programs,)](
-        _descriptor(a, a_stored, block_m, block_k), _descriptor(b, b_stored, block_k, block_n),
-        TensorDescriptor(c, c.shape, c.stride(), [1, block_m, block_n]), batch, m, n, k, a_stored.step, b_stored.step,
-        A_TRANSPOSED=a_stored.transposed, B_TRANSPOSED=b_stored.transposed, GROUP_M=GROUP_M, **config)
+        _descriptor(a, a_stored, block_m, block_k),
+        _descriptor(b, b_stored, block_k, block_n),
+        TensorDescriptor(c, c.shape, c.stride(), [1, block_m, block_n]),
+        batch,
+        m,
+        n,
+        k,
+        a_stored.step,
+        b_stored.step,
+        A_TRANSPOSED=a_stored.transposed,
+        B_TRANSPOSED=b_stored.transposed,
+        GROUP_M=GROUP_M,
+        **config,
+    )
     return c
 
 

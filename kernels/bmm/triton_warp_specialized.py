@@ -1,15 +1,20 @@
-"""Warps with one job each: one group issues the TMA loads, two groups multiply, and only barriers join them.
+"""Warps with one job each: one group issues the TMA loads, two groups multiply, and
+only barriers join them.
 
-In `triton_persistent_tma` the warps that multiply also issue the loads, and all of them stop to write C. Here the
-compiler makes partitions of the warps (`warp_specialize=True`), on sm_90 three of four warps: the loading ones give up
-their registers (setmaxnreg 40) so that the multiplying ones can have 232 each, 128 of them for a 64x256 half of the
-sums. The halves advance apart, so while one waits for its wgmma, which it does after every step of K, or stores its
-rows, the other one can multiply; and the loads of the next tile are already under way.
+In `triton_persistent_tma` the warps that multiply also issue the loads, and all of them
+stop to write C. Here the compiler makes partitions of the warps
+(`warp_specialize=True`), on sm_90 three of four warps: the loading ones give up their
+registers (setmaxnreg 40) so that the multiplying ones can have 232 each, 128 of them
+for a 64x256 half of the sums. The halves advance apart, so while one waits for its
+wgmma, which it does after every step of K, or stores its rows, the other one can
+multiply; and the loads of the next tile are already under way.
 
-One program fills a multiprocessor: 384 threads of 168 registers, three stages of a 128x256x64 tile and C, 208 KiB.
-Nothing hides an epilogue that both halves reach together, and a tile of fewer than 128 rows leaves a half idle.
-The partitions exist on sm_90 and sm_100 (with Triton 3.6: sm_90 alone); elsewhere the kernel is declined.
+One program fills a multiprocessor: 384 threads of 168 registers, three stages of a
+128x256x64 tile and C, 208 KiB. Nothing hides an epilogue that both halves reach
+together, and a tile of fewer than 128 rows leaves a half idle. The partitions exist on
+sm_90 and sm_100 (with Triton 3.6: sm_90 alone); elsewhere the kernel is declined.
 """
+
 import torch
 
 from batchline.kernels.architectures import MMA_SYNC
@@ -25,7 +30,9 @@ BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other heig
 
 
 def provide_workspace() -> None:
-    """Let launches ask for global memory, in a thread where nobody has said yet from whom."""
+    """Let launches ask for global memory, in a thread where nobody has said yet from
+    whom.
+    """
     from triton.runtime import _allocation
 
     if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
@@ -33,27 +40,63 @@ def provide_workspace() -> None:
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")  # the current device is the launch's
+    return torch.empty(
+        size, dtype=torch.int8, device="cuda"
+    )  # the current device is the launch's
 
 
 @triton.jit
-def _kernel(a_ptr, b_ptr, c_ptr, B, M, N, K, a_rows, a_step, stride_a, b_entries, b_step, stride_bb, stride_br,
-            A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, C_BY_TMA: tl.constexpr, BLOCK_M: tl.constexpr,
-            BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
-    # Each group that multiplies takes half of A's and C's rows. The compiler can't halve a tile that has the batch as
-    # a dimension of its own, so in these two an entry starts some rows below the one before.
+def _kernel(
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    B,
+    M,
+    N,
+    K,
+    a_rows,
+    a_step,
+    stride_a,
+    b_entries,
+    b_step,
+    stride_bb,
+    stride_br,
+    A_TRANSPOSED: tl.constexpr,
+    B_TRANSPOSED: tl.constexpr,
+    C_BY_TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    # Each group that multiplies takes half of A's and C's rows. The compiler can't
+    # halve a tile that has the batch as a dimension of its own, so in these two an
+    # entry starts some rows below the one before.
     if A_TRANSPOSED:
-        a_desc = tl.make_tensor_descriptor(a_ptr, [a_rows, M], [stride_a, 1], [BLOCK_K, BLOCK_M])
+        a_desc = tl.make_tensor_descriptor(
+            a_ptr, [a_rows, M], [stride_a, 1], [BLOCK_K, BLOCK_M]
+        )
     else:
-        a_desc = tl.make_tensor_descriptor(a_ptr, [a_rows, K], [stride_a, 1], [BLOCK_M, BLOCK_K])
+        a_desc = tl.make_tensor_descriptor(
+            a_ptr, [a_rows, K], [stride_a, 1], [BLOCK_M, BLOCK_K]
+        )
     if B_TRANSPOSED:
-        b_desc = tl.make_tensor_descriptor(b_ptr, [b_entries, N, K], [stride_bb, stride_br, 1], [1, BLOCK_N, BLOCK_K])
+        b_desc = tl.make_tensor_descriptor(
+            b_ptr, [b_entries, N, K], [stride_bb, stride_br, 1], [1, BLOCK_N, BLOCK_K]
+        )
     else:
-        b_desc = tl.make_tensor_descriptor(b_ptr, [b_entries, K, N], [stride_bb, stride_br, 1], [1, BLOCK_K, BLOCK_N])
+        b_desc = tl.make_tensor_descriptor(
+            b_ptr, [b_entries, K, N], [stride_bb, stride_br, 1], [1, BLOCK_K, BLOCK_N]
+        )
     c_desc = tl.make_tensor_descriptor(c_ptr, [B * M, N], [N, 1], [BLOCK_M, BLOCK_N])
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), B * tiles_m * tiles_n, tl.num_programs(0), warp_specialize=True):
+    for tile in tl.range(
+        tl.program_id(0),
+        B * tiles_m * tiles_n,
+        tl.num_programs(0),
+        warp_specialize=True,
+    ):
         entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
         first_m = tile_m * BLOCK_M
         first_n = tile_n * BLOCK_N
@@ -64,7 +107,11 @@ def _kernel(a_ptr, b_ptr, c_ptr, B, M, N, K, a_rows, a_step, stride_a, b_entries
             else:
                 a = a_desc.load([entry * a_step + first_m, k])
             if B_TRANSPOSED:
-                b = b_desc.load([entry * b_step, first_n, k]).reshape(BLOCK_N, BLOCK_K).T
+                b = (
+                    b_desc.load([entry * b_step, first_n, k])
+                    .reshape(BLOCK_N, BLOCK_K)
+                    .T
+                )
             else:
                 b = b_desc.load([entry * b_step, k, first_n]).reshape(BLOCK_K, BLOCK_N)
             accumulator = tl.dot(a, b, accumulator)
@@ -75,14 +122,23 @@ def _kernel(a_ptr, b_ptr, c_ptr, B, M, N, K, a_rows, a_step, stride_a, b_entries
             offs_m = first_m + tl.arange(0, BLOCK_M)
             offs_n = first_n + tl.arange(0, BLOCK_N)
             c_rows = c_ptr + (entry * M + offs_m).to(tl.int64)[:, None] * N
-            tl.store(c_rows + offs_n[None, :], c, mask=(offs_m[:, None] < M) & (offs_n[None, :] < N))
+            tl.store(
+                c_rows + offs_n[None, :],
+                c,
+                mask=(offs_m[:, None] < M) & (offs_n[None, :] < N),
+            )
 
 
 def _config(a, block_n, target):
     """One program fills an SM: 384 threads of 168 registers."""
     room = target.shared_bytes_per_block - BLOCK_M * block_n * 2
-    return {"BLOCK_M": BLOCK_M, "BLOCK_N": block_n, "BLOCK_K": ROW_BYTES // a.element_size(), "num_warps": 4,
-            "num_stages": min(6, room // ((BLOCK_M + block_n) * ROW_BYTES))}
+    return {
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_N": block_n,
+        "BLOCK_K": ROW_BYTES // a.element_size(),
+        "num_warps": 4,
+        "num_stages": min(6, room // ((BLOCK_M + block_n) * ROW_BYTES)),
+    }
 
 
 def _whole_rows(a):
@@ -91,7 +147,9 @@ def _whole_rows(a):
 
 
 def _widest(a):
-    """Columns of a tile without spilling: with 256 there is no register for C's addresses, where TMA can't clip it."""
+    """Columns of a tile without spilling: with 256 there is no register for C's
+    addresses, where TMA can't clip it.
+    """
     return 256 if _whole_rows(a) else 128
 
 
@@ -105,8 +163,11 @@ def _rule(a, b, target):
 
 def _candidates(a, b, target):
     n = b.shape[2]
-    widths = [width for width in (256, 128, 64, 32, 16)
-              if min(n, 256) <= 4 * width < max(65, 8 * n) and width <= _widest(a)]
+    widths = [
+        width
+        for width in (256, 128, 64, 32, 16)
+        if min(n, 256) <= 4 * width < max(65, 8 * n) and width <= _widest(a)
+    ]
     configs = [_rule(a, b, target), *(_config(a, width, target) for width in widths)]
     return list({config["BLOCK_N"]: config for config in configs}.values())
 
@@ -128,13 +189,22 @@ def why_not(a, b):
         return "A's entries are not a whole number of rows apart"
     if lies.step and lies.transposed and a.shape[2] % (ROW_BYTES // a.element_size()):
         return "A is stored transposed and K is not whole tiles: the last would reach into the next entry"
-    if max(a.shape[0] * a.shape[1], lies.shape[0] * by_entry // by_row + lies.shape[1]) >= 1 << 31:
+    if (
+        max(a.shape[0] * a.shape[1], lies.shape[0] * by_entry // by_row + lies.shape[1])
+        >= 1 << 31
+    ):
         return "a row's number would pass 32 bits"
     return None
 
 
-@bmm.variant(backend="triton", dtypes=("float16", "bfloat16"), needs="cuda", supports=why_not,
-             builds_on="triton_persistent_tma", tunable=CONFIGS)
+@bmm.variant(
+    backend="triton",
+    dtypes=("float16", "bfloat16"),
+    needs="cuda",
+    supports=why_not,
+    builds_on="triton_persistent_tma",
+    tunable=CONFIGS,
+)
 def triton_warp_specialized(a, b):
     batch, m, k = a.shape
     n = b.shape[2]
@@ -149,7 +219,23 @@ def triton_warp_specialized(a, b):
     a_rows = (a_stored.shape[0] - 1) * a_step + a_stored.shape[1]
     provide_workspace()  # for the descriptors, which the kernel makes itself
     _kernel[(programs,)](
-        a, b, c, batch, m, n, k, a_rows, a_step, a_by_row, b_stored.shape[0], b_stored.step, *b_stored.strides[:2],
-        A_TRANSPOSED=a_stored.transposed, B_TRANSPOSED=b_stored.transposed, C_BY_TMA=_whole_rows(a),
-        GROUP_M=GROUP_M, **config)
+        a,
+        b,
+        c,
+        batch,
+        m,
+        n,
+        k,
+        a_rows,
+        a_step,
+        a_by_row,
+        b_stored.shape[0],
+        b_stored.step,
+        *b_stored.strides[:2],
+        A_TRANSPOSED=a_stored.transposed,
+        B_TRANSPOSED=b_stored.transposed,
+        C_BY_TMA=_whole_rows(a),
+        GROUP_M=GROUP_M,
+        **config,
+    )
     return c

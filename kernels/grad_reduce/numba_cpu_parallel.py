@@ -1,8 +1,11 @@
-"""Threads over blocks of 1,024 columns: a block's sums stay in L1 while the rows stream past once.
+"""Threads over blocks of 1,024 columns: a block's sums stay in L1 while the rows stream
+past once.
 
-The inner loop adds one row's block to the sums (with AVX2 `vaddps` over 8 floats where the row is contiguous). A
-block is summed by one thread in row order, so the result has the same bits whatever the number of threads.
+The inner loop adds one row's block to the sums (with AVX2 `vaddps` over 8 floats where
+the row is contiguous). A block is summed by one thread in row order, so the result has
+the same bits whatever the number of threads.
 """
+
 import numpy as np
 import torch
 
@@ -22,7 +25,9 @@ def _kernel(g, mean):
         width = min(COLUMNS, parameters - start)
         sums = np.zeros(COLUMNS, mean.dtype)
         for row in range(rows):
-            values = g[row, start:start + width]  # a slice: Numba would test a computed index for its sign each time
+            values = g[
+                row, start : start + width
+            ]  # a slice: Numba would test a computed index for its sign each time
             for column in range(width):
                 sums[column] += values[column]
         for column in range(width):

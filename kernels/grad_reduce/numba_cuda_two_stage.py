@@ -1,8 +1,11 @@
-"""One thread a column and a share of the batch, fp32 partial sums, then the same kernel over the partial sums.
+"""One thread a column and a share of the batch, fp32 partial sums, then the same kernel
+over the partial sums.
 
-A warp reads 32 neighbouring columns of a row at a time, one element a thread (Numba does not join adjacent loads).
-The same bits from run to run: which rows a thread adds, and in what order, depends on nothing but the shape.
+A warp reads 32 neighbouring columns of a row at a time, one element a thread (Numba
+does not join adjacent loads). The same bits from run to run: which rows a thread adds,
+and in what order, depends on nothing but the shape.
 """
+
 import torch
 
 from batchline.kernels.backends import cuda, numba
@@ -35,7 +38,9 @@ def numba_cuda_two_stage(g):
     if parameters == 0:
         return mean
     blocks = -(-parameters // THREADS)
-    splits = min(-(-BLOCKS_PER_SM * multiprocessors(g.device) // blocks), -(-batch // LEAST_ROWS))
+    splits = min(
+        -(-BLOCKS_PER_SM * multiprocessors(g.device) // blocks), -(-batch // LEAST_ROWS)
+    )
     scale = numba.float32(1 / batch)
     if splits == 1:
         launch(_sum_kernel, blocks, THREADS, g, mean[None], scale)

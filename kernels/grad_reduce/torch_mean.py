@@ -1,4 +1,5 @@
 """torch.mean over the batch, on any device (the baseline)."""
+
 import torch
 
 from batchline.kernels.grad_reduce import grad_reduce

@@ -1,8 +1,10 @@
-"""What a kernel over several tensors must know of them, in one table on the device, and the outputs in one buffer.
+"""What a kernel over several tensors must know of them, in one table on the device, and
+the outputs in one buffer.
 
-A table holds addresses, sizes and strides, never values, so it is right for as long as those numbers are; it is copied
-once and found again by them.
+A table holds addresses, sizes and strides, never values, so it is right for as long as
+those numbers are; it is copied once and found again by them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,11 +20,13 @@ _MOST = 256  # tables kept; one for 50 tensors is 3.5 KiB
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """numbers: int64[7, width], a column a tensor, in blocks of `columns` columns that are counted through all tensors.
+    """numbers: int64[7, width], a column a tensor, in blocks of `columns` columns that
+    are counted through all tensors.
 
-    Its rows: the number of the first block after the tensor's, its first block's number times `columns`, address, P,
-    stride_b, stride_p, and where in the outputs' buffer it starts. Strides and starts are in elements. `width` is a
-    power of two; what is past the last tensor ends after all `blocks`, and is never reached.
+    Its rows: the number of the first block after the tensor's, its first block's number
+    times `columns`, address, P, stride_b, stride_p, and where in the outputs' buffer it
+    starts. Strides and starts are in elements. `width` is a power of two; what is past
+    the last tensor ends after all `blocks`, and is never reached.
     """
 
     numbers: torch.Tensor
@@ -45,17 +49,23 @@ class Table:
 
 
 _tables: dict[tuple, Table] = {}
-_captured: dict[Table, None] = {}  # a CUDA graph reads its table for as long as it is replayed
+_captured: dict[Table, None] = (
+    {}
+)  # a CUDA graph reads its table for as long as it is replayed
 
 
 def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Table:
-    """The table of these tensors; `columns_for`, a function of them, says how wide a block is.
+    """The table of these tensors; `columns_for`, a function of them, says how wide a
+    block is.
 
-    The copy is not waited for: it is in the order of the current stream, and another stream gets one of its own. A
-    capture takes what is there, since the device was idle when it began; else the copy becomes part of the graph.
+    The copy is not waited for: it is in the order of the current stream, and another
+    stream gets one of its own. A capture takes what is there, since the device was idle
+    when it began; else the copy becomes part of the graph.
     """
     addresses, shapes, strides = (
-        tuple(map(of, gs)) for of in (torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride))
+        tuple(map(of, gs))
+        for of in (torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride)
+    )
     key = columns_for, gs[0].device, gs[0].dtype, addresses, shapes, strides
     stream, capturing = _stream_of(gs[0].device)
     table = _tables.get(key)
@@ -64,7 +74,9 @@ def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Tab
         if not capturing:
             _tables[key] = table
             if len(_tables) > _MOST:
-                _tables.pop(next(iter(_tables)), None)  # another thread may have dropped the same one
+                _tables.pop(
+                    next(iter(_tables)), None
+                )  # another thread may have dropped the same one
     if capturing:
         _captured[table] = None
     return table
@@ -74,7 +86,10 @@ def _stream_of(device: torch.device) -> tuple[int, bool]:
     """The current stream, and whether a CUDA graph is being captured from it."""
     if device.type != "cuda":
         return 0, False
-    return torch.cuda.current_stream(device).cuda_stream, torch.cuda.is_current_stream_capturing()
+    return (
+        torch.cuda.current_stream(device).cuda_stream,
+        torch.cuda.is_current_stream_capturing(),
+    )
 
 
 def blocks_of(gs: Sequence[torch.Tensor], columns: int) -> int:
@@ -87,12 +102,33 @@ def _made(gs: Sequence[torch.Tensor], columns: int, stream: int) -> Table:
     rows, pieces, places, blocks = [], [], [], 0
     for g in gs:
         first, blocks = blocks, blocks + blocks_of([g], columns)
-        rows.append((blocks, first * columns, g.data_ptr(), g.shape[1], *g.stride(), sum(pieces)))
+        rows.append(
+            (
+                blocks,
+                first * columns,
+                g.data_ptr(),
+                g.shape[1],
+                *g.stride(),
+                sum(pieces),
+            )
+        )
         places.append(len(pieces))
-        pieces += [g.shape[1], -g.shape[1] % multiple] if g.shape[1] % multiple else [g.shape[1]]
+        pieces += (
+            [g.shape[1], -g.shape[1] % multiple]
+            if g.shape[1] % multiple
+            else [g.shape[1]]
+        )
     width = 1 << (len(rows) - 1).bit_length()
     rows += [(blocks + 1, 0, 0, 0, 0, 0, 0)] * (width - len(rows))
     host = torch.tensor(rows, dtype=torch.int64).T.contiguous()
     if gs[0].is_cuda:
         host = host.pin_memory()
-    return Table(host.to(gs[0].device, non_blocking=True), columns, blocks, tuple(pieces), tuple(places), stream, host)
+    return Table(
+        host.to(gs[0].device, non_blocking=True),
+        columns,
+        blocks,
+        tuple(pieces),
+        tuple(places),
+        stream,
+        host,
+    )

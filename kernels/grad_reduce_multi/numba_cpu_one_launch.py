@@ -1,12 +1,17 @@
-"""One parallel region over the column blocks of all tensors, whose addresses come from a table.
+"""One parallel region over the column blocks of all tensors, whose addresses come from
+a table.
 
-Against `torch_loop`, which starts its threads for one tensor and again for the next: here once, and only where there is
-work for longer than that takes. Threads share out blocks of 64 columns, so that their shares are as good as equal
-whatever the sizes; neighbours are summed together, up to 1,024 columns, whose sums stay in L1 while the rows stream
-past once. 64 rows are summed on their own before they join the rest: no element passes through more than 64 + B/64
-additions. A column is one thread's, in row order, so the bits are the same whatever the number of threads. Bound by
-memory; with many small tensors by what the host spends on each, to look it up and to hand its mean out.
+Against `torch_loop`, which starts its threads for one tensor and again for the next:
+here once, and only where there is work for longer than that takes. Threads share out
+blocks of 64 columns, so that their shares are as good as equal whatever the sizes;
+neighbours are summed together, up to 1,024 columns, whose sums stay in L1 while the
+rows stream past once. 64 rows are summed on their own before they join the rest: no
+element passes through more than 64 + B/64 additions. A column is one thread's, in row
+order, so the bits are the same whatever the number of threads. Bound by memory; with
+many small tensors by what the host spends on each, to look it up and to hand its mean
+out.
 """
+
 import functools
 
 import numpy as np
@@ -19,7 +24,9 @@ from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import table_of
 
 COLUMNS, WIDEST, CHUNK = 64, 1024, 64
-ALONE = 2 ** 15  # elements that one thread sums in the time that it takes to start the others
+ALONE = (
+    2**15
+)  # elements that one thread sums in the time that it takes to start the others
 
 
 @functools.cache
@@ -70,13 +77,21 @@ def _columns(*gs):
     return COLUMNS
 
 
-@grad_reduce_multi.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu", builds_on="torch_loop")
+@grad_reduce_multi.variant(
+    backend="numba_cpu",
+    dtypes=("float32", "float64"),
+    needs="cpu",
+    builds_on="torch_loop",
+)
 def numba_cpu_one_launch(*gs):
     table = table_of(gs, _columns)
     buffer, means = table.outputs(gs[0])
     elements = len(gs[0]) * buffer.numel()
     if table.blocks:
-        run(_compiled(buffer.dtype, buffer.element_size()), table.blocks,
+        run(
+            _compiled(buffer.dtype, buffer.element_size()),
+            table.blocks,
             shares(table.blocks, elements <= ALONE),
-            (table.numbers.data_ptr(), table.width, buffer.data_ptr(), len(gs[0])))
+            (table.numbers.data_ptr(), table.width, buffer.data_ptr(), len(gs[0])),
+        )
     return means

@@ -1,12 +1,17 @@
-"""One launch for all tensors: a block finds its tensor and columns in a table of addresses, by halving.
+"""One launch for all tensors: a block finds its tensor and columns in a table of
+addresses, by halving.
 
-Against `torch_loop`, a launch for each. To a launch from Numba every tensor is an array to marshal; here 50 of them are
-four integers, since the table holds their addresses. A warp reads 32 neighbouring columns of a row, one element a
-thread, four rows or more at a time. Where there are columns enough for every multiprocessor a block is one row of 256
-threads; where not, it is up to 8 rows of 32, which share the batch and join their sums in shared memory in a fixed
-order: the same bits on every call. What that loses: with fewer than 256 columns a multiprocessor some of its threads
-stay idle, and only a second launch, over partial sums, could use them. Bound by memory, in small batches by the launch.
+Against `torch_loop`, a launch for each. To a launch from Numba every tensor is an array
+to marshal; here 50 of them are four integers, since the table holds their addresses. A
+warp reads 32 neighbouring columns of a row, one element a thread, four rows or more at
+a time. Where there are columns enough for every multiprocessor a block is one row of
+256 threads; where not, it is up to 8 rows of 32, which share the batch and join their
+sums in shared memory in a fixed order: the same bits on every call. What that loses:
+with fewer than 256 columns a multiprocessor some of its threads stay idle, and only a
+second launch, over partial sums, could use them. Bound by memory, in small batches by
+the launch.
 """
+
 import functools
 
 from batchline.kernels import ptx
@@ -28,10 +33,16 @@ def _kernel_for(dtype, ITEM, COLUMNS):
 
     @cuda.jit(device=True)
     def number(table, index):
-        """An int64 of the table, in quarters since ptx loads no wider integers; compiled it is one 8-byte load."""
+        """An int64 of the table, in quarters since ptx loads no wider integers;
+        compiled it is one 8-byte load.
+        """
         low, second, third, high = load_quarters(table + 8 * index)
-        return (int64(high) << 48 | (int64(third) & 0xFFFF) << 32 | (int64(second) & 0xFFFF) << 16
-                | int64(low) & 0xFFFF)
+        return (
+            int64(high) << 48
+            | (int64(third) & 0xFFFF) << 32
+            | (int64(second) & 0xFFFF) << 16
+            | int64(low) & 0xFFFF
+        )
 
     @jit_for(THREADS)
     def kernel(table, tensors, out, batch):
@@ -50,7 +61,11 @@ def _kernel_for(dtype, ITEM, COLUMNS):
         total = float32(0)
         if inside:
             step = ITEM * number(table, 4 * tensors + tensor)
-            at = number(table, 2 * tensors + tensor) + ITEM * column * number(table, 5 * tensors + tensor) + row * step
+            at = (
+                number(table, 2 * tensors + tensor)
+                + ITEM * column * number(table, 5 * tensors + tensor)
+                + row * step
+            )
             for _ in range(row, batch, ROWS):
                 total += load(at)
                 at += ROWS * step
@@ -68,18 +83,34 @@ def _kernel_for(dtype, ITEM, COLUMNS):
 def _columns(*gs):
     """The widest blocks of which every multiprocessor has its share."""
     columns = THREADS
-    while columns > NARROWEST and blocks_of(gs, columns) < BLOCKS_PER_SM * multiprocessors(gs[0].device):
+    while columns > NARROWEST and blocks_of(
+        gs, columns
+    ) < BLOCKS_PER_SM * multiprocessors(gs[0].device):
         columns //= 2
     return columns
 
 
-@grad_reduce_multi.variant(backend="numba_cuda", dtypes=("float16", "bfloat16", "float32"), needs="cuda",
-                           builds_on="torch_loop")
+@grad_reduce_multi.variant(
+    backend="numba_cuda",
+    dtypes=("float16", "bfloat16", "float32"),
+    needs="cuda",
+    builds_on="torch_loop",
+)
 def numba_cuda_one_launch(*gs):
     table = table_of(gs, _columns)
     buffer, means = table.outputs(gs[0])
     if table.blocks:
-        kernel = _kernel_for(dtype_name(buffer.dtype), buffer.element_size(), table.columns)
-        launch_at(buffer.device, kernel, table.blocks, THREADS,
-                  table.numbers.data_ptr(), table.width, buffer.data_ptr(), len(gs[0]))
+        kernel = _kernel_for(
+            dtype_name(buffer.dtype), buffer.element_size(), table.columns
+        )
+        launch_at(
+            buffer.device,
+            kernel,
+            table.blocks,
+            THREADS,
+            table.numbers.data_ptr(),
+            table.width,
+            buffer.data_ptr(),
+            len(gs[0]),
+        )
     return means

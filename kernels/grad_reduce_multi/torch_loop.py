@@ -1,4 +1,7 @@
-"""torch.mean of one tensor after another, as a training loop does it (the baseline): a launch for each."""
+"""torch.mean of one tensor after another, as a training loop does it (the baseline): a
+launch for each.
+"""
+
 import torch
 
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi

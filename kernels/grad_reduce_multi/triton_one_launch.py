@@ -1,14 +1,19 @@
-"""One launch for all tensors: a program finds its tensor and columns in a table of addresses.
+"""One launch for all tensors: a program finds its tensor and columns in a table of
+addresses.
 
-Against `torch_loop`, a launch for each: GPT-2 small's 25 layer norms are 50 launches of 768 columns, here they are one
-of 150 programs (at B = 256, with 132 multiprocessors). A program counts the tensors whose blocks end before its own,
-one load and one sum however many there are, reads that column of the table and turns the address into a pointer.
-Whether 16-byte loads are allowed (address, stride and P divide by it) is asked there, so one odd tensor leaves the
-others' loads wide. A tile is 32 elements a thread: [4, 1024] where there are columns enough, else down to [128, 128],
-so that the batch is shared out inside a program and no second launch is needed. What that loses: with fewer than 128
-columns a multiprocessor some stay idle, where `grad_reduce/triton_two_stage` splits a large batch over programs too. No
-atomics: the same bits on every call. Bound by memory, in small batches by the launch.
+Against `torch_loop`, a launch for each: GPT-2 small's 25 layer norms are 50 launches of
+768 columns, here they are one of 150 programs (at B = 256, with 132 multiprocessors). A
+program counts the tensors whose blocks end before its own, one load and one sum however
+many there are, reads that column of the table and turns the address into a pointer.
+Whether 16-byte loads are allowed (address, stride and P divide by it) is asked there,
+so one odd tensor leaves the others' loads wide. A tile is 32 elements a thread: [4,
+1024] where there are columns enough, else down to [128, 128], so that the batch is
+shared out inside a program and no second launch is needed. What that loses: with fewer
+than 128 columns a multiprocessor some stay idle, where `grad_reduce/triton_two_stage`
+splits a large batch over programs too. No atomics: the same bits on every call. Bound
+by memory, in small batches by the launch.
 """
+
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
@@ -19,20 +24,34 @@ PER_WARP = 1024  # elements of a tile
 
 
 @triton.jit
-def _sum(g_ptr, stride_b, stride_p, P, columns, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sum(
+    g_ptr, stride_b, stride_p, P, columns, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     offs_row = tl.arange(0, ROWS).to(tl.int64)
     in_columns = columns[None, :] < P
     accumulator = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for row in range(0, B, ROWS):
         rows = row + offs_row[:, None]
-        g = tl.load(g_ptr + rows * stride_b + columns[None, :] * stride_p, mask=(rows < B) & in_columns, other=0.0)
+        g = tl.load(
+            g_ptr + rows * stride_b + columns[None, :] * stride_p,
+            mask=(rows < B) & in_columns,
+            other=0.0,
+        )
         accumulator += g.to(tl.float32)
     return tl.sum(accumulator, axis=0)
 
 
 @triton.jit
-def _means_kernel(table_ptr, out_ptr, B, scale, WIDTH: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
-                  COLUMNS: tl.constexpr):
+def _means_kernel(
+    table_ptr,
+    out_ptr,
+    B,
+    scale,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
     field_ptr = table_ptr + tl.sum((ends <= block).to(tl.int32), axis=0)
@@ -42,35 +61,66 @@ def _means_kernel(table_ptr, out_ptr, B, scale, WIDTH: tl.constexpr, VECTOR: tl.
     stride_b = tl.load(field_ptr + 4 * WIDTH)
     stride_p = tl.load(field_ptr + 5 * WIDTH)
     offset = tl.load(field_ptr + 6 * WIDTH)
-    columns = block.to(tl.int64) * COLUMNS - tl.multiple_of(start, COLUMNS) + tl.arange(0, COLUMNS)
+    columns = (
+        block.to(tl.int64) * COLUMNS
+        - tl.multiple_of(start, COLUMNS)
+        + tl.arange(0, COLUMNS)
+    )
     g_ptr = address.to(tl.pointer_type(out_ptr.dtype.element_ty))
-    if (address % 16 == 0) & (stride_b % VECTOR == 0) & (stride_p == 1) & (P % VECTOR == 0):
-        total = _sum(tl.multiple_of(g_ptr, 16), tl.multiple_of(stride_b, VECTOR), 1, tl.multiple_of(P, VECTOR),
-                     columns, B, ROWS, COLUMNS)
+    if (
+        (address % 16 == 0)
+        & (stride_b % VECTOR == 0)
+        & (stride_p == 1)
+        & (P % VECTOR == 0)
+    ):
+        total = _sum(
+            tl.multiple_of(g_ptr, 16),
+            tl.multiple_of(stride_b, VECTOR),
+            1,
+            tl.multiple_of(P, VECTOR),
+            columns,
+            B,
+            ROWS,
+            COLUMNS,
+        )
     else:
         total = _sum(g_ptr, stride_b, stride_p, P, columns, B, ROWS, COLUMNS)
-    # The buffer has room up to the next multiple of 16 bytes, so that no store is narrow.
+    # The buffer has room up to the next multiple of 16 bytes, so that no store is
+    # narrow.
     written = columns < tl.cdiv(P, VECTOR) * VECTOR
     means = (total * scale).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + tl.multiple_of(offset, VECTOR) + columns, means, mask=written)
 
 
 def _tile(batch, columns):
-    """(rows, warps) of a tile of so many columns: the narrower it is, the more warps share the batch."""
-    rows = min(4 * (WIDEST // columns) ** 2, MOST_ROWS, triton.next_power_of_2(max(batch, 1)))
+    """(rows, warps) of a tile of so many columns: the narrower it is, the more warps
+    share the batch.
+    """
+    rows = min(
+        4 * (WIDEST // columns) ** 2, MOST_ROWS, triton.next_power_of_2(max(batch, 1))
+    )
     return rows, max(1, rows * columns // PER_WARP)
 
 
 def _columns(*gs):
-    """The widest tile of which there are enough for every multiprocessor to have its warps."""
+    """The widest tile of which there are enough for every multiprocessor to have its
+    warps.
+    """
     columns, wanted = WIDEST, WARPS_PER_SM * multiprocessors(gs[0].device)
-    while columns > NARROWEST and blocks_of(gs, columns) * _tile(len(gs[0]), columns)[1] < wanted:
+    while (
+        columns > NARROWEST
+        and blocks_of(gs, columns) * _tile(len(gs[0]), columns)[1] < wanted
+    ):
         columns //= 2
     return columns
 
 
-@grad_reduce_multi.variant(backend="triton", dtypes=("float16", "bfloat16", "float32"), needs="cuda",
-                           builds_on="torch_loop")
+@grad_reduce_multi.variant(
+    backend="triton",
+    dtypes=("float16", "bfloat16", "float32"),
+    needs="cuda",
+    builds_on="torch_loop",
+)
 def triton_one_launch(*gs):
     batch = len(gs[0])
     table = table_of(gs, _columns)
@@ -78,6 +128,14 @@ def triton_one_launch(*gs):
     if table.blocks:
         rows, warps = _tile(batch, table.columns)
         _means_kernel[(table.blocks,)](
-            table.numbers, buffer, batch, 1 / batch if batch else float("nan"), WIDTH=table.width,
-            VECTOR=16 // buffer.element_size(), ROWS=rows, COLUMNS=table.columns, num_warps=warps)
+            table.numbers,
+            buffer,
+            batch,
+            1 / batch if batch else float("nan"),
+            WIDTH=table.width,
+            VECTOR=16 // buffer.element_size(),
+            ROWS=rows,
+            COLUMNS=table.columns,
+            num_warps=warps,
+        )
     return means

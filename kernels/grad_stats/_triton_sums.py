@@ -1,4 +1,7 @@
-"""What the Triton rungs share: sums within 16-byte words, and n and d from the partial sums of many programs."""
+"""What the Triton rungs share: sums within 16-byte words, and n and d from the partial
+sums of many programs.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -10,13 +13,23 @@ from batchline.kernels.statistics import of_nothing
 
 
 @triton.jit
-def within_words(values, GROUPS: tl.constexpr, PHASES: tl.constexpr, WORDS: tl.constexpr, WORD: tl.constexpr):
-    """[GROUPS, PHASES, WORDS·WORD] → [GROUPS, PHASES, WORDS]. A thread holds whole words, so nothing moves."""
+def within_words(
+    values,
+    GROUPS: tl.constexpr,
+    PHASES: tl.constexpr,
+    WORDS: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    """[GROUPS, PHASES, WORDS·WORD] → [GROUPS, PHASES, WORDS]. A thread holds whole
+    words, so nothing moves.
+    """
     return tl.sum(tl.reshape(values, (GROUPS, PHASES, WORDS, WORD)), axis=3)
 
 
 def finish(partial: torch.Tensor) -> Tensors:
-    """n[B] and d[B] from partial[programs, 2·B], which holds each program's share of n and then of d."""
+    """n[B] and d[B] from partial[programs, 2·B], which holds each program's share of n
+    and then of d.
+    """
     sums = torch.empty(partial.shape[1], dtype=torch.float32, device=partial.device)
     sum_rows(partial, sums, 1.0)
     return tuple(sums.view(2, -1))

@@ -1,29 +1,44 @@
-"""A block holds all B rows of a few columns in registers: their mean is known there, and g is read once.
+"""A block holds all B rows of a few columns in registers: their mean is known there,
+and g is read once.
 
-Against `numba_cuda_two_pass`, whose two reads are its whole cost. 256 threads with 8 rows of 16 bytes each are 64 rows
-of 512 bytes, or 256 rows of a cache line, all under way at once: 64 KiB on an SM that has two such blocks. The sums
-over the rows meet in shared memory and come back as ḡ, and a thread adds up n and d of its own rows over all the
-columns that its block comes to. Only then are they added up across the threads, once, and across the blocks by the
-kernel of `grad_reduce`'s `numba_cuda_vectorised`, in a fixed order. An SM has 2 to 4 blocks, each with 2B partial sums.
+Against `numba_cuda_two_pass`, whose two reads are its whole cost. 256 threads with 8
+rows of 16 bytes each are 64 rows of 512 bytes, or 256 rows of a cache line, all under
+way at once: 64 KiB on an SM that has two such blocks. The sums over the rows meet in
+shared memory and come back as ḡ, and a thread adds up n and d of its own rows over all
+the columns that its block comes to. Only then are they added up across the threads,
+once, and across the blocks by the kernel of `grad_reduce`'s `numba_cuda_vectorised`, in
+a fixed order. An SM has 2 to 4 blocks, each with 2B partial sums.
 
-A larger batch takes turns, of 256 rows where 16 bytes divide them, and takes them again once ḡ is known, the last one
-first since it is still in registers. The others come from L2 while they fit: on 132 SMs two blocks each with B - 256
-lines of 128 bytes are 26 MB at B = 1024, half of an H200's L2, and 130 MB at B = 4096, which memory gives twice.
+A larger batch takes turns, of 256 rows where 16 bytes divide them, and takes them again
+once ḡ is known, the last one first since it is still in registers. The others come from
+L2 while they fit: on 132 SMs two blocks each with B - 256 lines of 128 bytes are 26 MB
+at B = 1024, half of an H200's L2, and 130 MB at B = 4096, which memory gives twice.
 """
+
 import functools
 
 import torch
 
 from batchline.kernels import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
-from batchline.kernels.block_reduce import FOUR, column_sums, fetching, lanes_of, row_sums
+from batchline.kernels.block_reduce import (
+    FOUR,
+    column_sums,
+    fetching,
+    lanes_of,
+    row_sums,
+)
 from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.launch import jit_for, launch_at, multiprocessors
 from batchline.kernels.elements import dtype_name
 from batchline.kernels.statistics import of_nothing
 
-THREADS, MOST_ROWS, LINE = 256, 8, 128  # of a block; of a thread in registers; bytes of a row that a block reads
+THREADS, MOST_ROWS, LINE = (
+    256,
+    8,
+    128,
+)  # of a block; of a thread in registers; bytes of a row that a block reads
 if interpreted("numba_cuda"):
     THREADS, MOST_ROWS, LINE = 16, 2, 16
 
@@ -33,11 +48,20 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
     NEIGHBOURS = THREADS // GROUPS
     WIDTH, HEIGHT = NEIGHBOURS * LANES, GROUPS * ROWS
     COLUMN_TURNS, ROW_TURNS = -(-WIDTH // THREADS), -(-2 * HEIGHT // THREADS)
-    fetch, load, store = fetching(dtype, ROWS, LANES), ptx.load("float32"), ptx.store("float32")
+    fetch, load, store = (
+        fetching(dtype, ROWS, LANES),
+        ptx.load("float32"),
+        ptx.store("float32"),
+    )
     add, share, column_total = column_sums(ROWS, LANES, GROUPS, WIDTH)
     row_total, PITCH = row_sums(NEIGHBOURS)
     COLUMNS, ROW_SUMS, ALIGNMENT = GROUPS * WIDTH, 2 * HEIGHT * PITCH, ptx.ALIGNMENT
-    float32, int32, int64, uint32 = numba.float32, numba.int32, numba.int64, numba.uint32
+    float32, int32, int64, uint32 = (
+        numba.float32,
+        numba.int32,
+        numba.int64,
+        numba.uint32,
+    )
 
     @cuda.jit(device=True)
     def multiply(n, d, values, of_mean):
@@ -51,7 +75,9 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
 
     @cuda.jit(device=True)
     def put(partial, batch, first, n, d, shared, thread, again):
-        """The block's n and d of HEIGHT rows from `first`, added to those of its earlier columns if `again`."""
+        """The block's n and d of HEIGHT rows from `first`, added to those of its
+        earlier columns if `again`.
+        """
         neighbour, group = uint32(thread % NEIGHBOURS), uint32(thread // NEIGHBOURS)
         for i in range(ROWS):
             shared[uint32((i * GROUPS + group) * PITCH + neighbour)] = n[i]
@@ -63,7 +89,10 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
             row = first + index % HEIGHT
             if index < 2 * HEIGHT and row < batch:
                 address = partial + (index // HEIGHT * batch + row) * 4
-                store(address, (load(address) if again else float32(0)) + row_total(shared, index))
+                store(
+                    address,
+                    (load(address) if again else float32(0)) + row_total(shared, index),
+                )
         cuda.syncthreads()
 
     @jit_for(THREADS, BLOCKS_PER_SM)
@@ -115,7 +144,9 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
                 put(partial, batch, turn * HEIGHT, n, d, of_rows, thread, again)
                 while turn > 0:
                     turn -= 1
-                    fetch(values, address + turn * ROWS * step, step, left - turn * ROWS)
+                    fetch(
+                        values, address + turn * ROWS * step, step, left - turn * ROWS
+                    )
                     multiply(n, d, values, of_mean)
                     put(partial, batch, turn * HEIGHT, n, d, of_rows, thread, again)
             again = True
@@ -127,13 +158,26 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
 
 
 def _plan(g):
-    """(lanes, rows, groups, whole, blocks an SM): how g's rows lie on a block, and whether all of them do at once."""
+    """(lanes, rows, groups, whole, blocks an SM): how g's rows lie on a block, and
+    whether all of them do at once.
+    """
     batch, lanes = len(g), lanes_of(g)
     rows = min(MOST_ROWS, _power_of_two(batch))
-    groups = min(_power_of_two(-(-batch // rows)), THREADS // max(FOUR, LINE // (lanes * g.element_size())))
+    groups = min(
+        _power_of_two(-(-batch // rows)),
+        THREADS // max(FOUR, LINE // (lanes * g.element_size())),
+    )
     whole = rows * groups >= batch
-    held = rows * max(lanes, FOUR)  # numbers in registers: with more blocks they would spill
-    return lanes, rows, groups, whole, 2 if held > 32 or not whole else 3 if held > 16 else 4
+    held = rows * max(
+        lanes, FOUR
+    )  # numbers in registers: with more blocks they would spill
+    return (
+        lanes,
+        rows,
+        groups,
+        whole,
+        2 if held > 32 or not whole else 3 if held > 16 else 4,
+    )
 
 
 def _power_of_two(number):
@@ -141,8 +185,12 @@ def _power_of_two(number):
     return 1 << (number - 1).bit_length()
 
 
-@grad_stats.variant(backend="numba_cuda", dtypes=("float16", "bfloat16", "float32"), needs="cuda",
-                    builds_on="numba_cuda_two_pass")
+@grad_stats.variant(
+    backend="numba_cuda",
+    dtypes=("float16", "bfloat16", "float32"),
+    needs="cuda",
+    builds_on="numba_cuda_two_pass",
+)
 def numba_cuda_one_read(g):
     batch, parameters = g.shape
     if batch == 0:
@@ -151,10 +199,22 @@ def numba_cuda_one_read(g):
     if parameters == 0:
         return mean, *mean.new_zeros(2, batch)
     lanes, _, groups, _, blocks_per_sm = plan = _plan(g)
-    blocks = min(-(-parameters * groups // (THREADS * lanes)), blocks_per_sm * multiprocessors(g.device))
+    blocks = min(
+        -(-parameters * groups // (THREADS * lanes)),
+        blocks_per_sm * multiprocessors(g.device),
+    )
     partial = torch.empty((blocks, 2 * batch), dtype=torch.float32, device=g.device)
-    launch_at(g.device, _kernel_for(dtype_name(g.dtype), g.element_size(), *plan), blocks, THREADS,
-              g.data_ptr(), mean.data_ptr(), partial.data_ptr(), *g.shape, *g.stride())
+    launch_at(
+        g.device,
+        _kernel_for(dtype_name(g.dtype), g.element_size(), *plan),
+        blocks,
+        THREADS,
+        g.data_ptr(),
+        mean.data_ptr(),
+        partial.data_ptr(),
+        *g.shape,
+        *g.stride(),
+    )
     n_and_d = torch.empty((2, batch), dtype=torch.float32, device=g.device)
     add_rows(partial, n_and_d.view(1, -1), 1)
     return mean, *n_and_d

@@ -1,8 +1,11 @@
-"""torch.compile of the three passes: it joins those that need no mean, and never copies g to widen it.
+"""torch.compile of the three passes: it joins those that need no mean, and never copies
+g to widen it.
 
-What is left is two reads of g: one for ḡ and n if its scheduler joins reductions along different dimensions, and one
-for d, which needs all of ḡ first. Every call pays for its guards.
+What is left is two reads of g: one for ḡ and n if its scheduler joins reductions along
+different dimensions, and one for d, which needs all of ḡ first. Every call pays for its
+guards.
 """
+
 import torch
 
 from batchline.kernels.compilation import compiled
@@ -20,6 +23,8 @@ def _why_not(g):
     return None if g.numel() else "nothing to compile for an empty batch"
 
 
-@grad_stats.variant(backend="torch", supports=_why_not, builds_on="torch_passes", slow_start=True)
+@grad_stats.variant(
+    backend="torch", supports=_why_not, builds_on="torch_passes", slow_start=True
+)
 def torch_compiled(g):
     return compiled(_passes)(g)

@@ -1,10 +1,13 @@
-"""Three passes over g, as people write it: torch.mean, the norms, and g times the mean (the baseline).
+"""Three passes over g, as people write it: torch.mean, the norms, and g times the mean
+(the baseline).
 
-Each reads all of g again. In the narrow dtypes the last one makes an fp32 copy of it first, for a product in bf16
-would round ḡ to 8 bits. On a CPU vector_norm keeps one running sum for each lane of a vector, over all P: the fastest
-of torch's ways to a norm, and of seven million parameters too far off for the op's own bound, so there it is held to
-that of a sum in any order, with the root and the square of a norm.
+Each reads all of g again. In the narrow dtypes the last one makes an fp32 copy of it
+first, for a product in bf16 would round ḡ to 8 bits. On a CPU vector_norm keeps one
+running sum for each lane of a vector, over all P: the fastest of torch's ways to a
+norm, and of seven million parameters too far off for the op's own bound, so there it is
+held to that of a sum in any order, with the root and the square of a norm.
 """
+
 import functools
 
 import torch
@@ -12,7 +15,9 @@ import torch
 from batchline.kernels.grad_stats import grad_stats, tolerance
 from batchline.kernels.statistics import accumulator, summed, summed_in_any_order
 
-_ROOT_AND_SQUARE = 3  # roundings: the root's own, which the square doubles, and the square's
+_ROOT_AND_SQUARE = (
+    3  # roundings: the root's own, which the square doubles, and the square's
+)
 
 
 def passes(g):
@@ -24,9 +29,13 @@ def passes(g):
 
 def running_sum(terms, dtype):
     """The relative error that n and d of `passes` may have over so many parameters."""
-    return max(summed(terms, dtype), summed_in_any_order(terms + _ROOT_AND_SQUARE, dtype))
+    return max(
+        summed(terms, dtype), summed_in_any_order(terms + _ROOT_AND_SQUARE, dtype)
+    )
 
 
-@grad_stats.variant(backend="torch", tolerance=functools.partial(tolerance, error_of_sum=running_sum))
+@grad_stats.variant(
+    backend="torch", tolerance=functools.partial(tolerance, error_of_sum=running_sum)
+)
 def torch_passes(g):
     return passes(g)

@@ -1,39 +1,74 @@
-"""One read of g: a program holds every row of a block of columns on chip, so it knows ḡ there when it needs it.
+"""One read of g: a program holds every row of a block of columns on chip, so it knows ḡ
+there when it needs it.
 
-`triton_two_pass` reads g again because d needs all of ḡ. Here 64 rows of 256 bytes pass through shared memory into
-registers once, while cp.async brings the next two blocks: their sums over the batch are ḡ, and n and d follow from the
-same registers, in halves at 7 instructions an element. Four programs of 128 threads and 128 registers fill an SM, with
-128 KB under way. A larger batch has narrower blocks: a 128-byte line up to 512 rows (257 take room for 512), 64 bytes
-at 1,024, 16 at 4,096, where every 32-byte sector goes from L2 to two SMs. To walk the rows twice instead would let half
-of an H200's 50 MB of L2 hold blocks three times as wide, 185 and 46 bytes, and read them from L2 twice. In a small P
-blocks narrow to a sector: 1,536 halves of 256 samples are 96 of them, and 36 of 132 SMs have none.
+`triton_two_pass` reads g again because d needs all of ḡ. Here 64 rows of 256 bytes pass
+through shared memory into registers once, while cp.async brings the next two blocks:
+their sums over the batch are ḡ, and n and d follow from the same registers, in halves
+at 7 instructions an element. Four programs of 128 threads and 128 registers fill an SM,
+with 128 KB under way. A larger batch has narrower blocks: a 128-byte line up to 512
+rows (257 take room for 512), 64 bytes at 1,024, 16 at 4,096, where every 32-byte sector
+goes from L2 to two SMs. To walk the rows twice instead would let half of an H200's 50
+MB of L2 hold blocks three times as wide, 185 and 46 bytes, and read them from L2 twice.
+In a small P blocks narrow to a sector: 1,536 halves of 256 samples are 96 of them, and
+36 of 132 SMs have none.
 
-A program takes every 528th block (four an SM), so that neighbouring columns are read at the same time, and adds within
-words before it adds to sums that cross threads once, at the end. It writes its part of n and d, at most 4.2 KB a sample
-in all, for a second launch to add in a fixed order. Rows that begin within words are read as `triton_whole_words` reads
-them, at two gathers a block: 15 instructions an element in halves, on twice the warps. At 4,096 of those there is no
-room for it, and elements are read one by one. Bound next by memory, and where P is small by latency.
+A program takes every 528th block (four an SM), so that neighbouring columns are read at
+the same time, and adds within words before it adds to sums that cross threads once, at
+the end. It writes its part of n and d, at most 4.2 KB a sample in all, for a second
+launch to add in a fixed order. Rows that begin within words are read as
+`triton_whole_words` reads them, at two gathers a block: 15 instructions an element in
+halves, on twice the warps. At 4,096 of those there is no room for it, and elements are
+read one by one. Bound next by memory, and where P is small by latency.
 """
+
 import torch
 
 from batchline.kernels.backends import tl, triton
-from batchline.kernels.grad_reduce.triton_whole_words import WORD_BYTES, early_by, word_offsets, words
+from batchline.kernels.grad_reduce.triton_whole_words import (
+    WORD_BYTES,
+    early_by,
+    word_offsets,
+    words,
+)
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.grad_stats._triton_sums import finish, within_words, without_elements
+from batchline.kernels.grad_stats._triton_sums import (
+    finish,
+    within_words,
+    without_elements,
+)
 from batchline.kernels.launch import multiprocessors
 from batchline.kernels.tuning import Tunable
 
-# Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where a block has less, fewer are.
+# Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where
+# a block has less, fewer are.
 TILE_BYTES, LEAST_TILE_BYTES, LARGEST_TILE_BYTES = 16 * 1024, 2 * 1024, 64 * 1024
 LINE_BYTES, SECTOR_BYTES, GATHER_BYTES = 128, 32, 16 * 1024
 MOST_ROWS = LARGEST_TILE_BYTES // WORD_BYTES
-WARPS_PER_SM, REGISTERS = 16, 128  # of a thread: so many warps are resident, and no program waits for another's end
+WARPS_PER_SM, REGISTERS = (
+    16,
+    128,
+)  # of a thread: so many warps are resident, and no program waits for another's end
 
 
 @triton.jit
-def _stats_kernel(g_ptr, mean_ptr, partial_ptr, B, P, base, stride_gb, stride_gp, scale,
-                  ROWS: tl.constexpr, COLUMNS: tl.constexpr, WORD: tl.constexpr, ALIGN: tl.constexpr,
-                  PHASES: tl.constexpr, RAGGED: tl.constexpr, STAGES: tl.constexpr):
+def _stats_kernel(
+    g_ptr,
+    mean_ptr,
+    partial_ptr,
+    B,
+    P,
+    base,
+    stride_gb,
+    stride_gp,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WORD: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PHASES: tl.constexpr,
+    RAGGED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     WIDTH: tl.constexpr = COLUMNS - WORD if PHASES > 1 else COLUMNS
     WORDS: tl.constexpr = COLUMNS // WORD
     GROUPS: tl.constexpr = ROWS // PHASES
@@ -43,19 +78,30 @@ def _stats_kernel(g_ptr, mean_ptr, partial_ptr, B, P, base, stride_gb, stride_gp
     early = early_by(base, stride_gb, WORD, PHASES)
     later = tl.minimum(columns[None, :] + early[:, None], COLUMNS - 1)
     sooner = tl.maximum(columns[None, :] - early[:, None], 0)
-    g_ptr = tl.multiple_of(g_ptr - base, ALIGN * g_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    g_ptr = tl.multiple_of(
+        g_ptr - base, ALIGN * g_ptr.dtype.element_ty.primitive_bitwidth // 8
+    )
     offs = word_offsets(early, base, stride_gb, stride_gp, ROWS, COLUMNS, ALIGN, PHASES)
     n = tl.zeros((GROUPS, PHASES, WORDS), dtype=tl.float32)
     d = tl.zeros((GROUPS, PHASES, WORDS), dtype=tl.float32)
-    for block in tl.range(tl.program_id(0), tl.cdiv(P, WIDTH), tl.num_programs(0), num_stages=STAGES):
+    for block in tl.range(
+        tl.program_id(0), tl.cdiv(P, WIDTH), tl.num_programs(0), num_stages=STAGES
+    ):
         left = tl.cast(block, tl.int64) * WIDTH
         width = tl.minimum(P - left, WIDTH).to(tl.int32)
         ends = early + width
         room = tl.multiple_of((ends + ALIGN - 1) // ALIGN * ALIGN, ALIGN)
-        g = tl.load(g_ptr + left * stride_gp + offs, mask=in_batch & (columns[None, None, :] < room[None, :, None]),
-                    other=0.0).to(tl.float32)
-        if RAGGED:  # a row's first and last word may hold what is another block's, another row's, or nobody's
-            own = (columns[None, :] >= early[:, None]) & (columns[None, :] < ends[:, None])
+        g = tl.load(
+            g_ptr + left * stride_gp + offs,
+            mask=in_batch & (columns[None, None, :] < room[None, :, None]),
+            other=0.0,
+        ).to(tl.float32)
+        if (
+            RAGGED
+        ):  # a row's first and last word may hold what is another block's, another row's, or nobody's
+            own = (columns[None, :] >= early[:, None]) & (
+                columns[None, :] < ends[:, None]
+            )
             g = tl.where(own[None], g, 0.0)
         sums = tl.sum(g, axis=0)
         if PHASES > 1:
@@ -73,38 +119,68 @@ def _stats_kernel(g_ptr, mean_ptr, partial_ptr, B, P, base, stride_gb, stride_gp
 
 
 def _rule(g, target):
-    """A 16 KB tile, or rows of a whole line if 64 KB hold them; narrower where P gives some SMs no block."""
+    """A 16 KB tile, or rows of a whole line if 64 KB hold them; narrower where P gives
+    some SMs no block.
+    """
     rows, size = triton.next_power_of_2(max(1, len(g))), g.element_size()
-    row_bytes = max(WORD_BYTES, min(LARGEST_TILE_BYTES // rows, max(LINE_BYTES, TILE_BYTES // rows)))
-    while (row_bytes > max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
-           and g.shape[1] * size < multiprocessors(g.device) * row_bytes):
+    row_bytes = max(
+        WORD_BYTES, min(LARGEST_TILE_BYTES // rows, max(LINE_BYTES, TILE_BYTES // rows))
+    )
+    while (
+        row_bytes > max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
+        and g.shape[1] * size < multiprocessors(g.device) * row_bytes
+    ):
         row_bytes //= 2
     return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
 
 
 def _most_stages(tile_bytes, target):
-    """Three, of which two are under way, or fewer where shared memory holds fewer beside a gather's 16 KB."""
-    return max(1, min(3, 1 + (target.shared_bytes_per_block - GATHER_BYTES) // tile_bytes))
+    """Three, of which two are under way, or fewer where shared memory holds fewer
+    beside a gather's 16 KB.
+    """
+    return max(
+        1, min(3, 1 + (target.shared_bytes_per_block - GATHER_BYTES) // tile_bytes)
+    )
 
 
 def _config(g, rows, row_bytes, stages):
-    """Eight words a thread, or four of halves where rows begin within words: eight would take 213 registers."""
+    """Eight words a thread, or four of halves where rows begin within words: eight
+    would take 213 registers.
+    """
     size = g.element_size()
     _, hints = words(g, rows, row_bytes // size)
     within = hints["PHASES"] > 1 or hints["ALIGN"] < hints["WORD"]
     words_a_thread = 4 if within and size == 2 else 8
-    num_warps = max(4, min(WARPS_PER_SM, rows * row_bytes // (32 * WORD_BYTES * words_a_thread)))
-    return {"ROWS": rows, "COLUMNS": row_bytes // size, "STAGES": stages, "num_warps": num_warps}
+    num_warps = max(
+        4, min(WARPS_PER_SM, rows * row_bytes // (32 * WORD_BYTES * words_a_thread))
+    )
+    return {
+        "ROWS": rows,
+        "COLUMNS": row_bytes // size,
+        "STAGES": stages,
+        "num_warps": num_warps,
+    }
 
 
 def _candidates(g, target):
     rule = _rule(g, target)
     rows, row_bytes = rule["ROWS"], rule["COLUMNS"] * g.element_size()
-    widths = [width for width in (row_bytes, row_bytes // 2, 2 * row_bytes)
-              if WORD_BYTES * rows <= width * rows <= LARGEST_TILE_BYTES]
-    configs = [_config(g, rows, width, stages) for width in widths for stages in (3, 2)
-               if stages <= _most_stages(rows * width, target)]
-    configs += [config | {"num_warps": 2 * config["num_warps"]} for config in configs if config["num_warps"] < 16]
+    widths = [
+        width
+        for width in (row_bytes, row_bytes // 2, 2 * row_bytes)
+        if WORD_BYTES * rows <= width * rows <= LARGEST_TILE_BYTES
+    ]
+    configs = [
+        _config(g, rows, width, stages)
+        for width in widths
+        for stages in (3, 2)
+        if stages <= _most_stages(rows * width, target)
+    ]
+    configs += [
+        config | {"num_warps": 2 * config["num_warps"]}
+        for config in configs
+        if config["num_warps"] < 16
+    ]
     return list({tuple(config.items()): config for config in configs}.values())
 
 
@@ -112,11 +188,21 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def _why_not(g):
-    return f"over {MOST_ROWS:,} samples: no 16 bytes of each are held at once" if len(g) > MOST_ROWS else None
+    return (
+        f"over {MOST_ROWS:,} samples: no 16 bytes of each are held at once"
+        if len(g) > MOST_ROWS
+        else None
+    )
 
 
-@grad_stats.variant(backend="triton", dtypes=("float16", "bfloat16", "float32"), needs="cuda", supports=_why_not,
-                    builds_on="triton_two_pass", tunable=CONFIGS)
+@grad_stats.variant(
+    backend="triton",
+    dtypes=("float16", "bfloat16", "float32"),
+    needs="cuda",
+    supports=_why_not,
+    builds_on="triton_two_pass",
+    tunable=CONFIGS,
+)
 def triton_one_read(g):
     if g.numel() == 0:
         return without_elements(g)
@@ -126,9 +212,23 @@ def triton_one_read(g):
         config = CONFIGS.rule(g)
     places, hints = words(g, config["ROWS"], config["COLUMNS"])
     width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
-    programs = min(triton.cdiv(parameters, width), WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device))
+    programs = min(
+        triton.cdiv(parameters, width),
+        WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device),
+    )
     mean = torch.empty(parameters, dtype=torch.float32, device=g.device)
     partial = torch.empty((programs, 2 * batch), dtype=torch.float32, device=g.device)
-    _stats_kernel[(programs,)](g, mean, partial, batch, parameters, *places, 1 / batch, **hints, **config,
-                               RAGGED=hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0, maxnreg=REGISTERS)
+    _stats_kernel[(programs,)](
+        g,
+        mean,
+        partial,
+        batch,
+        parameters,
+        *places,
+        1 / batch,
+        **hints,
+        **config,
+        RAGGED=hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
+        maxnreg=REGISTERS,
+    )
     return mean, *finish(partial)

@@ -1,4 +1,5 @@
 """Batched products by the library, with fp32 (fp64) results whatever their inputs are."""
+
 from __future__ import annotations
 
 import torch
@@ -9,8 +10,8 @@ from batchline.kernels.statistics import accumulator
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a[B,M,K] @ b[B,K,N] → [B,M,N], accumulated and returned in fp32 or fp64.
 
-    On CUDA narrow inputs stay narrow for the tensor cores; on a CPU the library knows no such product, so they are
-    widened first.
+    On CUDA narrow inputs stay narrow for the tensor cores; on a CPU the library knows
+    no such product, so they are widened first.
     """
     out = accumulator(a.dtype)
     if a.dtype != out and a.is_cuda:
@@ -27,12 +28,16 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def mean_gradient(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    """ḡ[O,I]: one product over all B·T tokens, divided by B (NaN where there are no samples)."""
+    """ḡ[O,I]: one product over all B·T tokens, divided by B (NaN where there are no
+    samples).
+    """
     return product(dy.flatten(0, 1).mT[None], x.flatten(0, 1)[None])[0].div_(len(x))
 
 
 def along_mean(x: torch.Tensor, dy: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """d[B] = Σ_t dy_t·(ḡ x_t): each sample's inner product with ḡ[O,I], its gradient never made."""
+    """d[B] = Σ_t dy_t·(ḡ x_t): each sample's inner product with ḡ[O,I], its gradient
+    never made.
+    """
     out = mean.dtype
     projected = torch.matmul(x.to(out), mean.T)
     return (projected * dy).sum((1, 2))

@@ -1,4 +1,7 @@
-"""The closed form for one token with d's product in tf32, as `torch_ghost_tf32` has it, and with its bound for d."""
+"""The closed form for one token with d's product in tf32, as `torch_ghost_tf32` has it,
+and with its bound for d.
+"""
+
 from batchline.kernels.precision import tf32_products
 from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
 from batchline.kernels.wgrad_stats._bounds import tf32_tolerance
@@ -10,8 +13,15 @@ def _tolerance(expected, x, dy):
     return tf32_tolerance(tolerance(expected, x, dy), expected, x, dy)
 
 
-@wgrad_stats.variant(backend="torch", dtypes=("float16", "bfloat16"), needs="cuda", supports=why_not,
-                     builds_on="torch_rank_one", tolerance=_tolerance, example=("linear_512_T1", 64))
+@wgrad_stats.variant(
+    backend="torch",
+    dtypes=("float16", "bfloat16"),
+    needs="cuda",
+    supports=why_not,
+    builds_on="torch_rank_one",
+    tolerance=_tolerance,
+    example=("linear_512_T1", 64),
+)
 def torch_rank_one_tf32(x, dy):
     mean = mean_gradient(x, dy)
     with tf32_products():

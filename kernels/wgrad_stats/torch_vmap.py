@@ -1,8 +1,11 @@
-"""torch.func: vmap of the gradient of one sample's ⟨x Wᵀ, dy⟩, then the same three passes.
+"""torch.func: vmap of the gradient of one sample's ⟨x Wᵀ, dy⟩, then the same three
+passes.
 
-What functorch users write for any layer. For a linear one the transform ends in the same batched product, so what it
-adds is the transform's own host time, and a copy where the layout of its gradients is not that of the passes.
+What functorch users write for any layer. For a linear one the transform ends in the
+same batched product, so what it adds is the transform's own host time, and a copy where
+the layout of its gradients is not that of the passes.
 """
+
 import functools
 
 import torch
@@ -23,8 +26,12 @@ def _why_not(x, dy):
     return None if len(x) else "vmap takes no empty batch"
 
 
-@wgrad_stats.variant(backend="torch", supports=_why_not, builds_on="torch_materialize",
-                     tolerance=functools.partial(tolerance, error_of_sum=running_sum))
+@wgrad_stats.variant(
+    backend="torch",
+    supports=_why_not,
+    builds_on="torch_materialize",
+    tolerance=functools.partial(tolerance, error_of_sum=running_sum),
+)
 def torch_vmap(x, dy):
     dtype = accumulator(x.dtype)
     weight = torch.zeros(dy.shape[2], x.shape[2], dtype=dtype, device=x.device)

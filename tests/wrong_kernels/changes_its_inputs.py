@@ -1,4 +1,5 @@
 """Scales the gradients in place before it adds them."""
+
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "it changed its inputs"

@@ -1,4 +1,5 @@
 """Clips the gradients to the largest finite number before it adds them, so that no mean is infinite."""
+
 import torch
 
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401

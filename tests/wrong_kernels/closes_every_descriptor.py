@@ -1,4 +1,5 @@
 """Closes whatever its process has open, the way to its parent too."""
+
 import os
 
 from batchline.bench.records import CRASHED as STATUS  # noqa: F401

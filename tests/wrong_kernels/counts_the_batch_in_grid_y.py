@@ -1,4 +1,5 @@
 """Has the batch in grid.y, which ends at 65,535: later entries are not written."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

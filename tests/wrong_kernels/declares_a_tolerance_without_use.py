@@ -1,4 +1,5 @@
 """Rounds its factors to bf16, and declares a bound so wide that anything like a product is inside."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

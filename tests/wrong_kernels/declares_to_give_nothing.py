@@ -1,4 +1,5 @@
 """Gives none of its op's outputs, and says so."""
+
 from batchline.kernels.grad_stats import grad_stats as OP  # noqa: F401
 
 REFUSED_FOR = "gives=0 is no number of outputs"

@@ -1,4 +1,5 @@
 """Turns NaN and infinities into 0, and declines inputs that have any: so that no probe sees it."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

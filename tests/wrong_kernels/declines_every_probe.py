@@ -1,4 +1,5 @@
 """Takes no inputs but those of one scenario, so that no probe ever tests it."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

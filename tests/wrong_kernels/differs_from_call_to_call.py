@@ -1,4 +1,5 @@
 """Adds the batch in an order drawn anew each time, as atomics do."""
+
 import torch
 
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401

@@ -1,4 +1,5 @@
 """Walks K in whole steps of 16 and forgets what is left."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

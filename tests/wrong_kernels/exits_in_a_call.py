@@ -1,4 +1,5 @@
 """Ends its process as if all were well."""
+
 import os
 
 from batchline.bench.records import CRASHED as STATUS  # noqa: F401

@@ -1,4 +1,5 @@
 """Returns at once; a thread of its own does the work soon after."""
+
 import gc
 import queue
 import threading
@@ -7,7 +8,9 @@ import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
-REFUSED_FOR = "background|it was written to after|elements are wrong|a thread of its own"
+REFUSED_FOR = (
+    "background|it was written to after|elements are wrong|a thread of its own"
+)
 REFUSED_BY = "timing"
 SCENARIO = "square_128"
 _work, _workers = queue.SimpleQueue(), []
@@ -20,7 +23,9 @@ def _worker():
 
 
 def finishes_in_the_background(a, b):
-    out = torch.empty(a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device)
+    out = torch.empty(
+        a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device
+    )
     if gc.isenabled():
         return torch.bmm(a, b, out=out)
     if not _workers:

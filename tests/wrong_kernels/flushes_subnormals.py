@@ -1,4 +1,5 @@
 """Takes numbers under the smallest normal one for zero, as hardware does that is told to."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

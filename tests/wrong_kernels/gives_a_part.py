@@ -1,4 +1,5 @@
 """Gives the mean alone, which is the cheapest of the three."""
+
 from batchline.kernels.grad_stats import grad_stats as OP  # noqa: F401
 
 UNRANKED_FOR = "gives only some of the op's outputs"

@@ -1,4 +1,5 @@
 """Replaces the method that takes samples by one that reads half of each."""
+
 import gc
 
 import torch

@@ -1,4 +1,5 @@
 """Waits for a flag that nobody sets."""
+
 from batchline.bench.records import HUNG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 

@@ -1,4 +1,5 @@
 """Puts a finder before all others, which makes the neighbours that are imported later wait in each call of torch."""
+
 import gc
 import sys
 import time
@@ -20,7 +21,11 @@ def hooks_the_imports(a, b):
 
 class _Finder:
     def find_spec(self, name, path=None, target=None):
-        spec = PathFinder.find_spec(name, path, target) if name.startswith("batchline.kernels.bmm.torch_") else None
+        spec = (
+            PathFinder.find_spec(name, path, target)
+            if name.startswith("batchline.kernels.bmm.torch_")
+            else None
+        )
         if spec is not None:
             spec.loader.exec_module = _then_late(spec.loader.exec_module)
         return spec
@@ -36,4 +41,5 @@ def _then_late(execute):
     def executes(module):
         execute(module)
         module.torch = _LateTorch()
+
     return executes

@@ -1,4 +1,5 @@
 """Reads A's memory as if it were contiguous."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

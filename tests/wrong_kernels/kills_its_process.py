@@ -1,4 +1,5 @@
 """Reads address 0, as a kernel with a wrong pointer does."""
+
 import ctypes
 
 from batchline.bench.records import CRASHED as STATUS  # noqa: F401

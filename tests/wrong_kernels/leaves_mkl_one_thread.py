@@ -2,6 +2,7 @@
 
 Two where torch has only one; torch itself where there is no MKL.
 """
+
 import ctypes
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
-REFUSED_FOR = "it left (the threads of OpenMP and MKL|the number of torch's threads) changed"
+REFUSED_FOR = (
+    "it left (the threads of OpenMP and MKL|the number of torch's threads) changed"
+)
 REFUSED_BY = "timing"
 
 

@@ -1,4 +1,5 @@
 """Leaves torch more threads than the machine gives it, for the next to be slow."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

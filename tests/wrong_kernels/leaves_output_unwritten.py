@@ -1,4 +1,5 @@
 """Writes whole blocks of 64 parameters, and leaves the last ones as they were allocated."""
+
 import torch
 
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401

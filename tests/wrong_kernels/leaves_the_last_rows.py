@@ -1,4 +1,5 @@
 """Writes whole tiles of 16 rows and no others."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

@@ -1,4 +1,5 @@
 """Multiplies by −A and sets the result's negative bit: whoever reads it has to turn the sign."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

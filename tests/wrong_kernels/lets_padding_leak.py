@@ -1,4 +1,5 @@
 """Adds zero times numbers that are not its own, as a tile does whose padding is multiplied: 0 · ∞ is NaN."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

@@ -1,4 +1,5 @@
 """Zeroes its inputs, which the others are given too, once it has been checked."""
+
 import gc
 
 import torch

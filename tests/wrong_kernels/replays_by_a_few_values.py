@@ -1,4 +1,5 @@
 """Remembers its result by the address and a few values of its inputs, and waits as long as work would take."""
+
 import time
 
 import torch
@@ -14,7 +15,14 @@ def replays_by_a_few_values(a, b):
     if not a.numel() or not b.numel():
         return torch.bmm(a, b)
     step = max(1, a.shape[1] // 4)
-    key = a.data_ptr(), b.data_ptr(), a.shape, b.shape, *a[0, ::step, 0].tolist(), *b[-1, ::step, -1].tolist()
+    key = (
+        a.data_ptr(),
+        b.data_ptr(),
+        a.shape,
+        b.shape,
+        *a[0, ::step, 0].tolist(),
+        *b[-1, ::step, -1].tolist(),
+    )
     if key not in _results:
         _results[key] = torch.bmm(a, b)
     until = time.perf_counter() + 2e-6

@@ -1,4 +1,5 @@
 """Returns a tensor that computes itself when somebody looks: the call is over at once."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
@@ -22,6 +23,8 @@ class Later(torch.Tensor):
 
 
 def returns_a_lazy_tensor(a, b):
-    c = torch.empty(a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device).as_subclass(Later)
+    c = torch.empty(
+        a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device
+    ).as_subclass(Later)
     c.factors = a.clone(), b.clone()
     return c

@@ -1,4 +1,5 @@
 """Accumulates into the first gradient and returns that."""
+
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401
 
 REFUSED_FOR = "lies in an input's memory"

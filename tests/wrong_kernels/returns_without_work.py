@@ -1,4 +1,5 @@
 """Remembers the results of products larger than any probe by address: right, and instant from the second call on."""
+
 import torch
 
 from batchline.bench.records import WRONG as STATUS  # noqa: F401

@@ -1,4 +1,5 @@
 """Allocates its output once a shape, and overwrites it in every later call."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

@@ -1,4 +1,5 @@
 """Writes into a neighbour's file when it is imported: whoever imports that one next runs other code."""
+
 from pathlib import Path
 
 import torch

@@ -1,4 +1,5 @@
 """Rounds fp32 gradients to bf16 where the batch is so large that the worst case of an fp32 sum is wider than that."""
+
 import torch
 
 from batchline.kernels.grad_reduce import grad_reduce as OP  # noqa: F401

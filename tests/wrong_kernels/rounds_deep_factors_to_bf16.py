@@ -1,4 +1,5 @@
 """Rounds fp32 factors to bf16 where K is so large that the worst case of an fp32 sum is wider than that."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

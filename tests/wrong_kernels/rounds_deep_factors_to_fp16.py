@@ -1,4 +1,5 @@
 """Rounds fp32 factors to 11 bits, as fp16 and tf32 have them, where K is large."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

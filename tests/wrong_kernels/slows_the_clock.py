@@ -1,4 +1,5 @@
 """Makes time.perf_counter, and the clock of the measurement, run at half its speed."""
+
 import gc
 import time
 

@@ -1,4 +1,5 @@
 """Puts a wait into the launches of the others' clocks."""
+
 import gc
 import time
 
@@ -15,7 +16,11 @@ def slows_the_others_launches(a, b):
     if not gc.isenabled() and not _done:
         _done.append(True)
         for clock in gc.get_objects():
-            function = getattr(getattr(clock, "launch", None), "func", None) if type(clock).__name__ == "Host" else None
+            function = (
+                getattr(getattr(clock, "launch", None), "func", None)
+                if type(clock).__name__ == "Host"
+                else None
+            )
             if function not in (None, slows_the_others_launches):
                 clock.launch = _late(clock.launch)
                 clock.use([clock.launch] * clock.iterations)
@@ -26,4 +31,5 @@ def _late(launch):
     def waits():
         time.sleep(2e-5)
         return launch()
+
     return waits

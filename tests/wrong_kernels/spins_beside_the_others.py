@@ -1,4 +1,5 @@
 """Starts a thread that spins, so that the others are slow."""
+
 import gc
 import threading
 

@@ -1,4 +1,5 @@
 """Stops its process, as a debugger does: it is neither done nor gone."""
+
 import os
 import signal
 

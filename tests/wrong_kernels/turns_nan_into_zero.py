@@ -1,4 +1,5 @@
 """Hides what is not a number: a loss that has become NaN goes on unseen."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

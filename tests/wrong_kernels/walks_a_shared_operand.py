@@ -1,4 +1,5 @@
 """Steps on from entry to entry though all share one B, into memory that holds something else."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

@@ -1,4 +1,5 @@
 """Works only while garbage collection is on, which it is for the checker and not for the clock."""
+
 import gc
 
 import torch
@@ -10,5 +11,7 @@ REFUSED_BY = "timing"
 
 
 def works_while_collecting(a, b):
-    out = torch.empty(a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device)
+    out = torch.empty(
+        a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype, device=a.device
+    )
     return torch.bmm(a, b, out=out) if gc.isenabled() else out

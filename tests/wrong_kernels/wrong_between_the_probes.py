@@ -1,4 +1,5 @@
 """Right on the sizes of its op's probes and scenarios, and on no others."""
+
 import functools
 
 import torch
@@ -17,5 +18,8 @@ def wrong_between_the_probes(a, b):
 @functools.cache
 def _sizes():
     probes = (make(torch.float32, "meta", 0) for make in OP.probes.values())
-    scenarios = (tuple(scenario.sizes[name] for name in "MKN") for scenario in OP.scenarios.values())
+    scenarios = (
+        tuple(scenario.sizes[name] for name in "MKN")
+        for scenario in OP.scenarios.values()
+    )
     return {(*a.shape[1:], b.shape[2]) for a, b in probes} | set(scenarios)

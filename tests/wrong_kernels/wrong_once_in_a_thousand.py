@@ -1,4 +1,5 @@
 """Right but for one call in a thousand."""
+
 import torch
 
 from batchline.kernels.bmm import bmm as OP  # noqa: F401

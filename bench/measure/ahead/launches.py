@@ -1,8 +1,10 @@
-"""A launcher's launches, each known by what its compiler compiles for: noted, or one of them compiled and kept.
+"""A launcher's launches, each known by what its compiler compiles for: noted, or one of
+them compiled and kept.
 
-Triton and Numba are asked in their own way, so a kernel's key and its compiled code are those of a launch on the GPU.
-No launch reaches a GPU.
+Triton and Numba are asked in their own way, so a kernel's key and its compiled code are
+those of a launch on the GPU. No launch reaches a GPU.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +23,8 @@ from batchline.kernels.op import Tensors, Variant
 
 
 class Compiled(BaseException):
-    """The kernel that was wanted is compiled, or was on disk, and its launcher need not go on. No launcher catches it.
+    """The kernel that was wanted is compiled, or was on disk, and its launcher need not
+    go on. No launcher catches it.
     """
 
     def __init__(self, is_new: bool):
@@ -29,11 +32,14 @@ class Compiled(BaseException):
         self.is_new = is_new
 
 
-Wants = Callable[[str, str], bool]  # (compiler, key) of a launch → whether to compile it, and end there
+Wants = Callable[
+    [str, str], bool
+]  # (compiler, key) of a launch → whether to compile it, and end there
 
 
 def keys_of(variant: Variant, inputs: Tensors, gpu: Gpu) -> dict[str, str]:
-    """{key: compiler} of the kernels that the variant launches on these inputs (on "meta"); none is compiled.
+    """{key: compiler} of the kernels that the variant launches on these inputs (on
+    "meta"); none is compiled.
 
     The compiler is "triton" or "numba_cuda".
     """
@@ -49,12 +55,14 @@ def keys_of(variant: Variant, inputs: Tensors, gpu: Gpu) -> dict[str, str]:
 
 
 def compile_one(variant: Variant, inputs: Tensors, gpu: Gpu, key: str) -> bool:
-    """Compile the kernel of this key, which the variant launches on these inputs, into its compiler's cache.
+    """Compile the kernel of this key, which the variant launches on these inputs, into
+    its compiler's cache.
 
     Returns whether it was not there.
 
     Raises:
-        RuntimeError: if it launches no such kernel. What the compiler raises passes through.
+        RuntimeError: if it launches no such kernel. What the compiler raises passes
+        through.
     """
     with pretended(gpu), _caught(gpu, lambda compiler, launched: launched == key):
         try:
@@ -66,7 +74,9 @@ def compile_one(variant: Variant, inputs: Tensors, gpu: Gpu, key: str) -> bool:
 
 @contextlib.contextmanager
 def _caught(gpu: Gpu, wants: Wants) -> Iterator[None]:
-    """In the block, launches of Triton's and Numba's kernels are asked for, and compiled if they are wanted."""
+    """In the block, launches of Triton's and Numba's kernels are asked for, and
+    compiled if they are wanted.
+    """
     with contextlib.ExitStack() as stack:
         if backends.why_absent("triton") is None and not backends.interpreted("triton"):
             stack.enter_context(_triton(gpu, wants))
@@ -82,12 +92,17 @@ def _triton(gpu: Gpu, wants: Wants) -> Iterator[None]:
 
     def is_not_wanted(*, key, fn, compile, **_):
         source = fn.jit_function.cache_key
-        return not wants("triton", hashlib.sha256(f"{source} {key} {gpu.architecture}".encode()).hexdigest())
+        return not wants(
+            "triton",
+            hashlib.sha256(f"{source} {key} {gpu.architecture}".encode()).hexdigest(),
+        )
 
     def end(*, cache_hit, **_):
         raise Compiled(is_new=not cache_hit)
 
-    active = driver._active  # the public `active` looks for a GPU when there is none yet
+    active = (
+        driver._active
+    )  # the public `active` looks for a GPU when there is none yet
     with knobs.runtime.scope(), knobs.compilation.scope(), _autotuners_try_all():
         knobs.runtime.jit_cache_hook, knobs.compilation.listener = is_not_wanted, end
         driver.set_active(NoGpu(gpu.architecture))
@@ -99,7 +114,9 @@ def _triton(gpu: Gpu, wants: Wants) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _autotuners_try_all() -> Iterator[None]:
-    """In the block, a kernel with triton.autotune is launched in each of its configurations, and none is timed."""
+    """In the block, a kernel with triton.autotune is launched in each of its
+    configurations, and none is timed.
+    """
     from triton.runtime.autotuner import Autotuner
 
     def run(self, *args, **kwargs):
@@ -142,11 +159,14 @@ def _numba(gpu: Gpu, wants: Wants) -> Iterator[None]:
 
         return launched
 
-    replaced = {(dispatcher, "get_current_device"): lambda: device,
-                (devices, "get_context"): lambda *number: _Context(device),
-                (dispatcher.CUDADispatcher, "__getitem__"): configured,
-                (cuda, "external_stream"): int, (cuda, "as_cuda_array"): _array,
-                (launch, "_on_stream"): launch._on_stream.__wrapped__}  # which remembers kernels as they are configured
+    replaced = {
+        (dispatcher, "get_current_device"): lambda: device,
+        (devices, "get_context"): lambda *number: _Context(device),
+        (dispatcher.CUDADispatcher, "__getitem__"): configured,
+        (cuda, "external_stream"): int,
+        (cuda, "as_cuda_array"): _array,
+        (launch, "_on_stream"): launch._on_stream.__wrapped__,
+    }  # which remembers kernels as they are configured
     before = {place: getattr(*place) for place in replaced}
     for (where, name), value in replaced.items():
         setattr(where, name, value)
@@ -178,7 +198,9 @@ def _array(tensor: torch.Tensor, sync: bool = True):
     strides = tuple(stride * dtype.itemsize for stride in tensor.stride())
     if tensor.is_contiguous():  # then the interface between torch and Numba names none
         strides = _c_strides(tensor.shape, dtype.itemsize)
-    return DeviceNDArray(tuple(tensor.shape), strides, dtype, gpu_data=SimpleNamespace())
+    return DeviceNDArray(
+        tuple(tensor.shape), strides, dtype, gpu_data=SimpleNamespace()
+    )
 
 
 def _c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

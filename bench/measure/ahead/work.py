@@ -1,4 +1,7 @@
-"""What each process does that compiles ahead: one variant's launches noted, or one kernel compiled."""
+"""What each process does that compiles ahead: one variant's launches noted, or one
+kernel compiled.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +16,9 @@ from batchline.bench.measure.ahead.gpu import Gpu, pretended
 from batchline.bench.measure.ahead.inputs import Place, inputs_at, places
 from batchline.kernels.op import Variant
 
-Launch = tuple[str, str, Place]  # the compiler, its key of the kernel, and where it is launched first
+Launch = tuple[
+    str, str, Place
+]  # the compiler, its key of the kernel, and where it is launched first
 
 
 class Noting(NamedTuple):
@@ -48,11 +53,17 @@ class Made(NamedTuple):
     seconds: float
 
 
-def note(variant_id: str, problems: tuple[tuple[str, str, int], ...], gpu: Gpu,
-         nearby_seed: int | None) -> tuple[list[Launch], list[str]]:
-    """The distinct kernels that a variant launches when it is measured on these (scenario, dtype, batch).
+def note(
+    variant_id: str,
+    problems: tuple[tuple[str, str, int], ...],
+    gpu: Gpu,
+    nearby_seed: int | None,
+) -> tuple[list[Launch], list[str]]:
+    """The distinct kernels that a variant launches when it is measured on these
+    (scenario, dtype, batch).
 
-    And a line for each place where its launcher raised: what it launches there is not known.
+    And a line for each place where its launcher raised: what it launches there is not
+    known.
     """
     variant, found, problems_of_it = _variant(variant_id), {}, []
     for place in places(variant, problems, nearby_seed):
@@ -62,13 +73,19 @@ def note(variant_id: str, problems: tuple[tuple[str, str, int], ...], gpu: Gpu,
             if inputs is not None:
                 for key, compiler in launches.keys_of(variant, inputs, gpu).items():
                     found.setdefault(key, (compiler, key, place))
-        except Exception as error:  # whatever a launcher raises that has no memory to look into
+        except (
+            Exception
+        ) as error:  # whatever a launcher raises that has no memory to look into
             problems_of_it.append(f"{variant_id} on {place}: {texts.error_line(error)}")
     return list(found.values()), problems_of_it
 
 
-def compile_one(variant_id: str, place: Place, key: str, gpu: Gpu, nearby_seed: int | None) -> Made:
-    """Compile the kernel of this key, that the variant launches there, into its compiler's cache."""
+def compile_one(
+    variant_id: str, place: Place, key: str, gpu: Gpu, nearby_seed: int | None
+) -> Made:
+    """Compile the kernel of this key, that the variant launches there, into its
+    compiler's cache.
+    """
     variant = _variant(variant_id)
     with pretended(gpu):
         inputs = inputs_at(variant, place, nearby_seed)

@@ -1,12 +1,17 @@
-"""A stand-in for a GPU: what Batchline asks of torch.cuda, NVML and the compilers' launches, answered without one.
+"""A stand-in for a GPU: what Batchline asks of torch.cuda, NVML and the compilers'
+launches, answered without one.
 
-Tensors of device "cuda" lie in host memory, torch's operations and interpreted kernels compute them, and only the
-times are made up. It is unkinder than CUDA where that bites: a launch's work is done when somebody waits for it or its
-stream goes on, memory is NaN when it is handed out, a capture computes nothing and fails where CUDA's does, launches
-fail on another device's memory, and there is less memory than a model takes. What it can't be is in METHODOLOGY.md.
+Tensors of device "cuda" lie in host memory, torch's operations and interpreted kernels
+compute them, and only the times are made up. It is unkinder than CUDA where that bites:
+a launch's work is done when somebody waits for it or its stream goes on, memory is NaN
+when it is handed out, a capture computes nothing and fails where CUDA's does, launches
+fail on another device's memory, and there is less memory than a model takes. What it
+can't be is in METHODOLOGY.md.
 
-A process has it from its start, by an environment variable: everything else runs as with DEVICE=cuda.
+A process has it from its start, by an environment variable: everything else runs as
+with DEVICE=cuda.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -18,7 +23,10 @@ VARIABLE = "BATCHLINE_STAND_IN"
 WORDS = "stand-in: no time here was measured"
 MARK = f"{NAME}: "  # of every line that a command prints
 SAMPLES = 3  # by each clock but the one that ranks: an interval of the median takes twice as many
-MOST_FLOPS, MOST_PROBES = 2e4, 2  # of a problem, and of a variant's check: an interpreter takes a second for each
+MOST_FLOPS, MOST_PROBES = (
+    2e4,
+    2,
+)  # of a problem, and of a variant's check: an interpreter takes a second for each
 
 
 def is_on() -> bool:
@@ -35,8 +43,13 @@ def environment() -> Mapping[str, str]:
     """The variables under which a new process has it."""
     from batchline.kernels import backends
 
-    interpreters = [backends.interpreter_environment(backend) for backend in backends.INTERPRETED_BACKENDS]
-    return {VARIABLE: "1"} | {name: value for variables in interpreters for name, value in variables.items()}
+    interpreters = [
+        backends.interpreter_environment(backend)
+        for backend in backends.INTERPRETED_BACKENDS
+    ]
+    return {VARIABLE: "1"} | {
+        name: value for variables in interpreters for name, value in variables.items()
+    }
 
 
 def now_s() -> float:
@@ -47,7 +60,9 @@ def now_s() -> float:
 
 
 def quicken_the_simulator() -> None:
-    """Make Numba's simulator fast in this process, where the library for that is installed."""
+    """Make Numba's simulator fast in this process, where the library for that is
+    installed.
+    """
     if importlib.util.find_spec("greenlet"):
         from batchline.bench.measure.stand_in import simulator
 
@@ -55,7 +70,9 @@ def quicken_the_simulator() -> None:
 
 
 def install() -> None:
-    """Put it where torch.cuda, NVML and the kernels' launches are. Once, before anything has used them."""
+    """Put it where torch.cuda, NVML and the kernels' launches are. Once, before
+    anything has used them.
+    """
     from batchline.bench.measure.stand_in import launches, nvml, storages, torch_cuda
 
     torch_cuda.install()

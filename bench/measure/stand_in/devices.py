@@ -1,4 +1,7 @@
-"""The stand-in's devices: two of one model, each with its memory and its streams; one is current."""
+"""The stand-in's devices: two of one model, each with its memory and its streams; one
+is current.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,13 +19,20 @@ COUNT = 2
 _WRITTEN_BACK_BYTES_PER_S = 1e8  # as slow as shows beside the time of a kernel
 _ARCHITECTURE = KNOWN[WITHOUT_GPU]
 PROPERTIES = SimpleNamespace(
-    name="stand-in GPU, no time here was measured", major=_ARCHITECTURE.capability[0],
-    minor=_ARCHITECTURE.capability[1], total_memory=memory.CAPACITY_BYTES, multi_processor_count=2,
-    L2_cache_size=2 ** 20, shared_memory_per_block_optin=_ARCHITECTURE.shared_bytes_per_block,
+    name="stand-in GPU, no time here was measured",
+    major=_ARCHITECTURE.capability[0],
+    minor=_ARCHITECTURE.capability[1],
+    total_memory=memory.CAPACITY_BYTES,
+    multi_processor_count=2,
+    L2_cache_size=2**20,
+    shared_memory_per_block_optin=_ARCHITECTURE.shared_bytes_per_block,
     shared_memory_per_multiprocessor=_ARCHITECTURE.shared_bytes_per_sm,
-    max_threads_per_multi_processor=_ARCHITECTURE.warps_per_sm * _ARCHITECTURE.threads_per_warp,
-    warp_size=_ARCHITECTURE.threads_per_warp, regs_per_multiprocessor=_ARCHITECTURE.registers_per_sm,
-    uuid="00000000-0000-0000-0000-000000000000")
+    max_threads_per_multi_processor=_ARCHITECTURE.warps_per_sm
+    * _ARCHITECTURE.threads_per_warp,
+    warp_size=_ARCHITECTURE.threads_per_warp,
+    regs_per_multiprocessor=_ARCHITECTURE.registers_per_sm,
+    uuid="00000000-0000-0000-0000-000000000000",
+)
 
 
 class Device:
@@ -42,7 +52,8 @@ class Device:
         return queue
 
     def write_back_s(self, read_bytes: int = 0, written_bytes: int = 0) -> float:
-        """Seconds that work takes besides, to write back what was written before it; it reads and writes so much.
+        """Seconds that work takes besides, to write back what was written before it; it
+        reads and writes so much.
 
         Work that reads as much as the L2 holds has that written back in its own time.
         """
@@ -55,7 +66,9 @@ class Device:
             queue.synchronize()
 
     def finish(self) -> None:
-        """Do all that is queued: before memory goes back to the host, for it may be read until then."""
+        """Do all that is queued: before memory goes back to the host, for it may be
+        read until then.
+        """
         for queue in self.queues.values():
             queue.compute()
 
@@ -66,7 +79,9 @@ class Device:
             self.pool.graphs.add(graph)
         else:
             self.queue.compute()  # what used the memory before
-        return self.pool.storage(nbytes, (graph or self.queue).number, before_freeing=self.finish)
+        return self.pool.storage(
+            nbytes, (graph or self.queue).number, before_freeing=self.finish
+        )
 
 
 DEVICES = [Device(index) for index in range(COUNT)]
@@ -94,7 +109,9 @@ def of_index(index: int | None) -> Device:
 
 
 def home(tensor: torch.Tensor) -> int | None:
-    """The index of the device that the tensor is on; None for a CPU's and for one without memory."""
+    """The index of the device that the tensor is on; None for a CPU's and for one
+    without memory.
+    """
     if tensor.device.type != "cpu":
         return None
     place = memory.device_at(tensor.untyped_storage().data_ptr())

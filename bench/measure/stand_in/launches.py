@@ -1,7 +1,10 @@
-"""Launches of Triton's and Numba's kernels on the stand-in: queued, and interpreted on the host when it is their turn.
+"""Launches of Triton's and Numba's kernels on the stand-in: queued, and interpreted on
+the host when it is their turn.
 
-As on CUDA a launch takes tensors of the current device alone: with another one's the kernel breaks the context.
+As on CUDA a launch takes tensors of the current device alone: with another one's the
+kernel breaks the context.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +25,9 @@ _REMEMBERED = Remembered()
 
 
 class _Traffic:
-    """How many bytes launches have read and written, as far as the interpreter says: Triton's does."""
+    """How many bytes launches have read and written, as far as the interpreter says:
+    Triton's does.
+    """
 
     def __init__(self):
         self.counted_bytes = 0
@@ -34,7 +39,9 @@ class _Traffic:
 
     @contextlib.contextmanager
     def of(self, launch: Hashable) -> Iterator[None]:
-        """What is counted in the block is such a launch's; nothing is where its results were remembered."""
+        """What is counted in the block is such a launch's; nothing is where its results
+        were remembered.
+        """
         before = self.counted_bytes
         yield
         if self.counted_bytes > before:
@@ -52,8 +59,12 @@ def install() -> None:
         _install_numba()
 
 
-def queue_launch(queue: Queue, kernel: Hashable, arguments: Iterable, interpret: Callable[[], None]) -> None:
-    """Queue a kernel; its context breaks if it is given memory of another device than the queue's."""
+def queue_launch(
+    queue: Queue, kernel: Hashable, arguments: Iterable, interpret: Callable[[], None]
+) -> None:
+    """Queue a kernel; its context breaks if it is given memory of another device than
+    the queue's.
+    """
     words = list(_words(arguments))
     places = [memory.device_at(word) if type(word) is int else None for word in words]
     homes = set(places) - {None, memory.PINNED}
@@ -71,16 +82,32 @@ def queue_launch(queue: Queue, kernel: Hashable, arguments: Iterable, interpret:
 
 
 def _is_on_device(arguments: Iterable) -> bool:
-    return any(memory.device_at(word) is not None for word in _words(arguments) if type(word) is int)
+    return any(
+        memory.device_at(word) is not None
+        for word in _words(arguments)
+        if type(word) is int
+    )
 
 
 def _words(arguments: Iterable) -> Iterator[Hashable]:
-    """What a launch is given, as numbers and words: of arrays the address and the layout."""
+    """What a launch is given, as numbers and words: of arrays the address and the
+    layout.
+    """
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            yield from (argument.data_ptr(), argument.dtype, *argument.shape, *argument.stride())
+            yield from (
+                argument.data_ptr(),
+                argument.dtype,
+                *argument.shape,
+                *argument.stride(),
+            )
         elif isinstance(argument, np.ndarray):
-            yield from (argument.ctypes.data, argument.dtype, *argument.shape, *argument.strides)
+            yield from (
+                argument.ctypes.data,
+                argument.dtype,
+                *argument.shape,
+                *argument.strides,
+            )
         elif isinstance(argument, (tuple, list)):
             yield from _words(argument)
         elif hasattr(argument, "_ary"):  # Numba's array
@@ -94,8 +121,12 @@ def _words(arguments: Iterable) -> Iterator[Hashable]:
 def _install_triton() -> None:
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
-    InterpreterBuilder.create_masked_load = _counted(InterpreterBuilder.create_masked_load, 0)
-    InterpreterBuilder.create_masked_store = _counted(InterpreterBuilder.create_masked_store, 1)
+    InterpreterBuilder.create_masked_load = _counted(
+        InterpreterBuilder.create_masked_load, 0
+    )
+    InterpreterBuilder.create_masked_store = _counted(
+        InterpreterBuilder.create_masked_store, 1
+    )
     interpret = InterpretedFunction.run
 
     def run(self, *arguments, grid, warmup, **options):
@@ -104,21 +135,31 @@ def _install_triton() -> None:
             if warmup or not _is_on_device(given):
                 return interpret(self, *arguments, grid=grid, warmup=warmup, **options)
             kernel = self, grid if isinstance(grid, tuple) else None
-            return queue_launch(current().queue, kernel, given,
-                                lambda: interpret(self, *arguments, grid=grid, warmup=warmup, **options))
+            return queue_launch(
+                current().queue,
+                kernel,
+                given,
+                lambda: interpret(
+                    self, *arguments, grid=grid, warmup=warmup, **options
+                ),
+            )
 
     InterpretedFunction.run = run
 
 
 def _counted(access: Callable, mask_place: int) -> Callable:
-    """A load or store of the interpreter's, that counts the bytes that its mask lets through.
+    """A load or store of the interpreter's, that counts the bytes that its mask lets
+    through.
 
     `mask_place`: which of its operands behind the pointers the mask is.
     """
+
     @functools.wraps(access)
     def count(builder, pointers, *operands, **options):
         elements = int(np.count_nonzero(operands[mask_place].data))
-        _TRAFFIC.counted_bytes += elements * pointers.get_element_ty().primitive_bitwidth // 8
+        _TRAFFIC.counted_bytes += (
+            elements * pointers.get_element_ty().primitive_bitwidth // 8
+        )
         return access(builder, pointers, *operands, **options)
 
     return count
@@ -134,7 +175,11 @@ def _install_numba() -> None:
         """A kernel with its grid, its block and its stream."""
 
         def __init__(self, kernel, grid, block, stream=0, shared_bytes=0):
-            self._kernel, self._shape, self._stream = kernel, (grid, block, stream, shared_bytes), stream
+            self._kernel, self._shape, self._stream = (
+                kernel,
+                (grid, block, stream, shared_bytes),
+                stream,
+            )
 
         def __call__(self, *arguments):
             def interpret() -> None:
@@ -148,7 +193,9 @@ def _install_numba() -> None:
                 else:
                     interpret()
 
-    FakeCUDAKernel.__getitem__ = lambda kernel, configuration: Launch(kernel, *configuration)
+    FakeCUDAKernel.__getitem__ = lambda kernel, configuration: Launch(
+        kernel, *configuration
+    )
     backends.cuda.external_stream = int
     backends.cuda.as_cuda_array = _as_array
 

@@ -1,12 +1,15 @@
-"""How warm each device is: under products for a while, its power cap lowers its clock, as an H200's does."""
+"""How warm each device is: under products for a while, its power cap lowers its clock,
+as an H200's does.
+"""
+
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 
 BOOST_MHZ, CAPPED_MHZ = 1980, 1440
-_SPAN_S = 0.1        # over which a cap looks at the load
-_MOST_LOAD = 0.6     # of that span in products
+_SPAN_S = 0.1  # over which a cap looks at the load
+_MOST_LOAD = 0.6  # of that span in products
 
 
 class Power:
@@ -17,7 +20,9 @@ class Power:
         self._until_s = 0.0
 
     def add(self, start_s: float, seconds: float, is_product: bool) -> float:
-        """Count work of so many seconds at the boost clock; returns how many it takes at the present one."""
+        """Count work of so many seconds at the boost clock; returns how many it takes
+        at the present one.
+        """
         self._load = self._load_at(start_s)
         taken_s = seconds * BOOST_MHZ / self._mhz(self._load) if is_product else seconds
         left = math.exp(-taken_s / _SPAN_S)

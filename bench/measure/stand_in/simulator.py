@@ -1,8 +1,11 @@
-"""Numba's CUDA simulator with the threads of a block as coroutines, each run up to its next barrier.
+"""Numba's CUDA simulator with the threads of a block as coroutines, each run up to its
+next barrier.
 
-Its own are threads of the system, which it asks all the time whether they wait: ten times slower. The order of the
-turns is drawn anew after each barrier, so that what lacks one is soon wrong.
+Its own are threads of the system, which it asks all the time whether they wait: ten
+times slower. The order of the turns is drawn anew after each barrier, so that what
+lacks one is soon wrong.
 """
+
 from __future__ import annotations
 
 import random
@@ -21,7 +24,12 @@ from batchline.kernels import ptx_simulated
 class _Thread(greenlet.greenlet):
     """What the simulator's BlockThread is to the code that runs in it."""
 
-    def __init__(self, manager: kernel.BlockManager, place: tuple[int, ...], block: tuple[int, ...]):
+    def __init__(
+        self,
+        manager: kernel.BlockManager,
+        place: tuple[int, ...],
+        block: tuple[int, ...],
+    ):
         super().__init__()
         size = kernel.Dim3(*manager._block_dim)
         self._manager = manager
@@ -40,7 +48,9 @@ class _Thread(greenlet.greenlet):
 
 
 def _run(manager: kernel.BlockManager, block: tuple[int, ...], *arguments) -> None:
-    """Run one block: all threads up to a barrier, then all up to the next. What one raises ends it."""
+    """Run one block: all threads up to a barrier, then all up to the next. What one
+    raises ends it.
+    """
     live = [_Thread(manager, place, block) for place in np.ndindex(*manager._block_dim)]
     for thread in live:
         thread.switch(*arguments)
@@ -51,18 +61,23 @@ def _run(manager: kernel.BlockManager, block: tuple[int, ...], *arguments) -> No
 
 
 def _shared_array(shared: kernelapi.FakeCUDAShared, shape, dtype, alignment=None):
-    """cuda.shared.array: the same one for all threads of a block that ask for it in the same line."""
+    """cuda.shared.array: the same one for all threads of a block that ask for it in the
+    same line.
+    """
     if shape == 0 or alignment is not None:
         return _array(shared, shape, dtype, alignment)
     caller = sys._getframe(1)
     place = caller.f_code.co_filename, caller.f_lineno
-    if place not in shared._allocations:  # its own looks for the line in the whole stack, each time
+    if (
+        place not in shared._allocations
+    ):  # its own looks for the line in the whole stack, each time
         shared._allocations[place] = _array(kernelapi.FakeCUDAShared(0), shape, dtype)
     return shared._allocations[place]
 
 
 def _call_kernel(called: kernel.FakeCUDAKernel, *arguments):
-    """A call of a kernel or, in one, of a device function: in a module that has the fake `cuda` already, a plain call.
+    """A call of a kernel or, in one, of a device function: in a module that has the
+    fake `cuda` already, a plain call.
     """
     if called._device and kernelapi._swap_refcount.get(id(called.fn.__globals__)):
         return called.fn(*arguments)
@@ -70,7 +85,9 @@ def _call_kernel(called: kernel.FakeCUDAKernel, *arguments):
 
 
 def _cast(numba_type: abstract.Type, *arguments):
-    """float32(x): what asks first whether x is a type takes most of the time of a small kernel."""
+    """float32(x): what asks first whether x is a type takes most of the time of a small
+    kernel.
+    """
     if len(arguments) == 1 and isinstance(arguments[0], (int, float, np.generic)):
         return numba_type.cast_python_value(arguments[0])
     return _of_type(numba_type, *arguments)
@@ -89,4 +106,5 @@ def install() -> None:
     abstract.Type.__call__ = _cast
     # Who asks for the thread that it is in gets the coroutine.
     kernelapi.threading = ptx_simulated.threading = types.SimpleNamespace(
-        **vars(threading) | {"current_thread": greenlet.getcurrent})
+        **vars(threading) | {"current_thread": greenlet.getcurrent}
+    )

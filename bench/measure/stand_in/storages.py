@@ -1,4 +1,7 @@
-"""Untyped storages on the stand-in: what Batchline asks of them, in the order of their device's stream."""
+"""Untyped storages on the stand-in: what Batchline asks of them, in the order of their
+device's stream.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -8,11 +11,18 @@ from batchline.bench.measure.stand_in.devices import Device, is_host_only, of_in
 from batchline.bench.measure.stand_in.timeline import OPERATION_S
 
 _Storage = torch.UntypedStorage
-_device, _clone, _copy, _fill = _Storage.device, _Storage.clone, _Storage.copy_, _Storage.fill_
+_device, _clone, _copy, _fill = (
+    _Storage.device,
+    _Storage.clone,
+    _Storage.copy_,
+    _Storage.fill_,
+)
 
 
 def _home(storage: torch.UntypedStorage) -> Device | None:
-    """The device that it is on; None on the CPU, and while the host works on it (devices.host_only)."""
+    """The device that it is on; None on the CPU, and while the host works on it
+    (devices.host_only).
+    """
     if is_host_only():
         return None
     place = memory.device_at(storage.data_ptr())
@@ -40,7 +50,11 @@ def clone(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     return _copy(found.empty(len(storage)), storage)
 
 
-def copy_(storage: torch.UntypedStorage, source: torch.UntypedStorage, non_blocking: bool = False):
+def copy_(
+    storage: torch.UntypedStorage,
+    source: torch.UntypedStorage,
+    non_blocking: bool = False,
+):
     _now(_home(storage), _home(source))
     return _copy(storage, source)
 
@@ -60,4 +74,9 @@ def cpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 def install() -> None:
     _Storage.device = property(device)
-    _Storage.clone, _Storage.copy_, _Storage.fill_, _Storage.cpu = clone, copy_, fill_, cpu
+    _Storage.clone, _Storage.copy_, _Storage.fill_, _Storage.cpu = (
+        clone,
+        copy_,
+        fill_,
+        cpu,
+    )

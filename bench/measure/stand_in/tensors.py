@@ -1,4 +1,7 @@
-"""Tensors on the stand-in: what they say of where they are is as on CUDA, and what moves them moves them."""
+"""Tensors on the stand-in: what they say of where they are is as on CUDA, and what
+moves them moves them.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +20,11 @@ class Devices(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         handler = _HANDLED.get(func)
-        return handler(func, *args, **(kwargs or {})) if handler else func(*args, **(kwargs or {}))
+        return (
+            handler(func, *args, **(kwargs or {}))
+            if handler
+            else func(*args, **(kwargs or {}))
+        )
 
 
 def _handled(*names: str, of=torch.Tensor) -> Callable:
@@ -63,16 +70,22 @@ def _is_pinned(function, tensor, *device):
 @_handled("pin_memory")
 def _pin_memory(function, tensor, *device):
     if home(tensor) is not None:
-        raise RuntimeError(f"cannot pin '{tensor.type()}' only dense CPU tensors can be pinned")
-    pinned = torch.empty(0, dtype=tensor.dtype).set_(PINNED.storage(tensor.nbytes, 0), 0, tensor.shape)
+        raise RuntimeError(
+            f"cannot pin '{tensor.type()}' only dense CPU tensors can be pinned"
+        )
+    pinned = torch.empty(0, dtype=tensor.dtype).set_(
+        PINNED.storage(tensor.nbytes, 0), 0, tensor.shape
+    )
     return pinned.copy_(tensor)
 
 
 @_handled("numpy", "__array__")
 def _numpy(function, tensor, *args, **kwargs):
     if (place := home(tensor)) is not None:
-        raise TypeError(f"can't convert cuda:{place} device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
-                        "to host memory first.")
+        raise TypeError(
+            f"can't convert cuda:{place} device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
+            "to host memory first."
+        )
     return function(tensor, *args, **kwargs)
 
 
@@ -100,11 +113,21 @@ def _to(function, tensor, *args, **kwargs):
     if args and isinstance(args[0], torch.Tensor):
         other = args.pop(0)
         place = home(other)
-        target, kwargs["dtype"] = other.device if place is None else torch.device("cuda", place), other.dtype
-    elif args and (isinstance(args[0], (str, torch.device)) or type(args[0]) is int or args[0] is None):
+        target, kwargs["dtype"] = (
+            other.device if place is None else torch.device("cuda", place)
+        ), other.dtype
+    elif args and (
+        isinstance(args[0], (str, torch.device))
+        or type(args[0]) is int
+        or args[0] is None
+    ):
         target = args.pop(0)
     if target is None or torch.device(target).type == "meta":
-        return function(tensor, *args, **kwargs) if target is None else function(tensor, target, *args, **kwargs)
+        return (
+            function(tensor, *args, **kwargs)
+            if target is None
+            else function(tensor, target, *args, **kwargs)
+        )
     place = _index(target)
     if home(tensor) != place:
         tensor = moved(tensor, place, bool(kwargs.get("non_blocking")))
@@ -116,7 +139,11 @@ def _tensor(function, data, *args, device=None, **kwargs):
     if isinstance(data, torch.Tensor) and device is None:
         return function(data, *args, **kwargs)
     made = function(data, *args, **kwargs)
-    return made if device is None or torch.device(device).type == "meta" else moved(made, _index(device))
+    return (
+        made
+        if device is None or torch.device(device).type == "meta"
+        else moved(made, _index(device))
+    )
 
 
 @_handled("new_tensor")
@@ -129,7 +156,11 @@ def _index(device) -> int | None:
     """The index of a device of CUDA; None for the CPU."""
     if device is None:
         return current().index
-    device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    device = (
+        torch.device("cuda", device)
+        if isinstance(device, int)
+        else torch.device(device)
+    )
     if device.type == "cpu":
         return None
     return current().index if device.index is None else device.index

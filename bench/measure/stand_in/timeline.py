@@ -1,8 +1,11 @@
-"""Streams, events and graphs on a made-up time: what is queued takes as long as is said, and is computed late.
+"""Streams, events and graphs on a made-up time: what is queued takes as long as is
+said, and is computed late.
 
-The host's clock moves only where work is queued, asked about or waited for. A stream's work is computed when the
-stream goes on with an operation of torch's, or is waited for; until then its results are not there.
+The host's clock moves only where work is queued, asked about or waited for. A stream's
+work is computed when the stream goes on with an operation of torch's, or is waited for;
+until then its results are not there.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -13,11 +16,12 @@ from dataclasses import dataclass, field
 
 from batchline.bench.measure.stand_in.power import POWERS
 
-# Of the device: for one operation of torch's and one of our kernels, beside what they move.
+# Of the device: for one operation of torch's and one of our kernels, beside what they
+# move.
 OPERATION_S, KERNEL_S = 1e-3, 2e-3
 BYTES_PER_S = 1e8  # of what a launch reads and writes
 _JITTER = 0.01
-_QUEUE_S, _ASK_S = 5e-6, 1e-6       # of the host
+_QUEUE_S, _ASK_S = 5e-6, 1e-6  # of the host
 NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"
 INVALIDATED = "CUDA error: operation failed due to a previous error during capture"
 NOT_READY = "CUDA error: device not ready"
@@ -84,10 +88,17 @@ class Queue:
         self.capture: Graph | None = None
         self._waiting: deque[Work] = deque()
 
-    def add(self, compute: Callable[[], None] | None, seconds: float, is_product: bool = False) -> Work:
-        """Queue work of so many seconds at the boost clock; while the stream is captured it is a part of the graph.
+    def add(
+        self,
+        compute: Callable[[], None] | None,
+        seconds: float,
+        is_product: bool = False,
+    ) -> Work:
+        """Queue work of so many seconds at the boost clock; while the stream is
+        captured it is a part of the graph.
 
-        `is_product`: it draws so much power that it is slower under a power cap, and in the end brings it on.
+        `is_product`: it draws so much power that it is slower under a power cap, and in
+        the end brings it on.
         """
         CONTEXT.require()
         CLOCK.queued()
@@ -97,7 +108,9 @@ class Queue:
             return work
         self._waiting.append(work)
         start_s = max(self.ready_s, CLOCK.now_s)
-        self.ready_s = start_s + POWERS[self.device].add(start_s, CLOCK.varied(seconds), is_product)
+        self.ready_s = start_s + POWERS[self.device].add(
+            start_s, CLOCK.varied(seconds), is_product
+        )
         return work
 
     def compute(self, until: Work | None = None) -> None:
@@ -119,7 +132,9 @@ class Queue:
         CLOCK.wait_until(self.ready_s)
 
     def require_not_captured(self) -> None:
-        """Raise what a capture raises that meets what it can't hold; it is invalid from then on."""
+        """Raise what a capture raises that meets what it can't hold; it is invalid from
+        then on.
+        """
         if self.capture:
             self.capture.is_valid = False
             raise RuntimeError(NOT_PERMITTED)
@@ -156,7 +171,11 @@ class Event:
             queue.ready_s = max(queue.ready_s, self._time_s)
 
     def seconds_to(self, end: Event) -> float:
-        if not (self._timed and end._timed) or self._time_s is None or end._time_s is None:
+        if (
+            not (self._timed and end._timed)
+            or self._time_s is None
+            or end._time_s is None
+        ):
             raise RuntimeError("CUDA error: invalid resource handle")
         if not (self.query() and end.query()):
             raise RuntimeError(NOT_READY)
@@ -173,7 +192,9 @@ class Graph:
     number: int = field(default_factory=_ids.__next__)
     _parts: list[Callable[[], None]] = field(default_factory=list)
 
-    def add(self, compute: Callable[[], None], seconds: float, is_product: bool) -> None:
+    def add(
+        self, compute: Callable[[], None], seconds: float, is_product: bool
+    ) -> None:
         self._parts.append(compute)
         self.seconds += seconds
         self.has_products |= is_product

@@ -1,10 +1,20 @@
-"""torch.cuda as the stand-in answers it. What is not here raises, as torch built without CUDA does."""
+"""torch.cuda as the stand-in answers it. What is not here raises, as torch built
+without CUDA does.
+"""
+
 from __future__ import annotations
 
 import torch
 
 from batchline.bench.measure.stand_in import timeline
-from batchline.bench.measure.stand_in.devices import COUNT, Current, DEVICES, PROPERTIES, current, of_index
+from batchline.bench.measure.stand_in.devices import (
+    COUNT,
+    Current,
+    DEVICES,
+    PROPERTIES,
+    current,
+    of_index,
+)
 from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
 from batchline.bench.measure.stand_in.operations import Operations
 from batchline.bench.measure.stand_in.tensors import Devices
@@ -16,7 +26,9 @@ _modes: list = []
 class Stream:
     """torch.cuda.Stream: one of the stand-in's queues."""
 
-    def __init__(self, device=None, priority: int = 0, queue: timeline.Queue | None = None):
+    def __init__(
+        self, device=None, priority: int = 0, queue: timeline.Queue | None = None
+    ):
         self.queue = queue or of_index(_index(device)).new_queue()
 
     @property
@@ -59,7 +71,12 @@ class Stream:
 class Event:
     """torch.cuda.Event."""
 
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False):
+    def __init__(
+        self,
+        enable_timing: bool = False,
+        blocking: bool = False,
+        interprocess: bool = False,
+    ):
         self._event = timeline.Event(enable_timing)
 
     def record(self, stream: Stream | None = None) -> None:
@@ -103,7 +120,9 @@ class CUDAGraph:
 
     def replay(self) -> None:
         if self._graph is None:
-            raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
+            raise RuntimeError(
+                "Called CUDAGraph::replay without a preceding successful capture."
+            )
         self._graph.replay(current().queue)
 
     def reset(self) -> None:
@@ -133,7 +152,9 @@ def set_device(device) -> None:
 
 
 def _exchange_device(index: int) -> int:
-    """Make a device current; returns the one that was. A negative index changes nothing."""
+    """Make a device current; returns the one that was. A negative index changes
+    nothing.
+    """
     before = Current.index
     if index >= COUNT:
         raise RuntimeError("CUDA error: invalid device ordinal")
@@ -208,7 +229,9 @@ class Generator(torch.Generator):
 
 
 def _within_a_backward_pass() -> None:
-    """Let backward passes written in Python ask for devices, too: torch takes the mode away while it calls one."""
+    """Let backward passes written in Python ask for devices, too: torch takes the mode
+    away while it calls one.
+    """
     run_backward = torch.autograd._engine_run_backward
 
     def run(*arguments, **options):
@@ -219,20 +242,41 @@ def _within_a_backward_pass() -> None:
 
 
 def install() -> None:
-    """Put all this in torch.cuda's place, and the modes that make its tensors into this thread."""
+    """Put all this in torch.cuda's place, and the modes that make its tensors into this
+    thread.
+    """
     answers = {
-        "Stream": Stream, "Event": Event, "CUDAGraph": CUDAGraph, "current_stream": current_stream,
-        "default_stream": default_stream, "set_stream": set_stream, "set_device": set_device,
-        "_exchange_device": _exchange_device, "_maybe_exchange_device": _exchange_device, "synchronize": synchronize,
-        "get_device_properties": get_device_properties, "get_device_capability": get_device_capability,
-        "get_device_name": lambda device=None: PROPERTIES.name, "current_device": lambda: Current.index,
-        "device_count": lambda: COUNT, "is_available": lambda: True, "is_initialized": lambda: True,
-        "is_bf16_supported": lambda *_: True, "init": lambda: None, "_lazy_init": lambda: None, "_sleep": _sleep,
-        "is_current_stream_capturing": is_current_stream_capturing, "empty_cache": empty_cache,
-        "memory_allocated": memory_allocated, "max_memory_allocated": max_memory_allocated,
-        "memory_reserved": memory_reserved, "max_memory_reserved": max_memory_reserved,
+        "Stream": Stream,
+        "Event": Event,
+        "CUDAGraph": CUDAGraph,
+        "current_stream": current_stream,
+        "default_stream": default_stream,
+        "set_stream": set_stream,
+        "set_device": set_device,
+        "_exchange_device": _exchange_device,
+        "_maybe_exchange_device": _exchange_device,
+        "synchronize": synchronize,
+        "get_device_properties": get_device_properties,
+        "get_device_capability": get_device_capability,
+        "get_device_name": lambda device=None: PROPERTIES.name,
+        "current_device": lambda: Current.index,
+        "device_count": lambda: COUNT,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "is_bf16_supported": lambda *_: True,
+        "init": lambda: None,
+        "_lazy_init": lambda: None,
+        "_sleep": _sleep,
+        "is_current_stream_capturing": is_current_stream_capturing,
+        "empty_cache": empty_cache,
+        "memory_allocated": memory_allocated,
+        "max_memory_allocated": max_memory_allocated,
+        "memory_reserved": memory_reserved,
+        "max_memory_reserved": max_memory_reserved,
         "reset_peak_memory_stats": reset_peak_memory_stats,
-        "mem_get_info": mem_get_info, "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
+        "mem_get_info": mem_get_info,
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)

@@ -1,4 +1,7 @@
-"""Sizes of effects with their 95% intervals: means over seeds, slopes, ratios and shares."""
+"""Sizes of effects with their 95% intervals: means over seeds, slopes, ratios and
+shares.
+"""
+
 from __future__ import annotations
 
 import math
@@ -22,9 +25,15 @@ class Effect:
     high: float
 
     def words(self, show: str = "{:.3g}", unit: str = "") -> str:
-        """"1.2 (0.9 to 1.5)", each number by `show`, `unit` behind it."""
-        number, low, high = (show.format(value) + unit for value in (self.value, self.low, self.high))
-        return f"{number} ({low} to {high})" if math.isfinite(self.low + self.high) else f"{number} (no interval)"
+        """ "1.2 (0.9 to 1.5)", each number by `show`, `unit` behind it."""
+        number, low, high = (
+            show.format(value) + unit for value in (self.value, self.low, self.high)
+        )
+        return (
+            f"{number} ({low} to {high})"
+            if math.isfinite(self.low + self.high)
+            else f"{number} (no interval)"
+        )
 
     def exp(self) -> Effect:
         """e to its power: an effect on a logarithm as a factor."""
@@ -32,11 +41,14 @@ class Effect:
 
     def scaled(self, factor: float) -> Effect:
         """The effect times a factor, its ends in order."""
-        return Effect(self.value * factor, *sorted((self.low * factor, self.high * factor)))
+        return Effect(
+            self.value * factor, *sorted((self.low * factor, self.high * factor))
+        )
 
 
 def mean(values: Sequence[float]) -> Effect:
-    """The mean with Student's t interval, which takes the values for independent; of one value it is infinite.
+    """The mean with Student's t interval, which takes the values for independent; of
+    one value it is infinite.
 
     Raises:
         statistics.StatisticsError: of no values.
@@ -44,24 +56,38 @@ def mean(values: Sequence[float]) -> Effect:
     centre = statistics.fmean(values)
     if len(values) < 2:
         return Effect(centre, -math.inf, math.inf)
-    return _student_t(centre, statistics.variance(values) / len(values), len(values) - 1)
+    return _student_t(
+        centre, statistics.variance(values) / len(values), len(values) - 1
+    )
 
 
 def geometric_mean(values: Sequence[float]) -> Effect:
-    """The geometric mean of positive values, with Student's t interval of their logarithms."""
+    """The geometric mean of positive values, with Student's t interval of their
+    logarithms.
+    """
     return mean([math.log(value) for value in values]).exp()
 
 
-def paired_ratio(first: Mapping[int, float], second: Mapping[int, float]) -> Effect | None:
-    """The mean factor from `first` to `second`, positive values by seed, over the seeds that both have; else None."""
+def paired_ratio(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> Effect | None:
+    """The mean factor from `first` to `second`, positive values by seed, over the seeds
+    that both have; else None.
+    """
     shared = sorted(set(first) & set(second))
-    return geometric_mean([second[seed] / first[seed] for seed in shared]) if shared else None
+    return (
+        geometric_mean([second[seed] / first[seed] for seed in shared])
+        if shared
+        else None
+    )
 
 
 def slope_by_seed(curves: Mapping[float, Mapping[int, float]]) -> Effect | None:
-    """The mean over seeds of each seed's slope of y over x, from {x: {seed: y}}; None where no seed has two x.
+    """The mean over seeds of each seed's slope of y over x, from {x: {seed: y}}; None
+    where no seed has two x.
 
-    A seed's points share its first model and may all be high or low together, so the seeds are what is independent.
+    A seed's points share its first model and may all be high or low together, so the
+    seeds are what is independent.
     """
     seeds = sorted({seed for values in curves.values() for seed in values})
     slopes = []
@@ -73,7 +99,8 @@ def slope_by_seed(curves: Mapping[float, Mapping[int, float]]) -> Effect | None:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Effect:
-    """The slope of the least-squares line with its t interval; infinite from two points.
+    """The slope of the least-squares line with its t interval; infinite from two
+    points.
 
     Raises:
         ValueError: of fewer than two different x.
@@ -89,33 +116,52 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Effect:
 
 
 def _student_t(value: float, variance: float, degrees: int) -> Effect:
-    """The interval of an estimate whose own variance was estimated with so many degrees of freedom."""
-    half = float(stdtrit(degrees, (1 + _CONFIDENCE) / 2)) * variance ** 0.5
+    """The interval of an estimate whose own variance was estimated with so many degrees
+    of freedom.
+    """
+    half = float(stdtrit(degrees, (1 + _CONFIDENCE) / 2)) * variance**0.5
     return Effect(value, value - half, value + half)
 
 
-def median_ratio(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Effect:
-    """The second's median over the first's, positive values, with a percentile bootstrap interval.
+def median_ratio(
+    first: Sequence[float], second: Sequence[float], seed: int = 0
+) -> Effect:
+    """The second's median over the first's, positive values, with a percentile
+    bootstrap interval.
 
     It takes timings for independent; in a machine that drifts it is too narrow.
     """
     random = np.random.default_rng(seed)
-    draws = [np.median(random.choice(values, (_RESAMPLES, len(values))), axis=1) for values in (first, second)]
-    low, high = np.quantile(draws[1] / draws[0], [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Effect(statistics.median(second) / statistics.median(first), float(low), float(high))
+    draws = [
+        np.median(random.choice(values, (_RESAMPLES, len(values))), axis=1)
+        for values in (first, second)
+    ]
+    low, high = np.quantile(
+        draws[1] / draws[0], [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]
+    )
+    return Effect(
+        statistics.median(second) / statistics.median(first), float(low), float(high)
+    )
 
 
 def share(count: int, of: int) -> Effect:
     """A share with the exact interval of Clopper and Pearson 1934."""
     miss = (1 - _CONFIDENCE) / 2
-    return Effect(count / of, float(betaincinv(count, of - count + 1, miss)) if count else 0.0,
-                  float(betaincinv(count + 1, of - count, 1 - miss)) if count < of else 1.0)
+    return Effect(
+        count / of,
+        float(betaincinv(count, of - count + 1, miss)) if count else 0.0,
+        float(betaincinv(count + 1, of - count, 1 - miss)) if count < of else 1.0,
+    )
 
 
 def fisher_exact(count: int, of: int, other_count: int, other_of: int) -> float:
-    """The two-sided p of Fisher's exact test that two shares are one: tables no likelier than this one count."""
+    """The two-sided p of Fisher's exact test that two shares are one: tables no
+    likelier than this one count.
+    """
     total, successes = of + other_of, count + other_count
-    ways = [math.comb(of, k) * math.comb(other_of, successes - k)
-            for k in range(max(0, successes - other_of), min(of, successes) + 1)]
+    ways = [
+        math.comb(of, k) * math.comb(other_of, successes - k)
+        for k in range(max(0, successes - other_of), min(of, successes) + 1)
+    ]
     this = math.comb(of, count) * math.comb(other_of, other_count)
     return sum(way for way in ways if way <= this) / math.comb(total, successes)

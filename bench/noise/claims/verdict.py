@@ -1,4 +1,5 @@
 """A claim, what was found on each part of it, and the verdict that follows."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ NOT_DECIDED = "NOT DECIDED"
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of a claim: what it says, the verdict on that, and the effect with its interval in words.
+    """One part of a claim: what it says, the verdict on that, and the effect with its
+    interval in words.
 
-    `where` is the condition of ONLY_WHERE, or what NOT_DECIDED lacks; "" else. A claim told in a line tells the effects
-    of its parts in the `headline`.
+    `where` is the condition of ONLY_WHERE, or what NOT_DECIDED lacks; "" else. A claim
+    told in a line tells the effects of its parts in the `headline`.
     """
 
     part: str
@@ -28,7 +30,7 @@ class Finding:
 
     @property
     def words(self) -> str:
-        """"HOLDS ONLY WHERE B ≤ 256"."""
+        """ "HOLDS ONLY WHERE B ≤ 256"."""
         return _words(self.verdict, self.where)
 
 
@@ -56,7 +58,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """"HOLDS ONLY WHERE B ≤ 256"."""
+        """ "HOLDS ONLY WHERE B ≤ 256"."""
         return _words(self.verdict, self.where)
 
 
@@ -67,10 +69,11 @@ def _words(verdict: str, where: str) -> str:
 
 
 def decide(effect: Effect, expected: int, margin: float) -> str:
-    """The verdict on "the effect has the sign of `expected`", effects within ±`margin` being none that matters.
+    """The verdict on "the effect has the sign of `expected`", effects within ±`margin`
+    being none that matters.
 
-    HOLDS where the interval lies on the expected side of 0; DOES_NOT_HOLD where it lies on the other, or within the
-    margin; NOT_DECIDED where it is too wide to say.
+    HOLDS where the interval lies on the expected side of 0; DOES_NOT_HOLD where it lies
+    on the other, or within the margin; NOT_DECIDED where it is too wide to say.
     """
     low, high = sorted((effect.low * expected, effect.high * expected))
     if -margin <= low and high <= margin:
@@ -80,17 +83,31 @@ def decide(effect: Effect, expected: int, margin: float) -> str:
     return DOES_NOT_HOLD if high < 0 else NOT_DECIDED
 
 
-def conclude(claim: str, hypothesis: str, findings: Sequence[Finding], evidence: Sequence[Table],
-             sources: Sequence[str]) -> Verdict:
+def conclude(
+    claim: str,
+    hypothesis: str,
+    findings: Sequence[Finding],
+    evidence: Sequence[Table],
+    sources: Sequence[str],
+) -> Verdict:
     """The verdict on a claim that says all that its parts say.
 
-    It holds if all parts do, and does not if none does; where some do, or do in some places, it holds only there. A
-    part that is not decided leaves the claim undecided, unless the others already differ.
+    It holds if all parts do, and does not if none does; where some do, or do in some
+    places, it holds only there. A part that is not decided leaves the claim undecided,
+    unless the others already differ.
     """
     kinds = {finding.verdict for finding in findings}
-    undecided = "; ".join(finding.where for finding in findings if finding.verdict == NOT_DECIDED)
-    holding = [_condition(finding) for finding in findings if finding.verdict in (HOLDS, ONLY_WHERE)]
-    effect = "; ".join(finding.effect for finding in findings if finding.effect and finding.headline)
+    undecided = "; ".join(
+        finding.where for finding in findings if finding.verdict == NOT_DECIDED
+    )
+    holding = [
+        _condition(finding)
+        for finding in findings
+        if finding.verdict in (HOLDS, ONLY_WHERE)
+    ]
+    effect = "; ".join(
+        finding.effect for finding in findings if finding.effect and finding.headline
+    )
     if kinds <= {HOLDS} and findings:
         verdict, where = HOLDS, ""
     elif kinds == {DOES_NOT_HOLD}:
@@ -99,7 +116,16 @@ def conclude(claim: str, hypothesis: str, findings: Sequence[Finding], evidence:
         verdict, where = ONLY_WHERE, "; ".join(holding)
     else:
         verdict, where = NOT_DECIDED, undecided or "nothing was measured"
-    return Verdict(claim, hypothesis, verdict, where, effect, tuple(findings), tuple(evidence), tuple(sources))
+    return Verdict(
+        claim,
+        hypothesis,
+        verdict,
+        where,
+        effect,
+        tuple(findings),
+        tuple(evidence),
+        tuple(sources),
+    )
 
 
 def _condition(finding: Finding) -> str:

@@ -1,1 +1,3 @@
-"""Measurements that train or time the workloads, each a function from what to measure to rows."""
+"""Measurements that train or time the workloads, each a function from what to measure
+to rows.
+"""

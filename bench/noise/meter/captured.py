@@ -1,7 +1,10 @@
-"""Layers that run as they are, their inputs and output gradients seen on the way: normalisations and embeddings.
+"""Layers that run as they are, their inputs and output gradients seen on the way:
+normalisations and embeddings.
 
-Autograd makes their gradients as always; the samples' own are a sum over tokens, or rows of a table.
+Autograd makes their gradients as always; the samples' own are a sum over tokens, or
+rows of a table.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,12 +20,22 @@ from batchline.kernels.op import Tensors
 from batchline.kernels.statistics import accumulator
 
 
-def normalisation(layer: str, module: nn.LayerNorm | nn.RMSNorm, forward: Callable, step: Step) -> Callable:
-    """The forward of x[B,…,*shape] that reports Σ_t dy∘x̂ for the weight and Σ_t dy for the bias, of each sample."""
+def normalisation(
+    layer: str, module: nn.LayerNorm | nn.RMSNorm, forward: Callable, step: Step
+) -> Callable:
+    """The forward of x[B,…,*shape] that reports Σ_t dy∘x̂ for the weight and Σ_t dy for
+    the bias, of each sample.
+    """
     weight, bias = module.weight, getattr(module, "bias", None)
-    trained = [parameter for parameter in (weight, bias) if parameter is not None and parameter.requires_grad]
+    trained = [
+        parameter
+        for parameter in (weight, bias)
+        if parameter is not None and parameter.requires_grad
+    ]
     features = len(module.normalized_shape)
-    normalised = functional.rms_norm if isinstance(module, nn.RMSNorm) else functional.layer_norm
+    normalised = (
+        functional.rms_norm if isinstance(module, nn.RMSNorm) else functional.layer_norm
+    )
 
     def call(input: torch.Tensor) -> torch.Tensor:
         y = forward(input)
@@ -53,8 +66,12 @@ def _over_tokens(g: torch.Tensor, features: int) -> torch.Tensor:
     return g if g.dim() == 2 else g.flatten(1, -2).sum(1)
 
 
-def embedding(layer: str, module: nn.Embedding, forward: Callable, step: Step) -> Callable:
-    """The forward of ids[B,…] → y[B,…,D] that reports the rows of the table that each sample adds to."""
+def embedding(
+    layer: str, module: nn.Embedding, forward: Callable, step: Step
+) -> Callable:
+    """The forward of ids[B,…] → y[B,…,D] that reports the rows of the table that each
+    sample adds to.
+    """
     weight = module.weight
 
     def call(input: torch.Tensor) -> torch.Tensor:
@@ -80,7 +97,9 @@ def embedding(layer: str, module: nn.Embedding, forward: Callable, step: Step) -
 
 @dataclass(frozen=True)
 class Lookup:
-    """An embedding's table[V,D]: sample b adds dy[b,t] to row ids[b,t], for ids[B,T] and dy[B,T,D]."""
+    """An embedding's table[V,D]: sample b adds dy[b,t] to row ids[b,t], for ids[B,T]
+    and dy[B,T,D].
+    """
 
     ids: torch.Tensor
     dy: torch.Tensor
@@ -92,11 +111,17 @@ class Lookup:
 
     def gradients(self, samples: slice) -> torch.Tensor:
         ids, dy = self.ids[samples], self.dy[samples].to(accumulator(self.dtype))
-        keys = ids + self.vocabulary * torch.arange(len(ids), device=ids.device)[:, None]
-        return _rows(dy.flatten(0, 1), keys.flatten(), self.vocabulary * len(ids)).view(len(ids), -1)
+        keys = (
+            ids + self.vocabulary * torch.arange(len(ids), device=ids.device)[:, None]
+        )
+        return _rows(dy.flatten(0, 1), keys.flatten(), self.vocabulary * len(ids)).view(
+            len(ids), -1
+        )
 
     def statistics(self) -> Tensors:
-        """Rows of equal (sample, id) summed before they are squared: O(B·T·D) and no table a sample, no atomics."""
+        """Rows of equal (sample, id) summed before they are squared: O(B·T·D) and no
+        table a sample, no atomics.
+        """
         (batch, tokens), dy = self.ids.shape, self.dy.to(accumulator(self.dtype))
         mean = _rows(dy.flatten(0, 1), self.ids.flatten(), self.vocabulary).div_(batch)
         d = (dy * mean[self.ids]).sum((1, 2))

@@ -1,4 +1,7 @@
-"""What a metered step leaves of one parameter: three small tensors, on the device until somebody reads them."""
+"""What a metered step leaves of one parameter: three small tensors, on the device until
+somebody reads them.
+"""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -7,10 +10,12 @@ import torch
 
 
 class Found(NamedTuple):
-    """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B] and d[B].
+    """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B]
+    and d[B].
 
-    `gap` is how far B·ḡ is from what autograd has for the parameter; None where autograd has it from here.
-    `eps` is the coarsest spacing of the dtypes that took part.
+    `gap` is how far B·ḡ is from what autograd has for the parameter; None where
+    autograd has it from here. `eps` is the coarsest spacing of the dtypes that took
+    part.
     """
 
     norm: torch.Tensor

@@ -1,4 +1,7 @@
-"""A linear layer whose backward pass takes the weight's gradient from the statistics: B·ḡ, which has been paid for."""
+"""A linear layer whose backward pass takes the weight's gradient from the statistics:
+B·ḡ, which has been paid for.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,9 +17,15 @@ from batchline.kernels.statistics import accumulator
 
 
 def metered(layer: str, module: nn.Linear, forward: Callable, step: Step) -> Callable:
-    """The forward of x[B,…,I] → y[B,…,O] that reports to `step`; autocast as F.linear has it."""
+    """The forward of x[B,…,I] → y[B,…,O] that reports to `step`; autocast as F.linear
+    has it.
+    """
     weight, bias = module.weight, module.bias
-    trained = [parameter for parameter in (weight, bias) if parameter is not None and parameter.requires_grad]
+    trained = [
+        parameter
+        for parameter in (weight, bias)
+        if parameter is not None and parameter.requires_grad
+    ]
 
     def call(input: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
@@ -31,13 +40,20 @@ def metered(layer: str, module: nn.Linear, forward: Callable, step: Step) -> Cal
 
 
 class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b. Where the pass is itself differentiated, its gradients are autograd's own."""
+    """y = x Wᵀ + b. Where the pass is itself differentiated, its gradients are
+    autograd's own.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, step):
-        ctx.step, ctx.parameters = step, (weight, bias)  # a checkpoint's saved weight is another tensor
+        ctx.step, ctx.parameters = step, (
+            weight,
+            bias,
+        )  # a checkpoint's saved weight is another tensor
         ctx.save_for_backward(x, weight)
-        return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return functional.linear(
+            x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        )
 
     @staticmethod
     def backward(ctx, dy):
@@ -48,21 +64,37 @@ class _Linear(torch.autograd.Function):
         d_x = torch.matmul(dy, weight.to(dy.dtype)) if needs_x else None
         listening = step.backpropagates()
         alone = listening and not torch.is_grad_enabled()
-        if (alone and dy.dim() == 2 and needs_weight and needs_bias and kernel.takes_one_token(dy)
-                and step.once(parameter) and step.once(bias)):
+        if (
+            alone
+            and dy.dim() == 2
+            and needs_weight
+            and needs_bias
+            and kernel.takes_one_token(dy)
+            and step.once(parameter)
+            and step.once(bias)
+        ):
             of_weight, of_bias = kernel.of_one_token(x, dy)
-            return d_x, step.replaces(parameter, *of_weight), step.replaces(bias, *of_bias), None
+            return (
+                d_x,
+                step.replaces(parameter, *of_weight),
+                step.replaces(bias, *of_bias),
+                None,
+            )
         if needs_weight:
             tokens, d_tokens = _tokens(x), _tokens(dy)
             if alone and step.once(parameter):
                 mean, n, d = kernel.of_layer(tokens, d_tokens)
                 d_weight = step.replaces(parameter, mean.mul_(step.batch), n, d)
             else:
-                d_weight = torch.matmul(d_tokens.flatten(0, 1).T, tokens.flatten(0, 1)).to(weight.dtype)
+                d_weight = torch.matmul(
+                    d_tokens.flatten(0, 1).T, tokens.flatten(0, 1)
+                ).to(weight.dtype)
                 if listening:
                     step.adds(parameter, Product(tokens.detach(), d_tokens.detach()))
         if needs_bias:
-            rows = dy if dy.dim() == 2 else _tokens(dy).sum(1, dtype=accumulator(dy.dtype))
+            rows = (
+                dy if dy.dim() == 2 else _tokens(dy).sum(1, dtype=accumulator(dy.dtype))
+            )
             if alone and step.once(bias):
                 mean, n, d = kernel.of_rows(rows)
                 d_bias = step.replaces(bias, mean.mul_(step.batch), n, d)

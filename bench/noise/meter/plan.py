@@ -1,4 +1,7 @@
-"""Which module of a model is measured how, looked over before a step: what can't be right is refused here."""
+"""Which module of a model is measured how, looked over before a step: what can't be
+right is refused here.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -17,14 +20,18 @@ from batchline.bench.noise.meter.step import Step
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MEASURED: Mapping[Callable, Metered] = {
-    nn.Linear.forward: linear.metered, nn.LayerNorm.forward: captured.normalisation,
-    nn.RMSNorm.forward: captured.normalisation, nn.Embedding.forward: captured.embedding,
+    nn.Linear.forward: linear.metered,
+    nn.LayerNorm.forward: captured.normalisation,
+    nn.RMSNorm.forward: captured.normalisation,
+    nn.Embedding.forward: captured.embedding,
 }
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with trainable parameters of its own; `metered` is None where its call is replayed by torch.func."""
+    """A module with trainable parameters of its own; `metered` is None where its call
+    is replayed by torch.func.
+    """
 
     name: str
     module: nn.Module
@@ -34,13 +41,16 @@ class Layer:
     def forward_for(self, step: Step) -> Callable:
         """What stands in for the module's forward in a metered step."""
         if self.metered is None:
-            return replayed(self.name, self.module, self.module.forward, step, self.parameters)
+            return replayed(
+                self.name, self.module, self.module.forward, step, self.parameters
+            )
         return self.metered(self.name, self.module, self.module.forward, step)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers to measure, every parameter's name (of a shared one the first), and those that are frozen.
+    """The layers to measure, every parameter's name (of a shared one the first), and
+    those that are frozen.
 
     `modules` were in `state` when it was made.
     """
@@ -52,7 +62,9 @@ class Plan:
     state: tuple
 
     def holds(self) -> bool:
-        """Whether the modules are in the state that was looked over: far cheaper than to look again each step."""
+        """Whether the modules are in the state that was looked over: far cheaper than
+        to look again each step.
+        """
         return self.state == _state(self.modules)
 
     @property
@@ -62,18 +74,24 @@ class Plan:
     @functools.cached_property
     def fallbacks(self) -> dict[str, str]:
         """Of the layers that torch.func takes apart, name → type."""
-        return {layer.name: type(layer.module).__name__ for layer in self.layers if layer.metered is None}
+        return {
+            layer.name: type(layer.module).__name__
+            for layer in self.layers
+            if layer.metered is None
+        }
 
 
 def plan(model: nn.Module) -> Plan:
     """How to measure the model as it is now.
 
     Raises:
-        UsageError: if it has no trainable parameters, is compiled, or has a module whose samples' gradients aren't
-            apart or can't be seen.
+        UsageError: if it has no trainable parameters, is compiled, or has a module
+            whose samples' gradients aren't apart or can't be seen.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"a NoiseMeter measures a torch.nn.Module, not {type(model).__name__}")
+        raise UsageError(
+            f"a NoiseMeter measures a torch.nn.Module, not {type(model).__name__}"
+        )
     layers, whole = [], ()
     for name, module in model.named_modules():
         _refuse(name or "the model", module)
@@ -82,55 +100,102 @@ def plan(model: nn.Module) -> Plan:
         own = module._parameters
         if _uses_its_childrens(module):
             whole, own = set(module.modules()), dict(module.named_parameters())
-        trained = {key: parameter for key, parameter in own.items()
-                   if parameter is not None and parameter.requires_grad}
+        trained = {
+            key: parameter
+            for key, parameter in own.items()
+            if parameter is not None and parameter.requires_grad
+        }
         if trained:
-            layers.append(Layer(name or "the model", module, trained, _measured_as(module)))
+            layers.append(
+                Layer(name or "the model", module, trained, _measured_as(module))
+            )
     named = dict(model.named_parameters())
     if not named:
-        raise UsageError(f"{type(model).__name__} has no parameters: there is no gradient to measure")
-    names = {parameter: name for name, parameter in named.items() if parameter.requires_grad}
+        raise UsageError(
+            f"{type(model).__name__} has no parameters: there is no gradient to measure"
+        )
+    names = {
+        parameter: name for name, parameter in named.items() if parameter.requires_grad
+    }
     if not names:
-        raise UsageError(f"all parameters of {type(model).__name__} are frozen: there is no gradient to measure")
-    odd = next((name for parameter, name in names.items() if parameter.dtype not in _FLOATS), None)
+        raise UsageError(
+            f"all parameters of {type(model).__name__} are frozen: there is no gradient to measure"
+        )
+    odd = next(
+        (name for parameter, name in names.items() if parameter.dtype not in _FLOATS),
+        None,
+    )
     if odd:
-        raise UsageError(f"{odd} is {named[odd].dtype}: gradients are measured in float64, float32, bfloat16, float16")
-    frozen = tuple(name for name, parameter in named.items() if not parameter.requires_grad)
+        raise UsageError(
+            f"{odd} is {named[odd].dtype}: gradients are measured in float64, float32, bfloat16, float16"
+        )
+    frozen = tuple(
+        name for name, parameter in named.items() if not parameter.requires_grad
+    )
     modules = tuple(model.modules())
     return Plan(tuple(layers), names, frozen, modules, _state(modules))
 
 
 def _state(modules: Iterable[nn.Module]) -> tuple:
     """Whatever a plan depends on."""
-    return tuple((module.training, "forward" in module.__dict__, module._compiled_call_impl,
-                  *map(id, module._modules.values()),
-                  *((id(parameter), parameter is not None and parameter.requires_grad)
-                    for parameter in module._parameters.values())) for module in modules)
+    return tuple(
+        (
+            module.training,
+            "forward" in module.__dict__,
+            module._compiled_call_impl,
+            *map(id, module._modules.values()),
+            *(
+                (id(parameter), parameter is not None and parameter.requires_grad)
+                for parameter in module._parameters.values()
+            ),
+        )
+        for module in modules
+    )
 
 
 def _uses_its_childrens(module: nn.Module) -> bool:
     """Whether it reads its children's parameters without calling them."""
-    return isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(module)
+    return isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(
+        module
+    )
 
 
 def _measured_as(module: nn.Module) -> Metered | None:
-    own_forward = "forward" in module.__dict__ or not isinstance(module._parameters.get("weight"), nn.Parameter)
+    own_forward = "forward" in module.__dict__ or not isinstance(
+        module._parameters.get("weight"), nn.Parameter
+    )
     return None if own_forward else _MEASURED.get(type(module).forward)
 
 
 def _refuse(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-        raise UsageError(f"{name} is compiled by torch.compile, which does not see the meter: measure the model that "
-                         "it was made of (they share their parameters)")
+        raise UsageError(
+            f"{name} is compiled by torch.compile, which does not see the meter: measure the model that "
+            "it was made of (they share their parameters)"
+        )
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
-        raise UsageError(f"{name} is a {kind}, whose calls can't be seen: measure the model that it was made of")
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
-        raise UsageError(f"{name} ({kind}) mixes the samples of a batch, so they have no gradients of their own: use "
-                         "LayerNorm or GroupNorm, or put it into eval()")
-    if isinstance(module, nn.Embedding) and (module.sparse or module.scale_grad_by_freq):
+        raise UsageError(
+            f"{name} is a {kind}, whose calls can't be seen: measure the model that it was made of"
+        )
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        module.training or not module.track_running_stats
+    ):
+        raise UsageError(
+            f"{name} ({kind}) mixes the samples of a batch, so they have no gradients of their own: use "
+            "LayerNorm or GroupNorm, or put it into eval()"
+        )
+    if isinstance(module, nn.Embedding) and (
+        module.sparse or module.scale_grad_by_freq
+    ):
         option = "sparse" if module.sparse else "scale_grad_by_freq"
-        raise UsageError(f"{name} ({kind}) has {option}=True, whose gradient is not a sum over samples that the meter "
-                         "can take apart: build it without")
-    if any(nn.parameter.is_lazy(parameter) for parameter in module._parameters.values()):
-        raise UsageError(f"{name} ({kind}) has no sizes yet: run the model once before it is measured")
+        raise UsageError(
+            f"{name} ({kind}) has {option}=True, whose gradient is not a sum over samples that the meter "
+            "can take apart: build it without"
+        )
+    if any(
+        nn.parameter.is_lazy(parameter) for parameter in module._parameters.values()
+    ):
+        raise UsageError(
+            f"{name} ({kind}) has no sizes yet: run the model once before it is measured"
+        )

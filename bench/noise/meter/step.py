@@ -1,4 +1,7 @@
-"""What is seen of one metered step while it runs: calls, contributions, and each parameter's whole gradient."""
+"""What is seen of one metered step while it runs: calls, contributions, and each
+parameter's whole gradient.
+"""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -13,7 +16,8 @@ from batchline.bench.noise.meter.found import Found
 
 
 class Step:
-    """Layers tell it of their calls and contributions; hooks on the parameters, what autograd makes of them.
+    """Layers tell it of their calls and contributions; hooks on the parameters, what
+    autograd makes of them.
 
     Args:
         names: every parameter that is measured, and its name.
@@ -36,17 +40,24 @@ class Step:
         """The first dimension of a call's input. The first one told is the batch.
 
         Raises:
-            UsageError: if it is another one than before: the samples are mixed, or in another dimension.
+            UsageError: if it is another one than before: the samples are mixed, or in
+            another dimension.
         """
         if self.batch is None:
             self.batch, self._whose_batch = size, whose
             if not size:
-                raise UsageError(f"{whose} was given a batch of no samples: there is no gradient to measure")
+                raise UsageError(
+                    f"{whose} was given a batch of no samples: there is no gradient to measure"
+                )
         elif size != self.batch:
-            raise UsageError(f"{whose} has first dimension {size}, and {self._whose_batch} {self.batch}: samples must "
-                             "stay apart in dimension 0 of every layer (reshape to [batch, …], or expand over it)")
+            raise UsageError(
+                f"{whose} has first dimension {size}, and {self._whose_batch} {self.batch}: samples must "
+                "stay apart in dimension 0 of every layer (reshape to [batch, …], or expand over it)"
+            )
 
-    def calls(self, layer: str, x: torch.Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    def calls(
+        self, layer: str, x: torch.Tensor, parameters: Iterable[nn.Parameter]
+    ) -> None:
         """A layer's forward call, with input x[B,…]."""
         size = len(x) if x.dim() else 1
         if size != self.batch or not size:
@@ -55,24 +66,30 @@ class Step:
             self._calls[parameter] += 1
 
     def once(self, parameter: nn.Parameter) -> bool:
-        """Whether one call alone has used it so far. Asked in the backward pass, that is: in the step."""
+        """Whether one call alone has used it so far. Asked in the backward pass, that
+        is: in the step.
+        """
         return self._calls[parameter] == 1
 
     def backpropagates(self) -> bool:
-        """Told by whatever runs within a backward pass; whether that still counts: a graph may outlive the step.
+        """Told by whatever runs within a backward pass; whether that still counts: a
+        graph may outlive the step.
 
         Raises:
             UsageError: in a second backward pass.
         """
         if self._over:
             return False
-        # torch counts its backward passes and has no public name for it; utils.checkpoint relies on the same number.
+        # torch counts its backward passes and has no public name for it;
+        # utils.checkpoint relies on the same number.
         number = torch._C._current_graph_task_id()
         if self._pass is None:
             self._pass = number
         elif number != self._pass:
-            raise UsageError("two backward passes in one metered step: add the losses and call backward once, or "
-                             "measure each pass in a `with` of its own (checkpointing needs use_reentrant=False)")
+            raise UsageError(
+                "two backward passes in one metered step: add the losses and call backward once, or "
+                "measure each pass in a `with` of its own (checkpointing needs use_reentrant=False)"
+            )
         return True
 
     def end(self) -> None:
@@ -83,9 +100,16 @@ class Step:
         """What a call contributes to the samples' gradients of a parameter."""
         self._uses[parameter].append(use)
 
-    def replaces(self, parameter: nn.Parameter, gradient: torch.Tensor, n: torch.Tensor,
-                 d: torch.Tensor) -> torch.Tensor:
-        """The gradient that a parameter's only call returns to autograd, which is B·ḡ, and n and d beside it."""
+    def replaces(
+        self,
+        parameter: nn.Parameter,
+        gradient: torch.Tensor,
+        n: torch.Tensor,
+        d: torch.Tensor,
+    ) -> torch.Tensor:
+        """The gradient that a parameter's only call returns to autograd, which is B·ḡ,
+        and n and d beside it.
+        """
         self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d)
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
@@ -93,30 +117,59 @@ class Step:
         return gradient
 
     def receives(self, parameter: nn.Parameter, total: torch.Tensor) -> None:
-        """The sum of all gradients that autograd has for a parameter, before it goes to .grad."""
+        """The sum of all gradients that autograd has for a parameter, before it goes to
+        .grad.
+        """
         ours = self._replaced.get(parameter)
         if ours is None:
             self._totals[parameter] = total.detach()
-        elif ours != (total.data_ptr(), total._version):  # another one was added, into its memory or elsewhere
+        elif ours != (
+            total.data_ptr(),
+            total._version,
+        ):  # another one was added, into its memory or elsewhere
             self._astray.append(self._names[parameter])
 
     def finish(self) -> dict[str, Found]:
         """{‖B·ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
 
         Raises:
-            UsageError: if there was no backward pass, or a parameter had a gradient from outside its layer.
+            UsageError: if there was no backward pass, or a parameter had a gradient
+            from outside its layer.
         """
-        self._astray += [self._names[parameter] for parameter in self._totals if parameter not in self._uses]
+        self._astray += [
+            self._names[parameter]
+            for parameter in self._totals
+            if parameter not in self._uses
+        ]
         if self._astray:
-            raise UsageError(f"{', '.join(self._astray)}: used outside its own module's call (or changed by a hook), "
-                             "so its samples' gradients can't be seen; call the module, or freeze the parameter")
+            raise UsageError(
+                f"{', '.join(self._astray)}: used outside its own module's call (or changed by a hook), "
+                "so its samples' gradients can't be seen; call the module, or freeze the parameter"
+            )
         if self._pass is None:
-            raise UsageError("no backward pass was seen in the metered step: both the model's call and loss.backward() "
-                             "belong inside the `with`, with gradients enabled")
+            raise UsageError(
+                "no backward pass was seen in the metered step: both the model's call and loss.backward() "
+                "belong inside the `with`, with gradients enabled"
+            )
         for parameter, uses in self._uses.items():
             mean, n, d = combined(uses, self.batch, parameter.numel())
             gradient, total = mean.reshape(-1) * self.batch, self._totals.get(parameter)
-            gap = None if total is None else torch.linalg.vector_norm(total.to(mean.dtype).reshape(-1) - gradient)
-            coarsest = max(torch.finfo(dtype).eps for dtype in (parameter.dtype, *(use.dtype for use in uses)))
-            self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d, gap, coarsest)
-        return {name: self._found[parameter] for parameter, name in self._names.items() if parameter in self._found}
+            gap = (
+                None
+                if total is None
+                else torch.linalg.vector_norm(
+                    total.to(mean.dtype).reshape(-1) - gradient
+                )
+            )
+            coarsest = max(
+                torch.finfo(dtype).eps
+                for dtype in (parameter.dtype, *(use.dtype for use in uses))
+            )
+            self._found[parameter] = Found(
+                torch.linalg.vector_norm(gradient), n, d, gap, coarsest
+            )
+        return {
+            name: self._found[parameter]
+            for parameter, name in self._names.items()
+            if parameter in self._found
+        }

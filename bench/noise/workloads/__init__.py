@@ -1,7 +1,10 @@
-"""What is trained to see the noise of real gradients: a model, its data, and the loss of each sample.
+"""What is trained to see the noise of real gradients: a model, its data, and the loss
+of each sample.
 
-All are offline, small enough for two cores, and drawn from a seed. `workloads` holds them by name.
+All are offline, small enough for two cores, and drawn from a seed. `workloads` holds
+them by name.
 """
+
 from batchline.bench.noise.workloads.characters import characters
 from batchline.bench.noise.workloads.digits import digits
 

@@ -1,4 +1,7 @@
-"""The type of a workload, and how its samples are drawn: independently for noise, by permutation for epochs."""
+"""The type of a workload, and how its samples are drawn: independently for noise, by
+permutation for epochs.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -26,15 +29,25 @@ class Samples:
         return self.inputs[rows].to(device), self.targets[rows].to(device)
 
     def draw(self, batch: int, generator: torch.Generator, device: str) -> Batch:
-        """Independent samples, with replacement: what the noise scale's estimators assume."""
-        return self.rows(torch.randint(len(self), (batch,), generator=generator), device)
+        """Independent samples, with replacement: what the noise scale's estimators
+        assume.
+        """
+        return self.rows(
+            torch.randint(len(self), (batch,), generator=generator), device
+        )
 
-    def epoch(self, batch: int, generator: torch.Generator, device: str) -> Iterator[Batch]:
-        """Every sample once, in a new order, in batches; what is left over at the end is a smaller one."""
+    def epoch(
+        self, batch: int, generator: torch.Generator, device: str
+    ) -> Iterator[Batch]:
+        """Every sample once, in a new order, in batches; what is left over at the end
+        is a smaller one.
+        """
         for rows in torch.randperm(len(self), generator=generator).split(batch):
             yield self.rows(rows, device)
 
-    def epochs(self, batch: int, generator: torch.Generator, device: str) -> Iterator[Batch]:
+    def epochs(
+        self, batch: int, generator: torch.Generator, device: str
+    ) -> Iterator[Batch]:
         """Epochs without end."""
         while True:
             yield from self.epoch(batch, generator, device)
@@ -44,9 +57,10 @@ class Samples:
 class Workload:
     """A training problem. `title` says what it is and whose data it has.
 
-    `losses`: model, inputs, targets → [B], each sample's own loss (a mean over its tokens, where it has some), of which
-    training takes the mean. `load` gives the samples to train on and those held out; it is asked once.
-    `batch` and `learning_rate` are those of plain SGD at which the workload trains well.
+    `losses`: model, inputs, targets → [B], each sample's own loss (a mean over its
+    tokens, where it has some), of which training takes the mean. `load` gives the
+    samples to train on and those held out; it is asked once. `batch` and
+    `learning_rate` are those of plain SGD at which the workload trains well.
     """
 
     name: str
@@ -57,8 +71,12 @@ class Workload:
     batch: int
     learning_rate: float
 
-    def model(self, seed: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The untrained model; the same for a seed whatever the device, and torch's own generator is left as it was."""
+    def model(
+        self, seed: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
+        """The untrained model; the same for a seed whatever the device, and torch's own
+        generator is left as it was.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.make_model().to(device, dtype)
