@@ -17,7 +17,8 @@ from batchline import kernels
 from batchline.bench.declared import Declared
 from batchline.bench.measure import outcome
 from batchline.bench.noise.estimators import NoiseScale, noise_scale
-from batchline.kernels import backends, precision
+from batchline.kernels import backends
+from batchline.kernels._torch import precision
 from batchline.kernels.op import Tensors, Variant
 
 DTYPES = ("float32", "bfloat16")

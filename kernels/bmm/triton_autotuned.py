@@ -15,9 +15,9 @@ where K is long.
 import torch
 
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._triton_product import long_side_first, product
-from batchline.kernels.bmm._triton_tiles import fits, ranked
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels._triton.product import long_side_first, product
+from batchline.kernels._triton.product_tiles import fits, ranked
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 

@@ -30,7 +30,7 @@ from batchline.kernels.bmm._descriptors import (
     tiles,
     why_not as why_not_tma,
 )
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import FP8
 from batchline.kernels.tuning import Tunable
 

@@ -22,8 +22,7 @@ from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm import bmm
 from batchline.kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles
 from batchline.kernels.bmm._descriptors import why_not as why_not_tma
-from batchline.kernels.launch import multiprocessors
-from batchline.kernels.target import target_of
+from batchline.kernels.target import multiprocessors, target_of
 from batchline.kernels.tuning import Tunable
 
 BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other height is partitioned

@@ -19,9 +19,9 @@ import functools
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
-from batchline.kernels.block_reduce import (
+from batchline.kernels._cuda.block_reduce import (
     FOUR,
     column_sums,
     fetching,
@@ -30,7 +30,8 @@ from batchline.kernels.block_reduce import (
 )
 from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
 from batchline.kernels.statistics import of_nothing
 

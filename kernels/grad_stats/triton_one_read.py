@@ -36,7 +36,7 @@ from batchline.kernels.grad_stats._triton_sums import (
     within_words,
     without_elements,
 )
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 # Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where

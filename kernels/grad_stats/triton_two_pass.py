@@ -26,7 +26,7 @@ from batchline.kernels.grad_stats._triton_sums import (
     within_words,
     without_elements,
 )
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 
 ROWS, TILE_BYTES, PROGRAMS_PER_SM = 16, 8 * 1024, 4
 

@@ -11,8 +11,8 @@ import torch
 
 from batchline.kernels.architectures import Architecture
 from batchline.kernels.backends import triton
-from batchline.kernels.bmm._triton_product import long_side_first, vector_bytes
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels._triton.product import long_side_first, vector_bytes
+from batchline.kernels.target import multiprocessors
 
 # BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared
 # memory; where a block has less, a tile has fewer stages or is left out.
