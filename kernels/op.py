@@ -11,34 +11,24 @@ from pathlib import Path
 import torch
 
 from batchline.kernels import backends
+from batchline.kernels.definition import (  # noqa: F401 (for the ops and their readers)
+    FP8,
+    WIDE,
+    Audit,
+    Calls,
+    Control,
+    Probe,
+    Problems,
+    Reference,
+    Scenario,
+    Tensors,
+    Work,
+)
 from batchline.kernels.device import on_its_device, why_no_fp8, why_no_kernels
 from batchline.kernels.discovery import LoadedWhenAsked, variant_files
 from batchline.kernels.dispatch import DISPATCHED, Dispatch
 from batchline.kernels.elements import dtype_name
-from batchline.kernels.rounding import Typical
 from batchline.kernels.tuning import Tunable
-
-Tensors = tuple[torch.Tensor, ...]
-Probe = Callable[[torch.dtype, str, int], Tensors]
-WIDE = ("float32", "float16", "bfloat16", "float64")
-FP8 = "float8_e4m3fn"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A shape worth measuring: the sizes of everything but the batch, and whose sizes
-    they are.
-
-    `name` is part of every case id, so renaming one loses its history. `dtypes` are
-    those it is defined in. `detail`: it fills in a range that other scenarios span, so
-    a short run can do without it. Ops subclass this with what else they need.
-    """
-
-    name: str
-    title: str
-    sizes: Mapping[str, int]
-    dtypes: tuple[str, ...] = WIDE
-    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,36 +129,14 @@ class Variant:
 
 
 class Op:
-    """A function on tensors, its fp64 reference, and every variant found beside it.
+    """A function on tensors, its fp64 reference, and every variant in its folder.
 
-    Args (all keyword, the functions take the op's inputs):
-        signature: shapes in and out, for people.
-        inputs: (scenario, batch, dtype, device, seed) → the inputs; device "meta" gives
-        shapes alone. reference: the result in fp64 (a tensor, or a tuple where the op
-        has several outputs).
-        tolerance: (expected, *inputs) → the largest |output − expected| of correct
-        arithmetic, elementwise, in fp64. typical: inputs → for each output what the
-        root mean square of its errors may be (kernels.rounding.Typical). flops:
-        floating-point operations of the definition, whatever way a variant takes.
-        least_bytes: bytes of each distinct input element read once and each output
-        written once. output_dtype: the inputs' dtype → the outputs'; by default the
-        same.
-        rows: the outputs, by number, of which row b is a function of row b of the
-        inputs alone. regrouped: the outputs, by number, that may be NaN where an
-        infinity is expected: ways to compute them group the
-            terms otherwise, or add products of padding, and meet ∞ − ∞ or 0 · ∞ within
-            the same row.
-        scenarios: what is benchmarked.
-        probes: name → inputs on which every variant is checked before it is timed; most
-            are small enough for an interpreter.
-        conditions: name → inputs that are hard on arithmetic, on which ways of
-        computing are compared, not refused. example: the (scenario, batch) whose launch
-        stands for the op where one must do: its compiled code is shown. baseline: the
-        variant that all others are compared with.
-        rule: inputs → names of variants that a call prefers where nothing near was
-        measured (kernels.dispatch). describe: inputs → (traits, sizes): what a tuned
-        configuration depends on. Only inputs of equal traits can
-            share one, and of those the nearest in size do.
+    What it declares comes in tables (kernels.definition), and is read as the op's own
+    attributes: `op.scenarios`, `op.reference(*inputs)`, `op.flops(*inputs)`.
+
+    Args:
+        package: the name of the op's package; its last part is the op's name.
+        signature: the shapes of inputs and outputs, for people.
     """
 
     def __init__(
@@ -176,42 +144,31 @@ class Op:
         package: str,
         *,
         signature: str,
-        inputs: Callable[..., Tensors],
-        reference: Callable,
-        tolerance: Callable,
-        flops: Callable[..., int],
-        least_bytes: Callable[..., int],
-        scenarios: Sequence[Scenario],
-        probes: Mapping[str, Probe],
-        example: tuple[str, int],
-        baseline: str,
-        describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
-        conditions: Mapping[str, Probe] = {},
-        rule: Callable[..., Sequence[str]] = lambda *inputs: (),
-        output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
-        rows: Sequence[int] = (),
-        regrouped: Sequence[int] = (),
-        typical: Callable[..., Sequence[Typical]] | None = None,
+        problems: Problems,
+        reference: Reference,
+        work: Work,
+        calls: Calls,
+        audit: Audit = Audit(),
     ):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
-        self.inputs = inputs
-        self.reference = reference
-        self.tolerance = tolerance
-        self.flops = flops
-        self.least_bytes = least_bytes
-        self.scenarios = {scenario.name: scenario for scenario in scenarios}
-        self.probes = dict(probes)
-        self.conditions = dict(conditions)
-        self.example = example
-        self.baseline = baseline
-        self.describe = describe or _shapes
-        self.output_dtype = output_dtype
-        self.rows = tuple(rows)
-        self.regrouped = tuple(regrouped)
-        self.typical = typical
-        self.dispatch = Dispatch(self, rule)
+        self.scenarios = {scenario.name: scenario for scenario in problems.scenarios}
+        self.inputs = problems.inputs
+        self.probes = dict(problems.probes)
+        self.example = problems.example
+        self.reference = reference.outputs
+        self.tolerance = reference.tolerance
+        self.typical = reference.typical
+        self.dtypes = reference.dtypes
+        self.rows = reference.rows
+        self.regrouped = reference.regrouped
+        self.flops = work.flops
+        self.least_bytes = work.least_bytes
+        self.baseline = calls.baseline
+        self.describe = calls.describe
+        self.audit = audit
+        self.dispatch = Dispatch(self, calls.rule)
         self._function = self.dispatch.function
         self._registered: dict[str, Variant] = {}
         self._variants = LoadedWhenAsked(self._names, self._load)
@@ -295,6 +252,18 @@ class Op:
         ) as error:  # it must not end who asked for it: it becomes a variant that fails
             return _unloadable(self, name, error)
 
+    @property
+    def conditions(self) -> Mapping[str, Probe]:
+        """Inputs by name on which the accuracy of variants is compared."""
+        return self.audit.conditions
+
+    def output_dtypes(
+        self, count: int, *inputs: torch.Tensor
+    ) -> tuple[torch.dtype, ...]:
+        """The dtype that each of the op's `count` outputs has on these inputs."""
+        dtypes = self.dtypes(*inputs)
+        return dtypes if isinstance(dtypes, tuple) else (dtypes,) * count
+
     def make_inputs(
         self, scenario: str, batch: int, dtype: str, device: str, seed: int = 0
     ) -> Tensors:
@@ -369,12 +338,3 @@ def _unloadable(op: Op, file: str, error: BaseException) -> Variant:
 
     function.__name__ = file
     return Variant(op, function, backend="torch", idea="(does not load)")
-
-
-def _shapes(*inputs: torch.Tensor) -> tuple[str, tuple[int, ...]]:
-    """(the first input's dtype, all sizes): what configurations depend on where an op
-    doesn't say better.
-    """
-    return dtype_name(inputs[0].dtype), tuple(
-        size for tensor in inputs for size in tensor.shape
-    )
