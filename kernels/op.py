@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from batchline.kernels.discovery import LoadedWhenAsked, variant_files
 from batchline.kernels.dispatch import DISPATCHED, Dispatch
 from batchline.kernels.elements import dtype_name
 from batchline.kernels.tuning import Tunable
+
+ASKED_FOR = "asked for"  # the source of a configuration that a call was given
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,29 @@ class Variant:
     def __call__(self, *inputs: torch.Tensor):
         return self.function(*inputs)
 
+    def with_config(self, config: Mapping | None) -> "Variant":
+        """The variant where every call takes this configuration; itself for None."""
+        if config is None:
+            return self
+
+        def function(*inputs):
+            with self.tunable.forced(config):
+                return self.function(*inputs)
+
+        function.__name__ = self.name
+        return replace(self, function=function)
+
+    def configuration(self, inputs: Tensors, config: Mapping | None = None) -> dict:
+        """The configuration that a call with these inputs takes, and its source; {} of
+        a variant that has one alone. `config` is what `with_config` was given.
+        """
+        if config is not None:
+            return {"config": dict(config), "config_source": ASKED_FOR}
+        if not self.tunable:
+            return {}
+        choice = self.tunable.look_up(*inputs)
+        return {"config": dict(choice.config), "config_source": choice.source}
+
     def why_not_here(self, device: str, dtype: str | None = None) -> str | None:
         """Why this variant can't run on `device` ("cpu" or "cuda"; in `dtype`) in this
         environment, or None.
@@ -126,6 +151,45 @@ class Variant:
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"{dtype} is not among its dtypes ({', '.join(self.dtypes)})"
         return self.supports(*inputs) if self.supports else None
+
+
+class OwnCall(Variant):
+    """The op's own call as one more variant, so that its cost and gain are measured.
+
+    Its configuration is the variant that it calls. A given one may have a "table", to
+    choose by that one instead of the stored one, and a "variant", to call that one
+    after a look-up all the same.
+    """
+
+    def with_config(self, config: Mapping | None) -> Variant:
+        if config is None:
+            return self
+        dispatch = self._dispatch(config)
+        if "variant" in config:
+            return replace(self, function=dispatch.behind_look_up(config["variant"]))
+        return replace(self, function=_call_by(dispatch))
+
+    def configuration(self, inputs: Tensors, config: Mapping | None = None) -> dict:
+        if config and "variant" in config:
+            called, source = config["variant"], ASKED_FOR
+        else:
+            choice = self._dispatch(config or {}).look_up(*inputs)
+            called, source = choice.variant, choice.source
+        return {"config": {"variant": called}, "config_source": source}
+
+    def _dispatch(self, config: Mapping) -> Dispatch:
+        dispatch = self.op.dispatch
+        return dispatch.by_table(config["table"]) if "table" in config else dispatch
+
+
+def _call_by(dispatch: Dispatch) -> Callable:
+    """A function that calls what is chosen for its inputs."""
+    function = dispatch.function
+
+    def dispatched(*inputs):
+        return function(*inputs)(*inputs)
+
+    return dispatched
 
 
 class Op:
@@ -281,19 +345,11 @@ class Op:
         return self._function(*inputs)(*inputs)
 
     def _own_call(self) -> Variant:
-        """The call itself as one more variant: what it costs and gains is measured like
-        any other.
-        """
-        function = self.dispatch.function
-
-        def dispatched(*inputs):
-            return function(*inputs)(*inputs)
-
         baseline = self.variants[self.baseline]
         # It may be the baseline that it calls, and is then no more accurate than that.
-        return Variant(
+        return OwnCall(
             self,
-            dispatched,
+            _call_by(self.dispatch),
             backend=backends.DISPATCH,
             dtypes=baseline.dtypes,
             tolerance=baseline.tolerance,

@@ -54,6 +54,14 @@ def of_nothing(parameters: tuple[int, ...], dtype: torch.dtype, device: torch.de
     )
 
 
+def without_elements(g: torch.Tensor) -> Tensors:
+    """{ḡ, n, d} of g[B,P] where the batch is empty or there are no parameters."""
+    if len(g) == 0:
+        return of_nothing(g.shape[1:], g.dtype, g.device)
+    zeros = torch.zeros((2, len(g)), dtype=accumulator(g.dtype), device=g.device)
+    return torch.empty(0, dtype=accumulator(g.dtype), device=g.device), *zeros
+
+
 NAMES = ("mean", "n", "d", "noise_scale")  # of the errors of {ḡ, n, d}
 
 
