@@ -51,12 +51,15 @@ class Problems:
             before it is timed. Most are small enough for an interpreter.
         example: the (scenario, batch) whose launch represents the op where only one is
             compiled.
+        shared: the inputs, by number, that all samples share, as a weight is. The first
+            dimension of every other input is the batch.
     """
 
     scenarios: Sequence[Scenario]
     inputs: Callable[..., Tensors]
     probes: Mapping[str, Probe]
     example: tuple[str, int]
+    shared: tuple[int, ...] = ()
 
 
 def same_dtype(*inputs: torch.Tensor) -> torch.dtype:

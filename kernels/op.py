@@ -221,6 +221,7 @@ class Op:
         self.inputs = problems.inputs
         self.probes = dict(problems.probes)
         self.example = problems.example
+        self.shared = problems.shared
         self.reference = reference.outputs
         self.tolerance = reference.tolerance
         self.typical = reference.typical
@@ -336,6 +337,13 @@ class Op:
         """
         return self.inputs(
             self.scenarios[scenario], batch, getattr(torch, dtype), device, seed
+        )
+
+    def first_samples(self, batch: int, *inputs: torch.Tensor) -> Tensors:
+        """The inputs of the first `batch` samples of these."""
+        return tuple(
+            tensor if number in self.shared else tensor[:batch]
+            for number, tensor in enumerate(inputs)
         )
 
     def __call__(self, *inputs: torch.Tensor):
