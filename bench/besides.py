@@ -86,7 +86,7 @@ def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
     }  # takes minutes
     jobs = audit.jobs(
         list(variants.values()),
-        [op.name for op in the_plan.ops.values() if op.has_conditions],
+        {op.name: op.audit for op in the_plan.ops.values() if op.audit},
     )
     if jobs:
         print("the numerics of the statistics", file=sys.stderr)

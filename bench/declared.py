@@ -92,9 +92,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class DeclaredAudit:
+    """An op's numerics audit: the names of its errors, and for each of its negative
+    controls the dtypes that it takes (None is all).
+    """
+
+    errors: tuple[str, ...]
+    controls: Mapping[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
 class DeclaredOp:
     """An op, its variants by name (the baseline first), and the problems that were
     asked for.
+
+    `audit` is None where the op declares no conditions.
 
     `left_out` are those that are over the limits that were asked for. `refusals` and
     `configs` have an entry for each of `problems`, by variant: why the variant does not
@@ -106,7 +118,7 @@ class DeclaredOp:
     signature: str
     baseline: str
     scenarios: Mapping[str, Scenario]
-    has_conditions: bool
+    audit: DeclaredAudit | None
     problems: tuple[Problem, ...]
     left_out: tuple[Problem, ...]
     variants: Mapping[str, Declared] = field(default_factory=dict)

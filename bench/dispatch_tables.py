@@ -78,7 +78,7 @@ class HeldBack:
             self.entries[op] = [*self._kept(op, fresh), *fresh]
 
     def config(self, op: str) -> dict:
-        """What a call of the op is told to go by (bench.measure.problem.launched_with)."""
+        """What a call of the op is told to go by (kernels.op.OwnCall)."""
         return {"table": {"winners": self.entries[op]}} if op in self.entries else {}
 
     def gain(self, one: Called) -> float | None:

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import forward_ad
 
 from batchline.kernels import backends, plain
-from batchline.kernels.cpu_tasks import why_no_threads
+from batchline.kernels._cpu.tasks import why_no_threads
 from batchline.kernels.device_files import file_for, nearby, stored
 
 DISPATCHED = (

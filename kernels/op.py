@@ -5,40 +5,32 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from batchline.kernels import backends
+from batchline.kernels.definition import (  # noqa: F401 (for the ops and their readers)
+    FP8,
+    WIDE,
+    Audit,
+    Calls,
+    Control,
+    Probe,
+    Problems,
+    Reference,
+    Scenario,
+    Tensors,
+    Work,
+)
 from batchline.kernels.device import on_its_device, why_no_fp8, why_no_kernels
 from batchline.kernels.discovery import LoadedWhenAsked, variant_files
 from batchline.kernels.dispatch import DISPATCHED, Dispatch
 from batchline.kernels.elements import dtype_name
-from batchline.kernels.rounding import Typical
 from batchline.kernels.tuning import Tunable
 
-Tensors = tuple[torch.Tensor, ...]
-Probe = Callable[[torch.dtype, str, int], Tensors]
-WIDE = ("float32", "float16", "bfloat16", "float64")
-FP8 = "float8_e4m3fn"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A shape worth measuring: the sizes of everything but the batch, and whose sizes
-    they are.
-
-    `name` is part of every case id, so renaming one loses its history. `dtypes` are
-    those it is defined in. `detail`: it fills in a range that other scenarios span, so
-    a short run can do without it. Ops subclass this with what else they need.
-    """
-
-    name: str
-    title: str
-    sizes: Mapping[str, int]
-    dtypes: tuple[str, ...] = WIDE
-    detail: bool = False
+ASKED_FOR = "asked for"  # the source of a configuration that a call was given
 
 
 @dataclass(frozen=True)
@@ -122,6 +114,29 @@ class Variant:
     def __call__(self, *inputs: torch.Tensor):
         return self.function(*inputs)
 
+    def with_config(self, config: Mapping | None) -> "Variant":
+        """The variant where every call takes this configuration; itself for None."""
+        if config is None:
+            return self
+
+        def function(*inputs):
+            with self.tunable.forced(config):
+                return self.function(*inputs)
+
+        function.__name__ = self.name
+        return replace(self, function=function)
+
+    def configuration(self, inputs: Tensors, config: Mapping | None = None) -> dict:
+        """The configuration that a call with these inputs takes, and its source; {} of
+        a variant that has one alone. `config` is what `with_config` was given.
+        """
+        if config is not None:
+            return {"config": dict(config), "config_source": ASKED_FOR}
+        if not self.tunable:
+            return {}
+        choice = self.tunable.look_up(*inputs)
+        return {"config": dict(choice.config), "config_source": choice.source}
+
     def why_not_here(self, device: str, dtype: str | None = None) -> str | None:
         """Why this variant can't run on `device` ("cpu" or "cuda"; in `dtype`) in this
         environment, or None.
@@ -138,37 +153,54 @@ class Variant:
         return self.supports(*inputs) if self.supports else None
 
 
-class Op:
-    """A function on tensors, its fp64 reference, and every variant found beside it.
+class OwnCall(Variant):
+    """The op's own call as one more variant, so that its cost and gain are measured.
 
-    Args (all keyword, the functions take the op's inputs):
-        signature: shapes in and out, for people.
-        inputs: (scenario, batch, dtype, device, seed) → the inputs; device "meta" gives
-        shapes alone. reference: the result in fp64 (a tensor, or a tuple where the op
-        has several outputs).
-        tolerance: (expected, *inputs) → the largest |output − expected| of correct
-        arithmetic, elementwise, in fp64. typical: inputs → for each output what the
-        root mean square of its errors may be (kernels.rounding.Typical). flops:
-        floating-point operations of the definition, whatever way a variant takes.
-        least_bytes: bytes of each distinct input element read once and each output
-        written once. output_dtype: the inputs' dtype → the outputs'; by default the
-        same.
-        rows: the outputs, by number, of which row b is a function of row b of the
-        inputs alone. regrouped: the outputs, by number, that may be NaN where an
-        infinity is expected: ways to compute them group the
-            terms otherwise, or add products of padding, and meet ∞ − ∞ or 0 · ∞ within
-            the same row.
-        scenarios: what is benchmarked.
-        probes: name → inputs on which every variant is checked before it is timed; most
-            are small enough for an interpreter.
-        conditions: name → inputs that are hard on arithmetic, on which ways of
-        computing are compared, not refused. example: the (scenario, batch) whose launch
-        stands for the op where one must do: its compiled code is shown. baseline: the
-        variant that all others are compared with.
-        rule: inputs → names of variants that a call prefers where nothing near was
-        measured (kernels.dispatch). describe: inputs → (traits, sizes): what a tuned
-        configuration depends on. Only inputs of equal traits can
-            share one, and of those the nearest in size do.
+    Its configuration is the variant that it calls. A given one may have a "table", to
+    choose by that one instead of the stored one, and a "variant", to call that one
+    after a look-up all the same.
+    """
+
+    def with_config(self, config: Mapping | None) -> Variant:
+        if config is None:
+            return self
+        dispatch = self._dispatch(config)
+        if "variant" in config:
+            return replace(self, function=dispatch.behind_look_up(config["variant"]))
+        return replace(self, function=_call_by(dispatch))
+
+    def configuration(self, inputs: Tensors, config: Mapping | None = None) -> dict:
+        if config and "variant" in config:
+            called, source = config["variant"], ASKED_FOR
+        else:
+            choice = self._dispatch(config or {}).look_up(*inputs)
+            called, source = choice.variant, choice.source
+        return {"config": {"variant": called}, "config_source": source}
+
+    def _dispatch(self, config: Mapping) -> Dispatch:
+        dispatch = self.op.dispatch
+        return dispatch.by_table(config["table"]) if "table" in config else dispatch
+
+
+def _call_by(dispatch: Dispatch) -> Callable:
+    """A function that calls what is chosen for its inputs."""
+    function = dispatch.function
+
+    def dispatched(*inputs):
+        return function(*inputs)(*inputs)
+
+    return dispatched
+
+
+class Op:
+    """A function on tensors, its fp64 reference, and every variant in its folder.
+
+    What it declares comes in tables (kernels.definition), and is read as the op's own
+    attributes: `op.scenarios`, `op.reference(*inputs)`, `op.flops(*inputs)`.
+
+    Args:
+        package: the name of the op's package; its last part is the op's name.
+        signature: the shapes of inputs and outputs, for people.
     """
 
     def __init__(
@@ -176,42 +208,32 @@ class Op:
         package: str,
         *,
         signature: str,
-        inputs: Callable[..., Tensors],
-        reference: Callable,
-        tolerance: Callable,
-        flops: Callable[..., int],
-        least_bytes: Callable[..., int],
-        scenarios: Sequence[Scenario],
-        probes: Mapping[str, Probe],
-        example: tuple[str, int],
-        baseline: str,
-        describe: Callable[..., tuple[str, tuple[int, ...]]] | None = None,
-        conditions: Mapping[str, Probe] = {},
-        rule: Callable[..., Sequence[str]] = lambda *inputs: (),
-        output_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype,
-        rows: Sequence[int] = (),
-        regrouped: Sequence[int] = (),
-        typical: Callable[..., Sequence[Typical]] | None = None,
+        problems: Problems,
+        reference: Reference,
+        work: Work,
+        calls: Calls,
+        audit: Audit = Audit(),
     ):
         self.package = package
         self.name = package.rpartition(".")[2]
         self.signature = signature
-        self.inputs = inputs
-        self.reference = reference
-        self.tolerance = tolerance
-        self.flops = flops
-        self.least_bytes = least_bytes
-        self.scenarios = {scenario.name: scenario for scenario in scenarios}
-        self.probes = dict(probes)
-        self.conditions = dict(conditions)
-        self.example = example
-        self.baseline = baseline
-        self.describe = describe or _shapes
-        self.output_dtype = output_dtype
-        self.rows = tuple(rows)
-        self.regrouped = tuple(regrouped)
-        self.typical = typical
-        self.dispatch = Dispatch(self, rule)
+        self.scenarios = {scenario.name: scenario for scenario in problems.scenarios}
+        self.inputs = problems.inputs
+        self.probes = dict(problems.probes)
+        self.example = problems.example
+        self.shared = problems.shared
+        self.reference = reference.outputs
+        self.tolerance = reference.tolerance
+        self.typical = reference.typical
+        self.dtypes = reference.dtypes
+        self.rows = reference.rows
+        self.regrouped = reference.regrouped
+        self.flops = work.flops
+        self.least_bytes = work.least_bytes
+        self.baseline = calls.baseline
+        self.describe = calls.describe
+        self.audit = audit
+        self.dispatch = Dispatch(self, calls.rule)
         self._function = self.dispatch.function
         self._registered: dict[str, Variant] = {}
         self._variants = LoadedWhenAsked(self._names, self._load)
@@ -295,6 +317,18 @@ class Op:
         ) as error:  # it must not end who asked for it: it becomes a variant that fails
             return _unloadable(self, name, error)
 
+    @property
+    def conditions(self) -> Mapping[str, Probe]:
+        """Inputs by name on which the accuracy of variants is compared."""
+        return self.audit.conditions
+
+    def output_dtypes(
+        self, count: int, *inputs: torch.Tensor
+    ) -> tuple[torch.dtype, ...]:
+        """The dtype that each of the op's `count` outputs has on these inputs."""
+        dtypes = self.dtypes(*inputs)
+        return dtypes if isinstance(dtypes, tuple) else (dtypes,) * count
+
     def make_inputs(
         self, scenario: str, batch: int, dtype: str, device: str, seed: int = 0
     ) -> Tensors:
@@ -305,6 +339,13 @@ class Op:
             self.scenarios[scenario], batch, getattr(torch, dtype), device, seed
         )
 
+    def first_samples(self, batch: int, *inputs: torch.Tensor) -> Tensors:
+        """The inputs of the first `batch` samples of these."""
+        return tuple(
+            tensor if number in self.shared else tensor[:batch]
+            for number, tensor in enumerate(inputs)
+        )
+
     def __call__(self, *inputs: torch.Tensor):
         """Run the op by the variant that was measured fastest here, or by rule;
         gradients by the baseline.
@@ -312,19 +353,11 @@ class Op:
         return self._function(*inputs)(*inputs)
 
     def _own_call(self) -> Variant:
-        """The call itself as one more variant: what it costs and gains is measured like
-        any other.
-        """
-        function = self.dispatch.function
-
-        def dispatched(*inputs):
-            return function(*inputs)(*inputs)
-
         baseline = self.variants[self.baseline]
         # It may be the baseline that it calls, and is then no more accurate than that.
-        return Variant(
+        return OwnCall(
             self,
-            dispatched,
+            _call_by(self.dispatch),
             backend=backends.DISPATCH,
             dtypes=baseline.dtypes,
             tolerance=baseline.tolerance,
@@ -369,12 +402,3 @@ def _unloadable(op: Op, file: str, error: BaseException) -> Variant:
 
     function.__name__ = file
     return Variant(op, function, backend="torch", idea="(does not load)")
-
-
-def _shapes(*inputs: torch.Tensor) -> tuple[str, tuple[int, ...]]:
-    """(the first input's dtype, all sizes): what configurations depend on where an op
-    doesn't say better.
-    """
-    return dtype_name(inputs[0].dtype), tuple(
-        size for tensor in inputs for size in tensor.shape
-    )

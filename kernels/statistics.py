@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from batchline.kernels.definition import Tensors
 from batchline.kernels.elements import unit_roundoff
 
 
@@ -51,3 +52,57 @@ def of_nothing(parameters: tuple[int, ...], dtype: torch.dtype, device: torch.de
         empty,
         empty.clone(),
     )
+
+
+def without_elements(g: torch.Tensor) -> Tensors:
+    """{ḡ, n, d} of g[B,P] where the batch is empty or there are no parameters."""
+    if len(g) == 0:
+        return of_nothing(g.shape[1:], g.dtype, g.device)
+    zeros = torch.zeros((2, len(g)), dtype=accumulator(g.dtype), device=g.device)
+    return torch.empty(0, dtype=accumulator(g.dtype), device=g.device), *zeros
+
+
+NAMES = ("mean", "n", "d", "noise_scale")  # of the errors of {ḡ, n, d}
+
+
+def errors(
+    outputs: Tensors, expected: Tensors, noise_scale: float | None = None
+) -> dict[str, float]:
+    """How far as many of {ḡ, n, d} as there are lie from the expected ones.
+
+    ‖Δḡ‖/‖ḡ‖, max |Δn_b|/n_b, max |Δd_b|/(‖g_b‖·‖ḡ‖), and |ΔB|/|B| of the simple noise
+    scale. The last is of ḡ and n, or of `noise_scale` where that is given.
+    """
+    mean, n, _ = expected
+    norm = mean.norm()
+    off = [
+        (outputs[0] - mean).norm(),
+        *(a - b for a, b in zip(outputs[1:], expected[1:])),
+    ]
+    found = {
+        name: float((difference.abs() / unit).max())
+        for name, difference, unit in zip(NAMES, off, (norm, n, n.sqrt() * norm))
+    }
+    if noise_scale is None and len(outputs) > 1:
+        noise_scale = _noise_scale(*outputs[:2])
+    if noise_scale is not None:
+        exact = _noise_scale(mean, n)
+        found["noise_scale"] = abs(noise_scale - exact) / abs(exact)
+    return found
+
+
+def why_impossible(outputs: Tensors) -> str | None:
+    """Which squared norms are negative, or None."""
+    if len(outputs) < 2 or not (below := int((outputs[1] < 0).sum())):
+        return None
+    return f"n is negative in {below} of {len(outputs[1])}"
+
+
+def _noise_scale(mean: torch.Tensor, n: torch.Tensor) -> float:
+    """The simple noise scale tr Σ/‖G‖² from ‖ḡ‖² and the n_b of B samples: McCandlish
+    et al. 2018, appendix A, with batch sizes 1 and B.
+    """
+    batch, square, mean_n = len(n), float(mean.square().sum()), float(n.mean())
+    trace = (mean_n - square) * batch / (batch - 1)
+    signal = (batch * square - mean_n) / (batch - 1)
+    return trace / signal if signal else trace * math.inf

@@ -9,7 +9,8 @@ four in all, or else the rule.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from batchline.kernels.device_files import file_for, nearby, stored
 from batchline.kernels.target import target_of
 
 Config = Mapping[str, int | str | bool]
+_MOST_REMEMBERED = 4096  # problems, so that sizes that never repeat fill no memory
+
+
+def distinct(configs: Iterable[Config]) -> list[Config]:
+    """The configurations in their order, each once."""
+    return list({tuple(config.items()): config for config in configs}.values())
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Tunable:
     ):
         self._rule = rule
         self._candidates = candidates
-        self._forced: Config | None = None
+        self._forced: ContextVar[Config | None] = ContextVar("forced", default=None)
         self._known: dict[tuple, Choice] = {}
 
     def bind(
@@ -78,22 +85,28 @@ class Tunable:
         return self._candidates(*inputs, target or target_of(inputs[0].device))
 
     def choose(self, *inputs: torch.Tensor) -> Config:
-        """The configuration to launch with. What was found for a shape, its strides and
-        dtype is remembered.
-        """
-        return self.look_up(*inputs).config if self._forced is None else self._forced
+        """The configuration to launch with: the forced one, or what `look_up` gives."""
+        forced = self._forced.get()
+        return self.look_up(*inputs).config if forced is None else forced
 
     def look_up(self, *inputs: torch.Tensor) -> Choice:
-        """The configuration for these inputs on their device, and its source."""
+        """The configuration for these inputs on their device, and its source.
+
+        It is remembered for their shapes, strides, dtypes and device.
+        """
         target = target_of(inputs[0].device)
         tensors = tuple(
             (tensor.shape, tensor.stride(), tensor.dtype, tensor.device.type)
             for tensor in inputs
         )
         key = target.number, tensors
-        if key not in self._known:
-            self._known[key] = self._search(inputs, target)
-        return self._known[key]
+        choice = self._known.get(key)
+        if choice is None:
+            choice = self._search(inputs, target)
+            if len(self._known) >= _MOST_REMEMBERED:
+                self._known.clear()
+            self._known[key] = choice
+        return choice
 
     def _search(self, inputs: Sequence[torch.Tensor], target: Architecture) -> Choice:
         path = file_for(self._folder, "tuning", "cuda" if inputs[0].is_cuda else "cpu")
@@ -108,9 +121,11 @@ class Tunable:
 
     @contextlib.contextmanager
     def forced(self, config: Config) -> Iterator[None]:
-        """While active, every launch takes `config`: how candidates are timed."""
-        before, self._forced = self._forced, config
+        """In the block every launch from this thread takes `config`: so candidates are
+        timed.
+        """
+        token = self._forced.set(config)
         try:
             yield
         finally:
-            self._forced = before
+            self._forced.reset(token)

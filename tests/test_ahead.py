@@ -20,7 +20,7 @@ from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
 from batchline.bench.measure.codegen import why_cannot_compile
 from batchline.bench.measure.compile_pool import Pool
 from batchline.kernels.backends import interpreted, tl, triton
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import Variant
 from tests.as_a_gpu_worker import CHANGES
 from tests.plans import planned

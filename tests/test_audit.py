@@ -10,6 +10,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench import besides, records, report
+from batchline.bench.declared import DeclaredAudit
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
@@ -24,6 +25,13 @@ GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
 EVIDENCE = sorted(
     (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
 )
+DECLARED = {
+    op.name: DeclaredAudit(
+        op.audit.names,
+        {control.name: control.dtypes for control in op.audit.controls},
+    )
+    for op in (GRAD, LAYER)
+}
 HERE = [
     variant
     for op in (GRAD, LAYER)
@@ -57,7 +65,7 @@ def test_in_fp32_every_way_is_right_on_what_is_well_conditioned(variant):
     for condition in well_conditioned:
         errors = {
             key: rows[condition][key]
-            for key in audit.ERRORS
+            for key in variant.op.audit.names
             if rows[condition][key] is not None
         }
         assert (
@@ -157,12 +165,10 @@ def test_what_needs_a_gpu_is_one_row_that_says_so():
 
 def test_jobs_are_the_variants_then_the_controls_of_their_ops_alone():
     bmm = kernels.ops["bmm"].variants["torch_bmm"]
-    assert not audit.jobs([bmm], ["grad_stats"])
+    assert not audit.jobs([bmm], {"grad_stats": DECLARED["grad_stats"]})
     jobs = [
         (subject.variant, dtype)
-        for subject, dtype in audit.jobs(
-            [bmm, GRAD.variants["torch_passes"]], ["grad_stats"]
-        )
+        for subject, dtype in audit.jobs([bmm, GRAD.variants["torch_passes"]], DECLARED)
     ]
     assert jobs == [
         (name, dtype)
@@ -179,7 +185,7 @@ class _Case:
 
 
 class _Op:
-    name, has_conditions = "grad_stats", True
+    name, audit = "grad_stats", DECLARED["grad_stats"]
 
 
 class _Plan:
@@ -244,7 +250,7 @@ def audited():
     by_name = {subject.name: subject for subject in subjects}
     with_audit[OURS]["audit"] = [
         row
-        for subject, dtype in audit.jobs(subjects[:1], ["wgrad_stats"])
+        for subject, dtype in audit.jobs(subjects[:1], DECLARED)
         for row in audit.audit(by_name[subject.variant], dtype, "cpu")
     ]
     return with_audit

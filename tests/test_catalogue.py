@@ -180,17 +180,18 @@ OPS = {
     ),
     "typo": ("def typo(:", "SyntaxError"),
     "without_reference": (
-        "from batchline.kernels.op import Op\nwithout_reference = Op(__name__, signature='', inputs=len, "
-        "tolerance=len, flops=len, least_bytes=len, scenarios=(), probes={}, example=('', 1), "
-        "baseline='')",
+        "from batchline.kernels.op import Calls, Op, Problems, Work\n"
+        "without_reference = Op(__name__, signature='', problems=Problems((), len, {}, ('', 1)), "
+        "work=Work(len, len), calls=Calls(''))",
         "'reference'",
     ),
     "misnamed_baseline": (
-        "import dataclasses\nfrom batchline.kernels import grad_reduce as like\nfrom batchline.kernels.op import Op\n"
-        "misnamed_baseline = Op(__name__, signature='g[B,P] → ḡ[P]', inputs=like.inputs, "
-        "reference=like.reference, tolerance=like.tolerance, flops=like.flops, "
-        "least_bytes=like.least_bytes, scenarios=like.grad_reduce.scenarios.values(), probes={}, "
-        "example=('digits', 1), baseline='torch_gone')",
+        "from batchline.kernels import grad_reduce as like\n"
+        "from batchline.kernels.op import Calls, Op, Problems, Reference, Work\n"
+        "misnamed_baseline = Op(__name__, signature='g[B,P] → ḡ[P]', "
+        "problems=Problems(like.SCENARIOS, like.inputs, {}, ('digits', 1)), "
+        "reference=Reference(like.reference, like.tolerance), "
+        "work=Work(like.flops, like.least_bytes), calls=Calls('torch_gone'))",
         "baseline='torch_gone' names no variant",
     ),
 }

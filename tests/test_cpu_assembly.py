@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from batchline.kernels import backends
-from batchline.kernels.cpu_lanes import FEATURES, VECTOR_BYTES
-from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
+from batchline.kernels._cpu.lanes import FEATURES, VECTOR_BYTES
+from batchline.kernels._cpu.vectors import TILE_ROWS, TILE_VECTORS
 
 pytestmark = [
     pytest.mark.skipif(

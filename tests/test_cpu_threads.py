@@ -12,7 +12,7 @@ import textwrap
 import pytest
 
 from batchline import kernels
-from batchline.kernels import cpu_tasks
+from batchline.kernels._cpu import tasks as cpu_tasks
 
 LAYERS = [
     pytest.param(layer, marks=pytest.mark.slow) for layer in ("workqueue", "omp", "tbb")
@@ -148,7 +148,7 @@ IN_A_CHILD = """
     import numba
     import torch
     from batchline from batchline import kernels
-    from batchline.kernels import cpu_tasks
+    from batchline.kernels._cpu import tasks as cpu_tasks
 
     bmm = kernels.ops["bmm"]
     a, b = torch.randn(64, 40, 96), torch.randn(64, 96, 48)

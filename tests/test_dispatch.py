@@ -19,7 +19,7 @@ from batchline.kernels.dispatch import (
     RULE,
     Choice,
 )
-from batchline.kernels.op import Op, Scenario
+from batchline.kernels.op import Calls, Op, Problems, Reference, Scenario, Work
 
 
 @pytest.fixture
@@ -30,17 +30,16 @@ def op(tmp_path, monkeypatch):
     found = Op(
         "elsewhere.copy",
         signature="x[B,N] → x[B,N]",
-        inputs=None,
-        reference=None,
-        tolerance=None,
-        flops=None,
-        least_bytes=None,
-        scenarios=(Scenario("plain", "a plain one", {}),),
-        probes={},
-        example=("plain", 1),
-        baseline="base",
-        describe=lambda x: (str(x.dtype).removeprefix("torch."), tuple(x.shape)),
-        rule=lambda x: ("missing", "narrow"),
+        problems=Problems(
+            (Scenario("plain", "a plain one", {}),), None, {}, example=("plain", 1)
+        ),
+        reference=Reference(None, None),
+        work=Work(None, None),
+        calls=Calls(
+            "base",
+            describe=lambda x: (str(x.dtype).removeprefix("torch."), tuple(x.shape)),
+            rule=lambda x: ("missing", "narrow"),
+        ),
     )
     for name, supports in (
         ("base", None),

@@ -5,7 +5,7 @@ marshalled as it is.
 import pytest
 import torch
 
-from batchline.kernels import launch
+from batchline.kernels._cuda import launch
 from batchline.kernels.backends import interpreted, why_absent
 
 pytestmark = pytest.mark.skipif(

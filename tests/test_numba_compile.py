@@ -7,7 +7,7 @@ import pytest
 from batchline import kernels
 from batchline.bench.measure import codegen, numba_compile, sass
 from batchline.kernels import backends
-from batchline.kernels.launch import jit_for
+from batchline.kernels._cuda.launch import jit_for
 
 pytestmark = [
     pytest.mark.skipif(

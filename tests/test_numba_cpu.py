@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.kernels import cgroups, numba_cpu
+from batchline.kernels import cgroups
+from batchline.kernels._cpu import jit as numba_cpu
 
 numba = pytest.importorskip("numba")
 REPOSITORY = Path(__file__).resolve().parents[1]
 THREADS = """
 import json, torch
-from batchline.kernels import numba_cpu
+from batchline.kernels._cpu import jit as numba_cpu
 print(json.dumps([torch.get_num_threads(), numba_cpu.threads(), torch.get_num_threads()]))
 """
 CALLS = """
@@ -66,7 +67,7 @@ def test_where_no_folder_can_be_written_kernels_compute_without_a_cache_and_say_
 ):
     again = (
         CALLS
-        + "\nsubprocess.run([sys.executable, '-B', '-c', 'from batchline.kernels import cpu_tasks'], check=True)"
+        + "\nsubprocess.run([sys.executable, '-B', '-c', 'import batchline.kernels._cpu.tasks'], check=True)"
     )
     done = run(
         again, nowhere_to_write, HOME="/proc/nowhere", XDG_CACHE_HOME="/proc/nowhere"

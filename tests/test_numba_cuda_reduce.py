@@ -17,7 +17,7 @@ from batchline import kernels
 from batchline.bench.measure import codegen
 from batchline.bench.measure.check import checked_call, expect
 from batchline.kernels import backends
-from batchline.kernels.block_reduce import lanes_of
+from batchline.kernels._cuda.block_reduce import lanes_of
 from batchline.kernels.draw import Draw
 
 absent = backends.why_absent("numba_cuda")

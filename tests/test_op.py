@@ -10,7 +10,15 @@ import torch
 from batchline import kernels
 from batchline.kernels import backends
 from batchline.kernels.elements import distinct_bytes
-from batchline.kernels.op import Op, Scenario, Variant
+from batchline.kernels.op import (
+    Calls,
+    Op,
+    Problems,
+    Reference,
+    Scenario,
+    Variant,
+    Work,
+)
 
 
 @pytest.fixture
@@ -19,15 +27,12 @@ def op():
     return Op(
         "elsewhere.copy",
         signature="x[B] → x[B]",
-        inputs=None,
-        reference=None,
-        tolerance=None,
-        flops=None,
-        least_bytes=None,
-        scenarios=(Scenario("plain", "a plain one", {}),),
-        probes={},
-        example=("plain", 1),
-        baseline="torch_copy",
+        problems=Problems(
+            (Scenario("plain", "a plain one", {}),), None, {}, example=("plain", 1)
+        ),
+        reference=Reference(None, None),
+        work=Work(None, None),
+        calls=Calls("torch_copy"),
     )
 
 
@@ -127,9 +132,9 @@ def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
     package = tmp_path / "brokenop"
     package.mkdir()
     (package / "__init__.py").write_text(textwrap.dedent("""
-        from batchline.kernels.op import Op
-        brokenop = Op(__name__, signature="", inputs=None, reference=None, tolerance=None, flops=None, least_bytes=None,
-                      scenarios=(), probes={}, example=("", 1), baseline="torch_fine")
+        from batchline.kernels.op import Calls, Op, Problems, Reference, Work
+        brokenop = Op(__name__, signature="", problems=Problems((), None, {}, ("", 1)), reference=Reference(None, None),
+                      work=Work(None, None), calls=Calls("torch_fine"))
     """))
     (package / "torch_fine.py").write_text(
         "from brokenop import brokenop\n@brokenop.variant(backend='torch')\ndef torch_fine(x): return x\n"

@@ -8,7 +8,7 @@ import pytest
 
 from batchline import kernels
 from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.problem import Problem, configured, launched_with
+from batchline.bench.measure.problem import Problem
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
 from batchline.bench.records import MEASURED, NOT_HERE, NotMeasured
@@ -85,8 +85,8 @@ def test_bits_that_were_right_are_compared_with_plain_tensors_alone():
 
 
 def test_a_variant_of_one_configuration_has_none_to_show():
-    assert configured(kernels.ops["bmm"].variants["torch_bmm"], INPUTS) == {}
-    assert configured(BLOCKED, INPUTS)["config_source"] in (
+    assert kernels.ops["bmm"].variants["torch_bmm"].configuration(INPUTS) == {}
+    assert BLOCKED.configuration(INPUTS)["config_source"] in (
         "tuned",
         "tuned nearby",
         "rule",
@@ -95,9 +95,7 @@ def test_a_variant_of_one_configuration_has_none_to_show():
 
 def test_a_forced_configuration_does_not_outlive_its_call():
     before = BLOCKED.tunable.choose(*INPUTS)
-    forced = launched_with(
-        BLOCKED, {"rows": 2, "columns": 16, "depth": 4, "pack": True}
-    )
+    forced = BLOCKED.with_config({"rows": 2, "columns": 16, "depth": 4, "pack": True})
     assert forced(*INPUTS).shape == (4, 16, 16)
     assert BLOCKED.tunable.choose(*INPUTS) == before
 
@@ -107,12 +105,12 @@ def test_an_ops_call_goes_by_a_table_that_is_not_stored():
     traits, sizes = kernels.ops["bmm"].describe(*INPUTS)
     for name in ("numba_cpu_tiled", "torch_bmm"):
         table = {"winners": [{"traits": traits, "sizes": sizes, "faster": {name: 2.0}}]}
-        stored = configured(dispatched, INPUTS)
-        assert configured(dispatched, INPUTS, {"table": table})["config"] == {
+        stored = dispatched.configuration(INPUTS)
+        assert dispatched.configuration(INPUTS, {"table": table})["config"] == {
             "variant": name
         }
-        assert launched_with(dispatched, {"table": table})(*INPUTS).shape == (4, 16, 16)
+        assert dispatched.with_config({"table": table})(*INPUTS).shape == (4, 16, 16)
         behind = {"variant": "torch_bmm", "table": table}
-        assert configured(dispatched, INPUTS, behind)["config_source"] == "asked for"
-        assert launched_with(dispatched, behind)(*INPUTS).shape == (4, 16, 16)
-        assert configured(dispatched, INPUTS) == stored
+        assert dispatched.configuration(INPUTS, behind)["config_source"] == "asked for"
+        assert dispatched.with_config(behind)(*INPUTS).shape == (4, 16, 16)
+        assert dispatched.configuration(INPUTS) == stored

@@ -164,7 +164,7 @@ def test_fp8_is_drawn_on_eighths_of_its_scale(scale):
 
 def test_fp8_products_are_bfloat16():
     a, b = bmm.make_inputs("linear_forward", 4, "float8_e4m3fn", "meta")
-    assert bmm.output_dtype(a.dtype) == torch.bfloat16
+    assert bmm.dtypes(a, b) == torch.bfloat16
     assert bmm.least_bytes(a, b) == 4 * 128 * 512 + 512 * 2048 + 2 * 4 * 128 * 2048
 
 

@@ -7,7 +7,7 @@ import torch
 
 from batchline.bench.measure import codegen
 from batchline.kernels import backends
-from batchline.kernels.bmm._triton_product import vector_bytes
+from batchline.kernels._triton.product import vector_bytes
 from batchline.kernels.wgrad_stats import wgrad_stats
 
 FUSED = wgrad_stats.variants["triton_fused"]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from batchline.kernels.backends import tl, triton, why_absent
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 
 SHARE = (
     4  # of the L2 that is walked on: it may hold a line once in each of its two halves

@@ -21,6 +21,7 @@ from batchline.bench.declared import (
     BrokenFile,
     Catalogue,
     Declared,
+    DeclaredAudit,
     DeclaredOp,
     Problem,
     Refusal,
@@ -157,7 +158,7 @@ def _op(answer: Mapping) -> DeclaredOp:
         clean_line(answer["signature"]),
         answer["baseline"],
         {scenario.name: scenario for scenario in scenarios},
-        answer["has_conditions"],
+        _audit(answer["audit"]),
         *(
             tuple(
                 Problem(name, **problem | {"sizes": tuple(problem["sizes"])})
@@ -166,6 +167,16 @@ def _op(answer: Mapping) -> DeclaredOp:
             for which in ("problems", "left_out")
         ),
     )
+
+
+def _audit(data: Mapping | None) -> DeclaredAudit | None:
+    if data is None:
+        return None
+    controls = {
+        name: None if dtypes is None else tuple(dtypes)
+        for name, dtypes in data["controls"].items()
+    }
+    return DeclaredAudit(tuple(data["errors"]), controls)
 
 
 def _with_variant(op: DeclaredOp, answer: Mapping) -> DeclaredOp:

@@ -61,7 +61,8 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         return
     asked = json.loads(line)
     folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
-    folders = [str(folder), *process_state.op_folders().values()]
+    shared = map(str, sorted(init.parent for init in folder.glob("_*/__init__.py")))
+    folders = [str(folder), *shared, *process_state.op_folders().values()]
     before = importing.states(folders)
     yield "ready", None
     packages = sorted(

@@ -24,9 +24,9 @@ from batchline.bench.records import NotMeasured
 from batchline.bench.verdicts import roofline
 from batchline.kernels.backends import why_absent
 from batchline.kernels.device import why_no_fp8
-from batchline.kernels.numba_cpu import threads
+from batchline.kernels._cpu.jit import threads
 from batchline.kernels.op import FP8
-from batchline.kernels.precision import tf32_products
+from batchline.kernels._torch.precision import tf32_products
 
 _LEAST_STREAM_BYTES = 2**28
 _LONG_STREAM_BYTES = 2**30

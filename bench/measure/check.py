@@ -60,7 +60,7 @@ class Poison(TorchDispatchMode):
 @dataclass(frozen=True)
 class Expected:
     """What a variant must give: the outputs in fp64, how far from them it may be,
-    elementwise, and in what dtype.
+    elementwise, and the dtype of each.
 
     `typical` says of each output what its errors may be in root mean square; () where
     the op does not say. In those of the outputs that are `regrouped` (by number) NaN is
@@ -69,9 +69,17 @@ class Expected:
 
     outputs: Tensors
     tolerances: Tensors
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
     typical: tuple[Typical, ...] = ()
     regrouped: frozenset[int] = frozenset()
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all the outputs."""
+        return sum(
+            output.numel() * dtype.itemsize
+            for output, dtype in zip(self.outputs, self.dtypes)
+        )
 
     def demand(self, number: int) -> Demand:
         """What is asked of one output."""
@@ -105,7 +113,7 @@ def expect(op: Op, inputs: Tensors) -> Expected:
     return Expected(
         as_tuple(outputs),
         as_tuple(tolerances),
-        op.output_dtype(inputs[0].dtype),
+        op.output_dtypes(len(as_tuple(outputs)), *inputs),
         typical,
         frozenset(op.regrouped),
     )
@@ -141,6 +149,7 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
         expected,
         outputs=expected.outputs[: variant.gives],
         tolerances=expected.tolerances[: variant.gives],
+        dtypes=expected.dtypes[: variant.gives],
         typical=expected.typical[: variant.gives],
     )
 
@@ -274,8 +283,8 @@ def check_outputs(
         values are.
     """
     outputs = contract.plain_outputs(returned, inputs, len(expected.outputs), where)
-    for output, reference in zip(outputs, expected.outputs):
-        _require_form(output, reference, expected.dtype, inputs, where)
+    for output, reference, dtype in zip(outputs, expected.outputs, expected.dtypes):
+        _require_form(output, reference, dtype, inputs, where)
     contract.require_own_memory(outputs, inputs, where)
     judged = [
         accuracy.judge(output, expected.demand(number), where)

@@ -19,7 +19,7 @@ from batchline.bench.measure.fence import Fence
 from batchline.bench.measure.forked import Begin, Job
 from batchline.bench.measure.tampering import Tampered
 from batchline.bench.records import FAILED, UNSUPPORTED, WRONG, NotMeasured
-from batchline.kernels.op import Op, Scenario, Tensors, Variant
+from batchline.kernels.op import Audit, Op, Scenario, Tensors, Variant
 
 _RAISED = (Exception, SystemExit)
 _OP_FUNCTIONS = (
@@ -29,7 +29,7 @@ _OP_FUNCTIONS = (
     "flops",
     "least_bytes",
     "describe",
-    "output_dtype",
+    "dtypes",
 )
 _OUTPUT = re.compile(r"\w+\[")
 _FEW = 8  # names, which are all told
@@ -268,9 +268,16 @@ def _declared_op(op: Op) -> dict:
         "signature": op.signature,
         "baseline": op.baseline,
         "scenarios": scenarios,
-        "has_conditions": bool(op.conditions),
+        "audit": _declared_audit(op.audit) if op.conditions else None,
         "variants": list(op.variants),
         "misnamed": [name for name in _modules(op) if not _is_name(name)],
+    }
+
+
+def _declared_audit(audit: Audit) -> dict:
+    return {
+        "errors": list(audit.names),
+        "controls": {control.name: control.dtypes for control in audit.controls},
     }
 
 

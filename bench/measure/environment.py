@@ -16,7 +16,8 @@ import torch
 
 from batchline.bench.git import git
 from batchline.bench.measure import busy, stand_in
-from batchline.kernels import backends, cgroups, numba_cpu
+from batchline.kernels import backends, cgroups
+from batchline.kernels._cpu import jit
 from batchline.kernels.device import cpu_name, device_name
 
 _NEEDED = ("pytest", "pytest_benchmark", "tabulate", "sklearn", "scipy", "numpy")
@@ -88,7 +89,7 @@ def machine(device: str) -> dict:
         "cpu_quota": cgroups.cpu_quota(),
         "cpu_threads_of_torch": threads_of_torch(),
         "cpu_threads_of_numba": _threads_of_numba(),
-        "why_no_kernel_cache": numba_cpu.why_not_kept(),
+        "why_no_kernel_cache": jit.why_not_kept(),
         "most_busy_share": busy.most_share(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory_limit_bytes": cgroups.memory_limit(),
@@ -121,7 +122,7 @@ def threads_of_torch() -> int:
 
 
 def _threads_of_numba() -> int | None:
-    return None if backends.why_absent("numba_cpu") else numba_cpu.threads()
+    return None if backends.why_absent("numba_cpu") else jit.threads()
 
 
 def revision() -> dict:

@@ -23,10 +23,10 @@ def why_not() -> str | None:
 
 def launch(dtype: str) -> tuple[Callable, float]:
     """A call that keeps every thread's units busy, and its floating-point operations."""
-    from batchline.kernels.cpu_lanes import lanes_of
-    from batchline.kernels.cpu_tasks import run, shares
-    from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS
-    from batchline.kernels.numba_cpu import threads
+    from batchline.kernels._cpu.lanes import lanes_of
+    from batchline.kernels._cpu.tasks import run, shares
+    from batchline.kernels._cpu.vectors import TILE_ROWS, TILE_VECTORS
+    from batchline.kernels._cpu.jit import threads
 
     width = TILE_VECTORS * lanes_of(getattr(torch, dtype).itemsize)
     tasks = _TILES * threads()
@@ -46,9 +46,9 @@ def launch(dtype: str) -> tuple[Callable, float]:
 
 @functools.cache
 def _compiled(dtype: str):
-    from batchline.kernels.cpu_lanes import lanes_of
-    from batchline.kernels.cpu_tasks import compiled
-    from batchline.kernels.cpu_vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
+    from batchline.kernels._cpu.lanes import lanes_of
+    from batchline.kernels._cpu.tasks import compiled
+    from batchline.kernels._cpu.vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
 
     element, size = getattr(numba, dtype)(0), getattr(torch, dtype).itemsize
     width = TILE_VECTORS * lanes_of(size)

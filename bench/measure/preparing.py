@@ -30,7 +30,7 @@ from batchline.bench.measure.fence import Fence
 from batchline.bench.measure.ledger import Ledger
 from batchline.bench.measure.patience import Patience
 from batchline.bench.measure.planted import slower
-from batchline.bench.measure.problem import Problem, configured, launched_with
+from batchline.bench.measure.problem import Problem
 from batchline.bench.measure.sampling import Effort, Samples
 from batchline.bench.measure.tampering import Tampered
 from batchline.bench.measure.task import Outcome, Task
@@ -122,7 +122,7 @@ class Preparing:
                 continue
             is_new = self._is_new(variant.id, task.dtype)
             with self.row_of(label, outcomes):
-                variant = launched_with(variant, task.configs.get(label))
+                variant = variant.with_config(task.configs.get(label))
                 if label in task.planted:
                     variant = slower(variant, task.planted[label], self._hardware)
                 entries[label] = self._prepare(label, variant, task, problem, ledger)
@@ -266,7 +266,7 @@ class Preparing:
                 "is_baseline": variant.name == variant.op.baseline,
                 "flops": variant.op.flops(*inputs),
                 "least_bytes": variant.op.least_bytes(*inputs),
-                **configured(variant, inputs, task.configs.get(label)),
+                **variant.configuration(inputs, task.configs.get(label)),
             },
         )
 

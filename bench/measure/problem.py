@@ -1,19 +1,13 @@
-"""One problem as it is measured: its inputs, what they must give, and each variant as
-it is launched on them.
-"""
+"""One problem as it is measured: its inputs, and what they must give."""
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from batchline.bench.measure import capacity, check, contract, memory
 from batchline.bench.measure.task import Task
 from batchline.bench.measure.values import Values
-from batchline.kernels.backends import DISPATCH
-from batchline.kernels.dispatch import Dispatch
 from batchline.kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
@@ -118,65 +112,3 @@ class Problem:
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
-
-
-def launched_with(variant: Variant, config: Mapping | None) -> Variant:
-    """The variant with a configuration that it would not choose itself; as it is for
-    None.
-
-    What hands on to another goes by the "table" that is given, if one is; where a
-    "variant" is asked for it looks up all the same, and then hands on to that one.
-    """
-    if config is None:
-        return variant
-    if variant.backend == DISPATCH:
-        return replace(
-            variant,
-            function=_handing_on(_dispatch(variant, config), config.get("variant")),
-        )
-
-    def function(*inputs):
-        with variant.tunable.forced(config):
-            return variant.function(*inputs)
-
-    function.__name__ = variant.name
-    return replace(variant, function=function)
-
-
-def configured(
-    variant: Variant, inputs: Tensors, config: Mapping | None = None
-) -> dict:
-    """The configuration that a variant takes for these inputs, and where it has it
-    from; {} if it has but one.
-
-    Of what hands on to another variant it is that one.
-    """
-    if variant.backend == DISPATCH:
-        if config and "variant" in config:
-            return {
-                "config": {"variant": config["variant"]},
-                "config_source": "asked for",
-            }
-        choice = _dispatch(variant, config or {}).look_up(*inputs)
-        return {"config": {"variant": choice.variant}, "config_source": choice.source}
-    if config is not None:
-        return {"config": dict(config), "config_source": "asked for"}
-    if not variant.tunable:
-        return {}
-    choice = variant.tunable.look_up(*inputs)
-    return {"config": dict(choice.config), "config_source": choice.source}
-
-
-def _dispatch(variant: Variant, config: Mapping) -> Dispatch:
-    dispatch = variant.op.dispatch
-    return dispatch.by_table(config["table"]) if "table" in config else dispatch
-
-
-def _handing_on(dispatch: Dispatch, name: str | None) -> Callable:
-    if name is not None:
-        return dispatch.behind_look_up(name)
-
-    def dispatched(*inputs):
-        return dispatch.function(*inputs)(*inputs)
-
-    return dispatched

@@ -257,7 +257,9 @@ def _hash(path: Path) -> str:
 
 
 def _is_of_the_suite(path: Path, tree: Path) -> bool:
-    """Whether it is directly in `kernels`: what those import by name are ops, variants
-    and compilers.
+    """Whether it is directly in `kernels` or in a folder there of what variants share:
+    what those import by name are ops, variants and compilers.
     """
-    return path.parent == tree / "kernels"
+    ours = tree / "kernels"
+    is_shared = path.parent.parent == ours and path.parent.name.startswith("_")
+    return path.parent == ours or is_shared

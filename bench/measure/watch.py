@@ -196,18 +196,15 @@ class Watch:
         written does not look right.
         """
         blocks = [
-            _moved_and_negated(output, self._expected.dtype)
+            _moved_and_negated(output, dtype)
             for _ in range(count)
-            for output in self._expected.outputs
+            for output, dtype in zip(self._expected.outputs, self._expected.dtypes)
         ]
         del blocks
 
     def _look_at_all(self, name: str, clock) -> "Look":
         """So many calls, that their number says nothing; the outputs of all are kept."""
-        output_bytes = (
-            sum(output.numel() for output in self._expected.outputs)
-            * self._expected.dtype.itemsize
-        )
+        output_bytes = self._expected.output_bytes
         most = max(
             1,
             min(

@@ -10,8 +10,18 @@ from batchline.bench.records import Run
 from batchline.bench.report.tables import Style, unique
 
 _LIMIT = 1e-3  # an error over this is marked
-_STATISTICS = {"mean": "ḡ", "n": "n", "d": "d"}
-_ERRORS = {**_STATISTICS, "noise_scale": "scale"}
+_SYMBOLS = {"mean": "ḡ", "noise_scale": "scale"}  # of errors; others are their names
+_SCALE = "noise_scale"
+_FACTS = {
+    "op",
+    "variant",
+    "dtype",
+    "whose",
+    "condition",
+    "failed",
+    "impossible",
+    "not_run",
+}  # of every row; what else it has are the op's errors
 _WHOSE = {"ours": "", "peer": " (a peer)", "control": " (not of this suite)"}
 _EXPLAINED = (
     "Each way of computing the statistics against fp64, on inputs that are hard on arithmetic (reports/METHODOLOGY.md "
@@ -81,9 +91,9 @@ def _way(row: Mapping) -> str:
 def _cell(row: Mapping, style: Style) -> str:
     if row["failed"]:
         return style.best.format(_what_failed(row))
-    errors = [_worst(row, _STATISTICS)]
-    if row["noise_scale"] is not None:
-        errors.append(("noise_scale", row["noise_scale"]))
+    errors = [_worst(row, but=_SCALE)]
+    if row.get(_SCALE) is not None:
+        errors.append((_SCALE, row[_SCALE]))
     return " · ".join(
         style.best.format(_error(*error)) if error[1] > _LIMIT else _error(*error)
         for error in errors
@@ -94,26 +104,27 @@ def _what_failed(row: Mapping) -> str:
     """ "n is negative in 7 of 16, n wrong by 2.6 times itself"."""
     return (
         row["failed"]
-        if row["n"] is None
+        if row.get("n") is None
         else f"{row['failed']}, {_error('n', row['n'])}"
     )
 
 
-def _worst(row: Mapping, keys: Mapping = _ERRORS) -> tuple[str, float]:
-    """The largest of the row's errors, with its key; 0 where it has none."""
+def _worst(row: Mapping, but: str | None = None) -> tuple[str, float]:
+    """The largest of the row's errors but one, with its key; 0 where it has none."""
+    keys = [key for key in row if key not in _FACTS and key != but]
     return max(
         ((key, row[key]) for key in keys if row[key] is not None),
         key=lambda item: item[1],
-        default=("n", 0.0),
+        default=(keys[0] if keys else "error", 0.0),
     )
 
 
 def _error(key: str, error: float) -> str:
     if error <= _LIMIT:
-        return f"{_ERRORS[key]} " + (
+        return f"{_SYMBOLS.get(key, key)} " + (
             f"{error:.0e}".replace("e-0", "e-") if error else "0"
         )
-    return f"{_ERRORS[key]} wrong by " + (
+    return f"{_SYMBOLS.get(key, key)} wrong by " + (
         f"{100 * error:.2g}%" if error < 0.995 else f"{error:.3g} times itself"
     )
 
@@ -131,7 +142,9 @@ def _findings(rows: Sequence[Mapping]) -> Iterator[str]:
         if ours and ours[-1] is not found[-1]:
             words.append(f"the worst of this suite's {_told(ours[-1])}")
         comparable = [
-            row for row in found if row["noise_scale"] is not None and not row["failed"]
+            row
+            for row in found
+            if row.get(_SCALE, 0.0) is not None and not row["failed"]
         ]
         if comparable and ours and _badness(ours[-1]) > (False, _LIMIT):
             words.append(f"the best {_told(comparable[0])}")

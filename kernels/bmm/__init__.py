@@ -17,7 +17,16 @@ from batchline.kernels.elements import (
     subnormal_step,
     unit_roundoff,
 )
-from batchline.kernels.op import FP8, WIDE, Op, Scenario
+from batchline.kernels.op import (
+    FP8,
+    WIDE,
+    Calls,
+    Op,
+    Problems,
+    Reference,
+    Scenario,
+    Work,
+)
 from batchline.kernels.rounding import Typical, sum_in_any_order
 
 LAYOUTS = ("nn", "nt", "tn")
@@ -431,20 +440,16 @@ PROBES = {
 bmm = Op(
     __name__,
     signature="A[B,M,K], B[B,K,N] → C[B,M,N]",
-    inputs=inputs,
-    reference=reference,
-    tolerance=tolerance,
-    flops=flops,
-    least_bytes=least_bytes,
-    scenarios=SCENARIOS,
-    probes=PROBES,
-    example=("linear_grad_weight", 16),
-    baseline="torch_bmm",
-    describe=describe,
-    output_dtype=output_dtype,
-    rule=rule,
-    rows=(0,),
-    typical=typical,
+    problems=Problems(SCENARIOS, inputs, PROBES, example=("linear_grad_weight", 16)),
+    reference=Reference(
+        reference,
+        tolerance,
+        typical,
+        dtypes=lambda a, b: output_dtype(a.dtype),
+        rows=(0,),
+    ),
+    work=Work(flops, least_bytes),
+    calls=Calls("torch_bmm", describe, rule),
 )
 
 # At the end, for it runs the variants, and those import bmm.

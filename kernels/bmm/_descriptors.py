@@ -4,6 +4,8 @@ program over its tiles.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +68,53 @@ def stored(operand: torch.Tensor) -> Stored | None:
                 step,
             )
     return None
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A[B,M,K] and B[B,K,N] as the launchers of both rungs need them. How they are
+    stored is asked of operands that are not empty.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, M, N, K)."""
+        batch, m, k = self.a.shape
+        return batch, m, self.b.shape[2], k
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to multiply: the product is zeros, or nothing."""
+        return 0 in self.sizes
+
+    @functools.cached_property
+    def a_stored(self) -> Stored:
+        return stored(self.a)
+
+    @functools.cached_property
+    def b_stored(self) -> Stored:
+        return stored(self.b)
+
+    @property
+    def constants(self) -> dict:
+        """What both kernels are compiled for, beside the tile."""
+        return {
+            "A_TRANSPOSED": self.a_stored.transposed,
+            "B_TRANSPOSED": self.b_stored.transposed,
+            "GROUP_M": GROUP_M,
+        }
+
+    def new_product(self) -> torch.Tensor:
+        """C[B,M,N], not written yet."""
+        dtype = output_dtype(self.a.dtype)
+        return torch.empty(self.sizes[:3], dtype=dtype, device=self.a.device)
+
+    def tiles(self, config: Mapping) -> int:
+        """How many of the configuration's tiles the product has."""
+        return tiles(self.a, self.b, config["BLOCK_M"], config["BLOCK_N"])
 
 
 def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:

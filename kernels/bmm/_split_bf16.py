@@ -15,12 +15,12 @@ import torch
 
 from batchline.kernels.backends import interpreted, tl, triton
 from batchline.kernels.bmm import bmm, reference
-from batchline.kernels.bmm._triton_product import (
+from batchline.kernels._triton.product import (
     alignment,
     long_side_first,
     vector_bytes,
 )
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 LARGEST_BF16 = tl.constexpr(3.3895313892515355e38)

@@ -19,9 +19,9 @@ import torch
 
 from batchline.kernels.backends import numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels.cpu_lanes import lanes_of
-from batchline.kernels.cpu_tasks import compiled, run, shares
-from batchline.kernels.cpu_vectors import (
+from batchline.kernels._cpu.lanes import lanes_of
+from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
     copy_row,
@@ -29,7 +29,7 @@ from batchline.kernels.cpu_vectors import (
     tile,
     transpose_block,
 )
-from batchline.kernels.numba_cpu import threads
+from batchline.kernels._cpu.jit import threads
 from batchline.kernels.tuning import Tunable
 
 ALONE = (

@@ -14,8 +14,8 @@ import torch
 
 from batchline.kernels.backends import numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels.cpu_tasks import run_parallel
-from batchline.kernels.numba_cpu import njit
+from batchline.kernels._cpu.tasks import run_parallel
+from batchline.kernels._cpu.jit import njit
 
 ROWS, COLUMNS, DEPTH, UNROLL = 64, 256, 128, 4
 

@@ -18,9 +18,9 @@ import torch
 
 from batchline.kernels.backends import numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels.cpu_lanes import Vectors, cgutils, intrinsic, lanes_of, types
-from batchline.kernels.cpu_tasks import compiled, run, shares
-from batchline.kernels.cpu_vectors import (
+from batchline.kernels._cpu.lanes import Vectors, cgutils, intrinsic, lanes_of, types
+from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
     pointer,

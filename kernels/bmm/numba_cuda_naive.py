@@ -10,7 +10,7 @@ import torch
 
 from batchline.kernels.backends import cuda, numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels.launch import launch
+from batchline.kernels._cuda.launch import launch
 
 THREADS = 256
 

@@ -14,10 +14,10 @@ import functools
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels.launch import jit_for, launch_at
+from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.elements import dtype_name
 
 LARGEST = 32

@@ -9,7 +9,7 @@ pays for its guards, the price of being compiled at all.
 import torch
 
 from batchline.kernels.bmm import bmm
-from batchline.kernels.compilation import compiled
+from batchline.kernels._torch.compilation import compiled
 from batchline.kernels.op import WIDE
 
 

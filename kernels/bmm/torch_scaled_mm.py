@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm import bmm, output_dtype
 from batchline.kernels.bmm._folding import folded, why_not_folded
 from batchline.kernels.bmm._scaled import why_not_scaled
 from batchline.kernels.op import FP8
@@ -40,7 +40,7 @@ def _product(a, b, out):
 )
 def torch_scaled_mm(a, b):
     shape = (a.shape[0], a.shape[1], b.shape[2])
-    c = torch.empty(shape, dtype=bmm.output_dtype(a.dtype), device=a.device)
+    c = torch.empty(shape, dtype=output_dtype(a.dtype), device=a.device)
     if c.numel() == 0 or a.shape[2] == 0:
         return c.zero_()
     if why_not_folded(a, b) is None:

@@ -15,10 +15,10 @@ where K is long.
 import torch
 
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._triton_product import long_side_first, product
-from batchline.kernels.bmm._triton_tiles import fits, ranked
-from batchline.kernels.launch import multiprocessors
-from batchline.kernels.tuning import Tunable
+from batchline.kernels._triton.product import long_side_first, product
+from batchline.kernels._triton.product_tiles import fits, ranked
+from batchline.kernels.target import multiprocessors
+from batchline.kernels.tuning import Tunable, distinct
 
 
 def _rule(a, b, target):
@@ -39,7 +39,7 @@ def _candidates(a, b, target):
             configs.append(deeper)
         if tiles_in_entry > multiprocessors(a.device):
             configs.append(config | {"GROUP_M": 8})
-    return list({tuple(config.items()): config for config in configs}.values())
+    return distinct(configs)
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

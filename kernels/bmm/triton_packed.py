@@ -16,7 +16,7 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 LARGEST = 32

@@ -18,21 +18,19 @@ declined there. sm_120 has TMA, but mma.sync and 100 KiB: tiles of 128x128 with 
 for two stages and C, at 127 registers a thread.
 """
 
-import torch
-
 from batchline.kernels.backends import TensorDescriptor, tl, triton
-from batchline.kernels.bmm import bmm, output_dtype
+from batchline.kernels.bmm import bmm
 from batchline.kernels.bmm._descriptors import (
-    GROUP_M,
     ROW_BYTES,
+    Operands,
     place,
     stored,
     tiles,
     why_not as why_not_tma,
 )
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import FP8
-from batchline.kernels.tuning import Tunable
+from batchline.kernels.tuning import Tunable, distinct
 
 LEAST_STAGES = 2  # in shared memory: one is loaded while another is used
 
@@ -204,7 +202,7 @@ def _candidates(a, b, target):
             for programs in (4, 2)
         ),
     ]
-    return list({tuple(config.values()): config for config in configs}.values())
+    return distinct(configs)
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
@@ -233,31 +231,23 @@ def why_not(a, b):
     example=("linear_forward", 16),
 )
 def triton_persistent_tma(a, b):
-    batch, m, k = a.shape
-    n = b.shape[2]
-    c = torch.empty((batch, m, n), dtype=output_dtype(a.dtype), device=a.device)
-    if c.numel() == 0 or k == 0:
+    operands = Operands(a, b)
+    c = operands.new_product()
+    if operands.is_empty:
         return c.zero_()
     config = dict(CONFIGS.choose(a, b))
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    programs = min(
-        tiles(a, b, block_m, block_n),
-        multiprocessors(a.device) * config.pop("programs_per_sm"),
-    )
-    a_stored, b_stored = stored(a), stored(b)
+    most = multiprocessors(a.device) * config.pop("programs_per_sm")
+    programs = min(operands.tiles(config), most)
+    a_stored, b_stored = operands.a_stored, operands.b_stored
     _kernel[(programs,)](
         _descriptor(a, a_stored, block_m, block_k),
         _descriptor(b, b_stored, block_k, block_n),
         TensorDescriptor(c, c.shape, c.stride(), [1, block_m, block_n]),
-        batch,
-        m,
-        n,
-        k,
+        *operands.sizes,
         a_stored.step,
         b_stored.step,
-        A_TRANSPOSED=a_stored.transposed,
-        B_TRANSPOSED=b_stored.transposed,
-        GROUP_M=GROUP_M,
+        **operands.constants,
         **config,
     )
     return c

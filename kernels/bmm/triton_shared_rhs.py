@@ -13,8 +13,8 @@ import torch
 
 from batchline.kernels.bmm import bmm
 from batchline.kernels.bmm._folding import folded, why_not_folded
-from batchline.kernels.bmm._triton_product import long_side_first, product
-from batchline.kernels.bmm._triton_tiles import ranked
+from batchline.kernels._triton.product import long_side_first, product
+from batchline.kernels._triton.product_tiles import ranked
 from batchline.kernels.tuning import Tunable
 
 

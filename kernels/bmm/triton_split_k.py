@@ -12,8 +12,8 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._triton_product import long_side_first, product
-from batchline.kernels.bmm._triton_tiles import ranked
+from batchline.kernels._triton.product import long_side_first, product
+from batchline.kernels._triton.product_tiles import ranked
 from batchline.kernels.tuning import Tunable
 
 SUM = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4}

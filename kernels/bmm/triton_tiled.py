@@ -18,7 +18,7 @@ import torch
 
 from batchline.kernels.backends import triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._triton_product import product, vector_bytes
+from batchline.kernels._triton.product import product, vector_bytes
 
 
 def _tile(a, b):

@@ -20,11 +20,16 @@ import torch
 from batchline.kernels.architectures import MMA_SYNC
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._descriptors import GROUP_M, ROW_BYTES, place, stored, tiles
-from batchline.kernels.bmm._descriptors import why_not as why_not_tma
-from batchline.kernels.launch import multiprocessors
-from batchline.kernels.target import target_of
-from batchline.kernels.tuning import Tunable
+from batchline.kernels.bmm._descriptors import (
+    ROW_BYTES,
+    Operands,
+    place,
+    stored,
+    tiles,
+    why_not as why_not_tma,
+)
+from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.tuning import Tunable, distinct
 
 BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other height is partitioned
 
@@ -169,7 +174,7 @@ def _candidates(a, b, target):
         if min(n, 256) <= 4 * width < max(65, 8 * n) and width <= _widest(a)
     ]
     configs = [_rule(a, b, target), *(_config(a, width, target) for width in widths)]
-    return list({config["BLOCK_N"]: config for config in configs}.values())
+    return distinct(configs)
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
@@ -206,14 +211,13 @@ def why_not(a, b):
     tunable=CONFIGS,
 )
 def triton_warp_specialized(a, b):
-    batch, m, k = a.shape
-    n = b.shape[2]
-    c = torch.empty((batch, m, n), dtype=a.dtype, device=a.device)
-    if c.numel() == 0 or k == 0:
+    operands = Operands(a, b)
+    c = operands.new_product()
+    if operands.is_empty:
         return c.zero_()
     config = CONFIGS.choose(a, b)
-    programs = min(tiles(a, b, BLOCK_M, config["BLOCK_N"]), multiprocessors(a.device))
-    a_stored, b_stored = stored(a), stored(b)
+    programs = min(operands.tiles(config), multiprocessors(a.device))
+    a_stored, b_stored = operands.a_stored, operands.b_stored
     a_by_entry, a_by_row, _ = a_stored.strides
     a_step = a_stored.step * a_by_entry // a_by_row
     a_rows = (a_stored.shape[0] - 1) * a_step + a_stored.shape[1]
@@ -222,20 +226,15 @@ def triton_warp_specialized(a, b):
         a,
         b,
         c,
-        batch,
-        m,
-        n,
-        k,
+        *operands.sizes,
         a_rows,
         a_step,
         a_by_row,
         b_stored.shape[0],
         b_stored.step,
         *b_stored.strides[:2],
-        A_TRANSPOSED=a_stored.transposed,
-        B_TRANSPOSED=b_stored.transposed,
         C_BY_TMA=_whole_rows(a),
-        GROUP_M=GROUP_M,
+        **operands.constants,
         **config,
     )
     return c

@@ -16,7 +16,7 @@ from batchline.kernels.elements import (
     subnormal_step,
     unit_roundoff,
 )
-from batchline.kernels.op import Op, Scenario
+from batchline.kernels.op import Calls, Op, Problems, Reference, Scenario, Work
 from batchline.kernels.rounding import Typical, sum_in_any_order
 
 
@@ -172,14 +172,8 @@ PROBES = {
 grad_reduce = Op(
     __name__,
     signature="g[B,P] → ḡ[P]",
-    inputs=inputs,
-    reference=reference,
-    tolerance=tolerance,
-    flops=flops,
-    least_bytes=least_bytes,
-    scenarios=SCENARIOS,
-    probes=PROBES,
-    example=("linear_512", 64),
-    baseline="torch_mean",
-    typical=typical,
+    problems=Problems(SCENARIOS, inputs, PROBES, example=("linear_512", 64)),
+    reference=Reference(reference, tolerance, typical),
+    work=Work(flops, least_bytes),
+    calls=Calls("torch_mean"),
 )

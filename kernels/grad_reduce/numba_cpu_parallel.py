@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from batchline.kernels.backends import numba
-from batchline.kernels.cpu_tasks import run_parallel
+from batchline.kernels._cpu.tasks import run_parallel
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels.numba_cpu import njit
+from batchline.kernels._cpu.jit import njit
 
 COLUMNS = 1024
 

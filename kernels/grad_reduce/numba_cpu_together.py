@@ -6,7 +6,7 @@ are widened as they are loaded. Rows are summed by 512, and these sums once more
 that a long batch loses no digits.
 """
 
-from batchline.kernels.cpu_columns import mean_of
+from batchline.kernels._cpu.columns import mean_of
 from batchline.kernels.grad_reduce import grad_reduce
 from batchline.kernels.op import WIDE
 

@@ -10,7 +10,8 @@ import torch
 
 from batchline.kernels.backends import cuda, numba
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels.launch import launch, multiprocessors
+from batchline.kernels._cuda.launch import launch
+from batchline.kernels.target import multiprocessors
 
 THREADS, BLOCKS_PER_SM, LEAST_ROWS = 256, 8, 4
 

@@ -14,11 +14,12 @@ import functools
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
-from batchline.kernels.block_reduce import column_sums, fetching, lanes_of
+from batchline.kernels._cuda.block_reduce import column_sums, fetching, lanes_of
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
 
 THREADS = (

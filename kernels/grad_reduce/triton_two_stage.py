@@ -11,7 +11,7 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 
 ROWS, COLUMNS, PROGRAMS_PER_SM = 4, 1024, 4
 

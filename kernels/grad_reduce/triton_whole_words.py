@@ -23,7 +23,7 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 WORD_BYTES, WARP_BYTES, LEAST_TILE_BYTES, TILE_BYTES = 16, 512, 2 * 1024, 16 * 1024

@@ -13,7 +13,15 @@ import torch
 
 from batchline.kernels import digits, grad_reduce
 from batchline.kernels.draw import Draw, with_infinities, with_nan
-from batchline.kernels.op import Op, Scenario, Tensors
+from batchline.kernels.op import (
+    Calls,
+    Op,
+    Problems,
+    Reference,
+    Scenario,
+    Tensors,
+    Work,
+)
 from batchline.kernels.rounding import Typical
 
 
@@ -233,14 +241,8 @@ PROBES = {
 grad_reduce_multi = Op(
     __name__,
     signature="g_1[B,P_1], …, g_k[B,P_k] → ḡ_1[P_1], …, ḡ_k[P_k]",
-    inputs=inputs,
-    reference=reference,
-    tolerance=tolerance,
-    flops=flops,
-    least_bytes=least_bytes,
-    scenarios=SCENARIOS,
-    probes=PROBES,
-    example=("gpt2_block", 64),
-    baseline="torch_loop",
-    typical=typical,
+    problems=Problems(SCENARIOS, inputs, PROBES, example=("gpt2_block", 64)),
+    reference=Reference(reference, tolerance, typical),
+    work=Work(flops, least_bytes),
+    calls=Calls("torch_loop"),
 )

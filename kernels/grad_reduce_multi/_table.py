@@ -48,10 +48,9 @@ class Table:
         return buffer, tuple([pieces[place] for place in self._places])
 
 
-_tables: dict[tuple, Table] = {}
-_captured: dict[Table, None] = (
-    {}
-)  # a CUDA graph reads its table for as long as it is replayed
+_tables: dict[tuple, Table] = {}  # the latest ones
+# A CUDA graph reads its table at each replay, and nothing says when it has none left.
+_captured: set[Table] = set()
 
 
 def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Table:
@@ -78,7 +77,7 @@ def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Tab
                     next(iter(_tables)), None
                 )  # another thread may have dropped the same one
     if capturing:
-        _captured[table] = None
+        _captured.add(table)
     return table
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from batchline.kernels.backends import numba
-from batchline.kernels.cpu_tasks import compiled, run, shares
-from batchline.kernels.cpu_vectors import pointer
+from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.vectors import pointer
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import table_of
 

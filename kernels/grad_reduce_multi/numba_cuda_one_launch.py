@@ -14,11 +14,12 @@ the launch.
 
 import functools
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
-from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
 
 THREADS, NARROWEST = (8, 4) if interpreted("numba_cuda") else (256, 32)

@@ -17,7 +17,7 @@ by memory, in small batches by the launch.
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.target import multiprocessors
 
 WIDEST, NARROWEST, WARPS_PER_SM, MOST_ROWS = 1024, 128, 16, 128
 PER_WARP = 1024  # elements of a tile

@@ -18,9 +18,16 @@ from batchline.kernels.elements import (
 )
 from batchline.kernels.grad_reduce import PROBES as REDUCED
 from batchline.kernels.grad_reduce import SCENARIOS, inputs
-from batchline.kernels.op import Op, Tensors
+from batchline.kernels.grad_stats._controls import CONTROLS
+from batchline.kernels.op import Audit, Calls, Op, Problems, Reference, Tensors, Work
 from batchline.kernels.rounding import Typical, sum_in_blocks
-from batchline.kernels.statistics import accumulator, summed
+from batchline.kernels.statistics import (
+    NAMES,
+    accumulator,
+    errors,
+    summed,
+    why_impossible,
+)
 
 
 def reference(g: torch.Tensor) -> Tensors:
@@ -69,11 +76,6 @@ def typical(g: torch.Tensor) -> tuple[Typical, Typical, Typical]:
     return Typical(of_tolerance=1.0, of_value=0.0), over_parameters, over_parameters
 
 
-def output_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64: of all three."""
-    return accumulator(dtype)
-
-
 def flops(g: torch.Tensor) -> int:
     """5·B·P: an addition for ḡ, two operations each for n and d."""
     return 5 * g.numel()
@@ -83,7 +85,7 @@ def least_bytes(g: torch.Tensor) -> int:
     """g read once; ḡ, n and d written once."""
     return (
         distinct_bytes(g)
-        + (g.shape[1] + 2 * g.shape[0]) * output_dtype(g.dtype).itemsize
+        + (g.shape[1] + 2 * g.shape[0]) * accumulator(g.dtype).itemsize
     )
 
 
@@ -151,17 +153,15 @@ CONDITIONS = {
 grad_stats = Op(
     __name__,
     signature="g[B,P] → ḡ[P], n[B] = ‖g_b‖², d[B] = g_b·ḡ",
-    inputs=inputs,
-    reference=reference,
-    tolerance=tolerance,
-    flops=flops,
-    least_bytes=least_bytes,
-    scenarios=SCENARIOS,
-    probes=PROBES,
-    example=("linear_512", 64),
-    baseline="torch_passes",
-    output_dtype=output_dtype,
-    conditions=CONDITIONS,
-    rows=(1,),
-    typical=typical,
+    problems=Problems(SCENARIOS, inputs, PROBES, example=("linear_512", 64)),
+    reference=Reference(
+        reference,
+        tolerance,
+        typical,
+        dtypes=lambda g: accumulator(g.dtype),
+        rows=(1,),
+    ),
+    work=Work(flops, least_bytes),
+    calls=Calls("torch_passes"),
+    audit=Audit(CONDITIONS, NAMES, errors, why_impossible, CONTROLS),
 )

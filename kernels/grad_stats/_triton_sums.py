@@ -9,7 +9,6 @@ import torch
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
 from batchline.kernels.op import Tensors
-from batchline.kernels.statistics import of_nothing
 
 
 @triton.jit
@@ -33,11 +32,3 @@ def finish(partial: torch.Tensor) -> Tensors:
     sums = torch.empty(partial.shape[1], dtype=torch.float32, device=partial.device)
     sum_rows(partial, sums, 1.0)
     return tuple(sums.view(2, -1))
-
-
-def without_elements(g: torch.Tensor) -> Tensors:
-    """{ḡ, n, d} where the batch is empty or there are no parameters."""
-    if len(g) == 0:
-        return of_nothing(g.shape[1:], g.dtype, g.device)
-    zeros = torch.zeros((2, len(g)), dtype=torch.float32, device=g.device)
-    return torch.empty(0, dtype=torch.float32, device=g.device), *zeros

@@ -9,7 +9,7 @@ next block, so that memory does not wait for it. The extra memory is 16 float64 
 norms a sample, twice. Bound in the caches by the two walks' own loads.
 """
 
-from batchline.kernels.cpu_columns import statistics_of
+from batchline.kernels._cpu.columns import statistics_of
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.op import WIDE
 from batchline.kernels.statistics import of_nothing

@@ -6,7 +6,7 @@ Threads take ranges of columns; each of them leaves float64 partial norms for al
 added up in a fixed order.
 """
 
-from batchline.kernels.cpu_columns import statistics_of
+from batchline.kernels._cpu.columns import statistics_of
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.op import WIDE
 from batchline.kernels.statistics import of_nothing

@@ -19,20 +19,21 @@ import functools
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
-from batchline.kernels.block_reduce import (
+from batchline.kernels._cuda.block_reduce import (
     FOUR,
     column_sums,
     fetching,
     lanes_of,
     row_sums,
 )
-from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.grad_stats._numba_sums import finish
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
-from batchline.kernels.statistics import of_nothing
+from batchline.kernels.statistics import without_elements
 
 THREADS, MOST_ROWS, LINE = (
     256,
@@ -192,12 +193,10 @@ def _power_of_two(number):
     builds_on="numba_cuda_two_pass",
 )
 def numba_cuda_one_read(g):
+    if g.numel() == 0:
+        return without_elements(g)
     batch, parameters = g.shape
-    if batch == 0:
-        return of_nothing(g.shape[1:], g.dtype, g.device)
     mean = torch.empty(parameters, dtype=torch.float32, device=g.device)
-    if parameters == 0:
-        return mean, *mean.new_zeros(2, batch)
     lanes, _, groups, _, blocks_per_sm = plan = _plan(g)
     blocks = min(
         -(-parameters * groups // (THREADS * lanes)),
@@ -215,6 +214,4 @@ def numba_cuda_one_read(g):
         *g.shape,
         *g.stride(),
     )
-    n_and_d = torch.empty((2, batch), dtype=torch.float32, device=g.device)
-    add_rows(partial, n_and_d.view(1, -1), 1)
-    return mean, *n_and_d
+    return mean, *finish(partial)

@@ -12,14 +12,16 @@ import functools
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, interpreted, numba
-from batchline.kernels.block_reduce import row_sums
-from batchline.kernels.grad_reduce.numba_cuda_vectorised import add_rows, mean_into
+from batchline.kernels._cuda.block_reduce import row_sums
+from batchline.kernels.grad_reduce.numba_cuda_vectorised import mean_into
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.launch import jit_for, launch_at, multiprocessors
+from batchline.kernels.grad_stats._numba_sums import finish
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
-from batchline.kernels.statistics import of_nothing
+from batchline.kernels.statistics import without_elements
 
 THREADS = 8 if interpreted("numba_cuda") else 256
 ROWS, BLOCKS_PER_SM = 4, 3
@@ -84,12 +86,10 @@ def _kernel_for(dtype, ITEM):
     builds_on="torch_passes",
 )
 def numba_cuda_two_pass(g):
+    if g.numel() == 0:
+        return without_elements(g)
     batch, parameters = g.shape
-    if batch == 0:
-        return of_nothing(g.shape[1:], g.dtype, g.device)
     mean = torch.empty(parameters, dtype=torch.float32, device=g.device)
-    if parameters == 0:
-        return mean, *mean.new_zeros(2, batch)
     mean_into(g, mean)
     groups = -(-batch // ROWS)
     turns = -(
@@ -110,6 +110,4 @@ def numba_cuda_two_pass(g):
         *g.stride(),
         share,
     )
-    n_and_d = torch.empty((2, batch), dtype=torch.float32, device=g.device)
-    add_rows(partial, n_and_d.view(1, -1), 1)
-    return mean, *n_and_d
+    return mean, *finish(partial)

@@ -8,7 +8,7 @@ guards.
 
 import torch
 
-from batchline.kernels.compilation import compiled
+from batchline.kernels._torch.compilation import compiled
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.statistics import accumulator
 

@@ -31,13 +31,10 @@ from batchline.kernels.grad_reduce.triton_whole_words import (
     words,
 )
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.grad_stats._triton_sums import (
-    finish,
-    within_words,
-    without_elements,
-)
-from batchline.kernels.launch import multiprocessors
-from batchline.kernels.tuning import Tunable
+from batchline.kernels.grad_stats._triton_sums import finish, within_words
+from batchline.kernels.statistics import without_elements
+from batchline.kernels.target import multiprocessors
+from batchline.kernels.tuning import Tunable, distinct
 
 # Of the largest tiles, two under way and a gather take 144 KB: sm_80 has 163, and where
 # a block has less, fewer are.
@@ -181,7 +178,7 @@ def _candidates(g, target):
         for config in configs
         if config["num_warps"] < 16
     ]
-    return list({tuple(config.items()): config for config in configs}.values())
+    return distinct(configs)
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

@@ -21,12 +21,9 @@ from batchline.kernels.grad_reduce.triton_whole_words import (
     sum_rows,
 )
 from batchline.kernels.grad_stats import grad_stats
-from batchline.kernels.grad_stats._triton_sums import (
-    finish,
-    within_words,
-    without_elements,
-)
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels.grad_stats._triton_sums import finish, within_words
+from batchline.kernels.statistics import without_elements
+from batchline.kernels.target import multiprocessors
 
 ROWS, TILE_BYTES, PROGRAMS_PER_SM = 16, 8 * 1024, 4
 

@@ -23,9 +23,25 @@ from batchline.kernels.elements import (
     subnormal_step,
     unit_roundoff,
 )
-from batchline.kernels.op import Op, Scenario, Tensors
+from batchline.kernels.op import (
+    Audit,
+    Calls,
+    Op,
+    Problems,
+    Reference,
+    Scenario,
+    Tensors,
+    Work,
+)
 from batchline.kernels.rounding import Typical, sum_in_any_order, sum_in_blocks
-from batchline.kernels.statistics import accumulator, summed
+from batchline.kernels.statistics import (
+    NAMES,
+    accumulator,
+    errors,
+    summed,
+    why_impossible,
+)
+from batchline.kernels.wgrad_stats._controls import CONTROLS
 
 
 @dataclass(frozen=True)
@@ -212,11 +228,6 @@ def _gradients(
         yield samples, torch.bmm(dy[samples].double().mT, x[samples].double())
 
 
-def output_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64: of all three."""
-    return accumulator(dtype)
-
-
 def describe(x: torch.Tensor, dy: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     """("float16", (B, T, I, O)), with "/one_token" where T = 1, which has ways of its
     own.
@@ -243,9 +254,7 @@ def least_bytes(x: torch.Tensor, dy: torch.Tensor) -> int:
     """X and dY read once; ḡ, n and d written once."""
     outputs = x.shape[2] * dy.shape[2] + 2 * len(x)
     return (
-        distinct_bytes(x)
-        + distinct_bytes(dy)
-        + outputs * output_dtype(x.dtype).itemsize
+        distinct_bytes(x) + distinct_bytes(dy) + outputs * accumulator(x.dtype).itemsize
     )
 
 
@@ -407,20 +416,16 @@ CONDITIONS = {
 wgrad_stats = Op(
     __name__,
     signature="X[B,T,I], dY[B,T,O] → ḡ[O,I], n[B] = ‖G_b‖², d[B] = ⟨G_b,ḡ⟩, where G_b = dY_bᵀ X_b",
-    inputs=inputs,
-    reference=reference,
-    tolerance=tolerance,
-    flops=flops,
-    least_bytes=least_bytes,
-    scenarios=SCENARIOS,
-    probes=PROBES,
-    example=("linear_512_T128", 64),
-    baseline="torch_materialize",
-    describe=describe,
-    output_dtype=output_dtype,
-    conditions=CONDITIONS,
-    rule=rule,
-    rows=(1,),
-    typical=typical,
-    regrouped=(1, 2),
+    problems=Problems(SCENARIOS, inputs, PROBES, example=("linear_512_T128", 64)),
+    reference=Reference(
+        reference,
+        tolerance,
+        typical,
+        dtypes=lambda x, dy: accumulator(x.dtype),
+        rows=(1,),
+        regrouped=(1, 2),
+    ),
+    work=Work(flops, least_bytes),
+    calls=Calls("torch_materialize", describe, rule),
+    audit=Audit(CONDITIONS, NAMES, errors, why_impossible, CONTROLS),
 )

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from batchline.kernels.backends import numba
-from batchline.kernels.cpu_lanes import lanes_of
-from batchline.kernels.cpu_rows import STORED, SUM_AND_SQUARES, walks
-from batchline.kernels.cpu_tasks import compiled, run, shares
-from batchline.kernels.cpu_vectors import (
+from batchline.kernels._cpu.lanes import lanes_of
+from batchline.kernels._cpu.rows import STORED, SUM_AND_SQUARES, walks
+from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
     copy_row,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from batchline.kernels.backends import tl, triton
-from batchline.kernels.bmm._triton_product import alignment, long_side_first
+from batchline.kernels._triton.product import alignment, long_side_first
 
 
 @triton.jit

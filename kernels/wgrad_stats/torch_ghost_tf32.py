@@ -9,7 +9,7 @@ bound. fp32 inputs in tf32 are one of the audit's negative controls. Elsewhere t
 CUDA the setting changes nothing.
 """
 
-from batchline.kernels.precision import tf32_products
+from batchline.kernels._torch.precision import tf32_products
 from batchline.kernels.wgrad_stats import wgrad_stats
 from batchline.kernels.wgrad_stats._bounds import ghost_tolerance, tf32_tolerance
 from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient, product

@@ -2,7 +2,7 @@
 and with its bound for d.
 """
 
-from batchline.kernels.precision import tf32_products
+from batchline.kernels._torch.precision import tf32_products
 from batchline.kernels.wgrad_stats import tolerance, wgrad_stats
 from batchline.kernels.wgrad_stats._bounds import tf32_tolerance
 from batchline.kernels.wgrad_stats._products import along_mean, mean_gradient

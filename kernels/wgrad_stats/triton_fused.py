@@ -31,7 +31,7 @@ from batchline.kernels.statistics import of_nothing
 from batchline.kernels.tuning import Tunable
 from batchline.kernels.wgrad_stats import wgrad_stats
 from batchline.kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
-from batchline.kernels.wgrad_stats._triton_tiles import least_splits, ranked, varied
+from batchline.kernels.wgrad_stats._gradient_tiles import least_splits, ranked, varied
 
 CONFIGS = Tunable(
     rule=lambda x, dy, target: ranked(x, dy, target)[0],

@@ -12,7 +12,7 @@ TFLOP/s.
 
 import torch
 
-from batchline.kernels.bmm._triton_product import long_side_first, product
+from batchline.kernels._triton.product import long_side_first, product
 from batchline.kernels.bmm.triton_autotuned import CONFIGS as PRODUCTS
 from batchline.kernels.grad_stats.triton_one_read import MOST_ROWS, triton_one_read
 from batchline.kernels.tuning import Tunable

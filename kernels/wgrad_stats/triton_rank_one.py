@@ -21,13 +21,13 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm._split_bf16 import split_product, split_tunable
-from batchline.kernels.bmm._triton_product import alignment, long_side_first, product
-from batchline.kernels.bmm._triton_tiles import ranked
+from batchline.kernels._triton.product import alignment, long_side_first, product
+from batchline.kernels._triton.product_tiles import ranked
 from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
 from batchline.kernels.statistics import of_nothing
 from batchline.kernels.tuning import Tunable
 from batchline.kernels.wgrad_stats import wgrad_stats
-from batchline.kernels.wgrad_stats._triton_tiles import least_splits
+from batchline.kernels.wgrad_stats._gradient_tiles import least_splits
 from batchline.kernels.wgrad_stats._rank_one import why_not
 
 ROWS = {"ROWS": 4, "COLUMNS": 256, "num_warps": 4}

@@ -7,4 +7,4 @@ DECLARES = {"gives": 1}
 
 
 def gives_a_part(g):
-    return OP.reference(g)[0].to(OP.output_dtype(g.dtype))
+    return OP.reference(g)[0].to(OP.dtypes(g))

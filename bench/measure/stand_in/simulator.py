@@ -18,7 +18,7 @@ import numpy as np
 from numba.core.types import abstract
 from numba.cuda.simulator import kernel, kernelapi
 
-from batchline.kernels import ptx_simulated
+from batchline.kernels._cuda import ptx_simulated
 
 
 class _Thread(greenlet.greenlet):

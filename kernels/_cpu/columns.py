@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from batchline.kernels.backends import numba
-from batchline.kernels.cpu_rows import STORED, SUM, SUM_AND_SQUARES, walks
-from batchline.kernels.cpu_tasks import compiled, run, shares
-from batchline.kernels.cpu_vectors import pointer
+from batchline.kernels._cpu.rows import STORED, SUM, SUM_AND_SQUARES, walks
+from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.vectors import pointer
 
 TASKS = 16  # at most: they bound the partial sums, and share the work out evenly over a few threads
 ALONE = (

@@ -11,8 +11,9 @@ import torch
 
 from batchline.kernels.architectures import Architecture
 from batchline.kernels.backends import triton
-from batchline.kernels.bmm._triton_product import long_side_first, vector_bytes
-from batchline.kernels.launch import multiprocessors
+from batchline.kernels._triton.product import long_side_first, vector_bytes
+from batchline.kernels.target import multiprocessors
+from batchline.kernels.tuning import distinct
 
 # BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages. All fit sm_80's 163 KiB of shared
 # memory; where a block has less, a tile has fewer stages or is left out.
@@ -91,8 +92,7 @@ def ranked(
     product = product_on(a, b, target)
     table = _SINGLE if a.dtype == torch.float32 else _HALF
     configs = [config for tile in table for config in _fitted(tile, product, split_k)]
-    distinct = {tuple(config.items()): config for config in configs}.values()
-    return sorted(distinct, key=lambda config: _cycles(config, product))
+    return sorted(distinct(configs), key=lambda config: _cycles(config, product))
 
 
 def _fitted(tile, product: Product, split_k: bool) -> Iterator[dict]:

@@ -6,7 +6,7 @@ Addresses arrive as typed pointers (`pointer`), sizes and strides in elements.
 
 from __future__ import annotations
 
-from batchline.kernels.cpu_lanes import (
+from batchline.kernels._cpu.lanes import (
     VECTOR_BYTES,
     Vectors,
     intrinsic,

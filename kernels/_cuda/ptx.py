@@ -22,7 +22,7 @@ functions.
 from batchline.kernels.backends import interpreted, why_absent
 
 if interpreted("numba_cuda"):
-    from batchline.kernels.ptx_simulated import (
+    from batchline.kernels._cuda.ptx_simulated import (
         cp_async,
         cp_async_commit,
         cp_async_wait,
@@ -34,7 +34,7 @@ if interpreted("numba_cuda"):
         store_shared,
     )
 elif not why_absent("numba_cuda"):
-    from batchline.kernels.ptx_compiled import (
+    from batchline.kernels._cuda.ptx_compiled import (
         cp_async,
         cp_async_commit,
         cp_async_wait,

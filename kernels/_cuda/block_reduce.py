@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from batchline.kernels import ptx
+from batchline.kernels._cuda import ptx
 from batchline.kernels.backends import cuda, numba
 
 FOUR = 4

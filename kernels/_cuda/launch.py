@@ -84,17 +84,3 @@ class _AsPointers:
     @staticmethod
     def prepare_args(type_, value, stream, retr):
         return _POINTER, value
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device, or for "meta" of this machine's GPU;
-    else an H200's 132.
-
-    So for "cpu", whatever is there: on CPU tensors kernels are compiled and
-    interpreted, the same everywhere.
-    """
-    if device.type == "cpu" or not torch.cuda.is_available():
-        return 132
-    return torch.cuda.get_device_properties(
-        device if device.type == "cuda" else 0
-    ).multi_processor_count

@@ -20,8 +20,8 @@ import threading
 from types import SimpleNamespace
 
 from batchline.kernels.backends import numba
-from batchline.kernels.cpu_lanes import intrinsic, ir, types
-from batchline.kernels.numba_cpu import njit, threads
+from batchline.kernels._cpu.lanes import intrinsic, ir, types
+from batchline.kernels._cpu.jit import njit, threads
 
 
 def _is_forked_worker() -> bool:

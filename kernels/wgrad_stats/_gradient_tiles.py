@@ -11,7 +11,7 @@ import torch
 
 from batchline.kernels.architectures import Architecture
 from batchline.kernels.backends import triton
-from batchline.kernels.bmm._triton_tiles import Product, product_on
+from batchline.kernels._triton.product_tiles import Product, product_on
 
 # BLOCK_M, BLOCK_N, num_warps. A thread holds a tile twice, a sample's gradient and the
 # mean: 64 elements of each at most, or registers spill (128x256 with 8 warps: 176 bytes

@@ -1,0 +1,1 @@
+"""What Numba CUDA variants share: the launch, instructions of PTX, and sums across a block."""

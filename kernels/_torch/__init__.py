@@ -1,0 +1,1 @@
+"""What variants of PyTorch's own functions share: torch.compile, and tf32 products."""
