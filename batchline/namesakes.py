@@ -19,15 +19,15 @@ def import_namesake(name: str) -> None:
     """Import the top-level module `name` from anywhere but the checkout, in place of
     the module that is being imported.
 
-    Raises:
-        ModuleNotFoundError: if there is none.
+    Where there is none, it is an empty namespace package, as a folder without code is:
+    transformers imports `kernels` whenever a folder is called so, and an error would
+    end it.
     """
-    spec = _find(name)
-    if spec is None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    spec = _find(name) or ModuleSpec(name, None, is_package=True)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    if spec.loader:
+        spec.loader.exec_module(module)
 
 
 def _find(name: str) -> ModuleSpec | None:
