@@ -9,21 +9,19 @@ machine.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+
+from batchline import places
 
 __version__ = "0.1.0"
 
-_HERE = Path(__file__).resolve().parent
 _WHERE = {
     "NoiseMeter": "batchline.bench.noise",
     "Op": "batchline.kernels.op",
     "load": "batchline.bench.records",
 }
 
-if not (
-    _HERE / "kernels"
-).is_dir():  # a checkout, where kernels/ and bench/ lie beside this folder; in a wheel, below
-    __path__.append(str(_HERE.parent))
+if places.IS_CHECKOUT:  # where kernels/ and bench/ lie beside this folder, not below
+    __path__.append(str(places.CODE))
 
 __all__ = ["NoiseMeter", "Op", "load"]
 

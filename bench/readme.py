@@ -14,12 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from batchline import places
 from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.report import page, shown
 
 CLEAN, STALE = 0, 1
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = places.CODE
 DOCUMENTS = ("README.md", "reports/METHODOLOGY.md")
 _MARK = re.compile(
     r"(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL

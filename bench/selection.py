@@ -8,13 +8,13 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
+from batchline import places
 from batchline.bench.errors import UsageError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = places.CODE
 _ARGUMENTS = (
     str(REPOSITORY / "bench" / "bench_kernels.py"),
     "--rootdir",
@@ -64,8 +64,11 @@ def run_pytest(arguments: Sequence[str], *plugins: object) -> int:
 
 class _OwnName:
     """Has pytest import the benchmark function by its own name: by its path, it would
-    be one of a package `bench`.
+    be one of a package `bench`, which another project may have.
     """
+
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path)  # a Package is imported
 
     def pytest_pycollect_makemodule(self, module_path, parent):
         return _Module.from_parent(parent, path=module_path)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from batchline import places
 from batchline.bench import publishing, records, texts
 from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
@@ -31,7 +32,7 @@ from batchline.bench.verdicts.usable import why_made_up
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = places.REPORTS.parent
 _STORED = "reports/evidence/*/" + FILE_NAME
 
 

@@ -16,6 +16,11 @@ from batchline.kernels.discovery import LoadedWhenAsked, op_packages
 if TYPE_CHECKING:
     from batchline.kernels.op import Op
 
+if __name__ == "kernels":  # a checkout is on sys.path, and another package is meant
+    from batchline import namesakes
+
+    namesakes.import_namesake(__name__)
+
 
 def _load(name: str) -> Op:
     from batchline.kernels.op import (

@@ -1,5 +1,5 @@
-"""The optional compilers, imported in one place: the module, or a stand-in that lets a
-kernel's file still import.
+"""The optional compilers, imported in one place and not before a file asks for one: the
+module, or a stand-in that lets a kernel's file still import.
 
 A variant's file writes `from batchline.kernels.backends import tl, triton` and
 decorates its kernels as usual. Where the compiler is not installed, the stand-in
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 
 
 class Absent:
@@ -41,15 +42,13 @@ def _import_or_absent(module: str):
         return Absent(f"{module} can't be imported ({error})")
 
 
-triton = _import_or_absent("triton")
-tl = _import_or_absent("triton.language")
-TensorDescriptor = getattr(
-    _import_or_absent("triton.tools.tensor_descriptor"), "TensorDescriptor"
-)
-numba = _import_or_absent("numba")
-cuda = _import_or_absent("numba.cuda")
-
-_COMPILERS = {"triton": triton, "numba_cuda": cuda, "numba_cpu": numba}
+_MODULES = {
+    "triton": "triton",
+    "tl": "triton.language",
+    "numba": "numba",
+    "cuda": "numba.cuda",
+}
+_COMPILERS = {"triton": "triton", "numba_cuda": "cuda", "numba_cpu": "numba"}
 _INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDASIM"}
 PEERS = {
     "opacus": "opacus",
@@ -57,6 +56,21 @@ PEERS = {
 }  # module: the name that it is installed by
 DISPATCH = "dispatch"  # of a variant that calls another one, whatever backend that has
 NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
+
+
+def __getattr__(name: str):
+    """A name of _MODULES, or TensorDescriptor: imported when it is first asked for, for
+    both compilers together take a second.
+    """
+    if name == "TensorDescriptor":
+        module = _import_or_absent("triton.tools.tensor_descriptor")
+        value = getattr(module, "TensorDescriptor")
+    elif name in _MODULES:
+        value = _import_or_absent(_MODULES[name])
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def why_absent(backend: str) -> str | None:
@@ -68,7 +82,9 @@ def why_absent(backend: str) -> str | None:
             if found
             else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
         )
-    compiler = _COMPILERS.get(backend)
+    if backend not in _COMPILERS:
+        return None
+    compiler = getattr(sys.modules[__name__], _COMPILERS[backend])
     return compiler._why if isinstance(compiler, Absent) else None
 
 

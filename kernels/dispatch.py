@@ -18,8 +18,8 @@ import torch
 from torch.autograd import forward_ad
 
 from batchline.kernels import backends, plain
-from batchline.kernels._cpu.tasks import why_no_threads
 from batchline.kernels.device_files import file_for, nearby, stored
+from batchline.kernels.forks import why_no_threads
 
 DISPATCHED = (
     "dispatched"  # of the variant that stands for the op's own call among its others

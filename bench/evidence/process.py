@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from batchline import places
+
 STOPPED = "stopped by Ctrl-C; what it had by then is below"
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _TO_STOP_S = 20  # of a part's limit, to write what it has
 
 
@@ -29,7 +30,7 @@ def run(command: Sequence[str], limit_s: float, log: Path | None = None) -> str 
         out = stack.enter_context(log.open("ab")) if log else sys.stderr
         process = subprocess.Popen(
             command,
-            cwd=_REPOSITORY,
+            cwd=places.CODE if places.IS_CHECKOUT else None,
             stdout=out,
             stderr=subprocess.STDOUT if log else None,
             start_new_session=True,

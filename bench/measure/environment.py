@@ -10,10 +10,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from batchline import places
 from batchline.bench.git import git
 from batchline.bench.measure import busy, stand_in
 from batchline.kernels import backends, cgroups
@@ -33,7 +33,7 @@ _VERSIONS = (
     *backends.PEERS.values(),
 )
 _GIT_S = 20  # the longest that a run waits for its revision
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = places.CODE
 
 
 def missing_packages() -> list[str]:
@@ -145,7 +145,11 @@ def revision() -> dict:
 
 
 def _ask_git(*arguments: str) -> str | None:
-    """What git prints, None where it fails, is not there, or is not done in time."""
+    """What git prints; None where it fails, is not there, or is not done in time, or
+    Batchline is no checkout: a wheel may lie in somebody's repository.
+    """
+    if not places.IS_CHECKOUT:
+        return None
     try:
         done = git(_REPOSITORY, *arguments, timeout_s=_GIT_S)
     except (OSError, subprocess.TimeoutExpired):

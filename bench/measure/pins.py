@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from batchline import places
 from batchline.bench import sealed
 from batchline.bench.measure import environment
 from batchline.bench.sealed import SealBroken
@@ -15,7 +16,7 @@ from batchline.bench.sealed import SealBroken
 Job = tuple[str, str]  # a variant's id, a dtype
 
 FORMAT = 2
-FOLDER = Path(__file__).resolve().parents[2] / "reports" / "baselines"
+FOLDER = places.BASELINES
 TOOLS = ("triton", "numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")
 _AGAIN = "`make codegen PIN=1` compiles and pins everything anew"
 _PARTS = ("toolchain", "entries")

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+from batchline import places
+
+_REPOSITORY = places.CODE
 _PROGRAM = (
     "from batchline.bench.measure import catalogue_process; catalogue_process.main()"
 )
@@ -56,16 +58,17 @@ def _start(tree: Path) -> subprocess.Popen:
     """In a group of its own: a Ctrl-C is the parent's. It answers on a socket: a pipe
     can be opened through /proc.
     """
-    path = os.pathsep.join(
-        filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH")))
-    )
+    environment = dict(os.environ)
+    if places.IS_CHECKOUT:
+        paths = str(_REPOSITORY), os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     ours, theirs = socket.socketpair()
     with theirs:
         one = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(tree)],
             stdin=subprocess.PIPE,
             stdout=theirs.fileno(),
-            env=os.environ | {"PYTHONPATH": path},
+            env=environment,
             process_group=0,
         )
     one.stdout = os.fdopen(ours.detach(), "rb")

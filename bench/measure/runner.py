@@ -42,7 +42,7 @@ from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from batchline.bench.records import INVALID, MEASURED, NotMeasured
 from batchline.bench.verdicts import roofline
-from batchline.kernels._cpu import tasks
+from batchline.kernels import forks
 
 _MOST_KEPT_BYTES = (
     2**32
@@ -65,7 +65,7 @@ class Runner:
         self._held: Held | None = None
         importing.from_sources_only(process_state.op_folders().values())
         importing.refuse_audit_hooks()
-        tasks.start_threads_here()  # the process that this one is forked from calls no kernel
+        forks.start_threads_here()  # the process that this one is forked from calls no kernel
         if device == "cpu":
             memory.keep_freed_memory()
             memory.limit_to_available()

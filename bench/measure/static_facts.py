@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from batchline import kernels
+from batchline import kernels, places
 from batchline.bench.declared import Declared
 from batchline.bench.measure import (
     captured,
@@ -38,7 +38,7 @@ from batchline.kernels.target import compiling_for
 
 DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
 BATCHES = (1, 256)  # of each scenario, in search of configurations
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = places.CODE
 _READERS = (
     Path(__file__),
     *(

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchline import places
 from batchline.bench.errors import UsageError
 from batchline.bench.git import git, is_shallow, last_line, why_not_readable
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = places.CODE
 _PREFIX = "batchline-base-"
 _LOCK = "in-use"
 _SUBMODULE = "160000"  # git's mode of one
@@ -81,6 +82,11 @@ def commit_of(revision: str, repository: Path = _REPOSITORY) -> str:
     if not revision:
         raise UsageError(
             "say what to compare with: make regress BASE=<revision>, for instance BASE=main"
+        )
+    if repository == places.CODE and not places.IS_CHECKOUT:
+        raise UsageError(
+            "there is no base to compare with: Batchline is installed as a package here, and two "
+            "revisions are compared in a checkout of it"
         )
     try:
         done = git(

@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from batchline import places
 from batchline.bench import sealed
 from batchline.kernels.device import slug
 
 FORMAT = 1
-FOLDER = Path(__file__).resolve().parents[2] / "reports" / "baselines"
+FOLDER = places.BASELINES
 _AGAIN = "`make selftest` measures it anew"
 _PARTS = ("machine", "profile", "sessions", "noise")
 

@@ -14,53 +14,17 @@ PyTorch's.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
-from types import SimpleNamespace
 
 from batchline.kernels.backends import numba
+from batchline.kernels.forks import is_forked, why_no_threads
 from batchline.kernels._cpu.lanes import intrinsic, ir, types
 from batchline.kernels._cpu.jit import njit, threads
-
-
-def _is_forked_worker() -> bool:
-    """Whether multiprocessing forked this process, perhaps before this module was
-    imported.
-    """
-    if multiprocessing.parent_process() is None:
-        return False
-    own_method = getattr(
-        multiprocessing.current_process(), "_start_method", None
-    )  # None: the default
-    return (own_method or multiprocessing.get_start_method()) == "fork"
-
 
 _region = (
     threading.RLock()
 )  # re-entrant, for a signal handler may run between the kernel's end and the release
-_this_process = SimpleNamespace(is_forked=_is_forked_worker())
-
-
-def _is_forked() -> bool:
-    """Whether this process was forked from one that may have started threads; a
-    forkserver, which works for nobody, has not.
-    """
-    if not _this_process.is_forked:
-        return False
-    return (
-        getattr(multiprocessing.current_process(), "_start_method", None)
-        != "forkserver"
-    )
-
-
-def why_no_threads() -> str | None:
-    """Why this process can't start parallel kernels, or None."""
-    return (
-        "this process was forked, and its parent's threads did not come along"
-        if _is_forked()
-        else None
-    )
 
 
 @intrinsic
@@ -97,7 +61,7 @@ def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
 
     In a forked child the calling thread does all of them.
     """
-    if shares == 1 or _is_forked():
+    if shares == 1 or is_forked():
         _run_alone(function.address, tasks, arguments)
     else:
         with _region:
@@ -110,7 +74,7 @@ def run_parallel(kernel, *arguments) -> None:
     Raises:
         RuntimeError: in a forked child.
     """
-    if _is_forked():
+    if is_forked():
         raise RuntimeError(
             f"{why_no_threads()}: call the op itself, which takes its baseline here, or start the child "
             'by multiprocessing\'s "spawn" or "forkserver"'
@@ -131,16 +95,8 @@ def compiled(function, count: int):
     return numba.cfunc(numba.void(*[numba.int64] * (2 + count)))(function)
 
 
-def start_threads_here() -> None:
-    """Let a forked process start parallel kernels after all, where its parent is known
-    never to have started any.
-    """
-    _this_process.is_forked = False
-
-
 def _after_fork() -> None:
     _region._at_fork_reinit()  # it may be held by a thread that did not come along; the standard library does so, too
-    _this_process.is_forked = True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
