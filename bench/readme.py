@@ -1,8 +1,8 @@
-"""`bench readme`: the figures in the documents, from the stored runs that they name.
-Nothing is copied by hand.
+"""`batchline readme`: the figures in the documents, from the stored runs that they
+name. Nothing is copied by hand.
 
-What stands between `<!-- shown: KIND FOLDER; WHAT -->` and `<!-- end -->` is
-bench.report.shown's.
+What stands between `<!-- shown: KIND FOLDER; WHAT -->` and `<!-- end -->` is an excerpt
+of bench.report.excerpts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from pathlib import Path
 
 from batchline.bench import records
 from batchline.bench.errors import UsageError
-from batchline.bench.report import page, shown
+from batchline.bench.report import excerpts, page
 
 CLEAN, STALE = 0, 1
 REPOSITORY = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "reports/METHODOLOGY.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(
+        f"reports/methodology/{name}.md"
+        for name in ("README", "measuring", "gate", "noise", "formats", "limits")
+    ),
+)
 _MARK = re.compile(
     r"(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
 )
@@ -40,6 +47,8 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
     stale = []
     for name in DOCUMENTS:
         path = root / name
+        if not path.exists():
+            continue
         before = path.read_text(encoding="utf-8")
         if not check:
             _take_screenshots(before, root)
@@ -53,7 +62,9 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
             if not check:
                 path.write_text(after, encoding="utf-8")
     for name in stale:
-        print(f"{name}: {'not up to date: run `make readme`' if check else 'written'}")
+        print(
+            f"{name}: {'not up to date: run `batchline readme`' if check else 'written'}"
+        )
     return STALE if check and stale else CLEAN
 
 
@@ -61,20 +72,22 @@ def _filled(mark: re.Match, document: Path, root: Path) -> str:
     begin, kind, folder, what, _, end = mark.groups()
     link = Path(os.path.relpath(root / folder, document.parent)).as_posix()
     try:
-        return f"{begin}{shown.shown(kind, root / folder, link, what or '')}\n{end}"
+        return (
+            f"{begin}{excerpts.excerpt(kind, root / folder, link, what or '')}\n{end}"
+        )
     except (ValueError, KeyError) as error:
         raise UsageError(f"{document.name}: {kind} {folder}: {error}") from error
 
 
 def _take_screenshots(text: str, root: Path) -> None:
     for _, kind, folder, _, _, _ in _MARK.findall(text):
-        path = root / folder / shown.SCREENSHOT
+        path = root / folder / excerpts.SCREENSHOT
         if kind == "screenshot" and not (
-            path.exists() and shown.run_of(path) == shown.digest_of(root / folder)
+            path.exists() and excerpts.run_of(path) == excerpts.digest_of(root / folder)
         ):
             path.write_bytes(
-                shown.stamped(
-                    _screenshot(root / folder), shown.digest_of(root / folder)
+                excerpts.stamped(
+                    _screenshot(root / folder), excerpts.digest_of(root / folder)
                 )
             )
             print(f"taken: {path.relative_to(root)}", file=sys.stderr)
