@@ -74,6 +74,16 @@ _COMPILER_NEEDED = (
     "it can't be imported where no compiler is installed: {}: take compilers from "
     "batchline.kernels.backends (triton, tl, numba, cuda), and peers in the function"
 )
+_BY_REASON = (  # parts of the checker's lines
+    ("it changed its inputs", "write into outputs of its own alone"),
+    ("never written", "write each element of each output, at ragged edges too"),
+    ("memory", "allocate each output anew in each call, with torch.empty"),
+    ("differ", "add in one order on every call: no atomics"),
+    ("overwrote", "allocate each output anew in each call, with torch.empty"),
+    ("new values in the same buffers", "remember nothing by an input's address"),
+    ("the result has shape", "return {op}'s outputs in its shapes"),
+    ("the result is torch.", "return {op}'s outputs in its dtypes, on its device"),
+)
 _WHAT_TO_DO = {
     WRONG: "compare it with the op's reference in kernels/{op}/__init__.py",
     FAILED: "mend it, or decline such inputs with `dtypes=` or `supports=`",
@@ -216,7 +226,7 @@ def _declared_wrongly(read: Catalogue, variant_id: str) -> str | None:
         return _broken_op(read, op_name)
     variant = op.variants[name]
     if variant.broken:
-        return _with_advice(op_name, *variant.broken, about_a_file=True)
+        return clean_line(variant.broken[1])
     if not variant.idea:
         return "it has no docstring: write what is different about it in its first line"
     return _wrong_dtype(op, variant) or _refused_in_error(op, variant)
@@ -250,13 +260,14 @@ def _refused_in_error(op: DeclaredOp, variant: Declared) -> str | None:
     return None
 
 
-def _with_advice(
-    op_name: str, status: str, reason: str, about_a_file: bool = False
-) -> str:
+def _with_advice(op_name: str, status: str, reason: str) -> str:
     """The reason, and what to do about it."""
     kind = "" if status in (WRONG, FAILED, INVALID) else f"{status}: "
-    advice = "" if about_a_file else _WHAT_TO_DO.get(status, "").format(op=op_name)
-    return f"{kind}{clean_line(reason)}{f': {advice}' if advice else ''}"
+    advice = _WHAT_TO_DO.get(status, "")
+    if status == WRONG:
+        advice = next((todo for part, todo in _BY_REASON if part in reason), advice)
+    advice = f": {advice.format(op=op_name)}" if advice else ""
+    return f"{kind}{clean_line(reason)}{advice}"
 
 
 def _need_a_compiler(variant_ids: Sequence[str], deadline_s: float) -> dict[str, str]:
