@@ -29,8 +29,10 @@ DOCUMENTS = (
     ),
 )
 _MARK = re.compile(
-    r"(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+    r"^(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)",
+    re.DOTALL | re.MULTILINE,
 )
+_BEGINNING = re.compile(r"^<!-- shown:", re.MULTILINE)
 _WINDOW = {"width": 1280, "height": 960}
 
 
@@ -53,7 +55,7 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
         if not check:
             _take_screenshots(before, root)
         after = _MARK.sub(lambda mark: _filled(mark, path, root), before)
-        if before.count("<!-- shown:") != len(_MARK.findall(before)):
+        if len(_BEGINNING.findall(before)) != len(_MARK.findall(before)):
             raise UsageError(
                 f"{name} has a mark without its end, or one that can't be read"
             )
