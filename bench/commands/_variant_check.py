@@ -63,9 +63,12 @@ _BY_REASON = (  # parts of the checker's lines
     ("new values in the same buffers", "remember nothing by an input's address"),
     ("the result has shape", "return {op}'s outputs in its shapes"),
     ("the result is torch.", "return {op}'s outputs in its dtypes, on its device"),
+    ("elements are", "compare it with the reference in kernels/{op}/__init__.py"),
+    ("what rounding typically", "add up in fp32, in blocks"),
+    ("it left", "leave its process as it was before the call"),
+    ("it replaced", "leave its process as it was before the call"),
 )
 _WHAT_TO_DO = {
-    WRONG: "compare it with the op's reference in kernels/{op}/__init__.py",
     FAILED: "mend it, or decline such inputs with `dtypes=` or `supports=`",
     OUT_OF_MEMORY: "take less memory, or decline such inputs with `supports=`",
     CRASHED: "look for a write out of bounds: it ends its process",
@@ -210,7 +213,7 @@ def _with_advice(op_name: str, status: str, reason: str) -> str:
     kind = "" if status in (WRONG, FAILED, INVALID) else f"{status}: "
     advice = _WHAT_TO_DO.get(status, "")
     if status == WRONG:
-        advice = next((todo for part, todo in _BY_REASON if part in reason), advice)
+        advice = next((todo for part, todo in _BY_REASON if part in reason), "")
     advice = f": {advice.format(op=op_name)}" if advice else ""
     return f"{kind}{clean_line(reason)}{advice}"
 
