@@ -59,7 +59,7 @@ help:
 	@echo "  make aa         each baseline against itself: the spread on identical code"
 	@echo "  make evidence   what half an hour of a GPU is best spent on, in parts; OUT= of another call goes on there (K=)"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
-	@echo "  make readme     the figures of README and METHODOLOGY anew, from the stored runs that they name"
+	@echo "  make readme     the figures of the documents anew, from the stored runs that they name"
 	@echo "  make lint       black and flake8"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"

@@ -277,6 +277,12 @@ def _report(options) -> int:
         return 0 if publishing.write_report(run, folder, (OSError,)) else 1
 
 
+def _check(options) -> int:
+    from batchline.bench.commands import check
+
+    return check.run(options)
+
+
 def _complain(line: str) -> int:
     complain(line)
     return USAGE
@@ -303,6 +309,7 @@ _COMMANDS = {
     "readme": _readme,
     "list": _list,
     "report": _report,
+    "check": _check,
 }
 
 _READING = ("run", "aa", "tune", "list")  # the ops, whatever they are asked for

@@ -402,6 +402,9 @@ def parser() -> argparse.ArgumentParser:
         "folder",
         help="a run's folder; of a run that was killed, what its journal has is reported",
     )
+    from batchline.bench.commands import check
+
+    check.add_arguments(commands.add_parser("check", help=check.HELP))
     return found
 
 

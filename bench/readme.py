@@ -1,8 +1,8 @@
-"""`bench readme`: the figures in the documents, from the stored runs that they name.
-Nothing is copied by hand.
+"""`batchline readme`: the figures in the documents, from the stored runs that they
+name. Nothing is copied by hand.
 
-What stands between `<!-- shown: KIND FOLDER; WHAT -->` and `<!-- end -->` is
-bench.report.shown's.
+What stands between `<!-- shown: KIND FOLDER; WHAT -->` and `<!-- end -->` is an excerpt
+of bench.report.excerpts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from pathlib import Path
 from batchline import places
 from batchline.bench import records
 from batchline.bench.errors import UsageError
-from batchline.bench.report import page, shown
+from batchline.bench.report import excerpts, page
 
 CLEAN, STALE = 0, 1
 REPOSITORY = places.CODE
-DOCUMENTS = ("README.md", "reports/METHODOLOGY.md")
-_MARK = re.compile(
-    r"(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(
+        f"reports/methodology/{name}.md"
+        for name in ("README", "measuring", "gate", "noise", "formats", "limits")
+    ),
 )
+_MARK = re.compile(
+    r"^(<!-- shown: (\w+) ([^;>]+?)(?:; ([^>]*?))? -->\n)(.*?)(<!-- end -->)",
+    re.DOTALL | re.MULTILINE,
+)
+_BEGINNING = re.compile(r"^<!-- shown:", re.MULTILINE)
 _WINDOW = {"width": 1280, "height": 960}
 
 
@@ -41,11 +50,13 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
     stale = []
     for name in DOCUMENTS:
         path = root / name
+        if not path.exists():
+            continue
         before = path.read_text(encoding="utf-8")
         if not check:
             _take_screenshots(before, root)
         after = _MARK.sub(lambda mark: _filled(mark, path, root), before)
-        if before.count("<!-- shown:") != len(_MARK.findall(before)):
+        if len(_BEGINNING.findall(before)) != len(_MARK.findall(before)):
             raise UsageError(
                 f"{name} has a mark without its end, or one that can't be read"
             )
@@ -54,7 +65,9 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
             if not check:
                 path.write_text(after, encoding="utf-8")
     for name in stale:
-        print(f"{name}: {'not up to date: run `make readme`' if check else 'written'}")
+        print(
+            f"{name}: {'not up to date: run `batchline readme`' if check else 'written'}"
+        )
     return STALE if check and stale else CLEAN
 
 
@@ -62,20 +75,22 @@ def _filled(mark: re.Match, document: Path, root: Path) -> str:
     begin, kind, folder, what, _, end = mark.groups()
     link = Path(os.path.relpath(root / folder, document.parent)).as_posix()
     try:
-        return f"{begin}{shown.shown(kind, root / folder, link, what or '')}\n{end}"
+        return (
+            f"{begin}{excerpts.excerpt(kind, root / folder, link, what or '')}\n{end}"
+        )
     except (ValueError, KeyError) as error:
         raise UsageError(f"{document.name}: {kind} {folder}: {error}") from error
 
 
 def _take_screenshots(text: str, root: Path) -> None:
     for _, kind, folder, _, _, _ in _MARK.findall(text):
-        path = root / folder / shown.SCREENSHOT
+        path = root / folder / excerpts.SCREENSHOT
         if kind == "screenshot" and not (
-            path.exists() and shown.run_of(path) == shown.digest_of(root / folder)
+            path.exists() and excerpts.run_of(path) == excerpts.digest_of(root / folder)
         ):
             path.write_bytes(
-                shown.stamped(
-                    _screenshot(root / folder), shown.digest_of(root / folder)
+                excerpts.stamped(
+                    _screenshot(root / folder), excerpts.digest_of(root / folder)
                 )
             )
             print(f"taken: {path.relative_to(root)}", file=sys.stderr)

@@ -71,7 +71,11 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         if module.ispkg and not module.name.startswith("_")
     )
     yield from _strays(folder, packages)
-    ops = {_file(name): name for name in packages if _is_name(name)}
+    ops = {
+        _file(name): name
+        for name in packages
+        if _is_name(name) and request.reads_op(name)
+    }
     op_count, variants = 0, {}
     for kind, answer in _each(
         [op_job(name, file, request, fence) for file, name in ops.items()],
@@ -88,7 +92,11 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
             yield from (
                 _misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"]
             )
-            variants |= {_file(op["name"], name): (op, name) for name in op["variants"]}
+            variants |= {
+                _file(op["name"], name): (op, name)
+                for name in op["variants"]
+                if request.reads_variant(op["name"], name)
+            }
     jobs = [
         variant_job(op["name"], name, file, op["problems"], request.configs, fence)
         for file, (op, name) in variants.items()

@@ -1,5 +1,5 @@
-"""The clocks, by name: what one sample is. reports/METHODOLOGY.md says when which one
-is right.
+"""The clocks, by name: what one sample is. reports/methodology/measuring.md says when
+which one is right.
 
 A clock is made for one launch on one hardware and then asked for samples, one at a
 time, so that the samples of several variants can be taken in turns. `launches` are the

@@ -42,7 +42,8 @@ class Request:
 
     `details`: also those scenarios that fill in a range. A problem of more than so many
     `flops` or `bytes` is left out. `problems`: (op, scenario, dtype, batch) each.
-    `configs`: also the configurations of each tunable variant on each.
+    `configs`: also the configurations of each tunable variant on each. `variants`: the
+    only ones that are read, as op/variant, and of ops only theirs; None reads all.
     """
 
     dtypes: Sequence[str] = ()
@@ -52,6 +53,17 @@ class Request:
     bytes: float = float("inf")
     problems: Sequence[Sequence] | None = None
     configs: bool = False
+    variants: Sequence[str] | None = None
+
+    def reads_op(self, name: str) -> bool:
+        """Whether an op is read."""
+        return self.variants is None or any(
+            one.partition("/")[0] == name for one in self.variants
+        )
+
+    def reads_variant(self, op: str, name: str) -> bool:
+        """Whether a variant is read."""
+        return self.variants is None or f"{op}/{name}" in self.variants
 
 
 def op_job(name: str, file: str, request: Request, fence: Fence) -> Job:

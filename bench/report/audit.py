@@ -24,8 +24,9 @@ _FACTS = {
 }  # of every row; what else it has are the op's errors
 _WHOSE = {"ours": "", "peer": " (a peer)", "control": " (not of this suite)"}
 _EXPLAINED = (
-    "Each way of computing the statistics against fp64, on inputs that are hard on arithmetic (reports/METHODOLOGY.md "
-    "has them). A cell is the worst of the errors of ḡ (‖Δ‖/‖ḡ‖), n (|Δn_b|/n_b) and d (|Δd_b|/(‖g_b‖·‖ḡ‖)), then that "
+    "Each way of computing the statistics against fp64, on inputs that are hard on arithmetic "
+    "(reports/methodology/measuring.md has them). A cell is the worst of the errors of ḡ (‖Δ‖/‖ḡ‖), n (|Δn_b|/n_b) "
+    "and d (|Δd_b|/(‖g_b‖·‖ḡ‖)), then that "
     f"of the simple noise scale which {{ḡ, n}} give. Errors over {_LIMIT:.1%} are marked; a squared norm below zero "
     "fails its cell, and nothing is clamped. What is not of this suite is there because people write it."
 )

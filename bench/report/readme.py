@@ -95,7 +95,7 @@ def markdown(run: Run, figures: Mapping, missing: str | None) -> Iterator[str]:
         "which that is (launch, cache, memory or compute). The fastest of those ranked in a row is bold; † marks "
         "the others. Every variant passed its check against fp64 before it was timed, and its output was checked "
         "again behind the timing. "
-        f"{how_measured(run)} reports/METHODOLOGY.md says what each figure means."
+        f"{how_measured(run)} reports/methodology/ says what each figure means."
     )
     choices = crossovers.table(run, tables.MARKDOWN)
     if choices:

@@ -6,7 +6,7 @@ compute them, and only the times are made up. It is unkinder than CUDA where tha
 a launch's work is done when somebody waits for it or its stream goes on, memory is NaN
 when it is handed out, a capture computes nothing and fails where CUDA's does, launches
 fail on another device's memory, and there is less memory than a model takes. What it
-can't be is in METHODOLOGY.md.
+can't be is in reports/methodology/limits.md.
 
 A process has it from its start, by an environment variable: everything else runs as
 with DEVICE=cuda.
