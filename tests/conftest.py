@@ -2,20 +2,54 @@
 
 import json
 import os
+import sys
 
-import pytest
-import torch
+# Before torch is imported: a thread of OpenMP's that waits for others sleeps. Two
+# processes whose threads spin take each other's cores: products of many small matrices
+# then take 20 times as much processor time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Many tests start a process, and each would compile all sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-from batchline.bench.measure import busy, catalogue, stand_in
-from batchline.kernels.backends import interpreted
-from tests import gpu_sessions
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
+from batchline.bench.measure import busy, catalogue, stand_in  # noqa: E402
+from batchline.kernels.backends import interpreted  # noqa: E402
+from tests import gpu_sessions, shared  # noqa: E402
+
+# Begun first: each of their tests takes many seconds.
+LONGEST = ("test_interpreters.py", "test_stand_in.py", "test_run.py")
 os.environ[busy.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )
 if interpreted("numba_cuda"):
     stand_in.quicken_the_simulator()
+_read_catalogue, _catalogues = catalogue.read, {}
+
+
+def _read_once(request=None, deadline_s=catalogue.LONGEST_S, tree=None):
+    """What there is to measure here takes seconds to read, and stays the same: each
+    request is read once, by one of the processes.
+    """
+    if tree:
+        return _read_catalogue(request, deadline_s, tree)
+    asked = json.dumps(request, sort_keys=True)
+    if asked not in _catalogues:
+        _catalogues[asked] = shared.make_once(
+            f"catalogue {asked}", lambda folder: _read_catalogue(request, deadline_s)
+        )
+    return _catalogues[asked]
+
+
+catalogue.read = _read_once
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # of pytest-xdist, which has its parent's
+        folder = shared.open_folder()
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -28,7 +62,7 @@ def pytest_collection_modifyitems(items):
     """The longest first, so that the others go on beside them in another process; GPU
     tests before, by risk.
     """
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     gpu_sessions.order(items)
 
 
@@ -37,25 +71,6 @@ def pytest_runtest_protocol(item):
     done = yield
     gpu_sessions.leave_if_lost(item)
     return done
-
-
-@pytest.fixture(scope="session", autouse=True)
-def read_once():
-    """What there is to measure here takes seconds to read, and stays the same: each
-    request is read once.
-    """
-    read, kept = catalogue.read, {}
-
-    def read_or_kept(request=None, deadline_s=catalogue.LONGEST_S, tree=None):
-        asked = json.dumps(request, sort_keys=True)
-        if tree or asked not in kept:
-            found = read(request, deadline_s, tree)
-            return found if tree else kept.setdefault(asked, found)
-        return kept[asked]
-
-    catalogue.read = read_or_kept
-    yield
-    catalogue.read = read
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def _of_lines():
         law
         for seed, (batches, sigma) in enumerate(designs)
         for law in _noisy(
-            lambda batch: _line(batch, cost=1e-6), sigma, batches, 360, seed
+            lambda batch: _line(batch, cost=1e-6), sigma, batches, 180, seed
         )
     ]
 
