@@ -26,7 +26,7 @@ from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
 from batchline.bench.stored_files import blamed_on, read_json
-from batchline.bench.verdicts.usable import why_made_up
+from batchline.bench.verdicts.across_runs import why_made_up
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130

@@ -12,8 +12,16 @@ from batchline.bench import codegen as command
 from batchline.bench.measure import codegen, pins, static_facts
 from batchline.bench.report import codegen as report
 from batchline.bench.selection import selected
-from batchline.bench.verdicts.codegen import CHANGED, GONE, NEW, again, moves
-from batchline.bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
+from batchline.bench.verdicts.compiled_changes import (
+    BETTER,
+    CHANGED,
+    GONE,
+    NEW,
+    OPEN,
+    WORSE,
+    cases_to_time_again,
+    moves,
+)
 from batchline.kernels import backends
 from tests.test_records import compiled_row
 
@@ -275,7 +283,7 @@ def test_what_a_gpu_must_time_again_is_an_expression_that_pytest_takes(
         row | ({"registers": 200} if (row["variant"], row["dtype"]) in jobs else {})
         for row in before
     ]
-    found = again(moves(before, after), after)
+    found = cases_to_time_again(moves(before, after), after)
     assert found == expression
     chosen = selected(IDS, found, "of profile quick")
     assert len(chosen) == cases
@@ -285,8 +293,8 @@ def test_what_a_gpu_must_time_again_is_an_expression_that_pytest_takes(
 
 
 def test_what_is_gone_can_not_be_timed_again():
-    assert again(moves([compiled_row()], []), []) is None
-    assert again((), []) is None
+    assert cases_to_time_again(moves([compiled_row()], []), []) is None
+    assert cases_to_time_again((), []) is None
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.records import MEASURED, Record
 from batchline.bench.report import crossover as shown
-from batchline.bench.verdicts import crossover
+from batchline.bench.verdicts import crossovers
 
 SIZES = {f"T{tokens}": {"T": tokens, "I": 512, "O": 512} for tokens in (1, 4, 16, 64)}
 
@@ -28,7 +28,7 @@ def _records(ghost, fused, variant="numba_cpu_fused", batch=64):
 
 
 def _only(records):
-    (crossing,) = crossover.crossings(list(records), SIZES)
+    (crossing,) = crossovers.token_crossings(list(records), SIZES)
     return crossing
 
 
@@ -45,7 +45,7 @@ def test_the_crossing_of_two_powers_is_found(true):
 
 
 def test_the_predicted_range():
-    assert crossover.predicted(512, 512) == (16, 80)
+    assert crossovers.predicted_tokens(512, 512) == (16, 80)
 
 
 def test_one_that_leads_throughout_is_said():
@@ -82,7 +82,7 @@ def test_batches_and_gpu_kernels_are_apart():
         *_records(lambda _: 1.0, lambda _: 2.0, batch=8),
         *_records(lambda _: 1.0, lambda _: 2.0, variant="triton_fused"),
     ]
-    found = crossover.crossings(records, SIZES)
+    found = crossovers.token_crossings(records, SIZES)
     assert {(crossing.batch, crossing.fused) for crossing in found} == {
         (64, "numba_cpu_fused"),
         (8, "numba_cpu_fused"),
@@ -96,4 +96,4 @@ def test_a_single_length_shows_nothing():
         for record in _records(lambda _: 1.0, lambda _: 2.0)
         if record.scenario == "T4"
     ]
-    assert crossover.crossings(records, SIZES) == []
+    assert crossovers.token_crossings(records, SIZES) == []

@@ -13,10 +13,9 @@ from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
 from batchline.bench.records import FAILED, MEASURED, Record, Run
-from batchline.bench.report import ladder as ladder_report
-from batchline.bench.report import page_data, tables
+from batchline.bench.report import ladder as ladder_report, page_data, tables
 from batchline.bench.report.terminal import latencies
-from batchline.bench.verdicts import crossovers, dispatch, eligible, ladder
+from batchline.bench.verdicts import ranking, choosing, crossovers
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
 
@@ -77,8 +76,8 @@ def test_a_wrong_kernel_that_cannot_be_refused_is_not_ranked(monkeypatch, module
         samples_s=outcome.samples_s,
         facts=outcome.facts,
     )
-    assert module.UNRANKED_FOR in eligible.why_unranked(record)
-    assert eligible.may_win(
+    assert module.UNRANKED_FOR in ranking.why_unranked(record)
+    assert ranking.may_win(
         Record("op", "it", "s", "float32", 3, MEASURED, facts=baseline.facts)
     )
 
@@ -146,16 +145,16 @@ def test_it_is_no_choice_no_crossover_and_no_entry_of_a_dispatch_table(exempt):
         "torch_bmm",
         "triton_honest",
     }
-    table = dispatch.measured(
+    table = choosing.measured_gains(
         exempt, BASELINES, {"bmm": {"triton_honest", "torch_cheat"}}
     )
     assert [list(one.faster) for one in table] == [["triton_honest"]] * 3
 
 
 def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
-    assert ladder.over_opponent(exempt, "bmm/torch_cheat") is None
-    assert ladder.over_rung_below(exempt, "bmm/torch_cheat", "bmm/torch_bmm") is None
-    assert ladder.over_opponent(exempt, "bmm/triton_honest").mean == pytest.approx(2)
+    assert ranking.over_opponent(exempt, "bmm/torch_cheat") is None
+    assert ranking.over_rung_below(exempt, "bmm/torch_cheat", "bmm/torch_bmm") is None
+    assert ranking.over_opponent(exempt, "bmm/triton_honest").mean == pytest.approx(2)
     run = Run(
         {
             "variants": {
@@ -182,7 +181,7 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
 
 
 def test_its_time_is_shown_with_a_mark_and_the_reason_and_the_star_is_anothers(exempt):
-    why = eligible.why_unranked(exempt[2])
+    why = ranking.why_unranked(exempt[2])
     table = tables.comparison(exempt, tables.MARKDOWN)
     assert "200 ns † · memory n/a" in table and "**1.00 µs** · 2.00x" in table
     assert table.endswith(f"† not ranked: torch_cheat ({why})")
@@ -211,8 +210,8 @@ def test_a_baseline_is_ranked_whatever_bound_its_library_needs():
     )
     rival = record("triton_honest", 1, 2e-6)
     assert (
-        eligible.may_win(wide)
-        and ladder.opponents([wide, rival])[ladder.problem_of(wide)] is wide
+        ranking.may_win(wide)
+        and ranking.opponents([wide, rival])[ranking.problem_of(wide)] is wide
     )
     assert [
         choice.variant for choice in crossovers.choices([wide, rival], BASELINES)
@@ -220,20 +219,20 @@ def test_a_baseline_is_ranked_whatever_bound_its_library_needs():
 
 
 def test_sixteen_times_the_bound_is_ranked_and_what_an_older_run_does_not_say_does_not_count():
-    assert eligible.why_unranked(record("a", 1, 1e-6, tolerance_multiple=16.0)) is None
-    assert eligible.why_unranked(record("a", 1, 1e-6)) is None
+    assert ranking.why_unranked(record("a", 1, 1e-6, tolerance_multiple=16.0)) is None
+    assert ranking.why_unranked(record("a", 1, 1e-6)) is None
     assert (
-        eligible.why_unranked(
+        ranking.why_unranked(
             record("a", 1, 1e-6, probes=None, gives=None, tolerance_multiple=None)
         )
         is None
     )
-    assert not eligible.may_win(Record("bmm", "a", "s", "float32", 1, FAILED))
+    assert not ranking.may_win(Record("bmm", "a", "s", "float32", 1, FAILED))
 
 
 def test_a_wider_bound_of_its_own_is_ranked_and_not_chosen():
     split = record("triton_split", 1, 1e-6, own_tolerance=True, tolerance_multiple=9.0)
-    assert eligible.may_win(split) and not eligible.may_be_chosen(split)
+    assert ranking.may_win(split) and not ranking.may_be_chosen(split)
 
 
 @pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)

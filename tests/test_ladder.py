@@ -13,9 +13,8 @@ from batchline.bench.records import (
     Record,
     Run,
 )
-from batchline.bench.report import ladder as shown
-from batchline.bench.report import static, tables
-from batchline.bench.verdicts import ladder
+from batchline.bench.report import ladder as shown, static, tables
+from batchline.bench.verdicts import ranking
 from tests.test_records import compiled_row
 
 
@@ -51,7 +50,7 @@ RECORDS = [
 
 
 def test_the_opponent_is_the_fastest_of_pytorchs_on_each_problem():
-    found = ladder.opponents(RECORDS)
+    found = ranking.opponents(RECORDS)
     assert {problem[-1]: record.variant for problem, record in found.items()} == {
         1: "torch_b",
         64: "torch_a",
@@ -59,7 +58,7 @@ def test_the_opponent_is_the_fastest_of_pytorchs_on_each_problem():
 
 
 def test_the_gain_over_the_rung_below_is_over_what_both_were_measured_on():
-    gain = ladder.over_rung_below(RECORDS, "bmm/triton_high", "bmm/triton_low")
+    gain = ranking.over_rung_below(RECORDS, "bmm/triton_high", "bmm/triton_low")
     assert (gain.least, gain.most, gain.cases) == (
         pytest.approx(2),
         pytest.approx(4),
@@ -69,13 +68,13 @@ def test_the_gain_over_the_rung_below_is_over_what_both_were_measured_on():
 
 
 def test_the_gain_over_the_opponent():
-    gain = ladder.over_opponent(RECORDS, "bmm/triton_low")
+    gain = ranking.over_opponent(RECORDS, "bmm/triton_low")
     assert (gain.least, gain.most, gain.cases) == (
         pytest.approx(0.25),
         pytest.approx(1.5),
         2,
     )
-    assert ladder.over_opponent(RECORDS[-2:], "bmm/triton_low") is None
+    assert ranking.over_opponent(RECORDS[-2:], "bmm/triton_low") is None
 
 
 def test_the_climb_goes_up_each_backends_ladder():
@@ -87,7 +86,7 @@ def test_the_climb_goes_up_each_backends_ladder():
         "e": {"backend": "x", "builds_on": "not in this run"},
         "f": {"backend": "x", "builds_on": "c"},
     }
-    assert ladder.climb(variants) == [
+    assert ranking.climb(variants) == [
         ("c", 0),
         ("a", 1),
         ("d", 2),

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binom
 
 from batchline.bench.records import FAILED, MEASURED, Record
-from batchline.bench.verdicts.latency_fit import Fit
-from batchline.bench.verdicts.latency_law import Cliff, Waves, laws
+from batchline.bench.stats.fits import LatencyFit
+from batchline.bench.verdicts.laws import Cliff, Waves, latency_laws
 
 QUICK = (1, 3, 8, 33, 64, 256, 1024, 4096)
 FULL = tuple(sorted({3, 33, 100, 257} | {2**power for power in range(13)}))
@@ -34,7 +34,7 @@ def _record(batch, seconds, status=MEASURED, clock="host", **other):
 
 def _law(seconds, batches=QUICK, waves=None):
     """Of a curve: batch → seconds."""
-    (law,) = laws(
+    (law,) = latency_laws(
         [_record(batch, seconds(batch)) for batch in batches],
         {KEY: waves} if waves else None,
     )
@@ -156,7 +156,7 @@ def test_no_interval_goes_below_zero():
 
 
 def test_a_line_is_recovered_from_records_in_any_order():
-    (law,) = laws([_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)])
+    (law,) = latency_laws([_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)])
     assert (law.op, law.variant, law.scenario, law.dtype) == KEY
     assert (law.clock, law.batches) == ("host", (1, 8, 64, 1024))
     assert (law.launch_s, law.cost_s) == pytest.approx((LAUNCH_S, COST_S))
@@ -301,7 +301,7 @@ def test_time_that_is_not_seen_to_grow_is_never_saturated():
 
 def test_a_ratio_over_what_is_not_told_from_nothing_has_no_upper_end():
     times_s = LAUNCH_S * np.array([1.02, 0.97, 1.03, 0.99])
-    value, interval = Fit(np.array(QUICK[:4], float), times_s).ratio(
+    value, interval = LatencyFit(np.array(QUICK[:4], float), times_s).ratio(
         np.array([1, 0]), np.array([1e-9, 1])
     )
     assert 0 < interval[0] < value and interval[1] == math.inf
@@ -356,10 +356,13 @@ def test_each_variant_scenario_dtype_and_clock_has_a_law_of_its_own(key):
     theirs = [
         _record(batch, _line(batch, cost=1e-5), **{key: "other"}) for batch in QUICK
     ]
-    found = laws([record for pair in zip(ours, theirs) for record in pair])
+    found = latency_laws([record for pair in zip(ours, theirs) for record in pair])
     assert [law.cost_s for law in found] == pytest.approx([COST_S, 1e-5])
     assert [getattr(law, key) == "other" for law in found] == [False, True]
 
 
 def test_what_was_not_measured_is_no_point_of_a_law():
-    assert laws([_record(batch, _line(batch), status=FAILED) for batch in QUICK]) == []
+    assert (
+        latency_laws([_record(batch, _line(batch), status=FAILED) for batch in QUICK])
+        == []
+    )

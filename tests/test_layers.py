@@ -14,9 +14,9 @@ COMPILERS = {"torch", "triton", "numba"}
 MEASURING = (
     "bench/measure",
     "bench/noise/meter",
-    "bench/noise/workloads",
+    "bench/noise/workloads.py",
     "bench/noise/experiments",
-    "bench/noise/coverage.py",
+    "bench/noise/experiments",
 )
 
 

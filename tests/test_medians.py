@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom, quantile_test
 
-from batchline.bench.verdicts.medians import LEAST_SAMPLES, precision
+from batchline.bench.stats.intervals import LEAST_SAMPLES, median_precision
 
 
 def _interval(samples):
     """The k-th smallest and k-th largest sample whose distance `precision` reports."""
-    ordered, half_share = sorted(samples), precision(samples)
+    ordered, half_share = sorted(samples), median_precision(samples)
     reach = [
         (ordered[-k] - ordered[k - 1]) / 2 / statistics.median(ordered)
         for k in range(1, len(ordered) // 2 + 1)
@@ -53,7 +53,7 @@ def test_it_is_the_interval_of_scipys_quantile_test(count, confidence):
         samples, q=float(np.median(samples)), p=0.5
     ).confidence_interval(confidence)
     expected = (interval.high - interval.low) / 2 / np.median(samples)
-    found = precision(samples.tolist(), confidence)
+    found = median_precision(samples.tolist(), confidence)
     assert (
         found == pytest.approx(expected)
         if math.isfinite(expected)
@@ -64,7 +64,7 @@ def test_it_is_the_interval_of_scipys_quantile_test(count, confidence):
 @pytest.mark.parametrize("count", range(6, 61))
 def test_it_is_the_narrowest_that_misses_seldom_enough(count):
     samples = range(1, count + 1)
-    width = 2 * precision(samples) * statistics.median(samples)
+    width = 2 * median_precision(samples) * statistics.median(samples)
     rank = round(
         (count + 1 - width) / 2
     )  # from the rank-th to the (count + 1 - rank)-th
@@ -73,30 +73,32 @@ def test_it_is_the_narrowest_that_misses_seldom_enough(count):
 
 @pytest.mark.parametrize("count", range(6))
 def test_under_the_least_samples_nothing_is_known(count):
-    assert LEAST_SAMPLES == 6 and precision([1.0] * count) == math.inf
+    assert LEAST_SAMPLES == 6 and median_precision([1.0] * count) == math.inf
 
 
 def test_the_fewest_need_the_smallest_and_the_largest():
-    assert precision([8.0, 9.0, 10.0, 10.0, 11.0, 14.0]) == pytest.approx(
+    assert median_precision([8.0, 9.0, 10.0, 10.0, 11.0, 14.0]) == pytest.approx(
         (14 - 8) / 2 / 10
     )
 
 
 def test_more_confidence_asks_for_more_samples():
     assert (
-        precision([1.0] * 7, confidence=0.99) == math.inf
-        and precision([1.0] * 8, confidence=0.99) == 0
+        median_precision([1.0] * 7, confidence=0.99) == math.inf
+        and median_precision([1.0] * 8, confidence=0.99) == 0
     )
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e-3, 7.0])
 def test_it_is_a_share_whatever_the_unit_and_the_order(factor):
     samples = np.random.default_rng(1).lognormal(size=33).tolist()
-    assert precision(
+    assert median_precision(
         [factor * sample for sample in reversed(samples)]
-    ) == pytest.approx(precision(samples))
+    ) == pytest.approx(median_precision(samples))
 
 
 def test_a_spike_does_not_widen_it():
     samples = [1 + 0.001 * index for index in range(100)]
-    assert precision([*samples[:-3], 50.0, 60.0, 70.0]) == precision(samples)
+    assert median_precision([*samples[:-3], 50.0, 60.0, 70.0]) == median_precision(
+        samples
+    )

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from batchline.bench.verdicts.memory_law import Growth, Law, fit, growths, quickest
+from batchline.bench.stats.fits import MemoryLaw, fit_memory
+from batchline.bench.verdicts.laws import MemoryGrowth, memory_growths, quickest
 from batchline.bench.records import FAILED, MEASURED, OUT_OF_MEMORY, Record
 
 MIB = 2**20
@@ -17,9 +18,9 @@ SIZES = st.integers(0, 2**36)
 
 
 def test_a_line_is_recovered():
-    assert fit([1, 3, 8, 64], [4096 + 1000 * batch for batch in (1, 3, 8, 64)]) == Law(
-        4096, 1000, 0
-    )
+    assert fit_memory(
+        [1, 3, 8, 64], [4096 + 1000 * batch for batch in (1, 3, 8, 64)]
+    ) == MemoryLaw(4096, 1000, 0)
 
 
 @given(
@@ -27,7 +28,7 @@ def test_a_line_is_recovered():
 )
 def test_any_line_is_recovered_at_its_points_in_any_order(batches, fixed, per_sample):
     sizes = [fixed + per_sample * batch for batch in batches]
-    law = fit(list(batches), sizes)
+    law = fit_memory(list(batches), sizes)
     assert [law.bytes_at(batch) for batch in batches] == pytest.approx(
         sizes, rel=1e-9, abs=1e-6
     )
@@ -40,24 +41,24 @@ def test_any_line_is_recovered_at_its_points_in_any_order(batches, fixed, per_sa
 def test_the_misfit_of_a_bend_is_its_worst_point_as_a_share_of_the_largest(
     sizes, fixed
 ):
-    law = fit([1, 2, 3], sizes)  # a slope of 3, which misses by 1, 2 and 1
+    law = fit_memory([1, 2, 3], sizes)  # a slope of 3, which misses by 1, 2 and 1
     assert (law.fixed, law.per_sample) == pytest.approx(
         (fixed, 3)
     ) and law.misfit == pytest.approx(2 / 6)
 
 
 def test_memory_that_is_never_taken_has_a_law_too():
-    assert fit([1, 2, 3], [0, 0, 0]) == Law(0, 0, 0)
+    assert fit_memory([1, 2, 3], [0, 0, 0]) == MemoryLaw(0, 0, 0)
 
 
 @pytest.mark.parametrize("batches", [[], [1], [1, 2], [1, 1, 2, 2], [4, 4, 4]])
 def test_two_batches_make_no_law(batches):
-    assert fit(batches, [batch * 10 for batch in batches]) is None
+    assert fit_memory(batches, [batch * 10 for batch in batches]) is None
 
 
 @given(st.integers(-(2**30), 2**30), st.integers(1, 2**30), st.integers(0, 2**40))
 def test_the_largest_batch_fits_and_one_more_does_not(fixed, per_sample, room):
-    law = Law(fixed, per_sample, 0)
+    law = MemoryLaw(fixed, per_sample, 0)
     assume(law.bytes_at(0) <= room)
     batch = law.largest_batch(room)
     assert law.bytes_at(batch) <= room < law.bytes_at(batch + 1)
@@ -67,17 +68,17 @@ def test_the_largest_batch_fits_and_one_more_does_not(fixed, per_sample, room):
     "room, batch", [(99, 0), (100, 0), (109, 0), (110, 1), (119, 1), (120, 2)]
 )
 def test_the_largest_batch_at_the_boundaries(room, batch):
-    assert Law(100, 10, 0).largest_batch(room) == batch
+    assert MemoryLaw(100, 10, 0).largest_batch(room) == batch
 
 
 @pytest.mark.parametrize("room", [0, 50, 99])
 def test_no_batch_where_the_fixed_part_does_not_fit(room):
-    assert Law(100, 1, 0).largest_batch(room) == 0
+    assert MemoryLaw(100, 1, 0).largest_batch(room) == 0
 
 
 @pytest.mark.parametrize("per_sample", [0, -1])
 def test_memory_that_does_not_grow_has_no_largest_batch(per_sample):
-    assert Law(100, per_sample, 0).largest_batch(1000) is None
+    assert MemoryLaw(100, per_sample, 0).largest_batch(1000) is None
 
 
 def _record(batch, peak=0, inputs=0, seconds=1.0, status=MEASURED, **other):
@@ -97,7 +98,7 @@ def _record(batch, peak=0, inputs=0, seconds=1.0, status=MEASURED, **other):
 
 
 def test_a_growth_has_the_laws_of_peak_and_inputs_and_the_time_a_sample_of_the_largest_batch():
-    (growth,) = growths(
+    (growth,) = memory_growths(
         [
             _record(
                 batch, peak=7 + 2 * batch, inputs=5 * batch, seconds=math.sqrt(batch)
@@ -124,7 +125,7 @@ def test_each_op_variant_scenario_and_dtype_has_a_law_of_its_own(key):
     mixed = [record for pair in zip(ours, theirs) for record in pair]
     assert [
         (getattr(growth, key), round(growth.peak.per_sample))
-        for growth in growths(mixed)
+        for growth in memory_growths(mixed)
     ] == [(getattr(ours[0], key), 1), ("other", 10)]
 
 
@@ -139,8 +140,8 @@ def test_each_op_variant_scenario_and_dtype_has_a_law_of_its_own(key):
 )
 def test_a_record_without_a_peak_is_no_point_of_a_law(useless):
     two = [_record(batch, peak=batch) for batch in (1, 2)]
-    assert growths([*two, useless]) == []
-    (growth,) = growths([*two, useless, _record(4, peak=4)])
+    assert memory_growths([*two, useless]) == []
+    (growth,) = memory_growths([*two, useless, _record(4, peak=4)])
     assert growth.peak.per_sample == pytest.approx(
         1
     ) and growth.peak.misfit == pytest.approx(0)
@@ -149,14 +150,14 @@ def test_a_record_without_a_peak_is_no_point_of_a_law(useless):
 def _growth(
     scenario, per_sample, seconds_a_sample, op="bmm", variant="torch_bmm", fixed=0
 ):
-    return Growth(
+    return MemoryGrowth(
         op,
         variant,
         scenario,
         "float32",
-        Law(fixed, per_sample / 2, 0),
-        Law(0, per_sample / 2, 0),
-        Law(fixed, per_sample, 0),
+        MemoryLaw(fixed, per_sample / 2, 0),
+        MemoryLaw(0, per_sample / 2, 0),
+        MemoryLaw(fixed, per_sample, 0),
         64,
         seconds_a_sample,
     )
@@ -167,11 +168,11 @@ def test_the_misfit_that_counts_is_of_inputs_and_peak_together():
         _record(batch, peak=20_000 + rounding, inputs=6144 * batch)
         for batch, rounding in ((1, 0), (8, 16_384), (64, 0), (4096, 8192))
     ]
-    (growth,) = growths(pages)
+    (growth,) = memory_growths(pages)
     assert growth.peak.misfit > 0.2 and growth.total.misfit < 0.001
     assert growth.largest_batch(2**30) == pytest.approx(2**30 / 6144, rel=0.01)
     bent = [_record(batch, peak=batch**2, inputs=batch) for batch in (1, 8, 64)]
-    (growth,) = growths(bent)
+    (growth,) = memory_growths(bent)
     assert (
         not growth.is_a_line
         and growth.largest_batch(2**30) is None

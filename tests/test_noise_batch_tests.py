@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.batch_tests import (
+from batchline.bench.stats.batch_statistics import (
+    BatchStatistics,
     BatchTest,
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
-from batchline.bench.noise.estimators import BatchStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 

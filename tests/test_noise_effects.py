@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchline.bench.noise.claims import effects
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.stats import intervals
+from batchline.bench.stats.intervals import Effect
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -21,7 +21,7 @@ from batchline.bench.noise.claims.verdict import (
 
 def test_the_interval_of_a_mean_covers():
     random = np.random.default_rng(1)
-    found = [effects.mean(random.normal(3, 2, 5).tolist()) for _ in range(2000)]
+    found = [intervals.mean(random.normal(3, 2, 5).tolist()) for _ in range(2000)]
     assert sum(
         effect.low <= 3 <= effect.high for effect in found
     ) / 2000 == pytest.approx(
@@ -30,35 +30,35 @@ def test_the_interval_of_a_mean_covers():
 
 
 def test_one_value_has_no_interval():
-    assert effects.mean([3.0]) == Effect(3.0, -math.inf, math.inf)
-    assert effects.mean([3.0]).words() == "3 (no interval)"
+    assert intervals.mean([3.0]) == Effect(3.0, -math.inf, math.inf)
+    assert intervals.mean([3.0]).words() == "3 (no interval)"
 
 
 def test_what_a_seeds_points_share_does_not_widen_a_slope():
     curves_ = {x: {seed: 2 * x + 100 * seed for seed in range(5)} for x in range(4)}
-    found = effects.slope_by_seed(curves_)
+    found = intervals.slope_by_seed(curves_)
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
-    assert effects.slope_by_seed({1.0: {0: 1.0}, 2.0: {1: 1.0}}) is None
+    assert intervals.slope_by_seed({1.0: {0: 1.0}, 2.0: {1: 1.0}}) is None
 
 
 def test_a_paired_ratio_is_of_the_seeds_that_both_have():
-    found = effects.paired_ratio({0: 1.0, 1: 10.0, 2: 5.0}, {0: 3.0, 1: 30.0, 7: 1.0})
+    found = intervals.paired_ratio({0: 1.0, 1: 10.0, 2: 5.0}, {0: 3.0, 1: 30.0, 7: 1.0})
     assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
-    assert effects.paired_ratio({0: 1.0}, {1: 1.0}) is None
+    assert intervals.paired_ratio({0: 1.0}, {1: 1.0}) is None
 
 
 def test_the_slope_of_a_line_and_its_interval_cover():
     random, x = np.random.default_rng(2), list(range(8))
     found = [
-        effects.slope(x, [5 * place + random.normal() for place in x])
+        intervals.slope(x, [5 * place + random.normal() for place in x])
         for _ in range(1000)
     ]
     assert sum(
         effect.low <= 5 <= effect.high for effect in found
     ) / 1000 == pytest.approx(0.95, abs=0.028)
-    assert effects.slope([1, 2], [1, 3]) == Effect(2, -math.inf, math.inf)
+    assert intervals.slope([1, 2], [1, 3]) == Effect(2, -math.inf, math.inf)
     with pytest.raises(ValueError, match="two different x"):
-        effects.slope([1, 1], [1, 3])
+        intervals.slope([1, 1], [1, 3])
 
 
 def test_the_ratio_of_medians_covers():
@@ -67,7 +67,7 @@ def test_the_ratio_of_medians_covers():
         first, second = (
             scale * np.exp(random.normal(0, 0.1, 15)) for scale in (1.0, 2.0)
         )
-        effect = effects.median_ratio(first.tolist(), second.tolist(), seed=draw)
+        effect = intervals.median_ratio(first.tolist(), second.tolist(), seed=draw)
         hits += effect.low <= 2 <= effect.high
     assert 180 <= hits <= 199  # 190 ± 3.2 σ
 
@@ -76,7 +76,7 @@ def test_the_ratio_of_medians_covers():
     "count, low, high", [(0, 0, 0.5218), (5, 0.4782, 1), (1, 0.0051, 0.7164)]
 )
 def test_a_share_has_the_exact_interval(count, low, high):
-    found = effects.share(count, 5)
+    found = intervals.share(count, 5)
     assert (found.value, found.low, found.high) == pytest.approx(
         (count / 5, low, high), abs=1e-4
     )
@@ -89,7 +89,7 @@ def test_a_share_has_the_exact_interval(count, low, high):
 def test_fishers_test_is_scipys(counts):
     count, of, other, other_of = counts
     table = [[count, of - count], [other, other_of - other]]
-    assert effects.fisher_exact(*counts) == pytest.approx(
+    assert intervals.fisher_exact(*counts) == pytest.approx(
         float(stats.fisher_exact(table).pvalue)
     )
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchline.bench.noise.estimators import (
+from batchline.bench.stats.batch_statistics import BatchStatistics
+from batchline.bench.stats.noise_scale import (
     BOUNDED,
     NO_SIGNAL,
     NO_UPPER_BOUND,
-    BatchStatistics,
     NoiseEstimate,
     NoiseScale,
     expected_cosine,
@@ -22,7 +22,7 @@ from batchline.bench.noise.estimators import (
     two_batch_sizes,
     within_batch,
 )
-from batchline.bench.noise.intervals import (
+from batchline.bench.stats.intervals import (
     Interval,
     Means,
     around,

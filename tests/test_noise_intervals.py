@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from batchline.bench.noise.intervals import (
+from batchline.bench.stats.intervals import (
     Interval,
     Means,
     Quantiles,

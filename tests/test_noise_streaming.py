@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.estimators import (
-    BatchStatistics,
+from batchline.bench.stats.batch_statistics import BatchStatistics
+from batchline.bench.stats.noise_scale import (
     NoiseScale,
+    Stream,
     noise_scale,
     over_batches,
 )
-from batchline.bench.noise.intervals import around, skewed, student_t
-from batchline.bench.noise.streaming import Stream
+from batchline.bench.stats.intervals import around, skewed, student_t
 
 PARAMETERS = 30
 

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.estimators import (
+from batchline.bench.stats.noise_scale import (
     NO_SIGNAL,
     NO_UPPER_BOUND,
     NoiseEstimate,
     NoiseScale,
 )
-from batchline.bench.noise.intervals import Interval
+from batchline.bench.stats.intervals import Interval
 from batchline.bench.noise.time_to_target import compare, steps_of
 
 BATCHES, SEEDS, LEAST, PHI = (4, 16, 64, 256, 1024), range(5), 200.0, 50.0

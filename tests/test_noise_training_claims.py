@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.claims import failures, speed, stability
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims import stability, speed
+from batchline.bench.stats.intervals import Effect
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -194,7 +194,7 @@ def test_sharpness_against_the_batch(power, verdict):
 
 def test_seeds_that_fail_are_counted_and_compared():
     record = sweep(best=0.5, fails=lambda batch, rate: batch <= 16 and rate >= 0.25)
-    found, table = failures.judge(record)
+    found, table = stability._failures(record)
     assert [finding.verdict for finding in found] == [
         DOES_NOT_HOLD
     ] * 3  # at rates that all bear, none fails anywhere
@@ -206,11 +206,11 @@ def test_seeds_that_fail_are_counted_and_compared():
     record = sweep(
         best=0.5, fails=lambda batch, rate: batch in (64, 256) and rate >= 0.25
     )
-    assert failures.judge(record)[0][1].verdict == HOLDS
+    assert stability._failures(record)[0][1].verdict == HOLDS
     record = sweep(
         best=0.5, fails=lambda batch, rate: batch == 16 and rate >= 0.25, seeds=2
     )
-    assert failures.judge(record)[0][1].verdict == NOT_DECIDED
+    assert stability._failures(record)[0][1].verdict == NOT_DECIDED
 
 
 def test_the_disagreement_of_the_literature_is_told():

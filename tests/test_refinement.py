@@ -12,7 +12,7 @@ from batchline.bench import records
 from batchline.bench.cases import refined
 from batchline.bench.journal import _in_order
 from batchline.bench.records import MEASURED, Record
-from batchline.bench.verdicts.refinement import batches_to_add
+from batchline.bench.verdicts.crossovers import batches_to_add
 from tests.plans import planned
 
 BASELINES = {"bmm": "torch_bmm"}

@@ -4,12 +4,11 @@ in a good part of it.
 
 import pytest
 
-from batchline.bench import history
-from batchline.bench import dispatch as command
+from batchline.bench import dispatch as command, history
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import environment
 from batchline.bench.records import INVALID, MEASURED, Record, Run
-from batchline.bench.verdicts.usable import why_unusable
+from batchline.bench.verdicts.across_runs import why_unusable
 
 BUSY = "the machine was busy: other processes took 43% of the cores, three times"
 

@@ -16,7 +16,7 @@ import torch
 from batchline import kernels
 from batchline.bench.declared import Declared
 from batchline.bench.measure import outcome
-from batchline.bench.noise.estimators import NoiseScale, noise_scale
+from batchline.bench.stats.noise_scale import NoiseScale, noise_scale
 from batchline.kernels import backends, precision
 from batchline.kernels.op import Tensors, Variant
 

@@ -25,8 +25,11 @@ from batchline.bench.measure import (
     invariance,
     memory,
     outcome,
+    placing,
+    process_state,
+    remembering,
+    sustained,
 )
-from batchline.bench.measure import placing, process_state, remembering, sustained
 from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.clocks import Unfit, keeps_outputs
 from batchline.bench.measure.environment import threads_of_torch
@@ -41,7 +44,7 @@ from batchline.bench.measure.state import cpu_load, state_of
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from batchline.bench.records import INVALID, MEASURED, NotMeasured
-from batchline.bench.verdicts import roofline
+from batchline.bench.stats import roofline
 from batchline.kernels import cpu_tasks
 
 _MOST_KEPT_BYTES = (

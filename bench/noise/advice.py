@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from batchline.bench import units
-from batchline.bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND
+from batchline.bench.stats.noise_scale import NO_SIGNAL, NO_UPPER_BOUND
 
 NOISE, MEMORY, COST, STEP_TIME, NOTHING = (
     "noise",

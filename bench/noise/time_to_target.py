@@ -19,8 +19,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit
 
 from batchline.bench import units
-from batchline.bench.noise.claims import curves
-from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL, NoiseEstimate
+from batchline.bench.stats import training_curves
+from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL, NoiseEstimate
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 
 _SEARCH = 1e3  # times the least and the largest batch: where a fitted φ is looked for
@@ -182,9 +182,9 @@ def compare(
     """
     target = sweep["grid"]["target_loss"] if target_loss is None else target_loss
     curve = StepTimes.of(steps).curve()
-    batches = curves.batches(sweep)
+    batches = training_curves.batches(sweep)
     measured = tuple(
-        _reached(sweep, batch, curves.best_rate(sweep, batch, target), target)
+        _reached(sweep, batch, training_curves.best_rate(sweep, batch, target), target)
         for batch in batches
     )
     logs = {
@@ -225,13 +225,15 @@ def compare(
 
 
 def _reached(sweep: Mapping, batch: int, rate: float | None, target: float) -> Reached:
-    runs = curves.runs(sweep, batch, rate)
-    reaches = [curves.first_reach(run, target) or (math.inf, math.inf) for run in runs]
+    runs = training_curves.runs(sweep, batch, rate)
+    reaches = [
+        training_curves.first_reach(run, target) or (math.inf, math.inf) for run in runs
+    ]
     updates, seconds = ([reach[part] for reach in reaches] for part in (0, 1))
     return Reached(
         batch,
         rate,
-        rate is not None and curves.on_edge(sweep, batch, rate),
+        rate is not None and training_curves.on_edge(sweep, batch, rate),
         len(runs),
         sum(map(math.isfinite, updates)),
         _spread(updates),
@@ -251,8 +253,8 @@ def _log_updates(
     sweep: Mapping, batch: int, rate: float, target: float
 ) -> dict[int, float]:
     return {
-        run["seed"]: math.log(curves.first_reach(run, target)[0])
-        for run in curves.runs(sweep, batch, rate)
+        run["seed"]: math.log(training_curves.first_reach(run, target)[0])
+        for run in training_curves.runs(sweep, batch, rate)
     }
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from batchline.bench import units
 from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
-from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL
-from batchline.bench.noise.surveyed import Moment
+from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL
+from batchline.bench.noise.stored_survey import Moment
 from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
 from batchline.bench.report.tables import Style
 

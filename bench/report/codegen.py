@@ -9,11 +9,17 @@ from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
-from batchline.bench.report.escaping import markdown as escaped
-from batchline.bench.report.escaping import one_line
+from batchline.bench.report.escaping import markdown as escaped, one_line
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts.codegen import CHANGED, GONE, NEW, Move
-from batchline.bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
+from batchline.bench.verdicts.compiled_changes import (
+    BETTER,
+    CHANGED,
+    GONE,
+    Move,
+    NEW,
+    OPEN,
+    WORSE,
+)
 
 _WHERE_WIDE, _WORDS_WIDE = 38, 60  # columns; with tabulate's gap they are 100
 _HEADERS = ("where", "what moved")

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.tables import Style, unique
-from batchline.bench.verdicts import memory_law, roofline
-from batchline.bench.verdicts.latency_fit import Interval
-from batchline.bench.verdicts.latency_law import (
+from batchline.bench.stats import roofline
+from batchline.bench.verdicts import laws
+from batchline.bench.stats.fits import Interval
+from batchline.bench.verdicts.laws import (
     SATURATED,
     Cliff,
     Key,
     LatencyLaw,
     Saturation,
     Waves,
-    laws,
+    latency_laws,
 )
 
 NOTE = (
@@ -45,7 +46,7 @@ _HEADERS = (
 
 def table(run: Run, style: Style) -> str | None:
     """A row a law, then why the others have none; None where nothing was timed."""
-    found = laws(run.records, waves_of(run))
+    found = latency_laws(run.records, waves_of(run))
     if not found:
         return None
     several_dtypes = len(unique(law.dtype for law in found)) > 1
@@ -53,7 +54,7 @@ def table(run: Run, style: Style) -> str | None:
     largest = _largest(run.records)
     memory = {
         (growth.op, growth.variant, growth.scenario, growth.dtype): growth
-        for growth in memory_law.growths(run.records)
+        for growth in laws.memory_growths(run.records)
     }
     rows = []
     for law in (law for law in found if law.why_none is None):
@@ -184,7 +185,7 @@ def _floor(record: Record, law: LatencyLaw, ceilings: Mapping) -> str:
     )
 
 
-def _memory(growth: memory_law.Growth | None) -> str:
+def _memory(growth: laws.MemoryGrowth | None) -> str:
     return (
         units.size(max(0, growth.total.per_sample))
         if growth and growth.is_a_line

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchline.bench.noise.estimators import BOUNDED, NoiseEstimate, expected_cosine
-from batchline.bench.noise.surveyed import Moment, moments
+from batchline.bench.stats.noise_scale import BOUNDED, NoiseEstimate, expected_cosine
+from batchline.bench.noise.stored_survey import Moment, moments
 from batchline.bench.report.tables import Style
 
 EXPLAINED = (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.noise.advice import Advice, span
-from batchline.bench.noise.surveyed import moments
+from batchline.bench.noise.stored_survey import moments
 from batchline.bench.noise.time_to_target import TimeToTarget
 
 _MIB = 2**20

@@ -10,6 +10,9 @@ narrowest say where the change is (P. Fryzlewicz, Narrowest significance pursuit
 119, 2024). A stretch counts only where each of its cases is by itself over its floor on
 the same side, and the single verdict of none is out yet: no equal or opposite case is
 inside.
+
+`describe_parts` puts such a verdict into a line: "slower for B ≤ 16 (+7.2%), equal
+above".
 """
 
 from __future__ import annotations
@@ -17,24 +20,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from batchline.bench.records import parse_case_id
 from batchline.bench.regressions import (
+    ACCURACY,
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,
     INVALID,
     LATENCY,
-    REGRESSED,
+    MEMORY,
     OverBatches,
+    REGRESSED,
 )
-from batchline.bench.verdicts import batch_words
-from batchline.bench.verdicts.floors import Floor
-from batchline.bench.verdicts.gate import LEAST_PAIRS, LOOKS, Ratios, Replay, confirmed
-from batchline.bench.verdicts.pair_tests import moments
+from batchline.bench.stats.pair_tests import moments
+from batchline.bench.verdicts.gate import (
+    Floor,
+    LEAST_PAIRS,
+    LOOKS,
+    Ratios,
+    Replay,
+    confirmed,
+)
 
 _KERNEL = ("op", "variant", "scenario", "dtype")
 
@@ -65,7 +75,7 @@ def over_batches(
                 *kernel,
                 quantity,
                 _verdict(set(own)),
-                batch_words.words(parts, Counter(own), quantity),
+                describe_parts(parts, Counter(own), quantity),
                 parts,
             )
         )
@@ -266,3 +276,76 @@ def _parts(
             }
         )
     return tuple(parts)
+
+
+_CHANGED = {
+    LATENCY: ("slower", "faster"),
+    MEMORY: ("more memory", "less memory"),
+    ACCURACY: ("less accurate", "more accurate"),
+}
+_UNCHANGED = {EQUIVALENT: "equal", INCONCLUSIVE: "undecided", INVALID: "not judged"}
+
+
+def describe_parts(
+    parts: Sequence[Mapping], counts: Mapping[str, int], quantity: str = LATENCY
+) -> str:
+    """`parts` are as in OverBatches, all of a kernel; `counts` is how many batch sizes
+    have each verdict.
+
+    What changed is said first, each stretch of it; of the rest, where it is scattered,
+    only how much.
+    """
+    changed = [part for part in parts if part["verdict"] not in _UNCHANGED]
+    rest = [part for part in parts if part["verdict"] in _UNCHANGED]
+    if len(parts) == 2 and rest:
+        last = rest[-1]
+        side = "above" if last is parts[1] else "below"
+        return f"{_describe_part((changed + rest)[0], parts, quantity)}, {_UNCHANGED[last['verdict']]} {side}"
+    return ", ".join(
+        [
+            *(_describe_part(part, parts, quantity) for part in changed),
+            *_describe_rest(rest, parts, counts, quantity),
+        ]
+    )
+
+
+def _describe_rest(
+    rest: Sequence[Mapping],
+    parts: Sequence[Mapping],
+    counts: Mapping[str, int],
+    quantity: str,
+) -> Iterator[str]:
+    verdicts = [
+        verdict
+        for verdict in _UNCHANGED
+        if any(part["verdict"] == verdict for part in rest)
+    ]
+    elsewhere = len(rest) < len(parts)
+    if elsewhere and len(verdicts) == 1:
+        yield f"{_UNCHANGED[verdicts[0]]} elsewhere"
+    elif len(rest) == len(verdicts):
+        yield from (_describe_part(part, parts, quantity) for part in rest)
+    else:
+        said = [f"{_UNCHANGED[verdict]} at {counts[verdict]}" for verdict in verdicts]
+        yield f"{'elsewhere ' * elsewhere}{', '.join(said)} of {sum(counts.values())} batch sizes"
+
+
+def _describe_part(part: Mapping, parts: Sequence[Mapping], quantity: str) -> str:
+    if part["verdict"] in _UNCHANGED:
+        return f"{_UNCHANGED[part['verdict']]} {_where(part, parts)}"
+    what = dict(zip((REGRESSED, IMPROVED), _CHANGED[quantity]))[part["verdict"]]
+    return f"{what} {_where(part, parts)} ({part['effect']:+.1%})"
+
+
+def _where(part: Mapping, parts: Sequence[Mapping]) -> str:
+    if len(parts) == 1:
+        return "at every B"
+    if part["first"] == part["last"]:
+        return f"at B = {part['first']}"
+    if part is parts[0]:
+        return f"for B ≤ {part['last']}"
+    return (
+        f"for B ≥ {part['first']}"
+        if part is parts[-1]
+        else f"for {part['first']} ≤ B ≤ {part['last']}"
+    )

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from batchline.bench import units
-from batchline.bench.noise.claims import curves, effects
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.stats import training_curves, intervals
+from batchline.bench.stats.intervals import Effect
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -90,7 +90,7 @@ def _step_times(
                 and run["curve"]["updates"]
                 and run["curve"]["updates"][-1]
             ]
-            for batch in curves.batches(sweep)
+            for batch in training_curves.batches(sweep)
         }
     timed = {
         title: {batch: steps[batch] for batch in sorted(steps) if steps[batch]}
@@ -106,10 +106,14 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
     }
     sizes = list(a_sample)
     pairs = [
-        (small, large, _inverse(effects.median_ratio(a_sample[small], a_sample[large])))
+        (
+            small,
+            large,
+            _inverse(intervals.median_ratio(a_sample[small], a_sample[large])),
+        )
         for small, large in pairwise(sizes)
     ]
-    whole = _inverse(effects.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]))
+    whole = _inverse(intervals.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]))
     gains = {large: gain for _, large, gain in pairs}
     rows = tuple(
         (
@@ -142,20 +146,24 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
 def _updates(sweep: Mapping) -> tuple[Finding, Table]:
     target = sweep["grid"]["target_loss"]
     reached, rows = {}, []
-    for batch in curves.batches(sweep):
-        rate = curves.best_rate(sweep, batch, target)
-        found = curves.runs(sweep, batch, rate)
+    for batch in training_curves.batches(sweep):
+        rate = training_curves.best_rate(sweep, batch, target)
+        found = training_curves.runs(sweep, batch, rate)
         reaches = {
             run["seed"]: reach
             for run in found
-            if (reach := curves.first_reach(run, target))
+            if (reach := training_curves.first_reach(run, target))
         }
         if not reaches:
             rows.append((f"{batch:,}", "none", "0", "never", "", ""))
             continue
         reached[batch] = {seed: updates for seed, (updates, _) in reaches.items()}
-        edge = " (on the grid's edge)" if curves.on_edge(sweep, batch, rate) else ""
-        updates = effects.geometric_mean(list(reached[batch].values()))
+        edge = (
+            " (on the grid's edge)"
+            if training_curves.on_edge(sweep, batch, rate)
+            else ""
+        )
+        updates = intervals.geometric_mean(list(reached[batch].values()))
         rows.append(
             (
                 f"{batch:,}",
@@ -188,7 +196,7 @@ def _updates_finding(
     """From the updates to the target by batch and seed."""
     part = f"a larger batch needs fewer updates to a training loss of {target:g}"
     pairs = [
-        (small, large, _inverse(effects.paired_ratio(reached[small], reached[large])))
+        (small, large, _inverse(intervals.paired_ratio(reached[small], reached[large])))
         for small, large in pairwise(reached)
         if set(reached[small]) & set(reached[large])
     ]
@@ -200,7 +208,7 @@ def _updates_finding(
             "no two batch sizes reached the target with the same seeds",
         )
     least, most = min(reached), max(reached)
-    whole = effects.paired_ratio(reached[least], reached[most])
+    whole = intervals.paired_ratio(reached[least], reached[most])
     effect = (
         ""
         if whole is None

@@ -24,10 +24,9 @@ from batchline.bench.measure import threads
 from batchline.bench.measure.busy import Guard, NoGuard, guard_of
 from batchline.bench.measure.hardware import hardware as hardware_of
 from batchline.bench.noise.meter import NoiseMeter
-from batchline.bench.noise.workloads import workloads
-from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.units import duration
-from batchline.bench.verdicts.medians import LEAST_SAMPLES
+from batchline.bench.stats.intervals import LEAST_SAMPLES
 from batchline.kernels import backends
 
 PLAIN, METERED, READ, OPACUS, BACKPACK = (

@@ -21,15 +21,14 @@ from batchline.bench.measure.clocks import Host
 from batchline.bench.measure.hardware import hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
-from batchline.bench.noise.batch_tests import (
+from batchline.bench.stats.batch_statistics import (
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
-from batchline.bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
+from batchline.bench.stats.noise_scale import noise_scale, over_batches, two_batch_sizes
 from batchline.bench.noise.meter import NoiseMeter, Reading
-from batchline.bench.noise.workloads import workloads
-from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.records import NotMeasured
 
 Tell = Callable[[str], None]

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import captured, linear
-from batchline.bench.noise.meter.replayed import replayed
+from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import Step
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MEASURED: Mapping[Callable, Metered] = {
-    nn.Linear.forward: linear.metered,
-    nn.LayerNorm.forward: captured.normalisation,
-    nn.RMSNorm.forward: captured.normalisation,
-    nn.Embedding.forward: captured.embedding,
+    nn.Linear.forward: layers.linear,
+    nn.LayerNorm.forward: layers.normalisation,
+    nn.RMSNorm.forward: layers.normalisation,
+    nn.Embedding.forward: layers.embedding,
 }
 
 

@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 import torch
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.batch_tests import (
+from batchline.bench.stats.batch_statistics import (
+    BatchStatistics,
     BatchTest,
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
-from batchline.bench.noise.estimators import (
-    BatchStatistics,
-    NoiseEstimate,
-    within_batch,
-)
-from batchline.bench.noise.meter.found import Found
+from batchline.bench.stats.noise_scale import NoiseEstimate, within_batch
+from batchline.bench.noise.meter.step import ParameterStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 
@@ -99,7 +96,9 @@ class Reading:
         return "\n".join(lines)
 
 
-def read(found: Mapping[str, Found], batch: int, factor: float, **named) -> Reading:
+def read(
+    found: Mapping[str, ParameterStatistics], batch: int, factor: float, **named
+) -> Reading:
     """The reading of a step: one transfer from the device.
 
     Args:

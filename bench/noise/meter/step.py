@@ -1,18 +1,18 @@
 """What is seen of one metered step while it runs: calls, contributions, and each
-parameter's whole gradient.
+parameter's whole gradient; and what it leaves of each parameter.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.contributions import Contribution, combined
-from batchline.bench.noise.meter.found import Found
 
 
 class Step:
@@ -31,7 +31,7 @@ class Step:
         self._uses: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
         self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
         self._totals: dict[nn.Parameter, torch.Tensor] = {}
-        self._found: dict[nn.Parameter, Found] = {}
+        self._found: dict[nn.Parameter, ParameterStatistics] = {}
         self._astray: list[str] = []
         self._pass: int | None = None
         self._over = False
@@ -110,7 +110,9 @@ class Step:
         """The gradient that a parameter's only call returns to autograd, which is B·ḡ,
         and n and d beside it.
         """
-        self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d)
+        self._found[parameter] = ParameterStatistics(
+            torch.linalg.vector_norm(gradient), n, d
+        )
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
         self._replaced[parameter] = gradient.data_ptr(), gradient._version
@@ -129,7 +131,7 @@ class Step:
         ):  # another one was added, into its memory or elsewhere
             self._astray.append(self._names[parameter])
 
-    def finish(self) -> dict[str, Found]:
+    def finish(self) -> dict[str, ParameterStatistics]:
         """{‖B·ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
 
         Raises:
@@ -165,7 +167,7 @@ class Step:
                 torch.finfo(dtype).eps
                 for dtype in (parameter.dtype, *(use.dtype for use in uses))
             )
-            self._found[parameter] = Found(
+            self._found[parameter] = ParameterStatistics(
                 torch.linalg.vector_norm(gradient), n, d, gap, coarsest
             )
         return {
@@ -173,3 +175,19 @@ class Step:
             for parameter, name in self._names.items()
             if parameter in self._found
         }
+
+
+class ParameterStatistics(NamedTuple):
+    """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B]
+    and d[B].
+
+    `gap` is how far B·ḡ is from what autograd has for the parameter; None where
+    autograd has it from here. `eps` is the coarsest spacing of the dtypes that took
+    part.
+    """
+
+    norm: torch.Tensor
+    squared_norms: torch.Tensor
+    inner_products: torch.Tensor
+    gap: torch.Tensor | None = None
+    eps: float = 0.0

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, nctdtr, stdtr, stdtrit
+from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
 
 POWER = 0.8
 EXACT = 1e-12  # of a logarithm: what rounding leaves of equal ratios

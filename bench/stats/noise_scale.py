@@ -1,5 +1,5 @@
 """Estimates of the gradient noise scale from per-sample gradients, each with an
-interval.
+interval: of one batch, of several, and of a stream of micro-batches.
 
 All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b =
 g_b·ḡ.
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.noise.intervals import (
+from batchline.bench.stats.batch_statistics import BatchStatistics, require_squares
+from batchline.bench.stats.intervals import (
     Interval,
     Means,
     Quantiles,
@@ -26,7 +27,6 @@ from batchline.bench.noise.intervals import (
 BOUNDED = "bounded"
 NO_UPPER_BOUND = "cannot bound above"
 NO_SIGNAL = "signal not distinguishable from zero"
-_ROUNDING = 1e-3  # of √(n̄·M), far above what half precision leaves of M, far below what a wrong 1/B does to it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def two_batch_sizes(
         raise ValueError(
             f"two batch sizes are needed, 1 or more and a bigger one: these are {small} and {big}"
         )
-    _require_squares("‖ḡ‖²", np.array([small_square, big_square]))
+    require_squares("‖ḡ‖²", np.array([small_square, big_square]))
     return NoiseScale(
         trace=(small_square - big_square) / (1 / small - 1 / big),
         square=(big * big_square - small * small_square) / (big - small),
@@ -100,85 +100,6 @@ def expected_cosine(simple: float, batch: int) -> float:
     independent batches of B.
     """
     return 1 / (1 + simple / batch)
-
-
-@dataclass(frozen=True, eq=False)
-class BatchStatistics:
-    """M = ‖ḡ‖², n[B] = ‖g_b‖² and d[B] = g_b·ḡ of one batch, in float64; ḡ is the mean
-    of the g_b.
-
-    Raises:
-        ValueError: of fewer than two samples, n and d of unequal lengths, a NaN or an
-            infinity, a negative square, or an M that is not the mean of d: then ḡ is
-            not the mean of these gradients, mostly for a 1/B too many.
-    """
-
-    mean_square: float
-    squared_norms: np.ndarray
-    inner_products: np.ndarray
-
-    def __post_init__(self):
-        n, d = (
-            np.array(values, dtype=np.float64)
-            for values in (self.squared_norms, self.inner_products)
-        )
-        square = float(self.mean_square)
-        for name, value in (
-            ("mean_square", square),
-            ("squared_norms", n),
-            ("inner_products", d),
-        ):
-            object.__setattr__(self, name, value)
-        if n.ndim != 1 or n.shape != d.shape:
-            raise ValueError(
-                f"n and d have an entry a sample, and these have shapes {n.shape} and {d.shape}"
-            )
-        if len(n) < 2:
-            raise ValueError(
-                f"a noise scale needs two samples or more, and this batch has {len(n)}"
-            )
-        _require_squares("‖g‖²", n)
-        _require_squares("‖ḡ‖²", np.array([square]))
-        if bad := int(np.sum(~np.isfinite(d))):
-            raise ValueError(
-                f"g·ḡ of the gradients is NaN or infinite in {bad} of {len(d)}"
-            )
-        slack = _ROUNDING * math.sqrt(n.mean() * square)
-        if abs(square - d.mean()) > slack or square > n.mean() + slack:
-            raise ValueError(
-                f"ḡ is not the mean of these gradients: ‖ḡ‖² is {square:.4g}, the mean of g·ḡ is "
-                f"{d.mean():.4g} and that of ‖g‖² is {n.mean():.4g} (look for a loss that is already "
-                "divided by B, or is summed)"
-            )
-
-    @property
-    def batch(self) -> int:
-        return len(self.squared_norms)
-
-    def __add__(self, other: BatchStatistics) -> BatchStatistics:
-        """Of two groups of parameters, as two layers, of the same samples in the same
-        order: M, n and d add up.
-        """
-        if self.batch != other.batch:
-            raise ValueError(
-                f"layers are added over the same samples: these have {self.batch} and {other.batch}"
-            )
-        return BatchStatistics(
-            self.mean_square + other.mean_square,
-            self.squared_norms + other.squared_norms,
-            self.inner_products + other.inner_products,
-        )
-
-
-def _require_squares(name: str, squares: np.ndarray) -> None:
-    for what, bad in (
-        ("NaN or infinite", ~np.isfinite(squares)),
-        ("negative, so rounding went too far,", squares < 0),
-    ):
-        if bad.any():
-            raise ValueError(
-                f"{name} of the gradients is {what} in {bad.sum()} of {bad.size}"
-            )
 
 
 @dataclass(frozen=True)
@@ -342,12 +263,12 @@ def estimate(
         around(means.top, means.top_variance, of_trace),
         square,
         simple,
-        _answer(simple),
+        _kind(simple),
         **facts,
     )
 
 
-def _answer(simple: Interval) -> str:
+def _kind(simple: Interval) -> str:
     if simple.bounded:
         return BOUNDED
     return NO_UPPER_BOUND if simple.low > 0 else NO_SIGNAL
@@ -361,3 +282,102 @@ def _skewness_of_mean(deviations: np.ndarray) -> float:
 
 def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+_LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
+
+
+class Stream:
+    """Running moments of (S, G2) over independent micro-batches, each weighted by its
+    samples w.
+
+    The variance is that of a weighted mean whose parts differ in variance, Σw²(x −
+    x̄)²/(W² − Σw²), right if that of a part falls as 1/w; its degrees of freedom are
+    W²/Σw² − 1, Kish's effective count less one. With equal batches all of it is what
+    `over_batches` gives.
+    """
+
+    def __init__(self):
+        self._batches = 0
+        self._origin = np.zeros(2)  # the first pair: moments about 0 would cancel
+        self._first, self._second, self._third = (
+            np.zeros((3,) * order) for order in (1, 2, 3)
+        )
+
+    def add(self, statistics: BatchStatistics) -> None:
+        """Take in one micro-batch, of two samples or more."""
+        self.add_scale(
+            noise_scale(statistics.mean_square, statistics.squared_norms),
+            statistics.batch,
+        )
+
+    def add_scale(self, scale: NoiseScale, batch: int) -> None:
+        """Take in the noise scale of a micro-batch of so many samples, which is all
+        that is kept of it.
+
+        Raises:
+            ValueError: of fewer than two samples, or of a scale that is NaN or
+            infinite; the stream is as it was.
+        """
+        pair = np.array([scale.trace, scale.square], dtype=np.float64)
+        if batch < 2:
+            raise ValueError(
+                f"a noise scale needs two samples or more, and this micro-batch has {batch}"
+            )
+        if not np.isfinite(pair).all():
+            raise ValueError(
+                f"a micro-batch's noise scale is NaN or infinite: tr Σ {scale.trace}, ‖G‖² {scale.square}"
+            )
+        if not self._batches:
+            self._origin = pair
+        self._batches += 1
+        weighted = batch * np.array(
+            [1.0, *(pair - self._origin)]
+        )  # with the 1, lower orders are part of the higher
+        self._first += weighted
+        self._second += np.multiply.outer(weighted, weighted)
+        self._third += np.multiply.outer(
+            np.multiply.outer(weighted, weighted), weighted
+        )
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def estimate(self, confidence: float = 0.95) -> NoiseEstimate:
+        """The estimate so far; its `batch` is the mean micro-batch, to the nearest.
+
+        Raises:
+            ValueError: of fewer than two micro-batches, or of one so large that the
+            others say nothing beside it.
+        """
+        samples, squares = self._first[0], self._second[0, 0]
+        effective = samples**2 / squares if self._batches else 0
+        if effective < _LEAST_EFFECTIVE:
+            raise ValueError(
+                "an interval over micro-batches needs two or more of about one size: these "
+                f"{self._batches} are as good as {effective:.2f}"
+            )
+        mean = self._first[1:] / samples
+        deviation = np.concatenate(
+            [-mean[:, None], np.eye(2)], 1
+        )  # [2,3], of (1, pair − origin)
+        scatter = deviation @ self._second @ deviation.T
+
+        def skewness(weights: np.ndarray) -> float:
+            along = weights @ deviation
+            spread = weights @ scatter @ weights
+            return (
+                float(self._third @ along @ along @ along / spread**1.5)
+                if spread > 0
+                else 0.0
+            )
+
+        return estimate(
+            Means.of(self._origin + mean, scatter / (samples**2 - squares)),
+            student_t(confidence, effective - 1),
+            skewness,
+            batch=round(samples / self._batches),
+            batches=self._batches,
+            method=f"{self._batches} micro-batches",
+            confidence=confidence,
+        )

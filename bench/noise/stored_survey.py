@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from batchline.bench.noise.advice import Advice
 from batchline.bench.noise.advisor import advise
-from batchline.bench.noise.estimators import NoiseEstimate, NoiseScale, over_batches
+from batchline.bench.stats.noise_scale import NoiseEstimate, NoiseScale, over_batches
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,33 @@
-"""The least squares under the latency law, and the terms that are added to a line where
-the times refute it.
+"""Fits over the batch size: of times by a line with the terms that it needs, and of
+bytes by a line.
 
-Weights are 1/t², as the noise of a time is a share of it, and no coefficient is below 0
-(Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23). What a line lacks is
-added a term at a time, the one that explains most: a second slope from a measured batch
-on, or one batch that is no part of the law, a jump. It is taken if its F test survives
-Bonferroni over all that were offered, at 1%. The test is on logarithms, in which twice
-the law and half of it are equally far, and takes no scatter for less than 1%: processes
-differ by as much, however well a few medians agree. With few batches no test can reach
-that; so a fit that is off by a quarter, which is not noise, is also left for one that
-halves it. Of lines with noise up to 5%, at most 2% get a term
-(tests/test_latency_law.py asserts it).
+Latency: weights are 1/t², as the noise of a time is a share of it, and no coefficient
+is below 0 (Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23). What a
+line lacks is added a term at a time, the one that explains most: a second slope from a
+measured batch on, or one batch that is no part of the law, a jump. A term is taken if
+its F test survives Bonferroni over all that were offered, at 1%. The test is on
+logarithms, in which twice the law and half of it are equally far. It takes no scatter
+for less than 1%: processes differ by as much, however well a few medians agree. With
+few batches no test can reach that; so a fit that is off by a quarter, which is not
+noise, is also left for one that halves it. Of lines with noise up to 5%, at most 2% get
+a term (tests/test_laws.py asserts it).
+
+Memory: plain least squares.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from batchline.bench.noise import intervals
+from batchline.bench.stats.intervals import Interval, Means, Quantiles, fieller
+from batchline.bench.stats.occupancy import Waves
 
 GOOD_FIT = 0.25  # of a time: a fit that misses by more is none
 _CONFIDENCE = 0.95
@@ -36,42 +41,8 @@ _LEAST_STEPS = (
 )
 _EXACT = 1e-12  # squares of relative residuals that are rounding
 
-Interval = tuple[float, float]
 
-
-@dataclass(frozen=True)
-class Waves:
-    """How a launch fills a GPU: thread blocks (CTAs) a sample, and how many the
-    multiprocessors hold at once.
-
-    Tested on synthetic curves; not yet seen on a GPU.
-    """
-
-    ctas_per_sample: int
-    multiprocessors: int
-    ctas_per_multiprocessor: int
-
-    @property
-    def samples(self) -> float:
-        """Samples in a full wave."""
-        return (
-            self.multiprocessors * self.ctas_per_multiprocessor / self.ctas_per_sample
-        )
-
-    def count(self, batch: int) -> int:
-        """Waves of a batch: ⌈B · CTAs a sample / (multiprocessors · CTAs on each)⌉."""
-        return -(
-            -int(batch)
-            * self.ctas_per_sample
-            // (self.multiprocessors * self.ctas_per_multiprocessor)
-        )
-
-    def filled(self, batch: int) -> float:
-        """The batch rounded up to full waves."""
-        return self.count(batch) * self.samples
-
-
-class Fit:
+class LatencyFit:
     """t(B) = values · (1, B) in seconds, or (1, min(B, bend_at), max(B − bend_at, 0))
     with a `knot`, and the `jumps`.
 
@@ -145,7 +116,7 @@ class Fit:
             stdtrit(self._degrees, 1 - _LEVEL / len(self.batches))
         )
 
-    def longer(self) -> Fit | None:
+    def longer(self) -> LatencyFit | None:
         """The fit with the term more that explains most; None where that may be luck."""
         offers = self._offers() if self._degrees > 1 else []
         if not offers:
@@ -163,12 +134,12 @@ class Fit:
             else None
         )
 
-    def _offers(self) -> list[Fit]:
+    def _offers(self) -> list[LatencyFit]:
         free = [row for row in range(len(self.batches)) if row not in self.jumps]
         terms = [(row, self.jumps) for row in free] if self.knot is None else []
         terms += [(self.knot, (*self.jumps, row)) for row in free]
         return [
-            Fit(self.batches, self.times_s, self.waves, *more)
+            LatencyFit(self.batches, self.times_s, self.waves, *more)
             for more in terms
             if self._determines(*more)
         ]
@@ -217,9 +188,9 @@ class Fit:
         free, covariance = self._unbounded
         value = (top @ self.values) / (bottom @ self.values)
         both = np.array([top, bottom])
-        ends = intervals.fieller(
-            intervals.Means.of(both @ free, both @ covariance @ both.T),
-            intervals.Quantiles(-self._quantile, self._quantile),
+        ends = fieller(
+            Means.of(both @ free, both @ covariance @ both.T),
+            Quantiles(-self._quantile, self._quantile),
         )
         return float(value), self._holding(value, ends.low, ends.high)
 
@@ -228,7 +199,7 @@ class Fit:
         """The ends, not below 0, and not without the value, which a bound may have
         moved.
         """
-        return float(max(0, min(low, value))), float(max(high, value))
+        return Interval(float(max(0, min(low, value))), float(max(high, value)))
 
     @property
     def _quantile(self) -> float:
@@ -246,16 +217,58 @@ class Fit:
         return free / self._scale, covariance
 
 
-def fitted(batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None) -> Fit:
+def fit_latency(
+    batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None
+) -> LatencyFit:
     """A line and the terms that it needs, or one of waves where that fits better."""
-    fits = [Fit(batches, times_s)]
+    fits = [LatencyFit(batches, times_s)]
     if (
         waves is not None
         and len({waves.count(batch) for batch in batches}) >= _LEAST_STEPS
     ):
-        fits.append(Fit(batches, times_s, waves))
+        fits.append(LatencyFit(batches, times_s, waves))
     for row, fit in enumerate(fits):
         while (longer := fit.longer()) is not None:
             fit = longer
         fits[row] = fit
     return min(fits, key=lambda fit: fit.information)
+
+
+LEAST_MEMORY_BATCHES = 3  # two points make any line
+
+
+@dataclass(frozen=True)
+class MemoryLaw:
+    """Bytes: m(B) = fixed + per_sample · B. `misfit` is the worst |measured − law| as a
+    share of the largest m.
+    """
+
+    fixed: float
+    per_sample: float
+    misfit: float
+
+    def bytes_at(self, batch: float) -> float:
+        return self.fixed + self.per_sample * batch
+
+    def largest_batch(self, room_bytes: float) -> int | None:
+        """The largest B with m(B) ≤ `room_bytes`; None where memory does not grow with
+        the batch.
+        """
+        if self.per_sample <= 0:
+            return None
+        return max(0, int((room_bytes - self.fixed) / self.per_sample))
+
+
+def fit_memory(batches: Sequence[int], sizes: Sequence[float]) -> MemoryLaw | None:
+    """Least squares over (batch, bytes); None from fewer than three batches.
+
+    Unweighted: a page or two of rounding is nothing at a large batch, and it is the
+    large ones that a limit concerns.
+    """
+    if len(set(batches)) < LEAST_MEMORY_BATCHES:
+        return None
+    slope, intercept = statistics.linear_regression(batches, sizes)
+    worst = max(
+        abs(intercept + slope * batch - size) for batch, size in zip(batches, sizes)
+    )
+    return MemoryLaw(intercept, slope, worst / max(*sizes, 1))

@@ -1,8 +1,8 @@
-"""How many warps of a kernel fit on a multiprocessor at once, from what its compiled
-code asks for.
+"""How a launch fills a GPU: the warps of a kernel that fit on a multiprocessor at once,
+and the waves of thread blocks that a batch takes.
 
-The arithmetic is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's barriers are
-not counted.
+The arithmetic of the first is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's
+barriers are not counted.
 """
 
 from __future__ import annotations
@@ -69,3 +69,35 @@ def _blocks_by_registers(target: Architecture, warps: int, registers: int) -> in
 
 def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
+
+
+@dataclass(frozen=True)
+class Waves:
+    """How a launch fills a GPU: thread blocks (CTAs) a sample, and how many the
+    multiprocessors hold at once.
+
+    Tested on synthetic curves; not yet seen on a GPU.
+    """
+
+    ctas_per_sample: int
+    multiprocessors: int
+    ctas_per_multiprocessor: int
+
+    @property
+    def samples(self) -> float:
+        """Samples in a full wave."""
+        return (
+            self.multiprocessors * self.ctas_per_multiprocessor / self.ctas_per_sample
+        )
+
+    def count(self, batch: int) -> int:
+        """Waves of a batch: ⌈B · CTAs a sample / (multiprocessors · CTAs on each)⌉."""
+        return -(
+            -int(batch)
+            * self.ctas_per_sample
+            // (self.multiprocessors * self.ctas_per_multiprocessor)
+        )
+
+    def filled(self, batch: int) -> float:
+        """The batch rounded up to full waves."""
+        return self.count(batch) * self.samples

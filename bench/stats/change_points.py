@@ -81,7 +81,7 @@ def change_points(values: Sequence[float]) -> list[ChangePoint]:
     ]
 
 
-def noise_scale(logs: np.ndarray) -> float:
+def run_noise(logs: np.ndarray) -> float:
     """The standard deviation of one run, of the differences between neighbours; at
     least 1%.
     """
@@ -97,14 +97,14 @@ def _without_spikes(logs: np.ndarray) -> np.ndarray:
     padded = np.pad(logs, _NEIGHBOURS, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1)
     local = np.median(windows, axis=1)
-    return np.where(np.abs(logs - local) > _SPIKE * noise_scale(logs), local, logs)
+    return np.where(np.abs(logs - local) > _SPIKE * run_noise(logs), local, logs)
 
 
 def _candidates(logs: np.ndarray) -> list[int]:
     """0, where a segment may begin, and the length."""
     import ruptures
 
-    scaled = (logs / noise_scale(logs))[:, None]
+    scaled = (logs / run_noise(logs))[:, None]
     search = ruptures.KernelCPD(kernel="linear", min_size=LEAST_SEGMENT).fit(
         scaled
     )  # the l2 cost, PELT, in C

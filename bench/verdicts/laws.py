@@ -1,9 +1,11 @@
-"""How time grows with the batch: t(B) = launch + cost a sample · B, which may bend
-once, where a cache is full.
+"""How the time and the memory of a variant grow with the batch.
 
+Time: t(B) = launch + cost per sample · B, which may bend once, where a cache is full.
 With an interval for each, the batch from which on throughput is saturated, and the
 batches that stand out. On a GPU time grows in waves of thread blocks: where the caller
 knows how many fit (Waves), the law may count them instead.
+
+Memory: m(B) = fixed + per sample · B, and the largest batch that a device then holds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchline.bench.records import MEASURED, Record
-from batchline.bench.verdicts.latency_fit import GOOD_FIT, Fit, Interval, Waves, fitted
+from batchline.bench.stats.fits import (
+    GOOD_FIT,
+    LatencyFit,
+    MemoryLaw,
+    fit_latency,
+    fit_memory,
+)
+from batchline.bench.stats.intervals import Interval
+from batchline.bench.stats.occupancy import Waves
 
 LEAST_BATCHES = 4  # a line through fewer has no scatter to judge it by
 SATURATED = 0.9  # of the best throughput
@@ -92,7 +102,7 @@ class LatencyLaw:
     why_none: str | None = None
 
 
-def laws(
+def latency_laws(
     records: Sequence[Record], waves: Mapping[Key, Waves] | None = None
 ) -> list[LatencyLaw]:
     """One for each variant, scenario, dtype and clock measured; `waves` is by (op,
@@ -110,12 +120,12 @@ def laws(
             )
             groups.setdefault(key, {})[record.batch] = record.median_s
     return [
-        _law(key, dict(sorted(medians_s.items())), (waves or {}).get(key[:4]))
+        _latency_law(key, dict(sorted(medians_s.items())), (waves or {}).get(key[:4]))
         for key, medians_s in groups.items()
     ]
 
 
-def _law(
+def _latency_law(
     key: tuple[str, ...], medians_s: Mapping[int, float], waves: Waves | None
 ) -> LatencyLaw:
     batches = tuple(medians_s)
@@ -129,7 +139,9 @@ def _law(
         return LatencyLaw(
             *key, batches, why_none="a median is no time above 0: measure again"
         )
-    fit = fitted(np.array(batches, float), np.array(list(medians_s.values())), waves)
+    fit = fit_latency(
+        np.array(batches, float), np.array(list(medians_s.values())), waves
+    )
     worst, misfit = fit.worst
     if misfit > GOOD_FIT:
         return LatencyLaw(
@@ -158,7 +170,7 @@ def _law(
     )
 
 
-def _saturation(fit: Fit) -> Saturation | None:
+def _saturation(fit: LatencyFit) -> Saturation | None:
     """Where B/t(B) = 90% of the best, which it has at the end, or at a bend from which
     on samples cost more.
 
@@ -167,7 +179,7 @@ def _saturation(fit: Fit) -> Saturation | None:
     """
     launch, cost, *more = fit.values
     best_s = last = more[0] if more else cost  # a sample
-    if fit.interval(len(more) + 1)[0] * fit.batches[-1] <= _EXACT * fit.times_s[-1]:
+    if fit.interval(len(more) + 1).low * fit.batches[-1] <= _EXACT * fit.times_s[-1]:
         return None
     at = fit.bend_at
     if not more:
@@ -181,7 +193,8 @@ def _saturation(fit: Fit) -> Saturation | None:
         top, bottom = (SATURATED, 0, 0), (0, -SATURATED, 1)
     else:
         top, bottom = (1, at, -at), (0, 0, 1 / SATURATED - 1)
-    batch, (low, high) = fit.ratio(np.array(top), np.array(bottom))
+    batch, interval = fit.ratio(np.array(top), np.array(bottom))
+    low, high = interval.low, interval.high
     if fit.waves is None:
         return Saturation(_whole(batch), _whole(low), _whole(high))
     wave = fit.waves.samples
@@ -201,7 +214,7 @@ def _whole(batch: float) -> float:
     return max(1, math.ceil(batch * (1 - _EXACT))) if math.isfinite(batch) else batch
 
 
-def _cliffs(fit: Fit, waves: Waves | None) -> Iterator[Cliff]:
+def _cliffs(fit: LatencyFit, waves: Waves | None) -> Iterator[Cliff]:
     for row, (batch, miss) in enumerate(zip(fit.batches, fit.misses)):
         begun = (
             waves.count(batch)
@@ -218,3 +231,82 @@ def _cliffs(fit: Fit, waves: Waves | None) -> Iterator[Cliff]:
             over = float(fit.times_s[row] / fit.seconds_at([batch])[0]) - 1
             if over > fit.clear:
                 yield Cliff(int(batch), over, begun)
+
+
+_GOOD_MEMORY_FIT = 0.05  # a law that misses by more than this share of the largest total predicts nothing
+
+
+@dataclass(frozen=True)
+class MemoryGrowth:
+    """How one variant's memory and time grow on one scenario: `peak` above the inputs,
+    `inputs`, and both together.
+
+    `batch` is the largest that was measured, and `seconds_a_sample` its median over it.
+    """
+
+    op: str
+    variant: str
+    scenario: str
+    dtype: str
+    peak: MemoryLaw
+    inputs: MemoryLaw
+    total: MemoryLaw
+    batch: int
+    seconds_a_sample: float
+
+    def largest_batch(self, room_bytes: float) -> int | None:
+        """The largest batch whose inputs, outputs and workspace fit into `room_bytes`;
+        None where there is no law.
+        """
+        return self.total.largest_batch(room_bytes) if self.is_a_line else None
+
+    @property
+    def is_a_line(self) -> bool:
+        return self.total.misfit <= _GOOD_MEMORY_FIT
+
+    def seconds_at(self, batch: int) -> float:
+        """About what a call takes there, at the cost a sample of the largest batch
+        measured.
+        """
+        return self.seconds_a_sample * batch
+
+
+def memory_growths(records: Sequence[Record]) -> list[MemoryGrowth]:
+    """One for each variant and scenario with at least three measured batches."""
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in records:
+        if record.status == MEASURED and record.facts.get("peak_bytes") is not None:
+            groups.setdefault(
+                (record.op, record.variant, record.scenario, record.dtype), []
+            ).append(record)
+    found = []
+    for key, group in groups.items():
+        batches = [record.batch for record in group]
+        peaks = [record.facts["peak_bytes"] for record in group]
+        inputs = [record.facts["input_bytes"] for record in group]
+        laws = [
+            fit_memory(batches, sizes)
+            for sizes in (peaks, inputs, [sum(both) for both in zip(peaks, inputs)])
+        ]
+        if None not in laws:
+            largest = max(group, key=lambda record: record.batch)
+            found.append(
+                MemoryGrowth(
+                    *key, *laws, largest.batch, largest.median_s / largest.batch
+                )
+            )
+    return found
+
+
+def quickest(growths_: Sequence[MemoryGrowth], room_bytes: float) -> list[MemoryGrowth]:
+    """For each op and variant the one whose call at its largest batch would be the
+    quickest.
+    """
+    best: dict[tuple[str, str], tuple[float, MemoryGrowth]] = {}
+    for growth in growths_:
+        batch = growth.largest_batch(room_bytes)
+        if batch:
+            item = growth.seconds_at(batch), growth
+            key = growth.op, growth.variant
+            best[key] = min(best.get(key, item), item, key=lambda pair: pair[0])
+    return [growth for _, growth in best.values()]

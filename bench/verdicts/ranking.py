@@ -1,5 +1,10 @@
-"""What each rung of an op's ladder bought: its times against the rung below, and
-against PyTorch's fastest.
+"""Which results are ranked, and what each rung of an op's ladder gained.
+
+The one place that says which times may win, and which only stand in the tables. What a
+variant declares of itself exempts it from a check: a wider error bound, fewer outputs,
+inputs that it declines. And a gain may be one over a baseline that took longer than it
+usually does (bench.confirm). Such a time stands in the tables, with the reason; it is
+no best of a row, no gain on a ladder and no choice.
 """
 
 from __future__ import annotations
@@ -9,7 +14,53 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench.records import MEASURED, Record
-from batchline.bench.verdicts import eligible
+
+MOST_TOLERANCE = 16  # times the op's own error bound, on the problem that was measured
+_CHOOSES = (
+    "dispatch"  # the backend (kernels.backends) of a variant that hands on to another
+)
+
+
+def why_unranked(record: Record) -> str | None:
+    """Why a measured time is shown and not ranked, or None. What an older run does not
+    say does not count.
+    """
+    facts = record.facts
+    if facts.get("gives") is not None:
+        return "gives only some of the op's outputs"
+    if facts.get("probes") == 0:
+        return "accepted none of the op's probes"
+    multiple = facts.get("tolerance_multiple") or 1
+    if multiple > MOST_TOLERANCE and not facts.get(
+        "is_baseline"
+    ):  # which no variant becomes by what it declares
+        return f"held to {multiple:.3g} times the op's error bound, and {MOST_TOLERANCE} times is the most"
+    return facts.get("confirmed", {}).get("unranked")
+
+
+def may_win(record: Record) -> bool:
+    """Whether a result is ranked: measured, and exempt from nothing."""
+    return record.status == MEASURED and why_unranked(record) is None
+
+
+def may_be_chosen(record: Record) -> bool:
+    """Whether a call may go to it: ranked, doing the work itself, and inside its op's
+    error bound or the baseline.
+    """
+    facts = record.facts
+    return (
+        may_win(record)
+        and does_the_work(record)
+        and (not facts.get("own_tolerance") or bool(facts.get("is_baseline")))
+    )
+
+
+def does_the_work(record: Record) -> bool:
+    """Whether a result is of a variant that computes, and does not hand on to another
+    one.
+    """
+    return record.facts.get("backend") != _CHOOSES
+
 
 Problem = tuple[str, str, str, int]
 
@@ -32,7 +83,7 @@ def opponents(records: Sequence[Record]) -> dict[Problem, Record]:
     """
     best: dict[Problem, Record] = {}
     for record in records:
-        if eligible.may_win(record) and record.facts.get("backend") == "torch":
+        if may_win(record) and record.facts.get("backend") == "torch":
             problem = problem_of(record)
             if problem not in best or record.median_s < best[problem].median_s:
                 best[problem] = record
@@ -55,7 +106,7 @@ def over(
     ratios = [
         rival.median_s / record.median_s
         for record in records
-        if eligible.may_win(record)
+        if may_win(record)
         and f"{record.op}/{record.variant}" == variant
         and (rival := other(record)) is not None
     ]
