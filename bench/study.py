@@ -32,6 +32,7 @@ FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_SURVEY = "batchline.bench.noise.experiments.survey:survey"
 _STORED = "reports/evidence/*/" + FILE_NAME
 
 
@@ -48,7 +49,7 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
     for name in workloads:
         print(f"the gradient noise of {name}", file=sys.stderr)
         try:
-            found[name] = isolation.call("survey", name, profile)
+            found[name] = isolation.call("experiment", _SURVEY, name, profile)
         except WorkerLost as lost:
             found[name] = {"failed": f"{lost} ({lost.step})"}
         except RuntimeError as error:

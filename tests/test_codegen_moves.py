@@ -111,7 +111,7 @@ def test_equal_rows_do_not_move_in_whatever_order():
 )
 def test_each_fact_is_said_with_what_follows(changes, words, verdict):
     move = moved(**changes)
-    assert (move.words, move.verdict, move.kind, move.reconfigured) == (
+    assert (move.text, move.verdict, move.kind, move.reconfigured) == (
         words,
         verdict,
         CHANGED,
@@ -137,7 +137,7 @@ def test_a_change_of_configuration_is_the_same_kernels_and_certain_of_nothing():
         config="BLOCK_M=64, 4 warps, 4 stages", loads={"2": 192}, shared_bytes=131072
     )
     assert move.reconfigured == "BLOCK_M 128 → 64, warps 8 → 4, stages 3 → 4"
-    assert move.words.startswith(
+    assert move.text.startswith(
         "32.0 KiB more shared memory (128 KiB): occupancy 25% → 12%, limited by shared "
     )
     assert (move.kind, move.verdict) == (CHANGED, OPEN)
@@ -145,14 +145,14 @@ def test_a_change_of_configuration_is_the_same_kernels_and_certain_of_nothing():
 
 def test_kernels_are_new_and_gone_and_a_launch_that_another_scenario_has_is_told():
     (move,) = moves([], [compiled_row()])
-    assert (move.kind, move.words) == (NEW, "new: BLOCK_M=128, 8 warps, 3 stages")
+    assert (move.kind, move.text) == (NEW, "new: BLOCK_M=128, 8 warps, 3 stages")
     here, there = compiled_row(), compiled_row(scenario="odd", batch=1)
     gone, new = moves([here], [there])
-    assert (gone.kind, gone.words) == (
+    assert (gone.kind, gone.text) == (
         GONE,
         "gone here, now compiled for odd/B1: BLOCK_M=128, 8 warps, 3 stages",
     )
-    assert (new.kind, new.words) == (
+    assert (new.kind, new.text) == (
         NEW,
         "new here, had been compiled for tiny_16/B4: BLOCK_M=128, 8 warps, 3 stages",
     )
@@ -165,13 +165,13 @@ def test_what_does_not_compile_is_worse_and_names_the_kernels_it_took():
         compiled_row(kernel="_sum_kernel"),
     ]
     lost = moves(fine, [broken])
-    assert [(move.kernel, move.words, move.verdict) for move in lost] == [
+    assert [(move.kernel, move.text, move.verdict) for move in lost] == [
         (name, "does not compile any more: TypeError: no", WORSE)
         for name in ("_kernel", "_sum_kernel")
     ]
     assert [move.verdict for move in moves([broken], fine)] == [BETTER, BETTER]
     (move,) = moves([], [broken])
-    assert (move.kind, move.words, move.verdict) == (
+    assert (move.kind, move.text, move.verdict) == (
         NEW,
         "does not compile: TypeError: no",
         WORSE,
@@ -179,33 +179,33 @@ def test_what_does_not_compile_is_worse_and_names_the_kernels_it_took():
     (move,) = moves([broken], [])
     assert (move.kind, move.verdict) == (GONE, OPEN)
     (move,) = moves([broken], [broken | {"error": "another"}])
-    assert (move.kind, move.words) == (CHANGED, "error TypeError: no → another")
+    assert (move.kind, move.text) == (CHANGED, "error TypeError: no → another")
 
 
 def test_what_is_declined_is_said_and_is_no_verdict():
     place = {name: compiled_row()[name] for name in PLACE}
     declined = place | {"declined": "needs TMA"}
     (move,) = moves([compiled_row()], [declined])
-    assert (move.kernel, move.words, move.verdict) == (
+    assert (move.kernel, move.text, move.verdict) == (
         "_kernel",
         "declined: needs TMA",
         OPEN,
     )
     (move,) = moves([declined], [compiled_row()])
-    assert (move.words, move.verdict) == (
+    assert (move.text, move.verdict) == (
         "is compiled now (it was declined: needs TMA)",
         OPEN,
     )
     (move,) = moves([], [declined])
-    assert (move.kind, move.words, move.verdict) == (NEW, "declined: needs TMA", OPEN)
+    assert (move.kind, move.text, move.verdict) == (NEW, "declined: needs TMA", OPEN)
     (move,) = moves([declined], [])
-    assert (move.kind, move.words) == (GONE, "gone: declined: needs TMA")
+    assert (move.kind, move.text) == (GONE, "gone: declined: needs TMA")
     (move,) = moves([declined], [declined | {"declined": "needs wgmma"}])
-    assert (move.kind, move.words) == (CHANGED, "declined needs TMA → needs wgmma")
+    assert (move.kind, move.text) == (CHANGED, "declined needs TMA → needs wgmma")
     (move,) = moves([place | {"error": "TypeError: no"}], [declined])
-    assert (move.words, move.verdict) == ("declined: needs TMA", OPEN)
+    assert (move.text, move.verdict) == ("declined: needs TMA", OPEN)
     (move,) = moves([declined], [place | {"error": "TypeError: no"}])
-    assert (move.words, move.verdict) == (
+    assert (move.text, move.verdict) == (
         "does not compile any more: TypeError: no",
         WORSE,
     )
@@ -406,4 +406,4 @@ def test_a_forced_configuration_moves_against_the_pins():
     assert (
         move.reconfigured == f"stages {rule['num_stages']} → {rule['num_stages'] - 1}"
     )
-    assert "less shared memory" in move.words
+    assert "less shared memory" in move.text

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from batchline.bench.missing import Missing
 from batchline.bench.records import FAILED, MEASURED, Record
 from batchline.bench.stats.fits import LatencyFit
-from batchline.bench.verdicts.laws import Cliff, Waves, latency_laws
+from batchline.bench.verdicts.laws import Cliff, LatencyLaw, Waves, latency_laws
 
 QUICK = (1, 3, 8, 33, 64, 256, 1024, 4096)
 FULL = tuple(sorted({3, 33, 100, 257} | {2**power for power in range(13)}))
@@ -37,7 +38,7 @@ def _law(seconds, batches=QUICK, waves=None):
     (law,) = latency_laws(
         [_record(batch, seconds(batch)) for batch in batches],
         {KEY: waves} if waves else None,
-    )
+    ).values()
     return law
 
 
@@ -57,7 +58,7 @@ def _noisy(curve, sigma, batches, count, seed, waves=None):
 
 
 def _covers(interval, truth):
-    return interval[0] <= truth <= interval[1]
+    return truth in interval
 
 
 def _is_95_percent(hits):
@@ -103,7 +104,7 @@ def test_at_most_two_percent_of_lines_get_a_second_slope_or_a_cliff():
     found = _of_lines()
     false = sum(law.bends is not None or law.cliffs != () for law in found)
     assert false <= binom.ppf(0.999, len(found), 0.02)
-    assert not any(law.why_none for law in found)
+    assert all(isinstance(law, LatencyLaw) for law in found)
 
 
 @pytest.mark.parametrize(
@@ -144,25 +145,29 @@ def test_the_intervals_of_waves_cover():
 def test_no_interval_goes_below_zero():
     found = list(_noisy(lambda batch: 1e-6 * batch, 0.05, QUICK, 100, seed=3))
     assert all(
-        0 <= law.launch_interval_s[0] < law.launch_interval_s[1] for law in found
+        0 <= law.launch_interval_s.low < law.launch_interval_s.high for law in found
     )
     assert all(
-        law.launch_interval_s[0] <= law.launch_s <= law.launch_interval_s[1]
+        law.launch_interval_s.low <= law.launch_s <= law.launch_interval_s.high
         for law in found
     )
     assert all(
-        law.cost_interval_s[0] <= law.cost_s <= law.cost_interval_s[1] for law in found
+        law.cost_interval_s.low <= law.cost_s <= law.cost_interval_s.high
+        for law in found
     )
 
 
 def test_a_line_is_recovered_from_records_in_any_order():
-    (law,) = latency_laws([_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)])
+    ((key, law),) = latency_laws(
+        [_record(batch, _line(batch)) for batch in (64, 1, 1024, 8)]
+    ).items()
+    assert key == (*KEY, "host")
     assert (law.op, law.variant, law.scenario, law.dtype) == KEY
     assert (law.clock, law.batches) == ("host", (1, 8, 64, 1024))
     assert (law.launch_s, law.cost_s) == pytest.approx((LAUNCH_S, COST_S))
-    assert law.launch_interval_s == pytest.approx((LAUNCH_S, LAUNCH_S))
+    assert [*law.launch_interval_s] == pytest.approx([LAUNCH_S, LAUNCH_S])
     assert law.misfit == pytest.approx(0, abs=1e-9)
-    assert (law.bends, law.waves, law.cliffs, law.why_none) == (None, None, (), None)
+    assert (law.bends, law.waves, law.cliffs) == (None, None, ())
 
 
 def test_the_misfit_is_of_the_worst_batch_as_a_share_of_the_law():
@@ -186,16 +191,11 @@ def _misses(law):
     "batches, why", [((1,), "1 of at least 4"), ((1, 2, 4), "3 of at least 4")]
 )
 def test_too_few_batch_sizes_make_no_law(batches, why):
-    law = _law(_line, batches)
-    assert (
-        law.why_none == f"{why} batch sizes measured"
-        and law.launch_s is None
-        and law.saturation is None
-    )
+    assert _law(_line, batches) == Missing(f"{why} batch sizes measured")
 
 
 def test_a_median_of_nothing_makes_no_law():
-    assert "no time above 0" in _law(lambda batch: 0.0 if batch == 8 else 1.0).why_none
+    assert "no time above 0" in _law(lambda batch: 0.0 if batch == 8 else 1.0).reason
 
 
 def test_what_is_no_line_has_no_law_and_its_worst_batch_says_so():
@@ -203,17 +203,10 @@ def test_what_is_no_line_has_no_law_and_its_worst_batch_says_so():
     slope = (1 + 1 / 3 + 1 / 8) / (
         1 + 1 / 9 + 1 / 64
     )  # through 0, by hand; B=33 is off it by more, and left out
-    assert (
-        law.why_none
-        == f"the best line, bent or not, misses by {8 / slope - 1:.0%} at B=8"
+    assert law == Missing(
+        f"the best line, bent or not, misses by {8 / slope - 1:.0%} at B=8"
     )
-    assert (law.launch_s, law.cost_s, law.saturation, law.cliffs) == (
-        None,
-        None,
-        None,
-        (),
-    )
-    assert _law(lambda batch: 1e-6 * batch**2, FULL).why_none
+    assert _law(lambda batch: 1e-6 * batch**2, FULL).reason
 
 
 @pytest.mark.parametrize("row, factor", [(0, 0.3), (3, 1.41), (3, 0.6), (7, 1.8)])
@@ -294,7 +287,7 @@ def test_time_that_is_not_seen_to_grow_is_never_saturated():
     assert _law(lambda batch: LAUNCH_S).saturation is None
     found = list(_noisy(lambda batch: LAUNCH_S, 0.02, QUICK[:5], 40, seed=5))
     assert [law.saturation is None for law in found] == [
-        law.cost_interval_s[0] == 0 for law in found
+        law.cost_interval_s.low == 0 for law in found
     ]
     assert 30 < sum(law.saturation is None for law in found) < 40
 
@@ -304,7 +297,7 @@ def test_a_ratio_over_what_is_not_told_from_nothing_has_no_upper_end():
     value, interval = LatencyFit(np.array(QUICK[:4], float), times_s).ratio(
         np.array([1, 0]), np.array([1e-9, 1])
     )
-    assert 0 < interval[0] < value and interval[1] == math.inf
+    assert 0 < interval.low < value and interval.high == math.inf
 
 
 @pytest.mark.parametrize(
@@ -357,12 +350,16 @@ def test_each_variant_scenario_dtype_and_clock_has_a_law_of_its_own(key):
         _record(batch, _line(batch, cost=1e-5), **{key: "other"}) for batch in QUICK
     ]
     found = latency_laws([record for pair in zip(ours, theirs) for record in pair])
-    assert [law.cost_s for law in found] == pytest.approx([COST_S, 1e-5])
+    assert [law.cost_s for law in found.values()] == pytest.approx([COST_S, 1e-5])
     assert [getattr(law, key) == "other" for law in found] == [False, True]
+    assert list(found) == [
+        (law.op, law.variant, law.scenario, law.dtype, law.clock)
+        for law in found.values()
+    ]
 
 
 def test_what_was_not_measured_is_no_point_of_a_law():
     assert (
         latency_laws([_record(batch, _line(batch), status=FAILED) for batch in QUICK])
-        == []
+        == {}
     )

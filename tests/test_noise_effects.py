@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from batchline.bench.stats import intervals
-from batchline.bench.stats.intervals import Effect
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -30,8 +30,8 @@ def test_the_interval_of_a_mean_covers():
 
 
 def test_one_value_has_no_interval():
-    assert intervals.mean([3.0]) == Effect(3.0, -math.inf, math.inf)
-    assert intervals.mean([3.0]).words() == "3 (no interval)"
+    assert intervals.mean([3.0]) == Estimate.of(3.0, -math.inf, math.inf)
+    assert intervals.mean([3.0]).text() == "3 (no interval)"
 
 
 def test_what_a_seeds_points_share_does_not_widen_a_slope():
@@ -56,7 +56,7 @@ def test_the_slope_of_a_line_and_its_interval_cover():
     assert sum(
         effect.low <= 5 <= effect.high for effect in found
     ) / 1000 == pytest.approx(0.95, abs=0.028)
-    assert intervals.slope([1, 2], [1, 3]) == Effect(2, -math.inf, math.inf)
+    assert intervals.slope([1, 2], [1, 3]) == Estimate.of(2, -math.inf, math.inf)
     with pytest.raises(ValueError, match="two different x"):
         intervals.slope([1, 1], [1, 3])
 
@@ -111,7 +111,7 @@ def test_fishers_test_is_scipys(counts):
 def test_an_interval_decides(low, high, expected, verdict):
     assert (
         decide(
-            Effect((low + high) / 2 if math.isfinite(low) else 0, low, high),
+            Estimate.of((low + high) / 2 if math.isfinite(low) else 0, low, high),
             expected,
             0.1,
         )
@@ -142,4 +142,4 @@ def test_a_claim_follows_from_its_parts(parts, words):
         )
         for place, verdict in enumerate(parts)
     ]
-    assert conclude("c", "h", findings, [], ["s"]).words == words
+    assert conclude("c", "h", findings, [], ["s"]).text == words

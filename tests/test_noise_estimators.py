@@ -236,12 +236,12 @@ def test_the_answer_and_its_words(signal, answer, words):
 
     found = within_batch(_statistics(_gradients(64, signal=signal)))
     assert found.answer == answer and found.simple.bounded == (answer == BOUNDED)
-    assert re.match(words, found.words()), found.words()
+    assert re.match(words, found.text()), found.text()
 
 
 def test_nothing_known_is_an_answer():
     found = within_batch(_statistics(np.zeros((8, 3))))
-    assert found.answer == NO_SIGNAL == found.words() and found.simple == Interval(
+    assert found.answer == NO_SIGNAL == found.text() and found.simple == Interval(
         0.0, math.inf
     )
 
@@ -268,7 +268,7 @@ def test_numbers_have_three_digits(value, word):
         "",
         0.95,
     )
-    assert found.words() == f"{word} ({word} to {word})"
+    assert found.text() == f"{word} ({word} to {word})"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchline.bench.noise.claims import stability, speed
-from batchline.bench.stats.intervals import Effect
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -78,7 +78,9 @@ def test_without_any_noise_a_larger_batch_needs_no_fewer_updates():
     ],
 )
 def test_up_to_which_batch_each_doubling_gains(gains, verdict, where):
-    pairs = [(small, 2 * small, Effect(*gain)) for small, gain in zip((1, 2, 4), gains)]
+    pairs = [
+        (small, 2 * small, Estimate.of(*gain)) for small, gain in zip((1, 2, 4), gains)
+    ]
     assert speed._down_to(pairs) == (verdict, where)
 
 

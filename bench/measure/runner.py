@@ -7,6 +7,7 @@ Every method takes and returns what can be sent between processes.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
@@ -156,20 +157,18 @@ class Runner:
             self._preparing.require_device,
         )
 
-    def survey(self, workload: str, profile: str) -> dict:
-        """The gradient noise of a workload, and its step over the batch
-        (bench.noise.experiments.survey).
+    def experiment(self, function: str, subject: str, *arguments):
+        """What `function` ("package.module:name") returns for `subject`, its arguments,
+        the device, the guard, and a callable that is told of each step.
         """
-        from batchline.bench.noise.experiments import (
-            survey,
-        )  # the workloads' data, which only this needs
-
-        return survey.survey(
-            workload,
-            profile,
+        module, _, name = function.partition(":")
+        call = getattr(importlib.import_module(module), name)
+        return call(
+            subject,
+            *arguments,
             self._device,
             self._guard,
-            lambda what: self._begin(workload, what),
+            lambda what: self._begin(subject, what),
         )
 
     def measure(self, task: Task) -> dict[str, Outcome]:

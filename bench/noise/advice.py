@@ -1,4 +1,4 @@
-"""What the advisor answers, and how it says it in words."""
+"""What the advisor gives, and the sentences that say it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Advice:
         return next((point for point in self.curve if point.batch == batch), None)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """Two to five sentences: the batch, what decided it, and what it means for the
         current one.
         """
@@ -130,7 +130,7 @@ class Advice:
         return tuple(sentence for sentence in sentences if sentence)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"words": list(self.words), "caveat": CAVEAT}
+        return asdict(self) | {"words": list(self.sentences), "caveat": CAVEAT}
 
     def _answer(self) -> str:
         if self.noise_answer == NO_SIGNAL:

@@ -100,7 +100,7 @@ class TimeToTarget:
         )
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """For each prediction its worst disagreement, and what following it would have
         cost.
         """
@@ -134,7 +134,10 @@ class TimeToTarget:
         return tuple(sentences)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"confidence": self.confidence, "words": list(self.words)}
+        return asdict(self) | {
+            "confidence": self.confidence,
+            "words": list(self.sentences),
+        }
 
 
 def steps_of(sweep: Mapping) -> list[dict]:

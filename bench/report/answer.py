@@ -118,7 +118,7 @@ def _training(
         if "failed" not in workload:
             yield f"Batch size for {name}", [_advice(workload)]
     yield "The article's claims", [
-        f"“{one.claim}”: {one.words}." for one in claims.judge(sweep, noise)
+        f"“{one.claim}”: {one.text}." for one in claims.judge(sweep, noise)
     ]
 
 

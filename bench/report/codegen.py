@@ -92,7 +92,7 @@ def _sections(moves: Sequence[Move]) -> Iterator[tuple[str, list[tuple[str, str]
         rows = sections.setdefault(
             (f"{move.variant} {move.kernel}".rstrip(), move.reconfigured), {}
         )
-        rows.setdefault((move.words, move.verdict), []).append(move)
+        rows.setdefault((move.text, move.verdict), []).append(move)
     for (name, reconfigured), rows in sections.items():
         count = sum(map(len, rows.values()))
         yield (
@@ -127,7 +127,7 @@ def _counted(places: Sequence[str]) -> list[str]:
 
 def _what(move: Move) -> str:
     certain = "" if move.verdict == OPEN else f"{move.verdict}: "
-    return one_line(f"{certain}{move.words or 'nothing else'}")
+    return one_line(f"{certain}{move.text or 'nothing else'}")
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -12,7 +12,7 @@ from batchline.bench.report import gpu_clocks, latency_law, static
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stats import roofline, intervals
 from batchline.bench.verdicts import ranking, crossovers
-from batchline.bench.verdicts.laws import latency_laws
+from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOST_COMPILED = 6
 
@@ -108,7 +108,7 @@ def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
         if (other.op, other.variant, other.scenario, other.dtype)
         == (record.op, record.variant, record.scenario, record.dtype)
     ]
-    for law in latency_laws(alike, latency_law.waves_of(run)):
+    for law in latency_laws(alike, launch_waves(run)).values():
         yield "over the batch", latency_law.words(law)
 
 

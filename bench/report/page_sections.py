@@ -329,7 +329,7 @@ def _claims(verdicts: list, sweep: Mapping | None, machine: Mapping) -> Iterator
         yield Table(
             ("part", "verdict", "effect (95% interval)"),
             tuple(
-                (finding.part, finding.words, finding.effect)
+                (finding.part, finding.text, finding.effect)
                 for finding in verdict.findings
             ),
         )

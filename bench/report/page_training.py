@@ -42,7 +42,7 @@ def noise(workloads: Mapping[str, Mapping]) -> dict:
                 ],
                 [
                     f"{name}, after {moment.updates} updates\n"
-                    f"B_simple {moment.estimate.words()}\nloss {moment.loss:.3g}"
+                    f"B_simple {moment.estimate.text()}\nloss {moment.loss:.3g}"
                     for moment in known
                 ],
                 bands,

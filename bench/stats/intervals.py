@@ -11,11 +11,16 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+
+# With fewer samples the smallest and the largest do not enclose the median with 95%
+# confidence (1 - 2/2⁶).
+LEAST_SAMPLES = 6
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class Interval:
     @property
     def bounded(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def __iter__(self) -> Iterator[float]:
+        """The two ends, so that `low, high = interval`."""
+        return iter((self.low, self.high))
+
+    def meets(self, other: Interval) -> bool:
+        """Whether the two have a number in common."""
+        return self.low <= other.high and other.low <= self.high
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -88,6 +101,8 @@ def student_t(confidence: float, degrees: float) -> Quantiles:
         raise ValueError(
             f"a confidence is between 0 and 1, and this one is {confidence}"
         )
+    from scipy.special import stdtrit
+
     quantile = float(stdtrit(degrees, (1 + confidence) / 2))
     return Quantiles(-quantile, quantile)
 
@@ -156,41 +171,51 @@ def _quadratic(means: Means, quantile: float) -> tuple[float, float, float]:
     )
 
 
-_CONFIDENCE = 0.95
-_RESAMPLES = 2000
-
-
 @dataclass(frozen=True)
-class Effect:
-    """An estimate and its 95% interval, whose ends are infinite where it has none."""
+class Estimate:
+    """A number and its 95% interval, whose ends are infinite where it has none."""
 
     value: float
-    low: float
-    high: float
+    interval: Interval
 
-    def words(self, show: str = "{:.3g}", unit: str = "") -> str:
-        """ "1.2 (0.9 to 1.5)", each number by `show`, `unit` behind it."""
-        number, low, high = (
-            show.format(value) + unit for value in (self.value, self.low, self.high)
+    @classmethod
+    def of(cls, value: float, low: float, high: float) -> Estimate:
+        return cls(value, Interval(low, high))
+
+    @property
+    def low(self) -> float:
+        return self.interval.low
+
+    @property
+    def high(self) -> float:
+        return self.interval.high
+
+    def text(self, number: str = "{:.3g}", unit: str = "") -> str:
+        """ "1.2 (0.9 to 1.5)", each number formatted by `number` and followed by `unit`."""
+        value, low, high = (
+            number.format(one) + unit for one in (self.value, self.low, self.high)
         )
-        return (
-            f"{number} ({low} to {high})"
-            if math.isfinite(self.low + self.high)
-            else f"{number} (no interval)"
+        if not self.interval.bounded:
+            return f"{value} (no interval)"
+        return f"{value} ({low} to {high})"
+
+    def exp(self) -> Estimate:
+        """e to its power: a difference of logarithms as a factor."""
+        return Estimate.of(
+            *(math.exp(one) for one in (self.value, self.low, self.high))
         )
 
-    def exp(self) -> Effect:
-        """e to its power: an effect on a logarithm as a factor."""
-        return Effect(*(math.exp(value) for value in (self.value, self.low, self.high)))
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate times a factor, the ends of its interval in order."""
+        ends = sorted((self.low * factor, self.high * factor))
+        return Estimate(self.value * factor, Interval(*ends))
 
-    def scaled(self, factor: float) -> Effect:
-        """The effect times a factor, its ends in order."""
-        return Effect(
-            self.value * factor, *sorted((self.low * factor, self.high * factor))
-        )
+    def inverse(self) -> Estimate:
+        """One over a positive estimate."""
+        return Estimate.of(1 / self.value, 1 / self.high, 1 / self.low)
 
 
-def mean(values: Sequence[float]) -> Effect:
+def mean(values: Sequence[float]) -> Estimate:
     """The mean with Student's t interval, which takes the values for independent; of
     one value it is infinite.
 
@@ -199,13 +224,13 @@ def mean(values: Sequence[float]) -> Effect:
     """
     centre = statistics.fmean(values)
     if len(values) < 2:
-        return Effect(centre, -math.inf, math.inf)
+        return Estimate.of(centre, -math.inf, math.inf)
     return _of_student_t(
         centre, statistics.variance(values) / len(values), len(values) - 1
     )
 
 
-def geometric_mean(values: Sequence[float]) -> Effect:
+def geometric_mean(values: Sequence[float]) -> Estimate:
     """The geometric mean of positive values, with Student's t interval of their
     logarithms.
     """
@@ -214,7 +239,7 @@ def geometric_mean(values: Sequence[float]) -> Effect:
 
 def paired_ratio(
     first: Mapping[int, float], second: Mapping[int, float]
-) -> Effect | None:
+) -> Estimate | None:
     """The mean factor from `first` to `second`, positive values by seed, over the seeds
     that both have; else None.
     """
@@ -226,7 +251,7 @@ def paired_ratio(
     )
 
 
-def slope_by_seed(curves: Mapping[float, Mapping[int, float]]) -> Effect | None:
+def slope_by_seed(curves: Mapping[float, Mapping[int, float]]) -> Estimate | None:
     """The mean over seeds of each seed's slope of y over x, from {x: {seed: y}}; None
     where no seed has two x.
 
@@ -242,7 +267,7 @@ def slope_by_seed(curves: Mapping[float, Mapping[int, float]]) -> Effect | None:
     return mean(slopes) if slopes else None
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> Effect:
+def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """The slope of the least-squares line with its t interval; infinite from two
     points.
 
@@ -253,23 +278,23 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Effect:
         raise ValueError(f"a slope needs two different x, and got {sorted(set(x))}")
     slope_, intercept = statistics.linear_regression(x, y)
     if len(x) == 2:
-        return Effect(slope_, -math.inf, math.inf)
+        return Estimate.of(slope_, -math.inf, math.inf)
     residuals = math.fsum((b - intercept - slope_ * a) ** 2 for a, b in zip(x, y))
     spread = statistics.pvariance(x) * len(x)
     return _of_student_t(slope_, residuals / (len(x) - 2) / spread, len(x) - 2)
 
 
-def _of_student_t(value: float, variance: float, degrees: int) -> Effect:
+def _of_student_t(value: float, variance: float, degrees: int) -> Estimate:
     """The interval of an estimate whose own variance was estimated with so many degrees
     of freedom.
     """
-    half = float(stdtrit(degrees, (1 + _CONFIDENCE) / 2)) * variance**0.5
-    return Effect(value, value - half, value + half)
+    half = student_t(_CONFIDENCE, degrees).high * variance**0.5
+    return Estimate.of(value, value - half, value + half)
 
 
 def median_ratio(
     first: Sequence[float], second: Sequence[float], seed: int = 0
-) -> Effect:
+) -> Estimate:
     """The second's median over the first's, positive values, with a percentile
     bootstrap interval.
 
@@ -283,15 +308,17 @@ def median_ratio(
     low, high = np.quantile(
         draws[1] / draws[0], [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2]
     )
-    return Effect(
+    return Estimate.of(
         statistics.median(second) / statistics.median(first), float(low), float(high)
     )
 
 
-def share(count: int, of: int) -> Effect:
+def share(count: int, of: int) -> Estimate:
     """A share with the exact interval of Clopper and Pearson 1934."""
+    from scipy.special import betaincinv
+
     miss = (1 - _CONFIDENCE) / 2
-    return Effect(
+    return Estimate.of(
         count / of,
         float(betaincinv(count, of - count + 1, miss)) if count else 0.0,
         float(betaincinv(count + 1, of - count, 1 - miss)) if count < of else 1.0,
@@ -311,9 +338,6 @@ def fisher_exact(count: int, of: int, other_count: int, other_of: int) -> float:
     return sum(way for way in ways if way <= this) / math.comb(total, successes)
 
 
-LEAST_SAMPLES = 6  # the least of which the smallest and the largest hold the median with 95% confidence (1 - 2/2⁶)
-
-
 def median_precision(samples: Sequence[float], confidence: float = 0.95) -> float:
     """Half the width of the median's interval, as a share of the median; infinite where
     the samples are too few, or 0.
@@ -327,9 +351,8 @@ def median_precision(samples: Sequence[float], confidence: float = 0.95) -> floa
     if not rank:
         return math.inf
     ordered = sorted(samples)
-    half_width, median = (ordered[-rank] - ordered[rank - 1]) / 2, statistics.median(
-        ordered
-    )
+    half_width = (ordered[-rank] - ordered[rank - 1]) / 2
+    median = statistics.median(ordered)
     return half_width / median if median else math.inf
 
 
@@ -339,12 +362,9 @@ def _rank(count: int, confidence: float) -> int:
     is none. In whole numbers.
     """
     part, whole = ((1 - confidence) / 2).as_integer_ratio()
-    most, ways, below, rank = (
-        part << count,
-        1,
-        1,
-        0,
-    )  # of the 2^count outcomes, `below` have at most `rank` successes
+    most = part << count
+    ways, rank = 1, 0
+    below = 1  # of the 2^count outcomes so many have at most `rank` successes
     while below * whole <= most:
         rank += 1
         ways = ways * (count - rank + 1) // rank

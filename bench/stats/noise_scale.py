@@ -124,7 +124,7 @@ class NoiseEstimate:
     confidence: float
     pairs: tuple[tuple[float, float], ...] = ()
 
-    def words(self) -> str:
+    def text(self) -> str:
         """ "23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not
         distinguishable from zero".
         """

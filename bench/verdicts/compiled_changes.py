@@ -47,7 +47,7 @@ class Change:
     """
 
     fact: str
-    words: str
+    text: str
     verdict: str = OPEN
 
 
@@ -113,8 +113,8 @@ def _differ(was: Mapping, now: Mapping, fact: str) -> bool:
 
 def _of_fact(fact: str, was, now, occupied: tuple, reconfigured: bool) -> Change:
     if fact in ("loads", "stores"):
-        words, verdict = _of_widths(fact, was or {}, now or {})
-        return Change(fact, words, OPEN if reconfigured else verdict)
+        text, verdict = _of_widths(fact, was or {}, now or {})
+        return Change(fact, text, OPEN if reconfigured else verdict)
     if fact == "shared_bytes":
         more = f"{units.size(abs(now - was))} {'more' if now > was else 'less'} shared memory"
         return Change(fact, f"{more} ({units.size(now)}){_because(SHARED, occupied)}")
@@ -221,7 +221,7 @@ def _configuration(was: str, now: str) -> str:
 
 
 def _of_widths(fact: str, was: Mapping, now: Mapping) -> tuple[str, str]:
-    words = f"{fact} {widths(was)} → {widths(now)}"
+    text = f"{fact} {widths(was)} → {widths(now)}"
     moved = [
         sum(int(width) * count for width, count in counts.items() if width.isdigit())
         for counts in (was, now)
@@ -234,13 +234,13 @@ def _of_widths(fact: str, was: Mapping, now: Mapping) -> tuple[str, str]:
         or moved[0] != moved[1]
         or old == new
     ):
-        return words, OPEN
+        return text, OPEN
     if new > old:
         return (
-            f"{words}: narrower, {units.ratio(new / old)} as many for the same bytes",
+            f"{text}: narrower, {units.ratio(new / old)} as many for the same bytes",
             WORSE,
         )
-    return f"{words}: wider, {units.ratio(old / new)} fewer for the same bytes", BETTER
+    return f"{text}: wider, {units.ratio(old / new)} fewer for the same bytes", BETTER
 
 
 def widths(counts: Mapping[str, int]) -> str:
@@ -287,14 +287,14 @@ class Move:
     def reconfigured(self) -> str:
         """What its configuration changed by, "stages 3 → 4", or ""."""
         return ", ".join(
-            change.words for change in self.changes if change.fact == CONFIG
+            change.text for change in self.changes if change.fact == CONFIG
         )
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """Every other change."""
         return "; ".join(
-            change.words for change in self.changes if change.fact != CONFIG
+            change.text for change in self.changes if change.fact != CONFIG
         )
 
 

@@ -329,9 +329,9 @@ def batches_to_add(
             found.setdefault(before.problem, []).extend(
                 _batches_between(before, after, changes)
             )
-    for law in latency_laws(records):
-        group = law.op, law.scenario, law.dtype
-        if law.variant in chosen.get(group, ()):
+    for key, law in latency_laws(records).items():
+        group = key.op, key.scenario, key.dtype
+        if law and key.variant in chosen.get(group, ()):
             found.setdefault(group, []).extend(
                 cliff.batch + step for cliff in law.cliffs for step in (-1, 1)
             )

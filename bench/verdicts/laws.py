@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.missing import Missing
+from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.stats.fits import (
     GOOD_FIT,
     LatencyFit,
@@ -32,6 +34,16 @@ SATURATED = 0.9  # of the best throughput
 _EXACT = 1e-9  # of a batch or a time: what rounding leaves
 
 Key = tuple[str, str, str, str]
+
+
+class LawKey(NamedTuple):
+    """What has one latency law."""
+
+    op: str
+    variant: str
+    scenario: str
+    dtype: str
+    clock: str
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,7 @@ class LatencyLaw:
 
     By `waves`, B is rounded up to full ones, and cost_s is a sample's in a full one.
     Intervals are of 95%, and not below 0. `misfit` is the worst |measured/law − 1| of
-    the batches that are no cliffs. `saturation` is None where the last cost is not told
-    from 0. There is a law, or `why_none` says why there is none; then the rest is None
-    or empty.
+    the batches that are no cliffs. `saturation` is None where the last cost may be 0.
     """
 
     op: str
@@ -90,28 +100,28 @@ class LatencyLaw:
     dtype: str
     clock: str
     batches: tuple[int, ...]
-    launch_s: float | None = None
-    launch_interval_s: Interval | None = None
-    cost_s: float | None = None
-    cost_interval_s: Interval | None = None
-    bends: Bend | None = None
-    waves: Waves | None = None
-    saturation: Saturation | None = None
-    misfit: float | None = None
-    cliffs: tuple[Cliff, ...] = ()
-    why_none: str | None = None
+    launch_s: float
+    launch_interval_s: Interval
+    cost_s: float
+    cost_interval_s: Interval
+    bends: Bend | None
+    waves: Waves | None
+    saturation: Saturation | None
+    misfit: float
+    cliffs: tuple[Cliff, ...]
 
 
 def latency_laws(
-    records: Sequence[Record], waves: Mapping[Key, Waves] | None = None
-) -> list[LatencyLaw]:
-    """One for each variant, scenario, dtype and clock measured; `waves` is by (op,
-    variant, scenario, dtype).
+    records: Sequence[Record], waves: Mapping[Key, Waves | Missing] | None = None
+) -> dict[LawKey, LatencyLaw | Missing]:
+    """A law for each variant, scenario, dtype and clock measured, or why there is none.
+
+    `waves` is by (op, variant, scenario, dtype).
     """
-    groups: dict[tuple[str, ...], dict[int, float]] = {}
+    groups: dict[LawKey, dict[int, float]] = {}
     for record in records:
         if record.status == MEASURED:
-            key = (
+            key = LawKey(
                 record.op,
                 record.variant,
                 record.scenario,
@@ -119,54 +129,65 @@ def latency_laws(
                 record.facts["clock"],
             )
             groups.setdefault(key, {})[record.batch] = record.median_s
-    return [
-        _latency_law(key, dict(sorted(medians_s.items())), (waves or {}).get(key[:4]))
+    return {
+        key: _latency_law(
+            key, dict(sorted(medians_s.items())), (waves or {}).get(key[:4]) or None
+        )
         for key, medians_s in groups.items()
-    ]
+    }
+
+
+def launch_waves(run: Run) -> dict[Key, Waves | Missing]:
+    """How each variant fills the run's GPU, or why that is not known, by op, variant,
+    scenario and dtype.
+    """
+    waves = {}
+    for row in run.about.get("waves", ()):  # older runs have none
+        key = row["op"], row["variant"], row["scenario"], row["dtype"]
+        if "why_not" in row:
+            waves[key] = Missing(row["why_not"])
+        else:
+            waves[key] = Waves(
+                row["ctas_per_sample"],
+                row["multiprocessors"],
+                row["ctas_per_multiprocessor"],
+            )
+    return waves
 
 
 def _latency_law(
-    key: tuple[str, ...], medians_s: Mapping[int, float], waves: Waves | None
-) -> LatencyLaw:
+    key: LawKey, medians_s: Mapping[int, float], waves: Waves | None
+) -> LatencyLaw | Missing:
     batches = tuple(medians_s)
     if len(batches) < LEAST_BATCHES:
-        return LatencyLaw(
-            *key,
-            batches,
-            why_none=f"{len(batches)} of at least {LEAST_BATCHES} batch sizes measured",
+        return Missing(
+            f"{len(batches)} of at least {LEAST_BATCHES} batch sizes measured"
         )
     if not all(0 < median_s < math.inf for median_s in medians_s.values()):
-        return LatencyLaw(
-            *key, batches, why_none="a median is no time above 0: measure again"
-        )
+        return Missing("a median is no time above 0: measure again")
     fit = fit_latency(
         np.array(batches, float), np.array(list(medians_s.values())), waves
     )
     worst, misfit = fit.worst
     if misfit > GOOD_FIT:
-        return LatencyLaw(
-            *key,
-            batches,
-            why_none=f"the best line, bent or not, misses by {misfit:.0%} "
-            f"at B={batches[worst]}",
+        return Missing(
+            f"the best line, bent or not, misses by {misfit:.0%} at B={batches[worst]}"
         )
-    bends = (
-        None
-        if fit.knot is None
-        else Bend(batches[fit.knot], float(fit.values[2]), fit.interval(2))
-    )
+    bends = None
+    if fit.knot is not None:
+        bends = Bend(batches[fit.knot], float(fit.values[2]), fit.interval(2))
     return LatencyLaw(
         *key,
         batches,
-        float(fit.values[0]),
-        fit.interval(0),
-        float(fit.values[1]),
-        fit.interval(1),
-        bends,
-        fit.waves,
-        _saturation(fit),
-        misfit,
-        tuple(_cliffs(fit, waves)),
+        launch_s=float(fit.values[0]),
+        launch_interval_s=fit.interval(0),
+        cost_s=float(fit.values[1]),
+        cost_interval_s=fit.interval(1),
+        bends=bends,
+        waves=fit.waves,
+        saturation=_saturation(fit),
+        misfit=misfit,
+        cliffs=tuple(_cliffs(fit, waves)),
     )
 
 

@@ -22,7 +22,7 @@ from batchline.bench.noise.claims.verdict import (
     decide,
 )
 from batchline.bench.stats import fits, intervals
-from batchline.bench.stats.intervals import Effect
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.stats.noise_scale import NO_SIGNAL, NoiseEstimate, expected_cosine
 
 MEMORY_CLAIM = "memory grows with the batch and can run out"
@@ -183,8 +183,8 @@ def _direction_finding(title: str, cosines: Mapping[int, Sequence[float]]) -> Fi
     least, most = min(cosines), max(cosines)
     verdict = decide(slope, -1, _COSINE_MARGIN)
     effect = (
-        f"{title}: the mean cosine is {intervals.mean(cosines[least]).words('{:.3f}')} at B = {least:,} and "
-        f"{intervals.mean(cosines[most]).words('{:.3f}')} at B = {most:,}, {slope.words('{:+.3f}')} a doubling"
+        f"{title}: the mean cosine is {intervals.mean(cosines[least]).text('{:.3f}')} at B = {least:,} and "
+        f"{intervals.mean(cosines[most]).text('{:.3f}')} at B = {most:,}, {slope.text('{:+.3f}')} a doubling"
     )
     return Finding(
         f"the cosine falls as the batch grows ({title})",
@@ -204,13 +204,13 @@ def _cosine_table(
             (
                 f"{batch:,}",
                 f"{len(values)}",
-                measured.words("{:.3f}"),
-                predicted.words("{:.3f}") if predicted else "none",
+                measured.text("{:.3f}"),
+                predicted.text("{:.3f}") if predicted else "none",
                 _agree(measured, predicted),
             )
         )
     told = (
-        f", B_simple = {estimate.words()}"
+        f", B_simple = {estimate.text()}"
         if estimate
         else ", no noise scale was measured"
     )
@@ -221,14 +221,14 @@ def _cosine_table(
     )
 
 
-def _predicted(estimate: NoiseEstimate | None, batch: int) -> Effect | None:
+def _predicted(estimate: NoiseEstimate | None, batch: int) -> Estimate | None:
     """1/(1 + B_simple/B) over the interval of B_simple; None where ‖G‖² can't be told
     from 0.
     """
     if estimate is None or estimate.answer == NO_SIGNAL or estimate.scale.square <= 0:
         return None
     simple = estimate.simple
-    return Effect(
+    return Estimate.of(
         *(
             expected_cosine(scale, batch)
             for scale in (estimate.scale.simple, simple.high, simple.low)
@@ -236,8 +236,9 @@ def _predicted(estimate: NoiseEstimate | None, batch: int) -> Effect | None:
     )
 
 
-def _agree(measured: Effect, predicted: Effect | None) -> str:
+def _agree(measured: Estimate, predicted: Estimate | None) -> str:
     if predicted is None:
         return ""
-    meet = measured.low <= predicted.high and predicted.low <= measured.high
-    return "yes" if meet else f"no, {measured.value - predicted.value:+.3f}"
+    if measured.interval.meets(predicted.interval):
+        return "yes"
+    return f"no, {measured.value - predicted.value:+.3f}"

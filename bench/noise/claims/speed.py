@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from batchline.bench import units
 from batchline.bench.stats import training_curves, intervals
-from batchline.bench.stats.intervals import Effect
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -109,11 +109,11 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
         (
             small,
             large,
-            _inverse(intervals.median_ratio(a_sample[small], a_sample[large])),
+            intervals.median_ratio(a_sample[small], a_sample[large]).inverse(),
         )
         for small, large in pairwise(sizes)
     ]
-    whole = _inverse(intervals.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]))
+    whole = intervals.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]).inverse()
     gains = {large: gain for _, large, gain in pairs}
     rows = tuple(
         (
@@ -122,12 +122,12 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
                 units.duration(statistics.median(times[batch]))
                 for times in (steps, a_sample)
             ),
-            gains[batch].words(unit="x") if batch in gains else "",
+            gains[batch].text(unit="x") if batch in gains else "",
         )
         for batch in sizes
     )
     verdict, where = _down_to(pairs)
-    effect = f"{title}: an epoch at B = {sizes[-1]:,} is {whole.words(unit='x')} as fast as at B = {sizes[0]:,}"
+    effect = f"{title}: an epoch at B = {sizes[-1]:,} is {whole.text(unit='x')} as fast as at B = {sizes[0]:,}"
     return (
         Finding(
             f"an epoch is sooner done at a larger batch ({title})",
@@ -169,8 +169,8 @@ def _updates(sweep: Mapping) -> tuple[Finding, Table]:
                 f"{batch:,}",
                 f"{rate:.3g}{edge}",
                 f"{len(reaches)} of {len(found)}",
-                updates.words("{:,.0f}"),
-                updates.scaled(batch).words("{:,.0f}"),
+                updates.text("{:,.0f}"),
+                updates.scaled(batch).text("{:,.0f}"),
                 units.duration(
                     statistics.median(seconds for _, seconds in reaches.values())
                 ),
@@ -196,7 +196,7 @@ def _updates_finding(
     """From the updates to the target by batch and seed."""
     part = f"a larger batch needs fewer updates to a training loss of {target:g}"
     pairs = [
-        (small, large, _inverse(intervals.paired_ratio(reached[small], reached[large])))
+        (small, large, intervals.paired_ratio(reached[small], reached[large]).inverse())
         for small, large in pairwise(reached)
         if set(reached[small]) & set(reached[large])
     ]
@@ -214,15 +214,15 @@ def _updates_finding(
         if whole is None
         else (
             f"from B = {least:,} to {most:,} the updates to a loss of {target:g} fall by "
-            f"{_inverse(whole).words(unit='x')} "
-            f"and the examples rise by {whole.scaled(most / least).words(unit='x')}"
+            f"{whole.inverse().text(unit='x')} "
+            f"and the examples rise by {whole.scaled(most / least).text(unit='x')}"
         )
     )
     verdict, where = _down_to(pairs)
     return Finding(part, verdict, effect, where)
 
 
-def _down_to(pairs: Sequence[tuple[int, int, Effect]]) -> tuple[str, str]:
+def _down_to(pairs: Sequence[tuple[int, int, Estimate]]) -> tuple[str, str]:
     """The verdict on "each larger batch gains", and up to which batch it does.
 
     A pair gains where the factor is at least 1.05 a doubling and its interval lies
@@ -256,7 +256,7 @@ def _down_to(pairs: Sequence[tuple[int, int, Effect]]) -> tuple[str, str]:
     return ONLY_WHERE, f"{where} ({too_wide})" if too_wide else where
 
 
-def _spans(pairs: Sequence[tuple[int, int, Effect]], chosen: Sequence[bool]) -> str:
+def _spans(pairs: Sequence[tuple[int, int, Estimate]], chosen: Sequence[bool]) -> str:
     """ "4 to 32, 128 to 256": the chosen pairs, those that follow on each other as one."""
     spans: list[list[int]] = []
     for (small, large, _), is_chosen in zip(pairs, chosen):
@@ -265,7 +265,3 @@ def _spans(pairs: Sequence[tuple[int, int, Effect]], chosen: Sequence[bool]) -> 
         elif is_chosen:
             spans.append([small, large])
     return ", ".join(f"{start:,} to {end:,}" for start, end in spans)
-
-
-def _inverse(ratio: Effect) -> Effect:
-    return Effect(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)

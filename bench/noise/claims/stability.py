@@ -21,6 +21,7 @@ from batchline.bench.noise.claims.verdict import (
     decide,
 )
 from batchline.bench.stats import intervals, training_curves
+from batchline.bench.stats.intervals import Estimate
 
 CLAIM = "small batches train more stably and avoid local optima; large ones may overfit"
 HYPOTHESIS = (
@@ -88,7 +89,7 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
         for batch, runs in tuned.items()
     }
     rows = [
-        (f"{batch:,}", intervals.geometric_mean(list(values.values())).words())
+        (f"{batch:,}", intervals.geometric_mean(list(values.values())).text())
         for batch, values in found.items()
         if values
     ]
@@ -110,7 +111,7 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
         ], table
     verdict = decide(slope, 1, math.log2(1 + _LEVEL))
     effect = (
-        f"the loss' standard deviation between steps goes as B to the power {slope.words('{:.2f}')} "
+        f"the loss' standard deviation between steps goes as B to the power {slope.text('{:.2f}')} "
         "(independent samples: -0.5)"
     )
     return [
@@ -207,7 +208,7 @@ def _accuracy_finding(
         return Finding(part, NOT_DECIDED, "", f"{name}: no accuracy at two batch sizes")
     points = slope.scaled(100)
     verdict = decide(points, -1, _POINTS)
-    effect = f"{name}: {points.words('{:+.2f}')} points of accuracy a doubling of the batch{trained_to}"
+    effect = f"{name}: {points.text('{:+.2f}')} points of accuracy a doubling of the batch{trained_to}"
     return Finding(
         part,
         verdict,
@@ -219,7 +220,7 @@ def _accuracy_finding(
 
 def _percent(values: Mapping[int, float]) -> str:
     return (
-        intervals.mean([100 * value for value in values.values()]).words("{:.1f}")
+        intervals.mean([100 * value for value in values.values()]).text("{:.1f}")
         if values
         else "none"
     )
@@ -271,17 +272,17 @@ def _sharpness(
             )
         ], table
     verdict = decide(slope, 1, math.log2(1 + _LEVEL))
-    doubling = intervals.Effect(
+    doubling = Estimate.of(
         *(2**value for value in (slope.value, slope.low, slope.high))
     )
-    effect = f"the largest Hessian eigenvalue is {doubling.words(unit='x')} a doubling of the batch"
+    effect = f"the largest Hessian eigenvalue is {doubling.text(unit='x')} a doubling of the batch"
     return [
         Finding(part, verdict, effect, _WIDE if verdict == NOT_DECIDED else "")
     ], table
 
 
 def _sharp(values: Mapping[int, float]) -> str:
-    return intervals.mean(list(values.values())).words() if values else "none"
+    return intervals.mean(list(values.values())).text() if values else "none"
 
 
 _FISHER_LEVEL = 0.05
@@ -378,7 +379,7 @@ def _failures_finding(name: str, by_batch: Mapping[int, Sequence[str]]) -> Findi
 
 
 def _share(count: int, of: int) -> str:
-    return intervals.share(count, of).words("{:.0%}")
+    return intervals.share(count, of).text("{:.0%}")
 
 
 def _count_failures(outcomes: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchline.bench.stats.intervals import Effect
+from batchline.bench.stats.intervals import Estimate
 
 HOLDS = "HOLDS"
 DOES_NOT_HOLD = "DOES NOT HOLD"
@@ -29,14 +29,14 @@ class Finding:
     headline: bool = True
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """ "HOLDS ONLY WHERE B ≤ 256"."""
-        return _words(self.verdict, self.where)
+        return _verdict_text(self.verdict, self.where)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of evidence, every cell in words."""
+    """Rows of evidence, every cell as text."""
 
     title: str
     headers: tuple[str, ...]
@@ -57,18 +57,18 @@ class Verdict:
     sources: tuple[str, ...]
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """ "HOLDS ONLY WHERE B ≤ 256"."""
-        return _words(self.verdict, self.where)
+        return _verdict_text(self.verdict, self.where)
 
 
-def _words(verdict: str, where: str) -> str:
+def _verdict_text(verdict: str, where: str) -> str:
     if not where:
         return verdict
     return f"{verdict}: {where}" if verdict == NOT_DECIDED else f"{verdict} {where}"
 
 
-def decide(effect: Effect, expected: int, margin: float) -> str:
+def decide(effect: Estimate, expected: int, margin: float) -> str:
     """The verdict on "the effect has the sign of `expected`", effects within ±`margin`
     being none that matters.
 

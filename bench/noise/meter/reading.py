@@ -78,11 +78,11 @@ class Reading:
 
     def __str__(self) -> str:
         lines = [
-            f"gradient noise of a batch of {self.batch}: B_simple {self.noise().words()}"
+            f"gradient noise of a batch of {self.batch}: B_simple {self.noise().text()}"
         ]
         lines += [f"  {test.name} test {test.value:.3g}" for test in self.tests()]
         lines += [
-            f"  {layer}: B_simple {self.noise(layer).words()}" for layer in self.layers
+            f"  {layer}: B_simple {self.noise(layer).text()}" for layer in self.layers
         ]
         lines += [
             f"  {layer} ({kind}) went through torch.func"
