@@ -20,7 +20,13 @@ _ONE_READ = ("numba_cpu_one_read", "triton_one_read")
 _SMALL = (
     2**18
 )  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
-_chosen: dict[tuple, Callable[..., Tensors]] = {}
+_MOST_CHOICES = 1024
+_choices: dict[tuple, Callable[..., Tensors]] = {}
+
+
+def forget_choices() -> None:
+    """Let the dispatch be asked anew for every shape: it may say something else now."""
+    _choices.clear()
 
 
 def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
@@ -43,9 +49,12 @@ def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
 
 def _function(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     key = x.shape, dy.shape, x.dtype, x.device
-    if key not in _chosen:
-        _chosen[key] = _choose(x, dy)
-    return _chosen[key]
+    function = _choices.get(key)
+    if function is None:
+        if len(_choices) >= _MOST_CHOICES:  # as many lengths of text as there are
+            _choices.clear()
+        function = _choices[key] = _choose(x, dy)
+    return function
 
 
 def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:

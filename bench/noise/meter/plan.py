@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter import kernel, layers
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import Step
 
@@ -88,6 +88,7 @@ def plan(model: nn.Module) -> Plan:
         UsageError: if it has no trainable parameters, is compiled, or has a module
             whose samples' gradients aren't apart or can't be seen.
     """
+    kernel.forget_choices()
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"a NoiseMeter measures a torch.nn.Module, not {type(model).__name__}"
