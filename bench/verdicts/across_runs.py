@@ -189,6 +189,12 @@ def compare(a: Run, b: Run) -> Comparison:
     )
 
 
+def are_comparable(a: Run, b: Run) -> bool:
+    """Whether two runs are of one machine, toolchain and profile."""
+    same_profile = a.about["profile"] == b.about["profile"]
+    return same_profile and not machine_differences(a.machine, b.machine)
+
+
 def _pair(a: Record, b: Record) -> Pair:
     """The ratio of two medians and its interval, of their order-statistic intervals.
 

@@ -10,7 +10,7 @@ no best of a row, no gain on a ladder and no choice.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench.records import MEASURED, Record
@@ -153,3 +153,42 @@ def climb(variants: Mapping[str, Mapping]) -> list[tuple[str, int]]:
             if facts["backend"] == backend and facts["builds_on"] not in variants:
                 add(name, 0)
     return order
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One variant ("op/name") on its op's ladder: the `height` of its rung, and its
+    gains; None where no case has both sides.
+    """
+
+    variant: str
+    height: int
+    over_rung_below: Gain | None
+    over_opponent: Gain | None
+
+
+def ladders(
+    records: Sequence[Record], variants: Mapping[str, Mapping]
+) -> dict[str, tuple[Rung, ...]]:
+    """The rungs of each op, from the lowest up.
+
+    `variants` has each one's backend and builds_on, by "op/name".
+    """
+    by_op: dict[str, dict[str, Mapping]] = {}
+    for name, facts in variants.items():
+        by_op.setdefault(name.partition("/")[0], {})[name] = facts
+    return {op: tuple(_rungs(op, records, ours)) for op, ours in by_op.items()}
+
+
+def _rungs(
+    op: str, records: Sequence[Record], variants: Mapping[str, Mapping]
+) -> Iterator[Rung]:
+    of_op = [record for record in records if record.op == op]
+    for name, height in climb(variants):
+        below = variants[name]["builds_on"]
+        yield Rung(
+            name,
+            height,
+            over_rung_below(of_op, name, below) if below else None,
+            over_opponent(of_op, name),
+        )
