@@ -2,7 +2,7 @@
 
 from batchline.bench.missing import Missing
 from batchline.bench.noise import claims, stored_survey
-from batchline.bench.noise.training_findings import judge_training
+from batchline.bench.noise.claims.training_findings import judge_training
 from tests import claims_evidence
 from tests.noise_evidence import noise, point, workload
 
