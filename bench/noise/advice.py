@@ -121,7 +121,7 @@ class Advice:
         current one.
         """
         sentences = (
-            self._answer(),
+            self._best(),
             self._reason(),
             self._current(),
             self._accumulate(),
@@ -132,7 +132,7 @@ class Advice:
     def to_json(self) -> dict:
         return asdict(self) | {"words": list(self.sentences), "caveat": CAVEAT}
 
-    def _answer(self) -> str:
+    def _best(self) -> str:
         if self.noise_answer == NO_SIGNAL:
             return (
                 "No batch size can be advised: the gradient's signal is not distinguishable from zero. Measure "

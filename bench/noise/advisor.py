@@ -98,7 +98,9 @@ def advise(
             optimizer_s out of range.
     """
     times = StepTimes.of(steps)
-    curve, noise = times.curve(), _checked(NoiseEstimate.from_json(dict(estimate)))
+    curve, noise = times.curve(), _require_valid(
+        NoiseEstimate.from_json(dict(estimate))
+    )
     limits = _limits(steps, limit_bytes, headroom)
     if current_batch is not None and current_batch < 1:
         raise ValueError(f"the current batch must be 1 or more, and is {current_batch}")
@@ -152,7 +154,7 @@ def advise(
     )
 
 
-def _checked(noise: NoiseEstimate) -> NoiseEstimate:
+def _require_valid(noise: NoiseEstimate) -> NoiseEstimate:
     if not all(map(math.isfinite, (noise.scale.trace, noise.scale.square))):
         raise ValueError(
             f"a noise scale of {noise.scale.trace}/{noise.scale.square} is no number: measure it again"

@@ -42,8 +42,8 @@ def middle(workload: Mapping) -> Moment:
     """The middle point of training, for which the one advice is given: the noise scale
     grows from start to end.
     """
-    found = moments(workload)
-    return found[len(found) // 2]
+    in_order = moments(workload)
+    return in_order[len(in_order) // 2]
 
 
 def advice(
@@ -74,10 +74,10 @@ def advice(
 
 def by_updates(workload: Mapping) -> dict[int, list[Mapping]]:
     """The stored points of all seeds, by how far training was."""
-    found: dict[int, list[Mapping]] = {}
+    grouped: dict[int, list[Mapping]] = {}
     for point in sorted(workload.get("points", ()), key=lambda point: point["updates"]):
-        found.setdefault(point["updates"], []).append(point)
-    return found
+        grouped.setdefault(point["updates"], []).append(point)
+    return grouped
 
 
 def estimate_of(points: Sequence[Mapping]) -> NoiseEstimate:
@@ -89,11 +89,11 @@ def estimate_of(points: Sequence[Mapping]) -> NoiseEstimate:
 
 def cosines_of(points: Sequence[Mapping]) -> dict[int, tuple[float, ...]]:
     """The cosines of all the points, by batch."""
-    found: dict[int, list[float]] = {}
+    by_batch: dict[int, list[float]] = {}
     for point in points:
         for entry in point["cosines"]:
-            found.setdefault(entry["batch"], []).extend(entry["cosines"])
-    return {batch: tuple(cosines) for batch, cosines in sorted(found.items())}
+            by_batch.setdefault(entry["batch"], []).extend(entry["cosines"])
+    return {batch: tuple(cosines) for batch, cosines in sorted(by_batch.items())}
 
 
 def _moment(updates: int, points: Sequence[Mapping]) -> Moment:

@@ -151,14 +151,14 @@ def steps_of(sweep: Mapping) -> list[dict]:
         raise ValueError(
             f"the machine was busy while the sweep trained, so its times are none: {sweep['why_busy']}"
         )
-    found: dict[int, list[float]] = {}
+    samples_s: dict[int, list[float]] = {}
     for run in sweep["runs"]:
         updates, seconds = run["curve"]["updates"], run["curve"]["train_s"]
         if updates and updates[-1] and seconds[-1]:
-            found.setdefault(run["batch"], []).append(seconds[-1] / updates[-1])
+            samples_s.setdefault(run["batch"], []).append(seconds[-1] / updates[-1])
     return [
         {"batch": batch, "samples_s": samples}
-        for batch, samples in sorted(found.items())
+        for batch, samples in sorted(samples_s.items())
     ]
 
 
@@ -284,27 +284,27 @@ def _residuals(
 def _fit(logs: Mapping[int, Mapping[int, float]]) -> float:
     """The φ of the least squares of log updates, S_min free."""
     ends = math.log(min(logs) / _SEARCH), math.log(max(logs) * _SEARCH)
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log: _residuals(logs, math.exp(log)).var(),
         bounds=ends,
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(found.x)
+    return math.exp(minimum.x)
 
 
 def _jackknife(logs: Mapping[int, Mapping[int, float]]) -> tuple[float, float] | None:
     """The fitted φ's 95% interval, by leaving each seed out in turn: Student's t on the
     pseudo-values of log φ.
     """
-    seeds = sorted({seed for found in logs.values() for seed in found})
+    seeds = sorted({seed for of_batch in logs.values() for seed in of_batch})
     if len(seeds) < 2:
         return None
     whole = math.log(_fit(logs))
     without = [
         {
-            batch: {one: value for one, value in found.items() if one != seed}
-            for batch, found in logs.items()
+            batch: {one: value for one, value in of_batch.items() if one != seed}
+            for batch, of_batch in logs.items()
         }
         for seed in seeds
     ]

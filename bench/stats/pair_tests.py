@@ -102,11 +102,11 @@ def pairs_to_show(
         return None
     critical = float(ndtri(1 - level))
 
-    def shown(pairs: int) -> bool:
+    def suffices(pairs: int) -> bool:
         root = math.sqrt(max(pairs - critical**2 / 2, 0)) / max(spread, EXACT)
         return (
             ndtr(distance * root - critical) + ndtr(far * root - critical) - 1 >= POWER
         )
 
-    pairs = 2 + bisect.bisect_left(range(2, _MOST_PAIRS_NEEDED + 1), True, key=shown)
+    pairs = 2 + bisect.bisect_left(range(2, _MOST_PAIRS_NEEDED + 1), True, key=suffices)
     return pairs if pairs <= _MOST_PAIRS_NEEDED else None

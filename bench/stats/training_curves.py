@@ -28,12 +28,12 @@ def rates(record: Mapping, batch: int) -> list[float]:
 
 def runs(record: Mapping, batch: int, learning_rate: float | None) -> list[Run]:
     """The runs of a batch at a rate, by seed; none at the rate None."""
-    found = (
+    matching = (
         run
         for run in record["runs"]
         if (run["batch"], run["learning_rate"]) == (batch, learning_rate)
     )
-    return sorted(found, key=lambda run: run["seed"])
+    return sorted(matching, key=lambda run: run["seed"])
 
 
 def first_reach(run: Run, target_loss: float) -> tuple[float, float] | None:
@@ -86,14 +86,14 @@ def best_rate(record: Mapping, batch: int, target_loss: float) -> float | None:
     Where at no rate all do, the one at which the most do; None where none does.
     """
 
-    def score(found: Sequence[Run]) -> tuple[float, float] | None:
+    def score(runs_at_rate: Sequence[Run]) -> tuple[float, float] | None:
         reached = [
             reach[0]
-            for reach in (first_reach(run, target_loss) for run in found)
+            for reach in (first_reach(run, target_loss) for run in runs_at_rate)
             if reach
         ]
         return (
-            (-len(reached) / len(found), statistics.median(reached))
+            (-len(reached) / len(runs_at_rate), statistics.median(reached))
             if reached
             else None
         )
@@ -106,8 +106,8 @@ def best_rate_for_budget(record: Mapping, batch: int, updates: float) -> float |
     updates; none may diverge.
     """
 
-    def score(found: Sequence[Run]) -> float | None:
-        losses = [value_at(run, updates, "train_loss") for run in found]
+    def score(runs_at_rate: Sequence[Run]) -> float | None:
+        losses = [value_at(run, updates, "train_loss") for run in runs_at_rate]
         return (
             None
             if None in losses
@@ -124,7 +124,9 @@ def _best(record: Mapping, batch: int, score: Callable) -> float | None:
     by_rate = {rate: runs(record, batch, rate) for rate in rates(record, batch)}
     most = max(map(len, by_rate.values()), default=0)
     scores = {
-        rate: score(found) for rate, found in by_rate.items() if len(found) == most
+        rate: score(runs_at_rate)
+        for rate, runs_at_rate in by_rate.items()
+        if len(runs_at_rate) == most
     }
     return min(
         (rate for rate, value in scores.items() if value is not None),
@@ -150,8 +152,8 @@ def budget_updates(record: Mapping, batch: int) -> tuple[int, int]:
 
 
 def by_seed(
-    found: Sequence[Run], read: Callable[[Run], float | None]
+    trained: Sequence[Run], read: Callable[[Run], float | None]
 ) -> dict[int, float]:
     """What `read` says of each run, by seed, without those of which it says nothing."""
-    values = {run["seed"]: read(run) for run in found}
+    values = {run["seed"]: read(run) for run in trained}
     return {seed: value for seed, value in values.items() if value is not None}

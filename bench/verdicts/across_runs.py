@@ -281,11 +281,11 @@ class Group:
     @property
     def changed(self) -> list[tuple[Series, ChangePoint]]:
         """Every change, the newest first, and of one run the largest first."""
-        found = [
+        changes = [
             (series, change) for series in self.series for change in series.changes
         ]
         return sorted(
-            sorted(found, key=lambda one: -abs(one[1].effect)),
+            sorted(changes, key=lambda one: -abs(one[1].effect)),
             key=lambda one: one[0].entries[one[1].index].when,
             reverse=True,
         )
@@ -297,16 +297,16 @@ def groups(
     """The entries by machine and profile, with a series for each case, or each of those
     ids.
     """
-    found: dict[tuple, list[Entry]] = {}
+    by_machine: dict[tuple, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.when):
-        found.setdefault(
+        by_machine.setdefault(
             (tuple(sorted(entry.machine.items())), entry.profile), []
         ).append(entry)
     return [
         Group(
             runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, cases))
         )
-        for runs in found.values()
+        for runs in by_machine.values()
     ]
 
 

@@ -85,7 +85,7 @@ def fact_changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
         return (
             Change("declined", f"is compiled now (it was declined: {was['declined']})"),
         )
-    found = (
+    differing = (
         [Change(CONFIG, _configuration(was["config"], now["config"]))]
         if _differ(was, now, "config")
         else []
@@ -93,9 +93,9 @@ def fact_changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
     occupied = _occupancies(was, now)
     for fact in (*_FACTS, *sorted({*was, *now} - {*_FACTS, *_WHERE, "config"})):
         if fact == "occupancy":
-            found += _of_occupancy(occupied, was, now)
+            differing += _of_occupancy(occupied, was, now)
         elif _differ(was, now, fact):
-            found.append(
+            differing.append(
                 _of_fact(
                     fact,
                     was.get(fact),
@@ -104,7 +104,7 @@ def fact_changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
                     _differ(was, now, "config"),
                 )
             )
-    return tuple(found)
+    return tuple(differing)
 
 
 def _differ(was: Mapping, now: Mapping, fact: str) -> bool:
@@ -133,28 +133,30 @@ def _of_fact(fact: str, was, now, occupied: tuple, reconfigured: bool) -> Change
             fact, f"tensor cores by {was or 'none'} → {now or 'none'}", verdict
         )
     if fact == "code_bytes":
-        return Change(fact, f"code {_shown_size(was)} → {_shown_size(now)}")
+        return Change(fact, f"code {_size_text(was)} → {_size_text(now)}")
     names = {
         "matrix": "tensor-core instructions",
         "warp_specialized": "warp-specialised",
     }
-    return Change(fact, f"{names.get(fact, fact)} {_shown(was)} → {_shown(now)}")
+    return Change(
+        fact, f"{names.get(fact, fact)} {_fact_text(was)} → {_fact_text(now)}"
+    )
 
 
-def _shown(value) -> str:
+def _fact_text(value) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _shown_size(count: int | None) -> str:
+def _size_text(count: int | None) -> str:
     return "unknown" if count is None else units.size(count)
 
 
 def _occupancies(was: Mapping, now: Mapping) -> tuple[Occupancy | str, Occupancy | str]:
     """Both occupancies; in place of one that can't be had, why."""
-    found = []
+    both = []
     for row in (was, now):
         try:
-            found.append(
+            both.append(
                 occupancy(
                     row["architecture"],
                     row["threads"],
@@ -163,8 +165,8 @@ def _occupancies(was: Mapping, now: Mapping) -> tuple[Occupancy | str, Occupancy
                 )
             )
         except (KeyError, ValueError) as error:
-            found.append(str(error))
-    return tuple(found)
+            both.append(str(error))
+    return tuple(both)
 
 
 def _of_occupancy(occupied: tuple, was: Mapping, now: Mapping) -> list[Change]:
@@ -308,8 +310,8 @@ def moves(before: Sequence[Mapping], after: Sequence[Mapping]) -> tuple[Move, ..
     launched = [
         {_launch(row): row for row in reversed(rows)} for rows in (before, after)
     ]
-    found = [_move(was, now, launched) for was, now in _pairs(before, after)]
-    return tuple(sorted(found, key=lambda move: _VERDICTS.index(move.verdict)))
+    moved = [_move(was, now, launched) for was, now in _pairs(before, after)]
+    return tuple(sorted(moved, key=lambda move: _VERDICTS.index(move.verdict)))
 
 
 def warp_faults(rows: Sequence[Mapping]) -> list[str]:

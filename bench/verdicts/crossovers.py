@@ -100,19 +100,19 @@ def crossovers(records: Sequence[Record]) -> list[Crossover]:
     """Every change of the leader between two variants of one op, scenario and dtype,
     over their common batch sizes.
     """
-    found = []
+    changes = []
     for (op, scenario, dtype), by_variant in by_problem(
         filter(ranking.does_the_work, records)
     ).items():
         for one, other in itertools.combinations(by_variant, 2):
-            found += _between(op, scenario, dtype, by_variant[one], by_variant[other])
-    return found
+            changes += _between(op, scenario, dtype, by_variant[one], by_variant[other])
+    return changes
 
 
 def best(records: Sequence[Record]) -> list[Best]:
     """The fastest variant of each problem that a call may go to."""
     strongest = ranking.opponents(records)
-    found = []
+    bests = []
     for (op, scenario, dtype), by_variant in by_problem(
         filter(ranking.may_be_chosen, records)
     ).items():
@@ -122,7 +122,7 @@ def best(records: Sequence[Record]) -> list[Best]:
             here = [timed[batch] for timed in by_variant.values() if batch in timed]
             fastest = min(here, key=lambda record: record.median_s)
             opponent = strongest.get((op, scenario, dtype, batch))
-            found.append(
+            bests.append(
                 Best(
                     op,
                     scenario,
@@ -138,7 +138,7 @@ def best(records: Sequence[Record]) -> list[Best]:
                     ),
                 )
             )
-    return found
+    return bests
 
 
 def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Choice]:
@@ -154,16 +154,16 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
         for record in records
         if ranking.may_win(record)
     }
-    found: list[Choice] = []
+    chosen: list[Choice] = []
     for one in best(records):
         as_good = (one.variant, *one.alike)
         last = (
-            found[-1]
-            if found and found[-1].problem == (one.op, one.scenario, one.dtype)
+            chosen[-1]
+            if chosen and chosen[-1].problem == (one.op, one.scenario, one.dtype)
             else None
         )
         if last and last.variant in as_good:
-            before = found.pop()
+            before = chosen.pop()
         else:
             name = (
                 baselines.get(one.op)
@@ -172,8 +172,8 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
             )
             before = Choice(one.op, one.scenario, one.dtype, name, one.batch, one.batch)
         here = *before.problem, one.batch
-        found.append(_at(before, timed[(*here, before.variant)], strongest.get(here)))
-    return found
+        chosen.append(_at(before, timed[(*here, before.variant)], strongest.get(here)))
+    return chosen
 
 
 def _at(choice: Choice, chosen: Record, opponent: Record | None) -> Choice:
@@ -296,12 +296,12 @@ def by_problem(
     """Op, scenario and dtype → variant → batch → what was measured; what is not ranked
     is left out.
     """
-    found: dict[tuple[str, str, str], dict[str, dict[int, Record]]] = {}
+    problems: dict[tuple[str, str, str], dict[str, dict[int, Record]]] = {}
     for record in records:
         if ranking.may_win(record):
-            group = found.setdefault((record.op, record.scenario, record.dtype), {})
+            group = problems.setdefault((record.op, record.scenario, record.dtype), {})
             group.setdefault(record.variant, {})[record.batch] = record
-    return found
+    return problems
 
 
 Group = tuple[str, str, str]  # op, scenario, dtype
@@ -320,19 +320,19 @@ def batches_to_add(
     and the one after.
     """
     changes = crossovers(records)
-    found: dict[Group, list[int]] = {}
+    wanted: dict[Group, list[int]] = {}
     chosen: dict[Group, set[str]] = {}
     for choice in choices(records, baselines):
         chosen.setdefault(choice.problem, set()).add(choice.variant)
     for before, after in itertools.pairwise(choices(records, baselines)):
         if before.problem == after.problem:
-            found.setdefault(before.problem, []).extend(
+            wanted.setdefault(before.problem, []).extend(
                 _batches_between(before, after, changes)
             )
     for key, law in latency_laws(records).items():
         group = key.op, key.scenario, key.dtype
         if law and key.variant in chosen.get(group, ()):
-            found.setdefault(group, []).extend(
+            wanted.setdefault(group, []).extend(
                 cliff.batch + step for cliff in law.cliffs for step in (-1, 1)
             )
     measured: dict[Group, set[int]] = {}
@@ -346,7 +346,7 @@ def batches_to_add(
             for batch in dict.fromkeys(batches)
             if batch > 0 and batch not in measured[group]
         ]
-        for group, batches in found.items()
+        for group, batches in wanted.items()
     }
     return {
         group: tuple(sorted(batches[:_MOST_ADDED]))
@@ -431,7 +431,7 @@ def token_crossings(
             medians = times.setdefault(layer, {}).setdefault(size["T"], {})
             way = _GHOST if record.variant in GHOST else record.variant
             medians[way] = min(record.median_s, medians.get(way, math.inf))
-    found = []
+    crossings = []
     for (dtype, inputs, outputs, batch), by_tokens in times.items():
         for fused in FUSED:
             ratios = tuple(
@@ -441,7 +441,7 @@ def token_crossings(
             )
             if len(ratios) > 1:
                 between, tokens = _last_change_of_leader(ratios)
-                found.append(
+                crossings.append(
                     TokenCrossing(
                         dtype,
                         inputs,
@@ -454,7 +454,7 @@ def token_crossings(
                         tokens,
                     )
                 )
-    return found
+    return crossings
 
 
 def _last_change_of_leader(

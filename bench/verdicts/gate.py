@@ -292,40 +292,37 @@ class Replay:
         low: float,
         high: float,
     ) -> Judgement:
-        decided, flagged = not self.open[row], bool(self.direction[row])
+        decided = not self.open[row]
         if pairs < LEAST_PAIRS:
             return Judgement(
-                INVALID,
-                None,
-                None,
-                None,
-                floor.share,
-                pairs,
-                None,
-                LEAST_PAIRS,
-                decided,
-                False,
+                verdict=INVALID,
+                effect=None,
+                low=None,
+                high=None,
+                floor=floor.share,
+                pairs=pairs,
+                least_detectable=None,
+                pairs_needed=LEAST_PAIRS,
+                decided=decided,
+                flagged=False,
             )
         verdict = self._verdict(row, low)
         level = self._level_of_one(pairs)
-        needed = (
-            None
-            if verdict not in (INCONCLUSIVE, UNCONFIRMED)
-            else _pairs_needed(
-                mean, spread, float(self.above[row]), float(self.below[row]), level
-            )
-        )
+        above, below = float(self.above[row]), float(self.below[row])
+        needed = None
+        if verdict in (INCONCLUSIVE, UNCONFIRMED):
+            needed = _pairs_needed(mean, spread, above, below, level)
         return Judgement(
-            verdict,
-            math.expm1(mean),
-            math.expm1(low),
-            math.expm1(high),
-            floor.share,
-            pairs,
-            math.expm1(self.above[row] + reach(pairs, level) * spread),
-            needed,
-            decided,
-            flagged,
+            verdict=verdict,
+            effect=math.expm1(mean),
+            low=math.expm1(low),
+            high=math.expm1(high),
+            floor=floor.share,
+            pairs=pairs,
+            least_detectable=math.expm1(above + reach(pairs, level) * spread),
+            pairs_needed=needed,
+            decided=decided,
+            flagged=bool(self.direction[row]),
         )
 
     def _verdict(self, row: int, low: float) -> str:

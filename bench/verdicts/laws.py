@@ -300,7 +300,7 @@ def memory_growths(records: Sequence[Record]) -> list[MemoryGrowth]:
             groups.setdefault(
                 (record.op, record.variant, record.scenario, record.dtype), []
             ).append(record)
-    found = []
+    growths = []
     for key, group in groups.items():
         batches = [record.batch for record in group]
         peaks = [record.facts["peak_bytes"] for record in group]
@@ -311,12 +311,12 @@ def memory_growths(records: Sequence[Record]) -> list[MemoryGrowth]:
         ]
         if None not in laws:
             largest = max(group, key=lambda record: record.batch)
-            found.append(
+            growths.append(
                 MemoryGrowth(
                     *key, *laws, largest.batch, largest.median_s / largest.batch
                 )
             )
-    return found
+    return growths
 
 
 def quickest(growths_: Sequence[MemoryGrowth], room_bytes: float) -> list[MemoryGrowth]:

@@ -109,15 +109,15 @@ def _kernels(names: Ratios) -> dict[tuple[str, ...], dict[int, int]]:
     """Kernel → batch size → row, of the kernels with several batch sizes, which are in
     order.
     """
-    found: dict[tuple[str, ...], dict[int, int]] = {}
+    kernels: dict[tuple[str, ...], dict[int, int]] = {}
     for row, name in enumerate(names):
         parts = parse_case_id(name)
-        found.setdefault(tuple(parts[part] for part in _KERNEL), {})[
+        kernels.setdefault(tuple(parts[part] for part in _KERNEL), {})[
             parts["batch"]
         ] = row
     return {
         kernel: dict(sorted(rows.items()))
-        for kernel, rows in found.items()
+        for kernel, rows in kernels.items()
         if len(rows) > 1
     }
 
@@ -230,27 +230,26 @@ def _verdicts(replay: Replay, stretches: _Stretches) -> list[str]:
     changed = np.where(replay.settled, replay.changed, stretches.claimed)
     counts = replay.so_far().count
     return [
-        (
-            REGRESSED
-            if way > 0
-            else (
-                IMPROVED
-                if way < 0
-                else (
-                    EQUIVALENT
-                    if equal
-                    else INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
-                )
-            )
-        )
+        _verdict_of_case(way, equal, pairs)
         for way, equal, pairs in zip(changed, replay.equivalent, counts)
     ]
 
 
+def _verdict_of_case(way: int, equal: bool, pairs: int) -> str:
+    """`way` is +1 where it got worse, -1 where it got better, else 0."""
+    if way:
+        return REGRESSED if way > 0 else IMPROVED
+    if equal:
+        return EQUIVALENT
+    return INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
+
+
 def _verdict(own: set[str]) -> str:
     """Of the verdicts of its cases."""
-    changed = [verdict for verdict in (REGRESSED, IMPROVED) if verdict in own]
-    return changed[0] if changed else own.pop() if len(own) == 1 else INCONCLUSIVE
+    for verdict in (REGRESSED, IMPROVED):
+        if verdict in own:
+            return verdict
+    return next(iter(own)) if len(own) == 1 else INCONCLUSIVE
 
 
 def _parts(

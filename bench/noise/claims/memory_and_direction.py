@@ -143,9 +143,9 @@ def judge_direction(noise: Mapping | None) -> Verdict:
         for updates, points in by_updates.items():
             title = f"{name}, after {updates:,} updates"
             cosines = {
-                batch: found
-                for batch, found in stored_survey.cosines_of(points).items()
-                if found
+                batch: values
+                for batch, values in stored_survey.cosines_of(points).items()
+                if values
             }
             if len(cosines) < 2:
                 findings.append(Finding(title, NOT_DECIDED, "", _NO_COSINES))

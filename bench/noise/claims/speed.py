@@ -76,13 +76,13 @@ def _step_times(
     """{title: {batch: seconds of a step, repeated}} of what has at least two batch
     sizes.
     """
-    found = {}
+    titled = {}
     for name, workload in (noise or {}).get("workloads", {}).items():
-        found[name] = {
+        titled[name] = {
             step["batch"]: step.get("samples_s") for step in workload.get("steps", [])
         }
-    if not found and sweep is not None and not sweep.get("why_busy"):
-        found[f"{sweep['workload']}, as trained in the sweep"] = {
+    if not titled and sweep is not None and not sweep.get("why_busy"):
+        titled[f"{sweep['workload']}, as trained in the sweep"] = {
             batch: [
                 run["curve"]["train_s"][-1] / run["curve"]["updates"][-1]
                 for run in sweep["runs"]
@@ -94,7 +94,7 @@ def _step_times(
         }
     timed = {
         title: {batch: steps[batch] for batch in sorted(steps) if steps[batch]}
-        for title, steps in found.items()
+        for title, steps in titled.items()
     }
     return {title: steps for title, steps in timed.items() if len(steps) > 1}
 
@@ -148,10 +148,10 @@ def _updates(sweep: Mapping) -> tuple[Finding, Table]:
     reached, rows = {}, []
     for batch in training_curves.batches(sweep):
         rate = training_curves.best_rate(sweep, batch, target)
-        found = training_curves.runs(sweep, batch, rate)
+        runs = training_curves.runs(sweep, batch, rate)
         reaches = {
             run["seed"]: reach
-            for run in found
+            for run in runs
             if (reach := training_curves.first_reach(run, target))
         }
         if not reaches:
@@ -168,7 +168,7 @@ def _updates(sweep: Mapping) -> tuple[Finding, Table]:
             (
                 f"{batch:,}",
                 f"{rate:.3g}{edge}",
-                f"{len(reaches)} of {len(found)}",
+                f"{len(reaches)} of {len(runs)}",
                 updates.text("{:,.0f}"),
                 updates.scaled(batch).text("{:,.0f}"),
                 units.duration(

@@ -64,7 +64,7 @@ def judge(sweep: Mapping | None) -> Verdict:
         _accuracy(sweep),
         _sharpness(sweep, tuned),
     ]
-    findings = [finding for found, _ in parts for finding in found]
+    findings = [finding for of_part, _ in parts for finding in of_part]
     return conclude(CLAIM, HYPOTHESIS, findings, [table for _, table in parts], SOURCES)
 
 
@@ -84,18 +84,18 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
     slope.
     """
     target = sweep["grid"]["target_loss"]
-    found = {
+    jitters = {
         batch: training_curves.by_seed(runs, _at_target("step_loss_std", target))
         for batch, runs in tuned.items()
     }
     rows = [
         (f"{batch:,}", intervals.geometric_mean(list(values.values())).text())
-        for batch, values in found.items()
+        for batch, values in jitters.items()
         if values
     ]
     drawn = {
         math.log2(batch): {seed: math.log2(value) for seed, value in values.items()}
-        for batch, values in found.items()
+        for batch, values in jitters.items()
         if batch < sweep["samples"]
     }
     slope = intervals.slope_by_seed(drawn)
@@ -233,7 +233,7 @@ def _sharpness(
     ends can't be compared.
     """
     target = sweep["grid"]["target_loss"]
-    found = {
+    at_target = {
         batch: training_curves.by_seed(runs, lambda run: run["sharpness_at_target"])
         for batch, runs in tuned.items()
     }
@@ -244,7 +244,7 @@ def _sharpness(
     rows = tuple(
         (
             f"{batch:,}",
-            _sharp(found[batch]),
+            _sharp(at_target[batch]),
             f"{2 / runs[0]['learning_rate']:.3g}",
             _sharp(ends[batch]),
         )
@@ -262,7 +262,7 @@ def _sharpness(
             math.log2(batch): {
                 seed: math.log2(value) for seed, value in values.items() if value > 0
             }
-            for batch, values in found.items()
+            for batch, values in at_target.items()
         }
     )
     if slope is None:

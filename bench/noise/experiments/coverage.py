@@ -272,8 +272,8 @@ def measure(
     estimates = [
         estimator([next(batches) for _ in range(setting.batches)]) for _ in range(draws)
     ]
-    covered = np.array([problem.noise_scale in found.simple for found in estimates])
-    answers = np.array([found.answer for found in estimates])
+    covered = np.array([problem.noise_scale in one.simple for one in estimates])
+    answers = np.array([one.answer for one in estimates])
     bounded = answers == BOUNDED
     return Row(
         setting,
@@ -283,8 +283,8 @@ def measure(
         float((answers == NO_SIGNAL).mean()),
         float(covered.mean()),
         float(covered[bounded].mean()) if bounded.any() else None,
-        _standard_errors([found.scale.trace for found in estimates], problem.trace),
-        _standard_errors([found.scale.square for found in estimates], problem.square),
+        _standard_errors([one.scale.trace for one in estimates], problem.trace),
+        _standard_errors([one.scale.square for one in estimates], problem.square),
     )
 
 

@@ -257,7 +257,7 @@ def _tests(readings: Sequence[Reading]) -> dict[str, float]:
         for test in (norm_test, inner_product_test, orthogonality_test):
             result = test(reading.whole)
             values.setdefault(result.name, []).append(result.value)
-    return {name: statistics.median(found) for name, found in values.items()}
+    return {name: statistics.median(of_test) for name, of_test in values.items()}
 
 
 def _gradient(model: torch.nn.Module) -> torch.Tensor:

@@ -159,11 +159,11 @@ def points(grid: Grid, batch: int, samples: int) -> list[int]:
     budget ends.
     """
     budgets = budget_updates(grid, batch, samples)
-    last, found, place = max(budgets), set(budgets), 1.0
+    last, updates, place = max(budgets), set(budgets), 1.0
     while place < last:
-        found.add(round(place))
+        updates.add(round(place))
         place = max(place + 1, place * _GROWTH)
-    return sorted(found)
+    return sorted(updates)
 
 
 def budget_updates(grid: Grid, batch: int, samples: int) -> tuple[int, int]:
@@ -448,12 +448,12 @@ def largest_eigenvalue(
     start = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)).to(
         loss
     )
-    found = _dominant(hessian, start)
-    if found.value >= 0:
-        return found
+    dominant = _dominant(hessian, start)
+    if dominant.value >= 0:
+        return dominant
     # the dominant one is negative: with it taken off the diagonal, the largest is
-    shifted = _dominant(lambda vector: hessian(vector) - found.value * vector, start)
-    return Eigenvalue(shifted.value + found.value, shifted.residual)
+    shifted = _dominant(lambda vector: hessian(vector) - dominant.value * vector, start)
+    return Eigenvalue(shifted.value + dominant.value, shifted.residual)
 
 
 def _dominant(

@@ -124,12 +124,12 @@ def autocast_off(device: str) -> contextlib.AbstractContextManager:
 
 @functools.cache
 def _row_kernels(device: str, dtype: str) -> tuple[Variant, ...]:
-    found = [
+    variants = [
         grad_stats.variants[name] for name in _ONE_READ if name in grad_stats.variants
     ]
     return tuple(
         variant
-        for variant in found
+        for variant in variants
         if variant.why_not_here(device, dtype) is None
         and (variant.dtypes is None or dtype in variant.dtypes)
     )

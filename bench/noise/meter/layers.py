@@ -378,10 +378,10 @@ class _Replay:
             args, kwargs = pytree.tree_unflatten(whole, self.form)
 
             def forward(own):
-                found = pytree.tree_leaves(
+                leaves = pytree.tree_leaves(
                     torch.func.functional_call(self.module, own, args, kwargs)
                 )
-                return [found[number] for number in outputs]
+                return [leaves[number] for number in outputs]
 
             _, pull = torch.func.vjp(forward, own)
             return pull([dy.unsqueeze(dim) for dy, dim in zip(d_outputs, out_dims)])[0]

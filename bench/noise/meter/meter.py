@@ -113,10 +113,12 @@ class NoiseMeter:
                 )
             for layer in self._plan.layers:
                 self._put_back.append(
-                    _stand_in(layer.module.__dict__, layer.forward_for(step))
+                    _replace_forward(layer.module.__dict__, layer.forward_for(step))
                 )
             self._put_back.append(
-                _stand_in(self._model.__dict__, _telling(step, self._model.forward))
+                _replace_forward(
+                    self._model.__dict__, _report_batch(step, self._model.forward)
+                )
             )
         except BaseException:
             self._restore()
@@ -130,13 +132,13 @@ class NoiseMeter:
         step.end()
         if kind is None:
             with torch.no_grad(), autocast_off(self._plan.device):
-                found = step.finish()
+                statistics = step.finish()
             absent = tuple(
-                name for name in self._plan.names.values() if name not in found
+                name for name in self._plan.names.values() if name not in statistics
             )
             self._unread = functools.partial(
                 read,
-                found,
+                statistics,
                 step.batch,
                 step.batch**2 if self._mean else 1,
                 fallbacks=self._plan.fallbacks,
@@ -149,7 +151,7 @@ class NoiseMeter:
             self._put_back.pop()()
 
 
-def _telling(step: Step, forward: Callable) -> Callable:
+def _report_batch(step: Step, forward: Callable) -> Callable:
     """The model's forward, whose input says what the batch is: an inner layer's may be
     folded or not have it at all.
     """
@@ -171,7 +173,9 @@ def _telling(step: Step, forward: Callable) -> Callable:
     return call
 
 
-def _stand_in(attributes: dict[str, object], forward: Callable) -> Callable[[], object]:
+def _replace_forward(
+    attributes: dict[str, object], forward: Callable
+) -> Callable[[], object]:
     """Let `forward` answer the calls of the module that has these attributes; returns
     what undoes it.
     """

@@ -45,11 +45,13 @@ class Reading:
     @functools.cached_property
     def layers(self) -> dict[str, BatchStatistics]:
         """By module; a shared parameter is the first one's that has it."""
-        found: dict[str, BatchStatistics] = {}
+        by_layer: dict[str, BatchStatistics] = {}
         for name, statistics in self.parameters.items():
             layer = name.rpartition(".")[0] or "the model"
-            found[layer] = found[layer] + statistics if layer in found else statistics
-        return found
+            by_layer[layer] = (
+                by_layer[layer] + statistics if layer in by_layer else statistics
+            )
+        return by_layer
 
     @functools.cached_property
     def whole(self) -> BatchStatistics:
@@ -97,44 +99,23 @@ class Reading:
 
 
 def read(
-    found: Mapping[str, ParameterStatistics], batch: int, factor: float, **named
+    statistics: Mapping[str, ParameterStatistics], batch: int, factor: float, **named
 ) -> Reading:
     """The reading of a step: one transfer from the device.
 
     Args:
-        found: of each parameter, what its samples contributed to the gradient.
+        statistics: of each parameter, what its samples contributed to the gradient.
         factor: the square of what a contribution times makes the sample's own gradient.
 
     Raises:
         UsageError: for a gradient that is NaN or infinite, a batch of one, or a ḡ that
         is not autograd's.
     """
-    numbers = (
-        torch.stack(
-            [
-                torch.cat(
-                    [
-                        torch.stack(
-                            [one.norm, one.norm if one.gap is None else one.gap]
-                        ).double(),
-                        one.squared_norms.double(),
-                        one.inner_products.double(),
-                    ]
-                )
-                for one in found.values()
-            ]
-        )
-        .cpu()
-        .numpy()
-    )
+    rows = torch.stack([_as_row(one) for one in statistics.values()]).cpu().numpy()
     parameters = {}
-    for (name, one), row in zip(found.items(), numbers):
-        norm, gap, n, d = (
-            row[0] / batch,
-            row[1] / batch,
-            row[2 : 2 + batch],
-            row[2 + batch :],
-        )
+    for (name, one), row in zip(statistics.items(), rows):
+        norm, gap = row[:2] / batch
+        n, d = row[2 : 2 + batch], row[2 + batch :]
         try:
             parameters[name] = BatchStatistics(factor * norm**2, factor * n, factor * d)
         except ValueError as error:
@@ -145,3 +126,10 @@ def read(
                 "it is used outside its module's call, or the layer mixes samples or draws random numbers"
             )
     return Reading(batch, parameters, **named)
+
+
+def _as_row(one: ParameterStatistics) -> torch.Tensor:
+    """[2 + 2B] in fp64: the norm, the gap (the norm where there is none), n and d."""
+    gap = one.norm if one.gap is None else one.gap
+    norms = torch.stack([one.norm, gap]).double()
+    return torch.cat([norms, one.squared_norms.double(), one.inner_products.double()])

@@ -31,7 +31,7 @@ class Step:
         self._uses: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
         self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
         self._totals: dict[nn.Parameter, torch.Tensor] = {}
-        self._found: dict[nn.Parameter, ParameterStatistics] = {}
+        self._statistics: dict[nn.Parameter, ParameterStatistics] = {}
         self._astray: list[str] = []
         self._pass: int | None = None
         self._over = False
@@ -110,7 +110,7 @@ class Step:
         """The gradient that a parameter's only call returns to autograd, which is B·ḡ,
         and n and d beside it.
         """
-        self._found[parameter] = ParameterStatistics(
+        self._statistics[parameter] = ParameterStatistics(
             torch.linalg.vector_norm(gradient), n, d
         )
         if gradient.dtype != parameter.dtype:
@@ -167,13 +167,13 @@ class Step:
                 torch.finfo(dtype).eps
                 for dtype in (parameter.dtype, *(use.dtype for use in uses))
             )
-            self._found[parameter] = ParameterStatistics(
+            self._statistics[parameter] = ParameterStatistics(
                 torch.linalg.vector_norm(gradient), n, d, gap, coarsest
             )
         return {
-            name: self._found[parameter]
+            name: self._statistics[parameter]
             for parameter, name in self._names.items()
-            if parameter in self._found
+            if parameter in self._statistics
         }
 
 
