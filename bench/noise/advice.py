@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from batchline.bench import units
 from batchline.bench.stats.noise_scale import NO_SIGNAL, NO_UPPER_BOUND
 
-NOISE, MEMORY, COST, STEP_TIME, NOTHING = (
-    "noise",
-    "memory",
-    "cost",
-    "step time",
-    "nothing",
-)
+NOISE = "noise"
+MEMORY = "memory"
+COST = "cost"
+STEP_TIME = "step time"
+NOTHING = "nothing"
 CAVEAT = (
     "These are predictions of a model: an update is worth 1/(1 + φ/B) of one without noise, at a learning rate "
     "tuned for its batch (McCandlish et al. 2018, arXiv:1812.06162). φ grows during training and is no sure "
@@ -174,7 +172,8 @@ class Advice:
         )
 
     def _current(self) -> str:
-        now, best = self.at(self.current_batch), self.at(self.best_batch)
+        now = self.at(self.current_batch)
+        best = self.at(self.best_batch)
         if now is None or best is None:
             return ""
         if now.fits is False:

@@ -98,9 +98,8 @@ def advise(
             optimizer_s out of range.
     """
     times = StepTimes.of(steps)
-    curve, noise = times.curve(), _require_valid(
-        NoiseEstimate.from_json(dict(estimate))
-    )
+    curve = times.curve()
+    noise = _require_valid(NoiseEstimate.from_json(dict(estimate)))
     limits = _limits(steps, limit_bytes, headroom)
     if current_batch is not None and current_batch < 1:
         raise ValueError(f"the current batch must be 1 or more, and is {current_batch}")
@@ -108,7 +107,11 @@ def advise(
     believed = {BOUNDED: noise.scale.simple, NO_UPPER_BOUND: math.inf}.get(noise.answer)
     if believed is None:
         best = unlimited = None
-        decided_by, interval, near, regret, accumulation = NOTHING, None, None, (), None
+        decided_by = NOTHING
+        interval = None
+        near = None
+        regret = ()
+        accumulation = None
     else:
         weight = signal_weight(believed)
         cap = _cap(cost_cap, _cautious(noise))
@@ -118,7 +121,8 @@ def advise(
         )
         decided_by = _decided_by(best, unlimited, limits.most, cap, noise.answer)
         interval = _interval(times, noise, limits.most, cost_cap, seed)
-        near, regret = None, ()
+        near = None
+        regret = ()
         if best is not None and noise.answer == BOUNDED:
             near = curve.within(NEAR, best, weight, most)
             regret = _regret(curve, best, believed, limits.most)
@@ -323,7 +327,8 @@ def _accumulation(
             if weight
             else math.inf
         )
-        least, most = max(2, limits.most // micro + 1), cap / micro
+        least = max(2, limits.most // micro + 1)
+        most = cap / micro
         for near in (ideal, ideal + 1):
             count = max(least, min(most, near))
             if count <= most and math.isfinite(count):
@@ -405,7 +410,9 @@ def draw_noise_scales(
         generator.permutation(draws) + 0.5
     ) / draws  # evenly spread, so that the ends are no matter of luck
     deviations = ndtri(ranks) / ndtri((1 + estimate.confidence) / 2)  # ±1 at the ends
-    middle, low, high = estimate.scale.simple, estimate.simple.low, estimate.simple.high
+    middle = estimate.scale.simple
+    low = estimate.simple.low
+    high = estimate.simple.high
     with np.errstate(divide="ignore"):
         if estimate.scale.square <= 0:
             inverse = np.where(deviations < 0, -deviations / low, 0)

@@ -153,7 +153,8 @@ def steps_of(sweep: Mapping) -> list[dict]:
         )
     samples_s: dict[int, list[float]] = {}
     for run in sweep["runs"]:
-        updates, seconds = run["curve"]["updates"], run["curve"]["train_s"]
+        updates = run["curve"]["updates"]
+        seconds = run["curve"]["train_s"]
         if updates and updates[-1] and seconds[-1]:
             samples_s.setdefault(run["batch"], []).append(seconds[-1] / updates[-1])
     return [

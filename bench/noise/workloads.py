@@ -106,7 +106,8 @@ class Workload:
         return self._data[1]
 
 
-_HELD_OUT_DIGITS, _SPLIT_SEED = 360, 0
+_HELD_OUT_DIGITS = 360
+_SPLIT_SEED = 0
 
 
 def _digit_model() -> nn.Module:
@@ -124,7 +125,8 @@ def _digit_losses(
 def _load_digits() -> tuple[Samples, Samples]:
     x, y = images()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    held_out, train = order[:_HELD_OUT_DIGITS], order[_HELD_OUT_DIGITS:]
+    held_out = order[:_HELD_OUT_DIGITS]
+    train = order[_HELD_OUT_DIGITS:]
     return Samples(x[train], y[train]), Samples(x[held_out], y[held_out])
 
 
@@ -139,7 +141,10 @@ digits = Workload(
 )
 
 
-TOKENS, WIDTH, HEADS, BLOCKS = 64, 64, 4, 2
+TOKENS = 64
+WIDTH = 64
+HEADS = 4
+BLOCKS = 2
 _HELD_OUT_TEXT = 0.1  # the last tenth of the text
 
 
@@ -148,11 +153,12 @@ class _Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.query_key_value, self.mixed = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(
-            WIDTH, WIDTH
-        )
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.attention_norm = nn.LayerNorm(WIDTH)
+        self.mlp_norm = nn.LayerNorm(WIDTH)
+        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
+        self.mixed = nn.Linear(WIDTH, WIDTH)
+        self.up = nn.Linear(WIDTH, 4 * WIDTH)
+        self.down = nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
@@ -174,13 +180,13 @@ class Transformer(nn.Module):
 
     def __init__(self, alphabet: int):
         super().__init__()
-        self.token, self.position = nn.Embedding(alphabet, WIDTH), nn.Embedding(
-            TOKENS, WIDTH
-        )
+        self.token = nn.Embedding(alphabet, WIDTH)
+        self.position = nn.Embedding(TOKENS, WIDTH)
         nn.init.normal_(self.token.weight, std=0.02)  # GPT-2's
         nn.init.normal_(self.position.weight, std=0.02)
         self.blocks = nn.Sequential(*(_Block() for _ in range(BLOCKS)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, alphabet)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, alphabet)
 
     def forward(self, characters: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(

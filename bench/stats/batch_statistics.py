@@ -119,7 +119,8 @@ def norm_test(statistics: BatchStatistics) -> BatchTest:
     """Var ḡ/‖ḡ‖² = (Σn − B·M)/((B−1)·B·M), of Byrd, Chin, Nocedal and Wu 2012, Sample
     size selection.
     """
-    batch, square = statistics.batch, statistics.mean_square
+    batch = statistics.batch
+    square = statistics.mean_square
     return _test(
         "norm",
         np.sum(statistics.squared_norms) - batch * square,
@@ -132,7 +133,8 @@ def inner_product_test(statistics: BatchStatistics) -> BatchTest:
     """The part of it along ḡ: (Σd² − B·M²)/((B−1)·B·M²), of Bollapragada, Byrd and
     Nocedal 2018, arXiv:1710.11258.
     """
-    batch, square = statistics.batch, statistics.mean_square
+    batch = statistics.batch
+    square = statistics.mean_square
     return _test(
         "inner product",
         np.sum(statistics.inner_products**2) - batch * square**2,
@@ -145,7 +147,8 @@ def orthogonality_test(statistics: BatchStatistics) -> BatchTest:
     """The part of it across ḡ: (Σn − Σd²/M)/((B−1)·B·M), of the same paper, where θ is
     called ν.
     """
-    batch, square = statistics.batch, statistics.mean_square
+    batch = statistics.batch
+    square = statistics.mean_square
     along = np.sum(statistics.inner_products**2) / square if square else 0.0
     return _test(
         "orthogonality",

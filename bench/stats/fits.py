@@ -60,13 +60,11 @@ class LatencyFit:
     ):
         from scipy.optimize import nnls
 
-        self.batches, self.times_s, self.waves, self.knot, self.jumps = (
-            batches,
-            times_s,
-            waves,
-            knot,
-            jumps,
-        )
+        self.batches = batches
+        self.times_s = times_s
+        self.waves = waves
+        self.knot = knot
+        self.jumps = jumps
         self._axis = (
             batches
             if waves is None

@@ -115,7 +115,8 @@ def skewed(quantiles: Quantiles, skewness: float) -> Quantiles:
     1992, On the removal of skewness by transformation: of t + k·t²/3 + k²·t³/27 + k/6
     next to nothing is left; that is inverted here.
     """
-    k, ends = skewness, []
+    k = skewness
+    ends = []
     for quantile in (quantiles.low, quantiles.high):
         shifted = quantile - k / 6
         root = np.cbrt(1 + k * shifted)
@@ -329,7 +330,8 @@ def fisher_exact(count: int, of: int, other_count: int, other_of: int) -> float:
     """The two-sided p of Fisher's exact test that two shares are one: tables no
     likelier than this one count.
     """
-    total, successes = of + other_of, count + other_count
+    total = of + other_of
+    successes = count + other_count
     ways = [
         math.comb(of, k) * math.comb(other_of, successes - k)
         for k in range(max(0, successes - other_of), min(of, successes) + 1)
@@ -363,7 +365,8 @@ def _rank(count: int, confidence: float) -> int:
     """
     part, whole = ((1 - confidence) / 2).as_integer_ratio()
     most = part << count
-    ways, rank = 1, 0
+    ways = 1
+    rank = 0
     below = 1  # of the 2^count outcomes so many have at most `rank` successes
     while below * whole <= most:
         rank += 1

@@ -350,7 +350,8 @@ class Stream:
             ValueError: of fewer than two micro-batches, or of one so large that the
             others say nothing beside it.
         """
-        samples, squares = self._first[0], self._second[0, 0]
+        samples = self._first[0]
+        squares = self._second[0, 0]
         effective = samples**2 / squares if self._batches else 0
         if effective < _LEAST_EFFECTIVE:
             raise ValueError(

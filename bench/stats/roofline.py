@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from batchline.bench import units
 
-LAUNCH, CACHE, MEMORY, COMPUTE = "launch", "cache", "memory", "compute"
+LAUNCH = "launch"
+CACHE = "cache"
+MEMORY = "memory"
+COMPUTE = "compute"
 _MOSTLY_READS = 0.1  # a result that writes under this share of its bytes is held against the read-only rate
 # Ceilings are measured too: a stream may have met a slower moment than the result did.
 _FLOOR_MARGIN = 0.75

@@ -69,7 +69,8 @@ def value_at(run: Run, updates: float, key: str) -> float | None:
     """The curve's `key` after so many updates, interpolated; None where the run has
     none there, as one that diverged.
     """
-    positions, values = run["curve"]["updates"], run["curve"][key]
+    positions = run["curve"]["updates"]
+    values = run["curve"][key]
     after = bisect.bisect_left(positions, updates)
     if after == len(positions) or values[after] is None:
         return None

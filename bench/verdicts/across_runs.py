@@ -150,7 +150,8 @@ def compare(a: Run, b: Run) -> Comparison:
         ValueError: where a time is no positive number.
     """
     sides = [{record.id: record for record in run.records} for run in (a, b)]
-    pairs, alone = [], []
+    pairs = []
+    alone = []
     for case in dict.fromkeys([*sides[0], *sides[1]]):
         ours = [side.get(case) for side in sides]
         timed = [_is_timed(record) for record in ours]

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from batchline.bench import units
 from batchline.bench.stats.occupancy import Occupancy, REGISTERS, SHARED, occupancy
 
-WORSE, OPEN, BETTER = "worse", "a GPU must say", "better"
+WORSE = "worse"
+OPEN = "a GPU must say"
+BETTER = "better"
 CONFIG = "configuration"
 _CONSTANTS = re.compile(r"(\w+)=(\S+?)(?=,? |,?$)")
 _SETTINGS = re.compile(r"(\d+) (warps|stages)\b")
@@ -256,7 +258,9 @@ def widths(counts: Mapping[str, int]) -> str:
     )
 
 
-CHANGED, NEW, GONE = "changed", "new", "gone"
+CHANGED = "changed"
+NEW = "new"
+GONE = "gone"
 _PLACE = ("variant", "dtype", "scenario", "batch", "architecture")
 _VERDICTS = (WORSE, OPEN, BETTER)
 
@@ -334,9 +338,11 @@ def _move(
     """`launched`: before and after, the first row of each launch, wherever it was."""
     row = now or was
     if was and now:
-        changes, kind = fact_changes(was, now), CHANGED
+        changes = fact_changes(was, now)
+        kind = CHANGED
     elif now and why_no_code(now):
-        changes, kind = (without_code(now),), NEW
+        changes = (without_code(now),)
+        kind = NEW
     else:
         elsewhere = launched[0 if now else 1].get(_launch(row))
         kind = NEW if now else GONE
@@ -383,7 +389,8 @@ def _pairs(
     """(was, now) of all that is not the same in both; a place without code stands for
     all kernels there.
     """
-    old, new = _without(before, after), _without(after, before)
+    old = _without(before, after)
+    new = _without(after, before)
     for names in ((*_PLACE, "kernel", "config"), (*_PLACE, "kernel")):
         waiting = defaultdict(deque)
         for row in old:
@@ -395,7 +402,8 @@ def _pairs(
                 yield partners.popleft(), row
             else:
                 unpaired.append(row)
-        old, new = [row for rows in waiting.values() for row in rows], unpaired
+        old = [row for rows in waiting.values() for row in rows]
+        new = unpaired
     none_before, none_now = (
         {_place(row): row for row in rows if why_no_code(row)} for rows in (old, new)
     )

@@ -241,7 +241,8 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
     Weighted least squares. Root and ends lie between the first x and the last: there
     the sign is known.
     """
-    first, last = points[0][0], points[-1][0]
+    first = points[0][0]
+    last = points[-1][0]
     weights = [1 / max(error, 1e-150) ** 2 for _, _, error in points]
     total = math.fsum(weights)
     x_mean, y_mean = (
@@ -263,7 +264,8 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
         return (first + last) / 2, first, last
     # How far behind the first x: what the line lacks there to be 0, over what it gains
     # a step.
-    sign, to_mean = math.copysign(1, slope), x_mean - first
+    sign = math.copysign(1, slope)
+    to_mean = x_mean - first
     way = Means(
         sign * (slope * to_mean - y_mean),
         abs(slope),
@@ -358,7 +360,8 @@ def batches_to_add(
 def _batches_between(
     before: Choice, after: Choice, changes: Sequence[Crossover]
 ) -> Iterator[int]:
-    low, high = before.last, after.first
+    low = before.last
+    high = after.first
     meet = next(
         (
             change.batch
@@ -376,7 +379,8 @@ def _batches_between(
             yield round(batch)
 
 
-TOKENS_OP, FUSED = "wgrad_stats", ("triton_fused", "numba_cpu_fused")
+TOKENS_OP = "wgrad_stats"
+FUSED = ("triton_fused", "numba_cpu_fused")
 GHOST = ("torch_ghost", "torch_ghost_tf32", "torch_ghost_3xbf16", "torch_ghost_6xbf16")
 KAPPA = (1, 25)
 _GHOST = "ghost"

@@ -308,7 +308,8 @@ class Replay:
             )
         verdict = self._verdict(row, low)
         level = self._level_of_one(pairs)
-        above, below = float(self.above[row]), float(self.below[row])
+        above = float(self.above[row])
+        below = float(self.below[row])
         needed = None
         if verdict in (INCONCLUSIVE, UNCONFIRMED):
             needed = _pairs_needed(mean, spread, above, below, level)

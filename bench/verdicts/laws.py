@@ -204,18 +204,23 @@ def _saturation(fit: LatencyFit) -> Saturation | None:
         return None
     at = fit.bend_at
     if not more:
-        top, bottom = (1, 0), (0, 1 / SATURATED - 1)
+        top = (1, 0)
+        bottom = (0, 1 / SATURATED - 1)
     elif launch + (cost - last) * at < 0:  # throughput falls towards 1/last
         best_s = launch / at + cost
-        top, bottom = (SATURATED * at, 0, 0), (1, (1 - SATURATED) * at, 0)
+        top = (SATURATED * at, 0, 0)
+        bottom = (1, (1 - SATURATED) * at, 0)
     elif (
         last > SATURATED * cost and at * (last - SATURATED * cost) >= SATURATED * launch
     ):  # there before the bend
-        top, bottom = (SATURATED, 0, 0), (0, -SATURATED, 1)
+        top = (SATURATED, 0, 0)
+        bottom = (0, -SATURATED, 1)
     else:
-        top, bottom = (1, at, -at), (0, 0, 1 / SATURATED - 1)
+        top = (1, at, -at)
+        bottom = (0, 0, 1 / SATURATED - 1)
     batch, interval = fit.ratio(np.array(top), np.array(bottom))
-    low, high = interval.low, interval.high
+    low = interval.low
+    high = interval.high
     if fit.waves is None:
         return Saturation(_whole(batch), _whole(low), _whole(high))
     wave = fit.waves.samples

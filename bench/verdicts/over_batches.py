@@ -130,11 +130,15 @@ class _Stretches:
     def __init__(
         self, kernels: Mapping[tuple[str, ...], Mapping[int, int]], replay: Replay
     ):
-        self.kernels, self.replay = kernels, replay
+        self.kernels = kernels
+        self.replay = replay
         self.order = np.array(
             [row for rows in kernels.values() for row in rows.values()], int
         )
-        starts, sizes, tests, offset = [], [], [], 0
+        starts = []
+        sizes = []
+        tests = []
+        offset = 0
         for batches in map(len, kernels.values()):
             own = [
                 (offset + first, wide)
@@ -204,9 +208,8 @@ class _Stretches:
         -1 under them, else 0.
         """
         means = moments(self.replay.table[:, :pairs]).mean
-        over, under = self._all(means > self.replay.above), self._all(
-            means < self.replay.below
-        )
+        over = self._all(means > self.replay.above)
+        under = self._all(means < self.replay.below)
         return over.astype(int) - under.astype(int)
 
     def _narrowest(self, flagged: np.ndarray) -> np.ndarray:

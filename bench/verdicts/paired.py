@@ -32,7 +32,9 @@ from batchline.bench.verdicts import gate
 from batchline.bench.verdicts.gate import Floor, floor
 from batchline.bench.verdicts.over_batches import over_batches, wants_more
 
-BASE, HEAD, BOTH = "base", "head", "both"
+BASE = "base"
+HEAD = "head"
+BOTH = "both"
 _NO_MEDIAN = 1e30  # where there is none yet: the floor is the least share
 _MOST_FAILURES = 2  # of one case; more are not an accident
 
@@ -88,7 +90,8 @@ class Evidence:
         """The cases of which more pairs may tell more."""
         undecided: set[str] = set()
         for quantity in QUANTITIES:
-            ratios, floors = self.ratios[quantity], self._floors(quantity)
+            ratios = self.ratios[quantity]
+            floors = self._floors(quantity)
             undecided.update(
                 case
                 for case, one in gate.decide(ratios, floors).items()

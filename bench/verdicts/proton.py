@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-_TIME, _CALLS = "time (ns)", "count"
+_TIME = "time (ns)"
+_CALLS = "count"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ _PAGES_BYTES = 8192  # a growth of less than this up to the largest batch is a r
 
 def judge_memory(noise: Mapping | None) -> Verdict:
     """From the peaks of the workloads' steps and the device's limit."""
-    findings, tables = [], []
+    findings = []
+    tables = []
     for name, workload in (noise or {}).get("workloads", {}).items():
         peaks = {
             step["batch"]: step["peak_bytes"]
@@ -136,7 +137,8 @@ def judge_direction(noise: Mapping | None) -> Verdict:
     """From the cosines of pairs of independent batches, at every measured point of each
     workload's training.
     """
-    findings, tables = [], []
+    findings = []
+    tables = []
     for name, workload in (noise or {}).get("workloads", {}).items():
         by_updates = stored_survey.by_updates(workload)
         last = max(by_updates, default=None)
@@ -180,7 +182,8 @@ def _direction_finding(title: str, cosines: Mapping[int, Sequence[float]]) -> Fi
         for cosine in values
     ]
     slope = intervals.slope(*map(list, zip(*pairs)))
-    least, most = min(cosines), max(cosines)
+    least = min(cosines)
+    most = max(cosines)
     verdict = decide(slope, -1, _COSINE_MARGIN)
     effect = (
         f"{title}: the mean cosine is {intervals.mean(cosines[least]).text('{:.3f}')} at B = {least:,} and "
@@ -199,7 +202,8 @@ def _cosine_table(
 ) -> Table:
     rows = []
     for batch, values in cosines.items():
-        measured, predicted = intervals.mean(values), _predicted(estimate, batch)
+        measured = intervals.mean(values)
+        predicted = _predicted(estimate, batch)
         rows.append(
             (
                 f"{batch:,}",

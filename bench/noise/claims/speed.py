@@ -40,7 +40,8 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
     and the sweep.
     """
     timed = _step_times(sweep, noise)
-    findings, tables = [], []
+    findings = []
+    tables = []
     for title, steps in timed.items():
         finding, table = _epoch(title, steps)
         findings.append(finding)
@@ -145,7 +146,8 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
 
 def _updates(sweep: Mapping) -> tuple[Finding, Table]:
     target = sweep["grid"]["target_loss"]
-    reached, rows = {}, []
+    reached = {}
+    rows = []
     for batch in training_curves.batches(sweep):
         rate = training_curves.best_rate(sweep, batch, target)
         runs = training_curves.runs(sweep, batch, rate)
@@ -207,7 +209,8 @@ def _updates_finding(
             "",
             "no two batch sizes reached the target with the same seeds",
         )
-    least, most = min(reached), max(reached)
+    least = min(reached)
+    most = max(reached)
     whole = intervals.paired_ratio(reached[least], reached[most])
     effect = (
         ""

@@ -125,7 +125,8 @@ def _accuracy(sweep: Mapping) -> tuple[list[Finding], Table]:
 
     A rate is tuned on the training loss at that budget, never on what is held out.
     """
-    sizes, target = training_curves.batches(sweep), sweep["grid"]["target_loss"]
+    sizes = training_curves.batches(sweep)
+    target = sweep["grid"]["target_loss"]
     one_rate = sweep["usual_rate"]
     readings: dict[str, dict[int, dict[int, float]]] = {}
     trained_to: dict[str, str] = {}
@@ -299,8 +300,10 @@ def _failures(sweep: Mapping) -> tuple[list[Finding], Table]:
     """Counted at one usual rate for all, at the largest batch's best rate for all, and
     at each batch's own best.
     """
-    sizes, target = training_curves.batches(sweep), sweep["grid"]["target_loss"]
-    usual, large = sweep["usual_rate"], _largest_batchs_rate(sweep)
+    sizes = training_curves.batches(sweep)
+    target = sweep["grid"]["target_loss"]
+    usual = sweep["usual_rate"]
+    large = _largest_batchs_rate(sweep)
     readings = {f"rate {usual:.3g} for all": dict.fromkeys(sizes, usual)}
     if large is not None:
         readings[f"rate {large:.3g} for all, the largest batch's best"] = dict.fromkeys(
@@ -355,12 +358,14 @@ def _failures_finding(name: str, by_batch: Mapping[int, Sequence[str]]) -> Findi
         return Finding(
             part, NOT_DECIDED, "", f"{name}: fewer than two batch sizes were trained"
         )
-    small, large = sizes[:half], sizes[-half:]
+    small = sizes[:half]
+    large = sizes[-half:]
     counts = [
         [sum(map(bool, by_batch[batch])) for batch in group] for group in (small, large)
     ]
     runs = [sum(len(by_batch[batch]) for batch in group) for group in (small, large)]
-    (few, many), (few_runs, many_runs) = map(sum, counts), runs
+    few, many = map(sum, counts)
+    few_runs, many_runs = runs
     p = intervals.fisher_exact(few, few_runs, many, many_runs)
     effect = (
         f"{name}: {_share(few, few_runs)} of the runs fail at B ≤ {small[-1]:,}, {_share(many, many_runs)} at "

@@ -109,13 +109,17 @@ def conclude(
         finding.effect for finding in findings if finding.effect and finding.headline
     )
     if kinds <= {HOLDS} and findings:
-        verdict, where = HOLDS, ""
+        verdict = HOLDS
+        where = ""
     elif kinds == {DOES_NOT_HOLD}:
-        verdict, where = DOES_NOT_HOLD, ""
+        verdict = DOES_NOT_HOLD
+        where = ""
     elif ONLY_WHERE in kinds or {HOLDS, DOES_NOT_HOLD} <= kinds:
-        verdict, where = ONLY_WHERE, "; ".join(holding)
+        verdict = ONLY_WHERE
+        where = "; ".join(holding)
     else:
-        verdict, where = NOT_DECIDED, undecided or "nothing was measured"
+        verdict = NOT_DECIDED
+        where = undecided or "nothing was measured"
     return Verdict(
         claim,
         hypothesis,

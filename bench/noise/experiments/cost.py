@@ -32,15 +32,17 @@ from batchline.bench.stats import intervals
 from batchline.bench.stats.intervals import Estimate
 from batchline.kernels import backends
 
-PLAIN, METERED, READ, OPACUS, BACKPACK = (
-    "plain step",
-    "NoiseMeter",
-    "NoiseMeter, read",
-    "Opacus ghost norms",
-    "BackPACK batch_l2",
-)
-CLEAN, NOT_MEASURED = 0, 3
-_WARM_STEPS, _STEPS_TO_ESTIMATE, _SAMPLE_S, _SEED = 5, 3, 2e-3, 0
+PLAIN = "plain step"
+METERED = "NoiseMeter"
+READ = "NoiseMeter, read"
+OPACUS = "Opacus ghost norms"
+BACKPACK = "BackPACK batch_l2"
+CLEAN = 0
+NOT_MEASURED = 3
+_WARM_STEPS = 5
+_STEPS_TO_ESTIMATE = 3
+_SAMPLE_S = 2e-3
+_SEED = 0
 _MOST_SAMPLES = 1000  # of one way
 _LARGER = 4
 Step = Callable[[], object]
@@ -100,9 +102,8 @@ def _plain(workload, model, x, y):
 
 
 def _metered(workload, model, x, y):
-    meter, (step, _) = NoiseMeter(model, reduction="mean"), _plain(
-        workload, model, x, y
-    )
+    meter = NoiseMeter(model, reduction="mean")
+    step, _ = _plain(workload, model, x, y)
 
     def metered():
         with meter:
@@ -113,9 +114,8 @@ def _metered(workload, model, x, y):
 
 
 def _read(workload, model, x, y):
-    meter, (step, _) = NoiseMeter(model, reduction="mean"), _plain(
-        workload, model, x, y
-    )
+    meter = NoiseMeter(model, reduction="mean")
+    step, _ = _plain(workload, model, x, y)
 
     def read():
         with meter:
@@ -317,7 +317,8 @@ def _cells(row: Cost) -> tuple:
     name = row.workload, row.batch, row.way
     if isinstance(row.time, Missing):
         return *name, "", "", "", row.gives, row.time.reason
-    time, over = row.time, row.time.overhead
+    time = row.time
+    over = row.time.overhead
     return (
         *name,
         duration(time.median_s),

@@ -31,7 +31,8 @@ from batchline.bench.stats.noise_scale import (
     within_batch,
 )
 
-CLEAN, NOT_AS_CLAIMED = 0, 1
+CLEAN = 0
+NOT_AS_CLAIMED = 1
 AS_CLAIMED = "as claimed"
 LEAST, MOST = 0.93, 0.975  # of nominal 95% intervals
 _MOSTLY = 0.95  # bounded so often, the bounded ones are no selection
@@ -233,7 +234,8 @@ def show(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    setting, problem = row.setting, row.setting.problem
+    setting = row.setting
+    problem = row.setting.problem
     method = (
         "within the batch" if setting.batches == 1 else f"{setting.batches} batches"
     )
@@ -268,7 +270,8 @@ def measure(
     batches of each.
     """
     estimator = estimator or estimate
-    problem, batches = setting.problem, _batches(setting, draws, generator)
+    problem = setting.problem
+    batches = _batches(setting, draws, generator)
     estimates = [
         estimator([next(batches) for _ in range(setting.batches)]) for _ in range(draws)
     ]
@@ -310,7 +313,8 @@ def _batches(
     """The statistics of draws · batches independent batches, drawn as many at once as
     fit into a few MiB.
     """
-    problem, left = setting.problem, draws * setting.batches
+    problem = setting.problem
+    left = draws * setting.batches
     at_once = max(
         1,
         _MOST_ELEMENTS
@@ -337,7 +341,8 @@ def statistics_of(
         dy: [D,B,T,O]
     """
     n = ((x @ x.mT) * (dy @ dy.mT)).sum((2, 3))  # the ghost norm, exact enough in fp64
-    tokens_of_x, tokens_of_dy = x.flatten(1, 2), dy.flatten(1, 2)
+    tokens_of_x = x.flatten(1, 2)
+    tokens_of_dy = dy.flatten(1, 2)
     mean = tokens_of_dy.mT @ tokens_of_x / x.shape[1]
     d = ((tokens_of_dy @ mean) * tokens_of_x).sum(2).unflatten(1, x.shape[1:3]).sum(2)
     return mean.square().sum((1, 2)).numpy(), n.numpy(), d.numpy()

@@ -99,7 +99,8 @@ def run(
     Raises:
         UsageError: of a grid with a batch larger than the data, or with too few seeds.
     """
-    workload, started_s = workloads["digits"], time.monotonic()
+    workload = workloads["digits"]
+    started_s = time.monotonic()
     samples = len(workload.train)
     if max(grid.batches) > samples or not 1 <= grid.tuning_seeds <= grid.seeds:
         raise UsageError(
@@ -159,7 +160,9 @@ def points(grid: Grid, batch: int, samples: int) -> list[int]:
     budget ends.
     """
     budgets = budget_updates(grid, batch, samples)
-    last, updates, place = max(budgets), set(budgets), 1.0
+    last = max(budgets)
+    updates = set(budgets)
+    place = 1.0
     while place < last:
         updates.add(round(place))
         place = max(place + 1, place * _GROWTH)
@@ -201,7 +204,8 @@ def _replicates(record: dict, grid: Grid, seed: int) -> list[Job]:
 
     Common are the workload's own rate and the largest batch's best.
     """
-    all_rates, samples = sorted(grid.learning_rates), record["samples"]
+    all_rates = sorted(grid.learning_rates)
+    samples = record["samples"]
     best = {
         batch: training_curves.best_rate(record, batch, grid.target_loss)
         for batch in grid.batches
@@ -256,7 +260,8 @@ def _trained(
             for waiting in futures:
                 waiting.cancel()
         if now_s - told_s > 10:
-            told_s, left_s = now_s, (now_s - started_s) / done * (len(jobs) - done)
+            told_s = now_s
+            left_s = (now_s - started_s) / done * (len(jobs) - done)
             tell(
                 f"[{done}/{len(jobs)}] {stage}: {left_s // 60:.0f} min {left_s % 60:02.0f} s left of it"
             )
@@ -307,7 +312,10 @@ def train(
         )
     }
     step_losses: deque[torch.Tensor] = deque(maxlen=_WINDOW)
-    updates, train_s, why, at_target = 0, 0.0, "", None
+    updates = 0
+    train_s = 0.0
+    why = ""
+    at_target = None
     for point in [0, *points]:
         train_s += _steps(
             workload,
@@ -402,7 +410,8 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-_TOLERANCE, _MOST_ITERATIONS = 0.01, 100
+_TOLERANCE = 0.01
+_MOST_ITERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -463,7 +472,8 @@ def _dominant(
     vector = start / start.norm()
     for _ in range(_MOST_ITERATIONS):
         product = matrix(vector)
-        value, norm = float(vector @ product), float(product.norm())
+        value = float(vector @ product)
+        norm = float(product.norm())
         residual = float((product - value * vector).norm())
         if residual <= _TOLERANCE * abs(value):
             break

@@ -61,7 +61,8 @@ def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     """What the dispatch chooses; for a small problem on a CPU one call instead of nine
     to a library.
     """
-    device, variants = "cuda" if x.is_cuda else "cpu", wgrad_stats.variants
+    device = "cuda" if x.is_cuda else "cpu"
+    variants = wgrad_stats.variants
     names = [wgrad_stats.dispatch.look_up(x, dy).variant]
     if not x.is_cuda and x.numel() * dy.shape[2] <= _SMALL:
         names.insert(0, "numba_cpu_fused")
@@ -90,10 +91,10 @@ def of_one_token(x: torch.Tensor, dy: torch.Tensor) -> tuple[Tensors, Tensors]:
     multiplied again. Small layers wait for calls: these are half as many.
     """
     x, dy = (tensor.to(accumulator(tensor.dtype)) for tensor in (x, dy))
-    norm, x_norm = torch.linalg.vector_norm(dy, dim=1), torch.linalg.vector_norm(
-        x, dim=1
-    )
-    weight, bias = torch.mm(dy.t(), x), dy.sum(0)
+    norm = torch.linalg.vector_norm(dy, dim=1)
+    x_norm = torch.linalg.vector_norm(x, dim=1)
+    weight = torch.mm(dy.t(), x)
+    bias = dy.sum(0)
     along = torch.mm(x, weight.t()).mul_(dy).sum(1).div_(len(x))
     return (weight, x_norm.mul_(norm).square_(), along), (
         bias,

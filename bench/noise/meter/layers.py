@@ -31,7 +31,8 @@ def linear(layer: str, module: nn.Linear, forward: Callable, step: Step) -> Call
     """The forward of x[B,…,I] → y[B,…,O] that reports to `step`; autocast as F.linear
     has it.
     """
-    weight, bias = module.weight, module.bias
+    weight = module.weight
+    bias = module.bias
     trained = [
         parameter
         for parameter in (weight, bias)
@@ -69,7 +70,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        step, (parameter, bias) = ctx.step, ctx.parameters
+        step = ctx.step
+        parameter, bias = ctx.parameters
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         d_weight = d_bias = None
         d_x = torch.matmul(dy, weight.to(dy.dtype)) if needs_x else None
@@ -92,7 +94,8 @@ class _Linear(torch.autograd.Function):
                 None,
             )
         if needs_weight:
-            tokens, d_tokens = _tokens(x), _tokens(dy)
+            tokens = _tokens(x)
+            d_tokens = _tokens(dy)
             if alone and step.once(parameter):
                 mean, n, d = kernel.of_layer(tokens, d_tokens)
                 d_weight = step.replaces(parameter, mean.mul_(step.batch), n, d)
@@ -129,7 +132,8 @@ def normalisation(
     """The forward of x[B,…,*shape] that reports Σ_t dy∘x̂ for the weight and Σ_t dy for
     the bias, of each sample.
     """
-    weight, bias = module.weight, getattr(module, "bias", None)
+    weight = module.weight
+    bias = getattr(module, "bias", None)
     trained = [
         parameter
         for parameter in (weight, bias)
@@ -213,7 +217,8 @@ class Lookup:
         return self.dy.dtype
 
     def gradients(self, samples: slice) -> torch.Tensor:
-        ids, dy = self.ids[samples], self.dy[samples].to(accumulator(self.dtype))
+        ids = self.ids[samples]
+        dy = self.dy[samples].to(accumulator(self.dtype))
         keys = (
             ids + self.vocabulary * torch.arange(len(ids), device=ids.device)[:, None]
         )
@@ -225,7 +230,8 @@ class Lookup:
         """Rows of equal (sample, id) summed before they are squared: O(B·T·D) and no
         table a sample, no atomics.
         """
-        (batch, tokens), dy = self.ids.shape, self.dy.to(accumulator(self.dtype))
+        batch, tokens = self.ids.shape
+        dy = self.dy.to(accumulator(self.dtype))
         mean = _rows(dy.flatten(0, 1), self.ids.flatten(), self.vocabulary).div_(batch)
         d = (dy * mean[self.ids]).sum((1, 2))
         ids, order = self.ids.sort(1)
@@ -284,12 +290,10 @@ class _Replay:
         step: Step,
         inputs,
     ):
-        self.layer, self.module, self.parameters, self.step = (
-            layer,
-            module,
-            parameters,
-            step,
-        )
+        self.layer = layer
+        self.module = module
+        self.parameters = parameters
+        self.step = step
         leaves, self.form = pytree.tree_flatten(inputs)
         self.leaves = [
             leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves

@@ -51,7 +51,8 @@ class NoiseMeter:
                 f'say how the loss puts its samples together, reduction="mean" or "sum": it was '
                 f"{'not told' if reduction is None else repr(reduction)}, and gradients don't show it"
             )
-        self._model, self._mean = model, reduction == "mean"
+        self._model = model
+        self._mean = reduction == "mean"
         self._plan = plan(model)
         self._step: Step | None = None
         self._put_back: list[Callable[[], object]] = []
@@ -127,7 +128,8 @@ class NoiseMeter:
         return True
 
     def __exit__(self, kind, error, trace) -> None:
-        step, self._step = self._step, None
+        step = self._step
+        self._step = None
         self._restore()
         step.end()
         if kind is None:

@@ -93,14 +93,16 @@ def plan(model: nn.Module) -> Plan:
         raise UsageError(
             f"a NoiseMeter measures a torch.nn.Module, not {type(model).__name__}"
         )
-    layers, whole = [], ()
+    layers = []
+    whole = ()
     for name, module in model.named_modules():
         _refuse(name or "the model", module)
         if whole and module in whole:
             continue
         own = module._parameters
         if _uses_its_childrens(module):
-            whole, own = set(module.modules()), dict(module.named_parameters())
+            whole = set(module.modules())
+            own = dict(module.named_parameters())
         trained = {
             key: parameter
             for key, parameter in own.items()

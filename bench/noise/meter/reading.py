@@ -115,7 +115,8 @@ def read(
     parameters = {}
     for (name, one), row in zip(statistics.items(), rows):
         norm, gap = row[:2] / batch
-        n, d = row[2 : 2 + batch], row[2 + batch :]
+        n = row[2 : 2 + batch]
+        d = row[2 + batch :]
         try:
             parameters[name] = BatchStatistics(factor * norm**2, factor * n, factor * d)
         except ValueError as error:

@@ -44,7 +44,8 @@ class Step:
             another dimension.
         """
         if self.batch is None:
-            self.batch, self._whose_batch = size, whose
+            self.batch = size
+            self._whose_batch = whose
             if not size:
                 raise UsageError(
                     f"{whose} was given a batch of no samples: there is no gradient to measure"
@@ -155,7 +156,8 @@ class Step:
             )
         for parameter, uses in self._uses.items():
             mean, n, d = combined(uses, self.batch, parameter.numel())
-            gradient, total = mean.reshape(-1) * self.batch, self._totals.get(parameter)
+            gradient = mean.reshape(-1) * self.batch
+            total = self._totals.get(parameter)
             gap = (
                 None
                 if total is None
