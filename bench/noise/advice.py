@@ -1,4 +1,4 @@
-"""What the advisor gives, and the sentences that say it."""
+"""The advisor's result, and the sentences that say it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a survey found, read back: the points of training over all seeds, and the advice
-that follows at each.
+"""A survey read back from its record: the points of training over all seeds, and the
+advice that follows at each.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from batchline.bench.stats.noise_scale import NoiseEstimate, NoiseScale, over_ba
 
 @dataclass(frozen=True)
 class Moment:
-    """A workload after so many updates: what each seed found there, and all of them put
-    together.
+    """A workload after so many updates: the estimates of each seed there, and of all
+    seeds together.
 
     The interval of `estimate` is that of the batches drawn; how far the seeds are
     apart, `by_seed` shows.

@@ -141,8 +141,8 @@ class TimeToTarget:
 
 
 def steps_of(sweep: Mapping) -> list[dict]:
-    """The step times of the sweep's own runs, a sample a run: its seconds of training
-    over its updates.
+    """The step times of the sweep's own runs, one sample per run: its seconds of
+    training over its updates.
 
     Raises:
         ValueError: where the machine was busy while they were taken.

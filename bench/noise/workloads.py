@@ -28,7 +28,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs and targets, a row a sample, on the CPU."""
+    """Inputs and targets, one row per sample, on the CPU."""
 
     inputs: torch.Tensor
     targets: torch.Tensor

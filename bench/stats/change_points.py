@@ -9,7 +9,7 @@ at most show a change. A step of +5% in such noise is found, within three runs, 
 89 of a hundred histories with 16 runs on either side, in about eight of ten with 8
 behind it and 100 before it, and with 8 on either side in four or five of ten. That last
 step is 5 standard errors, and noise of φ = 0.3 alone reaches 5.4 in one of a hundred
-histories that short: to see more of them would be to cry wolf more often.
+histories that short: a test that sees more of them gives more false alarms.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class LatencyFit:
 
     @property
     def worst(self) -> tuple[int, float]:
-        """The row, of those that are no jumps, that the law misses by most, and the
-        size of that miss.
+        """The row that the law misses by most, jumps left out, and the size of that
+        miss.
         """
         misses = np.abs(self.misses[self._kept])
         return int(self._kept[misses.argmax()]), float(misses.max())
@@ -115,7 +115,9 @@ class LatencyFit:
         )
 
     def longer(self) -> LatencyFit | None:
-        """The fit with the term more that explains most; None where that may be luck."""
+        """This fit with one term more, the one that explains most; None where chance
+        may explain it.
+        """
         offers = self._offers() if self._degrees > 1 else []
         if not offers:
             return None
@@ -181,7 +183,7 @@ class LatencyFit:
         """Of two sums of the coefficients, neither of which can be below 0, with
         Fieller's interval (JRSS B 16, 1954).
 
-        Where the bottom is not told from 0 it has no upper end.
+        Where the bottom may be 0 it has no upper end.
         """
         free, covariance = self._unbounded
         value = (top @ self.values) / (bottom @ self.values)
@@ -218,7 +220,9 @@ class LatencyFit:
 def fit_latency(
     batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None
 ) -> LatencyFit:
-    """A line and the terms that it needs, or one of waves where that fits better."""
+    """The law of these times: a line with the terms that it needs, in batches or, where
+    that fits better, in waves.
+    """
     fits = [LatencyFit(batches, times_s)]
     if (
         waves is not None

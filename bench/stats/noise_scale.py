@@ -173,8 +173,8 @@ class NoiseEstimate:
 def within_batch(
     statistics: BatchStatistics, confidence: float = 0.95
 ) -> NoiseEstimate:
-    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, a pair a
-    sample, and Fieller's interval.
+    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, one pair
+    per sample, and Fieller's interval.
 
     G2 is the mean of h_b = (B·d_b − n_b)/(B−1), the mean of g_b·g_c over the other
     samples c, and its pseudo-values are G2 + (h_b − G2)·2(B−1)/(B−2); those of S = n̄ −
@@ -313,7 +313,7 @@ class Stream:
 
     def add_scale(self, scale: NoiseScale, batch: int) -> None:
         """Take in the noise scale of a micro-batch of so many samples, which is all
-        that is kept of it.
+        that the stream needs of it.
 
         Raises:
             ValueError: of fewer than two samples, or of a scale that is NaN or

@@ -31,8 +31,8 @@ class Occupancy:
 def occupancy(
     architecture: int, threads: int, registers: int, shared_bytes: int
 ) -> Occupancy:
-    """For blocks of `threads`, each with `registers`, and `shared_bytes` (static and
-    dynamic) a block.
+    """For blocks of `threads`, each thread with `registers`, each block with
+    `shared_bytes` (static and dynamic).
 
     Raises:
         ValueError: for an architecture whose limits are not known here, or a block that
@@ -73,7 +73,7 @@ def _round_up(number: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Waves:
-    """How a launch fills a GPU: thread blocks (CTAs) a sample, and how many the
+    """How a launch fills a GPU: thread blocks (CTAs) per sample, and how many the
     multiprocessors hold at once.
 
     Tested on synthetic curves; not yet seen on a GPU.
@@ -91,7 +91,7 @@ class Waves:
         )
 
     def count(self, batch: int) -> int:
-        """Waves of a batch: ⌈B · CTAs a sample / (multiprocessors · CTAs on each)⌉."""
+        """Waves of a batch: ⌈B · CTAs per sample / (multiprocessors · CTAs on each)⌉."""
         return -(
             -int(batch)
             * self.ctas_per_sample

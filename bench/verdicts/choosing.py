@@ -82,8 +82,8 @@ class Called:
 
     @property
     def is_slower(self) -> bool:
-        """Whether it takes longer than the look-up and the baseline, by more than is
-        told apart in one process.
+        """Whether it takes longer than the look-up and the baseline, by more than a tie
+        in one process.
         """
         known = [
             (statistics.median(samples), intervals.median_precision(samples))

@@ -172,7 +172,7 @@ def _occupancies(was: Mapping, now: Mapping) -> tuple[Occupancy | str, Occupancy
 
 
 def _of_occupancy(occupied: tuple, was: Mapping, now: Mapping) -> list[Change]:
-    """Where nothing that moved is what limits it now, it stands by itself."""
+    """A change of its own, unless a resource that changed explains it."""
     before, after = occupied
     if before == after:
         return []

@@ -27,7 +27,7 @@ from batchline.bench.stats.intervals import Means, Quantiles, fieller
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.laws import latency_laws
 
-TIE = 0.02  # medians of one run that differ by less are not told apart: processes differ by as much (A/A)
+TIE = 0.02  # medians of one run that differ by less count as equal: processes differ by as much (A/A)
 _NORMAL_95 = 1.96
 
 
@@ -58,9 +58,9 @@ class Best:
     """The fastest variant that a call may go to at one batch, and how it stands to the
     strongest opponent there.
 
-    The opponent is the fastest right one of PyTorch's variants (bench.verdicts.ranking);
-    None where none was ranked. `speed_up`: over it (1.2 is 1.2x). `alike` are the other
-    variants that the fastest is not told from.
+    The opponent is the fastest right one of PyTorch's variants
+    (bench.verdicts.ranking); None where none was ranked. `speed_up`: over it (1.2 is
+    1.2x). `alike` are the other variants that may be as fast.
     """
 
     op: str
@@ -77,9 +77,9 @@ class Best:
 class Choice:
     """The variant to use from the measured batch `first` to the measured batch `last`.
 
-    `is_ahead`: somewhere there it is faster than PyTorch's fastest, beyond what is told
-    apart. `behind`: variants of PyTorch's that are faster somewhere there, and are not
-    chosen because their error bounds are their own.
+    `is_ahead`: somewhere there it is faster than PyTorch's fastest, by more than a tie.
+    `behind`: variants of PyTorch's that are faster somewhere there, and are not chosen
+    because their error bounds are their own.
     """
 
     op: str
@@ -145,8 +145,9 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
     """Which variant to use from which batch on: the fewest changes that the evidence
     asks for, op by op.
 
-    Where several are not told apart it is the one that was chosen at the batch before,
-    or the baseline, or the fastest. `baselines`: op → its baseline's name.
+    Where several tie, the one that was chosen at the batch before stays; else it is the
+    baseline if it is among them, else the fastest. `baselines`: op → its baseline's
+    name.
     """
     strongest = ranking.opponents(records)
     timed = {
@@ -316,10 +317,10 @@ def batches_to_add(
     """For each op, scenario and dtype, ascending: around each change of the choice, and
     beside each cliff.
 
-    Where the choice changes from one variant to another: where the two are thought to
-    meet, and half way (in doublings) from there to the measured batch sizes around it.
-    Where the time of a chosen variant stands out of its latency law: the batch before
-    and the one after.
+    Where the choice changes from one variant to another: where their times are
+    estimated to meet, and half way (in doublings) from there to the measured batch
+    sizes around it. Where the time of a chosen variant stands out of its latency law:
+    the batch before and the one after.
     """
     changes = crossovers(records)
     wanted: dict[Group, list[int]] = {}

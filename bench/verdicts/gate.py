@@ -198,7 +198,7 @@ def why_void(controls: Ratios, floors: Mapping[str, Floor]) -> str | None:
 
 class Replay:
     """The looks of a session one after another, over all its cases at once: an array
-    has an entry a case, in order.
+    has one entry per case, in order.
     """
 
     def __init__(self, ratios: Ratios, floors: Mapping[str, Floor]):

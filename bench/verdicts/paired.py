@@ -40,7 +40,7 @@ _MOST_FAILURES = 2  # of one case; more are not an accident
 
 
 class Evidence:
-    """Cases that are judged together, one family of tests a quantity, and what each
+    """Cases that are judged together, one family of tests per quantity, and what each
     pair gave of each.
 
     `noise` has the A/A change of a case's latency on this machine, as a share, where it

@@ -1,4 +1,4 @@
-"""A claim, what was found on each part of it, and the verdict that follows."""
+"""A claim, the finding on each part of it, and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of the article's claims, as a hypothesis, and what became of it."""
+    """One of the article's claims, as a hypothesis, and the verdict on it."""
 
     claim: str
     hypothesis: str

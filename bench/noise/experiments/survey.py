@@ -3,7 +3,7 @@ batch: what the advisor needs.
 
 At several points of training, from several seeds, independent batches are drawn and
 their statistics taken by the meter, that is by Batchline's own kernels. Whole steps are
-timed in turns, so all batches share the machine's moods.
+timed in turns, so whatever the machine does it does to all batches alike.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ SMALL = Grid(
     updates=40,
     epochs=2,
 )
-"""What is trained where no time is one (bench.measure.stand_in): to go the whole way."""
+"""The sweep on a stand-in for a GPU (bench.measure.stand_in), whose times mean nothing."""
 
 
 def run(
@@ -365,7 +365,9 @@ def _steps(
     batches: Iterable[Batch],
     step_losses: deque[torch.Tensor],
 ) -> float:
-    """A step a batch, each one's loss kept; returns the seconds that they took."""
+    """One step per batch; appends each loss to `step_losses`, and returns the seconds
+    that the steps took.
+    """
     started_s = time.perf_counter()
     for inputs, targets in batches:
         optimizer.zero_grad()
@@ -377,9 +379,7 @@ def _steps(
 
 
 def _batches(samples: Samples, batch: int, seed: int) -> Iterator[Batch]:
-    """What is left over in an epoch is passed by, so that every update has its full
-    batch.
-    """
+    """The epochs' full batches: the rest of an epoch is left out."""
     drawn = samples.epochs(batch, torch.Generator().manual_seed(seed), "cpu")
     return (one for one in drawn if len(one[0]) == batch)
 

@@ -227,8 +227,8 @@ class Lookup:
         )
 
     def statistics(self) -> Tensors:
-        """Rows of equal (sample, id) summed before they are squared: O(B·T·D) and no
-        table a sample, no atomics.
+        """Rows of equal (sample, id) summed before they are squared: O(B·T·D), without
+        a table per sample and without atomics.
         """
         batch, tokens = self.ids.shape
         dy = self.dy.to(accumulator(self.dtype))

@@ -154,8 +154,8 @@ class NoiseMeter:
 
 
 def _report_batch(step: Step, forward: Callable) -> Callable:
-    """The model's forward, whose input says what the batch is: an inner layer's may be
-    folded or not have it at all.
+    """The model's forward, which reports the batch of its input to the step: an inner
+    layer's input may be folded, or have none.
     """
 
     def call(*args, **kwargs):
@@ -178,8 +178,8 @@ def _report_batch(step: Step, forward: Callable) -> Callable:
 def _replace_forward(
     attributes: dict[str, object], forward: Callable
 ) -> Callable[[], object]:
-    """Let `forward` answer the calls of the module that has these attributes; returns
-    what undoes it.
+    """Put `forward` in the place of the forward of the module that has these
+    attributes; returns what undoes it.
     """
     before = attributes.get("forward")
     attributes["forward"] = (

@@ -1,5 +1,5 @@
-"""Which module of a model is measured how, looked over before a step: what can't be
-right is refused here.
+"""How each module of a model is measured, planned before a step. A model that can't be
+measured rightly is refused here.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Plan:
     state: tuple
 
     def holds(self) -> bool:
-        """Whether the modules are in the state that was looked over: far cheaper than
-        to look again each step.
+        """Whether the modules are still in the state that was planned for: far cheaper
+        than to plan anew each step.
         """
         return self.state == _state(self.modules)
 

@@ -16,8 +16,8 @@ from batchline.bench.noise.meter.contributions import Contribution, combined
 
 
 class Step:
-    """Layers tell it of their calls and contributions; hooks on the parameters, what
-    autograd makes of them.
+    """What one metered step has recorded. Layers report their calls and contributions;
+    hooks on the parameters report autograd's gradients.
 
     Args:
         names: every parameter that is measured, and its name.
@@ -94,7 +94,7 @@ class Step:
         return True
 
     def end(self) -> None:
-        """Hear of nothing from now on."""
+        """Take in nothing from now on."""
         self._over = True
 
     def adds(self, parameter: nn.Parameter, use: Contribution) -> None:
