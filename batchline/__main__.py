@@ -175,7 +175,7 @@ def _advise(options) -> int:
 
 
 def _coverage(options) -> int:
-    from batchline.bench.noise import coverage
+    from batchline.bench.noise.experiments import coverage
 
     return coverage.run(options.draws)
 

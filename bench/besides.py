@@ -19,7 +19,7 @@ from batchline.bench.measure.isolation import Isolation, WorkerLost
 from batchline.bench.measure.pins import Job
 from batchline.bench.records import MEASURED, OURS
 from batchline.bench.sealed import SealBroken
-from batchline.bench.verdicts import memory_law
+from batchline.bench.verdicts import laws
 from batchline.kernels import backends
 
 NOTHING = {
@@ -214,7 +214,7 @@ def waves(
 def _trials(
     isolation: Isolation, the_run: records.Run, room: int, longest_s: float
 ) -> Iterator[dict]:
-    for growth in memory_law.quickest(memory_law.growths(the_run.records), room):
+    for growth in laws.quickest(laws.memory_growths(the_run.records), room):
         row = {
             "op": growth.op,
             "variant": growth.variant,

@@ -51,7 +51,7 @@ class Profile:
     the scenarios that fill in a range, and the variants that show a detail;
     `slow_starts`: also the variants that take seconds before their first call on a
     shape; `refines`: then more batch sizes, where the answer changes
-    (bench.verdicts.refinement). `energy_s` is the window for energy, 0 for none;
+    (bench.verdicts.crossovers). `energy_s` is the window for energy, 0 for none;
     `longest_call_s` the slowest call that is timed; `confirm_s` the longest one to
     confirm a memory law, 0 for none, and on a CPU in so many `confirm_bytes`, None for
     all there are; `deadline_s` the longest that one step of a case may take.

@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from batchline.bench.report import ci
-from batchline.bench.report import codegen as report
+from batchline.bench.report import ci, codegen as report
 from batchline.bench.sealed import SealBroken
-from batchline.bench.verdicts import codegen as verdicts
+from batchline.bench.verdicts import compiled_changes as verdicts
 
 CLEAN, MOVED, WRONG, NOT_COMPARED = 0, 1, 1, 3
 
@@ -109,7 +108,7 @@ def _advice(
     """
     if not moved:
         return []
-    expression = verdicts.again(moved, after)
+    expression = verdicts.cases_to_time_again(moved, after)
     profile = _profile(moved, details)
     timed = [
         f'On a GPU, time again what moved: `make regress BASE=<revision> {profile}K="{expression}"`'

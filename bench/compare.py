@@ -13,9 +13,8 @@ from batchline.bench.records import Run
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.report.comparison import terminal
 from batchline.bench.stored_files import blamed_on
-from batchline.bench.verdicts import comparison
-from batchline.bench.verdicts.identity import machine_differences
-from batchline.bench.verdicts.usable import why_made_up
+from batchline.bench.verdicts import across_runs
+from batchline.bench.verdicts.across_runs import machine_differences, why_made_up
 
 SHOWN, NOTHING_TO_COMPARE = 0, 3
 STORED = (Path("reports", "runs"), Path("reports", "evidence"))
@@ -58,7 +57,7 @@ def compare(
             "be compared; measure both on one machine, or add FORCE=1 to see them all the same"
         )
     try:
-        compared = comparison.compare(*ours)
+        compared = across_runs.compare(*ours)
         print(terminal(compared))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(

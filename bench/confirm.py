@@ -33,7 +33,8 @@ from batchline.bench.records import (
     WRONG,
     Record,
 )
-from batchline.bench.verdicts import crossovers, ladder, medians
+from batchline.bench.stats import intervals
+from batchline.bench.verdicts import ranking, crossovers
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _LEAST_S_STAND_IN = 2.0  # where nothing is gained by more: no time is one
@@ -102,7 +103,11 @@ def gain(samples_s: Sequence[float], baseline_s: Sequence[float]) -> Gain:
     """The gain of one over the other, by the medians of their samples."""
     log = math.log(statistics.median(baseline_s) / statistics.median(samples_s))
     return Gain(
-        log, math.hypot(medians.precision(samples_s), medians.precision(baseline_s))
+        log,
+        math.hypot(
+            intervals.median_precision(samples_s),
+            intervals.median_precision(baseline_s),
+        ),
     )
 
 
@@ -113,7 +118,7 @@ def winners(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Win
     Of a problem that the baseline does not take (fp8) it is whatever is faster than
     PyTorch's fastest there.
     """
-    strongest = ladder.opponents(records)
+    strongest = ranking.opponents(records)
     found = []
     for problem, by_variant in crossovers.by_problem(records).items():
         op, by_batch = problem[0], {

@@ -34,8 +34,8 @@ from batchline.bench.report import dispatch as report
 from batchline.bench.report.fitting import wrapped
 from batchline.bench.selection import selected
 from batchline.bench.stored_files import blamed_on
-from batchline.bench.verdicts.dispatch import Called
-from batchline.bench.verdicts.usable import why_unusable
+from batchline.bench.verdicts.choosing import Called
+from batchline.bench.verdicts.across_runs import why_unusable
 from batchline.kernels.device import device_name
 from batchline.kernels.device_files import file_for, stored
 from batchline.kernels.dispatch import DISPATCHED, why_stale

@@ -15,7 +15,7 @@ from pathlib import Path
 from batchline.bench import device_tables, units
 from batchline.bench.cases import CLOCKS, Plan
 from batchline.bench.records import Run
-from batchline.bench.verdicts.dispatch import Called, measured
+from batchline.bench.verdicts.choosing import Called, measured_gains
 from batchline.kernels.device_files import stored
 from batchline.kernels.dispatch import is_candidate, why_stale
 
@@ -60,7 +60,7 @@ class HeldBack:
             ]
             for name, op in the_plan.ops.items()
         }
-        for one in measured(run.records, run.about["baselines"], candidates):
+        for one in measured_gains(run.records, run.about["baselines"], candidates):
             problem = one.op, one.scenario, one.dtype, one.batch
             for name, gain in one.not_believed.items():
                 print(

@@ -2,7 +2,7 @@
 history` says of it.
 
 `<device>.jsonl` holds a JSON object a line, with the fields of
-bench.verdicts.trends.Entry and a "format".
+bench.verdicts.across_runs.Entry and a "format".
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from pathlib import Path
 from batchline.bench import report
 from batchline.bench.errors import UsageError
 from batchline.bench.records import MEASURED, Record, Run, parse_case_id
-from batchline.bench.report import history as shown
-from batchline.bench.report import otava
+from batchline.bench.report import history as shown, otava
 from batchline.bench.report.tables import unique
 from batchline.bench.selection import selected
 from batchline.bench.stored_files import blamed_on
-from batchline.bench.verdicts import trends
-from batchline.bench.verdicts.identity import identity, toolchain
-from batchline.bench.verdicts.trends import Entry
-from batchline.bench.verdicts.usable import why_unusable
+from batchline.bench.verdicts import across_runs
+from batchline.bench.verdicts.across_runs import (
+    Entry,
+    identity,
+    toolchain,
+    why_unusable,
+)
 
 DEFAULT_FOLDER = Path("reports", "history")
 NO_HISTORY = 3
@@ -206,7 +208,7 @@ def _show(path: Path, k: str, out: Path) -> int:
     """Show one file's history; how many runs it has."""
     entries, damaged = read(path)
     cases = unique(case for entry in entries for case in entry.cases)
-    groups = trends.groups(
+    groups = across_runs.groups(
         entries, set(selected(cases, k, f"in {path}")) if k and cases else None
     )
     print(shown.terminal(path.stem, groups))

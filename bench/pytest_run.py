@@ -23,7 +23,7 @@ from batchline.bench.progress import Progress
 from batchline.bench.records import OURS
 from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
 from batchline.bench.session import Session
-from batchline.bench.verdicts.refinement import batches_to_add
+from batchline.bench.verdicts.crossovers import batches_to_add
 from batchline.kernels.device_files import file_for, stored
 
 CLEAN, BROKEN_CASES, INTERRUPTED = 0, 1, 130

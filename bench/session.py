@@ -28,7 +28,7 @@ from batchline.bench.records import (
     THE_MACHINE_WAS,
     NotMeasured,
 )
-from batchline.bench.verdicts import roofline
+from batchline.bench.stats import roofline
 
 _MOST_TRIES = 3  # of a problem with a time that can't be
 _LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED = 30.0, 2.0

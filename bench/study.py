@@ -27,12 +27,13 @@ from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
 from batchline.bench.stored_files import blamed_on, read_json
-from batchline.bench.verdicts.usable import why_made_up
+from batchline.bench.verdicts.across_runs import why_made_up
 
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = places.REPORTS.parent
+_SURVEY = "batchline.bench.noise.experiments.survey:survey"
 _STORED = "reports/evidence/*/" + FILE_NAME
 
 
@@ -49,7 +50,7 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
     for name in workloads:
         print(f"the gradient noise of {name}", file=sys.stderr)
         try:
-            found[name] = isolation.call("survey", name, profile)
+            found[name] = isolation.call("experiment", _SURVEY, name, profile)
         except WorkerLost as lost:
             found[name] = {"failed": f"{lost} ({lost.step})"}
         except RuntimeError as error:

@@ -4,7 +4,7 @@ of a line.
 
 import numpy as np
 
-from batchline.bench.noise.estimators import NoiseScale, expected_cosine, over_batches
+from batchline.bench.stats.noise_scale import NoiseScale, expected_cosine, over_batches
 
 LAYERS = ("hidden", "output")
 

@@ -15,12 +15,12 @@ import torch
 
 from batchline import kernels
 from batchline.bench.measure import capacity, memory
-from batchline.bench.verdicts.memory_law import Law, fit
+from batchline.bench.stats.fits import MemoryLaw, fit_memory
 
 MIB = 2**20
 ROOM = 1024 * MIB
 TINY = "bmm", "torch_bmm", "tiny_16"  # 3072 bytes a sample: two inputs and the output
-RIGHT, TOO_HIGH = Law(0, 3072, 0), Law(0, 1.2 * 3072, 0)
+RIGHT, TOO_HIGH = MemoryLaw(0, 3072, 0), MemoryLaw(0, 1.2 * 3072, 0)
 CONFIRMED = {"95%": True, "105%": False}
 ALL_FIT, NONE_FITS = {"95%": True, "105%": True}, {"95%": False, "105%": False}
 
@@ -57,7 +57,7 @@ def _measured_law(op, name, scenario, batches):
     return (
         None
         if None in peaks
-        else fit(batches, [sum(both) for both in zip(peaks, inputs)])
+        else fit_memory(batches, [sum(both) for both in zip(peaks, inputs)])
     )
 
 
@@ -167,7 +167,7 @@ def test_what_the_first_problem_imports_is_not_taken_out_of_the_room(fresh_proce
     """On the meta device torch imports tens of MiB at the first addition."""
     assert (
         fresh_process(
-            _confirm, Law(MIB, MIB, 0), "grad_reduce", "torch_mean", "linear_512"
+            _confirm, MemoryLaw(MIB, MIB, 0), "grad_reduce", "torch_mean", "linear_512"
         )["fits"]
         == CONFIRMED
     )
@@ -189,9 +189,9 @@ def test_the_room_is_what_was_asked_for_whatever_the_heap_had_kept(fresh_process
 @pytest.mark.parametrize(
     "law, room_bytes",
     [
-        (Law(MIB, 0, 0), ROOM),
-        (Law(2 * ROOM, 1, 0), ROOM),
-        (Law(0, 2 * ROOM, 0), ROOM),
+        (MemoryLaw(MIB, 0, 0), ROOM),
+        (MemoryLaw(2 * ROOM, 1, 0), ROOM),
+        (MemoryLaw(0, 2 * ROOM, 0), ROOM),
         (RIGHT, None),
     ],
     ids=[
@@ -223,7 +223,7 @@ def test_memory_that_does_not_grow_is_not_said_to_leave_no_room_for_a_sample(
     monkeypatch.setattr(memory, "room", lambda device: ROOM)
     fixed, too_large = (
         capacity.confirm(_variant(*TINY[:2]), TINY[2], "float32", law, "cpu")["why_not"]
-        for law in (Law(MIB, 0, 0), Law(2 * ROOM, 1, 0))
+        for law in (MemoryLaw(MIB, 0, 0), MemoryLaw(2 * ROOM, 1, 0))
     )
     assert fixed != too_large
 

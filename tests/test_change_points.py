@@ -5,12 +5,8 @@ docstring, repeated in small.
 import numpy as np
 import pytest
 
-from batchline.bench.verdicts import change_points as module
-from batchline.bench.verdicts.change_points import (
-    LEAST_RUNS,
-    change_points,
-    noise_scale,
-)
+from batchline.bench.stats import change_points as module
+from batchline.bench.stats.change_points import LEAST_RUNS, change_points, run_noise
 
 NOISE, STEP = 0.02, np.log(1.05)
 
@@ -83,7 +79,7 @@ def test_two_slow_runs_in_a_row_are_no_change():
 def test_the_noise_scale_is_the_noise_and_not_the_step():
     logs = flat(np.random.default_rng(11), 400)
     logs[200:] += 1.0
-    assert noise_scale(logs) == pytest.approx(NOISE, rel=0.2)
+    assert run_noise(logs) == pytest.approx(NOISE, rel=0.2)
 
 
 def test_identical_runs_and_tiny_steps_are_no_change():

@@ -22,7 +22,7 @@ from tests.comparisons import (
     judged,
     run,
 )
-from tests.test_codegen_moves import moved
+from tests.test_compiled_changes import moved
 
 
 def undone(command):

@@ -7,11 +7,10 @@ import subprocess
 
 import pytest
 
-from batchline.bench import compare as command
-from batchline.bench import records
+from batchline.bench import compare as command, records
 from batchline.bench.errors import UsageError
 from batchline.bench.report.comparison import COLUMNS, terminal
-from batchline.bench.verdicts.comparison import compare
+from batchline.bench.verdicts.across_runs import compare
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"

@@ -12,7 +12,7 @@ from batchline.bench.cases import PROFILES
 from batchline.bench.confirm import Confirming, to_try, winners
 from batchline.bench.measure.task import OWN_FAULT, Outcome
 from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
-from batchline.bench.verdicts import eligible
+from batchline.bench.verdicts import ranking
 from tests.test_crossovers import record
 
 BASELINES = {"bmm": "torch_bmm"}
@@ -340,4 +340,4 @@ def test_records_carry_what_was_confirmed_and_lose_what_was_refuted():
         "clock": "host",
         "confirmed": {"published": 1.1, "again": 1.05, "unranked": "why"},
     }
-    assert eligible.why_unranked(bit) == "why" and not eligible.may_win(bit)
+    assert ranking.why_unranked(bit) == "why" and not ranking.may_win(bit)

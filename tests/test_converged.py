@@ -8,7 +8,7 @@ from batchline.bench import codegen as command
 from batchline.bench.measure import converged
 from batchline.bench.measure.lane_values import LaneValues
 from batchline.bench.measure.ptx_blocks import functions
-from batchline.bench.verdicts.codegen import warp_faults
+from batchline.bench.verdicts.compiled_changes import warp_faults
 from tests.test_records import compiled_row
 
 PTX = """

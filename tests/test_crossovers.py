@@ -1,16 +1,31 @@
-"""Where one variant overtakes another: known answers, intervals that cover them, and
-ties that stay undecided.
+"""Crossovers in batch size and in tokens, the choices that follow, and the batch sizes
+to add.
 """
 
 import math
 import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
+from tests.plans import planned
 
+from batchline.bench import records
+from batchline.bench.cases import refined
+from batchline.bench.journal import _in_order
 from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.report import crossover as shown
 from batchline.bench.verdicts import crossovers
-from batchline.bench.verdicts.crossovers import best, choices, leader, root
+from batchline.bench.verdicts.crossovers import (
+    batches_to_add,
+    best,
+    choices,
+    leader,
+    root,
+)
 from batchline.kernels.backends import DISPATCH
 
 BATCHES = (1, 3, 8, 33, 64, 256, 1024)
@@ -259,3 +274,215 @@ def test_samples_without_any_spread_meet_all_the_same():
     ]
     (found,) = crossovers.crossovers(records)
     assert (found.batch, found.low, found.high) == pytest.approx((40, 40, 40))
+
+
+BASELINES = {"bmm": "torch_bmm"}
+GROUP = "bmm", "tiny_16", "float32"
+FIRST_BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+
+
+def curve(variant, seconds_of, batches=FIRST_BATCHES):
+    return [
+        Record(
+            "bmm",
+            variant,
+            "tiny_16",
+            "float32",
+            batch,
+            MEASURED,
+            samples_s=tuple(
+                seconds_of(batch) * (1 + index * 1e-4) for index in range(-10, 11)
+            ),
+            facts={"clock": "host", "backend": "torch"},
+        )
+        for batch in batches
+    ]
+
+
+def test_around_a_crossover():
+    found = batches_to_add(
+        [
+            *curve("torch_bmm", lambda batch: 1e-6 + 1e-7 * batch),
+            *curve("fast", lambda batch: 5e-6 + 5e-8 * batch),
+        ],
+        BASELINES,
+    )
+    assert found == {GROUP: (72, 80, 143)}  # they meet at 80, between 64 and 256
+
+
+def test_beside_a_cliff_of_what_is_chosen():
+    def cliff(batch):
+        return (1e-6 + 1e-7 * batch) * (1.6 if batch == 64 else 1)
+
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    assert batches_to_add(curve("torch_bmm", cliff, batches), BASELINES) == {
+        GROUP: (63, 65)
+    }
+    slower = curve("slow", lambda batch: 3 * cliff(batch), batches)
+    assert (
+        batches_to_add(
+            [*curve("torch_bmm", lambda batch: 1e-6 + 1e-7 * batch, batches), *slower],
+            BASELINES,
+        )
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    "seconds_of", [lambda batch: 1e-6 + 1e-7 * batch, lambda batch: 1e-6]
+)
+def test_nothing_where_nothing_changes(seconds_of):
+    assert batches_to_add(curve("torch_bmm", seconds_of), BASELINES) == {}
+    assert batches_to_add([], BASELINES) == {}
+
+
+def test_neighbours_have_nothing_between_them():
+    rows = [
+        *curve("torch_bmm", lambda batch: 1e-6 * batch**2, (1, 2)),
+        *curve("fast", lambda batch: 2e-6, (1, 2)),
+    ]
+    assert batches_to_add(rows, BASELINES) == {}
+
+
+def test_the_plan_of_what_is_added():
+    whole = planned("full", "cpu")
+    more = refined(whole, {GROUP: (72, 80)})
+    assert {case.problem for case in more.cases} == {(*GROUP, 72), (*GROUP, 80)}
+    variants = {
+        case.variant.name for case in whole.cases if case.problem == (*GROUP, 64)
+    }
+    assert {case.variant.name for case in more.cases} == variants
+
+
+def test_the_added_cases_stand_in_their_groups_by_batch():
+    cases = [
+        {"id": f"bmm/{variant}/{scenario}/float32/B{batch}"}
+        for scenario in ("tiny_16", "tiny_4")
+        for batch in (1, 8)
+        for variant in ("torch_bmm", "fast")
+    ]
+    added = [
+        {"id": f"bmm/{variant}/tiny_16/float32/B3"} for variant in ("torch_bmm", "fast")
+    ]
+    assert [case["id"] for case in _in_order(cases + added)] == [
+        *(case["id"] for case in cases[:2]),
+        *(case["id"] for case in added),
+        *(case["id"] for case in cases[2:]),
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_refines_measures_them_too(tmp_path):
+    program = f"""
+from dataclasses import replace
+from pathlib import Path
+from batchline.bench import cases, pytest_run, run
+pytest_run.Measurer.ceilings = lambda self: (None, "they take seconds")
+cases.PROFILES["smoke"] = replace(cases.PROFILES["smoke"], refines=True)
+pytest_run.batches_to_add = lambda records, baselines: {{("bmm", "tiny_4", "float32"): (2,)}}
+print(run.run("smoke", "cpu", "torch_bmm and tiny", Path({str(tmp_path)!r}), history_folder=Path({str(tmp_path)!r})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0", done.stderr
+    (path,) = tmp_path.glob(f"*/{records.FILE_NAME}")
+    found = records.load(path.parent)
+    assert [
+        (record.batch, record.status)
+        for record in found.records
+        if record.scenario == "tiny_4"
+    ] == [(batch, MEASURED) for batch in (1, 2, 3, 16)]
+    assert len(found.records) == len({record.id for record in found.records})
+
+
+SIZES = {f"T{tokens}": {"T": tokens, "I": 512, "O": 512} for tokens in (1, 4, 16, 64)}
+
+
+def _records(ghost, fused, variant="numba_cpu_fused", batch=64):
+    for name, size in SIZES.items():
+        for which, law in (("torch_ghost", ghost), (variant, fused)):
+            yield Record(
+                "wgrad_stats",
+                which,
+                name,
+                "float32",
+                batch,
+                MEASURED,
+                samples_s=(law(size["T"]),),
+            )
+
+
+def _only(records):
+    (crossing,) = crossovers.token_crossings(list(records), SIZES)
+    return crossing
+
+
+@pytest.mark.parametrize("true", [2.0, 10.0, 40.0])
+def test_the_crossing_of_two_powers_is_found(true):
+    crossing = _only(
+        _records(
+            lambda tokens: 1e-4 * tokens**2,
+            lambda tokens: 1e-4 * true**1.5 * tokens**0.5,
+        )
+    )
+    assert crossing.tokens == pytest.approx(true)
+    assert crossing.between[0] <= true <= crossing.between[1]
+
+
+def test_the_predicted_range():
+    assert crossovers.predicted_tokens(512, 512) == (16, 80)
+
+
+def test_one_that_leads_throughout_is_said():
+    assert (
+        shown._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
+        == "fused leads from T=1 on"
+    )
+    assert (
+        shown._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
+        == "ghost leads up to T=64"
+    )
+
+
+def test_the_fastest_form_of_ghost_norms_that_is_ranked_is_the_one_that_is_beaten():
+    records = [
+        *_records(lambda _: 4.0, lambda _: 2.0),
+        *_records(lambda _: 0.1, lambda _: 2.0),
+    ]
+    renamed = [
+        replace(one, variant="torch_ghost_3xbf16") if one.samples_s == (0.1,) else one
+        for one in records
+    ]
+    assert {ratio for _, ratio in _only(renamed).ratios} == {0.05}
+    unranked = [
+        replace(one, facts={"tolerance_multiple": 17.0}) if "3x" in one.variant else one
+        for one in renamed
+    ]
+    assert {ratio for _, ratio in _only(unranked).ratios} == {2.0}
+
+
+def test_batches_and_gpu_kernels_are_apart():
+    records = [
+        *_records(lambda _: 1.0, lambda _: 2.0),
+        *_records(lambda _: 1.0, lambda _: 2.0, batch=8),
+        *_records(lambda _: 1.0, lambda _: 2.0, variant="triton_fused"),
+    ]
+    found = crossovers.token_crossings(records, SIZES)
+    assert {(crossing.batch, crossing.fused) for crossing in found} == {
+        (64, "numba_cpu_fused"),
+        (8, "numba_cpu_fused"),
+        (64, "triton_fused"),
+    }
+
+
+def test_a_single_length_shows_nothing():
+    records = [
+        record
+        for record in _records(lambda _: 1.0, lambda _: 2.0)
+        if record.scenario == "T4"
+    ]
+    assert crossovers.token_crossings(records, SIZES) == []

@@ -13,7 +13,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.measure import environment
 from batchline.bench.report import dispatch as report
 from batchline.bench.report.tables import PLAIN
-from batchline.bench.verdicts.dispatch import Called, measured
+from batchline.bench.verdicts.choosing import Called, measured_gains
 from batchline.kernels import device_files
 from batchline.kernels.device import device_name
 from tests.fake_calls import BASELINES, FakeIsolation, a_run, alone, record, table
@@ -40,7 +40,9 @@ CANDIDATES = {"bmm": {"torch_bmm", "fast", "slow"}}
     ],
 )
 def test_what_a_run_says(rows, faster):
-    (found,) = measured([record("torch_bmm", 1, 2e-5), *rows], BASELINES, CANDIDATES)
+    (found,) = measured_gains(
+        [record("torch_bmm", 1, 2e-5), *rows], BASELINES, CANDIDATES
+    )
     assert (found.op, found.scenario, found.dtype, found.batch) == (
         "bmm",
         "tiny_16",
@@ -61,12 +63,14 @@ def test_what_a_run_says(rows, faster):
     ],
 )  # its own fastest is no slower
 def test_a_gain_that_a_stall_of_the_baseline_gives_is_not_believed(baseline, gain):
-    (found,) = measured([baseline, record("fast", 1, 2.7e-6)], BASELINES, CANDIDATES)
+    (found,) = measured_gains(
+        [baseline, record("fast", 1, 2.7e-6)], BASELINES, CANDIDATES
+    )
     assert found.faster == {} and found.not_believed == {"fast": pytest.approx(gain)}
 
 
 def test_a_large_gain_that_every_sample_bears_out_is_believed():
-    (found,) = measured(
+    (found,) = measured_gains(
         [record("torch_bmm", 1, 9.5e-5), record("fast", 1, 2.7e-6)],
         BASELINES,
         CANDIDATES,
@@ -75,7 +79,7 @@ def test_a_large_gain_that_every_sample_bears_out_is_believed():
 
 
 def test_without_the_baselines_time_nothing_is_said():
-    assert not list(measured([record("fast", 1, 1e-5)], BASELINES, CANDIDATES))
+    assert not list(measured_gains([record("fast", 1, 1e-5)], BASELINES, CANDIDATES))
 
 
 def called(call_s, baseline_s=1e-5, spread=0.001, look_up_s=1e-6, **changed):

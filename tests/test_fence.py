@@ -26,7 +26,7 @@ from batchline import kernels
 from batchline.bench.measure import check, clocks, outcome
 from batchline.bench.measure.fence import Fence
 from batchline.bench.measure.tampering import Tampered
-from batchline.bench.verdicts import roofline
+from batchline.bench.stats import roofline
 from batchline.kernels.bmm import bmm
 
 
@@ -266,7 +266,7 @@ FULL = {
     "batchline.bench.measure.outcome.of_samples": lambda: _attribute(
         outcome, "of_samples", None
     ),
-    "batchline.bench.verdicts.roofline.why_impossible": lambda: _attribute(
+    "batchline.bench.stats.roofline.why_impossible": lambda: _attribute(
         roofline, "why_impossible", lambda *_: None
     ),
     "the code of batchline.bench.measure.check.check_outputs": lambda: _code(

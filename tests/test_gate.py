@@ -21,8 +21,8 @@ from batchline.bench.regressions import (
     UNCONFIRMED,
 )
 from batchline.bench.verdicts import gate
-from batchline.bench.verdicts.floors import Floor, floor
-from batchline.bench.verdicts.pair_tests import moments
+from batchline.bench.verdicts.gate import Floor, floor
+from batchline.bench.stats.pair_tests import moments
 
 LEAST = Floor(0.01, "least")
 SLOWER = [

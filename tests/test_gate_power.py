@@ -13,8 +13,7 @@ from batchline.bench.regressions import (
     REGRESSED,
     UNCONFIRMED,
 )
-from batchline.bench.verdicts.floors import Floor
-from batchline.bench.verdicts.gate import decide
+from batchline.bench.verdicts.gate import Floor, decide
 from batchline.bench.verdicts.over_batches import over_batches
 from tests import traces
 

@@ -17,7 +17,7 @@ from batchline.bench.measure.check import (
     tolerance_multiple,
 )
 from batchline.bench.records import NotMeasured
-from batchline.bench.verdicts.eligible import MOST_TOLERANCE
+from batchline.bench.verdicts.ranking import MOST_TOLERANCE
 from batchline.kernels import precision
 from batchline.kernels.wgrad_stats import (
     _products,
@@ -170,7 +170,7 @@ def test_they_are_ranked_so_that_the_fastest_is_the_opponent(
     name, scenario, batch, dtype
 ):
     """A bound that is wider than 16 times the op's is no opponent's
-    (bench.verdicts.eligible).
+    (bench.verdicts.ranking).
     """
     inputs = LAYER.make_inputs(scenario, batch, dtype, "cpu")
     expected = expect(LAYER, inputs)

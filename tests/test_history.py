@@ -12,7 +12,7 @@ import pytest
 from batchline.bench import history, records
 from batchline.bench.errors import UsageError
 from batchline.bench.report import otava
-from batchline.bench.verdicts import trends
+from batchline.bench.verdicts import across_runs
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
@@ -196,7 +196,7 @@ def test_machines_and_profiles_are_series_of_their_own():
         for day in range(30)
     ]
     runs += [run(day, 9.0, profile="full") for day in range(3)]
-    groups = trends.groups(map(history.entry_of, runs))
+    groups = across_runs.groups(map(history.entry_of, runs))
     assert sorted(len(group.entries) for group in groups) == [3, 15, 15]
     assert not any(group.changed for group in groups)
 
@@ -205,7 +205,7 @@ def test_clocks_are_series_of_their_own(tmp_path):
     path = filled(tmp_path, days=2)
     entries, _ = history.read(path)
     entries[1].cases[CASE]["clock"] = "host_cold"
-    assert [series.clock for series in trends.groups(entries)[0].series] == [
+    assert [series.clock for series in across_runs.groups(entries)[0].series] == [
         "host",
         "host_cold",
     ]
@@ -234,7 +234,7 @@ def test_otava_gets_a_full_table_a_set_of_runs(tmp_path):
         entry.cases[other.replace("B8", "B16")] = entry.cases[CASE]
     for entry in entries[4:]:
         entry.cases[other] = entry.cases[CASE]
-    otava.write(trends.groups(entries)[0], tmp_path)
+    otava.write(across_runs.groups(entries)[0], tmp_path)
     tests = json.loads((tmp_path / otava.CONFIG).read_text())["tests"]
     assert {name: list(test["metrics"]) for name, test in tests.items()} == {
         "bmm-torch_bmm-tiny_16-float32": ["B4_host_s", "B16_host_s"],

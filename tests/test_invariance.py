@@ -14,7 +14,7 @@ from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.records import CRASHED, OURS
 from batchline.bench.report import invariance as shown
 from batchline.bench.report.tables import PLAIN
-from batchline.bench.verdicts.invariance import by_variant, prices
+from batchline.bench.verdicts.choosing import invariance_by_variant, invariance_prices
 from batchline.kernels.op import Variant
 from tests.pages import a_run, timed, with_records
 from tests.pages import invariance as row
@@ -116,7 +116,7 @@ def run():
 
 
 def test_a_verdict_a_variant():
-    torch_bmm, fast, broken, mean = by_variant(ROWS)
+    torch_bmm, fast, broken, mean = invariance_by_variant(ROWS)
     assert (torch_bmm.scenarios, torch_bmm.varies, torch_bmm.repeats) == (1, {}, True)
     assert (fast.scenarios, fast.varies) == (2, {"tiny_16": [1, 16]})
     assert (
@@ -128,7 +128,7 @@ def test_a_verdict_a_variant():
 
 
 def test_the_price_is_the_fastest_invariant_over_the_fastest():
-    (price,) = prices(ROWS, run().records)
+    (price,) = invariance_prices(ROWS, run().records)
     assert (price.op, price.dtype, price.problems, price.without) == (
         "bmm",
         "float32",

@@ -12,14 +12,14 @@ from batchline.bench import units
 from batchline.bench.noise import advisor
 from batchline.bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME
 from batchline.bench.noise.advisor import advise
-from batchline.bench.noise.estimators import (
+from batchline.bench.stats.noise_scale import (
     NO_SIGNAL,
     NO_UPPER_BOUND,
     NoiseEstimate,
     NoiseScale,
     over_batches,
 )
-from batchline.bench.noise.intervals import Interval
+from batchline.bench.stats.intervals import Interval
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ALPHA, BETA, PHI = 1e-3, 2e-5, 40.0
@@ -76,12 +76,12 @@ def test_on_a_line_the_batch_is_the_closed_form_and_all_else_follows_from_the_fo
             point.peak_bytes == pytest.approx(GIB + 2**20 * point.batch) and point.fits
         )
     assert advice.at(512).measured and not advice.at(advice.best_batch).measured
-    assert advice.words[0].startswith(
+    assert advice.sentences[0].startswith(
         f"Train at batch {advice.best_batch} (95% interval 4"
     )
     assert (
-        "A smaller batch than the current 512" in " ".join(advice.words)
-        and 2 <= len(advice.words) <= 4
+        "A smaller batch than the current 512" in " ".join(advice.sentences)
+        and 2 <= len(advice.sentences) <= 4
     )
 
 
@@ -145,7 +145,7 @@ def test_a_wall_below_the_best_batch_decides():
         512,
     ]
     assert advice.accumulation is None and "would not save time" in " ".join(
-        advice.words
+        advice.sentences
     )
 
 
@@ -177,7 +177,9 @@ def test_accumulation_past_the_wall_pays_for_the_optimisers_part_alone():
     assert found.time_relative == pytest.approx(
         time(micro, count) / ((ALPHA + BETA * 16) * (1 + 4000 / 16))
     )
-    assert found.time_relative < 1 and "micro-batches of 16" in " ".join(advice.words)
+    assert found.time_relative < 1 and "micro-batches of 16" in " ".join(
+        advice.sentences
+    )
 
 
 def test_a_cost_cap_limits_the_batch():
@@ -198,10 +200,10 @@ def test_an_unbounded_noise_scale_is_said_and_memory_or_cost_decides():
     assert advice.best_batch == advice.largest_that_fits and advice.decided_by == MEMORY
     assert advice.noise_scale is None and advice.noise_interval == (30.0, None)
     assert advice.regret == () and advice.within_5_percent is None
-    assert "cannot be bounded above (it is at least 30)" in advice.words[1]
+    assert "cannot be bounded above (it is at least 30)" in advice.sentences[1]
     assert (
         f"if it is 30, that takes {units.ratio(advice.at(advice.best_batch).time_band[0])} the least time"
-        in (advice.words[1])
+        in (advice.sentences[1])
     )
     low, high = advice.interval
     assert (
@@ -219,7 +221,7 @@ def test_an_unbounded_noise_scale_is_said_and_memory_or_cost_decides():
     assert (free.best_batch, free.decided_by) == (
         None,
         NOTHING,
-    ) and "does not grow" in free.words[1]
+    ) and "does not grow" in free.sentences[1]
 
 
 def test_a_cliff_in_the_step_time_decides_where_the_noise_has_no_end():
@@ -237,7 +239,7 @@ def test_without_a_signal_there_is_no_batch_but_what_to_do():
     )
     assert (
         advice.largest_that_fits
-        and "Measure later in training, or over more batches" in advice.words[0]
+        and "Measure later in training, or over more batches" in advice.sentences[0]
     )
     assert all(point.time_relative is None and point.fits for point in advice.curve)
 
@@ -246,7 +248,7 @@ def test_beyond_the_measured_batches_it_says_that_it_extrapolates():
     advice = advise(line_steps(batches=BATCHES[:5]), an_estimate(), 16 * GIB)
     assert (
         advice.best_batch in (44, 45)
-        and "beyond the largest batch measured (16)" in advice.words[-1]
+        and "beyond the largest batch measured (16)" in advice.sentences[-1]
     )
 
 

@@ -10,10 +10,11 @@ import torch
 from scipy.stats import binom
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise import coverage
-from batchline.bench.noise.coverage import (
+from batchline.bench.noise.experiments import coverage
+from batchline.bench.noise.experiments.coverage import (
     AS_CLAIMED,
     LEAST,
+    Linear,
     MOST,
     Setting,
     estimate,
@@ -21,14 +22,13 @@ from batchline.bench.noise.coverage import (
     show,
     statistics_of,
 )
-from batchline.bench.noise.estimators import (
+from batchline.bench.stats.batch_statistics import BatchStatistics
+from batchline.bench.stats.noise_scale import (
     NO_UPPER_BOUND,
-    BatchStatistics,
     NoiseScale,
     noise_scale,
     over_batches,
 )
-from batchline.bench.noise.workloads.linear import Linear
 
 DRAWS = 400
 

@@ -150,7 +150,7 @@ def test_layers_add_up_to_the_whole_and_the_reading_prints_all_of_it():
         "0"
     ].mean_square == pytest.approx(gradients.mean(0).square().sum().item(), rel=1e-9)
     text = str(reading)
-    assert reading.noise().words() in text and reading.noise("2").words() in text
+    assert reading.noise().text() in text and reading.noise("2").text() in text
     assert all(f"{test.name} test" in text for test in reading.tests())
     with pytest.raises(ValueError, match="no layer '1' was measured: there are 0, 2"):
         reading.noise("1")
@@ -258,7 +258,7 @@ def test_importing_the_estimators_needs_no_torch():
     import sys
     from pathlib import Path
 
-    program = "import sys; sys.modules['torch'] = None; import batchline.bench.noise, batchline.bench.noise.estimators"
+    program = "import sys; sys.modules['torch'] = None; import batchline.bench.noise, batchline.bench.stats.noise_scale"
     assert (
         subprocess.run(
             [sys.executable, "-c", program], cwd=Path(__file__).parents[1]

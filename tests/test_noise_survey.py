@@ -12,7 +12,7 @@ from batchline.bench.measure.busy import NoGuard
 from batchline.bench.noise.claims import judge
 from batchline.bench.noise.experiments import survey
 from batchline.bench.noise.experiments.survey import Survey
-from batchline.bench.noise.surveyed import advice, middle, moments
+from batchline.bench.noise.stored_survey import advice, middle, moments
 from batchline.bench.noise.workloads import workloads
 from batchline.bench.records import INVALID, NotMeasured
 

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.claims import curves
+from batchline.bench.stats import training_curves
 from batchline.bench.noise.experiments import sweep
-from batchline.bench.noise.experiments.sharpness import sharpness
-from batchline.bench.noise.experiments.sweep import Grid
-from batchline.bench.noise.experiments.training import train
+from batchline.bench.noise.experiments.sweep import Grid, largest_eigenvalue, train
 from batchline.bench.noise.time_to_target import steps_of
 from batchline.bench.noise.workloads import workloads
 
@@ -46,9 +44,12 @@ def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
     ran = {(run["batch"], run["learning_rate"], run["seed"]) for run in record["runs"]}
     assert planned <= ran and len(ran) == len(record["runs"]) and not record["partial"]
     for batch in GRID.batches:
-        best = curves.best_rate(record, batch, GRID.target_loss)
-        assert [run["seed"] for run in curves.runs(record, batch, best)] == [3, 4]
-        assert len(curves.runs(record, batch, record["usual_rate"])) == 2
+        best = training_curves.best_rate(record, batch, GRID.target_loss)
+        assert [run["seed"] for run in training_curves.runs(record, batch, best)] == [
+            3,
+            4,
+        ]
+        assert len(training_curves.runs(record, batch, record["usual_rate"])) == 2
 
 
 def test_the_record_is_plain_data(record):
@@ -64,17 +65,18 @@ def test_the_record_is_plain_data(record):
 def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
     for run in record["runs"]:
         if not run["diverged"]:
-            budgets = curves.budget_updates(record, run["batch"])
+            budgets = training_curves.budget_updates(record, run["batch"])
             assert set(budgets) <= set(run["curve"]["updates"])
             assert max(budgets) == run["curve"]["updates"][-1]
             assert None not in [
-                curves.value_at(run, budget, "test_accuracy") for budget in budgets
+                training_curves.value_at(run, budget, "test_accuracy")
+                for budget in budgets
             ]
 
 
 def test_budgets_are_read_as_they_were_trained(record):
     assert (
-        curves.budget_updates(record, 64)
+        training_curves.budget_updates(record, 64)
         == sweep.budget_updates(GRID, 64, 1437)
         == (40, round(4 * 1437 / 64))
     )
@@ -202,13 +204,15 @@ def test_the_jitter_is_that_of_the_steps_and_not_of_the_trend():
 def test_the_largest_eigenvalue_of_a_quadratic():
     x = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
     scales = torch.tensor([3.0, 7.0, -1.0], dtype=torch.float64)
-    assert sharpness((scales * x**2).sum() / 2, [x]).value == pytest.approx(7, rel=1e-3)
+    assert largest_eigenvalue((scales * x**2).sum() / 2, [x]).value == pytest.approx(
+        7, rel=1e-3
+    )
 
 
 def test_it_is_the_largest_though_a_negative_one_is_larger_in_magnitude():
     x = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
     scales = torch.tensor([3.0, 1.0, -20.0], dtype=torch.float64)
-    found = sharpness((scales * x**2).sum() / 2, [x])
+    found = largest_eigenvalue((scales * x**2).sum() / 2, [x])
     assert abs(found.value - 3) <= max(0.03, found.residual)
 
 
@@ -234,7 +238,7 @@ def test_it_is_that_of_the_hessian_of_a_net():
         for row, a in zip(blocks, parameters)
     ]
     largest = float(torch.linalg.eigvalsh(torch.cat(rows)).max())
-    found = sharpness(loss(*parameters), parameters)
+    found = largest_eigenvalue(loss(*parameters), parameters)
     assert (
         found.value == pytest.approx(largest, rel=2e-2)
         and found.residual <= 0.01 * abs(found.value) + 1e-9
@@ -243,12 +247,12 @@ def test_it_is_that_of_the_hessian_of_a_net():
 
 def test_a_layer_that_the_loss_does_not_curve_in_is_no_error():
     x, flat = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    assert sharpness((x**2).sum() + flat.sum(), [x, flat]).value == pytest.approx(
-        2, rel=1e-3
-    )
+    assert largest_eigenvalue(
+        (x**2).sum() + flat.sum(), [x, flat]
+    ).value == pytest.approx(2, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_has_no_sharpness():
     x = torch.ones(1, requires_grad=True)
     with pytest.raises(ValueError, match="must be finite"):
-        sharpness((x * math.inf).sum(), [x])
+        largest_eigenvalue((x * math.inf).sum(), [x])

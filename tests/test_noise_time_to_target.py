@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.estimators import (
+from batchline.bench.stats.noise_scale import (
     NO_SIGNAL,
     NO_UPPER_BOUND,
     NoiseEstimate,
     NoiseScale,
 )
-from batchline.bench.noise.intervals import Interval
+from batchline.bench.stats.intervals import Interval
 from batchline.bench.noise.time_to_target import compare, steps_of
 
 BATCHES, SEEDS, LEAST, PHI = (4, 16, 64, 256, 1024), range(5), 200.0, 50.0
@@ -110,7 +110,7 @@ def test_a_sweep_that_keeps_the_law_is_predicted_by_both():
             == other.time_s
         )
     assert result.confidence == pytest.approx(0.9375) and all(
-        "1.0" in words for words in result.words
+        "1.0" in words for words in result.sentences
     )
     json.dumps(result.to_json(), allow_nan=False)
 
@@ -129,7 +129,7 @@ def test_the_fitted_interval_holds_the_true_critical_batch_size():
 
 def test_a_wrong_noise_scale_is_said_at_the_batch_where_it_is_worst():
     result = compare(a_sweep(), STEPS, noise(simple=5.0, low=4.0, high=6.0))
-    words = result.words[0]
+    words = result.sentences[0]
     ratios = {
         one.batch: one.time_s / measured.time_s.median
         for measured, one in zip(result.measured, result.predictions[0].batches)
@@ -196,7 +196,7 @@ def test_a_batch_that_not_all_seeds_bring_to_the_target_is_a_row_and_no_part_of_
     ) and rarely.updates.median > 0
     assert (never.learning_rate, never.updates.median, never.seeds) == (None, None, 0)
     assert result.predictions[-1].noise_scale == pytest.approx(PHI, rel=0.02)
-    assert result.confidence == pytest.approx(0.9375) and result.words
+    assert result.confidence == pytest.approx(0.9375) and result.sentences
 
 
 def test_too_few_batches_that_reach_the_target_make_no_law():

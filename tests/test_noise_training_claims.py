@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.claims import failures, speed, stability
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.noise.claims import stability, speed
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -78,7 +78,9 @@ def test_without_any_noise_a_larger_batch_needs_no_fewer_updates():
     ],
 )
 def test_up_to_which_batch_each_doubling_gains(gains, verdict, where):
-    pairs = [(small, 2 * small, Effect(*gain)) for small, gain in zip((1, 2, 4), gains)]
+    pairs = [
+        (small, 2 * small, Estimate.of(*gain)) for small, gain in zip((1, 2, 4), gains)
+    ]
     assert speed._down_to(pairs) == (verdict, where)
 
 
@@ -194,7 +196,7 @@ def test_sharpness_against_the_batch(power, verdict):
 
 def test_seeds_that_fail_are_counted_and_compared():
     record = sweep(best=0.5, fails=lambda batch, rate: batch <= 16 and rate >= 0.25)
-    found, table = failures.judge(record)
+    found, table = stability._failures(record)
     assert [finding.verdict for finding in found] == [
         DOES_NOT_HOLD
     ] * 3  # at rates that all bear, none fails anywhere
@@ -206,11 +208,11 @@ def test_seeds_that_fail_are_counted_and_compared():
     record = sweep(
         best=0.5, fails=lambda batch, rate: batch in (64, 256) and rate >= 0.25
     )
-    assert failures.judge(record)[0][1].verdict == HOLDS
+    assert stability._failures(record)[0][1].verdict == HOLDS
     record = sweep(
         best=0.5, fails=lambda batch, rate: batch == 16 and rate >= 0.25, seeds=2
     )
-    assert failures.judge(record)[0][1].verdict == NOT_DECIDED
+    assert stability._failures(record)[0][1].verdict == NOT_DECIDED
 
 
 def test_the_disagreement_of_the_literature_is_told():

@@ -21,9 +21,12 @@ from batchline.bench.regressions import (
     UNCONFIRMED,
 )
 from batchline.bench.verdicts import gate
-from batchline.bench.verdicts.batch_words import words
-from batchline.bench.verdicts.floors import Floor
-from batchline.bench.verdicts.over_batches import over_batches, wants_more
+from batchline.bench.verdicts.over_batches import (
+    describe_parts,
+    over_batches,
+    wants_more,
+)
+from batchline.bench.verdicts.gate import Floor
 from tests import traces
 
 LEAST = Floor(0.01, "least")
@@ -293,7 +296,7 @@ def test_the_words_name_each_stretch_that_changed_and_sum_up_the_rest(told, expe
     for part in told:
         sizes = int(math.log2(part["last"] / part["first"])) + 1
         counts[part["verdict"]] = counts.get(part["verdict"], 0) + sizes
-    assert words(told, counts) == expected
+    assert describe_parts(told, counts) == expected
 
 
 def simulated(noise, seed, changes, kernels=1):

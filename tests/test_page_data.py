@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.noise import surveyed
+from batchline.bench.noise import stored_survey
 from batchline.bench.noise.time_to_target import (
     Predicted,
     Prediction,
@@ -64,7 +64,7 @@ def test_noise_that_has_no_upper_end_is_drawn_at_its_lower():
 
 def test_the_advised_batch_is_marked():
     measured = noise()["workloads"]["digits"]
-    advice = surveyed.advice(measured, surveyed.middle(measured))
+    advice = stored_survey.advice(measured, stored_survey.middle(measured))
     plots = page_training.advice(advice)
     assert list(plots) == ["time", "step", "memory"]
     low, high = advice.interval

@@ -49,7 +49,7 @@ def _cells(text, first):
 def test_the_section_begins_with_the_answer_and_ends_with_the_caveat():
     text = advisor.section(ADVICE["noise"], tables.MARKDOWN)
     assert text.startswith("Train at batch 4") and text.endswith(CAVEAT)
-    assert text.split("\n\n")[0] == " ".join(ADVICE["noise"].words)
+    assert text.split("\n\n")[0] == " ".join(ADVICE["noise"].sentences)
     assert advisor.summary(ADVICE["noise"]).count(".") >= 2
 
 

@@ -34,7 +34,7 @@ def test_every_claim_has_its_verdict_and_its_numbers_in_the_short_form(verdicts)
     ]
     assert [row[0] for row in rows] == [verdict.claim for verdict in verdicts]
     for row, verdict in zip(rows, verdicts):
-        assert row[1] == f"**{verdict.words}**" and re.search(
+        assert row[1] == f"**{verdict.text}**" and re.search(
             r"\d.*\(\S*\d.* to .*\d.*\)", row[2]
         )
     assert "**" not in shown.short(verdicts, PLAIN)
@@ -48,9 +48,7 @@ def test_the_section_holds_every_part_every_row_and_every_source(verdicts):
         )
         for finding in verdict.findings:
             assert (
-                finding.part in text
-                and finding.words in text
-                and finding.effect in text
+                finding.part in text and finding.text in text and finding.effect in text
             )
         for table in verdict.evidence:
             assert table.title in text and all(

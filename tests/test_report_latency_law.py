@@ -7,7 +7,7 @@ import pytest
 
 from batchline.bench.records import FAILED, MEASURED, Record, Run
 from batchline.bench.report import latency_law, tables
-from batchline.bench.verdicts.latency_law import Waves
+from batchline.bench.verdicts.laws import Waves
 
 CEILINGS = {
     "launch_s": {"host": 2e-6},

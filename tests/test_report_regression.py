@@ -22,9 +22,8 @@ from batchline.bench.regressions import (
     UNCONFIRMED,
     VERDICTS,
 )
-from batchline.bench.report import regression
-from batchline.bench.report import regression_words as words
-from batchline.bench.verdicts.conclusion import (
+from batchline.bench.report import regression, regression_words as words
+from batchline.bench.verdicts.paired import (
     INCOMPLETE,
     LEFT_OPEN,
     NOTHING,

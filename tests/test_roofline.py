@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from batchline.bench.verdicts import roofline
-from batchline.bench.verdicts.roofline import CACHE, COMPUTE, LAUNCH, MEMORY, Bound
+from batchline.bench.stats import roofline
+from batchline.bench.stats.roofline import CACHE, COMPUTE, LAUNCH, MEMORY, Bound
 
 CACHE_BYTES = 32_000_000
 CEILINGS = {

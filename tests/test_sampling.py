@@ -10,7 +10,7 @@ import statistics
 
 import pytest
 
-from batchline.bench.verdicts import medians
+from batchline.bench.stats import intervals
 from batchline.bench.measure.clocks import Host, Unfit
 from batchline.bench.measure.sampling import Effort, Samples
 from batchline.bench.measure.tampering import Tampered
@@ -185,7 +185,7 @@ def test_precise_launches_end_early_and_noisy_ones_take_their_time(clock):
         samples.precision > 0.01 for samples in noisy.values()
     )
     for samples in [*precise.values(), *noisy.values()]:
-        assert samples.precision == medians.precision(samples.samples_s)
+        assert samples.precision == intervals.median_precision(samples.samples_s)
         assert samples.median_s == statistics.median(samples.samples_s)
 
 

@@ -30,7 +30,7 @@ from tabulate import tabulate
 from batchline.bench import records, units
 from batchline.bench.confirm import LUCK, winners
 from batchline.bench.records import MEASURED, Record, Run
-from batchline.bench.verdicts import eligible
+from batchline.bench.verdicts import ranking
 from tests import wrong_kernels
 from tests.trees import REPOSITORY, copy_sources, drop_in
 
@@ -148,7 +148,7 @@ def _row(
         for status, count in Counter(record.status for record in found).items()
     )
     if words := getattr(module, "UNRANKED_FOR", None):
-        return name, ended, words, _yes(found and not any(map(eligible.may_win, found)))
+        return name, ended, words, _yes(found and not any(map(ranking.may_win, found)))
     told = any(re.search(module.REFUSED_FOR, record.reason) for record in found)
     return name, ended, module.REFUSED_FOR, _yes(told and name not in won)
 

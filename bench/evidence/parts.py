@@ -16,7 +16,7 @@ from batchline.bench.evidence import shown, shown_tests
 from batchline.bench.evidence.shown import Shown
 from batchline.bench.measure import stand_in
 from batchline.bench.stored_files import DamagedFile
-from batchline.bench.verdicts.usable import why_unusable
+from batchline.bench.verdicts.across_runs import why_unusable
 
 
 @dataclass(frozen=True)

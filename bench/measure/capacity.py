@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from batchline.bench.measure import memory
-from batchline.bench.verdicts.memory_law import Law
+from batchline.bench.stats.fits import MemoryLaw
 from batchline.kernels.op import Tensors, Variant
 
 MARGIN = (
@@ -19,7 +19,7 @@ def confirm(
     variant: Variant,
     scenario: str,
     dtype: str,
-    law: Law,
+    law: MemoryLaw,
     device: str,
     room_bytes: int | None = None,
 ) -> dict:

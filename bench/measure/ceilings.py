@@ -21,7 +21,7 @@ from batchline.bench.measure.hardware import Cpu, Cuda, hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
 from batchline.bench.records import NotMeasured
-from batchline.bench.verdicts import roofline
+from batchline.bench.stats import roofline
 from batchline.kernels.backends import why_absent
 from batchline.kernels.device import why_no_fp8
 from batchline.kernels._cpu.jit import threads

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from batchline.bench.measure.codegen import numba_config, triton_config
 from batchline.bench.measure.static_facts import never_written
-from batchline.bench.verdicts.latency_fit import Waves
-from batchline.bench.verdicts.occupancy import occupancy
+from batchline.bench.stats.occupancy import Waves, occupancy
 from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
 from batchline.kernels.op import Tensors, Variant
 from batchline.kernels.target import compiling_for

@@ -7,6 +7,7 @@ Every method takes and returns what can be sent between processes.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
@@ -25,8 +26,11 @@ from batchline.bench.measure import (
     invariance,
     memory,
     outcome,
+    placing,
+    process_state,
+    remembering,
+    sustained,
 )
-from batchline.bench.measure import placing, process_state, remembering, sustained
 from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.clocks import Unfit, keeps_outputs
 from batchline.bench.measure.environment import threads_of_torch
@@ -41,7 +45,8 @@ from batchline.bench.measure.state import cpu_load, state_of
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from batchline.bench.records import INVALID, MEASURED, NotMeasured
-from batchline.bench.verdicts import roofline
+
+from batchline.bench.stats import roofline
 from batchline.kernels import forks
 
 _MOST_KEPT_BYTES = (
@@ -153,20 +158,18 @@ class Runner:
             self._preparing.require_device,
         )
 
-    def survey(self, workload: str, profile: str) -> dict:
-        """The gradient noise of a workload, and its step over the batch
-        (bench.noise.experiments.survey).
+    def experiment(self, function: str, subject: str, *arguments):
+        """What `function` ("package.module:name") returns for `subject`, its arguments,
+        the device, the guard, and a callable that is told of each step.
         """
-        from batchline.bench.noise.experiments import (
-            survey,
-        )  # the workloads' data, which only this needs
-
-        return survey.survey(
-            workload,
-            profile,
+        module, _, name = function.partition(":")
+        call = getattr(importlib.import_module(module), name)
+        return call(
+            subject,
+            *arguments,
             self._device,
             self._guard,
-            lambda what: self._begin(workload, what),
+            lambda what: self._begin(subject, what),
         )
 
     def measure(self, task: Task) -> dict[str, Outcome]:

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from batchline.bench.measure import threads
 from batchline.bench.measure.tampering import Tampered
 from batchline.bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
-from batchline.bench.verdicts import medians
+from batchline.bench.stats import intervals
 
 _TURN_S = (
     4e-3  # several times as long as the threads of the launch before are waited for
@@ -49,7 +49,7 @@ class Effort:
 
     precision: float
     seconds: float
-    least: int = medians.LEAST_SAMPLES
+    least: int = intervals.LEAST_SAMPLES
     most: int = 400
 
     @property
@@ -79,7 +79,7 @@ class Samples:
 
     @property
     def precision(self) -> float:
-        return medians.precision(self.samples_s)
+        return intervals.median_precision(self.samples_s)
 
     @property
     def median_s(self) -> float:

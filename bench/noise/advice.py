@@ -1,19 +1,17 @@
-"""What the advisor answers, and how it says it in words."""
+"""The advisor's result, and the sentences that say it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
 from batchline.bench import units
-from batchline.bench.noise.estimators import NO_SIGNAL, NO_UPPER_BOUND
+from batchline.bench.stats.noise_scale import NO_SIGNAL, NO_UPPER_BOUND
 
-NOISE, MEMORY, COST, STEP_TIME, NOTHING = (
-    "noise",
-    "memory",
-    "cost",
-    "step time",
-    "nothing",
-)
+NOISE = "noise"
+MEMORY = "memory"
+COST = "cost"
+STEP_TIME = "step time"
+NOTHING = "nothing"
 CAVEAT = (
     "These are predictions of a model: an update is worth 1/(1 + φ/B) of one without noise, at a learning rate "
     "tuned for its batch (McCandlish et al. 2018, arXiv:1812.06162). φ grows during training and is no sure "
@@ -116,12 +114,12 @@ class Advice:
         return next((point for point in self.curve if point.batch == batch), None)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """Two to five sentences: the batch, what decided it, and what it means for the
         current one.
         """
         sentences = (
-            self._answer(),
+            self._best(),
             self._reason(),
             self._current(),
             self._accumulate(),
@@ -130,9 +128,9 @@ class Advice:
         return tuple(sentence for sentence in sentences if sentence)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"words": list(self.words), "caveat": CAVEAT}
+        return asdict(self) | {"words": list(self.sentences), "caveat": CAVEAT}
 
-    def _answer(self) -> str:
+    def _best(self) -> str:
         if self.noise_answer == NO_SIGNAL:
             return (
                 "No batch size can be advised: the gradient's signal is not distinguishable from zero. Measure "
@@ -174,7 +172,8 @@ class Advice:
         )
 
     def _current(self) -> str:
-        now, best = self.at(self.current_batch), self.at(self.best_batch)
+        now = self.at(self.current_batch)
+        best = self.at(self.best_batch)
         if now is None or best is None:
             return ""
         if now.fits is False:

@@ -5,6 +5,9 @@ T(B) = t(B)·(1 + φ/B) is the time to a loss, E(B) = 1 + B/φ the examples it t
 the least (McCandlish et al. 2018, arXiv:1812.06162). Minimising T is maximising the
 goodput of Pollux (Qiao et al. 2021, arXiv:2008.12260). Where t = α + βB, the best batch
 is B* = √(αφ/β) and T* is (√α + √(βφ))².
+
+How uncertain φ is, is carried into the advice by noise scales that are drawn from what
+its estimate allows.
 """
 
 from __future__ import annotations
@@ -14,23 +17,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from batchline.bench.noise.advice import (
+    Accumulation,
+    Advice,
     COST,
     MEMORY,
     NOISE,
     NOTHING,
-    STEP_TIME,
-    Accumulation,
-    Advice,
     Point,
     Regret,
+    STEP_TIME,
     StepLaw,
 )
-from batchline.bench.noise.estimators import BOUNDED, NO_UPPER_BOUND, NoiseEstimate
-from batchline.bench.noise.redraw import noise_scales
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
-from batchline.bench.verdicts.memory_law import Law, fit
+from batchline.bench.stats.fits import MemoryLaw, fit_memory
+from batchline.bench.stats.noise_scale import BOUNDED, NO_UPPER_BOUND, NoiseEstimate
 
 NEAR = 1.05  # times the least T: what counts as fast as the best
 _FACTORS = (2.0, 4.0)  # by which φ may be off
@@ -49,7 +52,7 @@ class _Limits:
     """
 
     largest: int | None
-    law: Law | None
+    law: MemoryLaw | None
     why: str
     peaks: Mapping[int, float]
 
@@ -95,7 +98,8 @@ def advise(
             optimizer_s out of range.
     """
     times = StepTimes.of(steps)
-    curve, noise = times.curve(), _checked(NoiseEstimate.from_json(dict(estimate)))
+    curve = times.curve()
+    noise = _require_valid(NoiseEstimate.from_json(dict(estimate)))
     limits = _limits(steps, limit_bytes, headroom)
     if current_batch is not None and current_batch < 1:
         raise ValueError(f"the current batch must be 1 or more, and is {current_batch}")
@@ -103,7 +107,11 @@ def advise(
     believed = {BOUNDED: noise.scale.simple, NO_UPPER_BOUND: math.inf}.get(noise.answer)
     if believed is None:
         best = unlimited = None
-        decided_by, interval, near, regret, accumulation = NOTHING, None, None, (), None
+        decided_by = NOTHING
+        interval = None
+        near = None
+        regret = ()
+        accumulation = None
     else:
         weight = signal_weight(believed)
         cap = _cap(cost_cap, _cautious(noise))
@@ -113,7 +121,8 @@ def advise(
         )
         decided_by = _decided_by(best, unlimited, limits.most, cap, noise.answer)
         interval = _interval(times, noise, limits.most, cost_cap, seed)
-        near, regret = None, ()
+        near = None
+        regret = ()
         if best is not None and noise.answer == BOUNDED:
             near = curve.within(NEAR, best, weight, most)
             regret = _regret(curve, best, believed, limits.most)
@@ -149,7 +158,7 @@ def advise(
     )
 
 
-def _checked(noise: NoiseEstimate) -> NoiseEstimate:
+def _require_valid(noise: NoiseEstimate) -> NoiseEstimate:
     if not all(map(math.isfinite, (noise.scale.trace, noise.scale.square))):
         raise ValueError(
             f"a noise scale of {noise.scale.trace}/{noise.scale.square} is no number: measure it again"
@@ -180,7 +189,7 @@ def _limits(
         for step in steps
         if step.get("peak_bytes") is not None
     }
-    law = fit(list(peaks), list(peaks.values()))
+    law = fit_memory(list(peaks), list(peaks.values()))
     if law is not None and law.misfit > _GOOD_FIT:
         law, why = None, f"it misses a line by {law.misfit:.0%}"
     else:
@@ -260,7 +269,7 @@ def _interval(
     same limits.
     """
     generator = np.random.default_rng(seed)
-    scales = noise_scales(noise, _DRAWS, generator)
+    scales = draw_noise_scales(noise, _DRAWS, generator)
     most = np.full(_DRAWS, fits)
     if cost_cap is not None:
         most = np.minimum(
@@ -318,7 +327,8 @@ def _accumulation(
             if weight
             else math.inf
         )
-        least, most = max(2, limits.most // micro + 1), cap / micro
+        least = max(2, limits.most // micro + 1)
+        most = cap / micro
         for near in (ideal, ideal + 1):
             count = max(least, min(most, near))
             if count <= most and math.isfinite(count):
@@ -382,3 +392,32 @@ def _whole(batch: float) -> int | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def draw_noise_scales(
+    estimate: NoiseEstimate, draws: int, generator: np.random.Generator
+) -> np.ndarray:
+    """φ[draws] from 0 to infinity, half below the estimate and half above, with its
+    interval's ends at their quantiles.
+
+    As in Fieller's interval, what is uncertain is φ itself towards the low end, and 1/φ
+    towards the high end: the first may so fall to 0, and the second to an unbounded φ.
+    Where the estimate itself is unbounded, 1/φ is for both. Resampling the batches
+    instead would be too sure of φ: few of them vary less than what they were drawn
+    from.
+    """
+    ranks = (
+        generator.permutation(draws) + 0.5
+    ) / draws  # evenly spread, so that the ends are no matter of luck
+    deviations = ndtri(ranks) / ndtri((1 + estimate.confidence) / 2)  # ±1 at the ends
+    middle = estimate.scale.simple
+    low = estimate.simple.low
+    high = estimate.simple.high
+    with np.errstate(divide="ignore"):
+        if estimate.scale.square <= 0:
+            inverse = np.where(deviations < 0, -deviations / low, 0)
+        else:
+            below = np.maximum(middle + (middle - low) * np.minimum(deviations, 0), 0)
+            above = 1 / middle - (1 / middle - 1 / high) * np.maximum(deviations, 0)
+            inverse = np.where(deviations < 0, 1 / below, np.maximum(above, 0))
+        return 1 / inverse

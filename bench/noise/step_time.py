@@ -121,8 +121,10 @@ class Curve:
         Args:
             weight: w; it and `most` are numbers, or [draws] of a curve of draws.
         """
-        weight, most = np.asarray(weight, float)[..., None], np.floor(most)[..., None]
-        falling, rising = self.intercepts * (1 - weight), self.slopes * weight
+        weight = np.asarray(weight, float)[..., None]
+        most = np.floor(most)[..., None]
+        falling = self.intercepts * (1 - weight)
+        rising = self.slopes * weight
         with np.errstate(divide="ignore", invalid="ignore"):
             least = np.where(
                 falling <= 0,
@@ -176,7 +178,8 @@ def curve(batches: np.ndarray, times: np.ndarray) -> Curve:
     slopes = np.diff(times) / np.diff(batches)
     intercepts = times[..., :-1] - slopes * batches[:-1]
     scale = times[..., [0, -1]] / fitted[..., [0, -1]]
-    outer_intercepts, outer_slopes = scale * alpha[..., None], scale * beta[..., None]
+    outer_intercepts = scale * alpha[..., None]
+    outer_slopes = scale * beta[..., None]
     return Curve(
         np.append(batches, np.inf),
         np.concatenate(
@@ -252,9 +255,11 @@ def _last(
     """
     for mark in marks:
         if not allows(mark):
-            inside, outside = start, mark if np.isfinite(mark) else 2 * start
+            inside = start
+            outside = mark if np.isfinite(mark) else 2 * start
             while allows(outside):
-                inside, outside = outside, 2 * outside
+                inside = outside
+                outside = 2 * outside
             while abs(outside - inside) > 1:
                 middle = (inside + outside) // 2
                 inside, outside = (

@@ -19,8 +19,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit
 
 from batchline.bench import units
-from batchline.bench.noise.claims import curves
-from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL, NoiseEstimate
+from batchline.bench.stats import training_curves
+from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL, NoiseEstimate
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 
 _SEARCH = 1e3  # times the least and the largest batch: where a fitted φ is looked for
@@ -100,7 +100,7 @@ class TimeToTarget:
         )
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """For each prediction its worst disagreement, and what following it would have
         cost.
         """
@@ -134,12 +134,15 @@ class TimeToTarget:
         return tuple(sentences)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"confidence": self.confidence, "words": list(self.words)}
+        return asdict(self) | {
+            "confidence": self.confidence,
+            "words": list(self.sentences),
+        }
 
 
 def steps_of(sweep: Mapping) -> list[dict]:
-    """The step times of the sweep's own runs, a sample a run: its seconds of training
-    over its updates.
+    """The step times of the sweep's own runs, one sample per run: its seconds of
+    training over its updates.
 
     Raises:
         ValueError: where the machine was busy while they were taken.
@@ -148,14 +151,15 @@ def steps_of(sweep: Mapping) -> list[dict]:
         raise ValueError(
             f"the machine was busy while the sweep trained, so its times are none: {sweep['why_busy']}"
         )
-    found: dict[int, list[float]] = {}
+    samples_s: dict[int, list[float]] = {}
     for run in sweep["runs"]:
-        updates, seconds = run["curve"]["updates"], run["curve"]["train_s"]
+        updates = run["curve"]["updates"]
+        seconds = run["curve"]["train_s"]
         if updates and updates[-1] and seconds[-1]:
-            found.setdefault(run["batch"], []).append(seconds[-1] / updates[-1])
+            samples_s.setdefault(run["batch"], []).append(seconds[-1] / updates[-1])
     return [
         {"batch": batch, "samples_s": samples}
-        for batch, samples in sorted(found.items())
+        for batch, samples in sorted(samples_s.items())
     ]
 
 
@@ -182,9 +186,9 @@ def compare(
     """
     target = sweep["grid"]["target_loss"] if target_loss is None else target_loss
     curve = StepTimes.of(steps).curve()
-    batches = curves.batches(sweep)
+    batches = training_curves.batches(sweep)
     measured = tuple(
-        _reached(sweep, batch, curves.best_rate(sweep, batch, target), target)
+        _reached(sweep, batch, training_curves.best_rate(sweep, batch, target), target)
         for batch in batches
     )
     logs = {
@@ -225,13 +229,15 @@ def compare(
 
 
 def _reached(sweep: Mapping, batch: int, rate: float | None, target: float) -> Reached:
-    runs = curves.runs(sweep, batch, rate)
-    reaches = [curves.first_reach(run, target) or (math.inf, math.inf) for run in runs]
+    runs = training_curves.runs(sweep, batch, rate)
+    reaches = [
+        training_curves.first_reach(run, target) or (math.inf, math.inf) for run in runs
+    ]
     updates, seconds = ([reach[part] for reach in reaches] for part in (0, 1))
     return Reached(
         batch,
         rate,
-        rate is not None and curves.on_edge(sweep, batch, rate),
+        rate is not None and training_curves.on_edge(sweep, batch, rate),
         len(runs),
         sum(map(math.isfinite, updates)),
         _spread(updates),
@@ -251,8 +257,8 @@ def _log_updates(
     sweep: Mapping, batch: int, rate: float, target: float
 ) -> dict[int, float]:
     return {
-        run["seed"]: math.log(curves.first_reach(run, target)[0])
-        for run in curves.runs(sweep, batch, rate)
+        run["seed"]: math.log(training_curves.first_reach(run, target)[0])
+        for run in training_curves.runs(sweep, batch, rate)
     }
 
 
@@ -279,27 +285,27 @@ def _residuals(
 def _fit(logs: Mapping[int, Mapping[int, float]]) -> float:
     """The φ of the least squares of log updates, S_min free."""
     ends = math.log(min(logs) / _SEARCH), math.log(max(logs) * _SEARCH)
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log: _residuals(logs, math.exp(log)).var(),
         bounds=ends,
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(found.x)
+    return math.exp(minimum.x)
 
 
 def _jackknife(logs: Mapping[int, Mapping[int, float]]) -> tuple[float, float] | None:
     """The fitted φ's 95% interval, by leaving each seed out in turn: Student's t on the
     pseudo-values of log φ.
     """
-    seeds = sorted({seed for found in logs.values() for seed in found})
+    seeds = sorted({seed for of_batch in logs.values() for seed in of_batch})
     if len(seeds) < 2:
         return None
     whole = math.log(_fit(logs))
     without = [
         {
-            batch: {one: value for one, value in found.items() if one != seed}
-            for batch, found in logs.items()
+            batch: {one: value for one, value in of_batch.items() if one != seed}
+            for batch, of_batch in logs.items()
         }
         for seed in seeds
     ]

@@ -19,9 +19,8 @@ from batchline.bench.regress import base_tree, known_noise, staged
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import Pairs
 from batchline.bench.regressions import Regression
-from batchline.bench.report import ci, junit, regression_words
-from batchline.bench.report import regression as report
-from batchline.bench.verdicts import conclusion
+from batchline.bench.report import ci, junit, regression as report, regression_words
+from batchline.bench.verdicts import paired
 
 CLEAN, CONFIRMED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 DEFAULT_FOLDER = Path("reports", "runs")
@@ -94,8 +93,8 @@ def exit_code(found: Regression) -> int:
     """What a comparison means to a CI: only 0 is a pass."""
     if found.about["ended"] == staged.INTERRUPTED:
         return INTERRUPTED
-    return {conclusion.CLEAN: CLEAN, conclusion.SLOWER: CONFIRMED}.get(
-        conclusion.conclude(found), NOT_MEASURED
+    return {paired.CLEAN: CLEAN, paired.SLOWER: CONFIRMED}.get(
+        paired.conclude(found), NOT_MEASURED
     )
 
 

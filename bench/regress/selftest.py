@@ -28,7 +28,7 @@ from batchline.bench.selection import selected
 from batchline.bench.selftests import NOTHING, Finding, Selftest
 from batchline.bench.stopping import put_off
 from batchline.bench.verdicts.paired import Evidence
-from batchline.bench.verdicts.usable import why_made_up
+from batchline.bench.verdicts.across_runs import why_made_up
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)

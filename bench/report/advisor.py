@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 from batchline.bench import units
 from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
-from batchline.bench.noise.estimators import BOUNDED, NO_SIGNAL
-from batchline.bench.noise.surveyed import Moment
+from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL
+from batchline.bench.noise.stored_survey import Moment
 from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
 from batchline.bench.report.tables import Style
 
 
 def section(advice: Advice, style: Style) -> str:
     """The advice for one workload, in paragraphs and tables."""
-    parts = [" ".join(advice.words), curve(advice, style), _law(advice)]
+    parts = [" ".join(advice.sentences), curve(advice, style), _law(advice)]
     if advice.regret:
         parts.append(regret(advice, style))
     return "\n\n".join([*parts, CAVEAT])
@@ -24,7 +24,7 @@ def section(advice: Advice, style: Style) -> str:
 
 def summary(advice: Advice) -> str:
     """The two sentences of a terminal."""
-    return " ".join(advice.words[:2])
+    return " ".join(advice.sentences[:2])
 
 
 def over_training(rows: Sequence[tuple[Moment, Advice]], style: Style) -> str:
@@ -186,7 +186,7 @@ def comparison(result: TimeToTarget, style: Style) -> str:
     )
     return "\n\n".join(
         [
-            " ".join(result.words),
+            " ".join(result.sentences),
             f"Training {result.workload} to a training loss of {result.target_loss:g}: the median over seeds at the "
             f"batch's best rate, with the least and the most (which hold it with {result.confidence:.0%} confidence). "
             f"Predicted are updates = S_min·(1 + φ/B) with {' and with '.join(map(_source, result.predictions))}; "

@@ -99,7 +99,7 @@ def draw_advice(advice: Advice, title: str, path: Path) -> str | None:
             0.9, min(_TOP, 1.2 * max(point.time_relative for point in predicted))
         )
     else:
-        _note(noise, advice.words[0].partition(":")[0])
+        _note(noise, advice.sentences[0].partition(":")[0])
     _mark_best(advice, (times, memory, noise))
     _finish(
         times, "time of a step and of a sample", batches, units.duration, logarithmic=10

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from batchline.bench import texts
-from batchline.bench.noise import claims, surveyed
+from batchline.bench.noise import stored_survey, claims
 from batchline.bench.records import Run, is_broken, is_machines_fault
-from batchline.bench.report import advisor, comparison, tables
-from batchline.bench.report import crossovers as crossovers_report
+from batchline.bench.report import (
+    advisor,
+    comparison,
+    crossovers as crossovers_report,
+    tables,
+)
 from batchline.bench.report.tables import unique
 from batchline.bench.verdicts import crossovers
-from batchline.bench.verdicts.comparison import compare
+from batchline.bench.verdicts.across_runs import compare, machine_differences
 from batchline.bench.verdicts.crossovers import Crossover
-from batchline.bench.verdicts.identity import machine_differences
 
 _MOST_NAMED = 3
 
@@ -115,13 +118,15 @@ def _training(
         if "failed" not in workload:
             yield f"Batch size for {name}", [_advice(workload)]
     yield "The article's claims", [
-        f"“{one.claim}”: {one.words}." for one in claims.judge(sweep, noise)
+        f"“{one.claim}”: {one.text}." for one in claims.judge(sweep, noise)
     ]
 
 
 def _advice(workload: Mapping) -> str:
     try:
-        return advisor.summary(surveyed.advice(workload, surveyed.middle(workload)))
+        return advisor.summary(
+            stored_survey.advice(workload, stored_survey.middle(workload))
+        )
     except ValueError as error:
         return f"No advice: {error}."
 

@@ -45,9 +45,9 @@ def short(verdicts: Sequence[Verdict], style: Style) -> str:
             [
                 verdict.claim,
                 (
-                    style.best.format(verdict.words)
+                    style.best.format(verdict.text)
                     if style is MARKDOWN
-                    else verdict.words
+                    else verdict.text
                 ),
                 verdict.effect or "nothing",
             ]
@@ -63,9 +63,9 @@ def terminal(
     lines = []
     for number, verdict in enumerate(verdicts, 1):
         lines += [
-            f"{number}. {verdict.claim}: {verdict.words}",
+            f"{number}. {verdict.claim}: {verdict.text}",
             *(
-                f"   - {finding.part}: {finding.words}"
+                f"   - {finding.part}: {finding.text}"
                 + (f" [{finding.effect}]" if finding.effect else "")
                 for finding in verdict.findings
             ),
@@ -113,7 +113,7 @@ def _claims(verdicts: Sequence[Verdict]) -> Iterator[str]:
         yield MARKDOWN.render(
             ["part", "verdict", "effect (95% interval)"],
             (
-                [finding.part, finding.words, finding.effect]
+                [finding.part, finding.text, finding.effect]
                 for finding in verdict.findings
             ),
         )

@@ -9,11 +9,17 @@ from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
-from batchline.bench.report.escaping import markdown as escaped
-from batchline.bench.report.escaping import one_line
+from batchline.bench.report.escaping import markdown as escaped, one_line
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts.codegen import CHANGED, GONE, NEW, Move
-from batchline.bench.verdicts.codegen_changes import BETTER, OPEN, WORSE
+from batchline.bench.verdicts.compiled_changes import (
+    BETTER,
+    CHANGED,
+    GONE,
+    Move,
+    NEW,
+    OPEN,
+    WORSE,
+)
 
 _WHERE_WIDE, _WORDS_WIDE = 38, 60  # columns; with tabulate's gap they are 100
 _HEADERS = ("where", "what moved")
@@ -86,7 +92,7 @@ def _sections(moves: Sequence[Move]) -> Iterator[tuple[str, list[tuple[str, str]
         rows = sections.setdefault(
             (f"{move.variant} {move.kernel}".rstrip(), move.reconfigured), {}
         )
-        rows.setdefault((move.words, move.verdict), []).append(move)
+        rows.setdefault((move.text, move.verdict), []).append(move)
     for (name, reconfigured), rows in sections.items():
         count = sum(map(len, rows.values()))
         yield (
@@ -121,7 +127,7 @@ def _counted(places: Sequence[str]) -> list[str]:
 
 def _what(move: Move) -> str:
     certain = "" if move.verdict == OPEN else f"{move.verdict}: "
-    return one_line(f"{certain}{move.words or 'nothing else'}")
+    return one_line(f"{certain}{move.text or 'nothing else'}")
 
 
 def _wrapped(line: str, width: int) -> str:

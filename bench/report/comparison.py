@@ -13,7 +13,7 @@ from batchline.bench.records import Record, Run
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.regression_words import share
 from batchline.bench.report.fitting import COLUMNS, TERMINAL
-from batchline.bench.verdicts.comparison import Comparison, Pair
+from batchline.bench.verdicts.across_runs import Comparison, Pair
 
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from batchline.bench import units
 from batchline.bench.records import Run
 from batchline.bench.report.tables import Style
-from batchline.bench.verdicts import crossover
+from batchline.bench.verdicts import crossovers
 
 NOTE = (
     "Ghost norms cost 2T²(I+O) operations a sample, the fused kernels a walk over I·O numbers, so they meet at "
@@ -18,7 +18,7 @@ NOTE = (
 
 def table(run: Run, style: Style) -> str | None:
     """A row a layer and batch; None where the run has nothing to compare."""
-    sizes = run.about.get("sizes", {}).get(crossover.OP, {})
+    sizes = run.about.get("sizes", {}).get(crossovers.TOKENS_OP, {})
     rows = [
         [
             f"{crossing.inputs} → {crossing.outputs} · {crossing.dtype}",
@@ -30,7 +30,7 @@ def table(run: Run, style: Style) -> str | None:
                 f"T={tokens}: {units.ratio(ratio)}" for tokens, ratio in crossing.ratios
             ),
         ]
-        for crossing in crossover.crossings(run.records, sizes)
+        for crossing in crossovers.token_crossings(run.records, sizes)
     ]
     if not rows:
         return None
@@ -47,7 +47,7 @@ def table(run: Run, style: Style) -> str | None:
     )
 
 
-def _measured(crossing: crossover.Crossing) -> str:
+def _measured(crossing: crossovers.TokenCrossing) -> str:
     if crossing.tokens is not None:
         return f"{crossing.tokens:.3g} (between {crossing.between[0]} and {crossing.between[1]})"
     tokens, ratio = (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from batchline.bench import units
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.report.tables import Style
-from batchline.bench.verdicts.dispatch import Called
+from batchline.bench.verdicts.choosing import Called
 
 
 def terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:

@@ -10,8 +10,9 @@ from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report import gpu_clocks, latency_law, static
 from batchline.bench.report.fitting import TERMINAL, wrapped
-from batchline.bench.verdicts import crossovers, eligible, ladder, medians, roofline
-from batchline.bench.verdicts.latency_law import laws
+from batchline.bench.stats import roofline, intervals
+from batchline.bench.verdicts import ranking, crossovers
+from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOST_COMPILED = 6
 
@@ -44,7 +45,7 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
     facts, first, ceilings = record.facts, record.facts["clock"], run.about["ceilings"]
     low, high = record.quartiles_s
     yield "time", (
-        f"{units.duration(record.median_s)} ±{medians.precision(record.samples_s):.1%} by {first}; half of "
+        f"{units.duration(record.median_s)} ±{intervals.median_precision(record.samples_s):.1%} by {first}; half of "
         f"{len(record.samples_s)} samples from {units.duration(low)} to {units.duration(high)}"
     )
     for name, clock in facts["clocks"].items():
@@ -65,7 +66,7 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
     else:
         yield "floor", f"unknown, for the run has no ceilings: {run.about['why_no_ceilings']}"
     yield from _over_the_batch(run, record)
-    if why := eligible.why_unranked(record):
+    if why := ranking.why_unranked(record):
         yield "not ranked", why
     yield "memory", _memory(facts)
     yield "error", (
@@ -107,7 +108,7 @@ def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
         if (other.op, other.variant, other.scenario, other.dtype)
         == (record.op, record.variant, record.scenario, record.dtype)
     ]
-    for law in laws(alike, latency_law.waves_of(run)):
+    for law in latency_laws(alike, launch_waves(run)).values():
         yield "over the batch", latency_law.words(law)
 
 
@@ -130,14 +131,14 @@ def _rungs(run: Run, record: Record, below: str | None) -> Iterator[tuple[str, s
     here = {
         other.variant: other
         for other in run.records
-        if ladder.problem_of(other) == ladder.problem_of(record)
+        if ranking.problem_of(other) == ranking.problem_of(record)
     }
     if below:
         yield "the rung below", _against(
             record, here.get(below.partition("/")[2]), below.partition("/")[2]
         )
-    timed = list(filter(eligible.may_be_chosen, here.values()))
-    opponent = ladder.opponents(timed).get(ladder.problem_of(record))
+    timed = list(filter(ranking.may_be_chosen, here.values()))
+    opponent = ranking.opponents(timed).get(ranking.problem_of(record))
     if (
         opponent
         and opponent is not record

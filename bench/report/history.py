@@ -10,12 +10,8 @@ from batchline.bench.report.escaping import one_line
 from batchline.bench.report.fitting import wrapped
 from batchline.bench.report.regression_words import share
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts.change_points import (
-    LEAST_RUNS,
-    LEAST_SEGMENT,
-    ChangePoint,
-)
-from batchline.bench.verdicts.trends import Entry, Group, Series, toolchain_changes
+from batchline.bench.stats.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
+from batchline.bench.verdicts.across_runs import Entry, Group, Series, toolchain_changes
 
 _MOST_NAMED = 3
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from batchline.bench import units
 from batchline.bench.records import Run
 from batchline.bench.report.tables import Style
-from batchline.bench.verdicts import invariance as verdicts
-from batchline.bench.verdicts.invariance import Invariance, Price
+from batchline.bench.verdicts import choosing as verdicts
+from batchline.bench.verdicts.choosing import Invariance, Price
 
 NOTE = (
     "A sample's result is compared bit by bit between batches: the first samples of the largest batch that takes "
@@ -30,9 +30,11 @@ def section(run: Run, style: Style) -> str | None:
         return None
     table = style.render(
         ["variant", "a sample's bits in every batch", "run to run", "differs"],
-        map(_row, verdicts.by_variant(rows)),
+        map(_row, verdicts.invariance_by_variant(rows)),
     )
-    return "\n\n".join([NOTE, table, *map(_price, verdicts.prices(rows, run.records))])
+    return "\n\n".join(
+        [NOTE, table, *map(_price, verdicts.invariance_prices(rows, run.records))]
+    )
 
 
 def _row(one: Invariance) -> Sequence[str]:

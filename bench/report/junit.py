@@ -27,11 +27,10 @@ from batchline.bench.regressions import (
     UNCONFIRMED,
     Regression,
 )
-from batchline.bench.report import regression_words as words
-from batchline.bench.report import run_in_ci, tables
+from batchline.bench.report import regression_words as words, run_in_ci, tables
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.readme import summary
-from batchline.bench.verdicts.conclusion import NOTHING, VOID, conclude
+from batchline.bench.verdicts.paired import NOTHING, VOID, conclude
 
 FILE_NAME = "junit.xml"
 _REGRESS, _RUN = "batchline.regress", "batchline.run"

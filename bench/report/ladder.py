@@ -12,9 +12,9 @@ from batchline.bench import units
 from batchline.bench.records import MEASURED, UNSUPPORTED, Record, Run
 from batchline.bench.report.static import shown_facts
 from batchline.bench.report.tables import Style, unique
-from batchline.bench.verdicts import eligible, ladder
-from batchline.bench.verdicts.codegen_changes import why_no_code
-from batchline.bench.verdicts.ladder import Gain
+from batchline.bench.verdicts import ranking
+from batchline.bench.verdicts.compiled_changes import why_no_code
+from batchline.bench.verdicts.ranking import Gain
 from batchline.kernels.architectures import WITHOUT_GPU
 
 _OWN_BOUND = " (held to an error bound of its own)"
@@ -32,7 +32,7 @@ def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
     }
     records = [record for record in run.records if record.op == op]
     rows = []
-    for name, height in ladder.climb(variants):
+    for name, height in ranking.climb(variants):
         below = variants[name]["builds_on"]
         rows.append(
             [
@@ -40,8 +40,8 @@ def table(run: Run, op: str, style: Style, compiled: bool = True) -> str:
                 variants[name]["idea"]
                 + (_OWN_BOUND if variants[name]["own_tolerance"] else "")
                 + _gives(run, op, variants[name].get("gives")),
-                _gain(ladder.over_rung_below(records, name, below)) if below else "",
-                _gain(ladder.over_opponent(records, name))
+                _gain(ranking.over_rung_below(records, name, below)) if below else "",
+                _gain(ranking.over_opponent(records, name))
                 or _why_not(run, records, name),
                 *([_static(run, name)] if compiled else []),
             ]
@@ -114,7 +114,7 @@ def _why_not(run: Run, records: Sequence[Record], variant: str) -> str:
     statuses = unique(
         (
             "not ranked"
-            if record.status == MEASURED and eligible.why_unranked(record)
+            if record.status == MEASURED and ranking.why_unranked(record)
             else record.status
         )
         for record in records

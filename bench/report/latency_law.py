@@ -7,18 +7,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from batchline.bench import units
+from batchline.bench.missing import Missing
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.tables import Style, unique
-from batchline.bench.verdicts import memory_law, roofline
-from batchline.bench.verdicts.latency_fit import Interval
-from batchline.bench.verdicts.latency_law import (
+from batchline.bench.stats import roofline
+from batchline.bench.verdicts import laws
+from batchline.bench.stats.intervals import Interval
+from batchline.bench.verdicts.laws import (
     SATURATED,
     Cliff,
     Key,
     LatencyLaw,
+    LawKey,
     Saturation,
-    Waves,
-    laws,
+    latency_laws,
+    launch_waves,
 )
 
 NOTE = (
@@ -45,18 +48,18 @@ _HEADERS = (
 
 def table(run: Run, style: Style) -> str | None:
     """A row a law, then why the others have none; None where nothing was timed."""
-    found = laws(run.records, waves_of(run))
+    found = latency_laws(run.records, launch_waves(run))
     if not found:
         return None
-    several_dtypes = len(unique(law.dtype for law in found)) > 1
+    several_dtypes = len(unique(key.dtype for key in found)) > 1
     ceilings = run.about["ceilings"] or {}
     largest = _largest(run.records)
     memory = {
         (growth.op, growth.variant, growth.scenario, growth.dtype): growth
-        for growth in memory_law.growths(run.records)
+        for growth in laws.memory_growths(run.records)
     }
     rows = []
-    for law in (law for law in found if law.why_none is None):
+    for law in filter(None, found.values()):
         key = law.op, law.variant, law.scenario, law.dtype
         rows.append(
             [
@@ -80,36 +83,21 @@ def table(run: Run, style: Style) -> str | None:
         [style.render(["variant", "no law", "scenarios"], without)] if without else []
     )
     unknown = unique(
-        f"{row['op']}/{row['variant']}: {row['why_not']}"
-        for row in run.about.get("waves", ())
-        if "why_not" in row
+        f"{op}/{variant}: {waves.reason}"
+        for (op, variant, *_), waves in launch_waves(run).items()
+        if isinstance(waves, Missing)
     )
     return "\n\n".join(
         [*parts, *([f"No waves are known of {'; '.join(unknown)}."] if unknown else [])]
     )
 
 
-def waves_of(run: Run) -> dict[Key, Waves]:
-    """How the run's variants fill its GPU, where that is known, by op, variant,
-    scenario and dtype.
-    """
-    return {
-        (row["op"], row["variant"], row["scenario"], row["dtype"]): Waves(
-            row["ctas_per_sample"],
-            row["multiprocessors"],
-            row["ctas_per_multiprocessor"],
-        )
-        for row in run.about.get("waves", ())
-        if "why_not" not in row
-    }  # older runs have none
-
-
-def words(law: LatencyLaw) -> str:
+def words(law: LatencyLaw | Missing) -> str:
     """One law in a sentence: floor, cost a sample, where it bends, from where on it is
     saturated, what stands out.
     """
-    if law.why_none is not None:
-        return f"no law: {law.why_none}"
+    if isinstance(law, Missing):
+        return f"no law: {law.reason}"
     parts = [
         f"{_with_interval(law.launch_s, law.launch_interval_s)} + "
         f"{_with_interval(law.cost_s, law.cost_interval_s)} a sample",
@@ -132,19 +120,19 @@ def _largest(records: Sequence[Record]) -> dict[Key, Record]:
 
 
 def _without(
-    found: Sequence[LatencyLaw], several_dtypes: bool
+    found: Mapping[LawKey, LatencyLaw | Missing], several_dtypes: bool
 ) -> dict[tuple[str, str], list[str]]:
     """The scenarios without a law, by variant and reason."""
     scenarios: dict[tuple[str, str], list[str]] = {}
-    for law in found:
-        if law.why_none is not None:
-            scenarios.setdefault((f"{law.op}/{law.variant}", law.why_none), []).append(
-                _scenario(law, several_dtypes)
+    for key, law in found.items():
+        if isinstance(law, Missing):
+            scenarios.setdefault((f"{key.op}/{key.variant}", law.reason), []).append(
+                _scenario(key, several_dtypes)
             )
     return scenarios
 
 
-def _scenario(law: LatencyLaw, several_dtypes: bool) -> str:
+def _scenario(law: LatencyLaw | LawKey, several_dtypes: bool) -> str:
     return f"{law.scenario} · {law.dtype}" if several_dtypes else law.scenario
 
 
@@ -184,7 +172,7 @@ def _floor(record: Record, law: LatencyLaw, ceilings: Mapping) -> str:
     )
 
 
-def _memory(growth: memory_law.Growth | None) -> str:
+def _memory(growth: laws.MemoryGrowth | None) -> str:
     return (
         units.size(max(0, growth.total.per_sample))
         if growth and growth.is_a_line

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from batchline.bench import units
 from batchline.bench.records import Run
 from batchline.bench.report.tables import Style, unique
-from batchline.bench.verdicts import memory_law as law
+from batchline.bench.stats.fits import MemoryLaw
+from batchline.bench.verdicts import laws
 
 _PAGES_BYTES = 8192  # what a resident set rounds away
 
@@ -54,7 +55,7 @@ def memory_law(run: Run, style: Style) -> str | None:
     """m(B) = fixed + per sample · B for each variant and scenario, and the batch at
     which the device is full.
     """
-    growths = law.growths(run.records)
+    growths = laws.memory_growths(run.records)
     if not growths:
         return None
     room = run.about["room_bytes"]
@@ -111,7 +112,7 @@ def memory_law(run: Run, style: Style) -> str | None:
     )
 
 
-def _per_sample(line: law.Law, largest_batch: int) -> str:
+def _per_sample(line: MemoryLaw, largest_batch: int) -> str:
     """0 B where the growth up to the largest batch is a rounding of the resident set."""
     return _bytes(
         line.per_sample if abs(line.per_sample) * largest_batch > _PAGES_BYTES else 0
@@ -122,7 +123,7 @@ def _bytes(count: float) -> str:
     return units.size(count) if count >= 0 else f"-{units.size(-count)}"
 
 
-def _largest(growth: law.Growth, room: int | None) -> str:
+def _largest(growth: laws.MemoryGrowth, room: int | None) -> str:
     if room is None:
         return ""
     if not growth.is_a_line:

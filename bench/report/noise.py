@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchline.bench.noise.estimators import BOUNDED, NoiseEstimate, expected_cosine
-from batchline.bench.noise.surveyed import Moment, moments
+from batchline.bench.stats.noise_scale import BOUNDED, NoiseEstimate, expected_cosine
+from batchline.bench.noise.stored_survey import Moment, moments
 from batchline.bench.report.tables import Style
 
 EXPLAINED = (
@@ -48,7 +48,7 @@ def section(workload: Mapping, style: Style) -> str:
 def summary(workload: Mapping) -> str:
     """The noise over training, in a line."""
     return "B_simple " + ", ".join(
-        f"after {moment.updates} updates {moment.estimate.words()}"
+        f"after {moment.updates} updates {moment.estimate.text()}"
         for moment in moments(workload)
     )
 
@@ -68,8 +68,8 @@ def _over_training(found: list[Moment], style: Style) -> str:
             [
                 str(moment.updates),
                 f"{moment.loss:.3f}",
-                moment.estimate.words(),
-                *(estimate.words() for estimate in moment.by_seed.values()),
+                moment.estimate.text(),
+                *(estimate.text() for estimate in moment.by_seed.values()),
                 _scale(moment.two_batch_sizes.simple),
                 *(f"{value:.3g}" for value in moment.tests.values()),
             ]
@@ -84,7 +84,7 @@ def _by_layer(moment: Moment, style: Style) -> str:
         (
             [
                 layer,
-                estimate.words(),
+                estimate.text(),
                 _scale(estimate.scale.trace),
                 _scale(estimate.scale.square),
             ]

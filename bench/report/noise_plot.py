@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from batchline.bench.noise.surveyed import moments
+from batchline.bench.noise.stored_survey import moments
 from batchline.bench.report import plots
 
 _COLORS, _MARKERS = ("#0072B2", "#D55E00", "#009E73"), "osD"

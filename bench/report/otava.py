@@ -14,7 +14,7 @@ import csv
 import json
 from pathlib import Path
 
-from batchline.bench.verdicts.trends import Group, Series
+from batchline.bench.verdicts.across_runs import Group, Series
 
 CONFIG = "otava.yaml"
 

@@ -13,8 +13,9 @@ from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts import eligible, roofline
-from batchline.bench.verdicts.ladder import opponents
+from batchline.bench.stats import roofline
+from batchline.bench.verdicts import ranking
+from batchline.bench.verdicts.ranking import opponents
 
 QUANTITIES = {
     "latency": "Latency, median and quartiles (dotted: the least that the ceilings allow)",
@@ -89,7 +90,7 @@ def _problem(timed: Sequence[Record], ceilings: Mapping | None) -> dict:
 def _point(record: Record, base_s: float | None, ceilings: Mapping | None) -> dict:
     low, high = record.quartiles_s
     peak = record.facts.get("peak_bytes")
-    speed_up = base_s / record.median_s if base_s and eligible.may_win(record) else None
+    speed_up = base_s / record.median_s if base_s and ranking.may_win(record) else None
     return {
         "batch": record.batch,
         "text": "\n".join(_words(record, speed_up, ceilings)),
@@ -115,7 +116,7 @@ def _words(
         f"quartiles {low} to {high}",
         f"{len(record.samples_s)} samples{calls}, {record.facts['clock']} clock",
     ]
-    if why := eligible.why_unranked(record):
+    if why := ranking.why_unranked(record):
         words.append(f"not ranked: {why}")
     if speed_up is not None:
         words.append(f"{units.ratio(speed_up)} as fast as PyTorch's fastest")

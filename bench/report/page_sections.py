@@ -7,23 +7,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from batchline.bench.noise import claims, surveyed
+from batchline.bench.noise import stored_survey, claims
 from batchline.bench.records import MEASURED, Run, is_broken
 from batchline.bench.report import (
     advisor,
     audit,
+    claims as claims_report,
     crossover,
     crossovers,
     invariance,
     ladder,
     latency_law,
     limits,
+    noise as noise_report,
     page_data,
     page_training,
+    readme,
+    static,
+    tables,
+    training,
 )
-from batchline.bench.report import claims as claims_report
-from batchline.bench.report import noise as noise_report
-from batchline.bench.report import readme, static, tables, training
 from batchline.bench.report.blocks import (
     BAD,
     Block,
@@ -279,7 +282,7 @@ def _advice(name: str, workload: Mapping, plots: Plots) -> Iterator[Block]:
     yield Heading(f"The batch size of {name}")
     try:
         drawn = page_training.advice(
-            surveyed.advice(workload, surveyed.middle(workload))
+            stored_survey.advice(workload, stored_survey.middle(workload))
         )
         shown = blocks(lambda style: training.advice(workload, style))
     except ValueError as error:
@@ -326,7 +329,7 @@ def _claims(verdicts: list, sweep: Mapping | None, machine: Mapping) -> Iterator
         yield Table(
             ("part", "verdict", "effect (95% interval)"),
             tuple(
-                (finding.part, finding.words, finding.effect)
+                (finding.part, finding.text, finding.effect)
                 for finding in verdict.findings
             ),
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.noise.advice import Advice, span
-from batchline.bench.noise.surveyed import moments
+from batchline.bench.noise.stored_survey import moments
 from batchline.bench.noise.time_to_target import TimeToTarget
 
 _MIB = 2**20
@@ -42,7 +42,7 @@ def noise(workloads: Mapping[str, Mapping]) -> dict:
                 ],
                 [
                     f"{name}, after {moment.updates} updates\n"
-                    f"B_simple {moment.estimate.words()}\nloss {moment.loss:.3g}"
+                    f"B_simple {moment.estimate.text()}\nloss {moment.loss:.3g}"
                     for moment in known
                 ],
                 bands,

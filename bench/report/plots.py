@@ -12,8 +12,8 @@ from pathlib import Path
 from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.tables import unique
-from batchline.bench.verdicts import eligible
-from batchline.bench.verdicts.ladder import opponents
+from batchline.bench.verdicts import ranking
+from batchline.bench.verdicts.ranking import opponents
 
 # Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the
 # distinction without colour.
@@ -139,7 +139,7 @@ def _draw_group(
         compared = [
             record
             for record in curve
-            if record.batch in base and eligible.may_win(record)
+            if record.batch in base and ranking.may_win(record)
         ]
         speedup.plot(
             [record.batch for record in compared],

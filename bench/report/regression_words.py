@@ -26,7 +26,7 @@ from batchline.bench.regressions import (
     Regression,
 )
 from batchline.bench.report.escaping import one_line
-from batchline.bench.verdicts.conclusion import (
+from batchline.bench.verdicts.paired import (
     INCOMPLETE,
     LEFT_OPEN,
     NOTHING,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from batchline.bench import units
 from batchline.bench.records import Run
 from batchline.bench.report.tables import Style, unique
-from batchline.bench.verdicts.codegen_changes import why_no_code, widths
-from batchline.bench.verdicts.occupancy import occupancy
+from batchline.bench.verdicts.compiled_changes import why_no_code, widths
+from batchline.bench.stats.occupancy import occupancy
 
 
 def examples(run: Run, style: Style) -> str | None:

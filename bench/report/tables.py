@@ -13,7 +13,8 @@ from batchline.bench import units
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report import gpu_clocks
 from batchline.bench.texts import one_line
-from batchline.bench.verdicts import eligible, ladder, roofline
+from batchline.bench.stats import roofline
+from batchline.bench.verdicts import ranking
 from batchline.kernels.architectures import taken_for, why_too_old
 
 _USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
@@ -65,13 +66,13 @@ def comparison(
         return None
     cells = {(record.batch, record.variant): record for record in records}
     opponents = {
-        problem[-1]: record for problem, record in ladder.opponents(records).items()
+        problem[-1]: record for problem, record in ranking.opponents(records).items()
     }
     rows = []
     for batch in unique(record.batch for record in records):
         row = [cells.get((batch, variant)) for variant in timed]
         fastest = min(
-            (record.median_s for record in row if record and eligible.may_win(record)),
+            (record.median_s for record in row if record and ranking.may_win(record)),
             default=None,
         )
         rows.append(
@@ -92,7 +93,7 @@ def unranked(records: Sequence[Record]) -> str | None:
     """Which of the timed variants are not ranked, and why, in a line; None if all are."""
     reasons: dict[str, str] = {}
     for record in records:
-        if record.status == MEASURED and (why := eligible.why_unranked(record)):
+        if record.status == MEASURED and (why := ranking.why_unranked(record)):
             reasons.setdefault(record.variant, why)
     if not reasons:
         return None
@@ -112,7 +113,7 @@ def _cell(
         return ""
     if not _is_timed(record):
         return record.status
-    latency, is_ranked = units.duration(record.median_s), eligible.may_win(record)
+    latency, is_ranked = units.duration(record.median_s), ranking.may_win(record)
     if not is_ranked:
         latency = f"{latency} {UNRANKED}"
     parts = [

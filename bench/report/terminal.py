@@ -17,7 +17,7 @@ from batchline.bench.report import (
 from batchline.bench.report.answer import answer
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.report.readme import summary
-from batchline.bench.verdicts import eligible
+from batchline.bench.verdicts import ranking
 
 
 def terminal(run: Run, previous: Run | None = None) -> str:
@@ -82,7 +82,7 @@ def latencies(records: Sequence[Record]) -> str | None:
             (
                 record.median_s
                 for record in timed
-                if record.batch == batch and eligible.may_win(record)
+                if record.batch == batch and ranking.may_win(record)
             ),
             default=None,
         )
@@ -95,7 +95,7 @@ def latencies(records: Sequence[Record]) -> str | None:
         if record is None:
             return ""
         shown = units.duration(record.median_s).replace(" ", "")
-        if not eligible.may_win(record):
+        if not ranking.may_win(record):
             return f"{shown}{tables.UNRANKED}"
         return (
             TERMINAL.best.format(shown) if record.median_s == fastest[batch] else shown

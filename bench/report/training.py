@@ -8,10 +8,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from batchline.bench.noise import claims, surveyed, time_to_target
-from batchline.bench.report import advisor, advisor_plot, noise_plot
-from batchline.bench.report import claims as claims_report
-from batchline.bench.report import noise as noise_report
+from batchline.bench.noise import stored_survey, claims, time_to_target
+from batchline.bench.report import (
+    advisor,
+    advisor_plot,
+    claims as claims_report,
+    noise as noise_report,
+    noise_plot,
+)
 from batchline.bench.report.tables import MARKDOWN, Style
 
 Figures = Mapping[str, str]
@@ -31,12 +35,14 @@ def draw(
     if workloads and noise_plot.draw(workloads, on, folder / "noise") is None:
         found["noise"] = "noise"
     for name, workload in workloads.items():
-        middle = surveyed.middle(workload)
+        middle = stored_survey.middle(workload)
         title = f"{name}: a step, memory and the time to a loss, by the noise after {middle.updates} updates{on}"
         with contextlib.suppress(ValueError):  # the section says why there is no advice
             if (
                 advisor_plot.draw_advice(
-                    surveyed.advice(workload, middle), title, folder / f"advice-{name}"
+                    stored_survey.advice(workload, middle),
+                    title,
+                    folder / f"advice-{name}",
                 )
                 is None
             ):
@@ -90,10 +96,12 @@ def markdown(
 def terminal(noise: Mapping, sweep: Mapping | None, machine: Mapping) -> Iterator[str]:
     """The same in a few lines each."""
     for name, workload in surveyed_workloads(noise).items():
-        middle = surveyed.middle(workload)
+        middle = stored_survey.middle(workload)
         yield (
             f"{name}: {noise_report.summary(workload)}. For the noise after {middle.updates} updates: "
-            + _or_why_not(lambda: advisor.summary(surveyed.advice(workload, middle)))
+            + _or_why_not(
+                lambda: advisor.summary(stored_survey.advice(workload, middle))
+            )
         )
     for name, why in failed(noise).items():
         yield f"{name}: the noise was not measured: {why}"
@@ -112,11 +120,11 @@ def advice(
     Raises:
         ValueError: as bench.noise.advisor.advise.
     """
-    middle = surveyed.middle(workload)
-    chosen = surveyed.advice(workload, middle, current_batch, cost_cap)
+    middle = stored_survey.middle(workload)
+    chosen = stored_survey.advice(workload, middle, current_batch, cost_cap)
     rows = [
-        (moment, surveyed.advice(workload, moment, current_batch, cost_cap))
-        for moment in surveyed.moments(workload)
+        (moment, stored_survey.advice(workload, moment, current_batch, cost_cap))
+        for moment in stored_survey.moments(workload)
     ]
     return "\n\n".join(
         [
@@ -159,7 +167,7 @@ def judged_sweep(
     if sweep is None:
         return "There is no training sweep to compare with: `make claims` runs one."
     workload = surveyed_workloads(noise).get(sweep["workload"])
-    measured = surveyed.moments(workload) if workload else []
+    measured = stored_survey.moments(workload) if workload else []
     estimates = {
         f"after {moment.updates} updates": moment.estimate.to_json()
         for moment in measured

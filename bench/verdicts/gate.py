@@ -13,6 +13,9 @@ the pairs ended before a verdict, or 20 pairs flagged it and the last ten did no
 confirm it. It is no regression, and no session with one passes. A case that 20 pairs
 did not flag was decided as one of its family, and is INCONCLUSIVE wherever its own
 interval lies.
+
+A case's floor is the change that counts as noise: what nothing can be blamed for,
+however often it is measured.
 """
 
 from __future__ import annotations
@@ -24,15 +27,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchline.bench.regressions import (
+    ACCURACY,
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,
     INVALID,
+    LATENCY,
+    MEMORY,
+    QUANTITIES,
     REGRESSED,
     UNCONFIRMED,
 )
-from batchline.bench.verdicts.floors import Floor
-from batchline.bench.verdicts.pair_tests import (
+from batchline.bench.stats.pair_tests import (
     EXACT,
     Moments,
     moments,
@@ -123,12 +129,12 @@ def bounds(
     """
     if missing := [name for name in names if name not in floors]:
         raise ValueError(
-            f"no floor for {missing[0]}: give each case one (batchline.bench.verdicts.floors.floor)"
+            f"no floor for {missing[0]}: give each case one (batchline.bench.verdicts.gate.floor)"
         )
     shares = np.array([floors[name].share for name in names])
     if not (np.isfinite(shares) & (shares >= 0)).all():
         raise ValueError(
-            "a floor is negative or no number: batchline.bench.verdicts.floors.floor makes them"
+            "a floor is negative or no number: batchline.bench.verdicts.gate.floor makes them"
         )
     with np.errstate(divide="ignore"):
         return np.log1p(shares), np.log1p(
@@ -192,7 +198,7 @@ def why_void(controls: Ratios, floors: Mapping[str, Floor]) -> str | None:
 
 class Replay:
     """The looks of a session one after another, over all its cases at once: an array
-    has an entry a case, in order.
+    has one entry per case, in order.
     """
 
     def __init__(self, ratios: Ratios, floors: Mapping[str, Floor]):
@@ -286,40 +292,38 @@ class Replay:
         low: float,
         high: float,
     ) -> Judgement:
-        decided, flagged = not self.open[row], bool(self.direction[row])
+        decided = not self.open[row]
         if pairs < LEAST_PAIRS:
             return Judgement(
-                INVALID,
-                None,
-                None,
-                None,
-                floor.share,
-                pairs,
-                None,
-                LEAST_PAIRS,
-                decided,
-                False,
+                verdict=INVALID,
+                effect=None,
+                low=None,
+                high=None,
+                floor=floor.share,
+                pairs=pairs,
+                least_detectable=None,
+                pairs_needed=LEAST_PAIRS,
+                decided=decided,
+                flagged=False,
             )
         verdict = self._verdict(row, low)
         level = self._level_of_one(pairs)
-        needed = (
-            None
-            if verdict not in (INCONCLUSIVE, UNCONFIRMED)
-            else _pairs_needed(
-                mean, spread, float(self.above[row]), float(self.below[row]), level
-            )
-        )
+        above = float(self.above[row])
+        below = float(self.below[row])
+        needed = None
+        if verdict in (INCONCLUSIVE, UNCONFIRMED):
+            needed = _pairs_needed(mean, spread, above, below, level)
         return Judgement(
-            verdict,
-            math.expm1(mean),
-            math.expm1(low),
-            math.expm1(high),
-            floor.share,
-            pairs,
-            math.expm1(self.above[row] + reach(pairs, level) * spread),
-            needed,
-            decided,
-            flagged,
+            verdict=verdict,
+            effect=math.expm1(mean),
+            low=math.expm1(low),
+            high=math.expm1(high),
+            floor=floor.share,
+            pairs=pairs,
+            least_detectable=math.expm1(above + reach(pairs, level) * spread),
+            pairs_needed=needed,
+            decided=decided,
+            flagged=bool(self.direction[row]),
         )
 
     def _verdict(self, row: int, low: float) -> str:
@@ -358,3 +362,51 @@ def _pairs_needed(
     return pairs_to_show(
         -outside, spread, _OUTSIDE, far=max(above - mean, mean - below)
     )
+
+
+_LEAST_SHARE = {LATENCY: 0.01, MEMORY: 0.01, ACCURACY: 0.1}
+_LEAST_STEP = {
+    LATENCY: (1e-6, "1 µs"),
+    MEMORY: (2**16, "64 KiB"),
+    ACCURACY: (0.01, "1% of the tolerance"),
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """`share` is the largest change, of the base's value, that counts as noise;
+    `source` says where it comes from.
+    """
+
+    share: float
+    source: str
+
+
+def floor(quantity: str, median: float, noise_share: float | None = None) -> Floor:
+    """The largest of three: the quantity's least share, this case's A/A, and an
+    absolute step over its median.
+
+    `median` is the base's in the quantity's unit: seconds, bytes, or the error against
+    fp64 as a share of the tolerance. `noise_share` is the 99th percentile of this
+    case's A/A changes on this machine, None if not known.
+
+    Raises:
+        ValueError: if the quantity is not known, the median is not positive, the noise
+            is negative, or one is not finite.
+    """
+    if quantity not in QUANTITIES:
+        raise ValueError(f"no floor for {quantity!r}: one of {', '.join(QUANTITIES)}")
+    if not 0 < median < math.inf or not (
+        noise_share is None or 0 <= noise_share < math.inf
+    ):
+        raise ValueError(
+            f"the {quantity} floor needs a positive median and no negative noise: {median}, {noise_share}"
+        )
+    step, in_words = _LEAST_STEP[quantity]
+    candidates = [
+        Floor(_LEAST_SHARE[quantity], "least"),
+        Floor(step / median, in_words),
+    ]
+    if noise_share is not None:
+        candidates.append(Floor(noise_share, "A/A"))
+    return max(candidates, key=lambda one: one.share)

@@ -10,6 +10,9 @@ narrowest say where the change is (P. Fryzlewicz, Narrowest significance pursuit
 119, 2024). A stretch counts only where each of its cases is by itself over its floor on
 the same side, and the single verdict of none is out yet: no equal or opposite case is
 inside.
+
+`describe_parts` puts such a verdict into a line: "slower for B ≤ 16 (+7.2%), equal
+above".
 """
 
 from __future__ import annotations
@@ -17,24 +20,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from batchline.bench.records import parse_case_id
 from batchline.bench.regressions import (
+    ACCURACY,
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,
     INVALID,
     LATENCY,
-    REGRESSED,
+    MEMORY,
     OverBatches,
+    REGRESSED,
 )
-from batchline.bench.verdicts import batch_words
-from batchline.bench.verdicts.floors import Floor
-from batchline.bench.verdicts.gate import LEAST_PAIRS, LOOKS, Ratios, Replay, confirmed
-from batchline.bench.verdicts.pair_tests import moments
+from batchline.bench.stats.pair_tests import moments
+from batchline.bench.verdicts.gate import (
+    Floor,
+    LEAST_PAIRS,
+    LOOKS,
+    Ratios,
+    Replay,
+    confirmed,
+)
 
 _KERNEL = ("op", "variant", "scenario", "dtype")
 
@@ -65,7 +75,7 @@ def over_batches(
                 *kernel,
                 quantity,
                 _verdict(set(own)),
-                batch_words.words(parts, Counter(own), quantity),
+                describe_parts(parts, Counter(own), quantity),
                 parts,
             )
         )
@@ -99,15 +109,15 @@ def _kernels(names: Ratios) -> dict[tuple[str, ...], dict[int, int]]:
     """Kernel → batch size → row, of the kernels with several batch sizes, which are in
     order.
     """
-    found: dict[tuple[str, ...], dict[int, int]] = {}
+    kernels: dict[tuple[str, ...], dict[int, int]] = {}
     for row, name in enumerate(names):
         parts = parse_case_id(name)
-        found.setdefault(tuple(parts[part] for part in _KERNEL), {})[
+        kernels.setdefault(tuple(parts[part] for part in _KERNEL), {})[
             parts["batch"]
         ] = row
     return {
         kernel: dict(sorted(rows.items()))
-        for kernel, rows in found.items()
+        for kernel, rows in kernels.items()
         if len(rows) > 1
     }
 
@@ -120,11 +130,15 @@ class _Stretches:
     def __init__(
         self, kernels: Mapping[tuple[str, ...], Mapping[int, int]], replay: Replay
     ):
-        self.kernels, self.replay = kernels, replay
+        self.kernels = kernels
+        self.replay = replay
         self.order = np.array(
             [row for rows in kernels.values() for row in rows.values()], int
         )
-        starts, sizes, tests, offset = [], [], [], 0
+        starts = []
+        sizes = []
+        tests = []
+        offset = 0
         for batches in map(len, kernels.values()):
             own = [
                 (offset + first, wide)
@@ -194,9 +208,8 @@ class _Stretches:
         -1 under them, else 0.
         """
         means = moments(self.replay.table[:, :pairs]).mean
-        over, under = self._all(means > self.replay.above), self._all(
-            means < self.replay.below
-        )
+        over = self._all(means > self.replay.above)
+        under = self._all(means < self.replay.below)
         return over.astype(int) - under.astype(int)
 
     def _narrowest(self, flagged: np.ndarray) -> np.ndarray:
@@ -220,27 +233,26 @@ def _verdicts(replay: Replay, stretches: _Stretches) -> list[str]:
     changed = np.where(replay.settled, replay.changed, stretches.claimed)
     counts = replay.so_far().count
     return [
-        (
-            REGRESSED
-            if way > 0
-            else (
-                IMPROVED
-                if way < 0
-                else (
-                    EQUIVALENT
-                    if equal
-                    else INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
-                )
-            )
-        )
+        _verdict_of_case(way, equal, pairs)
         for way, equal, pairs in zip(changed, replay.equivalent, counts)
     ]
 
 
+def _verdict_of_case(way: int, equal: bool, pairs: int) -> str:
+    """`way` is +1 where it got worse, -1 where it got better, else 0."""
+    if way:
+        return REGRESSED if way > 0 else IMPROVED
+    if equal:
+        return EQUIVALENT
+    return INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
+
+
 def _verdict(own: set[str]) -> str:
     """Of the verdicts of its cases."""
-    changed = [verdict for verdict in (REGRESSED, IMPROVED) if verdict in own]
-    return changed[0] if changed else own.pop() if len(own) == 1 else INCONCLUSIVE
+    for verdict in (REGRESSED, IMPROVED):
+        if verdict in own:
+            return verdict
+    return next(iter(own)) if len(own) == 1 else INCONCLUSIVE
 
 
 def _parts(
@@ -266,3 +278,76 @@ def _parts(
             }
         )
     return tuple(parts)
+
+
+_CHANGED = {
+    LATENCY: ("slower", "faster"),
+    MEMORY: ("more memory", "less memory"),
+    ACCURACY: ("less accurate", "more accurate"),
+}
+_UNCHANGED = {EQUIVALENT: "equal", INCONCLUSIVE: "undecided", INVALID: "not judged"}
+
+
+def describe_parts(
+    parts: Sequence[Mapping], counts: Mapping[str, int], quantity: str = LATENCY
+) -> str:
+    """`parts` are as in OverBatches, all of a kernel; `counts` is how many batch sizes
+    have each verdict.
+
+    What changed is said first, each stretch of it; of the rest, where it is scattered,
+    only how much.
+    """
+    changed = [part for part in parts if part["verdict"] not in _UNCHANGED]
+    rest = [part for part in parts if part["verdict"] in _UNCHANGED]
+    if len(parts) == 2 and rest:
+        last = rest[-1]
+        side = "above" if last is parts[1] else "below"
+        return f"{_describe_part((changed + rest)[0], parts, quantity)}, {_UNCHANGED[last['verdict']]} {side}"
+    return ", ".join(
+        [
+            *(_describe_part(part, parts, quantity) for part in changed),
+            *_describe_rest(rest, parts, counts, quantity),
+        ]
+    )
+
+
+def _describe_rest(
+    rest: Sequence[Mapping],
+    parts: Sequence[Mapping],
+    counts: Mapping[str, int],
+    quantity: str,
+) -> Iterator[str]:
+    verdicts = [
+        verdict
+        for verdict in _UNCHANGED
+        if any(part["verdict"] == verdict for part in rest)
+    ]
+    elsewhere = len(rest) < len(parts)
+    if elsewhere and len(verdicts) == 1:
+        yield f"{_UNCHANGED[verdicts[0]]} elsewhere"
+    elif len(rest) == len(verdicts):
+        yield from (_describe_part(part, parts, quantity) for part in rest)
+    else:
+        said = [f"{_UNCHANGED[verdict]} at {counts[verdict]}" for verdict in verdicts]
+        yield f"{'elsewhere ' * elsewhere}{', '.join(said)} of {sum(counts.values())} batch sizes"
+
+
+def _describe_part(part: Mapping, parts: Sequence[Mapping], quantity: str) -> str:
+    if part["verdict"] in _UNCHANGED:
+        return f"{_UNCHANGED[part['verdict']]} {_where(part, parts)}"
+    what = dict(zip((REGRESSED, IMPROVED), _CHANGED[quantity]))[part["verdict"]]
+    return f"{what} {_where(part, parts)} ({part['effect']:+.1%})"
+
+
+def _where(part: Mapping, parts: Sequence[Mapping]) -> str:
+    if len(parts) == 1:
+        return "at every B"
+    if part["first"] == part["last"]:
+        return f"at B = {part['first']}"
+    if part is parts[0]:
+        return f"for B ≤ {part['last']}"
+    return (
+        f"for B ≥ {part['first']}"
+        if part is parts[-1]
+        else f"for {part['first']} ≤ B ≤ {part['last']}"
+    )

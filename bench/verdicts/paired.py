@@ -1,5 +1,10 @@
-"""What the pairs of a session gave of a family of cases, and the verdicts that follow:
-a pure function of it.
+"""What the pairs of a session gave of a family of cases, the verdicts that follow, and
+what the comparison of two revisions comes to as a whole.
+
+The exit code, the first line and the JUnit report follow from the conclusion. Only
+CLEAN is a pass. What has the same code on both sides, is new or is missing was not
+compared: it can't make a session clean in which nothing that was compared has a
+verdict.
 """
 
 from __future__ import annotations
@@ -8,25 +13,34 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from batchline.bench.regressions import (
+    EQUIVALENT,
+    IDENTICAL,
     IMPROVED,
+    INCONCLUSIVE,
     INVALID,
+    Judged,
     LATENCY,
+    MISSING,
+    NEW,
+    OverBatches,
     QUANTITIES,
     REGRESSED,
-    Judged,
-    OverBatches,
+    Regression,
+    UNCONFIRMED,
 )
 from batchline.bench.verdicts import gate
-from batchline.bench.verdicts.floors import Floor, floor
+from batchline.bench.verdicts.gate import Floor, floor
 from batchline.bench.verdicts.over_batches import over_batches, wants_more
 
-BASE, HEAD, BOTH = "base", "head", "both"
+BASE = "base"
+HEAD = "head"
+BOTH = "both"
 _NO_MEDIAN = 1e30  # where there is none yet: the floor is the least share
 _MOST_FAILURES = 2  # of one case; more are not an accident
 
 
 class Evidence:
-    """Cases that are judged together, one family of tests a quantity, and what each
+    """Cases that are judged together, one family of tests per quantity, and what each
     pair gave of each.
 
     `noise` has the A/A change of a case's latency on this machine, as a share, where it
@@ -76,7 +90,8 @@ class Evidence:
         """The cases of which more pairs may tell more."""
         undecided: set[str] = set()
         for quantity in QUANTITIES:
-            ratios, floors = self.ratios[quantity], self._floors(quantity)
+            ratios = self.ratios[quantity]
+            floors = self._floors(quantity)
             undecided.update(
                 case
                 for case, one in gate.decide(ratios, floors).items()
@@ -174,3 +189,53 @@ class Evidence:
     def _first_median(self, quantity: str, case: str) -> float:
         values = self._values[quantity].get(case, [])[: gate.LEAST_PAIRS]
         return statistics.median(base for base, _ in values) if values else _NO_MEDIAN
+
+
+VOID = "void"  # a control changed, and no verdict counts
+SLOWER = "slower"  # or larger, or less accurate: a case or a kernel REGRESSED
+LEFT_OPEN = "left open"  # a case is UNCONFIRMED
+NOTHING = "nothing"  # nothing that was compared has a verdict
+INCOMPLETE = "incomplete"  # a case could not be judged
+CLEAN = "clean"
+WORST_FIRST = (
+    REGRESSED,
+    INVALID,
+    UNCONFIRMED,
+    MISSING,
+    INCONCLUSIVE,
+    IMPROVED,
+    NEW,
+    EQUIVALENT,
+    IDENTICAL,
+)
+_NOT_COMPARED = {IDENTICAL, NEW, MISSING}
+_WITHOUT_VERDICT = {INVALID, INCONCLUSIVE}
+
+
+def conclude(regression: Regression) -> str:
+    """The worst that is true of the comparison, in the order of the constants above."""
+    if regression.void is not None:
+        return VOID
+    verdicts = {row.verdict for row in (*regression.cases, *regression.kernels)}
+    if REGRESSED in verdicts:
+        return SLOWER
+    if UNCONFIRMED in verdicts:
+        return LEFT_OPEN
+    if _judged_nothing(set(worst_of_case(regression).values())):
+        return NOTHING
+    return INCOMPLETE if INVALID in verdicts else CLEAN
+
+
+def worst_of_case(regression: Regression) -> dict[str, str]:
+    """Case id → the worst verdict of its quantities, in the order of the cases."""
+    worst: dict[str, str] = {}
+    for case in regression.cases:
+        worst[case.id] = min(
+            worst.get(case.id, case.verdict), case.verdict, key=WORST_FIRST.index
+        )
+    return worst
+
+
+def _judged_nothing(verdicts: set[str]) -> bool:
+    compared = verdicts - _NOT_COMPARED
+    return compared <= _WITHOUT_VERDICT if compared else not verdicts & {IDENTICAL, NEW}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-_TIME, _CALLS = "time (ns)", "count"
+_TIME = "time (ns)"
+_CALLS = "count"
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,16 @@ def kernel_times(profile: Sequence[Mapping]) -> list[KernelTime]:
     """The leaves of a hatchet profile (a list of trees, and the devices last) by name,
     the slowest first.
     """
-    found: dict[str, list[float]] = {}
+    totals: dict[str, list[float]] = {}
     for tree in profile:
         for name, calls, nanoseconds in _leaves(tree):
-            kept = found.setdefault(name, [0, 0.0])
-            kept[0] += calls
-            kept[1] += nanoseconds
-    total = sum(nanoseconds for _, nanoseconds in found.values()) or 1.0
+            total_of_one = totals.setdefault(name, [0, 0.0])
+            total_of_one[0] += calls
+            total_of_one[1] += nanoseconds
+    total = sum(nanoseconds for _, nanoseconds in totals.values()) or 1.0
     times = [
         KernelTime(name, int(calls), nanoseconds * 1e-9, nanoseconds / total)
-        for name, (calls, nanoseconds) in found.items()
+        for name, (calls, nanoseconds) in totals.items()
     ]
     return sorted(times, key=lambda one: -one.seconds)
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from batchline.bench import units
-from batchline.bench.noise.claims import curves, effects
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.stats import training_curves, intervals
+from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -40,7 +40,8 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
     and the sweep.
     """
     timed = _step_times(sweep, noise)
-    findings, tables = [], []
+    findings = []
+    tables = []
     for title, steps in timed.items():
         finding, table = _epoch(title, steps)
         findings.append(finding)
@@ -76,13 +77,13 @@ def _step_times(
     """{title: {batch: seconds of a step, repeated}} of what has at least two batch
     sizes.
     """
-    found = {}
+    titled = {}
     for name, workload in (noise or {}).get("workloads", {}).items():
-        found[name] = {
+        titled[name] = {
             step["batch"]: step.get("samples_s") for step in workload.get("steps", [])
         }
-    if not found and sweep is not None and not sweep.get("why_busy"):
-        found[f"{sweep['workload']}, as trained in the sweep"] = {
+    if not titled and sweep is not None and not sweep.get("why_busy"):
+        titled[f"{sweep['workload']}, as trained in the sweep"] = {
             batch: [
                 run["curve"]["train_s"][-1] / run["curve"]["updates"][-1]
                 for run in sweep["runs"]
@@ -90,11 +91,11 @@ def _step_times(
                 and run["curve"]["updates"]
                 and run["curve"]["updates"][-1]
             ]
-            for batch in curves.batches(sweep)
+            for batch in training_curves.batches(sweep)
         }
     timed = {
         title: {batch: steps[batch] for batch in sorted(steps) if steps[batch]}
-        for title, steps in found.items()
+        for title, steps in titled.items()
     }
     return {title: steps for title, steps in timed.items() if len(steps) > 1}
 
@@ -106,10 +107,14 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
     }
     sizes = list(a_sample)
     pairs = [
-        (small, large, _inverse(effects.median_ratio(a_sample[small], a_sample[large])))
+        (
+            small,
+            large,
+            intervals.median_ratio(a_sample[small], a_sample[large]).inverse(),
+        )
         for small, large in pairwise(sizes)
     ]
-    whole = _inverse(effects.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]))
+    whole = intervals.median_ratio(a_sample[sizes[0]], a_sample[sizes[-1]]).inverse()
     gains = {large: gain for _, large, gain in pairs}
     rows = tuple(
         (
@@ -118,12 +123,12 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
                 units.duration(statistics.median(times[batch]))
                 for times in (steps, a_sample)
             ),
-            gains[batch].words(unit="x") if batch in gains else "",
+            gains[batch].text(unit="x") if batch in gains else "",
         )
         for batch in sizes
     )
     verdict, where = _down_to(pairs)
-    effect = f"{title}: an epoch at B = {sizes[-1]:,} is {whole.words(unit='x')} as fast as at B = {sizes[0]:,}"
+    effect = f"{title}: an epoch at B = {sizes[-1]:,} is {whole.text(unit='x')} as fast as at B = {sizes[0]:,}"
     return (
         Finding(
             f"an epoch is sooner done at a larger batch ({title})",
@@ -141,28 +146,33 @@ def _epoch(title: str, steps: Mapping[int, Sequence[float]]) -> tuple[Finding, T
 
 def _updates(sweep: Mapping) -> tuple[Finding, Table]:
     target = sweep["grid"]["target_loss"]
-    reached, rows = {}, []
-    for batch in curves.batches(sweep):
-        rate = curves.best_rate(sweep, batch, target)
-        found = curves.runs(sweep, batch, rate)
+    reached = {}
+    rows = []
+    for batch in training_curves.batches(sweep):
+        rate = training_curves.best_rate(sweep, batch, target)
+        runs = training_curves.runs(sweep, batch, rate)
         reaches = {
             run["seed"]: reach
-            for run in found
-            if (reach := curves.first_reach(run, target))
+            for run in runs
+            if (reach := training_curves.first_reach(run, target))
         }
         if not reaches:
             rows.append((f"{batch:,}", "none", "0", "never", "", ""))
             continue
         reached[batch] = {seed: updates for seed, (updates, _) in reaches.items()}
-        edge = " (on the grid's edge)" if curves.on_edge(sweep, batch, rate) else ""
-        updates = effects.geometric_mean(list(reached[batch].values()))
+        edge = (
+            " (on the grid's edge)"
+            if training_curves.on_edge(sweep, batch, rate)
+            else ""
+        )
+        updates = intervals.geometric_mean(list(reached[batch].values()))
         rows.append(
             (
                 f"{batch:,}",
                 f"{rate:.3g}{edge}",
-                f"{len(reaches)} of {len(found)}",
-                updates.words("{:,.0f}"),
-                updates.scaled(batch).words("{:,.0f}"),
+                f"{len(reaches)} of {len(runs)}",
+                updates.text("{:,.0f}"),
+                updates.scaled(batch).text("{:,.0f}"),
                 units.duration(
                     statistics.median(seconds for _, seconds in reaches.values())
                 ),
@@ -188,7 +198,7 @@ def _updates_finding(
     """From the updates to the target by batch and seed."""
     part = f"a larger batch needs fewer updates to a training loss of {target:g}"
     pairs = [
-        (small, large, _inverse(effects.paired_ratio(reached[small], reached[large])))
+        (small, large, intervals.paired_ratio(reached[small], reached[large]).inverse())
         for small, large in pairwise(reached)
         if set(reached[small]) & set(reached[large])
     ]
@@ -199,22 +209,23 @@ def _updates_finding(
             "",
             "no two batch sizes reached the target with the same seeds",
         )
-    least, most = min(reached), max(reached)
-    whole = effects.paired_ratio(reached[least], reached[most])
+    least = min(reached)
+    most = max(reached)
+    whole = intervals.paired_ratio(reached[least], reached[most])
     effect = (
         ""
         if whole is None
         else (
             f"from B = {least:,} to {most:,} the updates to a loss of {target:g} fall by "
-            f"{_inverse(whole).words(unit='x')} "
-            f"and the examples rise by {whole.scaled(most / least).words(unit='x')}"
+            f"{whole.inverse().text(unit='x')} "
+            f"and the examples rise by {whole.scaled(most / least).text(unit='x')}"
         )
     )
     verdict, where = _down_to(pairs)
     return Finding(part, verdict, effect, where)
 
 
-def _down_to(pairs: Sequence[tuple[int, int, Effect]]) -> tuple[str, str]:
+def _down_to(pairs: Sequence[tuple[int, int, Estimate]]) -> tuple[str, str]:
     """The verdict on "each larger batch gains", and up to which batch it does.
 
     A pair gains where the factor is at least 1.05 a doubling and its interval lies
@@ -248,7 +259,7 @@ def _down_to(pairs: Sequence[tuple[int, int, Effect]]) -> tuple[str, str]:
     return ONLY_WHERE, f"{where} ({too_wide})" if too_wide else where
 
 
-def _spans(pairs: Sequence[tuple[int, int, Effect]], chosen: Sequence[bool]) -> str:
+def _spans(pairs: Sequence[tuple[int, int, Estimate]], chosen: Sequence[bool]) -> str:
     """ "4 to 32, 128 to 256": the chosen pairs, those that follow on each other as one."""
     spans: list[list[int]] = []
     for (small, large, _), is_chosen in zip(pairs, chosen):
@@ -257,7 +268,3 @@ def _spans(pairs: Sequence[tuple[int, int, Effect]], chosen: Sequence[bool]) -> 
         elif is_chosen:
             spans.append([small, large])
     return ", ".join(f"{start:,} to {end:,}" for start, end in spans)
-
-
-def _inverse(ratio: Effect) -> Effect:
-    return Effect(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)

@@ -1,19 +1,27 @@
-"""Claim 2: small batches are stable and avoid local optima, and large ones overfit."""
+"""Claim 2: small batches are stable and avoid local optima, and large ones overfit.
+
+A seed fails where it diverges, or never reaches the target loss within the budget of
+the sweep.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from batchline.bench.noise.claims import curves, effects, failures
 from batchline.bench.noise.claims.verdict import (
-    NOT_DECIDED,
+    DOES_NOT_HOLD,
     Finding,
+    HOLDS,
+    NOT_DECIDED,
     Table,
     Verdict,
     conclude,
     decide,
 )
+from batchline.bench.stats import intervals, training_curves
+from batchline.bench.stats.intervals import Estimate
 
 CLAIM = "small batches train more stably and avoid local optima; large ones may overfit"
 HYPOTHESIS = (
@@ -45,23 +53,25 @@ def judge(sweep: Mapping | None) -> Verdict:
         return conclude(CLAIM, HYPOTHESIS, [missing], [], SOURCES)
     target = sweep["grid"]["target_loss"]
     tuned = {
-        batch: curves.runs(sweep, batch, curves.best_rate(sweep, batch, target))
-        for batch in curves.batches(sweep)
+        batch: training_curves.runs(
+            sweep, batch, training_curves.best_rate(sweep, batch, target)
+        )
+        for batch in training_curves.batches(sweep)
     }
     parts = [
         _jitter(sweep, tuned),
-        failures.judge(sweep),
+        _failures(sweep),
         _accuracy(sweep),
         _sharpness(sweep, tuned),
     ]
-    findings = [finding for found, _ in parts for finding in found]
+    findings = [finding for of_part, _ in parts for finding in of_part]
     return conclude(CLAIM, HYPOTHESIS, findings, [table for _, table in parts], SOURCES)
 
 
 def _at_target(key: str, target: float) -> Callable[[Mapping], float | None]:
     def read(run: Mapping) -> float | None:
-        reach = curves.first_reach(run, target)
-        return curves.value_at(run, reach[0], key) if reach else None
+        reach = training_curves.first_reach(run, target)
+        return training_curves.value_at(run, reach[0], key) if reach else None
 
     return read
 
@@ -74,21 +84,21 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
     slope.
     """
     target = sweep["grid"]["target_loss"]
-    found = {
-        batch: curves.by_seed(runs, _at_target("step_loss_std", target))
+    jitters = {
+        batch: training_curves.by_seed(runs, _at_target("step_loss_std", target))
         for batch, runs in tuned.items()
     }
     rows = [
-        (f"{batch:,}", effects.geometric_mean(list(values.values())).words())
-        for batch, values in found.items()
+        (f"{batch:,}", intervals.geometric_mean(list(values.values())).text())
+        for batch, values in jitters.items()
         if values
     ]
     drawn = {
         math.log2(batch): {seed: math.log2(value) for seed, value in values.items()}
-        for batch, values in found.items()
+        for batch, values in jitters.items()
         if batch < sweep["samples"]
     }
-    slope = effects.slope_by_seed(drawn)
+    slope = intervals.slope_by_seed(drawn)
     table = Table(
         f"Standard deviation of the loss between steps, at a training loss of {target:g}",
         ("batch", "standard deviation"),
@@ -101,7 +111,7 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
         ], table
     verdict = decide(slope, 1, math.log2(1 + _LEVEL))
     effect = (
-        f"the loss' standard deviation between steps goes as B to the power {slope.words('{:.2f}')} "
+        f"the loss' standard deviation between steps goes as B to the power {slope.text('{:.2f}')} "
         "(independent samples: -0.5)"
     )
     return [
@@ -115,25 +125,31 @@ def _accuracy(sweep: Mapping) -> tuple[list[Finding], Table]:
 
     A rate is tuned on the training loss at that budget, never on what is held out.
     """
-    sizes, target = curves.batches(sweep), sweep["grid"]["target_loss"]
+    sizes = training_curves.batches(sweep)
+    target = sweep["grid"]["target_loss"]
     one_rate = sweep["usual_rate"]
     readings: dict[str, dict[int, dict[int, float]]] = {}
     trained_to: dict[str, str] = {}
     for place, budget in enumerate(("equal updates", "equal epochs")):
-        allowed = {batch: curves.budget_updates(sweep, batch)[place] for batch in sizes}
+        allowed = {
+            batch: training_curves.budget_updates(sweep, batch)[place]
+            for batch in sizes
+        }
         rates = {
             f"one rate ({one_rate:.3g})": dict.fromkeys(sizes, one_rate),
             "tuned rates": {
-                batch: curves.best_rate_for_budget(sweep, batch, allowed[batch])
+                batch: training_curves.best_rate_for_budget(
+                    sweep, batch, allowed[batch]
+                )
                 for batch in sizes
             },
         }
         for name, rate in rates.items():
             accuracy, loss = (
                 {
-                    batch: curves.by_seed(
-                        curves.runs(sweep, batch, rate[batch]),
-                        lambda run, batch=batch, key=key: curves.value_at(
+                    batch: training_curves.by_seed(
+                        training_curves.runs(sweep, batch, rate[batch]),
+                        lambda run, batch=batch, key=key: training_curves.value_at(
                             run, allowed[batch], key
                         ),
                     )
@@ -146,8 +162,10 @@ def _accuracy(sweep: Mapping) -> tuple[list[Finding], Table]:
                 {batch: values for batch, values in loss.items() if values}
             )
     readings[f"at a training loss of {target:g}, tuned rates"] = {
-        batch: curves.by_seed(
-            curves.runs(sweep, batch, curves.best_rate(sweep, batch, target)),
+        batch: training_curves.by_seed(
+            training_curves.runs(
+                sweep, batch, training_curves.best_rate(sweep, batch, target)
+            ),
             _at_target("test_accuracy", target),
         )
         for batch in sizes
@@ -174,7 +192,7 @@ def _trained_to(losses: Mapping[int, Mapping[int, float]]) -> str:
     if not losses:
         return ""
     ends = (
-        f"{effects.mean(list(losses[batch].values())).value:.2g} at B = {batch:,}"
+        f"{intervals.mean(list(losses[batch].values())).value:.2g} at B = {batch:,}"
         for batch in (min(losses), max(losses))
     )
     return f", the training loss then {' and '.join(ends)}"
@@ -184,14 +202,14 @@ def _accuracy_finding(
     name: str, reading: Mapping[int, Mapping[int, float]], trained_to: str
 ) -> Finding:
     part = f"a smaller batch tests better ({name})"
-    slope = effects.slope_by_seed(
+    slope = intervals.slope_by_seed(
         {math.log2(batch): values for batch, values in reading.items()}
     )
     if slope is None:
         return Finding(part, NOT_DECIDED, "", f"{name}: no accuracy at two batch sizes")
     points = slope.scaled(100)
     verdict = decide(points, -1, _POINTS)
-    effect = f"{name}: {points.words('{:+.2f}')} points of accuracy a doubling of the batch{trained_to}"
+    effect = f"{name}: {points.text('{:+.2f}')} points of accuracy a doubling of the batch{trained_to}"
     return Finding(
         part,
         verdict,
@@ -203,7 +221,7 @@ def _accuracy_finding(
 
 def _percent(values: Mapping[int, float]) -> str:
     return (
-        effects.mean([100 * value for value in values.values()]).words("{:.1f}")
+        intervals.mean([100 * value for value in values.values()]).text("{:.1f}")
         if values
         else "none"
     )
@@ -216,18 +234,18 @@ def _sharpness(
     ends can't be compared.
     """
     target = sweep["grid"]["target_loss"]
-    found = {
-        batch: curves.by_seed(runs, lambda run: run["sharpness_at_target"])
+    at_target = {
+        batch: training_curves.by_seed(runs, lambda run: run["sharpness_at_target"])
         for batch, runs in tuned.items()
     }
     ends = {
-        batch: curves.by_seed(runs, lambda run: run["sharpness"])
+        batch: training_curves.by_seed(runs, lambda run: run["sharpness"])
         for batch, runs in tuned.items()
     }
     rows = tuple(
         (
             f"{batch:,}",
-            _sharp(found[batch]),
+            _sharp(at_target[batch]),
             f"{2 / runs[0]['learning_rate']:.3g}",
             _sharp(ends[batch]),
         )
@@ -240,12 +258,12 @@ def _sharpness(
         rows,
     )
     part = f"a smaller batch is at a flatter place, at a training loss of {target:g}"
-    slope = effects.slope_by_seed(
+    slope = intervals.slope_by_seed(
         {
             math.log2(batch): {
                 seed: math.log2(value) for seed, value in values.items() if value > 0
             }
-            for batch, values in found.items()
+            for batch, values in at_target.items()
         }
     )
     if slope is None:
@@ -255,14 +273,124 @@ def _sharpness(
             )
         ], table
     verdict = decide(slope, 1, math.log2(1 + _LEVEL))
-    doubling = effects.Effect(
+    doubling = Estimate.of(
         *(2**value for value in (slope.value, slope.low, slope.high))
     )
-    effect = f"the largest Hessian eigenvalue is {doubling.words(unit='x')} a doubling of the batch"
+    effect = f"the largest Hessian eigenvalue is {doubling.text(unit='x')} a doubling of the batch"
     return [
         Finding(part, verdict, effect, _WIDE if verdict == NOT_DECIDED else "")
     ], table
 
 
 def _sharp(values: Mapping[int, float]) -> str:
-    return effects.mean(list(values.values())).words() if values else "none"
+    return intervals.mean(list(values.values())).text() if values else "none"
+
+
+_FISHER_LEVEL = 0.05
+
+
+def _largest_batchs_rate(sweep: Mapping) -> float | None:
+    """The best rate of the largest batch, which small ones may not bear."""
+    return training_curves.best_rate(
+        sweep, training_curves.batches(sweep)[-1], sweep["grid"]["target_loss"]
+    )
+
+
+def _failures(sweep: Mapping) -> tuple[list[Finding], Table]:
+    """Counted at one usual rate for all, at the largest batch's best rate for all, and
+    at each batch's own best.
+    """
+    sizes = training_curves.batches(sweep)
+    target = sweep["grid"]["target_loss"]
+    usual = sweep["usual_rate"]
+    large = _largest_batchs_rate(sweep)
+    readings = {f"rate {usual:.3g} for all": dict.fromkeys(sizes, usual)}
+    if large is not None:
+        readings[f"rate {large:.3g} for all, the largest batch's best"] = dict.fromkeys(
+            sizes, large
+        )
+    readings["tuned rates"] = {
+        batch: training_curves.best_rate(sweep, batch, target) for batch in sizes
+    }
+    counted = {
+        name: {
+            batch: [
+                _how_it_failed(run, target)
+                for run in training_curves.runs(sweep, batch, rates[batch])
+            ]
+            for batch in sizes
+        }
+        for name, rates in readings.items()
+    }
+    rows = tuple(
+        (
+            f"{batch:,}",
+            *(_count_failures(by_batch[batch]) for by_batch in counted.values()),
+        )
+        for batch in sizes
+    )
+    table = Table(
+        f"Seeds that fail: diverge (d) or never reach a training loss of {target:g}",
+        ("batch", *counted),
+        rows,
+    )
+    return [
+        replace(_failures_finding(name, by_batch), headline="largest" in name)
+        for name, by_batch in counted.items()
+    ], table
+
+
+def _how_it_failed(run: Mapping, target: float) -> str:
+    """ "diverged", "never there", or "" where the run reached the target."""
+    if run["diverged"]:
+        return "diverged"
+    return "" if training_curves.first_reach(run, target) else "never there"
+
+
+def _failures_finding(name: str, by_batch: Mapping[int, Sequence[str]]) -> Finding:
+    """The smaller half of the batch sizes against the larger, a middle one left out, by
+    Fisher's exact test.
+    """
+    part = f"fewer seeds fail at a smaller batch ({name})"
+    sizes = [batch for batch, outcomes in by_batch.items() if outcomes]
+    half = len(sizes) // 2
+    if not half:
+        return Finding(
+            part, NOT_DECIDED, "", f"{name}: fewer than two batch sizes were trained"
+        )
+    small = sizes[:half]
+    large = sizes[-half:]
+    counts = [
+        [sum(map(bool, by_batch[batch])) for batch in group] for group in (small, large)
+    ]
+    runs = [sum(len(by_batch[batch]) for batch in group) for group in (small, large)]
+    few, many = map(sum, counts)
+    few_runs, many_runs = runs
+    p = intervals.fisher_exact(few, few_runs, many, many_runs)
+    effect = (
+        f"{name}: {_share(few, few_runs)} of the runs fail at B ≤ {small[-1]:,}, {_share(many, many_runs)} at "
+        f"B ≥ {large[0]:,}"
+    )
+    if not few and not many or p < _FISHER_LEVEL and few > many:
+        return Finding(part, DOES_NOT_HOLD, effect)
+    if p < _FISHER_LEVEL:
+        return Finding(part, HOLDS, effect)
+    return Finding(
+        part,
+        NOT_DECIDED,
+        effect,
+        f"{name}: the counts differ no more than chance would have it",
+    )
+
+
+def _share(count: int, of: int) -> str:
+    return intervals.share(count, of).text("{:.0%}")
+
+
+def _count_failures(outcomes: Sequence[str]) -> str:
+    if not outcomes:
+        return "none trained"
+    diverged = sum(outcome == "diverged" for outcome in outcomes)
+    return f"{sum(map(bool, outcomes))} of {len(outcomes)}" + (
+        f" ({diverged} d)" if diverged else ""
+    )

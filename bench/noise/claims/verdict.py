@@ -1,11 +1,11 @@
-"""A claim, what was found on each part of it, and the verdict that follows."""
+"""A claim, the finding on each part of it, and the verdict that follows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchline.bench.noise.claims.effects import Effect
+from batchline.bench.stats.intervals import Estimate
 
 HOLDS = "HOLDS"
 DOES_NOT_HOLD = "DOES NOT HOLD"
@@ -29,14 +29,14 @@ class Finding:
     headline: bool = True
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """ "HOLDS ONLY WHERE B ≤ 256"."""
-        return _words(self.verdict, self.where)
+        return _verdict_text(self.verdict, self.where)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of evidence, every cell in words."""
+    """Rows of evidence, every cell as text."""
 
     title: str
     headers: tuple[str, ...]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of the article's claims, as a hypothesis, and what became of it."""
+    """One of the article's claims, as a hypothesis, and the verdict on it."""
 
     claim: str
     hypothesis: str
@@ -57,18 +57,18 @@ class Verdict:
     sources: tuple[str, ...]
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """ "HOLDS ONLY WHERE B ≤ 256"."""
-        return _words(self.verdict, self.where)
+        return _verdict_text(self.verdict, self.where)
 
 
-def _words(verdict: str, where: str) -> str:
+def _verdict_text(verdict: str, where: str) -> str:
     if not where:
         return verdict
     return f"{verdict}: {where}" if verdict == NOT_DECIDED else f"{verdict} {where}"
 
 
-def decide(effect: Effect, expected: int, margin: float) -> str:
+def decide(effect: Estimate, expected: int, margin: float) -> str:
     """The verdict on "the effect has the sign of `expected`", effects within ±`margin`
     being none that matters.
 
@@ -109,13 +109,17 @@ def conclude(
         finding.effect for finding in findings if finding.effect and finding.headline
     )
     if kinds <= {HOLDS} and findings:
-        verdict, where = HOLDS, ""
+        verdict = HOLDS
+        where = ""
     elif kinds == {DOES_NOT_HOLD}:
-        verdict, where = DOES_NOT_HOLD, ""
+        verdict = DOES_NOT_HOLD
+        where = ""
     elif ONLY_WHERE in kinds or {HOLDS, DOES_NOT_HOLD} <= kinds:
-        verdict, where = ONLY_WHERE, "; ".join(holding)
+        verdict = ONLY_WHERE
+        where = "; ".join(holding)
     else:
-        verdict, where = NOT_DECIDED, undecided or "nothing was measured"
+        verdict = NOT_DECIDED
+        where = undecided or "nothing was measured"
     return Verdict(
         claim,
         hypothesis,

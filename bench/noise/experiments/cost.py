@@ -1,57 +1,73 @@
-"""`bench noise-cost`: what measuring the noise adds to a training step, beside Opacus
-and BackPACK in the same run.
+"""`batchline noise-cost`: what measuring the noise adds to a training step, beside
+Opacus and BackPACK in the same run.
 
-Every way takes the same step, forward and backward on the same model and batch, in
-turns whose order is drawn anew each round, so that whatever the machine does it does to
-all alike. A way that can't run is a row that says why.
+Every way takes the same step, forward and backward on the same model and batch. They
+are sampled in turns (bench.measure.sampling), so that whatever the machine does it does
+to all alike. A way that can't run is a row that says why.
 """
 
 from __future__ import annotations
 
-import random
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import quantile_test
 from tabulate import tabulate
 from torch import nn
 
 from batchline.bench import texts
-from batchline.bench.measure import threads
 from batchline.bench.measure.busy import Guard, NoGuard, guard_of
+from batchline.bench.measure.clocks import Host
 from batchline.bench.measure.hardware import hardware as hardware_of
+from batchline.bench.measure.sampling import Effort, Samples, sample
+from batchline.bench.measure.state import state_of
+from batchline.bench.missing import Missing
 from batchline.bench.noise.meter import NoiseMeter
-from batchline.bench.noise.workloads import workloads
-from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.noise.workloads import Workload, workloads
+from batchline.bench.records import NotMeasured
 from batchline.bench.units import duration
-from batchline.bench.verdicts.medians import LEAST_SAMPLES
+from batchline.bench.stats import intervals
+from batchline.bench.stats.intervals import Estimate
 from batchline.kernels import backends
 
-PLAIN, METERED, READ, OPACUS, BACKPACK = (
-    "plain step",
-    "NoiseMeter",
-    "NoiseMeter, read",
-    "Opacus ghost norms",
-    "BackPACK batch_l2",
-)
-CLEAN, NOT_MEASURED = 0, 3
-_WARM_STEPS, _SAMPLE_S, _SEED = 5, 2e-3, 0
+PLAIN = "plain step"
+METERED = "NoiseMeter"
+READ = "NoiseMeter, read"
+OPACUS = "Opacus ghost norms"
+BACKPACK = "BackPACK batch_l2"
+CLEAN = 0
+NOT_MEASURED = 3
+_WARM_STEPS = 5
+_STEPS_TO_ESTIMATE = 3
+_SAMPLE_S = 2e-3
+_SEED = 0
+_MOST_SAMPLES = 1000  # of one way
 _LARGER = 4
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One way's time for a step, seconds: the median and the quartiles of `rounds`
-    samples.
+class StepTime:
+    """Of a step, in seconds: the median and the quartiles of so many `samples`.
 
-    `overhead` is the median over the rounds of its time over the plain step's in the
-    same round, less 1, and `overhead_low` to `overhead_high` the median's 95% interval.
-    All are None where `reason` says why it did not run. `gives`: what is known
-    afterwards, beside .grad. `left_out`: parameters that it can't see.
+    `overhead` is its median over the plain step's, less 1.
+    """
+
+    samples: int
+    median_s: float
+    first_quartile_s: float
+    third_quartile_s: float
+    overhead: Estimate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The time of a step in one way, or why it did not run.
+
+    `gives`: what is known afterwards, beside .grad. `left_out`: parameters that the way
+    can't see.
     """
 
     workload: str
@@ -59,15 +75,8 @@ class Cost:
     device: str
     way: str
     gives: str
-    left_out: tuple[str, ...] = ()
-    rounds: int = 0
-    median_s: float | None = None
-    first_quartile_s: float | None = None
-    third_quartile_s: float | None = None
-    overhead: float | None = None
-    overhead_low: float | None = None
-    overhead_high: float | None = None
-    reason: str | None = None
+    left_out: tuple[str, ...]
+    time: StepTime | Missing
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,8 @@ def _plain(workload, model, x, y):
 
 
 def _metered(workload, model, x, y):
-    meter, (step, _) = NoiseMeter(model, reduction="mean"), _plain(
-        workload, model, x, y
-    )
+    meter = NoiseMeter(model, reduction="mean")
+    step, _ = _plain(workload, model, x, y)
 
     def metered():
         with meter:
@@ -106,9 +114,8 @@ def _metered(workload, model, x, y):
 
 
 def _read(workload, model, x, y):
-    meter, (step, _) = NoiseMeter(model, reduction="mean"), _plain(
-        workload, model, x, y
-    )
+    meter = NoiseMeter(model, reduction="mean")
+    step, _ = _plain(workload, model, x, y)
 
     def read():
         with meter:
@@ -201,7 +208,7 @@ def run(device: str, seconds: float) -> int:
         for row in costs(workload, factor * workload.batch, seconds, device, guard)
     ]
     print(table(rows))
-    return CLEAN if any(row.median_s for row in rows) else NOT_MEASURED
+    return CLEAN if any(row.time for row in rows) else NOT_MEASURED
 
 
 def costs(
@@ -211,127 +218,88 @@ def costs(
     device: str = "cpu",
     guard: Guard | NoGuard = NoGuard(),
 ) -> list[Cost]:
-    """A row for each way: about so many seconds in all are spent on rounds, after every
-    way has been warmed.
+    """A row for each way: about so many seconds in all are spent on samples, after
+    every way has been warmed.
     """
-    hardware = hardware_of(device)
     x, y = workload.train.draw(batch, torch.Generator().manual_seed(_SEED), device)
-    steps: dict[str, Step] = {}
-    left_out: dict[str, tuple[str, ...]] = {}
-    reasons: dict[str, str] = {}
-    for way in WAYS:
-        if way.needs and (absent := backends.why_absent(way.needs)):
-            reasons[way.name] = absent
-            continue
-        try:
-            steps[way.name], left_out[way.name] = way.make(
-                workload, workload.model(_SEED, device), x, y
-            )
-            for _ in range(_WARM_STEPS):
-                steps[way.name]()
-        except Exception as error:  # whatever a peer raises is its row
-            steps.pop(way.name, None)
-            reasons[way.name] = texts.error_line(error)
-    rounds, busy = guard.measured(lambda: _rounds(steps, seconds, hardware))
-    if busy:
-        reasons = dict.fromkeys(steps, busy) | reasons
-    return [
-        _cost(
-            workload,
-            batch,
-            device,
-            way,
-            rounds,
-            left_out.get(way.name, ()),
-            reasons.get(way.name),
-        )
-        for way in WAYS
-    ]
-
-
-def _rounds(steps: dict[str, Step], seconds: float, hardware) -> list[dict[str, float]]:
-    """Seconds a step of each way, round after round; a sample is as many steps in a row
-    as fill 2 ms.
-
-    It begins when the threads of the way before sleep, and short steps with one that is
-    not timed.
-    """
-
-    def sample(step, count):
-        threads.wait_until_asleep()
-        if count > 1:
-            step()
-            hardware.synchronize()
-        start_s = hardware.now_s()
-        for _ in range(count):
-            step()
-        hardware.synchronize()
-        return (hardware.now_s() - start_s) / count
-
-    counts = {
-        name: max(1, round(_SAMPLE_S / sample(step, 3))) for name, step in steps.items()
-    }
-    order, names, rounds = random.Random(_SEED), list(steps), []
-    until_s = hardware.now_s() + seconds
-    while hardware.now_s() < until_s or len(rounds) < LEAST_SAMPLES:
-        order.shuffle(names)
-        rounds.append({name: sample(steps[name], counts[name]) for name in names})
-    return rounds
-
-
-def _cost(workload, batch, device, way, rounds, left_out, reason) -> Cost:
-    identity = dict(
-        workload=workload.name,
-        batch=batch,
-        device=device,
-        way=way.name,
-        gives=way.gives,
+    prepared = {way.name: _prepare(way, workload, device, x, y) for way in WAYS}
+    ready = {name: one for name, one in prepared.items() if one}
+    clocks = {name: _clock(one.step, device) for name, one in ready.items()}
+    effort = Effort(0.0, seconds / max(1, len(clocks)), most=_MOST_SAMPLES)
+    now_s = hardware_of(device).now_s
+    samples, busy = guard.measured(
+        lambda: sample(clocks, effort, state_of(device).why_throttled, now_s=now_s)
     )
-    if reason:
-        return Cost(**identity, reason=reason)
-    times = [one[way.name] for one in rounds]
-    first, median, third = statistics.quantiles(times, n=4, method="inclusive")
-    over = [one[way.name] / one[PLAIN] - 1 for one in rounds]
-    low, high = quantile_test(over, p=0.5).confidence_interval(0.95)
-    return Cost(
-        **identity,
-        left_out=left_out,
-        rounds=len(rounds),
+    rows = []
+    for way in WAYS:
+        one = prepared[way.name]
+        if one:
+            time = Missing(busy) if busy else _time(samples[way.name], samples[PLAIN])
+        else:
+            time = one
+        left_out = one.left_out if one else ()
+        rows.append(
+            Cost(workload.name, batch, device, way.name, way.gives, left_out, time)
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A step that has been warmed, and the parameters that it leaves out."""
+
+    step: Step
+    left_out: tuple[str, ...]
+
+
+def _prepare(
+    way: Way, workload: Workload, device: str, x: torch.Tensor, y: torch.Tensor
+) -> _Prepared | Missing:
+    if way.needs and (absent := backends.why_absent(way.needs)):
+        return Missing(absent)
+    try:
+        step, left_out = way.make(workload, workload.model(_SEED, device), x, y)
+        for _ in range(_WARM_STEPS):
+            step()
+    except Exception as error:  # whatever a peer raises is its row
+        return Missing(texts.error_line(error))
+    return _Prepared(step, left_out)
+
+
+def _clock(step: Step, device: str) -> Host:
+    """A clock on the step, whose samples are as many steps in a row as fill 2 ms."""
+    machine = hardware_of(device)
+    start_s = machine.now_s()
+    for _ in range(_STEPS_TO_ESTIMATE):
+        step()
+    machine.synchronize()
+    step_s = (machine.now_s() - start_s) / _STEPS_TO_ESTIMATE
+    return Host(machine, [step], step_s, _SAMPLE_S)
+
+
+def _time(
+    taken: Samples | BaseException, plain: Samples | BaseException
+) -> StepTime | Missing:
+    for samples in (taken, plain):
+        if isinstance(samples, NotMeasured):
+            return Missing(samples.reason)
+        if isinstance(samples, BaseException):
+            return Missing(texts.error_line(samples))
+    first, median, third = statistics.quantiles(
+        taken.samples_s, n=4, method="inclusive"
+    )
+    ratio = intervals.median_ratio(plain.samples_s, taken.samples_s)
+    return StepTime(
+        samples=len(taken.samples_s),
         median_s=median,
         first_quartile_s=first,
         third_quartile_s=third,
-        overhead=statistics.median(over),
-        overhead_low=low,
-        overhead_high=high,
+        overhead=Estimate.of(ratio.value - 1, ratio.low - 1, ratio.high - 1),
     )
 
 
 def table(rows: Sequence[Cost]) -> str:
     """The rows as people read them."""
-
-    def cells(row):
-        if row.reason:
-            return row.workload, row.batch, row.way, "", "", "", row.gives, row.reason
-        over = (
-            ""
-            if row.way == PLAIN
-            else f"{row.overhead:+.1%} ({row.overhead_low:+.1%} to {row.overhead_high:+.1%})"
-        )
-        quartiles = (
-            f"{duration(row.first_quartile_s)} to {duration(row.third_quartile_s)}"
-        )
-        left_out = f"leaves out {', '.join(row.left_out)}" if row.left_out else ""
-        return (
-            row.workload,
-            row.batch,
-            row.way,
-            duration(row.median_s),
-            quartiles,
-            over,
-            row.gives,
-            left_out,
-        )
-
     headers = (
         "workload",
         "batch",
@@ -342,6 +310,20 @@ def table(rows: Sequence[Cost]) -> str:
         "beside .grad",
         "",
     )
-    return tabulate(
-        [cells(row) for row in rows], headers=headers, disable_numparse=True
+    return tabulate(map(_cells, rows), headers=headers, disable_numparse=True)
+
+
+def _cells(row: Cost) -> tuple:
+    name = row.workload, row.batch, row.way
+    if isinstance(row.time, Missing):
+        return *name, "", "", "", row.gives, row.time.reason
+    time = row.time
+    over = row.time.overhead
+    return (
+        *name,
+        duration(time.median_s),
+        f"{duration(time.first_quartile_s)} to {duration(time.third_quartile_s)}",
+        "" if row.way == PLAIN else over.text("{:+.1%}"),
+        row.gives,
+        f"leaves out {', '.join(row.left_out)}" if row.left_out else "",
     )

@@ -3,7 +3,7 @@ batch: what the advisor needs.
 
 At several points of training, from several seeds, independent batches are drawn and
 their statistics taken by the meter, that is by Batchline's own kernels. Whole steps are
-timed in turns, so all batches share the machine's moods.
+timed in turns, so whatever the machine does it does to all batches alike.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from batchline.bench.measure.clocks import Host
 from batchline.bench.measure.hardware import hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
-from batchline.bench.noise.batch_tests import (
+from batchline.bench.stats.batch_statistics import (
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
-from batchline.bench.noise.estimators import noise_scale, over_batches, two_batch_sizes
+from batchline.bench.stats.noise_scale import noise_scale, over_batches, two_batch_sizes
 from batchline.bench.noise.meter import NoiseMeter, Reading
-from batchline.bench.noise.workloads import workloads
-from batchline.bench.noise.workloads.workload import Workload
+from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.records import NotMeasured
 
 Tell = Callable[[str], None]
@@ -152,10 +151,8 @@ def _training(
     looks = torch.Generator().manual_seed(
         1000 + seed
     )  # of its own, so that looking does not change the training
-    batches, points = (
-        workload.train.epochs(workload.batch, generator, device),
-        effort.updates[workload.name],
-    )
+    batches = workload.train.epochs(workload.batch, generator, device)
+    points = effort.updates[workload.name]
     for done in range(points[-1] + 1):
         if done in points:
             what = f"{workload.name}: noise after {done} updates, seed {seed + 1} of {effort.seeds}"
@@ -197,10 +194,11 @@ def _look(
     """The noise at one point of training; tells the number of each batch, from 1,
     before it is drawn.
     """
-    batch, meter = effort.noise_batch[workload.name], NoiseMeter(
-        model, reduction="mean"
-    )
-    readings, losses, means = [], [], []
+    batch = effort.noise_batch[workload.name]
+    meter = NoiseMeter(model, reduction="mean")
+    readings = []
+    losses = []
+    means = []
     for number in range(effort.batches):
         tell(number + 1)
         drawn = workload.train.draw(batch, generator, device)
@@ -258,7 +256,7 @@ def _tests(readings: Sequence[Reading]) -> dict[str, float]:
         for test in (norm_test, inner_product_test, orthogonality_test):
             result = test(reading.whole)
             values.setdefault(result.name, []).append(result.value)
-    return {name: statistics.median(found) for name, found in values.items()}
+    return {name: statistics.median(of_test) for name, of_test in values.items()}
 
 
 def _gradient(model: torch.nn.Module) -> torch.Tensor:
@@ -294,13 +292,14 @@ def _steps(
     Where the machine was busy or throttled none has a time, and the second of what is
     returned says why.
     """
-    machine, launches, peaks = hardware(device), {}, {}
+    machine = hardware(device)
+    launches = {}
+    peaks = {}
     generator = torch.Generator().manual_seed(0)
     for batch in effort.step_batches[workload.name]:
         tell(f"{workload.name}: a step of {batch}")
-        model, drawn = workload.model(0, device), workload.train.draw(
-            batch, generator, device
-        )
+        model = workload.model(0, device)
+        drawn = workload.train.draw(batch, generator, device)
         step = _Step(workload, model, drawn)
         for _ in range(_WARM_STEPS):
             step()
@@ -332,9 +331,8 @@ def _samples(
     """Each step's samples in seconds; none of any, and why, where the machine was busy
     or throttled meanwhile.
     """
-    clocks, now_s = {
-        f"a step of {batch}": clock for batch, clock in launches.items()
-    }, hardware(device).now_s
+    clocks = {f"a step of {batch}": clock for batch, clock in launches.items()}
+    now_s = hardware(device).now_s
     taken, why = guard.measured(
         lambda: sample(clocks, effort, state_of(device).why_throttled, now_s=now_s)
     )

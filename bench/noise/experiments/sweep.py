@@ -3,27 +3,37 @@ from the same seeds.
 
 In two stages: every rate of the grid with a few seeds, then the rates that matter with
 all seeds. The order is drawn at random, so that a drift of the machine falls on no
-batch in particular.
+batch in particular. Each run gives a curve: losses, accuracy, the loss' jitter between
+steps, and time.
+
+The sharpness of a minimum is the largest eigenvalue of the training loss' Hessian, by
+power iteration on Hessian-vector products. Keskar et al. 2016, arXiv:1609.04836, ask
+whether large batches end in sharp minima. They measure the largest rise of the loss in
+a box; for a quadratic bowl the largest eigenvalue says the same, and it needs no box to
+be chosen.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
+import math
 import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import busy, environment
-from batchline.bench.noise.claims import curves
-from batchline.bench.noise.experiments.training import train
-from batchline.bench.noise.workloads import workloads
+from batchline.bench.noise.workloads import Batch, Samples, Workload, workloads
+from batchline.bench.stats import training_curves
 
 _GROWTH = (
     1.1  # from one evaluation to the next, which tells a step count to well within 5%
@@ -69,7 +79,7 @@ SMALL = Grid(
     updates=40,
     epochs=2,
 )
-"""What is trained where no time is one (bench.measure.stand_in): to go the whole way."""
+"""The sweep on a stand-in for a GPU (bench.measure.stand_in), whose times mean nothing."""
 
 
 def run(
@@ -89,7 +99,8 @@ def run(
     Raises:
         UsageError: of a grid with a batch larger than the data, or with too few seeds.
     """
-    workload, started_s = workloads["digits"], time.monotonic()
+    workload = workloads["digits"]
+    started_s = time.monotonic()
     samples = len(workload.train)
     if max(grid.batches) > samples or not 1 <= grid.tuning_seeds <= grid.seeds:
         raise UsageError(
@@ -149,11 +160,13 @@ def points(grid: Grid, batch: int, samples: int) -> list[int]:
     budget ends.
     """
     budgets = budget_updates(grid, batch, samples)
-    last, found, place = max(budgets), set(budgets), 1.0
+    last = max(budgets)
+    updates = set(budgets)
+    place = 1.0
     while place < last:
-        found.add(round(place))
+        updates.add(round(place))
         place = max(place + 1, place * _GROWTH)
-    return sorted(found)
+    return sorted(updates)
 
 
 def budget_updates(grid: Grid, batch: int, samples: int) -> tuple[int, int]:
@@ -191,9 +204,10 @@ def _replicates(record: dict, grid: Grid, seed: int) -> list[Job]:
 
     Common are the workload's own rate and the largest batch's best.
     """
-    all_rates, samples = sorted(grid.learning_rates), record["samples"]
+    all_rates = sorted(grid.learning_rates)
+    samples = record["samples"]
     best = {
-        batch: curves.best_rate(record, batch, grid.target_loss)
+        batch: training_curves.best_rate(record, batch, grid.target_loss)
         for batch in grid.batches
     }
     common = {record["usual_rate"], best[max(grid.batches)]}
@@ -203,7 +217,7 @@ def _replicates(record: dict, grid: Grid, seed: int) -> list[Job]:
             common
             | {best[batch]}
             | {
-                curves.best_rate_for_budget(record, batch, updates)
+                training_curves.best_rate_for_budget(record, batch, updates)
                 for updates in budget_updates(grid, batch, samples)
             }
         )
@@ -246,7 +260,8 @@ def _trained(
             for waiting in futures:
                 waiting.cancel()
         if now_s - told_s > 10:
-            told_s, left_s = now_s, (now_s - started_s) / done * (len(jobs) - done)
+            told_s = now_s
+            left_s = (now_s - started_s) / done * (len(jobs) - done)
             tell(
                 f"[{done}/{len(jobs)}] {stage}: {left_s // 60:.0f} min {left_s % 60:02.0f} s left of it"
             )
@@ -258,3 +273,209 @@ def _train_digits(job: Job, looked_at: Sequence[int], target_loss: float) -> dic
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+_WINDOW, _LEAST_WINDOW = 50, 10  # steps whose losses give step_loss_std
+_DIGITS = 4  # significant, of what is stored
+
+
+def train(
+    workload: Workload,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    points: Sequence[int],
+    target_loss: float,
+) -> dict:
+    """Train from the seed's untrained model and look at it after so many updates each;
+    plain data.
+
+    `train_s` is the time of the training steps alone. `step_loss_std` is the standard
+    deviation of the loss between the last steps, from their successive differences,
+    which a falling mean does not enter (von Neumann 1941); None before ten steps.
+    `sharpness` is that of the training loss at the end, `sharpness_at_target` where the
+    loss was first seen at `target_loss` or below; None where it never was. A run whose
+    loss stops being finite ends there.
+    """
+    model = workload.model(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    batches = _batches(workload.train, batch, seed)
+    curve: dict[str, list] = {
+        key: []
+        for key in (
+            "updates",
+            "train_loss",
+            "test_loss",
+            "test_accuracy",
+            "train_s",
+            "step_loss_std",
+        )
+    }
+    step_losses: deque[torch.Tensor] = deque(maxlen=_WINDOW)
+    updates = 0
+    train_s = 0.0
+    why = ""
+    at_target = None
+    for point in [0, *points]:
+        train_s += _steps(
+            workload,
+            model,
+            optimizer,
+            itertools.islice(batches, point - updates),
+            step_losses,
+        )
+        updates = point
+        train_loss, _ = _evaluate(workload, model, workload.train)
+        test_loss, test_accuracy = _evaluate(workload, model, workload.held_out)
+        if not math.isfinite(train_loss + test_loss):
+            why = f"the loss is not finite after {updates} updates"
+            break
+        row = (
+            updates,
+            train_loss,
+            test_loss,
+            test_accuracy,
+            train_s,
+            _jitter(step_losses),
+        )
+        for values, value in zip(curve.values(), row):
+            values.append(
+                value if value is None or isinstance(value, int) else _short(value)
+            )
+        if at_target is None and train_loss <= target_loss:
+            at_target = _sharpness(workload, model)
+    if not why and curve["train_loss"][-1] > curve["train_loss"][0]:
+        why = "the loss ends above the untrained model's"
+    return {
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "diverged": bool(why),
+        "why": why,
+        "curve": curve,
+        "sharpness": None if why else _sharpness(workload, model),
+        "sharpness_at_target": at_target,
+    }
+
+
+def _steps(
+    workload: Workload,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    step_losses: deque[torch.Tensor],
+) -> float:
+    """One step per batch; appends each loss to `step_losses`, and returns the seconds
+    that the steps took.
+    """
+    started_s = time.perf_counter()
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        loss = workload.losses(model, inputs, targets).mean()
+        loss.backward()
+        optimizer.step()
+        step_losses.append(loss.detach())
+    return time.perf_counter() - started_s
+
+
+def _batches(samples: Samples, batch: int, seed: int) -> Iterator[Batch]:
+    """The epochs' full batches: the rest of an epoch is left out."""
+    drawn = samples.epochs(batch, torch.Generator().manual_seed(seed), "cpu")
+    return (one for one in drawn if len(one[0]) == batch)
+
+
+@torch.no_grad()
+def _evaluate(
+    workload: Workload, model: nn.Module, samples: Samples
+) -> tuple[float, float]:
+    """Mean loss and accuracy."""
+    loss = workload.losses(model, samples.inputs, samples.targets).mean()
+    hits = model(samples.inputs).argmax(1) == samples.targets
+    return float(loss), float(hits.double().mean())
+
+
+def _jitter(losses: Sequence[torch.Tensor]) -> float | None:
+    if len(losses) < _LEAST_WINDOW:
+        return None
+    steps = torch.stack(list(losses)).double().diff()
+    return float((steps.square().mean() / 2).sqrt())
+
+
+def _sharpness(workload: Workload, model: nn.Module) -> float:
+    loss = workload.losses(model, workload.train.inputs, workload.train.targets).mean()
+    return _short(largest_eigenvalue(loss, list(model.parameters())).value)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+_TOLERANCE = 0.01
+_MOST_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """`value`, and `residual` = ‖Hv − λv‖: a symmetric H has an eigenvalue within that
+    of `value`.
+    """
+
+    value: float
+    residual: float
+
+
+def largest_eigenvalue(
+    loss: torch.Tensor, parameters: Sequence[torch.Tensor], seed: int = 0
+) -> Eigenvalue:
+    """The largest eigenvalue (not the largest in magnitude) of the Hessian of `loss`, a
+    scalar with a graph.
+
+    Iterates until the residual is 1% of the eigenvalue, or a hundred times.
+
+    Raises:
+        ValueError: of a loss that is not finite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"no sharpness of a loss of {loss.item()}: it must be finite")
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    shapes = [parameter.shape for parameter in parameters]
+    sizes = [parameter.numel() for parameter in parameters]
+
+    def hessian(vector: torch.Tensor) -> torch.Tensor:
+        pieces = [
+            piece.view(shape) for piece, shape in zip(vector.split(sizes), shapes)
+        ]
+        curved = [pair for pair in zip(gradients, pieces) if pair[0].requires_grad]
+        if not curved:  # a loss that is linear in everything
+            return torch.zeros_like(vector)
+        of, along = zip(*curved)
+        products = torch.autograd.grad(
+            of, parameters, along, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([product.flatten() for product in products])
+
+    start = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed)).to(
+        loss
+    )
+    dominant = _dominant(hessian, start)
+    if dominant.value >= 0:
+        return dominant
+    # the dominant one is negative: with it taken off the diagonal, the largest is
+    shifted = _dominant(lambda vector: hessian(vector) - dominant.value * vector, start)
+    return Eigenvalue(shifted.value + dominant.value, shifted.residual)
+
+
+def _dominant(
+    matrix: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor
+) -> Eigenvalue:
+    """The eigenvalue largest in magnitude."""
+    vector = start / start.norm()
+    for _ in range(_MOST_ITERATIONS):
+        product = matrix(vector)
+        value = float(vector @ product)
+        norm = float(product.norm())
+        residual = float((product - value * vector).norm())
+        if residual <= _TOLERANCE * abs(value):
+            break
+        vector = product / norm
+    return Eigenvalue(value, residual)

@@ -102,7 +102,8 @@ def written_out(
     chunks = [
         slice(start, min(start + count, batch)) for start in range(0, batch, count)
     ]
-    total, n = 0, []
+    total = 0
+    n = []
     for chunk in chunks:
         g = gradients(chunk)
         total = total + g.sum(0, dtype=torch.float64)

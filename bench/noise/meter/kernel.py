@@ -20,7 +20,13 @@ _ONE_READ = ("numba_cpu_one_read", "triton_one_read")
 _SMALL = (
     2**18
 )  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
-_chosen: dict[tuple, Callable[..., Tensors]] = {}
+_MOST_CHOICES = 1024
+_choices: dict[tuple, Callable[..., Tensors]] = {}
+
+
+def forget_choices() -> None:
+    """Let the dispatch be asked anew for every shape: it may say something else now."""
+    _choices.clear()
 
 
 def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
@@ -43,16 +49,20 @@ def of_layer(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
 
 def _function(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     key = x.shape, dy.shape, x.dtype, x.device
-    if key not in _chosen:
-        _chosen[key] = _choose(x, dy)
-    return _chosen[key]
+    function = _choices.get(key)
+    if function is None:
+        if len(_choices) >= _MOST_CHOICES:  # as many lengths of text as there are
+            _choices.clear()
+        function = _choices[key] = _choose(x, dy)
+    return function
 
 
 def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     """What the dispatch chooses; for a small problem on a CPU one call instead of nine
     to a library.
     """
-    device, variants = "cuda" if x.is_cuda else "cpu", wgrad_stats.variants
+    device = "cuda" if x.is_cuda else "cpu"
+    variants = wgrad_stats.variants
     names = [wgrad_stats.dispatch.look_up(x, dy).variant]
     if not x.is_cuda and x.numel() * dy.shape[2] <= _SMALL:
         names.insert(0, "numba_cpu_fused")
@@ -81,10 +91,10 @@ def of_one_token(x: torch.Tensor, dy: torch.Tensor) -> tuple[Tensors, Tensors]:
     multiplied again. Small layers wait for calls: these are half as many.
     """
     x, dy = (tensor.to(accumulator(tensor.dtype)) for tensor in (x, dy))
-    norm, x_norm = torch.linalg.vector_norm(dy, dim=1), torch.linalg.vector_norm(
-        x, dim=1
-    )
-    weight, bias = torch.mm(dy.t(), x), dy.sum(0)
+    norm = torch.linalg.vector_norm(dy, dim=1)
+    x_norm = torch.linalg.vector_norm(x, dim=1)
+    weight = torch.mm(dy.t(), x)
+    bias = dy.sum(0)
     along = torch.mm(x, weight.t()).mul_(dy).sum(1).div_(len(x))
     return (weight, x_norm.mul_(norm).square_(), along), (
         bias,
@@ -115,12 +125,12 @@ def autocast_off(device: str) -> contextlib.AbstractContextManager:
 
 @functools.cache
 def _row_kernels(device: str, dtype: str) -> tuple[Variant, ...]:
-    found = [
+    variants = [
         grad_stats.variants[name] for name in _ONE_READ if name in grad_stats.variants
     ]
     return tuple(
         variant
-        for variant in found
+        for variant in variants
         if variant.why_not_here(device, dtype) is None
         and (variant.dtypes is None or dtype in variant.dtypes)
     )

@@ -51,7 +51,8 @@ class NoiseMeter:
                 f'say how the loss puts its samples together, reduction="mean" or "sum": it was '
                 f"{'not told' if reduction is None else repr(reduction)}, and gradients don't show it"
             )
-        self._model, self._mean = model, reduction == "mean"
+        self._model = model
+        self._mean = reduction == "mean"
         self._plan = plan(model)
         self._step: Step | None = None
         self._put_back: list[Callable[[], object]] = []
@@ -113,10 +114,12 @@ class NoiseMeter:
                 )
             for layer in self._plan.layers:
                 self._put_back.append(
-                    _stand_in(layer.module.__dict__, layer.forward_for(step))
+                    _replace_forward(layer.module.__dict__, layer.forward_for(step))
                 )
             self._put_back.append(
-                _stand_in(self._model.__dict__, _telling(step, self._model.forward))
+                _replace_forward(
+                    self._model.__dict__, _report_batch(step, self._model.forward)
+                )
             )
         except BaseException:
             self._restore()
@@ -125,18 +128,19 @@ class NoiseMeter:
         return True
 
     def __exit__(self, kind, error, trace) -> None:
-        step, self._step = self._step, None
+        step = self._step
+        self._step = None
         self._restore()
         step.end()
         if kind is None:
             with torch.no_grad(), autocast_off(self._plan.device):
-                found = step.finish()
+                statistics = step.finish()
             absent = tuple(
-                name for name in self._plan.names.values() if name not in found
+                name for name in self._plan.names.values() if name not in statistics
             )
             self._unread = functools.partial(
                 read,
-                found,
+                statistics,
                 step.batch,
                 step.batch**2 if self._mean else 1,
                 fallbacks=self._plan.fallbacks,
@@ -149,9 +153,9 @@ class NoiseMeter:
             self._put_back.pop()()
 
 
-def _telling(step: Step, forward: Callable) -> Callable:
-    """The model's forward, whose input says what the batch is: an inner layer's may be
-    folded or not have it at all.
+def _report_batch(step: Step, forward: Callable) -> Callable:
+    """The model's forward, which reports the batch of its input to the step: an inner
+    layer's input may be folded, or have none.
     """
 
     def call(*args, **kwargs):
@@ -171,9 +175,11 @@ def _telling(step: Step, forward: Callable) -> Callable:
     return call
 
 
-def _stand_in(attributes: dict[str, object], forward: Callable) -> Callable[[], object]:
-    """Let `forward` answer the calls of the module that has these attributes; returns
-    what undoes it.
+def _replace_forward(
+    attributes: dict[str, object], forward: Callable
+) -> Callable[[], object]:
+    """Put `forward` in the place of the forward of the module that has these
+    attributes; returns what undoes it.
     """
     before = attributes.get("forward")
     attributes["forward"] = (

@@ -1,5 +1,5 @@
-"""Which module of a model is measured how, looked over before a step: what can't be
-right is refused here.
+"""How each module of a model is measured, planned before a step. A model that can't be
+measured rightly is refused here.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import captured, linear
-from batchline.bench.noise.meter.replayed import replayed
+from batchline.bench.noise.meter import kernel, layers
+from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import Step
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MEASURED: Mapping[Callable, Metered] = {
-    nn.Linear.forward: linear.metered,
-    nn.LayerNorm.forward: captured.normalisation,
-    nn.RMSNorm.forward: captured.normalisation,
-    nn.Embedding.forward: captured.embedding,
+    nn.Linear.forward: layers.linear,
+    nn.LayerNorm.forward: layers.normalisation,
+    nn.RMSNorm.forward: layers.normalisation,
+    nn.Embedding.forward: layers.embedding,
 }
 
 
@@ -62,8 +62,8 @@ class Plan:
     state: tuple
 
     def holds(self) -> bool:
-        """Whether the modules are in the state that was looked over: far cheaper than
-        to look again each step.
+        """Whether the modules are still in the state that was planned for: far cheaper
+        than to plan anew each step.
         """
         return self.state == _state(self.modules)
 
@@ -88,18 +88,21 @@ def plan(model: nn.Module) -> Plan:
         UsageError: if it has no trainable parameters, is compiled, or has a module
             whose samples' gradients aren't apart or can't be seen.
     """
+    kernel.forget_choices()
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"a NoiseMeter measures a torch.nn.Module, not {type(model).__name__}"
         )
-    layers, whole = [], ()
+    layers = []
+    whole = ()
     for name, module in model.named_modules():
         _refuse(name or "the model", module)
         if whole and module in whole:
             continue
         own = module._parameters
         if _uses_its_childrens(module):
-            whole, own = set(module.modules()), dict(module.named_parameters())
+            whole = set(module.modules())
+            own = dict(module.named_parameters())
         trained = {
             key: parameter
             for key, parameter in own.items()

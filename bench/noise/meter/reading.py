@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 import torch
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.batch_tests import (
+from batchline.bench.stats.batch_statistics import (
+    BatchStatistics,
     BatchTest,
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
-from batchline.bench.noise.estimators import (
-    BatchStatistics,
-    NoiseEstimate,
-    within_batch,
-)
-from batchline.bench.noise.meter.found import Found
+from batchline.bench.stats.noise_scale import NoiseEstimate, within_batch
+from batchline.bench.noise.meter.step import ParameterStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 
@@ -48,11 +45,13 @@ class Reading:
     @functools.cached_property
     def layers(self) -> dict[str, BatchStatistics]:
         """By module; a shared parameter is the first one's that has it."""
-        found: dict[str, BatchStatistics] = {}
+        by_layer: dict[str, BatchStatistics] = {}
         for name, statistics in self.parameters.items():
             layer = name.rpartition(".")[0] or "the model"
-            found[layer] = found[layer] + statistics if layer in found else statistics
-        return found
+            by_layer[layer] = (
+                by_layer[layer] + statistics if layer in by_layer else statistics
+            )
+        return by_layer
 
     @functools.cached_property
     def whole(self) -> BatchStatistics:
@@ -81,11 +80,11 @@ class Reading:
 
     def __str__(self) -> str:
         lines = [
-            f"gradient noise of a batch of {self.batch}: B_simple {self.noise().words()}"
+            f"gradient noise of a batch of {self.batch}: B_simple {self.noise().text()}"
         ]
         lines += [f"  {test.name} test {test.value:.3g}" for test in self.tests()]
         lines += [
-            f"  {layer}: B_simple {self.noise(layer).words()}" for layer in self.layers
+            f"  {layer}: B_simple {self.noise(layer).text()}" for layer in self.layers
         ]
         lines += [
             f"  {layer} ({kind}) went through torch.func"
@@ -99,43 +98,25 @@ class Reading:
         return "\n".join(lines)
 
 
-def read(found: Mapping[str, Found], batch: int, factor: float, **named) -> Reading:
+def read(
+    statistics: Mapping[str, ParameterStatistics], batch: int, factor: float, **named
+) -> Reading:
     """The reading of a step: one transfer from the device.
 
     Args:
-        found: of each parameter, what its samples contributed to the gradient.
+        statistics: of each parameter, what its samples contributed to the gradient.
         factor: the square of what a contribution times makes the sample's own gradient.
 
     Raises:
         UsageError: for a gradient that is NaN or infinite, a batch of one, or a ḡ that
         is not autograd's.
     """
-    numbers = (
-        torch.stack(
-            [
-                torch.cat(
-                    [
-                        torch.stack(
-                            [one.norm, one.norm if one.gap is None else one.gap]
-                        ).double(),
-                        one.squared_norms.double(),
-                        one.inner_products.double(),
-                    ]
-                )
-                for one in found.values()
-            ]
-        )
-        .cpu()
-        .numpy()
-    )
+    rows = torch.stack([_as_row(one) for one in statistics.values()]).cpu().numpy()
     parameters = {}
-    for (name, one), row in zip(found.items(), numbers):
-        norm, gap, n, d = (
-            row[0] / batch,
-            row[1] / batch,
-            row[2 : 2 + batch],
-            row[2 + batch :],
-        )
+    for (name, one), row in zip(statistics.items(), rows):
+        norm, gap = row[:2] / batch
+        n = row[2 : 2 + batch]
+        d = row[2 + batch :]
         try:
             parameters[name] = BatchStatistics(factor * norm**2, factor * n, factor * d)
         except ValueError as error:
@@ -146,3 +127,10 @@ def read(found: Mapping[str, Found], batch: int, factor: float, **named) -> Read
                 "it is used outside its module's call, or the layer mixes samples or draws random numbers"
             )
     return Reading(batch, parameters, **named)
+
+
+def _as_row(one: ParameterStatistics) -> torch.Tensor:
+    """[2 + 2B] in fp64: the norm, the gap (the norm where there is none), n and d."""
+    gap = one.norm if one.gap is None else one.gap
+    norms = torch.stack([one.norm, gap]).double()
+    return torch.cat([norms, one.squared_norms.double(), one.inner_products.double()])

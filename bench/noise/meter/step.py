@@ -1,23 +1,23 @@
 """What is seen of one metered step while it runs: calls, contributions, and each
-parameter's whole gradient.
+parameter's whole gradient; and what it leaves of each parameter.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.contributions import Contribution, combined
-from batchline.bench.noise.meter.found import Found
 
 
 class Step:
-    """Layers tell it of their calls and contributions; hooks on the parameters, what
-    autograd makes of them.
+    """What one metered step has recorded. Layers report their calls and contributions;
+    hooks on the parameters report autograd's gradients.
 
     Args:
         names: every parameter that is measured, and its name.
@@ -31,7 +31,7 @@ class Step:
         self._uses: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
         self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
         self._totals: dict[nn.Parameter, torch.Tensor] = {}
-        self._found: dict[nn.Parameter, Found] = {}
+        self._statistics: dict[nn.Parameter, ParameterStatistics] = {}
         self._astray: list[str] = []
         self._pass: int | None = None
         self._over = False
@@ -44,7 +44,8 @@ class Step:
             another dimension.
         """
         if self.batch is None:
-            self.batch, self._whose_batch = size, whose
+            self.batch = size
+            self._whose_batch = whose
             if not size:
                 raise UsageError(
                     f"{whose} was given a batch of no samples: there is no gradient to measure"
@@ -93,7 +94,7 @@ class Step:
         return True
 
     def end(self) -> None:
-        """Hear of nothing from now on."""
+        """Take in nothing from now on."""
         self._over = True
 
     def adds(self, parameter: nn.Parameter, use: Contribution) -> None:
@@ -110,7 +111,9 @@ class Step:
         """The gradient that a parameter's only call returns to autograd, which is B·ḡ,
         and n and d beside it.
         """
-        self._found[parameter] = Found(torch.linalg.vector_norm(gradient), n, d)
+        self._statistics[parameter] = ParameterStatistics(
+            torch.linalg.vector_norm(gradient), n, d
+        )
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
         self._replaced[parameter] = gradient.data_ptr(), gradient._version
@@ -129,7 +132,7 @@ class Step:
         ):  # another one was added, into its memory or elsewhere
             self._astray.append(self._names[parameter])
 
-    def finish(self) -> dict[str, Found]:
+    def finish(self) -> dict[str, ParameterStatistics]:
         """{‖B·ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
 
         Raises:
@@ -153,7 +156,8 @@ class Step:
             )
         for parameter, uses in self._uses.items():
             mean, n, d = combined(uses, self.batch, parameter.numel())
-            gradient, total = mean.reshape(-1) * self.batch, self._totals.get(parameter)
+            gradient = mean.reshape(-1) * self.batch
+            total = self._totals.get(parameter)
             gap = (
                 None
                 if total is None
@@ -165,11 +169,27 @@ class Step:
                 torch.finfo(dtype).eps
                 for dtype in (parameter.dtype, *(use.dtype for use in uses))
             )
-            self._found[parameter] = Found(
+            self._statistics[parameter] = ParameterStatistics(
                 torch.linalg.vector_norm(gradient), n, d, gap, coarsest
             )
         return {
-            name: self._found[parameter]
+            name: self._statistics[parameter]
             for parameter, name in self._names.items()
-            if parameter in self._found
+            if parameter in self._statistics
         }
+
+
+class ParameterStatistics(NamedTuple):
+    """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B]
+    and d[B].
+
+    `gap` is how far B·ḡ is from what autograd has for the parameter; None where
+    autograd has it from here. `eps` is the coarsest spacing of the dtypes that took
+    part.
+    """
+
+    norm: torch.Tensor
+    squared_norms: torch.Tensor
+    inner_products: torch.Tensor
+    gap: torch.Tensor | None = None
+    eps: float = 0.0

@@ -1,0 +1,1 @@
+"""Pure statistics and arithmetic, under everything else: numbers in, numbers out."""

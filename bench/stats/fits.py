@@ -1,0 +1,276 @@
+"""Fits over the batch size: of times by a line with the terms that it needs, and of
+bytes by a line.
+
+Latency: weights are 1/t², as the noise of a time is a share of it, and no coefficient
+is below 0 (Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23). What a
+line lacks is added a term at a time, the one that explains most: a second slope from a
+measured batch on, or one batch that is no part of the law, a jump. A term is taken if
+its F test survives Bonferroni over all that were offered, at 1%. The test is on
+logarithms, in which twice the law and half of it are equally far. It takes no scatter
+for less than 1%: processes differ by as much, however well a few medians agree. With
+few batches no test can reach that; so a fit that is off by a quarter, which is not
+noise, is also left for one that halves it. Of lines with noise up to 5%, at most 2% get
+a term (tests/test_laws.py asserts it).
+
+Memory: plain least squares.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from batchline.bench.stats.intervals import Interval, Means, Quantiles, fieller
+from batchline.bench.stats.occupancy import Waves
+
+GOOD_FIT = 0.25  # of a time: a fit that misses by more is none
+_CONFIDENCE = 0.95
+_LEVEL = 0.01  # at which a term is added
+_LEAST_NOISE = 0.01
+_EITHER_SIDE = (
+    2  # batches, of a second slope: with one it would be that batch's own jump
+)
+_LEAST_STEPS = (
+    3  # different batches, or numbers of waves, that a line and its scatter need
+)
+_EXACT = 1e-12  # squares of relative residuals that are rounding
+
+
+class LatencyFit:
+    """t(B) = values · (1, B) in seconds, or (1, min(B, bend_at), max(B − bend_at, 0))
+    with a `knot`, and the `jumps`.
+
+    With `waves`, B is rounded up to full ones. `knot` and `jumps` are rows of
+    batches[N] and times_s[N]; the batches of the jumps are left out.
+    """
+
+    def __init__(
+        self,
+        batches: np.ndarray,
+        times_s: np.ndarray,
+        waves: Waves | None = None,
+        knot: int | None = None,
+        jumps: tuple[int, ...] = (),
+    ):
+        from scipy.optimize import nnls
+
+        self.batches = batches
+        self.times_s = times_s
+        self.waves = waves
+        self.knot = knot
+        self.jumps = jumps
+        self._axis = (
+            batches
+            if waves is None
+            else np.array([waves.filled(batch) for batch in batches])
+        )
+        self.bend_at = math.inf if knot is None else float(self._axis[knot])
+        self._kept = np.delete(np.arange(len(batches)), jumps)
+        weighted = self._curve(self._axis[self._kept]) / times_s[self._kept, None]
+        self._scale = np.linalg.norm(weighted, axis=0)
+        self._design = weighted / self._scale
+        scaled, _ = nnls(self._design, np.ones(len(self._kept)))
+        self.values = scaled / self._scale
+        self._degrees = len(self._kept) - len(scaled)
+        self._squares = float((np.log1p(self.misses[self._kept]) ** 2).sum())
+
+    def _curve(self, axis: np.ndarray) -> np.ndarray:
+        columns = [
+            np.ones(len(axis)),
+            np.minimum(axis, self.bend_at),
+            np.maximum(axis - self.bend_at, 0),
+        ]
+        return np.stack(columns[: 2 if self.knot is None else 3], axis=1)
+
+    def seconds_at(self, axis: np.ndarray) -> np.ndarray:
+        """The law without its jumps at batches[N], taken as they are: not rounded up."""
+        return self._curve(np.asarray(axis, float)) @ self.values
+
+    @property
+    def misses(self) -> np.ndarray:
+        """measured/law − 1 of each batch, the jumps no part of the law."""
+        return self.times_s / self.seconds_at(self._axis) - 1
+
+    @property
+    def worst(self) -> tuple[int, float]:
+        """The row that the law misses by most, jumps left out, and the size of that
+        miss.
+        """
+        misses = np.abs(self.misses[self._kept])
+        return int(self._kept[misses.argmax()]), float(misses.max())
+
+    @property
+    def clear(self) -> float:
+        """A share over the law that the scatter does not explain at any of the batches
+        (Bonferroni).
+        """
+        return self._noise * float(
+            stdtrit(self._degrees, 1 - _LEVEL / len(self.batches))
+        )
+
+    def longer(self) -> LatencyFit | None:
+        """This fit with one term more, the one that explains most; None where chance
+        may explain it.
+        """
+        offers = self._offers() if self._degrees > 1 else []
+        if not offers:
+            return None
+        best = min(offers, key=lambda fit: fit._squares)
+        t = (
+            math.sqrt(max(self._squares - best._squares, 0)) / best._noise
+        )  # its square is the F of one term
+        is_luck = 2 * stdtr(best._degrees, -t) * len(offers) > _LEVEL
+        return (
+            best
+            if not is_luck
+            or best.worst[1] <= self.worst[1] / 2
+            and self.worst[1] > GOOD_FIT
+            else None
+        )
+
+    def _offers(self) -> list[LatencyFit]:
+        free = [row for row in range(len(self.batches)) if row not in self.jumps]
+        terms = [(row, self.jumps) for row in free] if self.knot is None else []
+        terms += [(self.knot, (*self.jumps, row)) for row in free]
+        return [
+            LatencyFit(self.batches, self.times_s, self.waves, *more)
+            for more in terms
+            if self._determines(*more)
+        ]
+
+    def _determines(self, knot: int | None, jumps: tuple[int, ...]) -> bool:
+        """Whether enough different batches, or numbers of waves, are left for a line,
+        and on either side of a knot.
+        """
+        steps = np.unique(np.delete(self._axis, jumps))
+        if knot is None:
+            return len(steps) >= _LEAST_STEPS
+        return (
+            min((steps < self._axis[knot]).sum(), (steps > self._axis[knot]).sum())
+            >= _EITHER_SIDE
+        )
+
+    @property
+    def information(self) -> float:
+        """Schwarz's criterion (BIC): the smaller, the better."""
+        count = len(self.batches)
+        return count * math.log(max(self._squares, _EXACT) / count) + (
+            count - self._degrees
+        ) * math.log(count)
+
+    @property
+    def _noise(self) -> float:
+        return max(math.sqrt(self._squares / self._degrees), _LEAST_NOISE)
+
+    def interval(self, index: int) -> Interval:
+        """The t interval of a coefficient: that of plain least squares, which the bound
+        at 0 does not disturb.
+        """
+        free, covariance = self._unbounded
+        margin = self._quantile * math.sqrt(covariance[index, index])
+        center = (
+            free[index] if free[index] + margin > 0 else 0
+        )  # all of it below 0 says nothing of where it is above
+        return self._holding(self.values[index], center - margin, center + margin)
+
+    def ratio(self, top: np.ndarray, bottom: np.ndarray) -> tuple[float, Interval]:
+        """Of two sums of the coefficients, neither of which can be below 0, with
+        Fieller's interval (JRSS B 16, 1954).
+
+        Where the bottom may be 0 it has no upper end.
+        """
+        free, covariance = self._unbounded
+        value = (top @ self.values) / (bottom @ self.values)
+        both = np.array([top, bottom])
+        ends = fieller(
+            Means.of(both @ free, both @ covariance @ both.T),
+            Quantiles(-self._quantile, self._quantile),
+        )
+        return float(value), self._holding(value, ends.low, ends.high)
+
+    @staticmethod
+    def _holding(value: float, low: float, high: float) -> Interval:
+        """The ends, not below 0, and not without the value, which a bound may have
+        moved.
+        """
+        return Interval(float(max(0, min(low, value))), float(max(high, value)))
+
+    @property
+    def _quantile(self) -> float:
+        return float(stdtrit(self._degrees, (1 + _CONFIDENCE) / 2))
+
+    @functools.cached_property
+    def _unbounded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Plain least squares: the coefficients and their covariance."""
+        inverse = np.linalg.pinv(self._design)
+        free = inverse.sum(axis=1)
+        variance = ((1 - self._design @ free) ** 2).sum() / self._degrees
+        covariance = (
+            variance * (inverse @ inverse.T) / np.outer(self._scale, self._scale)
+        )
+        return free / self._scale, covariance
+
+
+def fit_latency(
+    batches: np.ndarray, times_s: np.ndarray, waves: Waves | None = None
+) -> LatencyFit:
+    """The law of these times: a line with the terms that it needs, in batches or, where
+    that fits better, in waves.
+    """
+    fits = [LatencyFit(batches, times_s)]
+    if (
+        waves is not None
+        and len({waves.count(batch) for batch in batches}) >= _LEAST_STEPS
+    ):
+        fits.append(LatencyFit(batches, times_s, waves))
+    for row, fit in enumerate(fits):
+        while (longer := fit.longer()) is not None:
+            fit = longer
+        fits[row] = fit
+    return min(fits, key=lambda fit: fit.information)
+
+
+LEAST_MEMORY_BATCHES = 3  # two points make any line
+
+
+@dataclass(frozen=True)
+class MemoryLaw:
+    """Bytes: m(B) = fixed + per_sample · B. `misfit` is the worst |measured − law| as a
+    share of the largest m.
+    """
+
+    fixed: float
+    per_sample: float
+    misfit: float
+
+    def bytes_at(self, batch: float) -> float:
+        return self.fixed + self.per_sample * batch
+
+    def largest_batch(self, room_bytes: float) -> int | None:
+        """The largest B with m(B) ≤ `room_bytes`; None where memory does not grow with
+        the batch.
+        """
+        if self.per_sample <= 0:
+            return None
+        return max(0, int((room_bytes - self.fixed) / self.per_sample))
+
+
+def fit_memory(batches: Sequence[int], sizes: Sequence[float]) -> MemoryLaw | None:
+    """Least squares over (batch, bytes); None from fewer than three batches.
+
+    Unweighted: a page or two of rounding is nothing at a large batch, and it is the
+    large ones that a limit concerns.
+    """
+    if len(set(batches)) < LEAST_MEMORY_BATCHES:
+        return None
+    slope, intercept = statistics.linear_regression(batches, sizes)
+    worst = max(
+        abs(intercept + slope * batch - size) for batch, size in zip(batches, sizes)
+    )
+    return MemoryLaw(intercept, slope, worst / max(*sizes, 1))

@@ -1,0 +1,384 @@
+"""Estimates of the gradient noise scale from per-sample gradients, each with an
+interval: of one batch, of several, and of a stream of micro-batches.
+
+All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b =
+g_b·ḡ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchline.bench.stats.batch_statistics import BatchStatistics, require_squares
+from batchline.bench.stats.intervals import (
+    Interval,
+    Means,
+    Quantiles,
+    around,
+    fieller,
+    skewed,
+    student_t,
+)
+
+BOUNDED = "bounded"
+NO_UPPER_BOUND = "cannot bound above"
+NO_SIGNAL = "signal not distinguishable from zero"
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """What one batch says of the noise of its gradients: S and G2 of McCandlish et al.
+    2018, arXiv:1812.06162, app. A.
+
+    `trace` estimates tr Σ, the summed variance of one sample's gradient, and `square`
+    estimates ‖G‖², of the true gradient. Both are unbiased, so either may come out
+    negative: nothing is clamped.
+    """
+
+    trace: float
+    square: float
+
+    @property
+    def simple(self) -> float:
+        """B_simple = tr Σ/‖G‖², a ratio and so not unbiased; infinite where ‖G‖² is
+        estimated at exactly 0.
+        """
+        return self.trace / self.square if self.square else self.trace * math.inf
+
+
+def noise_scale(mean_square: float, squared_norms: Sequence[float]) -> NoiseScale:
+    """The noise scale of a batch from M = ‖ḡ‖² and n_b = ‖g_b‖² of its B samples.
+
+    S = (n̄ − M)·B/(B−1) and G2 = (B·M − n̄)/(B−1), n̄ the mean of n: appendix A's two
+    batch sizes are 1 and B here.
+
+    Raises:
+        ValueError: of fewer than two samples, from which no variance can be had.
+    """
+    batch = len(squared_norms)
+    if batch < 2:
+        raise ValueError(
+            f"a noise scale needs two samples or more, and this batch has {batch}"
+        )
+    mean_norm = math.fsum(squared_norms) / batch
+    return NoiseScale(
+        trace=(mean_norm - mean_square) * batch / (batch - 1),
+        square=(batch * mean_square - mean_norm) / (batch - 1),
+    )
+
+
+def two_batch_sizes(
+    small: int, small_square: float, big: int, big_square: float
+) -> NoiseScale:
+    """The noise scale from ‖ḡ‖² of a small batch and of a big one: McCandlish et al.
+    2018, app. A.
+
+    ‖G‖² = (B·|G_B|² − b·|G_b|²)/(B − b) and S = (|G_b|² − |G_B|²)/(1/b − 1/B). Unbiased
+    also if the small batch is a part of the big one.
+
+    Raises:
+        ValueError: of batches that are not 1 ≤ small < big, or of squares that are NaN,
+        infinite or negative.
+    """
+    if not 1 <= small < big:
+        raise ValueError(
+            f"two batch sizes are needed, 1 or more and a bigger one: these are {small} and {big}"
+        )
+    require_squares("‖ḡ‖²", np.array([small_square, big_square]))
+    return NoiseScale(
+        trace=(small_square - big_square) / (1 / small - 1 / big),
+        square=(big * big_square - small * small_square) / (big - small),
+    )
+
+
+def expected_cosine(simple: float, batch: int) -> float:
+    """1/(1 + B_simple/B): about the cosine between the mean gradients of two
+    independent batches of B.
+    """
+    return 1 / (1 + simple / batch)
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """A noise scale and how well it is known: intervals of tr Σ, of ‖G‖² and of
+    B_simple, at `confidence`.
+
+    `answer` says what the interval of B_simple is: BOUNDED, NO_UPPER_BOUND (it has a
+    low end only: ‖G‖² may be 0), or NO_SIGNAL (nothing is excluded). `batch` samples
+    were in each of `batches`. `pairs` are the (S, G2) of each batch, where there were
+    several. The intervals of tr Σ and ‖G‖² may reach below 0, that of B_simple doesn't.
+    """
+
+    scale: NoiseScale
+    trace: Interval
+    square: Interval
+    simple: Interval
+    answer: str
+    batch: int
+    batches: int
+    method: str
+    confidence: float
+    pairs: tuple[tuple[float, float], ...] = ()
+
+    def text(self) -> str:
+        """ "23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not
+        distinguishable from zero".
+        """
+        if self.answer == BOUNDED:
+            return " ".join(
+                (
+                    _digits(self.scale.simple),
+                    f"({_digits(self.simple.low)} to {_digits(self.simple.high)})",
+                )
+            )
+        if self.answer == NO_UPPER_BOUND:
+            return f"at least {_digits(self.simple.low)}: {NO_UPPER_BOUND}"
+        return self.answer
+
+    def to_json(self) -> dict:
+        """Plain JSON, None for an infinity."""
+        return {
+            "scale": {"trace": self.scale.trace, "square": self.scale.square},
+            "trace": self.trace.to_json(),
+            "square": self.square.to_json(),
+            "simple": self.simple.to_json(),
+            "answer": self.answer,
+            "batch": self.batch,
+            "batches": self.batches,
+            "method": self.method,
+            "confidence": self.confidence,
+            "pairs": [list(pair) for pair in self.pairs],
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict) -> NoiseEstimate:
+        intervals = {
+            name: Interval.from_json(stored[name])
+            for name in ("trace", "square", "simple")
+        }
+        return cls(
+            **stored
+            | intervals
+            | {
+                "scale": NoiseScale(**stored["scale"]),
+                "pairs": tuple(map(tuple, stored.get("pairs", ()))),
+            }
+        )
+
+
+def within_batch(
+    statistics: BatchStatistics, confidence: float = 0.95
+) -> NoiseEstimate:
+    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, one pair
+    per sample, and Fieller's interval.
+
+    G2 is the mean of h_b = (B·d_b − n_b)/(B−1), the mean of g_b·g_c over the other
+    samples c, and its pseudo-values are G2 + (h_b − G2)·2(B−1)/(B−2); those of S = n̄ −
+    G2 are n_b less these. Leaving samples out needs no more than {M, n, d}. Student's t
+    with B−1 degrees of freedom is corrected for the skewness of what the interval is
+    of. Var G2 = 4·G'ΣG/B + 2·tr Σ²/B² is taken for 4·G'ΣG/B + 4·tr Σ²/B²: where the
+    second part counts, at batches below about B_simple, the interval is up to √2 too
+    wide and covers more than `confidence`.
+
+    Raises:
+        ValueError: of fewer than three samples: with one left out there must be two.
+    """
+    batch = statistics.batch
+    if batch < 3:
+        raise ValueError(
+            f"an interval within a batch needs three samples or more, and this batch has {batch}"
+        )
+    n = statistics.squared_norms
+    others = (batch * statistics.inner_products - n) / (batch - 1)
+    square = (others - others.mean()) * (2 * (batch - 1) / (batch - 2))
+    deviations = np.stack([n - n.mean() - square, square], 1)
+    scale = noise_scale(statistics.mean_square, n)
+    means = Means.of((scale.trace, scale.square), np.cov(deviations.T) / batch)
+    return estimate(
+        means,
+        student_t(confidence, batch - 1),
+        lambda weights: _skewness_of_mean(deviations @ weights),
+        batch=batch,
+        batches=1,
+        method="jackknife within the batch",
+        confidence=confidence,
+    )
+
+
+def over_batches(
+    scales: Sequence[NoiseScale], batch: int, confidence: float = 0.95
+) -> NoiseEstimate:
+    """The noise scale of K independent batches of `batch` samples each: means of S and
+    of G2, and Fieller's interval.
+
+    Raises:
+        ValueError: of fewer than two batches.
+    """
+    count = len(scales)
+    if count < 2:
+        raise ValueError(
+            f"an interval over batches needs two of them or more, and there are {count}"
+        )
+    pairs = np.array([(scale.trace, scale.square) for scale in scales])
+    deviations = pairs - pairs.mean(0)
+    return estimate(
+        Means.of(pairs.mean(0), np.cov(pairs.T) / count),
+        student_t(confidence, count - 1),
+        lambda weights: _skewness_of_mean(deviations @ weights),
+        batch=batch,
+        batches=count,
+        method=f"{count} independent batches",
+        confidence=confidence,
+        pairs=tuple(map(tuple, pairs.tolist())),
+    )
+
+
+def estimate(
+    means: Means, quantiles: Quantiles, skewness: Callable[[np.ndarray], float], **facts
+) -> NoiseEstimate:
+    """The estimate that follows from the means of S (`top`) and G2 (`bottom`); `facts`
+    are its other fields.
+
+    Args:
+        quantiles: without skewness.
+        skewness: of the mean of w[0]·S + w[1]·G2, for weights w[2].
+    """
+    ratio = np.array(
+        [max(means.bottom, 0.0), -means.top]
+    )  # G2·(S − R·G2) at the estimated R; of no signal, infinite
+    ratio /= np.abs(ratio).max() or 1.0
+    of_trace, of_square, of_ratio = (
+        skewed(quantiles, skewness(weights)) for weights in (*np.eye(2), ratio)
+    )
+    square = around(means.bottom, means.bottom_variance, of_square)
+    simple = fieller(means, of_ratio)
+    if square.low <= 0:  # by its own skewness ‖G‖² may be 0
+        simple = Interval(simple.low, math.inf)
+    return NoiseEstimate(
+        NoiseScale(means.top, means.bottom),
+        around(means.top, means.top_variance, of_trace),
+        square,
+        simple,
+        _kind(simple),
+        **facts,
+    )
+
+
+def _kind(simple: Interval) -> str:
+    if simple.bounded:
+        return BOUNDED
+    return NO_UPPER_BOUND if simple.low > 0 else NO_SIGNAL
+
+
+def _skewness_of_mean(deviations: np.ndarray) -> float:
+    """Of the mean of values, from each less that mean; 0 where all are the same."""
+    scatter = np.sum(deviations**2)
+    return float(np.sum(deviations**3) / scatter**1.5) if scatter else 0.0
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+_LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
+
+
+class Stream:
+    """Running moments of (S, G2) over independent micro-batches, each weighted by its
+    samples w.
+
+    The variance is that of a weighted mean whose parts differ in variance, Σw²(x −
+    x̄)²/(W² − Σw²), right if that of a part falls as 1/w; its degrees of freedom are
+    W²/Σw² − 1, Kish's effective count less one. With equal batches all of it is what
+    `over_batches` gives.
+    """
+
+    def __init__(self):
+        self._batches = 0
+        self._origin = np.zeros(2)  # the first pair: moments about 0 would cancel
+        self._first, self._second, self._third = (
+            np.zeros((3,) * order) for order in (1, 2, 3)
+        )
+
+    def add(self, statistics: BatchStatistics) -> None:
+        """Take in one micro-batch, of two samples or more."""
+        self.add_scale(
+            noise_scale(statistics.mean_square, statistics.squared_norms),
+            statistics.batch,
+        )
+
+    def add_scale(self, scale: NoiseScale, batch: int) -> None:
+        """Take in the noise scale of a micro-batch of so many samples, which is all
+        that the stream needs of it.
+
+        Raises:
+            ValueError: of fewer than two samples, or of a scale that is NaN or
+            infinite; the stream is as it was.
+        """
+        pair = np.array([scale.trace, scale.square], dtype=np.float64)
+        if batch < 2:
+            raise ValueError(
+                f"a noise scale needs two samples or more, and this micro-batch has {batch}"
+            )
+        if not np.isfinite(pair).all():
+            raise ValueError(
+                f"a micro-batch's noise scale is NaN or infinite: tr Σ {scale.trace}, ‖G‖² {scale.square}"
+            )
+        if not self._batches:
+            self._origin = pair
+        self._batches += 1
+        weighted = batch * np.array(
+            [1.0, *(pair - self._origin)]
+        )  # with the 1, lower orders are part of the higher
+        self._first += weighted
+        self._second += np.multiply.outer(weighted, weighted)
+        self._third += np.multiply.outer(
+            np.multiply.outer(weighted, weighted), weighted
+        )
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def estimate(self, confidence: float = 0.95) -> NoiseEstimate:
+        """The estimate so far; its `batch` is the mean micro-batch, to the nearest.
+
+        Raises:
+            ValueError: of fewer than two micro-batches, or of one so large that the
+            others say nothing beside it.
+        """
+        samples = self._first[0]
+        squares = self._second[0, 0]
+        effective = samples**2 / squares if self._batches else 0
+        if effective < _LEAST_EFFECTIVE:
+            raise ValueError(
+                "an interval over micro-batches needs two or more of about one size: these "
+                f"{self._batches} are as good as {effective:.2f}"
+            )
+        mean = self._first[1:] / samples
+        deviation = np.concatenate(
+            [-mean[:, None], np.eye(2)], 1
+        )  # [2,3], of (1, pair − origin)
+        scatter = deviation @ self._second @ deviation.T
+
+        def skewness(weights: np.ndarray) -> float:
+            along = weights @ deviation
+            spread = weights @ scatter @ weights
+            return (
+                float(self._third @ along @ along @ along / spread**1.5)
+                if spread > 0
+                else 0.0
+            )
+
+        return estimate(
+            Means.of(self._origin + mean, scatter / (samples**2 - squares)),
+            student_t(confidence, effective - 1),
+            skewness,
+            batch=round(samples / self._batches),
+            batches=self._batches,
+            method=f"{self._batches} micro-batches",
+            confidence=confidence,
+        )

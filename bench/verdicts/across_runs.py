@@ -1,0 +1,336 @@
+"""What stored runs say of each other: which machine timed them, whether their times may
+be built upon, how two differ case by case, and where a history changed.
+
+The comparison of two runs shows and never judges: each side is one process, and
+processes differ by more than their samples show (30-35% false alarms, simulated);
+`make regress` judges. A history is of one machine and profile; bench.history stores
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from batchline.bench.records import MEASURED, Record, Run, is_machines_fault
+from batchline.bench.regressions import LATENCY
+from batchline.bench.stats import intervals
+from batchline.bench.stats.change_points import ChangePoint, LEAST_RUNS, change_points
+from batchline.bench.verdicts.gate import floor
+
+TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")
+_UNKNOWN = "unknown"
+
+
+def identity(machine: Mapping) -> dict[str, str]:
+    """The hardware and driver of a run's machine, name → value; the threads of torch
+    count where a CPU is timed.
+    """
+    gpu = machine.get("gpu")
+    facts = {
+        "CPU": str(machine.get("cpu", _UNKNOWN)),
+        "timed on": str(machine.get("device_name", _UNKNOWN)),
+    }
+    if gpu:
+        facts |= {
+            "GPU": str(gpu.get("name", _UNKNOWN)),
+            "GPU memory": _gibibytes(gpu.get("memory_bytes")),
+            "driver": str(gpu.get("driver", _UNKNOWN)).partition(".")[0],
+        }
+    if machine.get("device") != "cuda":
+        facts["threads"] = str(machine.get("cpu_threads_of_torch", _UNKNOWN))
+    return facts
+
+
+def toolchain(machine: Mapping) -> dict[str, str]:
+    """The versions of what compiles the kernels, package → version."""
+    versions = machine.get("versions", {})
+    return {name: str(versions.get(name, _UNKNOWN)) for name in TOOLCHAIN}
+
+
+def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """Each fact that is not the same on both sides: "torch 2.12.0 → 2.13.0"."""
+    return [
+        f"{name} {a.get(name, 'none')} → {b.get(name, 'none')}"
+        for name in dict.fromkeys([*a, *b])
+        if a.get(name) != b.get(name)
+    ]
+
+
+def machine_differences(a: Mapping, b: Mapping) -> list[str]:
+    """The differences of two runs' machines, hardware and toolchain."""
+    return [
+        *differences(identity(a), identity(b)),
+        *differences(toolchain(a), toolchain(b)),
+    ]
+
+
+def _gibibytes(size_bytes: float | None) -> str:
+    """To whole GiB: the driver keeps some, and not always as much."""
+    return f"{size_bytes / 2 ** 30:.0f} GiB" if size_bytes else _UNKNOWN
+
+
+_MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, it was not itself for the others either
+
+
+def why_made_up(machine: Mapping) -> str | None:
+    """Why times of this machine (bench.measure.environment.machine) are none, or None:
+    it was the stand-in for a GPU.
+    """
+    return machine.get("stand_in")
+
+
+def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
+    """Why not: its GPU was no GPU, it was stopped, or the machine was busy or throttled
+    in a good part of its cases; or None. With `made_up_too` times that were made up do.
+    """
+    if not made_up_too and (why := why_made_up(run.machine)):
+        return why
+    if run.about.get("partial"):
+        return "it was stopped before its end"
+    disturbed = sum(
+        is_machines_fault(record.status, record.reason) for record in run.records
+    )
+    timed = disturbed + sum(record.status == MEASURED for record in run.records)
+    if disturbed > _MOST_DISTURBED * timed:
+        return f"the machine was busy or throttled during {disturbed} of {timed} cases"
+    return None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case that both runs have timed by the same clock.
+
+    `change` is B's median over A's, less 1; `low` and `high` its 95% interval, infinite
+    where the samples are too few.
+    """
+
+    a: Record
+    b: Record
+    change: float
+    low: float
+    high: float
+
+    @property
+    def moved(self) -> bool:
+        """Whether the interval is wholly beyond the floor: worth a look, and no
+        verdict.
+        """
+        noise = floor(LATENCY, self.a.median_s).share
+        return self.low > noise or self.high < -noise
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`pairs` are what can be compared; `alone` is each other case that one side has
+    timed: (side, record, why).
+    """
+
+    a: Run
+    b: Run
+    pairs: tuple[Pair, ...]
+    alone: tuple[tuple[str, Record, str], ...]
+    other_machine: tuple[str, ...]
+
+    @property
+    def moved(self) -> list[Pair]:
+        """The pairs that moved, the largest change first."""
+        return sorted(
+            (pair for pair in self.pairs if pair.moved),
+            key=lambda pair: -abs(math.log1p(pair.change)),
+        )
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """All that two runs can say of each other. `other_machine` names the differences of
+    machine and toolchain.
+
+    Raises:
+        ValueError: where a time is no positive number.
+    """
+    sides = [{record.id: record for record in run.records} for run in (a, b)]
+    pairs = []
+    alone = []
+    for case in dict.fromkeys([*sides[0], *sides[1]]):
+        ours = [side.get(case) for side in sides]
+        timed = [_is_timed(record) for record in ours]
+        if all(timed):
+            clocks = [record.facts.get("clock") for record in ours]
+            if clocks[0] == clocks[1]:
+                pairs.append(_pair(*ours))
+            else:
+                alone.append(
+                    ("A", ours[0], f"by the clock {clocks[0]}, and in B by {clocks[1]}")
+                )
+        elif any(timed):
+            here = timed.index(True)
+            other = ours[1 - here]
+            alone.append(
+                (
+                    "AB"[here],
+                    ours[here],
+                    (
+                        ""
+                        if other is None
+                        else (
+                            f"{other.status}: {other.reason}"
+                            if other.reason
+                            else other.status
+                        )
+                    ),
+                )
+            )
+    return Comparison(
+        a,
+        b,
+        tuple(pairs),
+        tuple(alone),
+        tuple(machine_differences(a.machine, b.machine)),
+    )
+
+
+def are_comparable(a: Run, b: Run) -> bool:
+    """Whether two runs are of one machine, toolchain and profile."""
+    same_profile = a.about["profile"] == b.about["profile"]
+    return same_profile and not machine_differences(a.machine, b.machine)
+
+
+def _pair(a: Record, b: Record) -> Pair:
+    """The ratio of two medians and its interval, of their order-statistic intervals.
+
+    Price and Bonett, Distribution-free confidence intervals for difference and ratio of
+    medians (J. Stat. Comput. Simul. 72, 2002): the logarithms' half-widths add in
+    squares.
+    """
+    ratio = b.median_s / a.median_s
+    half_width = math.hypot(
+        *(intervals.median_precision(record.samples_s) for record in (a, b))
+    )
+    low = ratio * math.exp(-half_width)
+    high = ratio * math.exp(half_width) if half_width < 700 else math.inf
+    return Pair(a, b, ratio - 1, low - 1, high - 1)
+
+
+def _is_timed(record: Record | None) -> bool:
+    if record is None or record.status != MEASURED:
+        return False
+    if not _are_times(record.samples_s):
+        raise ValueError(f"{record.id} has a time that is no positive number")
+    return True
+
+
+def _are_times(samples: Sequence) -> bool:
+    return bool(samples) and all(
+        isinstance(one, (int, float)) and 0 < one < math.inf for one in samples
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a history.
+
+    `when` is ISO 8601; `dirty` whether the sources differed from `commit` (None: not
+    known). `machine` and `toolchain` are as `identity` and `toolchain` give them. `cases`
+    is case id → {"clock", "median_s", "first_quartile_s", "third_quartile_s",
+    "peak_bytes", "error", "error_of_tolerance"}; what was not counted is None.
+    """
+
+    when: str
+    commit: str
+    dirty: bool | None
+    profile: str
+    machine: Mapping[str, str]
+    toolchain: Mapping[str, str]
+    cases: Mapping[str, Mapping]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One case by one clock on one machine and profile: its runs, the oldest first, and
+    where it changed.
+    """
+
+    case: str
+    clock: str
+    entries: tuple[Entry, ...]
+    medians_s: tuple[float, ...]
+    changes: tuple[ChangePoint, ...]
+
+    @property
+    def kernel(self) -> str:
+        return self.case.rpartition("/")[0]
+
+    @property
+    def batch(self) -> str:
+        return self.case.rpartition("/")[2]
+
+    @property
+    def is_long_enough(self) -> bool:
+        return len(self.entries) >= LEAST_RUNS
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that may be compared: one machine, one profile."""
+
+    machine: Mapping[str, str]
+    profile: str
+    entries: tuple[Entry, ...]
+    series: tuple[Series, ...]
+
+    @property
+    def changed(self) -> list[tuple[Series, ChangePoint]]:
+        """Every change, the newest first, and of one run the largest first."""
+        changes = [
+            (series, change) for series in self.series for change in series.changes
+        ]
+        return sorted(
+            sorted(changes, key=lambda one: -abs(one[1].effect)),
+            key=lambda one: one[0].entries[one[1].index].when,
+            reverse=True,
+        )
+
+
+def groups(
+    entries: Iterable[Entry], cases: Container[str] | None = None
+) -> list[Group]:
+    """The entries by machine and profile, with a series for each case, or each of those
+    ids.
+    """
+    by_machine: dict[tuple, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.when):
+        by_machine.setdefault(
+            (tuple(sorted(entry.machine.items())), entry.profile), []
+        ).append(entry)
+    return [
+        Group(
+            runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, cases))
+        )
+        for runs in by_machine.values()
+    ]
+
+
+def _series(
+    entries: Sequence[Entry], chosen: Container[str] | None
+) -> Iterable[Series]:
+    runs: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        for case, facts in entry.cases.items():
+            if chosen is None or case in chosen:
+                runs.setdefault((case, facts["clock"]), []).append(entry)
+    for (case, clock), ours in runs.items():
+        medians_s = tuple(entry.cases[case]["median_s"] for entry in ours)
+        yield Series(
+            case, clock, tuple(ours), medians_s, tuple(change_points(medians_s))
+        )
+
+
+def toolchain_changes(entries: Sequence[Entry]) -> list[tuple[int, list[str]]]:
+    """(index of the first run after it, what changed) of every change of the toolchain."""
+    pairs = enumerate(zip(entries, entries[1:]), 1)
+    return [
+        (index, differ)
+        for index, (before, after) in pairs
+        if (differ := differences(before.toolchain, after.toolchain))
+    ]
