@@ -17,7 +17,7 @@ _HERE = Path(__file__).resolve().parent
 _WHERE = {
     "NoiseMeter": "batchline.bench.noise",
     "Op": "batchline.kernels.op",
-    "load": "batchline.bench.records",
+    "load": "batchline.bench.store",
 }
 
 if not (

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from batchline.bench import records
-from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.store import run_json
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
 from tests import comparisons
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
@@ -67,7 +68,7 @@ def a_run(**about):
     """A run of one measured case and one that can't run here; `about` replaces what its
     own says.
     """
-    run = records.parse(document())
+    run = run_json.parse(document())
     return replace(run, about={**run.about, **about})
 
 

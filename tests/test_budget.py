@@ -11,7 +11,8 @@ import pytest
 from batchline.bench import budget
 from batchline.bench.budget import Schedule, in_turns
 from batchline.bench.cases import PROFILES
-from batchline.bench.records import OURS, parse
+from batchline.bench.store.formats import OURS
+from batchline.bench.store.run_json import parse
 from tests.plans import planned
 
 QUICK_RUN = (

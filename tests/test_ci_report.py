@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.records import FAILED, WRONG
+from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.report import ci, regression_words
 from batchline.bench.report.escaping import markdown, one_line
 from batchline.bench.report.run_in_ci import of_run

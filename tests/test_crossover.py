@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.report import crossover as shown
 from batchline.bench.verdicts import crossover
 

@@ -8,7 +8,8 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers
 from batchline.bench.verdicts.crossovers import best, choices, leader, root
 from batchline.kernels.backends import DISPATCH

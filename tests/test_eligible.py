@@ -12,13 +12,15 @@ from batchline import kernels
 from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import FAILED, MEASURED, Record, Run
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.report import ladder as ladder_report
 from batchline.bench.report import page_data, tables
 from batchline.bench.report.terminal import latencies
 from batchline.bench.verdicts import crossovers, dispatch, eligible, ladder
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
+from tests.runs import run_of
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 MODULES = [
@@ -156,7 +158,7 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
     assert ladder.over_opponent(exempt, "bmm/torch_cheat") is None
     assert ladder.over_rung_below(exempt, "bmm/torch_cheat", "bmm/torch_bmm") is None
     assert ladder.over_opponent(exempt, "bmm/triton_honest").mean == pytest.approx(2)
-    run = Run(
+    run = run_of(
         {
             "variants": {
                 "bmm/torch_cheat": {

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench import explain as command
-from batchline.bench import records
+from batchline.bench.store import formats, run_json
 from batchline.bench.errors import UsageError
-from batchline.bench.records import NOT_HERE, NOT_REACHED
+from batchline.bench.statuses import NOT_HERE, NOT_REACHED
 from batchline.bench.report.explain import screen
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records
 from tests.test_records import document
+from tests.runs import save_document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
 ABOUT = {
@@ -124,25 +125,25 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("2026-01-01-old", "2026-01-02-new"):
         (tmp_path / "reports" / "runs" / name).mkdir(parents=True)
-        records.save(tmp_path / "reports" / "runs" / name, document())
+        save_document(tmp_path / "reports" / "runs" / name, document())
     return tmp_path
 
 
 def test_the_newest_run_that_has_the_case(here):
     assert "reports/runs/2026-01-02-new" in command.explain(CASE, None)
-    (here / "reports" / "runs" / "2026-01-02-new" / records.FILE_NAME).write_text("{")
+    (here / "reports" / "runs" / "2026-01-02-new" / run_json.FILE_NAME).write_text("{")
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
 
 
 def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(here):
     stopped = document()
-    stopped[records.OURS]["cases"] = [
+    stopped[formats.OURS]["cases"] = [
         case | {"status": NOT_REACHED, "reason": "the run ended before it"}
-        for case in stopped[records.OURS]["cases"]
+        for case in stopped[formats.OURS]["cases"]
     ]
-    records.save(here / "reports" / "runs" / "2026-01-02-new", stopped)
+    save_document(here / "reports" / "runs" / "2026-01-02-new", stopped)
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
-    records.save(here / "reports" / "runs" / "2026-01-01-old", stopped)
+    save_document(here / "reports" / "runs" / "2026-01-01-old", stopped)
     assert "not reached" in command.explain(CASE, None)
 
 

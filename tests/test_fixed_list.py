@@ -10,7 +10,8 @@ from batchline.bench import besides, fixed_list, study
 from batchline.bench.cases import PROFILES
 from batchline.bench.declared import Problem
 from batchline.bench.measure import pins, static_facts
-from batchline.bench.records import NOT_HERE, OURS
+from batchline.bench.statuses import NOT_HERE
+from batchline.bench.store.formats import OURS
 from tests.plans import planned
 
 THE_PLAN = planned("evidence", "cuda")

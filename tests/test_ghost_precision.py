@@ -16,7 +16,7 @@ from batchline.bench.measure.check import (
     held_to,
     tolerance_multiple,
 )
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.bench.verdicts.eligible import MOST_TOLERANCE
 from batchline.kernels import precision
 from batchline.kernels.wgrad_stats import (

@@ -11,7 +11,8 @@ from batchline import kernels
 from batchline.bench import besides
 from batchline.bench.measure import invariance
 from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.records import CRASHED, OURS
+from batchline.bench.statuses import CRASHED
+from batchline.bench.store.formats import OURS
 from batchline.bench.report import invariance as shown
 from batchline.bench.report.tables import PLAIN
 from batchline.bench.verdicts.invariance import by_variant, prices

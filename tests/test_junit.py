@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     BROKEN,
     INVALID,
     MEASURED,
@@ -17,7 +17,7 @@ from batchline.bench.records import (
     UNSUPPORTED,
     WRONG,
 )
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,

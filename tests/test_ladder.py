@@ -4,19 +4,13 @@ own on each problem.
 
 import pytest
 
-from batchline.bench.records import (
-    FAILED,
-    MEASURED,
-    NOT_HERE,
-    UNSUPPORTED,
-    WRONG,
-    Record,
-    Run,
-)
+from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
+from batchline.bench.store.records import Record
 from batchline.bench.report import ladder as shown
 from batchline.bench.report import static, tables
 from batchline.bench.verdicts import ladder
 from tests.test_records import compiled_row
+from tests.runs import run_of
 
 
 def _record(variant, batch, seconds, status=MEASURED):
@@ -110,7 +104,7 @@ def _run(**about):
     never = Record(
         "bmm", "numba_never", "tiny_16", "float32", 1, NOT_HERE, "needs CUDA"
     )
-    return Run(
+    return run_of(
         {
             "variants": variants,
             "compiled": [
@@ -151,7 +145,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
     ]
     run = _run()
     lines = shown.table(
-        Run(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
+        run_of(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
     ).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
@@ -162,7 +156,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
-    on_a100 = Run(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
+    on_a100 = run_of(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
     assert "sm_80 float16: 90 regs" in shown.table(on_a100, "bmm", tables.MARKDOWN)
 
 
@@ -247,7 +241,7 @@ def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
         "compiled, not yet run"
         in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
     )
-    on_a_gpu = Run(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
+    on_a_gpu = run_of(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
     assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
 
 
@@ -264,7 +258,7 @@ def test_where_configurations_came_from_is_said():
         "measured": "2026-01-02",
         "seconds": 12,
     }
-    run = Run(
+    run = run_of(
         {"tuning": {"bmm": found}},
         {},
         (_tuned("tuned"), _tuned("tuned"), _tuned("rule")),
@@ -277,10 +271,10 @@ def test_where_configurations_came_from_is_said():
         "0",
         "1",
     ]
-    without = Run(
+    without = run_of(
         {"tuning": {"bmm": found | {"measured": None}}}, {}, (_tuned("rule"),)
     )
     assert "There is no `kernels/bmm/tuning/some.json`" in shown.configurations(
         without, "bmm", tables.MARKDOWN
     )
-    assert shown.configurations(Run({}, {}, ()), "bmm", tables.MARKDOWN) is None
+    assert shown.configurations(run_of({}, {}, ()), "bmm", tables.MARKDOWN) is None

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts.latency_fit import Fit
 from batchline.bench.verdicts.latency_law import Cliff, Waves, laws
 

@@ -56,6 +56,7 @@ def test_only_measuring_imports_the_compilers(path):
 
 SHOWING = [
     *_files("bench/report"),
+    *_files("bench/store"),
     *_files("bench/verdicts"),
     *(
         path
@@ -65,16 +66,7 @@ SHOWING = [
     ),
     *(
         REPOSITORY / f"bench/{name}.py"
-        for name in (
-            "files",
-            "records",
-            "regressions",
-            "sealed",
-            "selftests",
-            "stored_files",
-            "texts",
-            "units",
-        )
+        for name in ("case_ids", "statuses", "texts", "units")
     ),
 ]
 
@@ -82,14 +74,13 @@ SHOWING = [
 @pytest.mark.parametrize("path", SHOWING, ids=lambda path: path.name)
 def test_showing_imports_nothing_that_measures(path):
     allowed = (
+        "bench.case_ids",
+        "bench.console",
         "bench.errors",
-        "bench.files",
-        "bench.records",
-        "bench.regressions",
         "bench.report",
-        "bench.sealed",
-        "bench.selftests",
-        "bench.stored_files",
+        "bench.statuses",
+        "bench.stopping",
+        "bench.store",
         "bench.texts",
         "bench.units",
         "bench.verdicts",
@@ -116,10 +107,10 @@ def test_the_table_of_architectures_imports_nothing():
 
 
 def test_a_report_renders_without_torch(tmp_path):
-    from batchline.bench import records
+    from tests.runs import save_document
     from tests.test_records import document
 
-    records.save(tmp_path, document())
+    save_document(tmp_path, document())
     program = f"""
 import sys
 for name in ("torch", "triton", "numba", "batchline.kernels.op"):

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from batchline.bench.verdicts.memory_law import Growth, Law, fit, growths, quickest
-from batchline.bench.records import FAILED, MEASURED, OUT_OF_MEMORY, Record
+from batchline.bench.statuses import FAILED, MEASURED, OUT_OF_MEMORY
+from batchline.bench.store.records import Record
 
 MIB = 2**20
 SIZES = st.integers(0, 2**36)

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.records import FAILED, Record
+from batchline.bench.statuses import FAILED
+from batchline.bench.store.records import Record
 from batchline.bench.report import page, page_data
 from batchline.bench.report.escaping import one_line
 from tests.pages import HOSTILE, Tree, a_run, everything, hostile, timed, with_records

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import a_a, readme, records, selftests
+from batchline.bench import a_a, readme
+from batchline.bench.store import run_json, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def test_the_figures_of_an_ops_own_call_are_the_stored_ones():
 
 
 def test_the_machine_is_named():
-    machine = records.load(EVIDENCE).machine
+    machine = run_json.load(EVIDENCE).machine
     assert machine["device_name"] in README
     assert machine["revision"]["dirty"] is False
 
@@ -104,7 +105,7 @@ def test_the_tables_of_the_statistics_are_the_stored_runs():
         for line in table.splitlines()[2:]
     ]
     assert len(ways) == 4 and all(way in stored for way in ways)
-    assert records.load(folder).machine["revision"]["dirty"] is False
+    assert run_json.load(folder).machine["revision"]["dirty"] is False
 
 
 def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():

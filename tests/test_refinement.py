@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import records
+from batchline.bench.store import run_json
 from batchline.bench.cases import refined
-from batchline.bench.journal import _in_order
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.store.journal import _in_order
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts.refinement import batches_to_add
 from tests.plans import planned
 
@@ -128,8 +129,8 @@ print(run.run("smoke", "cpu", "torch_bmm and tiny", Path({str(tmp_path)!r}), his
         text=True,
     )
     assert done.stdout.splitlines()[-1] == "0", done.stderr
-    (path,) = tmp_path.glob(f"*/{records.FILE_NAME}")
-    found = records.load(path.parent)
+    (path,) = tmp_path.glob(f"*/{run_json.FILE_NAME}")
+    found = run_json.load(path.parent)
     assert [
         (record.batch, record.status)
         for record in found.records

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench import publishing, records
+from batchline.bench.store import journal, records, run_json
 from batchline.__main__ import main
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder
 from batchline.bench.pytest_run import CLEAN
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     CRASHED,
     FAILED,
     HUNG,
@@ -34,6 +34,7 @@ from batchline.bench.records import (
 from batchline.bench.run import _exit_code
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
+from tests.runs import run_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -89,7 +90,7 @@ def bench(sources, *arguments, **environment):
 
 def only_run(folder):
     (run_folder,) = folder.iterdir()
-    return run_folder, records.load(run_folder)
+    return run_folder, run_json.load(run_folder)
 
 
 @pytest.fixture(scope="module")
@@ -434,8 +435,8 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
 
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
-    rescue = publishing.store_run(document(), tmp_path / "gone")
-    assert records.load(rescue).records[0].status == MEASURED
+    rescue = journal.store(document(), tmp_path / "gone")
+    assert run_json.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
@@ -476,7 +477,7 @@ def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
         records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason)
         for status, reason in cases
     ]
-    assert _exit_code(records.Run({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
+    assert _exit_code(run_of({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
 
 
 def test_a_run_never_overwrites_another(tmp_path):

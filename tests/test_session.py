@@ -8,9 +8,9 @@ import pytest
 
 from batchline.bench import pytest_run
 from batchline.bench.budget import Schedule
-from batchline.bench.journal import Journal
+from batchline.bench.store.journal import Journal
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     INVALID,
     MEASURED,
     WRONG,

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import records, study
+from batchline.bench import study
+from batchline.bench.store import formats
 from batchline.__main__ import USAGE, main
 from batchline.bench.errors import UsageError
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
 from tests.test_records import document
+from tests.runs import save_document
 
 STUDY = {
     "machine": {"device_name": "Some CPU"},
@@ -52,8 +54,8 @@ def test_advice_comes_from_a_stored_study(tmp_path, capsys, options, words):
 
 def test_advice_comes_from_a_stored_run(tmp_path, capsys):
     stored = document()
-    stored[records.OURS] |= {"noise": noise(), "sweep": None}
-    records.save(tmp_path, stored)
+    stored[formats.OURS] |= {"noise": noise(), "sweep": None}
+    save_document(tmp_path, stored)
     assert main(["advise", "--run", str(tmp_path), "--workload", "digits"]) == 0
     assert "Train at batch 63" in capsys.readouterr().out
 
@@ -114,7 +116,7 @@ def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, word
 
 
 def test_a_run_without_noise_says_where_there_is_some(tmp_path):
-    records.save(tmp_path, document())
+    save_document(tmp_path, document())
     with pytest.raises(UsageError, match="no gradient noise in it"):
         study.advise(tmp_path, "quick", "cpu", None, None, None)
 

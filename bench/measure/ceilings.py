@@ -20,7 +20,7 @@ from batchline.bench.measure.clocks import make_clock
 from batchline.bench.measure.hardware import Cpu, Cuda, hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.bench.verdicts import roofline
 from batchline.kernels.backends import why_absent
 from batchline.kernels.device import why_no_fp8

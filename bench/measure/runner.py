@@ -40,7 +40,7 @@ from batchline.bench.measure.sampling import Effort, Samples, sample
 from batchline.bench.measure.state import cpu_load, state_of
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
-from batchline.bench.records import INVALID, MEASURED, NotMeasured
+from batchline.bench.statuses import INVALID, MEASURED, NotMeasured
 from batchline.bench.verdicts import roofline
 from batchline.kernels import cpu_tasks
 

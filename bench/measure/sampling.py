@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from batchline.bench.measure import threads
 from batchline.bench.measure.tampering import Tampered
-from batchline.bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
+from batchline.bench.statuses import INVALID, THE_MACHINE_WAS, NotMeasured
 from batchline.bench.verdicts import medians
 
 _TURN_S = (

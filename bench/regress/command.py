@@ -18,7 +18,7 @@ from batchline.bench.measure import environment
 from batchline.bench.regress import base_tree, known_noise, staged
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import Pairs
-from batchline.bench.regressions import Regression
+from batchline.bench.store.regressions import Regression
 from batchline.bench.report import ci, junit, regression_words
 from batchline.bench.report import regression as report
 from batchline.bench.verdicts import conclusion

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from batchline.bench import sealed
+from batchline.bench.store import files
 from batchline.kernels.device import slug
 
 FORMAT = 1
@@ -27,17 +27,17 @@ def load(machine: Mapping) -> dict[str, float]:
     it was not measured here.
 
     Raises:
-        sealed.SealBroken: if the file is damaged, was edited by hand, or is of another
+        files.SealBroken: if the file is damaged, was edited by hand, or is of another
         format or machine.
     """
     file = path(machine)
-    document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
+    document = files.load_sealed(file, FORMAT, _AGAIN, _PARTS)
     if document is None:
         return {}
     if document["machine"] != identity(machine):
-        raise sealed.SealBroken(
+        raise files.SealBroken(
             f"{file.name} is of another machine "
-            f"({sealed.differing(document['machine'], identity(machine))}): {_AGAIN}"
+            f"({files.differing(document['machine'], identity(machine))}): {_AGAIN}"
         )
     return document["noise"]
 
@@ -54,7 +54,7 @@ def save(
     }
     sealed_document = {
         "format": FORMAT,
-        "digest": sealed.digest(*(document[name] for name in _PARTS)),
+        "digest": files.digest(*(document[name] for name in _PARTS)),
         **document,
     }
     file = path(machine)

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from batchline.bench import texts
 from batchline.bench.noise import claims, surveyed
-from batchline.bench.records import Run, is_broken, is_machines_fault
+from batchline.bench.statuses import is_broken, is_machines_fault
+from batchline.bench.store.records import Run
 from batchline.bench.report import advisor, comparison, tables
 from batchline.bench.report import crossovers as crossovers_report
 from batchline.bench.report.tables import unique

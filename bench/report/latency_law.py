@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.verdicts import memory_law, roofline
 from batchline.bench.verdicts.latency_fit import Interval

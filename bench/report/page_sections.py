@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from batchline.bench.noise import claims, surveyed
-from batchline.bench.records import MEASURED, Run, is_broken
+from batchline.bench.statuses import MEASURED, is_broken
+from batchline.bench.store.records import Run
 from batchline.bench.report import (
     advisor,
     audit,
@@ -192,10 +193,10 @@ def _without_time(run: Run, broken: bool) -> list[Block]:
         for record in run.records
         if is_broken(record.status, record.reason) == broken
     )
-    about = run.about if broken else {**run.about, "broken_files": ()}
+    files = run.broken_files if broken else ()
     return blocks(
         lambda style: tables.not_measured(
-            replace(run, about=about, records=some), style
+            replace(run, broken_files=files, records=some), style
         )
     )
 

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench import records, selftests
-from batchline.bench.records import Run
+from batchline.bench.store import run_json, selftests
+from batchline.bench.store.records import Run
 from batchline.bench.report import crossovers, ladder, plots, selftest, tables
 from batchline.bench.report.blocks import Table, blocks
 from batchline.bench.report.tables import MARKDOWN
@@ -39,7 +39,7 @@ def shown(kind: str, folder: Path, link: str, what: str) -> str:
 
 
 def _problem(folder: Path, link: str, what: str) -> str:
-    run = records.load(folder)
+    run = run_json.load(folder)
     table = tables.comparison(_group(run, what), MARKDOWN, run.about["ceilings"])
     if table is None:
         raise ValueError(f"nothing of {what} was timed in {folder}")
@@ -57,7 +57,7 @@ def _ladder(folder: Path, link: str, what: str) -> str:
     """`what`: "op: rung, rung…", in the order of the ladder."""
     op, _, names = what.partition(": ")
     rungs = names.split(", ")
-    run = records.load(folder)
+    run = run_json.load(folder)
     (table,) = blocks(lambda style: ladder.table(run, op, style, compiled=False))
     kept = [row for row in table.rows if row[0].lstrip("· ") in rungs]
     if len(kept) != len(rungs):
@@ -70,7 +70,7 @@ def _choices(folder: Path, link: str, what: str) -> str:
     two.
     """
     op, _, dtype = what.partition("/")
-    run = records.load(folder)
+    run = run_json.load(folder)
     found = [
         block
         for block in blocks(lambda style: crossovers.table(run, style))
@@ -123,7 +123,7 @@ KINDS: Mapping[str, Callable[[Path, str, str], str]] = {
 
 def digest_of(folder: Path) -> str:
     """A hash of a stored run."""
-    return hashlib.sha256((folder / records.FILE_NAME).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((folder / run_json.FILE_NAME).read_bytes()).hexdigest()[:16]
 
 
 def run_of(screenshot: Path) -> str | None:

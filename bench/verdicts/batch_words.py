@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IMPROVED,

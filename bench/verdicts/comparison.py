@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import MEASURED, Record, Run
-from batchline.bench.regressions import LATENCY
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
+from batchline.bench.store.regressions import LATENCY
 from batchline.bench.verdicts import medians
 from batchline.bench.verdicts.floors import floor
 from batchline.bench.verdicts.identity import machine_differences

@@ -8,7 +8,7 @@ verdict.
 
 from __future__ import annotations
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,

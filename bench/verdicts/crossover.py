@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import Record
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import eligible
 
 OP, FUSED = "wgrad_stats", ("triton_fused", "numba_cpu_fused")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batchline.bench.noise.intervals import Means, Quantiles, fieller
-from batchline.bench.records import Record
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import eligible, ladder, medians
 
 TIE = 0.02  # medians of one run that differ by less are not told apart: processes differ by as much (A/A)

@@ -9,7 +9,8 @@ it is no best of a row, no gain on a ladder and no choice.
 
 from __future__ import annotations
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 
 MOST_TOLERANCE = 16  # times the op's own error bound, on the problem that was measured
 _CHOOSES = (

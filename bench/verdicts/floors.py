@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY, QUANTITIES
+from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY, QUANTITIES
 
 _LEAST_SHARE = {LATENCY: 0.01, MEMORY: 0.01, ACCURACY: 0.1}
 _LEAST_STEP = {

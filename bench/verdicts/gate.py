@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import Record
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers, eligible
 
 

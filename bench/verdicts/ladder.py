@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import eligible
 
 Problem = tuple[str, str, str, int]

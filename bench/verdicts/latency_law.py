@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts.latency_fit import GOOD_FIT, Fit, Interval, Waves, fitted
 
 LEAST_BATCHES = 4  # a line through fewer has no scatter to judge it by

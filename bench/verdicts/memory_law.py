@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 
 LEAST_BATCHES = 3  # two points make any line
 _GOOD_FIT = 0.05  # a law that misses by more than this share of the largest total predicts nothing

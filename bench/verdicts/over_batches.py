@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from batchline.bench.records import parse_case_id
-from batchline.bench.regressions import (
+from batchline.bench.case_ids import parse_case_id
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     IMPROVED,
     INVALID,
     LATENCY,

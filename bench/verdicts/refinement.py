@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from batchline.bench.records import Record
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers
 from batchline.bench.verdicts.crossovers import Choice, Crossover
 from batchline.bench.verdicts.latency_law import laws

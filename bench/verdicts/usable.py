@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchline.bench.records import MEASURED, Run, is_machines_fault
+from batchline.bench.statuses import MEASURED, is_machines_fault
+from batchline.bench.store.records import Run
 
 _MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, it was not itself for the others either
 

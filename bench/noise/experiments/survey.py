@@ -30,7 +30,7 @@ from batchline.bench.noise.estimators import noise_scale, over_batches, two_batc
 from batchline.bench.noise.meter import NoiseMeter, Reading
 from batchline.bench.noise.workloads import workloads
 from batchline.bench.noise.workloads.workload import Workload
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 
 Tell = Callable[[str], None]
 _PRECISION = 0.01
