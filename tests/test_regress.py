@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from batchline.bench import regressions
+from batchline.bench.store import regressions
 from batchline.bench.store.regressions import (
     IDENTICAL,
     LATENCY,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from batchline.bench import selftests
+from batchline.bench.store import selftests
 from batchline.bench.regress import known_noise, selftest, staged
 from batchline.bench.measure.task import Outcome
 from batchline.bench.statuses import MEASURED

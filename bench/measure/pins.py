@@ -65,14 +65,11 @@ def save(entries: Mapping[Job, dict]) -> Path:
     )
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".partial")
-    unfinished.write_text(
+    return files.write_whole(
+        file,
         f'{{"format": {FORMAT}, "digest": "{files.digest(toolchain(), named)}",\n'
         f'"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n',
-        encoding="utf-8",
     )
-    unfinished.replace(file)
-    return file
 
 
 def why_none() -> str:

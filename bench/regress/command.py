@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchline.bench import regressions
+from batchline.bench.store import regressions
 from batchline.bench.cases import CLOCKS, PROFILES
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty

@@ -59,12 +59,7 @@ def save(
     }
     file = path(machine)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".partial")
-    unfinished.write_text(
-        json.dumps(sealed_document, indent=1) + "\n", encoding="utf-8"
-    )
-    unfinished.replace(file)
-    return file
+    return files.write_whole(file, json.dumps(sealed_document, indent=1) + "\n")
 
 
 def identity(machine: Mapping) -> dict:

@@ -143,7 +143,7 @@ def upgrade_study_1_to_2(document: Mapping) -> dict:
 
 RUN = Format(2, {1: upgrade_run_1_to_2})
 STUDY = Format(2, {1: upgrade_study_1_to_2})
-REGRESSION = Format(1, {})
+REGRESSION = Format(1, {}, "run `make regress` again")
 SELFTEST = Format(1, {})
 JOURNAL = Format(2, {})
 
