@@ -14,6 +14,7 @@ from batchline.bench.store.records import Record
 from tests import comparisons
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
+from tests.runs import changed
 from tests.test_records import document
 
 HOSTILE = f"</script><!-- <b>bold</b> {comparisons.HOSTILE} {{{{ 1 + 1 }}}}"
@@ -69,7 +70,7 @@ def a_run(**about):
     own says.
     """
     run = run_json.parse(document())
-    return replace(run, about={**run.about, **about})
+    return changed(run, **about)
 
 
 def invariance(variant, differs_at=(), **changes):
@@ -87,6 +88,11 @@ def invariance(variant, differs_at=(), **changes):
         "failed": None,
         **changes,
     }
+
+
+def with_scenario(run, name, title):
+    scenarios = run.about["scenarios"]["bmm"]
+    return changed(run, scenarios={"bmm": {**scenarios, name: title}})
 
 
 def with_records(run, *added):
@@ -118,7 +124,7 @@ def everything():
         sweep=sweep(),
         invariance=[invariance("torch_bmm"), invariance("fast", [1])],
     )
-    run.about["scenarios"]["bmm"]["tiny_32"] = "many 32x32 matrices"
+    run = with_scenario(run, "tiny_32", "many 32x32 matrices")
     return with_records(
         run,
         *(
@@ -155,8 +161,7 @@ def hostile():
         timed(HOSTILE, 4, 1e-6, HOSTILE),
         Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE),
     )
-    run.about["scenarios"]["bmm"][HOSTILE] = HOSTILE
-    run.about["variants"][f"bmm/{HOSTILE}"] = run.about["variants"]["bmm/torch_bmm"] | {
-        "idea": HOSTILE
-    }
-    return run
+    run = with_scenario(run, HOSTILE, HOSTILE)
+    variants = run.about["variants"]
+    called_so = {**variants["bmm/torch_bmm"], "idea": HOSTILE}
+    return changed(run, variants={**variants, f"bmm/{HOSTILE}": called_so})

@@ -7,6 +7,17 @@ from batchline.bench.store import run_json
 from batchline.bench.store.formats import field_types, from_json, run_parts
 from batchline.bench.store.records import Run
 
+NO_CEILINGS = {
+    "copy_bytes_per_s": 0.0,
+    "read_bytes_per_s": 0.0,
+    "cache_bytes_per_s": 0.0,
+    "cache_bytes": 0,
+    "matmul_flops_per_s": {},
+    "fma_flops_per_s": {},
+    "launch_s": {},
+    "best": {},
+}
+
 
 def run_of(about=None, machine=None, records=()):
     """A run of these records; `about` is as our part of format 1, as much as is needed."""
@@ -27,6 +38,8 @@ def save_document(folder, document):
 
 def _parts(about):
     kinds = field_types(Run)
+    if about.get("ceilings"):
+        about = {**about, "ceilings": {**NO_CEILINGS, **about["ceilings"]}}
     return {
         name: from_json(kinds[name], value) for name, value in run_parts(about).items()
     }

@@ -14,6 +14,7 @@ from batchline.bench.store import run_json
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.statuses import CRASHED, MEASURED
 from batchline.bench.store.formats import OURS
 from batchline.bench.store.records import Record
@@ -207,9 +208,9 @@ class _Worker:
 
 
 def test_a_crash_costs_its_row():
-    rows = besides.audited(
-        _Worker(), _Plan, {OURS: {"cases": [{"id": _Plan.cases[0].id}]}}
-    )
+    case = parse_case_id(_Plan.cases[0].id)
+    run = run_of(records=[Record(**case, status=MEASURED, samples_s=(1.0,))])
+    rows = besides.audited(_Worker(), _Plan, run)
     assert [row["condition"] for row in rows[:-3]] == list(GRAD.conditions)
     crashed, ours, last = rows[-3:]
     assert (
@@ -231,13 +232,23 @@ def test_a_crash_costs_its_row():
 )
 def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code):
     run = run_of(
-        {"audit": [{"whose": whose, "impossible": impossible}]},
+        {
+            "audit": [
+                {
+                    "op": "op",
+                    "variant": "a",
+                    "dtype": "c",
+                    "whose": whose,
+                    "impossible": impossible,
+                }
+            ]
+        },
         {},
         (Record("op", "a", "b", "c", 1, MEASURED),),
     )
     assert _exit_code(run, CLEAN, published=True) == code
-    assert _exit_code(replace(run, about={}), CLEAN, published=True) == CLEAN
-    assert _exit_code(replace(run, about={}), CLEAN, published=False) == BROKEN_CASES
+    assert _exit_code(replace(run, audit=()), CLEAN, published=True) == CLEAN
+    assert _exit_code(replace(run, audit=()), CLEAN, published=False) == BROKEN_CASES
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +268,7 @@ def audited():
 def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
     save_document(tmp_path, audited)
     run = run_json.load(tmp_path)
-    assert run.about["audit"] == audited[OURS]["audit"]
+    assert [dict(row) for row in run.audit] == audited[OURS]["audit"]
     report.write(run, tmp_path)
     text = (
         (tmp_path / "README.md")

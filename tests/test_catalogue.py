@@ -499,7 +499,7 @@ def test_a_run_imports_no_file_says_once_what_is_broken_and_measures_the_baselin
         "grad_reduce/vanishes, in all its cases: crashed: kernels/grad_reduce/vanishes.py: its process "
         "ended with exit code 0 (importing it)"
     ]
-    assert run.about["along"] == [
+    assert list(run.along) == [
         f"grad_reduce/torch_mean/layer_norm/float32/B{batch}" for batch in (1, 3, 16)
     ]
     assert "3 of them along, to compare with: grad_reduce/torch_mean" in " ".join(

@@ -15,7 +15,8 @@ from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records
 from tests.test_records import document
-from tests.runs import save_document
+from batchline.bench.store.records import Compiled
+from tests.runs import changed, save_document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
 ABOUT = {
@@ -32,8 +33,11 @@ def _flat(text):
 
 def rungs(median_s=1e-6):
     run = with_records(a_run(), timed("fast", 4, median_s, backend="numba_cpu"))
-    run.about["variants"]["bmm/fast"] = ABOUT
-    return run
+    return with_variant(run, ABOUT)
+
+
+def with_variant(run, facts):
+    return changed(run, variants={**run.about["variants"], "bmm/fast": facts})
 
 
 def test_a_measured_case():
@@ -77,12 +81,11 @@ def test_the_rung_below(median_s, words):
 
 
 def test_a_rung_that_is_not_there_or_has_no_time():
-    run = rungs()
-    run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/triton_tiled"}
+    run = with_variant(rungs(), ABOUT | {"builds_on": "bmm/triton_tiled"})
     assert "triton_tiled: not timed here: needs CUDA" in _flat(
         screen(run, "bmm/fast/tiny_16/float32/B4", "x")
     )
-    run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/gone"}
+    run = with_variant(rungs(), ABOUT | {"builds_on": "bmm/gone"})
     assert "gone: not in this run" in _flat(
         screen(run, "bmm/fast/tiny_16/float32/B4", "x")
     )
@@ -91,7 +94,9 @@ def test_a_rung_that_is_not_there_or_has_no_time():
 def test_a_case_without_a_time_has_its_reason_and_its_compiled_facts():
     run = a_run()
     (refused,) = (record for record in run.records if record.status == NOT_HERE)
-    run.about["compiled"][0] |= {"dtype": refused.dtype}
+    (kernel,) = run.compiled.kernels
+    kernel = replace(kernel, dtype=refused.dtype)
+    run = replace(run, compiled=Compiled((kernel,)))
     flat = _flat(screen(run, refused.id, "x"))
     assert "no time not timed here: needs CUDA" in flat
     assert (

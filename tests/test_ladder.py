@@ -2,6 +2,8 @@
 own on each problem.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
@@ -145,7 +147,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
     ]
     run = _run()
     lines = shown.table(
-        run_of(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
+        replace(run, machine={}, records=tuple(wrong)), "bmm", tables.MARKDOWN
     ).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
@@ -156,7 +158,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
-    on_a100 = run_of(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
+    on_a100 = replace(run, machine={"gpu": {"compute_capability": "8.0"}})
     assert "sm_80 float16: 90 regs" in shown.table(on_a100, "bmm", tables.MARKDOWN)
 
 
@@ -241,13 +243,17 @@ def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
         "compiled, not yet run"
         in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
     )
-    on_a_gpu = run_of(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
+    on_a_gpu = replace(run, machine={"gpu": {"compute_capability": "9.0"}})
     assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
 
 
 def test_a_bar_in_an_idea_does_not_end_its_cell():
     run = _run()
-    run.about["variants"]["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
+    variants = dict(run.variants)
+    variants["bmm/torch_a"] = replace(
+        variants["bmm/torch_a"], idea="within 1% of |a||b|"
+    )
+    run = replace(run, variants=variants)
     assert r"within 1% of \|a\|\|b\|" in shown.table(run, "bmm", tables.MARKDOWN)
     assert "within 1% of |a||b|" in shown.table(run, "bmm", tables.PLAIN)
 

@@ -110,7 +110,7 @@ def _assert_two_of_six_are_kept(folder):
     assert [record.status for record in run.records] == [MEASURED] * 2 + [
         NOT_REACHED
     ] * 4
-    assert run.about["partial"] and run.about["why_no_ceilings"] == "left out here"
+    assert run.partial and run.why_no_ceilings == "left out here"
     assert len(run.records[0].samples_s) >= 6
     assert "**Partial.**" in (folder / "README.md").read_text()
 

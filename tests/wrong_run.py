@@ -58,7 +58,7 @@ def main() -> int:
         ]
     won = {
         winner.record.variant
-        for winner in winners(runs[-1].records, runs[-1].about["baselines"])
+        for winner in winners(runs[-1].records, runs[-1].baselines)
         if winner.gain.log > LUCK
     }
     rows = [

@@ -103,8 +103,9 @@ def _ops(about: Mapping) -> dict:
     """The ops of a run of format 1, which had a table a property."""
     signatures, baselines = about.get("signatures", {}), about.get("baselines", {})
     titles, sizes = about.get("scenarios", {}), about.get("sizes", {})
+    tuning = about.get("tuning", {})
     ops = {}
-    for name in {**signatures, **baselines, **titles, **sizes}:
+    for name in {**signatures, **baselines, **titles, **sizes, **tuning}:
         ops[name] = {
             "signature": signatures.get(name, ""),
             "baseline": baselines.get(name, ""),
@@ -115,7 +116,7 @@ def _ops(about: Mapping) -> dict:
                 }
                 for scenario, title in titles.get(name, {}).items()
             },
-            "tuning": about.get("tuning", {}).get(name),
+            "tuning": tuning.get(name),
         }
     return ops
 
