@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "NoiseMeter": "batchline.bench.noise",
     "Op": "batchline.kernels.op",
-    "load": "batchline.bench.records",
+    "load": "batchline.bench.store",
 }
 
 if places.IS_CHECKOUT:  # where kernels/ and bench/ lie beside this folder, not below

@@ -268,12 +268,13 @@ def _list(options) -> int:
 
 
 def _report(options) -> int:
-    from batchline.bench import publishing, records
-    from batchline.bench.stored_files import blamed_on
+    from batchline.bench import publishing
+    from batchline.bench.store import journal, run_json
+    from batchline.bench.store.files import blamed_on
 
     folder = Path(options.folder)
-    run = publishing.recovered(folder)
-    with blamed_on(records.path_in(folder)):
+    run = journal.recover(folder)
+    with blamed_on(run_json.path_in(folder)):
         return 0 if publishing.write_report(run, folder, (OSError,)) else 1
 
 

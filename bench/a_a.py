@@ -15,17 +15,18 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from batchline.bench import publishing, units
+from batchline.bench import units
+from batchline.bench.store import files
 from batchline.bench.cases import CLOCKS, Case, broken_lines, plan
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
-from batchline.bench.files import write_whole
+from batchline.bench.store.files import write_whole
 from batchline.bench.folders import require_writable
 from batchline.bench.measure import environment
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import BROKEN, MEASURED
+from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.stopping import put_off
 
 FILE_NAME = "a-a.json"
@@ -100,7 +101,7 @@ def run(profile: str, device: str, seconds: float, folder: Path | None = None) -
     }
     if folder and pairs:
         with put_off():
-            publishing.store(
+            files.save_or_rescue(
                 lambda place: write_whole(
                     place / FILE_NAME, json.dumps(document, indent=0)
                 ),

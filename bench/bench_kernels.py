@@ -4,7 +4,7 @@ rounds; `session` gives the cases.
 
 import pytest
 
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 
 
 def test_kernel(case_id, batchline, benchmark):

@@ -9,72 +9,54 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from batchline.bench import records, study, units
+from batchline.bench import study, units
 from batchline.bench.cases import Plan
 from batchline.bench.confirm import Confirming
 from batchline.bench.measure import audit, invariance, pins, stand_in, static_facts
 from batchline.bench.measure.isolation import Isolation, WorkerLost
 from batchline.bench.measure.pins import Job
-from batchline.bench.records import MEASURED, OURS
-from batchline.bench.sealed import SealBroken
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.files import SealBroken
+from batchline.bench.store.journal import RunBuilder
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts import laws
 from batchline.kernels import backends
 
-NOTHING = {
-    "confirmed": {},
-    "audit": [],
-    "invariance": [],
-    "noise": None,
-    "sweep": None,
-    "room_bytes": None,
-    "capacity": [],
-    "compiled": [],
-    "not_compiled": "the run was stopped",
-    "waves": [],
-}
 
-
-def looks(
-    isolation: Isolation, the_plan: Plan, document: dict, machine: dict
-) -> Iterator[dict]:
-    """Parts of a run's `about`, one after another, as NOTHING names them; the worker is
+def add_looks(isolation: Isolation, the_plan: Plan, builder: RunBuilder) -> None:
+    """Look at all of it, and add each part to the run as it is known; the worker is
     closed on the way.
 
     The noise of the workloads is looked at where all cases of a profile that has more
     than a fixed list were chosen.
     """
-    confirming = Confirming(isolation, the_plan.profile, document[OURS]["seconds"])
-    yield {
-        "confirmed": confirming.confirmations(
-            records.parse(document).records, document[OURS]["baselines"]
-        )
-    }
-    yield {
-        "audit": audited(isolation, the_plan, document)
-    }  # by the worker that has compiled the variants
-    yield {"invariance": invariance_of(isolation, the_plan, document)}
-    if not document[OURS]["selection"] and not the_plan.profile.fixed:
+    run = builder.run()
+    confirming = Confirming(isolation, the_plan.profile, run.seconds)
+    builder.add_confirmations(confirming.confirmations(run.records, run.baselines))
+    # By the worker that has compiled the variants.
+    builder.add(audit=audited(isolation, the_plan, run))
+    builder.add(invariance=invariance_of(isolation, the_plan, run))
+    if not run.plan.selection and not the_plan.profile.fixed:
         sweep = study.stored_sweep()
         for noise in study.surveys(isolation, the_plan.profile.name):
-            yield {"noise": noise, "sweep": sweep}
-    room_bytes, trials = memory_confirmed(isolation, the_plan, document)
-    yield {"room_bytes": room_bytes, "capacity": trials}
+            builder.add(noise=noise, sweep=sweep)
+    room_bytes, trials = memory_confirmed(isolation, the_plan, run)
+    builder.add(capacity={"room_bytes": room_bytes, "trials": trials})
     isolation.close()
-    rows, missing = compiled(the_plan, document[OURS]["cases"], machine)
-    yield {
-        "compiled": rows,
-        "not_compiled": missing,
-        "waves": waves(isolation, the_plan, document, rows, machine),
-    }
+    rows, missing = compiled(the_plan, run)
+    builder.add(
+        compiled={"kernels": rows, "incomplete": missing},
+        waves=waves(isolation, the_plan, run, rows),
+    )
 
 
-def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
+def audited(isolation: Isolation, the_plan: Plan, run: Run) -> list[dict]:
     """The numerics audit of the run's variants that can run here, and of the negative
     controls of their ops.
     """
-    chosen = {case["id"] for case in document[OURS]["cases"]}
+    chosen = {record.id for record in run.records}
     variants = {
         case.variant.id: case.variant
         for case in the_plan.cases
@@ -103,12 +85,12 @@ def audited(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
     return rows
 
 
-def invariance_of(isolation: Isolation, the_plan: Plan, document: dict) -> list[dict]:
+def invariance_of(isolation: Isolation, the_plan: Plan, run: Run) -> list[dict]:
     """Whether each measured variant gives a sample the same bits in every batch and
     call; `full` asks two processes.
     """
     batches: dict[tuple, set[int]] = {}
-    for record in records.parse(document).records:
+    for record in run.records:
         if record.status == MEASURED and record.facts["flops"] <= invariance.MOST_FLOPS:
             batches.setdefault(
                 (record.op, record.variant, record.scenario, record.dtype), set()
@@ -141,7 +123,7 @@ def _looked_at(
 
 
 def memory_confirmed(
-    isolation: Isolation, the_plan: Plan, document: dict
+    isolation: Isolation, the_plan: Plan, run: Run
 ) -> tuple[int | None, list[dict]]:
     """What the device has room for, and for each variant whether the largest batch that
     its memory law predicts is it.
@@ -166,9 +148,7 @@ def memory_confirmed(
                 if the_plan.device == "cpu"
                 else room
             )
-            return room, list(
-                _trials(fresh, records.parse(document), tried_in, longest_s)
-            )
+            return room, list(_trials(fresh, run, tried_in, longest_s))
     except (WorkerLost, RuntimeError):
         return None, []
 
@@ -176,17 +156,17 @@ def memory_confirmed(
 def waves(
     isolation: Isolation,
     the_plan: Plan,
-    document: dict,
+    run: Run,
     rows: Sequence[dict],
-    machine: dict,
 ) -> list[dict]:
     """How each variant that was timed on a GPU fills it, where its blocks go with the
     batch (bench.measure.grids).
     """
-    if "gpu" not in machine or the_plan.device != "cuda" or not rows:
+    gpu = run.machine.get("gpu")
+    if gpu is None or the_plan.device != "cuda" or not rows:
         return []
     largest: dict[tuple, int] = {}
-    for record in records.parse(document).records:
+    for record in run.records:
         if (
             record.status == MEASURED
             and record.facts["backend"] in backends.INTERPRETED_BACKENDS
@@ -198,7 +178,7 @@ def waves(
         row = {"op": op, "variant": variant, "scenario": scenario, "dtype": dtype}
         try:
             one = isolation.call(
-                "waves", op, variant, scenario, dtype, batch, rows, machine["gpu"]
+                "waves", op, variant, scenario, dtype, batch, rows, gpu
             )
         except (
             WorkerLost,
@@ -212,9 +192,9 @@ def waves(
 
 
 def _trials(
-    isolation: Isolation, the_run: records.Run, room: int, longest_s: float
+    isolation: Isolation, run: Run, room: int, longest_s: float
 ) -> Iterator[dict]:
-    for growth in laws.quickest(laws.memory_growths(the_run.records), room):
+    for growth in laws.quickest(laws.memory_growths(run.records), room):
         row = {
             "op": growth.op,
             "variant": growth.variant,
@@ -233,9 +213,7 @@ def _trials(
             yield row | {"why_not": str(error)}
 
 
-def compiled(
-    the_plan: Plan, cases: list[dict], machine: dict
-) -> tuple[list[dict], str | None]:
+def compiled(the_plan: Plan, run: Run) -> tuple[list[dict], str | None]:
     """The static facts of the run's GPU variants, and why they are not complete, if so.
 
     With a fixed list of problems, or in a budget, nothing is compiled for them, and
@@ -244,18 +222,18 @@ def compiled(
     if stand_in.is_on():
         return [], f"{stand_in.WORDS}, and its kernels are interpreted"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
-    chosen = {case["id"] for case in cases}
+    chosen = {record.id for record in run.records}
     variants = {
         case.variant.id: case.variant for case in the_plan.cases if case.id in chosen
     }
     jobs = static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
     if the_plan.profile.fixed or the_plan.profile.budget_s[the_plan.device]:
-        return _pinned(jobs, machine)
+        return _pinned(jobs, run.machine)
     facts = static_facts.facts(jobs)
     return facts.rows, facts.incomplete
 
 
-def _pinned(jobs: Sequence[Job], machine: dict) -> tuple[list[dict], str | None]:
+def _pinned(jobs: Sequence[Job], machine: Mapping) -> tuple[list[dict], str | None]:
     """The pinned facts of those jobs whose sources are as they were pinned, for the GPU
     that is here if there is one.
     """

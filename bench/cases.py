@@ -22,7 +22,8 @@ from batchline.bench.declared import (
 )
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import catalogue, stand_in
-from batchline.bench.records import NOT_HERE, case_id
+from batchline.bench.case_ids import case_id
+from batchline.bench.statuses import NOT_HERE
 from batchline.kernels.op import FP8
 
 

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from batchline.bench.report import ci, codegen as report
-from batchline.bench.sealed import SealBroken
-from batchline.bench.verdicts import compiled_changes as verdicts
+from batchline.bench.report import ci
+from batchline.bench.report import codegen as report
+from batchline.bench.store.files import SealBroken
 
 CLEAN, MOVED, WRONG, NOT_COMPARED = 0, 1, 1, 3
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchline.bench import records
 from batchline.bench.errors import UsageError
-from batchline.bench.records import Run
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.report.comparison import terminal
-from batchline.bench.stored_files import blamed_on
+from batchline.bench.store import run_json
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts import across_runs
 from batchline.bench.verdicts.across_runs import machine_differences, why_made_up
 
@@ -80,7 +80,7 @@ def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
     runs = [
         run
         for folder in stored
-        for path in sorted(folder.glob(f"*/{records.FILE_NAME}"))
+        for path in sorted(folder.glob(f"*/{run_json.FILE_NAME}"))
         if (run := _measured_at(commit, path))
     ]
     if not runs:
@@ -122,8 +122,8 @@ def _measured_at(commit: str, path: Path) -> Run | None:
 
 
 def _loaded(folder: Path) -> Run:
-    run = records.load(folder)
-    with blamed_on(records.path_in(folder)):
+    run = run_json.load(folder)
+    with blamed_on(run_json.path_in(folder)):
         machine_differences(run.machine, run.machine)
         str.startswith(run.machine["revision"]["commit"], "")
     return run

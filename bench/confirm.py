@@ -24,17 +24,10 @@ from batchline.bench.cases import Profile
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import OWN_FAULT, Outcome, Task
-from batchline.bench.records import (
-    CRASHED,
-    FAILED,
-    HUNG,
-    INVALID,
-    MEASURED,
-    WRONG,
-    Record,
-)
 from batchline.bench.stats import intervals
-from batchline.bench.verdicts import ranking, crossovers
+from batchline.bench.statuses import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG
+from batchline.bench.store.records import Record
+from batchline.bench.verdicts import crossovers, ranking
 
 _SHARE, _LEAST_S = 0.1, 10.0  # of the run's time; and so much in any case
 _LEAST_S_STAND_IN = 2.0  # where nothing is gained by more: no time is one

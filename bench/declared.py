@@ -11,7 +11,7 @@ from pathlib import Path
 from batchline.kernels.backends import DISPATCH
 from batchline.kernels.op import Scenario, why_not_here
 
-Refusal = tuple[str, str]  # a status of bench.records, and a line that says why
+Refusal = tuple[str, str]  # a status of bench.statuses, and a line that says why
 
 
 @dataclass(frozen=True)

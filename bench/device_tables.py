@@ -13,6 +13,7 @@ from pathlib import Path
 
 from batchline.bench.declared import DeclaredOp
 from batchline.bench.errors import UsageError
+from batchline.bench.store.files import write_whole
 from batchline.bench.verdicts.across_runs import why_made_up
 from batchline.kernels.device_files import file_for, stored
 
@@ -52,12 +53,8 @@ def write(path: Path, header: Mapping, winners: str) -> None:
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text(
-            "\n".join(["{", *lines, f' "winners": {winners}', "}"]) + "\n",
-            encoding="utf-8",
-        )
-        unfinished.replace(path)
+        text = "\n".join(["{", *lines, f' "winners": {winners}', "}"]) + "\n"
+        write_whole(path, text)
     except OSError as error:
         raise UsageError(f"can't write {path} ({error.strerror})") from error
     stored.cache_clear()

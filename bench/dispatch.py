@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from batchline.bench import records
+from batchline.bench.case_ids import case_id
 from batchline.bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
 from batchline.bench.dispatch_tables import HeldBack, Problem
 from batchline.bench.errors import UsageError
@@ -22,20 +22,15 @@ from batchline.bench.measure import environment, stand_in
 from batchline.bench.measure.isolation import Isolation, WorkerLost
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import (
-    MEASURED,
-    NOT_HERE,
-    UNSUPPORTED,
-    Run,
-    case_id,
-    is_broken,
-)
 from batchline.bench.report import dispatch as report
 from batchline.bench.report.fitting import wrapped
 from batchline.bench.selection import selected
-from batchline.bench.stored_files import blamed_on
-from batchline.bench.verdicts.choosing import Called
+from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED, is_broken
+from batchline.bench.store import run_json
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts.across_runs import why_unusable
+from batchline.bench.verdicts.choosing import Called
 from batchline.kernels.device import device_name
 from batchline.kernels.device_files import file_for, stored
 from batchline.kernels.dispatch import DISPATCHED, why_stale
@@ -117,7 +112,7 @@ def dispatch(
 def _tables(
     run: Run, folder: Path, problems: Sequence[Problem], the_plan: Plan
 ) -> HeldBack:
-    with blamed_on(records.path_in(folder)):
+    with blamed_on(run_json.path_in(folder)):
         tables = HeldBack(
             run, set(problems), the_plan, folder / TABLES if stand_in.is_on() else None
         )
@@ -302,8 +297,8 @@ def _evidence(folder: Path, device: str) -> Run:
     Raises:
         UsageError: if it is not.
     """
-    run = records.load(folder)
-    with blamed_on(records.path_in(folder)):
+    run = run_json.load(folder)
+    with blamed_on(run_json.path_in(folder)):
         _require_of_here(run, folder, device)
     return run
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from batchline.bench import device_tables, units
 from batchline.bench.cases import CLOCKS, Plan
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts.choosing import Called, measured_gains
 from batchline.kernels.device_files import stored
 from batchline.kernels.dispatch import is_candidate, why_stale

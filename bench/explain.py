@@ -7,11 +7,12 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from batchline.bench import records
+from batchline.bench.store import run_json
 from batchline.bench.errors import UsageError
-from batchline.bench.records import NOT_REACHED, Run
+from batchline.bench.statuses import NOT_REACHED
+from batchline.bench.store.records import Run
 from batchline.bench.report import explain as report
-from batchline.bench.stored_files import blamed_on
+from batchline.bench.store.files import blamed_on
 
 RUNS = (
     Path("reports", "runs"),
@@ -31,16 +32,16 @@ def explain(case: str, run_folder: Path | None) -> str:
             "say which case: make explain CASE=bmm/torch_bmm/square_128/float32/B64"
         )
     if run_folder:
-        return _screen(records.load(run_folder), case, run_folder)
+        return _screen(run_json.load(run_folder), case, run_folder)
     reached, ids = None, {}
     for folder in RUNS:
         for path in sorted(
-            folder.glob(f"*/{records.FILE_NAME}"), reverse=True
+            folder.glob(f"*/{run_json.FILE_NAME}"), reverse=True
         ):  # their names begin with their dates
             with contextlib.suppress(
                 ValueError
             ):  # a damaged run is passed over: an older one may have the case
-                if _has(run := records.load(path.parent), case, but=(NOT_REACHED,)):
+                if _has(run := run_json.load(path.parent), case, but=(NOT_REACHED,)):
                     return _screen(run, case, path.parent)
                 if reached is None and _has(run, case):
                     reached = (
@@ -63,7 +64,7 @@ def _screen(run: Run, case: str, folder: Path) -> str:
             f"{folder} has no case {case!r}{near}: `make list` shows the ids of a profile, and "
             "`make bench` measures them"
         )
-    with blamed_on(records.path_in(folder)):
+    with blamed_on(run_json.path_in(folder)):
         return report.screen(run, case, str(folder))
 
 

@@ -15,12 +15,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from batchline.bench import report
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.errors import UsageError
-from batchline.bench.records import MEASURED, Record, Run, parse_case_id
-from batchline.bench.report import history as shown, otava
+from batchline.bench.report import history as shown
+from batchline.bench.report import otava
 from batchline.bench.report.tables import unique
 from batchline.bench.selection import selected
-from batchline.bench.stored_files import blamed_on
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import across_runs
 from batchline.bench.verdicts.across_runs import (
     Entry,

@@ -26,7 +26,7 @@ from batchline.bench.measure import (
     stand_in,
 )
 from batchline.bench.measure.machine_code import code_of_case
-from batchline.bench.records import parse_case_id
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.report.static import shown_facts
 from batchline.bench.verdicts.proton import kernel_times

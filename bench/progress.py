@@ -14,7 +14,7 @@ from typing import TextIO
 from batchline.bench import console, units
 from batchline.bench.budget import Forecast, Schedule
 from batchline.bench.cases import Case
-from batchline.bench.records import BROKEN, MEASURED
+from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.units import duration
 
 _TELL_EVERY_S = 5.0

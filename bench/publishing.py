@@ -7,18 +7,16 @@ and no measurement.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from batchline.bench import journal, records, report, texts
+from batchline.bench import report, texts
+from batchline.bench.store import benchmark_json
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report import ci, junit, run_in_ci
-from batchline.bench.stored_files import DamagedFile
 
 _Errors = tuple[type[Exception], ...]
 
@@ -53,70 +51,6 @@ class Parts:
         return otherwise
 
 
-def store(save: Callable[[Path], object], folder: Path, reader: str = "") -> Path:
-    """Let `save` write what was measured into `folder`; where that fails by now,
-    elsewhere, and say where.
-
-    `reader`: the command that reads it, up to the folder's name, if there is one.
-    Returns the folder that has it.
-
-    Raises:
-        OSError: if it can be written nowhere.
-    """
-    try:
-        save(folder)
-        return folder
-    except OSError as error:
-        why = error
-    for parent in _elsewhere():
-        with contextlib.suppress(OSError):
-            rescue = Path(tempfile.mkdtemp(prefix="batchline-", dir=parent))
-            save(rescue)
-            read = (
-                f", and `python -m batchline {reader} {rescue}` reads it"
-                if reader
-                else ""
-            )
-            complain(
-                f"can't write to {folder} any more ({why.strerror}): what was measured is in {rescue}{read}"
-            )
-            return rescue
-    raise why
-
-
-def store_run(document: dict, folder: Path) -> Path:
-    """As `store`, of a run in pytest-benchmark's document."""
-    return store(lambda place: records.save(place, document), folder, "report")
-
-
-def recovered(folder: Path) -> Run:
-    """The run in a folder. Where there is only a journal, as of a run that was killed,
-    its run.json is made first.
-
-    Raises:
-        ValueError: if what there is can't be read.
-        OSError: if run.json can't be written.
-    """
-    has_journal = (folder / journal.FILE_NAME).exists()
-    if has_journal and not records.path_in(folder).exists():
-        store_run(journal.read(folder), folder)
-    try:
-        return records.load(folder)
-    except DamagedFile as damaged:
-        if not has_journal:
-            raise
-        raise DamagedFile(
-            f"{damaged}; its {journal.FILE_NAME} has all that was measured: remove {records.FILE_NAME}, "
-            "and it is made anew from that"
-        ) from damaged
-
-
-def _elsewhere() -> Iterator[Path]:
-    with contextlib.suppress(OSError):  # no temporary folder can be written
-        yield Path(tempfile.gettempdir())
-    yield from (Path("/var/tmp"), Path.home(), Path.cwd())
-
-
 def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     """Report the run, add it to the history, tell the CI; whether all of it could be
     done.
@@ -125,6 +59,7 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
 
     parts = Parts()
     parts.complete &= write_report(run, folder)
+    parts.attempt(benchmark_json.FILE_NAME, lambda: benchmark_json.save(folder, run))
     parts.attempt("the history", lambda: history.append(run, history_folder))
     markdown, problems = parts.attempt(
         "the step's summary", lambda: run_in_ci.of_run(run), ("", [])

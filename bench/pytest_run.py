@@ -9,18 +9,27 @@ from collections.abc import Callable, Container, Sequence
 
 import pytest
 
-from batchline.bench import records, texts
+from batchline.bench import texts
 from batchline.bench.budget import Schedule
 from batchline.bench.cases import Case, Plan, Profile, refined
 from batchline.bench.declared import DeclaredOp
-from batchline.bench.journal import Journal
+from batchline.bench.store.journal import RunBuilder
+from batchline.bench.store.records import (
+    Compiled,
+    Limits,
+    OpFacts,
+    RunPlan,
+    ScenarioFacts,
+    Tuning,
+    VariantFacts,
+)
+from batchline.bench.store.records import Effort as RunEffort
 from batchline.bench.measure import stand_in, sustained
 from batchline.bench.measure.ahead import Ahead
 from batchline.bench.measure.isolation import Isolation, WorkerLost
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.progress import Progress
-from batchline.bench.records import OURS
 from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
 from batchline.bench.session import Session
 from batchline.bench.verdicts.crossovers import batches_to_add
@@ -34,9 +43,9 @@ def measure(
     measurer: Measurer,
     machine: dict,
     selection: str,
-    journal: Journal,
+    builder: RunBuilder,
 ) -> int:
-    """Measure the plan's cases that match `selection`, each into the journal as it is
+    """Measure the plan's cases that match `selection`, each into the builder as it is
     done; returns how it ended: CLEAN, INTERRUPTED (Ctrl-C; what was measured is in the
     journal) or BROKEN_CASES.
 
@@ -47,28 +56,20 @@ def measure(
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
     the_plan, progress = schedule.of, Progress()
-    session = Session(schedule, measurer, machine, progress, record=journal.add)
-    code = _measured(session, selection, _Beginning(journal, the_plan, selection))
+    session = Session(schedule, measurer, progress, builder)
+    beginning = _Beginning(builder, machine, the_plan, selection)
+    code = _measured(session, selection, beginning)
     require_selected(
         code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}"
     )
     if schedule.forecast:  # there is none of a run that was stopped before it
-        journal.add(about={"forecast": schedule.forecast.as_dict()})
+        builder.add(forecast=schedule.forecast.as_dict())
     if code == pytest.ExitCode.OK and the_plan.profile.refines:
-        document = journal.document()
         more = refined(
-            the_plan,
-            batches_to_add(
-                records.parse(document).records, document[OURS]["baselines"]
-            ),
+            the_plan, batches_to_add(builder.records, builder.run().baselines)
         )
         second = Session(
-            schedule.also(more),
-            measurer,
-            machine,
-            progress,
-            session.ceilings,
-            journal.add,
+            schedule.also(more), measurer, progress, builder, session.ceilings
         )
         second_code = _measured(second, selection) if more.cases else code
         if second.outcomes:
@@ -90,12 +91,15 @@ def _measured(session: Session, selection: str, *plugins) -> int:
 
 
 class _Beginning:
-    """Begins the journal when pytest has chosen the cases: with pytest-benchmark's
-    description of the machine.
+    """Begins the run when pytest has chosen the cases: with pytest-benchmark's
+    description of the machine beside ours.
     """
 
-    def __init__(self, journal: Journal, the_plan: Plan, selection: str):
-        self._journal = journal
+    def __init__(
+        self, builder: RunBuilder, machine: dict, the_plan: Plan, selection: str
+    ):
+        self._builder = builder
+        self._machine = machine
         self._plan = the_plan
         self._selection = selection
 
@@ -103,13 +107,14 @@ class _Beginning:
     def pytest_collection_finish(self, session):
         chosen = {item.callspec.params["case_id"] for item in session.items}
         if chosen:
-            self._journal.begin(
-                _empty_document(session.config),
-                _about(self._plan, chosen, self._selection),
+            self._builder.begin(
+                machine=self._machine,
+                benchmark_header=_benchmark_header(session.config),
+                **_known_before(self._plan, chosen, self._selection),
             )
 
 
-def _empty_document(config) -> dict:
+def _benchmark_header(config) -> dict:
     """What pytest-benchmark stores of a run beside its benchmarks."""
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
@@ -206,72 +211,63 @@ class Measurer:
         )
 
 
-def _tuning(op: DeclaredOp, device: str) -> dict:
-    """Which file the op's configurations come from, and how long they took to find;
-    "measured" is None without one.
-    """
+def _tuning(op: DeclaredOp, device: str) -> Tuning | None:
+    """Where the op's configurations come from; None where no variant of it is tuned."""
+    if not any(variant.tunable for variant in op.variants.values()):
+        return None
     path = file_for(op.folder, "tuning", device)
-    found = {
-        "file": path.relative_to(REPOSITORY).as_posix(),
-        "measured": None,
-        "seconds": None,
-    }
+    name = path.relative_to(REPOSITORY).as_posix()
     try:
         header = stored(path)
     except ValueError as damaged:
-        return found | {"why_not": texts.clean_line(damaged)}
-    return found | {name: header.get(name) for name in ("measured", "seconds")}
+        return Tuning(name, why_not=texts.clean_line(damaged))
+    return Tuning(name, header.get("measured"), header.get("seconds"))
 
 
-def _about(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
-    """Our part of the run as far as it is known before anything is measured; `chosen`
-    has the cases' ids.
+def _known_before(the_plan: Plan, chosen: Container[str], selection: str) -> dict:
+    """The fields of the run that are known before anything is measured; `chosen` has
+    the cases' ids.
     """
     cases = [case for case in the_plan.cases if case.id in chosen]
     ops = {case.op: the_plan.ops[case.op] for case in cases}
-    groups = {case.problem[:3] for case in cases}
     return {
-        "profile": the_plan.profile.name,
-        "selection": selection,
-        "limits": dataclasses.asdict(the_plan.profile.limits[the_plan.device]),
-        "effort": {
-            "precision": the_plan.profile.precision,
-            "seconds": the_plan.profile.sampling_s,
-        },
-        "ceilings": None,
-        "why_no_ceilings": None,
-        "signatures": {name: op.signature for name, op in ops.items()},
-        "baselines": {name: op.baseline for name, op in ops.items()},
-        "scenarios": {
-            name: {scenario.name: scenario.title for scenario in op.scenarios.values()}
-            for name, op in ops.items()
-        },
-        "sizes": {
-            name: {
-                scenario.name: dict(scenario.sizes)
-                for scenario in op.scenarios.values()
-            }
-            for name, op in ops.items()
-        },
+        "plan": _run_plan(the_plan, cases, selection),
+        "ops": {name: _op_facts(op, the_plan.device) for name, op in ops.items()},
         "variants": {
-            case.variant.id: {
-                "idea": texts.clean_line(case.variant.idea),
-                "backend": case.variant.backend,
-                "builds_on": case.variant.below,
-                "own_tolerance": case.variant.own_tolerance,
-                "gives": case.variant.gives,
-            }
+            case.variant.id: VariantFacts(
+                texts.clean_line(case.variant.idea),
+                case.variant.backend,
+                case.variant.below,
+                case.variant.own_tolerance,
+                case.variant.gives,
+            )
             for case in cases
         },
-        "tuning": {
-            name: _tuning(op, the_plan.device)
-            for name, op in ops.items()
-            if any(variant.tunable for variant in op.variants.values())
-        },
-        "left_out": [
+        "broken_files": [dataclasses.asdict(one) for one in the_plan.broken],
+        "compiled": Compiled(incomplete="the run was stopped"),
+    }
+
+
+def _run_plan(the_plan: Plan, cases: Sequence[Case], selection: str) -> RunPlan:
+    profile = the_plan.profile
+    groups = {case.problem[:3] for case in cases}
+    limits = profile.limits[the_plan.device]
+    return RunPlan(
+        profile.name,
+        selection,
+        Limits(limits.flops, limits.bytes),
+        RunEffort(profile.precision, profile.sampling_s),
+        tuple(
             problem
             for problem in the_plan.left_out
             if not selection or problem[:3] in groups
-        ],
-        "broken_files": [dataclasses.asdict(one) for one in the_plan.broken],
+        ),
+    )
+
+
+def _op_facts(op: DeclaredOp, device: str) -> OpFacts:
+    scenarios = {
+        scenario.name: ScenarioFacts(scenario.title, dict(scenario.sizes))
+        for scenario in op.scenarios.values()
     }
+    return OpFacts(op.signature, op.baseline, scenarios, _tuning(op, device))

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from batchline import places
-from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.report import excerpts, page
+from batchline.bench.store import run_json
 
 CLEAN, STALE = 0, 1
 REPOSITORY = places.CODE
@@ -117,7 +117,7 @@ def _screenshot(folder: Path) -> bytes:
             "a screenshot takes Chromium, playwright, plotly and jinja2: one of them is missing here"
         )
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
-        path = page.write(records.load(folder), Path(scratch))
+        path = page.write(run_json.load(folder), Path(scratch))
         browser = driver.chromium.launch(executable_path=chromium)
         tab = browser.new_page(viewport=_WINDOW, color_scheme="light")
         tab.goto(path.as_uri())

@@ -12,19 +12,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchline.bench import besides, history, publishing, pytest_run, records, texts
+from batchline.bench import besides, history, publishing, pytest_run, texts
 from batchline.bench.budget import Schedule
 from batchline.bench.cases import CLOCKS, plan, profile_named
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty, require_writable
-from batchline.bench.journal import Journal
+from batchline.bench.store.journal import Journal, RunBuilder, store
 from batchline.bench.measure.ahead import Ahead
 from batchline.bench.measure.ahead.folder import VARIABLE as KERNELS
 from batchline.bench.measure.ahead.folder import kernels_folder
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
-from batchline.bench.records import MEASURED, NOT_REACHED, Run, is_broken
+from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
+from batchline.bench.store.records import Run
 from batchline.bench.report import run_in_ci
 from batchline.bench.stopping import put_off
 
@@ -85,10 +86,8 @@ def run(
         the_plan = plan(profile, device, deadline_s)
         for one in the_plan.broken:
             complain(one)
-        journal = stack.enter_context(
-            contextlib.closing(
-                Journal(run_folder, {**besides.NOTHING, "started": started})
-            )
+        builder = stack.enter_context(
+            contextlib.closing(RunBuilder(Journal(run_folder), started))
         )
         ahead = (
             stack.enter_context(contextlib.closing(_ahead()))
@@ -97,13 +96,12 @@ def run(
         )
         schedule = Schedule(the_plan, lambda: time.monotonic() - began_s)
         measurer = Measurer(the_plan, isolation, chosen, ahead)
-        ended = _measure(schedule, measurer, machine, selection, journal)
+        ended = _measure(schedule, measurer, machine, selection, builder)
         with put_off():  # after a Ctrl-C another one must find the run stored
-            journal.add(about={"seconds": round(time.monotonic() - began_s, 1)})
+            builder.add(seconds=round(time.monotonic() - began_s, 1))
             isolation.close()  # what a variant may have left running must not be there when the run is stored
-            document = journal.document()
-            run_in = publishing.store_run(document, run_folder)
-        the_run = records.parse(document)
+            the_run = builder.run()
+            run_in = store(the_run, run_folder)
         return _exit_code(
             the_run, ended, publishing.publish(the_run, run_in, history_folder)
         )
@@ -131,36 +129,33 @@ def _measure(
     measurer: Measurer,
     machine: dict,
     selection: str,
-    journal: Journal,
+    builder: RunBuilder,
 ) -> int:
-    """Measure all of it into the journal; how it ended: CLEAN, INTERRUPTED, or
+    """Measure all of it into the builder; how it ended: CLEAN, INTERRUPTED, or
     BROKEN_CASES by a fault of our own.
 
     Raises:
         UsageError: if `selection` chooses nothing; then there is no journal.
-        KeyboardInterrupt: before the journal has begun, so with nothing to keep.
+        KeyboardInterrupt: before the run has begun, so with nothing to keep.
     """
     try:
-        ended = pytest_run.measure(schedule, measurer, machine, selection, journal)
+        ended = pytest_run.measure(schedule, measurer, machine, selection, builder)
         if ended == CLEAN:
-            for found in besides.looks(
-                measurer.isolation, schedule.of, journal.document(), machine
-            ):
-                journal.add(about=found)
-            journal.add(about={"partial": False})
+            besides.add_looks(measurer.isolation, schedule.of, builder)
+            builder.add(partial=False)
     except UsageError:
-        journal.discard()
+        builder.discard()
         raise
     except KeyboardInterrupt:
         ended = INTERRUPTED
     except Exception as error:
-        if not journal.has_begun():
+        if not builder.has_begun:
             raise
         complain(
             f"Batchline itself failed: {texts.error_line(error)}; what was measured before is kept"
         )
         ended = BROKEN_CASES
-    if not journal.has_begun():
+    if not builder.has_begun:
         raise KeyboardInterrupt
     return ended
 
@@ -193,7 +188,7 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
     broken = NOT_REACHED in statuses or any(
         is_broken(record.status, record.reason) for record in run.records
     )
-    broken = broken or bool(run.about.get("broken_files"))
+    broken = broken or bool(run.broken_files)
     return (
         BROKEN_CASES
         if broken or any(run_in_ci.impossible(run)) or not published

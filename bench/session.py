@@ -8,7 +8,8 @@ goes on by one sample for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -18,13 +19,13 @@ from batchline.bench.cases import Case, along
 from batchline.bench.declared import Refusal
 from batchline.bench.measure.task import Outcome
 from batchline.bench.progress import Progress
-from batchline.bench.records import (
+from batchline.bench.store.journal import RunBuilder
+from batchline.bench.statuses import (
     FAILED,
     INVALID,
     MEASURED,
     NOT_HERE,
     NOT_REACHED,
-    OURS,
     THE_MACHINE_WAS,
     NotMeasured,
 )
@@ -41,17 +42,16 @@ class Session:
     `schedule` knows the plan, and which problems there is time for. `measurer` compiles
     ahead, gives the ceilings, and the outcomes of the cases of a problem. `ceilings`
     are those already known.
-    `record` is called with each entry for the run's journal (bench.journal).
+    `builder` is the run that all of it is added to.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         measurer,
-        machine: dict,
         progress: Progress,
+        builder: RunBuilder,
         ceilings: dict | None = None,
-        record: Callable[..., None] = lambda **entry: None,
     ):
         plan = schedule.of
         self._plan = plan
@@ -61,10 +61,9 @@ class Session:
             set()
         )  # the ids of cases that are measured only because others are compared with them
         self._measurer = measurer
-        self._machine = machine
         self.progress = progress
         self.ceilings = ceilings
-        self._record = record
+        self._builder = builder
         self._recorded_ceilings = ceilings, None
         self.why_no_ceilings: str | None = None
         self._refused: set[str] = (
@@ -111,9 +110,9 @@ class Session:
             if name in names
         }
         if chosen:
-            self._record(
-                planned=list(self.outcomes),
-                along=[name for name in self.outcomes if name in self._along],
+            self._builder.add_plan(
+                list(self.outcomes),
+                [name for name in self.outcomes if name in self._along],
             )
         can_run = [case for case in chosen if not case.refusal]
         self.progress.tell("which kernels are launched")
@@ -137,11 +136,8 @@ class Session:
         longest_s = max(_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED * expected_s)
         compiled = self._measurer.compile_ahead(cases, longest_s, self.progress.tell)
         if compiled:
-            self._record(compiled_ahead=compiled)
+            self._builder.add_compiled_ahead(compiled)
             self.progress.compiled(compiled)
-
-    def pytest_benchmark_update_machine_info(self, machine_info):
-        machine_info[OURS] = self._machine
 
     @pytest.fixture
     def batchline(self):
@@ -151,7 +147,7 @@ class Session:
         """Measure the case called `name`; its outcome is kept whether or not it raises
         NotMeasured.
         """
-        case, stats = self._cases[name], None
+        case = self._cases[name]
         try:
             refusal = case.refusal or self._no_time_for(case)
             outcome = (
@@ -162,26 +158,31 @@ class Session:
             if outcome.status == MEASURED:
                 self._replay.into(benchmark, outcome)
                 benchmark.extra_info.update(outcome.facts)
-                stats = benchmark.stats
         except (
             Exception
         ) as error:  # ours, or a worker's answer that is none: a row, and the run goes on
             outcome = Outcome(
                 FAILED, f"Batchline itself failed: {texts.error_line(error)}"
             )
-        self._keep(case, outcome.status, texts.clean_line(outcome.reason), stats)
+        self._keep(case, outcome)
         if outcome.status != MEASURED:
             raise NotMeasured(*self.outcomes[name])
 
-    def _keep(self, case: Case, status: str, reason: str, stats) -> None:
-        """The outcome of a case, and pytest-benchmark's statistics of one that was
-        measured; else None.
-        """
+    def _keep(self, case: Case, outcome: Outcome) -> None:
+        """Add the outcome of a case to the run."""
+        status, reason = outcome.status, texts.clean_line(outcome.reason)
         self.outcomes[case.id] = status, reason
-        measured = {"benchmark": stats.as_dict()} if stats else {}
-        self._record(case=case.id, status=status, reason=reason, **measured)
+        self._builder.add_outcome(
+            case.id,
+            status,
+            reason,
+            outcome.samples_s,
+            outcome.iterations,
+            outcome.facts,
+        )
         self._record_ceilings()
-        self.progress.done(case, status, reason, stats.stats.median if stats else None)
+        median_s = statistics.median(outcome.samples_s) if status == MEASURED else None
+        self.progress.done(case, status, reason, median_s)
 
     def _believed(self, outcome: Outcome, case: Case) -> Outcome:
         """The outcome, or INVALID if one of its times is impossible.
@@ -271,7 +272,9 @@ class Session:
     def _record_ceilings(self) -> None:
         now = self.ceilings, self.why_no_ceilings
         if now != self._recorded_ceilings:
-            self._record(about=dict(zip(("ceilings", "why_no_ceilings"), now)))
+            self._builder.add(
+                ceilings=self.ceilings, why_no_ceilings=self.why_no_ceilings
+            )
             self._recorded_ceilings = now
 
     def _no_time_for(self, case: Case) -> Refusal | None:

@@ -1,9 +1,8 @@
 """What the batch size does to training: `bench noise`, `claims` and `advise`, and the
 same part of `bench run`.
 
-A study is plain data: {"machine", "started", "profile", "noise": {"workloads",
-"seconds"}, "sweep"}. The sweep, of minutes, is what `bench claims` trains; the others
-use the newest that is stored.
+A study (bench.store.records.Study) has the noise and a sweep. The sweep, of minutes, is
+what `bench claims` trains; the others use the newest that is stored.
 """
 
 from __future__ import annotations
@@ -11,30 +10,30 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from batchline import places
-from batchline.bench import publishing, records, texts
+from batchline.bench import publishing, texts
 from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
-from batchline.bench.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
-from batchline.bench.stored_files import blamed_on, read_json
+from batchline.bench.store import files, run_json
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.records import Noise, Study
 from batchline.bench.verdicts.across_runs import why_made_up
 
-FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = places.REPORTS.parent
 _SURVEY = "batchline.bench.noise.experiments.survey:survey"
-_STORED = "reports/evidence/*/" + FILE_NAME
+_STORED = f"reports/evidence/*/{run_json.STUDY_FILE_NAME}*"
 
 
 def surveys(isolation, profile: str) -> Iterator[dict]:
@@ -58,13 +57,13 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
         yield {"workloads": dict(found), "seconds": time.monotonic() - started_s}
 
 
-def stored_sweep() -> dict | None:
+def stored_sweep() -> Mapping | None:
     """The training sweep of the newest study that is kept as evidence; None where there
     is none that can be read.
     """
     for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if sweep := json.loads(path.read_text(encoding="utf-8"))["sweep"]:
+        with contextlib.suppress(OSError, ValueError):
+            if sweep := run_json.load_study(path.parent).sweep:
                 return sweep
     return None
 
@@ -110,8 +109,8 @@ def advise(
             return _print_advice(noise, workload, batch, cost_cap)
     _require_workload(workload)
     measured = _measured(profile, _resolved(profile, device))
-    code = _print_advice(measured["noise"], workload, batch, cost_cap)
-    return INTERRUPTED if measured.get("partial") else code
+    code = _print_advice(measured.noise, workload, batch, cost_cap)
+    return INTERRUPTED if measured.partial else code
 
 
 def _require_workload(name: str | None) -> None:
@@ -158,26 +157,25 @@ def _study(profile: str, device: str, out: Path, sweep) -> int:
     folder = new_folder(out, environment.machine(device)["device_name"])
     try:
         study = _measured(profile, device)
-        study["sweep"] = stored_sweep()
-        if not study["partial"]:
+        if study.partial:
+            study = replace(study, sweep=stored_sweep())
+        else:
             try:
-                study["sweep"] = sweep()
+                study = replace(study, sweep=sweep())
             except (
                 KeyboardInterrupt
             ):  # the survey is kept, beside the newest sweep that is stored
-                study["partial"] = True
+                study = replace(study, sweep=stored_sweep(), partial=True)
         shown = write(study, folder)
     finally:
         remove_if_empty(folder)
-    if study["partial"]:
+    if study.partial:
         return INTERRUPTED
-    failed = any(
-        "failed" in workload for workload in study["noise"]["workloads"].values()
-    )
+    failed = any("failed" in workload for workload in study.noise.workloads.values())
     return FAILED if failed or not shown else CLEAN
 
 
-def _measured(profile: str, device: str) -> dict:
+def _measured(profile: str, device: str) -> Study:
     """A study without its sweep; `partial` where Ctrl-C has left workloads out.
 
     Raises:
@@ -187,23 +185,22 @@ def _measured(profile: str, device: str) -> dict:
     from batchline.bench.measure.isolation import Isolation
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    study = {
-        "machine": environment.machine(device),
-        "started": started,
-        "profile": profile,
-        "partial": False,
-        "noise": {"workloads": {}, "seconds": 0.0},
-    }
+    study = Study(
+        machine=environment.machine(device),
+        started=started,
+        profile=profile,
+        noise=Noise({}),
+    )
     with contextlib.closing(
         Isolation(device, PROFILES[profile].deadline_s)
     ) as isolation:
         try:
             for so_far in surveys(isolation, profile):
-                study["noise"] = so_far
+                study = replace(study, noise=Noise(**so_far))
         except KeyboardInterrupt:
-            if not study["noise"]["workloads"]:
+            if not study.noise.workloads:
                 raise
-            study["partial"] = True
+            study = replace(study, partial=True)
     return study
 
 
@@ -218,20 +215,20 @@ def _resolved(profile: str, device: str) -> str:
         raise UsageError(str(error)) from error
 
 
-def write(study: Mapping, folder: Path) -> bool:
+def write(study: Study, folder: Path) -> bool:
     """Store the study and write its report beside it; print the answers. Whether all of
     the report could be made.
 
     Where `folder` can't be written any more both go elsewhere, and a line says where.
     """
     with put_off():
-        folder = publishing.store(
-            lambda place: _store(study, place), folder, "advise --run"
+        folder = files.save_or_rescue(
+            lambda place: run_json.save_study(place, study), folder, "advise --run"
         )
     parts = publishing.Parts()
     figures = parts.attempt(
         "drawing the plots",
-        lambda: training.draw(study["noise"], study["sweep"], study["machine"], folder),
+        lambda: training.draw(study.noise, study.sweep, study.machine, folder),
         {},
     )
     parts.attempt(
@@ -245,49 +242,34 @@ def write(study: Mapping, folder: Path) -> bool:
     return parts.complete
 
 
-def _markdown(study: Mapping, figures: Mapping) -> str:
+def _markdown(study: Study, figures: Mapping) -> str:
     title = (
-        f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
-        f"{study['started'][:10]}"
+        f"# Batchline: what the batch size does to training, on {study.machine['device_name']}, "
+        f"{study.started[:10]}"
     )
-    partial = (
-        ["> **Partial.** It was stopped before its end."]
-        if study.get("partial")
-        else []
-    )  # older ones never are
+    partial = ["> **Partial.** It was stopped before its end."] if study.partial else []
     measured = (
-        f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
-        f"{study['started']}."
+        f"The noise was measured in {study.noise.seconds:.0f} s, profile {study.profile}, begun "
+        f"{study.started}."
     )
-    text = training.markdown(study["noise"], study["sweep"], study["machine"], figures)
+    text = training.markdown(study.noise, study.sweep, study.machine, figures)
     return "\n\n".join([title, *partial, measured, *text]) + "\n"
 
 
-def _terminal(study: Mapping) -> str:
-    parts = training.terminal(study["noise"], study["sweep"], study["machine"])
+def _terminal(study: Study) -> str:
+    parts = training.terminal(study.noise, study.sweep, study.machine)
     return "\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in parts)
-
-
-def _store(study: Mapping, folder: Path) -> None:
-    text = json.dumps(study, separators=(",", ":"), ensure_ascii=False)
-    write_whole(folder / FILE_NAME, text)
 
 
 def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
     """The file that has the noise, of a study or of a run, the noise, and the machine."""
-    path = folder / FILE_NAME
+    path = run_json.study_path_in(folder)
     if path.exists():
-        try:
-            document = read_json(path)
-        except OSError as error:
-            raise UsageError(f"can't read {path} ({error.strerror})") from error
-        with blamed_on(path):
-            return path, document["noise"], document["machine"]
-    run = records.load(folder)
-    with blamed_on(records.path_in(folder)):
-        noise = run.about.get("noise")
-    if not noise:
+        study = run_json.load_study(folder)
+        return path, study.noise, study.machine
+    run = run_json.load(folder)
+    if not run.noise:
         raise UsageError(
             f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`"
         )
-    return records.path_in(folder), noise, run.machine
+    return run_json.path_in(folder), run.noise, run.machine

@@ -20,7 +20,7 @@ from batchline.bench.measure import environment, stand_in
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Outcome, Task
-from batchline.bench.records import BROKEN, MEASURED, is_broken
+from batchline.bench.statuses import BROKEN, MEASURED, is_broken
 from batchline.bench.selection import selected
 
 CLEAN, BROKEN_CASES, NOTHING_TUNED = 0, 1, 3

@@ -2,17 +2,11 @@
 means to be more than text.
 """
 
-from batchline.bench import records
-from batchline.bench.records import (
-    FAILED,
-    HUNG,
-    NOT_REACHED,
-    UNSUPPORTED,
-    WRONG,
-    Run,
-    parse,
-)
-from batchline.bench.regressions import (
+from batchline.bench import statuses
+from batchline.bench.statuses import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG
+from batchline.bench.store.records import Run
+from batchline.bench.store.run_json import parse
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,
@@ -168,7 +162,7 @@ BROKEN_CASES = (
 BUSY_CASE = (
     "fast",
     4,
-    records.INVALID,
+    statuses.INVALID,
     "the machine was busy: other processes took 43% of the cores, three times",
 )
 IMPOSSIBLE = {

@@ -28,10 +28,11 @@ from unittest import mock
 
 from tabulate import tabulate
 
-from batchline.bench import dispatch, history, records
+from batchline.bench import dispatch, history, statuses
+from batchline.bench.store import formats, run_json
 from batchline.__main__ import main
 from batchline.bench.measure import environment
-from batchline.bench.records import parse_case_id
+from batchline.bench.case_ids import parse_case_id
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
 
@@ -217,7 +218,7 @@ def _why_wrong(code: int, errors: str, file: Path) -> str | None:
 
 
 def _run_file(folder: Path, content: bytes) -> Path:
-    file = folder / "run" / records.FILE_NAME
+    file = folder / "run" / run_json.FILE_NAME
     file.parent.mkdir()
     file.write_bytes(content)
     return file
@@ -237,7 +238,7 @@ def _history_file(folder: Path, content: bytes) -> Path:
 def _whole_line() -> dict:
     """A run as a history has it, with two kernels, each of which is a plot."""
     with tempfile.TemporaryDirectory() as scratch:
-        file = history.append(records.parse(stored_run()), Path(scratch))
+        file = history.append(run_json.parse(stored_run()), Path(scratch))
         line = json.loads(file.read_text(encoding="utf-8"))
     kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[
         :2
@@ -258,14 +259,14 @@ def _measured_case(document: dict) -> str:
     return next(
         case["id"]
         for case in document["batchline"]["cases"]
-        if case["status"] == records.MEASURED
+        if case["status"] == statuses.MEASURED
     )
 
 
 def _run_of_here() -> dict:
     """The stored run, as if this machine had made it."""
     document = stored_run()
-    machine = document["machine_info"][records.OURS]
+    machine = document["machine_info"][formats.OURS]
     machine["device_name"] = environment.device_name("cpu")
     machine["versions"] = {
         name: metadata.version(name) for name in machine["versions"] if name in VERSIONS

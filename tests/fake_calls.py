@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from batchline import kernels
 from batchline.bench import dispatch as command
-from batchline.bench import records
 from batchline.bench.measure import environment
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import FAILED, MEASURED, OURS, Record
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.formats import OURS
+from batchline.bench.store.records import Record
 from batchline.kernels import device_files
 from batchline.kernels.op import Op
 from tests.plans import planned
+from tests.runs import save_document
 
 BASELINES = {"bmm": "torch_bmm"}
 
@@ -164,7 +166,7 @@ def a_run(folder, *rows, baselines=BASELINES, **machine):
         },
     }
     folder.mkdir()
-    records.save(folder, document)
+    save_document(folder, document)
     return folder
 
 

@@ -5,7 +5,7 @@ pair's number.
 import math
 
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from batchline.bench.regress.pairs import Compared
 
 

@@ -24,7 +24,7 @@ from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.tampering import Tampered
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.worker import DeviceLost
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 
 EFFORT = Effort(0.1, 0.01)
 

@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from batchline.bench import records
-from batchline.bench.records import FAILED, MEASURED, Record
+from batchline.bench.store import run_json
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
 from tests import comparisons
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
+from tests.runs import changed
 from tests.test_records import document
 
 HOSTILE = f"</script><!-- <b>bold</b> {comparisons.HOSTILE} {{{{ 1 + 1 }}}}"
@@ -67,8 +69,8 @@ def a_run(**about):
     """A run of one measured case and one that can't run here; `about` replaces what its
     own says.
     """
-    run = records.parse(document())
-    return replace(run, about={**run.about, **about})
+    run = run_json.parse(document())
+    return changed(run, **about)
 
 
 def invariance(variant, differs_at=(), **changes):
@@ -86,6 +88,11 @@ def invariance(variant, differs_at=(), **changes):
         "failed": None,
         **changes,
     }
+
+
+def with_scenario(run, name, title):
+    scenarios = run.about["scenarios"]["bmm"]
+    return changed(run, scenarios={"bmm": {**scenarios, name: title}})
 
 
 def with_records(run, *added):
@@ -117,7 +124,7 @@ def everything():
         sweep=sweep(),
         invariance=[invariance("torch_bmm"), invariance("fast", [1])],
     )
-    run.about["scenarios"]["bmm"]["tiny_32"] = "many 32x32 matrices"
+    run = with_scenario(run, "tiny_32", "many 32x32 matrices")
     return with_records(
         run,
         *(
@@ -154,8 +161,7 @@ def hostile():
         timed(HOSTILE, 4, 1e-6, HOSTILE),
         Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE),
     )
-    run.about["scenarios"]["bmm"][HOSTILE] = HOSTILE
-    run.about["variants"][f"bmm/{HOSTILE}"] = run.about["variants"]["bmm/torch_bmm"] | {
-        "idea": HOSTILE
-    }
-    return run
+    run = with_scenario(run, HOSTILE, HOSTILE)
+    variants = run.about["variants"]
+    called_so = {**variants["bmm/torch_bmm"], "idea": HOSTILE}
+    return changed(run, variants={**variants, f"bmm/{HOSTILE}": called_so})

@@ -12,7 +12,7 @@ from batchline.bench.measure import check, hardware
 from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from tests.on_tensor_cores import ON_TENSOR_CORES
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from batchline.bench import a_a
 from batchline.bench.a_a import Pair
-from batchline.bench.records import FAILED, MEASURED
+from batchline.bench.statuses import FAILED, MEASURED
 from tests.plans import planned
 
 

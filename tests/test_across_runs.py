@@ -4,11 +4,14 @@ in a good part of it.
 
 import pytest
 
-from batchline.bench import dispatch as command, history
+from batchline.bench import dispatch as command
+from batchline.bench import history
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import environment
-from batchline.bench.records import INVALID, MEASURED, Record, Run
+from batchline.bench.statuses import INVALID, MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts.across_runs import why_unusable
+from tests.runs import run_of
 
 BUSY = "the machine was busy: other processes took 43% of the cores, three times"
 
@@ -39,7 +42,7 @@ def run(measured=9, busy=0, impossible=0, partial=False):
         "profile": "smoke",
         "baselines": {},
     }
-    return Run(about, environment.machine("cpu"), tuple(records))
+    return run_of(about, environment.machine("cpu"), tuple(records))
 
 
 @pytest.mark.parametrize(

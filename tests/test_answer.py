@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from batchline.bench.records import FAILED, INVALID, Record
+from batchline.bench.statuses import FAILED, INVALID
+from batchline.bench.store.records import Record
 from batchline.bench.report.answer import answer
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, everything, timed, with_records

@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench import besides, records, report
+from batchline.bench import besides, report
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
-from batchline.bench.records import CRASHED, MEASURED, OURS, Record, Run
 from batchline.bench.report import audit as shown
 from batchline.bench.report import tables
 from batchline.bench.run import _exit_code
+from batchline.bench.statuses import CRASHED, MEASURED
+from batchline.bench.store import run_json
+from batchline.bench.store.formats import OURS
+from batchline.bench.store.records import Record
 from batchline.kernels.op import Variant
+from tests.runs import run_of, save_document
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
@@ -209,9 +214,9 @@ class _Worker:
 
 
 def test_a_crash_costs_its_row():
-    rows = besides.audited(
-        _Worker(), _Plan, {OURS: {"cases": [{"id": _Plan.cases[0].id}]}}
-    )
+    case = parse_case_id(_Plan.cases[0].id)
+    run = run_of(records=[Record(**case, status=MEASURED, samples_s=(1.0,))])
+    rows = besides.audited(_Worker(), _Plan, run)
     assert [row["condition"] for row in rows[:-3]] == list(GRAD.conditions)
     crashed, ours, last = rows[-3:]
     assert (
@@ -232,14 +237,24 @@ def test_a_crash_costs_its_row():
     ],
 )
 def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code):
-    run = Run(
-        {"audit": [{"whose": whose, "impossible": impossible}]},
+    run = run_of(
+        {
+            "audit": [
+                {
+                    "op": "op",
+                    "variant": "a",
+                    "dtype": "c",
+                    "whose": whose,
+                    "impossible": impossible,
+                }
+            ]
+        },
         {},
         (Record("op", "a", "b", "c", 1, MEASURED),),
     )
     assert _exit_code(run, CLEAN, published=True) == code
-    assert _exit_code(replace(run, about={}), CLEAN, published=True) == CLEAN
-    assert _exit_code(replace(run, about={}), CLEAN, published=False) == BROKEN_CASES
+    assert _exit_code(replace(run, audit=()), CLEAN, published=True) == CLEAN
+    assert _exit_code(replace(run, audit=()), CLEAN, published=False) == BROKEN_CASES
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +272,9 @@ def audited():
 
 
 def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
-    records.save(tmp_path, audited)
-    run = records.load(tmp_path)
-    assert run.about["audit"] == audited[OURS]["audit"]
+    save_document(tmp_path, audited)
+    run = run_json.load(tmp_path)
+    assert [dict(row) for row in run.audit] == audited[OURS]["audit"]
     report.write(run, tmp_path)
     text = (
         (tmp_path / "README.md")
@@ -330,7 +345,7 @@ def _row(**changes):
     ],
 )
 def test_a_cell_is_the_worst_error_and_the_noise_scales(row, cell):
-    table = shown.section(records.Run({"audit": [row]}, {}, ()), tables.MARKDOWN)
+    table = shown.section(run_of({"audit": [row]}, {}, ()), tables.MARKDOWN)
     assert f"| v · float32 | {cell} " in table
 
 
@@ -342,7 +357,7 @@ def test_findings_tell_the_worst_ours_and_the_best():
         _row(variant="gives_less", noise_scale=None, n=None),
         _row(condition=None, failed="it crashed"),
     ]
-    assert shown.findings(records.Run({"audit": rows}, {}, ())).splitlines() == [
+    assert shown.findings(run_of({"audit": rows}, {}, ())).splitlines() == [
         "o: well: the worst is w · float32 (not of this suite), n wrong by 50%; the worst of this suite's v · float32, "
         "scale wrong by 10%; the best x · bfloat16, scale 2e-6.",
         "o: v · float32 failed: it crashed.",
@@ -351,7 +366,7 @@ def test_findings_tell_the_worst_ours_and_the_best():
 
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.parent.name)
 def test_a_run_from_before_the_audit_still_renders(path):
-    run = records.load(path.parent)
+    run = run_json.load(path.parent)
     paragraphs = list(report.markdown(run, {}, "none wanted"))
     assert len(paragraphs) > 10
     assert ("## Numerics" in "".join(paragraphs)) == bool(run.about.get("audit"))

@@ -3,7 +3,6 @@ time.
 """
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ import pytest
 from batchline.bench import budget
 from batchline.bench.budget import Schedule, in_turns
 from batchline.bench.cases import PROFILES
-from batchline.bench.records import OURS, parse
+from batchline.bench.store import load
 from tests.plans import planned
 
 QUICK_RUN = (
     Path(__file__).resolve().parents[1]
-    / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json"
+    / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512"
 )
 NOTHING_TO_COMPILE = {"compile_s": lambda cases: 0.0}
 GPU = planned("quick", "cuda")
@@ -86,13 +85,12 @@ def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
     """Measured with nothing else running; the machine is the one that the costs of a
     CPU were fitted on.
     """
-    document = json.loads(QUICK_RUN.read_text(encoding="utf-8"))
-    run = parse(document)
+    run = load(QUICK_RUN)
     cases_s = sum(record.facts["task_s"] for record in run.records if record.facts)
     plan = planned("quick", "cpu")
     forecast = Schedule(plan, lambda: 0.0).plan(timed(plan), **NOTHING_TO_COMPILE)
     assert forecast.cases_s == pytest.approx(cases_s, rel=0.2)
-    assert forecast.total_s == pytest.approx(document[OURS]["seconds"], rel=0.2)
+    assert forecast.total_s == pytest.approx(run.seconds, rel=0.2)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick"])

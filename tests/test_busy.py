@@ -17,7 +17,7 @@ from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.state import CpuState, own_cpu_s
 from batchline.bench.measure.task import Outcome, Task
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     INVALID,
     MEASURED,
     WRONG,

@@ -11,7 +11,7 @@ import torch
 from batchline.bench.measure.hardware import Cuda
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.task import NOT_CAPTURED, Outcome
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 
 
 @pytest.fixture

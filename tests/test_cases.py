@@ -10,7 +10,8 @@ from batchline import kernels
 from batchline.bench.cases import PROFILES, of_catalogue, plan
 from batchline.bench.declared import Catalogue
 from batchline.bench.listing import show
-from batchline.bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
+from batchline.bench.case_ids import case_id, parse_case_id
+from batchline.bench.statuses import NOT_HERE, UNSUPPORTED
 from tests.plans import planned
 
 # A rename of any of these loses the history of its case. Add to the list; never change

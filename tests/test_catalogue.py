@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchline.bench import records, regress
+from batchline.bench import regress
+from batchline.bench.store import run_json
 from batchline.bench.cases import PROFILES, along, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import catalogue
-from batchline.bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
+from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from tests.trees import copy_sources
 
@@ -485,7 +486,7 @@ def test_a_run_imports_no_file_says_once_what_is_broken_and_measures_the_baselin
         "layer_norm and (honest or vanishes)",
     )
     (folder,) = (tmp_path / "runs").iterdir()
-    run = records.load(folder)
+    run = run_json.load(folder)
     statuses = {}
     for record in run.records:
         statuses.setdefault(record.variant, set()).add(record.status)
@@ -499,7 +500,7 @@ def test_a_run_imports_no_file_says_once_what_is_broken_and_measures_the_baselin
         "grad_reduce/vanishes, in all its cases: crashed: kernels/grad_reduce/vanishes.py: its process "
         "ended with exit code 0 (importing it)"
     ]
-    assert run.about["along"] == [
+    assert list(run.along) == [
         f"grad_reduce/torch_mean/layer_norm/float32/B{batch}" for batch in (1, 3, 16)
     ]
     assert "3 of them along, to compare with: grad_reduce/torch_mean" in " ".join(

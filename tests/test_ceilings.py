@@ -13,7 +13,7 @@ from batchline.bench.cases import CLOCKS
 from batchline.bench.measure import ceilings, fma, hardware, sampling
 from batchline.bench.measure.busy import NoGuard
 from batchline.bench.measure.sampling import Effort, Samples
-from batchline.bench.records import INVALID, NotMeasured
+from batchline.bench.statuses import INVALID, NotMeasured
 
 KIB, MIB = 2**10, 2**20
 QUICK = Effort(precision=0.2, seconds=0.01, most=20)

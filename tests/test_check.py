@@ -17,7 +17,7 @@ from batchline.bench.measure.check import (
     held_to,
     tolerance_multiple,
 )
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.bmm import bmm
 from batchline.kernels.draw import Draw
 from batchline.kernels.grad_reduce import grad_reduce

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.records import FAILED, WRONG
+from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.report import ci, regression_words
 from batchline.bench.report.escaping import markdown, one_line
 from batchline.bench.report.run_in_ci import of_run
@@ -203,9 +203,7 @@ def test_a_machine_that_was_busy_is_no_problem_of_a_variant():
 def test_a_run_that_was_stopped_or_measured_nothing_is_a_problem():
     assert of_run(run(partial=True))[1][0][0] == "Stopped before the end"
     measured = run()
-    nothing = type(measured)(
-        measured.about | {"ceilings": None}, measured.machine, measured.records[1:]
-    )
+    nothing = replace(measured, ceilings=None, records=measured.records[1:])
     assert of_run(nothing)[1] == [
         ("Nothing was measured", "1 cases: 1 not timed here; profile smoke on Some CPU")
     ]

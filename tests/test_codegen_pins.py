@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench import codegen as command
 from batchline.bench.measure import pins
-from batchline.bench.sealed import SealBroken
+from batchline.bench.store.files import SealBroken
 from tests.test_records import compiled_row
 
 JOB = ("grad_reduce/triton_two_stage", "float32")

@@ -7,10 +7,12 @@ import subprocess
 
 import pytest
 
-from batchline.bench import compare as command, records
+from batchline.bench import compare as command
 from batchline.bench.errors import UsageError
 from batchline.bench.report.comparison import COLUMNS, terminal
+from batchline.bench.store import run_json
 from batchline.bench.verdicts.across_runs import compare
+from tests.runs import save_document
 from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
@@ -38,7 +40,7 @@ def stored(
 
 def saved(folder, **changes):
     folder.mkdir(parents=True)
-    records.save(folder, stored(**changes))
+    save_document(folder, stored(**changes))
     return folder
 
 
@@ -70,13 +72,13 @@ def test_the_answer_comes_first_then_the_case(tmp_path, capsys):
 
 
 def test_the_interval_holds_the_change_and_widens_with_the_noise():
-    (pair,) = compare(records.parse(stored()), records.parse(stored(1.05))).pairs
+    (pair,) = compare(run_json.parse(stored()), run_json.parse(stored(1.05))).pairs
     assert pair.low < pair.change < pair.high and pair.change == pytest.approx(0.05)
     noisy = stored(1.05)
     noisy["benchmarks"][0]["stats"]["data"] = [
         1.05e-3 * (1 + 0.1 * (i % 9 - 4)) for i in range(50)
     ]
-    (wide,) = compare(records.parse(stored()), records.parse(noisy)).pairs
+    (wide,) = compare(run_json.parse(stored()), run_json.parse(noisy)).pairs
     assert (
         wide.high - wide.low > 3 * (pair.high - pair.low)
         and pair.moved
@@ -96,20 +98,20 @@ def test_a_run_that_was_stopped_says_so(tmp_path, capsys):
     a, made = saved(tmp_path / "a"), stored()
     made["batchline"]["partial"] = True
     (tmp_path / "b").mkdir()
-    records.save(tmp_path / "b", made)
+    save_document(tmp_path / "b", made)
     lines = shown(capsys, a, tmp_path / "b").splitlines()
     assert [line[:2] for line in lines if "stopped before its end" in line] == ["B:"]
 
 
 def test_a_change_within_one_percent_is_not_marked():
-    (pair,) = compare(records.parse(stored()), records.parse(stored(1.005))).pairs
+    (pair,) = compare(run_json.parse(stored()), run_json.parse(stored(1.005))).pairs
     assert pair.low > 0 and not pair.moved
 
 
 def test_few_samples_have_no_interval():
     few = stored()
     few["benchmarks"][0]["stats"]["data"] = [1e-3, 2e-3]
-    comparison = compare(records.parse(few), records.parse(stored(9)))
+    comparison = compare(run_json.parse(few), run_json.parse(stored(9)))
     assert not comparison.pairs[0].moved and "too few samples" in terminal(comparison)
 
 
@@ -145,7 +147,7 @@ def test_another_machine_or_toolchain_is_refused_with_what_differs(
     ],
 )
 def test_a_gpu_is_its_model_memory_and_major_driver(other, same):
-    sides = [records.parse(stored(machine={"gpu": gpu})) for gpu in (GPU, GPU | other)]
+    sides = [run_json.parse(stored(machine={"gpu": gpu})) for gpu in (GPU, GPU | other)]
     assert (not compare(*sides).other_machine) is same
 
 
@@ -163,14 +165,14 @@ def test_forced_every_line_says_that_the_machine_is_another(tmp_path, capsys):
 def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
     b = stored()
     b["batchline"]["cases"][0] |= {"status": "wrong", "reason": "on ragged: no"}
-    text = terminal(compare(records.parse(stored()), records.parse(b)))
+    text = terminal(compare(run_json.parse(stored()), run_json.parse(b)))
     assert "no case is timed in both runs" in text and "Timed in A only" in text
     assert "tiny_16/float32, B = 4 (wrong: on ragged: no)" in text
 
 
 def test_times_by_different_clocks_are_not_compared():
     comparison = compare(
-        records.parse(stored()), records.parse(stored(clock="host_cold"))
+        run_json.parse(stored()), run_json.parse(stored(clock="host_cold"))
     )
     assert (
         not comparison.pairs
@@ -183,8 +185,8 @@ def test_it_fits_the_terminal():
     machine = {"cpu": "Another CPU"}
     text = terminal(
         compare(
-            records.parse(stored(0.001234)),
-            records.parse(stored(0.002345, machine, long)),
+            run_json.parse(stored(0.001234)),
+            run_json.parse(stored(0.002345, machine, long)),
         )
     )
     assert max(map(len, text.splitlines())) <= COLUMNS
@@ -204,7 +206,7 @@ def test_what_is_no_run_is_a_line(tmp_path, text):
     folder = tmp_path / "b"
     folder.mkdir()
     if text is not None:
-        (folder / records.FILE_NAME).write_text(text)
+        (folder / run_json.FILE_NAME).write_text(text)
     with pytest.raises(UsageError) as refused:
         command.compare(saved(tmp_path / "a"), folder)
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
@@ -217,7 +219,7 @@ def test_times_that_are_none_are_a_line(tmp_path, samples):
     damaged = stored()
     damaged["benchmarks"][0]["stats"]["data"] = samples
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / records.FILE_NAME).write_text(json.dumps(damaged))
+    (tmp_path / "b" / run_json.FILE_NAME).write_text(json.dumps(damaged))
     with pytest.raises(UsageError, match="a sample that is no time|TypeError"):
         command.compare(saved(tmp_path / "a"), tmp_path / "b")
 
@@ -252,7 +254,7 @@ def test_a_revision_is_its_newest_run_on_the_other_sides_machine(tmp_path, capsy
     )
     b = saved(runs / "b")
     (runs / "torn").mkdir()
-    (runs / "torn" / records.FILE_NAME).write_text(f"{{{commit}")
+    (runs / "torn" / run_json.FILE_NAME).write_text(f"{{{commit}")
     command.compare("HEAD", b, stored=[runs])
     captured = capsys.readouterr()
     assert "2.01 ms → 1.00 ms" in captured.out and "passed over" in captured.err

@@ -5,7 +5,7 @@ it, what its exit says.
 import pytest
 
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import FAILED, WRONG
+from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.regress import staged
 from batchline.bench.regress.command import (
     CLEAN,
@@ -16,7 +16,7 @@ from batchline.bench.regress.command import (
 )
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,

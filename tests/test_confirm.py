@@ -7,11 +7,12 @@ import random
 
 import pytest
 
-from batchline.bench import records
 from batchline.bench.cases import PROFILES
 from batchline.bench.confirm import Confirming, to_try, winners
 from batchline.bench.measure.task import OWN_FAULT, Outcome
-from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
+from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED, WRONG
+from batchline.bench.store import run_json
+from batchline.bench.store.formats import OURS
 from batchline.bench.verdicts import ranking
 from tests.test_crossovers import record
 
@@ -329,7 +330,7 @@ def test_records_carry_what_was_confirmed_and_lose_what_was_refuted():
             },
         },
     }
-    baseline, quick, bit = records.parse(document).records
+    baseline, quick, bit = run_json.parse(document).records
     assert baseline.status == MEASURED and "confirmed" not in baseline.facts
     assert (quick.status, quick.reason, quick.samples_s) == (
         INVALID,

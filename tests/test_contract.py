@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batchline.bench.measure.contract import plain_outputs, require_own_memory
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 
 INPUT = torch.ones(6)
 BUFFER = torch.zeros(4, 6)

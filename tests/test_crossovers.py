@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
-from tests.plans import planned
 
-from batchline.bench import records
+from batchline.bench.store import run_json
 from batchline.bench.cases import refined
-from batchline.bench.journal import _in_order
-from batchline.bench.records import FAILED, MEASURED, Record
 from batchline.bench.report import crossover as shown
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.journal import _in_order
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers
 from batchline.bench.verdicts.crossovers import (
     batches_to_add,
@@ -27,6 +27,7 @@ from batchline.bench.verdicts.crossovers import (
     root,
 )
 from batchline.kernels.backends import DISPATCH
+from tests.plans import planned
 
 BATCHES = (1, 3, 8, 33, 64, 256, 1024)
 
@@ -389,8 +390,8 @@ print(run.run("smoke", "cpu", "torch_bmm and tiny", Path({str(tmp_path)!r}), his
         text=True,
     )
     assert done.stdout.splitlines()[-1] == "0", done.stderr
-    (path,) = tmp_path.glob(f"*/{records.FILE_NAME}")
-    found = records.load(path.parent)
+    (path,) = tmp_path.glob(f"*/{run_json.FILE_NAME}")
+    found = run_json.load(path.parent)
     assert [
         (record.batch, record.status)
         for record in found.records

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchline.__main__ import main
-from batchline.bench.records import FILE_NAME
+from batchline.bench.store.run_json import FILE_NAME
 from tests import damage
 
 REPOSITORY = Path(__file__).resolve().parents[1]

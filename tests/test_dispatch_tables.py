@@ -11,7 +11,7 @@ from batchline import kernels
 from batchline.bench import dispatch as command
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import FAILED, HUNG, INVALID, NOT_HERE
+from batchline.bench.statuses import FAILED, HUNG, INVALID, NOT_HERE
 from batchline.kernels import device_files
 from batchline.kernels.op import Op
 from tests.fake_calls import BASELINES, FakeIsolation, a_run, alone, record, table

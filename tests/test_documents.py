@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import a_a, command_line, readme, records, selftests
+from batchline.bench import a_a, command_line, readme
+from batchline.bench.store import run_json, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -239,7 +240,7 @@ def test_what_the_marks_name_is_of_clean_checkouts():
     folders = {folder for kind, folder in marks() if kind in ("problem", "machine")}
     assert folders
     for folder in folders:
-        assert records.load(folder).machine["revision"]["dirty"] is False
+        assert run_json.load(folder).machine["revision"]["dirty"] is False
     for folder in {folder for kind, folder in marks() if kind == "same_code"}:
         stored = json.loads((folder / a_a.FILE_NAME).read_text(encoding="utf-8"))
         assert stored["machine"]["revision"]["dirty"] is False

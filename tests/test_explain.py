@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench import explain as command
-from batchline.bench import records
+from batchline.bench.store import formats, run_json
 from batchline.bench.errors import UsageError
-from batchline.bench.records import NOT_HERE, NOT_REACHED
+from batchline.bench.statuses import NOT_HERE, NOT_REACHED
 from batchline.bench.report.explain import screen
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records
 from tests.test_records import document
+from batchline.bench.store.records import Compiled
+from tests.runs import changed, save_document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
 ABOUT = {
@@ -31,8 +33,11 @@ def _flat(text):
 
 def rungs(median_s=1e-6):
     run = with_records(a_run(), timed("fast", 4, median_s, backend="numba_cpu"))
-    run.about["variants"]["bmm/fast"] = ABOUT
-    return run
+    return with_variant(run, ABOUT)
+
+
+def with_variant(run, facts):
+    return changed(run, variants={**run.about["variants"], "bmm/fast": facts})
 
 
 def test_a_measured_case():
@@ -76,12 +81,11 @@ def test_the_rung_below(median_s, words):
 
 
 def test_a_rung_that_is_not_there_or_has_no_time():
-    run = rungs()
-    run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/triton_tiled"}
+    run = with_variant(rungs(), ABOUT | {"builds_on": "bmm/triton_tiled"})
     assert "triton_tiled: not timed here: needs CUDA" in _flat(
         screen(run, "bmm/fast/tiny_16/float32/B4", "x")
     )
-    run.about["variants"]["bmm/fast"] = ABOUT | {"builds_on": "bmm/gone"}
+    run = with_variant(rungs(), ABOUT | {"builds_on": "bmm/gone"})
     assert "gone: not in this run" in _flat(
         screen(run, "bmm/fast/tiny_16/float32/B4", "x")
     )
@@ -90,7 +94,9 @@ def test_a_rung_that_is_not_there_or_has_no_time():
 def test_a_case_without_a_time_has_its_reason_and_its_compiled_facts():
     run = a_run()
     (refused,) = (record for record in run.records if record.status == NOT_HERE)
-    run.about["compiled"][0] |= {"dtype": refused.dtype}
+    (kernel,) = run.compiled.kernels
+    kernel = replace(kernel, dtype=refused.dtype)
+    run = replace(run, compiled=Compiled((kernel,)))
     flat = _flat(screen(run, refused.id, "x"))
     assert "no time not timed here: needs CUDA" in flat
     assert (
@@ -124,25 +130,25 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("2026-01-01-old", "2026-01-02-new"):
         (tmp_path / "reports" / "runs" / name).mkdir(parents=True)
-        records.save(tmp_path / "reports" / "runs" / name, document())
+        save_document(tmp_path / "reports" / "runs" / name, document())
     return tmp_path
 
 
 def test_the_newest_run_that_has_the_case(here):
     assert "reports/runs/2026-01-02-new" in command.explain(CASE, None)
-    (here / "reports" / "runs" / "2026-01-02-new" / records.FILE_NAME).write_text("{")
+    (here / "reports" / "runs" / "2026-01-02-new" / run_json.FILE_NAME).write_text("{")
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
 
 
 def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(here):
     stopped = document()
-    stopped[records.OURS]["cases"] = [
+    stopped[formats.OURS]["cases"] = [
         case | {"status": NOT_REACHED, "reason": "the run ended before it"}
-        for case in stopped[records.OURS]["cases"]
+        for case in stopped[formats.OURS]["cases"]
     ]
-    records.save(here / "reports" / "runs" / "2026-01-02-new", stopped)
+    save_document(here / "reports" / "runs" / "2026-01-02-new", stopped)
     assert "reports/runs/2026-01-01-old" in command.explain(CASE, None)
-    records.save(here / "reports" / "runs" / "2026-01-01-old", stopped)
+    save_document(here / "reports" / "runs" / "2026-01-01-old", stopped)
     assert "not reached" in command.explain(CASE, None)
 
 

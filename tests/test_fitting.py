@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import records, report
+from batchline.bench import report
+from batchline.bench.store import run_json
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from tests.comparisons import HOSTILE
 
@@ -71,7 +72,7 @@ def test_a_word_that_is_too_long_is_broken():
     "folder", [path.parent for path in EVIDENCE], ids=lambda path: path.name
 )
 def test_every_stored_run_fits(folder):
-    text = report.terminal(records.load(folder))
+    text = report.terminal(run_json.load(folder))
     assert _widest(text) <= COLUMNS
     assert text.startswith("Which variant: On ") and "\x1b" not in text
 

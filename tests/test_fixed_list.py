@@ -10,7 +10,8 @@ from batchline.bench import besides, fixed_list, study
 from batchline.bench.cases import PROFILES
 from batchline.bench.declared import Problem
 from batchline.bench.measure import pins, static_facts
-from batchline.bench.records import NOT_HERE, OURS
+from batchline.bench.statuses import NOT_HERE
+from batchline.bench.store.journal import RunBuilder
 from tests.plans import planned
 
 THE_PLAN = planned("evidence", "cuda")
@@ -145,10 +146,7 @@ def test_the_noise_is_another_part_of_the_evidence(monkeypatch, profile, looked)
     seen = []
     monkeypatch.setattr(study, "surveys", lambda *asked: seen.append(asked) or iter(()))
     monkeypatch.setattr(besides, "compiled", lambda *asked: ([], None))
-    document = {
-        OURS: {"seconds": 1.0, "baselines": {}, "selection": "", "cases": []},
-        "benchmarks": [],
-        "machine_info": {OURS: {}},
-    }
-    list(besides.looks(Worker(), planned(profile, "cpu"), document, {}))
+    builder = RunBuilder()
+    builder.begin()
+    besides.add_looks(Worker(), planned(profile, "cpu"), builder)
     assert bool(seen) == looked

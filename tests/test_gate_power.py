@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,

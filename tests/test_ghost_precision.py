@@ -16,9 +16,9 @@ from batchline.bench.measure.check import (
     held_to,
     tolerance_multiple,
 )
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.bench.verdicts.ranking import MOST_TOLERANCE
-from batchline.kernels import precision
+from batchline.kernels._torch import precision
 from batchline.kernels.wgrad_stats import (
     _products,
     torch_ghost_tf32,

@@ -12,7 +12,7 @@ from batchline import kernels
 from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import FAILED, INVALID, MEASURED, WRONG
+from batchline.bench.statuses import FAILED, INVALID, MEASURED, WRONG
 
 EFFORT = Effort(0.05, 0.02, most=80)
 BASELINE = "torch_mean"

@@ -9,7 +9,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from batchline.bench import history, records
+from batchline.bench import history
+from batchline.bench.store import run_json
 from batchline.bench.errors import UsageError
 from batchline.bench.report import otava
 from batchline.bench.verdicts import across_runs
@@ -36,7 +37,7 @@ def run(
     stats["data"] = [
         sample * factor * (1 + 0.01 * (day * 7 % 5 - 2)) for sample in stats["data"]
     ]
-    return records.parse(stored)
+    return run_json.parse(stored)
 
 
 def filled(folder, days=30, step_at=15, **changes):
@@ -73,7 +74,7 @@ def test_a_run_is_kept_as_one_line_that_anything_can_read(tmp_path):
 def test_a_run_without_a_time_adds_nothing(tmp_path):
     stored = document()
     stored["batchline"]["cases"][0]["status"] = "wrong"
-    assert history.append(records.parse(stored), tmp_path) is None and not list(
+    assert history.append(run_json.parse(stored), tmp_path) is None and not list(
         tmp_path.iterdir()
     )
 

@@ -11,7 +11,9 @@ from batchline import kernels
 from batchline.bench import besides
 from batchline.bench.measure import invariance
 from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.records import CRASHED, OURS
+from batchline.bench.statuses import CRASHED
+from batchline.bench.store import run_json
+from batchline.bench.store.formats import OURS
 from batchline.bench.report import invariance as shown
 from batchline.bench.report.tables import PLAIN
 from batchline.bench.verdicts.choosing import invariance_by_variant, invariance_prices
@@ -182,17 +184,20 @@ class Plan:
 def measured(*names):
     parts = document()
     bench = parts["benchmarks"][0]
-    return parts | {
-        "benchmarks": [
-            bench | {"param": name, "extra_info": {"flops": 1e6}} for name in names
-        ],
-        OURS: parts[OURS]
+    return run_json.parse(
+        parts
         | {
-            "cases": [
-                {"id": name, "status": "measured", "reason": ""} for name in names
-            ]
-        },
-    }
+            "benchmarks": [
+                bench | {"param": name, "extra_info": {"flops": 1e6}} for name in names
+            ],
+            OURS: parts[OURS]
+            | {
+                "cases": [
+                    {"id": name, "status": "measured", "reason": ""} for name in names
+                ]
+            },
+        }
+    )
 
 
 def test_each_measured_variant_is_looked_at_over_its_batches():
@@ -218,9 +223,9 @@ def test_each_measured_variant_is_looked_at_over_its_batches():
 
 
 def test_only_problems_of_milliseconds_are_looked_at():
-    found = measured("bmm/torch_bmm/tiny_16/float32/B4")
-    found["benchmarks"][0]["extra_info"] = {"flops": 2 * invariance.MOST_FLOPS}
-    assert besides.invariance_of(Worker(), Plan, found) == []
+    run = measured("bmm/torch_bmm/tiny_16/float32/B4")
+    large = replace(run.records[0], facts={"flops": 2 * invariance.MOST_FLOPS})
+    assert besides.invariance_of(Worker(), Plan, replace(run, records=(large,))) == []
 
 
 def test_full_asks_a_second_process(monkeypatch):

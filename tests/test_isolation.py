@@ -14,7 +14,7 @@ from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task, WorkerLost
 from batchline.bench.measure.worker import Doing
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     CRASHED,
     FAILED,
     HUNG,

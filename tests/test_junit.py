@@ -5,9 +5,11 @@ other, and the structure holds.
 import re
 from xml.etree import ElementTree
 
+from dataclasses import replace
+
 import pytest
 
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     BROKEN,
     INVALID,
     MEASURED,
@@ -17,7 +19,7 @@ from batchline.bench.records import (
     UNSUPPORTED,
     WRONG,
 )
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,
@@ -240,8 +242,8 @@ def test_xml_and_annotations_agree_on_whether_a_run_is_clean(measured):
 
 def test_a_run_without_a_time_does_not_pass():
     measured = run()
-    nothing = type(measured)(measured.about, measured.machine, measured.records[1:])
-    for empty in (nothing, type(measured)(measured.about, measured.machine, ())):
+    nothing = replace(measured, records=measured.records[1:])
+    for empty in (nothing, replace(measured, records=())):
         assert outcomes(junit_of_run(empty))["batchline.run", "session"][0] == "error"
 
 

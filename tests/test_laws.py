@@ -6,17 +6,19 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy.stats import binom
 
 from batchline.bench.missing import Missing
-from batchline.bench.records import FAILED, MEASURED, OUT_OF_MEMORY, Record
 from batchline.bench.stats.fits import LatencyFit, MemoryLaw, fit_memory
+from batchline.bench.stats.occupancy import Waves
+from batchline.bench.statuses import FAILED, MEASURED, OUT_OF_MEMORY
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts.laws import (
     Cliff,
     LatencyLaw,
     MemoryGrowth,
-    Waves,
     latency_laws,
     memory_growths,
     quickest,

@@ -329,10 +329,10 @@ def test_a_module_belongs_where_its_longest_name_says():
 
 
 def test_a_report_renders_without_torch(tmp_path):
-    from batchline.bench import records
+    from tests.runs import save_document
     from tests.test_records import document
 
-    records.save(tmp_path, document())
+    save_document(tmp_path, document())
     program = f"""
 import sys
 for name in ("torch", "triton", "numba", "batchline.kernels.op"):

@@ -3,7 +3,7 @@ which controls are measured.
 """
 
 from batchline.bench.regress.matched import Matched, match, union
-from batchline.bench.regressions import IDENTICAL, MISSING, NEW
+from batchline.bench.store.regressions import IDENTICAL, MISSING, NEW
 
 
 def case(variant, batch=1, scenario="tiny_16"):

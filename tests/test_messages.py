@@ -22,7 +22,7 @@ from batchline.bench.measure.messages import (
     encoded,
 )
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import MEASURED, WRONG
+from batchline.bench.statuses import MEASURED, WRONG
 
 ASKED = Asked("1234", "measure", ("a", "b"), 100.0)
 NOW_S = 110.0

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from batchline.bench.measure import processes
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from tests import fake_worker
 from tests.fake_worker import task
 

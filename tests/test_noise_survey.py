@@ -14,7 +14,7 @@ from batchline.bench.noise.experiments import survey
 from batchline.bench.noise.experiments.survey import Survey
 from batchline.bench.noise.stored_survey import advice, middle, moments
 from batchline.bench.noise.workloads import workloads
-from batchline.bench.records import INVALID, NotMeasured
+from batchline.bench.statuses import INVALID, NotMeasured
 
 
 def _small(updates, seeds=1):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IMPROVED,

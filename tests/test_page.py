@@ -10,10 +10,22 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.records import FAILED, Record
+from batchline.bench.statuses import FAILED
+from batchline.bench.store.records import Record
 from batchline.bench.report import page, page_data
 from batchline.bench.report.escaping import one_line
-from tests.pages import HOSTILE, Tree, a_run, everything, hostile, timed, with_records
+from batchline.bench.store import run_json
+from tests.pages import (
+    HOSTILE,
+    Tree,
+    a_run,
+    everything,
+    hostile,
+    timed,
+    with_records,
+    with_scenario,
+)
+from tests.test_records import document
 
 pytest.importorskip("jinja2")
 pytest.importorskip(
@@ -204,9 +216,10 @@ def test_a_partial_run_says_so():
 
 
 def test_a_run_of_before_has_a_page():
-    old = a_run()
+    old = document()
     for name in ("noise", "sweep", "audit", "sizes"):
-        old.about.pop(name, None)
+        old["batchline"].pop(name, None)
+    old = run_json.parse(old)
     assert "Gradient noise" not in Tree(page.html(old)).text("h2")
 
 
@@ -223,7 +236,8 @@ def test_a_large_run_stays_under_the_limit():
             for k in range(13)
         ),
     )
-    run.about["scenarios"]["bmm"] |= dict.fromkeys(named(20, "scenario"), "")
+    for name in named(20, "scenario"):
+        run = with_scenario(run, name, "")
     assert 2_000_000 < len(page.html(run).encode()) <= MOST_BYTES
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IMPROVED,

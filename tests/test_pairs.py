@@ -13,7 +13,7 @@ from batchline.bench.cases import PROFILES
 from batchline.bench.measure import busy
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED
+from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED
 from batchline.bench.regress import pairs
 from batchline.bench.regress.pairs import (
     BASE_SIDE,
@@ -23,7 +23,7 @@ from batchline.bench.regress.pairs import (
     Pairs,
     failure,
 )
-from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY
+from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 
 ONE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/b/tiny_16/float32/B1"

@@ -5,7 +5,7 @@ import pytest
 from batchline.bench.measure.patience import Patience
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import NOT_HERE, NotMeasured
+from batchline.bench.statuses import NOT_HERE, NotMeasured
 
 EFFORT = Effort(0.1, 0.02)
 

@@ -12,11 +12,12 @@ import torch
 
 from batchline.bench.measure import codegen
 from batchline.bench.measure.check import check_variant
-from batchline.bench.records import NotMeasured, Run
+from batchline.bench.statuses import NotMeasured
 from batchline.bench.report import ladder, tables
 from batchline.kernels import backends
 from batchline.kernels.op import Variant
 from batchline.kernels.wgrad_stats import wgrad_stats
+from tests.runs import run_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PEERS = {
@@ -89,7 +90,7 @@ def test_the_ladder_says_what_is_not_given():
         "builds_on": None,
         "own_tolerance": False,
     }
-    run = Run(
+    run = run_of(
         {
             "variants": {
                 "wgrad_stats/all": facts,

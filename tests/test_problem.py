@@ -11,7 +11,7 @@ from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.problem import Problem
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import MEASURED, NOT_HERE, NotMeasured
+from batchline.bench.statuses import MEASURED, NOT_HERE, NotMeasured
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 BLOCKED = kernels.ops["bmm"].variants["numba_cpu_blocked"]

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from batchline.bench.measure.check import checked_call, expect
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.backends import DISPATCH
 from batchline.kernels.bmm import bmm
 from batchline.kernels.elements import dtype_name, unit_roundoff

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchline.bench import history, journal, publishing, records, report
-from batchline.bench.records import FAILED, MEASURED, OURS
+from batchline.bench import history, publishing, report
+from batchline.bench.store import files, journal, run_json
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.formats import OURS
 from batchline.bench.report import answer, ci, junit
 from tests.test_records import document
+from tests.runs import changed, save_document
 from tests.trees import copy_sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,7 +28,7 @@ PARTS = ["README.md", "index.html", "junit.xml", "bmm-tiny_16-float32.png"]
 def stored(tmp_path):
     folder = tmp_path / "2026-01-02-run"
     folder.mkdir()
-    records.save(folder, document())
+    save_document(folder, document())
     return folder
 
 
@@ -97,16 +99,16 @@ def test_a_report_is_written_also_where_it_can_not_be_printed(
 def test_a_damaged_neighbour_is_passed_over(stored, damage):
     neighbour = stored.parent / "2026-01-01-damaged"
     neighbour.mkdir()
-    (neighbour / records.FILE_NAME).write_text(damage)
-    assert report.before(records.load(stored), stored) is None
+    (neighbour / run_json.FILE_NAME).write_text(damage)
+    assert report.before(run_json.load(stored), stored) is None
 
 
 def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
     stored, monkeypatch
 ):
     monkeypatch.setattr(answer, "compare", lambda *_: {}["clock"])
-    run = records.load(stored)
-    earlier = replace(run, about={**run.about, "started": "2026-01-01T00:00:00+00:00"})
+    run = run_json.load(stored)
+    earlier = changed(run, started="2026-01-01T00:00:00+00:00")
     assert (
         "Against the last run: It can't be compared (KeyError: 'clock')."
         in report.terminal(run, earlier)
@@ -134,7 +136,7 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
 
     monkeypatch.setattr(module, function, fail)
     assert not publishing.publish(
-        records.load(stored), stored, stored.parent / "history"
+        run_json.load(stored), stored, stored.parent / "history"
     )
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -148,9 +150,9 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
 
 
 def test_what_can_be_stored_nowhere_is_an_error_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing, "_elsewhere", lambda: iter([tmp_path / "gone"]))
+    monkeypatch.setattr(files, "_other_folders", lambda: iter([tmp_path / "gone"]))
     with pytest.raises(OSError, match="No such file"):
-        publishing.store_run(document(), tmp_path / "gone")
+        journal.store(run_json.parse(document()), tmp_path / "gone")
 
 
 HOSTILE = '''"""::error::idea \\udcff \\x1b[31mred"""
@@ -248,7 +250,7 @@ def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(
         in errors
     )
     (folder,) = out.iterdir()
-    run = records.load(folder)
+    run = run_json.load(folder)
     statuses = {(record.variant, record.batch): record.status for record in run.records}
     assert statuses == {
         ("torch_bmm", 1): MEASURED,
@@ -265,7 +267,7 @@ def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(
     )
     assert (
         reason.endswith("characters more)")
-        and "is not a tuning file" in run.about["tuning"]["bmm"]["why_not"]
+        and "is not a tuning file" in run.ops["bmm"].tuning.why_not
     )
     assert all((folder / name).exists() for name in PARTS) and list(
         (tmp_path / "kept").glob("*.jsonl")
@@ -287,7 +289,4 @@ def test_a_hostile_variant_in_an_ascii_ci_with_a_full_temporary_folder(
         assert (
             "\x1b" not in text and "::stop-commands" not in text and len(text) < 200_000
         )
-    assert (
-        journal.read(folder)[OURS]["cases"]
-        == json.loads((folder / "run.json").read_text("utf-8"))[OURS]["cases"]
-    )
+    assert journal.read(folder).records == run.records

@@ -12,15 +12,8 @@ from batchline import kernels
 from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import (
-    FAILED,
-    MEASURED,
-    NOT_HERE,
-    Record,
-    Run,
-    UNSUPPORTED,
-    WRONG,
-)
+from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report import (
     ladder as ladder_report,
     ladder as shown,

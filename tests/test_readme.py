@@ -8,9 +8,10 @@ import zlib
 import pytest
 
 from batchline.bench import readme as command
-from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.report import excerpts
+from batchline.bench.store import run_json
+from tests.runs import save_document
 from tests.test_records import document
 
 TABLE = "<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n{}<!-- end -->\n"
@@ -37,7 +38,7 @@ def png():
 def root(tmp_path):
     run = tmp_path / "reports" / "evidence" / "run"
     run.mkdir(parents=True)
-    records.save(run, document())
+    save_document(run, document())
     (tmp_path / "reports" / "methodology").mkdir()
     (tmp_path / "reports" / "methodology" / "gate.md").write_text("no mark\n")
     (tmp_path / "README.md").write_text(f"# before\n\n{TABLE.format('old')}\nafter\n")
@@ -121,7 +122,7 @@ def test_a_screenshot_is_of_its_run_or_taken_again(root, monkeypatch):
     )
     command.readme(check=False, root=root)
     assert len(taken) == 1
-    path = root / "reports" / "evidence" / "run" / records.FILE_NAME
+    path = root / "reports" / "evidence" / "run" / run_json.FILE_NAME
     path.write_text(path.read_text() + " ")
     with pytest.raises(UsageError, match="of another run"):
         command.readme(check=True, root=root)

@@ -2,12 +2,17 @@
 line.
 """
 
+import dataclasses
 import json
 
 import pytest
 
-from batchline.bench import records
-from batchline.bench.records import MEASURED, NOT_HERE, Record
+from batchline.bench.errors import UsageError
+from batchline.bench.statuses import MEASURED, NOT_HERE
+from batchline.bench.store import formats, load, run_json
+from batchline.bench.store.records import Noise, Record, Study
+from tests.noise_evidence import noise
+from tests.runs import save_document
 
 
 def compiled_row(**changes):
@@ -135,9 +140,9 @@ def document():
     }
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    records.save(tmp_path, document())
-    run = records.load(tmp_path)
+def test_a_run_is_read_into_records(tmp_path):
+    save_document(tmp_path, document())
+    run = run_json.load(tmp_path)
     measured, refused = run.records
     assert measured == Record(
         "bmm",
@@ -160,7 +165,52 @@ def test_what_is_saved_is_loaded(tmp_path):
         (),
     )
     assert list(run.groups()) == [("bmm", "tiny_16", "float32")]
+    assert run.plan.limits.bytes == 2**24 and run.plan.effort.precision == 0.03
+    assert run.plan.left_out == (("bmm", "tiny_16", "float32", 4096),)
+    assert run.ops["bmm"].scenarios["tiny_16"].title == "many 16x16 matrices"
+    assert run.baselines == {"bmm": "torch_bmm"}
+    assert run.compiled.kernels[0].matrix_instruction == "wgmma.mma_async"
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    run = run_json.parse(document())
+    path = run_json.save(tmp_path, run)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["format"] == formats.RUN.number
+    assert run_json.load(tmp_path) == load(tmp_path) == load(str(tmp_path)) == run
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_record_can_not_be_changed():
+    run = run_json.parse(document())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.partial = True
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.plan.profile = "full"
+
+
+def test_a_row_is_read_by_name_too():
+    (kernel,) = run_json.parse(document()).compiled.kernels
+    assert kernel["registers"] == kernel.registers == 110
+    assert kernel.get("error") is None and kernel.get("nonsense", 3) == 3
+    assert dict(kernel)["loads"] == {"16": 24} and len(kernel) == 23
+    with pytest.raises(KeyError):
+        kernel["nonsense"]
+
+
+def test_a_compressed_run_is_read_as_it_is(tmp_path):
+    run = run_json.parse(document())
+    path = run_json.save(tmp_path, run)
+    compressed = tmp_path / "run.json.gz"
+    run_json.write_json(compressed, json.loads(path.read_text(encoding="utf-8")))
+    path.unlink()
+    assert run_json.path_in(tmp_path) == compressed and load(tmp_path) == run
+    before = compressed.read_bytes()
+    assert run_json.rewrite(tmp_path) == compressed
+    assert compressed.read_bytes() == before and not path.exists()
+    compressed.write_bytes(before[:-9])
+    with pytest.raises(UsageError, match="run.json.gz is damaged"):
+        load(tmp_path)
 
 
 def test_one_sample_has_quartiles():
@@ -173,9 +223,9 @@ def test_one_sample_has_quartiles():
 def test_a_planned_case_without_a_time_is_never_missing(tmp_path):
     stored = document()
     stored["batchline"]["cases"][0]["status"] = "wrong"
-    records.save(tmp_path, stored)
+    save_document(tmp_path, stored)
     assert [
-        (record.status, record.samples_s) for record in records.load(tmp_path).records
+        (record.status, record.samples_s) for record in run_json.load(tmp_path).records
     ] == [
         ("wrong", ()),
         (NOT_HERE, ()),
@@ -189,10 +239,44 @@ def test_a_planned_case_without_a_time_is_never_missing(tmp_path):
         ("{", "run.json is damaged: JSONDecodeError"),
         ("[]", "run.json is damaged, or of another version"),
         (json.dumps({"benchmarks": []}), "KeyError: 'batchline'"),
+        (json.dumps({"format": "2"}), "its format is '2'"),
+        (json.dumps({"format": 2, "nonsense": 1}), "Run has no nonsense"),
+        (json.dumps({"format": 2, "started": 3}), "3 is of the type int"),
+        (json.dumps({"format": 2, "partial": 1}), "1 is of the type int"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path, text, words):
     if text is not None:
-        (tmp_path / records.FILE_NAME).write_text(text)
+        (tmp_path / run_json.FILE_NAME).write_text(text)
     with pytest.raises(ValueError, match=words):
-        records.load(tmp_path)
+        run_json.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"status": "nonsense"}, "has the status 'nonsense'"),
+        ({"samples_s": []}, "was measured and has no sample"),
+        ({"samples_s": [0.0]}, "has a sample that is no time"),
+        ({"samples_s": [float("inf")]}, "has a sample that is no time"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(changes, words):
+    stored = run_json.parse(document()).records[0].to_json()
+    with pytest.raises(ValueError, match=words):
+        Record.from_json({**stored, **changes})
+
+
+def test_a_study_is_stored_and_loaded(tmp_path):
+    study = Study(
+        machine={"device_name": "Some CPU"},
+        started="2026-01-02",
+        profile="quick",
+        noise=Noise(**noise()),
+    )
+    path = run_json.save_study(tmp_path, study)
+    assert json.loads(path.read_text())["format"] == formats.STUDY.number
+    loaded = load(tmp_path)
+    assert loaded == dataclasses.replace(study, noise=loaded.noise)
+    assert loaded.noise["seconds"] == study.noise.seconds
+    assert loaded.noise.workloads.keys() == study.noise.workloads.keys()

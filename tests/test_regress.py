@@ -11,8 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from batchline.bench import regressions
-from batchline.bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, REGRESSED
+from batchline.bench.store import regressions
+from batchline.bench.store.regressions import (
+    IDENTICAL,
+    LATENCY,
+    MISSING,
+    NEW,
+    REGRESSED,
+)
 from tests.trees import copy_sources
 
 VARIANT = '''"""{idea}"""

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.measure.remembering import may_remember, require_no_memory
 from batchline.bench.measure.sampling import Samples
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from tests.fake_machine import FakeCpu
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import records, report, units
+from batchline.bench import report, units
+from batchline.bench.store import formats, run_json
 from batchline.bench.budget import Forecast
 from batchline.bench.declared import Declared
 from batchline.bench.progress import Progress
-from batchline.bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
+from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, WRONG
+from batchline.bench.store.records import Record
 from batchline.bench.report import limits, plots, readme, tables
 from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.test_records import document
+from tests.runs import run_of, save_document
 
 FACTS = {
     "peak_bytes": 2048,
@@ -196,7 +199,7 @@ TRIED = {"predicted": 1000, "room_bytes": 2**32}
 )
 def test_the_memory_law_its_prediction_and_its_trial(tried, words):
     key = {"op": "bmm", "variant": "a", "scenario": "tiny_16", "dtype": "float32"}
-    run = records.Run(
+    run = run_of(
         {"room_bytes": 4096 + 3072 * 500, "capacity": [key | tried]},
         {},
         (*_grown("a", 1024), *_grown("b", 1024, batches=(1, 8))),
@@ -222,14 +225,14 @@ def test_memory_that_is_no_line_predicts_nothing():
         + _grown("a", 9000)[2:]
         + _grown("a", 1024, batches=(128,))
     )
-    run = records.Run({"room_bytes": 2**30, "capacity": []}, {}, tuple(bent))
+    run = run_of({"room_bytes": 2**30, "capacity": []}, {}, tuple(bent))
     assert "no law: it does not grow in a line" in limits.memory_law(
         run, tables.MARKDOWN
     )
 
 
 def test_a_run_without_ceilings_says_why():
-    run = records.Run({"ceilings": None, "why_no_ceilings": "RuntimeError: no"}, {}, ())
+    run = run_of({"ceilings": None, "why_no_ceilings": "RuntimeError: no"}, {}, ())
     assert "not measured (RuntimeError: no)" in limits.ceilings(run, tables.MARKDOWN)
 
 
@@ -254,7 +257,7 @@ def test_memory_that_could_not_be_read_says_so():
 
 
 def test_every_case_without_a_time_is_a_row_with_its_reason():
-    run = records.Run({}, {}, tuple(COMPARED))
+    run = run_of({}, {}, tuple(COMPARED))
     lines = tables.not_measured(run, tables.MARKDOWN).splitlines()[2:]
     assert [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines
@@ -267,12 +270,12 @@ def test_every_case_without_a_time_is_a_row_with_its_reason():
 
 @pytest.fixture
 def stored(tmp_path):
-    records.save(tmp_path, document())
+    save_document(tmp_path, document())
     return tmp_path
 
 
 def test_the_report_has_its_tables_plots_and_machine(stored):
-    assert report.write(records.load(stored), stored) == []
+    assert report.write(run_json.load(stored), stored) == []
     text = (stored / "README.md").read_text()
     for words in (
         "# Batchline: smoke run on Some CPU, 2026-01-02",
@@ -300,7 +303,7 @@ def test_the_report_has_its_tables_plots_and_machine(stored):
 
 
 def test_the_same_run_gives_the_same_report(stored):
-    run = records.load(stored)
+    run = run_json.load(stored)
     report.write(run, stored)
     first = {path.name: path.read_bytes() for path in stored.iterdir()}
     report.write(run, stored)
@@ -309,7 +312,7 @@ def test_the_same_run_gives_the_same_report(stored):
 
 def test_without_matplotlib_the_report_says_so(stored, monkeypatch):
     monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
-    assert report.write(records.load(stored), stored) == [
+    assert report.write(run_json.load(stored), stored) == [
         "no plots: matplotlib is not installed"
     ]
     assert (
@@ -320,8 +323,8 @@ def test_without_matplotlib_the_report_says_so(stored, monkeypatch):
 def test_a_partial_run_says_so_everywhere(stored):
     partial = document()
     partial["batchline"]["partial"] = True
-    records.save(stored, partial)
-    run = records.load(stored)
+    save_document(stored, partial)
+    run = run_json.load(stored)
     report.write(run, stored)
     assert "**Partial.**" in (stored / "README.md").read_text()
     assert report.terminal(run).splitlines()[-1].startswith("PARTIAL")
@@ -333,8 +336,8 @@ def test_what_was_not_compiled_is_said(stored):
         "compiled": [],
         "not_compiled": "the compiling process failed: MemoryError",
     }
-    records.save(stored, cut_short)
-    report.write(records.load(stored), stored)
+    save_document(stored, cut_short)
+    report.write(run_json.load(stored), stored)
     assert (
         "not compiled to the end: the compiling process failed: MemoryError."
         in (stored / "README.md").read_text()
@@ -438,15 +441,15 @@ def test_progress_on_a_terminal_rewrites_one_line():
 
 def _stored_run(folder, started, **about):
     run_document = document()
-    run_document[records.OURS] |= {"started": started, **about}
+    run_document[formats.OURS] |= {"started": started, **about}
     folder.mkdir()
-    records.save(folder, run_document)
+    save_document(folder, run_document)
     return folder
 
 
 def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     own = _stored_run(tmp_path / "2026-01-05-own", "2026-01-05T00:00:00+00:00")
-    run = records.load(own)
+    run = run_json.load(own)
     assert report.before(run, own) is None
     _stored_run(tmp_path / "2026-01-01-older", "2026-01-01T00:00:00+00:00")
     _stored_run(tmp_path / "2026-01-02-old", "2026-01-02T00:00:00+00:00")
@@ -458,32 +461,32 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     )
     _stored_run(tmp_path / "2026-01-06-later", "2026-01-06T00:00:00+00:00")
     (tmp_path / "2026-01-07-damaged").mkdir()
-    (tmp_path / "2026-01-07-damaged" / records.FILE_NAME).write_text("{")
+    (tmp_path / "2026-01-07-damaged" / run_json.FILE_NAME).write_text("{")
     assert report.before(run, own).about["started"].startswith("2026-01-02")
     assert "Against the last run: " in report.terminal(run, report.before(run, own))
 
 
 def test_it_says_what_fences_took_and_which_gains_were_there_again():
     stored_run = document()
-    stored_run[records.OURS].pop("seconds", None)  # runs of before have none
+    stored_run[formats.OURS].pop("seconds", None)  # runs of before have none
     facts = stored_run["benchmarks"][0]["extra_info"]
-    assert "fences" not in readme.how_measured(records.parse(stored_run))
+    assert "fences" not in readme.how_measured(run_json.parse(stored_run))
     facts |= {
         "task_s": 2.0,
         "fences_s": 0.1,
         "confirmed": {"published": 2.0, "why_not": "hung"},
     }
-    text = readme.how_measured(records.parse(stored_run))
+    text = readme.how_measured(run_json.parse(stored_run))
     assert (
         "fences took 5.0% of the time for the cases" in text
         and "0 of 1 gains over the baseline" in text
     )
-    stored_run[records.OURS]["seconds"] = 4.0
-    text = readme.how_measured(records.parse(stored_run))
+    stored_run[formats.OURS]["seconds"] = 4.0
+    text = readme.how_measured(run_json.parse(stored_run))
     assert (
         "fences took 2.5% of the run's 4 s, and 5.0% of the time for the cases" in text
     )
     facts["confirmed"] = {"published": 2.0, "again": 1.9}
     assert "1 of 1 gains over the baseline" in readme.how_measured(
-        records.parse(stored_run)
+        run_json.parse(stored_run)
     )

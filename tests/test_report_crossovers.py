@@ -2,10 +2,12 @@
 answer in a sentence.
 """
 
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 from batchline.bench.report import crossovers
 from batchline.bench.report.tables import PLAIN
 from tests.test_crossovers import line as crossover_line
+from tests.runs import run_of
 
 
 def line(variant, *times, **facts):
@@ -18,7 +20,7 @@ def line(variant, *times, **facts):
 
 
 def run(*records):
-    return Run({"baselines": {"bmm": "torch_bmm"}}, {}, records)
+    return run_of({"baselines": {"bmm": "torch_bmm"}}, {}, records)
 
 
 def cells(text):

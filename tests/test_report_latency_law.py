@@ -5,9 +5,11 @@ from dataclasses import asdict
 
 import pytest
 
-from batchline.bench.records import FAILED, MEASURED, Record, Run
 from batchline.bench.report import latency_law, tables
-from batchline.bench.verdicts.laws import Waves
+from batchline.bench.stats.occupancy import Waves
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store.records import Record
+from tests.runs import run_of
 
 CEILINGS = {
     "launch_s": {"host": 2e-6},
@@ -53,7 +55,8 @@ def _table(records, ceilings=CEILINGS, waves=None):
         for key, one in (waves or {}).items()
     ]
     return latency_law.table(
-        Run({"ceilings": ceilings, "waves": rows}, {}, tuple(records)), tables.MARKDOWN
+        run_of({"ceilings": ceilings, "waves": rows}, {}, tuple(records)),
+        tables.MARKDOWN,
     )
 
 
@@ -210,7 +213,7 @@ def test_nothing_timed_has_no_table():
 
 
 def test_a_launcher_that_could_not_be_looked_at_is_said():
-    run = Run(
+    run = run_of(
         {
             "ceilings": CEILINGS,
             "waves": [

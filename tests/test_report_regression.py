@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IDENTICAL,

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench import publishing, records
+from batchline.bench.store import journal, records, run_json
 from batchline.__main__ import main
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder
 from batchline.bench.pytest_run import CLEAN
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     CRASHED,
     FAILED,
     HUNG,
@@ -35,6 +35,7 @@ from batchline.bench.run import _exit_code
 from tests import shared
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
+from tests.runs import run_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -94,7 +95,7 @@ def bench(sources, *arguments, **environment):
 
 def only_run(folder):
     (run_folder,) = folder.iterdir()
-    return run_folder, records.load(run_folder)
+    return run_folder, run_json.load(run_folder)
 
 
 @pytest.fixture(scope="module")
@@ -208,31 +209,37 @@ def test_a_measured_case_has_its_facts_and_raw_samples(faulty_run):
         and facts["input_bytes"] == 2 * 4 * 16**3
         and facts["discarded"] == 0
     )
-    assert run.about["ceilings"]["matmul_flops_per_s"]["float32"] > 1e9
+    assert run.ceilings.matmul_flops_per_s["float32"] > 1e9
     machine = run.machine
     assert (
         machine["device"] == "cpu"
         and machine["versions"]["torch"]
         and machine["revision"]["commit"] == "unknown"
     )
-    assert {entry["architecture"] for entry in run.about["compiled"]} == {80, 90, 100}
+    assert {kernel.architecture for kernel in run.compiled.kernels} == {80, 90, 100}
 
 
 def test_pytest_benchmark_reads_the_file_as_its_own(faulty_run):
     _, folder, _ = faulty_run
     done = subprocess.run(
-        [sys.executable, "-m", "pytest_benchmark", "compare", str(folder / "run.json")],
+        [
+            sys.executable,
+            "-m",
+            "pytest_benchmark",
+            "compare",
+            str(folder / "benchmark.json"),
+        ],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "test_kernel[bmm/torch_bmm/tiny_16/float32/B16]" in done.stdout
-    bench_of_it = json.loads((folder / "run.json").read_text())["benchmarks"][0]
+    bench_of_it = json.loads((folder / "benchmark.json").read_text())["benchmarks"][0]
     assert {"mean", "stddev", "median", "iqr", "ops", "rounds", "data"} <= set(
         bench_of_it["stats"]
     )
     assert isinstance(
-        json.loads((folder / "run.json").read_text())["machine_info"]["cpu"], dict
+        json.loads((folder / "benchmark.json").read_text())["machine_info"]["cpu"], dict
     )  # theirs, untouched
 
 
@@ -336,9 +343,7 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
     assert process.returncode == 130
     folder, run = only_run(tmp_path)
     statuses = [record.status for record in run.records]
-    assert (
-        statuses[0] == MEASURED and statuses[-1] == NOT_REACHED and run.about["partial"]
-    )
+    assert statuses[0] == MEASURED and statuses[-1] == NOT_REACHED and run.partial
     assert "**Partial.**" in (folder / "README.md").read_text() and "PARTIAL" in output
 
 
@@ -437,8 +442,8 @@ def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
 
 
 def test_a_folder_that_fails_at_the_end_costs_no_measurement(tmp_path, capsys):
-    rescue = publishing.store_run(document(), tmp_path / "gone")
-    assert records.load(rescue).records[0].status == MEASURED
+    rescue = journal.store(run_json.parse(document()), tmp_path / "gone")
+    assert run_json.load(rescue).records[0].status == MEASURED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         f"batchline: can't write to {tmp_path}/gone any more (No such file or directory): what was "
@@ -479,7 +484,7 @@ def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
         records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason)
         for status, reason in cases
     ]
-    assert _exit_code(records.Run({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
+    assert _exit_code(run_of({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
 
 
 def test_a_run_never_overwrites_another(tmp_path):

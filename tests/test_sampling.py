@@ -14,7 +14,7 @@ from batchline.bench.stats import intervals
 from batchline.bench.measure.clocks import Host, Unfit
 from batchline.bench.measure.sampling import Effort, Samples
 from batchline.bench.measure.tampering import Tampered
-from batchline.bench.records import INVALID, NotMeasured
+from batchline.bench.statuses import INVALID, NotMeasured
 from tests.fake_machine import FakeCpu, FakeCuda, Kernel, sampled
 
 TO_THE_END = -1.0  # a precision that nothing reaches

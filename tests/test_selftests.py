@@ -6,15 +6,20 @@ import json
 
 import pytest
 
-from batchline.bench import selftests
+from batchline.bench.store import selftests
 from batchline.bench.regress import known_noise, selftest, staged
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import MEASURED
-from batchline.bench.regressions import EQUIVALENT, IMPROVED, INCONCLUSIVE, REGRESSED
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.regressions import (
+    EQUIVALENT,
+    IMPROVED,
+    INCONCLUSIVE,
+    REGRESSED,
+)
 from batchline.bench.report import selftest as report
 from batchline.bench.report.tables import PLAIN
-from batchline.bench.sealed import SealBroken
-from batchline.bench.selftests import Finding, Selftest
+from batchline.bench.store.files import SealBroken
+from batchline.bench.store.selftests import Finding, Selftest
 from tests.fake_pairs import FakePairs
 
 CASE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/a/tiny_16/float32/B3"

@@ -8,9 +8,9 @@ import pytest
 
 from batchline.bench import pytest_run
 from batchline.bench.budget import Schedule
-from batchline.bench.journal import Journal
+from batchline.bench.store.journal import Journal, RunBuilder
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     INVALID,
     MEASURED,
     WRONG,
@@ -102,6 +102,13 @@ class Progress:
         self.told = told
 
 
+def begun():
+    """A run in memory that has begun."""
+    builder = RunBuilder()
+    builder.begin()
+    return builder
+
+
 def session(*ceilings, times=()):
     """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those
     of each measurement.
@@ -113,8 +120,8 @@ def session(*ceilings, times=()):
     made = Session(
         Schedule(PLAN, lambda: 0.0),
         Measurer([(one, None) for one in ceilings], given),
-        {},
         Progress(),
+        begun(),
     )
     made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
     made.measure_ceilings()
@@ -223,8 +230,8 @@ def test_without_ceilings_nothing_is_refused_and_the_reason_is_kept():
     made = Session(
         Schedule(PLAN, lambda: 0.0),
         Measurer([(None, "RuntimeError: no")]),
-        {},
         Progress(),
+        begun(),
     )
     made.measure_ceilings()
     assert made._believed(outcome(1e-9), OTHER).status == MEASURED
@@ -270,12 +277,12 @@ def test_a_stop_before_anything_is_planned_is_a_stop_and_no_fault_of_ours(tmp_pa
         def note(self, cases):
             raise KeyboardInterrupt
 
-    with contextlib.closing(Journal(tmp_path, {})) as journal:
+    with contextlib.closing(RunBuilder(Journal(tmp_path))) as builder:
         schedule = Schedule(PLAN, lambda: 0.0)
         ended = pytest_run.measure(
-            schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", journal
+            schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", builder
         )
-    assert ended == pytest_run.INTERRUPTED and journal.has_begun()
+    assert ended == pytest_run.INTERRUPTED and builder.has_begun
 
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
@@ -283,10 +290,12 @@ def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
     measurer = Measurer(
         [(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}]
     )
-    made = Session(Schedule(PLAN, lambda: 0.0), measurer, {}, progress)
+    made = Session(Schedule(PLAN, lambda: 0.0), measurer, progress, begun())
     made._by_problem[BASELINE.problem] = [BASELINE]
     made.outcomes = {}
     with pytest.raises(NotMeasured, match="wrong: on ragged: no"):
         made.measure(BASELINE.id, None)
     assert made.outcomes == {BASELINE.id: (WRONG, "on ragged: no")}
+    (record,) = made._builder.records
+    assert (record.id, record.status) == (BASELINE.id, WRONG)
     assert progress.told == (BASELINE, WRONG, "on ragged: no", None)

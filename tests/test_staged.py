@@ -5,11 +5,16 @@ session early.
 import pytest
 
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import CRASHED
+from batchline.bench.statuses import CRASHED
 from batchline.bench.regress import staged
 from batchline.bench.regress.pairs import Entry
 from batchline.bench.regress.staged import Family
-from batchline.bench.regressions import EQUIVALENT, INCONCLUSIVE, LATENCY, REGRESSED
+from batchline.bench.store.regressions import (
+    EQUIVALENT,
+    INCONCLUSIVE,
+    LATENCY,
+    REGRESSED,
+)
 from batchline.bench.verdicts.paired import Evidence
 from tests.fake_pairs import FakePairs, wobbling
 

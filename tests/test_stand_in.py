@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from batchline import kernels
-from batchline.bench import compare, dispatch, history, records
+from batchline.bench import compare, dispatch, history
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
-from batchline.bench.records import MEASURED, NOT_HERE, UNSUPPORTED
+from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED
+from batchline.bench.store import run_json
 from batchline.kernels import backends
 from tests import shared
 from tests.plans import planned
@@ -106,7 +107,7 @@ def _run_smoke(folder):
 
 def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
     _, folder = smoke
-    run = records.load(folder)
+    run = run_json.load(folder)
     assert {record.op for record in run.records if record.status == MEASURED} == set(
         kernels.ops
     )
@@ -137,7 +138,7 @@ def test_torch_compile_is_declined_with_a_reason(smoke):
     }
     declined = [
         record
-        for record in records.load(folder).records
+        for record in run_json.load(folder).records
         if f"{record.op}/{record.variant}" in slow
     ]
     assert {f"{record.op}/{record.variant}" for record in declined} == slow
@@ -174,7 +175,7 @@ def test_nothing_is_built_upon_it(smoke):
         compare.compare(folder, folder)
     with pytest.raises(UsageError, match=stand_in.WORDS):
         dispatch._evidence(folder, "cpu")
-    assert history.append(records.load(folder), folder / "history") is None
+    assert history.append(run_json.load(folder), folder / "history") is None
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_what_is_stored_of_it_says_so_wherever_it_is_shown(smoke):
     _, folder = smoke
     case = next(
         record.id
-        for record in records.load(folder).records
+        for record in run_json.load(folder).records
         if record.status == MEASURED
     )
     for arguments in (("explain", case, "--run", str(folder)), ("report", str(folder))):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from batchline import kernels
 from batchline.bench.measure.check import checked_call, expect, held_to
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 from tests.problems import scale
 from tests.test_variants import DEVICES, DTYPES, INTERPRETED, _takes

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import journal, records
-from batchline.bench.records import MEASURED, NOT_REACHED
+from batchline.bench.store import journal, run_json
+from batchline.bench.statuses import MEASURED, NOT_REACHED
 from batchline.bench.stopping import put_off
 from tests.trees import copy_sources
 
@@ -106,11 +106,11 @@ def _are_gone(pids):
 
 
 def _assert_two_of_six_are_kept(folder):
-    run = records.load(folder)
+    run = run_json.load(folder)
     assert [record.status for record in run.records] == [MEASURED] * 2 + [
         NOT_REACHED
     ] * 4
-    assert run.about["partial"] and run.about["why_no_ceilings"] == "left out here"
+    assert run.partial and run.why_no_ceilings == "left out here"
     assert len(run.records[0].samples_s) >= 6
     assert "**Partial.**" in (folder / "README.md").read_text()
 
@@ -142,7 +142,7 @@ def test_more_ctrl_c_stop_the_report_and_lose_nothing(stopped, sources):
         process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors
     )  # the last may find it at its exit
     assert (
-        folder / records.FILE_NAME
+        folder / run_json.FILE_NAME
     ).exists()  # the second finds it stored, or waits until it is
     subprocess.run(
         [*BENCH, "report", str(folder)], cwd=sources, capture_output=True, check=True
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_is_reported_from_its_journal(stopped, sources):
     workers = _workers(process)
     process.kill()
     process.communicate()
-    assert _are_gone(workers) and not (folder / records.FILE_NAME).exists()
+    assert _are_gone(workers) and not (folder / run_json.FILE_NAME).exists()
     with (folder / journal.FILE_NAME).open("a") as file:
         file.write(
             '{"case":"bmm/torch_bmm/tiny_4/float32/B3","status":"meas'

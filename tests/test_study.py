@@ -5,32 +5,38 @@ input is told.
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchline.bench import records, study
+from batchline.bench import study
+from batchline.bench.store import formats, run_json
+from batchline.bench.store.records import Noise, Study
 from batchline.__main__ import USAGE, main
 from batchline.bench.errors import UsageError
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
 from tests.test_records import document
+from tests.runs import save_document
 
-STUDY = {
-    "machine": {"device_name": "Some CPU"},
-    "started": "2026-01-02T03:04:05+00:00",
-    "profile": "quick",
-    "partial": False,
-    "noise": noise(),
-    "sweep": sweep(),
-}
+STUDY = Study(
+    machine={"device_name": "Some CPU"},
+    started="2026-01-02T03:04:05+00:00",
+    profile="quick",
+    noise=Noise(**noise()),
+    sweep=sweep(),
+)
+WITHOUT_SWEEP = replace(STUDY, sweep=None)
+
+
+def as_json(study):
+    return json.loads(json.dumps(formats.to_json(study)))
 
 
 def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
     study.write(STUDY, tmp_path)
-    assert json.loads((tmp_path / study.FILE_NAME).read_text()) == json.loads(
-        json.dumps(STUDY)
-    )
+    assert as_json(run_json.load_study(tmp_path)) == as_json(STUDY)
     assert "## The four claims" in (tmp_path / "README.md").read_text()
     assert f"report: {tmp_path / 'README.md'}" in capsys.readouterr().out
 
@@ -52,8 +58,8 @@ def test_advice_comes_from_a_stored_study(tmp_path, capsys, options, words):
 
 def test_advice_comes_from_a_stored_run(tmp_path, capsys):
     stored = document()
-    stored[records.OURS] |= {"noise": noise(), "sweep": None}
-    records.save(tmp_path, stored)
+    stored[formats.OURS] |= {"noise": noise(), "sweep": None}
+    save_document(tmp_path, stored)
     assert main(["advise", "--run", str(tmp_path), "--workload", "digits"]) == 0
     assert "Train at batch 63" in capsys.readouterr().out
 
@@ -65,9 +71,7 @@ def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsy
         "why_not_timed": busy,
         "steps": [step | {"samples_s": []} for step in untimed["steps"]],
     }
-    study.write(
-        STUDY | {"noise": noise() | {"workloads": {"digits": untimed}}}, tmp_path
-    )
+    study.write(replace(STUDY, noise=Noise({"digits": untimed})), tmp_path)
     assert (
         f"No advice: its steps could not be timed: {busy}."
         in (tmp_path / "README.md").read_text()
@@ -92,7 +96,7 @@ def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsy
 )
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
-        (tmp_path / study.FILE_NAME).write_text(text)
+        (tmp_path / run_json.STUDY_FILE_NAME).write_text(text)
     assert main(["advise", "--run", str(tmp_path)]) == USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
@@ -114,7 +118,7 @@ def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, word
 
 
 def test_a_run_without_noise_says_where_there_is_some(tmp_path):
-    records.save(tmp_path, document())
+    save_document(tmp_path, document())
     with pytest.raises(UsageError, match="no gradient noise in it"):
         study.advise(tmp_path, "quick", "cpu", None, None, None)
 
@@ -123,12 +127,14 @@ def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
     assert study.stored_sweep() is None
     for name, text in (
-        ("2026-01-01-a", json.dumps(STUDY)),
-        ("2026-01-02-b", json.dumps(STUDY | {"sweep": None})),
+        ("2026-01-01-a", json.dumps(as_json(STUDY))),
+        ("2026-01-02-b", json.dumps(as_json(WITHOUT_SWEEP))),
         ("2026-01-03-c", "{"),
     ):
         (tmp_path / "reports/evidence" / name).mkdir(parents=True)
-        (tmp_path / "reports/evidence" / name / study.FILE_NAME).write_text(text)
+        (tmp_path / "reports/evidence" / name / run_json.STUDY_FILE_NAME).write_text(
+            text
+        )
     assert study.stored_sweep() == json.loads(json.dumps(sweep()))
 
 
@@ -150,20 +156,19 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study,
         "_measured",
-        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+        lambda *_: WITHOUT_SWEEP,
     )
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
     assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
-    (stored,) = (tmp_path / "runs").glob(f"*/{study.FILE_NAME}")
-    assert json.loads(stored.read_text())["noise"] == json.loads(
-        json.dumps(STUDY["noise"])
-    )
+    (stored,) = (tmp_path / "runs").glob(f"*/{run_json.STUDY_FILE_NAME}")
+    kept = run_json.load_study(stored.parent)
+    assert as_json(kept.noise) == as_json(STUDY.noise) and kept.partial
 
 
 def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
     tmp_path, monkeypatch
 ):
-    (first,) = STUDY["noise"]["workloads"].items()
+    (first,) = STUDY.noise.workloads.items()
 
     def one_and_stop(isolation, profile):
         yield {"workloads": dict([first]), "seconds": 1.0}
@@ -171,7 +176,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
 
     monkeypatch.setattr(study, "surveys", one_and_stop)
     assert study._study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
-    (stored,) = tmp_path.glob(f"*/{study.FILE_NAME}")
+    (stored,) = tmp_path.glob(f"*/{run_json.STUDY_FILE_NAME}")
     document = json.loads(stored.read_text())
     assert list(document["noise"]["workloads"]) == [first[0]] and document["partial"]
     assert "**Partial.**" in (stored.parent / "README.md").read_text()
@@ -192,13 +197,13 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
     monkeypatch.setattr(
         study,
         "_measured",
-        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+        lambda *_: WITHOUT_SWEEP,
     )
-    whole = study._store
+    whole = run_json.save_study
     monkeypatch.setattr(
-        study,
-        "_store",
-        lambda one, place: (_full if "runs" in place.parts else whole)(one, place),
+        run_json,
+        "save_study",
+        lambda place, one: (_full if "runs" in place.parts else whole)(place, one),
     )
     assert study._study("quick", "cpu", tmp_path / "runs", sweep) == 0
     line = capsys.readouterr().err.splitlines()[0]
@@ -207,7 +212,7 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
             r"No space left on device\): what was measured is in (\S+), and", line
         )[1]
     )
-    assert json.loads((rescue / study.FILE_NAME).read_text())["sweep"]
+    assert json.loads((rescue / run_json.STUDY_FILE_NAME).read_text())["sweep"]
     shutil.rmtree(rescue)
 
 
@@ -215,7 +220,7 @@ def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study,
         "_measured",
-        lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
+        lambda *_: WITHOUT_SWEEP,
     )
     monkeypatch.setattr(study.training, "draw", _full)
     assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
@@ -224,7 +229,7 @@ def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
         in capsys.readouterr().err
     )
     assert (
-        len(list(tmp_path.glob(f"*/{study.FILE_NAME}")))
+        len(list(tmp_path.glob(f"*/{run_json.STUDY_FILE_NAME}")))
         == len(list(tmp_path.glob("*/README.md")))
         == 1
     )

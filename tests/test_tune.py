@@ -9,7 +9,7 @@ import pytest
 
 from batchline.bench import tune as command
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import MEASURED, WRONG
+from batchline.bench.statuses import MEASURED, WRONG
 from tests.plans import planned
 
 HEADER = {

@@ -12,7 +12,7 @@ import pytest
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from tests.trees import copy_sources, drop_in
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from batchline.bench.records import MEASURED, WRONG
+from batchline.bench.statuses import MEASURED, WRONG
 from tests import wrong_kernels
 from tests.measured import HONEST, measured
 

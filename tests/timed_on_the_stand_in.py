@@ -14,7 +14,7 @@ from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
 from batchline.bench.measure.stand_in.timeline import BYTES_PER_S
 from batchline.bench.measure.task import Task
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 
 OUTPUT_BYTES = 1024 * 16 * 16 * 2
 

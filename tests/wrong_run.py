@@ -27,9 +27,11 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from batchline.bench import records, units
+from batchline.bench import units
 from batchline.bench.confirm import LUCK, winners
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store import run_json
+from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import ranking
 from tests import wrong_kernels
 from tests.trees import REPOSITORY, copy_sources, drop_in
@@ -56,7 +58,7 @@ def main() -> int:
         ]
     won = {
         winner.record.variant
-        for winner in winners(runs[-1].records, runs[-1].about["baselines"])
+        for winner in winners(runs[-1].records, runs[-1].baselines)
         if winner.gain.log > LUCK
     }
     rows = [
@@ -135,7 +137,7 @@ def _run(root: Path, names: Sequence[str]) -> Run:
         stdout=sys.stderr,
     )
     (folder,) = (root / "runs").iterdir()
-    return records.load(folder)
+    return run_json.load(folder)
 
 
 def _row(

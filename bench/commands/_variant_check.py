@@ -25,21 +25,21 @@ from batchline.bench.measure.environment import resolve_device
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Outcome, Task
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     BROKEN,
     CRASHED,
     FAILED,
     HUNG,
-    INVALID,
     MEASURED,
     OUT_OF_MEMORY,
     UNSUPPORTED,
     WRONG,
     is_machines_fault,
 )
+from batchline.bench.store.regressions import INVALID
 from batchline.bench.selection import selected
 from batchline.bench.texts import clean_line, error_line
-from batchline.bench.verdicts import eligible
+from batchline.bench.verdicts import ranking
 from batchline.kernels.discovery import is_name
 from batchline.kernels.op import FP8, WIDE
 
@@ -310,7 +310,7 @@ def _checked(
             line = _with_advice(op.name, outcome.status, outcome.reason)
             return Verdict(IS_WRONG, f"in {dtype}: {line}")
         passed[dtype] = outcome.facts.get("probes")
-        unranked = unranked or eligible.why_unranked(outcome)
+        unranked = unranked or ranking.why_unranked(outcome)
     if not passed:
         return Verdict(
             NOT_RUN, f"{reasons[0]} (its name, imports and dtypes are right)"

@@ -24,7 +24,7 @@ from batchline.bench.evidence import parts, process, sizes
 from batchline.bench.evidence.parts import Asked, Part
 from batchline.bench.evidence.shown import Shown
 from batchline.bench.evidence.state import FILE_NAME, State, Taken, opened
-from batchline.bench.files import write_whole
+from batchline.bench.store.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.measure import environment, stand_in
 

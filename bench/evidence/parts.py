@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline.bench import records, study
 from batchline.bench.errors import UsageError
 from batchline.bench.evidence import shown, shown_tests
 from batchline.bench.evidence.shown import Shown
 from batchline.bench.measure import stand_in
-from batchline.bench.stored_files import DamagedFile
+from batchline.bench.store import run_json
+from batchline.bench.store.files import DamagedFile
 from batchline.bench.verdicts.across_runs import why_unusable
 
 
@@ -164,7 +164,7 @@ def _dispatch(asked: Asked) -> list[str]:
 
 def _has_cases(folder: Path) -> bool:
     try:
-        return why_unusable(records.load(folder)) is None
+        return why_unusable(run_json.load(folder)) is None
     except (UsageError, DamagedFile):
         return False
 
@@ -203,7 +203,7 @@ PARTS = (
         {"cuda": 510, "cpu": 510},
         _cases,
         shown.show_cases,
-        files=(records.FILE_NAME, shown.REPORT),
+        files=(run_json.FILE_NAME, shown.REPORT),
     ),
     Part(
         "noise",
@@ -211,7 +211,7 @@ PARTS = (
         {"cuda": 150, "cpu": 300},
         _noise,
         shown.show_noise,
-        files=(study.FILE_NAME,),
+        files=(run_json.STUDY_FILE_NAME,),
     ),
     Part(
         "dispatch",

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchline.bench.evidence import risk
-from batchline.bench.files import write_whole
+from batchline.bench.store.files import write_whole
 from batchline.bench.measure import catalogue
 from batchline.bench.texts import clean_line
 from batchline.kernels.backends import INTERPRETED_BACKENDS

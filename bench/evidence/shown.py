@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from batchline.bench import publishing, records, report, study, texts, units
+from batchline.bench import report, texts, units
+from batchline.bench.store import journal, run_json
 from batchline.bench.cases import CLOCKS as CLOCKS_OF
 from batchline.bench.report import training
-from batchline.bench.stored_files import read_json
+from batchline.bench.store.files import read_json
 
 CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
     "clocks.json",
@@ -150,27 +151,31 @@ def show_cases(asked) -> Shown:
     that, are too many to come back from a machine that is lent.
     """
     (folder,) = (asked.work / "runs").iterdir()
-    run = publishing.recovered(folder)
+    run = journal.recover(folder)
     text = "\n\n".join(
         report.markdown(run, {}, "`make report` draws them from the run.json here")
     )
     (folder / REPORT).write_text(f"{text}\n", encoding="utf-8")
     summary = (
         f"{report.summary(run)}: [{REPORT}]({REPORT}), every sample in "
-        f"[{records.FILE_NAME}]({records.FILE_NAME})."
+        f"[{run_json.FILE_NAME}]({run_json.FILE_NAME})."
     )
     return Shown(
         summary,
-        files={REPORT: folder / REPORT, records.FILE_NAME: folder / records.FILE_NAME},
+        files={
+            REPORT: folder / REPORT,
+            run_json.FILE_NAME: folder / run_json.FILE_NAME,
+        },
     )
 
 
 def show_noise(asked) -> Shown:
     (folder,) = (asked.work / "noise").iterdir()
-    path = folder / study.FILE_NAME
-    document = read_json(path)
-    parts = training.terminal(document["noise"], document["sweep"], document["machine"])
-    return Shown("\n\n".join(["```", *parts, "```"]), files={study.FILE_NAME: path})
+    path, study = run_json.study_path_in(folder), run_json.load_study(folder)
+    parts = training.terminal(study.noise, study.sweep, study.machine)
+    return Shown(
+        "\n\n".join(["```", *parts, "```"]), files={run_json.STUDY_FILE_NAME: path}
+    )
 
 
 def show_dispatch(asked) -> Shown:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
-from batchline.bench.files import write_whole
-from batchline.bench.stored_files import DamagedFile, blamed_on, read_json
+from batchline.bench.store.files import write_whole
+from batchline.bench.store.files import DamagedFile, blamed_on, read_json
 
 FILE_NAME = "evidence.json"
 _FORMAT = 1

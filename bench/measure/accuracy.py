@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.rounding import Typical
 
 _BLOCKS = {"cpu": 2**17, "cuda": 2**24}  # elements at a time

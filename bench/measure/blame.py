@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from batchline.bench.measure.task import OWN_FAULT, Outcome, Task, WorkerLost
 from batchline.bench.measure.worker import STARTING
-from batchline.bench.records import FAILED, HUNG, NOT_REACHED, WRONG
+from batchline.bench.statuses import FAILED, HUNG, NOT_REACHED, WRONG
 
 PROBES = (
     "probes"  # the step in which a variant is checked once for all its cases in a dtype

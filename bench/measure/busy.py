@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from batchline.bench.measure.state import CpuState, cpu_load
-from batchline.bench.records import THE_MACHINE_WAS
+from batchline.bench.statuses import THE_MACHINE_WAS
 
 USUAL_SHARE = 0.1  # of the cores, that others may take: on two quiet ones it is 1 to 3%
 VARIABLE = "BATCHLINE_MOST_BUSY"  # names another share

@@ -28,7 +28,7 @@ from batchline.bench.declared import (
 )
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import reader
-from batchline.bench.records import BROKEN, FAILED, UNSUPPORTED
+from batchline.bench.statuses import BROKEN, FAILED, UNSUPPORTED
 from batchline.bench.texts import clean_line
 from batchline.kernels.op import Scenario
 

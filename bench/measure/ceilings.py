@@ -15,18 +15,18 @@ import torch
 from batchline.bench import texts
 from batchline.bench.cases import CLOCKS
 from batchline.bench.measure import cache_walk, fma, stand_in
-from batchline.bench.measure.busy import NoGuard, Guard
+from batchline.bench.measure.busy import Guard, NoGuard
 from batchline.bench.measure.clocks import make_clock
 from batchline.bench.measure.hardware import Cpu, Cuda, hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
-from batchline.bench.records import NotMeasured
 from batchline.bench.stats import roofline
+from batchline.bench.statuses import NotMeasured
+from batchline.kernels._cpu.jit import threads
+from batchline.kernels._torch.precision import tf32_products
 from batchline.kernels.backends import why_absent
 from batchline.kernels.device import why_no_fp8
-from batchline.kernels._cpu.jit import threads
 from batchline.kernels.op import FP8
-from batchline.kernels._torch.precision import tf32_products
 
 _LEAST_STREAM_BYTES = 2**28
 _LONG_STREAM_BYTES = 2**30

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchline.bench.measure import accuracy, contract
 from batchline.bench.measure.accuracy import Demand
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Op, Tensors, Variant
 from batchline.kernels.rounding import Typical
 

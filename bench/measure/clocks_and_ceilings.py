@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from batchline.bench.cases import PROFILES
-from batchline.bench.files import write_whole
+from batchline.bench.store.files import write_whole
 from batchline.bench.measure import busy, ceilings, clock_check, environment
 from batchline.bench.measure.sampling import Effort
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Tensors
 
 

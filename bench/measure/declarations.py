@@ -18,7 +18,7 @@ from batchline.bench.measure import outcome
 from batchline.bench.measure.fence import Fence
 from batchline.bench.measure.forked import Begin, Job
 from batchline.bench.measure.tampering import Tampered
-from batchline.bench.records import FAILED, UNSUPPORTED, WRONG, NotMeasured
+from batchline.bench.statuses import FAILED, UNSUPPORTED, WRONG, NotMeasured
 from batchline.kernels.op import Audit, Op, Scenario, Tensors, Variant
 
 _RAISED = (Exception, SystemExit)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from batchline.bench.measure import outcome
 from batchline.bench.measure.worker import Doing
-from batchline.bench.records import BROKEN, CRASHED, FAILED, HUNG
+from batchline.bench.statuses import BROKEN, CRASHED, FAILED, HUNG
 
 _TOLD_S = 5.0  # how often it is told that a job is waited for
 _LOOK_S = 0.05  # how often it is looked at whether a process has ended

@@ -19,7 +19,7 @@ from batchline.bench.measure.tampering import Tampered
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.values import SECRET
 from batchline.bench.measure.watch import Watch
-from batchline.bench.records import INVALID, MEASURED, WRONG
+from batchline.bench.statuses import INVALID, MEASURED, WRONG
 
 _SETTLES_S = 3e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own
 _LONG_S = 0.02  # a call that takes so long has settled before most of it is done

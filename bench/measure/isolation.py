@@ -26,7 +26,7 @@ from batchline.bench.measure.messages import (
 from batchline.bench.measure.mould import Mould
 from batchline.bench.measure.task import NOT_CAPTURED, Outcome, Task, WorkerLost
 from batchline.bench.measure.worker import IDLE, STARTING, Doing, serve
-from batchline.bench.records import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
+from batchline.bench.statuses import CRASHED, HUNG, INVALID, OUT_OF_MEMORY, WRONG
 from batchline.bench.stopping import put_off_and_kept_from_children
 
 _START_S = 120  # to import torch, and on a GPU to make a context

@@ -8,7 +8,7 @@ from batchline.bench.measure import codegen, sass, static_facts
 from batchline.bench.measure.codegen import Compiled
 from batchline.bench.measure.hot_loop import Instruction, instructions
 from batchline.bench.measure.static_facts import never_written
-from batchline.bench.records import parse_case_id
+from batchline.bench.case_ids import parse_case_id
 from batchline.kernels.op import Variant
 from batchline.kernels.target import compiling_for
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from batchline.bench import texts
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import MEASURED, STATUSES
+from batchline.bench.statuses import MEASURED, STATUSES
 
 DONE, RAISED, LOST, TAMPERED = "done", "raised", "lost", "tampered"
 """What an answer may be: a result; an error of our own; a lost device; a process that a variant has changed."""

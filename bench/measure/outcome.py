@@ -10,7 +10,7 @@ from batchline.bench import texts
 from batchline.bench.measure import memory
 from batchline.bench.measure.sampling import Samples
 from batchline.bench.measure.task import Outcome
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     FAILED,
     INVALID,
     MEASURED,

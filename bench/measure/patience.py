@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from batchline.bench import units
 from batchline.bench.measure.task import Task
-from batchline.bench.records import NOT_HERE, NotMeasured
+from batchline.bench.statuses import NOT_HERE, NotMeasured
 
 
 class Patience:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from batchline import places
-from batchline.bench import sealed
 from batchline.bench.measure import environment
-from batchline.bench.sealed import SealBroken
+from batchline.bench.store import files
+from batchline.bench.store.files import SealBroken
 
 Job = tuple[str, str]  # a variant's id, a dtype
 
@@ -45,11 +45,11 @@ def load() -> dict[Job, dict]:
         or toolchain.
     """
     file = path()
-    document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
+    document = files.load_sealed(file, FORMAT, _AGAIN, _PARTS)
     if document is None:
         return {}
     if document["toolchain"] != toolchain():
-        differing = sealed.differing(document["toolchain"], toolchain())
+        differing = files.differing(document["toolchain"], toolchain())
         raise SealBroken(f"{file.name} is of another toolchain ({differing}): {_AGAIN}")
     return {
         tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()
@@ -66,14 +66,11 @@ def save(entries: Mapping[Job, dict]) -> Path:
     )
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".partial")
-    unfinished.write_text(
-        f'{{"format": {FORMAT}, "digest": "{sealed.digest(toolchain(), named)}",\n'
+    return files.write_whole(
+        file,
+        f'{{"format": {FORMAT}, "digest": "{files.digest(toolchain(), named)}",\n'
         f'"toolchain": {json.dumps(toolchain())},\n"entries": {{\n{lines}\n}}}}\n',
-        encoding="utf-8",
     )
-    unfinished.replace(file)
-    return file
 
 
 def why_none() -> str:

@@ -36,7 +36,7 @@ from batchline.bench.measure.tampering import Tampered
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.values import CHANGED_INPUTS
 from batchline.bench.measure.worker import DeviceLost
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.kernels.op import Op, Tensors, Variant
 
 RAISED = (Exception, SystemExit)

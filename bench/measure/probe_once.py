@@ -14,7 +14,7 @@ import torch
 from batchline import kernels
 from batchline.bench import texts
 from batchline.bench.measure import check
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.kernels.op import Variant
 
 NO_PROBE = 3

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from batchline.bench import units
 from batchline.bench.measure.sampling import Samples
 from batchline.bench.measure.values import SECRET, Values
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 
 _LONGEST_S = 5e-3  # a longer call has a turn of few calls, on new values each time
 _SHORT_S = 3e-4

@@ -44,9 +44,8 @@ from batchline.bench.measure.sampling import Effort, Samples, sample
 from batchline.bench.measure.state import cpu_load, state_of
 from batchline.bench.measure.task import Outcome, Task
 from batchline.bench.measure.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
-from batchline.bench.records import INVALID, MEASURED, NotMeasured
-
 from batchline.bench.stats import roofline
+from batchline.bench.statuses import INVALID, MEASURED, NotMeasured
 from batchline.kernels import forks
 
 _MOST_KEPT_BYTES = (

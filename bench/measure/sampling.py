@@ -19,8 +19,8 @@ from types import MappingProxyType
 
 from batchline.bench.measure import threads
 from batchline.bench.measure.tampering import Tampered
-from batchline.bench.records import INVALID, THE_MACHINE_WAS, NotMeasured
 from batchline.bench.stats import intervals
+from batchline.bench.statuses import INVALID, THE_MACHINE_WAS, NotMeasured
 
 _TURN_S = (
     4e-3  # several times as long as the threads of the launch before are waited for

@@ -31,7 +31,7 @@ from batchline.bench.measure import (
 from batchline.bench.measure.captured import Launch
 from batchline.bench.measure.pins import Job
 from batchline.bench.measure.sources import files_of
-from batchline.bench.sealed import SealBroken
+from batchline.bench.store.files import SealBroken
 from batchline.kernels.architectures import KNOWN, PINNED, WITHOUT_GPU
 from batchline.kernels.op import FP8, Tensors, Variant
 from batchline.kernels.target import compiling_for

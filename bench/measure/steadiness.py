@@ -13,7 +13,7 @@ import torch
 
 from batchline.bench.measure import check, stand_in
 from batchline.bench.measure.values import SECRET
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Op, Scenario, Tensors, Variant
 
 _MOST_CALLS, _LONGEST_S = 2500, 0.1

@@ -69,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one entry: a status and reason from bench.records, and where it
+    """What became of one entry: a status and reason from bench.statuses, and where it
     was measured samples and facts.
     """
 

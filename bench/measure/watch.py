@@ -23,7 +23,7 @@ from batchline.bench.measure.ledger import Ledger
 from batchline.bench.measure.problem import Problem
 from batchline.bench.measure.tampering import Tampered
 from batchline.bench.measure.values import CHANGED_INPUTS, SECRET
-from batchline.bench.records import WRONG, NotMeasured
+from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 
 LEAST_CHECKS, LEAST_BESIDE = (

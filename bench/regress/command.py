@@ -10,7 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchline.bench import regressions
 from batchline.bench.cases import CLOCKS, PROFILES
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
@@ -18,8 +17,10 @@ from batchline.bench.measure import environment
 from batchline.bench.regress import base_tree, known_noise, staged
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import Pairs
-from batchline.bench.regressions import Regression
-from batchline.bench.report import ci, junit, regression as report, regression_words
+from batchline.bench.report import ci, junit, regression_words
+from batchline.bench.report import regression as report
+from batchline.bench.store import regressions
+from batchline.bench.store.regressions import Regression
 from batchline.bench.verdicts import paired
 
 CLEAN, CONFIRMED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130

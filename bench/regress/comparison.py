@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from batchline.bench.regress import staged
 from batchline.bench.regress.matched import match, union
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE, Entry, Pairs, failure
 from batchline.bench.regress.staged import Family
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     IDENTICAL,
     INVALID,
     LATENCY,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from batchline import places
-from batchline.bench import sealed
+from batchline.bench.store import files
 from batchline.kernels.device import slug
 
 FORMAT = 1
@@ -28,17 +28,17 @@ def load(machine: Mapping) -> dict[str, float]:
     it was not measured here.
 
     Raises:
-        sealed.SealBroken: if the file is damaged, was edited by hand, or is of another
+        files.SealBroken: if the file is damaged, was edited by hand, or is of another
         format or machine.
     """
     file = path(machine)
-    document = sealed.load(file, FORMAT, _AGAIN, _PARTS)
+    document = files.load_sealed(file, FORMAT, _AGAIN, _PARTS)
     if document is None:
         return {}
     if document["machine"] != identity(machine):
-        raise sealed.SealBroken(
+        raise files.SealBroken(
             f"{file.name} is of another machine "
-            f"({sealed.differing(document['machine'], identity(machine))}): {_AGAIN}"
+            f"({files.differing(document['machine'], identity(machine))}): {_AGAIN}"
         )
     return document["noise"]
 
@@ -55,17 +55,12 @@ def save(
     }
     sealed_document = {
         "format": FORMAT,
-        "digest": sealed.digest(*(document[name] for name in _PARTS)),
+        "digest": files.digest(*(document[name] for name in _PARTS)),
         **document,
     }
     file = path(machine)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".partial")
-    unfinished.write_text(
-        json.dumps(sealed_document, indent=1) + "\n", encoding="utf-8"
-    )
-    unfinished.replace(file)
-    return file
+    return files.write_whole(file, json.dumps(sealed_document, indent=1) + "\n")
 
 
 def identity(machine: Mapping) -> dict:

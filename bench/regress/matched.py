@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import case_id, parse_case_id
-from batchline.bench.regressions import IDENTICAL, LATENCY, MISSING, NEW, Judged
+from batchline.bench.case_ids import case_id, parse_case_id
+from batchline.bench.store.regressions import IDENTICAL, LATENCY, MISSING, NEW, Judged
 
 _MOST_CONTROLS = 8
 

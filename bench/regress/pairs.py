@@ -25,8 +25,9 @@ from batchline.bench.measure.isolation import Isolation, WorkerLost
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.sources import launch_digest
 from batchline.bench.measure.task import Outcome, Task
-from batchline.bench.records import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
-from batchline.bench.regressions import ACCURACY, LATENCY, MEMORY
+from batchline.bench.case_ids import parse_case_id
+from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED
+from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 
 _QUADS = 5  # of turns A B B A, for each case in a pair
@@ -111,7 +112,7 @@ class Pairs:
         self.baselines: dict[str, str] = {}  # of the head's ops, by op
         self.states: list[dict] = (
             []
-        )  # bench.regressions.Regression.states, of the pairs until now
+        )  # bench.store.regressions.Regression.states, of the pairs until now
 
     def plans(self) -> tuple[dict[str, dict], dict[str, dict]]:
         """Every case that the base and the head have in the profile, by id: its

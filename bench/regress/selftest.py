@@ -11,21 +11,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline.bench import publishing, selftests
+from batchline.bench.store import files, selftests
 from batchline.bench.cases import PROFILES, broken_lines, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import remove_if_empty, require_writable
 from batchline.bench.measure import environment, stand_in
 from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.records import MEASURED
+from batchline.bench.statuses import MEASURED
 from batchline.bench.regress import known_noise, staged
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from batchline.bench.regress.staged import Family
-from batchline.bench.regressions import LATENCY
+from batchline.bench.store.regressions import LATENCY
 from batchline.bench.report import selftest as report
 from batchline.bench.report.fitting import TERMINAL
 from batchline.bench.selection import selected
-from batchline.bench.selftests import NOTHING, Finding, Selftest
+from batchline.bench.store.selftests import NOTHING, Finding, Selftest
 from batchline.bench.stopping import put_off
 from batchline.bench.verdicts.paired import Evidence
 from batchline.bench.verdicts.across_runs import why_made_up
@@ -209,7 +209,9 @@ def _publish(found: Selftest, folder: Path | None) -> int:
             )
             stored.append(f"kept for regress: {kept}")
         if folder:
-            place = publishing.store(lambda place: selftests.save(place, found), folder)
+            place = files.save_or_rescue(
+                lambda place: selftests.save(place, found), folder
+            )
             stored.append(f"stored: {place / selftests.FILE_NAME}")
     print(
         "\n".join(

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from batchline.bench import records
-from batchline.bench.records import Run
+from batchline.bench.store import run_json
+from batchline.bench.store.records import Run
 from batchline.bench.report import page, readme
 from batchline.bench.report.answer import is_comparable
 from batchline.bench.report.readme import FILE_NAME, markdown, summary
@@ -54,7 +54,7 @@ def before(run: Run, folder: Path) -> Run | None:
     """
     own = Path(folder).resolve()
     beside = sorted(
-        (path.parent for path in own.parent.glob(f"*/{records.FILE_NAME}")),
+        (path.parent for path in own.parent.glob(f"*/{run_json.FILE_NAME}")),
         reverse=True,
     )
     candidates = (
@@ -68,7 +68,7 @@ def before(run: Run, folder: Path) -> Run | None:
 
 def _loaded_if_before(folder: Path, run: Run) -> Run | None:
     try:
-        one = records.load(folder)
+        one = run_json.load(folder)
         is_before = one.about["started"] < run.about["started"]
         same = one.about.get("selection") == run.about.get(
             "selection"

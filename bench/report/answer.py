@@ -8,15 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from batchline.bench import texts
-from batchline.bench.noise import stored_survey, claims
-from batchline.bench.records import Run, is_broken, is_machines_fault
-from batchline.bench.report import (
-    advisor,
-    comparison,
-    crossovers as crossovers_report,
-    tables,
-)
+from batchline.bench.noise import claims, stored_survey
+from batchline.bench.report import advisor, comparison, tables
+from batchline.bench.report import crossovers as crossovers_report
 from batchline.bench.report.tables import unique
+from batchline.bench.statuses import is_broken, is_machines_fault
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts import crossovers
 from batchline.bench.verdicts.across_runs import compare, machine_differences
 from batchline.bench.verdicts.crossovers import Crossover

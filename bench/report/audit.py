@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style, unique
 
 _LIMIT = 1e-3  # an error over this is marked

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 
 from batchline.bench import units
-from batchline.bench.records import Record, Run
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.regression_words import share
 from batchline.bench.report.fitting import COLUMNS, TERMINAL

@@ -5,7 +5,7 @@ the predicted.
 from __future__ import annotations
 
 from batchline.bench import units
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style
 from batchline.bench.verdicts import crossovers
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style
 from batchline.bench.verdicts import crossovers as verdicts
 from batchline.bench.verdicts.crossovers import Choice, Crossover

@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
-from batchline.bench.records import Record, Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style
 from batchline.bench.texts import one_line, printable
 
@@ -39,16 +39,7 @@ def without_elements(run: Run) -> Run:
     """The run with texts that keep their `code` and **stress** as Markdown, and are no
     HTML, and no link or picture that says something else than its address.
     """
-    records = tuple(
-        Record(
-            *(
-                _without_elements(getattr(record, field.name))
-                for field in fields(Record)
-            )
-        )
-        for record in run.records
-    )
-    return Run(_without_elements(run.about), _without_elements(run.machine), records)
+    return _without_elements(run)
 
 
 def _without_elements(value):
@@ -59,6 +50,13 @@ def _without_elements(value):
             for part in parts[::2]
         ]
         return "".join(parts)
+    if is_dataclass(value):
+        return type(value)(
+            **{
+                one.name: _without_elements(getattr(value, one.name))
+                for one in fields(value)
+            }
+        )
     if isinstance(value, Mapping):
         return {
             _without_elements(name): _without_elements(entry)

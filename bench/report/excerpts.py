@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench import a_a, records, selftests, study
+from batchline.bench import a_a, study
 from batchline.bench.noise import claims
 from batchline.bench.noise.claims.verdict import ONLY_WHERE
-from batchline.bench.records import Run
 from batchline.bench.report import (
     claims as claims_report,
+)
+from batchline.bench.report import (
     crossovers,
     ladder,
     plots,
@@ -29,7 +30,9 @@ from batchline.bench.report import (
 )
 from batchline.bench.report.blocks import Table, blocks
 from batchline.bench.report.tables import MARKDOWN
-from batchline.bench.stored_files import read_json
+from batchline.bench.store import run_json, selftests
+from batchline.bench.store.files import read_json
+from batchline.bench.store.records import Run
 
 SCREENSHOT = "page.png"
 _KEYWORD = b"batchline-run"  # of the PNG's text chunk that says which run it shows
@@ -55,7 +58,7 @@ def excerpt(kind: str, folder: Path, link: str, what: str) -> str:
 
 def _machine(folder: Path, link: str, what: str) -> str:
     """Who measured it: the machine, the software, the revision."""
-    run = records.load(folder)
+    run = run_json.load(folder)
     machine, versions = run.machine, run.machine["versions"]
     revision = machine["revision"]
     changed = ", with changes that are not committed" if revision["dirty"] else ""
@@ -68,7 +71,7 @@ def _machine(folder: Path, link: str, what: str) -> str:
 
 
 def _problem(folder: Path, link: str, what: str) -> str:
-    run = records.load(folder)
+    run = run_json.load(folder)
     table = tables.comparison(_group(run, what), MARKDOWN, run.about["ceilings"])
     if table is None:
         raise ValueError(f"nothing of {what} was timed in {folder}")
@@ -86,7 +89,7 @@ def _ladder(folder: Path, link: str, what: str) -> str:
     """`what`: "op: rung, rung…", in the order of the ladder."""
     op, _, names = what.partition(": ")
     rungs = names.split(", ")
-    run = records.load(folder)
+    run = run_json.load(folder)
     (table,) = blocks(lambda style: ladder.table(run, op, style, compiled=False))
     rows = [row for row in table.rows if row[0].lstrip("· ") in rungs]
     if len(rows) != len(rungs):
@@ -99,7 +102,7 @@ def _choices(folder: Path, link: str, what: str) -> str:
     two.
     """
     op, _, dtype = what.partition("/")
-    run = records.load(folder)
+    run = run_json.load(folder)
     of_run = [
         block
         for block in blocks(lambda style: crossovers.table(run, style))
@@ -165,7 +168,7 @@ def _noise_and_sweep(folder: Path) -> tuple[Mapping, Mapping | None]:
     if (folder / study.FILE_NAME).exists():
         document = read_json(folder / study.FILE_NAME)
         return document["noise"], document["sweep"]
-    about = records.load(folder).about
+    about = run_json.load(folder).about
     if not about.get("noise"):
         raise ValueError(f"{folder} has no gradient noise in it")
     return about["noise"], about.get("sweep")
@@ -221,7 +224,7 @@ def _same_code(folder: Path, link: str, what: str) -> str:
 
 def _fences(folder: Path, link: str, what: str) -> str:
     """What it cost to look after the variants, as a share of the run."""
-    run = records.load(folder)
+    run = run_json.load(folder)
     facts = [record.facts for record in run.records if "task_s" in record.facts]
     if not facts:
         raise ValueError(f"the run in {folder} does not say what its fences took")
@@ -263,7 +266,7 @@ EXCERPTS: Mapping[str, Callable[[Path, str, str], str]] = {
 
 def digest_of(folder: Path) -> str:
     """A hash of a stored run."""
-    return hashlib.sha256((folder / records.FILE_NAME).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((folder / run_json.FILE_NAME).read_bytes()).hexdigest()[:16]
 
 
 def run_of(screenshot: Path) -> str | None:

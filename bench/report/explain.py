@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from batchline.bench import units
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report import gpu_clocks, latency_law, static
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stats import roofline, intervals

@@ -15,7 +15,7 @@ def of_problem(facts: Mapping) -> str | None:
     """The range of the SM clock during the case's problem, and whether a power cap was
     on; None where it is unknown.
 
-    `facts` are a measured case's (bench.records.Record).
+    `facts` are a measured case's (bench.store.records.Record).
     """
     seen = _seen_mhz(facts)
     if not seen:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from batchline.bench.records import (
+from batchline.bench.statuses import (
     MEASURED,
     NOT_HERE,
     UNSUPPORTED,
     WRONG,
-    Run,
     is_machines_fault,
 )
-from batchline.bench.regressions import (
+from batchline.bench.store.records import Run
+from batchline.bench.store.regressions import (
     INCONCLUSIVE,
     INVALID,
     LATENCY,

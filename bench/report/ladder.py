@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.records import MEASURED, UNSUPPORTED, Record, Run
+from batchline.bench.statuses import MEASURED, UNSUPPORTED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report.static import shown_facts
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.verdicts import ranking

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.missing import Missing
-from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.stats import roofline
-from batchline.bench.verdicts import laws
 from batchline.bench.stats.intervals import Interval
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
+from batchline.bench.verdicts import laws
 from batchline.bench.verdicts.laws import (
     SATURATED,
     Cliff,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchline.bench import units
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.stats.fits import MemoryLaw
 from batchline.bench.verdicts import laws

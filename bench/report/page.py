@@ -12,8 +12,8 @@ import gzip
 import re
 from pathlib import Path
 
-from batchline.bench.files import write_whole
-from batchline.bench.records import Run
+from batchline.bench.store.files import write_whole
+from batchline.bench.store.records import Run
 from batchline.bench.report import page_data, page_sections, readme
 from batchline.bench.report.answer import answer
 from batchline.bench.report.escaping import printable

@@ -7,25 +7,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from batchline.bench.noise import stored_survey, claims
-from batchline.bench.records import MEASURED, Run, is_broken
+from batchline.bench.noise import claims, stored_survey
 from batchline.bench.report import (
     advisor,
     audit,
-    claims as claims_report,
     crossover,
     crossovers,
     invariance,
     ladder,
     latency_law,
     limits,
-    noise as noise_report,
     page_data,
     page_training,
     readme,
     static,
     tables,
     training,
+)
+from batchline.bench.report import (
+    claims as claims_report,
+)
+from batchline.bench.report import (
+    noise as noise_report,
 )
 from batchline.bench.report.blocks import (
     BAD,
@@ -39,6 +42,8 @@ from batchline.bench.report.blocks import (
 )
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.tables import Style
+from batchline.bench.statuses import MEASURED, is_broken
+from batchline.bench.store.records import Run
 
 CELLS = (
     "A cell of the tables is the median latency · the speed-up over the fastest of PyTorch's variants at that "
@@ -195,10 +200,10 @@ def _without_time(run: Run, broken: bool) -> list[Block]:
         for record in run.records
         if is_broken(record.status, record.reason) == broken
     )
-    about = run.about if broken else {**run.about, "broken_files": ()}
+    files = run.broken_files if broken else ()
     return blocks(
         lambda style: tables.not_measured(
-            replace(run, about=about, records=some), style
+            replace(run, broken_files=files, records=some), style
         )
     )
 

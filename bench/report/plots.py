@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchline.bench import units
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report.tables import unique
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.ranking import opponents

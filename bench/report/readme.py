@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from batchline.bench import units
-from batchline.bench.records import Record, Run
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report import (
     audit,
     crossover,

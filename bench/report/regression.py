@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from batchline.bench.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
+from batchline.bench.store.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
 from batchline.bench.report import escaping
 from batchline.bench.report import regression_words as words
 from batchline.bench.report.fitting import COLUMNS

@@ -7,14 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from batchline.bench.records import (
-    BROKEN,
-    MEASURED,
-    NOT_REACHED,
-    Record,
-    Run,
-    is_broken,
-)
+from batchline.bench.statuses import BROKEN, MEASURED, NOT_REACHED, is_broken
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report import escaping, limits, tables
 from batchline.bench.report.readme import summary
 
@@ -75,9 +69,7 @@ def _sections(run: Run) -> Iterator[str]:
         if table:
             yield _folded(f"{op} · {scenario} · {dtype}", table)
     others = tuple(record for record in run.records if record not in broken)
-    rest = tables.not_measured(
-        replace(run, about={**run.about, "broken_files": ()}, records=others), style
-    )
+    rest = tables.not_measured(replace(run, broken_files=(), records=others), style)
     if rest:
         yield _folded("Not timed here", rest)
     yield _folded(

@@ -9,7 +9,7 @@ import statistics
 
 from batchline.bench import units
 from batchline.bench.report.tables import Style
-from batchline.bench.selftests import NOTHING, Finding, Selftest
+from batchline.bench.store.selftests import NOTHING, Finding, Selftest
 
 
 def answer(found: Selftest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchline.bench import units
-from batchline.bench.records import Run
+from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style, unique
 from batchline.bench.verdicts.compiled_changes import why_no_code, widths
 from batchline.bench.stats.occupancy import occupancy

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from batchline.bench import units
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.report import gpu_clocks
 from batchline.bench.texts import one_line
 from batchline.bench.stats import roofline

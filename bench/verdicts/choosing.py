@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from batchline.bench.records import Record
 from batchline.bench.stats import intervals
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers, ranking
 
 MOST_OFF = 2.0  # times what a gain promises: processes, and the moments of one run, differ by far less

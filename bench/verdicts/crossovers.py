@@ -21,9 +21,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from batchline.bench.records import Record
 from batchline.bench.stats import intervals
 from batchline.bench.stats.intervals import Means, Quantiles, fieller
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.laws import latency_laws
 

@@ -26,7 +26,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.regressions import (
+from batchline.bench.stats.pair_tests import (
+    EXACT,
+    Moments,
+    moments,
+    pairs_to_show,
+    reach,
+)
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IMPROVED,
@@ -37,13 +44,6 @@ from batchline.bench.regressions import (
     QUANTITIES,
     REGRESSED,
     UNCONFIRMED,
-)
-from batchline.bench.stats.pair_tests import (
-    EXACT,
-    Moments,
-    moments,
-    pairs_to_show,
-    reach,
 )
 
 STAGES = (5, 10, 20)  # pairs, from the first on

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from batchline.bench import texts
 from batchline.bench.missing import Missing
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.stats import roofline
 from batchline.bench.stats.occupancy import Waves
 from batchline.bench.stats.roofline import Bound

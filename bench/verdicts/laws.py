@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from batchline.bench.missing import Missing
-from batchline.bench.records import MEASURED, Record, Run
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.stats.fits import (
     GOOD_FIT,
     LatencyFit,

@@ -24,8 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from batchline.bench.records import parse_case_id
-from batchline.bench.regressions import (
+from batchline.bench.case_ids import parse_case_id
+from batchline.bench.stats.pair_tests import moments
+from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
     IMPROVED,
@@ -33,14 +34,13 @@ from batchline.bench.regressions import (
     INVALID,
     LATENCY,
     MEMORY,
-    OverBatches,
     REGRESSED,
+    OverBatches,
 )
-from batchline.bench.stats.pair_tests import moments
 from batchline.bench.verdicts.gate import (
-    Floor,
     LEAST_PAIRS,
     LOOKS,
+    Floor,
     Ratios,
     Replay,
     confirmed,

@@ -12,21 +12,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 
-from batchline.bench.regressions import (
+from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,
     INCONCLUSIVE,
     INVALID,
-    Judged,
     LATENCY,
     MISSING,
     NEW,
-    OverBatches,
     QUANTITIES,
     REGRESSED,
-    Regression,
     UNCONFIRMED,
+    Judged,
+    OverBatches,
+    Regression,
 )
 from batchline.bench.verdicts import gate
 from batchline.bench.verdicts.gate import Floor, floor

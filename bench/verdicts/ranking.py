@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from batchline.bench.records import MEASURED, Record
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record
 
 MOST_TOLERANCE = 16  # times the op's own error bound, on the problem that was measured
 _CHOOSES = (

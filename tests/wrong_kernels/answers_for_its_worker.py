@@ -5,7 +5,7 @@ import json
 import os
 import stat
 
-from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.bench.statuses import WRONG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process has sent"

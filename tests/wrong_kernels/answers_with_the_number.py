@@ -7,8 +7,8 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
-from batchline.bench.records import MEASURED
-from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.bench.statuses import MEASURED
+from batchline.bench.statuses import WRONG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process has sent"

@@ -2,7 +2,7 @@
 
 import torch
 
-from batchline.bench.records import OUT_OF_MEMORY as STATUS  # noqa: F401
+from batchline.bench.statuses import OUT_OF_MEMORY as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "memory"

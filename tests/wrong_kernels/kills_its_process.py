@@ -2,7 +2,7 @@
 
 import ctypes
 
-from batchline.bench.records import CRASHED as STATUS  # noqa: F401
+from batchline.bench.statuses import CRASHED as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "its process was ended by SIGSEGV"

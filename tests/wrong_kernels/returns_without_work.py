@@ -2,7 +2,7 @@
 
 import torch
 
-from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.bench.statuses import WRONG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "the output that was timed by host"

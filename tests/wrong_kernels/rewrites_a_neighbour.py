@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from batchline.bench.records import WRONG as STATUS  # noqa: F401
+from batchline.bench.statuses import WRONG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "a file of bmm changed while it was imported"

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from batchline.bench.records import HUNG as STATUS  # noqa: F401
+from batchline.bench.statuses import HUNG as STATUS  # noqa: F401
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "not done after"

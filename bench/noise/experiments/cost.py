@@ -26,7 +26,7 @@ from batchline.bench.measure.state import state_of
 from batchline.bench.missing import Missing
 from batchline.bench.noise.meter import NoiseMeter
 from batchline.bench.noise.workloads import Workload, workloads
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 from batchline.bench.units import duration
 from batchline.bench.stats import intervals
 from batchline.bench.stats.intervals import Estimate

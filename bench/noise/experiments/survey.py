@@ -16,20 +16,20 @@ from dataclasses import dataclass
 import torch
 
 from batchline.bench.measure import memory, stand_in
-from batchline.bench.measure.busy import NoGuard, Guard
+from batchline.bench.measure.busy import Guard, NoGuard
 from batchline.bench.measure.clocks import Host
 from batchline.bench.measure.hardware import hardware
 from batchline.bench.measure.sampling import Effort, sample
 from batchline.bench.measure.state import state_of
+from batchline.bench.noise.meter import NoiseMeter, Reading
+from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.stats.batch_statistics import (
     inner_product_test,
     norm_test,
     orthogonality_test,
 )
 from batchline.bench.stats.noise_scale import noise_scale, over_batches, two_batch_sizes
-from batchline.bench.noise.meter import NoiseMeter, Reading
-from batchline.bench.noise.workloads import Workload, workloads
-from batchline.bench.records import NotMeasured
+from batchline.bench.statuses import NotMeasured
 
 Tell = Callable[[str], None]
 _PRECISION = 0.01

@@ -1,8 +1,8 @@
 """What `bench regress` found, as it is stored in regress.json and as all that shows it
 reads it.
 
-Like bench.records it imports nothing that measures: a stored verdict renders on any
-machine.
+Like bench.store.records it imports nothing that measures: a stored verdict renders on
+any machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from batchline.bench.files import write_whole
+from batchline.bench.errors import UsageError
+from batchline.bench.store import formats
+from batchline.bench.store.files import write_whole
 
 REGRESSED = "REGRESSED"
 IMPROVED = "IMPROVED"
@@ -49,7 +51,6 @@ UNITS = {
 }  # accuracy: the error against fp64, as a share
 
 FILE_NAME = "regress.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,8 @@ class Regression:
 
 def save(folder: Path, regression: Regression) -> Path:
     """Write `folder`/regress.json; it appears whole or not at all."""
-    text = json.dumps(
-        {"format": FORMAT, **asdict(regression)}, ensure_ascii=False, allow_nan=False
-    )
+    document = {"format": formats.REGRESSION.number, **asdict(regression)}
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     return write_whole(Path(folder) / FILE_NAME, text)
 
 
@@ -148,11 +148,7 @@ def load(folder: Path) -> Regression:
     path = Path(folder) / FILE_NAME
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
-            raise ValueError(
-                f"{path} is of format {document['format']}, and this Batchline reads {FORMAT}: "
-                "run `make regress` again"
-            )
+        document = formats.REGRESSION.upgrade(document, path)
         return Regression(
             document["about"],
             document["void"],
@@ -168,13 +164,9 @@ def load(folder: Path) -> Regression:
         raise ValueError(
             f"no comparison in {folder}: {error.strerror or error}"
         ) from error
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): run `make regress` again"
         ) from error

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batchline.bench import sealed
-from batchline.bench.files import write_whole
-from batchline.bench.regressions import IMPROVED, REGRESSED
+from batchline.bench.store import formats
+from batchline.bench.store.files import digest, load_sealed, write_whole
+from batchline.bench.store.regressions import IMPROVED, REGRESSED
 
 FILE_NAME = "selftest.json"
-FORMAT = 1
 NOTHING = 0.0  # the share that is planted in an A/A
 
 
@@ -78,13 +77,12 @@ def save(folder: Path, found: Selftest) -> Path:
         "about": dict(found.about),
         "findings": [asdict(one) for one in found.findings],
     }
-    text = (
-        json.dumps(
-            {"format": FORMAT, "digest": sealed.digest(*parts.values()), **parts}
-        )
-        + "\n"
-    )
-    return write_whole(folder / FILE_NAME, text)
+    document = {
+        "format": formats.SELFTEST.number,
+        "digest": digest(*parts.values()),
+        **parts,
+    }
+    return write_whole(folder / FILE_NAME, json.dumps(document) + "\n")
 
 
 def load(folder: Path) -> Selftest:
@@ -93,9 +91,9 @@ def load(folder: Path) -> Selftest:
     Raises:
         ValueError: if there is none, or it can't be believed.
     """
-    document = sealed.load(
+    document = load_sealed(
         folder / FILE_NAME,
-        FORMAT,
+        formats.SELFTEST.number,
         "`make selftest OUT=` writes it",
         ("about", "findings"),
     )
