@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from batchline.bench.report import ci
 from batchline.bench.report import codegen as report
 from batchline.bench.store.files import SealBroken
+from batchline.bench.verdicts import compiled_changes as verdicts
 
 CLEAN, MOVED, WRONG, NOT_COMPARED = 0, 1, 1, 3
 
