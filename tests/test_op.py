@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,14 +211,11 @@ def test_an_op_is_imported_when_it_is_asked_for():
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True
     )
-    assert done.stdout.split() == [
-        "False",
-        "bmm",
-        "grad_reduce",
-        "grad_reduce_multi",
-        "grad_stats",
-        "wgrad_stats",
-    ]
+    folders = sorted(
+        path.parent.name
+        for path in Path(kernels.__file__).parent.glob("[!_]*/__init__.py")
+    )
+    assert done.stdout.split() == ["False", *folders]
 
 
 def test_stand_in_swallows_decorators():
