@@ -62,11 +62,10 @@ NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
 def why_absent(backend: str) -> str | None:
     """Why `backend` can't be used in this environment, or None."""
     if backend in PEERS:  # looked for and not imported, for Opacus takes a second
-        found = importlib.util.find_spec(backend)
+        if importlib.util.find_spec(backend):
+            return None
         return (
-            None
-            if found
-            else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+            f"{backend} can't be imported (not installed: `make bench-peers` does it)"
         )
     compiler = _COMPILERS.get(backend)
     return compiler._why if isinstance(compiler, Absent) else None

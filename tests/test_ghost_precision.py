@@ -18,7 +18,7 @@ from batchline.bench.measure.check import (
 )
 from batchline.bench.records import NotMeasured
 from batchline.bench.verdicts.eligible import MOST_TOLERANCE
-from batchline.kernels import precision
+from batchline.kernels._torch import precision
 from batchline.kernels.wgrad_stats import (
     _products,
     torch_ghost_tf32,

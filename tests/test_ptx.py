@@ -16,7 +16,8 @@ import torch
 from batchline import kernels
 from batchline.bench.measure import codegen, numba_compile
 from batchline.bench.measure.check import checked_call, expect
-from batchline.kernels import backends, ptx
+from batchline.kernels import backends
+from batchline.kernels._cuda import ptx
 from batchline.kernels.bmm import stored
 from batchline.kernels.draw import Draw
 
