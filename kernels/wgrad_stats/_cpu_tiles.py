@@ -1,9 +1,9 @@
 """Blocks of ḡ[O,I] on a CPU: each sample's product for the block by register tiles,
 then walks over those products.
 
-The kernel of the Numba rungs. Nothing larger than a block of `together` samples is stored:
-scratch of each thread, which stays in its caches. Where that is fewer than all, the
-products are made again once ḡ is known.
+The kernel of the Numba rungs. A thread stores a block of `together` samples at most, so
+its scratch memory stays in its caches. Where the batch is larger, the products are made
+again once ḡ is known.
 """
 
 from __future__ import annotations
