@@ -1,8 +1,10 @@
-"""What Batchline measures: ops, each with its fp64 reference and one file a variant.
+"""What Batchline measures: ops, each with its fp64 reference and one file for each
+variant.
 
 `kernels.ops` maps every op's name to its `Op`. A folder here with an `__init__.py` is
 an op; a file in that folder is a variant. Nothing is listed anywhere else, so a new
-file is all it takes. A name that begins with _ is neither.
+file is all it takes. A name that begins with _ is neither: `_cpu`, `_cuda`, `_triton`
+and `_torch` have what variants share.
 """
 
 from __future__ import annotations
@@ -23,9 +25,8 @@ if __name__ == "kernels":  # a checkout is on sys.path, and another package is m
 
 
 def _load(name: str) -> Op:
-    from batchline.kernels.op import (
-        Op,
-    )  # imports torch, which a reader of kernels.architectures does without
+    # It imports torch, which a reader of kernels.architectures does without.
+    from batchline.kernels.op import Op
 
     op = getattr(importlib.import_module(f"{__name__}.{name}"), name, None)
     if not isinstance(op, Op):

@@ -20,27 +20,30 @@ MMA_SYNC, WGMMA, TCGEN05 = "mma.sync", "wgmma", "tcgen05"
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a multiprocessor (SM) has, what a block and a thread may ask for, and how it
-    is handed out.
+    """What a multiprocessor (SM) has, what a block and a thread may ask for, and in what
+    steps they get it.
 
     Args:
         number: 90 of sm_90.
         tensor_cores: the widest kind of instruction that they have: MMA_SYNC, WGMMA or
-        TCGEN05. warps_per_sm, blocks_per_sm: resident at once.
-        shared_bytes_per_sm: shared memory; each block takes what it asks for and
-        `shared_bytes_reserved`. fp8: whether the tensor cores multiply it.
-        tma, clusters: whether there is a tensor memory accelerator; whether blocks can
-        form clusters. tensor_memory_columns: of 128 lanes of 4 bytes, per SM.
+            TCGEN05.
+        warps_per_sm, blocks_per_sm: resident at once.
+        shared_bytes_per_sm: shared memory. Each block takes what it asks for and
+            `shared_bytes_reserved`.
+        fp8: whether the tensor cores multiply it.
+        tma: whether there is a tensor memory accelerator.
+        clusters: whether blocks can form clusters.
+        tensor_memory_columns: of 128 lanes of 4 bytes, per SM.
         suffix: "a" where the code is for this architecture alone, as wgmma and tcgen05
-        ask.
+            require.
         registers_per_sm, registers_per_thread: of 4 bytes.
         shared_bytes_reserved: of shared memory, by the system, in each block.
         reserved_in_cubin: whether the linker counts those in a cubin's shared memory.
-        shared_step, register_step: bytes and registers are given to a block and to a
-        warp in such steps. partitions: of an SM, each with an equal share of its
-        registers and warps.
+        shared_step: a block gets shared memory in multiples of so many bytes.
+        register_step: a warp gets registers in multiples of this number.
+        partitions: of an SM, each with an equal share of its registers and warps.
         chip: the number of a chip that is taken for this architecture, having no entry
-        of its own; else None.
+            of its own; else None.
     """
 
     number: int
@@ -174,11 +177,11 @@ def why_too_old(number: int) -> str | None:
 
 
 def taken_for(number: int) -> Architecture:
-    """The entry by which kernels are chosen on a chip: its own, or else another one
-    that says so in its name.
+    """The entry by which kernels are chosen on a chip: its own, or else another one,
+    whose name then says so.
 
-    That is the nearest one below it of the same generation (its number's tens), whose
-    code runs there too; or for a generation that is not known, sm_89.
+    The other one is the nearest below it of the same generation (its number's tens),
+    whose code runs there too. For a generation that is not known it is sm_89.
 
     Raises:
         ValueError: if the chip is older than every entry.

@@ -76,11 +76,10 @@ def __getattr__(name: str):
 def why_absent(backend: str) -> str | None:
     """Why `backend` can't be used in this environment, or None."""
     if backend in PEERS:  # looked for and not imported, for Opacus takes a second
-        found = importlib.util.find_spec(backend)
+        if importlib.util.find_spec(backend):
+            return None
         return (
-            None
-            if found
-            else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+            f"{backend} can't be imported (not installed: `make bench-peers` does it)"
         )
     if backend not in _COMPILERS:
         return None

@@ -16,8 +16,8 @@ from batchline.kernels import architectures
 
 
 def on_its_device(function: Callable) -> Callable:
-    """The function of tensors with their GPU current: a kernel of ours is launched on
-    the one that is current.
+    """The function of tensors, run with their GPU as the current one: that is where a
+    launch goes.
     """
 
     @functools.wraps(function)

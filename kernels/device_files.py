@@ -1,7 +1,7 @@
-"""What was measured on a device, in a file beside the kernels:
+"""What was measured on a device, in files beside the kernels:
 kernels/<op>/<kind>/<device>.json, one for each kind.
 
-Whoever launches only looks up: the problem's own entry, or those near it.
+A launch only looks up: the problem's own entry, or those near it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMMANDS = {
 
 
 def file_for(folder: Path, kind: str, device: str) -> Path:
-    """Where the `kind` of an op in `folder` on this machine's "cpu" or "cuda" is kept."""
+    """The file with the `kind` of an op in `folder` on this machine's "cpu" or "cuda"."""
     return folder / kind / f"{slug(device_name(device))}.json"
 
 
@@ -60,9 +60,8 @@ def nearby(
         for entry in entries
         if entry["traits"] == traits
     ]
-    return sorted(
-        (found for found in measured if found[0] <= _NEAR), key=lambda found: found[0]
-    )
+    near = (pair for pair in measured if pair[0] <= _NEAR)
+    return sorted(near, key=lambda pair: pair[0])
 
 
 def _distance(one: Sequence[int], other: Sequence[int]) -> float:

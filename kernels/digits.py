@@ -20,7 +20,7 @@ _EPOCHS, _TRAIN_BATCH, _LEARNING_RATE = 3, 32, 0.1
 
 @dataclass(frozen=True)
 class Layers:
-    """What one forward and backward pass leaves behind, a row a sample, in fp32 on the
+    """What one forward and backward pass leaves behind, one row per sample, in fp32 on the
     CPU.
 
     x[S,64] the pixels, h[S,128] the hidden activations, dz1[S,128] and dz2[S,10] the

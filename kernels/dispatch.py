@@ -3,7 +3,7 @@ inputs, or else by rule.
 
 `make dispatch RUN=<folder>` turns a run's evidence into
 kernels/<op>/dispatch/<device>.json: for each measured problem the variants that were
-told from the baseline for the better, and by how much. A call only looks up.
+significantly faster than the baseline, and by how much. A call only looks up.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from batchline.kernels import backends, plain
 from batchline.kernels.device_files import file_for, nearby, stored
 from batchline.kernels.forks import why_no_threads
 
-DISPATCHED = (
-    "dispatched"  # of the variant that stands for the op's own call among its others
-)
+DISPATCHED = "dispatched"  # the name of the variant that is the op's own call
 VERSIONS = (
     "torch",
     "triton",
     "numba",
     "numba-cuda",
-)  # another one of these, and what was measured is not evidence
+)  # a measurement holds for the same versions of these
 MEASURED, NEARBY, RULE, BASELINE = (
     "measured",
     "measured nearby",
@@ -51,7 +49,7 @@ _dispatch_modes, _function_modes, _any_autocast = (
 _TYPES = plain.TYPES
 _LOW = (
     2**32
-)  # bytes: the address of a tensor with no memory is its offset, and memory seldom lies so low
+)  # bytes: the address of a tensor with no memory is its offset, and real memory has higher ones
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Choice:
 
 
 class Dispatch:
-    """The choice among an op's variants. Only those that keep the op's own error bound
-    are chosen from.
+    """The choice among an op's variants that keep the op's own error bound.
 
     Near a problem that was not measured it is a variant that beat the baseline on every
     measured problem within a factor of four in size, the one that did so by most; if
@@ -78,7 +75,8 @@ class Dispatch:
     Args:
         op: the kernels.op.Op.
         rule: inputs → names of variants to prefer where nothing near was measured on
-        the device, the best first. table: what to go by, whatever is stored.
+            the device, the best first.
+        table: the measurements to choose by, instead of the stored ones.
     """
 
     def __init__(
@@ -90,15 +88,15 @@ class Dispatch:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 after_in_child=self._known.clear
-            )  # a child may have to do without threads
+            )  # a child may have no threads
 
     def function(self, *inputs: torch.Tensor) -> Callable:
         """What to call on these inputs. Remembered for their shapes, strides, dtypes
         and devices.
 
-        What is tested here is what tells apart inputs that would be remembered alike;
-        `look_up` tests all of it. So a sparse tensor or one of functorch's raises, and
-        while torch.jit traces sizes are tensors, never known ones.
+        Inputs that share a key are told apart here; `look_up` tests everything else. A
+        sparse tensor, or one of functorch's, raises. While torch.jit traces, sizes are
+        tensors, which are never remembered.
         """
         if _is_compiling():
             return self._baseline()
@@ -140,12 +138,12 @@ class Dispatch:
         return chosen
 
     def by_table(self, table: Mapping) -> "Dispatch":
-        """The choice by a table that is not stored: so it is tried before it is."""
+        """The choice by a table that is not stored, to try it before it is."""
         return Dispatch(self._op, self._rule, table)
 
     def behind_look_up(self, name: str) -> Callable:
-        """The variant of that name behind a look-up whose answer it does not take: by
-        it the look-up is timed.
+        """A function that makes the look-up and then calls the variant of that name
+        whatever the result: it times the look-up.
         """
         look_up, function = self.function, self._op.variants[name].function
 
@@ -212,7 +210,7 @@ class Dispatch:
         if self._baseline_function is None:
             self._baseline_function = self._op.variants[self._op.baseline].function
 
-    # torch.compile calls it instead of tracing how an op's files are found and
+    # torch.compile calls it instead of tracing how an op's files are listed and
     # imported. This mark is torch.compiler.assume_constant_result, which would import
     # all of the compiler first.
     _find_baseline._dynamo_marked_constant = True
@@ -282,8 +280,8 @@ class _Candidates(Mapping):
 
 
 def is_candidate(variant) -> bool:
-    """Whether a call may choose the variant: it gives the whole op within its own
-    bound, and is compiled ahead.
+    """Whether a call may choose the variant: it returns all outputs within the op's
+    bound, and has no slow start.
     """
     return (
         variant.backend not in (backends.DISPATCH, *backends.PEERS)
@@ -294,7 +292,7 @@ def is_candidate(variant) -> bool:
 
 
 def why_stale(document: Mapping) -> str | None:
-    """Why a table is of another time than the installed libraries, or None."""
+    """Why a table does not apply to the installed libraries, or None."""
     for name, version in document["versions"].items():
         if name in VERSIONS and version != _installed(name):
             return (

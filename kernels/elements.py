@@ -61,6 +61,6 @@ def mean_over_batch(
     return mean
 
 
-def rows_at_once(elements_a_row: int) -> int:
-    """How many rows of so many elements a reference holds in fp64 at once; 1 at least."""
-    return max(1, _BLOCK // max(1, elements_a_row))
+def rows_at_once(elements_per_row: int) -> int:
+    """How many rows a reference holds in fp64 at once, at least 1."""
+    return max(1, _BLOCK // max(1, elements_per_row))

@@ -43,17 +43,22 @@ class Variant:
         dtypes: names of the input dtypes it takes; None is every dtype.
         needs: "cuda" or "cpu"; None is any device.
         supports: inputs → why it declines them, or None. What is not declared is
-        supported.
-        builds_on: the rung below it on the ladder: the variant whose idea it changes,
-        and its gain is quoted over. tunable: its configurations, if more than one is
-        worth timing; the function asks tunable.choose(*inputs). example: the (scenario,
-        batch) whose launch stands for it where one must do; None is the op's.
-        tolerance: as the op's, where it promises another accuracy than the op asks;
-        None is the op's. slow_start: it takes seconds before its first call on each
-        shape, as a compiler does that tries what is fastest. detail: what it shows over
-        the rung below is a detail, which a short run can do without. gives: the first
-        so many of the op's outputs, where it can't give all (a peer's); None is all.
-        idea: the first line of its file.
+            supported.
+        builds_on: the rung below it on the ladder: the variant whose idea it changes.
+            Its gain is quoted over that one.
+        tunable: its configurations, if more than one is worth timing. The function asks
+            tunable.choose(*inputs).
+        example: the (scenario, batch) whose launch represents it where only one is
+            compiled; None is the op's.
+        tolerance: as the op's, where it promises another accuracy than the op asks for;
+            None is the op's.
+        slow_start: whether it takes seconds before its first call on each shape, as a
+            compiler does that tries what is fastest.
+        detail: whether its gain over the rung below is a detail, which a short run
+            leaves out.
+        gives: how many of the op's outputs it returns first, where it can't return all
+            (a peer's); None is all.
+        idea: the first paragraph of its file's docstring.
     """
 
     op: "Op"
@@ -93,12 +98,12 @@ class Variant:
 
     @property
     def folder(self) -> Path:
-        """Its op's, where what was measured of it is kept."""
+        """The op's folder, which has the measurements of the variant."""
         return self.op.folder
 
     @property
     def file(self) -> Path:
-        """Where its function is."""
+        """The file of its function."""
         return Path(sys.modules[self.function.__module__].__file__)
 
     @property
@@ -108,7 +113,7 @@ class Variant:
 
     @property
     def own_tolerance(self) -> bool:
-        """Whether it is held to another error bound than the op's."""
+        """Whether it declares another error bound than the op's."""
         return self.tolerance is not None
 
     def __call__(self, *inputs: torch.Tensor):
@@ -127,8 +132,8 @@ class Variant:
         return replace(self, function=function)
 
     def configuration(self, inputs: Tensors, config: Mapping | None = None) -> dict:
-        """The configuration that a call with these inputs takes, and its source; {} of
-        a variant that has one alone. `config` is what `with_config` was given.
+        """The configuration that a call with these inputs takes, and its source; {} for
+        a variant that has only one. `config` is what `with_config` was given.
         """
         if config is not None:
             return {"config": dict(config), "config_source": ASKED_FOR}
@@ -245,8 +250,8 @@ class Op:
         example: tuple[str, int] | None = None,
         **declared,
     ):
-        """Register the decorated function as a variant of this op, and return it: one
-        that needs CUDA guarded (kernels.device.on_its_device), any other as it is.
+        """Register the decorated function as a variant of this op, and return it. One
+        that needs CUDA is guarded first (kernels.device.on_its_device).
 
         Takes what Variant takes, by keyword: backend, dtypes, needs, supports…
 
@@ -282,7 +287,7 @@ class Op:
 
     @property
     def folder(self) -> Path:
-        """Where the op's files are, its tuned configurations among them."""
+        """The folder of the op's files, its tuned configurations among them."""
         return Path(sys.modules[self.package].__file__).parent
 
     @property
@@ -314,7 +319,7 @@ class Op:
         except (
             Exception,
             SystemExit,
-        ) as error:  # it must not end who asked for it: it becomes a variant that fails
+        ) as error:  # it becomes a variant that fails, and does not end the caller
             return _unloadable(self, name, error)
 
     @property
@@ -325,9 +330,17 @@ class Op:
     def output_dtypes(
         self, count: int, *inputs: torch.Tensor
     ) -> tuple[torch.dtype, ...]:
-        """The dtype that each of the op's `count` outputs has on these inputs."""
+        """The dtype that each of the op's `count` outputs has on these inputs.
+
+        Raises:
+            ValueError: if the op declares another number of them.
+        """
         dtypes = self.dtypes(*inputs)
-        return dtypes if isinstance(dtypes, tuple) else (dtypes,) * count
+        if not isinstance(dtypes, tuple):
+            return (dtypes,) * count
+        if len(dtypes) != count:
+            raise ValueError(f"{len(dtypes)} dtypes are declared for {count} outputs")
+        return dtypes
 
     def make_inputs(
         self, scenario: str, batch: int, dtype: str, device: str, seed: int = 0

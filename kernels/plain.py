@@ -1,8 +1,7 @@
 """Whether a kernel that reads memory by address would do what PyTorch does with these
 tensors, here and now.
 
-Both are lists of what is allowed: a kind of tensor or a mode that nobody thought of
-goes to PyTorch.
+Both are lists of what is allowed: any other kind of tensor or mode goes to PyTorch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What the ops of gradient statistics share: {ḡ, n, d}, in which dtype, and how far
-from exact they may be.
+"""What the ops of gradient statistics share: the dtype of {ḡ, n, d}, the errors that
+are allowed, and the errors that are compared.
 
 Of per-sample gradients g_b these are the mean ḡ, the squared norms n_b = ‖g_b‖² and the
 inner products d_b = g_b·ḡ. All three are fp32 (fp64 for fp64 inputs) whatever the
@@ -22,7 +22,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def summed(terms: int, dtype: torch.dtype) -> float:
-    """The relative error allowed to a sum of so many terms: (2√terms + 64)·u of their
+    """The relative error allowed to a sum of `terms`: (2√terms + 64)·u of their
     magnitudes.
 
     What two levels of blocks give in any order within them (Castaldo, Whaley and
@@ -34,8 +34,8 @@ def summed(terms: int, dtype: torch.dtype) -> float:
 
 
 def summed_in_any_order(terms: int, dtype: torch.dtype) -> float:
-    """The relative error that a sum of so many terms can have at worst: (terms + 1)·u
-    of their magnitudes.
+    """The largest relative error that a sum of `terms` can have: (terms + 1)·u of their
+    magnitudes.
 
     Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), §4.2; the last one
     is a product's own.
@@ -79,7 +79,7 @@ def errors(
         (outputs[0] - mean).norm(),
         *(a - b for a, b in zip(outputs[1:], expected[1:])),
     ]
-    found = {
+    by_name = {
         name: float((difference.abs() / unit).max())
         for name, difference, unit in zip(NAMES, off, (norm, n, n.sqrt() * norm))
     }
@@ -87,8 +87,8 @@ def errors(
         noise_scale = _noise_scale(*outputs[:2])
     if noise_scale is not None:
         exact = _noise_scale(mean, n)
-        found["noise_scale"] = abs(noise_scale - exact) / abs(exact)
-    return found
+        by_name["noise_scale"] = abs(noise_scale - exact) / abs(exact)
+    return by_name
 
 
 def why_impossible(outputs: Tensors) -> str | None:

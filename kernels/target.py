@@ -40,8 +40,8 @@ def target_of(device: torch.device) -> Architecture:
 
 @functools.cache
 def of_gpu(index: int | None) -> Architecture:
-    """The architecture of a GPU by its index (None: the current one), kept: a launch
-    has no time to ask the driver.
+    """The architecture of a GPU by its index (None: the current one). It is cached: a
+    launch has no time to ask the driver.
     """
     major, minor = torch.cuda.get_device_capability(index)
     return architectures.taken_for(10 * major + minor)

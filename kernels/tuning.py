@@ -1,9 +1,9 @@
-"""Tuning as data: configurations that won on a device, in a file beside the kernels,
-and a rule for every other one.
+"""Tuning as data: a file beside the kernels has the configurations that were fastest on
+a device, and a rule covers the rest.
 
 `make tune` measures and writes kernels/<op>/tuning/<device>.json. A launch only looks
-up: the problem's own entry, or the nearest one of the same traits within a factor of
-four in all, or else the rule.
+up: the problem's own entry, else the nearest one of the same traits within a factor of
+four in all sizes together, else the rule.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class Tunable:
     """The configurations of one variant. Every one must be right on every input: they
     differ in speed alone.
 
-    Args (both take the op's inputs, tensors on the meta device are enough, and then the
-    kernels.architectures entry that the launch is for, which a kernel of the CPU does
-    not use):
-        rule: → the configuration where nothing was measured; it must compile for that
-        architecture and fit it. candidates: → the configurations worth timing on these
-        inputs, pruned by shape and by what fits the
-            architecture, the rule's among them.
+    Both functions take the op's inputs, for which tensors on the meta device are
+    enough, then the kernels.architectures entry that the launch is for. A CPU kernel
+    does not use that.
+
+    Args:
+        rule: → the configuration where nothing was measured. It must compile for the
+            architecture and fit it.
+        candidates: → the configurations worth timing on these inputs, pruned by shape
+            and by what fits the architecture. The rule's is among them.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Tunable:
         name: str,
         describe: Callable[..., tuple[str, tuple[int, ...]]],
     ) -> None:
-        """Say whose configurations these are; done by @op.variant."""
+        """Name the variant that these configurations are of; @op.variant does it."""
         self._folder, self._name, self._describe = folder, name, describe
 
     def rule(self, *inputs: torch.Tensor, target: Architecture | None = None) -> Config:

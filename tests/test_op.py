@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,14 +257,11 @@ def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
 
 
 def test_an_op_is_imported_when_it_is_asked_for():
-    assert output_of(AN_OP, *PROGRAMS).split() == [
-        "False",
-        "bmm",
-        "grad_reduce",
-        "grad_reduce_multi",
-        "grad_stats",
-        "wgrad_stats",
-    ]
+    folders = sorted(
+        path.parent.name
+        for path in Path(kernels.__file__).parent.glob("[!_]*/__init__.py")
+    )
+    assert output_of(AN_OP, *PROGRAMS).split() == ["False", *folders]
 
 
 def test_stand_in_swallows_decorators():

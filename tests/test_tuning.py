@@ -3,6 +3,7 @@ measured, never mid-launch.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,6 +99,21 @@ def test_a_forced_configuration_is_taken_until_the_end_of_its_block(tunable):
         assert tunable.choose(x) == {"BLOCK": 7}
         raise RuntimeError
     assert tunable.choose(x) == {"BLOCK": 64}
+
+
+def test_a_configuration_is_forced_in_its_own_thread_alone(tunable):
+    x = torch.empty(8, 64, 64, 64, device="meta")
+    with tunable.forced({"BLOCK": 7}), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tunable.choose, x).result() == {"BLOCK": 64}
+        assert tunable.choose(x) == {"BLOCK": 7}
+
+
+def test_sizes_that_never_repeat_fill_no_memory(tunable, monkeypatch):
+    monkeypatch.setattr(tuning, "_MOST_REMEMBERED", 2)
+    for size in range(1, 6):
+        x = torch.empty(size, 64, 64, 64, device="meta")
+        assert tunable.choose(x) == tunable.choose(x)
+        assert len(tunable._known) <= 2
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):

@@ -47,7 +47,7 @@ def launch(dtype: str) -> tuple[Callable, float]:
 @functools.cache
 def _compiled(dtype: str):
     from batchline.kernels._cpu.lanes import lanes_of
-    from batchline.kernels._cpu.tasks import compiled
+    from batchline.kernels._cpu.tasks import compile_tasks
     from batchline.kernels._cpu.vectors import TILE_ROWS, TILE_VECTORS, pointer, tile
 
     element, size = getattr(numba, dtype)(0), getattr(torch, dtype).itemsize
@@ -69,4 +69,4 @@ def _compiled(dtype: str):
                 0,
             )
 
-    return compiled(tiles, 2)
+    return compile_tasks(tiles, 2)

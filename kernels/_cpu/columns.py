@@ -2,7 +2,7 @@
 needs again is still cached.
 
 The kernel of grad_reduce's and grad_stats' Numba rungs. A task is a fixed range of
-blocks, whoever runs it, so the result has the same bits whatever the number of threads.
+blocks, so the result has the same bits whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import functools
 import numpy as np
 import torch
 
-from batchline.kernels.backends import numba
 from batchline.kernels._cpu.rows import STORED, SUM, SUM_AND_SQUARES, walks
-from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.tasks import compile_tasks, run, shares
 from batchline.kernels._cpu.vectors import pointer
+from batchline.kernels.backends import numba
 
 TASKS = 16  # at most: they bound the partial sums, and share the work out evenly over a few threads
 ALONE = (
@@ -30,7 +30,7 @@ def mean_of(g: torch.Tensor, columns: int) -> torch.Tensor:
     """ḡ[P] in the accumulator's dtype, in blocks of so many columns. A g whose rows are
     not contiguous is copied.
     """
-    mean, _ = _walked(g, columns, SUM, False)
+    mean, _ = _walk(g, columns, SUM, False)
     return mean
 
 
@@ -40,12 +40,12 @@ def statistics_of(
     """{ḡ, n, d} in the accumulator's dtype: block by block, or with all of a task's
     columns walked twice.
     """
-    mean, partial = _walked(g, columns, SUM_AND_SQUARES, one_read)
+    mean, partial = _walk(g, columns, SUM_AND_SQUARES, one_read)
     n, d = partial.sum(0).to(mean.dtype)
     return mean, n, d
 
 
-def _walked(g, columns, mode, one_read):
+def _walk(g, columns, mode, one_read):
     batch, parameters = g.shape
     if parameters and g.stride(1) != 1:
         g = g.contiguous()
@@ -148,4 +148,4 @@ def _compiled(dtype, mode, one_read):
             0  # its last use: Numba frees an array after that, whatever its address is used for
         )
 
-    return compiled(task_range, 9)
+    return compile_tasks(task_range, 9)

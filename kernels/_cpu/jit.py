@@ -1,5 +1,5 @@
-"""Numba's functions on a CPU: kept on disk where that can be, and on as many threads as
-torch has.
+"""Numba's functions on a CPU: cached on disk where possible, and run on as many threads
+as torch has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def njit(
     """As numba.njit, for a function that Python calls: of what it compiles for,
     `signature` alone if there is one.
 
-    What is compiled is kept on disk, beside the source or in the user's cache; where
+    What is compiled is cached on disk, beside the source or in the user's cache; where
     neither can be written, each process compiles it anew. A call of a `parallel` one
     runs on `threads()` threads, and leaves Numba's own setting as it was.
     """
@@ -120,7 +120,7 @@ class _SpareCache:
         self._cache = cache
 
     def load_overload(self, *key):
-        """What was kept, or None."""
+        """What was cached, or None."""
         try:
             return self._cache.load_overload(*key)
         except Exception:  # whatever pickle and the disk raise: it is compiled instead

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from batchline.kernels.backends import numba
 from batchline.kernels._cpu.lanes import Vectors, intrinsic, ir, lanes_of, types
 from batchline.kernels._cpu.vectors import pointer
+from batchline.kernels.backends import numba
 
 TOGETHER = (8, 4, 2, 1)  # rows of one function each
 _IN_A_SUM = 512  # rows, eight at a time: no element passes through more than 64 additions, then one for each 512

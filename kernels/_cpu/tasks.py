@@ -1,5 +1,5 @@
-"""Compiled functions run over ranges of tasks by Numba's threads, and what every start
-of those threads has to heed.
+"""Compiled functions run over ranges of tasks by Numba's threads, and the rules for
+every start of those threads.
 
 The loop over threads is compiled once, whatever runs in it, and calls through an
 address: a function compiled `parallel` itself would be compiled three times over, with
@@ -21,6 +21,8 @@ from batchline.kernels.backends import numba
 from batchline.kernels.forks import is_forked, why_no_threads
 from batchline.kernels._cpu.lanes import intrinsic, ir, types
 from batchline.kernels._cpu.jit import njit, threads
+from batchline.kernels._cpu.lanes import intrinsic, ir, types
+from batchline.kernels.backends import numba
 
 _region = (
     threading.RLock()
@@ -30,13 +32,15 @@ _region = (
 @intrinsic
 def _call(typing, address, first, last, arguments):
     def generate(context, builder, signature, args):
-        words = [
+        operands = [
             args[1],
             args[2],
             *(builder.extract_value(args[3], index) for index in range(len(arguments))),
         ]
-        function = ir.FunctionType(ir.VoidType(), [word.type for word in words])
-        builder.call(builder.inttoptr(args[0], function.as_pointer()), words)
+        function = ir.FunctionType(
+            ir.VoidType(), [operand.type for operand in operands]
+        )
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), operands)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, arguments), generate
@@ -56,7 +60,7 @@ def _run_shared(address, tasks, shares, arguments):
 
 
 def run(function, tasks: int, shares: int, arguments: tuple[int, ...]) -> None:
-    """Call a `compiled` function with (first, last, *arguments) for equal shares of the
+    """Call a `compile_tasks` function with (first, last, *arguments) for equal shares of the
     tasks, a thread for each.
 
     In a forked child the calling thread does all of them.
@@ -90,7 +94,7 @@ def shares(tasks: int, alone: bool) -> int:
     return 1 if alone else min(tasks, threads())
 
 
-def compiled(function, count: int):
+def compile_tasks(function, count: int):
     """`function` of (first, last) and `count` more int64 for C, to be handed to `run`."""
     return numba.cfunc(numba.void(*[numba.int64] * (2 + count)))(function)
 

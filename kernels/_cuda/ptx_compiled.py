@@ -1,4 +1,4 @@
-"""`kernels.ptx` for the compiler: LLVM's own vector loads and stores where there are
+"""`kernels._cuda.ptx` for the compiler: LLVM's own vector loads and stores where there are
 such, inline PTX elsewhere.
 
 A vector load written in LLVM's IR is scheduled like any other load, which inline PTX is

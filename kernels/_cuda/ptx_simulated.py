@@ -1,4 +1,4 @@
-"""`kernels.ptx` for Numba's simulator: the same functions on the host's memory, a
+"""`kernels._cuda.ptx` for Numba's simulator: the same functions on the host's memory, a
 Python thread for each lane.
 
 Instructions of a warp meet at the block's barrier, so all threads of the block must

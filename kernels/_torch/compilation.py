@@ -1,4 +1,4 @@
-"""torch.compile for variants: one compilation a shape, never the quiet return to eager
+"""torch.compile for variants: one compilation for each shape, never the quiet return to eager
 mode.
 """
 
@@ -17,7 +17,7 @@ _QUIET = {
 
 
 @functools.cache
-def compiled(function: Callable) -> Callable:
+def compile_fully(function: Callable) -> Callable:
     """`function` through torch.compile in mode max-autotune, without its CUDA graphs:
     those are a clock's to make.
 

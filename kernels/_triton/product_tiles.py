@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from batchline.kernels._triton.product import long_side_first, vector_bytes
 from batchline.kernels.architectures import Architecture
 from batchline.kernels.backends import triton
-from batchline.kernels._triton.product import long_side_first, vector_bytes
 from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import distinct
 
@@ -81,7 +81,7 @@ def product_on(a: torch.Tensor, b: torch.Tensor, target: Architecture) -> Produc
     return Product(a, b, vector, sms, target)
 
 
-def ranked(
+def rank_tiles(
     a: torch.Tensor, b: torch.Tensor, target: Architecture, split_k: bool = False
 ) -> list[dict]:
     """Configurations that fit the target, the one that should be fastest on these

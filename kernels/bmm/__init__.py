@@ -33,7 +33,7 @@ LAYOUTS = ("nn", "nt", "tn")
 _TINY, _MANY = (
     32,
     32,
-)  # so small sizes and so many entries that the library's work for each outweighs a compilation
+)  # sizes so small and entries so many that the library's work for each outweighs a compilation
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def typical(a: torch.Tensor, b: torch.Tensor) -> tuple[Typical]:
 
 
 def _product(a, b, of=lambda tensor: tensor):
-    """The products in fp64, so many entries at a time as a reference holds at once."""
+    """The products in fp64, a block of entries at a time."""
     shared = (
         of(b[0].double()) if b.stride(0) == 0 and len(b) else None
     )  # one right side, and no copy for every entry

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._folding import folded
+from batchline.kernels.bmm._folding import fold
 from batchline.kernels.elements import dtype_name
 from batchline.kernels.op import WIDE
 
@@ -77,7 +77,7 @@ class _Product(torch.autograd.Function):
             return da, None
         if not ctx.shared:
             return da, _product(a.mT, dc)
-        return da, _product(folded(a).mT[None], folded(dc)[None])[0]
+        return da, _product(fold(a).mT[None], fold(dc)[None])[0]
 
 
 def _product(a, b):

@@ -16,7 +16,7 @@ def why_not_folded(a: torch.Tensor, b: torch.Tensor) -> str | None:
     return None
 
 
-def folded(tensor: torch.Tensor) -> torch.Tensor:
+def fold(tensor: torch.Tensor) -> torch.Tensor:
     """[B, M, K] as [B·M, K]: a view where the rows go on from entry to entry, a copy
     elsewhere.
     """

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from batchline.kernels.backends import interpreted, tl, triton
-from batchline.kernels.bmm import bmm, reference
 from batchline.kernels._triton.product import (
     alignment,
     long_side_first,
     vector_bytes,
 )
+from batchline.kernels.backends import interpreted, tl, triton
+from batchline.kernels.bmm import bmm, reference
 from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 

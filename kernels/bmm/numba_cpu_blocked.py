@@ -17,10 +17,9 @@ import functools
 import numpy as np
 import torch
 
-from batchline.kernels.backends import numba
-from batchline.kernels.bmm import bmm
+from batchline.kernels._cpu.jit import threads
 from batchline.kernels._cpu.lanes import lanes_of
-from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.tasks import compile_tasks, run, shares
 from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -29,7 +28,8 @@ from batchline.kernels._cpu.vectors import (
     tile,
     transpose_block,
 )
-from batchline.kernels._cpu.jit import threads
+from batchline.kernels.backends import numba
+from batchline.kernels.bmm import bmm
 from batchline.kernels.tuning import Tunable
 
 ALONE = (
@@ -158,7 +158,7 @@ def _compiled(dtype, size):
             0  # its last use: Numba frees an array after that, whatever its address is used for
         )
 
-    return compiled(blocks, 16)
+    return compile_tasks(blocks, 16)
 
 
 def _rule(a, b, target):

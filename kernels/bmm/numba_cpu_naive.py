@@ -10,10 +10,10 @@ import functools
 
 import torch
 
+from batchline.kernels._cpu.jit import njit
+from batchline.kernels._cpu.tasks import run_parallel
 from batchline.kernels.backends import numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels._cpu.tasks import run_parallel
-from batchline.kernels._cpu.jit import njit
 
 
 def _kernel(a, b, c):

@@ -12,10 +12,10 @@ import functools
 import numpy as np
 import torch
 
+from batchline.kernels._cpu.jit import njit
+from batchline.kernels._cpu.tasks import run_parallel
 from batchline.kernels.backends import numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels._cpu.tasks import run_parallel
-from batchline.kernels._cpu.jit import njit
 
 ROWS, COLUMNS, DEPTH, UNROLL = 64, 256, 128, 4
 

@@ -1,4 +1,4 @@
-"""One compilation a shape: sizes and strides are constants, so a tiny product is
+"""One compilation for each shape: sizes and strides are constants, so a tiny product is
 straight vector code.
 
 Against `numba_cpu_naive`: a row of C is one or two vectors, as wide as N needs, and
@@ -16,10 +16,8 @@ import functools
 
 import torch
 
-from batchline.kernels.backends import numba
-from batchline.kernels.bmm import bmm
 from batchline.kernels._cpu.lanes import Vectors, cgutils, intrinsic, lanes_of, types
-from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.tasks import compile_tasks, run, shares
 from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -27,6 +25,8 @@ from batchline.kernels._cpu.vectors import (
     tile_function,
     transpose_function,
 )
+from batchline.kernels.backends import numba
+from batchline.kernels.bmm import bmm
 
 MOST = 32
 ALONE = (
@@ -130,7 +130,7 @@ def _compiled(dtype, m, n, depth, stride_am, stride_ak, stride_bk, stride_bn):
                 entry == first or stride_bb != 0,
             )
 
-    return compiled(products, 5)
+    return compile_tasks(products, 5)
 
 
 def _supports(a, b):

@@ -15,12 +15,12 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
+from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.bmm import bmm
 from batchline.kernels.bmm._numba_tiles import along, steps, tile_of_block, wide
-from batchline.kernels._cuda.launch import jit_for, launch_at
-from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 ITEM = 2  # bytes of an element

@@ -1,4 +1,4 @@
-"""One thread an element of C, straight from global memory: the rung that everything
+"""One thread for each element of C, straight from global memory: the rung that everything
 else is measured from.
 
 A warp's 32 threads are 32 neighbours in N, so loads of B and stores of C coalesce, and
@@ -8,9 +8,9 @@ before memory.
 
 import torch
 
+from batchline.kernels._cuda.launch import launch
 from batchline.kernels.backends import cuda, numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels._cuda.launch import launch
 
 THREADS = 256
 

@@ -15,12 +15,12 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
+from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.bmm import bmm
 from batchline.kernels.bmm._numba_tiles import along, tile_of_block, wide
-from batchline.kernels._cuda.launch import jit_for, launch_at
-from batchline.kernels.target import multiprocessors
 from batchline.kernels.elements import dtype_name
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 OUTPUTS, HALF = 8, 4  # a thread's 8x8 outputs are four 4x4 squares, half a tile apart

@@ -8,9 +8,9 @@ loads next: two for each product.
 
 import torch
 
+from batchline.kernels._cuda.launch import launch
 from batchline.kernels.backends import cuda, numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels._cuda.launch import launch
 
 TILE = 16
 

@@ -15,16 +15,16 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
+from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.bmm import bmm
-from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.elements import dtype_name
 
 LARGEST = 32
 FOUR = 4
 MOST_SHARED = (
     24 * 1024
-)  # bytes a block, so that many blocks fit on an SM and their loads overlap
+)  # bytes per block, so that many blocks fit on an SM and their loads overlap
 
 
 def _plan(m, n, k):

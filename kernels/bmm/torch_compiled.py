@@ -8,8 +8,8 @@ pays for its guards, the price of being compiled at all.
 
 import torch
 
+from batchline.kernels._torch.compilation import compile_fully
 from batchline.kernels.bmm import bmm
-from batchline.kernels._torch.compilation import compiled
 from batchline.kernels.op import WIDE
 
 
@@ -29,4 +29,4 @@ def _why_not(a, b):
     slow_start=True,
 )
 def torch_compiled(a, b):
-    return compiled(torch.bmm)(a, b)
+    return compile_fully(torch.bmm)(a, b)

@@ -10,7 +10,7 @@ to [B, K, N] it calls torch.bmm.
 import torch
 
 from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._folding import folded, why_not_folded
+from batchline.kernels.bmm._folding import fold, why_not_folded
 from batchline.kernels.op import WIDE
 
 
@@ -32,4 +32,4 @@ def torch_folded(a, b):
     batch, m, n = a.shape[0], a.shape[1], b.shape[2]
     if batch == 0:
         return a.new_empty((0, m, n))
-    return torch.mm(folded(a), b[0]).view(batch, m, n)
+    return torch.mm(fold(a), b[0]).view(batch, m, n)

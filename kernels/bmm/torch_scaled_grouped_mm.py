@@ -1,7 +1,7 @@
 """torch.nn.functional.scaled_grouped_mm, each entry a group: the library's fp8 product
 for a whole batch.
 
-Against `torch_scaled_mm`, which is a launch for each entry: one launch, behind a small
+Against `torch_scaled_mm`, which is one launch for each entry: one launch, behind a small
 one that writes the groups' pointers. Scales are by row of A and column of B, as its
 kernel has them, and 1 here: one row of ones for all entries. use_fast_accum=False has
 the kernel move its sums to fp32 as it goes. It has one for sm_90 alone, from rows of A

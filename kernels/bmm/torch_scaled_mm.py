@@ -2,7 +2,7 @@
 knows no batch.
 
 Against `torch_upcast` it reads a byte for each number and multiplies fp8. Entries that
-share B fold into one product; any others are a launch each, so a cold time of many is
+share B fold into one product; any others take a launch each, so a cold time of many is
 the host's, between which the caches fill again. use_fast_accum=False has the library
 move its sums to fp32 as it goes.
 """
@@ -12,7 +12,7 @@ import functools
 import torch
 
 from batchline.kernels.bmm import bmm, output_dtype
-from batchline.kernels.bmm._folding import folded, why_not_folded
+from batchline.kernels.bmm._folding import fold, why_not_folded
 from batchline.kernels.bmm._scaled import why_not_scaled
 from batchline.kernels.op import FP8
 
@@ -44,7 +44,7 @@ def torch_scaled_mm(a, b):
     if c.numel() == 0 or a.shape[2] == 0:
         return c.zero_()
     if why_not_folded(a, b) is None:
-        _product(folded(a), b[0], folded(c))
+        _product(fold(a), b[0], fold(c))
     else:
         for entry in range(len(a)):
             _product(a[entry], b[entry], c[entry])

@@ -14,22 +14,22 @@ where K is long.
 
 import torch
 
-from batchline.kernels.bmm import bmm
 from batchline.kernels._triton.product import long_side_first, product
-from batchline.kernels._triton.product_tiles import fits, ranked
+from batchline.kernels._triton.product_tiles import fits, rank_tiles
+from batchline.kernels.bmm import bmm
 from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 
 def _rule(a, b, target):
-    return ranked(a, b, target)[0]
+    return rank_tiles(a, b, target)[0]
 
 
 def _candidates(a, b, target):
     """The ten best by estimate; the first three also a stage deeper, and in other
     groups, where those can matter.
     """
-    configs = ranked(a, b, target)[:10]
+    configs = rank_tiles(a, b, target)[:10]
     for config in configs[:3]:
         deeper = config | {"num_stages": config["num_stages"] + 1}
         tiles_in_entry = (

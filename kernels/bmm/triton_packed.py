@@ -4,7 +4,7 @@ batched `tl.dot`.
 `triton_tiled` gives each 16x16x16 product four warps of its own, which issue 1472
 instructions between them on sm_90. Here sixteen fp16 products share the four warps, and
 each costs 42 (in fp32 eight share them: 204). Every load and store of contiguous
-operands moves 16 bytes a thread, and all of a program's loads are in flight at once: 16
+operands moves 16 bytes per thread, and all of a program's loads are in flight at once: 16
 KB of them, at 40 registers a thread, so 12 programs fit a multiprocessor. M, N, K and
 the strides are constants of the kernel, compiled once for each mix of them. A batched
 product is mma.sync on every architecture, its operands through shared memory. Bound by
@@ -95,7 +95,7 @@ def _blocks(a, b):
 
 
 def _config(a, b, sums, num_warps):
-    """As many products as make the largest of A, B and C `sums` elements a thread."""
+    """As many products as make the largest of A, B and C `sums` elements per thread."""
     m, n, k = _blocks(a, b)
     return {
         "PACK": max(1, sums * 32 * num_warps // max(m * n, m * k, k * n)),

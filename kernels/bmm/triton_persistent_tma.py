@@ -28,8 +28,8 @@ from batchline.kernels.bmm._descriptors import (
     tiles,
     why_not as why_not_tma,
 )
-from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import FP8
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 LEAST_STAGES = 2  # in shared memory: one is loaded while another is used

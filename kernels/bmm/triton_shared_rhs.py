@@ -11,19 +11,19 @@ like one large product: by the tensor cores.
 
 import torch
 
-from batchline.kernels.bmm import bmm
-from batchline.kernels.bmm._folding import folded, why_not_folded
 from batchline.kernels._triton.product import long_side_first, product
-from batchline.kernels._triton.product_tiles import ranked
+from batchline.kernels._triton.product_tiles import rank_tiles
+from batchline.kernels.bmm import bmm
+from batchline.kernels.bmm._folding import fold, why_not_folded
 from batchline.kernels.tuning import Tunable
 
 
 def _rule(a, b, target):
-    return ranked(folded(a)[None], b[:1], target)[0]
+    return rank_tiles(fold(a)[None], b[:1], target)[0]
 
 
 def _candidates(a, b, target):
-    return ranked(folded(a)[None], b[:1], target)[:12]
+    return rank_tiles(fold(a)[None], b[:1], target)[:12]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
@@ -44,7 +44,6 @@ def triton_shared_rhs(a, b):
     )
     if c.numel():
         product(
-            *long_side_first(folded(a)[None], b[:1], folded(c)[None]),
-            CONFIGS.choose(a, b)
+            *long_side_first(fold(a)[None], b[:1], fold(c)[None]), CONFIGS.choose(a, b)
         )
     return c

@@ -10,10 +10,10 @@ from run to run. Bound next by that second launch.
 
 import torch
 
+from batchline.kernels._triton.product import long_side_first, product
+from batchline.kernels._triton.product_tiles import rank_tiles
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels._triton.product import long_side_first, product
-from batchline.kernels._triton.product_tiles import ranked
 from batchline.kernels.tuning import Tunable
 
 SUM = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4}
@@ -41,11 +41,11 @@ def _sum_kernel(
 
 
 def _rule(a, b, target):
-    return ranked(a, b, target, split_k=True)[0]
+    return rank_tiles(a, b, target, split_k=True)[0]
 
 
 def _candidates(a, b, target):
-    return ranked(a, b, target, split_k=True)[:16]
+    return rank_tiles(a, b, target, split_k=True)[:16]
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)

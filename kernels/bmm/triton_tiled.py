@@ -16,9 +16,9 @@ is 64 programs for 132 SMs, and 16 rows leave wgmma for mma.sync.
 
 import torch
 
+from batchline.kernels._triton.product import product, vector_bytes
 from batchline.kernels.backends import triton
 from batchline.kernels.bmm import bmm
-from batchline.kernels._triton.product import product, vector_bytes
 
 
 def _tile(a, b):

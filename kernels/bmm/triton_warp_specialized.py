@@ -35,8 +35,8 @@ BLOCK_M = 128  # 64 rows for each of the two groups that multiply; no other heig
 
 
 def provide_workspace() -> None:
-    """Let launches ask for global memory, in a thread where nobody has said yet from
-    whom.
+    """Let launches allocate global memory, in a thread that has no allocator for it
+    yet.
     """
     from triton.runtime import _allocation
 

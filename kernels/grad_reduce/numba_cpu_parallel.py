@@ -9,10 +9,10 @@ the same bits whatever the number of threads.
 import numpy as np
 import torch
 
-from batchline.kernels.backends import numba
-from batchline.kernels._cpu.tasks import run_parallel
-from batchline.kernels.grad_reduce import grad_reduce
 from batchline.kernels._cpu.jit import njit
+from batchline.kernels._cpu.tasks import run_parallel
+from batchline.kernels.backends import numba
+from batchline.kernels.grad_reduce import grad_reduce
 
 COLUMNS = 1024
 

@@ -1,16 +1,16 @@
 """One thread a column and a share of the batch, fp32 partial sums, then the same kernel
 over the partial sums.
 
-A warp reads 32 neighbouring columns of a row at a time, one element a thread (Numba
+A warp reads 32 neighbouring columns of a row at a time, one element per thread (Numba
 does not join adjacent loads). The same bits from run to run: which rows a thread adds,
 and in what order, depends on nothing but the shape.
 """
 
 import torch
 
+from batchline.kernels._cuda.launch import launch
 from batchline.kernels.backends import cuda, numba
 from batchline.kernels.grad_reduce import grad_reduce
-from batchline.kernels._cuda.launch import launch
 from batchline.kernels.target import multiprocessors
 
 THREADS, BLOCKS_PER_SM, LEAST_ROWS = 256, 8, 4

@@ -15,12 +15,12 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
-from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels._cuda.block_reduce import column_sums, fetching, lanes_of
-from batchline.kernels.grad_reduce import grad_reduce
 from batchline.kernels._cuda.launch import jit_for, launch_at
-from batchline.kernels.target import multiprocessors
+from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels.elements import dtype_name
+from batchline.kernels.grad_reduce import grad_reduce
+from batchline.kernels.target import multiprocessors
 
 THREADS = (
     8 if interpreted("numba_cuda") else 256

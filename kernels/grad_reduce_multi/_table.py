@@ -2,7 +2,7 @@
 the outputs in one buffer.
 
 A table holds addresses, sizes and strides, never values, so it is right for as long as
-those numbers are; it is copied once and found again by them.
+those numbers are; it is copied once and looked up by them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from batchline.kernels.op import Tensors
 
 _ALIGNMENT = 16  # bytes, of each output's start
-_MOST = 256  # tables kept; one for 50 tensors is 3.5 KiB
+_MOST = 256  # tables in memory; one for 50 tensors is 3.5 KiB
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """numbers: int64[7, width], a column a tensor, in blocks of `columns` columns that
+    """numbers: int64[7, width], one column per tensor, in blocks of `columns` columns that
     are counted through all tensors.
 
     Its rows: the number of the first block after the tensor's, its first block's number

@@ -17,9 +17,9 @@ import functools
 import numpy as np
 import torch
 
-from batchline.kernels.backends import numba
-from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.tasks import compile_tasks, run, shares
 from batchline.kernels._cpu.vectors import pointer
+from batchline.kernels.backends import numba
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import table_of
 
@@ -70,7 +70,7 @@ def _compiled(dtype, size):
             for column in range(width):
                 mean[column] = totals[column] * scale
 
-    return compiled(means, 4)
+    return compile_tasks(means, 4)
 
 
 def _columns(*gs):

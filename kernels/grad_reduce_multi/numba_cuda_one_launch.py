@@ -3,7 +3,7 @@ addresses, by halving.
 
 Against `torch_loop`, a launch for each. To a launch from Numba every tensor is an array
 to marshal; here 50 of them are four integers, since the table holds their addresses. A
-warp reads 32 neighbouring columns of a row, one element a thread, four rows or more at
+warp reads 32 neighbouring columns of a row, one element per thread, four rows or more at
 a time. Where there are columns enough for every multiprocessor a block is one row of
 256 threads; where not, it is up to 8 rows of 32, which share the batch and join their
 sums in shared memory in a fixed order: the same bits on every call. What that loses:
@@ -15,12 +15,12 @@ the launch.
 import functools
 
 from batchline.kernels._cuda import ptx
+from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.elements import dtype_name
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
-from batchline.kernels._cuda.launch import jit_for, launch_at
 from batchline.kernels.target import multiprocessors
-from batchline.kernels.elements import dtype_name
 
 THREADS, NARROWEST = (8, 4) if interpreted("numba_cuda") else (256, 32)
 BLOCKS_PER_SM = 8

@@ -1,5 +1,5 @@
 """One mean over all columns joined into one tensor, split again: two passes instead of
-a launch for each parameter.
+one launch for each parameter.
 
 Against `torch_loop`, whose launches are as many as the tensors: here they are a
 handful. But joining reads and writes every element and the mean reads it again, so

@@ -6,7 +6,7 @@ Against `torch_loop`, a launch for each: GPT-2 small's 25 layer norms are 50 lau
 program counts the tensors whose blocks end before its own, one load and one sum however
 many there are, reads that column of the table and turns the address into a pointer.
 Whether 16-byte loads are allowed (address, stride and P divide by it) is asked there,
-so one odd tensor leaves the others' loads wide. A tile is 32 elements a thread: [4,
+so one odd tensor leaves the others' loads wide. A tile is 32 elements per thread: [4,
 1024] where there are columns enough, else down to [128, 128], so that the batch is
 shared out inside a program and no second launch is needed. What that loses: with fewer
 than 128 columns a multiprocessor some stay idle, where `grad_reduce/triton_two_stage`

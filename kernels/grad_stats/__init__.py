@@ -112,7 +112,7 @@ def _equal(dtype, device, seed):
 
 
 def _mean_over_noise(dtype, device, seed):
-    """A mean 300 times its noise: whoever takes n for a variance shows it."""
+    """A mean 300 times its noise: a variant that returns n as a variance is wrong here."""
     return (Draw(dtype, device, seed).uniform(12, 700).add_(300),)
 
 

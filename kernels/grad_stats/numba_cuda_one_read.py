@@ -20,7 +20,6 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
-from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels._cuda.block_reduce import (
     FOUR,
     column_sums,
@@ -28,12 +27,13 @@ from batchline.kernels._cuda.block_reduce import (
     lanes_of,
     row_sums,
 )
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.elements import dtype_name
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.grad_stats._numba_sums import finish
-from batchline.kernels._cuda.launch import jit_for, launch_at
-from batchline.kernels.target import multiprocessors
-from batchline.kernels.elements import dtype_name
 from batchline.kernels.statistics import without_elements
+from batchline.kernels.target import multiprocessors
 
 THREADS, MOST_ROWS, LINE = (
     256,
@@ -159,7 +159,7 @@ def _kernel_for(dtype, ITEM, LANES, ROWS, GROUPS, WHOLE, BLOCKS_PER_SM):
 
 
 def _plan(g):
-    """(lanes, rows, groups, whole, blocks an SM): how g's rows lie on a block, and
+    """(lanes, rows, groups, whole, blocks per SM): how g's rows lie on a block, and
     whether all of them do at once.
     """
     batch, lanes = len(g), lanes_of(g)

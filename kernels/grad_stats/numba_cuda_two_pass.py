@@ -13,15 +13,15 @@ import functools
 import torch
 
 from batchline.kernels._cuda import ptx
-from batchline.kernels.backends import cuda, interpreted, numba
 from batchline.kernels._cuda.block_reduce import row_sums
+from batchline.kernels._cuda.launch import jit_for, launch_at
+from batchline.kernels.backends import cuda, interpreted, numba
+from batchline.kernels.elements import dtype_name
 from batchline.kernels.grad_reduce.numba_cuda_vectorised import mean_into
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.grad_stats._numba_sums import finish
-from batchline.kernels._cuda.launch import jit_for, launch_at
-from batchline.kernels.target import multiprocessors
-from batchline.kernels.elements import dtype_name
 from batchline.kernels.statistics import without_elements
+from batchline.kernels.target import multiprocessors
 
 THREADS = 8 if interpreted("numba_cuda") else 256
 ROWS, BLOCKS_PER_SM = 4, 3

@@ -8,7 +8,7 @@ guards.
 
 import torch
 
-from batchline.kernels._torch.compilation import compiled
+from batchline.kernels._torch.compilation import compile_fully
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.statistics import accumulator
 
@@ -27,4 +27,4 @@ def _why_not(g):
     backend="torch", supports=_why_not, builds_on="torch_passes", slow_start=True
 )
 def torch_compiled(g):
-    return compiled(_passes)(g)
+    return compile_fully(_passes)(g)

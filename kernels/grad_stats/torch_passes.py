@@ -28,7 +28,7 @@ def passes(g):
 
 
 def running_sum(terms, dtype):
-    """The relative error that n and d of `passes` may have over so many parameters."""
+    """The relative error that n and d of `passes` may have over this number of parameters."""
     return max(
         summed(terms, dtype), summed_in_any_order(terms + _ROOT_AND_SQUARE, dtype)
     )

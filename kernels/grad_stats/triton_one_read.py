@@ -141,7 +141,7 @@ def _most_stages(tile_bytes, target):
 
 
 def _config(g, rows, row_bytes, stages):
-    """Eight words a thread, or four of halves where rows begin within words: eight
+    """Eight words per thread, or four of halves where rows begin within words: eight
     would take 213 registers.
     """
     size = g.element_size()

@@ -207,9 +207,7 @@ def _mean(
 def _in_fp64(
     x: torch.Tensor, dy: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """x and dy in fp64, so many samples at a time as a reference holds at once, and
-    which those are.
-    """
+    """x and dy in fp64, a block of samples at a time, after the block's slice."""
     count = rows_at_once(x.shape[1] * (x.shape[2] + dy.shape[2]))
     for start in range(0, len(x), count):
         samples = slice(start, start + count)
@@ -219,8 +217,8 @@ def _in_fp64(
 def _gradients(
     x: torch.Tensor, dy: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The per-sample gradients [b,O,I] in fp64, so many samples at a time as a
-    reference holds at once.
+    """The per-sample gradients [b,O,I] in fp64, a block of samples at a time, after the
+    block's slice.
     """
     count = rows_at_once(x.shape[2] * dy.shape[2])
     for start in range(0, len(x), count):

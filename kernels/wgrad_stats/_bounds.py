@@ -76,7 +76,7 @@ def parts_tolerance(
     Of narrow inputs d alone is made of parts: off by ⟨A_b, |ḡ|⟩·left_out at most, A_b =
     |dy_b|ᵀ|x_b|, which is under Σ_t‖x_t‖‖dy_t‖·‖ḡ‖·left_out. In bf16 x is one part and
     ḡ three, and nothing is left out. Of fp32 inputs ḡ is made of parts, too: off by
-    left_out + 3u of the mean of A_b besides, and by 5% more for the sums of the smaller
+    left_out + 3u of the mean of A_b too, and by 5% more for the sums of the smaller
     parts. What ḡ is off by, d is off by ‖G_b‖ times.
     """
     mean_off, n_off, d_off = bound
@@ -131,7 +131,7 @@ def _gram_sum_off(
     """How far Σ_ts X_ts·Y_ts [B] may be off where X is by so much of ‖x_t‖‖x_s‖, and Y
     of ‖dy_t‖‖dy_s‖, in fp64.
 
-    `flushed`: what a term of a Gram loses besides, for each |x_t| and |x_s| and for
+    `flushed`: what else a term of a Gram loses, for each |x_t| and |x_s| and for
     what underflows after them.
     """
     off = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -163,8 +163,8 @@ def _gram_and_off(
 def _samples_in_fp64(
     x: torch.Tensor, dy: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """x and dy in fp64, so many samples at a time as a reference holds at once with
-    their Grams, and which those are.
+    """x and dy in fp64, a block of samples at a time, after the block's slice. Their
+    Grams are in memory too.
     """
     tokens = x.shape[1]
     count = rows_at_once(tokens * (x.shape[2] + dy.shape[2] + 4 * tokens))

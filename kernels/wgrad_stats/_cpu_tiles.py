@@ -1,9 +1,9 @@
 """Blocks of ḡ[O,I] on a CPU: each sample's product for the block by register tiles,
 then walks over those products.
 
-The kernel of the Numba rungs. Nothing larger than a block of `held` samples is kept:
-scratch of each thread, which stays in its caches. Where that is fewer than all, the
-products are made again once ḡ is known.
+The kernel of the Numba rungs. A thread stores a block of `together` samples at most, so
+its scratch memory stays in its caches. Where the batch is larger, the products are made
+again once ḡ is known.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import functools
 import numpy as np
 import torch
 
-from batchline.kernels.backends import numba
 from batchline.kernels._cpu.lanes import lanes_of
 from batchline.kernels._cpu.rows import STORED, SUM_AND_SQUARES, walks
-from batchline.kernels._cpu.tasks import compiled, run, shares
+from batchline.kernels._cpu.tasks import compile_tasks, run, shares
 from batchline.kernels._cpu.vectors import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -25,6 +24,7 @@ from batchline.kernels._cpu.vectors import (
     prefetch,
     tile,
 )
+from batchline.kernels.backends import numba
 
 TASKS = 64  # at most, each with partial norms of its own
 ALONE = (
@@ -33,7 +33,12 @@ ALONE = (
 
 
 def statistics_of(
-    x: torch.Tensor, dy: torch.Tensor, rows: int, columns: int, held: int, pack: bool
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    rows: int,
+    columns: int,
+    together: int,
+    pack: bool,
 ):
     """{ḡ, n, d} by blocks of rows x columns of ḡ[O,I]; an X whose features are not
     contiguous is copied.
@@ -62,7 +67,7 @@ def statistics_of(
             outputs,
             rows,
             columns,
-            min(held, batch),
+            min(together, batch),
             pack,
             tasks,
             mean.data_ptr(),
@@ -151,7 +156,7 @@ def _compiled(dtype):
         outputs,
         rows,
         columns,
-        held,
+        together,
         packs,
         tasks,
         mean,
@@ -161,7 +166,7 @@ def _compiled(dtype):
         most_columns = (min(columns, inputs) + panel - 1) // panel * panel
         most_rows = (min(rows, outputs) + panel - 1) // panel * panel
         scratch = np.empty(
-            size * ((held + 2) * most + (most_columns + most_rows) * tokens) + 320,
+            size * ((together + 2) * most + (most_columns + most_rows) * tokens) + 320,
             np.uint8,
         )
         row = (scratch.ctypes.data + 63) // 64 * 64
@@ -187,9 +192,9 @@ def _compiled(dtype):
                 for index in range(area):
                     means[index] = 0
                 for walk_number in range(2):
-                    for start in range(0, batch, held):
-                        count = min(held, batch - start)
-                        if walk_number == 0 or held < batch:
+                    for start in range(0, batch, together):
+                        count = min(together, batch - start)
+                        if walk_number == 0 or together < batch:
                             for sample in range(start, start + count):
                                 panels = x + size * (sample * stride_xb + left)
                                 stride_panel, next_panel = stride_xt, size * panel
@@ -269,4 +274,4 @@ def _compiled(dtype):
             0  # its last use: Numba frees an array after that, whatever its address is used for
         )
 
-    return compiled(blocks, 18)
+    return compile_tasks(blocks, 18)

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from batchline.kernels._triton.product_tiles import Product, product_on
 from batchline.kernels.architectures import Architecture
 from batchline.kernels.backends import triton
-from batchline.kernels._triton.product_tiles import Product, product_on
 
 # BLOCK_M, BLOCK_N, num_warps. A thread holds a tile twice, a sample's gradient and the
 # mean: 64 elements of each at most, or registers spill (128x256 with 8 warps: 176 bytes
@@ -47,7 +47,7 @@ _HALF_PRODUCTS, _SINGLE_PRODUCTS, _SUMS, _L2_BYTES = 2048, 128, 128, 32
 _FILL, _BARRIERS, _LAUNCH = 2000, 100, 4000
 
 
-def ranked(x: torch.Tensor, dy: torch.Tensor, target: Architecture) -> list[dict]:
+def rank_tiles(x: torch.Tensor, dy: torch.Tensor, target: Architecture) -> list[dict]:
     """Configurations that fit the target, the one that should be fastest on these
     inputs first.
     """
@@ -57,7 +57,7 @@ def ranked(x: torch.Tensor, dy: torch.Tensor, target: Architecture) -> list[dict
     return sorted(configs, key=lambda config: _cycles(config, product))
 
 
-def varied(configs: list[dict]) -> list[dict]:
+def vary_splits(configs: list[dict]) -> list[dict]:
     """The first two splits of each tile, up to 16 in all."""
     tiles: dict[tuple, list[dict]] = {}
     for config in configs:

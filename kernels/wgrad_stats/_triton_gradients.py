@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
-from batchline.kernels.backends import tl, triton
 from batchline.kernels._triton.product import alignment, long_side_first
+from batchline.kernels.backends import tl, triton
 
 
 @triton.jit

@@ -6,7 +6,7 @@ KiB a sample; blocks are smaller in larger batches, so that all samples' stay wi
 MiB. The walks over it are grad_stats' own, three operations an element beside the
 product's 2T. X and dY are read again for each block: where they come from beyond L2
 they are copied into panels, and the next sample's asked for meanwhile. The extra memory
-is one block a sample for each thread, and 64 float64 partial norms a sample, twice:
+is one block per sample for each thread, and 64 float64 partial norms per sample, twice:
 O(O·I + B). Bound by the multiply-add units at many tokens, and by the walks at few.
 """
 

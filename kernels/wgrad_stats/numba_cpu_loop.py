@@ -11,7 +11,7 @@ from batchline.kernels.statistics import of_nothing
 from batchline.kernels.wgrad_stats import wgrad_stats
 from batchline.kernels.wgrad_stats._cpu_tiles import statistics_of
 
-ROWS, COLUMNS, HELD = 56, 64, 16
+ROWS, COLUMNS, TOGETHER = 56, 64, 16
 
 
 @wgrad_stats.variant(
@@ -23,4 +23,4 @@ ROWS, COLUMNS, HELD = 56, 64, 16
 def numba_cpu_loop(x, dy):
     if not len(x):
         return of_nothing((dy.shape[2], x.shape[2]), x.dtype, x.device)
-    return statistics_of(x, dy, ROWS, COLUMNS, HELD, pack=False)
+    return statistics_of(x, dy, ROWS, COLUMNS, TOGETHER, pack=False)

@@ -1,7 +1,8 @@
 """The plain weight gradient, one product over all tokens: ḡ alone, what a training step
 computes in any case.
 
-Not an opponent, for it gives neither n nor d; it is what their price is counted from.
+It returns neither n nor d, so it is no opponent: the price of those is counted from
+it.
 """
 
 from batchline.kernels.wgrad_stats import wgrad_stats

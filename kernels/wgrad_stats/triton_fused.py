@@ -30,12 +30,16 @@ from batchline.kernels.grad_stats._triton_sums import finish
 from batchline.kernels.statistics import of_nothing
 from batchline.kernels.tuning import Tunable
 from batchline.kernels.wgrad_stats import wgrad_stats
+from batchline.kernels.wgrad_stats._gradient_tiles import (
+    least_splits,
+    rank_tiles,
+    vary_splits,
+)
 from batchline.kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
-from batchline.kernels.wgrad_stats._gradient_tiles import least_splits, ranked, varied
 
 CONFIGS = Tunable(
-    rule=lambda x, dy, target: ranked(x, dy, target)[0],
-    candidates=lambda x, dy, target: varied(ranked(x, dy, target)),
+    rule=lambda x, dy, target: rank_tiles(x, dy, target)[0],
+    candidates=lambda x, dy, target: vary_splits(rank_tiles(x, dy, target)),
 )
 
 

@@ -19,10 +19,10 @@ import math
 
 import torch
 
+from batchline.kernels._triton.product import alignment, long_side_first, product
+from batchline.kernels._triton.product_tiles import rank_tiles
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.bmm._split_bf16 import split_product, split_tunable
-from batchline.kernels._triton.product import alignment, long_side_first, product
-from batchline.kernels._triton.product_tiles import ranked
 from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
 from batchline.kernels.statistics import of_nothing
 from batchline.kernels.tuning import Tunable
@@ -87,11 +87,11 @@ def _rows_kernel(
 
 
 def _rule(x, dy, target):
-    return ranked(*_over_batch(x, dy), target, split_k=True)[0]
+    return rank_tiles(*_over_batch(x, dy), target, split_k=True)[0]
 
 
 def _candidates(x, dy, target):
-    return ranked(*_over_batch(x, dy), target, split_k=True)[:16]
+    return rank_tiles(*_over_batch(x, dy), target, split_k=True)[:16]
 
 
 CONFIGS, ALONG = Tunable(rule=_rule, candidates=_candidates), split_tunable(products=6)
