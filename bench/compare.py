@@ -9,6 +9,7 @@ from pathlib import Path
 
 from batchline.bench import records
 from batchline.bench.errors import UsageError
+from batchline.bench.files import read_text, stored_below
 from batchline.bench.records import Run
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.report.comparison import terminal
@@ -81,7 +82,7 @@ def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
     runs = [
         run
         for folder in stored
-        for path in sorted(folder.glob(f"*/{records.FILE_NAME}"))
+        for path in stored_below(folder, records.FILE_NAME)
         if (run := _measured_at(commit, path))
     ]
     if not runs:
@@ -111,8 +112,8 @@ def _measured_at(commit: str, path: Path) -> Run | None:
     named and passed over.
     """
     try:
-        if commit not in path.read_text(
-            encoding="utf-8"
+        if commit not in read_text(
+            path
         ):  # most are of another, and parsing takes the time
             return None
         run = _loaded(path.parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from batchline.bench import records
 from batchline.bench.errors import UsageError
+from batchline.bench.files import stored_below
 from batchline.bench.records import NOT_REACHED, Run
 from batchline.bench.report import explain as report
 from batchline.bench.stored_files import blamed_on
@@ -34,8 +35,8 @@ def explain(case: str, run_folder: Path | None) -> str:
         return _screen(records.load(run_folder), case, run_folder)
     reached, ids = None, {}
     for folder in RUNS:
-        for path in sorted(
-            folder.glob(f"*/{records.FILE_NAME}"), reverse=True
+        for path in reversed(
+            stored_below(folder, records.FILE_NAME)
         ):  # their names begin with their dates
             with contextlib.suppress(
                 ValueError

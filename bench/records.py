@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
-from batchline.bench.files import write_whole
+from batchline.bench.files import stored_path, write_whole
 from batchline.bench.stored_files import blamed_on, read_json
 
 MEASURED = "measured"
@@ -185,8 +185,8 @@ def load(folder: Path) -> Run:
 
 
 def path_in(folder: Path) -> Path:
-    """Where a run's folder has the run."""
-    return Path(folder) / FILE_NAME
+    """Where a run's folder has the run, which may be compressed."""
+    return stored_path(Path(folder) / FILE_NAME)
 
 
 def parse(document: Mapping) -> Run:
@@ -243,4 +243,4 @@ def save(folder: Path, document: Mapping) -> Path:
     The file appears whole or not at all.
     """
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
-    return write_whole(path_in(folder), text)
+    return write_whole(Path(folder) / FILE_NAME, text)

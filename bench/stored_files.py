@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
+from batchline.bench.files import read_text
 from batchline.bench.texts import clean_line
 
 _MOST_SIGNS = 200  # of an error's own message
@@ -23,7 +24,7 @@ class DamagedFile(UsageError):
 
 
 def read_json(path: Path):
-    """What the JSON file holds.
+    """What the JSON file holds; one whose name ends in .gz is compressed.
 
     Raises:
         OSError: if there is no such file, or it can't be read.
@@ -33,7 +34,7 @@ def read_json(path: Path):
     if path.exists() and not path.is_file():
         raise DamagedFile(f"{path} is not an ordinary file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (
         ValueError,
         RecursionError,

@@ -21,7 +21,7 @@ from batchline import places
 from batchline.bench import publishing, records, texts
 from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
-from batchline.bench.files import write_whole
+from batchline.bench.files import stored_below, stored_path, write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
@@ -32,8 +32,7 @@ from batchline.bench.verdicts.usable import why_made_up
 FILE_NAME = "study.json"
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
-_REPOSITORY = places.REPORTS.parent
-_STORED = "reports/evidence/*/" + FILE_NAME
+_EVIDENCE = places.EVIDENCE
 
 
 def surveys(isolation, profile: str) -> Iterator[dict]:
@@ -61,9 +60,9 @@ def stored_sweep() -> dict | None:
     """The training sweep of the newest study that is kept as evidence; None where there
     is none that can be read.
     """
-    for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
+    for path in reversed(stored_below(_EVIDENCE, FILE_NAME)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if sweep := json.loads(path.read_text(encoding="utf-8"))["sweep"]:
+            if sweep := read_json(path)["sweep"]:
                 return sweep
     return None
 
@@ -274,7 +273,7 @@ def _store(study: Mapping, folder: Path) -> None:
 
 def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
     """The file that has the noise, of a study or of a run, the noise, and the machine."""
-    path = folder / FILE_NAME
+    path = stored_path(folder / FILE_NAME)
     if path.exists():
         try:
             document = read_json(path)

@@ -30,6 +30,7 @@ from tabulate import tabulate
 
 from batchline.bench import dispatch, history, records
 from batchline.__main__ import main
+from batchline.bench.files import read_text, stored_below
 from batchline.bench.measure import environment
 from batchline.bench.records import parse_case_id
 from batchline.kernels.dispatch import VERSIONS
@@ -74,12 +75,12 @@ def _newest_run() -> dict:
     """The newest run in reports/evidence that has every section; of two ops one
     scenario with few batch sizes.
     """
-    path = next(
-        path
-        for path in sorted(EVIDENCE.glob("*/run.json"), reverse=True)
-        if path.stat().st_size > 4e6
+    text = next(
+        text
+        for path in reversed(stored_below(EVIDENCE, "run.json"))
+        if len(text := read_text(path)) > 4e6
     )
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(text)
     first = {}
     kept = []
     for case in document["batchline"]["cases"]:

@@ -10,6 +10,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench import besides, records, report
+from batchline.bench.files import stored_below
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
@@ -21,8 +22,8 @@ from batchline.kernels.op import Variant
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
-EVIDENCE = sorted(
-    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+EVIDENCE = stored_below(
+    Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
 )
 HERE = [
     variant

@@ -11,12 +11,13 @@ import pytest
 from batchline.bench import budget
 from batchline.bench.budget import Schedule, in_turns
 from batchline.bench.cases import PROFILES
+from batchline.bench.files import read_text
 from batchline.bench.records import OURS, parse
 from tests.plans import planned
 
 QUICK_RUN = (
     Path(__file__).resolve().parents[1]
-    / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json"
+    / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512/run.json.gz"
 )
 NOTHING_TO_COMPILE = {"compile_s": lambda cases: 0.0}
 GPU = planned("quick", "cuda")
@@ -86,7 +87,7 @@ def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
     """Measured with nothing else running; the machine is the one that the costs of a
     CPU were fitted on.
     """
-    document = json.loads(QUICK_RUN.read_text(encoding="utf-8"))
+    document = json.loads(read_text(QUICK_RUN))
     run = parse(document)
     cases_s = sum(record.facts["task_s"] for record in run.records if record.facts)
     plan = planned("quick", "cpu")

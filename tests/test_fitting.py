@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import records, report
+from batchline.bench.files import stored_below
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from tests.comparisons import HOSTILE
 
-EVIDENCE = sorted(
-    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+EVIDENCE = stored_below(
+    Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
 )
 WORDS = "a variant that needs a GPU and says so at some length, as they do "
 

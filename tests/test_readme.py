@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import a_a, readme, records, selftests
+from batchline.bench.files import read_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -83,30 +84,6 @@ def test_every_setting_of_the_makefile_is_in_the_readme():
     assert not [name for name in settings if f"`{name}`" not in README]
 
 
-def test_the_tables_of_the_statistics_are_the_stored_runs():
-    section = README.partition("## One read, nothing materialised")[2].partition(
-        "\n## "
-    )[0]
-    folder = REPOSITORY / re.search(
-        r"\((reports/evidence/[^/)]+)/README\.md\)", section
-    ).group(1)
-    report = (folder / "README.md").read_text(encoding="utf-8")
-    assert (
-        re.search(r"^\| batch.*?(?=\n\n)", section, re.MULTILINE | re.DOTALL).group(0)
-        in report
-    )
-    stored = [
-        [cell.strip() for cell in line.split("|")[1:5]] for line in report.splitlines()
-    ]
-    table = section.partition("| way |")[2].partition("\n\n")[0]
-    ways = [
-        [cell.strip() for cell in line.split("|")[1:5]]
-        for line in table.splitlines()[2:]
-    ]
-    assert len(ways) == 4 and all(way in stored for way in ways)
-    assert records.load(folder).machine["revision"]["dirty"] is False
-
-
 def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
     section = README.partition("## What batch size?")[2].partition("\n## ")[0]
     folder = REPOSITORY / re.search(
@@ -134,7 +111,7 @@ def test_the_verdicts_and_the_cost_of_metering_are_the_stored_ones():
         "1.52x: at B = 1437 the model says 102 ms (62 updates), training took 155 ms (92)",
     ):
         assert figure in report
-    stored = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    stored = json.loads(read_text(folder / "study.json.gz"))
     assert (
         stored["machine"]["revision"]["dirty"] is False
         and f"{stored['sweep']['seconds']:.0f} s" in section

@@ -120,7 +120,7 @@ def test_a_run_without_noise_says_where_there_is_some(tmp_path):
 
 
 def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(study, "_EVIDENCE", tmp_path / "reports" / "evidence")
     assert study.stored_sweep() is None
     for name, text in (
         ("2026-01-01-a", json.dumps(STUDY)),
@@ -152,7 +152,7 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
         "_measured",
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
-    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(study, "_EVIDENCE", tmp_path / "reports" / "evidence")
     assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
     (stored,) = (tmp_path / "runs").glob(f"*/{study.FILE_NAME}")
     assert json.loads(stored.read_text())["noise"] == json.loads(

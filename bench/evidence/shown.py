@@ -157,7 +157,7 @@ def show_cases(asked) -> Shown:
     (folder / REPORT).write_text(f"{text}\n", encoding="utf-8")
     summary = (
         f"{report.summary(run)}: [{REPORT}]({REPORT}), every sample in "
-        f"[{records.FILE_NAME}]({records.FILE_NAME})."
+        f"`{records.FILE_NAME}`."
     )
     return Shown(
         summary,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.bench import records
+from batchline.bench.files import stored_below
 from batchline.bench.records import Run
 from batchline.bench.report import page, readme
 from batchline.bench.report.answer import is_comparable
@@ -54,7 +55,7 @@ def before(run: Run, folder: Path) -> Run | None:
     """
     own = Path(folder).resolve()
     beside = sorted(
-        (path.parent for path in own.parent.glob(f"*/{records.FILE_NAME}")),
+        (path.parent for path in stored_below(own.parent, records.FILE_NAME)),
         reverse=True,
     )
     candidates = (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from batchline.bench import records, selftests
+from batchline.bench.files import read_text
 from batchline.bench.records import Run
 from batchline.bench.report import crossovers, ladder, plots, selftest, tables
 from batchline.bench.report.blocks import Table, blocks
@@ -123,7 +124,7 @@ KINDS: Mapping[str, Callable[[Path, str, str], str]] = {
 
 def digest_of(folder: Path) -> str:
     """A hash of a stored run."""
-    return hashlib.sha256((folder / records.FILE_NAME).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(read_text(records.path_in(folder)).encode()).hexdigest()[:16]
 
 
 def run_of(screenshot: Path) -> str | None:
