@@ -25,15 +25,17 @@ from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json
-from batchline.bench.store.files import blamed_on
+from batchline.bench.store.files import (
+    blamed_on,
+    stored_below,
+)
 from batchline.bench.store.records import Noise, Study
 from batchline.bench.verdicts.across_runs import why_made_up
 
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
-_REPOSITORY = places.REPORTS.parent
+_EVIDENCE = places.EVIDENCE
 _SURVEY = "batchline.bench.noise.experiments.survey:survey"
-_STORED = f"reports/evidence/*/{run_json.STUDY_FILE_NAME}*"
 
 
 def surveys(isolation, profile: str) -> Iterator[dict]:
@@ -61,7 +63,7 @@ def stored_sweep() -> Mapping | None:
     """The training sweep of the newest study that is kept as evidence; None where there
     is none that can be read.
     """
-    for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
+    for path in reversed(stored_below(_EVIDENCE, run_json.STUDY_FILE_NAME)):
         with contextlib.suppress(OSError, ValueError):
             if sweep := run_json.load_study(path.parent).sweep:
                 return sweep

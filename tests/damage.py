@@ -28,11 +28,12 @@ from unittest import mock
 
 from tabulate import tabulate
 
-from batchline.bench import dispatch, history, statuses
-from batchline.bench.store import formats, run_json
 from batchline.__main__ import main
-from batchline.bench.measure import environment
+from batchline.bench import dispatch, history, statuses
 from batchline.bench.case_ids import parse_case_id
+from batchline.bench.measure import environment
+from batchline.bench.store import formats, run_json
+from batchline.bench.store.files import read_text, stored_below
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
 
@@ -75,12 +76,12 @@ def _newest_run() -> dict:
     """The newest run in reports/evidence that has every section; of two ops one
     scenario with few batch sizes.
     """
-    path = next(
-        path
-        for path in sorted(EVIDENCE.glob("*/run.json"), reverse=True)
-        if path.stat().st_size > 4e6
+    text = next(
+        text
+        for path in reversed(stored_below(EVIDENCE, "run.json"))
+        if len(text := read_text(path)) > 4e6
     )
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(text)
     first = {}
     kept = []
     for case in document["batchline"]["cases"]:

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from batchline.bench import records
-from batchline.bench.records import MEASURED
+from batchline.bench.store import run_json
+from batchline.bench.statuses import MEASURED
 from tests.trees import copy_sources
 
 OP = '''
@@ -166,7 +166,7 @@ def test_it_is_measured_audited_and_reported(tree, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    run = records.load(folder)
+    run = run_json.load(folder)
     timed = {record.variant for record in run.records if record.status == MEASURED}
     assert timed == {"torch_two_passes", "torch_narrow"}  # in fp32 both are right
     text = (folder / "README.md").read_text()

@@ -20,6 +20,7 @@ from batchline.bench.report import tables
 from batchline.bench.run import _exit_code
 from batchline.bench.statuses import CRASHED, MEASURED
 from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.store.formats import OURS
 from batchline.bench.store.records import Record
 from batchline.kernels.op import Variant
@@ -27,8 +28,8 @@ from tests.runs import run_of, save_document
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
-EVIDENCE = sorted(
-    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+EVIDENCE = stored_below(
+    Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
 )
 DECLARED = {
     op.name: DeclaredAudit(

@@ -309,13 +309,15 @@ def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(
     (tmp_path / "plain.txt").write_bytes(b"line\n" * 1000)
     (tmp_path / "random.txt").write_bytes(content := os.urandom(10_000))
     (tmp_path / "small.txt").write_bytes(b"line")
-    plain, random = sizes.shrink(tmp_path)
+    (tmp_path / "run.json").write_bytes(b"{}")
+    plain, random, run = sizes.shrink(tmp_path)
     assert (
         plain.startswith("plain.txt had")
         and "gunzip plain.txt.gz" in plain
         and "cut" not in plain
     )
     assert "cut after its first" in random
+    assert "gunzip run.json.gz" in run  # whatever its size: it is committed so
     assert gzip.decompress((tmp_path / "plain.txt.gz").read_bytes()) == b"line\n" * 1000
     assert content.startswith(
         gzip.decompress((tmp_path / "random.txt.gz").read_bytes())
@@ -323,6 +325,7 @@ def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(
     assert {path.name for path in tmp_path.iterdir()} == {
         "plain.txt.gz",
         "random.txt.gz",
+        "run.json.gz",
         "small.txt",
     }
     assert all(path.stat().st_size <= 3000 for path in tmp_path.iterdir())

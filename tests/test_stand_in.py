@@ -21,6 +21,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED
 from batchline.bench.store import run_json
+from batchline.bench.store.files import read_text
 from batchline.kernels import backends
 from tests import shared
 from tests.plans import planned
@@ -354,13 +355,11 @@ def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
     assert len(files) <= 8 and {
         "README.md",
         "evidence.json",
-        "run.json",
+        "run.json.gz",
         "report.md",
     } <= {path.name for path in files}
     for path in files:
-        assert stand_in.WORDS.removeprefix("stand-in: ") in path.read_text(
-            encoding="utf-8"
-        ), path.name
+        assert stand_in.WORDS.removeprefix("stand-in: ") in read_text(path), path.name
 
 
 def test_it_is_never_among_the_committed_evidence():

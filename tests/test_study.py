@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from batchline.__main__ import USAGE, main
 from batchline.bench import study
+from batchline.bench.errors import UsageError
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Noise, Study
-from batchline.__main__ import USAGE, main
-from batchline.bench.errors import UsageError
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
-from tests.test_records import document
 from tests.runs import save_document
+from tests.test_records import document
 
 STUDY = Study(
     machine={"device_name": "Some CPU"},
@@ -124,7 +124,7 @@ def test_a_run_without_noise_says_where_there_is_some(tmp_path):
 
 
 def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(study, "_EVIDENCE", tmp_path / "reports" / "evidence")
     assert study.stored_sweep() is None
     for name, text in (
         ("2026-01-01-a", json.dumps(as_json(STUDY))),
@@ -158,7 +158,7 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
         "_measured",
         lambda *_: WITHOUT_SWEEP,
     )
-    monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(study, "_EVIDENCE", tmp_path / "reports" / "evidence")
     assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
     (stored,) = (tmp_path / "runs").glob(f"*/{run_json.STUDY_FILE_NAME}")
     kept = run_json.load_study(stored.parent)

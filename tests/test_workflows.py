@@ -132,3 +132,12 @@ def test_the_base_is_there_to_be_checked_out():
     (job,) = jobs(WORKFLOWS[1]).values()
     assert job["steps"][0]["with"]["fetch-depth"] == 0
     assert job["env"]["BASE"] == "${{ inputs.base || 'HEAD^1' }}"
+
+
+def test_without_a_gpu_torch_is_the_build_for_cpus():
+    for path in WORKFLOWS:
+        (job,) = jobs(path).values()
+        index = job["env"].get("PIP_EXTRA_INDEX_URL")
+        assert index == (
+            "https://download.pytorch.org/whl/cpu" if path.name == "ci.yml" else None
+        )

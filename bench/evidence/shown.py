@@ -12,9 +12,9 @@ from pathlib import Path
 from tabulate import tabulate
 
 from batchline.bench import report, texts, units
-from batchline.bench.store import journal, run_json
 from batchline.bench.cases import CLOCKS as CLOCKS_OF
 from batchline.bench.report import training
+from batchline.bench.store import journal, run_json
 from batchline.bench.store.files import read_json
 
 CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
@@ -158,7 +158,7 @@ def show_cases(asked) -> Shown:
     (folder / REPORT).write_text(f"{text}\n", encoding="utf-8")
     summary = (
         f"{report.summary(run)}: [{REPORT}]({REPORT}), every sample in "
-        f"[{run_json.FILE_NAME}]({run_json.FILE_NAME})."
+        f"`{run_json.FILE_NAME}`."
     )
     return Shown(
         summary,

@@ -1,5 +1,5 @@
-"""An evidence's files are small enough to come back from a machine that is lent: a
-larger one is compressed, or cut.
+"""An evidence's files are small enough to be committed, and to come back from a machine
+that is lent: what was measured is compressed, and so is what is larger, or cut.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from pathlib import Path
 from batchline.bench import units
 
 MOST_BYTES = 16 * 2**20 - 1
+_MEASURED = ("run.json", "study.json")  # which are read compressed too
 
 
 def shrink(folder: Path) -> Iterator[str]:
-    """Compress each file of the folder that is too large; a line of each, for the
-    README.
+    """Compress what was measured, and each file of the folder that is too large; a line
+    of each, for the README.
     """
     for path in sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.stat().st_size > MOST_BYTES
+        if path.is_file()
+        and (path.name in _MEASURED or path.stat().st_size > MOST_BYTES)
     ):
         content, smaller = path.read_bytes(), path.with_name(f"{path.name}.gz")
-        compressed, kept = gzip.compress(content), len(content)
+        compressed, kept = gzip.compress(content, mtime=0), len(content)
         while len(compressed) > MOST_BYTES:
             kept //= 2
             compressed = gzip.compress(content[:kept])

@@ -17,12 +17,10 @@ from __future__ import annotations
 import os
 import threading
 
-from batchline.kernels.backends import numba
-from batchline.kernels.forks import is_forked, why_no_threads
-from batchline.kernels._cpu.lanes import intrinsic, ir, types
 from batchline.kernels._cpu.jit import njit, threads
 from batchline.kernels._cpu.lanes import intrinsic, ir, types
 from batchline.kernels.backends import numba
+from batchline.kernels.forks import is_forked, why_no_threads
 
 _region = (
     threading.RLock()
