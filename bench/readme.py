@@ -87,8 +87,8 @@ def _same_code(folder: Path, link: str, what: str) -> str:
     stored = read_json(folder / a_a.FILE_NAME)
     pairs = [a_a.Pair(**pair) for pair in stored["pairs"]]
     summary = a_a.summary(pairs, stored["machine"]["device_name"], stored["clock"])
-    *_, line = summary.splitlines()
-    return f"> {line}"
+    (line,) = (part for part in summary.split("\n\n") if part.startswith("A/A by"))
+    return f"> {' '.join(line.split())}"
 
 
 _KINDS = {**excerpts.EXCERPTS, "same_code": _same_code}
