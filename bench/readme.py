@@ -18,6 +18,8 @@ from batchline import places
 from batchline.bench.errors import UsageError
 from batchline.bench.report import excerpts, page
 from batchline.bench.store import run_json
+from batchline.bench import a_a, records
+from batchline.bench.stored_files import read_json
 
 CLEAN, STALE = 0, 1
 REPOSITORY = places.CODE
@@ -73,13 +75,25 @@ def readme(check: bool, root: Path = REPOSITORY) -> int:
 
 def _filled(mark: re.Match, document: Path, root: Path) -> str:
     begin, kind, folder, what, _, end = mark.groups()
+    if kind not in _KINDS:
+        raise UsageError(f"{document.name}: {kind!r} is none of {', '.join(_KINDS)}")
     link = Path(os.path.relpath(root / folder, document.parent)).as_posix()
     try:
-        return (
-            f"{begin}{excerpts.excerpt(kind, root / folder, link, what or '')}\n{end}"
-        )
-    except (ValueError, KeyError) as error:
+        return f"{begin}{_KINDS[kind](root / folder, link, what or '')}\n{end}"
+    except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"{document.name}: {kind} {folder}: {error}") from error
+
+
+def _same_code(folder: Path, link: str, what: str) -> str:
+    """The line of `batchline aa` that says how far medians of the same code differ."""
+    stored = read_json(folder / a_a.FILE_NAME)
+    pairs = [a_a.Pair(**pair) for pair in stored["pairs"]]
+    summary = a_a.summary(pairs, stored["machine"]["device_name"], stored["clock"])
+    (line,) = (part for part in summary.split("\n\n") if part.startswith("A/A by"))
+    return f"> {' '.join(line.split())}"
+
+
+_KINDS = {**excerpts.EXCERPTS, "same_code": _same_code}
 
 
 def _take_screenshots(text: str, root: Path) -> None:

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from batchline.bench.store import run_json
 from batchline.bench.statuses import MEASURED
+from batchline.bench.store import run_json
 from tests.trees import copy_sources
 
 OP = '''

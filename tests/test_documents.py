@@ -11,6 +11,7 @@ import pytest
 
 from batchline.bench import a_a, command_line, readme
 from batchline.bench.store import run_json, selftests
+from batchline.bench import a_a, readme, records, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -72,10 +73,18 @@ def split(line):
     return shlex.split(line, comments=True)
 
 
-def options_of(command):
+def parser_of(command):
     """The parser of one command, or None."""
-    actions = command_line.parser()._subparsers._group_actions
-    return actions[0].choices.get(command)
+    try:
+        from batchline.bench.commands import _program, load, names
+    except ImportError:  # before commands are found by their files
+        from batchline.bench import command_line
+
+        (commands,) = command_line.parser()._subparsers._group_actions
+        return commands.choices.get(command)
+    return (
+        _program.command_parser(command, load(command)) if command in names() else None
+    )
 
 
 def wrong_with(words):
@@ -84,7 +93,7 @@ def wrong_with(words):
     if program == "make":
         return wrong_with_make(rest)
     if program == "batchline":
-        parser = options_of(rest[0])
+        parser = parser_of(rest[0])
         if parser is None:
             return f"there is no command {rest[0]}"
         known = parser._option_string_actions
@@ -144,7 +153,7 @@ def test_every_command_is_one(document):
 def test_whole_calls_are_parsed(document):
     for words in shell_lines(text_of(document)):
         if words[0] == "batchline":
-            command_line.parser().parse_args(words[1:])
+            parser_of(words[1]).parse_args(words[2:])
 
 
 @pytest.mark.parametrize(

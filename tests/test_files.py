@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench.store import files, run_json
 from batchline.bench.errors import UsageError
+from batchline.bench.store import files, run_json
 from tests.runs import save_document
 from tests.test_records import document
 

@@ -95,6 +95,22 @@ def test_a_figure_is_written_and_then_up_to_date(root, capsys):
             "<!-- shown: problem reports/evidence/run; bmm/tiny_16/float32 -->\n",
             "a mark without its end",
         ),
+        (
+            "<!-- shown: output reports/evidence/run; gone.txt -->\n<!-- end -->",
+            "has no file 'gone.txt'",
+        ),
+        (
+            "<!-- shown: claims reports/evidence/run -->\n<!-- end -->",
+            "has no gradient noise",
+        ),
+        (
+            "<!-- shown: fences reports/evidence/run -->\n<!-- end -->",
+            "does not say what its fences took",
+        ),
+        (
+            "<!-- shown: same_code reports/evidence/run -->\n<!-- end -->",
+            "a-a.json",
+        ),
     ],
 )
 def test_what_can_not_be_made_is_said(root, mark, words):
@@ -154,3 +170,30 @@ def test_links_of_a_document_in_a_folder_start_there(root):
         "](../evidence/run/bmm-tiny_16-float32.png)"
         in (root / "reports" / "methodology" / "gate.md").read_text()
     )
+
+
+def test_what_a_command_has_printed_is_a_block_of_text(root):
+    printed = root / "reports" / "evidence" / "run" / "cost.txt"
+    printed.write_text("way    cost  \n---  ------\nplain  1 µs\n", encoding="utf-8")
+    mark = "<!-- shown: output reports/evidence/run; cost.txt -->\n<!-- end -->\n"
+    (root / "README.md").write_text(mark)
+    command.readme(check=False, root=root)
+    assert (
+        "```text\nway    cost\n---  ------\nplain  1 µs\n```\n<!-- end -->"
+        in (root / "README.md").read_text()
+    )
+
+
+def test_a_mark_that_the_text_only_mentions_is_none(root):
+    (root / "README.md").write_text("Between `<!-- shown: KIND -->` and its end.\n")
+    assert command.readme(check=True, root=root) == command.CLEAN
+
+
+def test_a_plot_is_taken_in_whichever_format_is_stored(root):
+    run = root / "reports" / "evidence" / "run"
+    (run / "bmm-tiny_16-float32.svg").write_text("<svg/>")
+    (root / "README.md").write_text(
+        "<!-- shown: plot reports/evidence/run; bmm/tiny_16/float32 -->\n<!-- end -->\n"
+    )
+    command.readme(check=False, root=root)
+    assert "/bmm-tiny_16-float32.svg)" in (root / "README.md").read_text()

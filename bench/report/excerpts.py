@@ -8,13 +8,13 @@ and lays it out as that command does.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from batchline.bench import a_a, study
+from batchline.bench import records, selftests
 from batchline.bench.noise import claims
 from batchline.bench.noise.claims.verdict import ONLY_WHERE
 from batchline.bench.report import (
@@ -35,25 +35,9 @@ from batchline.bench.store.files import read_json
 from batchline.bench.store.records import Run
 
 SCREENSHOT = "page.png"
+_STUDY = "study.json"  # of `batchline noise` and `batchline claims`
 _KEYWORD = b"batchline-run"  # of the PNG's text chunk that says which run it shows
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def excerpt(kind: str, folder: Path, link: str, what: str) -> str:
-    """The Markdown of one excerpt.
-
-    Args:
-        kind: a key of EXCERPTS.
-        folder: where the run, study or self-test is stored.
-        link: the folder as the document's links say it.
-        what: which part of it, as the kind wants it; "" is all.
-
-    Raises:
-        ValueError: for an unknown kind or part, or a folder that does not hold it.
-    """
-    if kind not in EXCERPTS:
-        raise ValueError(f"{kind!r} is none of {', '.join(EXCERPTS)}")
-    return EXCERPTS[kind](folder, link, what)
 
 
 def _machine(folder: Path, link: str, what: str) -> str:
@@ -165,8 +149,8 @@ def _selftest(folder: Path, link: str, what: str) -> str:
 
 def _noise_and_sweep(folder: Path) -> tuple[Mapping, Mapping | None]:
     """The gradient noise and the training sweep, of a study or of a run."""
-    if (folder / study.FILE_NAME).exists():
-        document = read_json(folder / study.FILE_NAME)
+    if (folder / _STUDY).exists():
+        document = read_json(folder / _STUDY)
         return document["noise"], document["sweep"]
     about = run_json.load(folder).about
     if not about.get("noise"):
@@ -214,14 +198,6 @@ def _time_to_target(folder: Path, link: str, what: str) -> str:
     return " ".join(said)
 
 
-def _same_code(folder: Path, link: str, what: str) -> str:
-    """The line of `batchline aa` that says how far medians of the same code differ."""
-    stored = json.loads((folder / a_a.FILE_NAME).read_text(encoding="utf-8"))
-    pairs = [a_a.Pair(**pair) for pair in stored["pairs"]]
-    summary = a_a.summary(pairs, stored["machine"]["device_name"], stored["clock"])
-    return f"> {summary.rpartition(chr(10))[2]}"
-
-
 def _fences(folder: Path, link: str, what: str) -> str:
     """What it cost to look after the variants, as a share of the run."""
     run = run_json.load(folder)
@@ -248,6 +224,9 @@ def _output(folder: Path, link: str, what: str) -> str:
 
 
 EXCERPTS: Mapping[str, Callable[[Path, str, str], str]] = {
+    # The Markdown of each kind, from the folder in which a run, study or self-test is
+    # stored, the folder as the document's links say it, and which part of it is asked
+    # for ("" is all). ValueError for a part or a folder that is not there.
     "machine": _machine,
     "problem": _problem,
     "ladder": _ladder,
@@ -258,7 +237,6 @@ EXCERPTS: Mapping[str, Callable[[Path, str, str], str]] = {
     "claims": _claims,
     "time_to_target": _time_to_target,
     "time_to_target_plot": _time_to_target_plot,
-    "same_code": _same_code,
     "fences": _fences,
     "output": _output,
 }
