@@ -81,7 +81,8 @@ def measure(
 
 def _measured(session: Session, selection: str, *plugins) -> int:
     """pytest's exit code of a session."""
-    code = run_pytest(["-k", selection, "--benchmark-quiet"], session, *plugins)
+    benchmark = ["-p", "pytest_benchmark.plugin", "--benchmark-quiet"]
+    code = run_pytest([*benchmark, "-k", selection], session, *plugins)
     session.progress.end()
     if code == pytest.ExitCode.OK:
         session.measure_ceilings()  # again, for the machine may not be what it was

@@ -22,8 +22,6 @@ _ARGUMENTS = (
     "-c",
     os.devnull,
     "-p",
-    "pytest_benchmark.plugin",
-    "-p",
     "no:terminal",
     "-p",
     "no:cacheprovider",
@@ -45,9 +43,7 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     if case_ids and not selection:
         return list(case_ids)
     chooser = _Chooser(case_ids)
-    code = run_pytest(
-        ["-k", selection, "--collect-only", "--benchmark-disable"], chooser
-    )
+    code = run_pytest(["-k", selection, "--collect-only"], chooser)
     if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
         raise KeyboardInterrupt
     require_selected(code, selection, len(case_ids), whose)
