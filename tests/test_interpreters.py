@@ -25,36 +25,35 @@ def _why_not(backend):
     return backends.why_absent(backend)
 
 
-FILES = {
-    "tests/test_variants.py": ("not slow", "slow"),
-    "tests/test_properties.py": ("not slow",),
-    "tests/test_statistics.py": ("not slow",),
-}  # and of which marks there are tests in it
+FILES = (
+    "tests/test_variants.py",
+    "tests/test_properties.py",
+    "tests/test_statistics.py",
+)
 CHILDREN = [
     pytest.param(
         backend,
-        file,
         marks,
-        id=f"{backend}-{file}-{marks}",
+        id=f"{backend}-{marks}",
         marks=[
             pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
             *([pytest.mark.slow] if marks == "slow" else []),
         ],
     )
     for backend in backends.INTERPRETED_BACKENDS
-    for file, all_marks in FILES.items()
-    for marks in all_marks
+    for marks in ("not slow", "slow")
 ]
 
 
-@pytest.mark.parametrize("backend, file, marks", CHILDREN)
-def test_gpu_variants_are_right_when_interpreted(backend, file, marks):
+@pytest.mark.parametrize("backend, marks", CHILDREN)
+def test_gpu_variants_are_right_when_interpreted(backend, marks):
+    """In one process for all files: each takes seconds to start."""
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "pytest",
-            file,
+            *FILES,
             "-m",
             marks,
             "-p",
