@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import hardware, memory, probe_once, stand_in
+from batchline.bench.measure import hardware, memory, probe_once
 from batchline.bench.measure.clocks import make_clock
 from batchline.bench.measure.planted import slower
 from batchline.bench.measure.stand_in.devices import host_only
 from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
 from batchline.bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
-from tests.plans import planned
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
 NUMBA = kernels.ops["bmm"].variants["numba_cuda_tiny"]
@@ -253,22 +252,6 @@ def test_every_launch_is_on_the_device_of_its_tensors(variant):
             )
             return
     pytest.skip("it takes no probe that is small enough here")
-
-
-def test_a_plan_has_every_op_on_it():
-    assert {
-        case.op for case in planned("smoke", "cuda").cases if not case.refusal
-    } == set(kernels.ops)
-
-
-def test_torch_compile_is_declined_with_a_reason():
-    refusals = [
-        case.refusal
-        for case in planned("smoke", "cuda").cases
-        if case.variant.slow_start
-    ]
-    assert refusals and all(refusal for refusal in refusals)
-    assert any(reason.startswith(stand_in.NAME) for _, reason in refusals)
 
 
 def test_an_ops_call_chooses_a_kernel():

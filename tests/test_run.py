@@ -32,6 +32,7 @@ from batchline.bench.records import (
     WRONG,
 )
 from batchline.bench.run import _exit_code
+from tests import shared
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
 
@@ -56,11 +57,15 @@ CHOSEN = (
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources():
     """kernels/ and bench/ with what is pinned, and with the faulty variants and a file
     that does not load.
     """
-    root = copy_sources(tmp_path_factory.mktemp("sources"))
+    return shared.make_once("sources with faulty variants", _copy_with_faulty)
+
+
+def _copy_with_faulty(folder):
+    root = copy_sources(folder)
     shutil.copytree(
         REPOSITORY / "reports" / "baselines", root / "reports" / "baselines"
     )  # or it all compiles here
@@ -93,9 +98,16 @@ def only_run(folder):
 
 
 @pytest.fixture(scope="module")
-def faulty_run(sources, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs")
-    done = bench(
+def faulty_run(sources):
+    done, out = shared.make_once(
+        "a run of faulty variants",
+        lambda folder: (_run_faulty(sources, folder), folder),
+    )
+    return done, *only_run(out)
+
+
+def _run_faulty(sources, out):
+    return bench(
         sources,
         "run",
         "--profile",
@@ -109,7 +121,6 @@ def faulty_run(sources, tmp_path_factory):
         "-k",
         f"(tiny_16 or attention_scores) and ({' or '.join(CHOSEN)})",
     )
-    return done, *only_run(out)
 
 
 def test_faulty_variants_are_rows_and_stop_nobody(faulty_run):
@@ -225,12 +236,12 @@ def test_pytest_benchmark_reads_the_file_as_its_own(faulty_run):
     )  # theirs, untouched
 
 
-def test_a_stored_run_is_reported_again(faulty_run, sources):
+def test_a_stored_run_is_reported_again(faulty_run, tmp_path):
     _, folder, _ = faulty_run
-    before = (folder / "README.md").read_bytes()
-    (folder / "README.md").unlink()
-    assert bench(sources, "report", folder).returncode == 0
-    assert (folder / "README.md").read_bytes() == before
+    again = shutil.copytree(folder, tmp_path / folder.name)
+    (again / "README.md").unlink()
+    assert main(["report", str(again)]) == 0
+    assert (again / "README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
 @pytest.mark.gpu
@@ -342,14 +353,13 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
         ),
     ],
 )
-def test_a_choice_of_nothing_is_one_clear_line(sources, tmp_path, selection, words):
-    done = bench(
-        sources, "run", "--profile", "smoke", "--out", tmp_path, "-k", selection
-    )
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
+def test_a_choice_of_nothing_is_one_clear_line(tmp_path, capsys, selection, words):
+    out, history = tmp_path / "runs", tmp_path / "history"
+    arguments = ["--profile", "smoke", "--device", "cpu", "--out", str(out)]
+    assert main(["run", *arguments, "--history", str(history), "-k", selection]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("batchline: ") and words in last
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+    assert not list(out.glob("*")) and not list(history.glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -382,23 +392,20 @@ def test_bad_input_is_one_clear_line(tmp_path, capsys, arguments, words):
     )
 
 
-def test_cuda_without_a_gpu_is_one_clear_line(sources):
-    done = bench(sources, "run", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert (
-        done.stderr.startswith("batchline: DEVICE=cuda, but ")
-        and len(done.stderr.splitlines()) == 1
-    )
+def test_cuda_without_a_gpu_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run", "--device", "cuda", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("batchline: DEVICE=cuda, but ")
 
 
 @pytest.mark.parametrize(
     "module",
     [
         "torch",
-        "tabulate",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("sklearn", "pytest_benchmark")
+            for name in ("tabulate", "sklearn", "pytest_benchmark")
         ),
     ],
 )

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from batchline import kernels
 from batchline.bench import compare, dispatch, history, records
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.records import MEASURED, NOT_HERE, UNSUPPORTED
 from batchline.kernels import backends
+from tests import shared
 from tests.plans import planned
 
 ROOT = Path(__file__).parent.parent
@@ -53,16 +55,15 @@ def beside_the_kernels(kind):
     return list(ROOT.glob(f"kernels/*/{kind}/stand-in*"))
 
 
-@pytest.mark.parametrize(
-    "file", ["on_the_stand_in", "products_on_the_stand_in", "timed_on_the_stand_in"]
-)
-def test_it_is_as_unkind_as_cuda(file):
+def test_it_is_as_unkind_as_cuda():
+    """In one process for all files: each takes seconds to start."""
+    files = ("on_the_stand_in", "products_on_the_stand_in", "timed_on_the_stand_in")
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "pytest",
-            f"tests/{file}.py",
+            *(f"tests/{file}.py" for file in files),
             "-p",
             "no:cacheprovider",
             "--no-header",
@@ -77,11 +78,14 @@ def test_it_is_as_unkind_as_cuda(file):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """A run of every case on it (a choice of all leaves the noise out): what it
-    printed, and the folder of the run.
+def smoke():
+    """A run of every variant on it, on the problems that are small enough to be
+    interpreted: what it printed, and the folder of the run.
     """
-    folder = tmp_path_factory.mktemp("smoke")
+    return shared.make_once("a run on the stand-in", _run_smoke)
+
+
+def _run_smoke(folder):
     done = bench(
         "run",
         "--device",
@@ -89,7 +93,7 @@ def smoke(tmp_path_factory):
         "--profile",
         "smoke",
         "-k",
-        "float16",
+        "float16 and (tiny or digits or layer_norm)",
         "--out",
         str(folder / "runs"),
         "--history",
@@ -103,6 +107,9 @@ def smoke(tmp_path_factory):
 def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
     _, folder = smoke
     run = records.load(folder)
+    assert {record.op for record in run.records if record.status == MEASURED} == set(
+        kernels.ops
+    )
     statuses = {}
     for record in run.records:
         statuses.setdefault(f"{record.op}/{record.variant}", set()).add(record.status)
@@ -119,6 +126,23 @@ def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
                 "graph",
                 "host",
             }
+
+
+def test_torch_compile_is_declined_with_a_reason(smoke):
+    _, folder = smoke
+    slow = {
+        case.variant.id
+        for case in planned("smoke", "cuda").cases
+        if case.variant.slow_start
+    }
+    declined = [
+        record
+        for record in records.load(folder).records
+        if f"{record.op}/{record.variant}" in slow
+    ]
+    assert {f"{record.op}/{record.variant}" for record in declined} == slow
+    assert all(record.status != MEASURED and record.reason for record in declined)
+    assert any(record.reason.startswith(stand_in.NAME) for record in declined)
 
 
 def _declined(name, run):
