@@ -2,6 +2,7 @@
 and tables in a test's folder.
 """
 
+import functools
 import json
 from dataclasses import replace
 
@@ -137,10 +138,16 @@ def alone(tmp_path, monkeypatch):
     device_files.stored.cache_clear()
 
 
+@functools.cache
+def _this_machine():
+    """Asks git and others for it, in a fifth of a second."""
+    return environment.machine("cpu")
+
+
 def a_run(folder, *rows, baselines=BASELINES, **machine):
     """A stored run of this machine with these records."""
     document = {
-        "machine_info": {OURS: environment.machine("cpu") | machine},
+        "machine_info": {OURS: _this_machine() | machine},
         "benchmarks": [
             {
                 "param": row.id,

@@ -355,9 +355,17 @@ def test_modules_threads_that_sleep_and_caches_that_grow_are_no_tampering(fence)
         del bmm.dispatch._known["never", "asked"]
 
 
-def test_every_variant_that_runs_here_leaves_everything_as_it_was(fence):
+@pytest.mark.parametrize(
+    "slow_start", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_every_variant_that_runs_here_leaves_everything_as_it_was(fence, slow_start):
+    """What torch.compile makes takes many seconds: `make test` has one of it, in
+    test_a_compiled_variant_leaves_everything_as_it_was.
+    """
     for op in kernels.ops.values():
         for variant in op.variants.values():
+            if variant.slow_start is not slow_start:
+                continue
             inputs = op.make_inputs(*variant.example, "float32", "meta")
             if (
                 variant.why_not_here("cpu") is None
@@ -367,6 +375,12 @@ def test_every_variant_that_runs_here_leaves_everything_as_it_was(fence):
                 if variant.why_unsupported(*probe) is None:
                     variant(*probe)
                 fence.look(variant.id)
+
+
+def test_a_compiled_variant_leaves_everything_as_it_was(fence):
+    variant = kernels.ops["grad_stats"].variants["torch_compiled"]
+    variant(*variant.op.probes["ragged"](torch.float32, "cpu", 0))
+    fence.look(variant.id)
 
 
 def test_what_is_called_at_exit_is_found():

@@ -1,5 +1,7 @@
 """Registration and discovery: a file is a variant, and what can't work says why."""
 
+import functools
+import json
 import subprocess
 import sys
 import textwrap
@@ -103,24 +105,75 @@ def test_every_variant_tells_its_idea():
             assert len(variant.idea) > 20, variant.id
 
 
-@pytest.mark.parametrize("absent", ["triton", "numba", "numba.cuda"])
+IN_FORKS = """
+import json, os, sys
+import torch
+
+outputs = []
+for program in json.load(sys.stdin):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.dup2(writing, 1)
+        try:
+            exec(program, {"__name__": "__main__"})
+            sys.stdout.flush()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        output = file.read()
+    outputs.append([os.waitstatus_to_exitcode(os.wait()[1]), output])
+json.dump(outputs, sys.stdout)
+"""
+
+
+def output_of(program, *all_programs):
+    """What a program prints, run in a process that has imported torch and nothing of
+    ours.
+
+    Importing torch takes seconds, so one process forks another for each of all
+    programs.
+    """
+    programs = tuple(dict.fromkeys((program, *all_programs)))
+    done = _run_in_forks(tuple(sorted(programs)))
+    code, output = dict(zip(sorted(programs), done))[program]
+    assert code == 0, output
+    return output
+
+
+@functools.cache
+def _run_in_forks(programs):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_FORKS],
+        input=json.dumps(programs),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+WITHOUT = """
+import sys
+sys.modules[{absent!r}] = None
+from batchline import kernels
+variants = [v for op in kernels.ops.values() for v in op.variants.values()]
+assert not [v.id for v in variants if v.idea == "(does not load)"]
+print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda")}}), sep="\\n")
+"""
+COMPILERS = ("triton", "numba", "numba.cuda")
+
+
+@pytest.mark.parametrize("absent", COMPILERS)
 def test_variants_import_without_their_compiler(absent):
     """In a process where the module can't be imported every file still loads, and its
     variants say what is missing.
     """
-    program = textwrap.dedent(f"""
-        import sys
-        sys.modules[{absent!r}] = None
-        from batchline import kernels
-        variants = [v for op in kernels.ops.values() for v in op.variants.values()]
-        assert not [v.id for v in variants if v.idea == "(does not load)"]
-        print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda")}}), sep="\\n")
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{absent} can't be imported" in done.stdout
+    programs = [WITHOUT.format(absent=name) for name in COMPILERS]
+    output = output_of(WITHOUT.format(absent=absent), *programs)
+    assert f"{absent} can't be imported" in output
 
 
 def test_a_broken_file_is_a_variant_that_fails(tmp_path, monkeypatch):
@@ -170,42 +223,35 @@ print(sorted(name.rpartition(".")[2] for name in ours if "._" not in name))
 """
 
 
-@pytest.mark.parametrize(
-    "body, loaded",
-    [
-        ("'torch_bmm' in bmm.variants, len(bmm.variants)", []),
-        ("bmm.variants['torch_einsum']", ["torch_einsum"]),
-        (
-            "import torch; a = torch.ones(2, 3, 3); bmm.dispatch.table = lambda device: {}; bmm(a, a)",
-            ["torch_bmm"],
-        ),
-        (
-            "threads = [threading.Thread(target=bmm.variants.get, args=('torch_bmm',)) for _ in range(8)]\n"
-            "for one in threads: one.start()\nfor one in threads: one.join()\n"
-            "assert len({id(bmm.variants['torch_bmm'])}) == 1",
-            ["torch_bmm"],
-        ),
-    ],
+IMPORTED = [
+    ("'torch_bmm' in bmm.variants, len(bmm.variants)", []),
+    ("bmm.variants['torch_einsum']", ["torch_einsum"]),
+    (
+        "import torch; a = torch.ones(2, 3, 3); bmm.dispatch.table = lambda device: {}; bmm(a, a)",
+        ["torch_bmm"],
+    ),
+    (
+        "threads = [threading.Thread(target=bmm.variants.get, args=('torch_bmm',)) for _ in range(8)]\n"
+        "for one in threads: one.start()\nfor one in threads: one.join()\n"
+        "assert len({id(bmm.variants['torch_bmm'])}) == 1",
+        ["torch_bmm"],
+    ),
+]
+AN_OP = (
+    "import sys; from batchline import kernels; kernels.ops['bmm']; "
+    "print('batchline.kernels.wgrad_stats' in sys.modules, *kernels.ops)"
 )
+PROGRAMS = [*(PROGRAM.format(body=body) for body, _ in IMPORTED), AN_OP]
+
+
+@pytest.mark.parametrize("body, loaded", IMPORTED)
 def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(body=body)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(loaded)
+    output = output_of(PROGRAM.format(body=body), *PROGRAMS)
+    assert output.strip() == str(loaded)
 
 
 def test_an_op_is_imported_when_it_is_asked_for():
-    program = (
-        "import sys; from batchline import kernels; kernels.ops['bmm']; "
-        "print('batchline.kernels.wgrad_stats' in sys.modules, *kernels.ops)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True
-    )
-    assert done.stdout.split() == [
+    assert output_of(AN_OP, *PROGRAMS).split() == [
         "False",
         "bmm",
         "grad_reduce",
