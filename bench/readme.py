@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 
 from batchline import places
+from batchline.bench import a_a
 from batchline.bench.errors import UsageError
 from batchline.bench.report import excerpts, page
 from batchline.bench.store import run_json
-from batchline.bench import a_a, records
-from batchline.bench.stored_files import read_json
+from batchline.bench.store.files import read_json
 
 CLEAN, STALE = 0, 1
 REPOSITORY = places.CODE

@@ -267,6 +267,8 @@ def _measured_case(document: dict) -> str:
 def _run_of_here() -> dict:
     """The stored run, as if this machine had made it."""
     document = stored_run()
+    # Read before the seconds are counted that a command may take.
+    planned(document[formats.OURS]["profile"], "cpu")
     machine = document["machine_info"][formats.OURS]
     machine["device_name"] = environment.device_name("cpu")
     machine["versions"] = {

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import a_a, command_line, readme
+from batchline.bench import a_a, readme
 from batchline.bench.store import run_json, selftests
-from batchline.bench import a_a, readme, records, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -76,7 +75,8 @@ def split(line):
 def parser_of(command):
     """The parser of one command, or None."""
     try:
-        from batchline.bench.commands import _program, load, names
+        from batchline.bench.commands import _program, names
+        from batchline.bench.store import load
     except ImportError:  # before commands are found by their files
         from batchline.bench import command_line
 

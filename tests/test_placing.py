@@ -86,14 +86,13 @@ def test_on_one_core_nothing_is_placed():
     ],
 )
 def test_each_physical_core_comes_before_any_ones_second_thread(
-    siblings, order, tmp_path, monkeypatch
+    siblings, order, tmp_path
 ):
-    monkeypatch.setattr(placing, "_CPUS", tmp_path)
     for core, text in siblings.items():
         folder = tmp_path / f"cpu{core}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(text + "\n")
-    assert sorted(range(4), key=placing._rank) == order
+    assert sorted(range(4), key=lambda core: placing.core_rank(core, tmp_path)) == order
 
 
 def test_threads_spin_for_a_short_time_unless_the_user_said_how_long():

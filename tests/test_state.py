@@ -263,15 +263,14 @@ def test_this_linux_tells_all_there_is():
     assert CpuState().read()["time_s"] >= facts["time_s"]
 
 
-def test_busy_is_neither_idle_nor_waiting_nor_stolen(tmp_path, monkeypatch):
+def test_busy_is_neither_idle_nor_waiting_nor_stolen(tmp_path):
     (tmp_path / "stat").write_text(
         "cpu  100 20 30 4000 500 6 7 80 90 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
     )
     (tmp_path / "cpuinfo").write_text(
         "cpu MHz\t\t: 2000.0\nmodel name : x\ncpu MHz\t\t: 3000.5\n"
     )
-    monkeypatch.setattr(state, "_PROC", tmp_path)
-    facts, ticks = CpuState().read(), os.sysconf("SC_CLK_TCK")
+    facts, ticks = CpuState(proc=tmp_path).read(), os.sysconf("SC_CLK_TCK")
     assert facts["busy_cpu_s"] == pytest.approx(
         facts["time_s"] - (4000 + 500 + 80) / ticks
     )
@@ -279,21 +278,19 @@ def test_busy_is_neither_idle_nor_waiting_nor_stolen(tmp_path, monkeypatch):
         facts["stolen_cpu_s"] == pytest.approx(80 / ticks) and facts["mhz"] == 2500.25
     )
     (tmp_path / "cpuinfo").write_text("BogoMIPS : 50\n")
-    assert CpuState().read()["mhz"] is None
+    assert CpuState(proc=tmp_path).read()["mhz"] is None
 
 
-def test_without_proc_less_is_known_and_nothing_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_PROC", tmp_path)
-    facts = CpuState().read()
+def test_without_proc_less_is_known_and_nothing_lost(tmp_path):
+    facts = CpuState(proc=tmp_path).read()
     assert facts.keys() == {"time_s", "own_cpu_s"} and cpu_load(facts, facts) == {}
 
 
-def test_a_sandbox_that_counts_nothing_is_known_for_one(tmp_path, monkeypatch):
+def test_a_sandbox_that_counts_nothing_is_known_for_one(tmp_path):
     (tmp_path / "stat").write_text(
         "cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n"
     )
-    monkeypatch.setattr(state, "_PROC", tmp_path)
-    assert "busy_cpu_s" not in CpuState().read()
+    assert "busy_cpu_s" not in CpuState(proc=tmp_path).read()
 
 
 def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path, monkeypatch):
@@ -306,9 +303,8 @@ def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path, monkeypat
         + "intr 1 2\n"
     )
     (tmp_path / "cpuinfo").write_text("")
-    monkeypatch.setattr(state, "_PROC", tmp_path)
     monkeypatch.setattr(state.os, "sched_getaffinity", lambda pid: {1, 2})
-    facts, ticks = CpuState().read(), os.sysconf("SC_CLK_TCK")
+    facts, ticks = CpuState(proc=tmp_path).read(), os.sysconf("SC_CLK_TCK")
     assert facts["cores"] == 2 and facts["stolen_cpu_s"] == pytest.approx(3 / ticks)
     assert facts["busy_cpu_s"] == pytest.approx(2 * facts["time_s"] - 803 / ticks)
 
@@ -344,15 +340,14 @@ def test_what_others_took_is_what_was_busy_beside_us():
     )  # ticks are coarse
 
 
-def test_a_core_slowed_down_for_heat_is_said_once(tmp_path, monkeypatch):
+def test_a_core_slowed_down_for_heat_is_said_once(tmp_path):
     counts = []
     for core in (0, 1):
         folder = tmp_path / f"cpu{core}" / "thermal_throttle"
         folder.mkdir(parents=True)
         counts.append(folder / "core_throttle_count")
         counts[core].write_text("7\n")
-    monkeypatch.setattr(state, "_CPUS", tmp_path)
-    cpu = CpuState()
+    cpu = CpuState(cpus=tmp_path)
     assert cpu.why_throttled() is None  # what was before it began to look is past
     counts[1].write_text("9\n")
     assert [cpu.why_throttled(), cpu.why_throttled()] == [
@@ -364,9 +359,8 @@ def test_a_core_slowed_down_for_heat_is_said_once(tmp_path, monkeypatch):
 def test_a_quota_that_was_used_up_is_said_once(tmp_path, monkeypatch):
     stat = tmp_path / "cpu.stat"
     stat.write_text("nr_periods 9\nnr_throttled 7\nthrottled_usec 1\n")
-    monkeypatch.setattr(state, "_CPUS", tmp_path)
     monkeypatch.setattr(state.cgroups, "stop_counters", lambda: (stat,))
-    cpu = CpuState()
+    cpu = CpuState(cpus=tmp_path)
     assert cpu.why_throttled() is None
     stat.write_text("nr_periods 10\nnr_throttled 8\nthrottled_usec 4\n")
     assert [cpu.why_throttled(), cpu.why_throttled()] == [
@@ -375,6 +369,5 @@ def test_a_quota_that_was_used_up_is_said_once(tmp_path, monkeypatch):
     ]
 
 
-def test_a_guest_that_sees_no_throttling_reports_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_CPUS", tmp_path)
-    assert CpuState().why_throttled() is None
+def test_a_guest_that_sees_no_throttling_reports_none(tmp_path):
+    assert CpuState(cpus=tmp_path).why_throttled() is None

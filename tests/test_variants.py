@@ -25,34 +25,49 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and not INTERPRETED else 
 
 
 def _params():
+    """(variant, dtype, device, probes): on the CPU all probes in one test, which names
+    the one that is wrong; on a GPU each in one of its own, for a fault there ends the
+    process.
+    """
+    for variant, device, dtype in _computed_here():
+        walked = [name for name in variant.op.probes if _walks(variant, dtype, name)]
+        for is_slow in (False, True):
+            probes = [
+                name for name in walked if _takes_long(variant, dtype, name) is is_slow
+            ]
+            groups = [[name] for name in probes] if device == "cuda" else [probes]
+            for group in filter(None, groups):
+                yield _param(variant, dtype, device, group, is_slow)
+
+
+def _computed_here():
+    """(variant, device, dtype) of all that can run in this process."""
     for op in kernels.ops.values():
         for variant in op.variants.values():
+            if INTERPRETED and variant.backend not in INTERPRETED:
+                continue
             for device in DEVICES:
-                if variant.why_not_here(device) or (
-                    INTERPRETED and variant.backend not in INTERPRETED
-                ):
+                if variant.why_not_here(device):
                     continue
-                for dtype in filter(lambda name: _takes(variant, name), (*DTYPES, FP8)):
-                    if variant.why_not_here(device, dtype):
-                        continue
-                    for probe in filter(
-                        lambda name: _walks(variant, dtype, name), op.probes
-                    ):
-                        yield pytest.param(
-                            variant,
-                            dtype,
-                            device,
-                            probe,
-                            id=f"{variant.id}-{device}-{dtype}-{probe}",
-                            marks=[
-                                *([pytest.mark.gpu] if device == "cuda" else []),
-                                *(
-                                    [pytest.mark.slow]
-                                    if _takes_long(variant, dtype, probe)
-                                    else []
-                                ),
-                            ],
-                        )
+                for dtype in (*DTYPES, FP8):
+                    takes_it = _takes(variant, dtype)
+                    if takes_it and not variant.why_not_here(device, dtype):
+                        yield variant, device, dtype
+
+
+def _param(variant, dtype, device, probes, is_slow):
+    marks = [pytest.mark.gpu] if device == "cuda" else []
+    if is_slow:
+        marks.append(pytest.mark.slow)
+    name = probes[0] if device == "cuda" else "slow" if is_slow else "quick"
+    return pytest.param(
+        variant,
+        dtype,
+        device,
+        probes,
+        id=f"{variant.id}-{device}-{dtype}-{name}",
+        marks=marks,
+    )
 
 
 def _takes(variant, dtype):
@@ -89,9 +104,9 @@ def _flops(variant, probe):
     return variant.op.flops(*variant.op.probes[probe](torch.float32, "meta", 0))
 
 
-@pytest.mark.parametrize("variant, dtype, device, probe", list(_params()))
-def test_variant_is_right(variant, dtype, device, probe):
-    check_variant(variant, getattr(torch, dtype), device, [probe])
+@pytest.mark.parametrize("variant, dtype, device, probes", list(_params()))
+def test_variant_is_right(variant, dtype, device, probes):
+    check_variant(variant, getattr(torch, dtype), device, probes)
 
 
 @pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)

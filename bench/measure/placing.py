@@ -60,7 +60,7 @@ def give_each_thread_a_core() -> list[int]:
     A thread that is started later has this one's core: start what there is to start
     before.
     """
-    first, *others = sorted(cores() or [0], key=_rank)
+    first, *others = sorted(cores() or [0], key=core_rank)
     if not others:
         return []
     mine = threading.get_native_id()
@@ -92,11 +92,13 @@ def _allow(thread: int, allowed: frozenset[int] | set[int]) -> None:
         os.sched_setaffinity(thread, allowed)
 
 
-def _rank(core: int) -> tuple[int, int]:
-    """Sorts the second threads of all physical cores behind the first ones."""
+def core_rank(core: int, cpus: Path = _CPUS) -> tuple[int, int]:
+    """Sorts the second threads of all physical cores behind the first ones; `cpus` is
+    the folder in which the system says which share a core.
+    """
     try:
         siblings = _numbers(
-            (_CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+            (cpus / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
         )
         return siblings.index(core), core
     except (OSError, ValueError):

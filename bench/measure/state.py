@@ -26,14 +26,17 @@ _CPUS = Path("/sys/devices/system/cpu")
 class CpuState:
     """Linux's own counters. What a hypervisor keeps to itself (its host's clocks and
     heat) is not among them.
+
+    `proc` and `cpus` are the folders that they lie in.
     """
 
-    def __init__(self):
+    def __init__(self, proc: Path = _PROC, cpus: Path = _CPUS):
+        self._proc = proc
         self._cores = (
             sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         )
         self._throttles = sorted(
-            _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+            cpus.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
         )
         self._stops = cgroups.stop_counters()
         self._last_counts = self._counts()
@@ -97,7 +100,7 @@ class CpuState:
         """
         whole, *lines = (
             line.split()
-            for line in (_PROC / "stat").read_text().splitlines()
+            for line in (self._proc / "stat").read_text().splitlines()
             if line.startswith("cpu")
         )
         own = [line for line in lines if int(line[0][3:]) in self._cores]
@@ -114,12 +117,11 @@ class CpuState:
             sum(row[7] for row in ticks) * tick_s,
         )
 
-    @staticmethod
-    def _mhz() -> float | None:
+    def _mhz(self) -> float | None:
         found = [
             float(mhz)
             for mhz in re.findall(
-                r"^cpu MHz\s*:\s*([\d.]+)", (_PROC / "cpuinfo").read_text(), re.M
+                r"^cpu MHz\s*:\s*([\d.]+)", (self._proc / "cpuinfo").read_text(), re.M
             )
         ]
         return sum(found) / len(found) if found else None

@@ -13,8 +13,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench import a_a, study
-from batchline.bench import records, selftests
 from batchline.bench.noise import claims
 from batchline.bench.noise.claims.verdict import ONLY_WHERE
 from batchline.bench.report import (
