@@ -10,7 +10,7 @@ from pathlib import Path
 from batchline.bench import command_line, console, stopping, texts
 from batchline.bench.console import complain
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.reader import started_ahead
+from batchline.bench.measure.reading.reader import started_ahead
 
 NOT_PRINTED, USAGE = 1, 2
 
@@ -181,7 +181,7 @@ def _coverage(options) -> int:
 
 
 def _noise_cost(options) -> int:
-    from batchline.bench.measure.environment import resolve_device
+    from batchline.bench.measure.machine.environment import resolve_device
     from batchline.bench.noise.experiments import cost
 
     return cost.run(resolve_device(options.device), options.seconds)
@@ -257,7 +257,7 @@ def _readme(options) -> int:
 def _list(options) -> int:
     from batchline.bench.cases import broken_lines, plan
     from batchline.bench.listing import show
-    from batchline.bench.measure.environment import resolve_device
+    from batchline.bench.measure.machine.environment import resolve_device
 
     the_plan = plan(options.profile, resolve_device(options.device))
     print(show(the_plan, options.json))

@@ -22,10 +22,10 @@ from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
 from batchline.bench.store.files import write_whole
 from batchline.bench.folders import require_writable
-from batchline.bench.measure import environment
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.stopping import put_off
 

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from batchline.bench import study, units
 from batchline.bench.cases import Plan
 from batchline.bench.confirm import Confirming
-from batchline.bench.measure import audit, invariance, pins, stand_in, static_facts
-from batchline.bench.measure.isolation import Isolation, WorkerLost
-from batchline.bench.measure.pins import Job
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.checking import audit, steadiness
+from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
+from batchline.bench.measure.compiled.pins import Job
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.files import SealBroken
 from batchline.bench.store.journal import RunBuilder
@@ -91,7 +93,7 @@ def invariance_of(isolation: Isolation, the_plan: Plan, run: Run) -> list[dict]:
     """
     batches: dict[tuple, set[int]] = {}
     for record in run.records:
-        if record.status == MEASURED and record.facts["flops"] <= invariance.MOST_FLOPS:
+        if record.status == MEASURED and record.facts["flops"] <= steadiness.MOST_FLOPS:
             batches.setdefault(
                 (record.op, record.variant, record.scenario, record.dtype), set()
             ).add(record.batch)
@@ -119,7 +121,7 @@ def _looked_at(
     try:
         return isolation.call("invariance", op, variant, scenario, dtype, batches)
     except (WorkerLost, RuntimeError) as error:
-        return invariance.row(op, variant, scenario, dtype, batches, failed=str(error))
+        return steadiness.row(op, variant, scenario, dtype, batches, failed=str(error))
 
 
 def memory_confirmed(
@@ -160,7 +162,7 @@ def waves(
     rows: Sequence[dict],
 ) -> list[dict]:
     """How each variant that was timed on a GPU fills it, where its blocks go with the
-    batch (bench.measure.grids).
+    batch (bench.measure.compiled.grids).
     """
     gpu = run.machine.get("gpu")
     if gpu is None or the_plan.device != "cuda" or not rows:

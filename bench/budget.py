@@ -17,7 +17,8 @@ from itertools import zip_longest
 from batchline.bench import units
 from batchline.bench.cases import CLOCKS, Case, Plan, Profile
 from batchline.bench.declared import Problem
-from batchline.bench.measure import stand_in, sustained
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.timing import sustained
 
 ProblemKey = tuple[str, str, str, int]  # op, scenario, dtype, batch
 CompileTime = Callable[

@@ -3,7 +3,7 @@ order in which they run.
 
 The variant changes fastest: all variants of one problem are measured together, and
 share its inputs and reference. What there is to measure is read by
-bench.measure.catalogue; no file of an op is imported here.
+bench.measure.reading.catalogue; no file of an op is imported here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from batchline.bench.declared import (
     Refusal,
 )
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import catalogue, stand_in
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.reading import catalogue
 from batchline.bench.case_ids import case_id
 from batchline.bench.statuses import NOT_HERE
 from batchline.kernels.op import FP8

@@ -20,7 +20,8 @@ def codegen(pin: bool, everything: bool) -> int:
     """Compile what has changed since it was pinned, or everything; print what moved, or
     pin it; the exit code.
     """
-    from batchline.bench.measure import catalogue, pins, static_facts
+    from batchline.bench.measure.reading import catalogue
+    from batchline.bench.measure.compiled import pins, static_facts
 
     started = time.monotonic()
     try:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from batchline.bench import units
 from batchline.bench.cases import Profile
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import OWN_FAULT, Outcome, Task
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import OWN_FAULT, Outcome, Task
 from batchline.bench.stats import intervals
 from batchline.bench.statuses import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG
 from batchline.bench.store.records import Record
@@ -38,7 +38,7 @@ _KEPT, _GONE = (
 )  # so many gains of a variant that are tried and stay, or that are gone, are enough
 LUCK = math.log(
     1.25
-)  # an honest small kernel differs by a tenth from process to process (bench.measure.held)
+)  # an honest small kernel differs by a tenth from process to process (bench.measure.timing.turns)
 _BLAME = math.log(2)  # and one of 4 us by half, which is no reason to blame its author
 _REFUTES = (WRONG, FAILED, CRASHED, HUNG)
 

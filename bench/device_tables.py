@@ -28,7 +28,7 @@ def path_of(op: DeclaredOp, kind: str, device: str, folder: Path | None = None) 
 
 def provenance(machine: Mapping) -> dict:
     """The part of a table's header that says whose times it has
-    (bench.measure.environment.machine).
+    (bench.measure.machine.environment.machine).
     """
     made_up = why_made_up(machine)
     return {

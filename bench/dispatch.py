@@ -18,10 +18,11 @@ from batchline.bench.case_ids import case_id
 from batchline.bench.cases import CLOCKS, PROFILES, Plan, broken_lines, plan
 from batchline.bench.dispatch_tables import HeldBack, Problem
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import environment, stand_in
-from batchline.bench.measure.isolation import Isolation, WorkerLost
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.report import dispatch as report
 from batchline.bench.report.fitting import wrapped
 from batchline.bench.selection import selected

@@ -18,14 +18,11 @@ from pathlib import Path
 from batchline.bench import units
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import (
-    catalogue,
-    compile_pool,
-    environment,
-    hot_loop,
-    stand_in,
-)
-from batchline.bench.measure.machine_code import code_of_case
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.reading import catalogue
+from batchline.bench.measure.compiled import compile_pool, sass
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.compiled.static_facts import code_of_case
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.report.static import shown_facts
@@ -33,7 +30,7 @@ from batchline.bench.verdicts.proton import kernel_times
 from batchline.kernels import architectures
 
 DONE, FAILED, NOTHING_TO_SHOW = 0, 1, 3
-_ONE_CALL = (sys.executable, "-m", "batchline.bench.measure.one_call")
+_ONE_CALL = (sys.executable, "-m", "batchline.bench.measure.worker.one_call")
 _NCU = (
     "ncu",
     "--set",
@@ -190,7 +187,7 @@ def _shown(compiled, instructions) -> Iterator[str]:
     instruction is for.
     """
     yield wrapped(f"{compiled.kernel} {compiled.config}: {shown_facts(vars(compiled))}")
-    loop = hot_loop.hot_loop(instructions)
+    loop = sass.hot_loop(instructions)
     if not loop:
         yield f"No loop in its {len(instructions)} instructions, which are:"
         loop = instructions
@@ -199,7 +196,7 @@ def _shown(compiled, instructions) -> Iterator[str]:
             f"Hot loop: {len(loop)} of {len(instructions)} instructions, from {loop[0].address:#x} to "
             f"{loop[-1].address:#x}"
         )
-    yield wrapped(", ".join(f"{count} {kind}" for kind, count in hot_loop.work(loop)))
+    yield wrapped(", ".join(f"{count} {kind}" for kind, count in sass.work(loop)))
     for one in loop:
-        said = "" if one.kind == hot_loop.OTHER else f"← {one.kind}"
+        said = "" if one.kind == sass.OTHER else f"← {one.kind}"
         yield f"  {one.address:5x}  {one.text:<58.58}  {said}".rstrip()

@@ -24,11 +24,12 @@ from batchline.bench.store.records import (
     VariantFacts,
 )
 from batchline.bench.store.records import Effort as RunEffort
-from batchline.bench.measure import stand_in, sustained
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.timing import sustained
 from batchline.bench.measure.ahead import Ahead
-from batchline.bench.measure.isolation import Isolation, WorkerLost
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.progress import Progress
 from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
 from batchline.bench.session import Session

@@ -22,7 +22,7 @@ from batchline.bench.store.journal import Journal, RunBuilder, store
 from batchline.bench.measure.ahead import Ahead
 from batchline.bench.measure.ahead.folder import VARIABLE as KERNELS
 from batchline.bench.measure.ahead.folder import kernels_folder
-from batchline.bench.measure.isolation import Isolation
+from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
 from batchline.bench.store.records import Run
@@ -161,9 +161,9 @@ def _measure(
 
 
 def _require_environment():
-    """bench.measure.environment, if what it and the measuring need is installed."""
+    """bench.measure.machine.environment, if what it and the measuring need is installed."""
     try:
-        from batchline.bench.measure import environment
+        from batchline.bench.measure.machine import environment
     except ImportError as error:
         raise UsageError(
             f"{error}: install what requirements.txt lists (`make install`)"

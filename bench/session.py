@@ -17,7 +17,7 @@ from batchline.bench import texts
 from batchline.bench.budget import Schedule, in_turns
 from batchline.bench.cases import Case, along
 from batchline.bench.declared import Refusal
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.progress import Progress
 from batchline.bench.store.journal import RunBuilder
 from batchline.bench.statuses import (

@@ -44,7 +44,7 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
 
     A workload that fails says why in its place.
     """
-    from batchline.bench.measure.isolation import WorkerLost
+    from batchline.bench.measure.worker.isolation import WorkerLost
     from batchline.bench.noise.workloads import workloads
 
     started_s, found = time.monotonic(), {}
@@ -153,7 +153,7 @@ def _print_advice(
 
 
 def _study(profile: str, device: str, out: Path, sweep) -> int:
-    from batchline.bench.measure import environment
+    from batchline.bench.measure.machine import environment
 
     device = _resolved(profile, device)
     folder = new_folder(out, environment.machine(device)["device_name"])
@@ -183,8 +183,8 @@ def _measured(profile: str, device: str) -> Study:
     Raises:
         KeyboardInterrupt: before the first workload is done.
     """
-    from batchline.bench.measure import environment
-    from batchline.bench.measure.isolation import Isolation
+    from batchline.bench.measure.machine import environment
+    from batchline.bench.measure.worker.isolation import Isolation
 
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     study = Study(
@@ -207,7 +207,7 @@ def _measured(profile: str, device: str) -> Study:
 
 
 def _resolved(profile: str, device: str) -> str:
-    from batchline.bench.measure import environment
+    from batchline.bench.measure.machine import environment
 
     if profile not in PROFILES:
         raise UsageError(f"unknown profile {profile!r}: use {', '.join(PROFILES)}")

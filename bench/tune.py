@@ -16,10 +16,11 @@ from batchline.bench import device_tables, units
 from batchline.bench.cases import CLOCKS, Case, Plan, broken_lines, plan
 from batchline.bench.declared import DeclaredOp
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.measure import environment, stand_in
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.statuses import BROKEN, MEASURED, is_broken
 from batchline.bench.selection import selected
 

@@ -31,7 +31,7 @@ from tabulate import tabulate
 from batchline.__main__ import main
 from batchline.bench import dispatch, history, statuses
 from batchline.bench.case_ids import parse_case_id
-from batchline.bench.measure import environment
+from batchline.bench.measure.machine import environment
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.files import read_text, stored_below
 from batchline.kernels.dispatch import VERSIONS

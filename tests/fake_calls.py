@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from batchline import kernels
 from batchline.bench import dispatch as command
-from batchline.bench.measure import environment
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store.formats import OURS
 from batchline.bench.store.records import Record

@@ -1,7 +1,7 @@
 """A machine on virtual time, to measure by the clocks of bench.measure: what a launch
 truly takes is known exactly.
 
-FakeCpu and FakeCuda stand in for bench.measure.hardware's Cpu and Cuda; `sampled` is
+FakeCpu and FakeCuda stand in for bench.measure.timing.clocks's Cpu and Cuda; `sampled` is
 the caller that they share.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from batchline.bench.measure.clocks import make_clock
-from batchline.bench.measure.sampling import Effort, sample
+from batchline.bench.measure.timing.clocks import make_clock
+from batchline.bench.measure.timing.sampling import Effort, sample
 
 TICK_S = 5e-8  # what reading the clock costs the host
 CALL_S = 2e-6  # what any call into the driver costs the host, beside the gap before it

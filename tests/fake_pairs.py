@@ -4,7 +4,7 @@ pair's number.
 
 import math
 
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED
 from batchline.bench.regress.pairs import Compared
 

@@ -18,22 +18,24 @@ import time
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
-from batchline.bench.measure import isolation, worker
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.tampering import Tampered
-from batchline.bench.measure.task import Outcome, Task
-from batchline.bench.measure.worker import DeviceLost
+from batchline.bench.measure.worker import isolation, worker
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.tampering import Tampered
+from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.measure.worker.worker import DeviceLost
 from batchline.bench.statuses import MEASURED
 
 EFFORT = Effort(0.1, 0.01)
 
 
 def serve(connection, doing, device, tree):
-    """What bench.measure.worker.serve does, by a FakeRunner. `device` is a folder for
+    """What bench.measure.worker.worker.serve does, by a FakeRunner. `device` is a folder for
     the variants to write into.
     """
-    sys.modules["batchline.bench.measure.runner"] = SimpleNamespace(Runner=FakeRunner)
+    sys.modules["batchline.bench.measure.worker.runner"] = SimpleNamespace(
+        Runner=FakeRunner
+    )
     worker.serve(connection, doing, device, tree)
 
 

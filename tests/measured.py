@@ -6,8 +6,8 @@ import importlib
 import multiprocessing
 from collections.abc import Mapping
 
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Outcome, Task
 
 HONEST = "torch_bmm"
 _DEADLINE_S = 180
@@ -19,7 +19,9 @@ def measured(name: str) -> tuple[Mapping[str, Outcome], tuple[str | None, str]]:
     (whose, reason) where the process was tampered with.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["batchline.bench.measure.runner", "tests.measured"])
+    context.set_forkserver_preload(
+        ["batchline.bench.measure.worker.runner", "tests.measured"]
+    )
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(name, theirs), daemon=True)
     process.start()
@@ -36,8 +38,8 @@ def measured(name: str) -> tuple[Mapping[str, Outcome], tuple[str | None, str]]:
 def _measure(name: str, connection) -> None:
     import torch
 
-    from batchline.bench.measure.runner import Runner
-    from batchline.bench.measure.tampering import Tampered
+    from batchline.bench.measure.worker.runner import Runner
+    from batchline.bench.measure.worker.tampering import Tampered
 
     torch.set_num_threads(1)
     runner = Runner("cpu")

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import hardware, memory, probe_once
-from batchline.bench.measure.clocks import make_clock
-from batchline.bench.measure.planted import slower
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.machine import memory
+from batchline.bench.measure.worker import probe_once
+from batchline.bench.measure.timing.clocks import make_clock
+from batchline.bench.measure.worker.preparing import slower
 from batchline.bench.measure.stand_in.devices import host_only
 from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
 from batchline.bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
@@ -89,7 +91,7 @@ def test_a_replay_writes_into_what_the_capture_gave_and_the_capture_computes_not
         given[:] = [NAIVE(a, b) + 1]
         counted.add_(1)
 
-    replay = hardware.hardware("cuda").capture(launch, 1)
+    replay = clocks.hardware("cuda").capture(launch, 1)
     (result,) = given
     assert in_memory(result).isnan().all() and float(counted) == 0
     replay()
@@ -109,7 +111,7 @@ def test_a_replay_that_does_not_write_an_output_leaves_nan_in_it():
         out[:1].copy_(x[:1])
         given[:] = [out]
 
-    replay = hardware.hardware("cuda").capture(launch, 1)
+    replay = clocks.hardware("cuda").capture(launch, 1)
     given[0].fill_(7)
     replay()
     assert given[0].cpu().isnan().tolist() == [False, True]
@@ -139,7 +141,7 @@ def test_a_capture_fails_on_what_waits(breaks):
     assert torch.cuda.current_stream() != before  # as torch.cuda.graph leaves it
     torch.cuda.set_stream(before)
     with pytest.raises(RuntimeError, match="capture"):
-        hardware.hardware("cuda").capture(lambda: breaks(a, b), 1)
+        clocks.hardware("cuda").capture(lambda: breaks(a, b), 1)
     assert torch.cuda.current_stream() == before
 
 
@@ -268,7 +270,7 @@ def test_an_ops_call_chooses_a_kernel():
 
 
 def test_what_is_planted_takes_so_much_more_on_the_device():
-    machine = hardware.hardware("cuda")
+    machine = clocks.hardware("cuda")
 
     def seconds(variant):
         clock = make_clock(
@@ -289,7 +291,7 @@ def test_a_cold_sample_has_nothing_in_it_that_the_flush_wrote():
     """What lies in the L2 unwritten is written back in the time of the kernel that
     comes next.
     """
-    machine = hardware.hardware("cuda")
+    machine = clocks.hardware("cuda")
     launch = functools.partial(NAIVE, *operands())
     alone = copy.copy(machine)
     alone.flush = machine.flush_by_writing
@@ -340,7 +342,7 @@ def test_a_reference_needs_little_memory_besides(name, shape):
 def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
     a, b = operands()
     total = torch.full((1, 4, 4), 5.0, device="cuda")
-    replay = hardware.hardware("cuda").capture(
+    replay = clocks.hardware("cuda").capture(
         lambda: torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total), 1
     )
     assert (in_memory(total) == 5).all()

@@ -5,7 +5,7 @@ each is read once.
 import functools
 
 from batchline.bench.cases import plan
-from batchline.bench.measure import catalogue
+from batchline.bench.measure.reading import catalogue
 
 planned = functools.cache(plan)
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import check, hardware
-from batchline.bench.measure.runner import Runner
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.checking import check
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.worker.runner import Runner
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 from tests.on_tensor_cores import ON_TENSOR_CORES
 
@@ -28,7 +29,7 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(
     assert check.check_variant(variant, getattr(torch, dtype), "cuda", probes) >= 1
     inputs = variant.op.probes[probes[1]](getattr(torch, dtype), "cuda", 0)
     given = []
-    replay = hardware.hardware("cuda").capture(
+    replay = clocks.hardware("cuda").capture(
         lambda: given.append(check.as_tuple(variant(*inputs))), 1
     )
     for _ in range(2):  # what is added to a product is added once each time

@@ -7,7 +7,7 @@ import pytest
 from batchline.bench import dispatch as command
 from batchline.bench import history
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import environment
+from batchline.bench.measure.machine import environment
 from batchline.bench.statuses import INVALID, MEASURED
 from batchline.bench.store.records import Record
 from batchline.bench.verdicts.across_runs import why_unusable

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import ahead, steadiness
+from batchline.bench.measure import ahead
+from batchline.bench.measure.checking import steadiness
 from batchline.bench.measure.ahead import folder, inputs, launches, work
 from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
-from batchline.bench.measure.codegen import why_cannot_compile
-from batchline.bench.measure.compile_pool import Pool
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.kernels.backends import interpreted, tl, triton
 from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import Variant

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import codegen, compile_pool, static_facts
-from batchline.bench.measure.grids import grids_of
-from batchline.bench.measure.static_facts import never_written
+from batchline.bench.measure.compiled import compile_pool, compiler, static_facts
+from batchline.bench.measure.compiled.grids import grids_of
+from batchline.bench.measure.compiled.static_facts import never_written
 from batchline.bench.report.tables import _chip
 from batchline.kernels import backends, device, target
 from batchline.kernels.architectures import (
@@ -242,7 +242,7 @@ def test_what_is_compiled_and_counted_is_what_the_rule_chooses_for_the_chip(
 ):
     variant = bmm.variants["triton_persistent_tma"]
     inputs = never_written(bmm.make_inputs("linear_forward", 16, "float16", "meta"))
-    (launch,) = codegen.launches_of(variant, inputs, number)
+    (launch,) = compiler.launches_of(variant, inputs, number)
     (grid,) = grids_of(variant, inputs, number)
     assert launch.config.endswith(words) and grid.config == launch.config
 
@@ -267,7 +267,7 @@ def test_code_that_no_block_can_hold_is_refused():
         match=r"needs \d+ B of shared memory, and a block "
         "of sm_120 has at most 101376",
     ):
-        codegen.launches_of(variant, (a, b), 120)
+        compiler.launches_of(variant, (a, b), 120)
 
 
 def held_by(number, variant_id, dtype, problems):
@@ -284,7 +284,9 @@ def held_by(number, variant_id, dtype, problems):
         with compiling_for(number):
             if variant.why_unsupported(*shapes):
                 continue
-        compiled = codegen.compile_variant(variant, never_written(shapes), number, seen)
+        compiled = compiler.compile_variant(
+            variant, never_written(shapes), number, seen
+        )
         count += len(compiled)
         problems_found += [
             f"{variant_id} {dtype} {scenario}/B{batch}: {facts}"

@@ -11,12 +11,12 @@ import time
 import pytest
 import torch
 
-from batchline.bench.measure import busy
-from batchline.bench.measure.busy import LEAST_SPAN_S, PAUSES_S, Guard, NoGuard
-from batchline.bench.measure.runner import Runner
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.state import CpuState, own_cpu_s
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine.busy import Guard, LEAST_SPAN_S, NoGuard, PAUSES_S
+from batchline.bench.measure.worker.runner import Runner
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.machine.state import CpuState, own_cpu_s
+from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.statuses import (
     INVALID,
     MEASURED,

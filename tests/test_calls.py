@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from batchline import kernels
-from batchline.bench.measure.check import Poison
+from batchline.bench.measure.checking.check import Poison
 from batchline.kernels import plain
 from batchline.kernels.dispatch import BASELINE
 from tests.kinds_of_calls import KINDS, TENSORS, integers, mkldnn, no_memory

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import capacity, memory
+from batchline.bench.measure.machine import memory
 from batchline.bench.stats.fits import MemoryLaw, fit_memory
 
 MIB = 2**20
@@ -53,7 +53,7 @@ def _measured_law(op, name, scenario, batches):
         tensors = variant.op.make_inputs(scenario, batch, "float32", "cpu")
         variant(*tensors)  # warm
         peaks.append(memory.peak_of(lambda: variant(*tensors), "cpu").bytes)
-        inputs.append(capacity.storage_bytes(tensors))
+        inputs.append(memory.storage_bytes(tensors))
     return (
         None
         if None in peaks
@@ -62,7 +62,7 @@ def _measured_law(op, name, scenario, batches):
 
 
 def _confirm(law, op, name, scenario, room_bytes=ROOM):
-    return capacity.confirm(
+    return memory.confirm(
         _variant(op, name), scenario, "float32", law, "cpu", room_bytes
     )
 
@@ -130,7 +130,7 @@ def _confirm_greedy():
         del workspace
         return c
 
-    return capacity.confirm(
+    return memory.confirm(
         _with_function(greedy), TINY[2], "float32", RIGHT, "cpu", ROOM
     )
 
@@ -151,7 +151,7 @@ def _confirm_leaving():
 
     variant = _with_function(leaving)
     return [
-        capacity.confirm(variant, TINY[2], "float32", law, "cpu", ROOM)["fits"]
+        memory.confirm(variant, TINY[2], "float32", law, "cpu", ROOM)["fits"]
         for law in (TOO_HIGH, RIGHT)
     ]
 
@@ -206,7 +206,7 @@ def test_without_a_largest_batch_no_large_call_is_made_and_it_is_said_why(
 ):
     batches = []
     monkeypatch.setattr(memory, "room", lambda device: room_bytes)
-    result = capacity.confirm(
+    result = memory.confirm(
         _with_function(lambda a, b: batches.append(len(a))),
         TINY[2],
         "float32",
@@ -222,7 +222,7 @@ def test_memory_that_does_not_grow_is_not_said_to_leave_no_room_for_a_sample(
 ):
     monkeypatch.setattr(memory, "room", lambda device: ROOM)
     fixed, too_large = (
-        capacity.confirm(_variant(*TINY[:2]), TINY[2], "float32", law, "cpu")["why_not"]
+        memory.confirm(_variant(*TINY[:2]), TINY[2], "float32", law, "cpu")["why_not"]
         for law in (MemoryLaw(MIB, 0, 0), MemoryLaw(2 * ROOM, 1, 0))
     )
     assert fixed != too_large
@@ -234,15 +234,15 @@ def test_an_error_that_is_not_about_memory_is_raised(monkeypatch):
 
     monkeypatch.setattr(memory, "room", lambda device: MIB)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        capacity.confirm(_with_function(broken), TINY[2], "float32", RIGHT, "cpu")
+        memory.confirm(_with_function(broken), TINY[2], "float32", RIGHT, "cpu")
 
 
 def _growth_of_unwritten():
     meta = _variant(*TINY[:2]).op.make_inputs(TINY[2], 128 * 1024, "float32", "meta")
     before = [memory._status_bytes(name) for name in ("VmData", "VmRSS")]
-    tensors = capacity._unwritten(meta, "cpu")
+    tensors = memory._unwritten(meta, "cpu")
     after = [memory._status_bytes(name) for name in ("VmData", "VmRSS")]
-    assert capacity.storage_bytes(tensors) == 256 * MIB
+    assert memory.storage_bytes(tensors) == 256 * MIB
     return [late - early for early, late in zip(before, after)]
 
 
@@ -256,9 +256,7 @@ def test_unwritten_inputs_are_allocated_and_take_no_memory(fresh_process):
 )
 def test_unwritten_inputs_lie_as_the_real_ones_do(scenario):
     op = _variant(*TINY[:2]).op
-    unwritten = capacity._unwritten(
-        op.make_inputs(scenario, 3, "float16", "meta"), "cpu"
-    )
+    unwritten = memory._unwritten(op.make_inputs(scenario, 3, "float16", "meta"), "cpu")
     real = op.make_inputs(scenario, 3, "float16", "cpu")
     for ours, theirs in zip(unwritten, real, strict=True):
         assert (ours.shape, ours.stride(), ours.dtype) == (
@@ -266,18 +264,18 @@ def test_unwritten_inputs_lie_as_the_real_ones_do(scenario):
             theirs.stride(),
             theirs.dtype,
         )
-    assert capacity.storage_bytes(unwritten) == capacity.storage_bytes(real)
+    assert memory.storage_bytes(unwritten) == memory.storage_bytes(real)
 
 
 def test_a_shared_storage_stays_shared_and_counts_once():
     base = torch.empty(100, dtype=torch.float32, device="meta")
-    first, last, other = capacity._unwritten(
+    first, last, other = memory._unwritten(
         (base[:60], base[40:], torch.empty(7, device="meta")), "cpu"
     )
     first[40:] = 1
     last[:20] += 1
     assert (first[40:] == 2).all() and last.storage_offset() == 40
     assert (
-        capacity.storage_bytes((first, last)) == 400
-        and capacity.storage_bytes((first, other, last)) == 428
+        memory.storage_bytes((first, last)) == 400
+        and memory.storage_bytes((first, other, last)) == 428
     )

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batchline.bench.measure.hardware import Cuda
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.task import NOT_CAPTURED, Outcome
+from batchline.bench.measure.timing.clocks import Cuda
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.worker.task import NOT_CAPTURED, Outcome
 from batchline.bench.statuses import MEASURED
 
 

@@ -16,7 +16,7 @@ from batchline.bench import regress
 from batchline.bench.store import run_json
 from batchline.bench.cases import PROFILES, along, plan
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import catalogue
+from batchline.bench.measure.reading import catalogue
 from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from tests.trees import copy_sources

@@ -10,9 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchline.bench.cases import CLOCKS
-from batchline.bench.measure import ceilings, fma, hardware, sampling
-from batchline.bench.measure.busy import NoGuard
-from batchline.bench.measure.sampling import Effort, Samples
+from batchline.bench.measure.machine import ceilings
+from batchline.bench.measure.timing import clocks, sampling
+from batchline.bench.measure.machine.busy import NoGuard
+from batchline.bench.measure.timing.sampling import Effort, Samples
 from batchline.bench.statuses import INVALID, NotMeasured
 
 KIB, MIB = 2**10, 2**20
@@ -25,7 +26,7 @@ SIZES = {"float32": 32, "float64": 48, "float16": 16, "bfloat16": 16}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Problems that take no time."""
-    monkeypatch.setattr(hardware, "last_level_cache_bytes", lambda: CACHE_BYTES)
+    monkeypatch.setattr(clocks, "last_level_cache_bytes", lambda: CACHE_BYTES)
     monkeypatch.setattr(ceilings, "_LEAST_STREAM_BYTES", LEAST_STREAM_BYTES)
     monkeypatch.setattr(ceilings, "_SIZES", {"cpu": SIZES})
 
@@ -121,7 +122,7 @@ def work_by_clock(monkeypatch):
         return {"median": 0.5, "best": 0.25}
 
     monkeypatch.setattr(ceilings, "_seconds", seconds)
-    monkeypatch.setattr(fma, "DTYPES", ())  # it calls nothing through torch
+    monkeypatch.setattr(ceilings, "DTYPES", ())  # it calls nothing through torch
     return seen
 
 
@@ -131,7 +132,7 @@ def work_by_clock(monkeypatch):
 def test_bytes_are_those_really_read_and_written(
     monkeypatch, work_by_clock, cache_bytes, stream
 ):
-    monkeypatch.setattr(hardware, "last_level_cache_bytes", lambda: cache_bytes)
+    monkeypatch.setattr(clocks, "last_level_cache_bytes", lambda: cache_bytes)
     found = ceilings.measure("cpu", (), QUICK)
     assert [(kinds, moved) for _, kinds, moved, _, _ in work_by_clock[:8]] == [
         ({"copy_"}, stream),
@@ -168,7 +169,7 @@ def test_operations_are_those_of_the_product_in_its_dtype(work_by_clock):
 
 def test_multiply_adds_are_counted_and_raise_the_best_rate(monkeypatch):
     monkeypatch.setattr(
-        fma,
+        ceilings,
         "launch",
         lambda dtype: (lambda: None, {"float32": 8e9, "float64": 4e9}[dtype]),
     )
@@ -178,10 +179,10 @@ def test_multiply_adds_are_counted_and_raise_the_best_rate(monkeypatch):
     assert found["best"]["matmul_flops_per_s"] == 32e9
 
 
-@pytest.mark.skipif(fma.why_not() is not None, reason="needs Numba")
-@pytest.mark.parametrize("dtype", fma.DTYPES)
+@pytest.mark.skipif(ceilings.why_no_fma() is not None, reason="needs Numba")
+@pytest.mark.parametrize("dtype", ceilings.DTYPES)
 def test_a_multiply_add_call_writes_every_tile(dtype):
-    call, flops = fma.launch(dtype)
+    call, flops = ceilings.launch(dtype)
     call()
     assert flops > 1e8
 
@@ -208,7 +209,7 @@ def test_seconds_are_the_median_and_the_fastest_of_the_samples(monkeypatch):
     monkeypatch.setattr(
         ceilings, "sample", lambda clocks, *how, **clock: dict.fromkeys(clocks, taken)
     )
-    seconds = ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
+    seconds = ceilings._seconds(clocks.hardware("cpu"), "host", lambda: None, QUICK)
     assert seconds == {"median": 3.0, "best": 1.0}
 
 
@@ -220,7 +221,7 @@ def test_samples_of_a_throttled_machine_are_no_ceiling(monkeypatch):
     )
     monkeypatch.setattr(sampling, "_PAUSES_S", ())
     with pytest.raises(NotMeasured, match="the machine was throttled \\(hot\\)"):
-        ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
+        ceilings._seconds(clocks.hardware("cpu"), "host", lambda: None, QUICK)
 
 
 def test_what_ended_the_sampling_is_raised(monkeypatch):
@@ -231,7 +232,7 @@ def test_what_ended_the_sampling_is_raised(monkeypatch):
         lambda clocks, *how, **clock: dict.fromkeys(clocks, throttled),
     )
     with pytest.raises(NotMeasured, match="throttled"):
-        ceilings._seconds(hardware.hardware("cpu"), "host", lambda: None, QUICK)
+        ceilings._seconds(clocks.hardware("cpu"), "host", lambda: None, QUICK)
 
 
 def _refused():

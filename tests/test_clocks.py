@@ -7,9 +7,9 @@ import inspect
 import pytest
 
 from batchline.bench.cases import CLOCKS
-from batchline.bench.measure import hardware
-from batchline.bench.measure.clocks import Unfit, make_clock
-from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.timing.clocks import Unfit, make_clock
+from batchline.bench.measure.timing.sampling import Effort
 from tests.fake_machine import CALL_S, TICK_S, FakeCpu, FakeCuda, Kernel, sampled
 
 GAPS_S = (5e-6, 5e-4)
@@ -245,9 +245,7 @@ def test_a_clock_of_another_device_is_refused(device, name):
         )
 
 
-@pytest.mark.parametrize(
-    "real, fake", [(hardware.Cpu, FakeCpu), (hardware.Cuda, FakeCuda)]
-)
+@pytest.mark.parametrize("real, fake", [(clocks.Cpu, FakeCpu), (clocks.Cuda, FakeCuda)])
 def test_the_fake_machine_takes_the_calls_that_the_real_one_takes(real, fake):
     public = [name for name in vars(real) if not name.startswith("_")]
     assert "now_s" in public and real.name == fake.name
@@ -264,9 +262,9 @@ def test_the_fake_machine_takes_the_calls_that_the_real_one_takes(real, fake):
 def test_the_last_level_is_the_largest_cache_that_the_system_names(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(hardware, "_CACHES", tmp_path)
-    assert hardware.last_level_cache_bytes() >= 2**24  # nothing is named
+    monkeypatch.setattr(clocks, "_CACHES", tmp_path)
+    assert clocks.last_level_cache_bytes() >= 2**24  # nothing is named
     for index, size in enumerate(["48K\n", "2M\n", "512\n"]):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size)
-    assert hardware.last_level_cache_bytes() == hardware.Cpu().cache_bytes == 2**21
+    assert clocks.last_level_cache_bytes() == clocks.Cpu().cache_bytes == 2**21

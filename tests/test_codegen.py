@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import codegen, compile_cache, pins, sass, static_facts
-from batchline.bench.measure.sources import files_of
+from batchline.bench.measure.compiled import compiler, pins, sass, static_facts
+from batchline.bench.measure.reading.sources import files_of
 from batchline.kernels.architectures import PINNED as PINNED_FOR
 from batchline.kernels.op import Op
 from tests.plans import declared
@@ -113,7 +113,7 @@ def test_a_variants_example_is_one_that_it_takes(variant):
 def test_compiling_gives_the_facts_of_each_launch():
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
     inputs = variant.op.make_inputs("layer_norm", 8, "float16", "cpu")
-    rows = codegen.compile_variant(variant, inputs, 90)
+    rows = compiler.compile_variant(variant, inputs, 90)
     assert len(rows) == 2
     assert all(
         16 <= row.registers <= 255
@@ -129,8 +129,8 @@ def test_a_launch_that_was_seen_is_not_compiled_again():
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
     inputs = variant.op.make_inputs("layer_norm", 8, "float16", "cpu")
     seen = set()
-    assert len(codegen.compile_variant(variant, inputs, 90, seen)) == 2
-    assert codegen.compile_variant(variant, inputs, 90, seen) == []
+    assert len(compiler.compile_variant(variant, inputs, 90, seen)) == 2
+    assert compiler.compile_variant(variant, inputs, 90, seen) == []
 
 
 def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
@@ -139,7 +139,7 @@ def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
     def broken(*_):
         raise TypeError("no such thing\nand a long tail")
 
-    monkeypatch.setattr(codegen, "launches_of", broken)
+    monkeypatch.setattr(compiler, "launches_of", broken)
     rows = list(static_facts.rows_of(variant, "float16"))
     assert [row["architecture"] for row in rows if row["example"]] == list(PINNED_FOR)
     assert {row["error"] for row in rows} == {"TypeError: no such thing"}
@@ -167,29 +167,29 @@ def test_each_job_is_compiled_once_and_one_that_fails_costs_no_other(
 
 
 def test_another_source_or_toolchain_is_compiled_anew(monkeypatch):
-    key = compile_cache.key(JOB, "sources")
-    assert key == compile_cache.key(JOB, "sources")
+    key = pins.key(JOB, "sources")
+    assert key == pins.key(JOB, "sources")
     assert (
         key
-        != compile_cache.key(JOB, "others")
-        != compile_cache.key(("grad_reduce/other", "float32"), "sources")
+        != pins.key(JOB, "others")
+        != pins.key(("grad_reduce/other", "float32"), "sources")
     )
     monkeypatch.setattr(pins, "toolchain", lambda: dict.fromkeys(pins.TOOLS, "0"))
-    assert key != compile_cache.key(JOB, "sources")
+    assert key != pins.key(JOB, "sources")
 
 
 def test_what_is_kept_is_given_back_and_what_is_damaged_is_not(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile_cache.load("key") is None
-    compile_cache.store("key", [compiled_row()])
-    assert compile_cache.load("key") == [compiled_row()]
-    file = compile_cache.folder() / "key.json"
+    assert pins.load_cached("key") is None
+    pins.store("key", [compiled_row()])
+    assert pins.load_cached("key") == [compiled_row()]
+    file = pins.cache_folder() / "key.json"
     file.write_text(file.read_text().replace('"registers": 110', '"registers": 111'))
-    assert compile_cache.load("key") is None
+    assert pins.load_cached("key") is None
     (tmp_path / "a_file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
-    compile_cache.store("key", [compiled_row()])
-    assert compile_cache.load("key") is None
+    pins.store("key", [compiled_row()])
+    assert pins.load_cached("key") is None
 
 
 def test_what_does_not_compile_is_not_kept(monkeypatch, tmp_path):
@@ -270,10 +270,10 @@ def test_launches_read_at_once_are_as_the_disassembler_lists_each_alone():
     launches = [
         launch
         for architecture in PINNED_FOR
-        for launch in codegen.launches_of(variant, inputs, architecture)
+        for launch in compiler.launches_of(variant, inputs, architecture)
     ]
     assert len({launch.cubin for launch in launches}) == 6
-    for launch, facts in zip(launches, codegen.read(launches), strict=True):
+    for launch, facts in zip(launches, compiler.read(launches), strict=True):
         names, code_bytes = _listed(launch.cubin)
         assert facts.architecture == launch.architecture
         assert facts.code_bytes == code_bytes
@@ -326,7 +326,7 @@ def test_what_is_no_cubin_is_refused():
 def test_cpu_variants_are_refused():
     variant = kernels.ops["bmm"].variants["torch_bmm"]
     with pytest.raises(ValueError, match="no GPU kernel"):
-        codegen.compile_variant(variant, (), 90)
+        compiler.compile_variant(variant, (), 90)
 
 
 def test_patches_are_taken_back():
@@ -335,7 +335,7 @@ def test_patches_are_taken_back():
 
     before = JITFunction.run, driver._active
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
-    codegen.compile_variant(
+    compiler.compile_variant(
         variant, variant.op.make_inputs("layer_norm", 8, "float32", "cpu"), 90
     )
     assert (JITFunction.run, driver._active) == before
@@ -345,7 +345,7 @@ def test_a_launcher_that_launches_nothing_is_an_error():
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
     assert isinstance(variant.op, Op)
     with pytest.raises(RuntimeError, match="launched no kernel"):
-        codegen.compile_variant(variant, (torch.empty(3, 0),), 90)
+        compiler.compile_variant(variant, (torch.empty(3, 0),), 90)
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from batchline.bench import codegen as command
-from batchline.bench.measure import pins
+from batchline.bench.measure.compiled import pins
 from batchline.bench.store.files import SealBroken
 from tests.test_records import compiled_row
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from batchline.bench.measure import compile_pool
+from batchline.bench.measure.compiled import compile_pool
 
 
 def double(number):

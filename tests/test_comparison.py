@@ -4,7 +4,7 @@ it, what its exit says.
 
 import pytest
 
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.regress import staged
 from batchline.bench.regress.command import (

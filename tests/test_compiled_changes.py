@@ -9,7 +9,7 @@ import pytest
 
 from batchline import kernels
 from batchline.bench import codegen as command
-from batchline.bench.measure import codegen, pins, static_facts
+from batchline.bench.measure.compiled import compiler, pins, static_facts
 from batchline.bench.report import codegen as report
 from batchline.bench.selection import selected
 from batchline.bench.verdicts.compiled_changes import (
@@ -398,7 +398,7 @@ def test_a_forced_configuration_moves_against_the_pins():
         with variant.tunable.forced(config):
             return [
                 where | vars(kernel)
-                for kernel in codegen.compile_variant(variant, inputs, 90)
+                for kernel in compiler.compile_variant(variant, inputs, 90)
             ]
 
     assert moves(pinned, compiled_as(rule)) == ()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batchline.bench.measure.contract import plain_outputs, require_own_memory
+from batchline.bench.measure.checking.accuracy import plain_outputs, require_own_memory
 from batchline.bench.statuses import WRONG, NotMeasured
 
 INPUT = torch.ones(6)

@@ -111,8 +111,8 @@ def test_the_clock_takes_samples(root):
     program = """
 import torch
 from batchline.bench.cases import CLOCKS
-from batchline.bench.measure.clocks import make_clock
-from batchline.bench.measure.hardware import hardware
+from batchline.bench.measure.timing.clocks import make_clock
+from batchline.bench.measure.timing.clocks import hardware
 
 x = torch.ones(300, 300)
 clock = make_clock("cpu_time", hardware("cpu"), [lambda: x @ x], 1e-3, 2e-3)

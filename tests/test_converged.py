@@ -5,9 +5,9 @@ handwritten PTX and SASS.
 import pytest
 
 from batchline.bench import codegen as command
-from batchline.bench.measure import converged
-from batchline.bench.measure.lane_values import LaneValues
-from batchline.bench.measure.ptx_blocks import functions
+from batchline.bench.measure.compiled import converged
+from batchline.bench.measure.compiled.converged import LaneValues
+from batchline.bench.measure.compiled.basic_blocks import functions
 from batchline.bench.verdicts.compiled_changes import warp_faults
 from tests.test_records import compiled_row
 

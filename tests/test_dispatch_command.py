@@ -10,7 +10,7 @@ import pytest
 from batchline import kernels
 from batchline.bench import dispatch as command
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import environment
+from batchline.bench.measure.machine import environment
 from batchline.bench.report import dispatch as report
 from batchline.bench.report.tables import PLAIN
 from batchline.bench.verdicts.choosing import Called, measured_gains

@@ -10,7 +10,7 @@ import pytest
 from batchline import kernels
 from batchline.bench import dispatch as command
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, HUNG, INVALID, NOT_HERE
 from batchline.kernels import device_files
 from batchline.kernels.op import Op

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from batchline.bench.measure import environment
+from batchline.bench.measure.machine import environment
 
 
 @pytest.fixture

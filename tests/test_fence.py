@@ -23,9 +23,11 @@ import torch
 from torch import library as registry
 
 from batchline import kernels
-from batchline.bench.measure import check, clocks, outcome
-from batchline.bench.measure.fence import Fence
-from batchline.bench.measure.tampering import Tampered
+from batchline.bench.measure.checking import check
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.worker import outcome
+from batchline.bench.measure.worker.fence import Fence
+from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.stats import roofline
 from batchline.kernels.bmm import bmm
 
@@ -260,16 +262,16 @@ FULL = {
     "statistics.median": lambda: _attribute(statistics, "median", min),
     "builtins.all": lambda: _attribute(builtins, "all", lambda _: True),
     "random.SystemRandom": lambda: _attribute(random, "SystemRandom", random.Random),
-    "batchline.bench.measure.clocks.Host.sample": lambda: _attribute(
+    "batchline.bench.measure.timing.clocks.Host.sample": lambda: _attribute(
         clocks.Host, "sample", lambda self: 1e-9
     ),
-    "batchline.bench.measure.outcome.of_samples": lambda: _attribute(
+    "batchline.bench.measure.worker.outcome.of_samples": lambda: _attribute(
         outcome, "of_samples", None
     ),
     "batchline.bench.stats.roofline.why_impossible": lambda: _attribute(
         roofline, "why_impossible", lambda *_: None
     ),
-    "the code of batchline.bench.measure.check.check_outputs": lambda: _code(
+    "the code of batchline.bench.measure.checking.check.check_outputs": lambda: _code(
         check.check_outputs, _everything_is_right
     ),
     "bmm.tolerance": lambda: _attribute(bmm, "tolerance", None),

@@ -9,7 +9,7 @@ import pytest
 from batchline.bench import besides, fixed_list, study
 from batchline.bench.cases import PROFILES
 from batchline.bench.declared import Problem
-from batchline.bench.measure import pins, static_facts
+from batchline.bench.measure.compiled import pins, static_facts
 from batchline.bench.statuses import NOT_HERE
 from batchline.bench.store.journal import RunBuilder
 from tests.plans import planned

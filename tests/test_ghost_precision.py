@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.check import (
+from batchline.bench.measure.checking.check import (
     check_outputs,
     check_variant,
     expect,

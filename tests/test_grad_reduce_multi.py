@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchline.bench.measure.check import Poison, check_outputs, expect
-from batchline.bench.measure.codegen import why_cannot_compile
-from batchline.bench.measure.grids import grids_of
+from batchline.bench.measure.checking.check import Poison, check_outputs, expect
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.compiled.grids import grids_of
 from batchline.kernels import backends
 from batchline.kernels.draw import Draw
 from batchline.kernels.grad_reduce import grad_reduce

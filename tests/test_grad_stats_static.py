@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import codegen, sass
-from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler, sass
+from batchline.bench.measure.checking.check import checked_call, expect
 from batchline.kernels import backends
 from batchline.kernels.draw import Draw
 from batchline.kernels.grad_reduce.triton_whole_words import words
@@ -56,7 +56,7 @@ def compiled(name, inputs, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", keep)
-        facts = codegen.compile_variant(variant_of(name), inputs, 90)
+        facts = compiler.compile_variant(variant_of(name), inputs, 90)
     found = {}
     for row, cubin in zip(facts, cubins, strict=True):
         found.setdefault(row.kernel, (row, cubin))

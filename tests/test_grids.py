@@ -10,8 +10,8 @@ import contextlib
 import pytest
 import torch
 
-from batchline.bench.measure.codegen import why_cannot_compile
-from batchline.bench.measure.grids import grids_of, waves_of
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.compiled.grids import grids_of, waves_of
 from batchline.kernels.backends import triton
 from batchline.kernels.bmm import bmm
 from batchline.kernels.op import Variant

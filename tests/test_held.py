@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure.runner import Runner
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.runner import Runner
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import FAILED, INVALID, MEASURED, WRONG
 
 EFFORT = Effort(0.05, 0.02, most=80)
@@ -21,7 +21,7 @@ BASELINE = "torch_mean"
 @pytest.fixture
 def runner(monkeypatch):
     monkeypatch.setattr(
-        "batchline.bench.measure.placing.give_each_thread_a_core", lambda: []
+        "batchline.bench.measure.machine.busy.give_each_thread_a_core", lambda: []
     )  # this process has other tests
     return Runner("cpu")
 

@@ -5,9 +5,9 @@ what it is for.
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure import hot_loop
-from batchline.bench.measure.hot_loop import instructions
-from batchline.bench.measure.machine_code import machine_code
+from batchline.bench.measure.compiled import sass
+from batchline.bench.measure.compiled.sass import instructions
+from batchline.bench.measure.compiled.static_facts import machine_code
 
 LISTING = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;
@@ -31,7 +31,7 @@ LISTING = """
 
 def test_the_loop_and_its_work():
     code = instructions(LISTING)
-    loop = hot_loop.hot_loop(code)
+    loop = sass.hot_loop(code)
     assert [one.address for one in loop] == [0x40, 0x50, 0x70, 0x80, 0x90]
     assert [one.kind for one in loop] == [
         "shared load, matrices",
@@ -40,7 +40,7 @@ def test_the_loop_and_its_work():
         "global load, TMA",
         "branch",
     ]
-    assert dict(hot_loop.work(loop)) == {one.kind: 1 for one in loop}
+    assert dict(sass.work(loop)) == {one.kind: 1 for one in loop}
     kinds = {one.address: one.kind for one in code}
     assert (
         kinds[0x00] == "constant load"
@@ -50,7 +50,7 @@ def test_the_loop_and_its_work():
     assert (
         kinds[0xB0] == "global store, 8 B"
         and kinds[0xC0] == "spill"
-        and kinds[0xD0] == hot_loop.OTHER
+        and kinds[0xD0] == sass.OTHER
     )
     assert 0x60 not in kinds  # what is predicated on never
 
@@ -75,7 +75,7 @@ def test_the_loop_and_its_work():
     ],
 )
 def test_which_loop(lines, first):
-    loop = hot_loop.hot_loop(
+    loop = sass.hot_loop(
         instructions("\n".join(f" {line.strip()}" for line in lines.splitlines()))
     )
     assert (loop[0].address if loop else None) == first
@@ -88,11 +88,11 @@ def test_a_real_kernels_loop_multiplies():
     ):
         pytest.skip(variant.why_not_here("cuda"))
     ((compiled, code),) = machine_code(variant, "square_256", "float16", 4, 80)
-    loop = hot_loop.hot_loop(code)
+    loop = sass.hot_loop(code)
     assert 0 < len(loop) < len(code) and compiled.matrix > 0
-    assert sum(one.kind == hot_loop.TENSOR for one in loop) >= compiled.matrix / 4
+    assert sum(one.kind == sass.TENSOR for one in loop) >= compiled.matrix / 4
     assert any(one.kind.startswith("global load") for one in loop)
-    assert sum(one.kind == hot_loop.TENSOR for one in code) == compiled.matrix
+    assert sum(one.kind == sass.TENSOR for one in code) == compiled.matrix
 
 
 def test_what_has_no_gpu_code_says_so():

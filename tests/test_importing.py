@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import py_compile, sys
 from pathlib import Path
-from batchline.bench.measure import importing
+from batchline.bench.measure.reading import reading_process
 
 folder = Path(sys.argv[1])
 file = folder / "kernel.py"
@@ -17,8 +17,8 @@ py_compile.compile(str(file), invalidation_mode=py_compile.PycInvalidationMode.U
 file.write_text("value = 'source'")
 sys.path.insert(0, str(folder))
 if sys.argv[2] == "guarded":
-    importing.from_sources_only([str(folder)])
-    importing.refuse_audit_hooks()
+    reading_process.from_sources_only([str(folder)])
+    reading_process.refuse_audit_hooks()
 import kernel
 events = []
 sys.addaudithook(lambda event, arguments: events.append(event))

@@ -9,8 +9,8 @@ import torch
 
 from batchline import kernels
 from batchline.bench import besides
-from batchline.bench.measure import invariance
-from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.measure.checking import steadiness
+from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.statuses import CRASHED
 from batchline.bench.store import run_json
 from batchline.bench.store.formats import OURS
@@ -51,7 +51,7 @@ def raises(a, b):
 
 
 def look(function, op=BMM, scenario="square_64"):
-    return invariance.found(
+    return steadiness.found(
         Variant(op, function, "torch"), scenario, "float32", BATCHES, "cpu"
     )
 
@@ -224,7 +224,7 @@ def test_each_measured_variant_is_looked_at_over_its_batches():
 
 def test_only_problems_of_milliseconds_are_looked_at():
     run = measured("bmm/torch_bmm/tiny_16/float32/B4")
-    large = replace(run.records[0], facts={"flops": 2 * invariance.MOST_FLOPS})
+    large = replace(run.records[0], facts={"flops": 2 * steadiness.MOST_FLOPS})
     assert besides.invariance_of(Worker(), Plan, replace(run, records=(large,))) == []
 
 

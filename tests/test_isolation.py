@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from batchline.bench.measure import isolation
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task, WorkerLost
-from batchline.bench.measure.worker import Doing
+from batchline.bench.measure.worker import isolation
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task, WorkerLost
+from batchline.bench.measure.worker.worker import Doing
 from batchline.bench.statuses import (
     CRASHED,
     FAILED,
@@ -250,9 +250,9 @@ def _lose(lost):
 
 
 def _worker_of(isolated):
-    from batchline.bench.measure import processes
+    from batchline.bench.measure.worker import mould
 
-    (worker,) = processes.descendants(isolated._mould._process.pid)
+    (worker,) = mould.descendants(isolated._mould._process.pid)
     return worker
 
 

@@ -141,10 +141,10 @@ KNOWN_TO_GO = {
 KNOWN_CIRCLES = {
     ("kernels.bmm", "kernels.bmm._autograd"),
     (
-        "bench.measure.held",
-        "bench.measure.preparing",
-        "bench.measure.runner",
-        "bench.measure.worker",
+        "bench.measure.timing.turns",
+        "bench.measure.worker.preparing",
+        "bench.measure.worker.runner",
+        "bench.measure.worker.worker",
     ),
     ("bench.measure.stand_in", "bench.measure.stand_in.launches"),
 }

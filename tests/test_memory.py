@@ -13,7 +13,7 @@ import types
 import pytest
 import torch
 
-from batchline.bench.measure import memory
+from batchline.bench.measure.machine import memory
 
 MIB = 2**20
 
@@ -23,7 +23,7 @@ def _run(program):
     and the limit stays there.
     """
     program = (
-        "import ctypes, json, resource, torch\nfrom batchline.bench.measure import memory\n"
+        "import ctypes, json, resource, torch\nfrom batchline.bench.measure.machine import memory\n"
         + program
     )
     done = subprocess.run(

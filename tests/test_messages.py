@@ -8,20 +8,20 @@ import pickle
 
 import pytest
 
-from batchline.bench.measure import messages
-from batchline.bench.measure.messages import (
-    DONE,
-    LOST,
-    RAISED,
-    TAMPERED,
+from batchline.bench.measure.worker import messages
+from batchline.bench.measure.worker.messages import (
     Answer,
     Asked,
+    DONE,
     Forged,
+    LOST,
     Lines,
+    RAISED,
+    TAMPERED,
     decoded,
     encoded,
 )
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED, WRONG
 
 ASKED = Asked("1234", "measure", ("a", "b"), 100.0)

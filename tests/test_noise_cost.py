@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from batchline.bench.measure.busy import NoGuard
+from batchline.bench.measure.machine.busy import NoGuard
 from batchline.bench.missing import Missing
 from batchline.bench.noise.experiments import cost
 from batchline.bench.noise.experiments.cost import (

@@ -5,13 +5,13 @@ as the dispatcher links it.
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure import codegen, numba_compile, sass
+from batchline.bench.measure.compiled import compiler, sass
 from batchline.kernels import backends
 from batchline.kernels._cuda.launch import jit_for
 
 pytestmark = [
     pytest.mark.skipif(
-        bool(codegen.why_cannot_compile("numba_cuda"))
+        bool(compiler.why_cannot_compile("numba_cuda"))
         or backends.interpreted("numba_cuda"),
         reason="needs Numba's compiler",
     ),
@@ -57,15 +57,15 @@ def _launch(monkeypatch, name, architecture):
     from numba.cuda.dispatcher import _Kernel
 
     loaded, variant_and_inputs = [], _inputs(name)
-    not_loaded = numba_compile._not_loaded
+    not_loaded = compiler._not_loaded
     monkeypatch.setattr(
-        numba_compile,
+        compiler,
         "_not_loaded",
         lambda cubin, *functions: loaded.append(cubin.code)
         or not_loaded(cubin, *functions),
     )
     monkeypatch.setattr(_Kernel, "launch", lambda *_: None)
-    with numba_compile.no_device(architecture):
+    with compiler.no_device(architecture):
         variant_and_inputs[0](*variant_and_inputs[1])
     return loaded
 
@@ -89,7 +89,7 @@ def _code(cubin):
 def test_what_is_read_is_what_a_launch_would_load(
     monkeypatch, links, name, architecture
 ):
-    captured = codegen.launches_of(*_inputs(name), architecture)
+    captured = compiler.launches_of(*_inputs(name), architecture)
     read = _how(links)
     links.clear()
     loaded = _launch(monkeypatch, name, architecture)
@@ -101,7 +101,7 @@ def test_what_is_read_is_what_a_launch_would_load(
 
 
 def test_the_ptx_is_of_the_same_parts_and_options(links):
-    (captured,) = codegen.launches_of(*_inputs(VARIANTS[0]), 90)
+    (captured,) = compiler.launches_of(*_inputs(VARIANTS[0]), 90)
     (cubin_options, parts), (ptx_options, the_same) = links
     assert set(ptx_options) - set(cubin_options) == {b"-ptx"} and the_same == parts
     assert ".target sm_90a" in captured.ptx and "\0" not in captured.ptx
@@ -118,8 +118,8 @@ def test_a_kernel_without_lto_is_compiled_without_it(links):
     from numba import cuda
 
     kernel = cuda.jit(lambda: None, lto=False)
-    with numba_compile.no_device(90):
-        ptx, cubin = numba_compile.compile_as_launched(kernel, ())
+    with compiler.no_device(90):
+        ptx, cubin = compiler.compile_as_launched(kernel, ())
     ((options, ((kind, code),)),) = links
     assert (
         (kind, code.decode()) == ("ptx", ptx)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import codegen
-from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.checking.check import checked_call, expect
 from batchline.kernels import backends
 from batchline.kernels._cuda.block_reduce import lanes_of
 from batchline.kernels.draw import Draw
@@ -25,7 +25,7 @@ simulated = pytest.mark.skipif(
     not backends.interpreted("numba_cuda"), reason="run by test_in_the_simulator"
 )
 compiled = pytest.mark.skipif(
-    bool(codegen.why_cannot_compile("numba_cuda"))
+    bool(compiler.why_cannot_compile("numba_cuda"))
     or backends.interpreted("numba_cuda"),
     reason="needs Numba's compiler",
 )
@@ -117,7 +117,7 @@ def test_lanes_are_what_every_row_is_aligned_to(matrix, lanes):
 )
 def test_every_load_of_g_is_16_bytes_and_nothing_spills(name, batch):
     inputs = (torch.empty((batch, 65536), dtype=torch.bfloat16),)
-    kernel = codegen.compile_variant(_variant(name), inputs, 90)[0]
+    kernel = compiler.compile_variant(_variant(name), inputs, 90)[0]
     assert (
         kernel.loads["16"] >= 4 and "2" not in kernel.loads
     )  # 4 bytes are the partial sums

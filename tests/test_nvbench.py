@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batchline.bench.measure import nvbench
+from batchline.bench.measure.timing import clock_check
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ABSENT = nvbench.why_absent()
+ABSENT = clock_check.why_absent()
 
 
 def _summary(tag, kind, value, **labels):
@@ -129,11 +129,11 @@ def _document(states):
 
 
 def _parsed(summaries, skip_reason=None):
-    return nvbench.parse(_document([_state("x", summaries, skip_reason)]))["x"]
+    return clock_check.parse(_document([_state("x", summaries, skip_reason)]))["x"]
 
 
 def test_the_median_of_cold_and_the_mean_of_hot_launches():
-    assert nvbench.parse(
+    assert clock_check.parse(
         _document(
             [_state("torch bmm", _summaries()), _state("β", _summaries(median="0.002"))]
         )
@@ -181,7 +181,7 @@ def test_what_is_missing_or_not_finite_beside_the_cold_time_is_none():
 
 @pytest.mark.parametrize("benchmarks", [None, [{"name": "measure", "states": None}]])
 def test_a_document_without_states_has_no_rows(benchmarks):
-    assert nvbench.parse({"benchmarks": benchmarks}) == {}
+    assert clock_check.parse({"benchmarks": benchmarks}) == {}
 
 
 class FakePackage:
@@ -257,7 +257,7 @@ def package(monkeypatch):
 
 
 def test_launches_are_warm_on_nvbenchs_stream_before_it_holds_the_stream(package):
-    rows = nvbench.times({"a": lambda: package.log.append("launch")}, timeout_s=2.5)
+    rows = clock_check.times({"a": lambda: package.log.append("launch")}, timeout_s=2.5)
     assert rows["a"]["cold_s"] == 1.0112e-05
     assert package.log == [
         "wait",
@@ -283,7 +283,7 @@ def test_launches_are_warm_on_nvbenchs_stream_before_it_holds_the_stream(package
 
 
 def test_a_failure_is_a_row_and_the_others_go_on(package):
-    rows = nvbench.times(
+    rows = clock_check.times(
         {
             "a": lambda: None,
             "b": lambda: torch.zeros(2) @ torch.zeros(3),
@@ -301,8 +301,8 @@ def test_a_failure_is_a_row_and_the_others_go_on(package):
 
 
 def test_a_second_run_in_a_process_is_an_error_in_every_row(package):
-    nvbench.times({"a": lambda: None})
-    assert nvbench.times({"a": lambda: None}) == {
+    clock_check.times({"a": lambda: None})
+    assert clock_check.times({"a": lambda: None}) == {
         "a": {"error": "Can not register more benchmarks after benchmark was run"}
     }
 
@@ -312,18 +312,20 @@ def test_ctrl_c_stops_us_though_nvbench_swallows_it(package):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        nvbench.times({"a": interrupted, "b": lambda: package.log.append("never")})
+        clock_check.times({"a": interrupted, "b": lambda: package.log.append("never")})
     assert "never" not in package.log
 
 
 def test_without_the_package_every_row_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bench", None)
-    assert "cuda.bench" in nvbench.why_absent()
-    assert nvbench.times({"a": lambda: None}) == {"a": {"error": nvbench.why_absent()}}
+    assert "cuda.bench" in clock_check.why_absent()
+    assert clock_check.times({"a": lambda: None}) == {
+        "a": {"error": clock_check.why_absent()}
+    }
 
 
 def test_no_launches_need_no_package():
-    assert nvbench.times({}) == {}
+    assert clock_check.times({}) == {}
 
 
 @pytest.mark.gpu
@@ -333,10 +335,10 @@ def test_nvbench_times_a_product_where_there_is_a_gpu():
     """In a process of its own, because NVBench runs once in each."""
     program = """
 import json, torch
-from batchline.bench.measure import nvbench
+from batchline.bench.measure.timing import clock_check
 a, b = torch.rand(8, 256, 256, device="cuda"), torch.rand(8, 256, 256, device="cuda")
 torch.bmm(a, b)
-rows = nvbench.times({"product": lambda: torch.bmm(a, b), "wrong": lambda: torch.bmm(a, b[:, 1:])}, timeout_s=2.0)
+rows = clock_check.times({"product": lambda: torch.bmm(a, b), "wrong": lambda: torch.bmm(a, b[:, 1:])}, timeout_s=2.0)
 print(json.dumps([rows, float(torch.bmm(a, b).sum())]))
 """
     done = subprocess.run(

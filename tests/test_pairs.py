@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from batchline.bench.cases import PROFILES
-from batchline.bench.measure import busy
-from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.machine import busy
+from batchline.bench.measure.worker.isolation import WorkerLost
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED
 from batchline.bench.regress import pairs
 from batchline.bench.regress.pairs import (

@@ -2,9 +2,9 @@
 
 import pytest
 
-from batchline.bench.measure.patience import Patience
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.preparing import Patience
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import NOT_HERE, NotMeasured
 
 EFFORT = Effort(0.1, 0.02)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench.measure import codegen
-from batchline.bench.measure.check import check_variant
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.checking.check import check_variant
 from batchline.bench.statuses import NotMeasured
 from batchline.bench.report import ladder, tables
 from batchline.kernels import backends
@@ -30,7 +30,7 @@ PEERS = {
 def test_both_are_there_whether_or_not_they_can_be_imported():
     assert set(PEERS) == set(backends.PEERS)
     assert all(variant.gives == 2 and variant.tolerance for variant in PEERS.values())
-    assert not [name for name in PEERS if codegen.why_cannot_compile(name) is None]
+    assert not [name for name in PEERS if compiler.why_cannot_compile(name) is None]
 
 
 @pytest.mark.parametrize("name", backends.PEERS)

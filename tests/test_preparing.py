@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchline.bench.measure.hardware import Cpu
-from batchline.bench.measure.preparing import Entry, Preparing
-from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.timing.clocks import Cpu
+from batchline.bench.measure.worker.preparing import Entry, Preparing
+from batchline.bench.measure.timing.sampling import Effort
 
 
 def clocks_of(evict_s, seconds, name="host_cold"):

@@ -7,10 +7,10 @@ import contextlib
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.problem import Problem
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.worker.problem import Problem
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED, NOT_HERE, NotMeasured
 
 EFFORT = Effort(precision=0.5, seconds=0.01)

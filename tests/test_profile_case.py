@@ -136,7 +136,12 @@ def test_ncu_is_given_the_case(gpu, capsys):
     assert command.profile(CASE, "auto", 90) == command.DONE
     assert (
         capsys.readouterr().out.split()[-4:]
-        == [command.sys.executable, "-m", "batchline.bench.measure.one_call", CASE][-4:]
+        == [
+            command.sys.executable,
+            "-m",
+            "batchline.bench.measure.worker.one_call",
+            CASE,
+        ][-4:]
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
-from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.measure.checking.check import checked_call, expect
 from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.backends import DISPATCH
 from batchline.kernels.bmm import bmm

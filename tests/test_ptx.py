@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure import codegen, numba_compile
-from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.checking.check import checked_call, expect
 from batchline.kernels import backends
 from batchline.kernels._cuda import ptx
 from batchline.kernels.bmm import stored
@@ -26,7 +26,7 @@ simulated = pytest.mark.skipif(
     not backends.interpreted("numba_cuda"), reason="run by test_in_the_simulator"
 )
 compiled = pytest.mark.skipif(
-    bool(codegen.why_cannot_compile("numba_cuda"))
+    bool(compiler.why_cannot_compile("numba_cuda"))
     or backends.interpreted("numba_cuda"),
     reason="needs Numba's compiler",
 )
@@ -170,7 +170,7 @@ def test_wide_loads_and_registers(name, dtype, size, config, loads, layout):
     variant = kernels.ops["bmm"].variants[name]
     inputs = stored(Draw(getattr(torch, dtype), "cpu", 0), layout, 1, 1, size, size, 64)
     with variant.tunable.forced(config):
-        (kernel,) = codegen.compile_variant(variant, inputs, 90)
+        (kernel,) = compiler.compile_variant(variant, inputs, 90)
     assert set(kernel.loads) == loads
     assert kernel.stack_bytes == 0 and kernel.spills == 0
     assert kernel.matrix_instruction == (
@@ -203,9 +203,9 @@ def test_products_stay_where_they_are_written():
         for i in range(n):
             store(out + i * 4, mma(a, a, a, a, a, a, (x, x, x, x))[0])
 
-    with numba_compile.no_device(90):
+    with compiler.no_device(90):
         left, same = (
-            numba_compile.compile_as_launched(kernel, (types.int64, types.int64))[0]
+            compiler.compile_as_launched(kernel, (types.int64, types.int64))[0]
             for kernel in (left_in_its_middle, of_the_same_operands)
         )
     assert left.count("mma.sync") == 1

@@ -9,9 +9,9 @@ from tests import wrong_kernels
 from tests.test_records import compiled_row
 
 from batchline import kernels
-from batchline.bench.measure.runner import Runner
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.runner import Runner
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
 from batchline.bench.store.records import Record, Run
 from batchline.bench.report import (

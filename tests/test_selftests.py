@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.store import selftests
 from batchline.bench.regress import known_noise, selftest, staged
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.regressions import (
     EQUIVALENT,
@@ -248,7 +248,8 @@ def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "batchline.bench.measure.environment.machine", lambda device: MACHINE
+            "batchline.bench.measure.machine.environment.machine",
+            lambda device: MACHINE,
         )
         assert main(["regress", "--base", "HEAD", "--device", "cpu"]) == USAGE
     assert capsys.readouterr().err.startswith("batchline: ")

@@ -9,7 +9,7 @@ import pytest
 from batchline.bench import pytest_run
 from batchline.bench.budget import Schedule
 from batchline.bench.store.journal import Journal, RunBuilder
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import (
     INVALID,
     MEASURED,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure import python_source, sources
+from batchline.bench.measure.reading import sources
 from batchline.kernels.backends import DISPATCH
 
 VARIANT = kernels.ops["bmm"].variants["triton_tiled"]
@@ -24,7 +24,7 @@ def idea(a):
 
 def forget():
     """Files are read once in a process, and tests change them."""
-    for cached in (python_source.read, sources._decided_by, sources._hash):
+    for cached in (sources.read, sources._decided_by, sources._hash):
         cached.cache_clear()
 
 

@@ -4,7 +4,7 @@ session early.
 
 import pytest
 
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import CRASHED
 from batchline.bench.regress import staged
 from batchline.bench.regress.pairs import Entry

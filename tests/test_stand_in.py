@@ -17,7 +17,6 @@ import pytest
 
 from batchline import kernels
 from batchline.bench import compare, dispatch, history
-from batchline.bench import compare, dispatch, history, records
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from batchline.bench.measure import state
-from batchline.bench.measure.state import (
+from batchline.bench.measure.machine import state
+from batchline.bench.measure.machine.state import (
     CpuState,
     GpuState,
     UnknownState,

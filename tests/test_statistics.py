@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
 from batchline import kernels
-from batchline.bench.measure.check import checked_call, expect, held_to
+from batchline.bench.measure.checking.check import checked_call, expect, held_to
 from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 from tests.problems import scale

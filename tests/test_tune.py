@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench import tune as command
-from batchline.bench.measure.task import Outcome
+from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED, WRONG
 from tests.plans import planned
 

@@ -7,7 +7,7 @@ import torch
 
 from batchline import kernels
 from batchline.kernels import digits
-from batchline.bench.measure.values import Values, twins
+from batchline.bench.measure.timing.values import Values, twins
 
 CASES = [
     ("bmm", "tiny_16", 16),

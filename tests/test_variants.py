@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.check import check_variant
+from batchline.bench.measure.checking.check import check_variant
 from batchline.kernels import backends
 from batchline.kernels.op import FP8
 

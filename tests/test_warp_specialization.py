@@ -14,8 +14,8 @@ import weakref
 import pytest
 import torch
 
-from batchline.bench.measure import codegen
-from batchline.bench.measure.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.checking.check import checked_call, expect
 from batchline.kernels import backends
 from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw
@@ -45,7 +45,7 @@ def compiled(name, inputs, architecture, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", keep)
-        (facts,) = codegen.compile_variant(bmm.variants[name], inputs, architecture)
+        (facts,) = compiler.compile_variant(bmm.variants[name], inputs, architecture)
     return facts, stages
 
 

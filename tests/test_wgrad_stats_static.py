@@ -5,7 +5,7 @@ bytes at a time, and no stack.
 import pytest
 import torch
 
-from batchline.bench.measure import codegen
+from batchline.bench.measure.compiled import compiler
 from batchline.kernels import backends
 from batchline.kernels._triton.product import vector_bytes
 from batchline.kernels.wgrad_stats import wgrad_stats
@@ -31,7 +31,7 @@ def kernels_of(inputs, seen=None):
     """The facts of the kernels that multiply; those that add partial sums are another
     op's.
     """
-    found = codegen.compile_variant(FUSED, inputs, 90, seen)
+    found = compiler.compile_variant(FUSED, inputs, 90, seen)
     return [facts for facts in found if facts.kernel == "_gradient_kernel"]
 
 

@@ -9,9 +9,9 @@ import importlib
 
 import pytest
 
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 from tests.trees import copy_sources, drop_in
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from batchline.bench import units
-from batchline.bench.measure import cache_walk, ceilings, hardware, runner, state
-from batchline.bench.measure.clocks import make_clock
-from batchline.bench.measure.sampling import Effort
+from batchline.bench.measure.machine import ceilings, state
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.worker import runner
+from batchline.bench.measure.timing.clocks import make_clock
+from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
 from batchline.bench.measure.stand_in.timeline import BYTES_PER_S
-from batchline.bench.measure.task import Task
+from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 
 OUTPUT_BYTES = 1024 * 16 * 16 * 2
@@ -104,7 +106,7 @@ def rate_of(clock, launch, nbytes):
     """Bytes per second, once the launch is warm, by the fastest of four samples."""
     launch()
     torch.cuda.synchronize()
-    clock = make_clock(clock, hardware.hardware("cuda"), [launch], 1e-3, 1e-3)
+    clock = make_clock(clock, clocks.hardware("cuda"), [launch], 1e-3, 1e-3)
     return nbytes / min(clock.sample() for _ in range(4))
 
 
@@ -112,7 +114,7 @@ def test_no_gap_between_launches_is_in_the_rate_of_the_cache(monkeypatch):
     cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     walks = ceilings._cache_rates("cuda", cache_bytes, rate_of)
     assert len(walks) == 2 and all(rate > 0.93 * BYTES_PER_S for rate in walks)
-    monkeypatch.setattr(cache_walk, "why_not", lambda: "no Triton")
+    monkeypatch.setattr(ceilings, "why_not", lambda: "no Triton")
     ways = ceilings._cache_rates("cuda", cache_bytes, lambda *how: how)
     assert {clock for clock, _, _ in ways} == {"graph"}
     for _, launch, nbytes in ways:
@@ -123,20 +125,20 @@ def test_where_triton_compiles_nothing_the_cache_has_its_ceiling_by_torch(monkey
     def fail(*sizes):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(cache_walk, "reading", fail)
+    monkeypatch.setattr(ceilings, "reading", fail)
     assert {
         clock for clock, _, _ in ceilings._cache_rates("cuda", 2**22, lambda *how: how)
     } == {"graph"}
 
 
 def test_a_walk_moves_as_many_bytes_as_it_says():
-    for make in (cache_walk.reading, cache_walk.copying):
+    for make in (ceilings.reading, ceilings.copying):
         launch, nbytes = make(2**20, 2**22)
         launch().fill_(float("nan"))
         result = launch()
         torch.cuda.synchronize()
         assert nbytes >= 2**22 and not result.isnan().any()
-    launch, nbytes = cache_walk.reading(2**20, 2**22)
+    launch, nbytes = ceilings.reading(2**20, 2**22)
     assert float(launch().sum()) == nbytes / 4  # of ones
 
 

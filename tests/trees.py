@@ -14,7 +14,7 @@ def copy_sources(root, measures_ceilings=True):
     for name in ("batchline", "kernels", "bench"):
         shutil.copytree(REPOSITORY / name, root / name)
     if not measures_ceilings:
-        with (root / "bench" / "measure" / "ceilings.py").open("a") as file:
+        with (root / "bench" / "measure" / "machine" / "ceilings.py").open("a") as file:
             file.write(
                 "\n\ndef try_to_measure(*_):\n    return None, 'left out here'\n"
             )

@@ -20,11 +20,12 @@ from batchline import kernels
 from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import busy, catalogue, forked, reader
-from batchline.bench.measure.environment import resolve_device
-from batchline.bench.measure.isolation import Isolation
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.machine import busy
+from batchline.bench.measure.reading import catalogue, forked, reader
+from batchline.bench.measure.machine.environment import resolve_device
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.statuses import (
     BROKEN,
     CRASHED,

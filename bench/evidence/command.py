@@ -26,7 +26,8 @@ from batchline.bench.evidence.shown import Shown
 from batchline.bench.evidence.state import FILE_NAME, State, Taken, opened
 from batchline.bench.store.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.measure import environment, stand_in
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import environment
 
 INTERRUPTED = 130
 DEFAULT_FOLDER = Path("reports", "evidence")

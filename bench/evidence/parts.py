@@ -91,7 +91,7 @@ def _module(name: str, *arguments: object) -> list[str]:
 
 def _clocks(asked: Asked) -> list[str]:
     return _module(
-        "batchline.bench.measure.clocks_and_ceilings",
+        "batchline.bench.measure.timing.clock_check",
         asked.work / shown.CLOCKS,
         asked.device,
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from batchline.bench.evidence import risk
 from batchline.bench.store.files import write_whole
-from batchline.bench.measure import catalogue
+from batchline.bench.measure.reading import catalogue
 from batchline.bench.texts import clean_line
 from batchline.kernels.backends import INTERPRETED_BACKENDS
 
@@ -99,7 +99,7 @@ def _checked(tool: str, variant: str, check: str) -> Row:
         "application-only",
         sys.executable,
         "-m",
-        "batchline.bench.measure.probe_once",
+        "batchline.bench.measure.worker.probe_once",
         variant,
     ]
     # torch's own allocator hands out parts of one allocation, within which memcheck

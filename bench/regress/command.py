@@ -13,7 +13,7 @@ from pathlib import Path
 from batchline.bench.cases import CLOCKS, PROFILES
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.measure import environment
+from batchline.bench.measure.machine import environment
 from batchline.bench.regress import base_tree, known_noise, staged
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import Pairs

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.statuses import MEASURED
 from batchline.bench.regress import staged
 from batchline.bench.regress.matched import match, union

@@ -19,7 +19,7 @@ _PARTS = ("machine", "profile", "sessions", "noise")
 
 
 def path(machine: Mapping) -> Path:
-    """Where the noise of the machine (bench.measure.environment.machine) is kept."""
+    """Where the noise of the machine (bench.measure.machine.environment.machine) is kept."""
     return FOLDER / f"noise-{slug(machine['device_name'])}.json"
 
 

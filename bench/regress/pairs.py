@@ -20,11 +20,11 @@ from pathlib import Path
 
 from batchline.bench.cases import CLOCKS, Plan, Profile, plan
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import busy
-from batchline.bench.measure.isolation import Isolation, WorkerLost
-from batchline.bench.measure.sampling import Effort
-from batchline.bench.measure.sources import launch_digest
-from batchline.bench.measure.task import Outcome, Task
+from batchline.bench.measure.machine import busy
+from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.reading.sources import launch_digest
+from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY

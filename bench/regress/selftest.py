@@ -15,8 +15,9 @@ from batchline.bench.store import files, selftests
 from batchline.bench.cases import PROFILES, broken_lines, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import remove_if_empty, require_writable
-from batchline.bench.measure import environment, stand_in
-from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.statuses import MEASURED
 from batchline.bench.regress import known_noise, staged
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from batchline.bench import units
 
-_POWER_CAP = "power cap"  # bench.measure.state's, which imports torch
+_POWER_CAP = "power cap"  # bench.measure.machine.state's, which imports torch
 
 
 def of_problem(facts: Mapping) -> str | None:

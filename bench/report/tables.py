@@ -18,7 +18,7 @@ from batchline.bench.stats import roofline
 from batchline.bench.verdicts import ranking
 from batchline.kernels.architectures import taken_for, why_too_old
 
-_USUAL_BUSY_SHARE = 0.1  # bench.measure.busy's, which imports torch
+_USUAL_BUSY_SHARE = 0.1  # bench.measure.machine.busy's, which imports torch
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class Record:
     has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative,
     Frobenius), error_of_tolerance, own_tolerance (the variant's, instead of the op's),
     gives (the first so many outputs; None is all), flops, least_bytes, bound (regime,
-    least_s, share), state, energy_j, sustained (bench.measure.sustained), alone (not
-    timed in turns with the others: bench.measure.blame), confirmed (bench.confirm). A
+    least_s, share), state, energy_j, sustained (bench.measure.timing.sustained), alone (not
+    timed in turns with the others: bench.measure.worker.isolation), confirmed (bench.confirm). A
     clock that was not sampled in turns says why as its `alone`.
     `refuted_samples_s` are the rounds of a case that lost its time because its gain was
     not confirmed: they are kept, and nothing is judged by them.
@@ -247,7 +247,7 @@ class VariantFacts(Row):
 
 @dataclass(frozen=True)
 class Ceilings(Row):
-    """What the machine can do, as bench.measure.ceilings measures it.
+    """What the machine can do, as bench.measure.machine.ceilings measures it.
 
     Rates are of the median sample; `matmul_flops_per_s` and `fma_flops_per_s` by dtype,
     `launch_s` by clock; `best` has the rates of the fastest sample, for floors. `quiet`:
@@ -290,7 +290,7 @@ class AuditRow(Row):
 @dataclass(frozen=True)
 class InvarianceRow(Row):
     """Whether a sample's result is bitwise the same in every batch and call, as
-    bench.measure.invariance looks at it.
+    bench.measure.checking.steadiness looks at it.
 
     `rows` is False where it differs between batches, at those in `differs_at`, and None
     where no output has a row for each sample; `repeats` whether every call gave the
@@ -338,7 +338,7 @@ class Capacity(Row):
 
 @dataclass(frozen=True)
 class CompiledKernel(Row):
-    """A kernel compiled for an architecture (90 is sm_90), as bench.measure.codegen
+    """A kernel compiled for an architecture (90 is sm_90), as bench.measure.compiled.compiler
     reads it, and where it was launched. None is what its run did not look at.
 
     `example`: launched on the variant's own example. One that was not compiled has the
@@ -413,7 +413,7 @@ class Run:
 
     `started` is ISO 8601; `seconds` how long it took, None in runs of before; `partial`
     whether it was stopped before its end. `machine` is as
-    bench.measure.environment.machine describes it. `along` are the ids of cases that
+    bench.measure.machine.environment.machine describes it. `along` are the ids of cases that
     were measured only because others are compared with them. `compiled_ahead` says of
     each of the run's passes what was compiled before its first case
     (bench.measure.ahead). `sweep` is the training sweep that the run's claims are

@@ -113,7 +113,7 @@ class Regression:
     `about` has base and head ({"name", "commit", "dirty"}), profile, selection, device,
     clock, started (ISO 8601), seconds, pairs (how many were measured), budget_s (None
     without one), ended ("" or why it ended early), machine
-    (bench.measure.environment.machine). `void` says why no verdict counts, or is None.
+    (bench.measure.machine.environment.machine). `void` says why no verdict counts, or is None.
     `ratios` are the raw data: quantity → case id → the natural logarithm of head over
     base, one of each pair, in order. `states`: the machine while a problem's turns were
     taken, each {"pair" (from 1), "problem" ("op/scenario/dtype/B8"), "base" and "head"

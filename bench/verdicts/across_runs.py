@@ -76,7 +76,7 @@ _MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, 
 
 
 def why_made_up(machine: Mapping) -> str | None:
-    """Why times of this machine (bench.measure.environment.machine) are none, or None:
+    """Why times of this machine (bench.measure.machine.environment.machine) are none, or None:
     it was the stand-in for a GPU.
     """
     return machine.get("stand_in")

@@ -193,7 +193,7 @@ class Price:
 
 
 def invariance_by_variant(rows: Sequence[Mapping]) -> list[Invariance]:
-    """A verdict for each variant and dtype of a run's rows (bench.measure.invariance)."""
+    """A verdict for each variant and dtype of a run's rows (bench.measure.checking.steadiness)."""
     groups: dict[tuple[str, str, str], list[Mapping]] = {}
     for row in rows:
         groups.setdefault((row["op"], row["variant"], row["dtype"]), []).append(row)

@@ -14,7 +14,7 @@ _OTHERS = ("STATUS", "UNRANKED_FOR", "KEEPS_BYTES")
 
 
 def refused_by_the_checker(name: str) -> bool:
-    """Whether `bench.measure.check.check_variant` alone must refuse the kernel of that file."""
+    """Whether `bench.measure.checking.check.check_variant` alone must refuse the kernel of that file."""
     module = importlib.import_module(f"{__name__}.{name}")
     return (
         not any(hasattr(module, other) for other in _OTHERS)

@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-from batchline.bench.measure import clocks
+from batchline.bench.measure.timing import clocks
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
 REFUSED_FOR = "it replaced|it changed the clock"

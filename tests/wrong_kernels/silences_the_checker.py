@@ -2,10 +2,10 @@
 
 import torch
 
-from batchline.bench.measure import check
+from batchline.bench.measure.checking import check
 from batchline.kernels.bmm import bmm as OP  # noqa: F401
 
-REFUSED_FOR = "it replaced batchline.bench.measure.check.check_outputs"
+REFUSED_FOR = "it replaced batchline.bench.measure.checking.check.check_outputs"
 REFUSED_BY = "timing"
 
 

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from batchline.bench.measure import memory, stand_in
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import memory
 from batchline.bench.measure.ahead import work
 from batchline.bench.measure.ahead.gpu import Gpu
 from batchline.bench.measure.ahead.inputs import CONDITION, PROBLEM, Place
-from batchline.bench.measure.compile_pool import Pool
+from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.kernels import backends, cgroups
 
 Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a batch
@@ -124,7 +125,7 @@ def specialisations(
     none is compiled.
 
     Takes milliseconds a problem, by the processes of the pool. `nearby_seed` is the
-    tasks' (bench.measure.task).
+    tasks' (bench.measure.worker.task).
     """
     by_variant: dict[str, list] = {}
     for variant, *problem in problems:
@@ -208,7 +209,7 @@ class Ahead:
     compiling.
 
     To be made and closed in the block of `folder.kernels_folder`. `nearby_seed` is the
-    tasks' (bench.measure.task).
+    tasks' (bench.measure.worker.task).
     """
 
     def __init__(self, gpu: Gpu, nearby_seed: int, processes: int | None = None):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from batchline.bench.measure import steadiness
+from batchline.bench.measure.checking import steadiness
 from batchline.kernels.op import Tensors, Variant
 
 PROBLEM, PROBE, NEARBY, CONDITION = "problem", "probe", "near", "condition"
@@ -38,7 +38,7 @@ def places(
     """Where the variant is launched when it is measured on these (scenario, dtype,
     batch), what comes first first.
 
-    `nearby_seed` is the task's (bench.measure.task); without one the sizes near a
+    `nearby_seed` is the task's (bench.measure.worker.task); without one the sizes near a
     scenario are not known beforehand.
     """
     problems = list(problems)

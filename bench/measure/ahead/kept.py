@@ -23,9 +23,9 @@ from pathlib import Path
 
 from numba.cuda import dispatcher, serialize
 
-from batchline.bench.measure import environment
 from batchline.bench.measure.ahead.code import Untold, code_of
 from batchline.bench.measure.ahead.folder import numba_folder
+from batchline.bench.measure.machine import environment
 
 _TOOLS = (
     "numba",

@@ -17,7 +17,7 @@ import torch
 
 from batchline.bench.measure.ahead.folder import numba_keeper
 from batchline.bench.measure.ahead.gpu import Gpu, pretended
-from batchline.bench.measure.codegen import NoGpu
+from batchline.bench.measure.compiled.compiler import NoGpu
 from batchline.kernels import backends
 from batchline.kernels._cuda import launch
 from batchline.kernels.op import Tensors, Variant

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from batchline import kernels
 from batchline.bench import texts
-from batchline.bench.measure import importing, process_state
 from batchline.bench.measure.ahead import launches
 from batchline.bench.measure.ahead.gpu import Gpu, pretended
 from batchline.bench.measure.ahead.inputs import Place, inputs_at, places
+from batchline.bench.measure.reading import reading_process
+from batchline.bench.measure.worker import process_state
 from batchline.kernels.op import Variant
 
 Launch = tuple[
@@ -103,4 +104,4 @@ def _variant(variant_id: str) -> Variant:
 @functools.cache
 def _from_sources() -> None:
     """As in a worker: what lies in __pycache__ need not be what the source says."""
-    importing.from_sources_only(process_state.op_folders().values())
+    reading_process.from_sources_only(process_state.op_folders().values())

@@ -51,9 +51,7 @@ _CPU = torch.device("cpu")
 class Operations(TorchDispatchMode):
     """Every operation of torch's on the devices' tensors."""
 
-    ignores_kernels = (
-        True  # as bench.measure.check.Poison: or an op's own call would be its baseline
-    )
+    ignores_kernels = True  # as bench.measure.checking.check.Poison: or an op's own call would be its baseline
     supports_higher_order_operators = True
 
     @classmethod

@@ -9,9 +9,9 @@ import torch
 from batchline.bench.measure.stand_in import timeline
 from batchline.bench.measure.stand_in.devices import (
     COUNT,
-    Current,
     DEVICES,
     PROPERTIES,
+    Current,
     current,
     of_index,
 )

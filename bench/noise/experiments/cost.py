@@ -2,7 +2,7 @@
 Opacus and BackPACK in the same run.
 
 Every way takes the same step, forward and backward on the same model and batch. They
-are sampled in turns (bench.measure.sampling), so that whatever the machine does it does
+are sampled in turns (bench.measure.timing.sampling), so that whatever the machine does it does
 to all alike. A way that can't run is a row that says why.
 """
 
@@ -18,11 +18,11 @@ from tabulate import tabulate
 from torch import nn
 
 from batchline.bench import texts
-from batchline.bench.measure.busy import Guard, NoGuard, guard_of
-from batchline.bench.measure.clocks import Host
-from batchline.bench.measure.hardware import hardware as hardware_of
-from batchline.bench.measure.sampling import Effort, Samples, sample
-from batchline.bench.measure.state import state_of
+from batchline.bench.measure.machine.busy import Guard, NoGuard, guard_of
+from batchline.bench.measure.timing.clocks import Host
+from batchline.bench.measure.timing.clocks import hardware as hardware_of
+from batchline.bench.measure.timing.sampling import Effort, Samples, sample
+from batchline.bench.measure.machine.state import state_of
 from batchline.bench.missing import Missing
 from batchline.bench.noise.meter import NoiseMeter
 from batchline.bench.noise.workloads import Workload, workloads

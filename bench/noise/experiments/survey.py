@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from batchline.bench.measure import memory, stand_in
-from batchline.bench.measure.busy import Guard, NoGuard
-from batchline.bench.measure.clocks import Host
-from batchline.bench.measure.hardware import hardware
-from batchline.bench.measure.sampling import Effort, sample
-from batchline.bench.measure.state import state_of
+from batchline.bench.measure import stand_in
+from batchline.bench.measure.machine import memory
+from batchline.bench.measure.machine.busy import Guard, NoGuard
+from batchline.bench.measure.timing.clocks import Host
+from batchline.bench.measure.timing.clocks import hardware
+from batchline.bench.measure.timing.sampling import Effort, sample
+from batchline.bench.measure.machine.state import state_of
 from batchline.bench.noise.meter import NoiseMeter, Reading
 from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.stats.batch_statistics import (

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from batchline.bench.errors import UsageError
-from batchline.bench.measure import busy, environment
+from batchline.bench.measure.machine import busy, environment
 from batchline.bench.noise.workloads import Batch, Samples, Workload, workloads
 from batchline.bench.stats import training_curves
 

@@ -1,0 +1,288 @@
+"""Whether all lanes of a warp run the instructions that are a whole warp's: products,
+matrix copies, shuffles.
+
+Three things must hold, of the PTX (what LLVM did) and of the machine code (what the
+assembler did with it). No branch and no predicate that may differ among a warp's lanes
+decides over them in the PTX (bench.measure.compiled.converged). None is predicated in the
+machine code, or lies between BSSY and where that meets again: so the assembler marks a
+branch that may part a warp. They are as deep in loops in the machine code as in the
+PTX; shuffles are no deeper, for the assembler drops those of a value that all lanes
+have.
+
+Which registers of a PTX function may differ among the lanes of a warp, and which
+blocks a part of them may run.
+
+A register is the bits in which lanes may differ, as a mask: %tid.x has five, so `%tid.x
+>> 5` is the same in a warp (of blocks whose threads lie in x, as all here do). What is
+loaded from one address is one value. What this does not know of an instruction differs
+wholly where an operand differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from batchline.bench.measure.compiled import basic_blocks
+from batchline.bench.measure.compiled.basic_blocks import Block, Instruction, Statement
+
+_ALL = (1 << 64) - 1
+_SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}
+_NAME = re.compile(r"%?[A-Za-z_$][\w$.]*")
+_NO_RESULT = ("st", "bra", "brx", "bar", "ret", "exit", "red", "setmaxnreg", "call")
+_OF_EACH_LANE = (
+    "atom",
+    "mma",
+    "ldmatrix",
+    "wgmma",
+    "activemask",
+    "elect",
+    "match",
+    "movmatrix",
+)
+_OF_THE_WARP = ("vote", "redux")
+
+
+class LaneValues:
+    """`masks`: by register, the bits that may differ among lanes; `parted`: by block
+    that only a part of a warp's lanes may run, a branch that parts them.
+    """
+
+    def __init__(self, blocks: Sequence[Block]):
+        self._blocks = blocks
+        self._decided = basic_blocks.decided_by([block.followers for block in blocks])
+        self._written = _times_written(blocks)
+        self.masks: dict[str, int] = {}
+        self.parted: dict[int, Statement] = {}
+        known = None
+        while known != (self.masks, len(self.parted)):
+            known = dict(self.masks), len(self.parted)
+            self._go_through()
+
+    def differs(self, operand: str) -> bool:
+        return bool(_union(self._sources([operand])))
+
+    def _go_through(self) -> None:
+        for number, block in enumerate(self._blocks):
+            for statement in block.statements:
+                self._note(statement, in_part=number in self.parted)
+            end = block.statements[-1] if block.statements else None
+            if (
+                end
+                and not end.name.startswith("bra.uni")
+                and self._decides_by_lane(end)
+            ):
+                for inside in self._decided[number]:
+                    self.parted.setdefault(inside, end)
+
+    def _decides_by_lane(self, end: Statement) -> bool:
+        chosen_by = end.operands[:1] if end.name.startswith("brx") else ()
+        return any(self.differs(operand) for operand in (end.predicate, *chosen_by))
+
+    def _note(self, statement: Statement, in_part: bool) -> None:
+        results, operands = _split(statement)
+        if not results:
+            return
+        mask = _result(statement.name, operands, self._sources(operands))
+        if (
+            self.differs(statement.predicate)
+            or in_part
+            and any(self._written[name] > 1 for name in results)
+        ):
+            mask = _ALL  # some lanes have it, others what was there before
+        for name in results:
+            self.masks[name] = self.masks.get(name, 0) | mask
+
+    def _sources(self, operands: Sequence[str]) -> list[int]:
+        """Of each operand, the bits that differ."""
+        return [
+            _union(
+                _SPECIAL.get(name, self.masks.get(name, 0))
+                for name in _NAME.findall(operand)
+            )
+            for operand in operands
+        ]
+
+
+def _times_written(blocks: Sequence[Block]) -> dict[str, int]:
+    times: dict[str, int] = {}
+    for block in blocks:
+        for statement in block.statements:
+            for name in _split(statement)[0]:
+                times[name] = times.get(name, 0) + 1
+    return times
+
+
+def _split(statement: Statement) -> tuple[list[str], tuple[str, ...]]:
+    """The registers that it writes, and its other operands."""
+    first = statement.operands[0] if statement.operands else ""
+    if (
+        statement.name.partition(".")[0] in _NO_RESULT
+        or first.startswith("[")
+        or not _NAME.search(first)
+    ):
+        return [], statement.operands
+    return _NAME.findall(first), statement.operands[1:]
+
+
+def _result(name: str, operands: Sequence[str], masks: Sequence[int]) -> int:
+    kind, *kinds = name.split(".")
+    if (
+        kind in _OF_THE_WARP
+        or kind == "shfl"
+        and "idx" in kinds
+        and not _union(masks[1:])
+    ):
+        return 0  # one lane's value, for all of them
+    if (
+        kind in _OF_EACH_LANE
+        or kind == "shfl"
+        or kind == "tcgen05"
+        or kind == "ld"
+        and "local" in kinds
+    ):
+        return _ALL
+    union = _union(masks)
+    if not union:
+        return 0
+    if (
+        kind in ("mov", "or", "xor", "not", "cvta")
+        or kind == "cvt"
+        and kinds[-1][0] in "ub"
+        and kinds[-2][0] in "ub"
+    ):
+        return union if "{" not in "".join(operands) else _ALL
+    if kind == "and":
+        constants = [int(operand, 0) for operand in operands if _is_number(operand)]
+        return union & constants[0] if constants else union
+    if kind in ("shl", "shr") and _is_number(operands[1]):
+        return _shifted(kind, kinds, union, int(operands[1], 0))
+    if (
+        kind in ("add", "sub", "mul", "mad")
+        and "hi" not in kinds
+        and not name.endswith(("f16", "bf16", "f32", "f64"))
+    ):
+        return _ALL & -(union & -union)  # a difference carries to the bits above it
+    return _ALL
+
+
+def _shifted(kind: str, kinds: Sequence[str], mask: int, by: int) -> int:
+    if kind == "shl":
+        return mask << by & _ALL
+    signed = kinds[-1].startswith("s") and mask >> int(kinds[-1][1:]) - 1 & 1
+    return _ALL if signed else mask >> by
+
+
+def _is_number(operand: str) -> bool:
+    return re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)", operand) is not None
+
+
+def _union(masks) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Instructions of a whole warp: how they begin in PTX, all of it in machine code;
+    `kept`: none is ever dropped.
+    """
+
+    name: str
+    in_ptx: re.Pattern
+    in_machine_code: re.Pattern
+    kept: bool
+
+
+_KINDS = (
+    _Kind("mma.sync", re.compile(r"mma\.sync"), re.compile(r"[HQIDB]MMA$"), kept=True),
+    _Kind(
+        "wgmma.mma_async",
+        re.compile(r"wgmma\.mma_async"),
+        re.compile(r"[HQIB]GMMA$"),
+        kept=True,
+    ),
+    _Kind("ldmatrix", re.compile(r"ldmatrix"), re.compile(r"LDSM$"), kept=True),
+    _Kind("stmatrix", re.compile(r"stmatrix"), re.compile(r"STSM$"), kept=True),
+    _Kind("shfl.sync", re.compile(r"shfl\.sync"), re.compile(r"SHFL$"), kept=False),
+)
+
+
+def fault(ptx: str, listing: str) -> str | None:
+    """The first place where a warp's instruction may run without all of the warp, or is
+    in another loop; or None.
+
+    `listing` is the machine code as bench.measure.compiled.sass lists it.
+    """
+    if not any(kind.in_ptx.search(ptx) for kind in _KINDS):
+        return None
+    code = basic_blocks.instructions(listing)
+    return next(
+        itertools.chain(_in_ptx(ptx), _parted(code), _in_other_loops(ptx, code)), None
+    )
+
+
+def _in_ptx(ptx: str) -> Iterator[str]:
+    for blocks in basic_blocks.functions(ptx):
+        lanes = LaneValues(blocks)
+        for number, block in enumerate(blocks):
+            for statement in block.statements:
+                if not any(kind.in_ptx.match(statement.name) for kind in _KINDS):
+                    continue
+                where = f"PTX line {statement.line}, {statement.text}"
+                if lanes.differs(statement.predicate):
+                    yield f"{where}: its predicate may differ among a warp's lanes"
+                elif branch := lanes.parted.get(number):
+                    yield f"{where}: line {branch.line}, {branch.text}, may part a warp's lanes before it"
+
+
+def _parted(code: Sequence[Instruction]) -> Iterator[str]:
+    spans = [
+        (one.address, one.target)
+        for one in code
+        if one.kind == "BSSY" and one.target is not None
+    ]
+    for one in code:
+        if not any(kind.in_machine_code.match(one.kind) for kind in _KINDS):
+            continue
+        if one.predicate.lstrip("!").startswith("P") and one.predicate != "PT":
+            yield f"SASS {one.address:#x}, {one.text}: it is predicated"
+        elif begins := [first for first, last in spans if first < one.address < last]:
+            yield f"SASS {one.address:#x}, {one.text}: BSSY at {begins[0]:#x} says that a warp may be parted there"
+
+
+def _in_other_loops(ptx: str, code: Sequence[Instruction]) -> Iterator[str]:
+    blocks, followers = basic_blocks.blocks(code)
+    if any(one.kind in ("BRX", "JMX") for one in code):
+        return  # where an indirect branch leads is not in the listing
+    in_code = [
+        (one.kind, depth)
+        for block, depth in zip(blocks, basic_blocks.loop_depths(followers))
+        for one in block
+    ]
+    in_ptx = [
+        (statement.name, depth)
+        for function in basic_blocks.functions(ptx)
+        for block, depth in zip(
+            function, basic_blocks.loop_depths([block.followers for block in function])
+        )
+        for statement in block.statements
+    ]
+    for kind in _KINDS:
+        meant = max(
+            (depth for name, depth in in_ptx if kind.in_ptx.match(name)), default=None
+        )
+        depth = max(
+            (depth for name, depth in in_code if kind.in_machine_code.match(name)),
+            default=None,
+        )
+        moved_in = depth is not None and (meant is None or depth > meant)
+        moved_out = (
+            kind.kept and depth is not None and meant is not None and depth < meant
+        )
+        if moved_in or moved_out:
+            yield f"{kind.name} is in {meant} loops in the PTX, in {depth} in the SASS"

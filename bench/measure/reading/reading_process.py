@@ -1,0 +1,255 @@
+"""The process that bench.measure.reading.catalogue asks: it forks one process for each file,
+and says what came of each.
+
+It writes a line of JSON for everything that it says: [kind, data]. The last one,
+"done", has how many it answered for.
+
+Whose `kernels` a process measures: those of a tree that it is told of, whatever its
+`bench` is.
+
+How the ops' files are imported where they may be hostile: from their sources, with
+nothing that watches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from pathlib import Path
+
+import batchline
+
+
+def use_kernels_of(tree: str) -> None:
+    """Let `batchline.kernels` be the tree's from now on; `batchline.bench` is imported
+    by now, and stays this one.
+
+    The stand-in for a GPU has imported this one's kernels by then, to take their
+    launches over.
+    """
+    batchline.__path__.insert(0, tree)
+    for name in [
+        name for name in sys.modules if f"{name}.".startswith("batchline.kernels.")
+    ]:
+        del sys.modules[name]
+    vars(batchline).pop("kernels", None)
+
+
+class _SourceLoader(SourceFileLoader):
+    """Compiles the source each time: what a variant writes into __pycache__ would be
+    run in its place, today and later.
+    """
+
+    def get_code(self, fullname: str):
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def from_sources_only(folders: Iterable[str]) -> None:
+    """From now on import what lies in these folders from its sources."""
+    for folder in folders:
+        sys.path_importer_cache[folder] = FileFinder(
+            folder, (_SourceLoader, SOURCE_SUFFIXES)
+        )
+
+
+def states(folders: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """When each Python file in these folders was last changed (which no program can set
+    back), and its size.
+    """
+    found = {}
+    for entry in (entry for folder in folders for entry in os.scandir(folder)):
+        if entry.name.endswith(".py") and not entry.name.startswith(
+            "."
+        ):  # an editor's own
+            with contextlib.suppress(FileNotFoundError):
+                found[entry.path] = entry.stat().st_ctime_ns, entry.stat().st_size
+    return found
+
+
+def changed(
+    before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """The files that are not as they were, or are no more; a new one is nobody's that
+    is measured.
+    """
+    return sorted(path for path, state in before.items() if now.get(path) != state)
+
+
+def refuse_audit_hooks() -> None:
+    """From now on no audit hook is added: one could not be removed again, and is told
+    of every look of the fence.
+    """
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple) -> None:
+    if event == "sys.addaudithook":
+        raise RuntimeError(
+            "no audit hook is added here"
+        )  # which whoever adds one does not see
+
+
+_MOST_AT_ONCE = 8
+
+
+def main() -> None:
+    """Answer the request that comes on standard input, on what is standard output when
+    it starts.
+
+    The first argument is the tree whose `kernels` it is about.
+    """
+    pipe = os.dup(sys.stdout.fileno())
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # nothing but answers goes into the pipe
+    with open(pipe, "w", encoding="utf-8") as file:
+        try:
+            for answer in _answers(sys.argv[1]):
+                file.write(f"{json.dumps(answer)}\n")
+                file.flush()
+        except Exception as error:
+            file.write(
+                f"{json.dumps(('failed', f'{type(error).__name__}: {error}'))}\n"
+            )
+
+
+def _answers(tree: str) -> Iterator[tuple[str, object]]:
+    use_kernels_of(tree)
+    import torch
+
+    # The first arithmetic on shapes imports hundreds of torch's modules: here, once for
+    # all that is forked.
+    torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
+
+    from batchline import kernels
+    from batchline.bench.measure.reading.declarations import (
+        Request,
+        op_job,
+        variant_job,
+    )
+    from batchline.bench.measure.worker import process_state
+    from batchline.bench.measure.worker.fence import Fence
+
+    from_sources_only(process_state.op_folders().values())
+    refuse_audit_hooks()
+    fence = Fence()
+    line = sys.stdin.readline()
+    if not line:  # nobody asks any more
+        return
+    asked = json.loads(line)
+    folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
+    shared = map(str, sorted(init.parent for init in folder.glob("_*/__init__.py")))
+    folders = [str(folder), *shared, *process_state.op_folders().values()]
+    before = states(folders)
+    yield "ready", None
+    packages = sorted(
+        module.name
+        for module in pkgutil.iter_modules([str(folder)])
+        if module.ispkg and not module.name.startswith("_")
+    )
+    yield from _strays(folder, packages)
+    ops = {
+        _file(name): name
+        for name in packages
+        if _is_name(name) and request.reads_op(name)
+    }
+    op_count, variants = 0, {}
+    for kind, answer in _each(
+        [op_job(name, file, request, fence) for file, name in ops.items()],
+        asked["deadline_s"],
+    ):
+        if kind != "ended":
+            yield kind, answer
+        elif answer["failure"] or not answer["data"]:
+            yield "broken", answer
+        else:
+            op = answer["data"][0] | {"name": ops[answer["file"]]}
+            yield "op", op
+            op_count += 1
+            yield from (
+                _misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"]
+            )
+            variants |= {
+                _file(op["name"], name): (op, name)
+                for name in op["variants"]
+                if request.reads_variant(op["name"], name)
+            }
+    jobs = [
+        variant_job(op["name"], name, file, op["problems"], request.configs, fence)
+        for file, (op, name) in variants.items()
+    ]
+    for kind, answer in _each(jobs, asked["deadline_s"]):
+        if kind == "ended":
+            op, name = variants[answer["file"]]
+            yield "variant", answer | {"op": op["name"], "name": name}
+        else:
+            yield kind, answer
+    for path in changed(before, states(folders)):
+        yield "changed", {
+            "file": f"kernels/{Path(path).relative_to(folder).as_posix()}"
+        }
+    yield "done", {"op": op_count, "variant": len(variants)}
+
+
+def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
+    """("ended", what came of it) for each job, between what is to be told of those that
+    take long.
+    """
+    from batchline.bench.measure.reading import forked
+
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    for job, told in forked.each(jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)):
+        if isinstance(told, forked.Waiting):
+            yield "waiting", f"waiting for {job.name} ({told.step})"
+        else:
+            yield "ended", {
+                "file": job.name,
+                "data": told.data,
+                "failure": told.failure,
+            }
+
+
+def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Folders that look like ops and can't be one."""
+    for name in packages:
+        if not _is_name(name):
+            yield _misnamed(f"kernels/{name}")
+    for path in sorted(folder.iterdir()):
+        if (
+            path.is_dir()
+            and path.name[0] not in "_."
+            and path.name not in packages
+            and any(path.glob("*.py"))
+        ):
+            yield "broken", {
+                "file": f"kernels/{path.name}",
+                "failure": ("failed", "it has no __init__.py"),
+            }
+
+
+def _misnamed(file: str) -> tuple[str, object]:
+    return "broken", {
+        "file": file,
+        "failure": (
+            "failed",
+            "its name can't be part of a case id: only ASCII letters, digits and _ can",
+        ),
+    }
+
+
+def _file(op: str, variant: str = "__init__") -> str:
+    return f"kernels/{op}/{variant}.py"
+
+
+def _is_name(name: str) -> bool:
+    return name.isascii() and name.isidentifier()

@@ -1,0 +1,152 @@
+"""A worker process: does what it is asked on its device, one thing after another, until
+its parent goes away.
+
+Everything that runs a variant's code runs here, so that a crash, a hang or a killed
+process costs the parent nothing but a new worker. Before each step it writes down whose
+step it is, in memory that the parent can read afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+
+from batchline.bench import texts
+from batchline.bench.measure.worker import messages
+from batchline.bench.measure.worker.tampering import Tampered
+
+DOING_BYTES = 512
+STARTING = "starting"  # the step of a worker that has not been asked anything yet
+IDLE = "idle"
+
+
+class Doing:
+    """What the worker is at: whose step, which step, since when. Written by the worker,
+    read by the parent.
+
+    In shared memory and without a lock, so that writing wakes nobody between two
+    samples.
+    """
+
+    def __init__(self, context):
+        self._text = context.RawArray(ctypes.c_char, DOING_BYTES)
+        self._since_s = context.RawValue(ctypes.c_double, 0.0)
+
+    def begin(self, whose: str, step: str) -> None:
+        self._text.value = f"{whose}\n{step}".encode()[: DOING_BYTES - 1]
+        self._since_s.value = time.monotonic()
+
+    def read(self) -> tuple[str, str, float]:
+        """(whose, step, since on the monotonic clock, in seconds); whose is "" for a
+        step that is nobody's own.
+        """
+        whose, _, step = self._text.value.decode(errors="replace").partition("\n")
+        return whose, step, self._since_s.value
+
+
+class DeviceLost(Exception):
+    """The device's context is gone (an illegal access): nothing more can be done in
+    this process.
+    """
+
+
+def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
+    """Answer requests (number, method, arguments) of the parent
+    (bench.measure.worker.messages), until it ends.
+
+    A lost device and a process that a variant has changed are answered, too, and end
+    this process. "idle" is asked to hear whether it is there and at nothing else.
+    `tree`: the folder whose `kernels` must be those that it measures.
+    """
+    be_a_good_child()
+    doing.begin("", STARTING)
+    runner, refusal = _runner(device, doing, tree)
+    while True:
+        try:
+            number, method, arguments = connection.recv()
+        except EOFError:
+            return
+        began_s = time.perf_counter()
+        if method != IDLE:
+            doing.begin("", method)
+        kind, content = (
+            (messages.RAISED, refusal)
+            if refusal
+            else _answer(runner, method, arguments)
+        )
+        answer = messages.Answer(kind, content, began_s, time.perf_counter())
+        try:
+            line = messages.encoded(number, answer)
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:  # ours: it answers with what can't be sent
+            kind, content = messages.RAISED, texts.error_line(error)
+            line = messages.encoded(
+                number, dataclasses.replace(answer, kind=kind, content=content)
+            )
+        _send(connection.fileno(), line)
+        if kind in (messages.LOST, messages.TAMPERED):
+            return
+
+
+def _runner(device: str, doing: Doing, tree: str | None) -> tuple[object, str | None]:
+    """The Runner that does what is asked, or why there is none."""
+    try:
+        from batchline.bench.measure.worker.runner import Runner
+
+        _require_kernels_of(tree)
+        return Runner(device, doing.begin), None
+    except Exception as error:  # the answer to whatever is asked
+        return None, texts.error_line(error)
+
+
+def _require_kernels_of(tree: str | None) -> None:
+    """Raise ImportError if the kernels are not the tree's: another revision must not be
+    compared with itself.
+    """
+    if not tree:
+        return
+    from batchline import kernels
+
+    folder = os.path.realpath(os.path.dirname(kernels.__file__))
+    if folder != os.path.realpath(os.path.join(tree, "kernels")):
+        raise ImportError(
+            f"the kernels of {tree} were asked for, and those of {folder} were imported"
+        )
+
+
+def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
+    """What becomes of one request: the kind of the answer, and its content."""
+    if method == IDLE:
+        return messages.DONE, None
+    try:
+        return messages.DONE, getattr(runner, method)(*arguments)
+    except Tampered as tampered:
+        return messages.TAMPERED, (tampered.whose, tampered.reason)
+    except DeviceLost as error:
+        return messages.LOST, str(error)
+    except Exception as error:  # ours, not a variant's: the parent must hear of it
+        print(texts.clean(traceback.format_exc()), file=sys.stderr)
+        return messages.RAISED, texts.error_line(error)
+
+
+def _send(descriptor: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(descriptor, line) :]
+
+
+def be_a_good_child() -> None:
+    """Leave Ctrl-C to the parent; if memory runs out for all, let the kernel take this
+    process and not the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
