@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.ahead import launches
+from batchline.bench.measure.ahead import work
 from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.ahead.gpu import H200, pretended
 
@@ -74,7 +74,7 @@ def stand_in_for_numba():
     from numba.cuda.cudadrv import devices, driver, nvvm
 
     device = SimpleNamespace(id=0, compute_capability=H200.capability)
-    context = launches._Context(device)
+    context = work._Context(device)
     create = context.create_module_image
     context.create_module_image = lambda *image: loaded.append(
         type(image[0]).__name__
@@ -83,7 +83,7 @@ def stand_in_for_numba():
     devices.get_context = lambda *number: context
     nvvm.compile_ir, driver._Linker = compiles("nvvm"), compiles("nvJitLink")
     dispatcher._Kernel.launch = lambda self, *args: self._codelibrary.get_cufunc()
-    cuda.external_stream, cuda.as_cuda_array = (lambda stream: 0), launches._array
+    cuda.external_stream, cuda.as_cuda_array = (lambda stream: 0), work._array
     driver._to_core_stream = lambda stream: stream
 
 

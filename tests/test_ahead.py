@@ -16,7 +16,7 @@ import torch
 from batchline import kernels
 from batchline.bench.measure import ahead
 from batchline.bench.measure.checking import steadiness
-from batchline.bench.measure.ahead import folder, inputs, launches, work
+from batchline.bench.measure.ahead import folder, inputs, work
 from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.bench.measure.compiled.compile_pool import Pool
@@ -83,7 +83,7 @@ def cache(pool):
 def keys_at(name, scenario, dtype, batch):
     op, _, variant = name.partition("/")
     shapes = kernels.ops[op].make_inputs(scenario, batch, dtype, "meta")
-    return launches.keys_of(kernels.ops[op].variants[variant], shapes, H200)
+    return work.keys_of(kernels.ops[op].variants[variant], shapes, H200)
 
 
 def launched_elsewhere(cache, launched):
@@ -153,8 +153,8 @@ def test_what_a_launch_compiles_for_is_the_same_with_tensors_in_memory(name):
                 ):
                     in_memory = variant.op.probes[place.name](torch.float16, "cpu", 0)
                     assert (
-                        launches.keys_of(variant, in_memory, H200).keys()
-                        == launches.keys_of(variant, shapes, H200).keys()
+                        work.keys_of(variant, in_memory, H200).keys()
+                        == work.keys_of(variant, shapes, H200).keys()
                     ), f"{variant.id} on {place}"
 
 
@@ -229,11 +229,13 @@ def test_where_kernels_are_interpreted_nothing_is_compiled(monkeypatch):
 def test_a_numba_that_lacks_what_the_cache_is_made_of_compiles_at_each_launch(
     monkeypatch,
 ):
-    monkeypatch.setitem(sys.modules, "batchline.bench.measure.ahead.kept", None)
+    monkeypatch.setitem(
+        sys.modules, "batchline.bench.measure.ahead.stored_kernels", None
+    )
     assert folder.numba_keeper() is None
     folder.load_what_was_compiled()
     shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
-    assert launches.keys_of(kernels.ops["bmm"].variants["triton_naive"], shapes, H200)
+    assert work.keys_of(kernels.ops["bmm"].variants["triton_naive"], shapes, H200)
 
 
 def test_what_declines_a_problem_is_asked_for_the_gpu_that_is_compiled_for(monkeypatch):
@@ -299,7 +301,7 @@ def test_a_launcher_is_asked_with_the_gpu_that_it_will_run_on():
     variant = Variant(kernels.ops["bmm"], fills, "triton")
     shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
     keys = [
-        launches.keys_of(variant, shapes, gpu).keys()
+        work.keys_of(variant, shapes, gpu).keys()
         for gpu in (
             H200,
             Gpu("a small one", 90, 16, 96 * 1024),
@@ -315,7 +317,7 @@ def test_a_kernel_with_several_configurations_is_compiled_in_each():
 
     variant = Variant(kernels.ops["bmm"], tried, "triton")
     shapes = kernels.ops["bmm"].make_inputs("tiny_16", 3, "float32", "meta")
-    assert len(launches.keys_of(variant, shapes, H200)) == 4
+    assert len(work.keys_of(variant, shapes, H200)) == 4
 
 
 def test_what_compiling_is_expected_to_take_is_told_once_for_each_kernel_and_shared_by_the_processes(

@@ -13,7 +13,7 @@ from batchline.bench.measure.timing import clocks
 from batchline.bench.measure.worker import runner
 from batchline.bench.measure.timing.clocks import make_clock
 from batchline.bench.measure.timing.sampling import Effort
-from batchline.bench.measure.stand_in.power import BOOST_MHZ, CAPPED_MHZ
+from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, CAPPED_MHZ
 from batchline.bench.measure.stand_in.timeline import BYTES_PER_S
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED

@@ -37,13 +37,13 @@ def load_what_was_compiled() -> None:
 
 
 def numba_keeper() -> ModuleType | None:
-    """bench.measure.ahead.kept; None where Numba interprets, or is one that lacks what
+    """bench.measure.ahead.stored_kernels; None where Numba interprets, or is one that lacks what
     it is made of: it then compiles at each launch.
     """
     if backends.why_absent("numba_cuda") or backends.interpreted("numba_cuda"):
         return None
     with contextlib.suppress(ImportError):
-        return importlib.import_module("batchline.bench.measure.ahead.kept")
+        return importlib.import_module("batchline.bench.measure.ahead.stored_kernels")
     return None
 
 

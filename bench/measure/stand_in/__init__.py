@@ -73,9 +73,9 @@ def install() -> None:
     """Put it where torch.cuda, NVML and the kernels' launches are. Once, before
     anything has used them.
     """
-    from batchline.bench.measure.stand_in import launches, nvml, storages, torch_cuda
+    from batchline.bench.measure.stand_in import launches, nvml, tensors, torch_cuda
 
     torch_cuda.install()
-    storages.install()
+    tensors.install()
     nvml.install()
     launches.install()

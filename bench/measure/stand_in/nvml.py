@@ -7,8 +7,7 @@ from __future__ import annotations
 import sys
 import types
 
-from batchline.bench.measure.stand_in.power import BOOST_MHZ, POWERS
-from batchline.bench.measure.stand_in.timeline import CLOCK
+from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, CLOCK, POWERS
 
 _MEMORY_MHZ = 3201
 _CAPPED_MW, _BOOST_MW, _TEMPERATURE_C = 700_000, 350_000, 61
