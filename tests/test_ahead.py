@@ -15,14 +15,14 @@ import torch
 
 from batchline import kernels
 from batchline.bench.measure import ahead
-from batchline.bench.measure.checking import steadiness
 from batchline.bench.measure.ahead import folder, inputs, work
 from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
-from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.checking import steadiness
 from batchline.bench.measure.compiled.compile_pool import Pool
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.kernels.backends import interpreted, tl, triton
-from batchline.kernels.target import multiprocessors
 from batchline.kernels.op import Variant
+from batchline.kernels.target import multiprocessors
 from tests.as_a_gpu_worker import CHANGES
 from tests.plans import planned
 

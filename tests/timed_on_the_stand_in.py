@@ -9,12 +9,11 @@ import torch
 
 from batchline.bench import units
 from batchline.bench.measure.machine import ceilings, state
+from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, BYTES_PER_S, CAPPED_MHZ
 from batchline.bench.measure.timing import clocks
-from batchline.bench.measure.worker import runner
 from batchline.bench.measure.timing.clocks import make_clock
 from batchline.bench.measure.timing.sampling import Effort
-from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, CAPPED_MHZ
-from batchline.bench.measure.stand_in.timeline import BYTES_PER_S
+from batchline.bench.measure.worker import runner
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 
