@@ -171,7 +171,15 @@ def test_the_verdict_names_what_spills_and_where_warps_are_specialised():
                 compiled_row(stack_bytes=16, spills=4),
                 compiled_row(),
                 compiled_row(variant="bmm/ws", warp_specialized=True),
-                {"variant": "bmm/no", "error": "TypeError: no"},
+                {
+                    "variant": "bmm/no",
+                    "dtype": "float16",
+                    "scenario": "tiny_16",
+                    "batch": 4,
+                    "example": True,
+                    "architecture": 90,
+                    "error": "TypeError: no",
+                },
             ]
         )
     )
