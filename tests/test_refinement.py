@@ -10,7 +10,7 @@ import pytest
 
 from batchline.bench.store import run_json
 from batchline.bench.cases import refined
-from batchline.bench.store.journal import _in_order
+from batchline.bench.store.journal import RunBuilder
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record
 from batchline.bench.verdicts.refinement import batches_to_add
@@ -96,18 +96,19 @@ def test_the_plan_of_what_is_added():
 
 def test_the_added_cases_stand_in_their_groups_by_batch():
     cases = [
-        {"id": f"bmm/{variant}/{scenario}/float32/B{batch}"}
+        f"bmm/{variant}/{scenario}/float32/B{batch}"
         for scenario in ("tiny_16", "tiny_4")
         for batch in (1, 8)
         for variant in ("torch_bmm", "fast")
     ]
-    added = [
-        {"id": f"bmm/{variant}/tiny_16/float32/B3"} for variant in ("torch_bmm", "fast")
-    ]
-    assert [case["id"] for case in _in_order(cases + added)] == [
-        *(case["id"] for case in cases[:2]),
-        *(case["id"] for case in added),
-        *(case["id"] for case in cases[2:]),
+    added = [f"bmm/{variant}/tiny_16/float32/B3" for variant in ("torch_bmm", "fast")]
+    builder = RunBuilder()
+    builder.add_plan(cases)
+    builder.add_plan(added)
+    assert [record.id for record in builder.records] == [
+        *cases[:2],
+        *added,
+        *cases[2:],
     ]
 
 
