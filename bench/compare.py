@@ -12,7 +12,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.store.records import Run
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.report.comparison import terminal
-from batchline.bench.store.files import blamed_on
+from batchline.bench.store.files import blamed_on, read_text, stored_below
 from batchline.bench.verdicts import comparison
 from batchline.bench.verdicts.identity import machine_differences
 from batchline.bench.verdicts.usable import why_made_up
@@ -81,7 +81,7 @@ def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
     runs = [
         run
         for folder in stored
-        for path in sorted(folder.glob(f"*/{run_json.FILE_NAME}"))
+        for path in stored_below(folder, run_json.FILE_NAME)
         if (run := _measured_at(commit, path))
     ]
     if not runs:
@@ -111,8 +111,8 @@ def _measured_at(commit: str, path: Path) -> Run | None:
     named and passed over.
     """
     try:
-        if commit not in path.read_text(
-            encoding="utf-8"
+        if commit not in read_text(
+            path
         ):  # most are of another, and parsing takes the time
             return None
         run = _loaded(path.parent)

@@ -12,7 +12,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.statuses import NOT_REACHED
 from batchline.bench.store.records import Run
 from batchline.bench.report import explain as report
-from batchline.bench.store.files import blamed_on
+from batchline.bench.store.files import blamed_on, stored_below
 
 RUNS = (
     Path("reports", "runs"),
@@ -35,8 +35,8 @@ def explain(case: str, run_folder: Path | None) -> str:
         return _screen(run_json.load(run_folder), case, run_folder)
     reached, ids = None, {}
     for folder in RUNS:
-        for path in sorted(
-            folder.glob(f"*/{run_json.FILE_NAME}"), reverse=True
+        for path in reversed(
+            stored_below(folder, run_json.FILE_NAME)
         ):  # their names begin with their dates
             with contextlib.suppress(
                 ValueError

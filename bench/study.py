@@ -24,14 +24,14 @@ from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
-from batchline.bench.store.files import blamed_on
+from batchline.bench.store.files import blamed_on, stored_below
 from batchline.bench.store.records import Noise, Study
 from batchline.bench.verdicts.usable import why_made_up
 
 CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 RUNS = Path("reports", "runs")
 _REPOSITORY = Path(__file__).resolve().parents[1]
-_STORED = f"reports/evidence/*/{run_json.STUDY_FILE_NAME}*"
+_EVIDENCE = Path("reports", "evidence")
 
 
 def surveys(isolation, profile: str) -> Iterator[dict]:
@@ -59,7 +59,8 @@ def stored_sweep() -> Mapping | None:
     """The training sweep of the newest study that is kept as evidence; None where there
     is none that can be read.
     """
-    for path in sorted(_REPOSITORY.glob(_STORED), reverse=True):
+    stored = stored_below(_REPOSITORY / _EVIDENCE, run_json.STUDY_FILE_NAME)
+    for path in reversed(stored):
         with contextlib.suppress(OSError, ValueError):
             if sweep := run_json.load_study(path.parent).sweep:
                 return sweep

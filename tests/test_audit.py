@@ -11,6 +11,7 @@ import torch
 from batchline import kernels
 from batchline.bench import besides, report
 from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
@@ -27,7 +28,9 @@ from tests.runs import run_of, save_document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
 EVIDENCE = sorted(
-    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+    stored_below(
+        Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+    )
 )
 HERE = [
     variant

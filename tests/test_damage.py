@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchline.__main__ import main
+from batchline.bench.store.files import stored_below
 from batchline.bench.store.run_json import FILE_NAME
 from tests import damage
 
@@ -67,10 +68,9 @@ def test_a_pipe_in_the_place_of_a_run_is_not_waited_for(tmp_path, capsys, comman
 
 
 def test_advice_from_every_committed_run_that_has_noise(capsys):
-    for path in sorted((REPOSITORY / "reports" / "evidence").glob("*/*.json")):
-        if path.name in (FILE_NAME, "study.json") and json.loads(path.read_text()).get(
-            "noise", True
-        ):
+    evidence = REPOSITORY / "reports" / "evidence"
+    for name in (FILE_NAME, "study.json"):
+        for path in stored_below(evidence, name):
             code = main(["advise", "--run", str(path.parent)])
             assert code == 0 or "has no gradient noise in it" in capsys.readouterr().err
 

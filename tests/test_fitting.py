@@ -9,11 +9,14 @@ import pytest
 
 from batchline.bench import report
 from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from tests.comparisons import HOSTILE
 
 EVIDENCE = sorted(
-    (Path(__file__).resolve().parents[1] / "reports" / "evidence").glob("*/run.json")
+    stored_below(
+        Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+    )
 )
 WORDS = "a variant that needs a GPU and says so at some length, as they do "
 

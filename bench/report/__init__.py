@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.store.records import Run
 from batchline.bench.report import page, readme
 from batchline.bench.report.answer import is_comparable
@@ -54,7 +55,7 @@ def before(run: Run, folder: Path) -> Run | None:
     """
     own = Path(folder).resolve()
     beside = sorted(
-        (path.parent for path in own.parent.glob(f"*/{run_json.FILE_NAME}")),
+        (path.parent for path in stored_below(own.parent, run_json.FILE_NAME)),
         reverse=True,
     )
     candidates = (

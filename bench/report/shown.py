@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from batchline.bench.store import run_json, selftests
+from batchline.bench.store.files import read_text
 from batchline.bench.store.records import Run
 from batchline.bench.report import crossovers, ladder, plots, selftest, tables
 from batchline.bench.report.blocks import Table, blocks
@@ -123,7 +124,8 @@ KINDS: Mapping[str, Callable[[Path, str, str], str]] = {
 
 def digest_of(folder: Path) -> str:
     """A hash of a stored run."""
-    return hashlib.sha256((folder / run_json.FILE_NAME).read_bytes()).hexdigest()[:16]
+    text = read_text(run_json.path_in(folder))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_of(screenshot: Path) -> str | None:

@@ -79,6 +79,25 @@ def stored_path(path: Path) -> Path:
     return compressed if compressed.exists() and not path.exists() else path
 
 
+def stored_below(parent: Path, name: str) -> list[Path]:
+    """The file of that name, compressed or not, of each folder below `parent` that has
+    it; in the order of the folders' names.
+    """
+    folders = {path.parent for path in parent.glob(f"*/{name}")}
+    folders |= {path.parent for path in parent.glob(f"*/{name}{COMPRESSED}")}
+    return [stored_path(folder / name) for folder in sorted(folders)]
+
+
+def compress(path: Path) -> Path:
+    """Put the compressed file in the place of a file; the same content gives the same
+    bytes.
+    """
+    compressed = path.with_name(path.name + COMPRESSED)
+    write_whole(compressed, path.read_text(encoding="utf-8"))
+    path.unlink()
+    return compressed
+
+
 def read_text(path: Path) -> str:
     """The text of a file, which may be compressed.
 
