@@ -25,10 +25,7 @@ from batchline.bench.report import training
 from batchline.bench.report.fitting import TERMINAL, wrapped
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json
-from batchline.bench.store.files import (
-    blamed_on,
-    stored_below,
-)
+from batchline.bench.store.files import blamed_on, stored_below
 from batchline.bench.store.records import Noise, Study
 from batchline.bench.verdicts.across_runs import why_made_up
 

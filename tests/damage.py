@@ -21,7 +21,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -34,6 +34,9 @@ from batchline.bench.case_ids import parse_case_id
 from batchline.bench.measure.machine import environment
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.files import read_text, stored_below
+from batchline.bench.store import formats, load, run_json
+from batchline.bench.store.files import stored_below
+from batchline.bench.measure import environment
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
 
@@ -76,34 +79,28 @@ def _newest_run() -> dict:
     """The newest run in reports/evidence that has every section; of two ops one
     scenario with few batch sizes.
     """
-    text = next(
-        text
-        for path in reversed(stored_below(EVIDENCE, "run.json"))
-        if len(text := read_text(path)) > 4e6
-    )
-    document = json.loads(text)
+    folders = (path.parent for path in reversed(stored_below(EVIDENCE, "run.json")))
+    run = next(run for run in map(load, folders) if run.noise and run.invariance)
     first = {}
     kept = []
-    for case in document["batchline"]["cases"]:
-        parts = parse_case_id(case["id"])
-        if parts["op"] not in _OPS or parts["batch"] not in _BATCHES:
+    for record in run.records:
+        if record.op not in _OPS or record.batch not in _BATCHES:
             continue
-        if first.setdefault(parts["op"], parts["scenario"]) == parts["scenario"]:
-            kept.append(case)
-    names = {case["id"] for case in kept}
-    document["batchline"]["cases"] = kept
-    document["benchmarks"] = [
-        bench for bench in document["benchmarks"] if bench["param"] in names
-    ]
-    for bench in document["benchmarks"]:
-        bench["stats"]["data"] = bench["stats"]["data"][:20]
+        if first.setdefault(record.op, record.scenario) == record.scenario:
+            kept.append(replace(record, samples_s=record.samples_s[:20]))
     scenarios = set(first.values())
-    for part in ("compiled", "invariance", "capacity"):
-        rows = document["batchline"][part]
-        document["batchline"][part] = [
-            row for row in rows if row.get("scenario") in scenarios
-        ][:20]
-    return document
+
+    def some(rows):
+        return tuple(row for row in rows if row.scenario in scenarios)[:20]
+
+    smaller = replace(
+        run,
+        records=tuple(kept),
+        compiled=replace(run.compiled, kernels=some(run.compiled.kernels)),
+        invariance=some(run.invariance),
+        capacity=replace(run.capacity, trials=some(run.capacity.trials)),
+    )
+    return {"format": formats.RUN.number, **formats.to_json(smaller)}
 
 
 def stored_run() -> dict:
@@ -259,7 +256,7 @@ def _history_line() -> dict:
 def _measured_case(document: dict) -> str:
     return next(
         case["id"]
-        for case in document["batchline"]["cases"]
+        for case in document["records"]
         if case["status"] == statuses.MEASURED
     )
 
@@ -267,9 +264,7 @@ def _measured_case(document: dict) -> str:
 def _run_of_here() -> dict:
     """The stored run, as if this machine had made it."""
     document = stored_run()
-    # Read before the seconds are counted that a command may take.
-    planned(document[formats.OURS]["profile"], "cpu")
-    machine = document["machine_info"][formats.OURS]
+    machine = document["machine"]
     machine["device_name"] = environment.device_name("cpu")
     machine["versions"] = {
         name: metadata.version(name) for name in machine["versions"] if name in VERSIONS

@@ -73,7 +73,7 @@ def test_a_history_takes_what_may_be_built_upon(tmp_path, one, kept):
 
 
 def test_tables_of_calls_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.records, "load", lambda folder: run(busy=9))
+    monkeypatch.setattr(command.run_json, "load", lambda folder: run(busy=9))
     with pytest.raises(
         UsageError,
         match="is no evidence: the machine was busy or throttled during 9 of 18 cases",

@@ -99,7 +99,7 @@ CHECKS = """
     import json, torch
     from batchline import kernels
     from batchline.bench.measure import audit, check, invariance
-    from batchline.bench.records import NotMeasured
+    from batchline.bench.statuses import NotMeasured
 
     op, said = kernels.ops["scaled_rows"], {}
     for variant in op.variants.values():

@@ -10,6 +10,11 @@ import torch
 
 from batchline import kernels
 from batchline.bench import besides, report
+from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
+from batchline.bench.measure import audit
+from batchline.bench.measure.isolation import WorkerLost
+from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
 from batchline.bench.measure.checking import audit
@@ -28,8 +33,10 @@ from tests.runs import run_of, save_document
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
-EVIDENCE = stored_below(
-    Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+EVIDENCE = sorted(
+    stored_below(
+        Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+    )
 )
 DECLARED = {
     op.name: DeclaredAudit(

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import report
+from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from batchline.bench.store import run_json
 from batchline.bench.store.files import stored_below
 from tests.comparisons import HOSTILE
 
-EVIDENCE = stored_below(
-    Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+EVIDENCE = sorted(
+    stored_below(
+        Path(__file__).resolve().parents[1] / "reports" / "evidence", "run.json"
+    )
 )
 WORDS = "a variant that needs a GPU and says so at some length, as they do "
 

@@ -55,11 +55,11 @@ ROOMS = {
     ),
     "store": (
         "bench.history",
-        "bench.journal",
+        "bench.store.journal",
         "bench.records",
-        "bench.regressions",
+        "bench.store.regressions",
         "bench.sealed",
-        "bench.selftests",
+        "bench.store.selftests",
         "bench.store",
         "bench.stored_files",
     ),
@@ -127,8 +127,8 @@ KNOWN_TO_GO = {
     ("bench.device_tables", "bench.verdicts"),
     ("bench.dispatch_tables", "bench.verdicts"),
     # signals and the console
-    ("bench.journal", "bench.console"),
-    ("bench.journal", "bench.stopping"),
+    ("bench.store.journal", "bench.console"),
+    ("bench.store.journal", "bench.stopping"),
     ("bench.measure", "bench.stopping"),
     # the command of the history, and where it is stored, are one file
     ("bench.history", "bench.report"),

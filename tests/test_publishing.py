@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import history, publishing, report
-from batchline.bench.store import files, journal, run_json
+from batchline.bench.store import benchmark_json, files, journal, run_json
 from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store.formats import OURS
 from batchline.bench.report import answer, ci, junit
@@ -72,7 +72,7 @@ def test_a_report_is_written_also_where_it_can_not_be_printed(
     stored, redirection, code, words
 ):
     done = subprocess.run(
-        f"{sys.executable} -m bench report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m batchline report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
         cwd=REPOSITORY,
@@ -123,6 +123,7 @@ def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
         (report.page, "write", "the page failed"),
         (junit, "junit_of_run", "junit.xml failed"),
         (report, "terminal", "the report on the terminal failed"),
+        (benchmark_json, "save", "benchmark.json failed"),
         (history, "append", "the history failed"),
         (ci, "step_summary", "the step's summary failed"),
         (ci, "announce", "the annotations failed"),
@@ -144,7 +145,7 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
         f"batchline: {what}: ZeroDivisionError: \ufffd on (at test_publishing.py:"
     )
     made = [(stored / name).exists() for name in PARTS]
-    assert made.count(False) == (module is not report and module not in (history, ci))
+    assert made.count(False) == (module not in (report, benchmark_json, history, ci))
     assert list((stored.parent / "history").glob("*.jsonl")) or module is history
     assert f"report: {stored / 'README.md'}" in printed.out
 

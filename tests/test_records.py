@@ -10,7 +10,17 @@ import pytest
 from batchline.bench.errors import UsageError
 from batchline.bench.statuses import MEASURED, NOT_HERE
 from batchline.bench.store import formats, load, run_json
-from batchline.bench.store.records import Noise, Record, Study
+from batchline.bench.store.records import (
+    AuditRow,
+    CompiledKernel,
+    Forecast,
+    InvarianceRow,
+    Noise,
+    Record,
+    Study,
+    WavesRow,
+)
+from batchline.bench.verdicts.latency_fit import Waves
 from tests.noise_evidence import noise
 from tests.runs import save_document
 
@@ -280,3 +290,24 @@ def test_a_study_is_stored_and_loaded(tmp_path):
     assert loaded == dataclasses.replace(study, noise=loaded.noise)
     assert loaded.noise["seconds"] == study.noise.seconds
     assert loaded.noise.workloads.keys() == study.noise.workloads.keys()
+
+
+def test_what_is_measured_has_its_place_in_the_records():
+    """A field that a measurement gains and its record lacks would end every run."""
+    from batchline.bench import budget
+    from batchline.bench.measure import audit, invariance
+    from batchline.bench.measure.codegen import Compiled
+
+    names = {
+        kind: {one.name for one in dataclasses.fields(kind)}
+        for kind in (Compiled, CompiledKernel, Waves, WavesRow, Forecast)
+    }
+    assert names[Compiled] <= names[CompiledKernel]
+    assert names[Waves] <= names[WavesRow]
+    subject = audit.Subject("op", "variant", "ours", None)
+    audited = formats.from_json(AuditRow, audit.row(subject, "float32"))
+    assert dict(audited) == audit.row(subject, "float32")
+    looked_at = invariance.row("op", "variant", "scenario", "float32", [1, 4])
+    assert formats.from_json(InvarianceRow, looked_at).batches == (1, 4)
+    forecast = budget.Forecast({}, frozenset(), 1.0, 2.0, 3.0)
+    assert set(forecast.as_dict()) == names[Forecast]

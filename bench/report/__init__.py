@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
 from batchline.bench.store.records import Run
 from batchline.bench.store.files import stored_below
 from batchline.bench.report import page, readme

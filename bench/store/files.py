@@ -93,7 +93,7 @@ def compress(path: Path) -> Path:
     bytes.
     """
     compressed = path.with_name(path.name + COMPRESSED)
-    compressed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    write_whole(compressed, path.read_text(encoding="utf-8"))
     path.unlink()
     return compressed
 
