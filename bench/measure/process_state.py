@@ -13,7 +13,6 @@ import functools
 import gc
 import os
 import pkgutil
-import resource
 import signal
 import sys
 import threading
@@ -22,12 +21,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from importlib.machinery import FileFinder
 
+try:
+    import resource
+except ImportError:  # on Windows, where nothing here is called
+    resource = None
+
 import torch
 
 import batchline
 from batchline import kernels
 
-_LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
+_LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
 _BY_LIBRARIES = (
     "TORCHINDUCTOR_",
     "_TORCHINDUCTOR_",
