@@ -23,7 +23,7 @@ model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.LayerNorm(3))
 meter = NoiseMeter(model, reduction="mean")
 with meter:
     model(torch.randn(8, 5)).square().sum(1).mean().backward()
-print(meter.reading.estimate)
+print(meter.reading.batch)
 """
 
 
@@ -265,7 +265,7 @@ def test_a_run_leaves_a_bench_of_others_alone(others):
     program(
         """
 from batchline.bench import selection
-assert selection.selected(["a/b", "c/d"], "c", "") == ["c/d"]
+assert selection.selected(["lion/a", "zebra/b"], "zebra", "") == ["zebra/b"]
 assert "bench" not in sys.modules
 """,
         others,
