@@ -15,9 +15,6 @@ from batchline.bench.store.files import blamed_on, read_text, stored_below
 from batchline.bench.store.records import Run
 from batchline.bench.verdicts import across_runs
 from batchline.bench.verdicts.across_runs import machine_differences, why_made_up
-from batchline.bench.verdicts import comparison
-from batchline.bench.verdicts.identity import machine_differences
-from batchline.bench.verdicts.usable import why_made_up
 
 SHOWN, NOTHING_TO_COMPARE = 0, 3
 STORED = (Path("reports", "runs"), Path("reports", "evidence"))

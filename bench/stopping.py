@@ -8,12 +8,12 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_OF_TERMINAL = (
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
+_OF_TERMINAL = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGQUIT")
+    if hasattr(signal, name)  # Windows has the first alone
 )  # sent to all processes of a terminal's foreground
+SIGNALS = (signal.SIGTERM, *_OF_TERMINAL)
 EXIT_CODE = 130  # of a command that was stopped
 
 

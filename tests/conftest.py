@@ -15,8 +15,8 @@ sys.dont_write_bytecode = False
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine import busy
+from batchline.bench.measure import stand_in  # noqa: E402
+from batchline.bench.measure.machine import busy  # noqa: E402
 from batchline.bench.measure.reading import catalogue  # noqa: E402
 from batchline.kernels.backends import interpreted  # noqa: E402
 from tests import gpu_sessions, shared  # noqa: E402

@@ -30,13 +30,9 @@ from tabulate import tabulate
 
 from batchline.__main__ import main
 from batchline.bench import dispatch, history, statuses
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.measure.machine import environment
-from batchline.bench.store import formats, run_json
-from batchline.bench.store.files import read_text, stored_below
 from batchline.bench.store import formats, load, run_json
 from batchline.bench.store.files import stored_below
-from batchline.bench.measure import environment
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
 
@@ -264,6 +260,8 @@ def _measured_case(document: dict) -> str:
 def _run_of_here() -> dict:
     """The stored run, as if this machine had made it."""
     document = stored_run()
+    # Read before the seconds are counted that a command may take.
+    planned(document["plan"]["profile"], "cpu")
     machine = document["machine"]
     machine["device_name"] = environment.device_name("cpu")
     machine["versions"] = {

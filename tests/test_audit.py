@@ -10,15 +10,10 @@ import torch
 
 from batchline import kernels
 from batchline.bench import besides, report
-from batchline.bench.store import run_json
-from batchline.bench.store.files import stored_below
-from batchline.bench.measure import audit
-from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
-from batchline.bench.measure.checking import audit
-from batchline.bench.measure.worker.isolation import WorkerLost
+from batchline.bench.measure.checking.audit import audit
+from batchline.bench.measure.worker.task import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
 from batchline.bench.report import audit as shown
 from batchline.bench.report import tables

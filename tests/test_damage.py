@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from batchline.__main__ import main
-from batchline.bench.store.files import read_text, stored_below
 from batchline.bench.store.files import stored_below
 from batchline.bench.store.run_json import FILE_NAME
 from tests import damage

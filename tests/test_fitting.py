@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import report
-from batchline.bench.store import run_json
-from batchline.bench.store.files import stored_below
 from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
 from batchline.bench.store import run_json
 from batchline.bench.store.files import stored_below

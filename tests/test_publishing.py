@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import history, publishing, report
-from batchline.bench.store import benchmark_json, files, journal, run_json
-from batchline.bench.statuses import FAILED, MEASURED
-from batchline.bench.store.formats import OURS
 from batchline.bench.report import answer, ci, junit
-from tests.test_records import document
+from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store import benchmark_json, files, journal, run_json
+from batchline.bench.store.formats import OURS
 from tests.runs import changed, save_document
+from tests.test_records import document
 from tests.trees import copy_sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]

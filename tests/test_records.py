@@ -8,6 +8,7 @@ import json
 import pytest
 
 from batchline.bench.errors import UsageError
+from batchline.bench.stats.occupancy import Waves
 from batchline.bench.statuses import MEASURED, NOT_HERE
 from batchline.bench.store import formats, load, run_json
 from batchline.bench.store.records import (
@@ -20,7 +21,6 @@ from batchline.bench.store.records import (
     Study,
     WavesRow,
 )
-from batchline.bench.verdicts.latency_fit import Waves
 from tests.noise_evidence import noise
 from tests.runs import save_document
 
@@ -295,8 +295,8 @@ def test_a_study_is_stored_and_loaded(tmp_path):
 def test_what_is_measured_has_its_place_in_the_records():
     """A field that a measurement gains and its record lacks would end every run."""
     from batchline.bench import budget
-    from batchline.bench.measure import audit, invariance
-    from batchline.bench.measure.codegen import Compiled
+    from batchline.bench.measure.checking import audit, steadiness
+    from batchline.bench.store.records import Compiled
 
     names = {
         kind: {one.name for one in dataclasses.fields(kind)}
@@ -307,7 +307,7 @@ def test_what_is_measured_has_its_place_in_the_records():
     subject = audit.Subject("op", "variant", "ours", None)
     audited = formats.from_json(AuditRow, audit.row(subject, "float32"))
     assert dict(audited) == audit.row(subject, "float32")
-    looked_at = invariance.row("op", "variant", "scenario", "float32", [1, 4])
+    looked_at = steadiness.row("op", "variant", "scenario", "float32", [1, 4])
     assert formats.from_json(InvarianceRow, looked_at).batches == (1, 4)
     forecast = budget.Forecast({}, frozenset(), 1.0, 2.0, 3.0)
     assert set(forecast.as_dict()) == names[Forecast]

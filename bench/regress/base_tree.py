@@ -9,7 +9,6 @@ is nothing to prune.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tarfile
@@ -54,7 +53,7 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
         with open(folder / _LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock_file(lock)
             tree = folder / "tree"
             tree.mkdir()
             _check_out(repository, commit, tree, folder / "index")
@@ -71,6 +70,13 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
             yield BaseTree(revision, commit, within)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock_file(file, wait: bool = True) -> None:
+    """Raises BlockingIOError where another process has it and this one does not wait."""
+    import fcntl  # not on Windows, where `batchline compare` reads this file too
+
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def commit_of(revision: str, repository: Path = _REPOSITORY) -> str:
@@ -180,7 +186,7 @@ def _is_abandoned(folder: Path) -> bool:
         return False
     with open(folder / _LOCK, "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_file(lock, wait=False)
         except BlockingIOError:
             return False
     return True

@@ -10,7 +10,6 @@ from pathlib import Path
 from batchline.bench.store import run_json
 from batchline.bench.store.files import stored_below
 from batchline.bench.store.records import Run
-from batchline.bench.store.files import stored_below
 from batchline.bench.report import page, readme
 from batchline.bench.report.answer import is_comparable
 from batchline.bench.report.readme import FILE_NAME, markdown, summary

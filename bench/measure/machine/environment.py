@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -46,9 +47,15 @@ def resolve_device(asked: str) -> str:
     """ "cpu" or "cuda" for "auto", "cpu", "cuda" or "stand-in".
 
     Raises:
-        ValueError: for another word, for "cuda" where torch sees no GPU, or for the
-            stand-in where it is not in its place.
+        ValueError: for another word, for "cuda" where torch sees no GPU, for the
+            stand-in where it is not in its place, or on a system that is not Linux.
     """
+    if sys.platform != "linux":
+        raise ValueError(
+            f"this needs Linux, and this is {platform.system()}: ops are read and measured in processes "
+            "that are forked, and watched through /proc (NoiseMeter and the commands that read what is "
+            "stored work here: report, compare, explain, history, advise --run)"
+        )
     if asked == stand_in.NAME and stand_in.is_on():
         return "cuda"
     if asked not in ("auto", "cpu", "cuda"):

@@ -8,10 +8,14 @@ import contextlib
 import multiprocessing
 import os
 import re
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # on Windows, where nothing here is called
+    resource = None
 
 import torch
 

@@ -17,7 +17,6 @@ import gc
 import importlib.util
 import os
 import pkgutil
-import resource
 import signal
 import sys
 import sysconfig
@@ -31,6 +30,11 @@ from pathlib import Path
 from time import (
     perf_counter as now_s,
 )  # as it is now, whatever a variant makes of time.perf_counter later
+
+try:
+    import resource
+except ImportError:  # on Windows, where nothing here is called
+    resource = None
 
 import torch
 
@@ -154,7 +158,7 @@ def _compiles(process: int) -> bool:
     return True  # it has ended
 
 
-_LIMITS = sorted(name for name in vars(resource) if name.startswith("RLIMIT_"))
+_LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
 _BY_LIBRARIES = (
     "TORCHINDUCTOR_",
     "_TORCHINDUCTOR_",
