@@ -36,11 +36,6 @@ try:
 except ImportError:  # on Windows, where nothing here is called
     resource = None
 
-try:
-    import resource
-except ImportError:  # on Windows, where nothing here is called
-    resource = None
-
 import torch
 
 import batchline
