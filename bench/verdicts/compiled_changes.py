@@ -44,8 +44,8 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One fact of a kernel that is another one: its name, what to say, and whether that
-    is WORSE, BETTER or OPEN.
+    """One fact of a kernel that differs: its name, a text that says how, and whether
+    that is WORSE, BETTER or OPEN.
     """
 
     fact: str
@@ -61,8 +61,8 @@ def why_no_code(row: Mapping) -> str | None:
 
 
 def without_code(row: Mapping) -> Change:
-    """What a row says that has no compiled kernel: one that does not compile is worse,
-    one may be declined for good.
+    """The change to a row that has no compiled kernel. One that does not compile is
+    worse; a declined one may have been declined for a good reason.
     """
     return Change(
         "error" if row.get("error") else "declined",
@@ -374,8 +374,8 @@ def _launch(row: Mapping) -> tuple:
 
 
 def _moved_place(kind: str, config: str, elsewhere: Mapping | None) -> str:
-    """A launch is compiled once, for the first scenario that has it; it may only have
-    another one now.
+    """Where a new or a gone launch is on the other side. A launch is compiled once, for
+    the first scenario that has it, and that may be another one now.
     """
     if elsewhere is None:
         return f"{kind}: {config}"
@@ -437,8 +437,8 @@ def _without(rows: Sequence[Mapping], others: Sequence[Mapping]) -> list[Mapping
 
 
 def _key(row: Mapping) -> str:
-    """Rows are equal where one lacks what is None in the other: a fact that is new, and
-    there is none.
+    """The row without its facts that are None: an older row may lack a fact that is
+    None in a newer one.
     """
     return json.dumps(
         {name: fact for name, fact in row.items() if fact is not None}, sort_keys=True
