@@ -227,8 +227,8 @@ def _optimizer_s(optimizer_s: float | None, curve: Curve) -> float:
 
 
 def _cautious(noise: NoiseEstimate) -> float:
-    """The φ of a cost that is not to be understated: the estimate, or the low end of
-    one that has no high end.
+    """The φ by which a cost is not understated: the estimate, or the low end of one
+    that has no high end.
     """
     return noise.scale.simple if noise.answer == BOUNDED else noise.simple.low
 

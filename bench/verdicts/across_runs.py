@@ -76,15 +76,16 @@ _MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, 
 
 
 def why_made_up(machine: Mapping) -> str | None:
-    """Why times of this machine (bench.measure.machine.environment.machine) are none, or None:
-    it was the stand-in for a GPU.
+    """Why times of this machine (bench.measure.machine.environment) mean nothing, or
+    None: it was the stand-in for a GPU.
     """
     return machine.get("stand_in")
 
 
 def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
-    """Why not: its GPU was no GPU, it was stopped, or the machine was busy or throttled
-    in a good part of its cases; or None. With `made_up_too` times that were made up do.
+    """Why the run's times may not be built upon, or None: its GPU was a stand-in, it
+    was stopped, or the machine was busy or throttled in many of its cases. With
+    `made_up_too` the times of a stand-in are accepted.
     """
     if not made_up_too and (why := why_made_up(run.machine)):
         return why

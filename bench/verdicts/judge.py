@@ -158,8 +158,8 @@ class Findings:
 
     @cached_property
     def comparison(self) -> Comparison | Missing:
-        """This run case by case beside the one before; that may be damaged, and this
-        one's report is not the worse for it.
+        """This run case by case beside the one before, or why they can't be compared:
+        the one before may be damaged, and that must not stop this one's report.
         """
         if self.before is None:
             return Missing("there is no run before it")

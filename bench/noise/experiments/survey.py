@@ -350,8 +350,8 @@ def _samples(
 
 @dataclass(frozen=True)
 class _Step:
-    """A training step on one batch; it gives back the memory of its gradients, which
-    every step makes anew.
+    """A training step on one batch; it frees its gradients, which every step makes
+    anew.
     """
 
     workload: Workload
