@@ -20,15 +20,15 @@ import numpy as np
 from scipy.special import ndtri
 
 from batchline.bench.noise.advice import (
-    Accumulation,
-    Advice,
     COST,
     MEMORY,
     NOISE,
     NOTHING,
+    STEP_TIME,
+    Accumulation,
+    Advice,
     Point,
     Regret,
-    STEP_TIME,
     StepLaw,
 )
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight

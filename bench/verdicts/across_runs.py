@@ -13,11 +13,11 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from batchline.bench.stats import intervals
+from batchline.bench.stats.change_points import LEAST_RUNS, ChangePoint, change_points
 from batchline.bench.statuses import MEASURED, is_machines_fault
 from batchline.bench.store.records import Record, Run
 from batchline.bench.store.regressions import LATENCY
-from batchline.bench.stats import intervals
-from batchline.bench.stats.change_points import ChangePoint, LEAST_RUNS, change_points
 from batchline.bench.verdicts.gate import floor
 
 TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")

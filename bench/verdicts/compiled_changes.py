@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from batchline.bench import units
 from batchline.bench.missing import Missing
-from batchline.bench.stats.occupancy import Occupancy, REGISTERS, SHARED, occupancy
+from batchline.bench.stats.occupancy import REGISTERS, SHARED, Occupancy, occupancy
 
 WORSE = "worse"
 OPEN = "a GPU must say"

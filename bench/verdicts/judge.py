@@ -12,11 +12,11 @@ from functools import cached_property
 
 from batchline.bench import texts
 from batchline.bench.missing import Missing
-from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.stats import roofline
 from batchline.bench.stats.occupancy import Waves
 from batchline.bench.stats.roofline import Bound
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import across_runs, choosing, crossovers, laws, ranking
 from batchline.bench.verdicts.across_runs import Comparison
 from batchline.bench.verdicts.choosing import Invariance, Price

@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from batchline.bench.missing import Missing
-from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.stats.fits import (
     GOOD_FIT,
     LatencyFit,
@@ -29,6 +27,8 @@ from batchline.bench.stats.fits import (
 )
 from batchline.bench.stats.intervals import Interval
 from batchline.bench.stats.occupancy import Waves
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 
 LEAST_BATCHES = 4  # a line through fewer has no scatter to judge it by
 SATURATED = 0.9  # of the best throughput

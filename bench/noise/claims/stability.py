@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
-    Finding,
     HOLDS,
     NOT_DECIDED,
+    Finding,
     Table,
     Verdict,
     conclude,
