@@ -216,7 +216,7 @@ from kernels import CUDAProperties
 assert bench.theirs and kernels.layer.CUDAProperties is CUDAProperties
 """
 OURS = """
-import batchline.kernels, batchline.bench.records
+import batchline.kernels, batchline.bench.store.records
 assert "bmm" in batchline.kernels.ops and batchline.kernels.ops["bmm"].baseline
 """
 

@@ -24,6 +24,7 @@ from batchline.bench.report import (
 from batchline.bench.report.terminal import latencies
 from batchline.bench.verdicts import choosing, crossovers, ranking
 from batchline.kernels.op import Variant
+from tests.runs import run_of
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 MODULES = [
@@ -161,7 +162,7 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
     assert ranking.over_opponent(exempt, "bmm/torch_cheat") is None
     assert ranking.over_rung_below(exempt, "bmm/torch_cheat", "bmm/torch_bmm") is None
     assert ranking.over_opponent(exempt, "bmm/triton_honest").mean == pytest.approx(2)
-    run = Run(
+    run = run_of(
         {
             "variants": {
                 "bmm/torch_cheat": {
@@ -343,7 +344,7 @@ def _run(**about):
     never = Record(
         "bmm", "numba_never", "tiny_16", "float32", 1, NOT_HERE, "needs CUDA"
     )
-    return Run(
+    return run_of(
         {
             "variants": variants,
             "compiled": [
@@ -384,7 +385,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
     ]
     run = _run()
     lines = shown.table(
-        Run(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
+        run_of(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
     ).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
@@ -395,7 +396,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
-    on_a100 = Run(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
+    on_a100 = run_of(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
     assert "sm_80 float16: 90 regs" in shown.table(on_a100, "bmm", tables.MARKDOWN)
 
 
@@ -480,7 +481,7 @@ def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
         "compiled, not yet run"
         in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
     )
-    on_a_gpu = Run(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
+    on_a_gpu = run_of(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
     assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
 
 
@@ -497,7 +498,7 @@ def test_where_configurations_came_from_is_said():
         "measured": "2026-01-02",
         "seconds": 12,
     }
-    run = Run(
+    run = run_of(
         {"tuning": {"bmm": found}},
         {},
         (_tuned("tuned"), _tuned("tuned"), _tuned("rule")),
@@ -510,10 +511,10 @@ def test_where_configurations_came_from_is_said():
         "0",
         "1",
     ]
-    without = Run(
+    without = run_of(
         {"tuning": {"bmm": found | {"measured": None}}}, {}, (_tuned("rule"),)
     )
     assert "There is no `kernels/bmm/tuning/some.json`" in shown.configurations(
         without, "bmm", tables.MARKDOWN
     )
-    assert shown.configurations(Run({}, {}, ()), "bmm", tables.MARKDOWN) is None
+    assert shown.configurations(run_of({}, {}, ()), "bmm", tables.MARKDOWN) is None
