@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from batchline.bench.report import ci
-from batchline.bench.report import codegen as report
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render import github
 from batchline.bench.sealed import SealBroken
 from batchline.bench.verdicts import codegen as verdicts
 
@@ -80,7 +80,11 @@ def codegen(pin: bool, everything: bool) -> int:
             job: {"sources": sources[job], "kernels": fresh.rows[job]}
             for job in changed
         }
-        print("\n\n".join([*([report.terminal(moved)] if pinned else []), compiled]))
+        print(
+            "\n\n".join(
+                [*([report.moves_on_terminal(moved)] if pinned else []), compiled]
+            )
+        )
         print(f"pinned in {pins.save(kept | new).relative_to(pins.FOLDER.parents[1])}")
         return CLEAN
     details = {variant.id for variant in found.variants if variant.detail}
@@ -94,11 +98,13 @@ def codegen(pin: bool, everything: bool) -> int:
 
 def _tell(moved: Sequence[verdicts.Move], advice: Sequence[str], compiled: str) -> None:
     """The table and what to do now, to the terminal and to GitHub."""
-    print("\n\n".join([report.terminal(moved), *advice, compiled]))
-    ci.step_summary(
-        "\n\n".join(["## Compiled code", report.markdown(moved), *advice, compiled])
+    print("\n\n".join([report.moves_on_terminal(moved), *advice, compiled]))
+    github.step_summary(
+        "\n\n".join(
+            ["## Compiled code", report.moves_on_github(moved), *advice, compiled]
+        )
     )
-    ci.announce("error", report.annotations(moved))
+    github.announce("error", report.move_annotations(moved))
 
 
 def _advice(
@@ -140,11 +146,11 @@ def _refused(faults: Sequence[str]) -> int:
         sep="\n  ",
         file=sys.stderr,
     )
-    ci.announce("error", [("codegen: parted warps", "\n".join(faults))])
+    github.announce("error", [("codegen: parted warps", "\n".join(faults))])
     return WRONG
 
 
 def _not_compared(why: str) -> int:
     print(f"batchline: {why}", file=sys.stderr)
-    ci.announce("error", [("codegen", why)])
+    github.announce("error", [("codegen", why)])
     return NOT_COMPARED

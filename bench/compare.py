@@ -11,7 +11,7 @@ from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.records import Run
 from batchline.bench.regress.base_tree import commit_of
-from batchline.bench.report.comparison import terminal
+from batchline.bench.report.two_runs import terminal
 from batchline.bench.stored_files import blamed_on
 from batchline.bench.verdicts import comparison
 from batchline.bench.verdicts.identity import machine_differences

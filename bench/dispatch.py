@@ -30,8 +30,8 @@ from batchline.bench.records import (
     case_id,
     is_broken,
 )
-from batchline.bench.report import dispatch as report
-from batchline.bench.report.fitting import wrapped
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render.terminal import wrapped
 from batchline.bench.selection import selected
 from batchline.bench.stored_files import blamed_on
 from batchline.bench.verdicts.dispatch import Called
@@ -102,7 +102,7 @@ def dispatch(
         )
         return NOT_MEASURED
     print(
-        report.terminal(
+        report.calls_on_terminal(
             list(called.values()), [one for one in refuted if one.is_slower]
         )
     )

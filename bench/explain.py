@@ -10,7 +10,7 @@ from pathlib import Path
 from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.records import NOT_REACHED, Run
-from batchline.bench.report import explain as report
+from batchline.bench.report import one_case as report
 from batchline.bench.stored_files import blamed_on
 
 RUNS = (

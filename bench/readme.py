@@ -16,7 +16,8 @@ from pathlib import Path
 
 from batchline.bench import records
 from batchline.bench.errors import UsageError
-from batchline.bench.report import page, shown
+from batchline.bench.report import RunReport, shown
+from batchline.bench.report.render import html
 
 CLEAN, STALE = 0, 1
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -96,12 +97,12 @@ def _screenshot(folder: Path) -> bytes:
         from playwright.sync_api import sync_playwright
     except ImportError:
         chromium = None
-    if chromium is None or page.why_no_page():
+    if chromium is None or html.why_no_page():
         raise UsageError(
             "a screenshot takes Chromium, playwright, plotly and jinja2: one of them is missing here"
         )
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
-        path = page.write(records.load(folder), Path(scratch))
+        path = html.write(RunReport(records.load(folder)), Path(scratch))
         browser = driver.chromium.launch(executable_path=chromium)
         tab = browser.new_page(viewport=_WINDOW, color_scheme="light")
         tab.goto(path.as_uri())

@@ -25,7 +25,7 @@ from batchline.bench.measure.ahead.folder import kernels_folder
 from batchline.bench.measure.isolation import Isolation
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
 from batchline.bench.records import MEASURED, NOT_REACHED, Run, is_broken
-from batchline.bench.report import run_in_ci
+from batchline.bench.report.sections.checks import impossible
 from batchline.bench.stopping import put_off
 
 NOTHING_MEASURED = 3
@@ -194,8 +194,4 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
         is_broken(record.status, record.reason) for record in run.records
     )
     broken = broken or bool(run.about.get("broken_files"))
-    return (
-        BROKEN_CASES
-        if broken or any(run_in_ci.impossible(run)) or not published
-        else CLEAN
-    )
+    return BROKEN_CASES if broken or impossible(run) or not published else CLEAN

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from batchline.bench import publishing, records, texts
+from batchline.bench import publishing, records, report, texts
 from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
 from batchline.bench.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.report import training
-from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.report.render.terminal import render_parts
+from batchline.bench.report.sections.advisor import advise_on
 from batchline.bench.stopping import put_off
 from batchline.bench.stored_files import blamed_on, read_json
 from batchline.bench.verdicts.usable import why_made_up
@@ -143,7 +143,7 @@ def _print_advice(
             )
             continue
         print(
-            f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n"
+            f"{name}: {chosen['title']}\n\n{render_parts(advise_on(chosen, batch, cost_cap))}\n"
         )
     advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
     return CLEAN if advised else NOT_MEASURED
@@ -227,15 +227,17 @@ def write(study: Mapping, folder: Path) -> bool:
             lambda place: _store(study, place), folder, "advise --run"
         )
     parts = publishing.Parts()
-    figures = parts.attempt(
+    drawn = parts.attempt(
         "drawing the plots",
-        lambda: training.draw(study["noise"], study["sweep"], study["machine"], folder),
-        {},
+        lambda: report.draw_training(
+            study["noise"], study["sweep"], study["machine"], folder
+        ),
+        set(),
     )
     parts.attempt(
         "README.md",
         lambda: (folder / "README.md").write_text(
-            _markdown(study, figures), encoding="utf-8"
+            _markdown(study, drawn), encoding="utf-8"
         ),
     )
     parts.attempt("the report on the terminal", lambda: print(_terminal(study)))
@@ -243,7 +245,7 @@ def write(study: Mapping, folder: Path) -> bool:
     return parts.complete
 
 
-def _markdown(study: Mapping, figures: Mapping) -> str:
+def _markdown(study: Mapping, drawn: set[str]) -> str:
     title = (
         f"# Batchline: what the batch size does to training, on {study['machine']['device_name']}, "
         f"{study['started'][:10]}"
@@ -257,13 +259,14 @@ def _markdown(study: Mapping, figures: Mapping) -> str:
         f"The noise was measured in {study['noise']['seconds']:.0f} s, profile {study['profile']}, begun "
         f"{study['started']}."
     )
-    text = training.markdown(study["noise"], study["sweep"], study["machine"], figures)
-    return "\n\n".join([title, *partial, measured, *text]) + "\n"
+    text = report.training_readme(
+        study["noise"], study["sweep"], study["machine"], drawn
+    )
+    return "\n\n".join([title, *partial, measured, text]) + "\n"
 
 
 def _terminal(study: Mapping) -> str:
-    parts = training.terminal(study["noise"], study["sweep"], study["machine"])
-    return "\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in parts)
+    return report.training_on_terminal(study["noise"], study["sweep"], study["machine"])
 
 
 def _store(study: Mapping, folder: Path) -> None:

@@ -13,7 +13,6 @@ from tabulate import tabulate
 
 from batchline.bench import publishing, records, report, study, texts, units
 from batchline.bench.cases import CLOCKS as CLOCKS_OF
-from batchline.bench.report import training
 from batchline.bench.stored_files import read_json
 
 CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
@@ -151,10 +150,10 @@ def show_cases(asked) -> Shown:
     """
     (folder,) = (asked.work / "runs").iterdir()
     run = publishing.recovered(folder)
-    text = "\n\n".join(
-        report.markdown(run, {}, "`make report` draws them from the run.json here")
+    text = report.whole_readme(
+        report.RunReport(run), "`make report` draws them from the run.json here"
     )
-    (folder / REPORT).write_text(f"{text}\n", encoding="utf-8")
+    (folder / REPORT).write_text(text, encoding="utf-8")
     summary = (
         f"{report.summary(run)}: [{REPORT}]({REPORT}), every sample in "
         f"[{records.FILE_NAME}]({records.FILE_NAME})."
@@ -169,8 +168,10 @@ def show_noise(asked) -> Shown:
     (folder,) = (asked.work / "noise").iterdir()
     path = folder / study.FILE_NAME
     document = read_json(path)
-    parts = training.terminal(document["noise"], document["sweep"], document["machine"])
-    return Shown("\n\n".join(["```", *parts, "```"]), files={study.FILE_NAME: path})
+    text = report.training_on_terminal(
+        document["noise"], document["sweep"], document["machine"]
+    )
+    return Shown("\n\n".join(["```", text, "```"]), files={study.FILE_NAME: path})
 
 
 def show_dispatch(asked) -> Shown:

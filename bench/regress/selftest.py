@@ -22,8 +22,8 @@ from batchline.bench.regress import known_noise, staged
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from batchline.bench.regress.staged import Family
 from batchline.bench.regressions import LATENCY
-from batchline.bench.report import selftest as report
-from batchline.bench.report.fitting import TERMINAL
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render.terminal import render_table
 from batchline.bench.selection import selected
 from batchline.bench.selftests import NOTHING, Finding, Selftest
 from batchline.bench.stopping import put_off
@@ -197,7 +197,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
     noise = {
         case: value
         for case in found.cases
-        if (value := report.noise(found.of(case, NOTHING))) is not None
+        if (value := report.noise_of_cases(found.of(case, NOTHING))) is not None
     }
     stored = []
     with put_off():
@@ -213,7 +213,10 @@ def _publish(found: Selftest, folder: Path | None) -> int:
             stored.append(f"stored: {place / selftests.FILE_NAME}")
     print(
         "\n".join(
-            [f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}", *stored]
+            [
+                f"{render_table(report.selftest_table(found))}\n\n{report.summarize_selftest(found)}",
+                *stored,
+            ]
         )
     )
     if found.about["ended"]:

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from batchline.bench import records, selftests
 from batchline.bench.records import Run
-from batchline.bench.report import crossovers, ladder, plots, selftest, tables
-from batchline.bench.report.blocks import Table, blocks
-from batchline.bench.report.tables import MARKDOWN
+from batchline.bench.report import figures
+from batchline.bench.report.document import table, tables
+from batchline.bench.report.findings import Findings
+from batchline.bench.report.of_commands import selftest_table, summarize_selftest
+from batchline.bench.report.render.markdown import render_parts, render_table
+from batchline.bench.report.sections import choices, ladder, ops
 
 SCREENSHOT = "page.png"
 _KEYWORD = b"batchline-run"  # of the PNG's text chunk that says which run it shows
@@ -40,10 +43,10 @@ def shown(kind: str, folder: Path, link: str, what: str) -> str:
 
 def _problem(folder: Path, link: str, what: str) -> str:
     run = records.load(folder)
-    table = tables.comparison(_group(run, what), MARKDOWN, run.about["ceilings"])
-    if table is None:
+    parts = ops.comparison(_group(run, what), run.about["ceilings"])
+    if not parts:
         raise ValueError(f"nothing of {what} was timed in {folder}")
-    return table
+    return "\n\n".join(render_parts(parts))
 
 
 def _group(run: Run, what: str) -> list:
@@ -58,11 +61,11 @@ def _ladder(folder: Path, link: str, what: str) -> str:
     op, _, names = what.partition(": ")
     rungs = names.split(", ")
     run = records.load(folder)
-    (table,) = blocks(lambda style: ladder.table(run, op, style, compiled=False))
-    kept = [row for row in table.rows if row[0].lstrip("· ") in rungs]
+    whole = ladder.rungs(run, Findings(run), op, compiled=False)
+    kept = [row for row in whole.rows if row[0].lstrip("· ") in rungs]
     if len(kept) != len(rungs):
         raise ValueError(f"the ladder of {op} in {folder} has not all of {names}")
-    return MARKDOWN.render(table.headers, kept)
+    return render_table(table(whole.columns, kept))
 
 
 def _choices(folder: Path, link: str, what: str) -> str:
@@ -71,25 +74,21 @@ def _choices(folder: Path, link: str, what: str) -> str:
     """
     op, _, dtype = what.partition("/")
     run = records.load(folder)
-    found = [
-        block
-        for block in blocks(lambda style: crossovers.table(run, style))
-        if isinstance(block, Table)
-    ]
+    section = choices.choices(run, Findings(run))
     rows = [
         [row[1].partition(" · ")[0], *row[2:]]
-        for table in found
-        for row in table.rows
+        for whole in tables(section.parts if section else ())
+        for row in whole.rows
         if row[0] == op and row[1].endswith(f" · {dtype}")
     ]
     if not rows:
         raise ValueError(f"no choice among the variants of {what} in {folder}")
-    return MARKDOWN.render(["scenario", "use", "meet at B*"], rows)
+    return render_table(table(["scenario", "use", "meet at B*"], rows))
 
 
 def _plot(folder: Path, link: str, what: str) -> str:
     op, scenario, dtype = what.split("/")
-    name = plots.name_of(op, scenario, dtype)
+    name = figures.name_of(op, scenario, dtype)
     if not (folder / f"{name}.png").exists():
         raise ValueError(
             f"{folder} has no {name}.png: `make report RUN={folder}` draws it"
@@ -108,7 +107,7 @@ def _screenshot(folder: Path, link: str, what: str) -> str:
 
 def _selftest(folder: Path, link: str, what: str) -> str:
     found = selftests.load(folder)
-    return f"{selftest.table(found, MARKDOWN)}\n\n> {selftest.answer(found)}"
+    return f"{render_table(selftest_table(found))}\n\n> {summarize_selftest(found)}"
 
 
 KINDS: Mapping[str, Callable[[Path, str, str], str]] = {
