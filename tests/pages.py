@@ -159,3 +159,22 @@ def hostile():
         "idea": HOSTILE
     }
     return run
+
+
+def a_large_run():
+    """A run of one op with 20 scenarios of 10 variants at 13 batches, all timed."""
+
+    def named(count, what):
+        return [f"a_rather_long_name_of_{what}_{number}" for number in range(count)]
+
+    run = replace(
+        a_run(),
+        records=tuple(
+            timed(variant, 2**k, 1e-6 * 2**k, scenario)
+            for scenario in named(20, "scenario")
+            for variant in named(10, "variant")
+            for k in range(13)
+        ),
+    )
+    run.about["scenarios"]["bmm"] |= dict.fromkeys(named(20, "scenario"), "")
+    return run

@@ -14,10 +14,11 @@ from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
 from batchline.bench.records import CRASHED, MEASURED, OURS, Record, Run
-from batchline.bench.report import audit as shown
-from batchline.bench.report import tables
+from batchline.bench.report.sections import checks
 from batchline.bench.run import _exit_code
 from batchline.kernels.op import Variant
+from batchline.bench.report.document import Place, kept
+from tests.documents import in_markdown, readme, section
 from tests.test_records import document
 
 GRAD, LAYER = kernels.ops["grad_stats"], kernels.ops["wgrad_stats"]
@@ -254,7 +255,7 @@ def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
     records.save(tmp_path, audited)
     run = records.load(tmp_path)
     assert run.about["audit"] == audited[OURS]["audit"]
-    report.write(run, tmp_path)
+    report.write(report.RunReport(run), tmp_path)
     text = (
         (tmp_path / "README.md")
         .read_text()
@@ -287,7 +288,7 @@ def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
     )
     assert (
         "wgrad_stats: cancelling tokens: the worst is gram_in_own_dtype"
-        in report.terminal(run)
+        in report.terminal(report.RunReport(run))
     )
 
 
@@ -324,7 +325,7 @@ def _row(**changes):
     ],
 )
 def test_a_cell_is_the_worst_error_and_the_noise_scales(row, cell):
-    table = shown.section(records.Run({"audit": [row]}, {}, ()), tables.MARKDOWN)
+    table = in_markdown(section(checks.numerics, records.Run({"audit": [row]}, {}, ())))
     assert f"| v · float32 | {cell} " in table
 
 
@@ -336,7 +337,9 @@ def test_findings_tell_the_worst_ours_and_the_best():
         _row(variant="gives_less", noise_scale=None, n=None),
         _row(condition=None, failed="it crashed"),
     ]
-    assert shown.findings(records.Run({"audit": rows}, {}, ())).splitlines() == [
+    numerics = section(checks.numerics, records.Run({"audit": rows}, {}, ()))
+    (lines,) = (part for part in kept(numerics.parts, Place.TERMINAL))
+    assert list(lines.lines) == [
         "o: well: the worst is w · float32 (not of this suite), n wrong by 50%; the worst of this suite's v · float32, "
         "scale wrong by 10%; the best x · bfloat16, scale 2e-6.",
         "o: v · float32 failed: it crashed.",
@@ -346,7 +349,7 @@ def test_findings_tell_the_worst_ours_and_the_best():
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.parent.name)
 def test_a_run_from_before_the_audit_still_renders(path):
     run = records.load(path.parent)
-    paragraphs = list(report.markdown(run, {}, "none wanted"))
+    paragraphs = readme(run, missing="none wanted").split("\n\n")
     assert len(paragraphs) > 10
     assert ("## Numerics" in "".join(paragraphs)) == bool(run.about.get("audit"))
-    assert report.terminal(run)
+    assert report.terminal(report.RunReport(run))

@@ -10,7 +10,7 @@ import pytest
 from batchline.bench import compare as command
 from batchline.bench import records
 from batchline.bench.errors import UsageError
-from batchline.bench.report.comparison import COLUMNS, terminal
+from batchline.bench.report.two_runs import COLUMNS, terminal
 from batchline.bench.verdicts.comparison import compare
 from tests.test_records import document
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench.records import MEASURED, Record
-from batchline.bench.report import crossover as shown
+from batchline.bench.report.sections import choices
 from batchline.bench.verdicts import crossover
 
 SIZES = {f"T{tokens}": {"T": tokens, "I": 512, "O": 512} for tokens in (1, 4, 16, 64)}
@@ -50,11 +50,11 @@ def test_the_predicted_range():
 
 def test_one_that_leads_throughout_is_said():
     assert (
-        shown._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
+        choices._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
         == "fused leads from T=1 on"
     )
     assert (
-        shown._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
+        choices._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
         == "ghost leads up to T=64"
     )
 

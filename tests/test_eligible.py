@@ -13,11 +13,13 @@ from batchline.bench.measure.runner import Runner
 from batchline.bench.measure.sampling import Effort
 from batchline.bench.measure.task import Task
 from batchline.bench.records import FAILED, MEASURED, Record, Run
-from batchline.bench.report import ladder as ladder_report
-from batchline.bench.report import page_data, tables
-from batchline.bench.report.terminal import latencies
+from batchline.bench.report import page_plots
+from batchline.bench.report.findings import Findings
+from batchline.bench.report.sections import ladder as ladder_report
+from batchline.bench.report.sections import ops
 from batchline.bench.verdicts import crossovers, dispatch, eligible, ladder
 from batchline.kernels.op import Variant
+from tests.documents import in_markdown, on_terminal
 from tests import wrong_kernels
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
@@ -171,7 +173,7 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
         {},
         tuple(exempt),
     )
-    row = ladder_report.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
+    row = in_markdown(ladder_report.rungs(run, Findings(run), "bmm")).splitlines()[-1]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "torch_cheat",
         "",
@@ -183,15 +185,15 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
 
 def test_its_time_is_shown_with_a_mark_and_the_reason_and_the_star_is_anothers(exempt):
     why = eligible.why_unranked(exempt[2])
-    table = tables.comparison(exempt, tables.MARKDOWN)
+    table = in_markdown(*ops.comparison(exempt))
     assert "200 ns † · memory n/a" in table and "**1.00 µs** · 2.00x" in table
     assert table.endswith(f"† not ranked: torch_cheat ({why})")
-    shown = latencies(exempt)
+    shown = on_terminal(*ops.latencies(exempt))
     assert (
         "200ns†" in shown and "1.00µs*" in shown and "not ranked: torch_cheat" in shown
     )
     curves = {
-        curve["name"]: curve for curve in page_data._problem(exempt, None)["curves"]
+        curve["name"]: curve for curve in page_plots._problem(exempt, None)["curves"]
     }
     assert (
         curves["torch_cheat"]["speedup"] == [None] * 3

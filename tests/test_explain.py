@@ -10,7 +10,7 @@ from batchline.bench import explain as command
 from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.records import NOT_HERE, NOT_REACHED
-from batchline.bench.report.explain import screen
+from batchline.bench.report.one_case import screen
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records

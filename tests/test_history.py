@@ -11,7 +11,7 @@ import pytest
 
 from batchline.bench import history, records
 from batchline.bench.errors import UsageError
-from batchline.bench.report import otava
+from batchline.bench.report import over_time
 from batchline.bench.verdicts import trends
 from tests.test_records import document
 
@@ -234,8 +234,8 @@ def test_otava_gets_a_full_table_a_set_of_runs(tmp_path):
         entry.cases[other.replace("B8", "B16")] = entry.cases[CASE]
     for entry in entries[4:]:
         entry.cases[other] = entry.cases[CASE]
-    otava.write(trends.groups(entries)[0], tmp_path)
-    tests = json.loads((tmp_path / otava.CONFIG).read_text())["tests"]
+    over_time.write_otava(trends.groups(entries)[0], tmp_path)
+    tests = json.loads((tmp_path / over_time.OTAVA_CONFIG).read_text())["tests"]
     assert {name: list(test["metrics"]) for name, test in tests.items()} == {
         "bmm-torch_bmm-tiny_16-float32": ["B4_host_s", "B16_host_s"],
         "bmm-torch_bmm-tiny_16-float32-2": ["B8_host_s"],

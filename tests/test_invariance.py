@@ -12,10 +12,10 @@ from batchline.bench import besides
 from batchline.bench.measure import invariance
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.records import CRASHED, OURS
-from batchline.bench.report import invariance as shown
-from batchline.bench.report.tables import PLAIN
+from batchline.bench.report.sections import checks
 from batchline.bench.verdicts.invariance import by_variant, prices
 from batchline.kernels.op import Variant
+from tests.documents import on_terminal, section
 from tests.pages import a_run, timed, with_records
 from tests.pages import invariance as row
 from tests.test_records import document
@@ -142,7 +142,7 @@ def test_the_price_is_the_fastest_invariant_over_the_fastest():
 
 
 def test_the_section():
-    text = shown.section(run(), PLAIN)
+    text = on_terminal(section(checks.invariance, run()))
     table = {
         line.split()[0]: line for line in text.splitlines() if line.startswith("bmm/")
     }
@@ -156,7 +156,7 @@ def test_the_section():
         "costs 1.22x (geometric mean over 2 problems), 1.50x at most (tiny_16 B=1). On 1 problems no"
         in text
     )
-    assert shown.section(a_run(), PLAIN) is None
+    assert section(checks.invariance, a_run()) is None
 
 
 class Worker:

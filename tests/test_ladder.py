@@ -13,9 +13,10 @@ from batchline.bench.records import (
     Record,
     Run,
 )
-from batchline.bench.report import ladder as shown
-from batchline.bench.report import static, tables
+from batchline.bench.report.findings import Findings
+from batchline.bench.report.sections import ladder as shown
 from batchline.bench.verdicts import ladder
+from tests.documents import in_markdown, on_terminal
 from tests.test_records import compiled_row
 
 
@@ -48,6 +49,10 @@ RECORDS = [
     _record("triton_low", 256, 4e-6),
     _record("triton_high", 256, 1e-9, FAILED),
 ]
+
+
+def _rungs(run):
+    return shown.rungs(run, Findings(run), "bmm")
 
 
 def test_the_opponent_is_the_fastest_of_pytorchs_on_each_problem():
@@ -126,7 +131,7 @@ def _run(**about):
 
 
 def test_the_table_has_each_rung_with_its_idea_its_gains_and_its_facts():
-    lines = shown.table(_run(), "bmm", tables.MARKDOWN).splitlines()[2:]
+    lines = in_markdown(_rungs(_run())).splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows] == [
         "torch_a",
@@ -150,9 +155,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
         for batch, status in ((1, UNSUPPORTED), (64, WRONG))
     ]
     run = _run()
-    lines = shown.table(
-        Run(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
-    ).splitlines()
+    lines = in_markdown(_rungs(Run(run.about, {}, tuple(wrong)))).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
         "wrong",
@@ -163,13 +166,13 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
     on_a100 = Run(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
-    assert "sm_80 float16: 90 regs" in shown.table(on_a100, "bmm", tables.MARKDOWN)
+    assert "sm_80 float16: 90 regs" in in_markdown(_rungs(on_a100))
 
 
 def test_the_verdict_names_what_spills_and_where_warps_are_specialised():
-    clean = static.verdict(_run())
+    clean = shown.summarize_compiled(_run())
     assert clean == "Of 3 kernels compiled, none uses the stack."
-    spilling = static.verdict(
+    spilling = shown.summarize_compiled(
         _run(
             compiled=[
                 compiled_row(stack_bytes=16, spills=4),
@@ -194,7 +197,7 @@ def test_configurations_stand_in_one_row_with_the_worst_of_their_facts():
         ),
         compiled_row(architecture=80),
     ]
-    lines = static.configurations(_run(compiled=rows), tables.MARKDOWN).splitlines()[2:]
+    lines = in_markdown(shown.rule_configurations(_run(compiled=rows))).splitlines()[2:]
     assert len(lines) == 2
     assert (
         "tiny_16, odd" in lines[0]
@@ -221,9 +224,11 @@ def test_what_has_no_code_says_why_in_its_cell(why, words):
         **why,
     }
     run = _run(compiled=[row])
-    assert words in static.examples(run, tables.MARKDOWN)
-    assert static.configurations(run, tables.MARKDOWN) is None
-    assert static.verdict(run) == "Of 0 kernels compiled, none uses the stack."
+    assert words in in_markdown(shown.examples(run))
+    assert shown.rule_configurations(run) is None
+    assert (
+        shown.summarize_compiled(run) == "Of 0 kernels compiled, none uses the stack."
+    )
 
 
 def _tuned(source):
@@ -243,19 +248,16 @@ def _tuned(source):
 
 def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
     run = _run(compiled=[compiled_row(variant="bmm/numba_never")])
-    assert (
-        "compiled, not yet run"
-        in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
-    )
+    assert "compiled, not yet run" in in_markdown(_rungs(run)).splitlines()[-1]
     on_a_gpu = Run(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
-    assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
+    assert "not yet run" not in in_markdown(_rungs(on_a_gpu))
 
 
 def test_a_bar_in_an_idea_does_not_end_its_cell():
     run = _run()
     run.about["variants"]["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
-    assert r"within 1% of \|a\|\|b\|" in shown.table(run, "bmm", tables.MARKDOWN)
-    assert "within 1% of |a||b|" in shown.table(run, "bmm", tables.PLAIN)
+    assert r"within 1% of \|a\|\|b\|" in in_markdown(_rungs(run))
+    assert "within 1% of |a||b|" in on_terminal(_rungs(run))
 
 
 def test_where_configurations_came_from_is_said():
@@ -269,7 +271,7 @@ def test_where_configurations_came_from_is_said():
         {},
         (_tuned("tuned"), _tuned("tuned"), _tuned("rule")),
     )
-    text = shown.configurations(run, "bmm", tables.MARKDOWN)
+    text = in_markdown(*shown.configurations(run, "bmm"))
     assert "`kernels/bmm/tuning/some.json`, 2026-01-02, in 12 s" in text
     assert [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")] == [
         "torch_a",
@@ -280,7 +282,7 @@ def test_where_configurations_came_from_is_said():
     without = Run(
         {"tuning": {"bmm": found | {"measured": None}}}, {}, (_tuned("rule"),)
     )
-    assert "There is no `kernels/bmm/tuning/some.json`" in shown.configurations(
-        without, "bmm", tables.MARKDOWN
+    assert "There is no `kernels/bmm/tuning/some.json`" in in_markdown(
+        *shown.configurations(without, "bmm")
     )
-    assert shown.configurations(Run({}, {}, ()), "bmm", tables.MARKDOWN) is None
+    assert shown.configurations(Run({}, {}, ()), "bmm") == []

@@ -6,8 +6,9 @@ from dataclasses import asdict
 import pytest
 
 from batchline.bench.records import FAILED, MEASURED, Record, Run
-from batchline.bench.report import latency_law, tables
+from batchline.bench.report.sections import laws
 from batchline.bench.verdicts.latency_law import Waves
+from tests.documents import in_markdown, section
 
 CEILINGS = {
     "launch_s": {"host": 2e-6},
@@ -52,9 +53,9 @@ def _table(records, ceilings=CEILINGS, waves=None):
         dict(zip(("op", "variant", "scenario", "dtype"), key)) | asdict(one)
         for key, one in (waves or {}).items()
     ]
-    return latency_law.table(
-        Run({"ceilings": ceilings, "waves": rows}, {}, tuple(records)), tables.MARKDOWN
-    )
+    run = Run({"ceilings": ceilings, "waves": rows}, {}, tuple(records))
+    made = section(laws.latency, run)
+    return in_markdown(*made.parts) if made else None
 
 
 def _rows(text):
@@ -85,8 +86,8 @@ def test_a_row_says_what_the_law_is_beside_what_bounds_it():
 
 def test_the_note_comes_first():
     assert (
-        _table(_records()).startswith(latency_law.NOTE)
-        and "90% of the law's best" in latency_law.NOTE
+        _table(_records()).startswith(laws._LATENCY_NOTE)
+        and "90% of the law's best" in laws._LATENCY_NOTE
     )
 
 
@@ -161,10 +162,7 @@ def test_what_does_not_grow_is_not_saturated():
 
 
 def test_an_open_saturation_says_from_where():
-    assert (
-        latency_law._span(latency_law.Saturation(1200, 1000, math.inf))
-        == "1,000 upwards"
-    )
+    assert laws._span(laws.Saturation(1200, 1000, math.inf)) == "1,000 upwards"
 
 
 def test_scenarios_without_a_law_share_a_row_for_each_reason():
@@ -221,6 +219,6 @@ def test_a_launcher_that_could_not_be_looked_at_is_said():
         {},
         tuple(_records()),
     )
-    assert latency_law.table(run, tables.MARKDOWN).endswith(
+    assert in_markdown(section(laws.latency, run)).endswith(
         "No waves are known of bmm/torch_bmm: TypeError: no."
     )

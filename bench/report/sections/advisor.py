@@ -51,6 +51,15 @@ def parts(advised: Sequence[tuple[Moment, Advice]]) -> Iterator[Part]:
     yield Text(
         f"For the noise after {moment.updates} updates, the middle of what was looked at:"
     )
+    yield from at_moment(advice)
+    yield Text(
+        "The noise changes over training, and the batch that it asks for with it:"
+    )
+    yield over_training(advised)
+
+
+def at_moment(advice: Advice) -> Iterator[Part]:
+    """The advice at one point of training, and what it follows from."""
     yield Text(" ".join(advice.words))
     yield curve(advice)
     yield Text(_law(advice))
@@ -61,10 +70,6 @@ def parts(advised: Sequence[tuple[Moment, Advice]]) -> Iterator[Part]:
         )
         yield regret(advice)
     yield Text(CAVEAT)
-    yield Text(
-        "The noise changes over training, and the batch that it asks for with it:"
-    )
-    yield over_training(advised)
 
 
 def summary(advice: Advice) -> str:
@@ -274,7 +279,8 @@ def _spread(spread: Spread, format_value: Callable[[float], str]) -> str:
     if spread.median is None:
         return "not reached"
     low = "" if spread.low is None else format_value(spread.low)
-    return f"{format_value(spread.median)} ({low} to {'not reached' if spread.high is None else format_value(spread.high)})"
+    high = "not reached" if spread.high is None else format_value(spread.high)
+    return f"{format_value(spread.median)} ({low} to {high})"
 
 
 def _ratio(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import records, report
-from batchline.bench.report.fitting import COLUMNS, TERMINAL, wrapped
+from batchline.bench.report.render.terminal import COLUMNS, draw, wrapped
 from tests.comparisons import HOSTILE
 
 EVIDENCE = sorted(
@@ -32,7 +32,7 @@ def test_a_table_fits_and_loses_no_word(columns, words):
         ]
         for row in range(3)
     ]
-    text = TERMINAL.render([f"h{column}" for column in range(columns)], rows)
+    text = draw([f"h{column}" for column in range(columns)], rows)
     assert _widest(text) <= COLUMNS
     for row in range(3):
         assert all(f"r{row}c{column}" in text.split() for column in range(1, columns))
@@ -40,7 +40,7 @@ def test_a_table_fits_and_loses_no_word(columns, words):
 
 
 def test_a_narrow_table_is_one():
-    assert TERMINAL.render(["a", "b"], [["1", "2 µs*"]]).splitlines() == [
+    assert draw(["a", "b"], [["1", "2 µs*"]]).splitlines() == [
         "a    b",
         "---  -----",
         "1    2 µs*",
@@ -48,7 +48,7 @@ def test_a_narrow_table_is_one():
 
 
 def test_a_table_of_many_columns_is_parted_under_its_first():
-    text = TERMINAL.render(
+    text = draw(
         ["", *(f"B={batch}" for batch in range(1000, 1040))],
         [["variant", *["12.3µs"] * 40]],
     )
@@ -61,9 +61,7 @@ def test_a_table_of_many_columns_is_parted_under_its_first():
 
 
 def test_a_word_that_is_too_long_is_broken():
-    assert (
-        _widest(TERMINAL.render(["case", "what"], [["x" * 300, "y" * 300]])) <= COLUMNS
-    )
+    assert _widest(draw(["case", "what"], [["x" * 300, "y" * 300]])) <= COLUMNS
     assert _widest(wrapped("x" * 300)) <= COLUMNS
 
 
@@ -71,11 +69,11 @@ def test_a_word_that_is_too_long_is_broken():
     "folder", [path.parent for path in EVIDENCE], ids=lambda path: path.name
 )
 def test_every_stored_run_fits(folder):
-    text = report.terminal(records.load(folder))
+    text = report.terminal(report.RunReport(records.load(folder)))
     assert _widest(text) <= COLUMNS
     assert text.startswith("Which variant: On ") and "\x1b" not in text
 
 
 def test_what_would_steer_the_terminal_does_not():
-    text = TERMINAL.render(["case"], [[HOSTILE]])
+    text = draw(["case"], [[HOSTILE]])
     assert "\x1b" not in text and "tail" in text and len(text.splitlines()) > 2
