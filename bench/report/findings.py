@@ -77,7 +77,9 @@ class Findings:
                 self._rung(op, variant, height)
                 for variant, height in ladder.climb(self._variants(op))
             ]
-            for op in dict.fromkeys(record.op for record in self._run.records)
+            for op in dict.fromkeys(
+                name.partition("/")[0] for name in self._run.about["variants"]
+            )
         }
 
     def _rung(self, op: str, variant: str, height: int) -> Rung:
