@@ -10,7 +10,7 @@ from tests.pages import a_run, everything, timed, with_records
 
 
 def _answer(run, previous=None):
-    answer = choices.answer(run, Findings(run), previous)
+    answer = choices.summarize(run, Findings(run), previous)
     return [(subject, list(sentences)) for subject, sentences in answer.items]
 
 

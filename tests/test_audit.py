@@ -17,7 +17,7 @@ from batchline.bench.records import CRASHED, MEASURED, OURS, Record, Run
 from batchline.bench.report.sections import checks
 from batchline.bench.run import _exit_code
 from batchline.kernels.op import Variant
-from batchline.bench.report.document import Place, kept
+from batchline.bench.report.document import Place, select
 from tests.documents import in_markdown, readme, section
 from tests.test_records import document
 
@@ -338,7 +338,7 @@ def test_findings_tell_the_worst_ours_and_the_best():
         _row(condition=None, failed="it crashed"),
     ]
     numerics = section(checks.numerics, records.Run({"audit": rows}, {}, ()))
-    (lines,) = (part for part in kept(numerics.parts, Place.TERMINAL))
+    (lines,) = (part for part in select(numerics.parts, Place.TERMINAL))
     assert list(lines.lines) == [
         "o: well: the worst is w · float32 (not of this suite), n wrong by 50%; the worst of this suite's v · float32, "
         "scale wrong by 10%; the best x · bfloat16, scale 2e-6.",

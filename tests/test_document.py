@@ -17,7 +17,7 @@ from batchline.bench.report.document import (
     Section,
     Text,
     join,
-    kept,
+    select,
     plain,
     table,
     tables,
@@ -33,11 +33,13 @@ def test_a_part_stands_only_where_it_is_kept():
         Only(FILES, (Text("in files"), Only(Place.PAGE, (Text("on the page"),)))),
         Section("", "empty on a terminal", (Only(Place.README, (TABLE,)),)),
     )
-    assert kept(parts, Place.TERMINAL) == (Text("everywhere"),)
-    assert kept(parts, Place.PAGE)[1:] == (Text("in files"), Text("on the page"))
-    assert kept(parts, Place.README)[-1] == Section("", "empty on a terminal", (TABLE,))
-    assert tables(kept(parts, Place.TERMINAL)) == []
-    assert tables(parts) == tables(kept(parts, Place.README)) == [TABLE]
+    assert select(parts, Place.TERMINAL) == (Text("everywhere"),)
+    assert select(parts, Place.PAGE)[1:] == (Text("in files"), Text("on the page"))
+    assert select(parts, Place.README)[-1] == Section(
+        "", "empty on a terminal", (TABLE,)
+    )
+    assert tables(select(parts, Place.TERMINAL)) == []
+    assert tables(parts) == tables(select(parts, Place.README)) == [TABLE]
 
 
 def test_cells_are_joined_and_keep_their_marks():

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.noise import claims
 from batchline.bench.report.sections import training as shown
-from batchline.bench.report.document import Place, kept
+from batchline.bench.report.document import Place, select
 from tests.documents import in_markdown, on_terminal
 from tests.claims_evidence import (
     drawn_cosines,
@@ -62,7 +62,7 @@ def test_the_section_holds_every_part_every_row_and_every_source(verdicts):
 
 def test_the_terminal_has_a_line_a_part(verdicts):
     section = shown.claims(verdicts, EVIDENCE[0])
-    (part,) = kept(section.parts, Place.TERMINAL)
+    (part,) = select(section.parts, Place.TERMINAL)
     lines = part.lines
     assert len(lines) == 4 + sum(len(verdict.findings) for verdict in verdicts) + 1
     assert lines[-1].startswith(

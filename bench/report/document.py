@@ -210,20 +210,20 @@ def join(separator: str, cells: Iterable[Cell]) -> Cell:
     return tuple(joined)
 
 
-def kept(parts: Sequence[Part], place: Place) -> tuple[Part, ...]:
+def select(parts: Sequence[Part], place: Place) -> tuple[Part, ...]:
     """The parts that stand at the place, also inside sections and details; a section
     or details of which nothing is left stand nowhere.
     """
-    return tuple(_kept(parts, place))
+    return tuple(_select(parts, place))
 
 
-def _kept(parts: Sequence[Part], place: Place) -> Iterator[Part]:
+def _select(parts: Sequence[Part], place: Place) -> Iterator[Part]:
     for part in parts:
         if isinstance(part, Only):
             if place in part.places:
-                yield from _kept(part.parts, place)
+                yield from _select(part.parts, place)
         elif isinstance(part, (Section, Details)):
-            inner = kept(part.parts, place)
+            inner = select(part.parts, place)
             if inner:
                 yield replace(part, parts=inner)
         else:

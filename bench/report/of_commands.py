@@ -25,7 +25,7 @@ def calls_on_terminal(called: Sequence[Called], slower: Sequence[Called]) -> str
     """The table, then the verdict, with a line for each of `slower`."""
     if not called:
         return "No call was timed."
-    said = (
+    verdict = (
         f"{len(slower)} of {len(called)} calls are slower than the baseline by more than the look-up:"
         if slower
         else f"None of {len(called)} calls is slower than the baseline by more than the look-up."
@@ -34,7 +34,7 @@ def calls_on_terminal(called: Sequence[Called], slower: Sequence[Called]) -> str
         [
             render_table(calls_table(called)),
             "",
-            said,
+            verdict,
             *(wrapped(_slower_call(one)) for one in slower),
         ]
     )

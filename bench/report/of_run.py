@@ -17,7 +17,7 @@ from batchline.bench.report.document import (
     Place,
     Section,
     Text,
-    kept,
+    select,
 )
 from batchline.bench.report.findings import Findings, TrainingFindings
 from batchline.bench.report.render.escaping import one_line
@@ -85,8 +85,8 @@ class RunReport:
         """The document for one place. `why_no_figures` is said in a README."""
         lead = {
             Place.README: self._beginning,
-            Place.PAGE: self._answer,
-            Place.TERMINAL: self._answer,
+            Place.PAGE: self._summary,
+            Place.TERMINAL: self._summary,
             Place.CI: self._problems,
         }[place]()
         closing: list[Part] = []
@@ -96,7 +96,7 @@ class RunReport:
             closing.append(Text(summary(self.run)))
         title = summary(self.run) if place is Place.CI else title_of(self.run)
         return Document(
-            title, kept(tuple(lead), place), self._sections(place), tuple(closing)
+            title, select(tuple(lead), place), self._sections(place), tuple(closing)
         )
 
     def _sections(self, place: Place) -> tuple[Section, ...]:
@@ -106,7 +106,7 @@ class RunReport:
             if place in entry.level
             for section in self._make(entry)
         )
-        return kept(tuple(sections), place)
+        return select(tuple(sections), place)
 
     def _make(self, entry: Entry) -> tuple[Section, ...]:
         if entry not in self._made:
@@ -129,8 +129,8 @@ class RunReport:
             "reports/METHODOLOGY.md says what each figure means."
         )
 
-    def _answer(self) -> Iterator[Part]:
-        yield choices.answer(self.run, self.findings, self._previous)
+    def _summary(self) -> Iterator[Part]:
+        yield choices.summarize(self.run, self.findings, self._previous)
 
     def _problems(self) -> Iterator[Part]:
         yield from filter(
@@ -159,7 +159,7 @@ def sections_of_training(
     one. `of_machine` is the machine that the study was made on.
     """
     findings = TrainingFindings(noise, sweep)
-    return kept(tuple(training.sections(findings, of_machine)), place)
+    return select(tuple(training.sections(findings, of_machine)), place)
 
 
 def summary(run: Run) -> str:

@@ -35,7 +35,7 @@ def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
     )
     yield ""
     rows = [*_measured(run, record), *_rungs(run, record, variant["builds_on"])]
-    rows += [("compiled", words) for words in _compiled(run, record)]
+    rows += [("compiled", facts) for facts in _compiled(run, record)]
     yield render_table(table(["", ""], rows))
 
 
@@ -60,10 +60,10 @@ def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
             )
         if "alone" in clock:
             yield "", f"{name}: {clock['alone']}"
-    if words := sustained(facts):
-        yield "sustained", f"{words}, over {facts['sustained']['seconds']:g} s of calls in a row; not ranked"
-    if words := clocks_of_problem(facts):
-        yield "GPU clock", f"{words}, at the looks during this problem"
+    if time := sustained(facts):
+        yield "sustained", f"{time}, over {facts['sustained']['seconds']:g} s of calls in a row; not ranked"
+    if clocks := clocks_of_problem(facts):
+        yield "GPU clock", f"{clocks}, at the looks during this problem"
     if ceilings:
         yield from _floors(record, first, ceilings)
     else:
@@ -96,12 +96,12 @@ def _floors(record: Record, clock: str, ceilings: Mapping) -> Iterator[tuple[str
         if bound.least_s
         else bound.regime
     )
-    said = [
+    parts = [
         f"{work[regime]} {units.duration(least_s)}"
         for regime, least_s in floors.items()
         if least_s
     ]
-    yield "floor", "; ".join(said)
+    yield "floor", "; ".join(parts)
 
 
 def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
@@ -118,14 +118,14 @@ def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
 def _memory(facts: Mapping) -> str:
     if facts.get("peak_bytes") is None:
         return f"unknown ({facts['memory_method']})"
-    kept = (
+    lasting = (
         f" and {units.size(facts['kept_bytes'])} kept for good"
         if facts.get("kept_bytes")
         else ""
     )
     return (
         f"{units.size(facts['peak_bytes'])} above {units.size(facts['input_bytes'])} of inputs, of which "
-        f"{units.size(facts['output_bytes'])} outputs{kept} ({facts['memory_method']})"
+        f"{units.size(facts['output_bytes'])} outputs{lasting} ({facts['memory_method']})"
     )
 
 
@@ -160,16 +160,16 @@ def _against(record: Record, other: Record | None, name: str) -> str:
         return f"{name}: not in this run"
     if other.status != MEASURED:
         return f"{name}: {other.status}: {other.reason}"
-    said = f"{name}: {units.duration(other.median_s)}"
+    time = f"{name}: {units.duration(other.median_s)}"
     if record.status != MEASURED:
-        return said
-    told = {record.variant: "this one", other.variant: "that one"}.get(
+        return time
+    faster = {record.variant: "this one", other.variant: "that one"}.get(
         crossovers.leader(record, other)
     )
-    if told is None:
-        return f"{said}, not told from this one"
+    if faster is None:
+        return f"{time}, not told from this one"
     ratio = other.median_s / record.median_s
-    return f"{said}; {told} is {units.ratio(max(ratio, 1 / ratio))} as fast"
+    return f"{time}; {faster} is {units.ratio(max(ratio, 1 / ratio))} as fast"
 
 
 def _compiled(run: Run, record: Record) -> Iterator[str]:

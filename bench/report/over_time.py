@@ -58,10 +58,10 @@ def summarize(name: str, group: Group) -> str:
     """How many runs, and which cases changed when, at which revision, by how much: one
     sentence.
     """
-    said = f"{name}, {group.profile}: {_number(len(group.entries), 'run')}"
+    lead = f"{name}, {group.profile}: {_number(len(group.entries), 'run')}"
     judged = [series for series in group.series if series.is_long_enough]
     if not judged:
-        return f"{said}; too few to see a change: it takes {LEAST_RUNS} of a case"
+        return f"{lead}; too few to see a change: it takes {LEAST_RUNS} of a case"
     changed = group.changed
     short = len(group.series) - len(judged)
     rest = (
@@ -70,7 +70,7 @@ def summarize(name: str, group: Group) -> str:
         else ""
     )
     if not changed:
-        return f"{said}, no change in {_number(len(judged), 'case')}{rest}"
+        return f"{lead}, no change in {_number(len(judged), 'case')}{rest}"
     named = "; ".join(
         f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}"
         for series, change in changed[:_MOST_NAMED]
@@ -79,7 +79,7 @@ def summarize(name: str, group: Group) -> str:
         f"; and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
     )
     cases = len({id(series) for series, _ in changed})
-    return f"{said}, {cases} of {_number(len(judged), 'case')} changed: {named}{more}{rest}"
+    return f"{lead}, {cases} of {_number(len(judged), 'case')} changed: {named}{more}{rest}"
 
 
 def _change(series: Series, change: ChangePoint) -> str:

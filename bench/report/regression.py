@@ -73,7 +73,7 @@ _WORDS = {
 _LEADS = {
     SLOWER: (REGRESSED,),
     LEFT_OPEN: (UNCONFIRMED,),
-    INCOMPLETE: (INVALID,),  # what the first words have counted
+    INCOMPLETE: (INVALID,),  # what the lead has counted
     NOTHING: (INVALID, INCONCLUSIVE),
 }
 _MOST_NAMED = 3
@@ -150,11 +150,11 @@ def _named(regression: Regression, verdict: str) -> list[str]:
 
 def provenance(about: Mapping) -> str:
     """What was compared, where, and by how much measuring."""
-    said = (
+    sides = (
         f"base {_revision(about['base'])}, head {_revision(about['head'])}, {about['machine']['device_name']}, "
         f"{_number(about['pairs'], 'pair')} in {about['seconds']:.0f} s"
     )
-    return f"{said}; ended early: {about['ended']}" if about["ended"] else said
+    return f"{sides}; ended early: {about['ended']}" if about["ended"] else sides
 
 
 def worst_first(regression: Regression) -> list[Judged]:
@@ -202,19 +202,19 @@ def problems(regression: Regression) -> list[tuple[str, str]]:
     """
     if regression.void is not None:
         return [("The comparison is void", regression.void)]
-    found = [
+    listed = [
         (f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
         for kernel in only_over_batches(regression)
     ]
-    found += [
+    listed += [
         (f"{case.verdict} {_subject(case)}", line(case))
         for case in worst_first(regression)
         if case.verdict in (REGRESSED, INVALID, UNCONFIRMED)
     ]
     return (
-        [("Nothing could be judged", summarize(regression)), *found]
+        [("Nothing could be judged", summarize(regression)), *listed]
         if conclude(regression) == NOTHING
-        else found
+        else listed
     )
 
 
@@ -262,17 +262,17 @@ def floor(case: Judged) -> str:
 
 def note(case: Judged) -> str:
     """Why there is no verdict, or what it would take."""
-    said = [one_line(case.reason)]
+    parts = [one_line(case.reason)]
     if case.verdict in (INCONCLUSIVE, UNCONFIRMED):
         if case.least_detectable is not None:
-            said.append(f"could have seen {share(case.least_detectable)}")
+            parts.append(f"could have seen {share(case.least_detectable)}")
         if case.pairs:
-            said.append(
+            parts.append(
                 f"{case.pairs_needed} pairs in all would tell"
                 if case.pairs_needed is not None
                 else "more pairs would not tell"
             )
-    return "; ".join(filter(None, said))
+    return "; ".join(filter(None, parts))
 
 
 def clocks(states: Sequence[Mapping]) -> str:
@@ -285,27 +285,27 @@ def clocks(states: Sequence[Mapping]) -> str:
         for side in (state["base"], state["head"])
         for reading in (side, side.get("before", {}), side.get("after", {}))
     ]
-    said = []
+    parts = []
     for clock, name in (("CPU clock", "mhz"), ("SM clock", "sm_mhz")):
         if mhz := [reading[name] for reading in readings if reading.get(name)]:
-            said.append(
+            parts.append(
                 f"{clock} {statistics.median(mhz):.0f} MHz ({min(mhz):.0f} to {max(mhz):.0f}) while it was "
                 "measured"
             )
     dropped = Counter(
         reason for state in states for reason in Counter(state["throttled"]).elements()
     )
-    said += [
+    parts += [
         f"{_number(count, 'turn')} dropped, throttled: {one_line(reason)}"
         for reason, count in dropped.items()
     ]
-    return f"{'; '.join(said)}." if said else ""
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def share(value: float) -> str:
     """+12.3%, always with its sign; no decimals from 100% on."""
-    shown = f"{value:+.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
-    return "+0.0%" if shown == "-0.0%" else shown
+    text = f"{value:+.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
+    return "+0.0%" if text == "-0.0%" else text
 
 
 def _value(quantity: str, value: float | None) -> str:
@@ -318,10 +318,8 @@ def _value(quantity: str, value: float | None) -> str:
 
 def _revision(side: Mapping) -> str:
     name, commit = side["name"], side["commit"][:9]
-    shown = (
-        commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
-    )
-    return f"{shown} with uncommitted changes" if side["dirty"] else shown
+    text = commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
+    return f"{text} with uncommitted changes" if side["dirty"] else text
 
 
 def _subject(what: Judged | OverBatches) -> str:

@@ -47,7 +47,7 @@ def summarize(comparison: Comparison) -> str:
     """The whole comparison in one sentence."""
     count, moved = len(comparison.pairs), comparison.moved
     if not count:
-        said = "no case is timed in both runs, so there is nothing to compare"
+        verdict = "no case is timed in both runs, so there is nothing to compare"
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
         named = ", ".join(
@@ -56,12 +56,14 @@ def summarize(comparison: Comparison) -> str:
         more = (
             f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
         )
-        said = (
+        verdict = (
             f"{len(moved)} of {count} cases differ by more than their intervals and 1% or 1 µs (B slower "
             f"in {slower}, faster in {len(moved) - slower}): {named}{more}"
         )
     else:
-        said = f"None of {count} cases differs by more than its interval and 1% or 1 µs"
+        verdict = (
+            f"None of {count} cases differs by more than its interval and 1% or 1 µs"
+        )
     alone = (
         f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
     )
@@ -70,7 +72,7 @@ def summarize(comparison: Comparison) -> str:
         if comparison.other_machine
         else ""
     )
-    return one_line(f"{said}{alone}{forced}")
+    return one_line(f"{verdict}{alone}{forced}")
 
 
 def _side(run: Run) -> str:

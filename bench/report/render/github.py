@@ -139,10 +139,10 @@ def cut_to(markdown: str, room_bytes: int) -> bytes:
     if len(whole) <= room_bytes:
         return whole
     longest_end = ("</details>\n" * markdown.count("<details>") + _CUT).encode()
-    kept = whole[: max(0, room_bytes - len(longest_end))].rpartition(b"\n")[0]
-    left_open = kept.count(b"<details>") - kept.count(b"</details>")
+    whole_lines = whole[: max(0, room_bytes - len(longest_end))].rpartition(b"\n")[0]
+    left_open = whole_lines.count(b"<details>") - whole_lines.count(b"</details>")
     end = (b"\n" + b"</details>\n" * left_open if left_open else b"") + _CUT.encode()
-    return kept + end if len(kept + end) <= room_bytes else b""
+    return whole_lines + end if len(whole_lines + end) <= room_bytes else b""
 
 
 def annotations(level: str, items: Sequence[tuple[str, str]]) -> list[str]:
@@ -154,16 +154,16 @@ def annotations(level: str, items: Sequence[tuple[str, str]]) -> list[str]:
     """
     if level not in LEVELS:
         raise ValueError(f"unknown level {level!r}: choose from {', '.join(LEVELS)}")
-    shown = list(items)
-    if len(shown) > MOST:
-        more = len(shown) - (MOST - 1)
-        shown = [
-            *shown[: MOST - 1],
+    listed = list(items)
+    if len(listed) > MOST:
+        more = len(listed) - (MOST - 1)
+        listed = [
+            *listed[: MOST - 1],
             (f"and {more} more", "The step's summary has them all."),
         ]
     return [
         f"::{level} title={workflow_property(title)}::{workflow_data(message)}"
-        for title, message in shown
+        for title, message in listed
     ]
 
 

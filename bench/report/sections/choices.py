@@ -42,7 +42,7 @@ _CROSSINGS_NOTE = (
 )
 
 
-def answer(run: Run, findings: Findings, previous: Run | None = None) -> Definitions:
+def summarize(run: Run, findings: Findings, previous: Run | None = None) -> Definitions:
     """The answer in a few sentences, in the order in which a reader wants them.
 
     Args:
@@ -231,12 +231,12 @@ def best_variants(findings: Findings) -> str:
     if not better:
         return f"On none of {len(problems)} problems is a variant told from PyTorch's fastest for the better."
     named = sorted(better.items(), key=lambda item: -len(item[1]))
-    words = ", ".join(f"{name} on {len(where)}" for name, where in named[:4])
+    variants = ", ".join(f"{name} on {len(where)}" for name, where in named[:4])
     more = f" and {len(named) - 4} more variants" if len(named) > 4 else ""
     beaten = len(set.union(*better.values()))
     return (
         f"On {beaten} of {len(problems)} problems something beats PyTorch's fastest at some batch: "
-        f"{words}{more}."
+        f"{variants}{more}."
     )
 
 

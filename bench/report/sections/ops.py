@@ -72,10 +72,9 @@ def _problem(
     op, scenario, dtype = group
     about = run.about["scenarios"][op][scenario]
     ceilings = run.about["ceilings"]
-    shown_at = FILES | Place.CI
     parts = [
         Only(FILES, (Text(about),)),
-        Only(shown_at, tuple(comparison(records, ceilings))),
+        Only(FILES | Place.CI, tuple(comparison(records, ceilings))),
         Only(Place.TERMINAL, tuple(latencies(records))),
         Only(Place.README, (_figure(group),)),
     ]

@@ -62,7 +62,7 @@ def noise(findings: TrainingFindings) -> Section:
     """The noise of every workload over training, by layer and in direction."""
     parts: list[Part] = [Text(_NOISE_NOTE)]
     if findings.workloads:
-        moments = {one_line(name): found for name, found in findings.moments.items()}
+        moments = {one_line(name): points for name, points in findings.moments.items()}
         parts.append(
             Figure(
                 "Gradient noise scale over training, 95% intervals",
