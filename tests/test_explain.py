@@ -60,7 +60,7 @@ def test_a_measured_case():
     [
         (1e-6, "torch_bmm: 2.50 µs; this one is 2.50x as fast"),
         (5e-6, "torch_bmm: 2.50 µs; that one is 2.00x as fast"),
-        (2.5e-6, "torch_bmm: 2.50 µs, not told from this one"),
+        (2.5e-6, "torch_bmm: 2.50 µs, no clear difference from this one"),
     ],
 )
 def test_the_rung_below(median_s, words):
@@ -103,7 +103,7 @@ def test_a_law_over_the_batch():
         a_run(),
         *(timed("torch_bmm", batch, 1e-6 + 1e-7 * batch) for batch in (8, 16, 64, 256)),
     )
-    assert "a sample; saturated from B=" in _flat(
+    assert "per sample; saturated from B=" in _flat(
         screen(run, "bmm/torch_bmm/tiny_16/float32/B64", "x")
     )
 

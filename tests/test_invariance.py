@@ -150,7 +150,7 @@ def test_the_section():
         "the same on 1 of 2 scenarios" in table["bmm/fast"]
         and "tiny_16 at B=1, 16" in table["bmm/fast"]
     )
-    assert "no row a sample" in table["bmm/mean"] and "differs" in table["bmm/mean"]
+    assert "no row per sample" in table["bmm/mean"] and "differs" in table["bmm/mean"]
     assert "tiny_16: no" in table["bmm/broken"]
     assert (
         "costs 1.22x (geometric mean over 2 problems), 1.50x at most (tiny_16 B=1). On 1 problems no"

@@ -141,7 +141,10 @@ def test_the_table_has_each_rung_with_its_idea_its_gains_and_its_facts():
         "numba_never",
     ]
     high, never = rows[3], rows[4]
-    assert rows[2][1] == "the idea of triton_low (held to an error bound of its own)"
+    assert (
+        rows[2][1]
+        == "the idea of triton_low (checked against an error bound of its own)"
+    )
     assert high[1] == "the idea of triton_high"
     assert high[2] == "2.83x (2.00x to 4.00x, 2 cases)"
     assert high[3] == "1.73x (1.00x to 3.00x, 2 cases)"

@@ -73,9 +73,9 @@ def test_a_row_says_what_the_law_is_beside_what_bounds_it():
         "scenario": "tiny_16",
         "launch floor": "6.00 µs (6.00 µs to 6.00 µs)",
         "over an empty launch": "3.00x (2.00 µs by host)",
-        "cost a sample": "50.0 ns (50.0 ns to 50.0 ns)",
-        "floor a sample": "10.0 ns compute",
-        "memory a sample": "3.00 KiB",
+        "cost per sample": "50.0 ns (50.0 ns to 50.0 ns)",
+        "floor per sample": "10.0 ns compute",
+        "memory per sample": "3.00 KiB",
         "second slope": "",
         "saturated from": row["saturated from"],
         "misfit": "0.0%",
@@ -93,14 +93,14 @@ def test_the_note_comes_first():
 
 def test_without_ceilings_there_is_no_empty_launch_and_no_floor():
     (row,) = _rows(_table(_records(), ceilings=None))
-    assert row["over an empty launch"] == row["floor a sample"] == "" and row[
+    assert row["over an empty launch"] == row["floor per sample"] == "" and row[
         "launch floor"
     ].startswith("6.00 µs")
 
 
 def test_a_floor_that_is_an_empty_launch_is_none_of_a_sample():
     (row,) = _rows(_table(_records(batches=QUICK[:4])))
-    assert row["floor a sample"] == ""
+    assert row["floor per sample"] == ""
 
 
 def test_a_launch_that_is_not_told_from_an_empty_one_is_said():
@@ -112,7 +112,7 @@ def test_a_launch_that_is_not_told_from_an_empty_one_is_said():
             )
         )
     )
-    assert row["over an empty launch"] == "not told apart (2.00 µs by host)"
+    assert row["over an empty launch"] == "no clear difference (2.00 µs by host)"
 
 
 def test_a_second_slope_says_from_where():
@@ -199,7 +199,7 @@ def test_the_dtype_is_said_where_there_are_several():
         "tiny_16 · float16",
     ]
     assert (
-        rows[1]["floor a sample"] == "1.00 ns cache"
+        rows[1]["floor per sample"] == "1.00 ns cache"
     )  # no product was measured in float16
 
 

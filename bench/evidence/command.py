@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench import report, texts
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
@@ -27,6 +25,7 @@ from batchline.bench.evidence.state import FILE_NAME, State, Taken, opened
 from batchline.bench.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.measure import environment, stand_in
+from batchline.bench.report.render.terminal import draw
 
 INTERRUPTED = 130
 DEFAULT_FOLDER = Path("reports", "evidence")
@@ -132,10 +131,8 @@ def _time_plan(to_take: Sequence[Part], device: str) -> str:
     total_s = sum(
         part.limit_s[device] for part in to_take if not part.why_left_out(device)
     )
-    return tabulate(
-        [*rows, ["in all", "", f"{total_s / 60:.1f} min"]],
-        headers=["part", "", "at most"],
-        disable_numparse=True,
+    return draw(
+        ["part", "", "at most"], [*rows, ["in all", "", f"{total_s / 60:.1f} min"]]
     )
 
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench import publishing, records, report, study, texts, units
 from batchline.bench.cases import CLOCKS as CLOCKS_OF
+from batchline.bench.report.render.markdown import draw
 from batchline.bench.stored_files import read_json
 
 CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
@@ -22,7 +21,6 @@ CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
     "dispatch.txt",
     "tables",
 )
-_TABULATE = {"tablefmt": "github", "disable_numparse": True}
 _CEILINGS = {
     "copy_bytes_per_s": "device memory, copied",
     "read_bytes_per_s": "device memory, read",
@@ -89,7 +87,7 @@ def clocks_table(clocks: Mapping, device: str) -> str:
         if device == "cuda"
         else "\n\nNVBench times GPUs only, so it has no column here."
     )
-    return tabulate(rows, headers=headers, **_TABULATE) + note
+    return draw(headers, rows) + note
 
 
 def _ceilings(document: Mapping) -> str:
@@ -107,7 +105,7 @@ def _ceilings(document: Mapping) -> str:
         [f"an empty launch by {clock}", units.duration(seconds)]
         for clock, seconds in ceilings["launch_s"].items()
     ]
-    return tabulate(rows, headers=["ceiling", "measured"], **_TABULATE)
+    return draw(["ceiling", "measured"], rows)
 
 
 def _time(seconds: float | None, otherwise: str | None) -> str:
@@ -126,13 +124,12 @@ def show_sanitizer(asked) -> Shown:
     counts = ", ".join(
         f"{results.count(result)} {result}" for result in dict.fromkeys(results)
     )
-    table = tabulate(
-        [
+    table = draw(
+        ["variant", "check", "result", "first line"],
+        (
             [row["variant"], row["check"], _result(row), texts.clean_line(row["line"])]
             for row in rows
-        ],
-        headers=["variant", "check", "result", "first line"],
-        **_TABULATE,
+        ),
     )
     return Shown(
         f"{len(rows)} checks: {counts}. Each on one small probe, in a process of its own.\n\n{table}",

@@ -22,7 +22,7 @@ from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.verdicts import eligible
 from batchline.bench.verdicts.ladder import opponents
 
-# Okabe and Ito's colours, told apart by all; the baseline is black. Markers repeat the
+# Okabe and Ito's colours, which all readers can distinguish; the baseline is black. Markers repeat the
 # distinction without colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
 

@@ -167,7 +167,7 @@ def _against(record: Record, other: Record | None, name: str) -> str:
         crossovers.leader(record, other)
     )
     if faster is None:
-        return f"{time}, not told from this one"
+        return f"{time}, no clear difference from this one"
     ratio = other.median_s / record.median_s
     return f"{time}; {faster} is {units.ratio(max(ratio, 1 / ratio))} as fast"
 

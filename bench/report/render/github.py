@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench.report.document import (
     Bullets,
     Details,
@@ -28,6 +26,7 @@ from batchline.bench.report.document import (
     Text,
     plain,
 )
+from batchline.bench.report.render import draw_grid
 from batchline.bench.report.render.escaping import (
     markdown,
     workflow_data,
@@ -99,12 +98,7 @@ def bold(text: str) -> str:
 def render_table(table: Table) -> str:
     """The table with every header and cell as it is."""
     rows = [[markdown(plain(cell, _mark)) for cell in row] for row in table.rows]
-    return tabulate(
-        rows,
-        headers=list(map(markdown, table.columns)),
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    return draw_grid(list(map(markdown, table.columns)), rows, "github")
 
 
 def _mark(span: Marked) -> str:

@@ -8,10 +8,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from tabulate import tabulate
-
 from batchline.bench.report.document import (
     Bullets,
+    Cell,
     Definitions,
     Details,
     Document,
@@ -27,6 +26,8 @@ from batchline.bench.report.document import (
     Text,
     plain,
 )
+from batchline.bench.report.document import table as make_table
+from batchline.bench.report.render import draw_grid
 from batchline.bench.report.render.escaping import without_elements
 
 README = "README.md"
@@ -187,12 +188,12 @@ def render_parts(
 def render_table(table: Table) -> str:
     """The table in GitHub's Markdown."""
     rows = [[_cell(plain(cell, _mark)) for cell in row] for row in table.rows]
-    return tabulate(
-        rows,
-        headers=list(map(_cell, table.columns)),
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    return draw_grid(list(map(_cell, table.columns)), rows, "github")
+
+
+def draw(headers: Iterable[str], rows: Iterable[Iterable[Cell]]) -> str:
+    """As `render_table`, of headers and rows."""
+    return render_table(make_table(headers, rows))
 
 
 def _mark(span: Marked) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from tabulate import tabulate
-
 from batchline.bench.report.document import (
     Bullets,
     Cell,
@@ -27,6 +25,7 @@ from batchline.bench.report.document import (
     plain,
 )
 from batchline.bench.report.document import table as make_table
+from batchline.bench.report.render import draw_grid
 from batchline.bench.report.render.escaping import one_line
 
 COLUMNS = 100
@@ -125,13 +124,10 @@ def _draw(by_column: Sequence[Sequence[str]], columns: int) -> str:
     widths = _widths(by_column, columns)
     # Not by tabulate's maxcolwidths: with it "1,024" is read as a number, and refused.
     cells = [[_broken(cell, width) for cell, width in zip(row, widths)] for row in rows]
-    return tabulate(
+    return draw_grid(
+        [_broken(header, width - _PADDING) for header, width in zip(headers, widths)],
         cells,
-        headers=[
-            _broken(header, width - _PADDING) for header, width in zip(headers, widths)
-        ],
-        tablefmt="simple",
-        disable_numparse=True,
+        "simple",
     )
 
 

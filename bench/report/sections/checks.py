@@ -32,7 +32,7 @@ _INVARIANCE_NOTE = (
     "A sample's result is compared bit by bit between batches: the first samples of the largest batch that takes "
     "milliseconds are a smaller batch of their own. Where it differs, what a sample gets depends on who else is in "
     'its batch. "Run to run": all outputs are the same when called again and on copies of the inputs. An op\'s '
-    "own call changes its variant with the batch, so what it chooses from may be invariant, and it is not."
+    "own call changes its variant with the batch, so it may vary although all that it chooses from is invariant."
 )
 
 _LIMIT = 1e-3  # an error over this is marked
@@ -72,7 +72,7 @@ def invariance(run: Run, findings: Findings) -> Section | None:
 def _bits(one: Invariance) -> Sequence[str]:
     same = one.scenarios - len(one.varies)
     samples = (
-        "no row a sample"
+        "no row per sample"
         if not one.scenarios
         else (
             "the same"

@@ -29,14 +29,15 @@ from batchline.bench.verdicts.identity import machine_differences
 
 _MOST_NAMED = 3
 _CHOICES_NOTE = (
-    "Medians that differ by less than 2%, or by less than their samples leave open, are not told apart; then the "
-    "variant stays that was chosen at the batch before, or it is the baseline. What holds to an error bound of its "
-    "own is not chosen; where such a variant of PyTorch's is faster, it is named. Where the choice changes, both "
-    "are taken as lines in B between the measured batch sizes around it: B* is where they meet, with the 95% "
-    "interval that the samples leave it (processes differ by more: `make regress` and `make aa` say how much)."
+    "Two medians count as equal if they differ by less than 2%, or by less than their samples can show. Of equal "
+    "variants the one stays that was chosen at the batch before; at the first batch it is the baseline. A variant "
+    "with an error bound of its own is not chosen; where such a variant of PyTorch's is faster, it is named. Where "
+    "the choice changes, both times are taken as lines in B between the measured batch sizes around it: B* is where "
+    "they meet, with the 95% interval that the samples leave it (processes differ by more: `make regress` and "
+    "`make aa` say how much)."
 )
 _CROSSINGS_NOTE = (
-    "Ghost norms cost 2T²(I+O) operations a sample, the fused kernels a walk over I·O numbers, so they meet at "
+    "Ghost norms cost 2T²(I+O) operations per sample, the fused kernels a walk over I·O numbers, so they meet at "
     "T* = √(κ·IO/(I+O)), predicted for κ from 1 to 25. Measured: between the two T around the change of leader, "
     "interpolated in logarithms."
 )
@@ -229,7 +230,7 @@ def best_variants(findings: Findings) -> str:
                 choice.problem
             )
     if not better:
-        return f"On none of {len(problems)} problems is a variant told from PyTorch's fastest for the better."
+        return f"On none of {len(problems)} problems is a variant clearly faster than PyTorch's fastest."
     named = sorted(better.items(), key=lambda item: -len(item[1]))
     variants = ", ".join(f"{name} on {len(where)}" for name, where in named[:4])
     more = f" and {len(named) - 4} more variants" if len(named) > 4 else ""

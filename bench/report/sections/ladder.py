@@ -34,7 +34,7 @@ _EXPLAINED = (
     "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
     "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example."
 )
-_OWN_BOUND = " (held to an error bound of its own)"
+_OWN_BOUND = " (checked against an error bound of its own)"
 _SOURCES = ("tuned", "tuned nearby", "rule")
 
 

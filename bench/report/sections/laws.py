@@ -21,11 +21,11 @@ from batchline.bench.verdicts.latency_law import (
 )
 
 _LATENCY_NOTE = (
-    "t(B) = launch floor + cost a sample · B, by least squares of relative errors over the batches measured, with "
-    "95% intervals. A second slope, or a batch that stands out, is there only if the times refute the line without "
+    "t(B) = launch floor + cost per sample · B, by least squares of relative errors over the batches measured, with "
+    "95% intervals. A second slope, or a batch that stands out, is given only if the times refute the line without "
     f"it. Throughput is saturated from the batch on at which it is {SATURATED:.0%} of the law's best. The misfit "
-    "is the worst batch's, as a share of the law, of those that don't stand out. The floor a sample is the "
-    "roofline's at the largest batch, and the memory a sample is inputs and peak by the memory law."
+    "is the worst batch's, as a share of the law, of those that don't stand out. The floor per sample is the "
+    "roofline's at the largest batch, and the memory per sample is inputs and peak by the memory law."
 )
 
 _LATENCY_COLUMNS = (
@@ -33,9 +33,9 @@ _LATENCY_COLUMNS = (
     "scenario",
     "launch floor",
     "over an empty launch",
-    "cost a sample",
-    "floor a sample",
-    "memory a sample",
+    "cost per sample",
+    "floor per sample",
+    "memory per sample",
     "second slope",
     "saturated from",
     "misfit",
@@ -104,14 +104,14 @@ def _latency_rows(
 
 
 def describe_law(law: LatencyLaw) -> str:
-    """One law in a sentence: floor, cost a sample, where it bends, from where on it is
+    """One law in a sentence: floor, cost per sample, where it bends, from where on it is
     saturated, what stands out.
     """
     if law.why_none is not None:
         return f"no law: {law.why_none}"
     parts = [
         f"{_with_interval(law.launch_s, law.launch_interval_s)} + "
-        f"{_with_interval(law.cost_s, law.cost_interval_s)} a sample",
+        f"{_with_interval(law.cost_s, law.cost_interval_s)} per sample",
         _second_slope(law),
         f"saturated from B={_saturated(law)}" if law.saturation else "not seen to grow",
         ", ".join(_stands_out(cliff, law) for cliff in law.cliffs),
@@ -161,7 +161,7 @@ def _coefficients(law: LatencyLaw, ceilings: Mapping) -> Iterator[str]:
 def _over(empty_s: float, law: LatencyLaw) -> str:
     low, high = law.launch_interval_s
     return (
-        "not told apart"
+        "no clear difference"
         if low <= empty_s <= high
         else units.ratio(law.launch_s / empty_s)
     )

@@ -202,7 +202,7 @@ def _accuracy(timed: Sequence[Record]) -> str:
         worst = max(record.facts["error_of_tolerance"] for record in own)
         names = unique(f"{record.op}/{record.variant}" for record in own)
         sentences.append(
-            f"Held to error bounds of their own, and at {worst:.2g} of those: {', '.join(names)}."
+            f"Checked against error bounds of their own, and at {worst:.2g} of those: {', '.join(names)}."
         )
     return " ".join(sentences)
 
