@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batchline.bench import records
 from batchline.bench.records import Run
-from batchline.bench.report import figures, of_run
+from batchline.bench.report import figures, of_run, training_figures
 from batchline.bench.report.document import Place
 from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.report.of_run import RunReport, summary
@@ -71,7 +71,11 @@ def draw(report: RunReport, folder: Path) -> tuple[set[str], str | None]:
     """
     if missing := figures.why_no_plots():
         return set(), missing
-    return figures.draw(report.run, report.findings.training, folder), None
+    names = figures.draw_problems(report.run, folder)
+    training = report.findings.training
+    if training:
+        names |= training_figures.draw(training, report.run.machine, folder)
+    return names, None
 
 
 def write_readme(
@@ -104,7 +108,7 @@ def draw_training(
     noise: Mapping, sweep: Mapping | None, machine: Mapping, folder: Path
 ) -> set[str]:
     """Draw the figures of a study; returns their names without the ending."""
-    return figures.draw_training(TrainingFindings(noise, sweep), machine, folder)
+    return training_figures.draw(TrainingFindings(noise, sweep), machine, folder)
 
 
 def training_readme(

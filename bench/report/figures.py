@@ -1,51 +1,37 @@
 """The figures beside a report's README.md, each as PNG and SVG: latency, speed-up and
-memory of a problem over the batch, and what training adds to that.
+memory of a problem over the batch; and what all figures share.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchline.bench import units
-from batchline.bench.noise.advice import Advice
-from batchline.bench.noise.surveyed import Moment
-from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.report.document import unique
-from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.verdicts import eligible
 from batchline.bench.verdicts.ladder import opponents
 
-# Okabe and Ito's colours, which all readers can distinguish; the baseline is black. Markers repeat the
-# distinction without colour.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
-
-_MARKERS = "osD^vPX"
-
+# Okabe and Ito's colours, which all readers can distinguish; the baseline is black.
+# Markers repeat the distinction without colour.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5F00")
+MARKERS = "osD^vPX"
 _LINES = ("-", "--", ":")
-
 _LEAST_SPAN = 8  # a logarithmic axis shows at least this ratio, or noise in a flat curve would look like a cliff
-# Of Okabe and Ito's colours; see _COLORS.
-_BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
-_PREDICTIONS = (_GREEN, _RED, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")
-_TOP = 5  # times the least: where the panel of T(B) is cut, or its ends would flatten the valley
 
 
 @dataclass(frozen=True)
-class _LogTicks:
+class LogTicks:
     """A logarithmic axis: its base, and the multiples of each power that get a tick."""
 
     base: int
     subs: tuple[int, ...]
 
 
-_DECADES = _LogTicks(10, (1, 2, 5))
+DECADES = LogTicks(10, (1, 2, 5))
 
 
 def why_no_plots() -> str | None:
@@ -91,17 +77,6 @@ def save(figure, path: Path) -> None:
         figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
-def draw(run: Run, training: TrainingFindings | None, folder: Path) -> set[str]:
-    """Draw all figures of a run; returns their names without the ending.
-
-    matplotlib must be there: `why_no_plots` says.
-    """
-    names = draw_problems(run, folder)
-    if training:
-        names |= draw_training(training, run.machine, folder)
-    return names
-
-
 def draw_problems(run: Run, folder: Path) -> set[str]:
     """Draw every group that has a time; returns the files' names without the
     ending, relative to `folder`.
@@ -125,76 +100,22 @@ def _draw_problem(
     records: Sequence[Record], run: Run, group: tuple[str, str, str], path: Path
 ) -> None:
     op, scenario, dtype = group
-    baseline = run.about["baselines"][op]
     base = {
         problem[-1]: record.median_s for problem, record in opponents(records).items()
     }
     figure = new_figure((13, 3.9))
-    latency, speedup, memory = figure.subplots(1, 3)
+    panels = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.99, top=0.83, bottom=0.22, wspace=0.22)
-    others = [
-        name
-        for name in unique(record.variant for record in records)
-        if name != baseline
-    ]
-    looks = {baseline: {"color": "black", "marker": "o"}}
-    looks |= {
-        name: {
-            "color": _COLORS[i % len(_COLORS)],
-            "linestyle": _LINES[i // len(_COLORS) % len(_LINES)],
-            "marker": _MARKERS[(i + 1 + i // len(_COLORS)) % len(_MARKERS)],
-        }
-        for i, name in enumerate(others)
-    }
-    for variant in (baseline, *others):
+    variants = unique(record.variant for record in records)
+    for variant, look in _looks(run.about["baselines"][op], variants).items():
         curve = sorted(
             (record for record in records if record.variant == variant),
             key=lambda record: record.batch,
         )
-        batches = [record.batch for record in curve]
-        look = looks[variant] | {"markersize": 4.5, "linewidth": 1.4}
-        latency.plot(
-            batches, [record.median_s for record in curve], label=variant, **look
-        )
-        quartiles = [record.quartiles_s for record in curve]
-        latency.fill_between(
-            batches,
-            [low for low, _ in quartiles],
-            [high for _, high in quartiles],
-            color=look["color"],
-            alpha=0.18,
-            linewidth=0,
-        )
-        compared = [
-            record
-            for record in curve
-            if record.batch in base and eligible.may_win(record)
-        ]
-        speedup.plot(
-            [record.batch for record in compared],
-            [base[record.batch] / record.median_s for record in compared],
-            **look,
-        )
-        counted = [record for record in curve if record.facts.get("peak_bytes")]
-        memory.plot(
-            [record.batch for record in counted],
-            [record.facts["peak_bytes"] for record in counted],
-            **look,
-        )
-    batches = unique(sorted(record.batch for record in records))
-    _finish_panel(
-        latency,
-        "latency, median and quartiles",
-        batches,
-        units.duration,
-        _DECADES,
-    )
-    _finish_panel(speedup, "speed-up over PyTorch's fastest", batches, units.ratio)
-    _finish_panel(
-        memory, "peak memory above the inputs", batches, units.size, _LogTicks(2, (1,))
-    )
+        _draw_variant(panels, curve, base, variant, look)
+    _finish_panels(panels, unique(sorted(record.batch for record in records)))
     figure.legend(
-        *latency.get_legend_handles_labels(),
+        *panels[0].get_legend_handles_labels(),
         loc="lower center",
         ncols=6,
         frameon=False,
@@ -208,27 +129,96 @@ def _draw_problem(
     save(figure, path)
 
 
+def _looks(baseline: str, variants: Sequence[str]) -> dict[str, dict]:
+    """Colour, line and marker of each variant, the baseline first."""
+    others = [name for name in variants if name != baseline]
+    looks = {baseline: {"color": "black", "marker": "o"}}
+    for i, name in enumerate(others):
+        looks[name] = {
+            "color": COLORS[i % len(COLORS)],
+            "linestyle": _LINES[i // len(COLORS) % len(_LINES)],
+            "marker": MARKERS[(i + 1 + i // len(COLORS)) % len(MARKERS)],
+        }
+    return looks
+
+
+def _draw_variant(
+    panels: Sequence,
+    curve: Sequence[Record],
+    base_s: Mapping[int, float],
+    variant: str,
+    look: Mapping,
+) -> None:
+    """One variant's curve in the panels of latency, speed-up and memory; `base_s` is
+    the time that the speed-up is over, by batch.
+    """
+    latency, speedup, memory = panels
+    look = look | {"markersize": 4.5, "linewidth": 1.4}
+    batches = [record.batch for record in curve]
+    latency.plot(batches, [record.median_s for record in curve], label=variant, **look)
+    quartiles = [record.quartiles_s for record in curve]
+    latency.fill_between(
+        batches,
+        [low for low, _ in quartiles],
+        [high for _, high in quartiles],
+        color=look["color"],
+        alpha=0.18,
+        linewidth=0,
+    )
+    compared = [
+        record
+        for record in curve
+        if record.batch in base_s and eligible.may_win(record)
+    ]
+    speedup.plot(
+        [record.batch for record in compared],
+        [base_s[record.batch] / record.median_s for record in compared],
+        **look,
+    )
+    counted = [record for record in curve if record.facts.get("peak_bytes")]
+    memory.plot(
+        [record.batch for record in counted],
+        [record.facts["peak_bytes"] for record in counted],
+        **look,
+    )
+
+
+def _finish_panels(panels: Sequence, batches: Sequence[int]) -> None:
+    latency, speedup, memory = panels
+    _finish_panel(
+        latency,
+        "latency, median and quartiles",
+        batches,
+        units.duration,
+        DECADES,
+    )
+    _finish_panel(speedup, "speed-up over PyTorch's fastest", batches, units.ratio)
+    _finish_panel(
+        memory, "peak memory above the inputs", batches, units.size, LogTicks(2, (1,))
+    )
+
+
 def _finish_panel(
     axes,
     title: str,
     batches: Sequence[int],
     unit: Callable[[float], str],
-    ticks: _LogTicks | None = None,
+    ticks: LogTicks | None = None,
 ) -> None:
     axes.set_xlabel("batch")
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     if ticks:
-        _logarithmic(axes, ticks)
+        set_logarithmic(axes, ticks)
         low, high = axes.get_ylim()
         widen = max(1.0, (_LEAST_SPAN * low / high) ** 0.5)
         axes.set_ylim(low / widen, high * widen)
     else:
         axes.set_ylim(bottom=0)
-    _finish(axes, title, unit)
+    finish(axes, title, unit)
 
 
-def _finish(axes, title: str, unit: Callable[[float], str]) -> None:
+def finish(axes, title: str, unit: Callable[[float], str]) -> None:
     """What all panels over the batch share."""
     from matplotlib.ticker import NullLocator
 
@@ -240,314 +230,9 @@ def _finish(axes, title: str, unit: Callable[[float], str]) -> None:
     axes.tick_params(labelsize=8.5)
 
 
-def _logarithmic(axes, ticks: _LogTicks) -> None:
+def set_logarithmic(axes, ticks: LogTicks) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_yscale("log", base=ticks.base)
     axes.yaxis.set_major_locator(LogLocator(ticks.base, subs=ticks.subs, numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def draw_training(
-    findings: TrainingFindings, machine: Mapping, folder: Path
-) -> set[str]:
-    """Draw the figures of training; returns their names without the ending, none where
-    there is no matplotlib.
-    """
-    if why_no_plots():
-        return set()
-    names = set()
-    on = f"\non {machine['device_name']}"
-    if findings.workloads:
-        draw_noise(findings.moments, on, folder / "noise")
-        names.add("noise")
-    for name in findings.workloads:
-        with contextlib.suppress(ValueError):  # the section says why there is no advice
-            advice = findings.middle_advice(name)
-            title = (
-                f"{name}: a step, memory and the time to a loss, by the noise after "
-                f"{findings.middle(name).updates} updates{on}"
-            )
-            draw_advice(advice, title, folder / f"advice-{name}")
-            names.add(f"advice-{name}")
-    result = findings.time_to_target
-    if not isinstance(result, str):
-        title = (
-            f"{result.workload}: time to a training loss of {result.target_loss:g}{on}"
-        )
-        draw_comparison(result, title, folder / "time-to-target")
-        names.add("time-to-target")
-    return names
-
-
-def draw_noise(workloads: Mapping[str, Sequence[Moment]], on: str, path: Path) -> None:
-    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded
-    above. `on` ends the title.
-    """
-    figure = new_figure((7.2, 3.9))
-    axes = figure.subplots()
-    figure.subplots_adjust(left=0.11, right=0.97, top=0.9, bottom=0.13)
-    for (name, moments), color, marker in zip(workloads.items(), _COLORS, _MARKERS):
-        for moment in moments:
-            low, high = moment.estimate.simple.low, moment.estimate.simple.high
-            if not low > 0:
-                continue  # nothing is known of it; the table says so
-            bounded = math.isfinite(high)
-            value = moment.estimate.scale.simple if bounded else low
-            axes.errorbar(
-                [moment.updates],
-                [value],
-                yerr=[[value - low], [high - value if bounded else value]],
-                lolims=not bounded,
-                color=color,
-                marker=marker,
-                capsize=3,
-                label=name if moment.updates == moments[-1].updates else None,
-            )
-    axes.set_xscale("symlog", linthresh=10)
-    axes.set_yscale("log")
-    axes.set_xlabel("updates")
-    axes.set_ylabel("B_simple, samples")
-    axes.set_title(
-        f"gradient noise scale over training (95% intervals; an arrow: no upper bound){on}",
-        fontsize=9,
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save(figure, path)
-
-
-def draw_advice(advice: Advice, title: str, path: Path) -> None:
-    """Step time, memory with its wall, and T(B) with φ's band, over one batch axis:
-    `path` as PNG and SVG.
-
-    The line is the best batch, the bar its 95% interval, the shade the batches within
-    5% of its time.
-    """
-    from matplotlib.ticker import MultipleLocator
-
-    figure = new_figure((7.2, 7.8))
-    times, memory, noise = figure.subplots(
-        3, 1, sharex=True, height_ratios=(1, 1, 1.25)
-    )
-    figure.subplots_adjust(left=0.13, right=0.97, top=0.92, bottom=0.13, hspace=0.24)
-    batches = [point.batch for point in advice.curve]
-    times.plot(
-        batches,
-        [point.step_s for point in advice.curve],
-        color=_BLUE,
-        marker="o",
-        label="a step",
-    )
-    times.plot(
-        batches,
-        [point.step_s / point.batch for point in advice.curve],
-        color=_RED,
-        marker="s",
-        linestyle="--",
-        label="a sample",
-    )
-    known = [point for point in advice.curve if point.peak_bytes is not None]
-    memory.plot(
-        [point.batch for point in known],
-        [point.peak_bytes for point in known],
-        color=_BLUE,
-        marker="o",
-    )
-    most_bytes = max((point.peak_bytes for point in known), default=1)
-    memory.set_ylim(0, 1.25 * most_bytes)
-    _wall(memory, advice, most_bytes)
-    memory.yaxis.set_major_locator(
-        MultipleLocator(2 ** round(math.log2(memory.get_ylim()[1] / 5)))
-    )
-    predicted = [point for point in advice.curve if point.time_relative is not None]
-    batches_there = [point.batch for point in predicted]
-    if predicted:
-        noise.plot(
-            batches_there,
-            [point.time_relative for point in predicted],
-            color=_BLUE,
-            marker="o",
-            label="time to a loss",
-        )
-        noise.fill_between(
-            batches_there,
-            *zip(*(point.time_band for point in predicted)),
-            color=_BLUE,
-            alpha=0.18,
-            linewidth=0,
-            label="φ at the ends of its interval",
-        )
-        noise.plot(
-            batches_there,
-            [point.examples_relative for point in predicted],
-            color=_RED,
-            linestyle="--",
-            marker="s",
-            label="examples",
-        )
-        noise.set_ylim(
-            0.9, min(_TOP, 1.2 * max(point.time_relative for point in predicted))
-        )
-    else:
-        _note(noise, advice.words[0].partition(":")[0])
-    _mark_best(advice, (times, memory, noise))
-    _finish_training_panel(
-        times, "time of a step and of a sample", batches, units.duration, ticks=_DECADES
-    )
-    _finish_training_panel(memory, "peak memory", batches, units.size)
-    _finish_training_panel(
-        noise, "predicted, relative to the best batch", batches, units.ratio
-    )
-    times.legend(fontsize=8, frameon=False, loc="lower left")
-    if predicted:
-        noise.legend(
-            fontsize=8,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.45, -0.2),
-            ncols=3,
-        )
-    noise.set_xlabel("batch")
-    figure.suptitle(title, fontsize=11, x=0.55)
-    save(figure, path)
-
-
-def draw_comparison(result: TimeToTarget, title: str, path: Path) -> None:
-    """Time to the target over the batch: the median and range of the seeds, and each
-    prediction with φ's band.
-
-    `path` as PNG and SVG.
-    """
-    figure = new_figure((7.2, 5.2))
-    axes = figure.subplots()
-    figure.subplots_adjust(left=0.12, right=0.97, top=0.89, bottom=0.33)
-    for prediction, color, line in zip(
-        result.predictions,
-        itertools.cycle(_PREDICTIONS),
-        itertools.cycle(("-", "--", ":")),
-    ):
-        batches = [one.batch for one in prediction.batches]
-        axes.plot(
-            batches,
-            [one.time_s for one in prediction.batches],
-            color=color,
-            linestyle=line,
-            label=f"predicted: {prediction.source}",
-        )
-        bands = [one.time_band_s for one in prediction.batches]
-        if None not in bands:
-            axes.fill_between(
-                batches, *zip(*bands), color=color, alpha=0.15, linewidth=0
-            )
-    reached = [one for one in result.measured if one.time_s.median is not None]
-    medians = [one.time_s.median for one in reached]
-    highs = [
-        one.time_s.high if one.time_s.high is not None else one.time_s.median
-        for one in reached
-    ]
-    axes.errorbar(
-        [one.batch for one in reached],
-        medians,
-        color="black",
-        marker="o",
-        linestyle="none",
-        capsize=3,
-        yerr=[
-            [median - one.time_s.low for median, one in zip(medians, reached)],
-            [high - median for high, median in zip(highs, medians)],
-        ],
-        label="measured: median and range of seeds",
-    )
-    _finish_training_panel(
-        axes,
-        f"time to a training loss of {result.target_loss:g}",
-        [one.batch for one in result.measured],
-        units.duration,
-        ticks=_DECADES,
-    )
-    axes.set_xlabel("batch")
-    axes.legend(
-        fontsize=8,
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.45, -0.14),
-        ncols=2,
-    )
-    figure.suptitle(title, fontsize=11, x=0.55)
-    save(figure, path)
-
-
-def _wall(axes, advice: Advice, most_bytes: float) -> None:
-    """The room in the memory where it is in sight; a note in its place where it is not,
-    or where there is none.
-    """
-    if advice.largest_that_fits is None:
-        _note(axes, f"no wall: {advice.memory}")
-        return
-    room = (1 - advice.headroom) * advice.limit_bytes
-    if room <= 2 * most_bytes:
-        axes.axhline(room, color=_RED, linewidth=1.2, linestyle=":")
-        axes.annotate(
-            f"{units.size(room)}: {advice.largest_that_fits:,} fit",
-            (0.02, room),
-            color=_RED,
-            fontsize=8,
-            xycoords=("axes fraction", "data"),
-            va="bottom",
-        )
-        axes.set_ylim(top=1.25 * max(room, most_bytes))
-    else:
-        _note(axes, f"the wall is at {advice.largest_that_fits:,}, {units.size(room)}")
-
-
-def _note(axes, text: str) -> None:
-    axes.annotate(
-        text, (0.02, 0.9), xycoords="axes fraction", fontsize=8, color=_RED, va="top"
-    )
-
-
-def _mark_best(advice: Advice, panels: Sequence) -> None:
-    if advice.best_batch is None:
-        return
-    last = max(point.batch for point in advice.curve)
-    for axes in panels:
-        axes.axvline(advice.best_batch, color=_GREY, linewidth=1)
-    if advice.within_5_percent:
-        low, high = advice.within_5_percent
-        panels[-1].axvspan(
-            low,
-            high or last,
-            color=_GREEN,
-            alpha=0.15,
-            linewidth=0,
-            label="within 5% of the least time",
-        )
-    low, high = advice.interval
-    panels[-1].plot(
-        [low, high or last],
-        [0.95, 0.95],
-        color="black",
-        linewidth=3,
-        solid_capstyle="butt",
-        label=f"best batch {advice.best_batch:,}, 95% interval",
-    )
-
-
-def _finish_training_panel(
-    axes,
-    title: str,
-    batches: Iterable[int],
-    unit: Callable[[float], str],
-    ticks: _LogTicks | None = None,
-) -> None:
-    axes.set_xscale("log", base=2)
-    last, labelled = 0.0, []
-    for batch in sorted(batches):
-        if batch >= 1.6 * last:  # nearer ones would be written over each other
-            labelled.append(batch)
-            last = batch
-    axes.set_xticks(labelled, [f"{batch:,}" for batch in labelled])
-    if ticks:
-        _logarithmic(axes, ticks)
-    _finish(axes, title, unit)

@@ -36,13 +36,9 @@ _INVARIANCE_NOTE = (
 )
 
 _LIMIT = 1e-3  # an error over this is marked
-
 _STATISTICS = {"mean": "ḡ", "n": "n", "d": "d"}
-
 _ERRORS = {**_STATISTICS, "noise_scale": "scale"}
-
 _WHOSE = {"ours": "", "peer": " (a peer)", "control": " (not of this suite)"}
-
 _AUDIT_NOTE = (
     "Each way of computing the statistics against fp64, on inputs that are hard on arithmetic (reports/METHODOLOGY.md "
     "has them). A cell is the worst of the errors of ḡ (‖Δ‖/‖ḡ‖), n (|Δn_b|/n_b) and d (|Δd_b|/(‖g_b‖·‖ḡ‖)), then that "
