@@ -4,6 +4,7 @@ README.
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from batchline.bench.report.render import markdown
 from tests.documents import readme
 from tests.pages import a_large_run, everything
 
+EVIDENCE = Path(__file__).resolve().parents[1] / "reports" / "evidence"
 TITLES = [
     "Which variant at which batch size",
     "bmm",
@@ -118,3 +120,10 @@ def test_a_large_section_of_no_op_gets_a_file_too(report):
     size = len(markdown.render(without_ops).encode())
     files = markdown.files(without_ops, most_bytes=size - 1)
     assert len(files) == 2 and all(len(text.encode()) < size for text in files.values())
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EVIDENCE.glob("*/*.md")), ids=lambda path: f"{path.parent.name}"
+)
+def test_github_shows_every_stored_report(path):
+    assert path.stat().st_size <= markdown.MOST_BYTES

@@ -198,7 +198,7 @@ def only_over_batches(regression: Regression) -> list[OverBatches]:
 
 def problems(regression: Regression) -> list[tuple[str, str]]:
     """(title, message) of all that keeps the comparison from being clean, the worst
-    first; for bench.report.ci.
+    first; for bench.report.render.github.
     """
     if regression.void is not None:
         return [("The comparison is void", regression.void)]

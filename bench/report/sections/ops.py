@@ -47,7 +47,7 @@ def ops(run: Run, findings: Findings) -> Iterator[OpSection]:
     for number, op in enumerate(unique(record.op for record in run.records), 1):
         entry = curves.get(op, {"variants": (), "problems": {}})
         problems = [
-            _problem(run, findings, group, records)
+            _problem(run, group, records)
             for group, records in run.groups().items()
             if group[0] == op and any(record.status == MEASURED for record in records)
         ]
@@ -64,10 +64,7 @@ def ops(run: Run, findings: Findings) -> Iterator[OpSection]:
 
 
 def _problem(
-    run: Run,
-    findings: Findings,
-    group: tuple[str, str, str],
-    records: Sequence[Record],
+    run: Run, group: tuple[str, str, str], records: Sequence[Record]
 ) -> ProblemSection:
     op, scenario, dtype = group
     about = run.about["scenarios"][op][scenario]

@@ -1,5 +1,5 @@
 "use strict";
-// Draws what page_data and page_training describe; redraws on a choice, on a change of colours, and for print.
+// Draws what bench.report.page_plots describes; redraws on a choice, on a change of colours, and for print.
 
 const root = document.documentElement;
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -91,7 +91,7 @@ function batchAxis(spec, values, width) {
   return { ...made, tickvals: batches, ticktext: batches.map((batch) => batch.toLocaleString("en")) };
 }
 
-// The plot of one of an op's quantities, as page_training describes its own.
+// The plot of one of an op's quantities, as page_plots describes those of training.
 function plotOf(figure) {
   const section = figure.closest("[data-op]");
   if (!section) return data.plots[figure.dataset.plot];
