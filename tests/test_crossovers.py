@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from batchline.bench.store import run_json
 from batchline.bench.cases import refined
-from batchline.bench.report import crossover as shown
+from batchline.bench.report.sections import choices as section
 from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store import run_json
 from batchline.bench.store.journal import _in_order
 from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers
@@ -440,11 +440,11 @@ def test_the_predicted_range():
 
 def test_one_that_leads_throughout_is_said():
     assert (
-        shown._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
+        section._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
         == "fused leads from T=1 on"
     )
     assert (
-        shown._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
+        section._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
         == "ghost leads up to T=64"
     )
 
