@@ -15,8 +15,8 @@ from batchline.bench.report import (
     regression,
 )
 from batchline.bench.report.document import Place
-from batchline.bench.report.regression import markdown
 from batchline.bench.report.render import github
+from batchline.bench.report.render.escaping import markdown
 from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.texts import one_line
 from tests.comparisons import (

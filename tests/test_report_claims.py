@@ -31,14 +31,14 @@ def verdicts():
 def test_every_claim_has_its_verdict_and_its_numbers_in_the_short_form(verdicts):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in in_markdown(shown._short(verdicts)).splitlines()[2:]
+        for line in in_markdown(shown.tabulate_claims(verdicts)).splitlines()[2:]
     ]
     assert [row[0] for row in rows] == [verdict.claim for verdict in verdicts]
     for row, verdict in zip(rows, verdicts):
         assert row[1] == f"**{verdict.text}**" and re.search(
             r"\d.*\(\S*\d.* to .*\d.*\)", row[2]
         )
-    assert "**" not in on_terminal(shown._short(verdicts))
+    assert "**" not in on_terminal(shown.tabulate_claims(verdicts))
 
 
 def test_the_section_holds_every_part_every_row_and_every_source(verdicts):

@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench.store import run_json
-from batchline.bench.store.files import stored_below
-from batchline.bench.store.records import Run
-from batchline.bench.verdicts.across_runs import are_comparable
 from batchline.bench.report import figures, of_run, training_figures
 from batchline.bench.report.document import Place
 from batchline.bench.report.findings import TrainingFindings
@@ -21,6 +17,10 @@ from batchline.bench.report.of_run import RunReport, summary
 from batchline.bench.report.render import github, html, junit, markdown
 from batchline.bench.report.render import terminal as on_terminal
 from batchline.bench.report.render.markdown import README as FILE_NAME
+from batchline.bench.store import run_json
+from batchline.bench.store.files import stored_below
+from batchline.bench.store.records import Run
+from batchline.bench.verdicts.across_runs import are_comparable
 
 _MOST_LOOKED_AT = 12
 
