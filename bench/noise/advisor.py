@@ -20,15 +20,15 @@ import numpy as np
 from scipy.special import ndtri
 
 from batchline.bench.noise.advice import (
-    Accumulation,
-    Advice,
     COST,
     MEMORY,
     NOISE,
     NOTHING,
+    STEP_TIME,
+    Accumulation,
+    Advice,
     Point,
     Regret,
-    STEP_TIME,
     StepLaw,
 )
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
@@ -227,8 +227,8 @@ def _optimizer_s(optimizer_s: float | None, curve: Curve) -> float:
 
 
 def _cautious(noise: NoiseEstimate) -> float:
-    """The φ of a cost that is not to be understated: the estimate, or the low end of
-    one that has no high end.
+    """The φ by which a cost is not understated: the estimate, or the low end of one
+    that has no high end.
     """
     return noise.scale.simple if noise.answer == BOUNDED else noise.simple.low
 

@@ -13,11 +13,11 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from batchline.bench.stats import intervals
+from batchline.bench.stats.change_points import LEAST_RUNS, ChangePoint, change_points
 from batchline.bench.statuses import MEASURED, is_machines_fault
 from batchline.bench.store.records import Record, Run
 from batchline.bench.store.regressions import LATENCY
-from batchline.bench.stats import intervals
-from batchline.bench.stats.change_points import ChangePoint, LEAST_RUNS, change_points
 from batchline.bench.verdicts.gate import floor
 
 TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")
@@ -76,15 +76,16 @@ _MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, 
 
 
 def why_made_up(machine: Mapping) -> str | None:
-    """Why times of this machine (bench.measure.machine.environment.machine) are none, or None:
-    it was the stand-in for a GPU.
+    """Why times of this machine (bench.measure.machine.environment) mean nothing, or
+    None: it was the stand-in for a GPU.
     """
     return machine.get("stand_in")
 
 
 def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
-    """Why not: its GPU was no GPU, it was stopped, or the machine was busy or throttled
-    in a good part of its cases; or None. With `made_up_too` times that were made up do.
+    """Why the run's times may not be built upon, or None: its GPU was a stand-in, it
+    was stopped, or the machine was busy or throttled in many of its cases. With
+    `made_up_too` the times of a stand-in are accepted.
     """
     if not made_up_too and (why := why_made_up(run.machine)):
         return why

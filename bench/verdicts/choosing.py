@@ -94,8 +94,8 @@ class Called:
         return call_s - allowed_s > max(crossovers.TIE * allowed_s, open_s)
 
     def falls_short_of(self, gain: float) -> bool:
-        """Whether it takes far longer than by a variant that is `gain` times as fast as
-        the baseline is here.
+        """Whether the call takes far longer than a variant would that is `gain` times
+        as fast as the baseline is here.
 
         Such a gain came from a slow moment of the baseline in the run.
         """
@@ -146,8 +146,8 @@ def measured_gains(
 
 
 def _is_believed(gain: float, baseline: Record, variant: Record) -> bool:
-    """Whether the two fastest samples bear out what the medians say, and it is not
-    beyond what was ever seen.
+    """Whether the two fastest samples confirm the gain of the medians, and it is no
+    larger than any that was ever measured.
     """
     of_fastest = min(baseline.samples_s) / min(variant.samples_s)
     return gain <= min(MOST_GAIN, _MOST_OF_FASTEST * of_fastest)

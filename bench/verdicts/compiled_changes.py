@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench import units
-from batchline.bench.stats.occupancy import Occupancy, REGISTERS, SHARED, occupancy
+from batchline.bench.missing import Missing
+from batchline.bench.stats.occupancy import REGISTERS, SHARED, Occupancy, occupancy
 
 WORSE = "worse"
 OPEN = "a GPU must say"
@@ -40,12 +41,13 @@ _FACTS = (
     "code_bytes",
     "warp_specialized",
 )
+Occupied = tuple[Occupancy | Missing, Occupancy | Missing]  # before and now
 
 
 @dataclass(frozen=True)
 class Change:
-    """One fact of a kernel that is another one: its name, what to say, and whether that
-    is WORSE, BETTER or OPEN.
+    """One fact of a kernel that differs: its name, a text that says how, and whether
+    that is WORSE, BETTER or OPEN.
     """
 
     fact: str
@@ -61,8 +63,8 @@ def why_no_code(row: Mapping) -> str | None:
 
 
 def without_code(row: Mapping) -> Change:
-    """What a row says that has no compiled kernel: one that does not compile is worse,
-    one may be declined for good.
+    """The change to a row that has no compiled kernel. One that does not compile is
+    worse; a declined one may have been declined for a good reason.
     """
     return Change(
         "error" if row.get("error") else "declined",
@@ -92,7 +94,7 @@ def fact_changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
         if _differ(was, now, "config")
         else []
     )
-    occupied = _occupancies(was, now)
+    occupied = _occupancy_of(was), _occupancy_of(now)
     for fact in (*_FACTS, *sorted({*was, *now} - {*_FACTS, *_WHERE, "config"})):
         if fact == "occupancy":
             differing += _of_occupancy(occupied, was, now)
@@ -113,7 +115,7 @@ def _differ(was: Mapping, now: Mapping, fact: str) -> bool:
     return was.get(fact) != now.get(fact)
 
 
-def _of_fact(fact: str, was, now, occupied: tuple, reconfigured: bool) -> Change:
+def _of_fact(fact: str, was, now, occupied: Occupied, reconfigured: bool) -> Change:
     if fact in ("loads", "stores"):
         text, verdict = _of_widths(fact, was or {}, now or {})
         return Change(fact, text, OPEN if reconfigured else verdict)
@@ -153,51 +155,41 @@ def _size_text(count: int | None) -> str:
     return "unknown" if count is None else units.size(count)
 
 
-def _occupancies(was: Mapping, now: Mapping) -> tuple[Occupancy | str, Occupancy | str]:
-    """Both occupancies; in place of one that can't be had, why."""
-    both = []
-    for row in (was, now):
-        try:
-            both.append(
-                occupancy(
-                    row["architecture"],
-                    row["threads"],
-                    row["registers"],
-                    row["shared_bytes"],
-                )
-            )
-        except (KeyError, ValueError) as error:
-            both.append(str(error))
-    return tuple(both)
+def _occupancy_of(row: Mapping) -> Occupancy | Missing:
+    try:
+        return occupancy(
+            row["architecture"],
+            row["threads"],
+            row["registers"],
+            row["shared_bytes"],
+        )
+    except (KeyError, ValueError) as error:
+        return Missing(str(error))
 
 
-def _of_occupancy(occupied: tuple, was: Mapping, now: Mapping) -> list[Change]:
+def _of_occupancy(occupied: Occupied, was: Mapping, now: Mapping) -> list[Change]:
     """A change of its own, unless a resource that changed explains it."""
     before, after = occupied
     if before == after:
         return []
-    if isinstance(after, str) or isinstance(before, str):
-        word = "fits a multiprocessor again" if isinstance(before, str) else after
-        return [Change("occupancy", word, BETTER if isinstance(before, str) else WORSE)]
-    said = (
-        _differ(was, now, "registers")
-        and _because(REGISTERS, occupied)
-        or _differ(was, now, "shared_bytes")
-        and _because(SHARED, occupied)
-    )
-    return (
-        []
-        if said or before.share == after.share
-        else [Change("occupancy", _of_shares(before, after))]
-    )
+    if isinstance(before, Missing):
+        return [Change("occupancy", "fits a multiprocessor again", BETTER)]
+    if isinstance(after, Missing):
+        return [Change("occupancy", after.reason, WORSE)]
+    if before.share == after.share:
+        return []
+    for fact, limit in (("registers", REGISTERS), ("shared_bytes", SHARED)):
+        if _differ(was, now, fact) and _because(limit, occupied):
+            return []
+    return [Change("occupancy", _of_shares(before, after))]
 
 
-def _because(limit: str, occupied: tuple) -> str:
+def _because(limit: str, occupied: Occupied) -> str:
     """What a change of a resource does to the occupancy, where the resource limits it,
     before or now.
     """
     before, after = occupied
-    if isinstance(before, str) or isinstance(after, str) or before.share == after.share:
+    if not before or not after or before.share == after.share:
         return ""
     decisive = after.limited_by if after.share < before.share else before.limited_by
     return f": {_of_shares(before, after)}" if decisive == limit else ""
@@ -374,8 +366,8 @@ def _launch(row: Mapping) -> tuple:
 
 
 def _moved_place(kind: str, config: str, elsewhere: Mapping | None) -> str:
-    """A launch is compiled once, for the first scenario that has it; it may only have
-    another one now.
+    """Where a new or a gone launch is on the other side. A launch is compiled once, for
+    the first scenario that has it, and that may be another one now.
     """
     if elsewhere is None:
         return f"{kind}: {config}"
@@ -437,8 +429,8 @@ def _without(rows: Sequence[Mapping], others: Sequence[Mapping]) -> list[Mapping
 
 
 def _key(row: Mapping) -> str:
-    """Rows are equal where one lacks what is None in the other: a fact that is new, and
-    there is none.
+    """The row without its facts that are None: an older row may lack a fact that is
+    None in a newer one.
     """
     return json.dumps(
         {name: fact for name, fact in row.items() if fact is not None}, sort_keys=True

@@ -178,7 +178,7 @@ def choices(records: Sequence[Record], baselines: Mapping[str, str]) -> list[Cho
 
 
 def _at(choice: Choice, chosen: Record, opponent: Record | None) -> Choice:
-    """The choice with one batch more, at which `chosen` is its time."""
+    """The choice extended by one batch, at which `chosen` is its record."""
     ahead = leader(chosen, opponent) if opponent and opponent is not chosen else None
     behind = choice.behind
     if ahead and ahead != choice.variant and ahead not in behind:
@@ -192,8 +192,8 @@ def _at(choice: Choice, chosen: Record, opponent: Record | None) -> Choice:
 
 
 def leader(one: Record, other: Record) -> str | None:
-    """Which of two is faster, by more than a tie and than the samples of either leave
-    open; None if neither is.
+    """The faster of two, if it is faster by more than a tie and by more than the
+    intervals of both medians; else None.
     """
     difference = math.log(one.median_s / other.median_s)
     margin = max(math.log1p(TIE), math.hypot(_precision(one), _precision(other)))
@@ -282,7 +282,7 @@ def root(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, fl
 
 
 def _difference(one: Record, other: Record) -> tuple[float, float]:
-    """One's time over the other's, in seconds, and its standard error."""
+    """The first median less the second, in seconds, and its standard error."""
     errors = [
         _precision(record) / _NORMAL_95 * record.median_s for record in (one, other)
     ]
@@ -296,8 +296,8 @@ def _precision(record: Record) -> float:
 def by_problem(
     records: Iterable[Record],
 ) -> dict[tuple[str, str, str], dict[str, dict[int, Record]]]:
-    """Op, scenario and dtype → variant → batch → what was measured; what is not ranked
-    is left out.
+    """Op, scenario and dtype → variant → batch → record, of the records that are
+    ranked.
     """
     problems: dict[tuple[str, str, str], dict[str, dict[int, Record]]] = {}
     for record in records:

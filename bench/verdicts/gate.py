@@ -162,8 +162,8 @@ def confirmed(
     above: np.ndarray,
     below: np.ndarray,
 ) -> np.ndarray:
-    """Which rows' new pairs alone say what flagged them (`direction` +1 or -1); it
-    takes half of the pairs at least.
+    """Which rows are confirmed by their new pairs alone, in the `direction` (+1 or -1)
+    that flagged them; at least half of the pairs must be there.
     """
     chance = np.where(direction > 0, new.chance_above(above), new.chance_below(below))
     return (direction != 0) & (2 * new.count >= pairs) & (chance <= CONFIRMING_LEVEL)

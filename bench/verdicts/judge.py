@@ -12,11 +12,11 @@ from functools import cached_property
 
 from batchline.bench import texts
 from batchline.bench.missing import Missing
-from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.stats import roofline
 from batchline.bench.stats.occupancy import Waves
 from batchline.bench.stats.roofline import Bound
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import across_runs, choosing, crossovers, laws, ranking
 from batchline.bench.verdicts.across_runs import Comparison
 from batchline.bench.verdicts.choosing import Invariance, Price
@@ -158,8 +158,8 @@ class Findings:
 
     @cached_property
     def comparison(self) -> Comparison | Missing:
-        """This run case by case beside the one before; that may be damaged, and this
-        one's report is not the worse for it.
+        """This run case by case beside the one before, or why they can't be compared:
+        the one before may be damaged, and that must not stop this one's report.
         """
         if self.before is None:
             return Missing("there is no run before it")

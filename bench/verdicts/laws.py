@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from batchline.bench.missing import Missing
-from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.stats.fits import (
     GOOD_FIT,
     LatencyFit,
@@ -29,6 +27,8 @@ from batchline.bench.stats.fits import (
 )
 from batchline.bench.stats.intervals import Interval
 from batchline.bench.stats.occupancy import Waves
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
 
 LEAST_BATCHES = 4  # a line through fewer has no scatter to judge it by
 SATURATED = 0.9  # of the best throughput
@@ -73,7 +73,7 @@ class Saturation:
 
 @dataclass(frozen=True)
 class Cliff:
-    """A measured batch whose time is `over` the law as a share (below 0: under it), for
+    """A measured batch whose time is `over` the law as a share (below 0: under it), by
     more than scatter explains.
 
     `waves` is how many it takes, the last of them not full, and `over` is then over the
@@ -237,7 +237,9 @@ def _saturation(fit: LatencyFit) -> Saturation | None:
 
 
 def _whole(batch: float) -> float:
-    """Rounded up, not for a rounding error, to at least 1; infinity stays."""
+    """Rounded up to a whole batch, at least 1, but not for a rounding error; infinity
+    stays.
+    """
     return max(1, math.ceil(batch * (1 - _EXACT))) if math.isfinite(batch) else batch
 
 

@@ -213,7 +213,7 @@ class _Stretches:
         return over.astype(int) - under.astype(int)
 
     def _narrowest(self, flagged: np.ndarray) -> np.ndarray:
-        """Without those that have another one inside."""
+        """The flagged stretches that have no other flagged one inside."""
         kept = np.full(len(flagged), False)
         stops = self.starts + self.size
         for stretch in np.flatnonzero(flagged):
@@ -294,8 +294,8 @@ def describe_parts(
     """`parts` are as in OverBatches, all of a kernel; `counts` is how many batch sizes
     have each verdict.
 
-    What changed is said first, each stretch of it; of the rest, where it is scattered,
-    only how much.
+    Each stretch that changed comes first; of the rest, where it is scattered, only the
+    counts.
     """
     changed = [part for part in parts if part["verdict"] not in _UNCHANGED]
     rest = [part for part in parts if part["verdict"] in _UNCHANGED]

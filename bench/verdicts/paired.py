@@ -83,7 +83,7 @@ class Evidence:
             self.end(case, sides.pop() if len(sides) == 1 else BOTH, reason)
 
     def end(self, case: str, side: str, reason: str) -> None:
-        """Say that a case can't be compared, as one side of it or both don't work."""
+        """Take a case out of the comparison, because one side of it or both don't work."""
         self._ended[case] = side, reason
 
     def open(self) -> tuple[str, ...]:

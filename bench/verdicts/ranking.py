@@ -23,8 +23,8 @@ _CHOOSES = (
 
 
 def why_unranked(record: Record) -> str | None:
-    """Why a measured time is shown and not ranked, or None. What an older run does not
-    say does not count.
+    """Why a measured time is not ranked, or None. A fact that an older run lacks
+    exempts nothing.
     """
     facts = record.facts
     if facts.get("gives") is not None:
@@ -57,8 +57,8 @@ def may_be_chosen(record: Record) -> bool:
 
 
 def does_the_work(record: Record) -> bool:
-    """Whether a result is of a variant that computes, and does not hand on to another
-    one.
+    """Whether the variant of a result computes by itself, and does not call another
+    variant.
     """
     return record.facts.get("backend") != _CHOOSES
 

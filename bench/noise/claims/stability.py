@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
-    Finding,
     HOLDS,
     NOT_DECIDED,
+    Finding,
     Table,
     Verdict,
     conclude,
@@ -290,7 +290,7 @@ _FISHER_LEVEL = 0.05
 
 
 def _largest_batchs_rate(sweep: Mapping) -> float | None:
-    """The best rate of the largest batch, which small ones may not bear."""
+    """The best rate of the largest batch, at which small ones may diverge."""
     return training_curves.best_rate(
         sweep, training_curves.batches(sweep)[-1], sweep["grid"]["target_loss"]
     )

@@ -90,7 +90,7 @@ def conclude(
     evidence: Sequence[Table],
     sources: Sequence[str],
 ) -> Verdict:
-    """The verdict on a claim that says all that its parts say.
+    """The verdict on a claim, from the findings on its parts.
 
     It holds if all parts do, and does not if none does; where some do, or do in some
     places, it holds only there. A part that is not decided leaves the claim undecided,

@@ -42,7 +42,7 @@ _MOST_ELEMENTS = 2**21  # of the inputs that are drawn at once: 16 MiB
 
 @dataclass(frozen=True)
 class Linear:
-    """T tokens a sample, I inputs, O outputs, σ of the targets' noise and ‖E‖ of the
+    """T tokens per sample, I inputs, O outputs, σ of the targets' noise and ‖E‖ of the
     weight's error.
     """
 
@@ -125,7 +125,7 @@ SETTINGS = tuple(
 
 @dataclass(frozen=True)
 class Row:
-    """What came of many draws of a setting. Shares are of the draws, and an unbounded
+    """The results of many draws of a setting. Shares are of the draws, and an unbounded
     interval covers what is in it.
 
     `trace_off` and `square_off`: how far the mean of S and of G2 is from the truth, in

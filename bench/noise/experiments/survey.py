@@ -18,10 +18,9 @@ import torch
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import memory
 from batchline.bench.measure.machine.busy import Guard, NoGuard
-from batchline.bench.measure.timing.clocks import Host
-from batchline.bench.measure.timing.clocks import hardware
-from batchline.bench.measure.timing.sampling import Effort, sample
 from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.timing.clocks import Host, hardware
+from batchline.bench.measure.timing.sampling import Effort, sample
 from batchline.bench.noise.meter import NoiseMeter, Reading
 from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.stats.batch_statistics import (
@@ -350,8 +349,8 @@ def _samples(
 
 @dataclass(frozen=True)
 class _Step:
-    """A training step on one batch; it gives back the memory of its gradients, which
-    every step makes anew.
+    """A training step on one batch; it frees its gradients, which every step makes
+    anew.
     """
 
     workload: Workload

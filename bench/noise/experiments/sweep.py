@@ -92,7 +92,7 @@ def run(
     """Train every run of the grid; returns the record, which is plain data. Runs begin
     until `seconds` have passed.
 
-    Every run has one thread; `processes` of them train at a time, by default one a
+    Every run has one thread; `processes` of them train at a time, by default one per
     core. `why_busy` is what others took of the cores meanwhile, where that is too much
     to use the runs' times; None otherwise.
 
@@ -156,7 +156,7 @@ def run(
 
 
 def points(grid: Grid, batch: int, samples: int) -> list[int]:
-    """The updates after which a run is looked at: in geometric steps, and where a
+    """The updates after which a run is evaluated: in geometric steps, and where a
     budget ends.
     """
     budgets = budget_updates(grid, batch, samples)
