@@ -13,21 +13,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench import units
-from batchline.bench.store import files
 from batchline.bench.cases import CLOCKS, Case, broken_lines, plan
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
-from batchline.bench.store.files import write_whole
 from batchline.bench.folders import require_writable
 from batchline.bench.measure.machine import environment
-from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Task
+from batchline.bench.report.render.terminal import draw
 from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.stopping import put_off
+from batchline.bench.store import files
+from batchline.bench.store.files import write_whole
 
 FILE_NAME = "a-a.json"
 CLEAN, BROKEN_CASES, NOTHING_MEASURED, INTERRUPTED = 0, 1, 3, 130
@@ -187,25 +186,24 @@ def summary(pairs: Sequence[Pair], device_name: str, clock: str) -> str:
     )
     if not judged:
         return f"No baseline takes more than {units.duration(_FROM_S)} here: nothing to judge an A/A by."
-    table = tabulate(
+    table = draw(
         [
-            [
-                pair.case,
-                units.duration(pair.first_s),
-                f"{pair.difference:+.2%}",
-                f"±{pair.precision:.1%}",
-                pair.samples,
-            ]
-            for pair in judged[:_WORST_SHOWN]
-        ],
-        headers=[
             "the largest differences",
             "median",
             "difference",
             "known to",
             "samples of each",
         ],
-        disable_numparse=True,
+        (
+            [
+                pair.case,
+                units.duration(pair.first_s),
+                f"{pair.difference:+.2%}",
+                f"±{pair.precision:.1%}",
+                str(pair.samples),
+            ]
+            for pair in judged[:_WORST_SHOWN]
+        ),
     )
     within = sum(abs(pair.difference) < _WITHIN for pair in judged)
     middle = statistics.median(abs(pair.difference) for pair in judged)

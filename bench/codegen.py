@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from batchline.bench.report import ci
-from batchline.bench.report import codegen as report
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render import github
 from batchline.bench.store.files import SealBroken
 from batchline.bench.verdicts import compiled_changes as verdicts
 
@@ -20,8 +20,8 @@ def codegen(pin: bool, everything: bool) -> int:
     """Compile what has changed since it was pinned, or everything; print what moved, or
     pin it; the exit code.
     """
-    from batchline.bench.measure.reading import catalogue
     from batchline.bench.measure.compiled import pins, static_facts
+    from batchline.bench.measure.reading import catalogue
 
     started = time.monotonic()
     try:
@@ -81,7 +81,11 @@ def codegen(pin: bool, everything: bool) -> int:
             job: {"sources": sources[job], "kernels": fresh.rows[job]}
             for job in changed
         }
-        print("\n\n".join([*([report.terminal(moved)] if pinned else []), compiled]))
+        print(
+            "\n\n".join(
+                [*([report.moves_on_terminal(moved)] if pinned else []), compiled]
+            )
+        )
         print(f"pinned in {pins.save(kept | new).relative_to(pins.FOLDER.parents[1])}")
         return CLEAN
     details = {variant.id for variant in found.variants if variant.detail}
@@ -95,11 +99,13 @@ def codegen(pin: bool, everything: bool) -> int:
 
 def _tell(moved: Sequence[verdicts.Move], advice: Sequence[str], compiled: str) -> None:
     """The table and what to do now, to the terminal and to GitHub."""
-    print("\n\n".join([report.terminal(moved), *advice, compiled]))
-    ci.step_summary(
-        "\n\n".join(["## Compiled code", report.markdown(moved), *advice, compiled])
+    print("\n\n".join([report.moves_on_terminal(moved), *advice, compiled]))
+    github.step_summary(
+        "\n\n".join(
+            ["## Compiled code", report.moves_on_github(moved), *advice, compiled]
+        )
     )
-    ci.announce("error", report.annotations(moved))
+    github.announce("error", report.move_annotations(moved))
 
 
 def _advice(
@@ -141,11 +147,11 @@ def _refused(faults: Sequence[str]) -> int:
         sep="\n  ",
         file=sys.stderr,
     )
-    ci.announce("error", [("codegen: parted warps", "\n".join(faults))])
+    github.announce("error", [("codegen: parted warps", "\n".join(faults))])
     return WRONG
 
 
 def _not_compared(why: str) -> int:
     print(f"batchline: {why}", file=sys.stderr)
-    ci.announce("error", [("codegen", why)])
+    github.announce("error", [("codegen", why)])
     return NOT_COMPARED

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from batchline.bench.errors import UsageError
 from batchline.bench.regress.base_tree import commit_of
-from batchline.bench.report.comparison import terminal
+from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json
 from batchline.bench.store.files import blamed_on, read_text, stored_below
 from batchline.bench.store.records import Run

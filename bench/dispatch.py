@@ -20,11 +20,11 @@ from batchline.bench.dispatch_tables import HeldBack, Problem
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import environment
-from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
 from batchline.bench.measure.worker.task import Task
-from batchline.bench.report import dispatch as report
-from batchline.bench.report.fitting import wrapped
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render.terminal import wrapped
 from batchline.bench.selection import selected
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED, is_broken
 from batchline.bench.store import run_json
@@ -98,7 +98,7 @@ def dispatch(
         )
         return NOT_MEASURED
     print(
-        report.terminal(
+        report.calls_on_terminal(
             list(called.values()), [one for one in refuted if one.is_slower]
         )
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
-from batchline.bench.report import explain as report
+from batchline.bench.report import one_case as report
 from batchline.bench.statuses import NOT_REACHED
 from batchline.bench.store import run_json
 from batchline.bench.store.files import blamed_on, stored_below

@@ -14,12 +14,11 @@ import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from batchline.bench import report
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.errors import UsageError
-from batchline.bench.report import history as shown
-from batchline.bench.report import otava
-from batchline.bench.report.tables import unique
+from batchline.bench.report import figures
+from batchline.bench.report import over_time as report
+from batchline.bench.report.document import unique
 from batchline.bench.selection import selected
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.files import blamed_on
@@ -214,7 +213,7 @@ def _show(path: Path, k: str, out: Path) -> int:
     groups = across_runs.groups(
         entries, set(selected(cases, k, f"in {path}")) if k and cases else None
     )
-    print(shown.terminal(path.stem, groups))
+    print(report.terminal(path.stem, groups))
     if damaged:
         print(
             f"{path}: passed over what can't be read: line {', '.join(map(str, damaged))}"
@@ -223,13 +222,13 @@ def _show(path: Path, k: str, out: Path) -> int:
         return 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        missing = report.plots.why_no_plots()
+        missing = figures.why_no_plots()
         for number, group in enumerate(groups, 1):
-            place = out / shown.folder_name(group, number, groups)
+            place = out / report.folder_name(group, number, groups)
             place.mkdir(exist_ok=True)
-            otava.write(group, place)
+            report.write_otava(group, place)
             if not missing:
-                shown.draw(path.stem, group, place)
+                report.draw(path.stem, group, place)
     except OSError as error:
         raise UsageError(
             f"can't write to {out} ({error.strerror}): name another folder with OUT="

@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batchline.bench import units
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.reading import catalogue
 from batchline.bench.measure.compiled import compile_pool, sass
-from batchline.bench.measure.machine import environment
 from batchline.bench.measure.compiled.static_facts import code_of_case
-from batchline.bench.case_ids import parse_case_id
-from batchline.bench.report.fitting import TERMINAL, wrapped
-from batchline.bench.report.static import shown_facts
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.reading import catalogue
+from batchline.bench.report.render.terminal import draw, wrapped
+from batchline.bench.report.sections.ladder import format_compiled
 from batchline.bench.verdicts.proton import kernel_times
 from batchline.kernels import architectures
 
@@ -159,7 +159,7 @@ def _profiled(case: str) -> int:
             return FAILED
         times = kernel_times(json.loads(found.read_text(encoding="utf-8")))
     print(
-        TERMINAL.render(
+        draw(
             ["kernel", "calls", "time a call", "of all"],
             (
                 [
@@ -186,7 +186,9 @@ def _shown(compiled, instructions) -> Iterator[str]:
     """The kernel's facts, the work of its hot loop, and that loop with what each
     instruction is for.
     """
-    yield wrapped(f"{compiled.kernel} {compiled.config}: {shown_facts(vars(compiled))}")
+    yield wrapped(
+        f"{compiled.kernel} {compiled.config}: {format_compiled(vars(compiled))}"
+    )
     loop = sass.hot_loop(instructions)
     if not loop:
         yield f"No loop in its {len(instructions)} instructions, which are:"

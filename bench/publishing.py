@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.bench import report, texts
-from batchline.bench.store import benchmark_json
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
+from batchline.bench.report import RunReport, of_run
+from batchline.bench.report.render import github
+from batchline.bench.store import benchmark_json
 from batchline.bench.store.records import Run
-from batchline.bench.report import ci, junit, run_in_ci
 
 _Errors = tuple[type[Exception], ...]
 
@@ -58,15 +59,15 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     from batchline.bench import history
 
     parts = Parts()
-    parts.complete &= write_report(run, folder)
+    made = _report_of(run, folder, parts)
+    _write_report(made, folder, parts)
     parts.attempt(benchmark_json.FILE_NAME, lambda: benchmark_json.save(folder, run))
     parts.attempt("the history", lambda: history.append(run, history_folder))
-    markdown, problems = parts.attempt(
-        "the step's summary", lambda: run_in_ci.of_run(run), ("", [])
+    parts.attempt("the step's summary", lambda: report.write_ci_summary(made))
+    parts.attempt(
+        "the annotations",
+        lambda: github.announce("error", list(of_run.problems(run))),
     )
-    if markdown:
-        parts.attempt("the step's summary", lambda: ci.step_summary(markdown))
-    parts.attempt("the annotations", lambda: ci.announce("error", problems))
     return parts.complete
 
 
@@ -77,15 +78,16 @@ def write_report(run: Run, folder: Path, survived: _Errors = (Exception,)) -> bo
     `survived`: as Parts takes it.
     """
     parts = Parts(survived)
-    notes = report.write(run, folder, parts.attempt)
-    parts.attempt(junit.FILE_NAME, lambda: _write_junit(run, folder))
-    parts.attempt(
-        "the report on the terminal",
-        lambda: print(report.terminal(run, report.before(run, folder))),
-    )
-    print("\n".join([*notes, f"report: {folder / report.FILE_NAME}"]), flush=True)
+    _write_report(_report_of(run, folder, parts), folder, parts)
     return parts.complete
 
 
-def _write_junit(run: Run, folder: Path) -> None:
-    (folder / junit.FILE_NAME).write_text(junit.junit_of_run(run), encoding="utf-8")
+def _report_of(run: Run, folder: Path, parts: Parts) -> RunReport:
+    previous = parts.attempt("the run before", lambda: report.before(run, folder))
+    return RunReport(run, previous=previous)
+
+
+def _write_report(made: RunReport, folder: Path, parts: Parts) -> None:
+    notes = report.write(made, folder, parts.attempt)
+    parts.attempt("the report on the terminal", lambda: print(report.terminal(made)))
+    print("\n".join([*notes, f"report: {folder / report.FILE_NAME}"]), flush=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from batchline import places
 from batchline.bench import a_a
 from batchline.bench.errors import UsageError
-from batchline.bench.report import excerpts, page
+from batchline.bench.report import RunReport, excerpts
+from batchline.bench.report.render import html
 from batchline.bench.store import run_json
 from batchline.bench.store.files import read_json
 
@@ -126,12 +127,12 @@ def _screenshot(folder: Path) -> bytes:
         from playwright.sync_api import sync_playwright
     except ImportError:
         chromium = None
-    if chromium is None or page.why_no_page():
+    if chromium is None or html.why_no_page():
         raise UsageError(
             "a screenshot takes Chromium, playwright, plotly and jinja2: one of them is missing here"
         )
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as driver:
-        path = page.write(run_json.load(folder), Path(scratch))
+        path = html.write(RunReport(run_json.load(folder)), Path(scratch))
         browser = driver.chromium.launch(executable_path=chromium)
         tab = browser.new_page(viewport=_WINDOW, color_scheme="light")
         tab.goto(path.as_uri())

@@ -18,16 +18,16 @@ from batchline.bench.cases import CLOCKS, plan, profile_named
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty, require_writable
-from batchline.bench.store.journal import Journal, RunBuilder, store
 from batchline.bench.measure.ahead import Ahead
 from batchline.bench.measure.ahead.folder import VARIABLE as KERNELS
 from batchline.bench.measure.ahead.folder import kernels_folder
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN, INTERRUPTED, Measurer
+from batchline.bench.report.sections.checks import impossible
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
-from batchline.bench.store.records import Run
-from batchline.bench.report import run_in_ci
 from batchline.bench.stopping import put_off
+from batchline.bench.store.journal import Journal, RunBuilder, store
+from batchline.bench.store.records import Run
 
 NOTHING_MEASURED = 3
 DEFAULT_FOLDER, DEFAULT_HISTORY = Path("reports", "runs"), history.DEFAULT_FOLDER
@@ -189,8 +189,4 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
         is_broken(record.status, record.reason) for record in run.records
     )
     broken = broken or bool(run.broken_files)
-    return (
-        BROKEN_CASES
-        if broken or any(run_in_ci.impossible(run)) or not published
-        else CLEAN
-    )
+    return BROKEN_CASES if broken or impossible(run) or not published else CLEAN

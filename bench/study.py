@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchline import places
-from batchline.bench import publishing, texts
+from batchline.bench import publishing, report, texts
 from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.report import training
-from batchline.bench.report.fitting import TERMINAL, wrapped
+from batchline.bench.report.render.terminal import render_parts
+from batchline.bench.report.sections.advisor import advise_on
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json
 from batchline.bench.store.files import blamed_on, stored_below
@@ -143,7 +143,7 @@ def _print_advice(
             )
             continue
         print(
-            f"{name}: {chosen['title']}\n\n{training.advice(chosen, TERMINAL, batch, cost_cap)}\n"
+            f"{name}: {chosen['title']}\n\n{render_parts(advise_on(chosen, batch, cost_cap))}\n"
         )
     advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
     return CLEAN if advised else NOT_MEASURED
@@ -225,15 +225,15 @@ def write(study: Study, folder: Path) -> bool:
             lambda place: run_json.save_study(place, study), folder, "advise --run"
         )
     parts = publishing.Parts()
-    figures = parts.attempt(
+    drawn = parts.attempt(
         "drawing the plots",
-        lambda: training.draw(study.noise, study.sweep, study.machine, folder),
-        {},
+        lambda: report.draw_training(study.noise, study.sweep, study.machine, folder),
+        set(),
     )
     parts.attempt(
         "README.md",
         lambda: (folder / "README.md").write_text(
-            _markdown(study, figures), encoding="utf-8"
+            _markdown(study, drawn), encoding="utf-8"
         ),
     )
     parts.attempt("the report on the terminal", lambda: print(_terminal(study)))
@@ -241,7 +241,7 @@ def write(study: Study, folder: Path) -> bool:
     return parts.complete
 
 
-def _markdown(study: Study, figures: Mapping) -> str:
+def _markdown(study: Study, drawn: set[str]) -> str:
     title = (
         f"# Batchline: what the batch size does to training, on {study.machine['device_name']}, "
         f"{study.started[:10]}"
@@ -251,13 +251,12 @@ def _markdown(study: Study, figures: Mapping) -> str:
         f"The noise was measured in {study.noise.seconds:.0f} s, profile {study.profile}, begun "
         f"{study.started}."
     )
-    text = training.markdown(study.noise, study.sweep, study.machine, figures)
-    return "\n\n".join([title, *partial, measured, *text]) + "\n"
+    text = report.training_readme(study.noise, study.sweep, study.machine, drawn)
+    return "\n\n".join([title, *partial, measured, text]) + "\n"
 
 
 def _terminal(study: Study) -> str:
-    parts = training.terminal(study.noise, study.sweep, study.machine)
-    return "\n\n".join("\n".join(map(wrapped, part.splitlines())) for part in parts)
+    return report.training_on_terminal(study.noise, study.sweep, study.machine)
 
 
 def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:

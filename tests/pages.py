@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from batchline.bench.store import run_json
 from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store import run_json
 from batchline.bench.store.records import Record
 from tests import comparisons
 from tests.claims_evidence import sweep
@@ -165,3 +165,23 @@ def hostile():
     variants = run.about["variants"]
     called_so = {**variants["bmm/torch_bmm"], "idea": HOSTILE}
     return changed(run, variants={**variants, f"bmm/{HOSTILE}": called_so})
+
+
+def a_large_run():
+    """A run of one op with 20 scenarios of 10 variants at 13 batches, all timed."""
+
+    def named(count, what):
+        return [f"a_rather_long_name_of_{what}_{number}" for number in range(count)]
+
+    run = replace(
+        a_run(),
+        records=tuple(
+            timed(variant, 2**k, 1e-6 * 2**k, scenario)
+            for scenario in named(20, "scenario")
+            for variant in named(10, "variant")
+            for k in range(13)
+        ),
+    )
+    for name in named(20, "scenario"):
+        run = with_scenario(run, name, "")
+    return run

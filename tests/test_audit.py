@@ -15,8 +15,8 @@ from batchline.bench.declared import DeclaredAudit
 from batchline.bench.measure.checking import audit
 from batchline.bench.measure.worker.task import WorkerLost
 from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
-from batchline.bench.report import audit as shown
-from batchline.bench.report import tables
+from batchline.bench.report.document import Place, select
+from batchline.bench.report.sections import checks
 from batchline.bench.run import _exit_code
 from batchline.bench.statuses import CRASHED, MEASURED
 from batchline.bench.store import run_json
@@ -24,6 +24,7 @@ from batchline.bench.store.files import stored_below
 from batchline.bench.store.formats import OURS
 from batchline.bench.store.records import Record
 from batchline.kernels.op import Variant
+from tests.documents import in_markdown, readme, section
 from tests.runs import run_of, save_document
 from tests.test_records import document
 
@@ -278,7 +279,7 @@ def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
     save_document(tmp_path, audited)
     run = run_json.load(tmp_path)
     assert [dict(row) for row in run.audit] == audited[OURS]["audit"]
-    report.write(run, tmp_path)
+    report.write(report.RunReport(run), tmp_path)
     text = (
         (tmp_path / "README.md")
         .read_text()
@@ -311,7 +312,7 @@ def test_what_was_audited_is_stored_and_shown(audited, tmp_path):
     )
     assert (
         "wgrad_stats: cancelling tokens: the worst is gram_in_own_dtype"
-        in report.terminal(run)
+        in report.terminal(report.RunReport(run))
     )
 
 
@@ -348,7 +349,7 @@ def _row(**changes):
     ],
 )
 def test_a_cell_is_the_worst_error_and_the_noise_scales(row, cell):
-    table = shown.section(run_of({"audit": [row]}, {}, ()), tables.MARKDOWN)
+    table = in_markdown(section(checks.numerics, run_of({"audit": [row]}, {}, ())))
     assert f"| v · float32 | {cell} " in table
 
 
@@ -360,7 +361,9 @@ def test_findings_tell_the_worst_ours_and_the_best():
         _row(variant="gives_less", noise_scale=None, n=None),
         _row(condition=None, failed="it crashed"),
     ]
-    assert shown.findings(run_of({"audit": rows}, {}, ())).splitlines() == [
+    numerics = section(checks.numerics, run_of({"audit": rows}, {}, ()))
+    (lines,) = (part for part in select(numerics.parts, Place.TERMINAL))
+    assert list(lines.lines) == [
         "o: well: the worst is w · float32 (not of this suite), n wrong by 50%; the worst of this suite's v · float32, "
         "scale wrong by 10%; the best x · bfloat16, scale 2e-6.",
         "o: v · float32 failed: it crashed.",
@@ -370,7 +373,7 @@ def test_findings_tell_the_worst_ours_and_the_best():
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.parent.name)
 def test_a_run_from_before_the_audit_still_renders(path):
     run = run_json.load(path.parent)
-    paragraphs = list(report.markdown(run, {}, "none wanted"))
+    paragraphs = readme(run, missing="none wanted").split("\n\n")
     assert len(paragraphs) > 10
     assert ("## Numerics" in "".join(paragraphs)) == bool(run.about.get("audit"))
-    assert report.terminal(run)
+    assert report.terminal(report.RunReport(run))

@@ -8,10 +8,17 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.bench.report import (
+    RunReport,
+    of_commands,
+    of_run,
+    regression,
+)
+from batchline.bench.report.document import Place
+from batchline.bench.report.render import github
+from batchline.bench.report.render.escaping import markdown
 from batchline.bench.statuses import FAILED, WRONG
-from batchline.bench.report import ci, regression_words
-from batchline.bench.report.escaping import markdown, one_line
-from batchline.bench.report.run_in_ci import of_run
+from batchline.bench.texts import one_line
 from tests.comparisons import (
     BROKEN_CASES,
     BUSY_CASE,
@@ -23,6 +30,13 @@ from tests.comparisons import (
     run,
 )
 from tests.test_compiled_changes import moved
+
+
+def in_ci(a_run):
+    """The summary of the step for a run, and its problems."""
+    return github.render(RunReport(a_run).document(Place.CI)), list(
+        of_run.problems(a_run)
+    )
 
 
 def undone(command):
@@ -44,7 +58,7 @@ def undone(command):
 
 
 def test_an_annotation_says_what_it_was_given():
-    (command,) = ci.annotations(
+    (command,) = github.annotations(
         "warning", [("REGRESSED: a, b", "100%\nof it: ::error::")]
     )
     assert command == "::warning title=REGRESSED%3A a%2C b::100%25%0Aof it: ::error::"
@@ -53,12 +67,12 @@ def test_an_annotation_says_what_it_was_given():
 
 def test_text_of_others_is_text_in_a_workflow_command():
     problems = [
-        *regression_words.problems(hostile_comparison()),
-        *of_run(run(("other", 4, FAILED, HOSTILE)))[1],
+        *regression.problems(hostile_comparison()),
+        *of_run.problems(run(("other", 4, FAILED, HOSTILE))),
         (HOSTILE, HOSTILE),
     ]
     for command, (title, message) in zip(
-        ci.annotations("error", problems), problems, strict=True
+        github.annotations("error", problems), problems, strict=True
     ):
         level, shown_title, shown = undone(command)
         assert (
@@ -75,42 +89,46 @@ def test_text_of_others_is_text_in_a_workflow_command():
 def test_ten_annotations_at_most_and_the_last_says_how_many_more(count, last):
     shown = [
         undone(command)[1]
-        for command in ci.annotations("error", [(str(i), "why") for i in range(count)])
+        for command in github.annotations(
+            "error", [(str(i), "why") for i in range(count)]
+        )
     ]
-    assert len(shown) == min(count, ci.MOST) and shown[0] == "0" and shown[-1] == last
+    assert (
+        len(shown) == min(count, github.MOST) and shown[0] == "0" and shown[-1] == last
+    )
 
 
 def test_an_unknown_level_is_refused():
     with pytest.raises(
         ValueError, match="unknown level 'fatal': choose from error, warning, notice"
     ):
-        ci.annotations("fatal", [])
+        github.annotations("fatal", [])
 
 
 def test_annotations_are_printed_where_github_reads_them_only(monkeypatch, capsys):
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    ci.announce("error", [("a", "b")])
+    github.announce("error", [("a", "b")])
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    ci.announce("error", [("a", "b")])
+    github.announce("error", [("a", "b")])
     assert capsys.readouterr().out == "::error title=a::b\n"
 
 
 def test_the_summary_is_appended_to_the_steps_file(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    ci.step_summary("nowhere")
+    github.step_summary("nowhere")
     path = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
-    ci.step_summary("# one\n")
-    ci.step_summary("two ≤")
+    github.step_summary("# one\n")
+    github.step_summary("two ≤")
     assert path.read_text(encoding="utf-8") == "# one\n\ntwo ≤\n\n"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
-    ci.step_summary("lost")  # costs a line, not the verdict
+    github.step_summary("lost")  # costs a line, not the verdict
     assert "can't write the step's summary (Is a directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "before", [0, 5000, ci.SUMMARY_BYTES - 10, ci.SUMMARY_BYTES + 10]
+    "before", [0, 5000, github.SUMMARY_BYTES - 10, github.SUMMARY_BYTES + 10]
 )
 def test_a_summary_over_github_s_limit_is_cut_at_a_line_and_says_so(
     monkeypatch, tmp_path, before
@@ -119,14 +137,14 @@ def test_a_summary_over_github_s_limit_is_cut_at_a_line_and_says_so(
     path.write_bytes(b"x" * before)
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
     line = "| ≤ a row |"
-    ci.step_summary(
+    github.step_summary(
         "<details><summary>s</summary>\n\n" + f"{line}\n" * 80000 + "</details>"
     )
     written = path.read_bytes()
-    assert len(written) <= max(before, ci.SUMMARY_BYTES)
-    if before < ci.SUMMARY_BYTES - 10:
+    assert len(written) <= max(before, github.SUMMARY_BYTES)
+    if before < github.SUMMARY_BYTES - 10:
         text = written.decode("utf-8")[before:]
-        assert len(written) > ci.SUMMARY_BYTES - 200 and text.rstrip().endswith(
+        assert len(written) > github.SUMMARY_BYTES - 200 and text.rstrip().endswith(
             "among the run's files."
         )
         assert text.count("<details>") == text.count("</details>") == 1
@@ -141,7 +159,7 @@ def test_markdown_shows_a_cell_as_it_is():
 
 
 def test_a_clean_run_has_a_summary_and_no_problem():
-    shown, problems = of_run(
+    shown, problems = in_ci(
         run(
             audit=[
                 IMPOSSIBLE | {"whose": "control"},
@@ -166,7 +184,7 @@ def test_a_clean_run_has_a_summary_and_no_problem():
 
 
 def test_a_runs_problems_are_one_a_variant_and_reason_the_worst_first():
-    shown, problems = of_run(run(*BROKEN_CASES, audit=[IMPOSSIBLE]))
+    shown, problems = in_ci(run(*BROKEN_CASES, audit=[IMPOSSIBLE]))
     assert problems == [
         ("wrong: bmm/off", "bmm/off/tiny_16/float32/B4: on ragged: no"),
         ("failed: bmm/bad", "bmm/bad/tiny_16/float32/B4 and 1 more: ValueError: B"),
@@ -193,7 +211,7 @@ def test_a_runs_problems_are_one_a_variant_and_reason_the_worst_first():
 
 
 def test_a_machine_that_was_busy_is_no_problem_of_a_variant():
-    shown, problems = of_run(run(BUSY_CASE))
+    shown, problems = in_ci(run(BUSY_CASE))
     assert (
         problems == []
         and "other processes took 43% of the cores" in shown.partition("<details>")[2]
@@ -201,10 +219,10 @@ def test_a_machine_that_was_busy_is_no_problem_of_a_variant():
 
 
 def test_a_run_that_was_stopped_or_measured_nothing_is_a_problem():
-    assert of_run(run(partial=True))[1][0][0] == "Stopped before the end"
+    assert in_ci(run(partial=True))[1][0][0] == "Stopped before the end"
     measured = run()
     nothing = replace(measured, ceilings=None, records=measured.records[1:])
-    assert of_run(nothing)[1] == [
+    assert in_ci(nothing)[1] == [
         ("Nothing was measured", "1 cases: 1 not timed here; profile smoke on Some CPU")
     ]
 
@@ -212,9 +230,9 @@ def test_a_run_that_was_stopped_or_measured_nothing_is_a_problem():
 def test_text_of_others_is_text_in_a_runs_summary():
     timed = run().records[0]
     assert (
-        "<b>" not in of_run(replace(run(), records=(replace(timed, variant="<b>"),)))[0]
+        "<b>" not in in_ci(replace(run(), records=(replace(timed, variant="<b>"),)))[0]
     )
-    shown, _ = of_run(
+    shown, _ = in_ci(
         run(("<b>x|`y`", 4, WRONG, HOSTILE), audit=[IMPOSSIBLE | {"failed": HOSTILE}])
     )
     assert set(re.findall(r"<[^>]*>", shown)) == {
@@ -239,9 +257,9 @@ def test_text_of_others_is_text_in_a_runs_summary():
 
 
 def test_what_moved_in_the_compiled_code_is_an_annotation():
-    from batchline.bench.report import codegen
-
-    (command,) = ci.annotations("error", codegen.annotations([moved(registers=168)]))
+    (command,) = github.annotations(
+        "error", of_commands.move_annotations([moved(registers=168)])
+    )
     assert (
         undone(command)[1].startswith("codegen: bmm/triton_tiled _kernel")
         and "registers 110 → 168" in command
@@ -249,9 +267,9 @@ def test_what_moved_in_the_compiled_code_is_an_annotation():
 
 
 def test_a_regression_is_an_annotation_that_names_the_case_and_the_change():
-    (command,) = ci.annotations(
+    (command,) = github.annotations(
         "error",
-        regression_words.problems(comparison(judged("REGRESSED"), judged("NEW", 2))),
+        regression.problems(comparison(judged("REGRESSED"), judged("NEW", 2))),
     )
     assert undone(command)[1:] == (
         "REGRESSED bmm/tiled/tiny_16/float16/B1",

@@ -9,7 +9,8 @@ import pytest
 
 from batchline.bench import compare as command
 from batchline.bench.errors import UsageError
-from batchline.bench.report.comparison import COLUMNS, terminal
+from batchline.bench.report.render.terminal import COLUMNS
+from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json
 from batchline.bench.verdicts.across_runs import compare
 from tests.runs import save_document

@@ -10,7 +10,7 @@ import pytest
 from batchline import kernels
 from batchline.bench import codegen as command
 from batchline.bench.measure.compiled import compiler, pins, static_facts
-from batchline.bench.report import codegen as report
+from batchline.bench.report import of_commands as report
 from batchline.bench.selection import selected
 from batchline.bench.verdicts.compiled_changes import (
     BETTER,
@@ -221,7 +221,7 @@ def test_the_worse_come_first_and_forty_that_moved_alike_are_a_row_with_every_na
     ]
     found = moves(before, after)
     assert found[0].dtype == "float32" and found[0].verdict == WORSE
-    for text in (report.terminal(found), report.markdown(found)):
+    for text in (report.moves_on_terminal(found), report.moves_on_github(found)):
         flat = html.unescape(" ".join(text.split())).replace("\\", "")
         assert flat.startswith(
             "41 kernels are not as pinned (41 changed): 1 worse, 40 for a GPU to judge."
@@ -229,9 +229,9 @@ def test_the_worse_come_first_and_forty_that_moved_alike_are_a_row_with_every_na
         assert all(f"{row['scenario']}/B4" in flat for row in before)
         assert flat.count("registers 110 → 168") == 1
         assert flat.index("worse: loads") < flat.index("registers 110")
-    lines = report.terminal(found).splitlines()
+    lines = report.moves_on_terminal(found).splitlines()
     assert max(map(len, lines)) <= 100 and len(lines) < 45
-    ((title, message),) = report.annotations(found)
+    ((title, message),) = report.move_annotations(found)
     assert (
         title == "codegen: bmm/triton_tiled _kernel (41 kernels)"
         and "scenario_39/B4" in message

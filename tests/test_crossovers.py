@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from batchline.bench.store import run_json
 from batchline.bench.cases import refined
-from batchline.bench.report import crossover as shown
+from batchline.bench.report.sections import choices as section
 from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store import run_json
 from batchline.bench.store.journal import _in_order
 from batchline.bench.store.records import Record
 from batchline.bench.verdicts import crossovers
@@ -357,19 +357,17 @@ def test_the_plan_of_what_is_added():
 
 def test_the_added_cases_stand_in_their_groups_by_batch():
     cases = [
-        {"id": f"bmm/{variant}/{scenario}/float32/B{batch}"}
+        Record("bmm", variant, scenario, "float32", batch, FAILED)
         for scenario in ("tiny_16", "tiny_4")
         for batch in (1, 8)
         for variant in ("torch_bmm", "fast")
     ]
     added = [
-        {"id": f"bmm/{variant}/tiny_16/float32/B3"} for variant in ("torch_bmm", "fast")
+        Record("bmm", variant, "tiny_16", "float32", 3, FAILED)
+        for variant in ("torch_bmm", "fast")
     ]
-    assert [case["id"] for case in _in_order(cases + added)] == [
-        *(case["id"] for case in cases[:2]),
-        *(case["id"] for case in added),
-        *(case["id"] for case in cases[2:]),
-    ]
+    in_order = list(_in_order(cases + added))
+    assert in_order == [*cases[:2], *added, *cases[2:]]
 
 
 @pytest.mark.slow
@@ -440,11 +438,11 @@ def test_the_predicted_range():
 
 def test_one_that_leads_throughout_is_said():
     assert (
-        shown._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
+        section._measured(_only(_records(lambda _: 2.0, lambda _: 1.0)))
         == "fused leads from T=1 on"
     )
     assert (
-        shown._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
+        section._measured(_only(_records(lambda _: 1.0, lambda _: 2.0)))
         == "ghost leads up to T=64"
     )
 

@@ -11,11 +11,11 @@ from batchline import kernels
 from batchline.bench import dispatch as command
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import environment
-from batchline.bench.report import dispatch as report
-from batchline.bench.report.tables import PLAIN
+from batchline.bench.report import of_commands as report
 from batchline.bench.verdicts.choosing import Called, measured_gains
 from batchline.kernels import device_files
 from batchline.kernels.device import device_name
+from tests.documents import on_terminal
 from tests.fake_calls import BASELINES, FakeIsolation, a_run, alone, record, table
 
 CANDIDATES = {"bmm": {"torch_bmm", "fast", "slow"}}
@@ -277,7 +277,6 @@ def test_an_unknown_profile_is_refused():
 
 
 def test_the_report_has_a_row_an_op():
-    text = report.table(
-        [called(0.5e-5), called(1e-5, variant="torch_bmm")], PLAIN
-    ).splitlines()[-1]
+    table = report.calls_table([called(0.5e-5), called(1e-5, variant="torch_bmm")])
+    text = on_terminal(table).splitlines()[-1]
     assert " ".join(text.split()) == "bmm 2 1 2.00x 2.00x 1.00 µs 1.00 µs 10% of a call"

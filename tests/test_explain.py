@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench import explain as command
-from batchline.bench.store import formats, run_json
 from batchline.bench.errors import UsageError
+from batchline.bench.report.one_case import screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
-from batchline.bench.report.explain import screen
+from batchline.bench.store import formats, run_json
+from batchline.bench.store.records import Compiled
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records
-from tests.test_records import document
-from batchline.bench.store.records import Compiled
 from tests.runs import changed, save_document
+from tests.test_records import document
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
 ABOUT = {
@@ -65,7 +65,7 @@ def test_a_measured_case():
     [
         (1e-6, "torch_bmm: 2.50 µs; this one is 2.50x as fast"),
         (5e-6, "torch_bmm: 2.50 µs; that one is 2.00x as fast"),
-        (2.5e-6, "torch_bmm: 2.50 µs, not told from this one"),
+        (2.5e-6, "torch_bmm: 2.50 µs, no clear difference from this one"),
     ],
 )
 def test_the_rung_below(median_s, words):
@@ -109,7 +109,7 @@ def test_a_law_over_the_batch():
         a_run(),
         *(timed("torch_bmm", batch, 1e-6 + 1e-7 * batch) for batch in (8, 16, 64, 256)),
     )
-    assert "a sample; saturated from B=" in _flat(
+    assert "per sample; saturated from B=" in _flat(
         screen(run, "bmm/torch_bmm/tiny_16/float32/B64", "x")
     )
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.report import gpu_clocks, readme, tables
-from batchline.bench.report.explain import screen
+from batchline.bench.report.one_case import screen
+from batchline.bench.report.sections import machine, ops
+from tests.documents import in_markdown, readme
 from tests.pages import a_run
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
@@ -50,14 +51,14 @@ def test_explain_shows_the_clocks_that_were_seen(seen, capped, words):
 
 
 def test_a_run_says_its_clocks_and_its_power_cap_once():
-    text = "\n".join(readme.markdown(on_a_gpu(), {}, "no plots"))
+    text = readme(on_a_gpu(), missing="no plots")
     assert (
         text.count(
             "The SM clock was at 1440 to 1980 MHz. A power cap was on during 1 of 1 cases"
         )
         == 1
     )
-    text = "\n".join(readme.markdown(on_a_gpu(capped=False), {}, "no plots"))
+    text = readme(on_a_gpu(capped=False), missing="no plots")
     assert "The SM clock was at 1440 to 1980 MHz. " in text and "power cap" not in text
 
 
@@ -67,9 +68,12 @@ def test_what_is_not_known_is_not_said():
         {"state": {"others_share": 0.1}},
         {"state": {"before": {}, "after": {"unknown": "no NVML"}}},
     ):
-        assert gpu_clocks.of_problem(facts) is None and gpu_clocks.of_run([facts]) == ""
-    assert gpu_clocks.sustained({}) is None
-    assert "sustained" not in tables.clocks(a_run().records, tables.MARKDOWN, None)
+        assert (
+            machine.clocks_of_problem(facts) is None
+            and machine.clocks_of_run([facts]) == ""
+        )
+    assert machine.sustained({}) is None
+    assert "sustained" not in in_markdown(*ops.clocks(a_run().records, None))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_a_load_that_lasts_has_its_column_and_its_line(changes, words):
     assert f"{words}, over 1.02 s of calls in a row; not ranked" in flat(
         screen(run, CASE, "x")
     )
-    table = tables.clocks(run.records, tables.MARKDOWN, None)
+    table = in_markdown(*ops.clocks(run.records, None))
     assert table.splitlines()[0].rstrip(" |").endswith("sustained")
     assert table.splitlines()[2].rstrip(" |").endswith(words)
 
@@ -98,5 +102,5 @@ def test_a_clock_that_was_not_sampled_in_turns_says_so():
     }
     run = on_a_gpu(clocks=clocks)
     assert "by host_cold host_cold: sampled alone" in flat(screen(run, CASE, "x"))
-    table = tables.clocks(run.records, tables.MARKDOWN, None)
+    table = in_markdown(*ops.clocks(run.records, None))
     assert "(1) |" in table and "(1) sampled alone" in table

@@ -10,9 +10,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from batchline.bench import history
-from batchline.bench.store import run_json
 from batchline.bench.errors import UsageError
-from batchline.bench.report import otava
+from batchline.bench.report import over_time
+from batchline.bench.store import run_json
 from batchline.bench.verdicts import across_runs
 from tests.test_records import document
 
@@ -235,8 +235,8 @@ def test_otava_gets_a_full_table_a_set_of_runs(tmp_path):
         entry.cases[other.replace("B8", "B16")] = entry.cases[CASE]
     for entry in entries[4:]:
         entry.cases[other] = entry.cases[CASE]
-    otava.write(across_runs.groups(entries)[0], tmp_path)
-    tests = json.loads((tmp_path / otava.CONFIG).read_text())["tests"]
+    over_time.write_otava(across_runs.groups(entries)[0], tmp_path)
+    tests = json.loads((tmp_path / over_time.OTAVA_CONFIG).read_text())["tests"]
     assert {name: list(test["metrics"]) for name, test in tests.items()} == {
         "bmm-torch_bmm-tiny_16-float32": ["B4_host_s", "B16_host_s"],
         "bmm-torch_bmm-tiny_16-float32-2": ["B8_host_s"],

@@ -10,6 +10,7 @@ from batchline.bench.verdicts import across_runs, crossovers, laws
 from batchline.bench.verdicts.judge import Findings, judge
 from batchline.bench.verdicts.laws import LatencyLaw
 from tests import pages
+from tests.runs import changed
 
 VERDICTS = [
     name for name, one in vars(Findings).items() if isinstance(one, cached_property)
@@ -52,8 +53,8 @@ def test_a_law_is_there_or_says_why_not(run):
 
 
 def test_without_ceilings_nothing_is_bound_and_why_is_said(run):
-    about = {**run.about, "ceilings": None, "why_no_ceilings": "the machine was busy"}
-    findings = judge(replace(run, about=about))
+    why = "the machine was busy"
+    findings = judge(replace(run, ceilings=None, why_no_ceilings=why))
     assert findings.ceilings == Missing("the machine was busy")
     assert findings.bounds == {}
     record = next(iter(findings.timed.values()))
@@ -62,7 +63,7 @@ def test_without_ceilings_nothing_is_bound_and_why_is_said(run):
 
 def test_a_run_is_compared_with_one_of_its_own_machine_and_profile(run):
     assert judge(run, run).comparison.moved == []
-    other = replace(run, about={**run.about, "profile": "another"})
+    other = changed(run, profile="another")
     assert "profile" in judge(run, other).comparison.reason
     assert judge(run).comparison == Missing("there is no run before it")
 

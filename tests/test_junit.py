@@ -3,12 +3,13 @@ other, and the structure holds.
 """
 
 import re
-from xml.etree import ElementTree
-
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
+from batchline.bench.report import of_run
+from batchline.bench.report.render.junit import of_a_run, of_regression
 from batchline.bench.statuses import (
     BROKEN,
     INVALID,
@@ -31,8 +32,6 @@ from batchline.bench.store.regressions import (
     UNCONFIRMED,
     VERDICTS,
 )
-from batchline.bench.report.junit import junit, junit_of_run
-from batchline.bench.report.run_in_ci import of_run
 from tests.comparisons import (
     BROKEN_CASES,
     BUSY_CASE,
@@ -136,7 +135,7 @@ def outcomes(text):
 def test_a_regression_is_a_failure_what_is_invalid_an_error_and_what_is_not_known_skipped(
     verdict,
 ):
-    found = outcomes(junit(comparison(judged(verdict), judged(EQUIVALENT, 2))))
+    found = outcomes(of_regression(comparison(judged(verdict), judged(EQUIVALENT, 2))))
     outcome = found["bmm.tiled", "tiny_16/float16/B1 latency"]
     assert (outcome and outcome[0]) == TAGS[verdict]
     assert outcome is None or outcome[1].startswith(f"{verdict}: ")
@@ -145,7 +144,7 @@ def test_a_regression_is_a_failure_what_is_invalid_an_error_and_what_is_not_know
 
 def test_times_are_the_heads_and_only_of_latencies():
     suite = suite_of(
-        junit(
+        of_regression(
             comparison(
                 judged(REGRESSED), judged(REGRESSED, 2, MEMORY), judged(IDENTICAL, 4)
             )
@@ -163,7 +162,9 @@ def test_times_are_the_heads_and_only_of_latencies():
 
 
 def test_a_verdict_over_the_batch_sizes_is_a_test_case():
-    found = outcomes(junit(comparison(judged(INCONCLUSIVE), kernels=[over_batches()])))
+    found = outcomes(
+        of_regression(comparison(judged(INCONCLUSIVE), kernels=[over_batches()]))
+    )
     assert found["bmm.tiled", "tiny_16/float16/all batch sizes latency"] == (
         "failure",
         "REGRESSED: slower for B ≤ 16 (+7.2%), equal above",
@@ -174,7 +175,7 @@ def test_in_a_void_session_nothing_passes():
     void = comparison(
         judged(EQUIVALENT), judged(REGRESSED, 2), kernels=[over_batches()], void="noise"
     )
-    found = outcomes(junit(void))
+    found = outcomes(of_regression(void))
     assert len(found) == 4 and {outcome[0] for outcome in found.values()} == {"error"}
     assert (
         found["bmm.tiled", "tiny_16/float16/B1 latency"][1]
@@ -192,25 +193,27 @@ def test_in_a_void_session_nothing_passes():
     ],
 )
 def test_where_nothing_was_judged_the_session_is_an_error(cases):
-    tag, message = outcomes(junit(comparison(*cases)))["batchline.regress", "session"]
+    tag, message = outcomes(of_regression(comparison(*cases)))[
+        "batchline.regress", "session"
+    ]
     assert tag == "error" and message.startswith(("COULD NOT MEASURE", "UNDECIDED"))
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_cases_status_is_its_outcome(status):
     if status != MEASURED:
-        found = outcomes(junit_of_run(run(("other", 4, status, "why")))).pop(
+        found = outcomes(of_a_run(run(("other", 4, status, "why")))).pop(
             ("bmm.other", "tiny_16/float32/B4")
         )
         tag = {WRONG: "failure", UNSUPPORTED: "skipped", NOT_HERE: "skipped"}.get(
             status, "error"
         )
         assert found == (tag, f"{status}: why")
-    assert outcomes(junit_of_run(run()))["bmm.torch_bmm", "tiny_16/float32/B4"] is None
+    assert outcomes(of_a_run(run()))["bmm.torch_bmm", "tiny_16/float32/B4"] is None
 
 
 def test_a_machine_that_was_busy_is_no_error():
-    found = outcomes(junit_of_run(run(BUSY_CASE)))["bmm.fast", "tiny_16/float32/B4"]
+    found = outcomes(of_a_run(run(BUSY_CASE)))["bmm.fast", "tiny_16/float32/B4"]
     assert found == ("skipped", f"invalid: {BUSY_CASE[-1]}")
 
 
@@ -230,11 +233,14 @@ def test_a_machine_that_was_busy_is_no_error():
     ],
 )
 def test_xml_and_annotations_agree_on_whether_a_run_is_clean(measured):
-    suite = suite_of(junit_of_run(measured))
-    assert (suite.get("failures"), suite.get("errors")) == ("0", "0") or of_run(
-        measured
-    )[1]
-    assert not of_run(measured)[1] or (suite.get("failures"), suite.get("errors")) != (
+    suite = suite_of(of_a_run(measured))
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "0") or list(
+        of_run.problems(measured)
+    )
+    assert not list(of_run.problems(measured)) or (
+        suite.get("failures"),
+        suite.get("errors"),
+    ) != (
         "0",
         "0",
     )
@@ -244,11 +250,11 @@ def test_a_run_without_a_time_does_not_pass():
     measured = run()
     nothing = replace(measured, records=measured.records[1:])
     for empty in (nothing, replace(measured, records=())):
-        assert outcomes(junit_of_run(empty))["batchline.run", "session"][0] == "error"
+        assert outcomes(of_a_run(empty))["batchline.run", "session"][0] == "error"
 
 
 def test_a_runs_times_and_its_impossible_statistics():
-    suite = suite_of(junit_of_run(run(*BROKEN_CASES, audit=[IMPOSSIBLE])))
+    suite = suite_of(of_a_run(run(*BROKEN_CASES, audit=[IMPOSSIBLE])))
     assert suite.find("testcase").get("time") == "0.000002500"
     assert {
         name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")
@@ -261,7 +267,7 @@ def test_text_of_others_is_text_in_xml():
         ("other", 4, INVALID, HOSTILE),
         audit=[IMPOSSIBLE | {"failed": HOSTILE, "variant": HOSTILE}],
     )
-    for text in (junit(hostile_comparison()), junit_of_run(hostile_run)):
+    for text in (of_regression(hostile_comparison()), of_a_run(hostile_run)):
         assert "<script>" not in text and not re.search(
             "[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202e]", text
         )

@@ -21,12 +21,12 @@ from batchline.bench.store.regressions import (
     UNCONFIRMED,
 )
 from batchline.bench.verdicts import gate
+from batchline.bench.verdicts.gate import Floor
 from batchline.bench.verdicts.over_batches import (
     describe_parts,
     over_batches,
     wants_more,
 )
-from batchline.bench.verdicts.gate import Floor
 from tests import traces
 
 LEAST = Floor(0.01, "least")

@@ -10,20 +10,21 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.bench.report import RunReport, page_plots
+from batchline.bench.report.render import html as page
 from batchline.bench.statuses import FAILED
-from batchline.bench.store.records import Record
-from batchline.bench.report import page, page_data
-from batchline.bench.report.escaping import one_line
 from batchline.bench.store import run_json
+from batchline.bench.store.records import Record
+from batchline.bench.texts import one_line
+from tests.documents import page_of
 from tests.pages import (
     HOSTILE,
     Tree,
+    a_large_run,
     a_run,
     everything,
     hostile,
-    timed,
     with_records,
-    with_scenario,
 )
 from tests.test_records import document
 
@@ -37,13 +38,13 @@ MOST_BYTES = 5_000_000
 
 @pytest.fixture(scope="module")
 def full():
-    return Tree(page.html(everything()))
+    return Tree(page_of(everything()))
 
 
 def test_the_page_has_its_sections_in_order(full):
     assert [heading.partition(":")[0] for heading in full.text("h2")] == [
         "The answer",
-        "Which variant from which batch",
+        "Which variant at which batch size",
         "bmm",
         "Latency over the batch",
         "Memory over the batch",
@@ -125,7 +126,7 @@ def test_a_wrong_figure_is_not_marked_as_the_best():
         "failed": "",
         "not_run": "",
     }
-    tree = Tree(page.html(a_run(audit=[row])))
+    tree = Tree(page_of(a_run(audit=[row])))
     assert "ḡ wrong by 50% ⚠" in tree.text("td") and tree.text("th").count("") == 0
 
 
@@ -164,7 +165,7 @@ def test_every_plot_has_its_data(full):
         full.data["plots"]
     )
     assert [one["data-quantity"] for one in figures if "data-quantity" in one] == list(
-        page_data.QUANTITIES
+        page_plots.QUANTITIES
     )
     shown = {
         one["attributes"]["data-problem"]
@@ -175,7 +176,7 @@ def test_every_plot_has_its_data(full):
 
 
 def test_a_name_and_a_failure_are_text_whatever_they_are():
-    tree, plain = Tree(page.html(hostile())), Tree(page.html(a_run()))
+    tree, plain = Tree(page_of(hostile())), Tree(page_of(a_run()))
     for tag in ("script", "style", "iframe", "img", "b"):
         assert len(tree.all(tag)) == len(plain.all(tag))
     as_text = one_line(HOSTILE)
@@ -198,12 +199,12 @@ def test_a_name_and_a_failure_are_text_whatever_they_are():
 
 def test_what_steers_a_terminal_is_replaced():
     failed = Record("bmm", "a", "tiny_16", "float32", 8, FAILED, "\x1b[2J")
-    assert "\x1b" not in page.html(with_records(a_run(), failed))
+    assert "\x1b" not in page_of(with_records(a_run(), failed))
 
 
 def test_a_run_of_which_nothing_was_timed_has_a_page():
     run = a_run()
-    tree = Tree(page.html(replace(run, records=run.records[1:])))
+    tree = Tree(page_of(replace(run, records=run.records[1:])))
     assert (
         "Nothing was timed." in tree.text("dd")
         and not tree.all("figure")
@@ -212,7 +213,7 @@ def test_a_run_of_which_nothing_was_timed_has_a_page():
 
 
 def test_a_partial_run_says_so():
-    assert "Partial." in Tree(page.html(a_run(partial=True))).text("strong")
+    assert "Partial." in Tree(page_of(a_run(partial=True))).text("strong")
 
 
 def test_a_run_of_before_has_a_page():
@@ -220,33 +221,20 @@ def test_a_run_of_before_has_a_page():
     for name in ("noise", "sweep", "audit", "sizes"):
         old["batchline"].pop(name, None)
     old = run_json.parse(old)
-    assert "Gradient noise" not in Tree(page.html(old)).text("h2")
+    assert "Gradient noise" not in Tree(page_of(old)).text("h2")
 
 
 def test_a_large_run_stays_under_the_limit():
-    def named(count, what):
-        return [f"a_rather_long_name_of_{what}_{number}" for number in range(count)]
-
-    run = replace(
-        a_run(),
-        records=tuple(
-            timed(variant, 2**k, 1e-6 * 2**k, scenario)
-            for scenario in named(20, "scenario")
-            for variant in named(10, "variant")
-            for k in range(13)
-        ),
-    )
-    for name in named(20, "scenario"):
-        run = with_scenario(run, name, "")
-    assert 2_000_000 < len(page.html(run).encode()) <= MOST_BYTES
+    size = len(page_of(a_large_run()).encode())
+    assert 2_000_000 < size <= MOST_BYTES
 
 
 def test_write_makes_one_file_and_the_same_bytes_each_time(tmp_path):
-    path = page.write(a_run(), tmp_path)
+    path = page.write(RunReport(a_run()), tmp_path)
     first = path.read_bytes()
     assert (
         path == tmp_path / "index.html"
-        and page.write(a_run(), tmp_path).read_bytes() == first
+        and page.write(RunReport(a_run()), tmp_path).read_bytes() == first
     )
     assert [one.name for one in tmp_path.iterdir()] == ["index.html"]
 
@@ -258,17 +246,17 @@ def test_without_a_library_there_is_no_page_and_a_reason(
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"{library}.offline", raising=False)
     assert (
-        page.write(a_run(), tmp_path) is None
+        page.write(RunReport(a_run()), tmp_path) is None
         and page.why_no_page() == f"{library} is not installed"
     )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_page_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
-    before = page.write(a_run(), tmp_path).read_bytes()
-    monkeypatch.setattr(page, "answer", lambda *_: 1 / 0)
+    before = page.write(RunReport(a_run()), tmp_path).read_bytes()
+    monkeypatch.setattr(page, "render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        page.write(a_run(), tmp_path)
+        page.write(RunReport(a_run()), tmp_path)
     assert (tmp_path / "index.html").read_bytes() == before
 
 

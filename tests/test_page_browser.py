@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from batchline.bench.report import page
+from batchline.bench.report import RunReport
+from batchline.bench.report.render import html as page
 from tests.pages import everything, hostile
 
 pytest.importorskip(
@@ -49,7 +50,7 @@ def files(tmp_path_factory):
     """The pages as files, by what they are of."""
     runs = {"everything": everything(), "hostile": hostile()}
     return {
-        name: page.write(run, tmp_path_factory.mktemp(name))
+        name: page.write(RunReport(run), tmp_path_factory.mktemp(name))
         for name, run in runs.items()
     }
 

@@ -12,14 +12,14 @@ from batchline.bench.noise.time_to_target import (
     Spread,
     TimeToTarget,
 )
-from batchline.bench.report import page_data, page_training
+from batchline.bench.report import page_plots
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, timed, with_records
 
 
 def test_a_curve_has_what_was_measured():
     run = with_records(a_run(), timed("other", 4, 5e-6, peak_bytes=None))
-    problem = page_data.ops(run)["bmm"]["problems"]["tiny_16 · float32"]
+    problem = page_plots.curves(run)["bmm"]["problems"]["tiny_16 · float32"]
     base, other = problem["curves"]
     assert (base["name"], base["batch"], other["name"]) == ("torch_bmm", [4], "other")
     assert base["latency"] == [pytest.approx(2.5e-6)] and base["low"] == [
@@ -42,11 +42,11 @@ def test_the_baseline_is_the_first_of_the_variants():
     run = replace(
         a_run(), records=(timed("another", 4, 1e-6), timed("torch_bmm", 4, 2e-6))
     )
-    assert page_data.ops(run)["bmm"]["variants"] == ["torch_bmm", "another"]
+    assert page_plots.curves(run)["bmm"]["variants"] == ["torch_bmm", "another"]
 
 
 def test_a_run_without_ceilings_has_no_floor_and_no_shares():
-    problem = page_data.ops(a_run(ceilings=None, why_no_ceilings="no"))["bmm"][
+    problem = page_plots.curves(a_run(ceilings=None, why_no_ceilings="no"))["bmm"][
         "problems"
     ]["tiny_16 · float32"]
     assert problem["floor"] == [None] and problem["curves"][0]["share"] == [None]
@@ -54,7 +54,7 @@ def test_a_run_without_ceilings_has_no_floor_and_no_shares():
 
 def test_noise_that_has_no_upper_end_is_drawn_at_its_lower():
     vague = workload([point(0, 1, 10.0, spread=0.5), point(9, 1, 40.0)])
-    (curve,) = page_training.noise({"digits": vague})["series"]
+    (curve,) = page_plots.noise({"digits": stored_survey.moments(vague)})["series"]
     assert (curve["y"][0], curve["high"][0]) == (
         curve["low"][0],
         None,
@@ -65,7 +65,7 @@ def test_noise_that_has_no_upper_end_is_drawn_at_its_lower():
 def test_the_advised_batch_is_marked():
     measured = noise()["workloads"]["digits"]
     advice = stored_survey.advice(measured, stored_survey.middle(measured))
-    plots = page_training.advice(advice)
+    plots = page_plots.advice(advice)
     assert list(plots) == ["time", "step", "memory"]
     low, high = advice.interval
     for plot in plots.values():
@@ -89,7 +89,7 @@ def test_a_seed_that_did_not_reach_the_loss_leaves_its_range_open():
     spread = Spread(2.0, 1.0, None)
     measured = Reached(64, 0.1, False, 5, 4, spread, spread, spread)
     predicted = Predicted(64, 100.0, 3.0, (4.0, 2.5))
-    plot = page_training.time_to_target(
+    plot = page_plots.time_to_target(
         TimeToTarget(
             "digits",
             0.1,

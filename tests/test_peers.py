@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.checking.check import check_variant
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.report.findings import Findings
+from batchline.bench.report.sections import ladder
 from batchline.bench.statuses import NotMeasured
-from batchline.bench.report import ladder, tables
 from batchline.kernels import backends
 from batchline.kernels.op import Variant
 from batchline.kernels.wgrad_stats import wgrad_stats
+from tests.documents import in_markdown
 from tests.runs import run_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -102,7 +104,7 @@ def test_the_ladder_says_what_is_not_given():
         {},
         (),
     )
-    table = ladder.table(run, "wgrad_stats", tables.MARKDOWN, compiled=False)
+    table = in_markdown(ladder.rungs(run, Findings(run), "wgrad_stats", compiled=False))
     assert "| an idea (gives ḡ, n only) |" in table and table.count("only") == 1
 
 

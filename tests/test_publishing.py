@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import history, publishing, report
-from batchline.bench.report import answer, ci, junit
+from batchline.bench.report import RunReport, junit
+from batchline.bench.report.render import github, html
+from batchline.bench.report.sections import choices
 from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store import benchmark_json, files, journal, run_json
 from batchline.bench.store.formats import OURS
@@ -106,27 +108,27 @@ def test_a_damaged_neighbour_is_passed_over(stored, damage):
 def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
     stored, monkeypatch
 ):
-    monkeypatch.setattr(answer, "compare", lambda *_: {}["clock"])
+    monkeypatch.setattr(choices, "compare", lambda *_: {}["clock"])
     run = run_json.load(stored)
     earlier = changed(run, started="2026-01-01T00:00:00+00:00")
     assert (
         "Against the last run: It can't be compared (KeyError: 'clock')."
-        in report.terminal(run, earlier)
+        in report.terminal(RunReport(run, previous=earlier))
     )
 
 
 @pytest.mark.parametrize(
     "module, function, what",
     [
-        (report.readme, "draw", "drawing the plots failed"),
-        (report.readme, "write", "README.md failed"),
-        (report.page, "write", "the page failed"),
-        (junit, "junit_of_run", "junit.xml failed"),
+        (report, "draw", "drawing the plots failed"),
+        (report, "write_readme", "README.md failed"),
+        (html, "write", "the page failed"),
+        (junit, "of_a_run", "junit.xml failed"),
         (report, "terminal", "the report on the terminal failed"),
         (benchmark_json, "save", "benchmark.json failed"),
         (history, "append", "the history failed"),
-        (ci, "step_summary", "the step's summary failed"),
-        (ci, "announce", "the annotations failed"),
+        (github, "step_summary", "the step's summary failed"),
+        (github, "announce", "the annotations failed"),
     ],
 )
 def test_a_part_that_fails_is_a_line_and_costs_no_other(
@@ -145,7 +147,9 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
         f"batchline: {what}: ZeroDivisionError: \ufffd on (at test_publishing.py:"
     )
     made = [(stored / name).exists() for name in PARTS]
-    assert made.count(False) == (module not in (report, benchmark_json, history, ci))
+    assert made.count(False) == (
+        function != "terminal" and module not in (benchmark_json, history, github)
+    )
     assert list((stored.parent / "history").glob("*.jsonl")) or module is history
     assert f"report: {stored / 'README.md'}" in printed.out
 

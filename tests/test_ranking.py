@@ -5,26 +5,23 @@ import pkgutil
 
 import pytest
 import torch
-from tests import wrong_kernels
-from tests.test_records import compiled_row
 
 from batchline import kernels
-from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.worker.task import Task
+from batchline.bench.report import page_plots
+from batchline.bench.report.findings import Findings
+from batchline.bench.report.sections import ladder as shown
+from batchline.bench.report.sections import ops
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
-from batchline.bench.store.records import Record, Run
-from batchline.bench.report import (
-    ladder as ladder_report,
-    ladder as shown,
-    page_data,
-    static,
-    tables,
-)
-from batchline.bench.report.terminal import latencies
+from batchline.bench.store.records import Record
 from batchline.bench.verdicts import choosing, crossovers, ranking
 from batchline.kernels.op import Variant
-from tests.runs import run_of
+from tests import wrong_kernels
+from tests.documents import in_markdown, on_terminal
+from tests.runs import changed, run_of
+from tests.test_records import compiled_row
 
 EFFORT = Effort(precision=0.5, seconds=0.01)
 MODULES = [
@@ -177,7 +174,7 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
         {},
         tuple(exempt),
     )
-    row = ladder_report.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
+    row = in_markdown(_rungs(run)).splitlines()[-1]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "torch_cheat",
         "",
@@ -189,15 +186,17 @@ def test_it_gains_nothing_on_a_ladder_and_is_no_opponent(exempt):
 
 def test_its_time_is_shown_with_a_mark_and_the_reason_and_the_star_is_anothers(exempt):
     why = ranking.why_unranked(exempt[2])
-    table = tables.comparison(exempt, tables.MARKDOWN)
+    table = in_markdown(*ops.comparison(exempt))
     assert "200 ns † · memory n/a" in table and "**1.00 µs** · 2.00x" in table
     assert table.endswith(f"† not ranked: torch_cheat ({why})")
-    shown = latencies(exempt)
+    on_screen = on_terminal(*ops.latencies(exempt))
     assert (
-        "200ns†" in shown and "1.00µs*" in shown and "not ranked: torch_cheat" in shown
+        "200ns†" in on_screen
+        and "1.00µs*" in on_screen
+        and "not ranked: torch_cheat" in on_screen
     )
     curves = {
-        curve["name"]: curve for curve in page_data._problem(exempt, None)["curves"]
+        curve["name"]: curve for curve in page_plots._problem(exempt, None)["curves"]
     }
     assert (
         curves["torch_cheat"]["speedup"] == [None] * 3
@@ -284,6 +283,10 @@ RECORDS = [
 ]
 
 
+def _rungs(run):
+    return shown.rungs(run, Findings(run), "bmm")
+
+
 def test_the_opponent_is_the_fastest_of_pytorchs_on_each_problem():
     found = ranking.opponents(RECORDS)
     assert {problem[-1]: record.variant for problem, record in found.items()} == {
@@ -360,7 +363,7 @@ def _run(**about):
 
 
 def test_the_table_has_each_rung_with_its_idea_its_gains_and_its_facts():
-    lines = shown.table(_run(), "bmm", tables.MARKDOWN).splitlines()[2:]
+    lines = in_markdown(_rungs(_run())).splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows] == [
         "torch_a",
@@ -370,7 +373,10 @@ def test_the_table_has_each_rung_with_its_idea_its_gains_and_its_facts():
         "numba_never",
     ]
     high, never = rows[3], rows[4]
-    assert rows[2][1] == "the idea of triton_low (held to an error bound of its own)"
+    assert (
+        rows[2][1]
+        == "the idea of triton_low (checked against an error bound of its own)"
+    )
     assert high[1] == "the idea of triton_high"
     assert high[2] == "2.83x (2.00x to 4.00x, 2 cases)"
     assert high[3] == "1.73x (1.00x to 3.00x, 2 cases)"
@@ -384,9 +390,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
         for batch, status in ((1, UNSUPPORTED), (64, WRONG))
     ]
     run = _run()
-    lines = shown.table(
-        run_of(run.about, {}, tuple(wrong)), "bmm", tables.MARKDOWN
-    ).splitlines()
+    lines = in_markdown(_rungs(run_of(run.about, {}, tuple(wrong)))).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
         "wrong",
@@ -397,19 +401,19 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
     on_a100 = run_of(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
-    assert "sm_80 float16: 90 regs" in shown.table(on_a100, "bmm", tables.MARKDOWN)
+    assert "sm_80 float16: 90 regs" in in_markdown(_rungs(on_a100))
 
 
 def test_the_verdict_names_what_spills_and_where_warps_are_specialised():
-    clean = static.verdict(_run())
+    clean = shown.summarize_compiled(_run())
     assert clean == "Of 3 kernels compiled, none uses the stack."
-    spilling = static.verdict(
+    spilling = shown.summarize_compiled(
         _run(
             compiled=[
                 compiled_row(stack_bytes=16, spills=4),
                 compiled_row(),
                 compiled_row(variant="bmm/ws", warp_specialized=True),
-                {"variant": "bmm/no", "error": "TypeError: no"},
+                compiled_row(variant="bmm/no", error="TypeError: no", spills=1),
             ]
         )
     )
@@ -428,7 +432,7 @@ def test_configurations_stand_in_one_row_with_the_worst_of_their_facts():
         ),
         compiled_row(architecture=80),
     ]
-    lines = static.configurations(_run(compiled=rows), tables.MARKDOWN).splitlines()[2:]
+    lines = in_markdown(shown.rule_configurations(_run(compiled=rows))).splitlines()[2:]
     assert len(lines) == 2
     assert (
         "tiny_16, odd" in lines[0]
@@ -455,9 +459,11 @@ def test_what_has_no_code_says_why_in_its_cell(why, words):
         **why,
     }
     run = _run(compiled=[row])
-    assert words in static.examples(run, tables.MARKDOWN)
-    assert static.configurations(run, tables.MARKDOWN) is None
-    assert static.verdict(run) == "Of 0 kernels compiled, none uses the stack."
+    assert words in in_markdown(shown.examples(run))
+    assert shown.rule_configurations(run) is None
+    assert (
+        shown.summarize_compiled(run) == "Of 0 kernels compiled, none uses the stack."
+    )
 
 
 def _tuned(source):
@@ -477,19 +483,17 @@ def _tuned(source):
 
 def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
     run = _run(compiled=[compiled_row(variant="bmm/numba_never")])
-    assert (
-        "compiled, not yet run"
-        in shown.table(run, "bmm", tables.MARKDOWN).splitlines()[-1]
-    )
+    assert "compiled, not yet run" in in_markdown(_rungs(run)).splitlines()[-1]
     on_a_gpu = run_of(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
-    assert "not yet run" not in shown.table(on_a_gpu, "bmm", tables.MARKDOWN)
+    assert "not yet run" not in in_markdown(_rungs(on_a_gpu))
 
 
 def test_a_bar_in_an_idea_does_not_end_its_cell():
-    run = _run()
-    run.about["variants"]["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
-    assert r"within 1% of \|a\|\|b\|" in shown.table(run, "bmm", tables.MARKDOWN)
-    assert "within 1% of |a||b|" in shown.table(run, "bmm", tables.PLAIN)
+    variants = _run().about["variants"]
+    variants["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
+    run = changed(_run(), variants=variants)
+    assert r"within 1% of \|a\|\|b\|" in in_markdown(_rungs(run))
+    assert "within 1% of |a||b|" in on_terminal(_rungs(run))
 
 
 def test_where_configurations_came_from_is_said():
@@ -503,7 +507,7 @@ def test_where_configurations_came_from_is_said():
         {},
         (_tuned("tuned"), _tuned("tuned"), _tuned("rule")),
     )
-    text = shown.configurations(run, "bmm", tables.MARKDOWN)
+    text = in_markdown(*shown.configurations(run, "bmm"))
     assert "`kernels/bmm/tuning/some.json`, 2026-01-02, in 12 s" in text
     assert [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")] == [
         "torch_a",
@@ -514,7 +518,7 @@ def test_where_configurations_came_from_is_said():
     without = run_of(
         {"tuning": {"bmm": found | {"measured": None}}}, {}, (_tuned("rule"),)
     )
-    assert "There is no `kernels/bmm/tuning/some.json`" in shown.configurations(
-        without, "bmm", tables.MARKDOWN
+    assert "There is no `kernels/bmm/tuning/some.json`" in in_markdown(
+        *shown.configurations(without, "bmm")
     )
-    assert shown.configurations(run_of({}, {}, ()), "bmm", tables.MARKDOWN) is None
+    assert shown.configurations(run_of({}, {}, ()), "bmm") == []

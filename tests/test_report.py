@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import report, units
-from batchline.bench.store import formats, run_json
 from batchline.bench.budget import Forecast
 from batchline.bench.declared import Declared
 from batchline.bench.progress import Progress
+from batchline.bench.report import RunReport, figures
+from batchline.bench.report.sections import failures, laws, machine, ops
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, WRONG
+from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Record
-from batchline.bench.report import limits, plots, readme, tables
+from tests.documents import in_markdown, readme, section
 from tests.pages import HOSTILE, a_run, hostile, with_records
-from tests.test_records import document
 from tests.runs import run_of, save_document
+from tests.test_records import document
 
 FACTS = {
     "peak_bytes": 2048,
@@ -64,7 +66,7 @@ COMPARED = [
 def test_comparison_ranks_what_was_measured_and_nothing_else():
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in tables.comparison(COMPARED, tables.MARKDOWN).splitlines()
+        for line in in_markdown(*ops.comparison(COMPARED)).splitlines()
     ]
     assert rows[0] == ["batch", "torch_bmm", "fast"]
     assert rows[2] == ["1", "2.00 µs · 2.00 KiB", "**1.00 µs** · 2.00x · 2.00 KiB"]
@@ -72,7 +74,7 @@ def test_comparison_ranks_what_was_measured_and_nothing_else():
 
 
 def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_its_code():
-    text = "\n\n".join(readme.markdown(hostile(), {}, None))
+    text = readme(hostile())
     for trick in (
         "``` <img src=x> `",
         "\\`<img src=x>\\`",
@@ -81,11 +83,11 @@ def test_text_of_a_variants_own_is_no_html_and_no_link_in_the_report_and_keeps_i
         run = with_records(
             a_run(), Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, trick)
         )
-        shown = "\n\n".join(readme.markdown(run, {}, None))
-        assert "<img" not in shown and "](http" not in shown
+        tricked = readme(run)
+        assert "<img" not in tricked and "](http" not in tricked
     assert HOSTILE.split()[0] not in text and "](http" not in text and "&#60;" in text
     assert html.unescape(text).count(HOSTILE.split()[0]) > 2
-    plain = "\n\n".join(readme.markdown(a_run(), {}, None))
+    plain = readme(a_run())
     assert "`" in plain and "&#" not in plain
 
 
@@ -93,7 +95,7 @@ def test_speed_ups_are_over_the_fastest_of_pytorchs_at_each_batch():
     other = [_record("torch_other", 1, 1.5e-6), _record("torch_other", 64, 4e-6)]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in tables.comparison([*COMPARED, *other], tables.MARKDOWN).splitlines()
+        for line in in_markdown(*ops.comparison([*COMPARED, *other])).splitlines()
     ]
     assert rows[2] == [
         "1",
@@ -110,15 +112,15 @@ def test_speed_ups_are_over_the_fastest_of_pytorchs_at_each_batch():
 
 
 def test_comparison_without_a_baseline_gives_no_speed_up():
-    assert "x ·" not in tables.comparison(COMPARED[1:2], tables.PLAIN)
+    assert "x ·" not in in_markdown(*ops.comparison(COMPARED[1:2]))
 
 
 def test_a_cell_says_which_ceiling_binds_it_and_how_much_of_that_was_reached():
     slow = _record(
         "torch_bmm", 1, 4e-6
     )  # an empty launch takes 1 µs, and the rest of its work less
-    assert "· 25% launch" in tables.comparison([slow], tables.PLAIN, CEILINGS)
-    assert "launch" not in tables.comparison([slow], tables.PLAIN)
+    assert "· 25% launch" in in_markdown(*ops.comparison([slow], CEILINGS))
+    assert "launch" not in in_markdown(*ops.comparison([slow]))
 
 
 def test_every_clock_stands_in_one_row():
@@ -132,8 +134,8 @@ def test_every_clock_stands_in_one_row():
         Record("bmm", name, "tiny_16", "float32", 1, MEASURED, "", (8e-6,), 1, facts)
         for name in "ab"
     ]
-    table = tables.clocks(
-        records_, tables.MARKDOWN, CEILINGS | {"launch_s": {"device_cold": 2e-6}}
+    table = in_markdown(
+        *ops.clocks(records_, CEILINGS | {"launch_s": {"device_cold": 2e-6}})
     )
     assert "8.00 µs ±0.4% · 25% launch" in table
     assert table.count("(1)") == 3 and table.endswith(
@@ -151,7 +153,7 @@ def test_every_clock_stands_in_one_row():
         1,
         FACTS | {"clocks": {"host": {"median_s": 8e-6, "precision": 0.004}}},
     )
-    assert tables.clocks([one_clock], tables.MARKDOWN, CEILINGS) is None
+    assert ops.clocks([one_clock], CEILINGS) == []
 
 
 def _grown(variant, per_sample, batches=(1, 8, 64)):
@@ -204,7 +206,7 @@ def test_the_memory_law_its_prediction_and_its_trial(tried, words):
         {},
         (*_grown("a", 1024), *_grown("b", 1024, batches=(1, 8))),
     )
-    lines = limits.memory_law(run, tables.MARKDOWN).splitlines()
+    lines = in_markdown(section(laws.memory, run)).splitlines()
     row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
     assert row == [
         "bmm/a",
@@ -226,18 +228,18 @@ def test_memory_that_is_no_line_predicts_nothing():
         + _grown("a", 1024, batches=(128,))
     )
     run = run_of({"room_bytes": 2**30, "capacity": []}, {}, tuple(bent))
-    assert "no law: it does not grow in a line" in limits.memory_law(
-        run, tables.MARKDOWN
+    assert "no law: it does not grow in a line" in in_markdown(
+        section(laws.memory, run)
     )
 
 
 def test_a_run_without_ceilings_says_why():
     run = run_of({"ceilings": None, "why_no_ceilings": "RuntimeError: no"}, {}, ())
-    assert "not measured (RuntimeError: no)" in limits.ceilings(run, tables.MARKDOWN)
+    assert "not measured (RuntimeError: no)" in in_markdown(*machine.ceilings(run))
 
 
 def test_comparison_of_nothing_timed_is_none():
-    assert tables.comparison(COMPARED[2:4], tables.PLAIN) is None
+    assert ops.comparison(COMPARED[2:4]) == []
 
 
 def test_memory_that_could_not_be_read_says_so():
@@ -253,12 +255,12 @@ def test_memory_that_could_not_be_read_says_so():
         1,
         FACTS | {"peak_bytes": None},
     )
-    assert "memory n/a" in tables.comparison([record], tables.PLAIN)
+    assert "memory n/a" in in_markdown(*ops.comparison([record]))
 
 
 def test_every_case_without_a_time_is_a_row_with_its_reason():
     run = run_of({}, {}, tuple(COMPARED))
-    lines = tables.not_measured(run, tables.MARKDOWN).splitlines()[2:]
+    lines = in_markdown(failures.without_a_time(run.records)).splitlines()[2:]
     assert [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines
     ] == [
@@ -275,7 +277,7 @@ def stored(tmp_path):
 
 
 def test_the_report_has_its_tables_plots_and_machine(stored):
-    assert report.write(run_json.load(stored), stored) == []
+    assert report.write(RunReport(run_json.load(stored)), stored) == []
     text = (stored / "README.md").read_text()
     for words in (
         "# Batchline: smoke run on Some CPU, 2026-01-02",
@@ -304,15 +306,15 @@ def test_the_report_has_its_tables_plots_and_machine(stored):
 
 def test_the_same_run_gives_the_same_report(stored):
     run = run_json.load(stored)
-    report.write(run, stored)
+    report.write(RunReport(run), stored)
     first = {path.name: path.read_bytes() for path in stored.iterdir()}
-    report.write(run, stored)
+    report.write(RunReport(run), stored)
     assert {path.name: path.read_bytes() for path in stored.iterdir()} == first
 
 
 def test_without_matplotlib_the_report_says_so(stored, monkeypatch):
-    monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
-    assert report.write(run_json.load(stored), stored) == [
+    monkeypatch.setattr(figures, "why_no_plots", lambda: "matplotlib is not installed")
+    assert report.write(RunReport(run_json.load(stored)), stored) == [
         "no plots: matplotlib is not installed"
     ]
     assert (
@@ -325,9 +327,9 @@ def test_a_partial_run_says_so_everywhere(stored):
     partial["batchline"]["partial"] = True
     save_document(stored, partial)
     run = run_json.load(stored)
-    report.write(run, stored)
+    report.write(RunReport(run), stored)
     assert "**Partial.**" in (stored / "README.md").read_text()
-    assert report.terminal(run).splitlines()[-1].startswith("PARTIAL")
+    assert report.terminal(RunReport(run)).splitlines()[-1].startswith("PARTIAL")
 
 
 def test_what_was_not_compiled_is_said(stored):
@@ -337,7 +339,7 @@ def test_what_was_not_compiled_is_said(stored):
         "not_compiled": "the compiling process failed: MemoryError",
     }
     save_document(stored, cut_short)
-    report.write(run_json.load(stored), stored)
+    report.write(RunReport(run_json.load(stored)), stored)
     assert (
         "not compiled to the end: the compiling process failed: MemoryError."
         in (stored / "README.md").read_text()
@@ -463,30 +465,32 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     (tmp_path / "2026-01-07-damaged").mkdir()
     (tmp_path / "2026-01-07-damaged" / run_json.FILE_NAME).write_text("{")
     assert report.before(run, own).about["started"].startswith("2026-01-02")
-    assert "Against the last run: " in report.terminal(run, report.before(run, own))
+    assert "Against the last run: " in report.terminal(
+        RunReport(run, previous=report.before(run, own))
+    )
 
 
 def test_it_says_what_fences_took_and_which_gains_were_there_again():
     stored_run = document()
     stored_run[formats.OURS].pop("seconds", None)  # runs of before have none
     facts = stored_run["benchmarks"][0]["extra_info"]
-    assert "fences" not in readme.how_measured(run_json.parse(stored_run))
+    assert "fences" not in machine.how_measured(run_json.parse(stored_run))
     facts |= {
         "task_s": 2.0,
         "fences_s": 0.1,
         "confirmed": {"published": 2.0, "why_not": "hung"},
     }
-    text = readme.how_measured(run_json.parse(stored_run))
+    text = machine.how_measured(run_json.parse(stored_run))
     assert (
         "fences took 5.0% of the time for the cases" in text
         and "0 of 1 gains over the baseline" in text
     )
     stored_run[formats.OURS]["seconds"] = 4.0
-    text = readme.how_measured(run_json.parse(stored_run))
+    text = machine.how_measured(run_json.parse(stored_run))
     assert (
         "fences took 2.5% of the run's 4 s, and 5.0% of the time for the cases" in text
     )
     facts["confirmed"] = {"published": 2.0, "again": 1.9}
-    assert "1 of 1 gains over the baseline" in readme.how_measured(
+    assert "1 of 1 gains over the baseline" in machine.how_measured(
         run_json.parse(stored_run)
     )

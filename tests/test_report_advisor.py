@@ -7,8 +7,11 @@ import pytest
 from batchline.bench.noise.advice import CAVEAT
 from batchline.bench.noise.advisor import advise
 from batchline.bench.noise.time_to_target import compare
-from batchline.bench.report import advisor, plots, tables
-from batchline.bench.report.advisor_plot import draw_advice, draw_comparison
+from batchline.bench.report import figures, training_figures
+from batchline.bench.report.findings import TrainingFindings
+from batchline.bench.report.sections import advisor
+from tests.documents import in_markdown
+from tests.noise_evidence import noise as survey
 from tests.test_noise_advisor import GIB, SILENT, UNBOUNDED, an_estimate, line_steps
 from tests.test_noise_time_to_target import STEPS, a_sweep, noise
 
@@ -47,14 +50,14 @@ def _cells(text, first):
 
 
 def test_the_section_begins_with_the_answer_and_ends_with_the_caveat():
-    text = advisor.section(ADVICE["noise"], tables.MARKDOWN)
+    text = in_markdown(*advisor.at_moment(ADVICE["noise"]))
     assert text.startswith("Train at batch 4") and text.endswith(CAVEAT)
     assert text.split("\n\n")[0] == " ".join(ADVICE["noise"].sentences)
     assert advisor.summary(ADVICE["noise"]).count(".") >= 2
 
 
 def test_a_row_a_batch_with_the_best_and_the_current_marked():
-    text = advisor.section(ADVICE["noise"], tables.MARKDOWN)
+    text = in_markdown(*advisor.at_moment(ADVICE["noise"]))
     best = _cells(text, f"**{ADVICE['noise'].best_batch}**")
     assert best[1].endswith("(not measured)") and best[4] == "1.00x"
     assert _cells(text, "512 (current)")[:5] == [
@@ -83,11 +86,11 @@ def test_a_row_a_batch_with_the_best_and_the_current_marked():
     ],
 )
 def test_what_decided_is_said(kind, words):
-    assert words in advisor.section(ADVICE[kind], tables.MARKDOWN)
+    assert words in in_markdown(*advisor.at_moment(ADVICE[kind]))
 
 
 def test_the_comparison_says_the_worst_first_and_has_a_row_a_batch():
-    text = advisor.comparison(RESULTS["both"], tables.MARKDOWN)
+    text = in_markdown(*advisor.comparison(RESULTS["both"]))
     assert text.startswith(
         "With the noise scale measured after 50 updates, the worst disagreement is 1."
     )
@@ -97,9 +100,9 @@ def test_the_comparison_says_the_worst_first_and_has_a_row_a_batch():
 
 
 def test_a_batch_that_never_got_there_is_a_row():
-    assert _cells(
-        advisor.comparison(RESULTS["one that never"], tables.MARKDOWN), "1,024"
-    )[1:6] == ["none reached it", "0/0", "not reached", "not reached", "not reached"]
+    assert _cells(in_markdown(*advisor.comparison(RESULTS["one that never"])), "1,024")[
+        1:6
+    ] == ["none reached it", "0/0", "not reached", "not reached", "not reached"]
 
 
 def _words_of(path):
@@ -108,7 +111,7 @@ def _words_of(path):
 
 @pytest.mark.parametrize("kind", ADVICE)
 def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
-    assert draw_advice(ADVICE[kind], "digits", tmp_path / "advice") is None
+    training_figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
     words = _words_of(tmp_path / "advice.svg")
     assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
     best = ADVICE[kind].best_batch
@@ -118,13 +121,13 @@ def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
         else "95% interval" not in words
     )
     first = (tmp_path / "advice.svg").read_bytes()
-    draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
+    training_figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
     assert (tmp_path / "advice.svg").read_bytes() == first
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_figure_of_a_comparison(kind, tmp_path):
-    assert draw_comparison(RESULTS[kind], "digits", tmp_path / "time") is None
+    training_figures.draw_comparison(RESULTS[kind], "digits", tmp_path / "time")
     words = _words_of(tmp_path / "time.svg")
     assert (
         "measured: median and range of seeds" in words
@@ -132,14 +135,9 @@ def test_the_figure_of_a_comparison(kind, tmp_path):
     )
 
 
-def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "why_no_plots", lambda: "matplotlib is not installed")
-    assert (
-        draw_advice(ADVICE["noise"], "digits", tmp_path / "advice")
-        == "matplotlib is not installed"
-    )
-    assert (
-        draw_comparison(RESULTS["both"], "digits", tmp_path / "time")
-        == "matplotlib is not installed"
-    )
+def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "why_no_plots", lambda: "matplotlib is not installed")
+    findings = TrainingFindings(survey(), a_sweep(0.1))
+    machine = {"device_name": "Some CPU"}
+    assert training_figures.draw(findings, machine, tmp_path) == set()
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from batchline.bench.noise import claims
-from batchline.bench.report import claims as shown
-from batchline.bench.report.tables import MARKDOWN, PLAIN
+from batchline.bench.report.document import Place, select
+from batchline.bench.report.sections import training as shown
 from tests.claims_evidence import (
     drawn_cosines,
     noise,
@@ -16,6 +16,7 @@ from tests.claims_evidence import (
     stored_estimate,
     sweep,
 )
+from tests.documents import in_markdown, on_terminal
 
 EVIDENCE = sweep(), noise(
     peaks_of_a_line(1000, 4096), drawn_cosines(23.4), stored_estimate(23.4), 2**30
@@ -30,18 +31,18 @@ def verdicts():
 def test_every_claim_has_its_verdict_and_its_numbers_in_the_short_form(verdicts):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in shown.short(verdicts, MARKDOWN).splitlines()[2:]
+        for line in in_markdown(shown.tabulate_claims(verdicts)).splitlines()[2:]
     ]
     assert [row[0] for row in rows] == [verdict.claim for verdict in verdicts]
     for row, verdict in zip(rows, verdicts):
         assert row[1] == f"**{verdict.text}**" and re.search(
             r"\d.*\(\S*\d.* to .*\d.*\)", row[2]
         )
-    assert "**" not in shown.short(verdicts, PLAIN)
+    assert "**" not in on_terminal(shown.tabulate_claims(verdicts))
 
 
 def test_the_section_holds_every_part_every_row_and_every_source(verdicts):
-    text = shown.section(verdicts, EVIDENCE[0])
+    text = in_markdown(shown.claims(verdicts, EVIDENCE[0]))
     for verdict in verdicts:
         assert verdict.hypothesis in text and all(
             source in text for source in verdict.sources
@@ -58,7 +59,9 @@ def test_the_section_holds_every_part_every_row_and_every_source(verdicts):
 
 
 def test_the_terminal_has_a_line_a_part(verdicts):
-    lines = shown.terminal(verdicts, EVIDENCE[0]).splitlines()
+    section = shown.claims(verdicts, EVIDENCE[0])
+    (part,) = select(section.parts, Place.TERMINAL)
+    lines = part.lines
     assert len(lines) == 4 + sum(len(verdict.findings) for verdict in verdicts) + 1
     assert lines[-1].startswith(
         "The training sweep was measured on Some CPU, 2026-01-02"
@@ -84,7 +87,7 @@ def test_a_partial_sweep_is_said_to_be_that():
 
 
 def test_without_evidence_the_section_says_which_commands_make_it():
-    text = shown.section(claims.judge(None, None), None)
+    text = in_markdown(shown.claims(claims.judge(None, None), None))
     assert (
         text.count("NOT DECIDED") >= 8
         and "`make claims` runs one" in text

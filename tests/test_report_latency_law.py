@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import pytest
 
-from batchline.bench.report import latency_law, tables
+from batchline.bench.report.sections import laws
 from batchline.bench.stats.occupancy import Waves
 from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store.records import Record
+from tests.documents import in_markdown, section
 from tests.runs import run_of
 
 CEILINGS = {
@@ -54,10 +55,9 @@ def _table(records, ceilings=CEILINGS, waves=None):
         dict(zip(("op", "variant", "scenario", "dtype"), key)) | asdict(one)
         for key, one in (waves or {}).items()
     ]
-    return latency_law.table(
-        run_of({"ceilings": ceilings, "waves": rows}, {}, tuple(records)),
-        tables.MARKDOWN,
-    )
+    run = run_of({"ceilings": ceilings, "waves": rows}, {}, tuple(records))
+    made = section(laws.latency, run)
+    return in_markdown(*made.parts) if made else None
 
 
 def _rows(text):
@@ -75,9 +75,9 @@ def test_a_row_says_what_the_law_is_beside_what_bounds_it():
         "scenario": "tiny_16",
         "launch floor": "6.00 µs (6.00 µs to 6.00 µs)",
         "over an empty launch": "3.00x (2.00 µs by host)",
-        "cost a sample": "50.0 ns (50.0 ns to 50.0 ns)",
-        "floor a sample": "10.0 ns compute",
-        "memory a sample": "3.00 KiB",
+        "cost per sample": "50.0 ns (50.0 ns to 50.0 ns)",
+        "floor per sample": "10.0 ns compute",
+        "memory per sample": "3.00 KiB",
         "second slope": "",
         "saturated from": row["saturated from"],
         "misfit": "0.0%",
@@ -88,21 +88,21 @@ def test_a_row_says_what_the_law_is_beside_what_bounds_it():
 
 def test_the_note_comes_first():
     assert (
-        _table(_records()).startswith(latency_law.NOTE)
-        and "90% of the law's best" in latency_law.NOTE
+        _table(_records()).startswith(laws._LATENCY_NOTE)
+        and "90% of the law's best" in laws._LATENCY_NOTE
     )
 
 
 def test_without_ceilings_there_is_no_empty_launch_and_no_floor():
     (row,) = _rows(_table(_records(), ceilings=None))
-    assert row["over an empty launch"] == row["floor a sample"] == "" and row[
+    assert row["over an empty launch"] == row["floor per sample"] == "" and row[
         "launch floor"
     ].startswith("6.00 µs")
 
 
 def test_a_floor_that_is_an_empty_launch_is_none_of_a_sample():
     (row,) = _rows(_table(_records(batches=QUICK[:4])))
-    assert row["floor a sample"] == ""
+    assert row["floor per sample"] == ""
 
 
 def test_a_launch_that_is_not_told_from_an_empty_one_is_said():
@@ -114,7 +114,7 @@ def test_a_launch_that_is_not_told_from_an_empty_one_is_said():
             )
         )
     )
-    assert row["over an empty launch"] == "not told apart (2.00 µs by host)"
+    assert row["over an empty launch"] == "no clear difference (2.00 µs by host)"
 
 
 def test_a_second_slope_says_from_where():
@@ -164,10 +164,7 @@ def test_what_does_not_grow_is_not_saturated():
 
 
 def test_an_open_saturation_says_from_where():
-    assert (
-        latency_law._span(latency_law.Saturation(1200, 1000, math.inf))
-        == "1,000 upwards"
-    )
+    assert laws._span(laws.Saturation(1200, 1000, math.inf)) == "1,000 upwards"
 
 
 def test_scenarios_without_a_law_share_a_row_for_each_reason():
@@ -204,7 +201,7 @@ def test_the_dtype_is_said_where_there_are_several():
         "tiny_16 · float16",
     ]
     assert (
-        rows[1]["floor a sample"] == "1.00 ns cache"
+        rows[1]["floor per sample"] == "1.00 ns cache"
     )  # no product was measured in float16
 
 
@@ -224,6 +221,6 @@ def test_a_launcher_that_could_not_be_looked_at_is_said():
         {},
         tuple(_records()),
     )
-    assert latency_law.table(run, tables.MARKDOWN).endswith(
+    assert in_markdown(section(laws.latency, run)).endswith(
         "No waves are known of bmm/torch_bmm: TypeError: no."
     )

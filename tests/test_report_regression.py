@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.bench.report import regression
 from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
@@ -22,7 +23,6 @@ from batchline.bench.store.regressions import (
     UNCONFIRMED,
     VERDICTS,
 )
-from batchline.bench.report import regression, regression_words as words
 from batchline.bench.verdicts.paired import (
     INCOMPLETE,
     LEFT_OPEN,
@@ -84,8 +84,8 @@ FOUND = {
 def test_every_verdict_in_words_in_markdown_and_in_the_terminal(verdict):
     case = judged(verdict)
     found, (answer, line) = comparison(case), FOUND[verdict]
-    assert words.answer(found) == f"{answer}; {FROM}"
-    assert words.line(case) == line
+    assert regression.summarize(found) == f"{answer}; {FROM}"
+    assert regression.line(case) == line
     shown = html.unescape(regression.markdown(found))
     assert shown.startswith(f"**{answer}; {FROM}**")
     (row,) = (line for line in shown.splitlines() if line.startswith(f"| {CASE}"))
@@ -120,7 +120,7 @@ def test_other_quantities_have_their_units_and_are_named(quantity, values, shown
     )
     assert shown in regression.markdown(
         found
-    ) and f"{CASE} {quantity} +10.0% (in every pair)" in words.answer(found)
+    ) and f"{CASE} {quantity} +10.0% (in every pair)" in regression.summarize(found)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_other_quantities_have_their_units_and_are_named(quantity, values, shown
     [(-0.0001, "+0.0%"), (0.0341, "+3.4%"), (-0.5, "-50.0%"), (1.5, "+150%")],
 )
 def test_a_change_has_its_sign_and_no_change_is_no_fall(value, shown):
-    assert words.share(value) == shown
+    assert regression.share(value) == shown
 
 
 def test_the_worst_comes_first_and_a_case_counts_once():
@@ -141,10 +141,10 @@ def test_the_worst_comes_first_and_a_case_counts_once():
         judged(IMPROVED, 16, quantity=MEMORY),
         kernels=[over_batches(EQUIVALENT, "equal"), over_batches()],
     )
-    assert words.answer(found).startswith(
+    assert regression.summarize(found).startswith(
         "2 of 5 cases REGRESSED: bmm/tiled/tiny_16/float16/B16 +30.0% "
     )
-    assert "; 1 inconclusive, 1 equal, 1 the same code; " in words.answer(found)
+    assert "; 1 inconclusive, 1 equal, 1 the same code; " in regression.summarize(found)
     for text in (html.unescape(regression.markdown(found)), regression.terminal(found)):
         places = [
             text.index(verdict, text.index("Case by case"))
@@ -156,7 +156,7 @@ def test_the_worst_comes_first_and_a_case_counts_once():
         assert "slower for B ≤ 16" in text and text.index(
             "slower for B ≤ 16"
         ) < text.index("Case by case")
-    assert [title for title, _ in words.problems(found)] == [
+    assert [title for title, _ in regression.problems(found)] == [
         f"REGRESSED {CASE[:-1]}16",
         f"REGRESSED {CASE[:-1]}8",
     ]
@@ -164,11 +164,11 @@ def test_the_worst_comes_first_and_a_case_counts_once():
 
 def test_a_kernel_that_regressed_only_over_its_batch_sizes_is_in_the_answer_and_a_problem():
     found = comparison(judged(INCONCLUSIVE), kernels=[over_batches()])
-    assert words.answer(found).startswith(
+    assert regression.summarize(found).startswith(
         "1 kernel REGRESSED over the batch sizes together: bmm/tiled/tiny_16/float16: "
         "slower for B ≤ 16 (+7.2%), equal above; 1 inconclusive; "
     )
-    assert words.problems(found) == [
+    assert regression.problems(found) == [
         (
             "REGRESSED bmm/tiled/tiny_16/float16",
             "slower for B ≤ 16 (+7.2%), equal above",
@@ -185,7 +185,7 @@ def test_a_void_session_says_so_first_and_is_one_problem():
             "VOID, no verdict counts: identical code was found +5.0%"
         )
         assert "the session is void, and none of it counts" in text
-    assert words.problems(found) == [
+    assert regression.problems(found) == [
         ("The comparison is void", "identical code was found +5.0%")
     ]
 
@@ -216,13 +216,13 @@ def test_where_nothing_was_judged_nothing_is_clean(cases, answer):
     found = comparison(*cases)
     assert conclude(found) == NOTHING
     for text in (
-        words.answer(found),
+        regression.summarize(found),
         regression.markdown(found).lstrip("*"),
         regression.terminal(found),
     ):
         assert text.startswith(answer)
-    assert words.problems(found)[:1] == [
-        ("Nothing could be judged", words.answer(found))
+    assert regression.problems(found)[:1] == [
+        ("Nothing could be judged", regression.summarize(found))
     ]
 
 
@@ -257,13 +257,13 @@ def test_a_session_that_is_no_pass_does_not_lead_with_no_regression(
     found = comparison(*cases)
     assert conclude(found) == conclusion
     for text in (
-        words.answer(found),
+        regression.summarize(found),
         regression.markdown(found).lstrip("*"),
         regression.terminal(found),
     ):
         assert text.startswith(lead)
-    assert words.problems(found) and set(
-        title.split()[0] for title, _ in words.problems(found)
+    assert regression.problems(found) and set(
+        title.split()[0] for title, _ in regression.problems(found)
     ) == {case.verdict for case in cases if case.verdict != EQUIVALENT}
 
 
@@ -275,7 +275,9 @@ def test_what_is_clean_has_no_problem():
             range(6),
         )
     )
-    assert words.problems(found) == [] == words.problems(comparison(judged(NEW)))
+    assert (
+        regression.problems(found) == [] == regression.problems(comparison(judged(NEW)))
+    )
 
 
 def test_text_of_others_is_text_in_markdown():
@@ -360,6 +362,6 @@ def state(base, head, **throttled):
     ],
 )
 def test_the_clocks_and_what_was_dropped_are_said(states, said):
-    assert words.clocks(states) == said
+    assert regression.clocks(states) == said
     shown = regression.markdown(replace(comparison(judged(EQUIVALENT)), states=states))
     assert shown.rstrip().endswith(said or "</details>")

@@ -2,17 +2,26 @@
 
 import pytest
 
-from batchline.bench.report import noise as noise_report
-from batchline.bench.report import training
-from batchline.bench.report.tables import MARKDOWN
+from batchline.bench.noise import stored_survey
+from batchline.bench.report import (
+    draw_training,
+    training_on_terminal,
+    training_readme,
+)
+from batchline.bench.report.sections import training
 from tests.claims_evidence import sweep
+from tests.documents import in_markdown
 from tests.noise_evidence import noise, point, workload
 
 MACHINE = {"device_name": "Some CPU"}
 
 
 def _text(found, trained=None, figures=None):
-    return "\n\n".join(training.markdown(found, trained, MACHINE, figures or {}))
+    return training_readme(found, trained, MACHINE, figures or set())
+
+
+def _noise_of(workload):
+    return in_markdown(*training.noise_of(workload, stored_survey.moments(workload)))
 
 
 def test_noise_advice_and_claims_stand_in_one_report():
@@ -30,7 +39,7 @@ def test_noise_advice_and_claims_stand_in_one_report():
 
 
 def test_the_cosines_stand_beside_their_law():
-    text = noise_report.section(noise()["workloads"]["digits"], MARKDOWN)
+    text = _noise_of(noise()["workloads"]["digits"])
     row = next(
         line
         for line in text.splitlines()
@@ -43,7 +52,7 @@ def test_the_cosines_stand_beside_their_law():
 
 def test_what_can_not_be_bounded_is_said_and_predicts_no_more_than_it_may():
     noisy = workload([point(0, 0, 40.0, spread=3.0)])
-    text = noise_report.section(noisy, MARKDOWN)
+    text = _noise_of(noisy)
     assert "cannot bound above" in text or "not distinguishable from zero" in text
     assert "at most" in text or "not known" in text
 
@@ -59,9 +68,8 @@ def test_a_failed_workload_is_a_row_of_its_own_and_the_others_stand():
         in text
     )
     assert "### The noise of digits" in text
-    assert any(
-        "characters: the noise was not measured" in line
-        for line in training.terminal(found, None, MACHINE)
+    assert "characters: the noise was not measured" in training_on_terminal(
+        found, None, MACHINE
     )
 
 
@@ -72,17 +80,17 @@ def test_without_a_sweep_the_report_says_what_runs_one():
 
 def test_figures_are_drawn_and_shown(tmp_path):
     pytest.importorskip("matplotlib")
-    figures = training.draw(noise(), sweep(), {"device_name": "Some CPU"}, tmp_path)
-    assert set(figures) == {"noise", "digits", "time to target"}
+    figures = draw_training(noise(), sweep(), MACHINE, tmp_path)
+    assert figures == {"noise", "advice-digits", "time-to-target"}
     text = _text(noise(), sweep(), figures)
-    for name in figures.values():
+    for name in figures:
         assert (
             tmp_path / f"{name}.png"
         ).stat().st_size > 1000 and f"({name}.png)" in text
 
 
 def test_the_terminal_says_the_answer_in_lines():
-    lines = "\n".join(training.terminal(noise(), sweep(), MACHINE))
+    lines = training_on_terminal(noise(), sweep(), MACHINE)
     assert "digits: B_simple after 0 updates" in lines and "Train at batch 63" in lines
     assert (
         "4. a smaller batch makes the gradient's direction more consistent: DOES NOT HOLD"
@@ -98,7 +106,5 @@ def test_advice_that_can_not_be_had_is_a_line_and_the_report_goes_on(tmp_path):
         "### The batch size of digits\n\nNo advice: " in text
         and "## The four claims" in text
     )
-    assert "No advice: " in "\n".join(training.terminal(found, None, MACHINE))
-    assert "digits" not in training.draw(
-        found, None, {"device_name": "Some CPU"}, tmp_path
-    )
+    assert "No advice: " in training_on_terminal(found, None, MACHINE)
+    assert "advice-digits" not in draw_training(found, None, MACHINE, tmp_path)

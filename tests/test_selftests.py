@@ -6,20 +6,20 @@ import json
 
 import pytest
 
-from batchline.bench.store import selftests
-from batchline.bench.regress import known_noise, selftest, staged
 from batchline.bench.measure.worker.task import Outcome
+from batchline.bench.regress import known_noise, selftest, staged
+from batchline.bench.report import of_commands as report
 from batchline.bench.statuses import MEASURED
+from batchline.bench.store import selftests
+from batchline.bench.store.files import SealBroken
 from batchline.bench.store.regressions import (
     EQUIVALENT,
     IMPROVED,
     INCONCLUSIVE,
     REGRESSED,
 )
-from batchline.bench.report import selftest as report
-from batchline.bench.report.tables import PLAIN
-from batchline.bench.store.files import SealBroken
 from batchline.bench.store.selftests import Finding, Selftest
+from tests.documents import on_terminal
 from tests.fake_pairs import FakePairs
 
 CASE, OTHER = "bmm/a/tiny_16/float32/B1", "bmm/a/tiny_16/float32/B3"
@@ -139,7 +139,7 @@ def test_the_table_counts_by_case_the_shortest_first():
     ]
     quick = [Finding(0, OTHER, 0.0, EQUIVALENT, -0.03, 20, 1e-5)]
     found = Selftest(ABOUT, (*slow, *quick))
-    lines = report.table(found, PLAIN).splitlines()
+    lines = on_terminal(report.selftest_table(found)).splitlines()
     assert lines[0].split() == [
         "case",
         "median",
@@ -179,20 +179,24 @@ def test_the_table_counts_by_case_the_shortest_first():
         "to",
         "6",
     ]
-    assert report.answer(found) == (
+    assert report.summarize_selftest(found) == (
         "1 false alarms in 2 A/A sessions of 2 cases; planted slow-downs called REGRESSED: "
         "+5% in 1 of 2. Profile smoke on Some CPU, 2 min."
     )
 
 
 def test_the_noise_is_the_99th_percentile_of_the_changes():
-    assert report.noise([]) is None
+    assert report.noise_of_cases([]) is None
     assert (
-        report.noise([finding(0, EQUIVALENT, -0.02), finding(0, EQUIVALENT, 0.01)])
+        report.noise_of_cases(
+            [finding(0, EQUIVALENT, -0.02), finding(0, EQUIVALENT, 0.01)]
+        )
         == 0.02
     )
     assert (
-        report.noise([finding(0, EQUIVALENT, number / 1000) for number in range(200)])
+        report.noise_of_cases(
+            [finding(0, EQUIVALENT, number / 1000) for number in range(200)]
+        )
         == 0.197
     )
 

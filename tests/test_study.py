@@ -222,7 +222,7 @@ def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
         "_measured",
         lambda *_: WITHOUT_SWEEP,
     )
-    monkeypatch.setattr(study.training, "draw", _full)
+    monkeypatch.setattr(study.report, "draw_training", _full)
     assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
     assert (
         "drawing the plots failed: OSError: [Errno 28] No space left on device"

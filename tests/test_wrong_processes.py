@@ -9,8 +9,8 @@ import importlib
 
 import pytest
 
-from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 from tests.trees import copy_sources, drop_in

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench import report, texts
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
@@ -24,10 +22,11 @@ from batchline.bench.evidence import parts, process, sizes
 from batchline.bench.evidence.parts import Asked, Part
 from batchline.bench.evidence.shown import Shown
 from batchline.bench.evidence.state import FILE_NAME, State, Taken, opened
-from batchline.bench.store.files import write_whole
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import environment
+from batchline.bench.report.render.terminal import draw
+from batchline.bench.store.files import write_whole
 
 INTERRUPTED = 130
 DEFAULT_FOLDER = Path("reports", "evidence")
@@ -133,10 +132,8 @@ def _time_plan(to_take: Sequence[Part], device: str) -> str:
     total_s = sum(
         part.limit_s[device] for part in to_take if not part.why_left_out(device)
     )
-    return tabulate(
-        [*rows, ["in all", "", f"{total_s / 60:.1f} min"]],
-        headers=["part", "", "at most"],
-        disable_numparse=True,
+    return draw(
+        ["part", "", "at most"], [*rows, ["in all", "", f"{total_s / 60:.1f} min"]]
     )
 
 

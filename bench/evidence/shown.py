@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from batchline.bench import report, texts, units
 from batchline.bench.cases import CLOCKS as CLOCKS_OF
-from batchline.bench.report import training
+from batchline.bench.report.render.markdown import draw
 from batchline.bench.store import journal, run_json
 from batchline.bench.store.files import read_json
 
@@ -24,7 +22,6 @@ CLOCKS, SANITIZER, REPORT, DISPATCH_LOG, TABLES = (
     "dispatch.txt",
     "tables",
 )
-_TABULATE = {"tablefmt": "github", "disable_numparse": True}
 _CEILINGS = {
     "copy_bytes_per_s": "device memory, copied",
     "read_bytes_per_s": "device memory, read",
@@ -91,7 +88,7 @@ def clocks_table(clocks: Mapping, device: str) -> str:
         if device == "cuda"
         else "\n\nNVBench times GPUs only, so it has no column here."
     )
-    return tabulate(rows, headers=headers, **_TABULATE) + note
+    return draw(headers, rows) + note
 
 
 def _ceilings(document: Mapping) -> str:
@@ -109,7 +106,7 @@ def _ceilings(document: Mapping) -> str:
         [f"an empty launch by {clock}", units.duration(seconds)]
         for clock, seconds in ceilings["launch_s"].items()
     ]
-    return tabulate(rows, headers=["ceiling", "measured"], **_TABULATE)
+    return draw(["ceiling", "measured"], rows)
 
 
 def _time(seconds: float | None, otherwise: str | None) -> str:
@@ -128,13 +125,12 @@ def show_sanitizer(asked) -> Shown:
     counts = ", ".join(
         f"{results.count(result)} {result}" for result in dict.fromkeys(results)
     )
-    table = tabulate(
-        [
+    table = draw(
+        ["variant", "check", "result", "first line"],
+        (
             [row["variant"], row["check"], _result(row), texts.clean_line(row["line"])]
             for row in rows
-        ],
-        headers=["variant", "check", "result", "first line"],
-        **_TABULATE,
+        ),
     )
     return Shown(
         f"{len(rows)} checks: {counts}. Each on one small probe, in a process of its own.\n\n{table}",
@@ -152,10 +148,10 @@ def show_cases(asked) -> Shown:
     """
     (folder,) = (asked.work / "runs").iterdir()
     run = journal.recover(folder)
-    text = "\n\n".join(
-        report.markdown(run, {}, "`make report` draws them from the run.json here")
+    text = report.whole_readme(
+        report.RunReport(run), "`make report` draws them from the run.json here"
     )
-    (folder / REPORT).write_text(f"{text}\n", encoding="utf-8")
+    (folder / REPORT).write_text(text, encoding="utf-8")
     summary = (
         f"{report.summary(run)}: [{REPORT}]({REPORT}), every sample in "
         f"`{run_json.FILE_NAME}`."
@@ -172,9 +168,9 @@ def show_cases(asked) -> Shown:
 def show_noise(asked) -> Shown:
     (folder,) = (asked.work / "noise").iterdir()
     path, study = run_json.study_path_in(folder), run_json.load_study(folder)
-    parts = training.terminal(study.noise, study.sweep, study.machine)
+    text = report.training_on_terminal(study.noise, study.sweep, study.machine)
     return Shown(
-        "\n\n".join(["```", *parts, "```"]), files={run_json.STUDY_FILE_NAME: path}
+        "\n\n".join(["```", text, "```"]), files={run_json.STUDY_FILE_NAME: path}
     )
 
 

@@ -17,8 +17,8 @@ from batchline.bench.measure.machine import environment
 from batchline.bench.regress import base_tree, known_noise, staged
 from batchline.bench.regress.comparison import Comparison, NotComparable
 from batchline.bench.regress.pairs import Pairs
-from batchline.bench.report import ci, junit, regression_words
 from batchline.bench.report import regression as report
+from batchline.bench.report.render import github, junit
 from batchline.bench.store import regressions
 from batchline.bench.store.regressions import Regression
 from batchline.bench.verdicts import paired
@@ -83,7 +83,7 @@ def regress(
         _publish(found, run_folder)
     except NotComparable as why:
         print(f"batchline: {why}", file=sys.stderr)
-        ci.announce("error", [("regress", str(why))])
+        github.announce("error", [("regress", str(why))])
         return NOT_MEASURED
     finally:
         remove_if_empty(run_folder)
@@ -105,7 +105,9 @@ def _publish(found: Regression, folder: Path) -> None:
     try:
         regressions.save(folder, found)
         (folder / REPORT_NAME).write_text(f"# Regressions\n\n{text}", encoding="utf-8")
-        (folder / junit.FILE_NAME).write_text(junit.junit(found), encoding="utf-8")
+        (folder / junit.FILE_NAME).write_text(
+            junit.of_regression(found), encoding="utf-8"
+        )
     except OSError as error:
         rescue = Path(tempfile.mkdtemp(prefix="batchline-"))
         regressions.save(rescue, found)
@@ -115,5 +117,5 @@ def _publish(found: Regression, folder: Path) -> None:
         )
     print(report.terminal(found))
     print(f"report: {folder / REPORT_NAME}")
-    ci.step_summary(f"## Regressions\n\n{text}")
-    ci.announce("error", regression_words.problems(found))
+    github.step_summary(f"## Regressions\n\n{text}")
+    github.announce("error", report.problems(found))

@@ -11,25 +11,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline.bench.store import files, selftests
 from batchline.bench.cases import PROFILES, broken_lines, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import remove_if_empty, require_writable
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import environment
 from batchline.bench.measure.worker.isolation import WorkerLost
-from batchline.bench.statuses import MEASURED
 from batchline.bench.regress import known_noise, staged
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from batchline.bench.regress.staged import Family
-from batchline.bench.store.regressions import LATENCY
-from batchline.bench.report import selftest as report
-from batchline.bench.report.fitting import TERMINAL
+from batchline.bench.report import of_commands as report
+from batchline.bench.report.render.terminal import render_table
 from batchline.bench.selection import selected
-from batchline.bench.store.selftests import NOTHING, Finding, Selftest
+from batchline.bench.statuses import MEASURED
 from batchline.bench.stopping import put_off
-from batchline.bench.verdicts.paired import Evidence
+from batchline.bench.store import files, selftests
+from batchline.bench.store.regressions import LATENCY
+from batchline.bench.store.selftests import NOTHING, Finding, Selftest
 from batchline.bench.verdicts.across_runs import why_made_up
+from batchline.bench.verdicts.paired import Evidence
 
 CLEAN, NOT_BELIEVED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1)
@@ -198,7 +198,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
     noise = {
         case: value
         for case in found.cases
-        if (value := report.noise(found.of(case, NOTHING))) is not None
+        if (value := report.noise_of_cases(found.of(case, NOTHING))) is not None
     }
     stored = []
     with put_off():
@@ -216,7 +216,10 @@ def _publish(found: Selftest, folder: Path | None) -> int:
             stored.append(f"stored: {place / selftests.FILE_NAME}")
     print(
         "\n".join(
-            [f"{report.table(found, TERMINAL)}\n\n{report.answer(found)}", *stored]
+            [
+                f"{render_table(report.selftest_table(found))}\n\n{report.summarize_selftest(found)}",
+                *stored,
+            ]
         )
     )
     if found.about["ended"]:

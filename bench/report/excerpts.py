@@ -15,25 +15,16 @@ from pathlib import Path
 
 from batchline.bench.noise import claims
 from batchline.bench.noise.claims.verdict import ONLY_WHERE
-from batchline.bench.report import (
-    claims as claims_report,
-)
-from batchline.bench.report import (
-    crossovers,
-    ladder,
-    plots,
-    selftest,
-    tables,
-    training,
-)
-from batchline.bench.report.blocks import Table, blocks
-from batchline.bench.report.tables import MARKDOWN
+from batchline.bench.report import figures
+from batchline.bench.report.document import table, tables
+from batchline.bench.report.findings import Findings, TrainingFindings
+from batchline.bench.report.of_commands import selftest_table, summarize_selftest
+from batchline.bench.report.render.markdown import draw, render_parts, render_table
+from batchline.bench.report.sections import choices, ladder, ops, training
 from batchline.bench.store import run_json, selftests
-from batchline.bench.store.files import read_json
 from batchline.bench.store.records import Run
 
 SCREENSHOT = "page.png"
-_STUDY = "study.json"  # of `batchline noise` and `batchline claims`
 _KEYWORD = b"batchline-run"  # of the PNG's text chunk that says which run it shows
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -46,18 +37,18 @@ def _machine(folder: Path, link: str, what: str) -> str:
     changed = ", with changes that are not committed" if revision["dirty"] else ""
     return (
         f"Measured on {machine['cpu_cores']} cores of {machine['device_name']}, "
-        f"{run.about['started'][:10]}, profile {run.about['profile']}, in "
-        f"{run.about['seconds']:.0f} s: torch {versions['torch']}, numba "
+        f"{run.started[:10]}, profile {run.plan.profile}, in "
+        f"{run.seconds:.0f} s: torch {versions['torch']}, numba "
         f"{versions['numba']}, revision {revision['commit'][:12]}{changed}."
     )
 
 
 def _problem(folder: Path, link: str, what: str) -> str:
     run = run_json.load(folder)
-    table = tables.comparison(_group(run, what), MARKDOWN, run.about["ceilings"])
-    if table is None:
+    parts = ops.comparison(_group(run, what), run.ceilings)
+    if not parts:
         raise ValueError(f"nothing of {what} was timed in {folder}")
-    return table
+    return "\n\n".join(render_parts(parts))
 
 
 def _group(run: Run, what: str) -> list:
@@ -72,11 +63,11 @@ def _ladder(folder: Path, link: str, what: str) -> str:
     op, _, names = what.partition(": ")
     rungs = names.split(", ")
     run = run_json.load(folder)
-    (table,) = blocks(lambda style: ladder.table(run, op, style, compiled=False))
-    rows = [row for row in table.rows if row[0].lstrip("· ") in rungs]
+    whole = ladder.rungs(run, Findings(run), op, compiled=False)
+    rows = [row for row in whole.rows if row[0].lstrip("· ") in rungs]
     if len(rows) != len(rungs):
         raise ValueError(f"the ladder of {op} in {folder} has not all of {names}")
-    return MARKDOWN.render(table.headers, rows)
+    return render_table(table(whole.columns, rows))
 
 
 def _choices(folder: Path, link: str, what: str) -> str:
@@ -85,25 +76,21 @@ def _choices(folder: Path, link: str, what: str) -> str:
     """
     op, _, dtype = what.partition("/")
     run = run_json.load(folder)
-    of_run = [
-        block
-        for block in blocks(lambda style: crossovers.table(run, style))
-        if isinstance(block, Table)
-    ]
+    section = choices.choices(run, Findings(run))
     rows = [
         [row[1].partition(" · ")[0], *row[2:]]
-        for table in of_run
-        for row in table.rows
+        for whole in tables(section.parts if section else ())
+        for row in whole.rows
         if row[0] == op and row[1].endswith(f" · {dtype}")
     ]
     if not rows:
         raise ValueError(f"no choice among the variants of {what} in {folder}")
-    return MARKDOWN.render(["scenario", "use", "meet at B*"], rows)
+    return draw(["scenario", "use", "meet at B*"], rows)
 
 
 def _plot(folder: Path, link: str, what: str) -> str:
     op, scenario, dtype = what.split("/")
-    name = _picture(folder, plots.name_of(op, scenario, dtype))
+    name = _picture(folder, figures.name_of(op, scenario, dtype))
     return (
         f"![latency, speed-up and memory of {op} over the batch, {scenario}, {dtype}]"
         f"({link}/{name})"
@@ -141,19 +128,19 @@ def _selftest(folder: Path, link: str, what: str) -> str:
     """The whole table, or with `what` = "summary" the sentences under it alone."""
     stored = selftests.load(folder)
     if what == "summary":
-        return f"> {selftest.answer(stored)}"
-    return f"{selftest.table(stored, MARKDOWN)}\n\n> {selftest.answer(stored)}"
+        return f"> {summarize_selftest(stored)}"
+    return f"{render_table(selftest_table(stored))}\n\n> {summarize_selftest(stored)}"
 
 
 def _noise_and_sweep(folder: Path) -> tuple[Mapping, Mapping | None]:
     """The gradient noise and the training sweep, of a study or of a run."""
-    if (folder / _STUDY).exists():
-        document = read_json(folder / _STUDY)
-        return document["noise"], document["sweep"]
-    about = run_json.load(folder).about
-    if not about.get("noise"):
+    if run_json.study_path_in(folder).exists():
+        study = run_json.load_study(folder)
+        return study.noise, study.sweep
+    run = run_json.load(folder)
+    if not run.noise:
         raise ValueError(f"{folder} has no gradient noise in it")
-    return about["noise"], about.get("sweep")
+    return run.noise, run.sweep
 
 
 def _claims(folder: Path, link: str, what: str) -> str:
@@ -164,8 +151,8 @@ def _claims(folder: Path, link: str, what: str) -> str:
     verdicts = claims.judge(sweep, noise)
     if what != "verdicts":
         return (
-            f"{claims_report.short(verdicts, MARKDOWN)}\n\n"
-            f"{claims_report.provenance(sweep)}"
+            f"{render_table(training.tabulate_claims(verdicts))}\n\n"
+            f"{training.provenance(sweep)}"
         )
     rows = [
         [
@@ -174,7 +161,7 @@ def _claims(folder: Path, link: str, what: str) -> str:
         ]
         for one in verdicts
     ]
-    return MARKDOWN.render(["claim", "verdict"], rows)
+    return draw(["claim", "verdict"], rows)
 
 
 def _time_to_target(folder: Path, link: str, what: str) -> str:
@@ -183,13 +170,13 @@ def _time_to_target(folder: Path, link: str, what: str) -> str:
     updates before them.
     """
     noise, sweep = _noise_and_sweep(folder)
-    result = training.judged_sweep(noise, sweep)
+    result = TrainingFindings(noise, sweep).time_to_target
     if isinstance(result, str):
         raise ValueError(f"{folder}: {result}")
     said = []
     for updates in what.split(", "):
         start = f"With the noise scale measured after {updates} updates"
-        of_point = [words for words in result.words if words.startswith(start)]
+        of_point = [one for one in result.sentences if one.startswith(start)]
         if not of_point:
             raise ValueError(f"the noise of {folder} was not measured at {updates}")
         said += of_point
@@ -204,7 +191,7 @@ def _fences(folder: Path, link: str, what: str) -> str:
         raise ValueError(f"the run in {folder} does not say what its fences took")
     fences_s = sum(fact["fences_s"] for fact in facts)
     cases_s = sum(fact["task_s"] for fact in facts)
-    run_s = run.about["seconds"]
+    run_s = run.seconds
     return (
         f"New values, checks of what was timed and fences took {fences_s / run_s:.1%} "
         f"of the run's {run_s:.0f} s, and {fences_s / cases_s:.1%} of the time for its "

@@ -1,19 +1,55 @@
-"""A comparison of two revisions, as Markdown for a pull request and as lines for the
-terminal: the answer first.
+"""A comparison of two revisions: the answer in a sentence, a line for each thing that was
+judged, and the whole for a pull request and for a terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from batchline.bench.store.regressions import EQUIVALENT, IDENTICAL, Judged, Regression
-from batchline.bench.report import escaping
-from batchline.bench.report import regression_words as words
-from batchline.bench.report.fitting import COLUMNS
-from batchline.bench.report.tables import unique
+from batchline.bench import units
+from batchline.bench.report.document import (
+    Details,
+    Document,
+    Part,
+    Section,
+    Text,
+    table,
+    unique,
+)
+from batchline.bench.report.render import escaping, github
+from batchline.bench.report.render.terminal import COLUMNS
+from batchline.bench.store.regressions import (
+    EQUIVALENT,
+    IDENTICAL,
+    IMPROVED,
+    INCONCLUSIVE,
+    INVALID,
+    LATENCY,
+    MEMORY,
+    MISSING,
+    NEW,
+    REGRESSED,
+    UNCONFIRMED,
+    Judged,
+    OverBatches,
+    Regression,
+)
+from batchline.bench.texts import one_line
+from batchline.bench.verdicts.paired import (
+    INCOMPLETE,
+    LEFT_OPEN,
+    NOTHING,
+    SLOWER,
+    VOID,
+    WORST_FIRST,
+    conclude,
+    worst_of_case,
+)
 
 _UNCHANGED = (EQUIVALENT, IDENTICAL)
-_HEADERS = (
+_COLUMNS = (
     "case",
     "what",
     "verdict",
@@ -23,36 +59,321 @@ _HEADERS = (
     "pairs",
     "note",
 )
+_WORDS = {
+    REGRESSED: "regressed",
+    INVALID: "could not be judged",
+    UNCONFIRMED: "unconfirmed",
+    MISSING: "missing",
+    INCONCLUSIVE: "inconclusive",
+    IMPROVED: "improved",
+    NEW: "new",
+    EQUIVALENT: "equal",
+    IDENTICAL: "the same code",
+}
+_LEADS = {
+    SLOWER: (REGRESSED,),
+    LEFT_OPEN: (UNCONFIRMED,),
+    INCOMPLETE: (INVALID,),  # what the lead has counted
+    NOTHING: (INVALID, INCONCLUSIVE),
+}
+_MOST_NAMED = 3
+
+
+def summarize(regression: Regression) -> str:
+    """The whole comparison in one sentence; a case counts once, with the worst verdict
+    of its quantities.
+    """
+    counts = Counter(worst_of_case(regression).values())
+    conclusion = conclude(regression)
+    rest = ", ".join(
+        f"{counts[verdict]} {_WORDS[verdict]}"
+        for verdict in WORST_FIRST
+        if counts[verdict]
+        and verdict not in _LEADS.get(conclusion, ())
+        and conclusion != VOID
+    )
+    parts = [
+        _lead(regression, conclusion, counts),
+        rest,
+        provenance(regression.about),
+    ]
+    return one_line("; ".join(filter(None, parts)))
+
+
+def _lead(regression: Regression, conclusion: str, counts: Counter) -> str:
+    cases = _number(counts.total(), "case")
+    if conclusion == VOID:
+        return f"VOID, no verdict counts: {regression.void}"
+    if conclusion == NOTHING:
+        compared = counts[INVALID] + counts[INCONCLUSIVE]
+        if not compared:
+            return "COULD NOT MEASURE: there was no case to compare"
+        lead = "UNDECIDED" if counts[INCONCLUSIVE] else "COULD NOT MEASURE"
+        return f"{lead}: none of {_number(compared, 'case')} could be judged{_first_reason(regression)}"
+    if conclusion == SLOWER:
+        return _regressed(regression, counts[REGRESSED], cases)
+    if conclusion == LEFT_OPEN:
+        return (
+            f"UNDECIDED: {counts[UNCONFIRMED]} of {cases} may have regressed, beyond the floor and not confirmed: "
+            f"{_some(_named(regression, UNCONFIRMED))}"
+        )
+    if conclusion == INCOMPLETE:
+        return f"INCOMPLETE: {counts[INVALID]} of {cases} could not be judged, no regression confirmed in the others"
+    return f"No regression confirmed in {cases}"
+
+
+def _regressed(regression: Regression, count: int, cases: str) -> str:
+    kernels = [
+        f"{_subject(kernel)}: {kernel.words}"
+        for kernel in only_over_batches(regression)
+    ]
+    parts = []
+    if count:
+        parts.append(
+            f"{count} of {cases} REGRESSED: {_some(_named(regression, REGRESSED))}"
+        )
+    if kernels:
+        parts.append(
+            f"{'and ' if count else ''}{_number(len(kernels), 'kernel')} REGRESSED over the batch sizes "
+            f"together: {_some(kernels)}"
+        )
+    return "; ".join(parts)
+
+
+def _named(regression: Regression, verdict: str) -> list[str]:
+    return [
+        f"{_subject(case)} {change(case)}"
+        for case in worst_first(regression)
+        if case.verdict == verdict
+    ]
+
+
+def provenance(about: Mapping) -> str:
+    """What was compared, where, and by how much measuring."""
+    sides = (
+        f"base {_revision(about['base'])}, head {_revision(about['head'])}, {about['machine']['device_name']}, "
+        f"{_number(about['pairs'], 'pair')} in {about['seconds']:.0f} s"
+    )
+    return f"{sides}; ended early: {about['ended']}" if about["ended"] else sides
+
+
+def worst_first(regression: Regression) -> list[Judged]:
+    """Every case, the worst verdict first, and in a verdict the largest change for the
+    worse that it may be.
+
+    What did not change keeps its order.
+    """
+
+    def badness(case: Judged) -> tuple[int, float]:
+        most = {
+            REGRESSED: case.effect,
+            UNCONFIRMED: case.effect,
+            INCONCLUSIVE: case.high,
+        }.get(case.verdict) or 0.0
+        return WORST_FIRST.index(case.verdict), -most
+
+    return sorted(regression.cases, key=badness)
+
+
+def kernels_worst_first(regression: Regression) -> list[OverBatches]:
+    """The verdicts over the batch sizes, the worst first."""
+    return sorted(
+        regression.kernels, key=lambda kernel: WORST_FIRST.index(kernel.verdict)
+    )
+
+
+def only_over_batches(regression: Regression) -> list[OverBatches]:
+    """The kernels that regressed over their batch sizes together with no case among
+    them that did so alone.
+    """
+    alone = {
+        (case.id.rpartition("/")[0], case.quantity) for case in regression.of(REGRESSED)
+    }
+    return [
+        kernel
+        for kernel in regression.kernels
+        if kernel.verdict == REGRESSED and (kernel.id, kernel.quantity) not in alone
+    ]
+
+
+def problems(regression: Regression) -> list[tuple[str, str]]:
+    """(title, message) of all that keeps the comparison from being clean, the worst
+    first; for bench.report.render.github.
+    """
+    if regression.void is not None:
+        return [("The comparison is void", regression.void)]
+    listed = [
+        (f"{kernel.verdict} {_subject(kernel)}", one_line(kernel.words))
+        for kernel in only_over_batches(regression)
+    ]
+    listed += [
+        (f"{case.verdict} {_subject(case)}", line(case))
+        for case in worst_first(regression)
+        if case.verdict in (REGRESSED, INVALID, UNCONFIRMED)
+    ]
+    return (
+        [("Nothing could be judged", summarize(regression)), *listed]
+        if conclude(regression) == NOTHING
+        else listed
+    )
+
+
+def line(case: Judged) -> str:
+    """All that is known of one case, in a line: sides, change, floor, pairs, and what
+    else there is to say.
+    """
+    parts = [
+        values(case),
+        change(case),
+        f"floor {floor(case)}" if case.floor is not None else "",
+        _number(case.pairs, "pair") if case.pairs else "",
+        note(case),
+    ]
+    return "; ".join(filter(None, parts)) or _WORDS[case.verdict]
+
+
+def values(case: Judged) -> str:
+    """Base → head in the quantity's unit, "" where it was not measured."""
+    if case.base is None and case.head is None:
+        return ""
+    return f"{_value(case.quantity, case.base)} → {_value(case.quantity, case.head)}"
+
+
+def change(case: Judged) -> str:
+    """+12.3% (+10.9% to +13.6%): the change and its 90% interval, "" where it was not
+    judged.
+    """
+    if case.effect is None:
+        return ""
+    if case.low is None or case.high is None:
+        return share(case.effect)
+    if case.low == case.high:
+        return f"{share(case.effect)} (in every pair)"
+    return f"{share(case.effect)} ({share(case.low)} to {share(case.high)})"
+
+
+def floor(case: Judged) -> str:
+    """1.5% (A/A): the change that counts as noise, and where it comes from."""
+    if case.floor is None:
+        return ""
+    source = one_line(case.floor_from)
+    return f"{share(case.floor)[1:]} ({source})" if source else share(case.floor)[1:]
+
+
+def note(case: Judged) -> str:
+    """Why there is no verdict, or what it would take."""
+    parts = [one_line(case.reason)]
+    if case.verdict in (INCONCLUSIVE, UNCONFIRMED):
+        if case.least_detectable is not None:
+            parts.append(f"could have seen {share(case.least_detectable)}")
+        if case.pairs:
+            parts.append(
+                f"{case.pairs_needed} pairs in all would tell"
+                if case.pairs_needed is not None
+                else "more pairs would not tell"
+            )
+    return "; ".join(filter(None, parts))
+
+
+def clocks(states: Sequence[Mapping]) -> str:
+    """The clocks while the turns were taken, and what was dropped because the machine
+    was throttled; "" unknown.
+    """
+    readings = [
+        reading
+        for state in states
+        for side in (state["base"], state["head"])
+        for reading in (side, side.get("before", {}), side.get("after", {}))
+    ]
+    parts = []
+    for clock, name in (("CPU clock", "mhz"), ("SM clock", "sm_mhz")):
+        if mhz := [reading[name] for reading in readings if reading.get(name)]:
+            parts.append(
+                f"{clock} {statistics.median(mhz):.0f} MHz ({min(mhz):.0f} to {max(mhz):.0f}) while it was "
+                "measured"
+            )
+    dropped = Counter(
+        reason for state in states for reason in Counter(state["throttled"]).elements()
+    )
+    parts += [
+        f"{_number(count, 'turn')} dropped, throttled: {one_line(reason)}"
+        for reason, count in dropped.items()
+    ]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def share(value: float) -> str:
+    """+12.3%, always with its sign; no decimals from 100% on."""
+    text = f"{value:+.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
+    return "+0.0%" if text == "-0.0%" else text
+
+
+def _value(quantity: str, value: float | None) -> str:
+    if value is None:
+        return "nothing"
+    if quantity == LATENCY:
+        return units.duration(value)
+    return units.size(value) if quantity == MEMORY else f"{value:.1%} of the tolerance"
+
+
+def _revision(side: Mapping) -> str:
+    name, commit = side["name"], side["commit"][:9]
+    text = commit if not name or side["commit"].startswith(name) else f"{name}@{commit}"
+    return f"{text} with uncommitted changes" if side["dirty"] else text
+
+
+def _subject(what: Judged | OverBatches) -> str:
+    return one_line(
+        what.id if what.quantity == LATENCY else f"{what.id} {what.quantity}"
+    )
+
+
+def _first_reason(regression: Regression) -> str:
+    reasons = [
+        f" ({case.id}: {case.reason})" for case in regression.of(INVALID) if case.reason
+    ]
+    open_cases = [
+        f" ({_subject(case)} {change(case)}, floor {floor(case)})"
+        for case in worst_first(regression)
+        if case.verdict == INCONCLUSIVE
+    ]
+    return next(iter([*reasons, *open_cases]), "")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def markdown(regression: Regression) -> str:
-    """The answer, the verdict a kernel over its batch sizes, and a row a case; what did
-    not change is folded.
+    """The answer, the verdict on each kernel over its batch sizes, and one row per case,
+    for GitHub; what did not change is folded.
     """
-    return "\n\n".join(_sections(regression)) + "\n"
+    document = Document(summarize(regression), tuple(_parts(regression)), ())
+    return github.render(document)
 
 
-def _sections(regression: Regression) -> Iterator[str]:
-    yield f"**{escaping.markdown(words.answer(regression))}**"
+def _parts(regression: Regression) -> Iterator[Part]:
     if regression.kernels:
-        yield "### Over the batch sizes"
-        yield escaping.GITHUB.render(
-            ("kernel", "what", "verdict", "where"),
-            (
-                (kernel.id, kernel.quantity, kernel.verdict, kernel.words)
-                for kernel in words.kernels_worst_first(regression)
-            ),
+        rows = (
+            (kernel.id, kernel.quantity, kernel.verdict, kernel.words)
+            for kernel in kernels_worst_first(regression)
         )
+        over = table(("kernel", "what", "verdict", "where"), rows)
+        yield Section("", "Over the batch sizes", (over,))
     changed, unchanged = _parted(regression)
     if changed:
-        yield f"### {_case_heading(regression)}"
-        yield escaping.GITHUB.render(_HEADERS, map(_row, changed))
+        by_case = table(_COLUMNS, map(_row, changed))
+        yield Section("", _case_heading(regression), (by_case,))
     if unchanged:
-        yield f"<details><summary>{_unchanged_heading(unchanged)}</summary>"
-        yield escaping.GITHUB.render(_HEADERS, map(_row, unchanged))
-        yield "</details>"
-    if clocks := words.clocks(regression.states):
-        yield escaping.markdown(clocks)
+        by_case = table(_COLUMNS, map(_row, unchanged))
+        yield Details(_unchanged_heading(unchanged), (by_case,))
+    if seen := clocks(regression.states):
+        yield Text(seen)
 
 
 def _row(case: Judged) -> Sequence[str]:
@@ -60,11 +381,11 @@ def _row(case: Judged) -> Sequence[str]:
         case.id,
         case.quantity,
         case.verdict,
-        words.values(case),
-        words.change(case),
-        words.floor(case),
+        values(case),
+        change(case),
+        floor(case),
         str(case.pairs or ""),
-        words.note(case),
+        note(case),
     )
 
 
@@ -73,57 +394,34 @@ def terminal(regression: Regression) -> str:
     change is its batch sizes only.
     """
     changed, unchanged = _parted(regression)
-    blocks = [_wrapped(words.answer(regression))]
+    blocks = [_wrapped(summarize(regression))]
     if regression.kernels:
-        blocks.append(
-            "\n".join(
-                [
-                    "Over the batch sizes",
-                    *(
-                        _wrapped(
-                            f"{kernel.verdict} {kernel.id} {kernel.quantity}: {kernel.words}",
-                            "  ",
-                        )
-                        for kernel in words.kernels_worst_first(regression)
-                    ),
-                ]
-            )
+        lines = (
+            _wrapped(f"{one.verdict} {one.id} {one.quantity}: {one.words}", "  ")
+            for one in kernels_worst_first(regression)
         )
+        blocks.append("\n".join(["Over the batch sizes", *lines]))
     if changed:
-        blocks.append(
-            "\n".join(
-                [
-                    _case_heading(regression),
-                    *(
-                        _wrapped(f"{case.verdict} {case.id} {case.quantity}", "  ")
-                        + "\n"
-                        + _wrapped(words.line(case), "    ")
-                        for case in changed
-                    ),
-                ]
+        lines = (
+            text
+            for case in changed
+            for text in (
+                _wrapped(f"{case.verdict} {case.id} {case.quantity}", "  "),
+                _wrapped(line(case), "    "),
             )
         )
+        blocks.append("\n".join([_case_heading(regression), *lines]))
     if unchanged:
-        blocks.append(
-            "\n".join(
-                [
-                    _unchanged_heading(unchanged),
-                    *(
-                        _wrapped(
-                            f"{verdict} {kernel} {quantity}: {', '.join(batches)}", "  "
-                        )
-                        for (verdict, kernel, quantity), batches in _by_kernel(
-                            unchanged
-                        ).items()
-                    ),
-                ]
-            )
+        lines = (
+            _wrapped(f"{verdict} {kernel} {quantity}: {', '.join(batches)}", "  ")
+            for (verdict, kernel, quantity), batches in _by_kernel(unchanged).items()
         )
+        blocks.append("\n".join([_unchanged_heading(unchanged), *lines]))
     return "\n\n".join(blocks)
 
 
 def _parted(regression: Regression) -> tuple[list[Judged], list[Judged]]:
-    cases = words.worst_first(regression)
+    cases = worst_first(regression)
     return (
         [case for case in cases if case.verdict not in _UNCHANGED],
         [case for case in cases if case.verdict in _UNCHANGED],
@@ -143,11 +441,11 @@ def _unchanged_heading(unchanged: Sequence[Judged]) -> str:
 
 
 def _by_kernel(cases: Iterable[Judged]) -> dict[tuple[str, str, str], list[str]]:
-    found: dict[tuple[str, str, str], list[str]] = {}
+    by_kernel: dict[tuple[str, str, str], list[str]] = {}
     for case in cases:
         kernel, _, batch = case.id.rpartition("/")
-        found.setdefault((case.verdict, kernel, case.quantity), []).append(batch)
-    return found
+        by_kernel.setdefault((case.verdict, kernel, case.quantity), []).append(batch)
+    return by_kernel
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -1,0 +1,161 @@
+"""Two stored runs side by side in the terminal: the answer first, then one table per
+kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator
+
+from batchline.bench import units
+from batchline.bench.report.document import table
+from batchline.bench.report.regression import share
+from batchline.bench.report.render.terminal import COLUMNS, render_table
+from batchline.bench.store.records import Record, Run
+from batchline.bench.texts import one_line
+from batchline.bench.verdicts.across_runs import Comparison, Pair
+
+_MOST_NAMED = 3
+_HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")
+_MARK = "other machine"
+_CAUTION = (
+    "This shows and does not judge: each side is one process, and two processes of the same code differ by "
+    "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs."
+)
+
+
+def terminal(comparison: Comparison) -> str:
+    """At most COLUMNS characters a line where the ids allow it; where the machines
+    differ, every line says so.
+    """
+    mark = _MARK if comparison.other_machine else ""
+    blocks = [_wrapped(summarize(comparison), mark), _wrapped(_CAUTION, mark)]
+    blocks += [
+        _wrapped(f"{side}: {_side(run)}", mark)
+        for side, run in (("A", comparison.a), ("B", comparison.b))
+    ]
+    tables = []
+    for kernel, pairs in _by_kernel(comparison).items():
+        headers = [*_HEADERS, *([mark] if mark else [])]
+        rows = [[*_row(pair), *([mark] if mark else [])] for pair in pairs]
+        tables.append(f"{_wrapped(kernel, mark)}\n{render_table(table(headers, rows))}")
+    return "\n\n".join(["\n".join(blocks), *tables, *_alone(comparison, mark)])
+
+
+def summarize(comparison: Comparison) -> str:
+    """The whole comparison in one sentence."""
+    count, moved = len(comparison.pairs), comparison.moved
+    if not count:
+        verdict = "no case is timed in both runs, so there is nothing to compare"
+    elif moved:
+        slower = sum(pair.change > 0 for pair in moved)
+        named = ", ".join(
+            f"{pair.a.id} {share(pair.change)}" for pair in moved[:_MOST_NAMED]
+        )
+        more = (
+            f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
+        )
+        verdict = (
+            f"{len(moved)} of {count} cases differ by more than their intervals and 1% or 1 µs (B slower "
+            f"in {slower}, faster in {len(moved) - slower}): {named}{more}"
+        )
+    else:
+        verdict = (
+            f"None of {count} cases differs by more than its interval and 1% or 1 µs"
+        )
+    alone = (
+        f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
+    )
+    forced = (
+        f"; the machines differ ({'; '.join(comparison.other_machine)})"
+        if comparison.other_machine
+        else ""
+    )
+    return one_line(f"{verdict}{alone}{forced}")
+
+
+def _side(run: Run) -> str:
+    revision = run.machine.get("revision", {})
+    changed = " with uncommitted changes" if revision.get("dirty") else ""
+    stopped = "; stopped before its end" if run.partial else ""
+    return (
+        f"{str(revision.get('commit', 'unknown'))[:9]}{changed}, {run.plan.profile} on "
+        f"{run.machine.get('device_name')}, {str(run.started)[:16]}{stopped}"
+    )
+
+
+def _by_kernel(comparison: Comparison) -> dict[str, list[Pair]]:
+    by_kernel: dict[str, list[Pair]] = {}
+    for pair in comparison.pairs:
+        by_kernel.setdefault(_kernel(pair.a), []).append(pair)
+    return by_kernel
+
+
+def _kernel(record: Record) -> str:
+    return record.id.rpartition("/")[0]
+
+
+def _row(pair: Pair) -> list[str]:
+    return [
+        str(pair.a.batch),
+        f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
+        _change(pair) + (" *" if pair.moved else ""),
+        _both(pair, "peak_bytes", units.size),
+        _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}"),
+    ]
+
+
+def _change(pair: Pair) -> str:
+    """+2.1 [+1.0, +3.2], in percent."""
+    if not math.isfinite(pair.high):
+        return f"{share(pair.change)[:-1]} [too few samples]"
+    return (
+        f"{share(pair.change)[:-1]} [{share(pair.low)[:-1]}, {share(pair.high)[:-1]}]"
+    )
+
+
+def _both(pair: Pair, fact: str, unit) -> str:
+    """A → B, one of them where both read the same."""
+    values = [
+        (
+            unit(value)
+            if isinstance(value := record.facts.get(fact), (int, float))
+            else "n/a"
+        )
+        for record in (pair.a, pair.b)
+    ]
+    return values[0] if values[0] == values[1] else " → ".join(values)
+
+
+def _alone(comparison: Comparison, mark: str) -> Iterator[str]:
+    """Cases of one side, one line per kernel and reason."""
+    for side, title in (("A", "Timed in A only"), ("B", "Timed in B only")):
+        rows: dict[tuple[str, str], list[str]] = {}
+        for of, record, why in comparison.alone:
+            if of == side:
+                rows.setdefault((_kernel(record), why), []).append(str(record.batch))
+        if rows:
+            yield "\n".join(
+                [
+                    _wrapped(title, mark),
+                    *(
+                        _wrapped(
+                            f"{kernel}, B = {', '.join(batches)}{f' ({why})' if why else ''}",
+                            mark,
+                        )
+                        for (kernel, why), batches in rows.items()
+                    ),
+                ]
+            )
+
+
+def _wrapped(text: str, mark: str) -> str:
+    prefix = f"{mark}: " if mark else ""
+    return textwrap.fill(
+        one_line(text),
+        COLUMNS,
+        initial_indent=prefix,
+        subsequent_indent=f"{prefix}  ",
+        break_on_hyphens=False,
+    )
