@@ -121,11 +121,11 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     """Report the run, add it to the history, tell the CI; whether all of it could be
     done.
     """
-    from batchline.bench import history
+    from batchline.bench import history_file
 
     parts = Parts()
     parts.complete &= write_report(run, folder)
-    parts.attempt("the history", lambda: history.append(run, history_folder))
+    parts.attempt("the history", lambda: history_file.append(run, history_folder))
     markdown, problems = parts.attempt(
         "the step's summary", lambda: run_in_ci.of_run(run), ("", [])
     )

@@ -96,7 +96,7 @@ def load(folder: Path) -> Selftest:
     document = sealed.load(
         folder / FILE_NAME,
         FORMAT,
-        "`make selftest OUT=` writes it",
+        "`batchline selftest --into` writes it",
         ("about", "findings"),
     )
     if document is None:

@@ -14,7 +14,6 @@ _OF_TERMINAL = (
     signal.SIGHUP,
     signal.SIGQUIT,
 )  # sent to all processes of a terminal's foreground
-EXIT_CODE = 130  # of a command that was stopped
 
 
 @contextlib.contextmanager

@@ -66,7 +66,8 @@ def why_absent(backend: str) -> str | None:
         return (
             None
             if found
-            else f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+            else f"{backend} can't be imported (not installed: "
+            "`pip install --no-deps -r requirements-peers.txt` does it)"
         )
     compiler = _COMPILERS.get(backend)
     return compiler._why if isinstance(compiler, Absent) else None

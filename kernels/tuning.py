@@ -1,7 +1,7 @@
 """Tuning as data: configurations that won on a device, in a file beside the kernels,
 and a rule for every other one.
 
-`make tune` measures and writes kernels/<op>/tuning/<device>.json. A launch only looks
+`batchline tune` measures and writes kernels/<op>/tuning/<device>.json. A launch only looks
 up: the problem's own entry, or the nearest one of the same traits within a factor of
 four in all, or else the rule.
 """

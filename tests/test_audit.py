@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench import besides, records, report
+from batchline.bench import records, report
+from batchline.bench.running import after_cases
 from batchline.bench.measure import audit
 from batchline.bench.measure.isolation import WorkerLost
-from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.records import CRASHED, MEASURED, OURS, Record, Run
 from batchline.bench.report import audit as shown
 from batchline.bench.report import tables
-from batchline.bench.run import _exit_code
+from batchline.bench.running.benchmark import _exit_code
 from batchline.kernels.op import Variant
 from tests.test_records import document
 
@@ -203,7 +204,7 @@ class _Worker:
 
 
 def test_a_crash_costs_its_row():
-    rows = besides.audited(
+    rows = after_cases.audit_variants(
         _Worker(), _Plan, {OURS: {"cases": [{"id": _Plan.cases[0].id}]}}
     )
     assert [row["condition"] for row in rows[:-3]] == list(GRAD.conditions)
@@ -219,10 +220,10 @@ def test_a_crash_costs_its_row():
 @pytest.mark.parametrize(
     "whose, impossible, code",
     [
-        ("ours", True, BROKEN_CASES),
-        ("ours", False, CLEAN),
-        ("peer", True, CLEAN),
-        ("control", True, CLEAN),
+        ("ours", True, ExitCode.FAULT),
+        ("ours", False, ExitCode.CLEAN),
+        ("peer", True, ExitCode.CLEAN),
+        ("control", True, ExitCode.CLEAN),
     ],
 )
 def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code):
@@ -231,9 +232,15 @@ def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code)
         {},
         (Record("op", "a", "b", "c", 1, MEASURED),),
     )
-    assert _exit_code(run, CLEAN, published=True) == code
-    assert _exit_code(replace(run, about={}), CLEAN, published=True) == CLEAN
-    assert _exit_code(replace(run, about={}), CLEAN, published=False) == BROKEN_CASES
+    assert _exit_code(run, ExitCode.CLEAN, published=True) == code
+    assert (
+        _exit_code(replace(run, about={}), ExitCode.CLEAN, published=True)
+        == ExitCode.CLEAN
+    )
+    assert (
+        _exit_code(replace(run, about={}), ExitCode.CLEAN, published=False)
+        == ExitCode.FAULT
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import budget
-from batchline.bench.budget import Schedule, in_turns
+from batchline.bench.running import budget
+from batchline.bench.running.budget import Schedule, in_turns
 from batchline.bench.cases import PROFILES
 from batchline.bench.records import OURS, parse
 from tests.plans import planned

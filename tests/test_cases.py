@@ -9,7 +9,7 @@ import torch
 from batchline import kernels
 from batchline.bench.cases import PROFILES, of_catalogue, plan
 from batchline.bench.declared import Catalogue
-from batchline.bench.listing import show
+from batchline.bench.commands.list import render as show
 from batchline.bench.records import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
 from tests.plans import planned
 

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchline.bench import records, regress
+from batchline.bench import records
 from batchline.bench.cases import PROFILES, along, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import catalogue
 from batchline.bench.records import CRASHED, FAILED, HUNG, MEASURED, WRONG
+from batchline.bench.regress import pairs as regress_pairs
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from tests.trees import copy_sources
 
@@ -386,7 +387,7 @@ def test_a_plan_has_a_row_for_each_case_of_what_is_broken(found):
 def test_what_is_broken_at_head_ends_there_and_is_not_measured(
     tree, found, monkeypatch
 ):
-    monkeypatch.setattr(regress.pairs, "plan", lambda *_, **__: found)
+    monkeypatch.setattr(regress_pairs, "plan", lambda *_, **__: found)
     monkeypatch.setattr(
         Pairs, "_process", lambda self, side: pytest.fail("a worker was started")
     )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from batchline.bench import codegen as command
+from batchline.bench.commands import codegen as command
 from batchline.bench.measure import pins
 from batchline.bench.sealed import SealBroken
 from tests.test_records import compiled_row

@@ -9,7 +9,7 @@ import pytest
 
 from batchline.bench import records
 from batchline.bench.cases import PROFILES
-from batchline.bench.confirm import Confirming, to_try, winners
+from batchline.bench.running.confirm import Confirming, to_try, winners
 from batchline.bench.measure.task import OWN_FAULT, Outcome
 from batchline.bench.records import CRASHED, FAILED, INVALID, MEASURED, OURS, WRONG
 from batchline.bench.verdicts import eligible

@@ -4,7 +4,7 @@ handwritten PTX and SASS.
 
 import pytest
 
-from batchline.bench import codegen as command
+from batchline.bench.commands import codegen as command
 from batchline.bench.measure import converged
 from batchline.bench.measure.lane_values import LaneValues
 from batchline.bench.measure.ptx_blocks import functions

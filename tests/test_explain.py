@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench import explain as command
+from batchline.bench.commands import explain as command
 from batchline.bench import records
 from batchline.bench.errors import UsageError
 from batchline.bench.records import NOT_HERE, NOT_REACHED
@@ -158,7 +158,7 @@ def test_the_id_that_is_nearest_is_named(here):
 @pytest.mark.parametrize(
     "case, words",
     [
-        ("", "say which case: make explain CASE="),
+        ("", "say which case: batchline explain "),
         ("bmm/no/tiny_16/float32/B4", "no stored run has the case 'bmm/no/"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench import besides
+from batchline.bench.running import after_cases
 from batchline.bench.measure import invariance
 from batchline.bench.measure.isolation import WorkerLost
 from batchline.bench.records import CRASHED, OURS
@@ -197,7 +197,7 @@ def measured(*names):
 
 def test_each_measured_variant_is_looked_at_over_its_batches():
     worker = Worker()
-    found = besides.invariance_of(
+    found = after_cases.check_invariance(
         worker,
         Plan,
         measured(
@@ -220,13 +220,13 @@ def test_each_measured_variant_is_looked_at_over_its_batches():
 def test_only_problems_of_milliseconds_are_looked_at():
     found = measured("bmm/torch_bmm/tiny_16/float32/B4")
     found["benchmarks"][0]["extra_info"] = {"flops": 2 * invariance.MOST_FLOPS}
-    assert besides.invariance_of(Worker(), Plan, found) == []
+    assert after_cases.check_invariance(Worker(), Plan, found) == []
 
 
 def test_full_asks_a_second_process(monkeypatch):
     monkeypatch.setattr(Plan.profile, "details", True)
     worker = Worker()
-    found = besides.invariance_of(
+    found = after_cases.check_invariance(
         worker,
         Plan,
         measured(

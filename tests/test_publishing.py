@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import history, journal, publishing, records, report
+from batchline.bench import history_file, journal, publishing, records, report
 from batchline.bench.records import FAILED, MEASURED, OURS
 from batchline.bench.report import answer, ci, junit
 from tests.test_records import document
@@ -121,7 +121,7 @@ def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
         (report.page, "write", "the page failed"),
         (junit, "junit_of_run", "junit.xml failed"),
         (report, "terminal", "the report on the terminal failed"),
-        (history, "append", "the history failed"),
+        (history_file, "append", "the history failed"),
         (ci, "step_summary", "the step's summary failed"),
         (ci, "announce", "the annotations failed"),
     ],
@@ -142,8 +142,10 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
         f"batchline: {what}: ZeroDivisionError: \ufffd on (at test_publishing.py:"
     )
     made = [(stored / name).exists() for name in PARTS]
-    assert made.count(False) == (module is not report and module not in (history, ci))
-    assert list((stored.parent / "history").glob("*.jsonl")) or module is history
+    assert made.count(False) == (
+        module is not report and module not in (history_file, ci)
+    )
+    assert list((stored.parent / "history").glob("*.jsonl")) or module is history_file
     assert f"report: {stored / 'README.md'}" in printed.out
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import records, report, units
-from batchline.bench.budget import Forecast
+from batchline.bench.running.budget import Forecast
 from batchline.bench.declared import Declared
-from batchline.bench.progress import Progress
+from batchline.bench.running.progress import Progress
 from batchline.bench.records import FAILED, MEASURED, NOT_HERE, WRONG, Record
 from batchline.bench.report import limits, plots, readme, tables
 from tests.pages import HOSTILE, a_run, hostile, with_records

@@ -19,7 +19,7 @@ from batchline.bench import publishing, records
 from batchline.__main__ import main
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder
-from batchline.bench.pytest_run import CLEAN
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.records import (
     CRASHED,
     FAILED,
@@ -31,7 +31,7 @@ from batchline.bench.records import (
     OUT_OF_MEMORY,
     WRONG,
 )
-from batchline.bench.run import _exit_code
+from batchline.bench.running.benchmark import _exit_code
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
 
@@ -476,7 +476,10 @@ def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
         records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason)
         for status, reason in cases
     ]
-    assert _exit_code(records.Run({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
+    assert (
+        _exit_code(records.Run({"audit": []}, {}, tuple(rows)), ExitCode.CLEAN, True)
+        == code
+    )
 
 
 def test_a_run_never_overwrites_another(tmp_path):

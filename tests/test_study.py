@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import records, study
-from batchline.__main__ import USAGE, main
+from batchline.bench.exit_codes import ExitCode
+from batchline.__main__ import main
 from batchline.bench.errors import UsageError
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
@@ -93,7 +94,7 @@ def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsy
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
         (tmp_path / study.FILE_NAME).write_text(text)
-    assert main(["advise", "--run", str(tmp_path)]) == USAGE
+    assert main(["advise", "--run", str(tmp_path)]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -108,7 +109,7 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
 def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()
-    assert main(["advise", "--run", str(tmp_path), *arguments]) == USAGE
+    assert main(["advise", "--run", str(tmp_path), *arguments]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -116,7 +117,7 @@ def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, word
 def test_a_run_without_noise_says_where_there_is_some(tmp_path):
     records.save(tmp_path, document())
     with pytest.raises(UsageError, match="no gradient noise in it"):
-        study.advise(tmp_path, "quick", "cpu", None, None, None)
+        study.stored_noise(tmp_path)
 
 
 def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
 def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(
     arguments, capsys
 ):
-    assert main(arguments) == USAGE
+    assert main(arguments) == ExitCode.USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -153,7 +154,7 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
-    assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
+    assert study.make_study("quick", "cpu", tmp_path / "runs", _stopped) == 130
     (stored,) = (tmp_path / "runs").glob(f"*/{study.FILE_NAME}")
     assert json.loads(stored.read_text())["noise"] == json.loads(
         json.dumps(STUDY["noise"])
@@ -170,7 +171,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "surveys", one_and_stop)
-    assert study._study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
+    assert study.make_study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
     (stored,) = tmp_path.glob(f"*/{study.FILE_NAME}")
     document = json.loads(stored.read_text())
     assert list(document["noise"]["workloads"]) == [first[0]] and document["partial"]
@@ -180,7 +181,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
 def test_a_survey_that_is_stopped_at_once_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "surveys", lambda *_: (_stopped() for _ in range(1)))
     with pytest.raises(KeyboardInterrupt):
-        study._study("smoke", "cpu", tmp_path, study.stored_sweep)
+        study.make_study("smoke", "cpu", tmp_path, study.stored_sweep)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +201,7 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
         "_store",
         lambda one, place: (_full if "runs" in place.parts else whole)(one, place),
     )
-    assert study._study("quick", "cpu", tmp_path / "runs", sweep) == 0
+    assert study.make_study("quick", "cpu", tmp_path / "runs", sweep) == 0
     line = capsys.readouterr().err.splitlines()[0]
     rescue = Path(
         re.search(
@@ -218,7 +219,7 @@ def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
     monkeypatch.setattr(study.training, "draw", _full)
-    assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
+    assert study.make_study("quick", "cpu", tmp_path, sweep) == ExitCode.FAULT
     assert (
         "drawing the plots failed: OSError: [Errno 28] No space left on device"
         in capsys.readouterr().err

@@ -28,7 +28,7 @@ import torch
 from tabulate import tabulate
 
 from batchline.bench import records, units
-from batchline.bench.confirm import LUCK, winners
+from batchline.bench.running.confirm import LUCK, winners
 from batchline.bench.records import MEASURED, Record, Run
 from batchline.bench.verdicts import eligible
 from tests import wrong_kernels

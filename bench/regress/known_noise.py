@@ -13,7 +13,7 @@ from batchline.kernels.device import slug
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parents[2] / "reports" / "baselines"
-_AGAIN = "`make selftest` measures it anew"
+_AGAIN = "`batchline selftest` measures it anew"
 _PARTS = ("machine", "profile", "sessions", "noise")
 
 

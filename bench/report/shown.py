@@ -1,4 +1,4 @@
-"""Parts of stored runs as the documents show them: what `make readme` puts between its
+"""Parts of stored runs as the documents show them: what `batchline readme` puts between its
 marks.
 """
 
@@ -101,7 +101,7 @@ def _screenshot(folder: Path, link: str, what: str) -> str:
     path = folder / SCREENSHOT
     if not path.exists() or run_of(path) != digest_of(folder):
         raise ValueError(
-            f"{path} is missing or of another run: `make readme` takes it where there is a Chromium"
+            f"{path} is missing or of another run: `batchline readme` takes it where there is a Chromium"
         )
     return f"![the page of the run]({link}/{SCREENSHOT})"
 

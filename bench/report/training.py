@@ -157,7 +157,9 @@ def judged_sweep(
     training, or why there is none.
     """
     if sweep is None:
-        return "There is no training sweep to compare with: `make claims` runs one."
+        return (
+            "There is no training sweep to compare with: `batchline claims` runs one."
+        )
     workload = surveyed_workloads(noise).get(sweep["workload"])
     measured = surveyed.moments(workload) if workload else []
     estimates = {

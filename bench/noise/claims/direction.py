@@ -29,9 +29,7 @@ SOURCES = (
     "arXiv:1812.06162",
 )
 _MARGIN = 0.001  # a cosine that changes by less than this a doubling does not change
-_MISSING = (
-    "no cosines of independent batches at two batch sizes (`make noise` measures them)"
-)
+_MISSING = "no cosines of independent batches at two batch sizes (`batchline noise` measures them)"
 
 
 def judge(noise: Mapping | None) -> Verdict:

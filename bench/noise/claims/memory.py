@@ -20,7 +20,7 @@ from batchline.bench.verdicts import memory_law
 CLAIM = "memory grows with the batch and can run out"
 HYPOTHESIS = "The peak memory of a training step is m(B) = m0 + m1·B with m1 above 0, and meets the device's limit."
 SOURCES = ("the law is least squares over this run's peaks",)
-_MISSING = "no peak memory at three batch sizes (`make noise` measures it)"
+_MISSING = "no peak memory at three batch sizes (`batchline noise` measures it)"
 _PAGES_BYTES = 8192  # a growth of less than this up to the largest batch is a rounding of the resident set
 
 

@@ -51,7 +51,7 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
                 "an epoch is sooner done at a larger batch",
                 NOT_DECIDED,
                 "",
-                "no step times at two batch sizes (`make noise` measures them)",
+                "no step times at two batch sizes (`batchline noise` measures them)",
             )
         )
     if sweep is None:
@@ -60,7 +60,7 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
                 "a larger batch needs fewer updates",
                 NOT_DECIDED,
                 "",
-                "no training sweep (`make claims` runs one)",
+                "no training sweep (`batchline claims` runs one)",
             )
         )
     else:

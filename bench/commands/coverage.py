@@ -1,0 +1,33 @@
+"""`batchline coverage`: do the noise scale's intervals cover the truth where it is known?"""
+
+from __future__ import annotations
+
+import argparse
+
+from batchline.bench.commands import _arguments
+from batchline.bench.exit_codes import ExitCode
+
+HELP = "do the noise scale's intervals cover the truth where it is known?"
+SAMPLE = """
+"""
+EXITS = {
+    ExitCode.CLEAN: "they do",
+    ExitCode.FAULT: "one does not",
+    ExitCode.USAGE: "the number of draws is none",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draws",
+        type=_arguments.count,
+        default=1000,
+        help="batches drawn of each setting (default 1000)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from batchline.bench.noise import coverage
+
+    return coverage.run(options.draws)

@@ -1,0 +1,40 @@
+"""`batchline report`: write and print a stored run's report again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from batchline.bench import records
+from batchline.bench.exit_codes import ExitCode
+from batchline.bench.stored_files import blamed_on
+
+HELP = "write and print a stored run's report again"
+SAMPLE = """
+report: reports/runs/2026-11-29-100746-nvidia-h200/README.md
+"""
+EXITS = {
+    ExitCode.CLEAN: "the report is written",
+    ExitCode.FAULT: "a part of it could not be made",
+    ExitCode.USAGE: "there is no run",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        type=Path,
+        help="a run's folder; of a run that was killed, what its journal has is "
+        "reported",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from batchline.bench import publishing
+
+    stored = publishing.recovered(options.run)
+    with blamed_on(records.path_in(options.run)):
+        complete = publishing.write_report(stored, options.run, (OSError,))
+    return ExitCode.CLEAN if complete else ExitCode.FAULT
