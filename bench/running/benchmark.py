@@ -255,7 +255,10 @@ def measure_cases(
     session = Session(schedule, measurer, machine, progress, record=journal.add)
     code = _measured(session, selection, _Beginning(journal, the_plan, selection))
     require_selected(
-        code, selection, len(the_plan.cases), f"of profile {the_plan.profile.name}"
+        code,
+        selection,
+        [case.id for case in the_plan.cases],
+        f"of profile {the_plan.profile.name}",
     )
     if schedule.forecast:  # there is none of a run that was stopped before it
         journal.add(about={"forecast": schedule.forecast.as_dict()})

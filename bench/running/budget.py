@@ -146,6 +146,12 @@ class Schedule:
         self._begun.add(problem)
         return None
 
+    def within_budget(self, left_s: float) -> float:
+        """An estimate of what is left of the run, and no more than its budget has."""
+        if self.budget_s is None:
+            return left_s
+        return min(left_s, max(0.0, self.budget_s - self._spent_s()))
+
     @property
     def name(self) -> str:
         """The budget as a reader knows it."""

@@ -18,7 +18,10 @@ from batchline.bench.records import BROKEN, MEASURED
 from batchline.bench.units import duration
 
 _TELL_EVERY_S = 5.0
-_PRIOR_SHARE = 0.1  # of the forecast, until as much has been measured
+# The forecast counts as so many seconds of measuring at the forecast's pace: a tenth of
+# the cases', and half a minute at the least, for the first problem has what happens once
+# in a run (the compilers start, a busy machine is waited for).
+_PRIOR_SHARE, _LEAST_PRIOR_S = 0.1, 30.0
 
 
 class Progress:
@@ -31,10 +34,10 @@ class Progress:
         self._to_do = self._done = 0
         self._started_s = 0.0
         self._told_s = -math.inf
-        self._case_s: dict[tuple, float] = (
-            {}
-        )  # what a case of a problem is expected to take
+        self._problems_s: dict[tuple, float] = {}  # what each is expected to take
+        self._open: set[tuple] = set()  # the problems of which nothing is measured yet
         self._done_s = self._left_s = self._prior_s = self._after_s = 0.0
+        self._schedule: Schedule | None = None
         self._said: set[tuple[str, str, str]] = set()
 
     def plan(
@@ -46,12 +49,13 @@ class Progress:
         can_run = [case for case in cases if not case.refusal]
         with_time = [case for case in can_run if case.problem in forecast.problems_s]
         count = collections.Counter(case.problem for case in with_time)
-        self._case_s = {
-            key: seconds / count[key] for key, seconds in forecast.problems_s.items()
-        }
-        self._left_s, self._after_s = forecast.cases_s, forecast.after_s
-        self._prior_s = _PRIOR_SHARE * forecast.cases_s
-        self._to_do = len(with_time)
+        self._schedule = schedule
+        self._problems_s = dict(forecast.problems_s)
+        self._open = set(self._problems_s)
+        self._done_s, self._left_s = 0.0, forecast.cases_s
+        self._after_s = forecast.after_s
+        self._prior_s = max(_LEAST_PRIOR_S, _PRIOR_SHARE * forecast.cases_s)
+        self._done, self._to_do = 0, len(with_time)
         self._say(f"{len(cases)} cases planned, {len(can_run)} of them run here")
         if len(with_time) < len(can_run):
             self._say(
@@ -95,11 +99,13 @@ class Progress:
         """Tell of one finished case and its median, None where it has none."""
         if status in BROKEN:
             self._say_once(case, status, reason)
-        if case.refusal or case.problem not in self._case_s:
+        if case.refusal or case.problem not in self._problems_s:
             return
         self._done += 1
-        self._left_s -= self._case_s[case.problem]
-        self._done_s += self._case_s[case.problem]
+        if case.problem in self._open:  # all its cases are measured with the first one
+            self._open.remove(case.problem)
+            self._left_s -= self._problems_s[case.problem]
+            self._done_s += self._problems_s[case.problem]
         what = duration(median_s) if status == MEASURED else status
         line = f"[{self._done:>{len(str(self._to_do))}}/{self._to_do}] {self._left():<16} {case.id} {what}"
         if self._on_terminal:
@@ -126,13 +132,14 @@ class Progress:
             self._stream.flush()
 
     def _left(self) -> str:
-        """At the pace so far; the first cases of a run say little of it, so the
-        forecast counts as some cases done.
+        """By the plan's forecast, at the pace so far; never more than what is left of
+        the schedule's budget.
         """
         pace = (self._now() - self._started_s + self._prior_s) / (
             self._done_s + self._prior_s
         )
-        return f"{units.clock(pace * max(0.0, self._left_s) + self._after_s)} left"
+        left_s = pace * max(0.0, self._left_s) + self._after_s
+        return f"{units.clock(self._schedule.within_budget(left_s))} left"
 
     def _say(self, line: str) -> None:
         self._stream.write(
