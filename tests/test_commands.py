@@ -180,7 +180,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.parametrize(
     "words, offered",
     [
-        (["batchline", "co"], ["compare", "completion", "coverage"]),
+        (["batchline", "com"], ["compare", "completion"]),
         (["batchline", "list", "--"], ["--device", "--help", "--json", "--profile"]),
         (["batchline", "run", "--profile", "q"], ["quick"]),
         (["batchline", "run", "--device", "c"], ["cpu", "cuda"]),

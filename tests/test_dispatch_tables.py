@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from batchline import kernels
+from batchline.bench import cases
 from batchline.bench.commands import dispatch as command
 from batchline.bench.exit_codes import ExitCode
 from batchline.bench.errors import UsageError
@@ -41,7 +42,7 @@ def stored_before(here):
 
 @pytest.fixture
 def ops_apart(here, monkeypatch):
-    the_plan = command.plan("smoke", "cpu")
+    the_plan = cases.plan("smoke", "cpu")
     ops = {name: replace(op, folder=here / name) for name, op in the_plan.ops.items()}
     monkeypatch.setattr(
         command, "plan", lambda profile, device: replace(the_plan, ops=ops)

@@ -150,7 +150,7 @@ def _stopped():
 def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
     monkeypatch.setattr(study, "_REPOSITORY", tmp_path)
@@ -192,7 +192,7 @@ def _full(*_, **__):
 def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
     whole = study._store
@@ -215,7 +215,7 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
 def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: {key: STUDY[key] for key in STUDY if key != "sweep"},
     )
     monkeypatch.setattr(study.training, "draw", _full)

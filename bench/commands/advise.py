@@ -14,9 +14,11 @@ from batchline.bench.stored_files import blamed_on
 
 HELP = "the batch size to train at, from a stored run or measured now"
 SAMPLE = """
-digits: a perceptron of two layers on the handwritten digits of scikit-learn
+digits: an MLP (64 → 128 → 10, ReLU) on scikit-learn's handwritten digits
 
-Train at B = 64 (interval 48 to 91): ...
+Train at batch 249 (95% interval 211 to 274): any batch from 157 to 375 is within 5% of
+its time. The gradient noise decides, with a noise scale of 134. A larger batch than the
+current 32, which takes 2.35x its time and 0.43x its examples.
 """
 EXITS = {
     ExitCode.CLEAN: "the advice is above",

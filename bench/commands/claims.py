@@ -11,7 +11,9 @@ from batchline.bench.measure import stand_in
 
 HELP = "train at many batch sizes (minutes), judge the article's four claims"
 SAMPLE = """
-report: reports/runs/2026-11-29-100746-amd-epyc/README.md
+The four claims
+1. larger batches finish an epoch sooner; smaller ones need more iterations: HOLDS ONLY
+  WHERE an epoch is sooner done at a larger batch
 """
 EXITS = {
     ExitCode.CLEAN: "every claim has its verdict",

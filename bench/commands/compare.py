@@ -20,10 +20,12 @@ from batchline.bench.stored_files import blamed_on
 
 HELP = "two stored runs side by side"
 SAMPLE = """
-3 of 412 cases moved by more than their runs' noise: 1 faster, 2 slower in B
-bmm/triton_tiled/square_128/float16
-B   A → B              change, %          peak memory  error
-64  1.31 ms → 1.22 ms  -6.9 [-7.4, -6.3] *  2.00 MiB     12.1%
+None of 816 cases differs by more than its interval and 1% or 1 µs
+
+bmm/torch_bmm/attention_scores/float32
+B    latency            change [95%], %      memory    error/tol.
+---  -----------------  -------------------  --------  ------------
+1    206 µs → 206 µs    +0.0 [-5.9, +6.3]    1.00 MiB  5.8%
 """
 EXITS = {
     ExitCode.CLEAN: "the comparison is above, whatever has changed",

@@ -9,10 +9,13 @@ from batchline.bench.exit_codes import ExitCode
 
 HELP = "do the noise scale's intervals cover the truth where it is known?"
 SAMPLE = """
+B    T    B_simple    method            bounded    covered where bounded    covered of all
+---  ---  ----------  ----------------  ---------  -----------------------  --------------
+32   1    2.2         within the batch  100.0%     95.1%                    95.1%
 """
 EXITS = {
-    ExitCode.CLEAN: "they do",
-    ExitCode.FAULT: "one does not",
+    ExitCode.CLEAN: "every interval covers the truth as often as it says",
+    ExitCode.FAULT: "an interval covers the truth less often than it says",
     ExitCode.USAGE: "the number of draws is none",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }

@@ -14,9 +14,9 @@ from batchline.bench.nearest import did_you_mean
 
 HELP = "every run on a machine: what changed, when, at which revision"
 SAMPLE = """
-nvidia-h200: 41 runs, 2 changes
-bmm/triton_tiled/square_128/float16  B64  -12.1% at 1a2b3c4d5 (2026-11-20)
-plots and CSV: reports/history/nvidia-h200
+amd-epyc, quick: 41 runs, 1 of 816 cases changed: bmm/torch_bmm/square_128/float32/B64
+  -12.1% at 190033fcc
+plots and CSV: reports/history/amd-epyc
 """
 EXITS = {
     ExitCode.CLEAN: "the history is above",

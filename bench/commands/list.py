@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 HELP = "print every case id and what it can run on"
 SAMPLE = """
-bmm/torch_bmm/square_128/float32/B1     runs on cpu, cuda  timed here
-bmm/triton_tiled/square_128/float32/B1  runs on cuda       not here: needs a GPU
+bmm/torch_bmm/square_128/float32/B1        runs on cpu, cuda  timed here
+bmm/numba_cpu_tiny/square_128/float32/B1   runs on cpu        unsupported: M, N or K is over 32
+bmm/triton_tiled/square_128/float32/B1     runs on cuda       not timed here: needs CUDA
 """
 EXITS = {
     ExitCode.CLEAN: "every case is listed",

@@ -11,6 +11,11 @@ from batchline.bench.exit_codes import ExitCode
 
 HELP = "a metered step beside a plain one, Opacus' and BackPACK's"
 SAMPLE = """
+workload    batch    way                 median    over a plain step (95%)
+----------  -------  ------------------  --------  ----------------------------
+digits      32       plain step          213 µs
+digits      32       NoiseMeter          527 µs    +148.6% (+147.1% to +149.7%)
+digits      32       Opacus ghost norms  706 µs    +233.4% (+231.2% to +236.1%)
 """
 EXITS = {
     ExitCode.CLEAN: "every step was timed",

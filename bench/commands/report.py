@@ -11,7 +11,10 @@ from batchline.bench.stored_files import blamed_on
 
 HELP = "write and print a stored run's report again"
 SAMPLE = """
-report: reports/runs/2026-11-29-100746-nvidia-h200/README.md
+Which variant: On 32 of 35 problems something beats PyTorch's fastest at some batch:
+  bmm/numba_cpu_blocked on 12, wgrad_stats/numba_cpu_loop on 6
+...
+report: reports/runs/2026-11-29-100746-amd-epyc-25-17-avx-512/README.md
 """
 EXITS = {
     ExitCode.CLEAN: "the report is written",

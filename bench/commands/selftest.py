@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 HELP = "what the gate of regress sees on this machine: false alarms, known slow-downs"
 SAMPLE = """
+0 false alarms in 20 A/A sessions of 5 cases; planted slow-downs called REGRESSED: +1%
+in 0 of 50; +2% in 36 of 50; +5% in 50 of 50.
+
+case                                    median    A/A       A/A          +2%    +5%
+                                                  alarms    change, 99%
+--------------------------------------  --------  --------  -----------  -----  --------
+bmm/numba_cpu_tiled/square_128/float32  220 µs    0 of 20   0.4%         9 of   10 of 10
 """
 EXITS = {
     ExitCode.CLEAN: "the gate can be believed here",
