@@ -56,7 +56,7 @@ class Profile:
     confirm a memory law, 0 for none, and on a CPU in so many `confirm_bytes`, None for
     all there are; `deadline_s` the longest that one step of a case may take.
     `budget_s`: how long a whole run may take, None for as long as it takes
-    (bench.budget). `fixed`: only the problems of bench.fixed_list, without the noise,
+    (bench.running.budget). `fixed`: only the problems of bench.fixed_list, without the noise,
     and of compiled facts only the pinned.
     """
 

@@ -45,7 +45,7 @@ def ops_apart(here, monkeypatch):
     the_plan = cases.plan("smoke", "cpu")
     ops = {name: replace(op, folder=here / name) for name, op in the_plan.ops.items()}
     monkeypatch.setattr(
-        command, "plan", lambda profile, device: replace(the_plan, ops=ops)
+        cases, "plan", lambda profile, device: replace(the_plan, ops=ops)
     )
     monkeypatch.setattr(Op, "folder", property(lambda op: here / op.name))
 

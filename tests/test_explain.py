@@ -149,10 +149,10 @@ def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(
 def test_the_id_that_is_nearest_is_named(here):
     with pytest.raises(
         UsageError,
-        match=f"no stored run has the case '{CASE}0' \(did you mean {CASE}\?\): ",
+        match=rf"no stored run has the case '{CASE}0' \(did you mean {CASE}\?\): ",
     ):
         command.explain(f"{CASE}0", None)
-    with pytest.raises(UsageError, match=f"has no case '{CASE}0', but {CASE}: "):
+    with pytest.raises(UsageError, match=rf"has no case '{CASE}0' \(did you mean {CASE}\?\): "):
         command.explain(f"{CASE}0", here / "reports" / "runs" / "2026-01-01-old")
 
 

@@ -13,6 +13,7 @@ from batchline.bench.commands import profile as command
 from batchline.bench.exit_codes import ExitCode
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
+from batchline.bench.measure import environment
 from batchline.bench.verdicts.proton import kernel_times
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"
@@ -120,7 +121,7 @@ def test_what_runs_on_the_cpu_has_no_machine_code_here(capsys):
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A machine that has a GPU, and only the programs that the test makes."""
-    monkeypatch.setattr(command.environment, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(environment, "resolve_device", lambda device: "cuda")
     monkeypatch.setattr(Declared, "why_not_here", lambda self, device, dtype=None: None)
     monkeypatch.setenv("PATH", str(tmp_path))
 
