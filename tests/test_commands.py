@@ -3,6 +3,8 @@ meaning for each option, and a line at the end that says how it went.
 """
 
 import argparse
+import inspect
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +14,9 @@ import pytest
 
 from batchline import __version__
 from batchline.__main__ import main
-from batchline.bench import cases, commands
+from batchline.bench import cases, commands, selection
 from batchline.bench.commands import _arguments, _program, completion
+from batchline.bench.errors import UsageError
 from batchline.bench.exit_codes import ExitCode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -49,7 +52,7 @@ def test_a_command_says_what_it_does_prints_and_exits_with(name):
     module = commands.load(name)
     assert commands.help_line(name) == module.HELP and "\n" not in module.HELP
     assert module.SAMPLE.strip() and max(map(len, module.SAMPLE.splitlines())) <= 100
-    assert all(isinstance(code, ExitCode) for code in module.EXITS)
+    assert set(module.EXITS) <= set(ExitCode)
     assert ExitCode.CLEAN in module.EXITS and ExitCode.USAGE in module.EXITS
     text = _program.command_parser(name, module).format_help()
     for code in module.EXITS:
@@ -211,3 +214,32 @@ def test_list_takes_an_expression_of_pytests(expression, matching):
         "bmm/" in case and "tiny_4" in case and "B1" in case for case in ids
     )
     assert f"{len(ids)} cases, " in done.stderr
+
+
+@pytest.mark.parametrize("columns, width", [("72", 72), ("", 100), ("20", 60)])
+def test_reports_follow_the_width_of_the_terminal(columns, width):
+    program = "from batchline.bench.report.fitting import COLUMNS; print(COLUMNS)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": columns},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{width}\n", done.stderr
+
+
+def test_a_mistyped_case_is_a_line_with_the_nearest(capsys):
+    ids = ["bmm/torch_bmm/tiny_4/float32/B1", "bmm/torch_bmm/tiny_16/float32/B1"]
+    with pytest.raises(UsageError) as refused:
+        selection.selected(ids, "bmm/torch_bm/tiny_16/float32/B1", "of profile smoke")
+    assert f"of profile smoke (did you mean {ids[1]}?): " in str(refused.value)
+
+
+def test_what_every_command_with_k_takes_is_pytests():
+    """Each hands its -k to bench.selection, itself or by the run that it starts."""
+    for name in commands.names():
+        options = [option for one in actions(name) for option in one.option_strings]
+        if "-k" in options:
+            source = inspect.getsource(commands.load(name))
+            assert "selected(" in source or name in ("run", "evidence", "check"), name

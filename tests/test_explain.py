@@ -152,7 +152,9 @@ def test_the_id_that_is_nearest_is_named(here):
         match=rf"no stored run has the case '{CASE}0' \(did you mean {CASE}\?\): ",
     ):
         command.explain(f"{CASE}0", None)
-    with pytest.raises(UsageError, match=rf"has no case '{CASE}0' \(did you mean {CASE}\?\): "):
+    with pytest.raises(
+        UsageError, match=rf"has no case '{CASE}0' \(did you mean {CASE}\?\): "
+    ):
         command.explain(f"{CASE}0", here / "reports" / "runs" / "2026-01-01-old")
 
 
