@@ -155,6 +155,10 @@ def _run(module: ModuleType, options: argparse.Namespace) -> int:
 
 
 def _close(name: str, meaning: str, seconds: float) -> None:
-    """The last line of every command, on stderr: how it ended, and after how long."""
+    """The last line of every command, on stderr: how it ended, and after how long.
+
+    Of the meaning of its exit code that is what comes before a semicolon.
+    """
     sys.stdout.flush()
-    print(f"{PROGRAM} {name}: {meaning} ({units.clock(seconds)})", file=sys.stderr)
+    ended = meaning.partition(";")[0]
+    print(f"{PROGRAM} {name}: {ended} ({units.clock(seconds)})", file=sys.stderr)

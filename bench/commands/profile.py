@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 HELP = "one case under ncu or proton; without a GPU its hot loop"
 SAMPLE = """
-bmm/triton_tiled/square_128/float16/B64: no GPU here, so this is what the compiler made
-  of it for sm_90, not yet run
+bmm/triton_naive/square_128/float16/B64: no GPU here, so this is what the compiler made of it for
+  sm_90, not yet run
 
-Hot loop: 84 of 310 instructions, from 0x8f0 to 0xe20
-16 tensor core, 12 shared memory, 8 address
+Hot loop: 85 of 382 instructions, from 0xd40 to 0x12f0
+69 integer, address, move, 9 barrier or wait, 4 global load, 16 B, 2 tensor core, 1 branch
+    d40  DEPBAR.LE SB0, 0x0                                          ← barrier or wait
 """
 EXITS = {
     ExitCode.CLEAN: "the profile is above",

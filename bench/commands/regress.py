@@ -44,7 +44,7 @@ EXITS = {
     ExitCode.FAULT: "a regression is confirmed",
     ExitCode.USAGE: "no such revision, profile or case, or the environment is not "
     "usable",
-    ExitCode.NOT_MEASURED: "not measured or not decided: a case is INVALID, or "
+    ExitCode.NOT_MEASURED: "not measured or not decided; a case is INVALID, or "
     "UNCONFIRMED (above its floor when the pairs or the budget ended), no case that "
     "was compared has a verdict, or the session is void",
     ExitCode.STOPPED: "stopped by Ctrl-C; what was measured is kept",

@@ -40,8 +40,8 @@ bmm/numba_cpu_tiled/square_128/float32  220 µs    0 of 20   0.4%         9 of  
 """
 EXITS = {
     ExitCode.CLEAN: "the gate can be believed here",
-    ExitCode.FAULT: "it can't: identical code alarmed, or the largest slow-down was "
-    "missed",
+    ExitCode.FAULT: "it can't be believed here; identical code alarmed, or the largest "
+    "slow-down was missed",
     ExitCode.USAGE: "no such profile or case, or a folder that can't be written",
     ExitCode.NOT_MEASURED: "not measured",
     ExitCode.STOPPED: "stopped by Ctrl-C; the sessions that are done are kept",
