@@ -418,16 +418,17 @@ def test_a_missing_dependency_is_one_clear_line(sources, module):
 @pytest.mark.slow
 def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
     done = subprocess.run(
-        f"{sys.executable} -m bench list | head -1",
+        f"{sys.executable} -m batchline list | head -1",
         shell=True,
         cwd=sources,
         capture_output=True,
         text=True,
     )
     assert done.stdout.startswith("bmm/torch_bmm/")
-    (told,) = (
-        done.stderr.splitlines()
-    )  # of the file that does not load, and nothing of the pipe
+    # Of the file that does not load, how many cases there are, and how it ended; nothing
+    # of the pipe.
+    told, counted, closing = done.stderr.splitlines()
+    assert " cases, " in counted and closing.startswith("batchline list: a file is ")
     assert told.startswith(
         "bmm/torch_typo: failed: kernels/bmm/torch_typo.py: it does not load: SyntaxError"
     )
