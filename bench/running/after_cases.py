@@ -39,8 +39,8 @@ NOTHING = {
 def measure_further(
     isolation: Isolation, the_plan: Plan, document: dict, machine: dict
 ) -> Iterator[dict]:
-    """Measure parts of a run's `about`, one after another, as NOTHING names them; the worker is
-    closed on the way.
+    """Measure parts of a run's `about`, one after another, as NOTHING names them; the
+    worker is closed on the way.
 
     The noise of the workloads is looked at where all cases of a profile that has more
     than a fixed list were chosen.
