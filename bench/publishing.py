@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.bench import report, texts
-from batchline.bench.store import benchmark_json
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
-from batchline.bench.store.records import Run
 from batchline.bench.report import ci, junit, run_in_ci
+from batchline.bench.store import benchmark_json
+from batchline.bench.store.records import Run
 
 _Errors = tuple[type[Exception], ...]
 
@@ -55,12 +55,12 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     """Report the run, add it to the history, tell the CI; whether all of it could be
     done.
     """
-    from batchline.bench import history
+    from batchline.bench import history_file
 
     parts = Parts()
     parts.complete &= write_report(run, folder)
     parts.attempt(benchmark_json.FILE_NAME, lambda: benchmark_json.save(folder, run))
-    parts.attempt("the history", lambda: history.append(run, history_folder))
+    parts.attempt("the history", lambda: history_file.append(run, history_folder))
     markdown, problems = parts.attempt(
         "the step's summary", lambda: run_in_ci.of_run(run), ("", [])
     )

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchline.bench.store.records import Run
 from batchline.bench.report.tables import Style
+from batchline.bench.store.records import Run
 from batchline.bench.verdicts import crossovers as verdicts
 from batchline.bench.verdicts.crossovers import Choice, Crossover
 
@@ -16,7 +16,7 @@ NOTE = (
     "variant stays that was chosen at the batch before, or it is the baseline. What holds to an error bound of its "
     "own is not chosen; where such a variant of PyTorch's is faster, it is named. Where the choice changes, both "
     "are taken as lines in B between the measured batch sizes around it: B* is where they meet, with the 95% "
-    "interval that the samples leave it (processes differ by more: `make regress` and `make aa` say how much)."
+    "interval that the samples leave it (processes differ by more: `make regress` and `batchline aa` say how much)."
 )
 
 

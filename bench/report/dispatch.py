@@ -14,7 +14,7 @@ from batchline.bench.verdicts.choosing import Called
 
 
 def terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:
-    """The table, then the verdict, with a line for each of `slower`."""
+    """The verdict, with a line for each of `slower`, then the table."""
     if not called:
         return "No call was timed."
     said = (
@@ -23,7 +23,7 @@ def terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:
         else f"None of {len(called)} calls is slower than the baseline by more than the look-up."
     )
     return "\n".join(
-        [table(called, TERMINAL), "", said, *(wrapped(_line(one)) for one in slower)]
+        [said, *(wrapped(_line(one)) for one in slower), "", table(called, TERMINAL)]
     )
 
 

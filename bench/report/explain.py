@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from batchline.bench import units
-from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.report import gpu_clocks, latency_law, static
 from batchline.bench.report.fitting import TERMINAL, wrapped
-from batchline.bench.stats import roofline, intervals
-from batchline.bench.verdicts import ranking, crossovers
+from batchline.bench.stats import intervals, roofline
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
+from batchline.bench.verdicts import crossovers, ranking
 from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOST_COMPILED = 6

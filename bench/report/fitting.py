@@ -1,4 +1,5 @@
-"""What goes to a terminal, in lines of at most COLUMNS characters: wide tables are
+"""What goes to a terminal, in lines of at most COLUMNS characters (the terminal's width;
+100 where there is none): wide tables are
 wrapped in their cells, or parted.
 
 No colours: what NO_COLOR asks for, and a pipe wants, is all there is.
@@ -6,6 +7,7 @@ No colours: what NO_COLOR asks for, and a pipe wants, is all there is.
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +16,7 @@ from tabulate import tabulate
 from batchline.bench.report.escaping import one_line
 from batchline.bench.report.tables import Style
 
-COLUMNS = 100
+COLUMNS = max(60, shutil.get_terminal_size((100, 24)).columns)
 _GAP = 2  # between two columns of tabulate's "simple"
 _PADDING = 2  # that it gives every header beyond its words
 _LONGEST_WORD = 40  # a longer one is broken

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.statuses import MEASURED, UNSUPPORTED
-from batchline.bench.store.records import Record, Run
 from batchline.bench.report.static import shown_facts
 from batchline.bench.report.tables import Style, unique
+from batchline.bench.statuses import MEASURED, UNSUPPORTED
+from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.compiled_changes import why_no_code
 from batchline.bench.verdicts.ranking import Gain
@@ -81,7 +81,7 @@ def configurations(run: Run, op: str, style: Style) -> str | None:
         f"Configurations were tuned on this device: `{tuning['file']}`, {tuning['measured']}, in "
         f"{tuning['seconds']:.0f} s, none of them in a sample here."
         if tuning["measured"]
-        else f"{none}: every configuration is its rule's. `make tune` measures and writes it."
+        else f"{none}: every configuration is its rule's. `batchline tune` measures and writes it."
     )
     table_ = style.render(
         ["variant", *_SOURCES],

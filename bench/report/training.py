@@ -8,13 +8,17 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from batchline.bench.noise import stored_survey, claims, time_to_target
+from batchline.bench.noise import claims, stored_survey, time_to_target
 from batchline.bench.report import (
     advisor,
     advisor_plot,
-    claims as claims_report,
-    noise as noise_report,
     noise_plot,
+)
+from batchline.bench.report import (
+    claims as claims_report,
+)
+from batchline.bench.report import (
+    noise as noise_report,
 )
 from batchline.bench.report.tables import MARKDOWN, Style
 
@@ -165,7 +169,9 @@ def judged_sweep(
     training, or why there is none.
     """
     if sweep is None:
-        return "There is no training sweep to compare with: `make claims` runs one."
+        return (
+            "There is no training sweep to compare with: `batchline claims` runs one."
+        )
     workload = surveyed_workloads(noise).get(sweep["workload"])
     measured = stored_survey.moments(workload) if workload else []
     estimates = {
