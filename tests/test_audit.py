@@ -13,7 +13,7 @@ from batchline.bench import report
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
 from batchline.bench.exit_codes import ExitCode
-from batchline.bench.measure.checking.audit import audit
+from batchline.bench.measure.checking import audit
 from batchline.bench.measure.worker.task import WorkerLost
 from batchline.bench.report import audit as shown
 from batchline.bench.report import tables

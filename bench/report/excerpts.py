@@ -189,7 +189,7 @@ def _time_to_target(folder: Path, link: str, what: str) -> str:
     said = []
     for updates in what.split(", "):
         start = f"With the noise scale measured after {updates} updates"
-        of_point = [words for words in result.words if words.startswith(start)]
+        of_point = [line for line in result.sentences if line.startswith(start)]
         if not of_point:
             raise ValueError(f"the noise of {folder} was not measured at {updates}")
         said += of_point
