@@ -147,7 +147,7 @@ def test_what_can_not_run_here_is_no_pass(root):
     [
         (["-k", "torch_rihgt"], "did you mean 'grad_reduce/torch_right'?"),
         (["-k", "torch_right and"], "is not an expression that pytest -k understands"),
-        (["--deadline", "0"], "--deadline 0 is not a number above 0"),
+        (["--deadline", "0"], "argument --deadline: '0' is not a number above 0"),
     ],
 )
 def test_a_call_that_is_none_is_usage(root, words, said):

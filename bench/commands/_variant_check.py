@@ -20,6 +20,7 @@ from batchline import kernels
 from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
 from batchline.bench.errors import UsageError
+from batchline.bench.nearest import did_you_mean
 from batchline.bench.measure.machine import busy
 from batchline.bench.measure.reading import catalogue, forked, reader
 from batchline.bench.measure.machine.environment import resolve_device
@@ -126,7 +127,7 @@ def _chosen(ids: Sequence[str], expression: str) -> list[str]:
     except UsageError as error:
         names = {one.rpartition("/")[2]: one for one in ids}
         close = difflib.get_close_matches(expression, [*ids, *names], n=1)
-        if not close:
+        if not close or did_you_mean(expression, ids):  # which is said already
             raise
         meant = names.get(close[0], close[0])
         raise UsageError(f"{error}; did you mean {meant!r}?") from error

@@ -1,6 +1,5 @@
 """What goes to a terminal, in lines of at most COLUMNS characters (the terminal's width;
-100 where there is none): wide tables are
-wrapped in their cells, or parted.
+100 where there is none): wide tables are wrapped in their cells, or parted.
 
 No colours: what NO_COLOR asks for, and a pipe wants, is all there is.
 """

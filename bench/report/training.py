@@ -12,13 +12,9 @@ from batchline.bench.noise import claims, stored_survey, time_to_target
 from batchline.bench.report import (
     advisor,
     advisor_plot,
-    noise_plot,
-)
-from batchline.bench.report import (
     claims as claims_report,
-)
-from batchline.bench.report import (
     noise as noise_report,
+    noise_plot,
 )
 from batchline.bench.report.tables import MARKDOWN, Style
 
