@@ -43,8 +43,8 @@ FILES = {
         RIGHT.format(name="wide").replace("float64", "float46"),
         "'float46' is no dtype of torch",
     ),
-    "torch_compiled": (
-        "import numba\n" + RIGHT.format(name="compiled"),
+    "torch_takes_numba": (
+        "import numba\n" + RIGHT.format(name="takes_numba"),
         "it can't be imported where no compiler is installed: ModuleNotFoundError",
     ),
     "torch_on_top": (
