@@ -44,7 +44,7 @@ FILES = {
         "'float46' is no dtype of torch",
     ),
     "torch_takes_numba": (
-        "import numba\n" + RIGHT.format(name="takes_numba"),
+        RIGHT.format(name="takes_numba").replace("from ", "import numba\nfrom ", 1),
         "it can't be imported where no compiler is installed: ModuleNotFoundError",
     ),
     "torch_on_top": (
