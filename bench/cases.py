@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchline.bench import fixed_list
+from batchline.bench.case_ids import case_id
 from batchline.bench.declared import (
     BrokenFile,
     Catalogue,
@@ -23,7 +24,6 @@ from batchline.bench.declared import (
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.reading import catalogue
-from batchline.bench.case_ids import case_id
 from batchline.bench.statuses import NOT_HERE
 from batchline.kernels.op import FP8
 
@@ -58,7 +58,7 @@ class Profile:
     confirm a memory law, 0 for none, and on a CPU in so many `confirm_bytes`, None for
     all there are; `deadline_s` the longest that one step of a case may take.
     `budget_s`: how long a whole run may take, None for as long as it takes
-    (bench.budget). `fixed`: only the problems of bench.fixed_list, without the noise,
+    (bench.running.budget). `fixed`: only the problems of bench.fixed_list, without the noise,
     and of compiled facts only the pinned.
     """
 

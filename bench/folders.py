@@ -1,4 +1,6 @@
-"""The folder of a run: its own, and known to be writable before anything is measured."""
+"""Where runs, evidence and histories are kept, and the folder of a run: its own, and
+known to be writable before anything is measured.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ import shutil
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
-from batchline.kernels.device import slug
 
+RUNS = Path("reports", "runs")  # which git ignores
+EVIDENCE = Path("reports", "evidence")  # which is committed
+HISTORY = Path("reports", "history")
 LEAST_FREE_BYTES = 64 * 2**20
 
 
@@ -19,6 +23,8 @@ def new_folder(parent: Path, device_name: str) -> Path:
     """A folder of this run's own, made now, so that a folder that can't be written is
     known before the measuring.
     """
+    from batchline.kernels.device import slug  # imports torch
+
     name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug(device_name)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,7 @@ def new_folder(parent: Path, device_name: str) -> Path:
         ) from error
 
 
-def require_writable(folder: Path, setting: str = "OUT") -> None:
+def require_writable(folder: Path, setting: str = "OUT=") -> None:
     """Make the folder, where it is not there; `setting` names it.
 
     Raises:
@@ -51,7 +57,7 @@ def require_writable(folder: Path, setting: str = "OUT") -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(
-            f"can't write to {folder} ({error.strerror}): name another folder with {setting}="
+            f"can't write to {folder} ({error.strerror}): name another folder with {setting}"
         ) from error
 
 

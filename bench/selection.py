@@ -13,6 +13,7 @@ import pytest
 
 from batchline import places
 from batchline.bench.errors import UsageError
+from batchline.bench.nearest import did_you_mean
 
 REPOSITORY = places.CODE
 _ARGUMENTS = (
@@ -46,7 +47,7 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     code = run_pytest(["-k", selection, "--collect-only"], chooser)
     if code == pytest.ExitCode.INTERRUPTED:  # Ctrl-C, of which pytest only tells
         raise KeyboardInterrupt
-    require_selected(code, selection, len(case_ids), whose)
+    require_selected(code, selection, case_ids, whose)
     return chooser.chosen
 
 
@@ -91,14 +92,16 @@ class _Chooser:
         self.chosen = [item.callspec.params["case_id"] for item in session.items]
 
 
-def require_selected(code: int, selection: str, cases: int, whose: str) -> None:
+def require_selected(
+    code: int, selection: str, case_ids: Sequence[str], whose: str
+) -> None:
     """Raise UsageError if pytest's exit code says that the expression is none, or chose
-    none of so many cases.
+    none of these cases.
     """
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError(
-            f"K={selection!r} matches none of the {cases} cases {whose}: `python -m batchline list` shows "
-            "the ids"
+            f"K={selection!r} matches none of the {len(case_ids)} cases {whose}"
+            f"{did_you_mean(selection, case_ids)}: `batchline list` shows the ids"
         )
     if code == pytest.ExitCode.USAGE_ERROR:
         raise UsageError(

@@ -14,7 +14,6 @@ _OF_TERMINAL = tuple(
     if hasattr(signal, name)  # Windows has the first alone
 )  # sent to all processes of a terminal's foreground
 SIGNALS = (signal.SIGTERM, *_OF_TERMINAL)
-EXIT_CODE = 130  # of a command that was stopped
 
 
 @contextlib.contextmanager

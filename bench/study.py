@@ -1,36 +1,30 @@
-"""What the batch size does to training: `bench noise`, `claims` and `advise`, and the
-same part of `bench run`.
+"""What the batch size does to training: what `batchline noise`, `claims` and `advise`
+measure, and the same part of `batchline run`.
 
 A study (bench.store.records.Study) has the noise and a sweep. The sweep, of minutes, is
-what `bench claims` trains; the others use the newest that is stored.
+what `batchline claims` trains; the others use the newest that is stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from batchline import places
 from batchline.bench import publishing, report, texts
-from batchline.bench.cases import PROFILES
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.folders import new_folder, remove_if_empty
-from batchline.bench.report.render.terminal import render_parts
-from batchline.bench.report.sections.advisor import advise_on
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json
-from batchline.bench.store.files import blamed_on, stored_below
+from batchline.bench.store.files import stored_below
 from batchline.bench.store.records import Noise, Study
-from batchline.bench.verdicts.across_runs import why_made_up
 
-CLEAN, FAILED, NOT_MEASURED, INTERRUPTED = 0, 1, 3, 130
-RUNS = Path("reports", "runs")
 _EVIDENCE = places.EVIDENCE
 _SURVEY = "batchline.bench.noise.experiments.survey:survey"
 
@@ -44,16 +38,16 @@ def surveys(isolation, profile: str) -> Iterator[dict]:
     from batchline.bench.measure.worker.isolation import WorkerLost
     from batchline.bench.noise.workloads import workloads
 
-    started_s, found = time.monotonic(), {}
+    started_s, taken = time.monotonic(), {}
     for name in workloads:
         print(f"the gradient noise of {name}", file=sys.stderr)
         try:
-            found[name] = isolation.call("experiment", _SURVEY, name, profile)
+            taken[name] = isolation.call("experiment", _SURVEY, name, profile)
         except WorkerLost as lost:
-            found[name] = {"failed": f"{lost} ({lost.step})"}
+            taken[name] = {"failed": f"{lost} ({lost.step})"}
         except RuntimeError as error:
-            found[name] = {"failed": texts.clean_line(error)}
-        yield {"workloads": dict(found), "seconds": time.monotonic() - started_s}
+            taken[name] = {"failed": texts.clean_line(error)}
+        yield {"workloads": dict(taken), "seconds": time.monotonic() - started_s}
 
 
 def stored_sweep() -> Mapping | None:
@@ -67,95 +61,18 @@ def stored_sweep() -> Mapping | None:
     return None
 
 
-def noise(profile: str, device: str, out: Path) -> int:
-    """`bench noise`: the survey alone, its report under `out`."""
-    return _study(profile, device, out, stored_sweep)
-
-
-def claims(profile: str, device: str, out: Path) -> int:
-    """`bench claims`: train the sweep and take the survey; the report, with the four
-    verdicts, goes under `out`.
-    """
-    from batchline.bench.measure import stand_in
-    from batchline.bench.noise.experiments import sweep
-
-    grid = sweep.SMALL if stand_in.is_on() else sweep.Grid()
-    return _study(profile, device, out, functools.partial(sweep.run, grid=grid))
-
-
-def advise(
-    folder: Path | None,
-    profile: str,
-    device: str,
-    workload: str | None,
-    batch: int | None,
-    cost_cap: float | None,
+def make_study(
+    profile: str, device: str, out: Path, sweep: Callable[[], Mapping | None]
 ) -> int:
-    """`bench advise`: the batch size for each workload, from a stored run or study, or
-    else from a new survey.
-
-    Returns 3 where no workload's steps could be timed.
+    """Take the survey, and then the sweep that `sweep` gives; the report goes under
+    `out`. Returns the exit code.
     """
-    if cost_cap is not None and cost_cap < 1:
-        raise UsageError(
-            f"no batch uses fewer examples than the least: the cap must be 1 or more, and is {cost_cap:g}"
-        )
-    if folder:
-        path, noise, machine = _stored_noise(folder)
-        with blamed_on(path):
-            if made_up := why_made_up(machine):
-                print(made_up)
-            return _print_advice(noise, workload, batch, cost_cap)
-    _require_workload(workload)
-    measured = _measured(profile, _resolved(profile, device))
-    code = _print_advice(measured.noise, workload, batch, cost_cap)
-    return INTERRUPTED if measured.partial else code
-
-
-def _require_workload(name: str | None) -> None:
-    """Raise UsageError before minutes of measuring, if there is no such workload."""
-    from batchline.bench.noise.workloads import workloads
-
-    if name not in (None, *workloads):
-        raise UsageError(
-            f"no workload is called {name!r}: use {' or '.join(workloads)}"
-        )
-
-
-def _print_advice(
-    noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None
-) -> int:
-    names = [
-        name
-        for name, one in noise["workloads"].items()
-        if "failed" not in one and workload in (None, name)
-    ]
-    if not names:
-        raise UsageError(
-            f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}"
-        )
-    for name in names:
-        chosen = noise["workloads"][name]
-        if chosen.get("why_not_timed"):
-            print(
-                f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
-                file=sys.stderr,
-            )
-            continue
-        print(
-            f"{name}: {chosen['title']}\n\n{render_parts(advise_on(chosen, batch, cost_cap))}\n"
-        )
-    advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
-    return CLEAN if advised else NOT_MEASURED
-
-
-def _study(profile: str, device: str, out: Path, sweep) -> int:
     from batchline.bench.measure.machine import environment
 
-    device = _resolved(profile, device)
+    device = resolve_device(profile, device)
     folder = new_folder(out, environment.machine(device)["device_name"])
     try:
-        study = _measured(profile, device)
+        study = measure_survey(profile, device)
         if study.partial:
             study = replace(study, sweep=stored_sweep())
         else:
@@ -165,21 +82,22 @@ def _study(profile: str, device: str, out: Path, sweep) -> int:
                 KeyboardInterrupt
             ):  # the survey is kept, beside the newest sweep that is stored
                 study = replace(study, sweep=stored_sweep(), partial=True)
-        shown = write(study, folder)
+        complete = write(study, folder)
     finally:
         remove_if_empty(folder)
     if study.partial:
-        return INTERRUPTED
+        return ExitCode.STOPPED
     failed = any("failed" in workload for workload in study.noise.workloads.values())
-    return FAILED if failed or not shown else CLEAN
+    return ExitCode.FAULT if failed or not complete else ExitCode.CLEAN
 
 
-def _measured(profile: str, device: str) -> Study:
+def measure_survey(profile: str, device: str) -> Study:
     """A study without its sweep; `partial` where Ctrl-C has left workloads out.
 
     Raises:
         KeyboardInterrupt: before the first workload is done.
     """
+    from batchline.bench.cases import PROFILES
     from batchline.bench.measure.machine import environment
     from batchline.bench.measure.worker.isolation import Isolation
 
@@ -203,7 +121,13 @@ def _measured(profile: str, device: str) -> Study:
     return study
 
 
-def _resolved(profile: str, device: str) -> str:
+def resolve_device(profile: str, device: str) -> str:
+    """The device's name, "cpu" or "cuda".
+
+    Raises:
+        UsageError: for an unknown profile or device.
+    """
+    from batchline.bench.cases import PROFILES
     from batchline.bench.measure.machine import environment
 
     if profile not in PROFILES:
@@ -259,7 +183,7 @@ def _terminal(study: Study) -> str:
     return report.training_on_terminal(study.noise, study.sweep, study.machine)
 
 
-def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
+def stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
     """The file that has the noise, of a study or of a run, the noise, and the machine."""
     path = run_json.study_path_in(folder)
     if path.exists():
@@ -268,6 +192,6 @@ def _stored_noise(folder: Path) -> tuple[Path, Mapping, Mapping]:
     run = run_json.load(folder)
     if not run.noise:
         raise UsageError(
-            f"{folder} has no gradient noise in it: a run of all cases has, or `make noise`"
+            f"{folder} has no gradient noise in it: a run of all cases has, or `batchline noise`"
         )
     return run_json.path_in(folder), run.noise, run.machine

@@ -79,7 +79,8 @@ def why_absent(backend: str) -> str | None:
         if importlib.util.find_spec(backend):
             return None
         return (
-            f"{backend} can't be imported (not installed: `make bench-peers` does it)"
+            f"{backend} can't be imported (not installed: "
+            "`pip install --no-deps -r requirements-peers.txt` does it)"
         )
     if backend not in _COMPILERS:
         return None

@@ -16,8 +16,8 @@ from batchline.kernels.device import device_name, slug
 
 _NEAR = 2.0  # in doublings, summed over the sizes: within a factor of four in all
 _COMMANDS = {
-    "tuning": "make tune",
-    "dispatch": "make dispatch",
+    "tuning": "batchline tune",
+    "dispatch": "batchline dispatch",
 }  # the kinds, and what writes each
 
 

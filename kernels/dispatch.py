@@ -1,7 +1,7 @@
 """Which variant an op's call runs: the one measured fastest on this device near these
 inputs, or else by rule.
 
-`make dispatch RUN=<folder>` turns a run's evidence into
+`batchline dispatch --run RUN` turns a run's evidence into
 kernels/<op>/dispatch/<device>.json: for each measured problem the variants that were
 significantly faster than the baseline, and by how much. A call only looks up.
 """

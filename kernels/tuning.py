@@ -1,16 +1,16 @@
 """Tuning as data: a file beside the kernels has the configurations that were fastest on
 a device, and a rule covers the rest.
 
-`make tune` measures and writes kernels/<op>/tuning/<device>.json. A launch only looks
-up: the problem's own entry, else the nearest one of the same traits within a factor of
-four in all sizes together, else the rule.
+`batchline tune` measures and writes kernels/<op>/tuning/<device>.json. A launch only
+looks up: the problem's own entry, else the nearest one of the same traits within a
+factor of four in all sizes together, else the rule.
 """
 
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -5,7 +5,6 @@ means to be more than text.
 from batchline.bench import statuses
 from batchline.bench.statuses import FAILED, HUNG, NOT_REACHED, UNSUPPORTED, WRONG
 from batchline.bench.store.records import Run
-from batchline.bench.store.run_json import parse
 from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
@@ -21,6 +20,7 @@ from batchline.bench.store.regressions import (
     OverBatches,
     Regression,
 )
+from batchline.bench.store.run_json import parse
 from tests.test_records import document
 
 HOSTILE = (

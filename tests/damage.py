@@ -1,7 +1,7 @@
 """Stored files, damaged at random: each command that reads one ends with its report, or
 with one line that names it.
 
-`python -m tests.damage 1000` (`make fuzz`) damages a stored file so many times for
+`python -m tests.damage 1000` damages a stored file so many times for
 every command, and prints how the commands ended. tests/test_damage.py does the same
 with fewer.
 """
@@ -29,7 +29,8 @@ from unittest import mock
 from tabulate import tabulate
 
 from batchline.__main__ import main
-from batchline.bench import dispatch, history, statuses
+from batchline.bench import cases, history_file, statuses
+from batchline.bench.commands import dispatch
 from batchline.bench.measure.machine import environment
 from batchline.bench.store import formats, load, run_json
 from batchline.bench.store.files import stored_below
@@ -232,7 +233,7 @@ def _history_file(folder: Path, content: bytes) -> Path:
 def _whole_line() -> dict:
     """A run as a history has it, with two kernels, each of which is a plot."""
     with tempfile.TemporaryDirectory() as scratch:
-        file = history.append(run_json.parse(stored_run()), Path(scratch))
+        file = history_file.append(run_json.parse(stored_run()), Path(scratch))
         line = json.loads(file.read_text(encoding="utf-8"))
     kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[
         :2
@@ -272,14 +273,14 @@ def _run_of_here() -> dict:
 
 @contextlib.contextmanager
 def _without_calls() -> Iterator[None]:
-    """`bench dispatch` to where it would call: the plan is read once, and no table is
+    """`batchline dispatch` to where it would call: the plan is read once, and no table is
     written.
     """
 
     def left_out(*_):
         raise RuntimeError(LEFT_OUT)
 
-    with mock.patch.object(dispatch, "plan", planned), mock.patch.object(
+    with mock.patch.object(cases, "plan", planned), mock.patch.object(
         dispatch, "_verified", left_out
     ):
         yield
@@ -330,7 +331,7 @@ SUBJECTS = {
             "history",
             "--history",
             str(file.parent),
-            "--out",
+            "--into",
             str(file.parent / "out"),
         ],
     ),

@@ -7,7 +7,8 @@ import json
 from dataclasses import replace
 
 from batchline import kernels
-from batchline.bench import dispatch as command
+from batchline.bench import cases
+from batchline.bench.commands import _dispatch_tables
 from batchline.bench.measure.machine import environment
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, MEASURED
@@ -123,10 +124,10 @@ def alone(tmp_path, monkeypatch):
         planned_by.append(profile)
         return replace(the_plan, ops=ops)
 
-    monkeypatch.setattr(command, "plan", plan)
+    monkeypatch.setattr(cases, "plan", plan)
     monkeypatch.setattr(FakeIsolation, "planned_by", planned_by)
     monkeypatch.setattr(Op, "folder", tmp_path / "op")
-    monkeypatch.setattr(command, "Isolation", FakeIsolation)
+    monkeypatch.setattr(_dispatch_tables, "Isolation", FakeIsolation)
     for name, value in (
         ("made", 0),
         ("seconds", {}),

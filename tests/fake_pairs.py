@@ -5,8 +5,8 @@ pair's number.
 import math
 
 from batchline.bench.measure.worker.task import Outcome
-from batchline.bench.statuses import MEASURED
 from batchline.bench.regress.pairs import Compared
+from batchline.bench.statuses import MEASURED
 
 
 def measured(error=0.1, peak_bytes=2**20):

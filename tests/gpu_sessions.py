@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from batchline.bench.evidence import risk
+from batchline.bench.measure import sanitizer
 
 _EACH_BYTES = (
     8 * 2**30
@@ -30,7 +30,7 @@ def processes() -> int:
 
 
 def order(items: list) -> None:
-    """Sort the GPU tests by risk (bench.evidence.risk), within a rank in turns over
+    """Sort the GPU tests by risk (bench.measure.sanitizer), within a rank in turns over
     variants and dtypes.
 
     Neighbours go to different processes, so these compile different kernels; the next
@@ -43,9 +43,9 @@ def order(items: list) -> None:
         turns[kernel] += 1
     items.sort(
         key=lambda item: (
-            (risk.rank(_kernel(item)[0]), places[item])
+            (sanitizer.risk_rank(_kernel(item)[0]), places[item])
             if _needs_gpu(item)
-            else (len(risk.RISKIEST) + 1, 0)
+            else (len(sanitizer.RISKIEST) + 1, 0)
         )
     )
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.timing import clocks
 from batchline.bench.measure.machine import memory
-from batchline.bench.measure.worker import probe_once
-from batchline.bench.measure.timing.clocks import make_clock
-from batchline.bench.measure.worker.preparing import slower
 from batchline.bench.measure.stand_in.devices import host_only
 from batchline.bench.measure.stand_in.memory import CAPACITY_BYTES
 from batchline.bench.measure.stand_in.timeline import CONTEXT, KERNEL_S
+from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.timing.clocks import make_clock
+from batchline.bench.measure.worker import probe_once
+from batchline.bench.measure.worker.preparing import slower
 
 NAIVE = kernels.ops["bmm"].variants["triton_naive"]
 NUMBA = kernels.ops["bmm"].variants["numba_cuda_tiny"]

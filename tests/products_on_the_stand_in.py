@@ -10,8 +10,8 @@ import torch
 from batchline import kernels
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.timing import clocks
-from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED
 from tests.on_tensor_cores import ON_TENSOR_CORES

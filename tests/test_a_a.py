@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench import a_a
-from batchline.bench.a_a import Pair
+from batchline.bench import cases
+from batchline.bench.commands import aa
+from batchline.bench.commands.aa import Pair
+from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.statuses import FAILED, MEASURED
 from tests.plans import planned
 
@@ -24,18 +26,19 @@ def test_the_figure_counts_cases_over_60_us_that_differ_by_less_than_2_percent()
         _pair("short", 5e-5, 9e-5),
         Pair("broken", FAILED, "ValueError: no"),
     ]
-    lines = a_a.summary(pairs, "Some CPU", "host").splitlines()
-    assert lines[-1] == (
+    answer, table = aa.summary(pairs, "Some CPU", "host").split("\n\n")
+    assert " ".join(answer.split()) == (
         "A/A by host on Some CPU: 3 of 4 cases over 60.0 µs (75.0%) differ by less than 2% in the "
         "median; half of them by less than 0.95%; 1 not measured"
     )
     assert (
-        lines[2].split()[:2] == ["b", "1.00"] and "-2.10%" in lines[2]
+        table.splitlines()[2].split()[:2] == ["b", "1.00"]
+        and "-2.10%" in table.splitlines()[2]
     )  # the largest difference first
 
 
 def test_nothing_over_60_us_is_said():
-    assert "nothing to judge" in a_a.summary(
+    assert "nothing to judge" in aa.summary(
         [_pair("short", 1e-6, 1e-6)], "Some CPU", "host"
     )
 
@@ -43,25 +46,25 @@ def test_nothing_over_60_us_is_said():
 def test_a_short_a_a_of_two_problems(tmp_path, monkeypatch, capsys):
     def two(profile, device):
         made = planned(profile, device)
-        cases = tuple(
+        chosen = tuple(
             case
             for case in made.cases
             if case.op in ("bmm", "grad_reduce")
             and case.scenario in ("tiny_16", "layer_norm")
             and case.batch == 16
         )
-        return replace(made, cases=cases)
+        return replace(made, cases=chosen)
 
     measured = []
-    measure = a_a.Isolation.measure
+    measure = Isolation.measure
 
     def measure_and_keep(self, task):
         measured.append(measure(self, task))
         return measured[-1]
 
-    monkeypatch.setattr(a_a, "plan", two)
-    monkeypatch.setattr(a_a.Isolation, "measure", measure_and_keep)
-    assert a_a.run("smoke", "cpu", 0.05, tmp_path / "new") == 0
+    monkeypatch.setattr(cases, "plan", two)
+    monkeypatch.setattr(Isolation, "measure", measure_and_keep)
+    assert aa.measure_baselines("smoke", "cpu", 0.05, folder=tmp_path / "new") == 0
     assert len(measured) == 2
     for (
         outcomes
@@ -91,9 +94,9 @@ def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
         yield _pair("done", 1e-4, 1.01e-4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(a_a, "_pairs", one_and_stop)
-    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
-    document = json.loads((tmp_path / a_a.FILE_NAME).read_text())
+    monkeypatch.setattr(aa, "_pairs", one_and_stop)
+    assert aa.measure_baselines("smoke", "cpu", 0.05, folder=tmp_path) == 130
+    document = json.loads((tmp_path / aa.FILE_NAME).read_text())
     assert [pair["case"] for pair in document["pairs"]] == ["done"] and document[
         "partial"
     ]
@@ -106,8 +109,8 @@ def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_pair_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(a_a, "_pairs", lambda *_: (_stopped() for _ in range(1)))
-    assert a_a.run("smoke", "cpu", 0.05, tmp_path) == 130
+    monkeypatch.setattr(aa, "_pairs", lambda *_: (_stopped() for _ in range(1)))
+    assert aa.measure_baselines("smoke", "cpu", 0.05, folder=tmp_path) == 130
     assert not list(tmp_path.iterdir())
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench import besides, report
+from batchline.bench import report
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.checking import audit
 from batchline.bench.measure.worker.task import WorkerLost
-from batchline.bench.pytest_run import BROKEN_CASES, CLEAN
 from batchline.bench.report.document import Place, select
 from batchline.bench.report.sections import checks
-from batchline.bench.run import _exit_code
+from batchline.bench.running import after_cases
+from batchline.bench.running.benchmark import _exit_code
 from batchline.bench.statuses import CRASHED, MEASURED
 from batchline.bench.store import run_json
 from batchline.bench.store.files import stored_below
@@ -220,7 +221,7 @@ class _Worker:
 def test_a_crash_costs_its_row():
     case = parse_case_id(_Plan.cases[0].id)
     run = run_of(records=[Record(**case, status=MEASURED, samples_s=(1.0,))])
-    rows = besides.audited(_Worker(), _Plan, run)
+    rows = after_cases.audit_variants(_Worker(), _Plan, run)
     assert [row["condition"] for row in rows[:-3]] == list(GRAD.conditions)
     crashed, ours, last = rows[-3:]
     assert (
@@ -234,10 +235,10 @@ def test_a_crash_costs_its_row():
 @pytest.mark.parametrize(
     "whose, impossible, code",
     [
-        ("ours", True, BROKEN_CASES),
-        ("ours", False, CLEAN),
-        ("peer", True, CLEAN),
-        ("control", True, CLEAN),
+        ("ours", True, ExitCode.FAULT),
+        ("ours", False, ExitCode.CLEAN),
+        ("peer", True, ExitCode.CLEAN),
+        ("control", True, ExitCode.CLEAN),
     ],
 )
 def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code):
@@ -256,9 +257,10 @@ def test_only_an_impossible_row_of_our_own_breaks_a_run(whose, impossible, code)
         {},
         (Record("op", "a", "b", "c", 1, MEASURED),),
     )
-    assert _exit_code(run, CLEAN, published=True) == code
-    assert _exit_code(replace(run, audit=()), CLEAN, published=True) == CLEAN
-    assert _exit_code(replace(run, audit=()), CLEAN, published=False) == BROKEN_CASES
+    assert _exit_code(run, ExitCode.CLEAN, published=True) == code
+    clean = replace(run, audit=())
+    assert _exit_code(clean, ExitCode.CLEAN, published=True) == ExitCode.CLEAN
+    assert _exit_code(clean, ExitCode.CLEAN, published=False) == ExitCode.FAULT
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import budget
-from batchline.bench.budget import Schedule, in_turns
 from batchline.bench.cases import PROFILES
+from batchline.bench.running import budget
+from batchline.bench.running.budget import Schedule, in_turns
 from batchline.bench.store import load
 from tests.plans import planned
 
@@ -175,3 +175,10 @@ def test_one_problem_is_begun_however_small_the_budget():
 def test_full_and_the_cpu_take_as_long_as_they_take():
     assert PROFILES["full"].budget_s["cuda"] is None
     assert Schedule(planned("quick", "cpu"), lambda: 1e9).budget_s is None
+
+
+def test_an_estimate_says_no_more_than_the_budget_has():
+    schedule = Schedule(GPU, lambda: 100.0)
+    assert schedule.within_budget(1e4) == schedule.budget_s - 100
+    assert schedule.within_budget(5.0) == 5
+    assert Schedule(planned("quick", "cpu"), lambda: 0.0).within_budget(1e4) == 1e4

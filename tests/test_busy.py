@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from batchline.bench.measure.machine import busy
-from batchline.bench.measure.machine.busy import Guard, LEAST_SPAN_S, NoGuard, PAUSES_S
-from batchline.bench.measure.worker.runner import Runner
-from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.machine.busy import LEAST_SPAN_S, PAUSES_S, Guard, NoGuard
 from batchline.bench.measure.machine.state import CpuState, own_cpu_s
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.statuses import (
     INVALID,

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from batchline.bench import regress
-from batchline.bench.store import run_json
 from batchline.bench.cases import PROFILES, along, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.reading import catalogue
-from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG
+from batchline.bench.regress import pairs as regress_pairs
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
+from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG
+from batchline.bench.store import run_json
 from tests.trees import copy_sources
 
 DEADLINE_S = 8
@@ -388,7 +388,7 @@ def test_a_plan_has_a_row_for_each_case_of_what_is_broken(found):
 def test_what_is_broken_at_head_ends_there_and_is_not_measured(
     tree, found, monkeypatch
 ):
-    monkeypatch.setattr(regress.pairs, "plan", lambda *_, **__: found)
+    monkeypatch.setattr(regress_pairs, "plan", lambda *_, **__: found)
     monkeypatch.setattr(
         Pairs, "_process", lambda self, side: pytest.fail("a worker was started")
     )

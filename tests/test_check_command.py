@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 
-from batchline.bench.commands import check
+from batchline.bench.exit_codes import ExitCode
 from tests import wrong_kernels
 from tests.trees import copy_sources, drop_in
 
@@ -43,8 +43,8 @@ FILES = {
         RIGHT.format(name="wide").replace("float64", "float46"),
         "'float46' is no dtype of torch",
     ),
-    "torch_compiled": (
-        "import numba\n" + RIGHT.format(name="compiled"),
+    "torch_takes_numba": (
+        RIGHT.format(name="takes_numba").replace("from ", "import numba\nfrom ", 1),
         "it can't be imported where no compiler is installed: ModuleNotFoundError",
     ),
     "torch_on_top": (
@@ -92,7 +92,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checked(root):
     done = call(root, "-k", " or ".join(["torch_right", *FILES, *CALLED]))
-    assert done.returncode == check.SOME_WRONG, done.stderr
+    assert done.returncode == ExitCode.FAULT, done.stderr
     return done
 
 
@@ -128,7 +128,7 @@ def test_one_variant_takes_seconds(root):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = call(root, "-k", "torch_right")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == check.ALL_RIGHT and "1 variant: 1 right" in done.stdout
+    assert done.returncode == ExitCode.CLEAN and "1 variant: 1 right" in done.stdout
     assert after.ru_utime - before.ru_utime < 30
 
 
@@ -137,7 +137,7 @@ def test_what_can_not_run_here_is_no_pass(root):
     done = call(
         root, "-k", "grad_reduce and triton_whole_words or numba_cuda_two_stage"
     )
-    assert done.returncode == check.NOTHING_CHECKED, done.stdout + done.stderr
+    assert done.returncode == ExitCode.NOT_MEASURED, done.stdout + done.stderr
     assert set(kind for kind, _ in lines_of(done).values()) == {"not run"}
     assert "needs CUDA (its name, imports and dtypes are right)" in done.stdout
 
@@ -147,7 +147,7 @@ def test_what_can_not_run_here_is_no_pass(root):
     [
         (["-k", "torch_rihgt"], "did you mean 'grad_reduce/torch_right'?"),
         (["-k", "torch_right and"], "is not an expression that pytest -k understands"),
-        (["--deadline", "0"], "--deadline 0 is not a number above 0"),
+        (["--deadline", "0"], "argument --deadline: '0' is not a number above 0"),
     ],
 )
 def test_a_call_that_is_none_is_usage(root, words, said):

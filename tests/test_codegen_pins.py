@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from batchline.bench import codegen as command
+from batchline.bench.commands import codegen as command
 from batchline.bench.measure.compiled import pins
 from batchline.bench.store.files import SealBroken
 from tests.test_records import compiled_row

@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from batchline.bench import compare as command
+from batchline.bench.commands import compare as command
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.report.render.terminal import COLUMNS
 from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json
@@ -91,7 +92,7 @@ def test_without_a_case_that_both_have_timed_nothing_is_compared_and_the_code_is
     tmp_path, capsys
 ):
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b", clock="device_hot")
-    assert command.compare(a, b) == command.NOTHING_TO_COMPARE == 3
+    assert command.compare(a, b) == ExitCode.NOT_MEASURED == 3
     assert "there is nothing to compare" in " ".join(capsys.readouterr().out.split())
 
 

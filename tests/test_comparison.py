@@ -4,18 +4,12 @@ it, what its exit says.
 
 import pytest
 
+from batchline.bench.commands.regress import Comparison, NotComparable, exit_code
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.worker.task import Outcome
-from batchline.bench.statuses import FAILED, WRONG
-from batchline.bench.regress import staged
-from batchline.bench.regress.command import (
-    CLEAN,
-    CONFIRMED,
-    INTERRUPTED,
-    NOT_MEASURED,
-    exit_code,
-)
-from batchline.bench.regress.comparison import Comparison, NotComparable
+from batchline.bench.regress import pairs
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE
+from batchline.bench.statuses import FAILED, WRONG
 from batchline.bench.store.regressions import (
     EQUIVALENT,
     IDENTICAL,
@@ -75,7 +69,11 @@ def latencies(found):
 
 @pytest.mark.parametrize(
     "change, verdict, code",
-    [(0, EQUIVALENT, CLEAN), (0.1, REGRESSED, CONFIRMED), (-0.1, IMPROVED, CLEAN)],
+    [
+        (0, EQUIVALENT, ExitCode.CLEAN),
+        (0.1, REGRESSED, ExitCode.FAULT),
+        (-0.1, IMPROVED, ExitCode.CLEAN),
+    ],
 )
 def test_a_change_is_judged_beside_a_control(change, verdict, code):
     found, pairs = compared({MINE: wobbling(change)}, plans())
@@ -89,7 +87,7 @@ def test_a_change_is_judged_beside_a_control(change, verdict, code):
 
 def test_a_control_that_alarms_voids_the_session():
     found, _ = compared({MINE: wobbling(0.1), CONTROL: wobbling(0.2)}, plans())
-    assert CONTROL in found.void and exit_code(found) == NOT_MEASURED
+    assert CONTROL in found.void and exit_code(found) == ExitCode.NOT_MEASURED
 
 
 def test_the_same_code_everywhere_needs_no_measuring():
@@ -99,7 +97,7 @@ def test_the_same_code_everywhere_needs_no_measuring():
         and not pairs.asked
         and not pairs.checked
     )
-    assert exit_code(found) == CLEAN
+    assert exit_code(found) == ExitCode.CLEAN
 
 
 def test_new_cases_are_checked_at_head_alone_and_missing_ones_named():
@@ -113,7 +111,7 @@ def test_new_cases_are_checked_at_head_alone_and_missing_ones_named():
     assert (
         FRESH not in pairs.checked[0][1]
         and FRESH in pairs.checked[1][1]
-        and exit_code(found) == CLEAN
+        and exit_code(found) == ExitCode.CLEAN
     )
 
 
@@ -127,15 +125,15 @@ def test_a_new_case_that_is_wrong_is_no_pass():
     assert (row.verdict, row.reason) == (
         INVALID,
         "new, and wrong: 3 elements",
-    ) and exit_code(found) == NOT_MEASURED
+    ) and exit_code(found) == ExitCode.NOT_MEASURED
 
 
 @pytest.mark.parametrize(
     "sides, verdict, code",
     [
-        ((HEAD_SIDE,), REGRESSED, CONFIRMED),
-        ((BASE_SIDE,), IMPROVED, CLEAN),
-        ((BASE_SIDE, HEAD_SIDE), INVALID, NOT_MEASURED),
+        ((HEAD_SIDE,), REGRESSED, ExitCode.FAULT),
+        ((BASE_SIDE,), IMPROVED, ExitCode.CLEAN),
+        ((BASE_SIDE, HEAD_SIDE), INVALID, ExitCode.NOT_MEASURED),
     ],
 )
 def test_what_breaks_on_a_side_is_not_timed(sides, verdict, code):
@@ -149,7 +147,7 @@ def test_ctrl_c_keeps_the_verdicts_that_there_are_and_says_so(tmp_path):
     ends = {12: KeyboardInterrupt()}
     noisy = lambda number: ends.get(number, 1 + 0.2 * (-1) ** number)  # noqa: E731
     found, _ = compared({MINE: wobbling(0), OTHER: noisy}, plans(changed=(MINE, OTHER)))
-    assert latencies(found)[MINE] == EQUIVALENT and exit_code(found) == INTERRUPTED
+    assert latencies(found)[MINE] == EQUIVALENT and exit_code(found) == ExitCode.STOPPED
     save(tmp_path, found)
     assert load(tmp_path).about["ended"] == "stopped by Ctrl-C"
 
@@ -159,7 +157,7 @@ def test_no_time_is_no_pass():
     assert (
         not pairs.asked
         and latencies(found)[MINE] == INVALID
-        and exit_code(found) == NOT_MEASURED
+        and exit_code(found) == ExitCode.NOT_MEASURED
     )
 
 
@@ -170,22 +168,22 @@ def test_no_time_is_no_pass():
             1.05,
             {OTHER: wobbling(0)},
             UNCONFIRMED,
-            NOT_MEASURED,
+            ExitCode.NOT_MEASURED,
         ),  # "+105%", and too few pairs to confirm it
-        (1.05, {}, UNCONFIRMED, NOT_MEASURED),
+        (1.05, {}, UNCONFIRMED, ExitCode.NOT_MEASURED),
         (
             0.01,
             {OTHER: wobbling(0)},
             INCONCLUSIVE,
-            CLEAN,
+            ExitCode.CLEAN,
         ),  # its interval has the floor inside
-        (0.01, {}, INCONCLUSIVE, NOT_MEASURED),
+        (0.01, {}, INCONCLUSIVE, ExitCode.NOT_MEASURED),
     ],
 )  # and nothing else was judged
 def test_a_budget_that_ends_first_is_no_pass_for_what_looks_slower(
     monkeypatch, change, others, verdict, code
 ):
-    monkeypatch.setattr(staged, "LAST_PAIR", 6)
+    monkeypatch.setattr(pairs, "LAST_PAIR", 6)
     found, _ = compared(
         {MINE: wobbling(change, by=0.01)} | others, plans(changed=(MINE, *others))
     )

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 from batchline import kernels
-from batchline.bench import codegen as command
+from batchline.bench.commands import codegen as command
 from batchline.bench.measure.compiled import compiler, pins, static_facts
 from batchline.bench.report import of_commands as report
 from batchline.bench.selection import selected

@@ -4,10 +4,10 @@ handwritten PTX and SASS.
 
 import pytest
 
-from batchline.bench import codegen as command
+from batchline.bench.commands import codegen as command
 from batchline.bench.measure.compiled import converged
-from batchline.bench.measure.compiled.converged import LaneValues
 from batchline.bench.measure.compiled.basic_blocks import functions
+from batchline.bench.measure.compiled.converged import LaneValues
 from batchline.bench.verdicts.compiled_changes import warp_faults
 from tests.test_records import compiled_row
 

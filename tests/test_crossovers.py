@@ -375,11 +375,14 @@ def test_a_run_that_refines_measures_them_too(tmp_path):
     program = f"""
 from dataclasses import replace
 from pathlib import Path
-from batchline.bench import cases, pytest_run, run
-pytest_run.Measurer.ceilings = lambda self: (None, "they take seconds")
+from batchline.bench import cases
+from batchline.bench.running import benchmark
+from batchline.bench.running.benchmark import Request
+benchmark.Measurer.ceilings = lambda self: (None, "they take seconds")
 cases.PROFILES["smoke"] = replace(cases.PROFILES["smoke"], refines=True)
-pytest_run.batches_to_add = lambda records, baselines: {{("bmm", "tiny_4", "float32"): (2,)}}
-print(run.run("smoke", "cpu", "torch_bmm and tiny", Path({str(tmp_path)!r}), history_folder=Path({str(tmp_path)!r})))
+benchmark.batches_to_add = lambda records, baselines: {{("bmm", "tiny_4", "float32"): (2,)}}
+folder = Path({str(tmp_path)!r})
+print(int(benchmark.benchmark(Request("smoke", "cpu", "torch_bmm and tiny"), folder, folder)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -185,7 +185,7 @@ def test_a_damaged_table_is_an_error_that_names_it(op):
     path = device_files.file_for(op.folder, "dispatch", "cpu")
     path.write_text('{"winners": ')
     with pytest.raises(
-        ValueError, match=f"{path.name} is not a dispatch file.*make dispatch"
+        ValueError, match=f"{path.name} is not a dispatch file.*batchline dispatch"
     ):
         op(torch.ones(8, 64))
 

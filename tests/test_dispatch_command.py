@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from batchline import kernels
-from batchline.bench import dispatch as command
+from batchline.bench.commands import dispatch as command
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.machine import environment
 from batchline.bench.report import of_commands as report
 from batchline.bench.verdicts.choosing import Called, measured_gains
@@ -131,7 +132,7 @@ def test_a_runs_winners_become_the_table_and_are_called(here, capsys):
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.6e-5}
     assert (
         command.dispatch(a_run(here / "run", *rows), "smoke", "cpu", "tiny_16")
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
     found = table()
     assert (
@@ -163,7 +164,7 @@ def test_a_choice_that_fresh_processes_refute_is_taken_out(here, capsys):
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 2e-5, (3, "numba_cpu_tiled"): 3e-5}
     assert (
         command.dispatch(a_run(here / "run", *rows), "smoke", "cpu", "tiny_16")
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
     assert table()["winners"][0]["faster"] == {}
     told = capsys.readouterr()
@@ -213,16 +214,16 @@ def test_a_run_is_called_with_its_own_profile_whatever_is_named(here):
     rows = [record("torch_bmm", 3, 2e-5)]
     assert (
         command.dispatch(a_run(here / "run", *rows), "quick", "cpu", "tiny_16")
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
-    assert command.dispatch(None, "quick", "cpu", "tiny_16") == command.CLEAN
+    assert command.dispatch(None, "quick", "cpu", "tiny_16") == ExitCode.CLEAN
     assert FakeIsolation.planned_by == ["smoke", "quick"]
 
 
 def test_without_a_run_the_tables_are_called_as_they_are(here, capsys):
-    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == ExitCode.CLEAN
     FakeIsolation.seconds = {(3, "torch_bmm"): 2e-5}
-    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.REFUTED
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == ExitCode.FAULT
     assert (
         "1 of 3 calls are slower than the baseline by more than the look-up: bmm/tiny_16/float32/B3: 20.0 µs by "
         "torch_bmm (measured), the baseline 10.0 µs, and 2.00 µs for the look-up"
@@ -232,7 +233,7 @@ def test_without_a_run_the_tables_are_called_as_they_are(here, capsys):
 
 def test_what_could_not_be_timed_is_said(here, capsys):
     FakeIsolation.failing = (1, 3, 16)
-    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.NOT_MEASURED
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == ExitCode.NOT_MEASURED
     told = capsys.readouterr()
     assert (
         "bmm/dispatched/tiny_16/float32/B3: failed: no" in told.err
@@ -242,7 +243,7 @@ def test_what_could_not_be_timed_is_said(here, capsys):
 
 def test_a_call_that_fails_beside_others_is_no_clean_end(here, capsys):
     FakeIsolation.failing = (3,)
-    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == command.REFUTED
+    assert command.dispatch(None, "smoke", "cpu", "tiny_16") == ExitCode.FAULT
     assert "None of 2 calls is slower" in capsys.readouterr().out
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from batchline import kernels
-from batchline.bench import dispatch as command
+from batchline.bench import cases
+from batchline.bench.commands import dispatch as command
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, HUNG, INVALID, NOT_HERE
 from batchline.kernels import device_files
@@ -40,10 +42,10 @@ def stored_before(here):
 
 @pytest.fixture
 def ops_apart(here, monkeypatch):
-    the_plan = command.plan("smoke", "cpu")
+    the_plan = cases.plan("smoke", "cpu")
     ops = {name: replace(op, folder=here / name) for name, op in the_plan.ops.items()}
     monkeypatch.setattr(
-        command, "plan", lambda profile, device: replace(the_plan, ops=ops)
+        cases, "plan", lambda profile, device: replace(the_plan, ops=ops)
     )
     monkeypatch.setattr(Op, "folder", property(lambda op: here / op.name))
 
@@ -77,11 +79,11 @@ def end_badly(how):
     [
         (KeyboardInterrupt(), None),
         (SystemExit(), None),
-        (RuntimeError("gone"), command.NOT_MEASURED),
-        (FAILED, command.NOT_MEASURED),
-        (INVALID, command.NOT_MEASURED),
-        (HUNG, command.NOT_MEASURED),
-        (NOT_HERE, command.NOT_MEASURED),
+        (RuntimeError("gone"), ExitCode.NOT_MEASURED),
+        (FAILED, ExitCode.NOT_MEASURED),
+        (INVALID, ExitCode.NOT_MEASURED),
+        (HUNG, ExitCode.NOT_MEASURED),
+        (NOT_HERE, ExitCode.NOT_MEASURED),
     ],
 )
 def test_a_table_that_was_not_verified_is_never_there(
@@ -111,7 +113,7 @@ def test_nothing_is_written_while_the_calls_are_timed(
     monkeypatch.setattr(FakeIsolation, "measure", watched)
     assert (
         command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
 
 
@@ -123,7 +125,7 @@ def test_one_call_that_is_not_verified_keeps_its_ops_old_table(
     }
     assert (
         command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
-        == command.REFUTED
+        == ExitCode.FAULT
     )
     assert as_before(stored_before) == list(stored_before)
     assert (
@@ -140,7 +142,7 @@ def test_a_problem_that_is_too_long_for_the_profile_and_has_no_choice_keeps_no_t
     monkeypatch.setattr(FakeIsolation, "status", NOT_HERE)
     assert (
         command.dispatch(a_run(here / "run", *ROWS), "smoke", "cpu", "tiny_16")
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
     assert table()["winners"][0]["faster"] == {"numba_cpu_tiny": 2.0}
 
@@ -160,7 +162,7 @@ def test_only_the_ops_that_k_names_are_touched(here, ops_apart, stored_before):
         faster,
         baselines=BASELINES | {"grad_reduce": "torch_mean"}
     )
-    assert command.dispatch(run, "smoke", "cpu", "bmm and tiny_16") == command.CLEAN
+    assert command.dispatch(run, "smoke", "cpu", "bmm and tiny_16") == ExitCode.CLEAN
     assert all(name.startswith("bmm/tiny_16/") for name in FakeIsolation.asked)
     changed = set(stored_before) - set(as_before(stored_before))
     assert changed == {device_files.file_for(here / "bmm", "dispatch", "cpu")}
@@ -173,7 +175,7 @@ def test_problems_that_are_not_called_are_in_no_table(here, capsys):
         command.dispatch(
             a_run(here / "run", *ROWS, *elsewhere), "smoke", "cpu", "tiny_16"
         )
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
     assert [row["problem"] for row in table()["winners"]] == ["tiny_16/float32/B3"]
     assert (
@@ -189,7 +191,7 @@ def test_a_gain_that_the_call_does_not_see_is_taken_out(here, gain_s, faster):
     """ "1000x" of a baseline that something held up in the run."""
     FakeIsolation.seconds = {(3, "numba_cpu_tiny"): 0.8e-5}
     run = a_run(here / "run", ROWS[0], record("numba_cpu_tiny", 3, gain_s))
-    assert command.dispatch(run, "smoke", "cpu", "tiny_16") == command.CLEAN
+    assert command.dispatch(run, "smoke", "cpu", "tiny_16") == ExitCode.CLEAN
     assert table()["winners"][0]["faster"] == faster
 
 

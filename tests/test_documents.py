@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import a_a, readme
+from batchline.bench.commands import _program, aa, load, names, readme
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.store import run_json, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,8 +25,6 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(
     re.findall(r"^([a-z][a-z-]*)(?: [a-z- ]+)?:(?!=)", MAKEFILE, re.MULTILINE)
 )
-# Settings of targets that become `batchline` commands with options of their own.
-LEAVING = {"WORKLOAD", "BATCH", "COST_CAP", "A", "B", "FORCE", "CASE"}
 SETTINGS = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
 
 
@@ -74,14 +73,6 @@ def split(line):
 
 def parser_of(command):
     """The parser of one command, or None."""
-    try:
-        from batchline.bench.commands import _program, names
-        from batchline.bench.store import load
-    except ImportError:  # before commands are found by their files
-        from batchline.bench import command_line
-
-        (commands,) = command_line.parser()._subparsers._group_actions
-        return commands.choices.get(command)
     return (
         _program.command_parser(command, load(command)) if command in names() else None
     )
@@ -200,7 +191,7 @@ def test_files_named_in_the_text_exist(document):
 def test_every_setting_of_the_makefile_is_said():
     formats = text_of(REPOSITORY / "reports" / "methodology" / "formats.md")
     table = formats.partition("## Settings of make")[2].partition("\n## ")[0]
-    assert not [name for name in SETTINGS - LEAVING if f"`{name}`" not in table]
+    assert not [name for name in SETTINGS if f"`{name}`" not in table]
 
 
 def test_the_readme_is_short_and_in_order():
@@ -234,7 +225,7 @@ def test_the_gpu_half_is_never_said_to_run(document):
 
 
 def test_the_figures_are_those_of_the_stored_runs(capsys):
-    assert readme.readme(check=True) == readme.CLEAN, capsys.readouterr().out
+    assert readme.readme(check=True) == ExitCode.CLEAN, capsys.readouterr().out
 
 
 def marks():
@@ -251,7 +242,7 @@ def test_what_the_marks_name_is_of_clean_checkouts():
     for folder in folders:
         assert run_json.load(folder).machine["revision"]["dirty"] is False
     for folder in {folder for kind, folder in marks() if kind == "same_code"}:
-        stored = json.loads((folder / a_a.FILE_NAME).read_text(encoding="utf-8"))
+        stored = json.loads((folder / aa.FILE_NAME).read_text(encoding="utf-8"))
         assert stored["machine"]["revision"]["dirty"] is False
 
 

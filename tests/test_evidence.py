@@ -13,15 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from batchline.bench.commands import _evidence_parts as parts
+from batchline.bench.commands import _evidence_sections as sections
+from batchline.bench.commands import evidence as command
+from batchline.bench.commands._evidence_parts import PARTS, Part
+from batchline.bench.commands._evidence_sections import PartSection
 from batchline.bench.errors import UsageError
-from batchline.bench.evidence import command, parts, process, shown, shown_tests, sizes
-from batchline.bench.evidence.parts import PARTS, Part
-from batchline.bench.evidence.shown import Shown
 from batchline.bench.measure import stand_in
 
 
 def _show(asked):
-    return Shown((asked.work / "out").read_text(), files={"out": asked.work / "out"})
+    return PartSection(
+        (asked.work / "out").read_text(), files={"out": asked.work / "out"}
+    )
 
 
 def _part(name, program, show=_show, limit_s=20.0, **settings):
@@ -145,7 +149,10 @@ def test_ctrl_c_keeps_what_there_is_and_another_call_takes_the_rest(
         and "> **Partial.** 2 of 3 parts are missing: stopped, last." in text
     )
     assert "half of it" in text and "Not to its end: stopped by Ctrl-C" in text
-    assert "stopped in the part stopped; `make evidence OUT=" in capfd.readouterr().err
+    assert (
+        "stopped in the part stopped; `batchline evidence --into "
+        in capfd.readouterr().err
+    )
     first = text.partition("## Part stopped")[0].splitlines()[-2]
     code, text = collect(
         _part("first", COUNTS), _part("stopped", WRITES), _part("last", WRITES)
@@ -227,7 +234,7 @@ def test_evidence_of_elsewhere_is_not_gone_on_with(collect, tmp_path):
     path.unlink()
     with pytest.raises(
         UsageError,
-        match="has files and no evidence.json: name another folder with OUT=",
+        match="has files and no evidence.json: name another folder with --into",
     ):
         collect(_part("first", WRITES))
 
@@ -305,12 +312,12 @@ def test_the_parts_keep_their_promises():
 def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sizes, "MOST_BYTES", 3000)
+    monkeypatch.setattr(command, "MOST_BYTES", 3000)
     (tmp_path / "plain.txt").write_bytes(b"line\n" * 1000)
     (tmp_path / "random.txt").write_bytes(content := os.urandom(10_000))
     (tmp_path / "small.txt").write_bytes(b"line")
     (tmp_path / "run.json").write_bytes(b"{}")
-    plain, random, run = sizes.shrink(tmp_path)
+    plain, random, run = command.shrink(tmp_path)
     assert (
         plain.startswith("plain.txt had")
         and "gunzip plain.txt.gz" in plain
@@ -333,14 +340,14 @@ def test_a_file_that_is_too_large_is_compressed_or_cut_and_said_to_be(
 
 def test_what_a_part_prints_is_in_its_log_also_where_it_is_cut(tmp_path):
     program = "import time; print('a line'); time.sleep(60)"
-    ended = process.run([sys.executable, "-c", program], 4.0, tmp_path / "log")
+    ended = parts.run_part([sys.executable, "-c", program], 4.0, tmp_path / "log")
     assert ended.startswith("stopped after 2 s") and (
         tmp_path / "log"
     ).read_text().startswith("a line\n")
 
 
 def test_clocks_beside_nvbench():
-    row = shown.clocks_table(
+    row = sections.clocks_table(
         {
             "torch.bmm": {
                 "device_cold": {"median_s": 1e-5},
@@ -382,7 +389,7 @@ tests/test_a.py::test_three\x20"""
 
 @pytest.mark.parametrize("lines", [SHARED, ALONE], ids=["shared", "alone"])
 def test_of_tests_that_were_cut_each_is_known(lines):
-    tests = shown_tests.read(lines.splitlines())
+    tests = sections.read_tests(lines.splitlines())
     assert tests.outcomes == {
         "tests/test_a.py::test_one[mma-float16 x]": "PASSED",
         "tests/test_a.py::test_two[b]": "FAILED",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench import explain as command
+from batchline.bench.commands import explain as command
 from batchline.bench.errors import UsageError
 from batchline.bench.report.one_case import screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
@@ -154,17 +154,20 @@ def test_a_run_that_was_stopped_before_the_case_does_not_hide_one_that_timed_it(
 
 def test_the_id_that_is_nearest_is_named(here):
     with pytest.raises(
-        UsageError, match=f"no stored run has the case '{CASE}0', but {CASE}: "
+        UsageError,
+        match=rf"no stored run has the case '{CASE}0' \(did you mean {CASE}\?\): ",
     ):
         command.explain(f"{CASE}0", None)
-    with pytest.raises(UsageError, match=f"has no case '{CASE}0', but {CASE}: "):
+    with pytest.raises(
+        UsageError, match=rf"has no case '{CASE}0' \(did you mean {CASE}\?\): "
+    ):
         command.explain(f"{CASE}0", here / "reports" / "runs" / "2026-01-01-old")
 
 
 @pytest.mark.parametrize(
     "case, words",
     [
-        ("", "say which case: make explain CASE="),
+        ("", "say which case: batchline explain "),
         ("bmm/no/tiny_16/float32/B4", "no stored run has the case 'bmm/no/"),
     ],
 )

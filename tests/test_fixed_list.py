@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 
-from batchline.bench import besides, fixed_list, study
+from batchline.bench import fixed_list, study
 from batchline.bench.cases import PROFILES
 from batchline.bench.declared import Problem
 from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.running import after_cases
 from batchline.bench.statuses import NOT_HERE
 from batchline.bench.store.journal import RunBuilder
 from tests.plans import planned
@@ -122,7 +123,7 @@ def test_of_compiled_facts_only_what_is_pinned_for_the_gpu_is_shown(
             None,
         ),
     )
-    rows, missing = besides._pinned(JOBS, machine)
+    rows, missing = after_cases._read_pinned(JOBS, machine)
     assert [(row["job"], row["architecture"]) for row in rows] == [
         (JOBS[0], number) for number in shown
     ]
@@ -145,8 +146,8 @@ class Worker:
 def test_the_noise_is_another_part_of_the_evidence(monkeypatch, profile, looked):
     seen = []
     monkeypatch.setattr(study, "surveys", lambda *asked: seen.append(asked) or iter(()))
-    monkeypatch.setattr(besides, "compiled", lambda *asked: ([], None))
+    monkeypatch.setattr(after_cases, "read_compiled_facts", lambda *asked: ([], None))
     builder = RunBuilder()
     builder.begin()
-    besides.add_looks(Worker(), planned(profile, "cpu"), builder)
+    after_cases.measure_further(Worker(), planned(profile, "cpu"), builder)
     assert bool(seen) == looked

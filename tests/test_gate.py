@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchline.bench.stats.pair_tests import moments
 from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,
@@ -22,7 +23,6 @@ from batchline.bench.store.regressions import (
 )
 from batchline.bench.verdicts import gate
 from batchline.bench.verdicts.gate import Floor, floor
-from batchline.bench.stats.pair_tests import moments
 
 LEAST = Floor(0.01, "least")
 SLOWER = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench.evidence import risk
+from batchline.bench.measure import sanitizer
 from tests import gpu_sessions
 from tests.plans import declared
 
@@ -39,7 +39,7 @@ def test_each_risk_names_a_variant():
         for variant in declared()
         if variant.backend in ("triton", "numba_cuda")
     ]
-    for part in risk.RISKIEST:
+    for part in sanitizer.RISKIEST:
         assert any(part in name for name in names), part
 
 

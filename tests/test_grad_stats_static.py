@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.compiled import compiler, sass
 from batchline.bench.measure.checking.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler, sass
 from batchline.kernels import backends
 from batchline.kernels.draw import Draw
 from batchline.kernels.grad_reduce.triton_whole_words import words

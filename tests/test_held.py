@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from batchline import kernels
-from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import FAILED, INVALID, MEASURED, WRONG
 

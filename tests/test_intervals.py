@@ -8,24 +8,25 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import binom, quantile_test
 
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
-    Finding,
     HOLDS,
     NOT_DECIDED,
     ONLY_WHERE,
+    Finding,
     conclude,
     decide,
 )
 from batchline.bench.stats import intervals
 from batchline.bench.stats.intervals import (
+    LEAST_SAMPLES,
     Estimate,
     Interval,
-    LEAST_SAMPLES,
     Means,
     Quantiles,
     around,

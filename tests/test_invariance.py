@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench import besides
 from batchline.bench.measure.checking import steadiness
 from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.report.sections import checks
+from batchline.bench.running import after_cases
 from batchline.bench.statuses import CRASHED
 from batchline.bench.store import run_json
 from batchline.bench.store.formats import OURS
@@ -202,7 +202,7 @@ def measured(*names):
 
 def test_each_measured_variant_is_looked_at_over_its_batches():
     worker = Worker()
-    found = besides.invariance_of(
+    found = after_cases.check_invariance(
         worker,
         Plan,
         measured(
@@ -225,13 +225,16 @@ def test_each_measured_variant_is_looked_at_over_its_batches():
 def test_only_problems_of_milliseconds_are_looked_at():
     run = measured("bmm/torch_bmm/tiny_16/float32/B4")
     large = replace(run.records[0], facts={"flops": 2 * steadiness.MOST_FLOPS})
-    assert besides.invariance_of(Worker(), Plan, replace(run, records=(large,))) == []
+    assert (
+        after_cases.check_invariance(Worker(), Plan, replace(run, records=(large,)))
+        == []
+    )
 
 
 def test_full_asks_a_second_process(monkeypatch):
     monkeypatch.setattr(Plan.profile, "details", True)
     worker = Worker()
-    found = besides.invariance_of(
+    found = after_cases.check_invariance(
         worker,
         Plan,
         measured(

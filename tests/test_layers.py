@@ -26,11 +26,17 @@ FOLDERS = ("kernels", "bench", "batchline")
 ROOMS = {
     "the name": ("batchline",),
     "common": (
+        "bench.case_ids",
+        "bench.console",
         "bench.errors",
-        "bench.files",
+        "bench.exit_codes",
         "bench.folders",
         "bench.git",
         "bench.missing",
+        "bench.nearest",
+        "bench.statuses",
+        "bench.stopping",
+        "bench.store.files",
         "bench.texts",
         "bench.units",
     ),
@@ -38,13 +44,11 @@ ROOMS = {
     "statistics": ("bench.stats",),
     "kernels": ("kernels",),
     "plan": (
-        "bench.budget",
         "bench.cases",
         "bench.declared",
         "bench.device_tables",
-        "bench.dispatch_tables",
         "bench.fixed_list",
-        "bench.plan",
+        "bench.running.budget",
         "bench.selection",
     ),
     "measure": ("bench.measure",),
@@ -54,14 +58,8 @@ ROOMS = {
         "bench.noise.workloads",
     ),
     "store": (
-        "bench.history",
-        "bench.store.journal",
-        "bench.records",
-        "bench.store.regressions",
-        "bench.sealed",
-        "bench.store.selftests",
+        "bench.history_file",
         "bench.store",
-        "bench.stored_files",
     ),
     "verdicts": ("bench.verdicts",),
     "noise, judged": ("bench.noise",),
@@ -113,44 +111,43 @@ NAMES_FOR_USERS = ("batchline", "bench.noise")
 # each by the beginning of their names. It must shrink to nothing; a line that is no
 # longer needed fails the test.
 KNOWN_TO_GO = {
-    # statuses, NotMeasured and case ids are common words of a run
-    ("bench.cases", "bench.records"),
-    ("bench.dispatch_tables", "bench.records"),
-    ("bench.measure", "bench.records"),
-    ("bench.noise.experiments", "bench.records"),
-    # a sealed file is one of the common files
-    ("bench.measure", "bench.sealed"),
     # the plan asks what can be measured here
-    ("bench.budget", "bench.measure"),
+    ("bench.running.budget", "bench.measure"),
     ("bench.cases", "bench.measure"),
     # made-up times and measured gains are judged while tables are read
     ("bench.device_tables", "bench.verdicts"),
-    ("bench.dispatch_tables", "bench.verdicts"),
-    # signals and the console
-    ("bench.store.journal", "bench.console"),
-    ("bench.store.journal", "bench.stopping"),
-    ("bench.measure", "bench.stopping"),
-    # the command of the history, and where it is stored, are one file
-    ("bench.history", "bench.report"),
-    ("bench.history", "bench.selection"),
-    ("bench.history", "bench.verdicts"),
-    ("bench.history", "kernels.device"),
+    # what a history stores of a run is a verdict's entry
+    ("bench.history_file", "bench.verdicts"),
+    ("bench.history_file", "kernels.device"),
     ("bench.folders", "kernels.device"),
 }
 # The circles that are there today, likewise.
 KNOWN_CIRCLES = {
     ("kernels.bmm", "kernels.bmm._autograd"),
     (
+        "bench.measure.reading.declarations",
+        "bench.measure.reading.forked",
+        "bench.measure.reading.reading_process",
         "bench.measure.timing.turns",
         "bench.measure.worker.preparing",
         "bench.measure.worker.runner",
         "bench.measure.worker.worker",
     ),
     ("bench.measure.stand_in", "bench.measure.stand_in.launches"),
+    ("bench.store.compatibility", "bench.store.formats", "bench.store.records"),
 }
 KNOWN_FOLDER_CIRCLES = {
-    ("bench.evidence", "bench.regress", "commands"),
-    ("bench.measure", "bench.measure.ahead"),
+    # the program finds its commands, and they share what is at the top of bench/
+    ("bench.commands", "bench.running", "commands"),
+    (
+        "bench.measure.ahead",
+        "bench.measure.checking",
+        "bench.measure.compiled",
+        "bench.measure.machine",
+        "bench.measure.reading",
+        "bench.measure.timing",
+        "bench.measure.worker",
+    ),
 }
 
 

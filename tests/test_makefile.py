@@ -1,12 +1,17 @@
 """make's side: help, settings, and non-zero exits."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from batchline.bench import commands
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = ("OUT", "RUN", "K", "BASE", "BUDGET", "HISTORY", "PROFILE", "DEVICE")
 
 
 def make(*arguments):
@@ -24,14 +29,48 @@ def test_bare_make_prints_help():
     for words in (
         "make bench",
         "make test",
-        "make tune",
         "make codegen",
+        "make regress",
         "PROFILE=smoke|quick|full",
         "DEVICE=auto|cpu|cuda",
         "K=",
         "VENV=",
+        "-m batchline --help",
     ):
         assert words in done.stdout
+
+
+def test_what_is_a_command_is_no_target_too():
+    text = (REPOSITORY / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(targets.split()) & set(commands.names()) == {
+        "codegen",
+        "regress",
+        "report",
+    }
+    for name in commands.names():
+        assert name in targets.split() or f"make {name}" not in make().stdout
+
+
+@pytest.mark.parametrize(
+    "setting, pins", [("", False), ("0", False), ("no", False), ("1", True)]
+)
+def test_a_switch_that_is_0_is_off(setting, pins):
+    done = make("-n", "codegen", f"PIN={setting}", "VENV=", "PYTHON=python3")
+    assert ("--pin" in done.stdout) is pins
+
+
+def test_each_setting_is_one_option_wherever_it_is_taken():
+    meant = {}
+    for target in ("bench", "regress", "codegen", "report"):
+        settings = [f"{name}=value-of-{name}" for name in SETTINGS]
+        printed = make("-n", target, *settings, "VENV=", "PYTHON=python3").stdout
+        words = shlex.split(printed.replace("\\\n", " ").splitlines()[-1])
+        for before, word in zip(words, words[1:]):
+            if match := re.fullmatch("(.*)value-of-(.*)", word):
+                meant.setdefault(match[2], set()).add(match[1] or before)
+    assert all(len(options) == 1 for options in meant.values()), meant
+    assert meant["OUT"] == {"--out"} and meant["K"] == {"-k="}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +123,7 @@ def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
 def test_an_empty_venv_uses_python_as_it_is():
     done = make("-n", "bench", "VENV=", f"PYTHON={sys.executable}")
     assert (
-        f"{sys.executable} -m bench run --profile 'quick'" in done.stdout
+        f"{sys.executable} -m batchline run --profile 'quick'" in done.stdout
         and "pip" not in done.stdout
     )
 
@@ -94,7 +133,9 @@ def test_a_setting_reaches_the_command_as_it_is_whatever_is_in_it():
     done = make(
         "-n", "bench", f"K={text.replace('$', '$$')}", "VENV=", "PYTHON=printf %s~"
     )
-    (command,) = [line for line in done.stdout.splitlines() if "-m bench run" in line]
+    (command,) = [
+        line for line in done.stdout.splitlines() if "-m batchline run" in line
+    ]
     words = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True
     ).stdout.split("~")

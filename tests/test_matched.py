@@ -2,7 +2,7 @@
 which controls are measured.
 """
 
-from batchline.bench.regress.matched import Matched, match, union
+from batchline.bench.commands.regress import Matching, match, union
 from batchline.bench.store.regressions import IDENTICAL, MISSING, NEW
 
 
@@ -59,7 +59,7 @@ def test_a_union_keeps_the_heads_order():
 
 def test_controls_are_of_the_changed_problems_and_the_baseline_first():
     same = (case("other"), case("torch_bmm"), case("torch_bmm", 64), case("third"))
-    found = Matched((case("mine"),), same, {}, {})
+    found = Matching((case("mine"),), same, {}, {})
     assert found.controls({"bmm": "torch_bmm"}) == (
         case("torch_bmm"),
         case("other"),
@@ -69,9 +69,9 @@ def test_controls_are_of_the_changed_problems_and_the_baseline_first():
 
 def test_controls_come_from_elsewhere_where_the_changed_problems_have_none_and_are_eight_at_most():
     same = tuple(case("torch_bmm", batch) for batch in range(2, 14))
-    found = Matched((case("mine"),), same, {}, {})
+    found = Matching((case("mine"),), same, {}, {})
     assert found.controls({"bmm": "torch_bmm"}) == same[:8]
 
 
 def test_nothing_changed_needs_no_control():
-    assert Matched((), (case("a"),), {}, {}).controls({"bmm": "a"}) == ()
+    assert Matching((), (case("a"),), {}, {}).controls({"bmm": "a"}) == ()

@@ -10,14 +10,14 @@ import pytest
 
 from batchline.bench.measure.worker import messages
 from batchline.bench.measure.worker.messages import (
-    Answer,
-    Asked,
     DONE,
-    Forged,
     LOST,
-    Lines,
     RAISED,
     TAMPERED,
+    Answer,
+    Asked,
+    Forged,
+    Lines,
     decoded,
     encoded,
 )

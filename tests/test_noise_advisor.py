@@ -12,6 +12,7 @@ from batchline.bench import units
 from batchline.bench.noise import advisor
 from batchline.bench.noise.advice import COST, MEMORY, NOISE, NOTHING, STEP_TIME
 from batchline.bench.noise.advisor import advise
+from batchline.bench.stats.intervals import Interval
 from batchline.bench.stats.noise_scale import (
     NO_SIGNAL,
     NO_UPPER_BOUND,
@@ -19,7 +20,6 @@ from batchline.bench.stats.noise_scale import (
     NoiseScale,
     over_batches,
 )
-from batchline.bench.stats.intervals import Interval
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 ALPHA, BETA, PHI = 1e-3, 2e-5, 40.0

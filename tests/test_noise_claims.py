@@ -112,7 +112,7 @@ def test_without_evidence_nothing_is_decided_and_each_says_which_command_measure
     verdicts = claims.judge(None, None)
     assert [verdict.verdict for verdict in verdicts] == [NOT_DECIDED] * 4
     assert all(
-        "make noise" in verdict.where or "make claims" in verdict.where
+        "batchline noise" in verdict.where or "batchline claims" in verdict.where
         for verdict in verdicts
     )
 

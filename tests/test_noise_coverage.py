@@ -14,8 +14,8 @@ from batchline.bench.noise.experiments import coverage
 from batchline.bench.noise.experiments.coverage import (
     AS_CLAIMED,
     LEAST,
-    Linear,
     MOST,
+    Linear,
     Setting,
     estimate,
     measure,

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from batchline.bench.errors import UsageError
-from batchline.bench.stats import training_curves
 from batchline.bench.noise.experiments import sweep
 from batchline.bench.noise.experiments.sweep import Grid, largest_eigenvalue, train
 from batchline.bench.noise.time_to_target import steps_of
 from batchline.bench.noise.workloads import workloads
+from batchline.bench.stats import training_curves
 
 DIGITS = workloads["digits"]
 GRID = Grid(

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
+from batchline.bench.noise.time_to_target import compare, steps_of
+from batchline.bench.stats.intervals import Interval
 from batchline.bench.stats.noise_scale import (
     NO_SIGNAL,
     NO_UPPER_BOUND,
     NoiseEstimate,
     NoiseScale,
 )
-from batchline.bench.stats.intervals import Interval
-from batchline.bench.noise.time_to_target import compare, steps_of
 
 BATCHES, SEEDS, LEAST, PHI = (4, 16, 64, 256, 1024), range(5), 200.0, 50.0
 RATE, OTHERS, TARGET = 0.5, (0.25, 1.0), 0.1

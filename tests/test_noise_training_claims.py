@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.noise.claims import stability, speed
-from batchline.bench.stats.intervals import Estimate
+from batchline.bench.noise.claims import speed, stability
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
     NOT_DECIDED,
     ONLY_WHERE,
 )
+from batchline.bench.stats.intervals import Estimate
 from tests.claims_evidence import BATCHES, NOISE_SCALE, TARGET, UNTRAINED, noise, sweep
 
 

@@ -13,7 +13,6 @@ from batchline.bench.cases import PROFILES
 from batchline.bench.measure.machine import busy
 from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.measure.worker.task import Outcome
-from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED
 from batchline.bench.regress import pairs
 from batchline.bench.regress.pairs import (
     BASE_SIDE,
@@ -23,6 +22,7 @@ from batchline.bench.regress.pairs import (
     Pairs,
     failure,
 )
+from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from batchline.bench.measure.worker.preparing import Patience
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.preparing import Patience
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import NOT_HERE, NotMeasured
 

@@ -37,7 +37,8 @@ def run(program):
 def test_the_meter_and_whatever_reads_stored_runs_are_imported():
     run("""
 from batchline import NoiseMeter, Op, load
-from batchline.bench import compare, explain, history, publishing, report, stopping
+from batchline.bench import history_file, publishing, report, stopping
+from batchline.bench.commands import compare, explain, history
 from batchline.bench.noise import advisor, advice
 import batchline.__main__
 """)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from batchline.bench.measure.timing.clocks import Cpu
-from batchline.bench.measure.worker.preparing import Entry, Preparing
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.preparing import Entry, Preparing
 
 
 def clocks_of(evict_s, seconds, name="host_cold"):

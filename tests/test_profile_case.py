@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench import profile_case as command
+from batchline.bench.commands import profile as command
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
+from batchline.bench.measure.stand_in import environment
 from batchline.bench.verdicts.proton import kernel_times
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"
@@ -66,7 +68,7 @@ def test_without_a_gpu_the_hot_loop_is_shown(capsys):
         "cuda"
     ):
         pytest.skip(why)
-    assert command.profile(CASE, "cpu", 80) == command.DONE
+    assert command.profile(CASE, "cpu", 80) == ExitCode.CLEAN
     text = capsys.readouterr().out
     assert (
         "this is what the compiler made of it for sm_80, not yet run"
@@ -82,7 +84,7 @@ def test_without_a_gpu_the_hot_loop_is_shown(capsys):
 @pytest.mark.parametrize(
     "case, words",
     [
-        ("", "say which case: make profile CASE="),
+        ("", "say which case: batchline profile "),
         ("bmm/triton_tiled", "no case 'bmm/triton_tiled'"),
         ("bmm/gone/square_256/float16/B4", "no case"),
         ("bmm/triton_tiled/gone/float16/B4", "no case"),
@@ -107,19 +109,19 @@ def test_an_unknown_architecture_is_refused():
 def test_what_runs_on_the_cpu_has_no_machine_code_here(capsys):
     assert (
         command.profile("bmm/torch_bmm/square_256/float32/B4", "cpu", 90)
-        == command.NOTHING_TO_SHOW
+        == ExitCode.NOT_MEASURED
     )
     said = capsys.readouterr().err.replace("\n  ", " ")
     assert (
         "torch is not a GPU compiler" in said
-        and "make explain CASE=bmm/torch_bmm" in said
+        and "batchline explain bmm/torch_bmm" in said
     )
 
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A machine that has a GPU, and only the programs that the test makes."""
-    monkeypatch.setattr(command.environment, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(environment, "resolve_device", lambda device: "cuda")
     monkeypatch.setattr(Declared, "why_not_here", lambda self, device, dtype=None: None)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -133,7 +135,7 @@ def gpu(monkeypatch, tmp_path):
 
 def test_ncu_is_given_the_case(gpu, capsys):
     gpu('for word in "$@"; do echo "$word"; done')
-    assert command.profile(CASE, "auto", 90) == command.DONE
+    assert command.profile(CASE, "auto", 90) == ExitCode.CLEAN
     assert (
         capsys.readouterr().out.split()[-4:]
         == [
@@ -171,7 +173,7 @@ def test_where_ncu_can_not_proton_does(gpu, monkeypatch, capsys, body, why):
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
     monkeypatch.setattr(command.subprocess, "run", by_proton)
-    assert command.profile(CASE, "auto", 90) == command.DONE
+    assert command.profile(CASE, "auto", 90) == ExitCode.CLEAN
     told = capsys.readouterr()
     assert (
         why in told.err.replace("\n  ", " ")
@@ -182,7 +184,7 @@ def test_where_ncu_can_not_proton_does(gpu, monkeypatch, capsys, body, why):
 
 def test_where_neither_can_it_says_both(gpu, monkeypatch, capsys):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    assert command.profile(CASE, "auto", 90) == command.NOTHING_TO_SHOW
+    assert command.profile(CASE, "auto", 90) == ExitCode.NOT_MEASURED
     assert (
         "ncu is not in the PATH, and Triton's proton is not installed"
         in capsys.readouterr().err
@@ -195,6 +197,6 @@ def test_a_proton_that_fails_is_a_failure(gpu, monkeypatch, capsys):
     )
     assert (
         os.path.exists("/bin/sh")
-        and command.profile(CASE, "auto", 90) == command.FAILED
+        and command.profile(CASE, "auto", 90) == ExitCode.FAULT
     )
     assert "proton failed: no context" in capsys.readouterr().err

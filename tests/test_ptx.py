@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.checking.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler
 from batchline.kernels import backends
 from batchline.kernels._cuda import ptx
 from batchline.kernels.bmm import stored

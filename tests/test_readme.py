@@ -7,8 +7,9 @@ import zlib
 
 import pytest
 
-from batchline.bench import readme as command
+from batchline.bench.commands import readme as command
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.report import excerpts
 from batchline.bench.store import run_json
 from tests.runs import save_document
@@ -46,12 +47,12 @@ def root(tmp_path):
 
 
 def test_a_figure_is_written_and_then_up_to_date(root, capsys):
-    assert command.readme(check=True, root=root) == command.STALE
+    assert command.readme(check=True, root=root) == ExitCode.FAULT
     assert (
         "README.md: not up to date: run `batchline readme`" in capsys.readouterr().out
     )
     assert "old" in (root / "README.md").read_text()
-    assert command.readme(check=False, root=root) == command.CLEAN
+    assert command.readme(check=False, root=root) == ExitCode.CLEAN
     text = (root / "README.md").read_text()
     assert (
         "| batch " in text
@@ -59,9 +60,9 @@ def test_a_figure_is_written_and_then_up_to_date(root, capsys):
         and text.startswith("# before\n")
         and text.endswith("\nafter\n")
     )
-    assert command.readme(check=True, root=root) == command.CLEAN
+    assert command.readme(check=True, root=root) == ExitCode.CLEAN
     (root / "README.md").write_text(text.replace("µs", "ns"))
-    assert command.readme(check=True, root=root) == command.STALE
+    assert command.readme(check=True, root=root) == ExitCode.FAULT
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_screenshot_is_of_its_run_or_taken_again(root, monkeypatch):
     assert (
         command.readme(check=False, root=root)
         == command.readme(check=True, root=root)
-        == command.CLEAN
+        == ExitCode.CLEAN
     )
     assert (
         "![the page of the run](reports/evidence/run/page.png)"
@@ -142,7 +143,7 @@ def test_a_screenshot_is_of_its_run_or_taken_again(root, monkeypatch):
     path.write_text(path.read_text() + " ")
     with pytest.raises(UsageError, match="of another run"):
         command.readme(check=True, root=root)
-    assert command.readme(check=False, root=root) == command.CLEAN and len(taken) == 2
+    assert command.readme(check=False, root=root) == ExitCode.CLEAN and len(taken) == 2
 
 
 def test_the_stamp_is_a_chunk_that_readers_skip(tmp_path):
@@ -186,7 +187,7 @@ def test_what_a_command_has_printed_is_a_block_of_text(root):
 
 def test_a_mark_that_the_text_only_mentions_is_none(root):
     (root / "README.md").write_text("Between `<!-- shown: KIND -->` and its end.\n")
-    assert command.readme(check=True, root=root) == command.CLEAN
+    assert command.readme(check=True, root=root) == ExitCode.CLEAN
 
 
 def test_a_plot_is_taken_in_whichever_format_is_stored(root):

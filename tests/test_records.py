@@ -294,8 +294,8 @@ def test_a_study_is_stored_and_loaded(tmp_path):
 
 def test_what_is_measured_has_its_place_in_the_records():
     """A field that a measurement gains and its record lacks would end every run."""
-    from batchline.bench import budget
     from batchline.bench.measure.checking import audit, steadiness
+    from batchline.bench.running import budget
     from batchline.bench.store.records import Compiled
 
     names = {

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import report, units
-from batchline.bench.budget import Forecast
 from batchline.bench.declared import Declared
-from batchline.bench.progress import Progress
 from batchline.bench.report import RunReport, figures
 from batchline.bench.report.sections import failures, laws, machine, ops
+from batchline.bench.running.progress import Progress
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, WRONG
 from batchline.bench.store import formats, run_json
-from batchline.bench.store.records import Record
+from batchline.bench.store.records import Forecast, Record
 from tests.documents import in_markdown, readme, section
 from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.runs import run_of, save_document
@@ -383,10 +382,13 @@ class FakeCase:
 class FakeSchedule:
     name = "the 5 min 00 s of PROFILE=quick"
 
+    def within_budget(self, left_s):
+        return left_s
+
 
 def _progress(stream, tell_every_s=10):
-    """Three cases that are expected to take 20 s each, take 10, and have 30 s more
-    after them.
+    """Two cases of a problem that is expected to take 40 s, one of a problem of 20 s,
+    and 30 s more after them.
     """
     seconds = iter(range(0, 1000, tell_every_s))
     progress = Progress(stream, now=lambda: next(seconds))
@@ -396,10 +398,15 @@ def _progress(stream, tell_every_s=10):
         FakeCase("c"),
         FakeCase("gpu", (NOT_HERE, "needs CUDA")),
     ]
+    cases[2].problem = "bmm", "tiny_4", "float32", 4
     late = FakeCase("late")
     late.problem = "bmm", "tiny_16", "float32", 4096
     forecast = Forecast(
-        {cases[0].problem: 60.0}, frozenset({late.problem}), 21.0, 4.0, 30.0
+        {cases[0].problem: 40.0, cases[2].problem: 20.0},
+        frozenset({late.problem}),
+        21.0,
+        4.0,
+        30.0,
     )
     progress.plan([*cases, late], forecast, FakeSchedule())
     progress.start()
@@ -414,12 +421,12 @@ def _progress(stream, tell_every_s=10):
 def test_progress_in_a_log_counts_what_runs_and_tells_faults_at_once():
     assert _progress(io.StringIO()).splitlines() == [
         "5 cases planned, 4 of them run here",
-        "3 of those, on 1 problems, fit into the 5 min 00 s of PROFILE=quick; the others are rows without a time "
+        "3 of those, on 2 problems, fit into the 5 min 00 s of PROFILE=quick; the others are rows without a time "
         "(K chooses)",
         "expected to take 1 min 55 s: 21 s before the cases, 4 s to compile kernels, 1 min 00 s for the cases, 30 s "
         "after them",
         "a: wrong: on ragged: no",
-        "[1/3] 55 s left        a wrong",
+        "[1/3] 41 s left        a wrong",
         "b: failed: ValueError: B",
         "[2/3] 50 s left        b failed",
     ]
@@ -430,7 +437,39 @@ def test_progress_in_a_log_tells_nothing_twice_in_five_seconds():
         line
         for line in _progress(io.StringIO(), tell_every_s=1).splitlines()
         if line.startswith("[")
-    ] == ["[1/3] 41 s left        a wrong"]
+    ] == ["[1/3] 39 s left        a wrong"]
+
+
+@pytest.mark.parametrize(
+    "budget_s, least_s, most_s", [(None, 120, 240), (100, 35, 45)], ids=["none", "100"]
+)
+def test_the_estimate_begins_from_the_plan_and_ends_with_the_budget(
+    budget_s, least_s, most_s
+):
+    """60 problems of 10 cases, of a second each by the plan; the first takes a minute,
+    as where a compiler starts.
+    """
+    seconds = iter([0.0, *[60.0] * 10])
+    stream = io.StringIO()
+    progress = Progress(stream, now=lambda: next(seconds))
+    cases = [FakeCase(str(number)) for number in range(600)]
+    for number, case in enumerate(cases):
+        case.problem = "bmm", "tiny_4", "float32", number // 10
+    schedule = FakeSchedule()
+    if budget_s:
+        schedule.within_budget = lambda left_s: min(left_s, budget_s - 60.0)
+    planned = {case.problem: 1.0 for case in cases}
+    progress.plan(cases, Forecast(planned, frozenset(), 0.0, 0.0, 0.0), schedule)
+    progress.start()
+    progress.done(cases[0], FAILED, "no", None)
+    (line,) = [one for one in stream.getvalue().splitlines() if " left " in one]
+    words = line.partition("] ")[2].split()
+    left_s = sum(
+        float(number) * {"min": 60, "s": 1}[unit]
+        for number, unit in zip(words, words[1:])
+        if unit in ("min", "s")
+    )
+    assert least_s <= left_s <= most_s, line
 
 
 def test_progress_on_a_terminal_rewrites_one_line():

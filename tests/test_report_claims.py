@@ -90,6 +90,6 @@ def test_without_evidence_the_section_says_which_commands_make_it():
     text = in_markdown(shown.claims(claims.judge(None, None), None))
     assert (
         text.count("NOT DECIDED") >= 8
-        and "`make claims` runs one" in text
+        and "`batchline claims` runs one" in text
         and "<details>" not in text
     )

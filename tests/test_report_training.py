@@ -75,7 +75,7 @@ def test_a_failed_workload_is_a_row_of_its_own_and_the_others_stand():
 
 def test_without_a_sweep_the_report_says_what_runs_one():
     text = _text(noise())
-    assert "`make claims` runs one" in text and "NOT DECIDED" in text
+    assert "`batchline claims` runs one" in text and "NOT DECIDED" in text
 
 
 def test_figures_are_drawn_and_shown(tmp_path):

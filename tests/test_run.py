@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchline.bench.store import journal, records, run_json
 from batchline.__main__ import main
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.folders import new_folder
-from batchline.bench.pytest_run import CLEAN
+from batchline.bench.running.benchmark import _exit_code
 from batchline.bench.statuses import (
     CRASHED,
     FAILED,
@@ -31,11 +31,11 @@ from batchline.bench.statuses import (
     OUT_OF_MEMORY,
     WRONG,
 )
-from batchline.bench.run import _exit_code
+from batchline.bench.store import journal, records, run_json
 from tests import shared
+from tests.runs import run_of
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
-from tests.runs import run_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
@@ -426,16 +426,17 @@ def test_a_missing_dependency_is_one_clear_line(sources, module):
 @pytest.mark.slow
 def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
     done = subprocess.run(
-        f"{sys.executable} -m bench list | head -1",
+        f"{sys.executable} -m batchline list | head -1",
         shell=True,
         cwd=sources,
         capture_output=True,
         text=True,
     )
     assert done.stdout.startswith("bmm/torch_bmm/")
-    (told,) = (
-        done.stderr.splitlines()
-    )  # of the file that does not load, and nothing of the pipe
+    # Of the file that does not load, how many cases there are, and how it ended; nothing
+    # of the pipe.
+    told, counted, closing = done.stderr.splitlines()
+    assert " cases, " in counted and closing.startswith("batchline list: a file is ")
     assert told.startswith(
         "bmm/torch_typo: failed: kernels/bmm/torch_typo.py: it does not load: SyntaxError"
     )
@@ -484,7 +485,9 @@ def test_a_busy_machine_alone_is_no_variants_exit_code(cases, code):
         records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, status, reason)
         for status, reason in cases
     ]
-    assert _exit_code(run_of({"audit": []}, {}, tuple(rows)), CLEAN, True) == code
+    assert (
+        _exit_code(run_of({"audit": []}, {}, tuple(rows)), ExitCode.CLEAN, True) == code
+    )
 
 
 def test_a_run_never_overwrites_another(tmp_path):

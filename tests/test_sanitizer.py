@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from batchline.bench.evidence import sanitizer, shown
-from batchline.bench.evidence.parts import Asked
-from batchline.bench.evidence.sanitizer import CLEAN, ERRORS, NOT_RUN
+from batchline.bench.commands import _evidence_sections as shown
+from batchline.bench.commands._evidence_parts import Asked
+from batchline.bench.measure import sanitizer
+from batchline.bench.measure.sanitizer import CLEAN, ERRORS, NOT_RUN
 
 HEAD = "========= COMPUTE-SANITIZER"
 CLEAN_MEMORY = (

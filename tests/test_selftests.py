@@ -6,8 +6,12 @@ import json
 
 import pytest
 
+from batchline.bench import selection
+from batchline.bench.commands import selftest
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.worker.task import Outcome
-from batchline.bench.regress import known_noise, selftest, staged
+from batchline.bench.regress import known_noise
+from batchline.bench.regress import pairs as gate
 from batchline.bench.report import of_commands as report
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store import selftests
@@ -83,23 +87,23 @@ def test_a_machine_that_finds_changes_in_identical_code_is_told():
 @pytest.mark.parametrize(
     "found, code",
     [
-        ([finding(0, EQUIVALENT), finding(0.1, REGRESSED)], selftest.CLEAN),
-        ([finding(0, REGRESSED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
-        ([finding(0, IMPROVED), finding(0.1, REGRESSED)], selftest.NOT_BELIEVED),
-        ([finding(0, INCONCLUSIVE), finding(0.1, INCONCLUSIVE)], selftest.NOT_BELIEVED),
+        ([finding(0, EQUIVALENT), finding(0.1, REGRESSED)], ExitCode.CLEAN),
+        ([finding(0, REGRESSED), finding(0.1, REGRESSED)], ExitCode.FAULT),
+        ([finding(0, IMPROVED), finding(0.1, REGRESSED)], ExitCode.FAULT),
+        ([finding(0, INCONCLUSIVE), finding(0.1, INCONCLUSIVE)], ExitCode.FAULT),
         (
             [
                 finding(0, EQUIVALENT),
                 finding(0.02, INCONCLUSIVE),
                 finding(0.1, REGRESSED),
             ],
-            selftest.CLEAN,
+            ExitCode.CLEAN,
         ),
         (
             [finding(0, EQUIVALENT), finding(0.05, IMPROVED), finding(0.1, REGRESSED)],
-            selftest.NOT_BELIEVED,
+            ExitCode.FAULT,
         ),
-        ([], selftest.NOT_MEASURED),
+        ([], ExitCode.NOT_MEASURED),
     ],
 )
 def test_the_exit_code_says_whether_it_can_be_believed(found, code, baselines, capsys):
@@ -119,10 +123,10 @@ def test_noise_is_kept_where_it_was_measured(machine, kept, baselines):
 
 
 def test_an_interrupted_one_shows_what_it_has(baselines, capsys):
-    ended = ABOUT | {"ended": staged.INTERRUPTED}
+    ended = ABOUT | {"ended": gate.INTERRUPTED}
     assert (
         selftest._publish(Selftest(ended, (finding(0, EQUIVALENT),)), None)
-        == selftest.INTERRUPTED
+        == ExitCode.STOPPED
     )
     assert "Ended early: stopped by Ctrl-C." in capsys.readouterr().out
 
@@ -238,7 +242,7 @@ DAMAGES = {
 def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(
     baselines, damage, words, capsys
 ):
-    from batchline.__main__ import USAGE, main
+    from batchline.__main__ import main
 
     path = known_noise.save(
         MACHINE | ({} if damage else {"cpu_cores": 4}), "smoke", 20, {CASE: 0.02}
@@ -247,15 +251,15 @@ def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(
         path.write_text(damage(path.read_text()))
     with pytest.raises(SealBroken, match=words) as refused:
         known_noise.load(MACHINE)
-    assert "`make selftest` measures it anew" in str(refused.value) and "\n" not in str(
+    assert "`batchline selftest` measures it anew" in str(
         refused.value
-    )
+    ) and "\n" not in str(refused.value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "batchline.bench.measure.machine.environment.machine",
             lambda device: MACHINE,
         )
-        assert main(["regress", "--base", "HEAD", "--device", "cpu"]) == USAGE
+        assert main(["regress", "--base", "HEAD", "--device", "cpu"]) == ExitCode.USAGE
     assert capsys.readouterr().err.startswith("batchline: ")
 
 
@@ -289,10 +293,10 @@ def test_ctrl_c_keeps_the_sessions_that_are_done(
 ):
     pairs = StoppedAfterOne()
     pairs.sessions = sessions_before
-    monkeypatch.setattr(selftest, "Pairs", lambda *_: pairs)
-    monkeypatch.setattr(selftest, "selected", lambda *_: [CASE])
+    monkeypatch.setattr(gate, "Pairs", lambda *_: pairs)
+    monkeypatch.setattr(selection, "selected", lambda *_: [CASE])
     assert (
-        selftest.run("smoke", "cpu", CASE, 3, tmp_path / "out") == selftest.INTERRUPTED
+        selftest.selftest("smoke", "cpu", CASE, 3, tmp_path / "out") == ExitCode.STOPPED
     )
     assert (tmp_path / "out" / selftests.FILE_NAME).exists() is kept
     if kept:

@@ -6,10 +6,11 @@ import contextlib
 
 import pytest
 
-from batchline.bench import pytest_run
-from batchline.bench.budget import Schedule
-from batchline.bench.store.journal import Journal, RunBuilder
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.worker.task import Outcome
+from batchline.bench.running import benchmark
+from batchline.bench.running.budget import Schedule
+from batchline.bench.running.session import Session, _Replay
 from batchline.bench.statuses import (
     INVALID,
     MEASURED,
@@ -17,7 +18,7 @@ from batchline.bench.statuses import (
     NotMeasured,
     is_machines_fault,
 )
-from batchline.bench.session import Session, _Replay
+from batchline.bench.store.journal import Journal, RunBuilder
 from tests.plans import planned
 
 PLAN = planned("smoke", "cpu")
@@ -279,10 +280,10 @@ def test_a_stop_before_anything_is_planned_is_a_stop_and_no_fault_of_ours(tmp_pa
 
     with contextlib.closing(RunBuilder(Journal(tmp_path))) as builder:
         schedule = Schedule(PLAN, lambda: 0.0)
-        ended = pytest_run.measure(
+        ended = benchmark.measure_cases(
             schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", builder
         )
-    assert ended == pytest_run.INTERRUPTED and builder.has_begun
+    assert ended == ExitCode.STOPPED and builder.has_begun
 
 
 def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():

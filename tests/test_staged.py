@@ -5,10 +5,9 @@ session early.
 import pytest
 
 from batchline.bench.measure.worker.task import Outcome
+from batchline.bench.regress import pairs as staged
+from batchline.bench.regress.pairs import Entry, Family
 from batchline.bench.statuses import CRASHED
-from batchline.bench.regress import staged
-from batchline.bench.regress.pairs import Entry
-from batchline.bench.regress.staged import Family
 from batchline.bench.store.regressions import (
     EQUIVALENT,
     INCONCLUSIVE,
@@ -45,7 +44,7 @@ def test_whoever_is_decided_is_not_measured_again_and_controls_always_are():
         }
     )
     subjects, controls = family(SAME, SLOWER, NOISY), family(CONTROL, controls=True)
-    assert staged.measure(pairs, [subjects, controls]) == (20, "")
+    assert staged.measure_in_stages(pairs, [subjects, controls]) == (20, "")
     assert pairs.asked[:5] == [[SAME, SLOWER, NOISY, CONTROL]] * 5
     assert pairs.asked[5:10] == [[SLOWER, NOISY, CONTROL]] * 5
     assert pairs.asked[10:] == [[NOISY, CONTROL]] * 10
@@ -59,14 +58,16 @@ def test_whoever_is_decided_is_not_measured_again_and_controls_always_are():
 
 def test_controls_alone_are_not_worth_a_pair():
     pairs = FakePairs({})
-    assert staged.measure(pairs, [family(), family(CONTROL, controls=True)]) == (0, "")
+    assert staged.measure_in_stages(
+        pairs, [family(), family(CONTROL, controls=True)]
+    ) == (0, "")
     assert not pairs.asked
 
 
 def test_no_pair_is_begun_that_would_end_after_the_time():
     clock = iter(range(0, 1000, 10))
     pairs = FakePairs({NOISY: wobbling(0.01, by=0.2)})
-    counted, why = staged.measure(
+    counted, why = staged.measure_in_stages(
         pairs, [family(NOISY)], until_s=75, now=lambda: next(clock)
     )
     assert 1 < counted < 7 and why == f"the time was up after {counted} pairs"
@@ -76,7 +77,7 @@ def test_ctrl_c_keeps_the_pairs_that_there_are():
     ends = {3: KeyboardInterrupt()}
     pairs = FakePairs({NOISY: lambda number: ends.get(number, 1.0)})
     one = family(NOISY)
-    assert staged.measure(pairs, [one]) == (3, staged.INTERRUPTED)
+    assert staged.measure_in_stages(pairs, [one]) == (3, staged.INTERRUPTED)
     assert len(one.evidence.ratios[LATENCY][NOISY]) == 3
 
 
@@ -85,13 +86,13 @@ def test_a_case_that_breaks_costs_the_others_nothing():
         {SLOWER: lambda number: Outcome(CRASHED, "SIGSEGV"), SAME: wobbling(0)}
     )
     one = family(SLOWER, SAME)
-    assert staged.measure(pairs, [one]) == (5, "")
+    assert staged.measure_in_stages(pairs, [one]) == (5, "")
     assert latencies(one) == {SLOWER: REGRESSED, SAME: EQUIVALENT}
 
 
 def test_autotuned_configurations_are_pinned_while_it_lasts(monkeypatch):
     monkeypatch.delenv("TRITON_CACHE_AUTOTUNING", raising=False)
-    with pytest.raises(KeyError), staged.compiled_once():
+    with pytest.raises(KeyError), staged.compile_once():
         assert staged.os.environ["TRITON_CACHE_AUTOTUNING"] == "1"
         raise KeyError
     assert "TRITON_CACHE_AUTOTUNING" not in staged.os.environ

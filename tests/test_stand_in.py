@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from batchline import kernels
-from batchline.bench import compare, dispatch, history
+from batchline.bench import history_file
+from batchline.bench.commands import compare, dispatch
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED
@@ -176,7 +177,7 @@ def test_nothing_is_built_upon_it(smoke):
         compare.compare(folder, folder)
     with pytest.raises(UsageError, match=stand_in.WORDS):
         dispatch._evidence(folder, "cpu")
-    assert history.append(run_json.load(folder), folder / "history") is None
+    assert history_file.append(run_json.load(folder), folder / "history") is None
 
 
 @pytest.mark.slow
@@ -260,7 +261,7 @@ def test_what_is_timed_twice_or_beside_others(tmp_path, command, options):
     profile = (
         ()
         if command == "noise-cost"
-        else ("--profile", "smoke", "--out", str(tmp_path))
+        else ("--profile", "smoke", "--into", str(tmp_path))
     )
     on_it(command, *profile, *options)
     for path in tmp_path.iterdir():
@@ -340,7 +341,7 @@ def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
         parts,
         "-k",
         "tiny_16 and torch_bmm",
-        "--out",
+        "--into",
         str(tmp_path / "made"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -364,7 +365,7 @@ def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
 
 def test_it_is_never_among_the_committed_evidence():
     done = bench(
-        "evidence", "--device", stand_in.NAME, "--out", "reports/evidence/made-up"
+        "evidence", "--device", stand_in.NAME, "--into", "reports/evidence/made-up"
     )
     assert (
         done.returncode == 2 and f"{stand_in.WORDS}: it is no evidence" in done.stderr

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from batchline.__main__ import USAGE, main
+from batchline.__main__ import main
 from batchline.bench import study
 from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Noise, Study
 from tests.claims_evidence import sweep
@@ -97,7 +98,7 @@ def test_steps_that_could_not_be_timed_give_no_advice_and_exit_3(tmp_path, capsy
 def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
     if text is not None:
         (tmp_path / run_json.STUDY_FILE_NAME).write_text(text)
-    assert main(["advise", "--run", str(tmp_path)]) == USAGE
+    assert main(["advise", "--run", str(tmp_path)]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -112,7 +113,7 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
 def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
     study.write(STUDY, tmp_path)
     capsys.readouterr()
-    assert main(["advise", "--run", str(tmp_path), *arguments]) == USAGE
+    assert main(["advise", "--run", str(tmp_path), *arguments]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -120,7 +121,7 @@ def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, word
 def test_a_run_without_noise_says_where_there_is_some(tmp_path):
     save_document(tmp_path, document())
     with pytest.raises(UsageError, match="no gradient noise in it"):
-        study.advise(tmp_path, "quick", "cpu", None, None, None)
+        study.stored_noise(tmp_path)
 
 
 def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
@@ -144,7 +145,7 @@ def test_the_newest_readable_sweep_is_the_stored_one(tmp_path, monkeypatch):
 def test_an_unknown_profile_or_device_is_told_before_anything_is_measured(
     arguments, capsys
 ):
-    assert main(arguments) == USAGE
+    assert main(arguments) == ExitCode.USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -155,11 +156,11 @@ def _stopped():
 def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: WITHOUT_SWEEP,
     )
     monkeypatch.setattr(study, "_EVIDENCE", tmp_path / "reports" / "evidence")
-    assert study._study("quick", "cpu", tmp_path / "runs", _stopped) == 130
+    assert study.make_study("quick", "cpu", tmp_path / "runs", _stopped) == 130
     (stored,) = (tmp_path / "runs").glob(f"*/{run_json.STUDY_FILE_NAME}")
     kept = run_json.load_study(stored.parent)
     assert as_json(kept.noise) == as_json(STUDY.noise) and kept.partial
@@ -175,7 +176,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "surveys", one_and_stop)
-    assert study._study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
+    assert study.make_study("smoke", "cpu", tmp_path, study.stored_sweep) == 130
     (stored,) = tmp_path.glob(f"*/{run_json.STUDY_FILE_NAME}")
     document = json.loads(stored.read_text())
     assert list(document["noise"]["workloads"]) == [first[0]] and document["partial"]
@@ -185,7 +186,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
 def test_a_survey_that_is_stopped_at_once_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "surveys", lambda *_: (_stopped() for _ in range(1)))
     with pytest.raises(KeyboardInterrupt):
-        study._study("smoke", "cpu", tmp_path, study.stored_sweep)
+        study.make_study("smoke", "cpu", tmp_path, study.stored_sweep)
     assert not list(tmp_path.iterdir())
 
 
@@ -196,7 +197,7 @@ def _full(*_, **__):
 def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: WITHOUT_SWEEP,
     )
     whole = run_json.save_study
@@ -205,7 +206,7 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
         "save_study",
         lambda place, one: (_full if "runs" in place.parts else whole)(place, one),
     )
-    assert study._study("quick", "cpu", tmp_path / "runs", sweep) == 0
+    assert study.make_study("quick", "cpu", tmp_path / "runs", sweep) == 0
     line = capsys.readouterr().err.splitlines()[0]
     rescue = Path(
         re.search(
@@ -219,11 +220,11 @@ def test_a_folder_that_is_full_by_then_loses_nothing(tmp_path, monkeypatch, caps
 def test_a_report_that_fails_costs_no_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         study,
-        "_measured",
+        "measure_survey",
         lambda *_: WITHOUT_SWEEP,
     )
     monkeypatch.setattr(study.report, "draw_training", _full)
-    assert study._study("quick", "cpu", tmp_path, sweep) == study.FAILED
+    assert study.make_study("quick", "cpu", tmp_path, sweep) == ExitCode.FAULT
     assert (
         "drawing the plots failed: OSError: [Errno 28] No space left on device"
         in capsys.readouterr().err

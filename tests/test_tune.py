@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench import tune as command
+from batchline.bench.commands import tune as command
+from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED, WRONG
 from tests.plans import planned
@@ -131,5 +132,5 @@ def test_winners_of_other_versions_are_dropped(tmp_path):
 
 
 def test_nothing_to_tune_is_said(capsys):
-    assert command.tune("smoke", "cpu", "torch_mean", 0.1) == command.NOTHING_TUNED
+    assert command.tune("smoke", "cpu", "torch_mean", 0.1) == ExitCode.NOT_MEASURED
     assert "nothing to tune on cpu" in capsys.readouterr().out

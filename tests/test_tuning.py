@@ -125,6 +125,6 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
     path.parent.mkdir()
     path.write_text('{"winners": ')
     with pytest.raises(
-        ValueError, match=f"{path.name} is not a tuning file.*make tune"
+        ValueError, match=f"{path.name} is not a tuning file.*batchline tune"
     ):
         found.choose(torch.empty(8, 64, 64, 64, device="meta"))

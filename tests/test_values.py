@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.kernels import digits
 from batchline.bench.measure.timing.values import Values, twins
+from batchline.kernels import digits
 
 CASES = [
     ("bmm", "tiny_16", 16),

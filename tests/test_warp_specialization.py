@@ -14,8 +14,8 @@ import weakref
 import pytest
 import torch
 
-from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.checking.check import checked_call, expect
+from batchline.bench.measure.compiled import compiler
 from batchline.kernels import backends
 from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw

@@ -24,7 +24,7 @@ NAMES = [
 ]
 
 
-# Three seconds each: every second one is left to `make test-slow`, and `make wrong-run`
+# Three seconds each: every second one is left to `make test-slow`, and `python -m tests.wrong_run`
 # has them all.
 @pytest.mark.parametrize(
     "name",

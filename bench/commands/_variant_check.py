@@ -21,11 +21,13 @@ from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import busy
-from batchline.bench.measure.reading import catalogue, forked, reader
 from batchline.bench.measure.machine.environment import resolve_device
-from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.reading import catalogue, forked, reader
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.nearest import did_you_mean
+from batchline.bench.selection import selected
 from batchline.bench.statuses import (
     BROKEN,
     CRASHED,
@@ -38,7 +40,6 @@ from batchline.bench.statuses import (
     is_machines_fault,
 )
 from batchline.bench.store.regressions import INVALID
-from batchline.bench.selection import selected
 from batchline.bench.texts import clean_line, error_line
 from batchline.bench.verdicts import ranking
 from batchline.kernels.discovery import is_name
@@ -126,7 +127,7 @@ def _chosen(ids: Sequence[str], expression: str) -> list[str]:
     except UsageError as error:
         names = {one.rpartition("/")[2]: one for one in ids}
         close = difflib.get_close_matches(expression, [*ids, *names], n=1)
-        if not close:
+        if not close or did_you_mean(expression, ids):  # which is said already
             raise
         meant = names.get(close[0], close[0])
         raise UsageError(f"{error}; did you mean {meant!r}?") from error

@@ -6,9 +6,8 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 
-from batchline.bench.errors import UsageError
-
-ALL_RIGHT, SOME_WRONG, USAGE, NOTHING_CHECKED, STOPPED = 0, 1, 2, 3, 130
+from batchline.bench.commands import _arguments
+from batchline.bench.exit_codes import ExitCode
 
 HELP = "what a variant's file gets wrong, in seconds: name, imports, dtypes, probes"
 SAMPLE = """
@@ -17,12 +16,12 @@ grad_reduce/triton_my_idea  not run  needs CUDA (its name, imports and dtypes ar
 2 variants: 1 wrong, 1 not run here
 """
 EXITS = {
-    ALL_RIGHT: "every chosen variant that can run here is right",
-    SOME_WRONG: "a variant is wrong",
-    USAGE: "unknown device, or no variant matches",
-    NOTHING_CHECKED: "no chosen variant can run here: only names, imports and "
+    ExitCode.CLEAN: "every chosen variant that can run here is right",
+    ExitCode.FAULT: "a variant is wrong",
+    ExitCode.USAGE: "unknown device, or no variant matches",
+    ExitCode.NOT_MEASURED: "no chosen variant can run here: only names, imports and "
     "declarations were checked",
-    STOPPED: "stopped by Ctrl-C",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 _WIDTH = 30  # of the column of ids: a longer one moves its own line only
 _DEADLINE_S = 60.0  # for one step: a compiler may take half of it
@@ -30,21 +29,14 @@ _DEADLINE_S = 60.0  # for one step: a compiler may take half of it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which variants, and where."""
-    parser.add_argument(
-        "-k",
-        default="",
-        metavar="EXPRESSION",
-        help="only variants whose op/variant matches, as in pytest -k (default: all)",
+    _arguments.add_selection(
+        parser,
+        "only variants whose op/variant matches, as in pytest -k (default: all)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        help="auto (default: cuda where there is a GPU), cpu, cuda, or stand-in, which "
-        "interprets GPU kernels without a GPU",
-    )
+    _arguments.add_device(parser)
     parser.add_argument(
         "--deadline",
-        type=float,
+        type=_arguments.positive,
         default=_DEADLINE_S,
         metavar="SECONDS",
         help=f"the longest that one step may take (default: {_DEADLINE_S:g})",
@@ -60,8 +52,6 @@ def run(options: argparse.Namespace) -> int:
         verdicts,
     )
 
-    if not options.deadline > 0:
-        raise UsageError(f"--deadline {options.deadline:g} is not a number above 0")
     kinds: Counter[str] = Counter()
     for variant_id, verdict in verdicts(options.k, options.device, options.deadline):
         kinds[verdict.kind] += 1
@@ -72,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
         )
     )
     if kinds[IS_WRONG]:
-        return SOME_WRONG
-    return ALL_RIGHT if kinds[RIGHT] else NOTHING_CHECKED
+        return ExitCode.FAULT
+    return ExitCode.CLEAN if kinds[RIGHT] else ExitCode.NOT_MEASURED
 
 
 def _closing_line(kinds: Mapping[str, int], names: Mapping[str, str]) -> str:

@@ -19,9 +19,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit
 
 from batchline.bench import units
+from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 from batchline.bench.stats import training_curves
 from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL, NoiseEstimate
-from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
 
 _SEARCH = 1e3  # times the least and the largest batch: where a fitted φ is looked for
 LEAST_BATCHES = 3

@@ -14,7 +14,7 @@ from batchline.kernels.device import slug
 
 FORMAT = 1
 FOLDER = places.BASELINES
-_AGAIN = "`make selftest` measures it anew"
+_AGAIN = "`batchline selftest` measures it anew"
 _PARTS = ("machine", "profile", "sessions", "noise")
 
 

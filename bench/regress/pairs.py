@@ -3,13 +3,15 @@ turns, compared case by case.
 
 A process has its luck (where its code and data lie); a pair of fresh ones draws it
 anew. Turns of milliseconds, in the order A B B A, let the machine's drift meet both
-alike.
+alike. One pair follows another until every case has its verdict: whoever has one is not
+measured again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 import sys
 import time
@@ -18,17 +20,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batchline.bench.case_ids import parse_case_id
 from batchline.bench.cases import CLOCKS, Plan, Profile, plan
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import busy
-from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
-from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.reading.sources import launch_digest
-from batchline.bench.measure.worker.task import Outcome, Task
-from batchline.bench.case_ids import parse_case_id
+from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.measure.worker.task import Outcome, Task, WorkerLost
 from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
-from batchline.bench.verdicts.paired import BASE, BOTH, HEAD
+from batchline.bench.verdicts.gate import LAST_PAIR, STAGES
+from batchline.bench.verdicts.paired import BASE, BOTH, HEAD, Evidence
 
 _QUADS = 5  # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled
@@ -43,6 +46,7 @@ _FACTS = (
     (ACCURACY, "error_of_tolerance", 0.01),
 )  # and what is as good as none
 BASE_SIDE, HEAD_SIDE = 0, 1
+INTERRUPTED = "stopped by Ctrl-C"
 
 
 @dataclass(frozen=True)
@@ -381,3 +385,88 @@ def _by_problem(entries: Sequence[Entry]) -> list[list[Entry]]:
             (parts["op"], parts["scenario"], parts["dtype"], parts["batch"]), []
         ).append(entry)
     return list(problems.values())
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cases that are judged together, and the entry that each is measured by;
+    `controls` are in every pair.
+    """
+
+    evidence: Evidence
+    entries: Mapping[str, Entry]
+    controls: bool = False
+
+
+def measure_in_stages(
+    pairs: Pairs,
+    families: Sequence[Family],
+    until_s: float | None = None,
+    now=time.monotonic,
+) -> tuple[int, str]:
+    """Measure until nothing is open, and add what is found to the families' evidence.
+
+    `until_s`: the time by `now`, in seconds, at which no further pair is begun.
+
+    Returns:
+        How many pairs were measured, and why it ended early, "" if it did not.
+    """
+    started_s = now()
+    for number in range(LAST_PAIR):
+        waiting = _waiting(families)
+        if not any(not family.controls for family, _ in waiting):
+            return number, ""
+        pair_s = (now() - started_s) / max(number, 1)
+        if until_s is not None and now() + pair_s > until_s:
+            return number, f"the time was up after {number} pairs"
+        _tell(number, sum(not family.controls for family, _ in waiting), pair_s)
+        try:
+            compared = pairs.pair(
+                [family.entries[case] for family, case in waiting], number
+            )
+        except KeyboardInterrupt:
+            return number, INTERRUPTED
+        for family, case in waiting:
+            add_pair(family.evidence, case, compared[family.entries[case].label])
+    return LAST_PAIR, ""
+
+
+def add_pair(evidence: Evidence, case: str, compared: Compared) -> None:
+    """What one pair gave of a case."""
+    if compared.failure:
+        evidence.add_failure(case, *compared.failure)
+    else:
+        evidence.add(case, compared.figures)
+
+
+def _waiting(families: Sequence[Family]) -> list[tuple[Family, str]]:
+    return [
+        (family, case)
+        for family in families
+        for case in (family.entries if family.controls else family.evidence.open())
+    ]
+
+
+def _tell(number: int, cases: int, pair_s: float) -> None:
+    stage = next((stage for stage in STAGES if number < stage), LAST_PAIR)
+    pace = f", {pair_s:.0f} s a pair" if number else ""
+    print(
+        f"pair {number + 1} of {stage}: {cases} case{'s' if cases != 1 else ''}{pace}",
+        file=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def compile_once() -> Iterator[None]:
+    """What Triton's autotuner finds in the first processes is kept on disk, and pinned
+    for all that follow.
+    """
+    before = os.environ.get("TRITON_CACHE_AUTOTUNING")
+    os.environ["TRITON_CACHE_AUTOTUNING"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TRITON_CACHE_AUTOTUNING"]
+        else:
+            os.environ["TRITON_CACHE_AUTOTUNING"] = before

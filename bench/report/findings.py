@@ -114,7 +114,7 @@ class TrainingFindings:
         of training predict, or why it can't be.
         """
         if self.sweep is None:
-            return "There is no training sweep to compare with: `make claims` runs one."
+            return "There is no training sweep to compare with: `batchline claims` runs one."
         estimates = {
             f"after {moment.updates} updates": moment.estimate.to_json()
             for moment in self.moments.get(self.sweep["workload"], ())

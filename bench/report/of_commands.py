@@ -29,7 +29,7 @@ _MOVE_COLUMNS = ("where", "what moved")
 
 
 def calls_on_terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:
-    """The table, then the verdict, with a line for each of `slower`."""
+    """The verdict, with a line for each of `slower`, then the table."""
     if not called:
         return "No call was timed."
     verdict = (
@@ -39,10 +39,10 @@ def calls_on_terminal(called: Sequence[Called], slower: Sequence[Called]) -> str
     )
     return "\n".join(
         [
-            render_table(calls_table(called)),
-            "",
             verdict,
             *(wrapped(_slower_call(one)) for one in slower),
+            "",
+            render_table(calls_table(called)),
         ]
     )
 

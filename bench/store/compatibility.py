@@ -5,7 +5,7 @@ converted yet. To be removed with that property.
 from __future__ import annotations
 
 from batchline.bench.store.formats import to_json
-from batchline.bench.store.records import Run, Row
+from batchline.bench.store.records import Row, Run
 
 # What a row had only where there was something to say.
 _SPARSE = ("error", "declined", "why_not", "kernel", "config")

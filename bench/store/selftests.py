@@ -94,7 +94,7 @@ def load(folder: Path) -> Selftest:
     document = load_sealed(
         folder / FILE_NAME,
         formats.SELFTEST.number,
-        "`make selftest OUT=` writes it",
+        "`batchline selftest --into` writes it",
         ("about", "findings"),
     )
     if document is None:

@@ -3,7 +3,7 @@ be built upon, how two differ case by case, and where a history changed.
 
 The comparison of two runs shows and never judges: each side is one process, and
 processes differ by more than their samples show (30-35% false alarms, simulated);
-`make regress` judges. A history is of one machine and profile; bench.history stores
+`make regress` judges. A history is of one machine and profile; bench.history_file stores
 it.
 """
 

@@ -16,7 +16,7 @@ from batchline.bench.verdicts import crossovers, ranking
 MOST_OFF = 2.0  # times what a gain promises: processes, and the moments of one run, differ by far less
 MOST_GAIN = 100.0  # the most that was ever measured on a quiet machine is 35; stalls of a baseline gave thousands
 _MOST_OF_FASTEST = 5.0  # times the gain of the fastest samples, which are not disturbed; page faults alone made it 3.6
-LEAST_GAIN = 1.05  # less is not worth leaving the library for: processes alone differ by 2% (`make selftest`)
+LEAST_GAIN = 1.05  # less is not worth leaving the library for: processes alone differ by 2% (`batchline selftest`)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from batchline.kernels.bmm._descriptors import (
     place,
     stored,
     tiles,
+)
+from batchline.kernels.bmm._descriptors import (
     why_not as why_not_tma,
 )
 from batchline.kernels.target import multiprocessors, target_of

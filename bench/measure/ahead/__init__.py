@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine import memory
 from batchline.bench.measure.ahead import work
 from batchline.bench.measure.ahead.gpu import Gpu
 from batchline.bench.measure.ahead.inputs import CONDITION, PROBLEM, Place
 from batchline.bench.measure.compiled.compile_pool import Pool
+from batchline.bench.measure.machine import memory
 from batchline.kernels import backends, cgroups
 
 Problem = tuple[str, str, str, int]  # a variant's id, a scenario, a dtype, a batch

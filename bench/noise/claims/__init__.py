@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchline.bench.noise.claims import stability, memory_and_direction, speed
+from batchline.bench.noise.claims import memory_and_direction, speed, stability
 from batchline.bench.noise.claims.verdict import Verdict
 
 

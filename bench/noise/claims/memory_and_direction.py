@@ -13,9 +13,9 @@ from dataclasses import replace
 from batchline.bench import units
 from batchline.bench.noise import stored_survey
 from batchline.bench.noise.claims.verdict import (
-    Finding,
     HOLDS,
     NOT_DECIDED,
+    Finding,
     Table,
     Verdict,
     conclude,
@@ -31,7 +31,7 @@ MEMORY_HYPOTHESIS = (
     "the device's limit."
 )
 MEMORY_SOURCES = ("the law is least squares over this run's peaks",)
-_NO_PEAKS = "no peak memory at three batch sizes (`make noise` measures it)"
+_NO_PEAKS = "no peak memory at three batch sizes (`batchline noise` measures it)"
 _PAGES_BYTES = 8192  # a growth of less than this up to the largest batch is a rounding of the resident set
 
 
@@ -128,9 +128,7 @@ DIRECTION_SOURCES = (
 _COSINE_MARGIN = (
     0.001  # a cosine that changes by less than this a doubling does not change
 )
-_NO_COSINES = (
-    "no cosines of independent batches at two batch sizes (`make noise` measures them)"
-)
+_NO_COSINES = "no cosines of independent batches at two batch sizes (`batchline noise` measures them)"
 
 
 def judge_direction(noise: Mapping | None) -> Verdict:

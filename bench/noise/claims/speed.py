@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from batchline.bench import units
-from batchline.bench.stats import training_curves, intervals
-from batchline.bench.stats.intervals import Estimate
 from batchline.bench.noise.claims.verdict import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -22,6 +20,8 @@ from batchline.bench.noise.claims.verdict import (
     Verdict,
     conclude,
 )
+from batchline.bench.stats import intervals, training_curves
+from batchline.bench.stats.intervals import Estimate
 
 CLAIM = "larger batches finish an epoch sooner; smaller ones need more iterations"
 HYPOTHESIS = (
@@ -52,7 +52,7 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
                 "an epoch is sooner done at a larger batch",
                 NOT_DECIDED,
                 "",
-                "no step times at two batch sizes (`make noise` measures them)",
+                "no step times at two batch sizes (`batchline noise` measures them)",
             )
         )
     if sweep is None:
@@ -61,7 +61,7 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
                 "a larger batch needs fewer updates",
                 NOT_DECIDED,
                 "",
-                "no training sweep (`make claims` runs one)",
+                "no training sweep (`batchline claims` runs one)",
             )
         )
     else:

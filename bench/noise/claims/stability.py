@@ -48,7 +48,7 @@ def judge(sweep: Mapping | None) -> Verdict:
             "a smaller batch trains more stably",
             NOT_DECIDED,
             "",
-            "no training sweep (`make claims` runs one)",
+            "no training sweep (`batchline claims` runs one)",
         )
         return conclude(CLAIM, HYPOTHESIS, [missing], [], SOURCES)
     target = sweep["grid"]["target_loss"]

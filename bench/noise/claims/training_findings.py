@@ -86,7 +86,7 @@ class TrainingFindings:
         """
         if self.sweep is None:
             return Missing(
-                "there is no training sweep to compare with: `make claims` runs one"
+                "there is no training sweep to compare with: `batchline claims` runs one"
             )
         workload = self.workloads.get(self.sweep["workload"])
         estimates = {

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.elements import dtype_name
+from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.op import Tensors, Variant
 from batchline.kernels.statistics import accumulator
 from batchline.kernels.wgrad_stats import wgrad_stats

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.step import ParameterStatistics
 from batchline.bench.stats.batch_statistics import (
     BatchStatistics,
     BatchTest,
@@ -19,7 +20,6 @@ from batchline.bench.stats.batch_statistics import (
     orthogonality_test,
 )
 from batchline.bench.stats.noise_scale import NoiseEstimate, within_batch
-from batchline.bench.noise.meter.step import ParameterStatistics
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
 

@@ -1,11 +1,12 @@
-"""A report for a terminal, in lines that fit: wide tables are wrapped in their cells,
-or split into several.
+"""A report for a terminal, in lines of at most COLUMNS characters (the terminal's width;
+100 where there is none): wide tables are wrapped in their cells, or split into several.
 
 No colours: what NO_COLOR asks for, and a pipe wants, is all there is.
 """
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -28,7 +29,7 @@ from batchline.bench.report.document import table as make_table
 from batchline.bench.report.render import draw_grid
 from batchline.bench.report.render.escaping import one_line
 
-COLUMNS = 100
+COLUMNS = max(60, shutil.get_terminal_size((100, 24)).columns)
 _GAP = 2  # between two columns of tabulate's "simple"
 _PADDING = 2  # that it gives every header beyond its words
 _LONGEST_WORD = 40  # a longer one is broken

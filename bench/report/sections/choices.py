@@ -33,7 +33,7 @@ _CHOICES_NOTE = (
     "with an error bound of its own is not chosen; where such a variant of PyTorch's is faster, it is named. Where "
     "the choice changes, both times are taken as lines in B between the measured batch sizes around it: B* is where "
     "they meet, with the 95% interval that the samples leave it (processes differ by more: `make regress` and "
-    "`make aa` say how much)."
+    "`batchline aa` say how much)."
 )
 _CROSSINGS_NOTE = (
     "Ghost norms cost 2T²(I+O) operations per sample, the fused kernels a walk over I·O numbers, so they meet at "

@@ -99,7 +99,7 @@ def configurations(run: Run, op: str) -> list[Part]:
         f"Configurations were tuned on this device: `{tuning.file}`, {tuning.measured}, in "
         f"{tuning.seconds:.0f} s, none of them in a sample here."
         if tuning.measured
-        else f"{none}: every configuration is its rule's. `make tune` measures and writes it."
+        else f"{none}: every configuration is its rule's. `batchline tune` measures and writes it."
     )
     rows = (
         [variant, *(str(counts[source]) for source in _SOURCES)]

@@ -349,7 +349,7 @@ def provenance(sweep: Mapping | None, machine: Mapping | None = None) -> str:
     it there is.
     """
     if sweep is None:
-        return "There is no training sweep: `make claims` runs one."
+        return "There is no training sweep: `batchline claims` runs one."
     name = sweep["machine"]["device_name"]
     other = machine is not None and name != machine["device_name"]
     whose = (

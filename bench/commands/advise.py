@@ -1,0 +1,110 @@
+"""`batchline advise`: the batch size to train at, from a stored run or measured now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+from batchline.bench.commands import _arguments
+from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
+from batchline.bench.nearest import did_you_mean
+from batchline.bench.store.files import blamed_on
+
+HELP = "the batch size to train at, from a stored run or measured now"
+SAMPLE = """
+digits: an MLP (64 → 128 → 10, ReLU) on scikit-learn's handwritten digits
+
+Train at batch 249 (95% interval 211 to 274): any batch from 157 to 375 is within 5% of
+its time. The gradient noise decides, with a noise scale of 134. A larger batch than the
+current 32, which takes 2.35x its time and 0.43x its examples.
+"""
+EXITS = {
+    ExitCode.CLEAN: "the advice is above",
+    ExitCode.USAGE: "no such workload, no noise in the run, or a cap below 1",
+    ExitCode.NOT_MEASURED: "the machine was too busy to time a step",
+    ExitCode.STOPPED: "stopped by Ctrl-C; what was measured is above",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_plan(parser)
+    _arguments.add_run(parser, "a stored run or study (default: measure now)")
+    parser.add_argument("--workload", metavar="NAME", help="one workload only")
+    parser.add_argument(
+        "--batch",
+        type=_arguments.count,
+        help="the batch in use, to compare with (default: the workload's)",
+    )
+    parser.add_argument(
+        "--cost-cap",
+        type=_arguments.positive,
+        metavar="C",
+        help="the examples used may be C times the least",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from batchline.bench import study
+    from batchline.bench.verdicts.across_runs import why_made_up
+
+    if options.cost_cap is not None and options.cost_cap < 1:
+        raise UsageError(
+            "no batch uses fewer examples than the least: the cap must be 1 or more, "
+            f"and is {options.cost_cap:g}"
+        )
+    asked = options.workload, options.batch, options.cost_cap
+    if options.run:
+        path, noise, machine = study.stored_noise(options.run)
+        with blamed_on(path):
+            if made_up := why_made_up(machine):
+                print(made_up)
+            return _print_advice(noise, *asked)
+    _require_workload(options.workload)
+    device = study.resolve_device(options.profile, options.device)
+    measured = study.measure_survey(options.profile, device)
+    code = _print_advice(measured.noise, *asked)
+    return ExitCode.STOPPED if measured.partial else code
+
+
+def _require_workload(name: str | None) -> None:
+    """Raise UsageError before minutes of measuring, if there is no such workload."""
+    from batchline.bench.noise.workloads import workloads
+
+    if name not in (None, *workloads):
+        raise UsageError(
+            f"no workload is called {name!r}{did_you_mean(name, workloads)}: use "
+            f"{' or '.join(workloads)}"
+        )
+
+
+def _print_advice(
+    noise: Mapping, workload: str | None, batch: int | None, cost_cap: float | None
+) -> int:
+    from batchline.bench.report.render.terminal import render_parts
+    from batchline.bench.report.sections.advisor import advise_on
+
+    names = [
+        name
+        for name, one in noise["workloads"].items()
+        if "failed" not in one and workload in (None, name)
+    ]
+    if not names:
+        raise UsageError(
+            f"no noise of {workload or 'any workload'} there: it has {', '.join(noise['workloads'])}"
+        )
+    for name in names:
+        chosen = noise["workloads"][name]
+        if chosen.get("why_not_timed"):
+            print(
+                f"batchline: no advice for {name}: its steps could not be timed: {chosen['why_not_timed']}",
+                file=sys.stderr,
+            )
+            continue
+        print(
+            f"{name}: {chosen['title']}\n\n"
+            f"{render_parts(advise_on(chosen, batch, cost_cap))}\n"
+        )
+    advised = any(not noise["workloads"][name].get("why_not_timed") for name in names)
+    return ExitCode.CLEAN if advised else ExitCode.NOT_MEASURED

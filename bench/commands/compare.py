@@ -1,0 +1,167 @@
+"""`batchline compare`: two stored runs side by side. It never gates; `batchline regress`
+does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
+from batchline.bench.folders import EVIDENCE, RUNS
+from batchline.bench.regress.base_tree import commit_of
+from batchline.bench.store import run_json
+from batchline.bench.store.files import blamed_on, read_text, stored_below
+from batchline.bench.store.records import Run
+
+HELP = "two stored runs side by side"
+SAMPLE = """
+None of 816 cases differs by more than its interval and 1% or 1 µs
+
+bmm/torch_bmm/attention_scores/float32
+B    latency            change [95%], %      memory    error/tol.
+---  -----------------  -------------------  --------  ------------
+1    206 µs → 206 µs    +0.0 [-5.9, +6.3]    1.00 MiB  5.8%
+"""
+EXITS = {
+    ExitCode.CLEAN: "the comparison is above, whatever has changed",
+    ExitCode.USAGE: "a side is no run, or they are not of the same machine",
+    ExitCode.NOT_MEASURED: "no case is timed in both",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
+}
+_STORED = (RUNS, EVIDENCE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "a", metavar="A", help="a run's folder, or a revision that a stored run is of"
+    )
+    parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="across machines, too: each line then says so",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    return compare(options.a, options.b, options.force)
+
+
+def compare(
+    a: Path | str, b: Path | str, force: bool = False, stored: Sequence[Path] = _STORED
+) -> int:
+    """Print two runs beside each other; 0 whatever changed, 3 where no case is timed in
+    both.
+
+    Args:
+        a, b: a run's folder, or a git revision: then the newest run under `stored` that
+            was measured at it, on the machine of the other side if there is one.
+        force: compare runs of different machines or toolchains, and say so in every
+        line.
+
+    Raises:
+        UsageError: if a side is no run, or the machines differ and `force` is not
+        given.
+    """
+    from batchline.bench.report.two_runs import terminal
+    from batchline.bench.verdicts import across_runs
+    from batchline.bench.verdicts.across_runs import machine_differences, why_made_up
+
+    sides = [
+        _candidates(str(side), letter, stored) for side, letter in ((a, "A"), (b, "B"))
+    ]
+    ours = next(
+        (
+            pair
+            for pair in ((one, other) for one in sides[0] for other in sides[1])
+            if not machine_differences(*(run.machine for run in pair))
+        ),
+        (sides[0][0], sides[1][0]),
+    )
+    for name, run in zip((a, b), ours):
+        if why := why_made_up(run.machine):
+            raise UsageError(f"{name}: {why}, so there is nothing to compare")
+    differ = machine_differences(*(run.machine for run in ours))
+    if differ and not force:
+        raise UsageError(
+            f"the runs are of different machines or toolchains ({'; '.join(differ)}): their times can't "
+            "be compared; measure both on one machine, or add --force to see them all the same"
+        )
+    try:
+        compared = across_runs.compare(*ours)
+        print(terminal(compared))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{a} or {b} is damaged ({error}): measure it again"
+        ) from error
+    return ExitCode.CLEAN if compared.pairs else ExitCode.NOT_MEASURED
+
+
+def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
+    """The run in this folder, or the runs of this revision, the newest first; there is
+    at least one.
+    """
+    if not name:
+        raise UsageError(
+            "say which two: batchline compare A B, each a run's folder or a revision"
+        )
+    if Path(name).is_dir():
+        return [_loaded(Path(name))]
+    commit = _commit(name, letter)
+    runs = [
+        run
+        for folder in stored
+        for path in stored_below(folder, run_json.FILE_NAME)
+        if (run := _measured_at(commit, path))
+    ]
+    if not runs:
+        raise UsageError(
+            f"no run of {letter}={name} ({commit[:9]}) under {' or '.join(map(str, stored))}: "
+            "name a run's folder, or measure it there first"
+        )
+    return sorted(runs, key=lambda run: str(run.about.get("started")), reverse=True)
+
+
+def _commit(name: str, letter: str) -> str:
+    """The revision's hash; a hash that git does not know is kept as it is, for runs
+    outlive rebases and clones.
+    """
+    try:
+        return commit_of(name)
+    except UsageError as error:
+        if re.fullmatch("[0-9a-f]{7,40}", name):
+            return name
+        raise UsageError(
+            f"{letter}={name} is neither a folder nor a revision: {error}"
+        ) from None
+
+
+def _measured_at(commit: str, path: Path) -> Run | None:
+    """The run in this file if it was measured at that commit; one that can't be read is
+    named and passed over.
+    """
+    try:
+        if commit not in read_text(
+            path
+        ):  # most are of another, and parsing takes the time
+            return None
+        run = _loaded(path.parent)
+    except (OSError, ValueError) as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return None
+    return run if run.machine["revision"]["commit"].startswith(commit) else None
+
+
+def _loaded(folder: Path) -> Run:
+    from batchline.bench.verdicts.across_runs import machine_differences
+
+    run = run_json.load(folder)
+    with blamed_on(run_json.path_in(folder)):
+        machine_differences(run.machine, run.machine)
+        str.startswith(run.machine["revision"]["commit"], "")
+    return run

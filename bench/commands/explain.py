@@ -1,0 +1,96 @@
+"""`batchline explain`: one case of a stored run on one screen."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from batchline.bench.commands import _arguments
+from batchline.bench.errors import UsageError
+from batchline.bench.exit_codes import ExitCode
+from batchline.bench.folders import EVIDENCE, RUNS
+from batchline.bench.nearest import did_you_mean
+from batchline.bench.statuses import NOT_REACHED
+from batchline.bench.store import run_json
+from batchline.bench.store.files import blamed_on, stored_below
+from batchline.bench.store.records import Run
+
+HELP = "one case on one screen: floor, regime, ceilings, the rung below"
+SAMPLE = """
+bmm/numba_cpu_tiled/square_128/float32/B64: Threads over 64x256 tiles of C; B is packed
+time               8.57 ms ±9.0% by host; half of 14 samples from 8.11 ms to 8.89 ms
+regime             compute: 14% of what that ceiling allows, 7.25x its floor
+PyTorch's fastest  torch_bmm: 2.73 ms; that one is 3.13x as fast
+"""
+EXITS = {
+    ExitCode.CLEAN: "the case is above",
+    ExitCode.USAGE: "no stored run has the case",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
+}
+_STORED = (RUNS, EVIDENCE)  # where it is looked for, in this order
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("case", help="its id, as `batchline list` shows it")
+    _arguments.add_run(parser, "a stored run (default: the newest that has the case)")
+
+
+def run(options: argparse.Namespace) -> int:
+    print(explain(options.case, options.run))
+    return ExitCode.CLEAN
+
+
+def explain(case: str, run_folder: Path | None) -> str:
+    """What the run has on the case; by default the newest run that has it.
+
+    Raises:
+        UsageError: for no case, or one that is in no stored run.
+        ValueError: if `run_folder` is no run, or is damaged, or has no such case.
+    """
+    if not case:
+        raise UsageError(
+            "say which case: batchline explain bmm/torch_bmm/square_128/float32/B64"
+        )
+    if run_folder:
+        return _screen(run_json.load(run_folder), case, run_folder)
+    reached, ids = None, {}
+    for folder in _STORED:
+        for path in reversed(
+            stored_below(folder, run_json.FILE_NAME)
+        ):  # their names begin with their dates
+            with contextlib.suppress(
+                ValueError
+            ):  # a damaged run is passed over: an older one may have the case
+                if _has(run := run_json.load(path.parent), case, but=(NOT_REACHED,)):
+                    return _screen(run, case, path.parent)
+                if reached is None and _has(run, case):
+                    reached = (
+                        run,
+                        path.parent,
+                    )  # a run that was stopped before it: any other one says more
+                ids |= dict.fromkeys(record.id for record in run.records)
+    if reached:
+        return _screen(reached[0], case, reached[1])
+    raise UsageError(
+        f"no stored run has the case {case!r}{did_you_mean(case, ids)}: `batchline list` "
+        "shows the ids, and `make bench K='…'` measures them"
+    )
+
+
+def _screen(run: Run, case: str, folder: Path) -> str:
+    if not _has(run, case):
+        near = did_you_mean(case, [record.id for record in run.records])
+        raise UsageError(
+            f"{folder} has no case {case!r}{near}: `batchline list` shows the ids of a "
+            "profile, and `make bench` measures them"
+        )
+    from batchline.bench.report import one_case as report
+
+    with blamed_on(run_json.path_in(folder)):
+        return report.screen(run, case, str(folder))
+
+
+def _has(run: Run, case: str, but: tuple[str, ...] = ()) -> bool:
+    """Whether the run has the case, with a status other than those."""
+    return any(record.id == case and record.status not in but for record in run.records)

@@ -1,3 +1,0 @@
-"""`bench evidence`: what half an hour of a GPU is best spent on, in parts, in at most
-eight files.
-"""

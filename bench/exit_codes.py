@@ -1,0 +1,17 @@
+"""What a command's exit code means. Each command says in its EXITS which it has, and
+when.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """make exits with 2 whatever a command exits with, and prints the command's."""
+
+    CLEAN = 0
+    FAULT = 1  # what was measured, compared or written has a fault
+    USAGE = 2  # the call or the environment was not usable: nothing was done
+    NOT_MEASURED = 3  # there is no result, for good or bad
+    STOPPED = 130  # by Ctrl-C or a signal; as shells say it
