@@ -8,6 +8,8 @@ import sys
 # processes whose threads spin take each other's cores: products of many small matrices
 # then take 20 times as much processor time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# As wide as where there is no terminal, whatever the tests are started from.
+os.environ["COLUMNS"] = "100"
 # Many tests start a process, and each would compile all sources again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -98,7 +98,7 @@ VARIANT = '''
 CHECKS = """
     import json, torch
     from batchline import kernels
-    from batchline.bench.measure import audit, check, invariance
+    from batchline.bench.measure.checking import audit, check, steadiness
     from batchline.bench.statuses import NotMeasured
 
     op, said = kernels.ops["scaled_rows"], {}
@@ -112,7 +112,7 @@ CHECKS = """
         *audit.audit(variant, "bfloat16", "cpu"),
         *audit.audit(audit.controls(op.name)["in_own_dtype"], "bfloat16", "cpu"),
     ]
-    found = invariance.found(variant, "short", "float16", (1, 3, 16), "cpu")
+    found = steadiness.found(variant, "short", "float16", (1, 3, 16), "cpu")
     print(json.dumps([said, rows, found]))
 """
 

@@ -10,7 +10,7 @@ from batchline import kernels
 from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.cases import PROFILES, of_catalogue, plan
 from batchline.bench.declared import Catalogue
-from batchline.bench.noise.experiments.coverage import show
+from batchline.bench.commands.list import render
 from batchline.bench.statuses import NOT_HERE, UNSUPPORTED
 from tests.plans import planned
 
@@ -337,7 +337,7 @@ def test_unknown_profile():
 
 def test_list_shows_every_case_and_what_it_runs_on():
     cases = planned("quick", "cpu").cases
-    lines = show(planned("quick", "cpu"), as_json=False).splitlines()
+    lines = render(planned("quick", "cpu"), as_json=False).splitlines()
     assert [line.split()[0] for line in lines] == [case.id for case in cases]
     by_id = dict(zip((case.id for case in cases), lines))
     assert "runs on cpu, cuda  timed here" in by_id["bmm/torch_bmm/tiny_16/float32/B1"]
@@ -347,7 +347,7 @@ def test_list_shows_every_case_and_what_it_runs_on():
 
 
 def test_list_as_json():
-    cases = json.loads(show(planned("quick", "cpu"), as_json=True))
+    cases = json.loads(render(planned("quick", "cpu"), as_json=True))
     assert len(cases) == len(planned("quick", "cpu").cases)
     triton = next(
         case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1"

@@ -374,7 +374,7 @@ def test_what_ends_early_or_is_no_answer_is_an_error(
             catalogue.reader, "process", lambda tree: contextlib.nullcontext(process)
         )
         with pytest.raises(UsageError, match=f"the kernels can't be read: .*{words}"):
-            catalogue.read()
+            catalogue.read(tree=tmp_path)
 
 
 def test_a_plan_has_a_row_for_each_case_of_what_is_broken(found):

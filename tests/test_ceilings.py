@@ -170,7 +170,7 @@ def test_operations_are_those_of_the_product_in_its_dtype(work_by_clock):
 def test_multiply_adds_are_counted_and_raise_the_best_rate(monkeypatch):
     monkeypatch.setattr(
         ceilings,
-        "launch",
+        "fma_launch",
         lambda dtype: (lambda: None, {"float32": 8e9, "float64": 4e9}[dtype]),
     )
     monkeypatch.setattr(ceilings, "_seconds", lambda *_: {"median": 0.5, "best": 0.25})
@@ -182,7 +182,7 @@ def test_multiply_adds_are_counted_and_raise_the_best_rate(monkeypatch):
 @pytest.mark.skipif(ceilings.why_no_fma() is not None, reason="needs Numba")
 @pytest.mark.parametrize("dtype", ceilings.DTYPES)
 def test_a_multiply_add_call_writes_every_tile(dtype):
-    call, flops = ceilings.launch(dtype)
+    call, flops = ceilings.fma_launch(dtype)
     call()
     assert flops > 1e8
 

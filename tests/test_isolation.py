@@ -228,8 +228,8 @@ def test_a_mould_that_ends_between_two_calls_is_replaced(isolated):
 
 
 def test_a_worker_that_comes_up_wrong_costs_no_second_try(isolated, monkeypatch):
-    monkeypatch.setattr(isolation, "_START_S", 0)
     isolated.call("room")
+    monkeypatch.setattr(isolation, "_START_S", 0)
     isolated.renew()
     calls = []
     monkeypatch.setattr(

@@ -410,7 +410,7 @@ def test_the_interval_from_independent_batches_holds_it_too():
 def test_an_interval_that_forgets_the_noise_of_the_noise_would_not(monkeypatch):
     monkeypatch.setattr(
         advisor,
-        "noise_scales",
+        "draw_noise_scales",
         lambda estimate, draws, _: np.full(draws, estimate.scale.simple),
     )
     assert coverage(60, 0, lambda generator: _believed(generator, 0.5)) < 0.6

@@ -108,32 +108,6 @@ def test_the_ladder_says_what_is_not_given():
     assert "| an idea (gives ḡ, n only) |" in table and table.count("only") == 1
 
 
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        (
-            [f"VENV={REPOSITORY}/nowhere"],
-            [
-                "pip install --quiet --no-deps -r requirements-peers.txt",
-                "-k wgrad_stats ",
-            ],
-        ),
-        (
-            ["VENV=", "K=digits"],
-            ["VENV is empty: peers that are missing are not installed", "-k 'digits' "],
-        ),
-    ],
-)
-def test_make_bench_peers(settings, words):
-    done = subprocess.run(
-        ["make", "-n", "bench-peers", *settings],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and all(word in done.stdout for word in words)
-
-
 def test_what_is_measured_is_pinned():
     lines = (REPOSITORY / "requirements-peers.txt").read_text().splitlines()
     pinned = [line.partition("==")[0] for line in lines if not line.startswith("#")]

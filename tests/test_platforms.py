@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench.measure.stand_in import environment
+from batchline.bench.measure.machine import environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WITHOUT_UNIX = """

@@ -1,4 +1,4 @@
-"""`bench profile`: the machine code where there is no GPU; ncu, or else proton, where
+"""`batchline profile`: the machine code where there is no GPU; ncu, or else proton, where
 there is one (made up here).
 """
 
@@ -13,7 +13,7 @@ from batchline.bench.commands import profile as command
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
 from batchline.bench.exit_codes import ExitCode
-from batchline.bench.measure.stand_in import environment
+from batchline.bench.measure.machine import environment
 from batchline.bench.verdicts.proton import kernel_times
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"

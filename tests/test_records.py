@@ -52,7 +52,7 @@ def compiled_row(**changes):
 
 
 def document():
-    """A run of one measured case and one that can't run here, as `bench run` stores it."""
+    """A run of one measured case and one that can't run here, as `batchline run` stores it."""
     return {
         "machine_info": {
             "batchline": {
@@ -296,7 +296,7 @@ def test_what_is_measured_has_its_place_in_the_records():
     """A field that a measurement gains and its record lacks would end every run."""
     from batchline.bench.measure.checking import audit, steadiness
     from batchline.bench.running import budget
-    from batchline.bench.store.records import Compiled
+    from batchline.bench.measure.compiled.compiler import Compiled
 
     names = {
         kind: {one.name for one in dataclasses.fields(kind)}
@@ -304,7 +304,7 @@ def test_what_is_measured_has_its_place_in_the_records():
     }
     assert names[Compiled] <= names[CompiledKernel]
     assert names[Waves] <= names[WavesRow]
-    subject = audit.Subject("op", "variant", "ours", None)
+    subject = audit.Subject("op", "variant", "ours", None, ())
     audited = formats.from_json(AuditRow, audit.row(subject, "float32"))
     assert dict(audited) == audit.row(subject, "float32")
     looked_at = steadiness.row("op", "variant", "scenario", "float32", [1, 4])

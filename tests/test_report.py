@@ -11,10 +11,11 @@ from batchline.bench import report, units
 from batchline.bench.declared import Declared
 from batchline.bench.report import RunReport, figures
 from batchline.bench.report.sections import failures, laws, machine, ops
+from batchline.bench.running.budget import Forecast
 from batchline.bench.running.progress import Progress
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, WRONG
 from batchline.bench.store import formats, run_json
-from batchline.bench.store.records import Forecast, Record
+from batchline.bench.store.records import Record
 from tests.documents import in_markdown, readme, section
 from tests.pages import HOSTILE, a_run, hostile, with_records
 from tests.runs import run_of, save_document

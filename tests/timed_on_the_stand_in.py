@@ -113,7 +113,7 @@ def test_no_gap_between_launches_is_in_the_rate_of_the_cache(monkeypatch):
     cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     walks = ceilings._cache_rates("cuda", cache_bytes, rate_of)
     assert len(walks) == 2 and all(rate > 0.93 * BYTES_PER_S for rate in walks)
-    monkeypatch.setattr(ceilings, "why_not", lambda: "no Triton")
+    monkeypatch.setattr(ceilings, "why_no_cache_walk", lambda: "no Triton")
     ways = ceilings._cache_rates("cuda", cache_bytes, lambda *how: how)
     assert {clock for clock, _, _ in ways} == {"graph"}
     for _, launch, nbytes in ways:

@@ -198,7 +198,7 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
     """(title, message) pairs of what keeps a run from being clean, the worst first, for
     a CI's annotations.
 
-    A run has problems exactly where `bench run` does not exit with 0; cases of one
+    A run has problems exactly where `batchline run` does not exit with 0; cases of one
     variant and one reason are one.
     """
     if incomplete := why_incomplete(run):

@@ -50,7 +50,8 @@ class Table:
 
 _tables: dict[tuple, Table] = {}  # the latest ones
 # A CUDA graph reads its table at each replay, and nothing says when it has none left.
-_captured: set[Table] = set()
+# A dict, since it grows while a variant is timed: its content is no replaced binding.
+_captured: dict[Table, None] = {}
 
 
 def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Table:
@@ -77,7 +78,7 @@ def table_of(gs: Sequence[torch.Tensor], columns_for: Callable[..., int]) -> Tab
                     next(iter(_tables)), None
                 )  # another thread may have dropped the same one
     if capturing:
-        _captured.add(table)
+        _captured[table] = None
     return table
 
 
