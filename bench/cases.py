@@ -3,7 +3,7 @@ order in which they run.
 
 The variant changes fastest: all variants of one problem are measured together, and
 share its inputs and reference. What there is to measure is read by
-bench.measure.reading.catalogue; no file of an op is imported here.
+bench.catalogue; no file of an op is imported here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from batchline.bench import fixed_list
+from batchline.bench import catalogue, fixed_list
 from batchline.bench.case_ids import case_id
 from batchline.bench.declared import (
     BrokenFile,
@@ -23,7 +23,6 @@ from batchline.bench.declared import (
 )
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.reading import catalogue
 from batchline.bench.statuses import NOT_HERE
 from batchline.kernels.op import FP8
 

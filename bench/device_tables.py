@@ -14,7 +14,7 @@ from pathlib import Path
 from batchline.bench.declared import DeclaredOp
 from batchline.bench.errors import UsageError
 from batchline.bench.store.files import write_whole
-from batchline.bench.verdicts.across_runs import why_made_up
+from batchline.bench.store.history import why_made_up
 from batchline.kernels.device_files import file_for, stored
 
 

@@ -23,7 +23,7 @@ def new_folder(parent: Path, device_name: str) -> Path:
     """A folder of this run's own, made now, so that a folder that can't be written is
     known before the measuring.
     """
-    from batchline.kernels.device import slug  # imports torch
+    from batchline.kernels.device_names import slug  # imports torch
 
     name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{slug(device_name)}"
     try:

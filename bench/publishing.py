@@ -56,13 +56,13 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     """Report the run, add it to the history, tell the CI; whether all of it could be
     done.
     """
-    from batchline.bench import history_file
+    from batchline.bench.store import history
 
     parts = Parts()
     made = _report_of(run, folder, parts)
     _write_report(made, folder, parts)
     parts.attempt(benchmark_json.FILE_NAME, lambda: benchmark_json.save(folder, run))
-    parts.attempt("the history", lambda: history_file.append(run, history_folder))
+    parts.attempt("the history", lambda: history.append(run, history_folder))
     parts.attempt("the step's summary", lambda: report.write_ci_summary(made))
     parts.attempt(
         "the annotations",

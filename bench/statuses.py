@@ -56,3 +56,6 @@ class NotMeasured(Exception):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}"
+
+
+NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch

@@ -92,8 +92,3 @@ def _capability_of_gpu() -> int:
     """90 of a current GPU of compute capability 9.0."""
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's name: "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

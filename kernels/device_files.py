@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from batchline.kernels.device import device_name, slug
+from batchline.kernels.device import device_name
+from batchline.kernels.device_names import slug
 
 _NEAR = 2.0  # in doublings, summed over the sizes: within a factor of four in all
 _COMMANDS = {

@@ -4,6 +4,8 @@ import json
 import os
 import sys
 
+from batchline.bench.measure.stand_in.launches import quicken_the_simulator
+
 # Before torch is imported: a thread of OpenMP's that waits for others sleeps. Two
 # processes whose threads spin take each other's cores: products of many small matrices
 # then take 20 times as much processor time.
@@ -17,9 +19,8 @@ sys.dont_write_bytecode = False
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from batchline.bench.measure import stand_in  # noqa: E402
+from batchline.bench import catalogue  # noqa: E402
 from batchline.bench.measure.machine import busy  # noqa: E402
-from batchline.bench.measure.reading import catalogue  # noqa: E402
 from batchline.kernels.backends import interpreted  # noqa: E402
 from tests import gpu_sessions, shared  # noqa: E402
 
@@ -29,7 +30,7 @@ os.environ[busy.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )
 if interpreted("numba_cuda"):
-    stand_in.quicken_the_simulator()
+    quicken_the_simulator()
 _read_catalogue, _catalogues = catalogue.read, {}
 
 

@@ -29,10 +29,10 @@ from unittest import mock
 from tabulate import tabulate
 
 from batchline.__main__ import main
-from batchline.bench import cases, history_file, statuses
+from batchline.bench import cases, statuses
 from batchline.bench.commands import dispatch
 from batchline.bench.measure.machine import environment
-from batchline.bench.store import formats, load, run_json
+from batchline.bench.store import formats, history, load, run_json
 from batchline.bench.store.files import stored_below
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
@@ -233,7 +233,7 @@ def _history_file(folder: Path, content: bytes) -> Path:
 def _whole_line() -> dict:
     """A run as a history has it, with two kernels, each of which is a plot."""
     with tempfile.TemporaryDirectory() as scratch:
-        file = history_file.append(run_json.parse(stored_run()), Path(scratch))
+        file = history.append(run_json.parse(stored_run()), Path(scratch))
         line = json.loads(file.read_text(encoding="utf-8"))
     kernels = list(dict.fromkeys(case.rpartition("/B")[0] for case in line["cases"]))[
         :2

@@ -18,12 +18,11 @@ import time
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker import isolation, worker
 from batchline.bench.measure.worker.isolation import Isolation
-from batchline.bench.measure.worker.tampering import Tampered
-from batchline.bench.measure.worker.task import Outcome, Task
-from batchline.bench.measure.worker.worker import DeviceLost
+from batchline.bench.measure.worker.task import DeviceLost, Outcome, Task
 from batchline.bench.statuses import MEASURED
 
 EFFORT = Effort(0.1, 0.01)

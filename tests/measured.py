@@ -38,8 +38,8 @@ def measured(name: str) -> tuple[Mapping[str, Outcome], tuple[str | None, str]]:
 def _measure(name: str, connection) -> None:
     import torch
 
+    from batchline.bench.measure.machine.process_state import Tampered
     from batchline.bench.measure.worker.runner import Runner
-    from batchline.bench.measure.worker.tampering import Tampered
 
     torch.set_num_threads(1)
     runner = Runner("cpu")

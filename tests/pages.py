@@ -12,6 +12,7 @@ from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store import run_json
 from batchline.bench.store.records import Record
 from tests import comparisons
+from tests.about import about_of
 from tests.claims_evidence import sweep
 from tests.noise_evidence import noise
 from tests.runs import changed
@@ -91,7 +92,7 @@ def invariance(variant, differs_at=(), **changes):
 
 
 def with_scenario(run, name, title):
-    scenarios = run.about["scenarios"]["bmm"]
+    scenarios = about_of(run)["scenarios"]["bmm"]
     return changed(run, scenarios={"bmm": {**scenarios, name: title}})
 
 
@@ -162,7 +163,7 @@ def hostile():
         Record("bmm", "torch_bmm", "tiny_16", "float32", 8, FAILED, HOSTILE),
     )
     run = with_scenario(run, HOSTILE, HOSTILE)
-    variants = run.about["variants"]
+    variants = about_of(run)["variants"]
     called_so = {**variants["bmm/torch_bmm"], "idea": HOSTILE}
     return changed(run, variants={**variants, f"bmm/{HOSTILE}": called_so})
 

@@ -4,8 +4,8 @@ each is read once.
 
 import functools
 
+from batchline.bench import catalogue
 from batchline.bench.cases import plan
-from batchline.bench.measure.reading import catalogue
 
 planned = functools.cache(plan)
 

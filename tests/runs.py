@@ -6,6 +6,7 @@ from dataclasses import replace
 from batchline.bench.store import run_json
 from batchline.bench.store.formats import field_types, from_json, run_parts
 from batchline.bench.store.records import Run
+from tests.about import about_of
 
 NO_CEILINGS = {
     "copy_bytes_per_s": 0.0,
@@ -26,7 +27,7 @@ def run_of(about=None, machine=None, records=()):
 
 def changed(run, **about):
     """The run with parts replaced that `about` names by their keys in format 1."""
-    return replace(run, **_parts({**run.about, **about}))
+    return replace(run, **_parts({**about_of(run), **about}))
 
 
 def save_document(folder, document):

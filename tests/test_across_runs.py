@@ -4,13 +4,13 @@ in a good part of it.
 
 import pytest
 
-from batchline.bench import history_file
 from batchline.bench.commands import dispatch as command
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import environment
 from batchline.bench.statuses import INVALID, MEASURED
+from batchline.bench.store import history
+from batchline.bench.store.history import why_unusable
 from batchline.bench.store.records import Record
-from batchline.bench.verdicts.across_runs import why_unusable
 from tests.runs import run_of
 
 BUSY = "the machine was busy: other processes took 43% of the cores, three times"
@@ -67,7 +67,7 @@ def test_what_may_be_built_upon(one, why):
 )
 def test_a_history_takes_what_may_be_built_upon(tmp_path, one, kept):
     assert (
-        bool(history_file.append(one, tmp_path)) is kept
+        bool(history.append(one, tmp_path)) is kept
         and bool(list(tmp_path.iterdir())) is kept
     )
 

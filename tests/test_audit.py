@@ -377,5 +377,5 @@ def test_a_run_from_before_the_audit_still_renders(path):
     run = run_json.load(path.parent)
     paragraphs = readme(run, missing="none wanted").split("\n\n")
     assert len(paragraphs) > 10
-    assert ("## Numerics" in "".join(paragraphs)) == bool(run.about.get("audit"))
+    assert ("## Numerics" in "".join(paragraphs)) == bool(run.audit)
     assert report.terminal(report.RunReport(run))

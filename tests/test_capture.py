@@ -10,8 +10,8 @@ import torch
 
 from batchline.bench.measure.timing.clocks import Cuda
 from batchline.bench.measure.worker.isolation import Isolation
-from batchline.bench.measure.worker.task import NOT_CAPTURED, Outcome
-from batchline.bench.statuses import MEASURED
+from batchline.bench.measure.worker.task import Outcome
+from batchline.bench.statuses import MEASURED, NOT_CAPTURED
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from batchline import kernels
 from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.cases import PROFILES, of_catalogue, plan
-from batchline.bench.declared import Catalogue
 from batchline.bench.commands.list import render
+from batchline.bench.declared import Catalogue
 from batchline.bench.statuses import NOT_HERE, UNSUPPORTED
 from tests.plans import planned
 

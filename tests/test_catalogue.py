@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from batchline.bench import catalogue
 from batchline.bench.cases import PROFILES, along, plan
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.reading import catalogue
 from batchline.bench.regress import pairs as regress_pairs
 from batchline.bench.regress.pairs import HEAD_SIDE, Entry, Pairs
 from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG

@@ -12,6 +12,7 @@ from batchline.bench.report.one_case import screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Compiled
+from tests.about import about_of
 from tests.comparisons import HOSTILE
 from tests.pages import HOSTILE as HOSTILE_NAME
 from tests.pages import a_run, hostile, timed, with_records
@@ -37,7 +38,7 @@ def rungs(median_s=1e-6):
 
 
 def with_variant(run, facts):
-    return changed(run, variants={**run.about["variants"], "bmm/fast": facts})
+    return changed(run, variants={**about_of(run)["variants"], "bmm/fast": facts})
 
 
 def test_a_measured_case():

@@ -24,10 +24,10 @@ from torch import library as registry
 
 from batchline import kernels
 from batchline.bench.measure.checking import check
+from batchline.bench.measure.checking.fence import Fence
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing import clocks
 from batchline.bench.measure.worker import outcome
-from batchline.bench.measure.worker.fence import Fence
-from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.stats import roofline
 from batchline.kernels.bmm import bmm
 

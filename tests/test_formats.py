@@ -12,6 +12,7 @@ from batchline.bench.statuses import INVALID, MEASURED
 from batchline.bench.store import formats, load, run_json
 from batchline.bench.store.formats import Format
 from batchline.bench.store.records import Run, Study
+from tests.about import about_of
 from tests.runs import save_document
 from tests.test_records import document
 
@@ -106,9 +107,8 @@ def test_what_was_confirmed_is_in_the_record_and_what_was_refuted_keeps_its_roun
 
 
 def test_the_keys_of_format_1_are_still_read():
-    """Until the last reader of Run.about is converted."""
     old = document()["batchline"]
-    about = run_json.parse(document()).about
+    about = about_of(run_json.parse(document()))
     for name, value in old.items():
         if name == "variants":
             value = {key: {**entry, "gives": None} for key, entry in value.items()}

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from batchline.bench.measure.doing import Doing
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker import isolation
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Task, WorkerLost
-from batchline.bench.measure.worker.worker import Doing
 from batchline.bench.statuses import (
     CRASHED,
     FAILED,

@@ -30,7 +30,7 @@ def test_every_verdict_on_a_run_with_everything(run):
     assert findings.bounds.keys() == findings.timed.keys()
     assert findings.memory_growths.keys() <= {key[:4] for key in findings.latency_laws}
     choices = [choice for group in findings.choices.values() for choice in group]
-    assert choices == crossovers.choices(run.records, run.about["baselines"])
+    assert choices == crossovers.choices(run.records, run.baselines)
 
 
 def test_a_verdict_is_computed_once(run, monkeypatch):

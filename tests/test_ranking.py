@@ -19,6 +19,7 @@ from batchline.bench.store.records import Record
 from batchline.bench.verdicts import choosing, crossovers, ranking
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
+from tests.about import about_of
 from tests.documents import in_markdown, on_terminal
 from tests.runs import changed, run_of
 from tests.test_records import compiled_row
@@ -390,7 +391,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
         for batch, status in ((1, UNSUPPORTED), (64, WRONG))
     ]
     run = _run()
-    lines = in_markdown(_rungs(run_of(run.about, {}, tuple(wrong)))).splitlines()
+    lines = in_markdown(_rungs(run_of(about_of(run), {}, tuple(wrong)))).splitlines()
     assert [cell.strip() for cell in lines[-1].strip("|").split("|")][2:] == [
         "",
         "wrong",
@@ -400,7 +401,7 @@ def test_a_rung_without_a_gain_says_what_became_of_it():
 
 def test_a_gpu_is_shown_the_facts_of_its_own_architecture():
     run = _run()
-    on_a100 = run_of(run.about, {"gpu": {"compute_capability": "8.0"}}, run.records)
+    on_a100 = run_of(about_of(run), {"gpu": {"compute_capability": "8.0"}}, run.records)
     assert "sm_80 float16: 90 regs" in in_markdown(_rungs(on_a100))
 
 
@@ -484,12 +485,14 @@ def _tuned(source):
 def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():
     run = _run(compiled=[compiled_row(variant="bmm/numba_never")])
     assert "compiled, not yet run" in in_markdown(_rungs(run)).splitlines()[-1]
-    on_a_gpu = run_of(run.about, {"gpu": {"compute_capability": "9.0"}}, run.records)
+    on_a_gpu = run_of(
+        about_of(run), {"gpu": {"compute_capability": "9.0"}}, run.records
+    )
     assert "not yet run" not in in_markdown(_rungs(on_a_gpu))
 
 
 def test_a_bar_in_an_idea_does_not_end_its_cell():
-    variants = _run().about["variants"]
+    variants = about_of(_run())["variants"]
     variants["bmm/torch_a"]["idea"] = "within 1% of |a||b|"
     run = changed(_run(), variants=variants)
     assert r"within 1% of \|a\|\|b\|" in in_markdown(_rungs(run))

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from batchline.bench.measure.reading import reader
+from batchline.bench import reader
 
 
 def is_there(pid):
@@ -47,7 +47,7 @@ def test_it_ends_by_itself_when_nobody_asks():
     """A parent that is killed closes its end of the pipe."""
     program = (
         "import os, signal\n"
-        "from batchline.bench.measure.reading import reader\n"
+        "from batchline.bench import reader\n"
         "with reader.started_ahead():\n"
         "    print(reader._ahead[0].pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -295,8 +295,8 @@ def test_a_study_is_stored_and_loaded(tmp_path):
 def test_what_is_measured_has_its_place_in_the_records():
     """A field that a measurement gains and its record lacks would end every run."""
     from batchline.bench.measure.checking import audit, steadiness
-    from batchline.bench.running import budget
     from batchline.bench.measure.compiled.compiler import Compiled
+    from batchline.bench.running import budget
 
     names = {
         kind: {one.name for one in dataclasses.fields(kind)}
@@ -304,7 +304,9 @@ def test_what_is_measured_has_its_place_in_the_records():
     }
     assert names[Compiled] <= names[CompiledKernel]
     assert names[Waves] <= names[WavesRow]
-    subject = audit.Subject("op", "variant", "ours", None, ())
+    subject = audit.Subject(
+        "op", "variant", "ours", None, ("d", "mean", "n", "noise_scale")
+    )
     audited = formats.from_json(AuditRow, audit.row(subject, "float32"))
     assert dict(audited) == audit.row(subject, "float32")
     looked_at = steadiness.row("op", "variant", "scenario", "float32", [1, 4])

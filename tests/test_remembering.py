@@ -7,7 +7,7 @@ import random
 import pytest
 
 from batchline.bench.measure.timing.sampling import Samples
-from batchline.bench.measure.timing.watch import may_remember, require_no_memory
+from batchline.bench.measure.worker.watch import may_remember, require_no_memory
 from batchline.bench.statuses import WRONG, NotMeasured
 from tests.fake_machine import FakeCpu
 

@@ -504,7 +504,7 @@ def test_the_run_before_is_the_newest_comparable_one_beside_it(tmp_path):
     _stored_run(tmp_path / "2026-01-06-later", "2026-01-06T00:00:00+00:00")
     (tmp_path / "2026-01-07-damaged").mkdir()
     (tmp_path / "2026-01-07-damaged" / run_json.FILE_NAME).write_text("{")
-    assert report.before(run, own).about["started"].startswith("2026-01-02")
+    assert report.before(run, own).started.startswith("2026-01-02")
     assert "Against the last run: " in report.terminal(
         RunReport(run, previous=report.before(run, own))
     )

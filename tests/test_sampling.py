@@ -10,9 +10,9 @@ import statistics
 
 import pytest
 
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing.clocks import Host, Unfit
 from batchline.bench.measure.timing.sampling import Effort, Samples
-from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.stats import intervals
 from batchline.bench.statuses import INVALID, NotMeasured
 from tests.fake_machine import FakeCpu, FakeCuda, Kernel, sampled

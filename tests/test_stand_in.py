@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 
 from batchline import kernels
-from batchline.bench import history_file
 from batchline.bench.commands import compare, dispatch
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED
-from batchline.bench.store import run_json
+from batchline.bench.store import history, run_json
 from batchline.bench.store.files import read_text
 from batchline.kernels import backends
 from tests import shared
@@ -177,7 +176,7 @@ def test_nothing_is_built_upon_it(smoke):
         compare.compare(folder, folder)
     with pytest.raises(UsageError, match=stand_in.WORDS):
         dispatch._evidence(folder, "cpu")
-    assert history_file.append(run_json.load(folder), folder / "history") is None
+    assert history.append(run_json.load(folder), folder / "history") is None
 
 
 @pytest.mark.slow

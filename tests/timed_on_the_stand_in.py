@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from batchline.bench import units
-from batchline.bench.measure.machine import ceilings, state
+from batchline.bench.measure.machine import state
 from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, BYTES_PER_S, CAPPED_MHZ
-from batchline.bench.measure.timing import clocks
+from batchline.bench.measure.timing import ceilings, clocks
 from batchline.bench.measure.timing.clocks import make_clock
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker import runner

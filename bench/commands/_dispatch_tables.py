@@ -55,8 +55,8 @@ class NewTables:
         self._header = {
             **device_tables.provenance(run.machine),
             "clock": CLOCKS[the_plan.device][0],
-            "measured": run.about["started"][:10],
-            "profile": run.about["profile"],
+            "measured": run.started[:10],
+            "profile": run.plan.profile,
         }
         self.entries: dict[str, list[dict]] = {}
         self.left_out = 0  # problems that the run has timed and that are not called
@@ -68,7 +68,7 @@ class NewTables:
             ]
             for name, op in the_plan.ops.items()
         }
-        for one in measured_gains(run.records, run.about["baselines"], candidates):
+        for one in measured_gains(run.records, run.baselines, candidates):
             problem = one.op, one.scenario, one.dtype, one.batch
             for name, gain in one.not_believed.items():
                 print(

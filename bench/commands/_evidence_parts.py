@@ -26,7 +26,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.store import run_json
 from batchline.bench.store.files import DamagedFile, blamed_on, read_json, write_whole
-from batchline.bench.verdicts.across_runs import why_unusable
+from batchline.bench.store.history import why_unusable
 
 FILE_NAME = "evidence.json"
 STOPPED = "stopped by Ctrl-C; what it had by then is below"

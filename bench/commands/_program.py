@@ -16,8 +16,8 @@ from batchline.bench import commands, console, stopping, texts, units
 from batchline.bench.console import complain
 from batchline.bench.exit_codes import ExitCode
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.reading.reader import started_ahead
 from batchline.bench.nearest import did_you_mean
+from batchline.bench.reader import started_ahead
 
 PROGRAM = "batchline"
 

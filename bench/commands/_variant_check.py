@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchline import kernels
+from batchline.bench import catalogue
 from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import busy
 from batchline.bench.measure.machine.environment import resolve_device
-from batchline.bench.measure.reading import catalogue, forked, reader
+from batchline.bench.measure.reading import forked
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Outcome, Task
@@ -101,7 +102,7 @@ def verdicts(
         UsageError: for an expression that is none or matches nothing.
         ValueError: for an unknown device.
     """
-    with reader.started_ahead():
+    with catalogue.started_ahead():
         chosen = _chosen(_ids(Path(kernels.__path__[0])), expression)
         yield from _verdicts(chosen, device, deadline_s)
 

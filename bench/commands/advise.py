@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from batchline.bench import study
-    from batchline.bench.verdicts.across_runs import why_made_up
+    from batchline.bench.store.history import why_made_up
 
     if options.cost_cap is not None and options.cost_cap < 1:
         raise UsageError(

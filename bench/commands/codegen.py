@@ -59,8 +59,8 @@ def codegen(pin: bool, everything: bool) -> int:
     """Compile what has changed since it was pinned, or everything; print what moved, or
     pin it; the exit code.
     """
+    from batchline.bench import catalogue
     from batchline.bench.measure.compiled import pins, static_facts
-    from batchline.bench.measure.reading import catalogue
     from batchline.bench.report import of_commands as report
     from batchline.bench.verdicts import compiled_changes as verdicts
 

@@ -69,8 +69,8 @@ def compare(
         given.
     """
     from batchline.bench.report.two_runs import terminal
+    from batchline.bench.store.history import machine_differences, why_made_up
     from batchline.bench.verdicts import across_runs
-    from batchline.bench.verdicts.across_runs import machine_differences, why_made_up
 
     sides = [
         _candidates(str(side), letter, stored) for side, letter in ((a, "A"), (b, "B"))
@@ -124,7 +124,7 @@ def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:
             f"no run of {letter}={name} ({commit[:9]}) under {' or '.join(map(str, stored))}: "
             "name a run's folder, or measure it there first"
         )
-    return sorted(runs, key=lambda run: str(run.about.get("started")), reverse=True)
+    return sorted(runs, key=lambda run: run.started, reverse=True)
 
 
 def _commit(name: str, letter: str) -> str:
@@ -158,7 +158,7 @@ def _measured_at(commit: str, path: Path) -> Run | None:
 
 
 def _loaded(folder: Path) -> Run:
-    from batchline.bench.verdicts.across_runs import machine_differences
+    from batchline.bench.store.history import machine_differences
 
     run = run_json.load(folder)
     with blamed_on(run_json.path_in(folder)):

@@ -108,7 +108,7 @@ def dispatch(
 
     device = environment.resolve_device(device)
     run = _evidence(run_folder, device) if run_folder else None
-    the_plan = plan(run.about["profile"] if run else profile, device)
+    the_plan = plan(run.plan.profile if run else profile, device)
     broken = broken_lines(the_plan)
     for line in broken:
         print(line, file=sys.stderr)
@@ -248,11 +248,11 @@ def _evidence(folder: Path, device: str) -> Run:
 
 def _require_of_here(run: Run, folder: Path, device: str) -> None:
     from batchline.bench.cases import CLOCKS, PROFILES
-    from batchline.bench.verdicts.across_runs import why_unusable
+    from batchline.bench.store.history import why_unusable
     from batchline.kernels.device import device_name
     from batchline.kernels.dispatch import why_stale
 
-    if run.about["profile"] not in PROFILES:
+    if run.plan.profile not in PROFILES:
         raise ValueError(f"it is of a profile {run.about['profile']!r}")
     if why := why_unusable(run, made_up_too=stand_in.is_on()):
         raise UsageError(f"{folder} is no evidence: {why}; run `make bench` again")

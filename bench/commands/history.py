@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from batchline.bench import history_file
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import UsageError
 from batchline.bench.exit_codes import ExitCode
 from batchline.bench.folders import HISTORY
 from batchline.bench.nearest import did_you_mean
+from batchline.bench.store import history
 
 HELP = "every run on a machine: what changed, when, at which revision"
 SAMPLE = """
@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return history(options.machine, options.k, options.into, options.history)
+    return print_histories(options.machine, options.k, options.into, options.history)
 
 
-def history(
+def print_histories(
     device: str | None = None,
     k: str = "",
     out: Path | None = None,
@@ -69,7 +69,7 @@ def history(
     """
     from batchline.bench.store.files import blamed_on
 
-    paths = sorted(Path(folder).glob(f"*{history_file.ENDING}"))
+    paths = sorted(Path(folder).glob(f"*{history.ENDING}"))
     if not paths:
         print(f"no history in {folder}: every `make bench` adds its run")
         return ExitCode.NOT_MEASURED
@@ -99,7 +99,7 @@ def _show(path: Path, k: str, out: Path) -> int:
     from batchline.bench.selection import selected
     from batchline.bench.verdicts import across_runs
 
-    entries, damaged = history_file.read(path)
+    entries, damaged = history.read(path)
     cases = unique(case for entry in entries for case in entry.cases)
     groups = across_runs.groups(
         entries, set(selected(cases, k, f"in {path}")) if k and cases else None

@@ -121,7 +121,7 @@ def _variant(case: str) -> Declared:
         raise UsageError(
             "say which case: batchline profile bmm/triton_tiled/square_128/float16/B64"
         )
-    from batchline.bench.measure.reading import catalogue
+    from batchline.bench import catalogue
 
     ops = catalogue.read().ops
     try:

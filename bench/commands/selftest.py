@@ -233,7 +233,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
     from batchline.bench.regress.pairs import INTERRUPTED
     from batchline.bench.report import of_commands as report
     from batchline.bench.report.render.terminal import render_table
-    from batchline.bench.verdicts.across_runs import why_made_up
+    from batchline.bench.store.history import why_made_up
 
     if not found.findings:
         print(

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batchline.bench.measure.reading import catalogue
+from batchline.bench import catalogue
 from batchline.bench.store.files import write_whole
 from batchline.bench.texts import clean_line
 from batchline.kernels.backends import INTERPRETED_BACKENDS

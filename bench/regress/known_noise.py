@@ -10,7 +10,7 @@ from pathlib import Path
 
 from batchline import places
 from batchline.bench.store import files
-from batchline.kernels.device import slug
+from batchline.kernels.device_names import slug
 
 FORMAT = 1
 FOLDER = places.BASELINES

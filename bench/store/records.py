@@ -247,7 +247,7 @@ class VariantFacts(Row):
 
 @dataclass(frozen=True)
 class Ceilings(Row):
-    """What the machine can do, as bench.measure.machine.ceilings measures it.
+    """What the machine can do, as bench.measure.timing.ceilings measures it.
 
     Rates are of the median sample; `matmul_flops_per_s` and `fma_flops_per_s` by dtype,
     `launch_s` by clock; `best` has the rates of the fastest sample, for floors. `quiet`:
@@ -448,15 +448,6 @@ class Run:
     def baselines(self) -> dict[str, str]:
         """The baseline's name, by op."""
         return {name: op.baseline for name, op in self.ops.items() if op.baseline}
-
-    @functools.cached_property
-    def about(self) -> Mapping:
-        """The parts by the keys of format 1, for readers that were not converted yet.
-        Nothing new may read it.
-        """
-        from batchline.bench.store.compatibility import about_of
-
-        return about_of(self)
 
     def groups(self) -> dict[tuple[str, str, str], list[Record]]:
         """Records by (op, scenario, dtype), in the order of the plan."""

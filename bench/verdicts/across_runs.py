@@ -1,9 +1,9 @@
-"""What stored runs say of each other: which machine timed them, whether their times may
-be built upon, how two differ case by case, and where a history changed.
+"""What stored runs say of each other: how two differ case by case, and where a history
+changed.
 
 The comparison of two runs shows and never judges: each side is one process, and
 processes differ by more than their samples show (30-35% false alarms, simulated);
-`make regress` judges. A history is of one machine and profile; bench.history_file stores
+`make regress` judges. A history is of one machine and profile; bench.store.history stores
 it.
 """
 
@@ -15,89 +15,15 @@ from dataclasses import dataclass
 
 from batchline.bench.stats import intervals
 from batchline.bench.stats.change_points import LEAST_RUNS, ChangePoint, change_points
-from batchline.bench.statuses import MEASURED, is_machines_fault
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.history import (
+    Entry,
+    differences,
+    machine_differences,
+)
 from batchline.bench.store.records import Record, Run
 from batchline.bench.store.regressions import LATENCY
 from batchline.bench.verdicts.gate import floor
-
-TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")
-_UNKNOWN = "unknown"
-
-
-def identity(machine: Mapping) -> dict[str, str]:
-    """The hardware and driver of a run's machine, name → value; the threads of torch
-    count where a CPU is timed.
-    """
-    gpu = machine.get("gpu")
-    facts = {
-        "CPU": str(machine.get("cpu", _UNKNOWN)),
-        "timed on": str(machine.get("device_name", _UNKNOWN)),
-    }
-    if gpu:
-        facts |= {
-            "GPU": str(gpu.get("name", _UNKNOWN)),
-            "GPU memory": _gibibytes(gpu.get("memory_bytes")),
-            "driver": str(gpu.get("driver", _UNKNOWN)).partition(".")[0],
-        }
-    if machine.get("device") != "cuda":
-        facts["threads"] = str(machine.get("cpu_threads_of_torch", _UNKNOWN))
-    return facts
-
-
-def toolchain(machine: Mapping) -> dict[str, str]:
-    """The versions of what compiles the kernels, package → version."""
-    versions = machine.get("versions", {})
-    return {name: str(versions.get(name, _UNKNOWN)) for name in TOOLCHAIN}
-
-
-def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
-    """Each fact that is not the same on both sides: "torch 2.12.0 → 2.13.0"."""
-    return [
-        f"{name} {a.get(name, 'none')} → {b.get(name, 'none')}"
-        for name in dict.fromkeys([*a, *b])
-        if a.get(name) != b.get(name)
-    ]
-
-
-def machine_differences(a: Mapping, b: Mapping) -> list[str]:
-    """The differences of two runs' machines, hardware and toolchain."""
-    return [
-        *differences(identity(a), identity(b)),
-        *differences(toolchain(a), toolchain(b)),
-    ]
-
-
-def _gibibytes(size_bytes: float | None) -> str:
-    """To whole GiB: the driver keeps some, and not always as much."""
-    return f"{size_bytes / 2 ** 30:.0f} GiB" if size_bytes else _UNKNOWN
-
-
-_MOST_DISTURBED = 0.1  # of the cases: where the machine was at fault so often, it was not itself for the others either
-
-
-def why_made_up(machine: Mapping) -> str | None:
-    """Why times of this machine (bench.measure.machine.environment) mean nothing, or
-    None: it was the stand-in for a GPU.
-    """
-    return machine.get("stand_in")
-
-
-def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
-    """Why the run's times may not be built upon, or None: its GPU was a stand-in, it
-    was stopped, or the machine was busy or throttled in many of its cases. With
-    `made_up_too` the times of a stand-in are accepted.
-    """
-    if not made_up_too and (why := why_made_up(run.machine)):
-        return why
-    if run.about.get("partial"):
-        return "it was stopped before its end"
-    disturbed = sum(
-        is_machines_fault(record.status, record.reason) for record in run.records
-    )
-    timed = disturbed + sum(record.status == MEASURED for record in run.records)
-    if disturbed > _MOST_DISTURBED * timed:
-        return f"the machine was busy or throttled during {disturbed} of {timed} cases"
-    return None
 
 
 @dataclass(frozen=True)
@@ -194,7 +120,7 @@ def compare(a: Run, b: Run) -> Comparison:
 
 def are_comparable(a: Run, b: Run) -> bool:
     """Whether two runs are of one machine, toolchain and profile."""
-    same_profile = a.about["profile"] == b.about["profile"]
+    same_profile = a.plan.profile == b.plan.profile
     return same_profile and not machine_differences(a.machine, b.machine)
 
 
@@ -226,25 +152,6 @@ def _are_times(samples: Sequence) -> bool:
     return bool(samples) and all(
         isinstance(one, (int, float)) and 0 < one < math.inf for one in samples
     )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run in a history.
-
-    `when` is ISO 8601; `dirty` whether the sources differed from `commit` (None: not
-    known). `machine` and `toolchain` are as `identity` and `toolchain` give them. `cases`
-    is case id → {"clock", "median_s", "first_quartile_s", "third_quartile_s",
-    "peak_bytes", "error", "error_of_tolerance"}; what was not counted is None.
-    """
-
-    when: str
-    commit: str
-    dirty: bool | None
-    profile: str
-    machine: Mapping[str, str]
-    toolchain: Mapping[str, str]
-    cases: Mapping[str, Mapping]
 
 
 @dataclass(frozen=True)

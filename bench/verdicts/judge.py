@@ -59,7 +59,7 @@ class Findings:
     @cached_property
     def ladders(self) -> dict[str, tuple[Rung, ...]]:
         """The variants of each op from the lowest rung up, and what each gained."""
-        return ranking.ladders(self.run.records, self.run.about["variants"])
+        return ranking.ladders(self.run.records, self.run.variants)
 
     @cached_property
     def best(self) -> list[Best]:
@@ -70,7 +70,7 @@ class Findings:
     def choices(self) -> dict[Group, list[Choice]]:
         """Which variant to use from which batch on, for each op, scenario and dtype."""
         by_group: dict[Group, list[Choice]] = {}
-        baselines = self.run.about["baselines"]
+        baselines = self.run.baselines
         for choice in crossovers.choices(self.run.records, baselines):
             by_group.setdefault(choice.problem, []).append(choice)
         return by_group
@@ -99,7 +99,9 @@ class Findings:
     @cached_property
     def token_crossings(self) -> list[TokenCrossing]:
         """From how many tokens the fused statistics beat ghost norms, layer by layer."""
-        sizes = self.run.about.get("sizes", {}).get(crossovers.TOKENS_OP, {})
+        op = self.run.ops.get(crossovers.TOKENS_OP)
+        scenarios = op.scenarios if op else {}
+        sizes = {name: one.sizes for name, one in scenarios.items() if one.sizes}
         return crossovers.token_crossings(self.run.records, sizes)
 
     @cached_property
@@ -142,18 +144,18 @@ class Findings:
     @cached_property
     def ceilings(self) -> Mapping | Missing:
         """What the machine can do, measured in this run."""
-        why = self.run.about.get("why_no_ceilings")
-        return self.run.about.get("ceilings") or Missing(why or "nothing ran")
+        why = self.run.why_no_ceilings
+        return self.run.ceilings or Missing(why or "nothing ran")
 
     @cached_property
     def invariance(self) -> list[Invariance]:
         """Which variants give a sample the same bits in every batch."""
-        return choosing.invariance_by_variant(self.run.about.get("invariance", ()))
+        return choosing.invariance_by_variant(self.run.invariance)
 
     @cached_property
     def invariance_prices(self) -> list[Price]:
         """What choosing only among batch-invariant variants costs."""
-        rows = self.run.about.get("invariance", ())
+        rows = self.run.invariance
         return list(choosing.invariance_prices(rows, self.run.records))
 
     @cached_property

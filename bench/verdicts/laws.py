@@ -143,15 +143,15 @@ def launch_waves(run: Run) -> dict[Key, Waves | Missing]:
     scenario and dtype.
     """
     waves = {}
-    for row in run.about.get("waves", ()):  # older runs have none
-        key = row["op"], row["variant"], row["scenario"], row["dtype"]
-        if "why_not" in row:
-            waves[key] = Missing(row["why_not"])
+    for row in run.waves:
+        key = row.op, row.variant, row.scenario, row.dtype
+        if row.why_not is not None:
+            waves[key] = Missing(row.why_not)
         else:
             waves[key] = Waves(
-                row["ctas_per_sample"],
-                row["multiprocessors"],
-                row["ctas_per_multiprocessor"],
+                row.ctas_per_sample,
+                row.multiprocessors,
+                row.ctas_per_multiprocessor,
             )
     return waves
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from batchline.kernels import digits
+from batchline.kernels.bmm._autograd import batched_product  # noqa: F401
 from batchline.kernels.draw import Draw, with_infinities, with_nan
 from batchline.kernels.elements import (
     distinct_bytes,
@@ -451,6 +452,3 @@ bmm = Op(
     work=Work(flops, least_bytes),
     calls=Calls("torch_bmm", describe, rule),
 )
-
-# At the end, for it runs the variants, and those import bmm.
-from batchline.kernels.bmm._autograd import batched_product  # noqa: E402, F401

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from batchline.kernels.bmm import bmm
+from batchline import kernels
 from batchline.kernels.bmm._folding import fold
 from batchline.kernels.elements import dtype_name
 from batchline.kernels.op import WIDE
@@ -15,7 +15,7 @@ from batchline.kernels.op import WIDE
 
 def batched_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A[B,M,K] @ B[B,K,N] or B[K,N] → C[B,M,N], differentiable any number of times;
-    each product by what `bmm` chooses.
+    each product by what the op chooses.
 
     A shared right side is best given as [K,N]: its gradient is then one product over
     all B·M rows, where B expanded to [B,K,N] costs one for each entry and their sum.
@@ -60,7 +60,7 @@ class _Product(torch.autograd.Function):
         if b.dim() == 2:
             b = b.expand(len(a), -1, -1)
         with torch.autocast(a.device.type, enabled=False):
-            return bmm(a, b)
+            return kernels.ops["bmm"](a, b)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -27,8 +27,8 @@ from batchline.bench.measure.ahead.folder import numba_keeper
 from batchline.bench.measure.ahead.gpu import Gpu, pretended
 from batchline.bench.measure.ahead.inputs import Place, inputs_at, places
 from batchline.bench.measure.compiled.compiler import NoGpu
+from batchline.bench.measure.machine import process_state
 from batchline.bench.measure.reading import reading_process
-from batchline.bench.measure.worker import process_state
 from batchline.kernels import backends
 from batchline.kernels._cuda import launch
 from batchline.kernels.op import Tensors, Variant

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from batchline import kernels
+from batchline.bench import texts
 from batchline.bench.declared import Declared, DeclaredAudit
 from batchline.bench.measure.checking.check import as_tuple
-from batchline.bench.measure.worker import outcome
 from batchline.kernels import backends
 from batchline.kernels.op import Control, Tensors, Variant
 
@@ -157,7 +157,7 @@ def audit(
             facts = _compare(variant, inputs, control)
         except _RAISED as error:
             require_device(error)
-            facts = {"failed": outcome.one_line(error)}
+            facts = {"failed": texts.error_line(error)}
         rows.append(row(subject, dtype, condition=condition, **facts))
     return rows
 

@@ -9,6 +9,7 @@ was timed. Both raise NotMeasured with a line that says what was wrong.
 from __future__ import annotations
 
 import math
+import random
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from batchline.bench import texts
 from batchline.bench.measure.checking import accuracy
 from batchline.bench.measure.checking.accuracy import Demand
-from batchline.bench.statuses import WRONG, NotMeasured
+from batchline.bench.measure.machine import memory
+from batchline.bench.statuses import FAILED, OUT_OF_MEMORY, WRONG, NotMeasured
 from batchline.kernels.op import Op, Tensors, Variant
 from batchline.kernels.rounding import Typical
 
@@ -373,3 +376,18 @@ def as_tuple(outputs) -> Tensors:
 
 def _seed(name: str, round_: int) -> int:
     return 2 * zlib.crc32(name.encode()) + round_
+
+
+SECRET = (
+    random.SystemRandom()
+)  # asks the system each time, so that there is no state to read ahead
+
+
+def refusal_of(error: BaseException) -> NotMeasured:
+    """`error` as a status and a line."""
+    if isinstance(error, NotMeasured):
+        return error
+    return NotMeasured(
+        OUT_OF_MEMORY if memory.is_out_of_memory(error) else FAILED,
+        texts.error_line(error),
+    )

@@ -20,11 +20,10 @@ from time import perf_counter as now_s
 
 import torch
 
+from batchline.bench import texts
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.checking import check
-from batchline.bench.measure.checking.check import as_tuple, same_bits
-from batchline.bench.measure.timing.values import SECRET
-from batchline.bench.measure.worker import outcome
+from batchline.bench.measure.checking.check import SECRET, as_tuple, same_bits
 from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Op, Scenario, Tensors, Variant
 
@@ -84,7 +83,7 @@ def found(
         )
     except _RAISED as error:
         require_device(error)
-        return row(*names, scenario, dtype, batches, failed=outcome.one_line(error))
+        return row(*names, scenario, dtype, batches, failed=texts.error_line(error))
 
 
 def _compared(

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from batchline.bench.measure.machine import process_state
 from batchline.bench.measure.machine.state import CpuState, cpu_load
-from batchline.bench.measure.worker import process_state
 from batchline.bench.statuses import THE_MACHINE_WAS
 
 _CPUS = Path("/sys/devices/system/cpu")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from batchline.bench.measure.checking.check import refusal_of
+from batchline.bench.measure.checking.fence import Fence
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.reading.forked import Begin, Job
-from batchline.bench.measure.worker import outcome
-from batchline.bench.measure.worker.fence import Fence
-from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.statuses import FAILED, UNSUPPORTED, WRONG, NotMeasured
 from batchline.kernels.op import Audit, Op, Scenario, Tensors, Variant
 
@@ -153,7 +153,7 @@ def _imported(module: str):
     try:
         return importlib.import_module(module)
     except _RAISED as error:
-        refusal = outcome.refusal_of(error)
+        refusal = refusal_of(error)
         raise NotMeasured(
             refusal.status, f"it does not load: {refusal.reason}"
         ) from error
@@ -345,7 +345,7 @@ def _asked(field: str, where: str, function: Callable[[], object]):
     try:
         return function()
     except _RAISED as error:
-        refusal = outcome.refusal_of(error)
+        refusal = refusal_of(error)
         raise NotMeasured(
             refusal.status, f"{field} {where}: {refusal.reason}"
         ) from error
@@ -355,7 +355,7 @@ def _refusal(variant: Variant, inputs: Tensors) -> tuple[str, str] | None:
     try:
         why = variant.why_unsupported(*inputs)
     except _RAISED as error:
-        refusal = outcome.refusal_of(error)
+        refusal = refusal_of(error)
         return refusal.status, f"supports raised {refusal.reason}"
     return (UNSUPPORTED, str(why)) if why else None
 

@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchline.bench.measure.worker import outcome
-from batchline.bench.measure.worker.worker import Doing
+from batchline.bench.measure.checking.check import refusal_of
+from batchline.bench.measure.doing import Doing
 from batchline.bench.statuses import BROKEN, CRASHED, FAILED, HUNG
 
 _TOLD_S = 5.0  # how often it is told that a job is waited for
@@ -238,7 +238,7 @@ def _work(job: Job, doing: Doing, pipe: int) -> None:
 
 def _failure(error: BaseException) -> tuple[str, str]:
     try:
-        refusal = outcome.refusal_of(error)
+        refusal = refusal_of(error)
         return (refusal.status if refusal.status in BROKEN else FAILED), refusal.reason
     except Exception:  # its __str__ is its own, too
         return FAILED, f"{type(error).__name__}, whose message can't be had"

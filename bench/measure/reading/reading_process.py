@@ -1,4 +1,4 @@
-"""The process that bench.measure.reading.catalogue asks: it forks one process for each file,
+"""The process that bench.catalogue asks: it forks one process for each file,
 and says what came of each.
 
 It writes a line of JSON for everything that it says: [kind, data]. The last one,
@@ -128,13 +128,13 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     torch.empty(2, 1, device="meta").add_(torch.empty(1, device="meta"))
 
     from batchline import kernels
+    from batchline.bench.measure.checking.fence import Fence
+    from batchline.bench.measure.machine import process_state
     from batchline.bench.measure.reading.declarations import (
         Request,
         op_job,
         variant_job,
     )
-    from batchline.bench.measure.worker import process_state
-    from batchline.bench.measure.worker.fence import Fence
 
     from_sources_only(process_state.op_folders().values())
     refuse_audit_hooks()

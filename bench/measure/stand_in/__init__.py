@@ -14,7 +14,6 @@ with DEVICE=cuda.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 
@@ -57,16 +56,6 @@ def now_s() -> float:
     from batchline.bench.measure.stand_in.timeline import CLOCK
 
     return CLOCK.now_s
-
-
-def quicken_the_simulator() -> None:
-    """Make Numba's simulator fast in this process, where the library for that is
-    installed.
-    """
-    if importlib.util.find_spec("greenlet"):
-        from batchline.bench.measure.stand_in import simulator
-
-        simulator.install()
 
 
 def install() -> None:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 
-from batchline.bench.measure.stand_in import memory, quicken_the_simulator
+from batchline.bench.measure.stand_in import memory
 from batchline.bench.measure.stand_in.devices import DEVICES, current, host_only
 from batchline.bench.measure.stand_in.timeline import BYTES_PER_S, KERNEL_S, Queue
 from batchline.kernels import backends
@@ -288,3 +289,13 @@ def _as_array(tensor: torch.Tensor, sync: bool = True):
     """numba.cuda.as_cuda_array: the tensor's memory, with its strides."""
     with host_only():
         return backends.cuda.cudadrv.devicearray.FakeCUDAArray(tensor.detach().numpy())
+
+
+def quicken_the_simulator() -> None:
+    """Make Numba's simulator fast in this process, where the library for that is
+    installed.
+    """
+    if importlib.util.find_spec("greenlet"):
+        from batchline.bench.measure.stand_in import simulator
+
+        simulator.install()

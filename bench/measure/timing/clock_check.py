@@ -2,7 +2,7 @@
 batchline.bench.measure.timing.clock_check FILE DEVICE`.
 
 In a process of its own, for NVBench runs once in a process. FILE has {"machine",
-"clocks": bench.measure.timing.clock_check's, "ceilings": bench.measure.machine.ceilings',
+"clocks": bench.measure.timing.clock_check's, "ceilings": bench.measure.timing.ceilings',
 "why_no_ceilings"}; it is there with the clocks before the ceilings are measured.
 
 The same launches timed by NVBench, through its own Python package (cuda-bench 0.3 or
@@ -40,8 +40,9 @@ import torch
 from batchline.bench import units
 from batchline.bench.cases import CLOCKS, PROFILES
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine import busy, ceilings, environment
+from batchline.bench.measure.machine import busy, environment
 from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.timing import ceilings
 from batchline.bench.measure.timing.clocks import hardware, make_clock
 from batchline.bench.measure.timing.sampling import Effort, Samples, sample
 from batchline.bench.store.files import write_whole

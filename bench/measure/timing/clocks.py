@@ -28,8 +28,8 @@ import torch
 from batchline.bench import texts
 from batchline.bench.cases import CLOCKS
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.worker import process_state
-from batchline.bench.measure.worker.task import NOT_CAPTURED
+from batchline.bench.measure.machine import process_state
+from batchline.bench.statuses import NOT_CAPTURED
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE_BYTES = 64 * 2**20  # where the system does not say: more than most have

@@ -23,8 +23,8 @@ from time import (
 )  # as it is now, whatever a variant makes of time.perf_counter later
 from types import MappingProxyType
 
-from batchline.bench.measure.worker import process_state
-from batchline.bench.measure.worker.tampering import Tampered
+from batchline.bench.measure.machine import process_state
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.stats import intervals
 from batchline.bench.statuses import INVALID, THE_MACHINE_WAS, NotMeasured
 
@@ -137,7 +137,7 @@ class Samples:
 
 
 class Unwatched:
-    """Watches nothing; bench.measure.timing.watch.Watch has the same methods, and does."""
+    """Watches nothing; bench.measure.worker.watch.Watch has the same methods, and does."""
 
     def begin(
         self, collects: bool, clocks: Mapping[str, object] = MappingProxyType({})

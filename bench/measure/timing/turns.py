@@ -11,14 +11,14 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from batchline import kernels
+from batchline.bench.measure.checking.check import SECRET
 from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing.sampling import Ledger, Unwatched
-from batchline.bench.measure.timing.values import SECRET
-from batchline.bench.measure.timing.watch import Watch
 from batchline.bench.measure.worker import outcome
 from batchline.bench.measure.worker.preparing import RAISED, Preparing
-from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.measure.worker.watch import Watch
 from batchline.bench.statuses import INVALID, MEASURED, WRONG
 
 _SETTLES_S = 3e-3  # a turn follows another process': its threads spin on for a while, and the caches are its own

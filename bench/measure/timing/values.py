@@ -8,19 +8,15 @@ reference is computed from.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from batchline.bench.measure.checking import check
-from batchline.bench.measure.checking.check import twins
+from batchline.bench.measure.checking.check import SECRET, twins
 from batchline.kernels.op import Op, Tensors
 
-SECRET = (
-    random.SystemRandom()
-)  # asks the system each time, so that there is no state to read ahead
 CHANGED_INPUTS = "it changed its inputs, which it shares with the others"
 _SPIKES = 2  # elements with new values, each time
 _LARGE = 32  # times the usual magnitude, at the least

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from batchline.bench.measure.doing import Doing
 from batchline.bench.measure.worker.messages import (
     DONE,
     LOST,
@@ -33,19 +34,14 @@ from batchline.bench.measure.worker.messages import (
     decoded,
 )
 from batchline.bench.measure.worker.mould import Mould
-from batchline.bench.measure.worker.task import (
-    NOT_CAPTURED,
-    OWN_FAULT,
-    Outcome,
-    Task,
-    WorkerLost,
-)
-from batchline.bench.measure.worker.worker import IDLE, STARTING, Doing, serve
+from batchline.bench.measure.worker.task import OWN_FAULT, Outcome, Task, WorkerLost
+from batchline.bench.measure.worker.worker import IDLE, STARTING, serve
 from batchline.bench.statuses import (
     CRASHED,
     FAILED,
     HUNG,
     INVALID,
+    NOT_CAPTURED,
     NOT_REACHED,
     OUT_OF_MEMORY,
     WRONG,

@@ -167,7 +167,7 @@ def _line(content, asked: Asked, now_s: float) -> str:
 
 
 def _tampering(content, asked: Asked, now_s: float) -> tuple[str | None, str]:
-    """(whose, reason) of a bench.measure.worker.tampering.Tampered."""
+    """(whose, reason) of a bench.measure.machine.process_state.Tampered."""
     _require(
         isinstance(content, list) and len(content) == 2,
         "no account of what a variant has changed",

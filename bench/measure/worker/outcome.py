@@ -7,15 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchline.bench import texts
-from batchline.bench.measure.machine import memory
+from batchline.bench.measure.checking.check import refusal_of
 from batchline.bench.measure.timing.sampling import Samples
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import (
-    FAILED,
     INVALID,
     MEASURED,
-    OUT_OF_MEMORY,
-    NotMeasured,
 )
 
 
@@ -69,15 +66,6 @@ def of_error(error: BaseException) -> Outcome:
     """The outcome of an entry that raised."""
     refusal = refusal_of(error)
     return Outcome(refusal.status, refusal.reason)
-
-
-def refusal_of(error: BaseException) -> NotMeasured:
-    """`error` as a status and a line."""
-    if isinstance(error, NotMeasured):
-        return error
-    return NotMeasured(
-        OUT_OF_MEMORY if memory.is_out_of_memory(error) else FAILED, one_line(error)
-    )
 
 
 def one_line(error: BaseException) -> str:

@@ -22,20 +22,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from batchline.bench import units
+from batchline.bench import texts, units
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.checking import check, steadiness
+from batchline.bench.measure.checking.check import refusal_of
+from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.machine import memory
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.reading import reading_process
 from batchline.bench.measure.timing.clocks import Unfit, make_clock
 from batchline.bench.measure.timing.sampling import Effort, Ledger, Samples
 from batchline.bench.measure.timing.values import CHANGED_INPUTS
 from batchline.bench.measure.worker import outcome
-from batchline.bench.measure.worker.fence import Fence
 from batchline.bench.measure.worker.problem import Problem
-from batchline.bench.measure.worker.tampering import Tampered
-from batchline.bench.measure.worker.task import Outcome, Task
-from batchline.bench.measure.worker.worker import DeviceLost
+from batchline.bench.measure.worker.task import DeviceLost, Outcome, Task
 from batchline.bench.statuses import NOT_HERE, NotMeasured
 from batchline.kernels.op import Op, Tensors, Variant
 
@@ -279,7 +279,7 @@ class Preparing:
             self._hardware.synchronize()
         except Exception as lost:
             raise DeviceLost(
-                f"{outcome.one_line(error)}; the device's context is lost"
+                f"{texts.error_line(error)}; the device's context is lost"
             ) from lost
 
     @contextlib.contextmanager
@@ -393,7 +393,7 @@ class Preparing:
                 self._verdicts[key] = prove()
             except RAISED as error:
                 self.require_device(error)
-                self._verdicts[key] = outcome.refusal_of(error)
+                self._verdicts[key] = refusal_of(error)
         verdict = self._verdicts[key]
         if isinstance(verdict, NotMeasured):
             raise NotMeasured(verdict.status, verdict.reason)

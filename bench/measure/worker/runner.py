@@ -17,21 +17,21 @@ from batchline import kernels
 from batchline.bench import units
 from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.checking import audit, steadiness
+from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.compiled import grids
-from batchline.bench.measure.machine import busy, ceilings, memory
+from batchline.bench.measure.machine import busy, memory, process_state
 from batchline.bench.measure.machine.environment import threads_of_torch
 from batchline.bench.measure.machine.state import cpu_load, state_of
 from batchline.bench.measure.reading import reading_process
-from batchline.bench.measure.timing import sustained, watch
+from batchline.bench.measure.timing import ceilings, sustained
 from batchline.bench.measure.timing.clocks import Unfit, hardware, keeps_outputs
 from batchline.bench.measure.timing.sampling import Effort, Ledger, Samples, sample
 from batchline.bench.measure.timing.turns import Held
-from batchline.bench.measure.timing.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
-from batchline.bench.measure.worker import outcome, process_state
-from batchline.bench.measure.worker.fence import Fence
+from batchline.bench.measure.worker import outcome, watch
 from batchline.bench.measure.worker.preparing import RAISED, Entry, Preparing
 from batchline.bench.measure.worker.problem import Problem
 from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.measure.worker.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
 from batchline.bench.stats import roofline
 from batchline.bench.statuses import INVALID, MEASURED, NotMeasured
 from batchline.kernels import forks

@@ -13,7 +13,6 @@ from batchline.bench.measure.timing.sampling import Effort
 OWN_FAULT = (
     "Batchline itself failed: "  # so begins the reason where no variant is to blame
 )
-NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch
 
 
 @dataclass(frozen=True)
@@ -105,3 +104,9 @@ class WorkerLost(Exception):
         return Outcome(
             self.status, f"{self.reason} ({self.step})" if self.step else self.reason
         )
+
+
+class DeviceLost(Exception):
+    """The device's context is gone (an illegal access): nothing more can be done in
+    this process.
+    """

@@ -9,7 +9,6 @@ step it is, in memory that the parent can read afterwards.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import signal
@@ -18,42 +17,13 @@ import time
 import traceback
 
 from batchline.bench import texts
+from batchline.bench.measure.doing import Doing
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.worker import messages
-from batchline.bench.measure.worker.tampering import Tampered
+from batchline.bench.measure.worker.task import DeviceLost
 
-DOING_BYTES = 512
 STARTING = "starting"  # the step of a worker that has not been asked anything yet
 IDLE = "idle"
-
-
-class Doing:
-    """What the worker is at: whose step, which step, since when. Written by the worker,
-    read by the parent.
-
-    In shared memory and without a lock, so that writing wakes nobody between two
-    samples.
-    """
-
-    def __init__(self, context):
-        self._text = context.RawArray(ctypes.c_char, DOING_BYTES)
-        self._since_s = context.RawValue(ctypes.c_double, 0.0)
-
-    def begin(self, whose: str, step: str) -> None:
-        self._text.value = f"{whose}\n{step}".encode()[: DOING_BYTES - 1]
-        self._since_s.value = time.monotonic()
-
-    def read(self) -> tuple[str, str, float]:
-        """(whose, step, since on the monotonic clock, in seconds); whose is "" for a
-        step that is nobody's own.
-        """
-        whose, _, step = self._text.value.decode(errors="replace").partition("\n")
-        return whose, step, self._since_s.value
-
-
-class DeviceLost(Exception):
-    """The device's context is gone (an illegal access): nothing more can be done in
-    this process.
-    """
 
 
 def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:

@@ -6,6 +6,9 @@ two.
 
 The threads and child processes of this process: which are at work while no variant
 has its turn.
+
+What a variant did to the process that measures it: named where it is seen, ended
+where it is heard of.
 """
 
 from __future__ import annotations
@@ -31,15 +34,16 @@ from time import (
     perf_counter as now_s,
 )  # as it is now, whatever a variant makes of time.perf_counter later
 
+import torch
+
+import batchline
+from batchline import kernels
+
 try:
     import resource
 except ImportError:  # on Windows, where nothing here is called
     resource = None
 
-import torch
-
-import batchline
-from batchline import kernels
 
 _TASKS = Path("/proc/self/task")
 _RESTS_S = (
@@ -463,3 +467,18 @@ def exit_callbacks() -> tuple[int, int]:
     which may have added one.
     """
     return atexit._ncallbacks(), len(sys.modules)
+
+
+class Tampered(Exception):
+    """The process is not as it was, so nothing that it says later is believed: it ends,
+    and the rest starts afresh.
+
+    Args:
+        whose: the label of the entry that did it; None where several had a turn since
+        the last look. reason: one line that says what has changed.
+    """
+
+    def __init__(self, whose: str | None, reason: str):
+        super().__init__(reason)
+        self.whose = whose
+        self.reason = reason

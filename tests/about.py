@@ -1,6 +1,4 @@
-"""A run's parts by the keys of format 1, for the readers of `Run.about` that were not
-converted yet. To be removed with that property.
-"""
+"""A run's parts by the keys of format 1, which many tests name them by."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from batchline.bench import reader
 from batchline.bench.declared import (
     BrokenFile,
     Catalogue,
@@ -27,7 +28,6 @@ from batchline.bench.declared import (
     Refusal,
 )
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.reading import reader
 from batchline.bench.statuses import BROKEN, FAILED, UNSUPPORTED
 from batchline.bench.texts import clean_line
 from batchline.kernels.op import Scenario

@@ -22,13 +22,14 @@ import torch
 
 from batchline.bench import units
 from batchline.bench.measure.checking import check
+from batchline.bench.measure.checking.check import SECRET
+from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.machine import memory
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing.clocks import copy_of
 from batchline.bench.measure.timing.sampling import Ledger, Samples
-from batchline.bench.measure.timing.values import CHANGED_INPUTS, SECRET, Values
-from batchline.bench.measure.worker.fence import Fence
+from batchline.bench.measure.timing.values import CHANGED_INPUTS, Values
 from batchline.bench.measure.worker.problem import Problem
-from batchline.bench.measure.worker.tampering import Tampered
 from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 

@@ -31,9 +31,8 @@ import torch
 import torch.utils._python_dispatch
 
 from batchline import kernels
-from batchline.bench.measure.machine import busy
-from batchline.bench.measure.worker import process_state
-from batchline.bench.measure.worker.tampering import Tampered
+from batchline.bench.measure.machine import busy, process_state
+from batchline.bench.measure.machine.process_state import Tampered
 from batchline.kernels.op import Variant
 
 _LIBRARIES = (

@@ -2,7 +2,7 @@
 run.
 
 `<device>.jsonl` holds a JSON object a line, with the fields of
-bench.verdicts.across_runs.Entry and a "format".
+Entry and a "format".
 """
 
 from __future__ import annotations
@@ -11,20 +11,114 @@ import datetime
 import json
 import math
 import os
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import HISTORY
-from batchline.bench.statuses import MEASURED
+from batchline.bench.statuses import MEASURED, is_machines_fault
 from batchline.bench.store.records import Record, Run
-from batchline.bench.verdicts.across_runs import (
-    Entry,
-    identity,
-    toolchain,
-    why_unusable,
-)
+
+TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")
+_UNKNOWN = "unknown"
+# Of the cases: where the machine was at fault so often, it was not itself for the others
+# either.
+_MOST_DISTURBED = 0.1
+
+
+def identity(machine: Mapping) -> dict[str, str]:
+    """The hardware and driver of a run's machine, name → value; the threads of torch
+    count where a CPU is timed.
+    """
+    gpu = machine.get("gpu")
+    facts = {
+        "CPU": str(machine.get("cpu", _UNKNOWN)),
+        "timed on": str(machine.get("device_name", _UNKNOWN)),
+    }
+    if gpu:
+        facts |= {
+            "GPU": str(gpu.get("name", _UNKNOWN)),
+            "GPU memory": _gibibytes(gpu.get("memory_bytes")),
+            "driver": str(gpu.get("driver", _UNKNOWN)).partition(".")[0],
+        }
+    if machine.get("device") != "cuda":
+        facts["threads"] = str(machine.get("cpu_threads_of_torch", _UNKNOWN))
+    return facts
+
+
+def toolchain(machine: Mapping) -> dict[str, str]:
+    """The versions of what compiles the kernels, package → version."""
+    versions = machine.get("versions", {})
+    return {name: str(versions.get(name, _UNKNOWN)) for name in TOOLCHAIN}
+
+
+def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """Each fact that is not the same on both sides: "torch 2.12.0 → 2.13.0"."""
+    return [
+        f"{name} {a.get(name, 'none')} → {b.get(name, 'none')}"
+        for name in dict.fromkeys([*a, *b])
+        if a.get(name) != b.get(name)
+    ]
+
+
+def machine_differences(a: Mapping, b: Mapping) -> list[str]:
+    """The differences of two runs' machines, hardware and toolchain."""
+    return [
+        *differences(identity(a), identity(b)),
+        *differences(toolchain(a), toolchain(b)),
+    ]
+
+
+def _gibibytes(size_bytes: float | None) -> str:
+    """To whole GiB: the driver keeps some, and not always as much."""
+    return f"{size_bytes / 2 ** 30:.0f} GiB" if size_bytes else _UNKNOWN
+
+
+def why_made_up(machine: Mapping) -> str | None:
+    """Why times of this machine (bench.measure.machine.environment) mean nothing, or
+    None: it was the stand-in for a GPU.
+    """
+    return machine.get("stand_in")
+
+
+def why_unusable(run: Run, made_up_too: bool = False) -> str | None:
+    """Why the run's times may not be built upon, or None: its GPU was a stand-in, it
+    was stopped, or the machine was busy or throttled in many of its cases. With
+    `made_up_too` the times of a stand-in are accepted.
+    """
+    if not made_up_too and (why := why_made_up(run.machine)):
+        return why
+    if run.partial:
+        return "it was stopped before its end"
+    disturbed = sum(
+        is_machines_fault(record.status, record.reason) for record in run.records
+    )
+    timed = disturbed + sum(record.status == MEASURED for record in run.records)
+    if disturbed > _MOST_DISTURBED * timed:
+        return f"the machine was busy or throttled during {disturbed} of {timed} cases"
+    return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a history.
+
+    `when` is ISO 8601; `dirty` whether the sources differed from `commit` (None: not
+    known). `machine` and `toolchain` are as `identity` and `toolchain` give them. `cases`
+    is case id → {"clock", "median_s", "first_quartile_s", "third_quartile_s",
+    "peak_bytes", "error", "error_of_tolerance"}; what was not counted is None.
+    """
+
+    when: str
+    commit: str
+    dirty: bool | None
+    profile: str
+    machine: Mapping[str, str]
+    toolchain: Mapping[str, str]
+    cases: Mapping[str, Mapping]
+
 
 FORMAT = 1
 ENDING = ".jsonl"
@@ -41,9 +135,9 @@ def append(run: Run, folder: Path = HISTORY) -> Path | None:
     Raises:
         UsageError: if the file can't be written.
     """
-    from batchline.kernels.device import (
-        slug,
-    )  # imports torch, which reading a history does without
+    from batchline.kernels.device_names import (
+        slug,  # imports torch, which reading a history does without
+    )
 
     entry = entry_of(run)
     if not entry.cases or why_unusable(run):
@@ -82,10 +176,10 @@ def entry_of(run: Run) -> Entry:
     """What a history keeps of a run."""
     revision = run.machine["revision"]
     return Entry(
-        run.about["started"],
+        run.started,
         revision["commit"],
         revision["dirty"],
-        run.about["profile"],
+        run.plan.profile,
         identity(run.machine),
         toolchain(run.machine),
         {

@@ -237,7 +237,7 @@ def measure(
         copy_bytes_per_s: device memory, bytes read plus bytes written.
         read_bytes_per_s: read only (a sum). cache_bytes_per_s: the best of copy and sum
         over what the last level of cache holds, on a GPU many times over in one launch
-        (bench.measure.machine.ceilings); cache_bytes: its size.
+        (bench.measure.timing.ceilings); cache_bytes: its size.
         matmul_flops_per_s: by dtype, square products through the vendor's library.
         fma_flops_per_s: by dtype, a processor's multiply-adds on what stays in L1 (a
         GPU's are not measured: {}). launch_s: by clock, what an empty launch reads on
