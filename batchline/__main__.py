@@ -8,12 +8,12 @@ import sys
 
 from batchline.bench import console, stopping
 from batchline.bench.commands import _program
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command, by default that of this process; returns its exit code
-    (bench.exit_codes).
+    (bench.errors).
 
     What is printed and can't be written is 1 too, unless its reader has just seen
     enough.

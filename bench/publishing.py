@@ -16,7 +16,7 @@ from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
 from batchline.bench.report import RunReport, of_run
 from batchline.bench.report.render import github
-from batchline.bench.store import benchmark_json
+from batchline.bench.store import run_json
 from batchline.bench.store.records import Run
 
 _Errors = tuple[type[Exception], ...]
@@ -61,7 +61,10 @@ def publish(run: Run, folder: Path, history_folder: Path) -> bool:
     parts = Parts()
     made = _report_of(run, folder, parts)
     _write_report(made, folder, parts)
-    parts.attempt(benchmark_json.FILE_NAME, lambda: benchmark_json.save(folder, run))
+    parts.attempt(
+        run_json.BENCHMARK_FILE_NAME,
+        lambda: run_json.save_benchmark_json(folder, run),
+    )
     parts.attempt("the history", lambda: history.append(run, history_folder))
     parts.attempt("the step's summary", lambda: report.write_ci_summary(made))
     parts.attempt(

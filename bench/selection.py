@@ -13,7 +13,7 @@ import pytest
 
 from batchline import places
 from batchline.bench.errors import UsageError
-from batchline.bench.nearest import did_you_mean
+from batchline.bench.texts import did_you_mean
 
 REPOSITORY = places.CODE
 _ARGUMENTS = (

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from batchline import places
 from batchline.bench import publishing, report, texts
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json

@@ -3,12 +3,15 @@ reasons that a variant has a say in.
 
 What comes out is printable, can be encoded, is of bounded length, and gives no orders
 to a terminal or to a CI.
+
+What somebody who mistyped a name may have meant.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MOST = 4000  # characters of a text of several lines
 MOST_IN_LINE = 500
@@ -154,3 +157,11 @@ def _telling(lines: Sequence[str]) -> str:
     if named:
         return f"{first}: {named}"
     return f"{first} {others[0].strip()}" if others and first.endswith(":") else first
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)": the known name that is most like this one; nothing where
+    none is.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

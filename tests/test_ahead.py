@@ -15,11 +15,10 @@ import torch
 
 from batchline import kernels
 from batchline.bench.measure import ahead
-from batchline.bench.measure.ahead import folder, inputs, work
+from batchline.bench.measure.ahead import folder, work
 from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
 from batchline.bench.measure.checking import steadiness
-from batchline.bench.measure.compiled.compile_pool import Pool
-from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.compiled.compiler import Pool, why_cannot_compile
 from batchline.kernels.backends import interpreted, tl, triton
 from batchline.kernels.op import Variant
 from batchline.kernels.target import multiprocessors
@@ -139,12 +138,12 @@ def test_what_a_launch_compiles_for_is_the_same_with_tensors_in_memory(name):
     """
     for variant in kernels.ops[name].variants.values():
         if why_cannot_compile(variant.backend) is None:
-            for place in inputs.places(
+            for place in work.places(
                 variant, [(next(iter(variant.op.scenarios)), "float16", 1)], None
             ):
                 shapes = (
-                    inputs.inputs_at(variant, place, None)
-                    if place.kind == inputs.PROBE
+                    work.inputs_at(variant, place, None)
+                    if place.kind == work.PROBE
                     else None
                 )
                 if (
@@ -187,9 +186,7 @@ def test_a_kernel_that_several_launch_is_compiled_once_and_what_comes_first_firs
     )
     assert needed.unknown == ()
     assert len({job.key for job in needed.jobs}) == len(needed.jobs)
-    in_order = [
-        job.variant for job in needed.jobs if job.place.kind != inputs.CONDITION
-    ]
+    in_order = [job.variant for job in needed.jobs if job.place.kind != work.CONDITION]
     assert in_order == sorted(
         in_order,
         key=["bmm/triton_tiled", "bmm/triton_split_k", "bmm/numba_cuda_naive"].index,
@@ -330,7 +327,7 @@ def test_what_compiling_is_expected_to_take_is_told_once_for_each_kernel_and_sha
     ][:3]
     cases = [replace(case, refusal=None) for case in cases]
     first, second, _ = ahead.problems_of(cases)
-    place = inputs.Place(inputs.PROBE, "a", "float32")
+    place = work.Place(work.PROBE, "a", "float32")
     jobs = tuple(
         ahead.Job(compiler, key, first[0], place, problem)
         for compiler, key, problem in (

@@ -12,7 +12,7 @@ from batchline import kernels
 from batchline.bench import report
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.checking import audit
 from batchline.bench.measure.worker.task import WorkerLost
 from batchline.bench.report.document import Place, select

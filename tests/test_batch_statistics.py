@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batchline.bench.stats.batch_statistics import (
+from batchline.bench.stats.noise_scale import (
     BatchStatistics,
     BatchTest,
     inner_product_test,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from batchline.bench.store import benchmark_json, run_json
+from batchline.bench.store import run_json
 from batchline.bench.store.records import Record
 from tests.runs import run_of
 from tests.test_records import document
@@ -17,7 +17,7 @@ SAMPLES_S = (4.123456789012345e-6, 0.1 + 0.2, 3e-6, 1 / 3)
 
 def test_pytest_benchmark_compares_it(tmp_path):
     run = run_json.parse(document())
-    path = benchmark_json.save(tmp_path, run)
+    path = run_json.save_benchmark_json(tmp_path, run)
     other = tmp_path / "other.json"
     other.write_bytes(path.read_bytes())
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_pytest_benchmark_compares_it(tmp_path):
 def test_its_data_are_the_samples_and_its_statistics_are_of_them():
     record = Record("o", "v", "s", "d", 1, "measured", "", SAMPLES_S, 7, {"clock": "c"})
     refused = Record("o", "v", "s", "d", 2, "failed", "no")
-    document_of_it = benchmark_json.document_of(run_of(records=[record, refused]))
+    document_of_it = run_json.document_of(run_of(records=[record, refused]))
     (benchmark,) = document_of_it["benchmarks"]
     stats = benchmark["stats"]
     assert tuple(stats["data"]) == SAMPLES_S and stats["iterations"] == 7
@@ -47,7 +47,7 @@ def test_its_data_are_the_samples_and_its_statistics_are_of_them():
 def test_the_machine_is_described_in_its_words_and_ours():
     old = document()
     old["machine_info"]["cpu"] = {"brand_raw": "Some CPU"}
-    made = benchmark_json.document_of(run_json.parse(old))
+    made = run_json.document_of(run_json.parse(old))
     assert made["machine_info"] == old["machine_info"]
     assert made["commit_info"] == {} and made["version"] == "5.3.1"
     assert made["datetime"] == old["datetime"]

@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from tests import wrong_kernels
 from tests.trees import copy_sources, drop_in
 

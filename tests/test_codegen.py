@@ -154,7 +154,7 @@ def test_each_job_is_compiled_once_and_one_that_fails_costs_no_other(
     assert found.incomplete == "grad_reduce/no_such float32: KeyError: 'no_such'"
     assert found.rows[JOB] == PINNED.get(JOB, found.rows[JOB])
     monkeypatch.setattr(
-        static_facts.compile_pool,
+        static_facts.compiler,
         "each",
         lambda work, jobs: pytest.fail(f"compiles {jobs}"),
     )
@@ -196,7 +196,7 @@ def test_what_does_not_compile_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     broken = [({"variant": JOB[0], "dtype": JOB[1], "error": "MemoryError: "}, None)]
     monkeypatch.setattr(
-        static_facts.compile_pool, "each", lambda work, jobs: ({JOB: broken}, [])
+        static_facts.compiler, "each", lambda work, jobs: ({JOB: broken}, [])
     )
     assert static_facts.compiled([JOB]).rows == {JOB: [broken[0][0]]}
     assert static_facts.compiled([JOB]).cached == 0
@@ -210,7 +210,7 @@ def test_what_is_pinned_for_these_sources_is_not_compiled(monkeypatch, tmp_path)
     monkeypatch.setattr(pins, "FOLDER", tmp_path)
     pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     monkeypatch.setattr(
-        static_facts.compile_pool,
+        static_facts.compiler,
         "each",
         lambda work, jobs: pytest.fail(f"compiles {jobs}"),
     )

@@ -16,8 +16,7 @@ from batchline import __version__
 from batchline.__main__ import main
 from batchline.bench import cases, commands, selection
 from batchline.bench.commands import _arguments, _program, completion
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 each_command = pytest.mark.parametrize("name", commands.names())

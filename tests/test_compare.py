@@ -8,8 +8,7 @@ import subprocess
 import pytest
 
 from batchline.bench.commands import compare as command
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report.render.terminal import COLUMNS
 from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json

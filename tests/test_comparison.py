@@ -5,7 +5,7 @@ it, what its exit says.
 import pytest
 
 from batchline.bench.commands.regress import Comparison, NotComparable, exit_code
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.regress import pairs
 from batchline.bench.regress.pairs import BASE_SIDE, HEAD_SIDE

@@ -9,7 +9,7 @@ import pytest
 
 from batchline.bench.cases import PROFILES
 from batchline.bench.measure.worker.task import OWN_FAULT, Outcome
-from batchline.bench.running.confirm import Confirming, to_try, winners
+from batchline.bench.running.after_cases import Confirming, to_try, winners
 from batchline.bench.statuses import CRASHED, FAILED, INVALID, MEASURED, WRONG
 from batchline.bench.store import run_json
 from batchline.bench.store.formats import OURS

@@ -6,8 +6,7 @@ import pytest
 
 from batchline.bench.commands import codegen as command
 from batchline.bench.measure.compiled import converged
-from batchline.bench.measure.compiled.basic_blocks import functions
-from batchline.bench.measure.compiled.converged import LaneValues
+from batchline.bench.measure.compiled.converged import LaneValues, functions
 from batchline.bench.verdicts.compiled_changes import warp_faults
 from tests.test_records import compiled_row
 

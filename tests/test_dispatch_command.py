@@ -9,8 +9,7 @@ import pytest
 
 from batchline import kernels
 from batchline.bench.commands import dispatch as command
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.machine import environment
 from batchline.bench.report import of_commands as report
 from batchline.bench.verdicts.choosing import Called, measured_gains

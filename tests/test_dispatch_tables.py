@@ -10,8 +10,7 @@ import pytest
 from batchline import kernels
 from batchline.bench import cases
 from batchline.bench.commands import dispatch as command
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, HUNG, INVALID, NOT_HERE
 from batchline.kernels import device_files

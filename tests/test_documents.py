@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench.commands import _program, aa, load, names, readme
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.store import run_json, selftests
 
 REPOSITORY = Path(__file__).resolve().parents[1]

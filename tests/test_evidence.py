@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 
 from batchline.bench.commands import _evidence_parts as parts
-from batchline.bench.commands import _evidence_sections as sections
 from batchline.bench.commands import evidence as command
-from batchline.bench.commands._evidence_parts import PARTS, Part
-from batchline.bench.commands._evidence_sections import PartSection
+from batchline.bench.commands._evidence_parts import PARTS, Part, PartSection
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 
@@ -347,7 +345,7 @@ def test_what_a_part_prints_is_in_its_log_also_where_it_is_cut(tmp_path):
 
 
 def test_clocks_beside_nvbench():
-    row = sections.clocks_table(
+    row = parts.clocks_table(
         {
             "torch.bmm": {
                 "device_cold": {"median_s": 1e-5},
@@ -389,7 +387,7 @@ tests/test_a.py::test_three\x20"""
 
 @pytest.mark.parametrize("lines", [SHARED, ALONE], ids=["shared", "alone"])
 def test_of_tests_that_were_cut_each_is_known(lines):
-    tests = sections.read_tests(lines.splitlines())
+    tests = parts.read_tests(lines.splitlines())
     assert tests.outcomes == {
         "tests/test_a.py::test_one[mma-float16 x]": "PASSED",
         "tests/test_a.py::test_two[b]": "FAILED",

@@ -27,7 +27,7 @@ from batchline.bench.measure.checking import check
 from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing import clocks
-from batchline.bench.measure.worker import outcome
+from batchline.bench.measure.worker import preparing
 from batchline.bench.stats import roofline
 from batchline.kernels.bmm import bmm
 
@@ -265,8 +265,8 @@ FULL = {
     "batchline.bench.measure.timing.clocks.Host.sample": lambda: _attribute(
         clocks.Host, "sample", lambda self: 1e-9
     ),
-    "batchline.bench.measure.worker.outcome.of_samples": lambda: _attribute(
-        outcome, "of_samples", None
+    "batchline.bench.measure.worker.preparing.of_samples": lambda: _attribute(
+        preparing, "of_samples", None
     ),
     "batchline.bench.stats.roofline.why_impossible": lambda: _attribute(
         roofline, "why_impossible", lambda *_: None

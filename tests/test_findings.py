@@ -41,13 +41,13 @@ def test_a_report_for_every_place_judges_once(monkeypatch, module, function):
 
 
 def test_advice_for_a_moment_is_given_once(monkeypatch):
-    advise, moments = findings.stored_survey.advice, []
+    advise, moments = findings.advisor.advice, []
 
     def counted(workload, moment, *rest):
         moments.append(moment.updates)
         return advise(workload, moment, *rest)
 
-    monkeypatch.setattr(findings.stored_survey, "advice", counted)
+    monkeypatch.setattr(findings.advisor, "advice", counted)
     report = RunReport(everything())
     for place in (Place.README, Place.PAGE, Place.TERMINAL):
         report.document(place)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from batchline.bench import fixed_list, study
+from batchline.bench import cases, study
 from batchline.bench.cases import PROFILES
 from batchline.bench.declared import Problem
 from batchline.bench.measure.compiled import pins, static_facts
@@ -33,7 +33,7 @@ def test_it_has_about_400_cases():
 
 
 def test_every_group_is_one_of_its_op_and_has_every_batch():
-    for op, groups in fixed_list.GROUPS.items():
+    for op, groups in cases.GROUPS.items():
         for scenario, dtype in groups:
             batches = {
                 batch
@@ -57,7 +57,7 @@ def test_every_op_and_every_gpu_variant_is_in_it():
 
 
 def test_a_cut_run_has_some_of_every_op_and_group():
-    groups = sum(map(len, fixed_list.GROUPS.values()))
+    groups = sum(map(len, cases.GROUPS.values()))
     first = PROBLEMS[:groups]
     assert {batch for *_, batch in first} == {PROFILES["evidence"].batches[0]}
     assert len({tuple(group) for *group, _ in first}) == groups
@@ -76,13 +76,13 @@ def _problem(dtype, flops, least_bytes):
 
 
 def test_neighbours_are_around_where_the_work_takes_as_long_as_a_launch():
-    assert fixed_list.neighbours(_problem("float16", 1, 1e6)) == (
+    assert cases.neighbours(_problem("float16", 1, 1e6)) == (
         8,
         16,
     )  # 5 µs are 15 MB
-    assert fixed_list.neighbours(_problem("float32", 1e8, 1)) == (2, 4)  # and 250 MFLOP
-    assert fixed_list.neighbours(_problem("float16", 1e8, 1)) == (16, 32)
-    assert fixed_list.neighbours(_problem("float16", 1, 1)) == (2048, 4096)
+    assert cases.neighbours(_problem("float32", 1e8, 1)) == (2, 4)  # and 250 MFLOP
+    assert cases.neighbours(_problem("float16", 1e8, 1)) == (16, 32)
+    assert cases.neighbours(_problem("float16", 1, 1)) == (2048, 4096)
 
 
 @pytest.mark.slow
@@ -92,9 +92,7 @@ def test_in_another_dtype_the_scenarios_stay():
     )
     assert {dtype for _, _, dtype, _ in problems} == {"float32"}
     assert {(op, scenario) for op, scenario, *_ in problems} == {
-        (op, scenario)
-        for op, groups in fixed_list.GROUPS.items()
-        for scenario, _ in groups
+        (op, scenario) for op, groups in cases.GROUPS.items() for scenario, _ in groups
     }
 
 

@@ -14,7 +14,7 @@ from batchline.bench.store.regressions import (
     UNCONFIRMED,
 )
 from batchline.bench.verdicts.gate import Floor, decide
-from batchline.bench.verdicts.over_batches import over_batches
+from batchline.bench.verdicts.paired import over_batches
 from tests import traces
 
 LEAST = Floor(0.01, "least")

@@ -10,8 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from batchline.bench.commands.history import print_histories
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report import over_time
 from batchline.bench.store import history, run_json
 from batchline.bench.verdicts import across_runs

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import pytest
 
-from batchline.bench.missing import Missing
+from batchline.bench.errors import Missing
 from batchline.bench.verdicts import across_runs, crossovers, laws
 from batchline.bench.verdicts.judge import Findings, judge
 from batchline.bench.verdicts.laws import LatencyLaw

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from batchline.bench.missing import Missing
+from batchline.bench.errors import Missing
 from batchline.bench.stats.fits import LatencyFit, MemoryLaw, fit_memory
-from batchline.bench.stats.occupancy import Waves
+from batchline.bench.stats.roofline import Waves
 from batchline.bench.statuses import FAILED, MEASURED, OUT_OF_MEMORY
 from batchline.bench.store.records import Record
 from batchline.bench.verdicts.laws import (

@@ -29,11 +29,11 @@ ROOMS = {
         "bench.case_ids",
         "bench.console",
         "bench.errors",
-        "bench.exit_codes",
+        "bench.errors",
         "bench.folders",
         "bench.git",
-        "bench.missing",
-        "bench.nearest",
+        "bench.errors",
+        "bench.texts",
         "bench.statuses",
         "bench.stopping",
         "bench.store.files",
@@ -48,7 +48,7 @@ ROOMS = {
         "bench.cases",
         "bench.catalogue",
         "bench.declared",
-        "bench.fixed_list",
+        "bench.cases",
         "bench.reader",
         "bench.selection",
     ),
@@ -69,6 +69,7 @@ ROOMS = {
     "noise, judged": ("bench.noise",),
     "document": ("bench.report.document", "bench.report.findings"),
     "rendering": ("bench.report.render",),
+    "figures": ("bench.report.figures", "bench.report.page_plots"),
     "sections": (
         "bench.report.of_commands",
         "bench.report.one_case",
@@ -97,7 +98,7 @@ MAY_IMPORT = {
     "names of devices": (),
     "statistics": ("common", "names of devices"),
     "kernels": ("the name", "names of devices"),
-    "the stand-in": ("common", "kernels"),
+    "the stand-in": ("common", "names of devices", "kernels"),
     "plan": (*_COMMON, "kernels", "the stand-in"),
     "machine": _PLANNED,
     "checking": (*_PLANNED, "machine"),
@@ -120,8 +121,9 @@ MAY_IMPORT = {
     "noise, judged": _STORED,
     "document": _JUDGED,
     "rendering": (*_JUDGED, "document"),
-    "sections": (*_JUDGED, "document", "rendering"),
-    "report": (*_JUDGED, "document", "rendering", "sections"),
+    "figures": (*_JUDGED, "document"),
+    "sections": (*_JUDGED, "document", "rendering", "figures"),
+    "report": (*_JUDGED, "document", "rendering", "figures", "sections"),
     "running": tuple(room for room in ROOMS if room not in ("commands", "program")),
     "commands": tuple(room for room in ROOMS if room != "program"),
     "program": tuple(room for room in ROOMS),
@@ -278,7 +280,7 @@ def test_circles_are_found(graph, expected):
 
 
 def test_a_module_belongs_where_its_longest_name_says():
-    assert room_of("bench.noise.meter.plan") == "noise, measured"
+    assert room_of("bench.noise.meter.meter") == "noise, measured"
     assert room_of("bench.noise.advisor") == "noise, judged"
     assert room_of("bench.noise_of_something_else") == "running"
     assert room_of("batchline.__main__") == "program"

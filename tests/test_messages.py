@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
-from batchline.bench.measure.worker import messages
-from batchline.bench.measure.worker.messages import (
+from batchline.bench.measure.worker import task
+from batchline.bench.measure.worker.task import (
     DONE,
     LOST,
     RAISED,
@@ -18,10 +18,10 @@ from batchline.bench.measure.worker.messages import (
     Asked,
     Forged,
     Lines,
+    Outcome,
     decoded,
     encoded,
 )
-from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED, WRONG
 
 ASKED = Asked("1234", "measure", ("a", "b"), 100.0)
@@ -213,7 +213,7 @@ class TestLines:
         os.write(writing, b"one\ntwo\n")
         with pytest.raises(Forged, match="more than one answer"):
             lines.next()
-        monkeypatch.setattr(messages, "MOST_BYTES", 2**10)
+        monkeypatch.setattr(task, "MOST_BYTES", 2**10)
         os.write(writing, b"x" * 2**11)
         with pytest.raises(Forged, match="in one answer"):
             lines.next()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from batchline.bench.noise import NoiseMeter
-from batchline.bench.noise.meter import contributions
+from batchline.bench.noise.meter import step
 
 BATCH = 6
 
@@ -225,7 +225,7 @@ def test_fallbacks_are_named_by_type():
 )
 @pytest.mark.parametrize("case", ["tied language model", "convolution"])
 def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
-    monkeypatch.setattr(contributions, "_CHUNK", chunk)
+    monkeypatch.setattr(step, "_CHUNK", chunk)
     make, x = (COMPACT | REPLAYED)[case]
     _check(_seeded(make), x)
 

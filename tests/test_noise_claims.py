@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench.noise import claims
-from batchline.bench.noise.claims import memory_and_direction
+from batchline.bench.noise.claims import speed
 from batchline.bench.noise.claims.verdict import DOES_NOT_HOLD, HOLDS, NOT_DECIDED
 from tests.claims_evidence import (
     drawn_cosines,
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_memory_that_grows_meets_the_limit():
-    (found,) = memory_and_direction.judge_memory(
+    (found,) = speed.judge_memory(
         noise(peaks_of_a_line(1000, 4096), limit_bytes=2**30)
     ).findings
     assert (
@@ -42,10 +42,7 @@ def test_memory_that_grows_meets_the_limit():
     ids=["no limit", "flat", "two batches", "not measured"],
 )
 def test_memory_otherwise(steps, limit, verdict):
-    assert (
-        memory_and_direction.judge_memory(noise(steps, limit_bytes=limit)).verdict
-        == verdict
-    )
+    assert speed.judge_memory(noise(steps, limit_bytes=limit)).verdict == verdict
 
 
 def test_noisy_peaks_decide_nothing():
@@ -53,14 +50,11 @@ def test_noisy_peaks_decide_nothing():
         {"batch": b, "peak_bytes": peak}
         for b, peak in ((1, 9e6), (4, 1e6), (16, 8e6), (64, 7e6))
     ]
-    assert (
-        memory_and_direction.judge_memory(noise(steps, limit_bytes=2**30)).verdict
-        == NOT_DECIDED
-    )
+    assert speed.judge_memory(noise(steps, limit_bytes=2**30)).verdict == NOT_DECIDED
 
 
 def test_a_larger_batch_makes_the_direction_more_consistent():
-    verdict = memory_and_direction.judge_direction(
+    verdict = speed.judge_direction(
         noise(cosines=drawn_cosines(23.4), estimate=stored_estimate(23.4))
     )
     assert verdict.verdict == DOES_NOT_HOLD
@@ -72,7 +66,7 @@ def test_a_larger_batch_makes_the_direction_more_consistent():
 
 
 def test_a_wrong_noise_scale_does_not_predict_the_cosines():
-    (table,) = memory_and_direction.judge_direction(
+    (table,) = speed.judge_direction(
         noise(cosines=drawn_cosines(23.4), estimate=stored_estimate(100.0))
     ).evidence
     assert all(row[-1].startswith("no, +") for row in table.rows)
@@ -84,9 +78,7 @@ def test_cosines_that_fall_would_confirm_the_claim():
         {"batch": row["batch"], "cosines": other["cosines"]}
         for row, other in zip(rows, rows[::-1])
     ]
-    assert (
-        memory_and_direction.judge_direction(noise(cosines=reversed_)).verdict == HOLDS
-    )
+    assert speed.judge_direction(noise(cosines=reversed_)).verdict == HOLDS
 
 
 @pytest.mark.parametrize(
@@ -95,14 +87,12 @@ def test_cosines_that_fall_would_confirm_the_claim():
     ids=["none", "one batch size", "nothing but noise"],
 )
 def test_a_direction_that_is_not_decided(rows):
-    assert (
-        memory_and_direction.judge_direction(noise(cosines=rows)).verdict == NOT_DECIDED
-    )
+    assert speed.judge_direction(noise(cosines=rows)).verdict == NOT_DECIDED
 
 
 def test_no_signal_predicts_no_cosine():
     estimate = stored_estimate(50.0, answer="signal not distinguishable from zero")
-    (table,) = memory_and_direction.judge_direction(
+    (table,) = speed.judge_direction(
         noise(cosines=drawn_cosines(50), estimate=estimate)
     ).evidence
     assert {row[3] for row in table.rows} == {"none"}

@@ -22,9 +22,9 @@ from batchline.bench.noise.experiments.coverage import (
     show,
     statistics_of,
 )
-from batchline.bench.stats.batch_statistics import BatchStatistics
 from batchline.bench.stats.noise_scale import (
     NO_UPPER_BOUND,
+    BatchStatistics,
     NoiseScale,
     noise_scale,
     over_batches,

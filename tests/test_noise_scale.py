@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchline.bench.stats.batch_statistics import BatchStatistics
 from batchline.bench.stats.intervals import (
     Interval,
     Means,
@@ -20,6 +19,7 @@ from batchline.bench.stats.noise_scale import (
     BOUNDED,
     NO_SIGNAL,
     NO_UPPER_BOUND,
+    BatchStatistics,
     NoiseEstimate,
     NoiseScale,
     Stream,

@@ -9,10 +9,10 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from batchline.bench.measure.machine.busy import NoGuard
+from batchline.bench.noise.advisor import advice, middle, moments
 from batchline.bench.noise.claims import judge
 from batchline.bench.noise.experiments import survey
 from batchline.bench.noise.experiments.survey import Survey
-from batchline.bench.noise.stored_survey import advice, middle, moments
 from batchline.bench.noise.workloads import workloads
 from batchline.bench.statuses import INVALID, NotMeasured
 

@@ -15,7 +15,7 @@ from batchline.bench.noise.experiments import sweep
 from batchline.bench.noise.experiments.sweep import Grid, largest_eigenvalue, train
 from batchline.bench.noise.time_to_target import steps_of
 from batchline.bench.noise.workloads import workloads
-from batchline.bench.stats import training_curves
+from batchline.bench.stats import fits
 
 DIGITS = workloads["digits"]
 GRID = Grid(
@@ -44,12 +44,12 @@ def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
     ran = {(run["batch"], run["learning_rate"], run["seed"]) for run in record["runs"]}
     assert planned <= ran and len(ran) == len(record["runs"]) and not record["partial"]
     for batch in GRID.batches:
-        best = training_curves.best_rate(record, batch, GRID.target_loss)
-        assert [run["seed"] for run in training_curves.runs(record, batch, best)] == [
+        best = fits.best_rate(record, batch, GRID.target_loss)
+        assert [run["seed"] for run in fits.runs(record, batch, best)] == [
             3,
             4,
         ]
-        assert len(training_curves.runs(record, batch, record["usual_rate"])) == 2
+        assert len(fits.runs(record, batch, record["usual_rate"])) == 2
 
 
 def test_the_record_is_plain_data(record):
@@ -65,18 +65,17 @@ def test_the_record_is_plain_data(record):
 def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
     for run in record["runs"]:
         if not run["diverged"]:
-            budgets = training_curves.budget_updates(record, run["batch"])
+            budgets = fits.budget_updates(record, run["batch"])
             assert set(budgets) <= set(run["curve"]["updates"])
             assert max(budgets) == run["curve"]["updates"][-1]
             assert None not in [
-                training_curves.value_at(run, budget, "test_accuracy")
-                for budget in budgets
+                fits.value_at(run, budget, "test_accuracy") for budget in budgets
             ]
 
 
 def test_budgets_are_read_as_they_were_trained(record):
     assert (
-        training_curves.budget_updates(record, 64)
+        fits.budget_updates(record, 64)
         == sweep.budget_updates(GRID, 64, 1437)
         == (40, round(4 * 1437 / 64))
     )

@@ -4,7 +4,7 @@ toolkit's cuda_occupancy.h).
 
 import pytest
 
-from batchline.bench.stats.occupancy import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
+from batchline.bench.stats.roofline import BLOCKS, REGISTERS, SHARED, WARPS, occupancy
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from batchline.bench.store.regressions import (
 )
 from batchline.bench.verdicts import gate
 from batchline.bench.verdicts.gate import Floor
-from batchline.bench.verdicts.over_batches import (
+from batchline.bench.verdicts.paired import (
     describe_parts,
     over_batches,
     wants_more,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.noise import stored_survey
+from batchline.bench.noise import advisor
 from batchline.bench.noise.time_to_target import (
     Predicted,
     Prediction,
@@ -54,7 +54,7 @@ def test_a_run_without_ceilings_has_no_floor_and_no_shares():
 
 def test_noise_that_has_no_upper_end_is_drawn_at_its_lower():
     vague = workload([point(0, 1, 10.0, spread=0.5), point(9, 1, 40.0)])
-    (curve,) = page_plots.noise({"digits": stored_survey.moments(vague)})["series"]
+    (curve,) = page_plots.noise({"digits": advisor.moments(vague)})["series"]
     assert (curve["y"][0], curve["high"][0]) == (
         curve["low"][0],
         None,
@@ -64,7 +64,7 @@ def test_noise_that_has_no_upper_end_is_drawn_at_its_lower():
 
 def test_the_advised_batch_is_marked():
     measured = noise()["workloads"]["digits"]
-    advice = stored_survey.advice(measured, stored_survey.middle(measured))
+    advice = advisor.advice(measured, advisor.middle(measured))
     plots = page_plots.advice(advice)
     assert list(plots) == ["time", "step", "memory"]
     low, high = advice.interval

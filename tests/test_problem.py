@@ -9,7 +9,7 @@ import pytest
 from batchline import kernels
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
-from batchline.bench.measure.worker.problem import Problem
+from batchline.bench.measure.worker.preparing import Problem
 from batchline.bench.measure.worker.task import Task
 from batchline.bench.statuses import MEASURED, NOT_HERE, NotMeasured
 

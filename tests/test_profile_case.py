@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from batchline.bench.commands import profile as command
+from batchline.bench.commands.profile import kernel_times
 from batchline.bench.declared import Declared
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.machine import environment
-from batchline.bench.verdicts.proton import kernel_times
 
 CASE = "bmm/triton_tiled/square_256/float16/B4"
 PROFILE = [

@@ -15,7 +15,7 @@ from batchline.bench.report import RunReport, junit
 from batchline.bench.report.render import github, html
 from batchline.bench.report.sections import choices
 from batchline.bench.statuses import FAILED, MEASURED
-from batchline.bench.store import benchmark_json, files, history, journal, run_json
+from batchline.bench.store import files, history, journal, run_json
 from batchline.bench.store.formats import OURS
 from tests.runs import changed, save_document
 from tests.test_records import document
@@ -133,7 +133,7 @@ def test_a_run_before_that_can_not_be_compared_is_said_and_costs_no_report(
         (html, "write", "the page failed"),
         (junit, "of_a_run", "junit.xml failed"),
         (report, "terminal", "the report on the terminal failed"),
-        (benchmark_json, "save", "benchmark.json failed"),
+        (run_json, "save_benchmark_json", "benchmark.json failed"),
         (history, "append", "the history failed"),
         (github, "step_summary", "the step's summary failed"),
         (github, "announce", "the annotations failed"),
@@ -156,7 +156,7 @@ def test_a_part_that_fails_is_a_line_and_costs_no_other(
     )
     made = [(stored / name).exists() for name in PARTS]
     assert made.count(False) == (
-        function != "terminal" and module not in (benchmark_json, history, github)
+        function != "terminal" and module not in (run_json, history, github)
     )
     assert list((stored.parent / "history").glob("*.jsonl")) or module is history
     assert f"report: {stored / 'README.md'}" in printed.out

@@ -8,8 +8,7 @@ import zlib
 import pytest
 
 from batchline.bench.commands import readme as command
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report import excerpts
 from batchline.bench.store import run_json
 from tests.runs import save_document

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from batchline.bench.errors import UsageError
-from batchline.bench.stats.occupancy import Waves
+from batchline.bench.stats.roofline import Waves
 from batchline.bench.statuses import MEASURED, NOT_HERE
 from batchline.bench.store import formats, load, run_json
 from batchline.bench.store.records import (

@@ -10,9 +10,9 @@ import pytest
 from batchline.bench import report, units
 from batchline.bench.declared import Declared
 from batchline.bench.report import RunReport, figures
-from batchline.bench.report.sections import failures, laws, machine, ops
+from batchline.bench.report.sections import checks, laws, machine, ops
 from batchline.bench.running.budget import Forecast
-from batchline.bench.running.progress import Progress
+from batchline.bench.running.session import Progress
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, WRONG
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Record
@@ -260,7 +260,7 @@ def test_memory_that_could_not_be_read_says_so():
 
 def test_every_case_without_a_time_is_a_row_with_its_reason():
     run = run_of({}, {}, tuple(COMPARED))
-    lines = in_markdown(failures.without_a_time(run.records)).splitlines()[2:]
+    lines = in_markdown(checks.without_a_time(run.records)).splitlines()[2:]
     assert [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines
     ] == [

@@ -7,7 +7,7 @@ import pytest
 from batchline.bench.noise.advice import CAVEAT
 from batchline.bench.noise.advisor import advise
 from batchline.bench.noise.time_to_target import compare
-from batchline.bench.report import figures, training_figures
+from batchline.bench.report import figures
 from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.report.sections import advisor
 from tests.documents import in_markdown
@@ -111,7 +111,7 @@ def _words_of(path):
 
 @pytest.mark.parametrize("kind", ADVICE)
 def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
-    training_figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
+    figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
     words = _words_of(tmp_path / "advice.svg")
     assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
     best = ADVICE[kind].best_batch
@@ -121,13 +121,13 @@ def test_the_figure_of_each_kind_of_advice(kind, tmp_path):
         else "95% interval" not in words
     )
     first = (tmp_path / "advice.svg").read_bytes()
-    training_figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
+    figures.draw_advice(ADVICE[kind], "digits", tmp_path / "advice")
     assert (tmp_path / "advice.svg").read_bytes() == first
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_figure_of_a_comparison(kind, tmp_path):
-    training_figures.draw_comparison(RESULTS[kind], "digits", tmp_path / "time")
+    figures.draw_comparison(RESULTS[kind], "digits", tmp_path / "time")
     words = _words_of(tmp_path / "time.svg")
     assert (
         "measured: median and range of seeds" in words
@@ -139,5 +139,5 @@ def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "why_no_plots", lambda: "matplotlib is not installed")
     findings = TrainingFindings(survey(), a_sweep(0.1))
     machine = {"device_name": "Some CPU"}
-    assert training_figures.draw(findings, machine, tmp_path) == set()
+    assert figures.draw(findings, machine, tmp_path) == set()
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from batchline.bench.report.sections import laws
-from batchline.bench.stats.occupancy import Waves
+from batchline.bench.stats.roofline import Waves
 from batchline.bench.statuses import FAILED, MEASURED
 from batchline.bench.store.records import Record
 from tests.documents import in_markdown, section

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchline.bench.noise import stored_survey
+from batchline.bench.noise import advisor
 from batchline.bench.report import (
     draw_training,
     training_on_terminal,
@@ -21,7 +21,7 @@ def _text(found, trained=None, figures=None):
 
 
 def _noise_of(workload):
-    return in_markdown(*training.noise_of(workload, stored_survey.moments(workload)))
+    return in_markdown(*training.noise_of(workload, advisor.moments(workload)))
 
 
 def test_noise_advice_and_claims_stand_in_one_report():

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from batchline.__main__ import main
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import new_folder
 from batchline.bench.running.benchmark import _exit_code
 from batchline.bench.statuses import (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from batchline.bench.commands import _evidence_sections as shown
+from batchline.bench.commands import _evidence_parts as shown
 from batchline.bench.commands._evidence_parts import Asked
 from batchline.bench.measure import sanitizer
 from batchline.bench.measure.sanitizer import CLEAN, ERRORS, NOT_RUN

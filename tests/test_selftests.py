@@ -8,9 +8,8 @@ import pytest
 
 from batchline.bench import selection
 from batchline.bench.commands import selftest
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
-from batchline.bench.regress import known_noise
 from batchline.bench.regress import pairs as gate
 from batchline.bench.report import of_commands as report
 from batchline.bench.statuses import MEASURED
@@ -60,7 +59,7 @@ def finding(share, verdict, effect=0.0, session=0, case=CASE):
 
 @pytest.fixture
 def baselines(monkeypatch, tmp_path):
-    monkeypatch.setattr(known_noise, "FOLDER", tmp_path / "baselines")
+    monkeypatch.setattr(gate, "FOLDER", tmp_path / "baselines")
     return tmp_path / "baselines"
 
 
@@ -221,9 +220,9 @@ def test_what_is_stored_is_read_again_and_an_edit_is_refused(tmp_path):
 
 
 def test_noise_is_kept_for_this_machine(baselines):
-    assert known_noise.load(MACHINE) == {}
-    known_noise.save(MACHINE, "smoke", 20, {CASE: 0.02})
-    assert known_noise.load(MACHINE) == {CASE: 0.02}
+    assert gate.load_noise(MACHINE) == {}
+    gate.save_noise(MACHINE, "smoke", 20, {CASE: 0.02})
+    assert gate.load_noise(MACHINE) == {CASE: 0.02}
 
 
 DAMAGES = {
@@ -244,13 +243,13 @@ def test_noise_that_cannot_be_believed_is_a_line_and_no_pass(
 ):
     from batchline.__main__ import main
 
-    path = known_noise.save(
+    path = gate.save_noise(
         MACHINE | ({} if damage else {"cpu_cores": 4}), "smoke", 20, {CASE: 0.02}
     )
     if damage:
         path.write_text(damage(path.read_text()))
     with pytest.raises(SealBroken, match=words) as refused:
-        known_noise.load(MACHINE)
+        gate.load_noise(MACHINE)
     assert "`batchline selftest` measures it anew" in str(
         refused.value
     ) and "\n" not in str(refused.value)

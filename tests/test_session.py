@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.running import benchmark
 from batchline.bench.running.budget import Schedule

@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from batchline.bench.noise import stored_survey
+from batchline.bench.noise import advisor
 from tests.noise_evidence import noise, point, workload
 
 DIGITS = noise()["workloads"]["digits"]
 
 
 def test_the_points_of_all_seeds_are_put_together_in_the_order_of_training():
-    found = stored_survey.moments(DIGITS)
+    found = advisor.moments(DIGITS)
     assert [moment.updates for moment in found] == [0, 50, 400]
     for moment, simple in zip(found, (10, 40, 160)):
         assert moment.estimate.batches == 16 and set(moment.by_seed) == {0, 1}
@@ -29,27 +29,25 @@ def test_the_points_of_all_seeds_are_put_together_in_the_order_of_training():
 
 
 def test_the_advice_is_the_closed_form_for_each_points_noise():
-    for moment in stored_survey.moments(DIGITS):
-        found = stored_survey.advice(DIGITS, moment)
+    for moment in advisor.moments(DIGITS):
+        found = advisor.advice(DIGITS, moment)
         assert found.current_batch == 32
         best = math.sqrt(1e-3 * moment.estimate.scale.simple / 1e-5)
         assert found.best_batch == pytest.approx(best, abs=1)
     assert (
-        stored_survey.advice(
-            DIGITS, stored_survey.middle(DIGITS), current_batch=8
-        ).current_batch
+        advisor.advice(DIGITS, advisor.middle(DIGITS), current_batch=8).current_batch
         == 8
     )
 
 
 def test_the_middle_point_is_the_one_that_is_advised_for():
-    assert stored_survey.middle(DIGITS).updates == 50
-    assert stored_survey.middle(workload([point(7, 0, 5.0)])).updates == 7
+    assert advisor.middle(DIGITS).updates == 50
+    assert advisor.middle(workload([point(7, 0, 5.0)])).updates == 7
 
 
 def test_a_cost_cap_is_handed_on():
-    middle = stored_survey.middle(DIGITS)
-    capped = stored_survey.advice(DIGITS, middle, cost_cap=1.5)
+    middle = advisor.middle(DIGITS)
+    capped = advisor.advice(DIGITS, middle, cost_cap=1.5)
     assert (
         capped.best_batch <= 0.5 * middle.estimate.scale.simple
         and capped.decided_by == "cost"

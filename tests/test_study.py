@@ -12,8 +12,7 @@ import pytest
 
 from batchline.__main__ import main
 from batchline.bench import study
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Noise, Study
 from tests.claims_evidence import sweep

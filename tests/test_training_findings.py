@@ -1,7 +1,7 @@
 """The findings on training: what was measured has its verdict, and the rest says why."""
 
-from batchline.bench.missing import Missing
-from batchline.bench.noise import claims, stored_survey
+from batchline.bench.errors import Missing
+from batchline.bench.noise import advisor, claims
 from batchline.bench.noise.claims.training_findings import judge_training
 from tests import claims_evidence
 from tests.noise_evidence import noise, point, workload
@@ -13,8 +13,8 @@ def test_each_workload_has_its_moments_and_an_advice_for_each():
     findings = judge_training(noise(digits=DIGITS), None)
     digits = findings.workloads["digits"]
     assert [moment.updates for moment in digits.moments] == [0, 50, 400]
-    assert digits.middle.updates == stored_survey.middle(DIGITS).updates
-    assert digits.middle_advice == stored_survey.advice(DIGITS, digits.middle)
+    assert digits.middle.updates == advisor.middle(DIGITS).updates
+    assert digits.middle_advice == advisor.advice(DIGITS, digits.middle)
     assert [moment for moment, _ in digits.advice] == digits.moments
     assert digits.advice[1][1] == digits.middle_advice
     assert digits.middle is digits.middle

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from batchline.bench.commands import tune as command
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import MEASURED, WRONG
 from tests.plans import planned

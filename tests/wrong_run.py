@@ -28,7 +28,7 @@ import torch
 from tabulate import tabulate
 
 from batchline.bench import units
-from batchline.bench.running.confirm import LUCK, winners
+from batchline.bench.running.after_cases import LUCK, winners
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store import run_json
 from batchline.bench.store.records import Record, Run

@@ -5,7 +5,7 @@ file's, with - for _. It defines:
 
     HELP                    one line
     SAMPLE                  a short sample of what it prints, shown in its --help
-    EXITS                   {exit code: what it means}, by bench.exit_codes
+    EXITS                   {exit code: what it means}, by bench.errors
     add_arguments(parser)   its options
     run(options)            does it, and returns the exit code
 

@@ -14,10 +14,10 @@ from types import ModuleType
 from batchline import __version__
 from batchline.bench import commands, console, stopping, texts, units
 from batchline.bench.console import complain
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure import stand_in
-from batchline.bench.nearest import did_you_mean
 from batchline.bench.reader import started_ahead
+from batchline.bench.texts import did_you_mean
 
 PROGRAM = "batchline"
 

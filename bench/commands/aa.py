@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from batchline.bench import units
 from batchline.bench.commands import _arguments
 from batchline.bench.console import complain
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import require_writable
 from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.stopping import put_off

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Mapping
 
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
-from batchline.bench.nearest import did_you_mean
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.store.files import blamed_on
+from batchline.bench.texts import did_you_mean
 
 HELP = "the batch size to train at, from a stored run or measured now"
 SAMPLE = """

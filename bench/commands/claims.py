@@ -6,7 +6,7 @@ import argparse
 import functools
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure import stand_in
 
 HELP = "train at many batch sizes (minutes), judge the article's four claims"

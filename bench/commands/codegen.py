@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.store.files import SealBroken
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, RUNS
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.store import run_json

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from batchline.bench import commands
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 HELP = "a script by which bash or zsh completes commands and options"
 SAMPLE = """

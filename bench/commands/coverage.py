@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 HELP = "do the noise scale's intervals cover the truth where it is known?"
 SAMPLE = """

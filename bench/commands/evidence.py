@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 from batchline.bench import texts, units
 from batchline.bench.commands import _arguments
 from batchline.bench.console import complain
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, RUNS, new_folder, remove_if_empty
 from batchline.bench.measure import stand_in
 from batchline.bench.store.files import write_whole
@@ -227,7 +226,7 @@ def _recovered(state: State, selection: str) -> State:
 
 
 def _ended(state: State, part: Part, asked: Asked, taken: Taken) -> State:
-    from batchline.bench.commands._evidence_sections import PartSection
+    from batchline.bench.commands._evidence_parts import PartSection
 
     try:
         section = part.show(asked)

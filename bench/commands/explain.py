@@ -7,14 +7,13 @@ import contextlib
 from pathlib import Path
 
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, RUNS
-from batchline.bench.nearest import did_you_mean
 from batchline.bench.statuses import NOT_REACHED
 from batchline.bench.store import run_json
 from batchline.bench.store.files import blamed_on, stored_below
 from batchline.bench.store.records import Run
+from batchline.bench.texts import did_you_mean
 
 HELP = "one case on one screen: floor, regime, ceilings, the rung below"
 SAMPLE = """

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import HISTORY
-from batchline.bench.nearest import did_you_mean
 from batchline.bench.store import history
+from batchline.bench.texts import did_you_mean
 
 HELP = "every run on a machine: what changed, when, at which revision"
 SAMPLE = """

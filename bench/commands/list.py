@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from batchline.bench.cases import Plan

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 HELP = "the gradient noise of the workloads, and the batch size that follows"
 SAMPLE = """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 HELP = "a metered step beside a plain one, Opacus' and BackPACK's"
 SAMPLE = """

@@ -2,6 +2,8 @@
 what its machine code does.
 
 The two profilers are called as their manuals say; nobody has run this on a GPU yet.
+
+What Triton's proton measured, out of its profile: the time of each kernel.
 """
 
 from __future__ import annotations
@@ -13,21 +15,63 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchline.bench import units
 from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure import stand_in
-from batchline.bench.nearest import did_you_mean
+from batchline.bench.texts import did_you_mean
 from batchline.kernels import architectures
 
 if TYPE_CHECKING:
     from batchline.bench.declared import Declared, DeclaredOp
+
+
+_TIME = "time (ns)"
+_CALLS = "count"
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel's calls, their seconds in all, and its share of all kernels' time."""
+
+    name: str
+    calls: int
+    seconds: float
+    share: float
+
+
+def kernel_times(profile: Sequence[Mapping]) -> list[KernelTime]:
+    """The leaves of a hatchet profile (a list of trees, and the devices last) by name,
+    the slowest first.
+    """
+    totals: dict[str, list[float]] = {}
+    for tree in profile:
+        for name, calls, nanoseconds in _leaves(tree):
+            total_of_one = totals.setdefault(name, [0, 0.0])
+            total_of_one[0] += calls
+            total_of_one[1] += nanoseconds
+    total = sum(nanoseconds for _, nanoseconds in totals.values()) or 1.0
+    times = [
+        KernelTime(name, int(calls), nanoseconds * 1e-9, nanoseconds / total)
+        for name, (calls, nanoseconds) in totals.items()
+    ]
+    return sorted(times, key=lambda one: -one.seconds)
+
+
+def _leaves(node: Mapping) -> Iterator[tuple[str, float, float]]:
+    children = node.get("children", ())
+    metrics = node.get("metrics", {})
+    if not children and metrics.get(_TIME):
+        yield node["frame"]["name"], metrics.get(_CALLS, 1), metrics[_TIME]
+    for child in children:
+        yield from _leaves(child)
+
 
 HELP = "one case under ncu or proton; without a GPU its hot loop"
 SAMPLE = """
@@ -88,7 +132,7 @@ def profile(case: str, device: str, architecture: int) -> int:
         compiled for.
         ValueError: for an unknown device.
     """
-    from batchline.bench.measure.compiled import compile_pool
+    from batchline.bench.measure.compiled import compiler
     from batchline.bench.measure.compiled.static_facts import code_of_case
     from batchline.bench.measure.machine import environment
     from batchline.bench.report.render.terminal import wrapped
@@ -101,7 +145,7 @@ def profile(case: str, device: str, architecture: int) -> int:
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
         return _call_on_stand_in(case) if stand_in.is_on() else _profile_on_gpu(case)
-    code, problems = compile_pool.each(code_of_case, [(case, architecture)])
+    code, problems = compiler.each(code_of_case, [(case, architecture)])
     if problems:
         _say(f"{problems[0]}. What is known of the case: batchline explain {case}")
         return ExitCode.NOT_MEASURED
@@ -195,7 +239,6 @@ def _profile_on_gpu(case: str) -> int:
 
 def _profile_by_proton(case: str) -> int:
     from batchline.bench.report.render.terminal import draw
-    from batchline.bench.verdicts.proton import kernel_times
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "case")

@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 
 from batchline import places
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 
 HELP = "write the documents' figures anew, from the stored runs they name"
 SAMPLE = """

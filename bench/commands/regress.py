@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import RUNS, new_folder, remove_if_empty
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store import regressions
@@ -103,8 +102,8 @@ def regress(
     """
     from batchline.bench.cases import CLOCKS, PROFILES
     from batchline.bench.measure.machine import environment
-    from batchline.bench.regress import base_tree, known_noise
-    from batchline.bench.regress.pairs import Pairs, compile_once
+    from batchline.bench.regress import base_tree
+    from batchline.bench.regress.pairs import Pairs, compile_once, load_noise
     from batchline.bench.report.render import github
 
     device = environment.resolve_device(device)
@@ -115,7 +114,7 @@ def regress(
             f"BUDGET={budget_s:g} leaves no time: give minutes, or leave it out"
         )
     machine = environment.machine(device)
-    noise = known_noise.load(machine)
+    noise = load_noise(machine)
     started, started_s = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
     run_folder = new_folder(folder, f"{machine['device_name']} regress")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 
 HELP = "check and time every variant, write a report"
 SAMPLE = """

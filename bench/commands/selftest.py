@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchline.bench.commands import _arguments
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import remove_if_empty, require_writable
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED
@@ -229,7 +228,7 @@ def _findings(session: int, share: float, evidence: Evidence) -> Iterator[Findin
 
 
 def _publish(found: Selftest, folder: Path | None) -> int:
-    from batchline.bench.regress import known_noise
+    from batchline.bench.regress import pairs as gate
     from batchline.bench.regress.pairs import INTERRUPTED
     from batchline.bench.report import of_commands as report
     from batchline.bench.report.render.terminal import render_table
@@ -257,7 +256,7 @@ def _publish(found: Selftest, folder: Path | None) -> int:
         if found.sessions >= _LEAST_NOISE_SESSIONS and not why_made_up(
             found.about["machine"]
         ):
-            kept = known_noise.save(
+            kept = gate.save_noise(
                 found.about["machine"], found.about["profile"], found.sessions, noise
             )
             stored.append(f"kept for regress: {kept}")

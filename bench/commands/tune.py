@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from batchline.bench import units
 from batchline.bench.commands import _arguments
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode
 from batchline.bench.folders import RUNS, new_folder, remove_if_empty
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import BROKEN, MEASURED, is_broken

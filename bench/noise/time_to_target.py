@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 from batchline.bench import units
 from batchline.bench.noise.step_time import Curve, StepTimes, signal_weight
-from batchline.bench.stats import training_curves
+from batchline.bench.stats import fits
 from batchline.bench.stats.noise_scale import BOUNDED, NO_SIGNAL, NoiseEstimate
 
 _SEARCH = 1e3  # times the least and the largest batch: where a fitted φ is looked for
@@ -186,9 +186,9 @@ def compare(
     """
     target = sweep["grid"]["target_loss"] if target_loss is None else target_loss
     curve = StepTimes.of(steps).curve()
-    batches = training_curves.batches(sweep)
+    batches = fits.batches(sweep)
     measured = tuple(
-        _reached(sweep, batch, training_curves.best_rate(sweep, batch, target), target)
+        _reached(sweep, batch, fits.best_rate(sweep, batch, target), target)
         for batch in batches
     )
     logs = {
@@ -229,15 +229,13 @@ def compare(
 
 
 def _reached(sweep: Mapping, batch: int, rate: float | None, target: float) -> Reached:
-    runs = training_curves.runs(sweep, batch, rate)
-    reaches = [
-        training_curves.first_reach(run, target) or (math.inf, math.inf) for run in runs
-    ]
+    runs = fits.runs(sweep, batch, rate)
+    reaches = [fits.first_reach(run, target) or (math.inf, math.inf) for run in runs]
     updates, seconds = ([reach[part] for reach in reaches] for part in (0, 1))
     return Reached(
         batch,
         rate,
-        rate is not None and training_curves.on_edge(sweep, batch, rate),
+        rate is not None and fits.on_edge(sweep, batch, rate),
         len(runs),
         sum(map(math.isfinite, updates)),
         _spread(updates),
@@ -257,8 +255,8 @@ def _log_updates(
     sweep: Mapping, batch: int, rate: float, target: float
 ) -> dict[int, float]:
     return {
-        run["seed"]: math.log(training_curves.first_reach(run, target)[0])
-        for run in training_curves.runs(sweep, batch, rate)
+        run["seed"]: math.log(fits.first_reach(run, target)[0])
+        for run in fits.runs(sweep, batch, rate)
     }
 
 

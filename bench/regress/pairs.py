@@ -5,11 +5,15 @@ A process has its luck (where its code and data lie); a pair of fresh ones draws
 anew. Turns of milliseconds, in the order A B B A, let the machine's drift meet both
 alike. One pair follows another until every case has its verdict: whoever has one is not
 measured again.
+
+How much each case's latency changes on identical code on this machine, as `make
+selftest` found it and keeps it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import statistics
@@ -20,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batchline import places
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.cases import CLOCKS, Plan, Profile, plan
 from batchline.bench.errors import UsageError
@@ -29,9 +34,11 @@ from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Outcome, Task, WorkerLost
 from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED
+from batchline.bench.store import files
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.gate import LAST_PAIR, STAGES
 from batchline.bench.verdicts.paired import BASE, BOTH, HEAD, Evidence
+from batchline.kernels.device_names import slug
 
 _QUADS = 5  # of turns A B B A, for each case in a pair
 _LEAST_QUADS = 3  # that were not throttled
@@ -470,3 +477,59 @@ def compile_once() -> Iterator[None]:
             del os.environ["TRITON_CACHE_AUTOTUNING"]
         else:
             os.environ["TRITON_CACHE_AUTOTUNING"] = before
+
+
+FORMAT = 1
+FOLDER = places.BASELINES
+_AGAIN = "`batchline selftest` measures it anew"
+_PARTS = ("machine", "profile", "sessions", "noise")
+
+
+def path(machine: Mapping) -> Path:
+    """Where the noise of the machine (bench.measure.machine.environment.machine) is kept."""
+    return FOLDER / f"noise-{slug(machine['device_name'])}.json"
+
+
+def load_noise(machine: Mapping) -> dict[str, float]:
+    """The 99th percentile of each case's A/A change, as a share, by case id; {} where
+    it was not measured here.
+
+    Raises:
+        files.SealBroken: if the file is damaged, was edited by hand, or is of another
+        format or machine.
+    """
+    file = path(machine)
+    document = files.load_sealed(file, FORMAT, _AGAIN, _PARTS)
+    if document is None:
+        return {}
+    if document["machine"] != identity(machine):
+        raise files.SealBroken(
+            f"{file.name} is of another machine "
+            f"({files.differing(document['machine'], identity(machine))}): {_AGAIN}"
+        )
+    return document["noise"]
+
+
+def save_noise(
+    machine: Mapping, profile: str, sessions: int, noise: Mapping[str, float]
+) -> Path:
+    """Keep the noise that so many A/A sessions found."""
+    document = {
+        "machine": identity(machine),
+        "profile": profile,
+        "sessions": sessions,
+        "noise": dict(noise),
+    }
+    sealed_document = {
+        "format": FORMAT,
+        "digest": files.digest(*(document[name] for name in _PARTS)),
+        **document,
+    }
+    file = path(machine)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return files.write_whole(file, json.dumps(sealed_document, indent=1) + "\n")
+
+
+def identity(machine: Mapping) -> dict:
+    """What the noise depends on of a machine's description."""
+    return {name: machine[name] for name in ("device_name", "cpu", "cpu_cores")}

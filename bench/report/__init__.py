@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench.report import figures, of_run, training_figures
+from batchline.bench.report import figures, of_run
 from batchline.bench.report.document import Place
 from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.report.of_run import RunReport, summary
@@ -75,7 +75,7 @@ def draw(report: RunReport, folder: Path) -> tuple[set[str], str | None]:
     names = figures.draw_problems(report.run, folder)
     training = report.findings.training
     if training:
-        names |= training_figures.draw(training, report.run.machine, folder)
+        names |= figures.draw(training, report.run.machine, folder)
     return names, None
 
 
@@ -109,7 +109,7 @@ def draw_training(
     noise: Mapping, sweep: Mapping | None, machine: Mapping, folder: Path
 ) -> set[str]:
     """Draw the figures of a study; returns their names without the ending."""
-    return training_figures.draw(TrainingFindings(noise, sweep), machine, folder)
+    return figures.draw(TrainingFindings(noise, sweep), machine, folder)
 
 
 def training_readme(

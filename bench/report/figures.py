@@ -1,16 +1,26 @@
 """The figures beside a report's README.md, each as PNG and SVG: latency, speed-up and
 memory of a problem over the batch; and what all figures share.
+
+The figures of training, each as PNG and SVG: the noise scale over training, the
+advised batch, and the time to a loss.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchline.bench import units
+from batchline.bench.noise.advice import Advice, Point
+from batchline.bench.noise.advisor import Moment
+from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.report.document import unique
+from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import ranking
@@ -235,3 +245,335 @@ def set_logarithmic(axes, ticks: LogTicks) -> None:
     axes.set_yscale("log", base=ticks.base)
     axes.yaxis.set_major_locator(LogLocator(ticks.base, subs=ticks.subs, numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+# Of Okabe and Ito's colours; as in figures.COLORS.
+_BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
+_PREDICTIONS = (_GREEN, _RED, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")
+_TOP = 5  # times the least: where the panel of T(B) is cut, or its ends would flatten the valley
+
+
+def draw(findings: TrainingFindings, machine: Mapping, folder: Path) -> set[str]:
+    """Draw the figures of training; returns their names without the ending, none where
+    there is no matplotlib.
+    """
+    if why_no_plots():
+        return set()
+    names = set()
+    on = f"\non {machine['device_name']}"
+    if findings.workloads:
+        draw_noise(findings.moments, on, folder / "noise")
+        names.add("noise")
+    for name in findings.workloads:
+        with contextlib.suppress(ValueError):  # the section says why there is no advice
+            advice = findings.middle_advice(name)
+            title = (
+                f"{name}: a step, memory and the time to a loss, by the noise after "
+                f"{findings.middle(name).updates} updates{on}"
+            )
+            draw_advice(advice, title, folder / f"advice-{name}")
+            names.add(f"advice-{name}")
+    result = findings.time_to_target
+    if not isinstance(result, str):
+        title = (
+            f"{result.workload}: time to a training loss of {result.target_loss:g}{on}"
+        )
+        draw_comparison(result, title, folder / "time-to-target")
+        names.add("time-to-target")
+    return names
+
+
+def draw_noise(workloads: Mapping[str, Sequence[Moment]], on: str, path: Path) -> None:
+    """B_simple over the updates, as PNG and SVG; an arrow up where it can't be bounded
+    above. `on` ends the title.
+    """
+    figure = new_figure((7.2, 3.9))
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.11, right=0.97, top=0.9, bottom=0.13)
+    for (name, moments), color, marker in zip(workloads.items(), COLORS, MARKERS):
+        for moment in moments:
+            low, high = moment.estimate.simple.low, moment.estimate.simple.high
+            if not low > 0:
+                continue  # nothing is known of it; the table says so
+            bounded = math.isfinite(high)
+            value = moment.estimate.scale.simple if bounded else low
+            axes.errorbar(
+                [moment.updates],
+                [value],
+                yerr=[[value - low], [high - value if bounded else value]],
+                lolims=not bounded,
+                color=color,
+                marker=marker,
+                capsize=3,
+                label=name if moment.updates == moments[-1].updates else None,
+            )
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_yscale("log")
+    axes.set_xlabel("updates")
+    axes.set_ylabel("B_simple, samples")
+    axes.set_title(
+        f"gradient noise scale over training (95% intervals; an arrow: no upper bound){on}",
+        fontsize=9,
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def draw_advice(advice: Advice, title: str, path: Path) -> None:
+    """Step time, memory with its wall, and T(B) with φ's band, over one batch axis:
+    `path` as PNG and SVG.
+
+    The line is the best batch, the bar its 95% interval, the shade the batches within
+    5% of its time.
+    """
+    figure = new_figure((7.2, 7.8))
+    times, memory, noise = figure.subplots(
+        3, 1, sharex=True, height_ratios=(1, 1, 1.25)
+    )
+    figure.subplots_adjust(left=0.13, right=0.97, top=0.92, bottom=0.13, hspace=0.24)
+    _draw_times(times, advice)
+    _draw_memory(memory, advice)
+    predicted = [point for point in advice.curve if point.time_relative is not None]
+    if predicted:
+        _draw_predicted(noise, predicted)
+    else:
+        _note(noise, advice.sentences[0].partition(":")[0])
+    _mark_best(advice, (times, memory, noise))
+    batches = [point.batch for point in advice.curve]
+    _finish_training_panel(
+        times,
+        "time of a step and of a sample",
+        batches,
+        units.duration,
+        ticks=DECADES,
+    )
+    _finish_training_panel(memory, "peak memory", batches, units.size)
+    _finish_training_panel(
+        noise, "predicted, relative to the best batch", batches, units.ratio
+    )
+    times.legend(fontsize=8, frameon=False, loc="lower left")
+    if predicted:
+        noise.legend(
+            fontsize=8,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.45, -0.2),
+            ncols=3,
+        )
+    noise.set_xlabel("batch")
+    figure.suptitle(title, fontsize=11, x=0.55)
+    save(figure, path)
+
+
+def _draw_times(times, advice: Advice) -> None:
+    batches = [point.batch for point in advice.curve]
+    times.plot(
+        batches,
+        [point.step_s for point in advice.curve],
+        color=_BLUE,
+        marker="o",
+        label="a step",
+    )
+    times.plot(
+        batches,
+        [point.step_s / point.batch for point in advice.curve],
+        color=_RED,
+        marker="s",
+        linestyle="--",
+        label="a sample",
+    )
+
+
+def _draw_memory(memory, advice: Advice) -> None:
+    from matplotlib.ticker import MultipleLocator
+
+    known = [point for point in advice.curve if point.peak_bytes is not None]
+    memory.plot(
+        [point.batch for point in known],
+        [point.peak_bytes for point in known],
+        color=_BLUE,
+        marker="o",
+    )
+    most_bytes = max((point.peak_bytes for point in known), default=1)
+    memory.set_ylim(0, 1.25 * most_bytes)
+    _wall(memory, advice, most_bytes)
+    memory.yaxis.set_major_locator(
+        MultipleLocator(2 ** round(math.log2(memory.get_ylim()[1] / 5)))
+    )
+
+
+def _draw_predicted(noise, predicted: Sequence[Point]) -> None:
+    """The time to a loss with φ's band, and the examples that it takes."""
+    batches = [point.batch for point in predicted]
+    noise.plot(
+        batches,
+        [point.time_relative for point in predicted],
+        color=_BLUE,
+        marker="o",
+        label="time to a loss",
+    )
+    noise.fill_between(
+        batches,
+        *zip(*(point.time_band for point in predicted)),
+        color=_BLUE,
+        alpha=0.18,
+        linewidth=0,
+        label="φ at the ends of its interval",
+    )
+    noise.plot(
+        batches,
+        [point.examples_relative for point in predicted],
+        color=_RED,
+        linestyle="--",
+        marker="s",
+        label="examples",
+    )
+    noise.set_ylim(
+        0.9, min(_TOP, 1.2 * max(point.time_relative for point in predicted))
+    )
+
+
+def draw_comparison(result: TimeToTarget, title: str, path: Path) -> None:
+    """Time to the target over the batch: the median and range of the seeds, and each
+    prediction with φ's band.
+
+    `path` as PNG and SVG.
+    """
+    figure = new_figure((7.2, 5.2))
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.89, bottom=0.33)
+    for prediction, color, line in zip(
+        result.predictions,
+        itertools.cycle(_PREDICTIONS),
+        itertools.cycle(("-", "--", ":")),
+    ):
+        batches = [one.batch for one in prediction.batches]
+        axes.plot(
+            batches,
+            [one.time_s for one in prediction.batches],
+            color=color,
+            linestyle=line,
+            label=f"predicted: {prediction.source}",
+        )
+        bands = [one.time_band_s for one in prediction.batches]
+        if None not in bands:
+            axes.fill_between(
+                batches, *zip(*bands), color=color, alpha=0.15, linewidth=0
+            )
+    _draw_measured(axes, result)
+    _finish_training_panel(
+        axes,
+        f"time to a training loss of {result.target_loss:g}",
+        [one.batch for one in result.measured],
+        units.duration,
+        ticks=DECADES,
+    )
+    axes.set_xlabel("batch")
+    axes.legend(
+        fontsize=8,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.45, -0.14),
+        ncols=2,
+    )
+    figure.suptitle(title, fontsize=11, x=0.55)
+    save(figure, path)
+
+
+def _draw_measured(axes, result: TimeToTarget) -> None:
+    """The median and the range of the seeds at each batch."""
+    reached = [one for one in result.measured if one.time_s.median is not None]
+    medians = [one.time_s.median for one in reached]
+    highs = [
+        one.time_s.high if one.time_s.high is not None else one.time_s.median
+        for one in reached
+    ]
+    axes.errorbar(
+        [one.batch for one in reached],
+        medians,
+        color="black",
+        marker="o",
+        linestyle="none",
+        capsize=3,
+        yerr=[
+            [median - one.time_s.low for median, one in zip(medians, reached)],
+            [high - median for high, median in zip(highs, medians)],
+        ],
+        label="measured: median and range of seeds",
+    )
+
+
+def _wall(axes, advice: Advice, most_bytes: float) -> None:
+    """The room in the memory where it is in sight; a note in its place where it is not,
+    or where there is none.
+    """
+    if advice.largest_that_fits is None:
+        _note(axes, f"no wall: {advice.memory}")
+        return
+    room = (1 - advice.headroom) * advice.limit_bytes
+    if room <= 2 * most_bytes:
+        axes.axhline(room, color=_RED, linewidth=1.2, linestyle=":")
+        axes.annotate(
+            f"{units.size(room)}: {advice.largest_that_fits:,} fit",
+            (0.02, room),
+            color=_RED,
+            fontsize=8,
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+        )
+        axes.set_ylim(top=1.25 * max(room, most_bytes))
+    else:
+        _note(axes, f"the wall is at {advice.largest_that_fits:,}, {units.size(room)}")
+
+
+def _note(axes, text: str) -> None:
+    axes.annotate(
+        text, (0.02, 0.9), xycoords="axes fraction", fontsize=8, color=_RED, va="top"
+    )
+
+
+def _mark_best(advice: Advice, panels: Sequence) -> None:
+    if advice.best_batch is None:
+        return
+    last = max(point.batch for point in advice.curve)
+    for axes in panels:
+        axes.axvline(advice.best_batch, color=_GREY, linewidth=1)
+    if advice.within_5_percent:
+        low, high = advice.within_5_percent
+        panels[-1].axvspan(
+            low,
+            high or last,
+            color=_GREEN,
+            alpha=0.15,
+            linewidth=0,
+            label="within 5% of the least time",
+        )
+    low, high = advice.interval
+    panels[-1].plot(
+        [low, high or last],
+        [0.95, 0.95],
+        color="black",
+        linewidth=3,
+        solid_capstyle="butt",
+        label=f"best batch {advice.best_batch:,}, 95% interval",
+    )
+
+
+def _finish_training_panel(
+    axes,
+    title: str,
+    batches: Iterable[int],
+    unit: Callable[[float], str],
+    ticks: LogTicks | None = None,
+) -> None:
+    axes.set_xscale("log", base=2)
+    last, labelled = 0.0, []
+    for batch in sorted(batches):
+        if batch >= 1.6 * last:  # nearer ones would be written over each other
+            labelled.append(batch)
+            last = batch
+    axes.set_xticks(labelled, [f"{batch:,}" for batch in labelled])
+    if ticks:
+        set_logarithmic(axes, ticks)
+    finish(axes, title, unit)

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from batchline.bench.noise import claims, stored_survey, time_to_target
+from batchline.bench.noise import advisor, claims, time_to_target
 from batchline.bench.noise.advice import Advice
+from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.claims.verdict import Verdict
-from batchline.bench.noise.stored_survey import Moment
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.store.records import AuditRow
 from batchline.bench.verdicts import judge
@@ -64,8 +64,7 @@ class TrainingFindings:
     def moments(self) -> Mapping[str, list[Moment]]:
         """The points of training of each workload, in order."""
         return {
-            name: stored_survey.moments(workload)
-            for name, workload in self.workloads.items()
+            name: advisor.moments(workload) for name, workload in self.workloads.items()
         }
 
     def middle(self, name: str) -> Moment:
@@ -95,7 +94,7 @@ class TrainingFindings:
         key = name, moment.updates
         if key not in self._advice:
             try:
-                self._advice[key] = stored_survey.advice(self.workloads[name], moment)
+                self._advice[key] = advisor.advice(self.workloads[name], moment)
             except ValueError as error:
                 self._advice[key] = error
         advice = self._advice[key]

@@ -23,7 +23,6 @@ from batchline.bench.report.render.escaping import one_line
 from batchline.bench.report.sections import (
     checks,
     choices,
-    failures,
     ladder,
     laws,
     machine,
@@ -59,8 +58,8 @@ ORDER = (
     Entry(checks.invariance, FILES),
     Entry(checks.numerics, FILES | Place.TERMINAL),
     Entry(_training, FILES | Place.TERMINAL),
-    Entry(failures.failures, FILES | Place.TERMINAL),
-    Entry(failures.skips, EVERYWHERE),
+    Entry(checks.failures, FILES | Place.TERMINAL),
+    Entry(checks.skips, EVERYWHERE),
     Entry(ladder.compiled, FILES),
     Entry(machine.section, FILES | Place.CI),
 )
@@ -135,7 +134,7 @@ class RunReport:
 
     def _problems(self) -> Iterator[Part]:
         yield from filter(
-            None, [failures.problems(self.run), checks.impossible_statistics(self.run)]
+            None, [checks.problems(self.run), checks.impossible_statistics(self.run)]
         )
 
 
@@ -205,7 +204,7 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
         yield incomplete, one_line(summary(run))
     alike: dict[tuple[str, str, str], list[str]] = {}
     for record in sorted(
-        (record for record in run.records if failures.is_problem(record)),
+        (record for record in run.records if checks.is_problem(record)),
         key=lambda record: _WORST_FIRST.index(record.status),
     ):
         alike.setdefault(
@@ -214,7 +213,7 @@ def problems(run: Run) -> Iterator[tuple[str, str]]:
     for (status, variant, reason), ids in alike.items():
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         yield one_line(f"{status}: {variant}"), one_line(f"{ids[0]}{more}: {reason}")
-    for one in failures.broken_files(run):
+    for one in checks.broken_files(run):
         yield one_line(f"{one['status']}: {one['file']}"), one_line(one["reason"])
     for row in checks.impossible(run):
         yield (

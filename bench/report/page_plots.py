@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.noise.advice import Advice, span
-from batchline.bench.noise.stored_survey import Moment
+from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.report.document import unique
 from batchline.bench.stats import roofline

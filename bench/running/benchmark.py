@@ -23,8 +23,7 @@ from batchline.bench import publishing, texts
 from batchline.bench.cases import CLOCKS, Case, Plan, plan, profile_named, refined
 from batchline.bench.console import complain
 from batchline.bench.declared import DeclaredOp
-from batchline.bench.errors import UsageError
-from batchline.bench.exit_codes import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import (
     HISTORY,
     RUNS,
@@ -39,8 +38,7 @@ from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.report.sections.checks import impossible
 from batchline.bench.running import after_cases
 from batchline.bench.running.budget import Schedule
-from batchline.bench.running.progress import Progress
-from batchline.bench.running.session import Measurer, Session
+from batchline.bench.running.session import Measurer, Progress, Session
 from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
 from batchline.bench.stopping import put_off

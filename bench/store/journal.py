@@ -8,7 +8,7 @@ of
                  are measured only because others are compared with them
     "case"       the id of one that is done, with its "status", "reason", "samples_s",
                  "iterations" and "facts"
-    "confirmed"  what bench.running.confirm says of cases, by id
+    "confirmed"  what bench.running.after_cases says of cases, by id
     "compiled_ahead"  what one of the run's passes has compiled before its first case
     "parts"      what replaces fields of the run
 and "at_s", the seconds since the run's start. A line that is cut, as by a kill, is
@@ -148,7 +148,7 @@ class RunBuilder:
         self._add(**outcome)
 
     def add_confirmations(self, results: Mapping[str, Mapping]) -> None:
-        """What became of gains that were tried again, by case id (bench.running.confirm)."""
+        """What became of gains that were tried again, by case id (bench.running.after_cases)."""
         self._add(confirmed=results)
 
     def add_compiled_ahead(self, compiled: Mapping) -> None:

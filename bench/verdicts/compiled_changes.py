@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench import units
-from batchline.bench.missing import Missing
-from batchline.bench.stats.occupancy import REGISTERS, SHARED, Occupancy, occupancy
+from batchline.bench.errors import Missing
+from batchline.bench.stats.roofline import REGISTERS, SHARED, Occupancy, occupancy
 
 WORSE = "worse"
 OPEN = "a GPU must say"

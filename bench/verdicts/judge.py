@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from batchline.bench import texts
-from batchline.bench.missing import Missing
+from batchline.bench.errors import Missing
 from batchline.bench.stats import roofline
-from batchline.bench.stats.occupancy import Waves
-from batchline.bench.stats.roofline import Bound
+from batchline.bench.stats.roofline import Bound, Waves
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record, Run
 from batchline.bench.verdicts import across_runs, choosing, crossovers, laws, ranking

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchline.bench.missing import Missing
+from batchline.bench.errors import Missing
 from batchline.bench.stats.fits import (
     GOOD_FIT,
     LatencyFit,
@@ -26,7 +26,7 @@ from batchline.bench.stats.fits import (
     fit_memory,
 )
 from batchline.bench.stats.intervals import Interval
-from batchline.bench.stats.occupancy import Waves
+from batchline.bench.stats.roofline import Waves
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record, Run
 

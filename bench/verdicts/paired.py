@@ -5,20 +5,45 @@ The exit code, the first line and the JUnit report follow from the conclusion. O
 CLEAN is a pass. What has the same code on both sides, is new or is missing was not
 compared: it can't make a session clean in which nothing that was compared has a
 verdict.
+
+One verdict for each kernel over its batch sizes: neighbours that changed too little
+alone lend each other strength.
+
+The verdicts of single cases (bench.verdicts.gate) stand. What they leave open is pooled
+over stretches of neighbouring batch sizes: in each pair the mean of the stretch's
+ratios, tested against the mean of its floors at the same looks, at the same levels, and
+confirmed by the next pairs alone. Bonferroni, over all stretches of the kernel and all
+kernels, and not Benjamini-Hochberg: every stretch found is then right at once, so the
+narrowest say where the change is (P. Fryzlewicz, Narrowest significance pursuit, JASA
+119, 2024). A stretch counts only where each of its cases is by itself over its floor on
+the same side, and the single verdict of none is out yet: no equal or opposite case is
+inside.
+
+`describe_parts` puts such a verdict into a line: "slower for B ≤ 16 (+7.2%), equal
+above".
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
+from batchline.bench.case_ids import parse_case_id
+from batchline.bench.stats.pair_tests import moments
 from batchline.bench.store.regressions import (
+    ACCURACY,
     EQUIVALENT,
     IDENTICAL,
     IMPROVED,
     INCONCLUSIVE,
     INVALID,
     LATENCY,
+    MEMORY,
     MISSING,
     NEW,
     QUANTITIES,
@@ -29,8 +54,322 @@ from batchline.bench.store.regressions import (
     Regression,
 )
 from batchline.bench.verdicts import gate
-from batchline.bench.verdicts.gate import Floor, floor
-from batchline.bench.verdicts.over_batches import over_batches, wants_more
+from batchline.bench.verdicts.gate import (
+    LEAST_PAIRS,
+    LOOKS,
+    Floor,
+    Ratios,
+    Replay,
+    confirmed,
+    floor,
+)
+
+_KERNEL = ("op", "variant", "scenario", "dtype")
+
+
+def over_batches(
+    ratios: Ratios, floors: Mapping[str, Floor], quantity: str = LATENCY
+) -> tuple[OverBatches, ...]:
+    """A verdict for each op, variant, scenario and dtype with two batch sizes or more,
+    from the whole history.
+
+    `ratios` and `floors` are as in bench.verdicts.gate.decide, of one quantity: all its
+    cases, which are the family. A part's "effect" is the mean change of its cases, as a
+    share; None where none of them could be judged.
+
+    Raises:
+        ValueError: if a ratio or a floor is not finite, a case has no floor, or a name
+        is no case id.
+    """
+    replay, stretches = _replayed(ratios, floors)
+    means = replay.so_far().mean
+    verdicts = _verdicts(replay, stretches)
+    told = []
+    for kernel, rows in stretches.kernels.items():
+        own = [verdicts[row] for row in rows.values()]
+        parts = _parts(list(rows), own, [means[row] for row in rows.values()])
+        told.append(
+            OverBatches(
+                *kernel,
+                quantity,
+                _verdict(set(own)),
+                describe_parts(parts, Counter(own), quantity),
+                parts,
+            )
+        )
+    return tuple(told)
+
+
+def wants_more(ratios: Ratios, floors: Mapping[str, Floor]) -> frozenset[str]:
+    """The cases whose next pairs have to confirm a stretch, decided or not by
+    themselves.
+    """
+    _, stretches = _replayed(ratios, floors)
+    names = list(ratios)
+    return frozenset(
+        names[row]
+        for stretch, waits in zip(stretches.rows, stretches.direction != 0)
+        if waits
+        for row in stretch
+    )
+
+
+def _replayed(ratios: Ratios, floors: Mapping[str, Floor]) -> tuple[Replay, _Stretches]:
+    replay = Replay(ratios, floors)
+    stretches = _Stretches(_kernels(ratios), replay)
+    for number in range(len(LOOKS)):
+        replay.look(number)
+        stretches.look(number)
+    return replay, stretches
+
+
+def _kernels(names: Ratios) -> dict[tuple[str, ...], dict[int, int]]:
+    """Kernel → batch size → row, of the kernels with several batch sizes, which are in
+    order.
+    """
+    kernels: dict[tuple[str, ...], dict[int, int]] = {}
+    for row, name in enumerate(names):
+        parts = parse_case_id(name)
+        kernels.setdefault(tuple(parts[part] for part in _KERNEL), {})[
+            parts["batch"]
+        ] = row
+    return {
+        kernel: dict(sorted(rows.items()))
+        for kernel, rows in kernels.items()
+        if len(rows) > 1
+    }
+
+
+class _Stretches:
+    """All stretches of two and more neighbouring batch sizes; the narrow ones of a
+    kernel before the wide ones.
+    """
+
+    def __init__(
+        self, kernels: Mapping[tuple[str, ...], Mapping[int, int]], replay: Replay
+    ):
+        self.kernels = kernels
+        self.replay = replay
+        self.order = np.array(
+            [row for rows in kernels.values() for row in rows.values()], int
+        )
+        starts = []
+        sizes = []
+        tests = []
+        offset = 0
+        for batches in map(len, kernels.values()):
+            own = [
+                (offset + first, wide)
+                for wide in range(2, batches + 1)
+                for first in range(batches - wide + 1)
+            ]
+            starts += [start for start, _ in own]
+            sizes += [wide for _, wide in own]
+            tests += [len(own) * len(kernels)] * len(own)
+            offset += batches
+        self.starts, self.size, self.tests = (
+            np.array(column, int) for column in (starts, sizes, tests)
+        )
+        self.rows = [
+            self.order[start : start + size] for start, size in zip(starts, sizes)
+        ]
+        self.table, self.above, self.below = (
+            np.array([values[rows].mean(axis=0) for rows in self.rows]).reshape(
+                len(self.rows), *values.shape[1:]
+            )
+            for values in (replay.table, replay.above, replay.below)
+        )
+        self.direction = np.zeros(
+            len(self.rows), int
+        )  # +1, -1: flagged, and waiting for new pairs
+        self.claimed = np.zeros(
+            len(replay.table), int
+        )  # +1, -1: a case in a stretch that was found to have changed
+
+    def look(self, number: int) -> None:
+        pairs, level = LOOKS[number]
+        before = LOOKS[number - 1][0] if number else 0
+        reached = self._all(self.replay.reached >= pairs)
+        if not reached.any():
+            return
+        here = reached & self._all(~self.replay.settled)
+        side = self._side(pairs)
+        firm = (
+            here
+            & (side == self.direction)
+            & confirmed(
+                moments(self.table[:, before:pairs]),
+                pairs - before,
+                self.direction,
+                self.above,
+                self.below,
+            )
+        )
+        for stretch in np.flatnonzero(firm):
+            self.claimed[self.rows[stretch]] = self.direction[stretch]
+        sums = moments(self.table[:, :pairs])
+        chance = np.where(
+            side > 0, sums.chance_above(self.above), sums.chance_below(self.below)
+        )
+        flagged = (
+            here
+            & self._all(self.claimed == 0)
+            & (sums.count >= LEAST_PAIRS)
+            & (chance * self.tests < level)
+        )
+        self.direction = np.where(
+            reached, np.where(self._narrowest(flagged), side, 0), self.direction
+        )
+
+    def _side(self, pairs: int) -> np.ndarray:
+        """+1 of the stretches all of whose cases are by themselves over their floors,
+        -1 under them, else 0.
+        """
+        means = moments(self.replay.table[:, :pairs]).mean
+        over = self._all(means > self.replay.above)
+        under = self._all(means < self.replay.below)
+        return over.astype(int) - under.astype(int)
+
+    def _narrowest(self, flagged: np.ndarray) -> np.ndarray:
+        """The flagged stretches that have no other flagged one inside."""
+        kept = np.full(len(flagged), False)
+        stops = self.starts + self.size
+        for stretch in np.flatnonzero(flagged):
+            kept[stretch] = not (
+                kept & (self.starts >= self.starts[stretch]) & (stops <= stops[stretch])
+            ).any()
+        return kept
+
+    def _all(self, cases: np.ndarray) -> np.ndarray:
+        """The stretches all of whose cases are among these."""
+        among = np.concatenate([[0], np.cumsum(cases[self.order])])
+        return among[self.starts + self.size] - among[self.starts] == self.size
+
+
+def _verdicts(replay: Replay, stretches: _Stretches) -> list[str]:
+    """Of each case, as its kernel's verdict counts it."""
+    changed = np.where(replay.settled, replay.changed, stretches.claimed)
+    counts = replay.so_far().count
+    return [
+        _verdict_of_case(way, equal, pairs)
+        for way, equal, pairs in zip(changed, replay.equivalent, counts)
+    ]
+
+
+def _verdict_of_case(way: int, equal: bool, pairs: int) -> str:
+    """`way` is +1 where it got worse, -1 where it got better, else 0."""
+    if way:
+        return REGRESSED if way > 0 else IMPROVED
+    if equal:
+        return EQUIVALENT
+    return INCONCLUSIVE if pairs >= LEAST_PAIRS else INVALID
+
+
+def _verdict(own: set[str]) -> str:
+    """Of the verdicts of its cases."""
+    for verdict in (REGRESSED, IMPROVED):
+        if verdict in own:
+            return verdict
+    return next(iter(own)) if len(own) == 1 else INCONCLUSIVE
+
+
+def _parts(
+    batches: Sequence[int], verdicts: Sequence[str], means: Sequence[float]
+) -> tuple[dict, ...]:
+    """Runs of one verdict; `means` are of logarithms."""
+    parts = []
+    for verdict, run in itertools.groupby(
+        range(len(batches)), key=verdicts.__getitem__
+    ):
+        places = list(run)
+        effect = (
+            None
+            if verdict == INVALID
+            else math.expm1(np.mean([means[place] for place in places]))
+        )
+        parts.append(
+            {
+                "first": batches[places[0]],
+                "last": batches[places[-1]],
+                "verdict": verdict,
+                "effect": effect,
+            }
+        )
+    return tuple(parts)
+
+
+_CHANGED = {
+    LATENCY: ("slower", "faster"),
+    MEMORY: ("more memory", "less memory"),
+    ACCURACY: ("less accurate", "more accurate"),
+}
+_UNCHANGED = {EQUIVALENT: "equal", INCONCLUSIVE: "undecided", INVALID: "not judged"}
+
+
+def describe_parts(
+    parts: Sequence[Mapping], counts: Mapping[str, int], quantity: str = LATENCY
+) -> str:
+    """`parts` are as in OverBatches, all of a kernel; `counts` is how many batch sizes
+    have each verdict.
+
+    Each stretch that changed comes first; of the rest, where it is scattered, only the
+    counts.
+    """
+    changed = [part for part in parts if part["verdict"] not in _UNCHANGED]
+    rest = [part for part in parts if part["verdict"] in _UNCHANGED]
+    if len(parts) == 2 and rest:
+        last = rest[-1]
+        side = "above" if last is parts[1] else "below"
+        return f"{_describe_part((changed + rest)[0], parts, quantity)}, {_UNCHANGED[last['verdict']]} {side}"
+    return ", ".join(
+        [
+            *(_describe_part(part, parts, quantity) for part in changed),
+            *_describe_rest(rest, parts, counts, quantity),
+        ]
+    )
+
+
+def _describe_rest(
+    rest: Sequence[Mapping],
+    parts: Sequence[Mapping],
+    counts: Mapping[str, int],
+    quantity: str,
+) -> Iterator[str]:
+    verdicts = [
+        verdict
+        for verdict in _UNCHANGED
+        if any(part["verdict"] == verdict for part in rest)
+    ]
+    elsewhere = len(rest) < len(parts)
+    if elsewhere and len(verdicts) == 1:
+        yield f"{_UNCHANGED[verdicts[0]]} elsewhere"
+    elif len(rest) == len(verdicts):
+        yield from (_describe_part(part, parts, quantity) for part in rest)
+    else:
+        said = [f"{_UNCHANGED[verdict]} at {counts[verdict]}" for verdict in verdicts]
+        yield f"{'elsewhere ' * elsewhere}{', '.join(said)} of {sum(counts.values())} batch sizes"
+
+
+def _describe_part(part: Mapping, parts: Sequence[Mapping], quantity: str) -> str:
+    if part["verdict"] in _UNCHANGED:
+        return f"{_UNCHANGED[part['verdict']]} {_where(part, parts)}"
+    what = dict(zip((REGRESSED, IMPROVED), _CHANGED[quantity]))[part["verdict"]]
+    return f"{what} {_where(part, parts)} ({part['effect']:+.1%})"
+
+
+def _where(part: Mapping, parts: Sequence[Mapping]) -> str:
+    if len(parts) == 1:
+        return "at every B"
+    if part["first"] == part["last"]:
+        return f"at B = {part['first']}"
+    if part is parts[0]:
+        return f"for B ≤ {part['last']}"
+    return (
+        f"for B ≥ {part['first']}"
+        if part is parts[-1]
+        else f"for {part['first']} ≤ B ≤ {part['last']}"
+    )
+
 
 BASE = "base"
 HEAD = "head"

@@ -3,7 +3,7 @@
 The one place that says which times may win, and which only stand in the tables. What a
 variant declares of itself exempts it from a check: a wider error bound, fewer outputs,
 inputs that it declines. And a gain may be one over a baseline that took longer than it
-usually does (bench.running.confirm). Such a time stands in the tables, with the reason; it is
+usually does (bench.running.after_cases). Such a time stands in the tables, with the reason; it is
 no best of a row, no gain on a ladder and no choice.
 """
 

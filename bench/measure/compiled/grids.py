@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from batchline.bench.measure.compiled.compiler import numba_config, triton_config
 from batchline.bench.measure.compiled.static_facts import never_written
-from batchline.bench.stats.occupancy import Waves, occupancy
+from batchline.bench.stats.roofline import Waves, occupancy
 from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
 from batchline.kernels.op import Tensors, Variant
 from batchline.kernels.target import compiling_for

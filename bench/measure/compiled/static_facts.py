@@ -18,14 +18,7 @@ import torch
 from batchline import kernels, places
 from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import Declared
-from batchline.bench.measure.compiled import (
-    basic_blocks,
-    compile_pool,
-    compiler,
-    converged,
-    pins,
-    sass,
-)
+from batchline.bench.measure.compiled import compiler, converged, pins, sass
 from batchline.bench.measure.compiled.compiler import Compiled, Launch
 from batchline.bench.measure.compiled.pins import Job
 from batchline.bench.measure.compiled.sass import Instruction, instructions
@@ -81,7 +74,7 @@ _READERS = (
     *(
         Path(module.__file__)
         for module in (
-            basic_blocks,
+            converged,
             compiler,
             converged,
             sass,
@@ -196,9 +189,7 @@ def compiled(wanted: Sequence[Job]) -> Compilation:
     }
     cached = len(rows)
     missing = [job for job in wanted if job not in rows]
-    launched, problems = (
-        compile_pool.each(captured_of, missing) if missing else ({}, [])
-    )
+    launched, problems = compiler.each(captured_of, missing) if missing else ({}, [])
     try:
         fresh = _read(launched)
     except (ValueError, subprocess.CalledProcessError) as error:

@@ -201,15 +201,17 @@ def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
     """("ended", what came of it) for each job, between what is to be told of those that
     take long.
     """
-    from batchline.bench.measure.reading import forked
+    from batchline.bench.measure.reading import declarations
 
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count()
     )
-    for job, told in forked.each(jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)):
-        if isinstance(told, forked.Waiting):
+    for job, told in declarations.each(
+        jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)
+    ):
+        if isinstance(told, declarations.Waiting):
             yield "waiting", f"waiting for {job.name} ({told.step})"
         else:
             yield "ended", {

@@ -62,9 +62,9 @@ def install() -> None:
     """Put it where torch.cuda, NVML and the kernels' launches are. Once, before
     anything has used them.
     """
-    from batchline.bench.measure.stand_in import launches, nvml, tensors, torch_cuda
+    from batchline.bench.measure.stand_in import launches, tensors, torch_cuda
 
     torch_cuda.install()
     tensors.install()
-    nvml.install()
+    torch_cuda.install_nvml()
     launches.install()

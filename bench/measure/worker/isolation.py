@@ -23,18 +23,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchline.bench.measure.doing import Doing
-from batchline.bench.measure.worker.messages import (
+from batchline.bench.measure.worker.mould import Mould
+from batchline.bench.measure.worker.task import (
     DONE,
     LOST,
+    OWN_FAULT,
     TAMPERED,
     Answer,
     Asked,
     Forged,
     Lines,
+    Outcome,
+    Task,
+    WorkerLost,
     decoded,
 )
-from batchline.bench.measure.worker.mould import Mould
-from batchline.bench.measure.worker.task import OWN_FAULT, Outcome, Task, WorkerLost
 from batchline.bench.measure.worker.worker import IDLE, STARTING, serve
 from batchline.bench.statuses import (
     CRASHED,

@@ -9,6 +9,11 @@ the same are not tried.
 
 A known slow-down, to prove a gate with: a variant that takes its own time and a
 share of it more.
+
+What became of one entry of a task: from its samples and facts, or from what its
+variant raised.
+
+One problem as it is measured: its inputs, and what they must give.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import contextlib
 import functools
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +30,7 @@ import torch
 
 from batchline.bench import texts, units
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.checking import check, steadiness
+from batchline.bench.measure.checking import accuracy, check, steadiness
 from batchline.bench.measure.checking.check import refusal_of
 from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.machine import memory
@@ -32,12 +38,175 @@ from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.reading import reading_process
 from batchline.bench.measure.timing.clocks import Unfit, make_clock
 from batchline.bench.measure.timing.sampling import Effort, Ledger, Samples
-from batchline.bench.measure.timing.values import CHANGED_INPUTS
-from batchline.bench.measure.worker import outcome
-from batchline.bench.measure.worker.problem import Problem
+from batchline.bench.measure.timing.values import CHANGED_INPUTS, Values
 from batchline.bench.measure.worker.task import DeviceLost, Outcome, Task
-from batchline.bench.statuses import NOT_HERE, NotMeasured
+from batchline.bench.statuses import (
+    INVALID,
+    MEASURED,
+    NOT_HERE,
+    NotMeasured,
+)
 from batchline.kernels.op import Op, Tensors, Variant
+
+_ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
+# Of outputs that were right, kept to compare later ones with. On a GPU, where memory is
+# short, judging takes little.
+_MOST_KEPT_BYTES = {"cpu": 2**29, "cuda": 2**24}
+
+
+class Problem:
+    """A task's inputs, which all its entries share, and what they must give.
+
+    `values` are at first the same in every run, so that the errors of two runs can be
+    compared; then they change.
+    """
+
+    def __init__(self, op: Op, task: Task, device: str):
+        self.where = f"on {task.scenario} at B={task.batch}"
+
+        def draw(seed: int) -> Tensors:
+            return op.make_inputs(task.scenario, task.batch, task.dtype, device, seed)
+
+        seed = zlib.crc32(
+            f"{op.name}/{task.scenario}/{task.dtype}/B{task.batch}".encode()
+        )
+        self.values = Values(op, draw(seed), draw)
+        self.values.expected()  # or there is no room to check anything
+        self._most_kept_bytes = _MOST_KEPT_BYTES[device]
+        self._right: dict[str, Tensors] = (
+            {}
+        )  # each entry's right outputs on the values of which this is expected:
+        self._right_of: check.Expected | None = None
+
+    @property
+    def inputs(self) -> Tensors:
+        return self.values.inputs
+
+    @property
+    def input_bytes(self) -> int:
+        return memory.storage_bytes(self.inputs)
+
+    def copies(self, cache_bytes: int, count: int = _ENOUGH_INPUTS) -> list[Tensors]:
+        """The inputs, or `count` sets of the same values where they are small enough to
+        survive in such a cache.
+        """
+        return self.values.sets(1 if self.input_bytes > cache_bytes else count)
+
+    def call(self, variant: Variant) -> tuple[Tensors, check.Accuracy]:
+        """The variant's outputs, checked."""
+        return check.checked_call(
+            variant, self.inputs, self.values.expected(), self.where
+        )
+
+    def tolerance_multiple(self, variant: Variant) -> float:
+        """How many times the op's own error bound the variant's is here; 1 where it
+        declares none.
+        """
+        if variant.tolerance is None:
+            return 1.0
+        return check.tolerance_multiple(
+            check.held_to(variant, self.inputs, self.values.expected()),
+            self.values.expected(),
+        )
+
+    def require_right(self, label: str, variant: Variant, returned, how: str) -> None:
+        """Raise NotMeasured if what an entry returned for the present values is wrong;
+        `how` says where it is from.
+
+        Bits that were right for these values once are. A bound of the variant's own is
+        asked about inputs that it was never given.
+        """
+        outputs = self.plain_outputs(variant, returned, how)
+        if self._right_of is not self.values.expected():
+            self._right, self._right_of = {}, self.values.expected()
+        if label in self._right and check.are_same(outputs, self._right[label]):
+            accuracy.require_own_memory(outputs, self.inputs, f"{self.where}, {how}")
+            return
+        expected = check.held_to(variant, self.values.true, self.values.expected())
+        check.check_outputs(outputs, self.inputs, expected, f"{self.where}, {how}")
+        self._keep(label, outputs)
+
+    def plain_outputs(self, variant: Variant, returned, how: str) -> Tensors:
+        """What a variant returned as plain tensors; raises NotMeasured if it is
+        anything else (bench.measure.checking.accuracy).
+        """
+        count = (
+            len(self.values.expected().outputs)
+            if variant.gives is None
+            else variant.gives
+        )
+        return accuracy.plain_outputs(
+            returned, self.inputs, count, f"{self.where}, {how}"
+        )
+
+    def _keep(self, label: str, outputs: Tensors) -> None:
+        """A copy of right outputs, where all that are kept are not too many bytes, and
+        there is room.
+        """
+        kept = (*outputs, *itertools.chain(*self._right.values()))
+        if sum(output.nbytes for output in kept) <= self._most_kept_bytes:
+            try:
+                self._right[label] = tuple(output.clone() for output in outputs)
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+
+
+def of_samples(
+    by_clock: Mapping[str, Samples | str], ranks: str, facts: Mapping
+) -> Outcome:
+    """The outcome of an entry that was timed: `by_clock` has its samples, or why a
+    clock has none.
+
+    INVALID where the clock that `ranks` has none.
+    """
+    first = by_clock[ranks]
+    if isinstance(first, str):
+        return Outcome(INVALID, first)
+    for name, samples in by_clock.items():
+        if isinstance(samples, Samples) and not samples.median_s > 0:
+            return Outcome(
+                INVALID,
+                f"by {name}, it takes no time at all: whatever it does, it is not this work",
+            )
+    return Outcome(
+        MEASURED,
+        "",
+        tuple(first.samples_s),
+        first.iterations,
+        {
+            **facts,
+            "clock": first.clock,
+            "precision": first.precision,
+            "discarded": first.discarded,
+            "clocks": {
+                name: _clock_facts(samples) for name, samples in by_clock.items()
+            },
+        },
+    )
+
+
+def _clock_facts(samples: Samples | str) -> dict:
+    if isinstance(samples, str):
+        return {"why_not": samples}
+    facts = {
+        "median_s": samples.median_s,
+        "precision": samples.precision,
+        "samples": len(samples.samples_s),
+        "iterations": samples.iterations,
+    }
+    return facts | ({"alone": samples.alone} if samples.alone else {})
+
+
+def of_error(error: BaseException) -> Outcome:
+    """The outcome of an entry that raised."""
+    refusal = refusal_of(error)
+    return Outcome(refusal.status, refusal.reason)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and its cause, safe to show anywhere (bench.texts)."""
+    return texts.error_line(error)
 
 
 class Patience:
@@ -157,7 +326,7 @@ class Preparing:
             return Problem(op, task, self._device)
         except RAISED as error:  # no room for the inputs, usually
             self.require_device(error)
-            outcomes |= dict.fromkeys(task.labels, outcome.of_error(error))
+            outcomes |= dict.fromkeys(task.labels, of_error(error))
             return None
 
     def entries(
@@ -288,10 +457,10 @@ class Preparing:
         try:
             yield
         except NotMeasured as refusal:
-            outcomes[label] = outcome.of_error(refusal)
+            outcomes[label] = of_error(refusal)
         except RAISED as error:
             self.require_device(error)
-            outcomes[label] = outcome.of_error(error)
+            outcomes[label] = of_error(error)
 
     def _prepare(
         self, label: str, variant: Variant, task: Task, problem: Problem, ledger: Ledger
@@ -305,7 +474,7 @@ class Preparing:
         self._patience.require_hope(variant.id, task)
         self._begin(label, f"check {problem.where}")
         held = memory.held(self._device)
-        outputs, accuracy = problem.call(variant)
+        outputs, errors = problem.call(variant)
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
         inputs = problem.inputs
@@ -332,9 +501,9 @@ class Preparing:
                 "memory_method": peak.method,
                 "output_bytes": output_bytes,
                 "input_bytes": problem.input_bytes,
-                "error": accuracy.error,
-                "error_of_tolerance": accuracy.error_of_tolerance,
-                "error_of_typical": accuracy.error_of_typical,
+                "error": errors.error,
+                "error_of_tolerance": errors.error_of_tolerance,
+                "error_of_typical": errors.error_of_typical,
                 "probes": probes,
                 "own_tolerance": variant.tolerance is not None,
                 "gives": variant.gives,

@@ -29,7 +29,7 @@ from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.timing.clocks import copy_of
 from batchline.bench.measure.timing.sampling import Ledger, Samples
 from batchline.bench.measure.timing.values import CHANGED_INPUTS, Values
-from batchline.bench.measure.worker.problem import Problem
+from batchline.bench.measure.worker.preparing import Problem
 from batchline.bench.statuses import WRONG, NotMeasured
 from batchline.kernels.op import Variant
 

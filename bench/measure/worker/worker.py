@@ -19,7 +19,7 @@ import traceback
 from batchline.bench import texts
 from batchline.bench.measure.doing import Doing
 from batchline.bench.measure.machine.process_state import Tampered
-from batchline.bench.measure.worker import messages
+from batchline.bench.measure.worker import task
 from batchline.bench.measure.worker.task import DeviceLost
 
 STARTING = "starting"  # the step of a worker that has not been asked anything yet
@@ -28,7 +28,7 @@ IDLE = "idle"
 
 def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
     """Answer requests (number, method, arguments) of the parent
-    (bench.measure.worker.messages), until it ends.
+    (bench.measure.worker.task), until it ends.
 
     A lost device and a process that a variant has changed are answered, too, and end
     this process. "idle" is asked to hear whether it is there and at nothing else.
@@ -46,24 +46,22 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
         if method != IDLE:
             doing.begin("", method)
         kind, content = (
-            (messages.RAISED, refusal)
-            if refusal
-            else _answer(runner, method, arguments)
+            (task.RAISED, refusal) if refusal else _answer(runner, method, arguments)
         )
-        answer = messages.Answer(kind, content, began_s, time.perf_counter())
+        answer = task.Answer(kind, content, began_s, time.perf_counter())
         try:
-            line = messages.encoded(number, answer)
+            line = task.encoded(number, answer)
         except (
             TypeError,
             ValueError,
             RecursionError,
         ) as error:  # ours: it answers with what can't be sent
-            kind, content = messages.RAISED, texts.error_line(error)
-            line = messages.encoded(
+            kind, content = task.RAISED, texts.error_line(error)
+            line = task.encoded(
                 number, dataclasses.replace(answer, kind=kind, content=content)
             )
         _send(connection.fileno(), line)
-        if kind in (messages.LOST, messages.TAMPERED):
+        if kind in (task.LOST, task.TAMPERED):
             return
 
 
@@ -96,16 +94,16 @@ def _require_kernels_of(tree: str | None) -> None:
 def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
     """What becomes of one request: the kind of the answer, and its content."""
     if method == IDLE:
-        return messages.DONE, None
+        return task.DONE, None
     try:
-        return messages.DONE, getattr(runner, method)(*arguments)
+        return task.DONE, getattr(runner, method)(*arguments)
     except Tampered as tampered:
-        return messages.TAMPERED, (tampered.whose, tampered.reason)
+        return task.TAMPERED, (tampered.whose, tampered.reason)
     except DeviceLost as error:
-        return messages.LOST, str(error)
+        return task.LOST, str(error)
     except Exception as error:  # ours, not a variant's: the parent must hear of it
         print(texts.clean(traceback.format_exc()), file=sys.stderr)
-        return messages.RAISED, texts.error_line(error)
+        return task.RAISED, texts.error_line(error)
 
 
 def _send(descriptor: int, line: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchline.bench.noise.claims import memory_and_direction, speed, stability
+from batchline.bench.noise.claims import speed, stability
 from batchline.bench.noise.claims.verdict import Verdict
 
 
@@ -26,6 +26,6 @@ def judge(sweep: Mapping | None, noise: Mapping | None) -> list[Verdict]:
     return [
         speed.judge(sweep, noise),
         stability.judge(sweep),
-        memory_and_direction.judge_memory(noise),
-        memory_and_direction.judge_direction(noise),
+        speed.judge_memory(noise),
+        speed.judge_direction(noise),
     ]

@@ -20,7 +20,7 @@ from batchline.bench.noise.claims.verdict import (
     conclude,
     decide,
 )
-from batchline.bench.stats import intervals, training_curves
+from batchline.bench.stats import fits, intervals
 from batchline.bench.stats.intervals import Estimate
 
 CLAIM = "small batches train more stably and avoid local optima; large ones may overfit"
@@ -53,10 +53,8 @@ def judge(sweep: Mapping | None) -> Verdict:
         return conclude(CLAIM, HYPOTHESIS, [missing], [], SOURCES)
     target = sweep["grid"]["target_loss"]
     tuned = {
-        batch: training_curves.runs(
-            sweep, batch, training_curves.best_rate(sweep, batch, target)
-        )
-        for batch in training_curves.batches(sweep)
+        batch: fits.runs(sweep, batch, fits.best_rate(sweep, batch, target))
+        for batch in fits.batches(sweep)
     }
     parts = [
         _jitter(sweep, tuned),
@@ -70,8 +68,8 @@ def judge(sweep: Mapping | None) -> Verdict:
 
 def _at_target(key: str, target: float) -> Callable[[Mapping], float | None]:
     def read(run: Mapping) -> float | None:
-        reach = training_curves.first_reach(run, target)
-        return training_curves.value_at(run, reach[0], key) if reach else None
+        reach = fits.first_reach(run, target)
+        return fits.value_at(run, reach[0], key) if reach else None
 
     return read
 
@@ -85,7 +83,7 @@ def _jitter(sweep: Mapping, tuned: Mapping[int, list]) -> tuple[list[Finding], T
     """
     target = sweep["grid"]["target_loss"]
     jitters = {
-        batch: training_curves.by_seed(runs, _at_target("step_loss_std", target))
+        batch: fits.by_seed(runs, _at_target("step_loss_std", target))
         for batch, runs in tuned.items()
     }
     rows = [
@@ -125,31 +123,26 @@ def _accuracy(sweep: Mapping) -> tuple[list[Finding], Table]:
 
     A rate is tuned on the training loss at that budget, never on what is held out.
     """
-    sizes = training_curves.batches(sweep)
+    sizes = fits.batches(sweep)
     target = sweep["grid"]["target_loss"]
     one_rate = sweep["usual_rate"]
     readings: dict[str, dict[int, dict[int, float]]] = {}
     trained_to: dict[str, str] = {}
     for place, budget in enumerate(("equal updates", "equal epochs")):
-        allowed = {
-            batch: training_curves.budget_updates(sweep, batch)[place]
-            for batch in sizes
-        }
+        allowed = {batch: fits.budget_updates(sweep, batch)[place] for batch in sizes}
         rates = {
             f"one rate ({one_rate:.3g})": dict.fromkeys(sizes, one_rate),
             "tuned rates": {
-                batch: training_curves.best_rate_for_budget(
-                    sweep, batch, allowed[batch]
-                )
+                batch: fits.best_rate_for_budget(sweep, batch, allowed[batch])
                 for batch in sizes
             },
         }
         for name, rate in rates.items():
             accuracy, loss = (
                 {
-                    batch: training_curves.by_seed(
-                        training_curves.runs(sweep, batch, rate[batch]),
-                        lambda run, batch=batch, key=key: training_curves.value_at(
+                    batch: fits.by_seed(
+                        fits.runs(sweep, batch, rate[batch]),
+                        lambda run, batch=batch, key=key: fits.value_at(
                             run, allowed[batch], key
                         ),
                     )
@@ -162,10 +155,8 @@ def _accuracy(sweep: Mapping) -> tuple[list[Finding], Table]:
                 {batch: values for batch, values in loss.items() if values}
             )
     readings[f"at a training loss of {target:g}, tuned rates"] = {
-        batch: training_curves.by_seed(
-            training_curves.runs(
-                sweep, batch, training_curves.best_rate(sweep, batch, target)
-            ),
+        batch: fits.by_seed(
+            fits.runs(sweep, batch, fits.best_rate(sweep, batch, target)),
             _at_target("test_accuracy", target),
         )
         for batch in sizes
@@ -235,11 +226,11 @@ def _sharpness(
     """
     target = sweep["grid"]["target_loss"]
     at_target = {
-        batch: training_curves.by_seed(runs, lambda run: run["sharpness_at_target"])
+        batch: fits.by_seed(runs, lambda run: run["sharpness_at_target"])
         for batch, runs in tuned.items()
     }
     ends = {
-        batch: training_curves.by_seed(runs, lambda run: run["sharpness"])
+        batch: fits.by_seed(runs, lambda run: run["sharpness"])
         for batch, runs in tuned.items()
     }
     rows = tuple(
@@ -291,16 +282,14 @@ _FISHER_LEVEL = 0.05
 
 def _largest_batchs_rate(sweep: Mapping) -> float | None:
     """The best rate of the largest batch, at which small ones may diverge."""
-    return training_curves.best_rate(
-        sweep, training_curves.batches(sweep)[-1], sweep["grid"]["target_loss"]
-    )
+    return fits.best_rate(sweep, fits.batches(sweep)[-1], sweep["grid"]["target_loss"])
 
 
 def _failures(sweep: Mapping) -> tuple[list[Finding], Table]:
     """Counted at one usual rate for all, at the largest batch's best rate for all, and
     at each batch's own best.
     """
-    sizes = training_curves.batches(sweep)
+    sizes = fits.batches(sweep)
     target = sweep["grid"]["target_loss"]
     usual = sweep["usual_rate"]
     large = _largest_batchs_rate(sweep)
@@ -310,13 +299,13 @@ def _failures(sweep: Mapping) -> tuple[list[Finding], Table]:
             sizes, large
         )
     readings["tuned rates"] = {
-        batch: training_curves.best_rate(sweep, batch, target) for batch in sizes
+        batch: fits.best_rate(sweep, batch, target) for batch in sizes
     }
     counted = {
         name: {
             batch: [
                 _how_it_failed(run, target)
-                for run in training_curves.runs(sweep, batch, rates[batch])
+                for run in fits.runs(sweep, batch, rates[batch])
             ]
             for batch in sizes
         }
@@ -344,7 +333,7 @@ def _how_it_failed(run: Mapping, target: float) -> str:
     """ "diverged", "never there", or "" where the run reached the target."""
     if run["diverged"]:
         return "diverged"
-    return "" if training_curves.first_reach(run, target) else "never there"
+    return "" if fits.first_reach(run, target) else "never there"
 
 
 def _failures_finding(name: str, by_batch: Mapping[int, Sequence[str]]) -> Finding:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from batchline.bench.missing import Missing
-from batchline.bench.noise import claims, stored_survey, time_to_target
+from batchline.bench.errors import Missing
+from batchline.bench.noise import advisor, claims, time_to_target
 from batchline.bench.noise.advice import Advice
+from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.claims.verdict import Verdict
-from batchline.bench.noise.stored_survey import Moment
 from batchline.bench.noise.time_to_target import TimeToTarget
 
 
@@ -28,7 +28,7 @@ class WorkloadFindings:
     @cached_property
     def moments(self) -> list[Moment]:
         """The points of training, in order."""
-        return stored_survey.moments(self.record)
+        return advisor.moments(self.record)
 
     @cached_property
     def middle(self) -> Moment:
@@ -47,7 +47,7 @@ class WorkloadFindings:
 
     def _advice_at(self, moment: Moment) -> Advice | Missing:
         try:
-            return stored_survey.advice(self.record, moment)
+            return advisor.advice(self.record, moment)
         except ValueError as error:
             return Missing(str(error))
 

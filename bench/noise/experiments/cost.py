@@ -18,12 +18,12 @@ from tabulate import tabulate
 from torch import nn
 
 from batchline.bench import texts
+from batchline.bench.errors import Missing
 from batchline.bench.measure.machine.busy import Guard, NoGuard, guard_of
 from batchline.bench.measure.machine.state import state_of
 from batchline.bench.measure.timing.clocks import Host
 from batchline.bench.measure.timing.clocks import hardware as hardware_of
 from batchline.bench.measure.timing.sampling import Effort, Samples, sample
-from batchline.bench.missing import Missing
 from batchline.bench.noise.meter import NoiseMeter
 from batchline.bench.noise.workloads import Workload, workloads
 from batchline.bench.stats import intervals

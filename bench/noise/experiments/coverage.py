@@ -20,11 +20,11 @@ import torch
 from tabulate import tabulate
 
 from batchline.bench.errors import UsageError
-from batchline.bench.stats.batch_statistics import BatchStatistics
 from batchline.bench.stats.noise_scale import (
     BOUNDED,
     NO_SIGNAL,
     NO_UPPER_BOUND,
+    BatchStatistics,
     NoiseEstimate,
     noise_scale,
     over_batches,

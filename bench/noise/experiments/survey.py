@@ -23,12 +23,14 @@ from batchline.bench.measure.timing.clocks import Host, hardware
 from batchline.bench.measure.timing.sampling import Effort, sample
 from batchline.bench.noise.meter import NoiseMeter, Reading
 from batchline.bench.noise.workloads import Workload, workloads
-from batchline.bench.stats.batch_statistics import (
+from batchline.bench.stats.noise_scale import (
     inner_product_test,
+    noise_scale,
     norm_test,
     orthogonality_test,
+    over_batches,
+    two_batch_sizes,
 )
-from batchline.bench.stats.noise_scale import noise_scale, over_batches, two_batch_sizes
 from batchline.bench.statuses import NotMeasured
 
 Tell = Callable[[str], None]

@@ -33,7 +33,7 @@ from torch import nn
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import busy, environment
 from batchline.bench.noise.workloads import Batch, Samples, Workload, workloads
-from batchline.bench.stats import training_curves
+from batchline.bench.stats import fits
 
 _GROWTH = (
     1.1  # from one evaluation to the next, which tells a step count to well within 5%
@@ -207,8 +207,7 @@ def _replicates(record: dict, grid: Grid, seed: int) -> list[Job]:
     all_rates = sorted(grid.learning_rates)
     samples = record["samples"]
     best = {
-        batch: training_curves.best_rate(record, batch, grid.target_loss)
-        for batch in grid.batches
+        batch: fits.best_rate(record, batch, grid.target_loss) for batch in grid.batches
     }
     common = {record["usual_rate"], best[max(grid.batches)]}
     jobs = []
@@ -217,7 +216,7 @@ def _replicates(record: dict, grid: Grid, seed: int) -> list[Job]:
             common
             | {best[batch]}
             | {
-                training_curves.best_rate_for_budget(record, batch, updates)
+                fits.best_rate_for_budget(record, batch, updates)
                 for updates in budget_updates(grid, batch, samples)
             }
         )

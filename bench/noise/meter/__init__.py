@@ -5,7 +5,6 @@ enough: Batchline's kernels make {ḡ, n, d} of them, and a linear layer takes i
 gradient from there too.
 """
 
-from batchline.bench.noise.meter.meter import NoiseMeter
-from batchline.bench.noise.meter.reading import Reading
+from batchline.bench.noise.meter.meter import NoiseMeter, Reading
 
 __all__ = ["NoiseMeter", "Reading"]

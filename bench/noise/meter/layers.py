@@ -20,9 +20,16 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import kernel
-from batchline.bench.noise.meter.contributions import Product, Rows, written_out
-from batchline.bench.noise.meter.step import Step
+from batchline.bench.noise.meter.step import (
+    Product,
+    Rows,
+    Step,
+    of_layer,
+    of_one_token,
+    of_rows,
+    takes_one_token,
+    written_out,
+)
 from batchline.kernels.op import Tensors
 from batchline.kernels.statistics import accumulator
 
@@ -82,11 +89,11 @@ class _Linear(torch.autograd.Function):
             and dy.dim() == 2
             and needs_weight
             and needs_bias
-            and kernel.takes_one_token(dy)
+            and takes_one_token(dy)
             and step.once(parameter)
             and step.once(bias)
         ):
-            of_weight, of_bias = kernel.of_one_token(x, dy)
+            of_weight, of_bias = of_one_token(x, dy)
             return (
                 d_x,
                 step.replaces(parameter, *of_weight),
@@ -97,7 +104,7 @@ class _Linear(torch.autograd.Function):
             tokens = _tokens(x)
             d_tokens = _tokens(dy)
             if alone and step.once(parameter):
-                mean, n, d = kernel.of_layer(tokens, d_tokens)
+                mean, n, d = of_layer(tokens, d_tokens)
                 d_weight = step.replaces(parameter, mean.mul_(step.batch), n, d)
             else:
                 d_weight = torch.matmul(
@@ -110,7 +117,7 @@ class _Linear(torch.autograd.Function):
                 dy if dy.dim() == 2 else _tokens(dy).sum(1, dtype=accumulator(dy.dtype))
             )
             if alone and step.once(bias):
-                mean, n, d = kernel.of_rows(rows)
+                mean, n, d = of_rows(rows)
                 d_bias = step.replaces(bias, mean.mul_(step.batch), n, d)
             else:
                 d_bias = rows.sum(0, dtype=accumulator(dy.dtype)).to(weight.dtype)

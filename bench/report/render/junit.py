@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from batchline.bench.report import of_run, regression
 from batchline.bench.report.of_run import summary
-from batchline.bench.report.sections import checks, failures
+from batchline.bench.report.sections import checks
 from batchline.bench.statuses import (
     MEASURED,
     NOT_HERE,
@@ -93,7 +93,7 @@ def of_a_run(run: Run) -> str:
             else _TAGS.get(record.status, "error")
         )
         _outcome(test, tag, record.status, f"{record.status}: {record.reason}")
-    for one in failures.broken_files(run):
+    for one in checks.broken_files(run):
         _outcome(
             _test(suite, one["file"]),
             "error",

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.noise import stored_survey
+from batchline.bench.noise import advisor
 from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
-from batchline.bench.noise.stored_survey import Moment
+from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
 from batchline.bench.report.document import (
     Cell,
@@ -38,9 +38,9 @@ def advise_on(
             [
                 (
                     moment,
-                    stored_survey.advice(workload, moment, current_batch, cost_cap),
+                    advisor.advice(workload, moment, current_batch, cost_cap),
                 )
-                for moment in stored_survey.moments(workload)
+                for moment in advisor.moments(workload)
             ]
         )
     )

@@ -22,7 +22,7 @@ from batchline.bench.report.document import (
     unique,
 )
 from batchline.bench.report.findings import Findings
-from batchline.bench.stats.occupancy import occupancy
+from batchline.bench.stats.roofline import occupancy
 from batchline.bench.statuses import MEASURED, UNSUPPORTED
 from batchline.bench.store.records import Run
 from batchline.bench.verdicts import ranking

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from batchline.bench import units
-from batchline.bench.missing import Missing
+from batchline.bench.errors import Missing
 from batchline.bench.report.document import Part, Section, Text, table, unique
 from batchline.bench.report.findings import Findings
 from batchline.bench.stats import roofline

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.claims.verdict import Verdict
-from batchline.bench.noise.stored_survey import Moment
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.report import page_plots
 from batchline.bench.report.document import (
