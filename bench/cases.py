@@ -1,20 +1,16 @@
-"""What is measured: profile x op x scenario x dtype x batch x variant → Case, in the
-order in which they run.
+"""What is measured: profile x op x scenario x dtype x batch x variant → Case, in the order
+in which they run.
 
 The variant changes fastest: all variants of one problem are measured together, and
-share its inputs and reference. What there is to measure is read by
-bench.catalogue; no file of an op is imported here.
+share its inputs and reference. What there is to measure is read by bench.catalogue; no
+file of an op is imported here.
 
-The fixed list of problems of profile `evidence`: about 400 cases on a GPU, over
-every op.
-
-Each group (an op's scenario in a dtype) has the profile's batch sizes and the two next
-to its crossover. All problems at the first batch size come before those at the next, in
-turns over the ops, so that a run which is cut has some of each.
-
-The crossover here is the batch size at which a problem's work takes as long as a
-launch, by the nominal rates of an H100: below it the launch is paid for, above it the
-work. Its neighbours are the powers of two around it.
+Profile `evidence` has a fixed list of problems: about 400 cases on a GPU, over every
+op. Each group (an op's scenario in a dtype) has the profile's batch sizes and the two
+next to its crossover: the powers of two around the batch size at which a problem's work
+takes as long as a launch, by the nominal rates of an H100. All problems at the first
+batch size come before those at the next, in turns over the ops, so that a run which is
+cut has some of each.
 """
 
 from __future__ import annotations

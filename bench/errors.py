@@ -1,9 +1,5 @@
-"""What ends a command in one line.
-
-What stands in the place of a value that is not available.
-
-What a command's exit code means. Each command says in its EXITS which it has, and
-when.
+"""What ends a command in one line, what its exit code means, and what stands in the place
+of a value that is not available.
 """
 
 from __future__ import annotations

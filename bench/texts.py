@@ -1,10 +1,8 @@
-"""Text from outside, made safe where it enters a run: error messages, docstrings,
-reasons that a variant has a say in.
+"""Text from outside, made safe where it enters a run: error messages, docstrings, reasons
+that a variant has a say in; and what somebody who mistyped a name may have meant.
 
 What comes out is printable, can be encoded, is of bounded length, and gives no orders
 to a terminal or to a CI.
-
-What somebody who mistyped a name may have meant.
 """
 
 from __future__ import annotations

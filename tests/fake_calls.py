@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from batchline import kernels
 from batchline.bench import cases
-from batchline.bench.commands import dispatch
+from batchline.bench.commands import _dispatch_tables
 from batchline.bench.measure.machine import environment
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.statuses import FAILED, MEASURED
@@ -127,7 +127,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "plan", plan)
     monkeypatch.setattr(FakeIsolation, "planned_by", planned_by)
     monkeypatch.setattr(Op, "folder", tmp_path / "op")
-    monkeypatch.setattr(dispatch, "Isolation", FakeIsolation)
+    monkeypatch.setattr(_dispatch_tables, "Isolation", FakeIsolation)
     for name, value in (
         ("made", 0),
         ("seconds", {}),

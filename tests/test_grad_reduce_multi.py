@@ -35,7 +35,7 @@ SIZES = (130, 1, 0, 64, 7)
 @pytest.fixture(autouse=True)
 def no_tables(monkeypatch):
     monkeypatch.setattr(_table, "_tables", {})
-    monkeypatch.setattr(_table, "_captured", set())
+    monkeypatch.setattr(_table, "_captured", {})
 
 
 def _gradients(batch=5, sizes=SIZES, dtype=torch.float32):

@@ -106,7 +106,7 @@ def test_threads_spin_for_a_short_time_unless_the_user_said_how_long():
 
 _SPINNING = """
 import hashlib, threading, time
-from batchline.bench.measure.worker import process_state
+from batchline.bench.measure.machine import process_state
 
 data, until_s = bytes(2 ** 16), time.perf_counter() + {spins_s}
 

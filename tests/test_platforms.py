@@ -37,9 +37,10 @@ def run(program):
 def test_the_meter_and_whatever_reads_stored_runs_are_imported():
     run("""
 from batchline import NoiseMeter, Op, load
-from batchline.bench import history_file, publishing, report, stopping
+from batchline.bench import publishing, report, stopping
 from batchline.bench.commands import compare, explain, history
-from batchline.bench.noise import advisor, advice
+from batchline.bench.noise import advice, advisor
+from batchline.bench.store import history as stored_history
 import batchline.__main__
 """)
 

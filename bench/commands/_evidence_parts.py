@@ -5,8 +5,8 @@ evidence.json says which parts there are, how each ended, and what it shows; REA
 is made from it. {"format", "device", "machine", "parts": {name: {"seconds", "ended",
 "stopped", "text", "data"}}}. A part that has begun and not ended has "begun" alone.
 
-What a part of an evidence has left in its folder of unfinished files, as a section of
-the README; what is kept moves up from there.
+Each `show_` function makes a section of the README from what its part has left in its
+folder of unfinished files; what is kept moves up from there.
 """
 
 from __future__ import annotations

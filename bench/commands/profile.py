@@ -2,8 +2,6 @@
 what its machine code does.
 
 The two profilers are called as their manuals say; nobody has run this on a GPU yet.
-
-What Triton's proton measured, out of its profile: the time of each kernel.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Which batch size trains the fastest, from step times, memory and the gradient noise
-scale φ, and how sure that is.
+scale φ, and how sure that is; and a survey read back from its record, with the advice
+that follows at each point of training.
 
 T(B) = t(B)·(1 + φ/B) is the time to a loss, E(B) = 1 + B/φ the examples it takes over
 the least (McCandlish et al. 2018, arXiv:1812.06162). Minimising T is maximising the
@@ -8,9 +9,6 @@ is B* = √(αφ/β) and T* is (√α + √(βφ))².
 
 How uncertain φ is, is carried into the advice by noise scales that are drawn from what
 its estimate allows.
-
-A survey read back from its record: the points of training over all seeds, and the
-advice that follows at each.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""Pairs of fresh processes, one with each revision's kernels: both alive, timed in
-turns, compared case by case.
+"""Pairs of fresh processes, one with each revision's kernels: both alive, timed in turns,
+compared case by case; and how much each case's latency changes on identical code on
+this machine, as `batchline selftest` keeps it.
 
 A process has its luck (where its code and data lie); a pair of fresh ones draws it
 anew. Turns of milliseconds, in the order A B B A, let the machine's drift meet both
 alike. One pair follows another until every case has its verdict: whoever has one is not
 measured again.
-
-How much each case's latency changes on identical code on this machine, as `make
-selftest` found it and keeps it.
 """
 
 from __future__ import annotations

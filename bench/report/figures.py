@@ -1,8 +1,6 @@
-"""The figures beside a report's README.md, each as PNG and SVG: latency, speed-up and
-memory of a problem over the batch; and what all figures share.
-
-The figures of training, each as PNG and SVG: the noise scale over training, the
-advised batch, and the time to a loss.
+"""The figures beside a report's README.md, each as PNG or SVG: latency, speed-up and memory
+of a problem over the batch; and of training the noise scale, the advised batch, and the
+time to a loss.
 """
 
 from __future__ import annotations

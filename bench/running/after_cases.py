@@ -5,14 +5,12 @@ Each asks the run's worker, and none ends the run: what a worker is lost over is
 rows.
 
 What beats the baseline is measured once more, in a process of its own, with the
-baseline alone beside it.
-
-There is nobody there whose time it could have taken, and nothing that it or another has
-left behind in the process. Of each variant the problem with its largest gain is tried,
-and others at random until two gains are there again, for a variant can't prepare for
-what it does not know. One gain that is gone may be an accident of its process; where
-two are, no others that are as small are believed. A run spends a tenth of its time on
-it, the largest gains first.
+baseline alone beside it. There is nobody there whose time it could have taken, and
+nothing that it or another has left behind in the process. Of each variant the problem
+with its largest gain is tried, and others at random until two gains are there again,
+for a variant can't prepare for what it does not know. One gain that is gone may be an
+accident of its process; where two are, no others that are as small are believed. A run
+spends a tenth of its time on it, the largest gains first.
 """
 
 from __future__ import annotations

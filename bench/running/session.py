@@ -1,12 +1,12 @@
-"""The pytest plugin behind `batchline run`: hands the cases to bench_kernels.py and
-keeps what became of each. The cases are measured by a worker process (Measurer).
+"""The pytest plugin behind `batchline run`: hands the cases to bench_kernels.py and keeps
+what became of each. The cases are measured by a worker process (Measurer).
 
 The variants of a problem are measured together, in turns, when the first of them comes
 up. pytest-benchmark then gets each one's rounds through `pedantic`, with a timer that
 goes on by one sample for each.
 
-What `batchline run` shows while it works: one rewritten line on a terminal, a line every
-few seconds in a log.
+Progress shows how far it is: one rewritten line on a terminal, a line every few seconds
+in a log.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Fits over the batch size: of times by a line with the terms that it needs, and of
-bytes by a line.
+"""Fits over the batch size, of times by a line with the terms that it needs and of bytes
+by a line; and the curves of training runs.
 
 Latency: weights are 1/t², as the noise of a time is a share of it, and no coefficient
 is below 0 (Lawson and Hanson, Solving Least Squares Problems, 1974, ch. 23). What a
@@ -14,10 +14,8 @@ a term (tests/test_laws.py asserts it).
 
 Memory: plain least squares.
 
-What a training sweep says: when a run reached a loss, where it stood after so many
-updates, a batch's best rate.
-
-Reads the record that bench/noise/experiments/sweep.py makes.
+Training: when a run of a sweep reached a loss, where it stood after so many updates, a
+batch's best rate, from the record that bench.noise.experiments.sweep makes.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""Estimates of the gradient noise scale from per-sample gradients, each with an
-interval: of one batch, of several, and of a stream of micro-batches.
-
-All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b =
-g_b·ḡ.
-
-M = ‖ḡ‖², n_b = ‖g_b‖² and d_b = g_b·ḡ of one batch, and tests of whether the batch
+"""Estimates of the gradient noise scale from per-sample gradients, each with an interval:
+of one batch, of several, and of a stream of micro-batches; and tests of whether a batch
 is large enough for its mean gradient to be followed.
 
-Each test estimates the variance of some part of ḡ over ‖ḡ‖², by the samples of the
-batch itself.
+All of it comes from three statistics of a batch of B: M = ‖ḡ‖², n_b = ‖g_b‖² and d_b =
+g_b·ḡ. Each test estimates the variance of some part of ḡ over ‖ḡ‖², by the samples of
+the batch itself.
 """
 
 from __future__ import annotations

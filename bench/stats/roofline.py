@@ -1,14 +1,10 @@
-"""Which ceiling binds a result, how much of it was reached, and the floor that no
-honest result goes under.
+"""Which ceiling binds a result, how much of it was reached, the floor that no honest
+result goes under, and how a launch fills a GPU.
 
 Pure arithmetic on a record's facts and the run's ceilings (S. Williams et al.,
-Roofline, CACM 52(4), 2009).
-
-How a launch fills a GPU: the warps of a kernel that fit on a multiprocessor at once,
-and the waves of thread blocks that a batch takes.
-
-The arithmetic of the first is that of the CUDA toolkit's `cuda_occupancy.h`; a kernel's
-barriers are not counted.
+Roofline, CACM 52(4), 2009). The warps of a kernel that fit on a multiprocessor at once,
+and with them the waves of thread blocks that a batch takes, are computed as the CUDA
+toolkit's `cuda_occupancy.h` does; a kernel's barriers are not counted.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Stored runs and studies: run.json and study.json, read in any of their formats and
 written in the present one.
 
-A run as pytest-benchmark's own document, which `pytest-benchmark compare` and all
-that reads its format take.
-
-Its raw data are the run's samples, and its statistics are pytest-benchmark's of them.
+A run is also written as pytest-benchmark's own document, which `pytest-benchmark
+compare` and all that reads its format take. Its raw data are the run's samples, and its
+statistics are pytest-benchmark's of them.
 """
 
 from __future__ import annotations

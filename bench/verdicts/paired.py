@@ -1,23 +1,21 @@
-"""What the pairs of a session gave of a family of cases, the verdicts that follow, and
-what the comparison of two revisions comes to as a whole.
+"""What the pairs of a session gave of a family of cases, the verdicts that follow, and what
+the comparison of two revisions comes to as a whole.
 
 The exit code, the first line and the JUnit report follow from the conclusion. Only
 CLEAN is a pass. What has the same code on both sides, is new or is missing was not
 compared: it can't make a session clean in which nothing that was compared has a
 verdict.
 
-One verdict for each kernel over its batch sizes: neighbours that changed too little
-alone lend each other strength.
-
-The verdicts of single cases (bench.verdicts.gate) stand. What they leave open is pooled
-over stretches of neighbouring batch sizes: in each pair the mean of the stretch's
-ratios, tested against the mean of its floors at the same looks, at the same levels, and
-confirmed by the next pairs alone. Bonferroni, over all stretches of the kernel and all
-kernels, and not Benjamini-Hochberg: every stretch found is then right at once, so the
-narrowest say where the change is (P. Fryzlewicz, Narrowest significance pursuit, JASA
-119, 2024). A stretch counts only where each of its cases is by itself over its floor on
-the same side, and the single verdict of none is out yet: no equal or opposite case is
-inside.
+Each kernel also has one verdict over its batch sizes: neighbours that changed too
+little alone lend each other strength. The verdicts of single cases (bench.verdicts.gate)
+stand. What they leave open is pooled over stretches of neighbouring batch sizes: in
+each pair the mean of the stretch's ratios, tested against the mean of its floors at the
+same looks, at the same levels, and confirmed by the next pairs alone. Bonferroni, over
+all stretches of the kernel and all kernels, and not Benjamini-Hochberg: every stretch
+that is called is then right at once, so the narrowest say where the change is
+(P. Fryzlewicz, Narrowest significance pursuit, JASA 119, 2024). A stretch counts only
+where each of its cases is by itself over its floor on the same side, and the single
+verdict of none is out yet: no equal or opposite case is inside.
 
 `describe_parts` puts such a verdict into a line: "slower for B ≤ 16 (+7.2%), equal
 above".

@@ -1,16 +1,12 @@
-"""What each process does that compiles ahead: one variant's launches noted, or one
-kernel compiled.
-
-A launcher's launches, each known by what its compiler compiles for: noted, or one of
-them compiled and kept.
+"""What each process does that compiles ahead: one variant's launches noted, or one kernel
+compiled.
 
 Triton and Numba are asked in their own way, so a kernel's key and its compiled code are
 those of a launch on the GPU. No launch reaches a GPU.
 
-All inputs on which a worker launches a variant that it measures, as shapes alone.
-
-It launches it on the problem, but before that on its op's probes, on sizes near the
-scenario's, and for the numerics audit on the op's conditions.
+A variant is launched on shapes alone, those on which a worker launches it: the problem,
+and before that its op's probes, sizes near the scenario's, and the conditions of the
+numerics audit.
 """
 
 from __future__ import annotations

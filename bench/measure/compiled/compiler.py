@@ -5,19 +5,13 @@ for the asked architecture instead of launching, so what is compiled is what the
 launcher would launch: its tile, its warps, its specialisation on alignment and
 divisibility. Nothing is executed.
 
-Launches as they were captured instead of run: which there were, and what the
-compilers made of each.
+Numba's dispatcher asks the driver for the device's compute capability, compiles and
+links, and loads the cubin on the device. Here it is told a capability, and nothing is
+loaded.
 
-Numba CUDA kernels compiled for a GPU that is not there, by all that their dispatcher
-does before a launch.
-
-The dispatcher asks the driver for the device's compute capability, compiles and links,
-and loads the cubin on the device. Here it is told a capability, and nothing is loaded.
-
-Processes that compile: each takes the next job when it is done with one, and a job
-that ends its process is named.
-
-Compiling has processes of its own, where replacing the drivers harms nothing else.
+Compiling has processes of its own (Pool), where replacing the drivers harms nothing
+else. Each takes the next job when it is done with one, and a job that ends its process
+is named.
 """
 
 from __future__ import annotations

@@ -3,29 +3,19 @@ matrix copies, shuffles.
 
 Three things must hold, of the PTX (what LLVM did) and of the machine code (what the
 assembler did with it). No branch and no predicate that may differ among a warp's lanes
-decides over them in the PTX (bench.measure.compiled.converged). None is predicated in the
-machine code, or lies between BSSY and where that meets again: so the assembler marks a
-branch that may part a warp. They are as deep in loops in the machine code as in the
-PTX; shuffles are no deeper, for the assembler drops those of a value that all lanes
-have.
+decides over them in the PTX. None is predicated in the machine code, or lies between
+BSSY and where that meets again: so the assembler marks a branch that may part a warp.
+They are as deep in loops in the machine code as in the PTX; shuffles are no deeper, for
+the assembler drops those of a value that all lanes have.
 
-Which registers of a PTX function may differ among the lanes of a warp, and which
-blocks a part of them may run.
-
-A register is the bits in which lanes may differ, as a mask: %tid.x has five, so `%tid.x
->> 5` is the same in a warp (of blocks whose threads lie in x, as all here do). What is
-loaded from one address is one value. What this does not know of an instruction differs
-wholly where an operand differs.
-
-SASS as instructions in basic blocks.
-
-A call leads to what it calls and to what is behind it: the assembler also leaves loops
+Both are read as graphs of basic blocks, numbered from 0 where the code begins. In SASS
+a call leads to what it calls and to what is behind it: the assembler also leaves loops
 by calls that never come back. An indirect branch leads nowhere that is known.
 
-Graphs of basic blocks, numbered from 0 where the code begins: what a branch decides
-over, and how deep loops are.
-
-PTX as statements in basic blocks.
+A register of the PTX is the bits in which lanes may differ, as a mask: %tid.x has five,
+so `%tid.x >> 5` is the same in a warp (of blocks whose threads lie in x, as all here
+do). What is loaded from one address is one value. What this does not know of an
+instruction differs wholly where an operand differs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""What an op or a variant says of itself, read in a process that imports its file:
-data, or why there is none.
+"""What an op or a variant says of itself, read in a process that imports its file: data,
+or why there is none.
 
-Work in forked processes, each in one of its own, with a deadline for every step:
-what it does to itself ends there.
-
-A fork takes milliseconds where a new process takes seconds to import torch. What a fork
-sends is data alone (JSON), so that nothing that it sends is run.
+Each file is read in a forked process of its own, with a deadline for every step: what
+it does to itself ends there. A fork takes milliseconds where a new process takes
+seconds to import torch. What a fork sends is data alone (JSON), so that nothing that it
+sends is run.
 """
 
 from __future__ import annotations

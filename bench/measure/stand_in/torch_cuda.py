@@ -1,8 +1,7 @@
-"""torch.cuda as the stand-in answers it. What is not here raises, as torch built
-without CUDA does.
+"""torch.cuda and NVML as the stand-in answers them. What is not here raises, as torch
+built without CUDA does.
 
-NVML as the stand-in answers it: a power cap holds a GPU under three quarters of its
-clock while it is loaded.
+By NVML, a power cap holds a GPU under three quarters of its clock while it is loaded.
 """
 
 from __future__ import annotations

@@ -1,24 +1,17 @@
-"""Samples of several launches in turns, until each median is known well enough: one
-room for order, stop and state.
+"""Samples of several launches in turns, until each median is known well enough: one room
+for order, stop and state.
 
 Interleaved in short turns, in an order drawn anew each round, whatever the machine does
 over tenths of a second it does to all of them alike. Samples that were taken while it
 was throttled are dropped and taken again after a pause.
 
-How long a task took, and how much of that went into fences, new values and checks.
-
-A product's time under a load that lasts: calls in a row for a second, with the clock
-that the GPU then has.
-
 The turns of a problem are short, with pauses between them, so a GPU runs them at its
-boost clock. Large products for a second meet its power cap, and take longer. Such a
-time is a fact of its case and never ranks.
+boost clock. Large products for a second meet its power cap, and take longer: `measure`
+takes that time, with the clock that the GPU then has, as a fact of the case that never
+ranks. `of_a_call` is what a call costs in energy, by the device's own counter.
 
 This imports no torch, so that planning can count on it: each variant of a problem for
 which `is_sustained` holds takes `window_s` longer.
-
-What a call costs in energy: the device's own counter, over a window of calls in a
-row.
 """
 
 from __future__ import annotations

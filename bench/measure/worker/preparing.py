@@ -1,19 +1,12 @@
 """From a task to launches that may be timed: each variant checked, its memory taken,
-compiled and warm.
+compiled and warm; and what became of each.
 
-What a variant raises on the way is its outcome; an error that took the device with it
-ends the process.
+A Problem is its inputs, and what they must give. What a variant raises on the way is
+its outcome; an error that took the device with it ends the process.
 
-Calls that take longer than a profile has time for: found once, and larger batches of
-the same are not tried.
-
-A known slow-down, to prove a gate with: a variant that takes its own time and a
-share of it more.
-
-What became of one entry of a task: from its samples and facts, or from what its
-variant raised.
-
-One problem as it is measured: its inputs, and what they must give.
+Calls that take longer than a profile has time for are met once, and larger batches of
+the same are not tried. A known slow-down, to prove a gate with, is a variant that takes
+its own time and a share of it more.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """What a worker process does (bench.measure.worker.worker): one problem from inputs to
 outcomes, and the smaller requests.
 
-Every method takes and returns what can be sent between processes.
-
-A problem held ready in a worker: timed a turn at a time, when the parent says so.
-
-So the parent can take turns between two processes that are alive at once, each with
-another revision's kernels.
+Every method takes and returns what can be sent between processes. A problem can be held
+ready (Held) and timed a turn at a time, when the parent says so: it can then take turns
+between two processes that are alive at once, each with another revision's kernels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""What passes between the run and its worker process: tasks one way, outcomes the
-other.
-
-What a worker answers, as lines of JSON, and how far its parent believes them.
+"""What passes between the run and its worker process: tasks one way, outcomes the other,
+as lines of JSON; and how far the parent believes them.
 
 A variant runs in the worker and can write to its pipe. So the parent reads nothing that
 could run code in it (no pickle), takes only the answer to the request at hand, known by

@@ -1,8 +1,6 @@
-"""Claim 1: larger batches finish an epoch sooner, and smaller ones need more
-iterations.
+"""The claims that times and the survey of the workloads decide.
 
-The two claims that the survey of the workloads decides.
-
+Claim 1: larger batches finish an epoch sooner, and smaller ones need more iterations.
 Claim 3: memory grows with the batch, and can run out. Claim 4: a smaller batch makes
 the direction of the gradient more consistent; the law of the cosine says the opposite.
 """

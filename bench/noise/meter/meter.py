@@ -1,10 +1,8 @@
 """NoiseMeter: a context around a training step's forward and backward pass.
 
-How each module of a model is measured, planned before a step. A model that can't be
-measured rightly is refused here.
-
-What a metered step says: statistics by parameter, by layer and of the whole model,
-and what follows from them.
+How each module of a model is measured is planned before a step. A model that can't be
+measured rightly is refused there. A step's reading has statistics by parameter, by
+layer and of the whole model, and what follows from them.
 """
 
 from __future__ import annotations

@@ -1,16 +1,11 @@
 """What is seen of one metered step while it runs: calls, contributions, and each
-parameter's whole gradient; and what it leaves of each parameter.
+parameter's whole gradient; and what it leaves of each parameter, {ḡ, n, d}.
 
-What one call of a layer adds to each sample's gradient of a parameter, and {ḡ, n, d}
-of what several calls add.
-
-Of one call they come the layer's own compact way. Gradients of a parameter that is used
-several times in a step add up before they are squared: the tokens of linear layers are
-put after each other, as if they were one call's; any other mixture is written out, so
-many samples at a time as fit a chunk.
-
-Which kernel makes {ḡ, n, d}: the measured dispatch for layers, one read for
-per-sample gradients that exist.
+Of one call they come the layer's own compact way, by the kernel that the measured
+dispatch names. Gradients of a parameter that is used several times in a step add up
+before they are squared: the tokens of linear layers are put after each other, as if
+they were one call's; any other mixture is written out, so many samples at a time as fit
+a chunk.
 """
 
 from __future__ import annotations

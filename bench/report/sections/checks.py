@@ -1,8 +1,8 @@
-"""Checks that no time shows: whether a sample's result depends on the batch that it is
-in, and how far each way of computing the statistics is from fp64.
+"""Checks that no time shows, and every case without a time.
 
-Every case without a time: what broke, what was not timed and why, and what is larger
-than the profile takes.
+The checks: whether a sample's result depends on the batch that it is in, and how far
+each way of computing the statistics is from fp64. The cases: what broke, what was not
+timed and why, and what is larger than the profile takes.
 """
 
 from __future__ import annotations
