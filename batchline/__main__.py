@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import sys
 
-from batchline.bench import console, stopping
-from batchline.bench.commands import _program
+from batchline.bench import commands, console, stopping
 from batchline.bench.errors import ExitCode
 
 
@@ -19,7 +18,7 @@ def main(words: list[str] | None = None) -> int:
     enough.
     """
     console.prepare()
-    return _program.execute(sys.argv[1:] if words is None else words)
+    return commands.execute(sys.argv[1:] if words is None else words)
 
 
 def command() -> None:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchline.bench import catalogue
-from batchline.bench.case_ids import case_id
 from batchline.bench.declared import (
     BrokenFile,
     Catalogue,
@@ -33,7 +32,7 @@ from batchline.bench.declared import (
 )
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
-from batchline.bench.statuses import NOT_HERE
+from batchline.bench.statuses import NOT_HERE, case_id
 from batchline.kernels.op import FP8
 
 GROUPS = {

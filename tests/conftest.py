@@ -20,13 +20,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from batchline.bench import catalogue  # noqa: E402
-from batchline.bench.measure.machine import busy  # noqa: E402
+from batchline.bench.measure.machine import state  # noqa: E402
 from batchline.kernels.backends import interpreted  # noqa: E402
 from tests import gpu_sessions, shared  # noqa: E402
 
 # Begun first: each of their tests takes many seconds.
 LONGEST = ("test_interpreters.py", "test_stand_in.py", "test_run.py")
-os.environ[busy.VARIABLE] = (
+os.environ[state.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )
 if interpreted("numba_cuda"):

@@ -7,9 +7,11 @@ import pytest
 
 from batchline.bench import cases
 from batchline.bench.commands import aa
-from batchline.bench.commands.aa import Pair
 from batchline.bench.measure.worker.isolation import Isolation
+from batchline.bench.report.of_commands import summarize_a_a
 from batchline.bench.statuses import FAILED, MEASURED
+from batchline.bench.store import selftests
+from batchline.bench.store.selftests import Pair
 from tests.plans import planned
 
 
@@ -26,7 +28,7 @@ def test_the_figure_counts_cases_over_60_us_that_differ_by_less_than_2_percent()
         _pair("short", 5e-5, 9e-5),
         Pair("broken", FAILED, "ValueError: no"),
     ]
-    answer, table = aa.summary(pairs, "Some CPU", "host").split("\n\n")
+    answer, table = summarize_a_a(pairs, "Some CPU", "host").split("\n\n")
     assert " ".join(answer.split()) == (
         "A/A by host on Some CPU: 3 of 4 cases over 60.0 µs (75.0%) differ by less than 2% in the "
         "median; half of them by less than 0.95%; 1 not measured"
@@ -38,7 +40,7 @@ def test_the_figure_counts_cases_over_60_us_that_differ_by_less_than_2_percent()
 
 
 def test_nothing_over_60_us_is_said():
-    assert "nothing to judge" in aa.summary(
+    assert "nothing to judge" in summarize_a_a(
         [_pair("short", 1e-6, 1e-6)], "Some CPU", "host"
     )
 
@@ -96,7 +98,7 @@ def test_ctrl_c_keeps_the_pairs_that_are_done(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(aa, "_pairs", one_and_stop)
     assert aa.measure_baselines("smoke", "cpu", 0.05, folder=tmp_path) == 130
-    document = json.loads((tmp_path / aa.FILE_NAME).read_text())
+    document = json.loads((tmp_path / selftests.A_A_FILE_NAME).read_text())
     assert [pair["case"] for pair in document["pairs"]] == ["done"] and document[
         "partial"
     ]

@@ -7,8 +7,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench.measure.compiled import compiler, static_facts
-from batchline.bench.measure.compiled.grids import grids_of
-from batchline.bench.measure.compiled.static_facts import never_written
+from batchline.bench.measure.compiled.static_facts import grids_of, never_written
 from batchline.bench.report.sections.machine import _chip
 from batchline.kernels import backends, device, target
 from batchline.kernels.architectures import (

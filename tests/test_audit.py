@@ -10,7 +10,6 @@ import torch
 
 from batchline import kernels
 from batchline.bench import report
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.declared import DeclaredAudit
 from batchline.bench.errors import ExitCode
 from batchline.bench.measure.checking import audit
@@ -19,7 +18,7 @@ from batchline.bench.report.document import Place, select
 from batchline.bench.report.sections import checks
 from batchline.bench.running import after_cases
 from batchline.bench.running.benchmark import _exit_code
-from batchline.bench.statuses import CRASHED, MEASURED
+from batchline.bench.statuses import CRASHED, MEASURED, parse_case_id
 from batchline.bench.store import run_json
 from batchline.bench.store.files import stored_below
 from batchline.bench.store.formats import OURS

@@ -11,9 +11,15 @@ import time
 import pytest
 import torch
 
-from batchline.bench.measure.machine import busy
-from batchline.bench.measure.machine.busy import LEAST_SPAN_S, PAUSES_S, Guard, NoGuard
-from batchline.bench.measure.machine.state import CpuState, own_cpu_s
+from batchline.bench.measure.machine import state
+from batchline.bench.measure.machine.state import (
+    LEAST_SPAN_S,
+    PAUSES_S,
+    CpuState,
+    Guard,
+    NoGuard,
+    own_cpu_s,
+)
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.runner import Runner
 from batchline.bench.measure.worker.task import Outcome, Task
@@ -30,7 +36,7 @@ SPIN = "import time\nuntil = time.monotonic() + {seconds}\nwhile time.monotonic(
 
 @pytest.fixture(autouse=True)
 def usual(monkeypatch):
-    monkeypatch.delenv(busy.VARIABLE, raising=False)
+    monkeypatch.delenv(state.VARIABLE, raising=False)
 
 
 class Machine:
@@ -120,7 +126,7 @@ def test_a_tenth_of_the_cores_is_the_rule(others, stolen, why):
     machine = Machine(others, stolen)
     before = machine.read()
     machine.work(1.0)
-    assert busy.why_too_busy(before, machine.read()) == why
+    assert state.why_too_busy(before, machine.read()) == why
 
 
 def test_a_machine_that_is_never_quiet_is_not_waited_for_for_ever():
@@ -168,20 +174,20 @@ def test_where_nothing_is_counted_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "told, most", [("0.5", 0.5), ("1", 1.0), ("", busy.USUAL_SHARE)]
+    "told, most", [("0.5", 0.5), ("1", 1.0), ("", state.USUAL_SHARE)]
 )
 def test_another_share_can_be_told(monkeypatch, told, most):
-    monkeypatch.setenv(busy.VARIABLE, told)
-    assert busy.most_share() == most
+    monkeypatch.setenv(state.VARIABLE, told)
+    assert state.most_share() == most
 
 
 @pytest.mark.parametrize("told", ["0", "-1", "1.5", "nan", "much"])
 def test_what_is_no_share_is_refused(monkeypatch, told):
-    monkeypatch.setenv(busy.VARIABLE, told)
+    monkeypatch.setenv(state.VARIABLE, told)
     with pytest.raises(
         ValueError, match=f"BATCHLINE_MOST_BUSY={told} is no share of the cores"
     ):
-        busy.most_share()
+        state.most_share()
 
 
 # Who is an other, on this machine.
@@ -242,7 +248,7 @@ def test_a_load_on_every_core_is_seen():
     try:
         before = state.read() | nobodys
         time.sleep(0.5)
-        assert "other processes took" in busy.why_too_busy(
+        assert "other processes took" in state.why_too_busy(
             before, state.read() | nobodys
         )
     finally:

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.cases import PROFILES, of_catalogue, plan
 from batchline.bench.commands.list import render
 from batchline.bench.declared import Catalogue
-from batchline.bench.statuses import NOT_HERE, UNSUPPORTED
+from batchline.bench.statuses import NOT_HERE, UNSUPPORTED, case_id, parse_case_id
 from tests.plans import planned
 
 # A rename of any of these loses the history of its case. Add to the list; never change

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchline.bench.cases import CLOCKS
-from batchline.bench.measure.machine.busy import NoGuard
+from batchline.bench.measure.machine.state import NoGuard
 from batchline.bench.measure.timing import ceilings, clocks, sampling
 from batchline.bench.measure.timing.sampling import Effort, Samples
 from batchline.bench.statuses import INVALID, NotMeasured

@@ -5,8 +5,8 @@ docstring, repeated in small.
 import numpy as np
 import pytest
 
-from batchline.bench.stats import change_points as module
-from batchline.bench.stats.change_points import LEAST_RUNS, change_points, run_noise
+from batchline.bench.stats import fits as module
+from batchline.bench.stats.fits import LEAST_RUNS, change_points, run_noise
 
 NOISE, STEP = 0.02, np.log(1.05)
 

@@ -15,7 +15,7 @@ import pytest
 from batchline import __version__
 from batchline.__main__ import main
 from batchline.bench import cases, commands, selection
-from batchline.bench.commands import _arguments, _program, completion
+from batchline.bench.commands import _arguments, completion
 from batchline.bench.errors import ExitCode, UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def test_a_command_says_what_it_does_prints_and_exits_with(name):
     assert module.SAMPLE.strip() and max(map(len, module.SAMPLE.splitlines())) <= 100
     assert set(module.EXITS) <= set(ExitCode)
     assert ExitCode.CLEAN in module.EXITS and ExitCode.USAGE in module.EXITS
-    text = _program.command_parser(name, module).format_help()
+    text = commands.command_parser(name, module).format_help()
     for code in module.EXITS:
         assert re.search(rf"^ +{int(code)}  ", text, re.MULTILINE)
     assert module.SAMPLE.strip().splitlines()[0].strip() in text
@@ -65,7 +65,7 @@ def test_the_file_of_a_command_is_all_there_is_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "_FOLDER", tmp_path)
     assert commands.names() == ["new-idea"]
     assert commands.help_line("new-idea") == "an idea"
-    assert "an idea" in _program.top_parser().format_help()
+    assert "an idea" in commands.top_parser().format_help()
 
 
 def test_help_imports_neither_torch_nor_what_reports_take():
@@ -159,7 +159,7 @@ def test_a_wrong_call_is_one_line_and_no_more(capsys):
 @pytest.mark.parametrize("columns", [60, 140])
 def test_help_follows_the_width_of_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = _program.command_parser("run", commands.load("run")).format_help()
+    text = commands.command_parser("run", commands.load("run")).format_help()
     own = text.partition("it prints")[0] + text.partition("exit codes:")[2]
     assert columns - 25 < max(map(len, own.splitlines())) <= columns
 

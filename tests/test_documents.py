@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchline.bench.commands import _program, aa, load, names, readme
+from batchline.bench import commands
+from batchline.bench.commands import load, names, readme
 from batchline.bench.errors import ExitCode
 from batchline.bench.store import run_json, selftests
 
@@ -74,7 +75,7 @@ def split(line):
 def parser_of(command):
     """The parser of one command, or None."""
     return (
-        _program.command_parser(command, load(command)) if command in names() else None
+        commands.command_parser(command, load(command)) if command in names() else None
     )
 
 
@@ -242,7 +243,9 @@ def test_what_the_marks_name_is_of_clean_checkouts():
     for folder in folders:
         assert run_json.load(folder).machine["revision"]["dirty"] is False
     for folder in {folder for kind, folder in marks() if kind == "same_code"}:
-        stored = json.loads((folder / aa.FILE_NAME).read_text(encoding="utf-8"))
+        stored = json.loads(
+            (folder / selftests.A_A_FILE_NAME).read_text(encoding="utf-8")
+        )
         assert stored["machine"]["revision"]["dirty"] is False
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.commands import explain as command
 from batchline.bench.errors import UsageError
-from batchline.bench.report.one_case import screen
+from batchline.bench.report.of_commands import screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Compiled

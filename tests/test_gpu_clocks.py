@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.report.one_case import screen
+from batchline.bench.report.of_commands import screen
 from batchline.bench.report.sections import machine, ops
 from tests.documents import in_markdown, readme
 from tests.pages import a_run

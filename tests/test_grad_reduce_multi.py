@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batchline.bench.measure.checking.check import Poison, check_outputs, expect
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
-from batchline.bench.measure.compiled.grids import grids_of
+from batchline.bench.measure.compiled.static_facts import grids_of
 from batchline.kernels import backends
 from batchline.kernels.draw import Draw
 from batchline.kernels.grad_reduce import grad_reduce

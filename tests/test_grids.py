@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
-from batchline.bench.measure.compiled.grids import grids_of, waves_of
+from batchline.bench.measure.compiled.static_facts import grids_of, waves_of
 from batchline.kernels.backends import triton
 from batchline.kernels.bmm import bmm
 from batchline.kernels.op import Variant

@@ -250,9 +250,9 @@ def _lose(lost):
 
 
 def _worker_of(isolated):
-    from batchline.bench.measure.worker import mould
+    from batchline.bench.measure.worker import worker
 
-    (worker,) = mould.descendants(isolated._mould._process.pid)
+    (worker,) = worker.descendants(isolated._mould._process.pid)
     return worker
 
 

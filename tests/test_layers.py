@@ -26,7 +26,7 @@ FOLDERS = ("kernels", "bench", "batchline")
 ROOMS = {
     "the name": ("batchline",),
     "common": (
-        "bench.case_ids",
+        "bench.statuses",
         "bench.console",
         "bench.errors",
         "bench.errors",
@@ -72,7 +72,7 @@ ROOMS = {
     "figures": ("bench.report.figures", "bench.report.page_plots"),
     "sections": (
         "bench.report.of_commands",
-        "bench.report.one_case",
+        "bench.report.of_commands",
         "bench.report.over_time",
         "bench.report.regression",
         "bench.report.sections",

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from batchline.bench.measure.worker import mould
+from batchline.bench.measure.worker import worker
 from batchline.bench.statuses import MEASURED
 from tests import fake_worker
 from tests.fake_worker import task
@@ -76,7 +76,7 @@ def test_nothing_that_a_variant_leaves_behind_edits_the_run_later(
     outcomes = isolated.measure(task("good", variant))
     assert outcomes["good"].status == MEASURED
     isolated.close()
-    assert not mould.marked(mark)
+    assert not worker.marked(mark)
     time.sleep(1.5)
     assert not (tmp_path / "run.json").exists()
 
@@ -84,15 +84,15 @@ def test_nothing_that_a_variant_leaves_behind_edits_the_run_later(
 def test_a_fresh_worker_has_none_of_what_the_last_one_left(isolated):
     isolated.measure(task("forks_20"))
     isolated.renew()
-    assert not mould.descendants(isolated._mould._process.pid)
+    assert not worker.descendants(isolated._mould._process.pid)
     assert isolated.call("room") == 1
-    assert len(mould.descendants(isolated._mould._process.pid)) == 1
+    assert len(worker.descendants(isolated._mould._process.pid)) == 1
 
 
 def test_a_run_that_is_killed_leaves_nothing_running(tmp_path):
     with program(tmp_path, "leaves_a_daemon", "good") as run:
         mould_pid = int(run.stdout.readline())
-        assert run.stdout.readline() == "measured\n" and mould.descendants(mould_pid)
+        assert run.stdout.readline() == "measured\n" and worker.descendants(mould_pid)
         run.kill()
     assert wait_until(lambda: not os.path.exists(f"/proc/{mould_pid}"))
     time.sleep(1.5)
@@ -106,7 +106,7 @@ def test_ctrl_c_is_the_runs_and_not_its_workers(tmp_path):
         assert (
             os.getpgid(mould_pid) == mould_pid
         )  # not the run's group, which the terminal's Ctrl-C goes to
-        for pid in (mould_pid, *mould.descendants(mould_pid)):
+        for pid in (mould_pid, *worker.descendants(mould_pid)):
             os.kill(pid, signal.SIGINT)
         _, errors = run.communicate("\n", timeout=30)
     assert run.returncode == 0 and "KeyboardInterrupt" not in errors

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from batchline.bench.errors import Missing
-from batchline.bench.measure.machine.busy import NoGuard
+from batchline.bench.measure.machine.state import NoGuard
 from batchline.bench.noise.experiments import cost
 from batchline.bench.noise.experiments.cost import (
     BACKPACK,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from batchline.bench.measure.machine.busy import NoGuard
+from batchline.bench.measure.machine.state import NoGuard
 from batchline.bench.noise.advisor import advice, middle, moments
 from batchline.bench.noise.claims import judge
 from batchline.bench.noise.experiments import survey

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from batchline.bench.cases import PROFILES
-from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine import state as machine_state
 from batchline.bench.measure.worker.isolation import WorkerLost
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.regress import pairs
@@ -79,7 +79,7 @@ class Side:
 def pair_of(monkeypatch):
     monkeypatch.setattr(pairs.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(
-        pairs.busy, "why_too_busy", lambda before, after: next(load, None)
+        pairs.machine_state, "why_too_busy", lambda before, after: next(load, None)
     )
     load = iter(())
 
@@ -206,7 +206,7 @@ def test_a_machine_that_stays_busy_gives_no_times(pair_of):
 def test_others_are_whoever_is_not_of_this_run(
     monkeypatch, busy_s, own_s, stolen_s, words
 ):
-    monkeypatch.delenv(busy.VARIABLE, raising=False)
+    monkeypatch.delenv(machine_state.VARIABLE, raising=False)
     zero = {
         "time_s": 0.0,
         "cores": 2,
@@ -222,13 +222,13 @@ def test_others_are_whoever_is_not_of_this_run(
         "own_cpu_s": own_s,
         "stolen_cpu_s": stolen_s,
     }
-    assert busy.why_too_busy(zero, after) == words
+    assert machine_state.why_too_busy(zero, after) == words
 
 
 def test_workers_that_have_ended_are_ours():
-    before = busy.read()
+    before = machine_state.read()
     subprocess.run([sys.executable, "-c", "sum(range(10 ** 7))"], check=True)
-    assert busy.read()["own_cpu_s"] - before["own_cpu_s"] > 0.05
+    assert machine_state.read()["own_cpu_s"] - before["own_cpu_s"] > 0.05
 
 
 def test_what_only_one_side_could_hold_has_no_turn(pair_of):

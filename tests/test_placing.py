@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine import state
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="this system places no threads"
@@ -44,14 +44,14 @@ def _sleeping(count):
 
 @two_cores
 def test_this_thread_has_a_core_to_itself_and_all_may_go_anywhere_afterwards():
-    before = busy.cores()
+    before = state.cores()
     with _sleeping(3) as sleepers:
-        with busy.each_thread_on_a_core():
+        with state.each_thread_on_a_core():
             mine, *others = (
                 os.sched_getaffinity(thread)
                 for thread in (threading.get_native_id(), *sleepers)
             )
-            assert len(mine) == 1 and busy.cores() == mine
+            assert len(mine) == 1 and state.cores() == mine
             assert all(
                 len(theirs) == 1 and theirs.isdisjoint(mine) for theirs in others
             )
@@ -60,19 +60,19 @@ def test_this_thread_has_a_core_to_itself_and_all_may_go_anywhere_afterwards():
 
 @two_cores
 def test_where_the_block_raises_all_may_go_anywhere_too():
-    before = busy.cores()
-    with pytest.raises(KeyError), busy.each_thread_on_a_core():
+    before = state.cores()
+    with pytest.raises(KeyError), state.each_thread_on_a_core():
         raise KeyError
-    assert busy.cores() == before
+    assert state.cores() == before
 
 
 @two_cores
 def test_on_one_core_nothing_is_placed():
-    before = busy.cores()
+    before = state.cores()
     os.sched_setaffinity(0, [min(before)])
     try:
-        with _sleeping(1) as (sleeper,), busy.each_thread_on_a_core():
-            assert busy.cores() == os.sched_getaffinity(sleeper) == {min(before)}
+        with _sleeping(1) as (sleeper,), state.each_thread_on_a_core():
+            assert state.cores() == os.sched_getaffinity(sleeper) == {min(before)}
     finally:
         os.sched_setaffinity(0, before)
 
@@ -92,16 +92,16 @@ def test_each_physical_core_comes_before_any_ones_second_thread(
         folder = tmp_path / f"cpu{core}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(text + "\n")
-    assert sorted(range(4), key=lambda core: busy.core_rank(core, tmp_path)) == order
+    assert sorted(range(4), key=lambda core: state.core_rank(core, tmp_path)) == order
 
 
 def test_threads_spin_for_a_short_time_unless_the_user_said_how_long():
-    assert busy.short_spins({"PATH": "/bin"}).keys() == {
+    assert state.short_spins({"PATH": "/bin"}).keys() == {
         "GOMP_SPINCOUNT",
         "KMP_BLOCKTIME",
     }
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
-        assert busy.short_spins({name: "active"}) == {}
+        assert state.short_spins({name: "active"}) == {}
 
 
 _SPINNING = """

@@ -15,12 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from batchline.bench import device_tables, units
-from batchline.bench.case_ids import case_id
 from batchline.bench.cases import CLOCKS, Plan
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Task
-from batchline.bench.statuses import MEASURED, is_broken
+from batchline.bench.statuses import MEASURED, case_id, is_broken
 from batchline.bench.store.records import Run
 from batchline.bench.verdicts.choosing import Called, measured_gains
 from batchline.kernels.device_files import stored

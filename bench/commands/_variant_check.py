@@ -21,8 +21,8 @@ from batchline.bench import catalogue, reader
 from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.machine import busy
 from batchline.bench.measure.machine.environment import resolve_device
+from batchline.bench.measure.machine.state import VARIABLE
 from batchline.bench.measure.reading import declarations
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
@@ -279,17 +279,17 @@ class _NotInstalled:
 @contextlib.contextmanager
 def _own_workers(device: str, deadline_s: float) -> Iterator[Isolation]:
     """Processes that variants run in. They may be as slow as a busy machine makes them."""
-    before = os.environ.get(busy.VARIABLE)
-    os.environ[busy.VARIABLE] = "1"
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "1"
     workers = Isolation(device, deadline_s)
     try:
         yield workers
     finally:
         workers.close()
         if before is None:
-            del os.environ[busy.VARIABLE]
+            del os.environ[VARIABLE]
         else:
-            os.environ[busy.VARIABLE] = before
+            os.environ[VARIABLE] = before
 
 
 def _checked(

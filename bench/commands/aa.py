@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from batchline.bench.statuses import BROKEN, MEASURED
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files
 from batchline.bench.store.files import write_whole
+from batchline.bench.store.selftests import A_A_FILE_NAME, Pair
 
 if TYPE_CHECKING:
     from batchline.bench.cases import Case
@@ -48,12 +49,8 @@ EXITS = {
 }
 READS_OPS = True
 
-FILE_NAME = "a-a.json"
 _PRECISION = 0.005
 _MOST_SAMPLES = 20_000  # short: the two are in turns every few hundred microseconds
-_WITHIN = 0.02
-_FROM_S = 60e-6  # below this a caller's own jitter is percents
-_WORST_SHOWN = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3.0,
         help="the most to time each of the two in a case (default 3)",
     )
-    _arguments.add_into(parser, f"write {FILE_NAME} there too")
+    _arguments.add_into(parser, f"write {A_A_FILE_NAME} there too")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,25 +75,6 @@ def run(options: argparse.Namespace) -> int:
     return measure_baselines(
         options.profile, device, options.seconds, options.k, options.into
     )
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One case measured twice. Medians in seconds; the difference is of the second from
-    the first, as a share.
-    """
-
-    case: str
-    status: str
-    reason: str = ""
-    first_s: float | None = None
-    second_s: float | None = None
-    precision: float | None = None
-    samples: int | None = None
-
-    @property
-    def difference(self) -> float:
-        return self.second_s / self.first_s - 1
 
 
 def measure_baselines(
@@ -120,6 +98,7 @@ def measure_baselines(
     from batchline.bench.measure.machine import environment
     from batchline.bench.measure.timing.sampling import Effort
     from batchline.bench.measure.worker.isolation import Isolation
+    from batchline.bench.report.of_commands import summarize_a_a
 
     the_plan = plan(profile, device)
     for line in broken_lines(the_plan):
@@ -144,14 +123,14 @@ def measure_baselines(
         "pairs": [asdict(pair) for pair in pairs],
     }
     if pairs:
-        print(summary(pairs, machine["device_name"], clock))
+        print(summarize_a_a(pairs, machine["device_name"], clock))
     if folder and pairs:
         text = json.dumps(document, indent=0)
         with put_off():
             folder = files.save_or_rescue(
-                lambda place: write_whole(place / FILE_NAME, text), folder
+                lambda place: write_whole(place / A_A_FILE_NAME, text), folder
             )
-        print(f"stored: {folder / FILE_NAME}")
+        print(f"stored: {folder / A_A_FILE_NAME}")
     if stopped:
         kept = ", which are kept" if pairs else ""
         complain(f"stopped after {len(pairs)} cases{kept}")
@@ -230,46 +209,3 @@ def _pairs(
             file=sys.stderr,
         )
         yield pair
-
-
-def summary(pairs: Sequence[Pair], device_name: str, clock: str) -> str:
-    """The share of the cases over 60 µs whose two medians differ by less than 2%, then
-    the worst cases as a table.
-    """
-    from batchline.bench.report.render.terminal import draw, wrapped
-
-    timed = [pair for pair in pairs if pair.status == MEASURED]
-    judged = sorted(
-        (pair for pair in timed if pair.first_s > _FROM_S),
-        key=lambda pair: -abs(pair.difference),
-    )
-    if not judged:
-        return f"No baseline takes more than {units.duration(_FROM_S)} here: nothing to judge an A/A by."
-    table = draw(
-        [
-            "the largest differences",
-            "median",
-            "difference",
-            "known to",
-            "samples of each",
-        ],
-        (
-            [
-                pair.case,
-                units.duration(pair.first_s),
-                f"{pair.difference:+.2%}",
-                f"±{pair.precision:.1%}",
-                str(pair.samples),
-            ]
-            for pair in judged[:_WORST_SHOWN]
-        ),
-    )
-    within = sum(abs(pair.difference) < _WITHIN for pair in judged)
-    middle = statistics.median(abs(pair.difference) for pair in judged)
-    answer = (
-        f"A/A by {clock} on {device_name}: {within} of {len(judged)} cases over "
-        f"{units.duration(_FROM_S)} ({within / len(judged):.1%}) differ by less than "
-        f"{_WITHIN:.0%} in the median; half of them by less than {middle:.2%}; "
-        f"{len(pairs) - len(timed)} not measured"
-    )
-    return f"{wrapped(answer)}\n\n{table}"

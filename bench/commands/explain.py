@@ -84,7 +84,7 @@ def _screen(run: Run, case: str, folder: Path) -> str:
             f"{folder} has no case {case!r}{near}: `batchline list` shows the ids of a "
             "profile, and `make bench` measures them"
         )
-    from batchline.bench.report import one_case as report
+    from batchline.bench.report import of_commands as report
 
     with blamed_on(run_json.path_in(folder)):
         return report.screen(run, case, str(folder))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchline.bench import units
-from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure import stand_in
+from batchline.bench.statuses import case_id, parse_case_id
 from batchline.bench.texts import did_you_mean
 from batchline.kernels import architectures
 

@@ -105,12 +105,13 @@ def _filled(mark: re.Match, document: Path, root: Path) -> str:
 
 def _same_code(folder: Path, link: str, what: str) -> str:
     """The line of `batchline aa` that says how far medians of the same code differ."""
-    from batchline.bench.commands import aa
+    from batchline.bench.report.of_commands import summarize_a_a
     from batchline.bench.store.files import read_json
+    from batchline.bench.store.selftests import A_A_FILE_NAME, Pair
 
-    stored = read_json(folder / aa.FILE_NAME)
-    pairs = [aa.Pair(**pair) for pair in stored["pairs"]]
-    summary = aa.summary(pairs, stored["machine"]["device_name"], stored["clock"])
+    stored = read_json(folder / A_A_FILE_NAME)
+    pairs = [Pair(**pair) for pair in stored["pairs"]]
+    summary = summarize_a_a(pairs, stored["machine"]["device_name"], stored["clock"])
     (line,) = (part for part in summary.split("\n\n") if part.startswith("A/A by"))
     return f"> {' '.join(line.split())}"
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchline.bench.case_ids import case_id, parse_case_id
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import RUNS, new_folder, remove_if_empty
-from batchline.bench.statuses import MEASURED
+from batchline.bench.statuses import MEASURED, case_id, parse_case_id
 from batchline.bench.store import regressions
 from batchline.bench.store.regressions import (
     IDENTICAL,

@@ -23,15 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchline import places
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.cases import CLOCKS, Plan, Profile, plan
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine import state as machine_state
 from batchline.bench.measure.reading.sources import launch_digest
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Outcome, Task, WorkerLost
-from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED
+from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
 from batchline.bench.store import files
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.gate import LAST_PAIR, STAGES
@@ -194,12 +193,12 @@ class Pairs:
         the last pause has no times.
         """
         for pause_s in (*_BUSY_PAUSES_S, None):
-            before = busy.read()
+            before = machine_state.read()
             compared = {}
             with self._two_processes() as sides:
                 for problem in _by_problem(entries):
                     compared |= self._problem(sides, problem, number)
-            why = busy.why_too_busy(before, busy.read())
+            why = machine_state.why_too_busy(before, machine_state.read())
             if not why:
                 return compared
             if pause_s is not None:

@@ -1,19 +1,27 @@
-"""What three commands say of what they looked at: `dispatch` of the calls of an op,
-`codegen` of compiled code, and the self-test of what the gate sees on a machine.
+"""What commands say of what they looked at: `dispatch` of the calls of an op, `codegen` of
+compiled code, `selftest` and `aa` of what differs on identical code, and `explain` of
+one case on one screen.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.report.document import Table, table, unique
 from batchline.bench.report.render import escaping, github
 from batchline.bench.report.render.terminal import render_table, wrapped
-from batchline.bench.store.selftests import NOTHING, Finding, Selftest
+from batchline.bench.report.sections.ladder import format_compiled
+from batchline.bench.report.sections.laws import describe_law
+from batchline.bench.report.sections.machine import clocks_of_problem, sustained
+from batchline.bench.stats import intervals, roofline
+from batchline.bench.statuses import MEASURED
+from batchline.bench.store.records import Record, Run
+from batchline.bench.store.selftests import NOTHING, Finding, Pair, Selftest
 from batchline.bench.texts import one_line
+from batchline.bench.verdicts import crossovers, ranking
 from batchline.bench.verdicts.choosing import Called
 from batchline.bench.verdicts.compiled_changes import (
     BETTER,
@@ -24,6 +32,7 @@ from batchline.bench.verdicts.compiled_changes import (
     WORSE,
     Move,
 )
+from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOVE_COLUMNS = ("where", "what moved")
 
@@ -278,3 +287,230 @@ def _share(value: float | None) -> str:
 def _pairs(findings: list[Finding]) -> str:
     counts = [one.pairs for one in findings]
     return f"{min(counts)} to {max(counts)}" if counts else ""
+
+
+_MOST_COMPILED = 6
+
+
+def screen(run: Run, case: str, where: str) -> str:
+    """The case as `run`, which has it, says; `where` says which run that is."""
+    record = next(record for record in run.records if record.id == case)
+    return "\n".join(_lines(run, record, where))
+
+
+def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
+    variant = run.variants[f"{record.op}/{record.variant}"]
+    yield wrapped(f"{record.id}: {variant['idea']}")
+    yield wrapped(
+        f"{run.ops[record.op].scenarios[record.scenario].title}; {run.machine['device_name']}, "
+        f"{run.plan.profile} run of {run.started[:10]}, {where}"
+    )
+    yield ""
+    rows = [*_measured(run, record), *_rungs(run, record, variant["builds_on"])]
+    rows += [("compiled", facts) for facts in _compiled(run, record)]
+    yield render_table(table(["", ""], rows))
+
+
+def _measured(run: Run, record: Record) -> Iterator[tuple[str, str]]:
+    if record.status != MEASURED:
+        yield "no time", (
+            f"{record.status}: {record.reason}" if record.reason else record.status
+        )
+        return
+    facts, first, ceilings = record.facts, record.facts["clock"], run.ceilings
+    low, high = record.quartiles_s
+    yield "time", (
+        f"{units.duration(record.median_s)} ±{intervals.median_precision(record.samples_s):.1%} by {first}; half of "
+        f"{len(record.samples_s)} samples from {units.duration(low)} to {units.duration(high)}"
+    )
+    for name, clock in facts["clocks"].items():
+        if name != first:
+            yield "", (
+                f"by {name}: {clock['why_not']}"
+                if "why_not" in clock
+                else f"{units.duration(clock['median_s'])} ±{clock['precision']:.1%} by {name}"
+            )
+        if "alone" in clock:
+            yield "", f"{name}: {clock['alone']}"
+    if time := sustained(facts):
+        yield "sustained", f"{time}, over {facts['sustained']['seconds']:g} s of calls in a row; not ranked"
+    if clocks := clocks_of_problem(facts):
+        yield "GPU clock", f"{clocks}, at the looks during this problem"
+    if ceilings:
+        yield from _floors(record, first, ceilings)
+    else:
+        yield "floor", f"unknown, for the run has no ceilings: {run.why_no_ceilings}"
+    yield from _over_the_batch(run, record)
+    if why := ranking.why_unranked(record):
+        yield "not ranked", why
+    yield "memory", _memory(facts)
+    yield "error", (
+        f"{facts['error_of_tolerance']:.2g} of the tolerance against fp64"
+        f"{', a wider one of its own' if facts['own_tolerance'] else ''}"
+    )
+    if "config" in facts:
+        chosen = " ".join(f"{name}={value}" for name, value in facts["config"].items())
+        yield "configuration", f"{chosen} ({facts['config_source']})"
+
+
+def _floors(record: Record, clock: str, ceilings: Mapping) -> Iterator[tuple[str, str]]:
+    floors = roofline.floors(record.facts, record.dtype, clock, ceilings)
+    bound = roofline.bound(record.facts, record.dtype, clock, record.median_s, ceilings)
+    work = {
+        roofline.LAUNCH: "an empty launch",
+        roofline.COMPUTE: f"{record.facts['flops']:.3g} FLOP",
+        roofline.MEMORY: f"{units.size(record.facts['least_bytes'])} by memory",
+        roofline.CACHE: f"{units.size(record.facts['least_bytes'])} in the cache",
+    }
+    yield "regime", (
+        f"{bound.regime}: {bound.share:.0%} of what that ceiling allows, "
+        f"{units.ratio(record.median_s / bound.least_s)} its floor"
+        if bound.least_s
+        else bound.regime
+    )
+    parts = [
+        f"{work[regime]} {units.duration(least_s)}"
+        for regime, least_s in floors.items()
+        if least_s
+    ]
+    yield "floor", "; ".join(parts)
+
+
+def _over_the_batch(run: Run, record: Record) -> Iterator[tuple[str, str]]:
+    alike = [
+        other
+        for other in run.records
+        if (other.op, other.variant, other.scenario, other.dtype)
+        == (record.op, record.variant, record.scenario, record.dtype)
+    ]
+    for law in latency_laws(alike, launch_waves(run)).values():
+        yield "over the batch", describe_law(law)
+
+
+def _memory(facts: Mapping) -> str:
+    if facts.get("peak_bytes") is None:
+        return f"unknown ({facts['memory_method']})"
+    lasting = (
+        f" and {units.size(facts['kept_bytes'])} kept for good"
+        if facts.get("kept_bytes")
+        else ""
+    )
+    return (
+        f"{units.size(facts['peak_bytes'])} above {units.size(facts['input_bytes'])} of inputs, of which "
+        f"{units.size(facts['output_bytes'])} outputs{lasting} ({facts['memory_method']})"
+    )
+
+
+def _rungs(run: Run, record: Record, below: str | None) -> Iterator[tuple[str, str]]:
+    """The rung below, PyTorch's fastest and the fastest of all on the same problem."""
+    here = {
+        other.variant: other
+        for other in run.records
+        if ranking.problem_of(other) == ranking.problem_of(record)
+    }
+    if below:
+        yield "the rung below", _against(
+            record, here.get(below.partition("/")[2]), below.partition("/")[2]
+        )
+    timed = list(filter(ranking.may_be_chosen, here.values()))
+    opponent = ranking.opponents(timed).get(ranking.problem_of(record))
+    if (
+        opponent
+        and opponent is not record
+        and f"{record.op}/{opponent.variant}" != below
+    ):
+        yield "PyTorch's fastest", _against(record, opponent, opponent.variant)
+    fastest = min(timed, key=lambda other: other.median_s, default=None)
+    if fastest is record:
+        yield "the fastest here", "this one"
+    elif fastest and fastest is not opponent:
+        yield "the fastest here", _against(record, fastest, fastest.variant)
+
+
+def _against(record: Record, other: Record | None, name: str) -> str:
+    if other is None:
+        return f"{name}: not in this run"
+    if other.status != MEASURED:
+        return f"{name}: {other.status}: {other.reason}"
+    time = f"{name}: {units.duration(other.median_s)}"
+    if record.status != MEASURED:
+        return time
+    faster = {record.variant: "this one", other.variant: "that one"}.get(
+        crossovers.leader(record, other)
+    )
+    if faster is None:
+        return f"{time}, no clear difference from this one"
+    ratio = other.median_s / record.median_s
+    return f"{time}; {faster} is {units.ratio(max(ratio, 1 / ratio))} as fast"
+
+
+def _compiled(run: Run, record: Record) -> Iterator[str]:
+    """What the compilers made of it: on the scenario itself where that was compiled, or
+    else on the example.
+    """
+    name = f"{record.op}/{record.variant}"
+    entries = [
+        entry
+        for entry in run.compiled.kernels
+        if (entry["variant"], entry["dtype"]) == (name, record.dtype)
+    ]
+    own = [entry for entry in entries if entry["scenario"] == record.scenario]
+    for entry in (own or entries)[:_MOST_COMPILED]:
+        config = f" {entry['config']}" if entry.get("config") else ""
+        kernel = f"{entry['kernel']}{config}" if "kernel" in entry else "a launch"
+        yield (
+            f"sm_{entry['architecture']} on {entry['scenario']}/B{entry['batch']}: {kernel}: "
+            f"{format_compiled(entry)}"
+        )
+
+
+_WITHIN = 0.02
+
+
+_FROM_S = 60e-6  # below this a caller's own jitter is percents
+
+
+_WORST_SHOWN = 8
+
+
+def summarize_a_a(pairs: Sequence[Pair], device_name: str, clock: str) -> str:
+    """The share of the cases over 60 µs whose two medians differ by less than 2%, then
+    the worst cases as a table.
+    """
+    from batchline.bench.report.render.terminal import draw, wrapped
+
+    timed = [pair for pair in pairs if pair.status == MEASURED]
+    judged = sorted(
+        (pair for pair in timed if pair.first_s > _FROM_S),
+        key=lambda pair: -abs(pair.difference),
+    )
+    if not judged:
+        return f"No baseline takes more than {units.duration(_FROM_S)} here: nothing to judge an A/A by."
+    table = draw(
+        [
+            "the largest differences",
+            "median",
+            "difference",
+            "known to",
+            "samples of each",
+        ],
+        (
+            [
+                pair.case,
+                units.duration(pair.first_s),
+                f"{pair.difference:+.2%}",
+                f"±{pair.precision:.1%}",
+                str(pair.samples),
+            ]
+            for pair in judged[:_WORST_SHOWN]
+        ),
+    )
+    within = sum(abs(pair.difference) < _WITHIN for pair in judged)
+    middle = statistics.median(abs(pair.difference) for pair in judged)
+    answer = (
+        f"A/A by {clock} on {device_name}: {within} of {len(judged)} cases over "
+        f"{units.duration(_FROM_S)} ({within / len(judged):.1%}) differ by less than "
+        f"{_WITHIN:.0%} in the median; half of them by less than {middle:.2%}; "
+        f"{len(pairs) - len(timed)} not measured"
+    )
+    return f"{wrapped(answer)}\n\n{table}"

@@ -13,7 +13,7 @@ from batchline.bench.report import figures
 from batchline.bench.report.document import unique
 from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import wrapped
-from batchline.bench.stats.change_points import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
+from batchline.bench.stats.fits import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
 from batchline.bench.store.history import Entry
 from batchline.bench.texts import one_line
 from batchline.bench.verdicts.across_runs import Group, Series, toolchain_changes

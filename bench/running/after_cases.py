@@ -456,7 +456,7 @@ def measure_waves(
     rows: Sequence[dict],
 ) -> list[dict]:
     """How each variant that was timed on a GPU fills it, where its blocks go with the
-    batch (bench.measure.compiled.grids).
+    batch (bench.measure.compiled.static_facts).
     """
     gpu = run.machine.get("gpu")
     if gpu is None or the_plan.device != "cuda" or not rows:

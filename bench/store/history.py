@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import HISTORY
-from batchline.bench.statuses import MEASURED, is_machines_fault
+from batchline.bench.statuses import MEASURED, is_machines_fault, parse_case_id
 from batchline.bench.store.records import Record, Run
 
 TOOLCHAIN = ("torch", "triton", "numba", "numba-cuda")

@@ -25,10 +25,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from batchline.bench import texts
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
-from batchline.bench.statuses import MEASURED, NOT_REACHED
+from batchline.bench.statuses import MEASURED, NOT_REACHED, parse_case_id
 from batchline.bench.stopping import put_off
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.files import DamagedFile, blamed_on, save_or_rescue

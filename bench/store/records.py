@@ -13,8 +13,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from batchline.bench.case_ids import case_id, parse_case_id
-from batchline.bench.statuses import MEASURED, STATUSES
+from batchline.bench.statuses import MEASURED, STATUSES, case_id, parse_case_id
 
 _CONFIRMED = ("published", "again", "why_not", "unranked")  # bench.confirm defines them
 

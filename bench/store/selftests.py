@@ -1,5 +1,5 @@
-"""What `batchline selftest` found, as it is stored in selftest.json. Imports nothing that
-measures.
+"""What `batchline selftest` and `batchline aa` measured, as they are stored in
+selftest.json and a-a.json. Imports nothing that measures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from batchline.bench.store.files import digest, load_sealed, write_whole
 from batchline.bench.store.regressions import IMPROVED, REGRESSED
 
 FILE_NAME = "selftest.json"
+A_A_FILE_NAME = "a-a.json"
 NOTHING = 0.0  # the share that is planted in an A/A
 
 
@@ -102,3 +103,22 @@ def load(folder: Path) -> Selftest:
     return Selftest(
         document["about"], tuple(Finding(**row) for row in document["findings"])
     )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case measured twice. Medians in seconds; the difference is of the second from
+    the first, as a share.
+    """
+
+    case: str
+    status: str
+    reason: str = ""
+    first_s: float | None = None
+    second_s: float | None = None
+    precision: float | None = None
+    samples: int | None = None
+
+    @property
+    def difference(self) -> float:
+        return self.second_s / self.first_s - 1

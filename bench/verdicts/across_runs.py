@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench.stats import intervals
-from batchline.bench.stats.change_points import LEAST_RUNS, ChangePoint, change_points
+from batchline.bench.stats.fits import LEAST_RUNS, ChangePoint, change_points
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.history import (
     Entry,

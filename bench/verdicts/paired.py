@@ -31,8 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from batchline.bench.case_ids import parse_case_id
 from batchline.bench.stats.pair_tests import moments
+from batchline.bench.statuses import parse_case_id
 from batchline.bench.store.regressions import (
     ACCURACY,
     EQUIVALENT,

@@ -221,7 +221,7 @@ def _numba(gpu: Gpu, wants: Wants) -> Iterator[None]:
     from numba.cuda.cudadrv import devices
 
     from batchline.bench.measure.ahead import stored_kernels
-    from batchline.bench.measure.ahead.code import Untold
+    from batchline.bench.measure.ahead.stored_kernels import Untold
 
     device = SimpleNamespace(id=0, compute_capability=gpu.capability)
 

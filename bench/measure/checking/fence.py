@@ -31,8 +31,9 @@ import torch
 import torch.utils._python_dispatch
 
 from batchline import kernels
-from batchline.bench.measure.machine import busy, process_state
+from batchline.bench.measure.machine import process_state
 from batchline.bench.measure.machine.process_state import Tampered
+from batchline.bench.measure.machine.state import cores, cores_by_thread
 from batchline.kernels.op import Variant
 
 _LIBRARIES = (
@@ -270,7 +271,7 @@ class Fence:
 
     def accept_cores(self) -> None:
         """Take the cores that threads may use as they are: after they were placed."""
-        self._own_cores, self._cores = busy.cores(), busy.cores_by_thread()
+        self._own_cores, self._cores = cores(), cores_by_thread()
 
     def keep_ops(self) -> None:
         """Take the ops that have just been imported as they are; an op is imported when
@@ -300,7 +301,7 @@ class Fence:
             raise Tampered(
                 whose, f"it left garbage collection {'off' if self.collects else 'on'}"
             )
-        if busy.cores() != self._own_cores:
+        if cores() != self._own_cores:
             raise Tampered(whose, "it left the cores that it may use changed")
         self._require_same(whose, process_state.QUICK, self._quick)
 
@@ -309,7 +310,7 @@ class Fence:
         two.
         """
         self.glance(whose)
-        cores = busy.cores_by_thread()
+        cores = cores_by_thread()
         if any(
             cores.get(thread, allowed) != allowed
             for thread, allowed in self._cores.items()

@@ -17,7 +17,7 @@ import torch
 from batchline import places
 from batchline.bench.git import git
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine import busy
+from batchline.bench.measure.machine.state import most_share
 from batchline.kernels import backends, cgroups
 from batchline.kernels._cpu import jit
 from batchline.kernels.device import cpu_name, device_name
@@ -98,7 +98,7 @@ def machine(device: str) -> dict:
         "cpu_threads_of_torch": threads_of_torch(),
         "cpu_threads_of_numba": _threads_of_numba(),
         "why_no_kernel_cache": jit.why_not_kept(),
-        "most_busy_share": busy.most_share(),
+        "most_busy_share": most_share(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory_limit_bytes": cgroups.memory_limit(),
         "system": f"{platform.system()} {platform.release()}",

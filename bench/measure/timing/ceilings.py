@@ -29,8 +29,7 @@ import torch
 from batchline.bench import texts
 from batchline.bench.cases import CLOCKS
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine.busy import Guard, NoGuard
-from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.machine.state import Guard, NoGuard, state_of
 from batchline.bench.measure.timing.clocks import Cpu, Cuda, hardware, make_clock
 from batchline.bench.measure.timing.sampling import Effort, sample
 from batchline.bench.stats import roofline

@@ -40,8 +40,8 @@ import torch
 from batchline.bench import units
 from batchline.bench.cases import CLOCKS, PROFILES
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.machine import busy, environment
-from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.machine.state import guard_of, state_of
 from batchline.bench.measure.timing import ceilings
 from batchline.bench.measure.timing.clocks import hardware, make_clock
 from batchline.bench.measure.timing.sampling import Effort, Samples, sample
@@ -327,7 +327,7 @@ def main(path: Path, device: str) -> None:
     dtypes = PROFILES["evidence"].dtypes[device]
     effort = _CEILINGS
     measured, why_not = ceilings.try_to_measure(
-        device, dtypes, effort, busy.guard_of(device)
+        device, dtypes, effort, guard_of(device)
     )
     write_whole(
         path,

@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchline.bench.measure.doing import Doing
-from batchline.bench.measure.worker.mould import Mould
 from batchline.bench.measure.worker.task import (
     DONE,
     LOST,
@@ -38,7 +37,7 @@ from batchline.bench.measure.worker.task import (
     WorkerLost,
     decoded,
 )
-from batchline.bench.measure.worker.worker import IDLE, STARTING, serve
+from batchline.bench.measure.worker.worker import IDLE, STARTING, Mould, serve
 from batchline.bench.statuses import (
     CRASHED,
     FAILED,

@@ -13,7 +13,7 @@ import zlib
 import torch
 
 from batchline import kernels
-from batchline.bench.case_ids import parse_case_id
+from batchline.bench.statuses import parse_case_id
 
 _WARM_CALLS, _PROFILED_CALLS = 10, 20
 

@@ -23,11 +23,17 @@ from batchline.bench.measure.ahead.folder import load_what_was_compiled
 from batchline.bench.measure.checking import audit, steadiness
 from batchline.bench.measure.checking.check import SECRET
 from batchline.bench.measure.checking.fence import Fence
-from batchline.bench.measure.compiled import grids
-from batchline.bench.measure.machine import busy, memory, process_state
+from batchline.bench.measure.compiled import static_facts
+from batchline.bench.measure.machine import memory, process_state
 from batchline.bench.measure.machine.environment import threads_of_torch
 from batchline.bench.measure.machine.process_state import Tampered
-from batchline.bench.measure.machine.state import cpu_load, state_of
+from batchline.bench.measure.machine.state import (
+    cpu_load,
+    each_thread_on_a_core,
+    give_each_thread_a_core,
+    guard_of,
+    state_of,
+)
 from batchline.bench.measure.reading import reading_process
 from batchline.bench.measure.timing import ceilings, sampling
 from batchline.bench.measure.timing.clocks import Unfit, hardware, keeps_outputs
@@ -101,7 +107,7 @@ class Held:
             except Tampered as tampered:
                 self._end_all(tampered, task.labels)
         if hardware.name == "cpu":
-            busy.give_each_thread_a_core()
+            give_each_thread_a_core()
             preparing.fence.accept()  # that was ours
         gc.collect()
         gc.disable()
@@ -262,7 +268,7 @@ class Runner:
         self._begin = begin
         self._hardware = hardware(device)
         self._state = state_of(device)
-        self._guard = busy.guard_of(device, lambda why: begin("", why))
+        self._guard = guard_of(device, lambda why: begin("", why))
         self._held: Held | None = None
         reading_process.from_sources_only(process_state.op_folders().values())
         reading_process.refuse_audit_hooks()
@@ -370,7 +376,7 @@ class Runner:
 
     def measure(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label; INVALID where others had the cores in each
-        attempt (bench.measure.machine.busy).
+        attempt (bench.measure.machine.state).
 
         Raises:
             DeviceLost: if a variant took the device's context with it.
@@ -395,7 +401,7 @@ class Runner:
             yield
             return
         try:
-            with busy.each_thread_on_a_core():
+            with each_thread_on_a_core():
                 self._fence.accept_cores()
                 yield
         finally:
@@ -461,12 +467,12 @@ class Runner:
         compiled: list[dict],
         gpu: dict,
     ) -> dict | None:
-        """How the variant's launch fills the GPU (bench.measure.compiled.grids); None where it
+        """How the variant's launch fills the GPU (bench.measure.compiled.static_facts); None where it
         is not to be told.
         """
         subject = kernels.ops[op].variants[variant]
         self._begin(subject.id, f"waves on {scenario}")
-        found = grids.waves_of(subject, scenario, dtype, batch, compiled, gpu)
+        found = static_facts.waves_of(subject, scenario, dtype, batch, compiled, gpu)
         return asdict(found) if found else None
 
     def hold(self, task: Task) -> tuple[str, ...]:

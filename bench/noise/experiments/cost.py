@@ -19,8 +19,7 @@ from torch import nn
 
 from batchline.bench import texts
 from batchline.bench.errors import Missing
-from batchline.bench.measure.machine.busy import Guard, NoGuard, guard_of
-from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.machine.state import Guard, NoGuard, guard_of, state_of
 from batchline.bench.measure.timing.clocks import Host
 from batchline.bench.measure.timing.clocks import hardware as hardware_of
 from batchline.bench.measure.timing.sampling import Effort, Samples, sample

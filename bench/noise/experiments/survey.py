@@ -17,8 +17,7 @@ import torch
 
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import memory
-from batchline.bench.measure.machine.busy import Guard, NoGuard
-from batchline.bench.measure.machine.state import state_of
+from batchline.bench.measure.machine.state import Guard, NoGuard, state_of
 from batchline.bench.measure.timing.clocks import Host, hardware
 from batchline.bench.measure.timing.sampling import Effort, sample
 from batchline.bench.noise.meter import NoiseMeter, Reading

@@ -31,7 +31,8 @@ import torch
 from torch import nn
 
 from batchline.bench.errors import UsageError
-from batchline.bench.measure.machine import busy, environment
+from batchline.bench.measure.machine import environment
+from batchline.bench.measure.machine import state as machine_state
 from batchline.bench.noise.workloads import Batch, Samples, Workload, workloads
 from batchline.bench.stats import fits
 
@@ -127,7 +128,7 @@ def run(
     }
     deadline_s = None if seconds is None else started_s + seconds
     tell = tell or _to_stderr
-    before = busy.read()
+    before = machine_state.read()
     with ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
@@ -151,7 +152,7 @@ def run(
     return record | {
         "partial": bool(record["not_run"]),
         "seconds": round(time.monotonic() - started_s, 1),
-        "why_busy": busy.why_too_busy(before, busy.read()),
+        "why_busy": machine_state.why_too_busy(before, machine_state.read()),
     }
 
 

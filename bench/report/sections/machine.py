@@ -22,7 +22,7 @@ from batchline.bench.report.findings import Findings
 from batchline.bench.store.records import Record, Run
 from batchline.kernels.architectures import taken_for, why_too_old
 
-_USUAL_BUSY_SHARE = 0.1  # bench.measure.machine.busy's, which imports torch
+_USUAL_BUSY_SHARE = 0.1  # bench.measure.machine.state's, which imports torch
 _POWER_CAP = "power cap"  # bench.measure.machine.state's, which imports torch
 
 
