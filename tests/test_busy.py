@@ -226,12 +226,12 @@ def test_what_this_process_does_itself_is_not_taken_for_others():
     """However busy the machine is: an upper bound on what others can have had is what
     it did not use.
     """
-    state = CpuState()
-    before = state.read()
+    cpu = CpuState()
+    before = cpu.read()
     until_s = time.monotonic() + 1.0
     while time.monotonic() < until_s:
         pass
-    after = state.read()
+    after = cpu.read()
     cores, span_s = after["cores"], after["time_s"] - before["time_s"]
     own_s, busy_s = (after[name] - before[name] for name in ("own_cpu_s", "busy_cpu_s"))
     assert own_s <= busy_s + 0.03 and busy_s <= cores * span_s + 0.03
@@ -244,12 +244,12 @@ def test_a_load_on_every_core_is_seen():
         for _ in range(os.cpu_count())
     ]
     nobodys = {"own_cpu_s": 0.0}  # as if they were not this process's children
-    state = CpuState()
+    cpu = CpuState()
     try:
-        before = state.read() | nobodys
+        before = cpu.read() | nobodys
         time.sleep(0.5)
         assert "other processes took" in state.why_too_busy(
-            before, state.read() | nobodys
+            before, cpu.read() | nobodys
         )
     finally:
         for hog in hogs:

@@ -72,10 +72,9 @@ def test_help_imports_neither_torch_nor_what_reports_take():
     program = """
 import sys
 from batchline.bench import commands
-from batchline.bench.commands import _program
-_program.top_parser().format_help()
+commands.top_parser().format_help()
 for name in commands.names():
-    _program.command_parser(name, commands.load(name)).format_help()
+    commands.command_parser(name, commands.load(name)).format_help()
 print(*{"torch", "scipy", "matplotlib", "pytest", "numba"} & set(sys.modules))
 """
     done = subprocess.run(

@@ -250,9 +250,9 @@ def _lose(lost):
 
 
 def _worker_of(isolated):
-    from batchline.bench.measure.worker import worker
+    from batchline.bench.measure.worker.worker import descendants
 
-    (worker,) = worker.descendants(isolated._mould._process.pid)
+    (worker,) = descendants(isolated._mould._process.pid)
     return worker
 
 
