@@ -9,7 +9,7 @@ import pytest
 
 from batchline.bench.errors import UsageError
 from batchline.bench.statuses import INVALID, MEASURED
-from batchline.bench.store import formats, load, run_json
+from batchline.bench.store import files, formats, load, run_json
 from batchline.bench.store.formats import Format
 from batchline.bench.store.records import Run, Study
 from tests.about import about_of
@@ -73,6 +73,16 @@ def test_what_is_kept_as_evidence_is_the_same_in_the_present_format(folder, tmp_
     save = run_json.save if isinstance(stored, Run) else run_json.save_study
     save(tmp_path, stored)
     assert load(tmp_path) == stored
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
+def test_what_is_kept_as_evidence_is_stored_in_the_present_format(folder):
+    for path, kind in (
+        (run_json.path_in(folder), formats.RUN),
+        (run_json.study_path_in(folder), formats.STUDY),
+    ):
+        if path.exists():
+            assert files.read_json(path)["format"] == kind.number
 
 
 def test_rewriting_brings_a_folder_to_the_present_format(tmp_path):
