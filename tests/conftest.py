@@ -2,13 +2,22 @@
 
 import json
 import os
+import sys
 
-import pytest
-import torch
+# Before torch is imported: a thread of OpenMP's that waits for others sleeps. Two
+# processes whose threads spin take each other's cores: products of many small matrices
+# then take 20 times as much processor time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Many tests start a process, and each would compile all sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-from batchline.bench.measure import busy, catalogue, stand_in
-from batchline.kernels.backends import interpreted
-from tests import gpu_sessions
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from batchline.bench.measure import busy, catalogue, stand_in  # noqa: E402
+from batchline.kernels.backends import interpreted  # noqa: E402
+from tests import gpu_sessions  # noqa: E402
 
 LONGEST = "test_interpreters.py"  # a minute and more for each of its tests
 os.environ[busy.VARIABLE] = (

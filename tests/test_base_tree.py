@@ -157,7 +157,8 @@ def test_a_revision_without_kernels_is_no_base(repository):
 def test_a_folder_within_a_repository_has_its_base_there(repository):
     commit(
         repository,
-        {"vendor/suite/kernels/__init__.py": "", "vendor/suite/file": "inner"},
+        {f"vendor/suite/{name}/__init__.py": "" for name in ("batchline", "kernels")}
+        | {"vendor/suite/file": "inner"},
     )
     with base_tree.checked_out("HEAD", repository / "vendor" / "suite") as base:
         assert (base.folder / "file").read_text() == "inner"

@@ -23,7 +23,7 @@ LARGE = {
 }
 PROGRAM = """
 import json, sys
-from batchline from batchline import kernels
+from batchline import kernels
 for name, problems in json.loads(sys.argv[1]).items():
     for scenario, batch in problems:
         inputs = kernels.ops[name].make_inputs(scenario, batch, "float32", "cpu")

@@ -21,7 +21,7 @@ LAYERS = [
 FIRST_CALLS = """
     import threading
     import torch
-    from batchline from batchline import kernels
+    from batchline import kernels
 
     def first_calls(op):
         inputs = op.make_inputs(op.example[0], 1, "float32", "meta")
@@ -53,7 +53,7 @@ TOGETHER = """
     import threading
     import torch
     import numba
-    from batchline from batchline import kernels
+    from batchline import kernels
 
     sys.setswitchinterval(1e-5)
     torch.set_num_threads(1)
@@ -98,7 +98,7 @@ FORKED = """
 
     def prepare(name, kernel, probe):
         # The op, a CPU kernel, and inputs for which the kernel is said to have won.
-        from batchline from batchline import kernels
+        from batchline import kernels
 
         op = kernels.ops[name]
         inputs = op.probes[probe](torch.float32, "cpu", 0)
@@ -147,7 +147,7 @@ IN_A_CHILD = """
     import sys
     import numba
     import torch
-    from batchline from batchline import kernels
+    from batchline import kernels
     from batchline.kernels import cpu_tasks
 
     bmm = kernels.ops["bmm"]

@@ -84,7 +84,7 @@ def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
 def test_an_empty_venv_uses_python_as_it_is():
     done = make("-n", "bench", "VENV=", f"PYTHON={sys.executable}")
     assert (
-        f"{sys.executable} -m bench run --profile 'quick'" in done.stdout
+        f"{sys.executable} -m batchline run --profile 'quick'" in done.stdout
         and "pip" not in done.stdout
     )
 
@@ -94,7 +94,9 @@ def test_a_setting_reaches_the_command_as_it_is_whatever_is_in_it():
     done = make(
         "-n", "bench", f"K={text.replace('$', '$$')}", "VENV=", "PYTHON=printf %s~"
     )
-    (command,) = [line for line in done.stdout.splitlines() if "-m bench run" in line]
+    (command,) = [
+        line for line in done.stdout.splitlines() if "-m batchline run" in line
+    ]
     words = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True
     ).stdout.split("~")

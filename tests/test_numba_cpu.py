@@ -23,7 +23,7 @@ print(json.dumps([torch.get_num_threads(), numba_cpu.threads(), torch.get_num_th
 """
 CALLS = """
 import subprocess, sys, torch
-from batchline from batchline import kernels
+from batchline import kernels
 g, a = torch.ones(3, 70), torch.ones(2, 3, 3)
 assert torch.equal(kernels.ops["grad_reduce"].variants["numba_cpu_parallel"](g), torch.ones(70))
 assert torch.equal(kernels.ops["bmm"].variants["numba_cpu_naive"](a, a), a @ a)

@@ -46,7 +46,7 @@ def test_a_peer_declines_what_it_would_round(name):
 
 def test_finding_the_variants_imports_no_peer():
     program = (
-        "import sys; from batchline from batchline import kernels; [op.variants for op in kernels.ops.values()]; "
+        "import sys; from batchline import kernels; [op.variants for op in kernels.ops.values()]; "
         f"sys.exit(any(name in sys.modules for name in {backends.PEERS!r}))"
     )
     assert (

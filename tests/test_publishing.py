@@ -70,7 +70,7 @@ def test_a_report_is_written_also_where_it_can_not_be_printed(
     stored, redirection, code, words
 ):
     done = subprocess.run(
-        f"{sys.executable} -m bench report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m batchline report {stored} {redirection}; exit ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
         cwd=REPOSITORY,

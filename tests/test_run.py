@@ -418,7 +418,7 @@ def test_a_missing_dependency_is_one_clear_line(sources, module):
 @pytest.mark.slow
 def test_the_list_ends_quietly_when_its_reader_has_seen_enough(sources):
     done = subprocess.run(
-        f"{sys.executable} -m bench list | head -1",
+        f"{sys.executable} -m batchline list | head -1",
         shell=True,
         cwd=sources,
         capture_output=True,

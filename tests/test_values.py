@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchline import kernels
-import kernels.digits
+from batchline.kernels import digits
 from batchline.bench.measure.values import Values, twins
 
 CASES = [
@@ -110,7 +110,7 @@ def test_what_a_variant_wrote_is_seen_and_undone(scenario, batch):
 
 
 def test_what_the_op_keeps_for_itself_is_not_written_to():
-    weight = kernels.digits.hidden_weight(torch.float32, "cpu")
+    weight = digits.hidden_weight(torch.float32, "cpu")
     before = weight.clone()
     values = _values("bmm", "digits_forward", 2)
     for _ in range(20):
