@@ -145,6 +145,15 @@ def test_outside_a_repository_there_is_no_base(tmp_path):
         pass
 
 
+def test_a_revision_of_before_the_name_is_no_base(repository):
+    git(repository, "rm", "-rq", "batchline")
+    git(repository, "commit", "-qm", "no name")
+    with pytest.raises(
+        UsageError, match="'HEAD' is of before the packages were called batchline"
+    ), base_tree.checked_out("HEAD", repository):
+        pass
+
+
 def test_a_revision_without_kernels_is_no_base(repository):
     git(repository, "rm", "-rq", "kernels")
     git(repository, "commit", "-qm", "no kernels")
