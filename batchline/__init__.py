@@ -20,9 +20,8 @@ _WHERE = {
     "load": "batchline.bench.records",
 }
 
-if not (
-    _HERE / "kernels"
-).is_dir():  # a checkout, where kernels/ and bench/ lie beside this folder; in a wheel, below
+# In a checkout kernels/ and bench/ lie beside this folder, in a wheel below it.
+if not (_HERE / "kernels").is_dir():
     __path__.append(str(_HERE.parent))
 
 __all__ = ["NoiseMeter", "Op", "load"]

@@ -1,4 +1,4 @@
-"""`bench aa`: each baseline against itself, in turns, as two variants would be: the
+"""`batchline aa`: each baseline against itself, in turns, as two variants would be: the
 spread on identical code.
 
 A difference between two variants that is smaller than this one is noise.

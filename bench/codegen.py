@@ -1,4 +1,4 @@
-"""`bench codegen`: compile every GPU variant with no GPU, and hold the result against
+"""`batchline codegen`: compile every GPU variant with no GPU, and hold the result against
 what is pinned.
 """
 

@@ -290,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
         help="one case on one screen: floor, regime, ceilings, the rung below",
         epilog="exit: 0 shown, 2 usage or no such case",
     )
-    explain.add_argument("case", help="its id, as `bench list` shows it")
+    explain.add_argument("case", help="its id, as `batchline list` shows it")
     explain.add_argument(
         "--run",
         metavar="FOLDER",
@@ -301,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
         help="one case under ncu or proton; without a GPU its hot loop",
         epilog="exit: 0 shown, 1 the profiler failed, 2 usage, 3 nothing to show here",
     )
-    profile.add_argument("case", help="its id, as `bench list` shows it")
+    profile.add_argument("case", help="its id, as `batchline list` shows it")
     profile.add_argument("--device", default="auto", help=_DEVICE_HELP)
     profile.add_argument(
         "--architecture",

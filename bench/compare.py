@@ -1,4 +1,4 @@
-"""`bench compare`: two stored runs side by side. It never gates; `bench regress` does."""
+"""`batchline compare`: two stored runs side by side. It never gates; `batchline regress` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench dispatch`: a run's evidence as the tables by which an op's call finds its
+"""`batchline dispatch`: a run's evidence as the tables by which an op's call finds its
 variant, and what the call costs.
 
 Every problem of the profile is called through its op by the new tables, in turns with

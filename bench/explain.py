@@ -1,4 +1,4 @@
-"""`bench explain`: one case of a stored run on one screen."""
+"""`batchline explain`: one case of a stored run on one screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench list`: the plan of a profile on a device, as lines or as JSON."""
+"""`batchline list`: the plan of a profile on a device, as lines or as JSON."""
 
 from __future__ import annotations
 

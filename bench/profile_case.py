@@ -1,4 +1,4 @@
-"""`bench profile`: one case under Nsight Compute or Triton's proton; without a GPU,
+"""`batchline profile`: one case under Nsight Compute or Triton's proton; without a GPU,
 what its machine code does.
 
 The two profilers are called as their manuals say; nobody has run this on a GPU yet.

@@ -1,4 +1,4 @@
-"""What `bench run` shows while it works: one rewritten line on a terminal, a line every
+"""What `batchline run` shows while it works: one rewritten line on a terminal, a line every
 few seconds in a log.
 """
 

@@ -1,4 +1,4 @@
-"""`bench readme`: the figures in the documents, from the stored runs that they name.
+"""`batchline readme`: the figures in the documents, from the stored runs that they name.
 Nothing is copied by hand.
 
 What stands between `<!-- shown: KIND FOLDER; WHAT -->` and `<!-- end -->` is

@@ -1,4 +1,4 @@
-"""What `bench regress` found, as it is stored in regress.json and as all that shows it
+"""What `batchline regress` found, as it is stored in regress.json and as all that shows it
 reads it.
 
 Like bench.records it imports nothing that measures: a stored verdict renders on any

@@ -1,4 +1,4 @@
-"""`bench run`: plan, measure through pytest-benchmark, publish, and say by the exit
+"""`batchline run`: plan, measure through pytest-benchmark, publish, and say by the exit
 code how it went.
 """
 

@@ -1,4 +1,4 @@
-"""What `bench selftest` found, as it is stored in selftest.json. Imports nothing that
+"""What `batchline selftest` found, as it is stored in selftest.json. Imports nothing that
 measures.
 """
 

@@ -1,4 +1,4 @@
-"""The pytest plugin behind `bench run`: hands the cases to bench_kernels.py and keeps
+"""The pytest plugin behind `batchline run`: hands the cases to bench_kernels.py and keeps
 what became of each.
 
 The variants of a problem are measured together, in turns, when the first of them comes

@@ -1,8 +1,8 @@
-"""What the batch size does to training: `bench noise`, `claims` and `advise`, and the
-same part of `bench run`.
+"""What the batch size does to training: `batchline noise`, `claims` and `advise`, and the
+same part of `batchline run`.
 
 A study is plain data: {"machine", "started", "profile", "noise": {"workloads",
-"seconds"}, "sweep"}. The sweep, of minutes, is what `bench claims` trains; the others
+"seconds"}, "sweep"}. The sweep, of minutes, is what `batchline claims` trains; the others
 use the newest that is stored.
 """
 
@@ -68,12 +68,12 @@ def stored_sweep() -> dict | None:
 
 
 def noise(profile: str, device: str, out: Path) -> int:
-    """`bench noise`: the survey alone, its report under `out`."""
+    """`batchline noise`: the survey alone, its report under `out`."""
     return _study(profile, device, out, stored_sweep)
 
 
 def claims(profile: str, device: str, out: Path) -> int:
-    """`bench claims`: train the sweep and take the survey; the report, with the four
+    """`batchline claims`: train the sweep and take the survey; the report, with the four
     verdicts, goes under `out`.
     """
     from batchline.bench.measure import stand_in
@@ -91,7 +91,7 @@ def advise(
     batch: int | None,
     cost_cap: float | None,
 ) -> int:
-    """`bench advise`: the batch size for each workload, from a stored run or study, or
+    """`batchline advise`: the batch size for each workload, from a stored run or study, or
     else from a new survey.
 
     Returns 3 where no workload's steps could be timed.

@@ -1,4 +1,4 @@
-"""`bench tune`: time the configurations of every variant that has several, and keep the
+"""`batchline tune`: time the configurations of every variant that has several, and keep the
 winners beside the kernels.
 """
 

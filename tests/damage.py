@@ -275,7 +275,7 @@ def _run_of_here() -> dict:
 
 @contextlib.contextmanager
 def _without_calls() -> Iterator[None]:
-    """`bench dispatch` to where it would call: the plan is read once, and no table is
+    """`batchline dispatch` to where it would call: the plan is read once, and no table is
     written.
     """
 

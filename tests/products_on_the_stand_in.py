@@ -43,7 +43,7 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(
 
 
 def test_fp8_on_a_real_problem_goes_the_whole_way():
-    """No scenario that the grouped product takes is as small as what `bench run` takes
+    """No scenario that the grouped product takes is as small as what `batchline run` takes
     here.
     """
     names = ("torch_upcast", "torch_scaled_mm", "torch_scaled_grouped_mm")

@@ -1,4 +1,4 @@
-"""`bench dispatch`: tables from a run's evidence, calls confirmed in fresh processes,
+"""`batchline dispatch`: tables from a run's evidence, calls confirmed in fresh processes,
 slower choices taken out.
 """
 

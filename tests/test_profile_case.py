@@ -1,4 +1,4 @@
-"""`bench profile`: the machine code where there is no GPU; ncu, or else proton, where
+"""`batchline profile`: the machine code where there is no GPU; ncu, or else proton, where
 there is one (made up here).
 """
 

@@ -1,4 +1,4 @@
-"""`bench readme`: figures between marks come from stored runs; what is stale, or can't
+"""`batchline readme`: figures between marks come from stored runs; what is stale, or can't
 be made, is said.
 """
 

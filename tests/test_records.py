@@ -37,7 +37,7 @@ def compiled_row(**changes):
 
 
 def document():
-    """A run of one measured case and one that can't run here, as `bench run` stores it."""
+    """A run of one measured case and one that can't run here, as `batchline run` stores it."""
     return {
         "machine_info": {
             "batchline": {

@@ -1,4 +1,4 @@
-"""`bench regress` from end to end, on a repository of its own: real checkouts, real
+"""`batchline regress` from end to end, on a repository of its own: real checkouts, real
 processes, real times.
 """
 

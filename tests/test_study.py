@@ -1,4 +1,4 @@
-"""`bench noise`, `claims` and `advise`: what is stored, what is read back, and what bad
+"""`batchline noise`, `claims` and `advise`: what is stored, what is read back, and what bad
 input is told.
 """
 

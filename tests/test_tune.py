@@ -1,4 +1,4 @@
-"""`bench tune`: the fastest configuration wins, ties go to the rule, broken ones are
+"""`batchline tune`: the fastest configuration wins, ties go to the rule, broken ones are
 said, and the file is merged.
 """
 

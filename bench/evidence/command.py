@@ -1,4 +1,4 @@
-"""`bench evidence`: takes the parts that are missing, each in its process and within
+"""`batchline evidence`: takes the parts that are missing, each in its process and within
 its limit, and writes the README.
 
 A part that fails, or is cut at its limit, is shown with what it had, and the next one

@@ -1,4 +1,4 @@
-"""`bench coverage`: how often the noise scale's 95% intervals cover it, measured on a
+"""`batchline coverage`: how often the noise scale's 95% intervals cover it, measured on a
 problem with a known one.
 
 Every estimate is drawn afresh from the analytic linear layer

@@ -1,4 +1,4 @@
-"""`bench regress`: is the working tree slower, larger or less accurate than a base? By
+"""`batchline regress`: is the working tree slower, larger or less accurate than a base? By
 pairs of fresh processes.
 """
 

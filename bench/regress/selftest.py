@@ -1,4 +1,4 @@
-"""`bench selftest`: what the gate sees on this machine, shown on identical code and on
+"""`batchline selftest`: what the gate sees on this machine, shown on identical code and on
 known extra work.
 """
 

@@ -1,4 +1,4 @@
-"""What `bench codegen` found, as tables: what moved of which kernel, and where it is
+"""What `batchline codegen` found, as tables: what moved of which kernel, and where it is
 launched so.
 """
 

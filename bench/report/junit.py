@@ -67,7 +67,7 @@ def junit(regression: Regression) -> str:
 
 
 def junit_of_run(run: Run) -> str:
-    """The XML document of a run: it has a failure or an error exactly where `bench run`
+    """The XML document of a run: it has a failure or an error exactly where `batchline run`
     does not exit with 0.
 
     A wrong result is a failure, and an impossible statistic of the numerics audit too;

@@ -25,7 +25,7 @@ def of_run(run: Run) -> tuple[str, list[tuple[str, str]]]:
     """(Markdown, problems): a step's summary, and (title, message) pairs, the worst
     first; both for bench.report.ci.
 
-    A run has problems exactly where `bench run` does not exit with 0; cases of one
+    A run has problems exactly where `batchline run` does not exit with 0; cases of one
     variant and one reason are one.
     """
     return "\n\n".join(_sections(run)) + "\n", list(_problems(run))

@@ -1,4 +1,4 @@
-"""`bench noise-cost`: what measuring the noise adds to a training step, beside Opacus
+"""`batchline noise-cost`: what measuring the noise adds to a training step, beside Opacus
 and BackPACK in the same run.
 
 Every way takes the same step, forward and backward on the same model and batch, in
