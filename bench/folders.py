@@ -32,7 +32,7 @@ def new_folder(parent: Path, device_name: str) -> Path:
         if free < LEAST_FREE_BYTES:
             raise UsageError(
                 f"{parent} has {free / 2 ** 20:.0f} MiB free and a run wants {LEAST_FREE_BYTES >> 20}: "
-                "free some, or name another folder with OUT="
+                "free some, or name another folder with --out (OUT= of make)"
             )
         for suffix in ("", *(f"-{number}" for number in range(2, 100))):
             with contextlib.suppress(FileExistsError):
@@ -41,11 +41,11 @@ def new_folder(parent: Path, device_name: str) -> Path:
         raise UsageError(f"{parent}/{name} and 98 more like it exist already")
     except OSError as error:
         raise UsageError(
-            f"can't write to {parent} ({error.strerror}): name another folder with OUT="
+            f"can't write to {parent} ({error.strerror}): name another folder with --out (OUT= of make)"
         ) from error
 
 
-def require_writable(folder: Path, setting: str = "OUT=") -> None:
+def require_writable(folder: Path, setting: str = "--out (OUT= of make)") -> None:
     """Make the folder, where it is not there; `setting` names it.
 
     Raises:

@@ -100,12 +100,12 @@ def require_selected(
     """
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError(
-            f"K={selection!r} matches none of the {len(case_ids)} cases {whose}"
+            f"-k {selection!r} matches none of the {len(case_ids)} cases {whose}"
             f"{did_you_mean(selection, case_ids)}: `batchline list` shows the ids"
         )
     if code == pytest.ExitCode.USAGE_ERROR:
         raise UsageError(
-            f"K={selection!r} is not an expression that pytest -k understands"
+            f"-k {selection!r} is not an expression that pytest -k understands"
         )
 
 

@@ -161,7 +161,7 @@ def test_another_device_or_no_matching_case_is_refused(tmp_path):
     history.append(run(), tmp_path)
     with pytest.raises(UsageError, match="it has some-cpu"):
         print_histories("nvidia-h200", folder=tmp_path)
-    with pytest.raises(UsageError, match="K='triton' matches none of the 1 cases in "):
+    with pytest.raises(UsageError, match="-k 'triton' matches none of the 1 cases in "):
         print_histories(k="triton", folder=tmp_path)
 
 

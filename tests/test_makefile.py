@@ -79,7 +79,7 @@ def test_each_setting_is_one_option_wherever_it_is_taken():
         (["bench", "PROFILE=fast"], "unknown profile 'fast'"),
         pytest.param(
             ["bench", "K=nothing_matches"],
-            "K='nothing_matches' matches",
+            "-k 'nothing_matches' matches",
             marks=pytest.mark.slow,
         ),
         (["report"], "say which run"),

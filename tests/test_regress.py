@@ -228,7 +228,7 @@ def test_ctrl_c_leaves_no_tree_and_no_empty_folder(repository, tmp_path):
         (("--base", ""), "say what to compare with"),
         pytest.param(
             ("--base", "HEAD", "-k", "nothing_at_all"),
-            "K='nothing_at_all' matches none of the",
+            "-k 'nothing_at_all' matches none of the",
             marks=pytest.mark.slow,
         ),
         (("--base", "HEAD", "--budget", "0"), "leaves no time"),

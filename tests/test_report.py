@@ -423,7 +423,7 @@ def test_progress_in_a_log_counts_what_runs_and_tells_faults_at_once():
     assert _progress(io.StringIO()).splitlines() == [
         "5 cases planned, 4 of them run here",
         "3 of those, on 2 problems, fit into the 5 min 00 s of PROFILE=quick; the others are rows without a time "
-        "(K chooses)",
+        "(-k chooses)",
         "expected to take 1 min 55 s: 21 s before the cases, 4 s to compile kernels, 1 min 00 s for the cases, 30 s "
         "after them",
         "a: wrong: on ragged: no",

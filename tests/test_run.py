@@ -349,7 +349,7 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
 @pytest.mark.parametrize(
     "selection, words",
     [
-        ("nothing_matches", "K='nothing_matches' matches none of the"),
+        ("nothing_matches", "-k 'nothing_matches' matches none of the"),
         ("tiny and (", "is not an expression that pytest -k understands"),
     ],
 )
@@ -373,12 +373,12 @@ def test_a_choice_of_nothing_is_one_clear_line(tmp_path, capsys, selection, word
         (["--device", "tpu"], "unknown device 'tpu': use auto, cpu, cuda or stand-in"),
         (
             ["--out", "/dev/null/runs"],
-            "can't write to /dev/null/runs (Not a directory): name another folder with OUT=",
+            "can't write to /dev/null/runs (Not a directory): name another folder with --out (OUT= of make)",
         ),
         (
             ["--history", "/dev/null/kept"],
             "can't write to /dev/null/kept (Not a directory): name another folder with "
-            "HISTORY=",
+            "--history (HISTORY= of make)",
         ),
     ],
 )

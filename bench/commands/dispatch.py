@@ -123,7 +123,7 @@ def dispatch(
     problems = [problem for problem in calls.problems() if problem in named]
     if not problems:
         raise UsageError(
-            f"K={selection!r} matches no problem of which the baseline can be timed here"
+            f"-k {selection!r} matches no problem of which the baseline can be timed here"
         )
     tables = _tables(run, run_folder, problems, the_plan) if run else None
     try:
@@ -158,7 +158,7 @@ def _tables(
         )
     if not tables.entries:
         raise UsageError(
-            f"{folder} has timed no baseline of the problems that are called: name another run, or K="
+            f"{folder} has timed no baseline of the problems that are called: name another run, or other cases with -k"
         )
     if tables.left_out:
         print(

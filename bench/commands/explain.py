@@ -73,7 +73,7 @@ def explain(case: str, run_folder: Path | None) -> str:
         return _screen(reached[0], case, reached[1])
     raise UsageError(
         f"no stored run has the case {case!r}{did_you_mean(case, ids)}: `batchline list` "
-        "shows the ids, and `make bench K='…'` measures them"
+        "shows the ids, and `batchline run -k '…'` measures them"
     )
 
 

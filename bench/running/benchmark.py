@@ -91,7 +91,7 @@ def benchmark(
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
         stack.callback(remove_if_empty, run_folder)
-        require_writable(history_folder, "HISTORY=")
+        require_writable(history_folder, "--history (HISTORY= of make)")
         stack.callback(remove_if_empty, history_folder)
         if request.device == "cuda":
             _require_named_folder()

@@ -89,7 +89,7 @@ class Progress:
         if len(with_time) < len(can_run):
             self._say(
                 f"{len(with_time)} of those, on {len(count)} problems, fit into {schedule.name}; the others are "
-                "rows without a time (K chooses)"
+                "rows without a time (-k chooses)"
             )
         self._say(
             f"expected to take {units.clock(forecast.total_s)}: {units.clock(forecast.before_s)} before the "
