@@ -34,7 +34,7 @@ from batchline.kernels.op import Scenario
 
 LONGEST_S = 60.0  # that a file may take to be imported, or to answer for one problem
 _START_S = 120.0  # for the process to import torch
-_PATIENCE_S = 30.0  # beyond the longest step, within which the process says that it is still there
+_LATE_S = 30.0  # beyond the longest step, within which the process says that it is still there
 
 
 def read(
@@ -86,16 +86,16 @@ def _answers(
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(f"{json.dumps(asked)}\n".encode())
             process.stdin.close()
-        patience_s, told, received = _START_S, set(), {"op": 0, "variant": 0}
+        longest_s, told, received = _START_S, set(), {"op": 0, "variant": 0}
         while True:
-            ready, _, _ = select.select([process.stdout], [], [], patience_s)
+            ready, _, _ = select.select([process.stdout], [], [], longest_s)
             line = process.stdout.readline() if ready else b""
             if not line:
                 raise UsageError(
                     f"the kernels can't be read: {_how_it_ended(process, bool(ready))}"
                 )
             kind, data = _message(line)
-            patience_s = deadline_s + _PATIENCE_S
+            longest_s = deadline_s + _LATE_S
             if kind == "done":
                 _require_all(received, data)
                 return

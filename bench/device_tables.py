@@ -1,5 +1,5 @@
-"""Writes what kernels.device_files reads: what was measured on a device, an entry a
-line, beside the kernels.
+"""Writes what kernels.device_files reads: what was measured on a device, one entry
+per line, beside the kernels.
 
 Beside the kernels lies only what was measured: what the stand-in for a GPU makes up
 goes into a run's folder.

@@ -112,7 +112,7 @@ CHECKS = """
         *audit.audit(variant, "bfloat16", "cpu"),
         *audit.audit(audit.controls(op.name)["in_own_dtype"], "bfloat16", "cpu"),
     ]
-    found = steadiness.found(variant, "short", "float16", (1, 3, 16), "cpu")
+    found = steadiness.compare_batches(variant, "short", "float16", (1, 3, 16), "cpu")
     print(json.dumps([said, rows, found]))
 """
 

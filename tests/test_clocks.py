@@ -10,6 +10,7 @@ from batchline.bench.cases import CLOCKS
 from batchline.bench.measure.timing import clocks
 from batchline.bench.measure.timing.clocks import Unfit, make_clock
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.stats import roofline
 from tests.fake_machine import CALL_S, TICK_S, FakeCpu, FakeCuda, Kernel, sampled
 
 GAPS_S = (5e-6, 5e-4)
@@ -268,3 +269,8 @@ def test_the_last_level_is_the_largest_cache_that_the_system_names(
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size)
     assert clocks.last_level_cache_bytes() == clocks.Cpu().cache_bytes == 2**21
+
+
+@pytest.mark.parametrize("name", sorted({*CLOCKS["cpu"], *CLOCKS["cuda"]}))
+def test_a_stored_name_says_whether_its_clock_is_cold(name):
+    assert clocks.is_cold(name) == roofline.is_cold(name)

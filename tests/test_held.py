@@ -124,7 +124,7 @@ def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(
     assert runner.turn("meddles", 0.002)[0] and runner.turn("one", 0.002)[0]
     others += [
         clock
-        for which, clock in runner._held._watched.items()
+        for which, clock in runner._ready._watched.items()
         if which.startswith("one ")
     ]
     assert runner.turn("meddles", 0.002) == ([], None)
@@ -139,7 +139,7 @@ def test_one_that_changes_anothers_clock_is_wrong_and_nobody_has_a_time(
 def test_one_that_fails_where_it_is_looked_at_voids_no_other(runner, monkeypatch):
     worn = _register_one_that_tires(monkeypatch, "tires")
     runner.hold(task((("tires", "tires"), ("one", BASELINE))))
-    held = runner._held
+    held = runner._ready
     clock = next(held._clocks["tires"])
     held._watch._expect()
     look = held._watch._look_at_all("tires", clock)

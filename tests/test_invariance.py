@@ -51,7 +51,7 @@ def raises(a, b):
 
 
 def look(function, op=BMM, scenario="square_64"):
-    return steadiness.found(
+    return steadiness.compare_batches(
         Variant(op, function, "torch"), scenario, "float32", BATCHES, "cpu"
     )
 

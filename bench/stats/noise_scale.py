@@ -57,7 +57,7 @@ class BatchStatistics:
             object.__setattr__(self, name, value)
         if n.ndim != 1 or n.shape != d.shape:
             raise ValueError(
-                f"n and d have an entry a sample, and these have shapes {n.shape} and {d.shape}"
+                f"n and d have one entry per sample, and these have shapes {n.shape} and {d.shape}"
             )
         if len(n) < 2:
             raise ValueError(

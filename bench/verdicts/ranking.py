@@ -18,7 +18,7 @@ from batchline.bench.store.records import Record
 
 MOST_TOLERANCE = 16  # times the op's own error bound, on the problem that was measured
 _CHOOSES = (
-    "dispatch"  # the backend (kernels.backends) of a variant that hands on to another
+    "dispatch"  # the backend (kernels.backends) of a variant that calls another one
 )
 
 

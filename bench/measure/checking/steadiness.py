@@ -56,7 +56,7 @@ def row(
     }
 
 
-def found(
+def compare_batches(
     variant: Variant,
     scenario: str,
     dtype: str,

@@ -496,7 +496,7 @@ class Pool:
             for worker in [busy[connection] for connection in ready] or list(
                 busy.values()
             ):
-                job, (result, problem) = worker.job, worker.answer(hung=not ready)
+                job, (result, problem) = worker.job, worker.result(hung=not ready)
                 if problem is None:
                     results[job] = result
                 else:
@@ -530,7 +530,7 @@ class _Worker:
             except BrokenPipeError:
                 pass  # it has just died: the answer is the end of its pipe
 
-    def answer(self, hung: bool) -> tuple[object, str | None]:
+    def result(self, hung: bool) -> tuple[object, str | None]:
         """The result, or why there is none; a process that died or hangs is replaced."""
         if hung:
             problem = f"did not compile within {_LONGEST_S} s"

@@ -6,7 +6,7 @@ added (Numba's own allocations, a vendor library's). On Linux the resident set's
 high-water mark counts, to a page of 4 KiB: it sees every allocator. Before it is read
 the heap's free pages go back to the system, or a reused page would hide an allocation.
 
-What calls leave behind when their outputs are gone (`held`, `kept_since`) is memory
+What calls leave behind when their outputs are gone (`measure_usage`, `kept_since`) is memory
 that the variant keeps for good.
 
 The largest batch that fits: what a memory law predicts, tried out on the machine
@@ -160,7 +160,7 @@ def peak_of(call: Callable, device: str) -> Peak:
 
 
 @dataclass(frozen=True)
-class Held:
+class Usage:
     """Bytes in use on a device: by the process (a CPU) or by torch's allocator, and
     outside of it.
     """
@@ -170,7 +170,7 @@ class Held:
     outside: int
 
 
-def held(device: str) -> Held | None:
+def measure_usage(device: str) -> Usage | None:
     """What is in use now, garbage and free pages aside; None where the system does not
     say.
     """
@@ -178,21 +178,21 @@ def held(device: str) -> Held | None:
     gc.freeze()  # as for a peak
     if device == "cuda":
         torch.cuda.synchronize()
-        return Held(device, torch.cuda.memory_allocated(), _outside_torch())
+        return Usage(device, torch.cuda.memory_allocated(), _outside_torch())
     _trim()
     try:
-        return Held(device, _status_bytes("VmRSS"), 0)
+        return Usage(device, _status_bytes("VmRSS"), 0)
     except OSError:
         return None
 
 
-def kept_since(before: Held | None) -> int | None:
+def kept_since(before: Usage | None) -> int | None:
     """Bytes that what ran since has kept for good, its outputs gone; 0 where honest
     calls leave as much behind.
 
     None where it can't be known.
     """
-    now = held(before.device) if before else None
+    now = measure_usage(before.device) if before else None
     if now is None:
         return None
     grown, outside = now.bytes - before.bytes, now.outside - before.outside

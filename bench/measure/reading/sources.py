@@ -206,7 +206,7 @@ def launch_digest(variant: Variant | Declared, device: str) -> str:
 
     That is its files (Python's blind to comments and layout); the versions of what
     compiles them, and the variables that it heeds; where it has several configurations,
-    what was tuned here for its op; and where it hands on to another variant, the table
+    what was tuned here for its op; and where it calls another variant, the table
     it does so by and the files of them all.
     """
     tree = variant.folder.parents[1]
@@ -230,7 +230,7 @@ def _own_files(variant: Variant | Declared) -> list[Path]:
     """Where its function is, and the file that is called after it, for which another
     function may stand in.
 
-    What hands on to other variants has all the files of its op.
+    What calls other variants has all the files of its op.
     """
     named = variant.folder / f"{variant.name}.py"
     others = variant.folder.glob("*.py") if variant.backend == DISPATCH else ()

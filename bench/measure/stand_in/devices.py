@@ -52,7 +52,7 @@ class Device:
         return queue
 
     def write_back_s(self, read_bytes: int = 0, written_bytes: int = 0) -> float:
-        """Seconds that work takes besides, to write back what was written before it; it
+        """Seconds that work takes in addition, to write back what was written before it; it
         reads and writes so much.
 
         Work that reads as much as the L2 holds has that written back in its own time.

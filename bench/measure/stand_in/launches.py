@@ -142,7 +142,7 @@ def queue_launch(
     """Queue a kernel; its context breaks if it is given memory of another device than
     the queue's.
     """
-    words = list(_words(arguments))
+    words = list(_values_of(arguments))
     places = [memory.device_at(word) if type(word) is int else None for word in words]
     homes = set(places) - {None, memory.PINNED}
     launch = kernel, tuple(word for word, place in zip(words, places) if place is None)
@@ -161,12 +161,12 @@ def queue_launch(
 def _is_on_device(arguments: Iterable) -> bool:
     return any(
         memory.device_at(word) is not None
-        for word in _words(arguments)
+        for word in _values_of(arguments)
         if type(word) is int
     )
 
 
-def _words(arguments: Iterable) -> Iterator[Hashable]:
+def _values_of(arguments: Iterable) -> Iterator[Hashable]:
     """What a launch is given, as numbers and words: of arrays the address and the
     layout.
     """
@@ -186,11 +186,11 @@ def _words(arguments: Iterable) -> Iterator[Hashable]:
                 *argument.strides,
             )
         elif isinstance(argument, (tuple, list)):
-            yield from _words(argument)
+            yield from _values_of(argument)
         elif hasattr(argument, "_ary"):  # Numba's array
-            yield from _words((argument._ary,))
+            yield from _values_of((argument._ary,))
         elif isinstance(argument, backends.TensorDescriptor):
-            yield from _words(vars(argument).values())
+            yield from _values_of(vars(argument).values())
         else:
             yield argument
 

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 import torch
 
@@ -34,6 +35,24 @@ from batchline.bench.statuses import NOT_CAPTURED
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE_BYTES = 64 * 2**20  # where the system does not say: more than most have
 _SPIN_HZ = 2e9  # at or above the clocks of the GPUs of today, so a hold is never shorter than asked
+
+
+class Hardware(Protocol):
+    """What is asked of the hardware behind "cpu" and "cuda"; each of the two also has
+    what its own clocks take.
+    """
+
+    name: str
+    cache_bytes: int
+
+    def now_s(self) -> float:
+        """Seconds on its clock."""
+
+    def synchronize(self) -> None:
+        """Wait until all calls are done."""
+
+    def empty_launch(self) -> Callable[[], object]:
+        """The least that a call can be."""
 
 
 class Cpu:
@@ -190,6 +209,32 @@ _MOST_LAUNCHES = 200  # under one hold: the driver queues about a thousand and t
 _HOT_SAMPLE_S = 5e-4  # events tick every half microsecond at worst, so a sample this long is known to 0.1%
 
 
+class Clock(Protocol):
+    """A clock of one launch, asked for one sample at a time.
+
+    name: what stored runs call it. is_cold: whether the caches are emptied before each
+    sample; stats.roofline.is_cold says the same of a stored name. settles_s: how long
+    calls are made before a turn's samples. takes_calls: whether `use` makes the next
+    samples those of other calls. is_all_timed: whether a sample takes what it reads,
+    and next to nothing else. iterations: calls in a sample. result: what the sample's
+    last call returned; it is checked.
+    """
+
+    name: str
+    is_cold: bool
+    settles_s: float
+    takes_calls: bool
+    is_all_timed: bool
+    iterations: int
+    result: object
+
+    def settle(self) -> None:
+        """Let what ran before have no part in the next sample."""
+
+    def sample(self) -> float:
+        """Seconds a call."""
+
+
 class Unfit(Exception):
     """This clock can't time this launch; the message says why."""
 
@@ -200,11 +245,14 @@ class Host:
     """
 
     name = "host"
+    is_cold = False
     settles_s = 0.005  # a longer call has its own data back in the caches before most of it is done
     takes_calls = True
-    is_all_timed = True  # a sample takes what it reads, and next to nothing besides
+    is_all_timed = True  # a sample takes what it reads, and next to nothing else
 
-    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+    def __init__(
+        self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+    ):
         self._hardware = hardware
         self.launch = launches[0]
         self.iterations = (
@@ -248,12 +296,15 @@ class HostCold:
     """Wall time of one call after the caches were emptied."""
 
     name = "host_cold"
+    is_cold = True
     settles_s = 0.0
     takes_calls = False
     is_all_timed = False
     iterations = 1
 
-    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+    def __init__(
+        self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+    ):
         self._hardware = hardware
         self._launches = itertools.cycle(launches)
         self.result = None
@@ -273,7 +324,7 @@ class HostCold:
         return seconds
 
 
-class _Held:
+class _BehindASpin:
     """What the device clocks share: queue everything behind a spinning kernel, so that
     no host gap is inside.
 
@@ -292,7 +343,9 @@ class _Held:
     is_all_timed = False
     iterations = 1
 
-    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+    def __init__(
+        self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+    ):
         self._hardware = hardware
         self._launches = itertools.cycle(launches)
         self._start, self._end = hardware.event(), hardware.event()
@@ -343,10 +396,11 @@ class _Held:
         return max(1, min(_MOST_LAUNCHES, math.ceil(_HOT_SAMPLE_S / max(call_s, 1e-9))))
 
 
-class DeviceCold(_Held):
+class DeviceCold(_BehindASpin):
     """Event to event around one launch, with a cold L2."""
 
     name = "device_cold"
+    is_cold = True
 
     def _before(self) -> None:
         self._hardware.flush()
@@ -355,12 +409,15 @@ class DeviceCold(_Held):
         self.result = next(self._launches)()
 
 
-class DeviceHot(_Held):
+class DeviceHot(_BehindASpin):
     """Event to event around many launches in a row, with whatever they leave in L2."""
 
     name = "device_hot"
+    is_cold = False
 
-    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+    def __init__(
+        self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+    ):
         super().__init__(hardware, launches[:1], call_s, sample_s)
         self.iterations = self._enough(call_s)
         self.iterations = self._enough(self.sample())
@@ -374,14 +431,17 @@ class DeviceHot(_Held):
             self.result = launch()
 
 
-class Graph(_Held):
+class Graph(_BehindASpin):
     """Replay of a CUDA graph of many launches in a row: the device's time with no
     launch from the host at all.
     """
 
     name = "graph"
+    is_cold = False
 
-    def __init__(self, hardware, launches: Launches, call_s: float, sample_s: float):
+    def __init__(
+        self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+    ):
         super().__init__(hardware, launches[:1], call_s, sample_s)
         launch = launches[0]
         self._captured = None  # what the last launch of a replay writes to
@@ -425,6 +485,11 @@ _BY_NAME = {
 }
 
 
+def is_cold(name: str) -> bool:
+    """Whether the clock called `name` empties the caches before each sample."""
+    return _BY_NAME[name].is_cold
+
+
 def keeps_outputs(name: str) -> bool:
     """Whether the clock called `name` has memory of its own for its launch's outputs
     for as long as it lives.
@@ -432,7 +497,9 @@ def keeps_outputs(name: str) -> bool:
     return _BY_NAME[name] is Graph
 
 
-def make_clock(name: str, hardware, launches: Launches, call_s: float, sample_s: float):
+def make_clock(
+    name: str, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
+) -> Clock:
     """The clock called `name` for a launch that takes about `call_s`; host samples are
     about `sample_s` long.
 

@@ -51,7 +51,7 @@ class Values:
     def __init__(self, op: Op, inputs: Tensors, draw: Callable[[int], Tensors]):
         self._op, self._draw = op, draw
         self._true = twins(inputs)
-        self._true_words = _words(self._true)
+        self._true_words = _as_integers(self._true)
         self._sets: list[Tensors] = []
         self._words: list[tuple[torch.Tensor, torch.Tensor]] = (
             []
@@ -76,7 +76,7 @@ class Values:
         """
         while len(self._sets) < count:
             self._sets.append(twins(self._true))
-            self._words += zip(_words(self._sets[-1]), self._true_words)
+            self._words += zip(_as_integers(self._sets[-1]), self._true_words)
         return self._sets[:count]
 
     def drop_sets(self) -> None:
@@ -136,7 +136,7 @@ class Values:
     def redraw(self) -> None:
         """Give every element a new value."""
         fresh = self._draw(SECRET.getrandbits(62))
-        for true, new in zip(self._true_words, _words(fresh)):
+        for true, new in zip(self._true_words, _as_integers(fresh)):
             true.copy_(new)
         self.restore()
         self._scales.clear()
@@ -198,7 +198,7 @@ class Values:
         self._spikes, self._expected = tuple(spikes), None
 
 
-def _words(tensors: Tensors) -> list[torch.Tensor]:
+def _as_integers(tensors: Tensors) -> list[torch.Tensor]:
     """The memory behind the tensors, each storage once and in their order: as integers,
     whose NaNs are equal too.
     """

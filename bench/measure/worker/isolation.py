@@ -79,7 +79,7 @@ class Blame:
                 outcomes |= (
                     self._blamed(left, lost)
                     if alone or self._is_of_all(lost)
-                    else self._found(left, lost)
+                    else self._find_culprits(left, lost)
                 )
         return outcomes
 
@@ -101,7 +101,7 @@ class Blame:
             lost.status == FAILED and self._own_failures >= _MOST_OWN_FAILURES
         )
 
-    def _found(self, task: Task, lost: WorkerLost) -> dict[str, Outcome]:
+    def _find_culprits(self, task: Task, lost: WorkerLost) -> dict[str, Outcome]:
         """The outcomes of the entries that end a worker of their own; where none does,
         everybody's.
 

@@ -2,7 +2,7 @@
 (ncu) or some times (proton).
 
 `python -m batchline.bench.measure.worker.one_call CASE` marks the call by cudaProfilerStart
-and Stop; with the path of a profile besides, Triton's proton writes it.
+and Stop; with the path of a profile as well, Triton's proton writes it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.machine import memory
 from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.measure.reading import reading_process
-from batchline.bench.measure.timing.clocks import Unfit, make_clock
+from batchline.bench.measure.timing.clocks import Clock, Hardware, Unfit, make_clock
 from batchline.bench.measure.timing.sampling import Effort, Ledger, Samples
 from batchline.bench.measure.timing.values import CHANGED_INPUTS, Values
 from batchline.bench.measure.worker.task import DeviceLost, Outcome, Task
@@ -197,12 +197,7 @@ def of_error(error: BaseException) -> Outcome:
     return Outcome(refusal.status, refusal.reason)
 
 
-def one_line(error: BaseException) -> str:
-    """The error's type and its cause, safe to show anywhere (bench.texts)."""
-    return texts.error_line(error)
-
-
-class Patience:
+class LongCalls:
     """What is too slow to be timed. `call_s` gives the seconds that one call of a
     launch takes.
     """
@@ -213,7 +208,7 @@ class Patience:
             {}
         )  # the batch at which a variant took too long
 
-    def require_hope(self, variant_id: str, task: Task) -> None:
+    def refuse_known(self, variant_id: str, task: Task) -> None:
         """Raise NotMeasured if the variant was too slow at a smaller batch of the same
         scenario and dtype.
         """
@@ -221,7 +216,7 @@ class Patience:
         if slow is not None and slow < task.batch:
             raise _too_slow(task, f" at B={slow} already")
 
-    def require_quick(self, launch: Callable, variant_id: str, task: Task) -> None:
+    def refuse_slow(self, launch: Callable, variant_id: str, task: Task) -> None:
         """Raise NotMeasured unless a call, compiled by now, takes at most the longest
         time; the quickest of three.
         """
@@ -293,13 +288,35 @@ class Entry:
     by_clock: dict[str, Samples | str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Clocks:
+    """Of one clock for the entries of a task, by label: those that could be made, why
+    it can't time others, and what yet others raised.
+    """
+
+    made: Mapping[str, Clock]
+    why_unfit: Mapping[str, str]
+    errors: Mapping[str, BaseException]
+
+
+@dataclass
+class Caught:
+    """What was raised in a block, as an outcome; None where nothing was."""
+
+    outcome: Outcome | None = None
+
+
 class Preparing:
     """Prepares the entries of tasks on one device; `begin` is told whose step comes
     next.
     """
 
     def __init__(
-        self, device: str, hardware, begin: Callable[[str, str], None], fence: Fence
+        self,
+        device: str,
+        hardware: Hardware,
+        begin: Callable[[str, str], None],
+        fence: Fence,
     ):
         self._device = device
         self.fence = fence
@@ -307,43 +324,36 @@ class Preparing:
         self._begin = begin
         self._verdicts: dict[tuple[str, ...], NotMeasured | int | None] = {}
         self._prepared: set[tuple[str, str]] = set()
-        self._patience = Patience(self._timed)
+        self._long_calls = LongCalls(self._timed)
 
-    def problem(
-        self, op: Op, task: Task, outcomes: dict[str, Outcome]
-    ) -> Problem | None:
-        """The task's problem; None, with every entry's outcome, where its inputs can't
-        be made.
-        """
+    def problem(self, op: Op, task: Task) -> Problem | Outcome:
+        """The task's problem; or every entry's outcome, where its inputs can't be made."""
         try:
             return Problem(op, task, self._device)
         except RAISED as error:  # no room for the inputs, usually
             self.require_device(error)
-            outcomes |= dict.fromkeys(task.labels, of_error(error))
-            return None
+            return of_error(error)
 
     def entries(
         self,
         op: Op,
         task: Task,
         problem: Problem,
-        outcomes: dict[str, Outcome],
         ledger: Ledger,
-    ) -> dict[str, Entry]:
-        """The entries that are right and warm, by label; the others' outcomes are put
-        into `outcomes`.
+    ) -> tuple[dict[str, Entry], dict[str, Outcome]]:
+        """The entries that are right and warm, and the outcomes of the others, by label.
 
         Raises:
             Tampered: if one of them changed the process or the inputs.
         """
-        entries = {}
+        entries, outcomes = {}, {}
         self._look(ledger, None, problem)  # what was done since the last task
         self.fence.keep_ops()
         for label, name in task.entries:
             loaded, files = self.fence.loaded_files(), reading_process.states(
                 [op.folder]
             )
-            with self.row_of(label, outcomes):
+            with self.catch() as caught:
                 self._begin(label, "importing it")
                 variant = op.variants[name]
                 self.fence.keep(variant)
@@ -356,16 +366,19 @@ class Preparing:
                 self._look(
                     ledger, label if new == {f"{op.package}.{name}"} else None, problem
                 )
-            if label in outcomes:
+            if caught.outcome:
+                outcomes[label] = caught.outcome
                 continue
             is_new = self._is_new(variant.id, task.dtype)
-            with self.row_of(label, outcomes):
+            with self.catch() as caught:
                 variant = variant.with_config(task.configs.get(label))
                 if label in task.planted:
                     variant = slower(variant, task.planted[label], self._hardware)
                 entries[label] = self._prepare(label, variant, task, problem, ledger)
+            if caught.outcome:
+                outcomes[label] = caught.outcome
             (self._look if is_new else self._glance)(ledger, label, problem)
-        return entries
+        return entries, outcomes
 
     def _is_new(self, variant_id: str, dtype: str) -> bool:
         """Whether this is the first time that it is asked of the variant in this dtype."""
@@ -395,17 +408,14 @@ class Preparing:
         effort: Effort,
         entries: Mapping[str, Entry],
         copies: Sequence[Tensors],
-    ) -> tuple[dict, dict[str, BaseException]]:
-        """A clock for each entry, by label, and the errors of those that have none.
+    ) -> Clocks:
+        """A clock for each entry, or why it has none.
 
-        `copies` of the inputs are called on in turn, if the clock does so. Where the
-        clock can't time an entry, the entry says why.
+        `copies` of the inputs are called on in turn, if the clock does so.
         """
-        clocks, errors = {}, {}
         if too_slow := self._why_too_slow(name, effort):
-            for entry in entries.values():
-                entry.by_clock[name] = too_slow
-            return clocks, errors
+            return Clocks({}, dict.fromkeys(entries, too_slow), {})
+        clocks, why_unfit, errors = {}, {}, {}
         for label, entry in entries.items():
             self._begin(label, f"timing by {name}")
             launches = [
@@ -416,11 +426,11 @@ class Preparing:
                     name, self._hardware, launches, entry.call_s, effort.sample_s
                 )
             except Unfit as unfit:
-                entry.by_clock[name] = str(unfit)
+                why_unfit[label] = str(unfit)
             except RAISED as error:
                 self.require_device(error)
                 errors[label] = error
-        return clocks, errors
+        return Clocks(clocks, why_unfit, errors)
 
     def _why_too_slow(self, name: str, effort: Effort) -> str | None:
         """Why a clock would take much longer than the effort that it gets, whatever it
@@ -445,15 +455,16 @@ class Preparing:
             ) from lost
 
     @contextlib.contextmanager
-    def row_of(self, label: str, outcomes: dict[str, Outcome]) -> Iterator[None]:
-        """Turns whatever a variant raises in the block into its outcome."""
+    def catch(self) -> Iterator[Caught]:
+        """A block in which whatever a variant raises becomes its outcome."""
+        caught = Caught()
         try:
-            yield
+            yield caught
         except NotMeasured as refusal:
-            outcomes[label] = of_error(refusal)
+            caught.outcome = of_error(refusal)
         except RAISED as error:
             self.require_device(error)
-            outcomes[label] = of_error(error)
+            caught.outcome = of_error(error)
 
     def _prepare(
         self, label: str, variant: Variant, task: Task, problem: Problem, ledger: Ledger
@@ -464,17 +475,17 @@ class Preparing:
         probes = (
             self._require_right(label, variant, task, ledger) if task.probes else None
         )
-        self._patience.require_hope(variant.id, task)
+        self._long_calls.refuse_known(variant.id, task)
         self._begin(label, f"check {problem.where}")
-        held = memory.held(self._device)
+        before = memory.measure_usage(self._device)
         outputs, errors = problem.call(variant)
         output_bytes = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
         del outputs
         inputs = problem.inputs
         launch = functools.partial(variant.function, *inputs)
-        self._patience.require_quick(launch, variant.id, task)
+        self._long_calls.refuse_slow(launch, variant.id, task)
         peak = memory.peak_of(launch, self._device)
-        kept = memory.kept_since(held)
+        kept = memory.kept_since(before)
         self._begin(label, "warm-up")
         call_s = self._warm_up(launch, task.warm_up_s)
         return Entry(

@@ -2,7 +2,7 @@
 outcomes, and the smaller requests.
 
 Every method takes and returns what can be sent between processes. A problem can be held
-ready (Held) and timed a turn at a time, when the parent says so: it can then take turns
+ready (ReadyProblem) and timed a turn at a time, when the parent says so: it can then take turns
 between two processes that are alive at once, each with another revision's kernels.
 """
 
@@ -36,7 +36,12 @@ from batchline.bench.measure.machine.state import (
 )
 from batchline.bench.measure.reading import reading_process
 from batchline.bench.measure.timing import ceilings, sampling
-from batchline.bench.measure.timing.clocks import Unfit, hardware, keeps_outputs
+from batchline.bench.measure.timing.clocks import (
+    Unfit,
+    hardware,
+    is_cold,
+    keeps_outputs,
+)
 from batchline.bench.measure.timing.sampling import (
     Effort,
     Ledger,
@@ -55,7 +60,6 @@ from batchline.bench.measure.worker.preparing import (
 )
 from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.measure.worker.watch import LEAST_BESIDE, LEAST_CHECKS, Watch
-from batchline.bench.stats import roofline
 from batchline.bench.statuses import INVALID, MEASURED, WRONG, NotMeasured
 from batchline.kernels import forks
 
@@ -68,7 +72,7 @@ _PLACED_BYTES = (
 )  # larger inputs are in no cache, and where they lie makes no difference
 
 
-class Held:
+class ReadyProblem:
     """The entries of one task, each ready to be timed by the task's first clock, on
     several copies of the inputs.
 
@@ -97,11 +101,13 @@ class Held:
         self._copies: dict[str, list[str]] = {}  # what each entry's clocks time
         self._watch = Unwatched()
         ledger = Ledger()
-        self._problem = preparing.problem(kernels.ops[task.op], task, self._outcomes)
+        self._problem = preparing.problem(kernels.ops[task.op], task)
         ledger.check_s = (
             ledger.total_s
         )  # to draw values and compute what is expected of them
-        if self._problem:
+        if isinstance(self._problem, Outcome):
+            self._outcomes = dict.fromkeys(task.labels, self._problem)
+        else:
             try:
                 self._prepare(task, ledger)
             except Tampered as tampered:
@@ -119,26 +125,22 @@ class Held:
 
     def _prepare(self, task: Task, ledger: Ledger) -> None:
         op, name = kernels.ops[task.op], task.clocks[0]
-        self._entries = self._preparing.entries(
-            op, task, self._problem, self._outcomes, ledger
+        self._entries, refused = self._preparing.entries(
+            op, task, self._problem, ledger
         )
+        self._outcomes |= refused
         for number, copy in enumerate(self._problem.copies(_PLACED_BYTES, _COPIES), 1):
-            clocks, errors = self._preparing.clocks(
-                name, task.effort, self._entries, [copy]
-            )
-            for label, clock in clocks.items():
+            clocks = self._preparing.clocks(name, task.effort, self._entries, [copy])
+            for label, clock in clocks.made.items():
                 self._clocks.setdefault(label, []).append(clock)
                 which = f"{label} on copy {number}"
                 self._watched[which] = clock
                 self._copies.setdefault(label, []).append(which)
             self._outcomes |= {
-                label: of_error(error) for label, error in errors.items()
+                label: of_error(error) for label, error in clocks.errors.items()
+            } | {
+                label: Outcome(INVALID, why) for label, why in clocks.why_unfit.items()
             }
-        self._outcomes |= {
-            label: Outcome(INVALID, entry.by_clock[name])
-            for label, entry in self._entries.items()
-            if name in entry.by_clock
-        }
         self._clocks = {
             label: itertools.cycle(
                 clock for clock in clocks for _ in range(_TURNS_OF_A_COPY)
@@ -269,7 +271,7 @@ class Runner:
         self._hardware = hardware(device)
         self._state = state_of(device)
         self._guard = guard_of(device, lambda why: begin("", why))
-        self._held: Held | None = None
+        self._ready: ReadyProblem | None = None
         reading_process.from_sources_only(process_state.op_folders().values())
         reading_process.refuse_audit_hooks()
         forks.start_threads_here()  # the process that this one is forked from calls no kernel
@@ -351,7 +353,7 @@ class Runner:
         """
         subject = kernels.ops[op].variants[variant]
         self._begin(subject.id, f"batch invariance on {scenario}")
-        return steadiness.found(
+        return steadiness.compare_batches(
             subject,
             scenario,
             dtype,
@@ -409,15 +411,15 @@ class Runner:
 
     def _attempt(self, task: Task) -> dict[str, Outcome]:
         """Every entry's outcome, by label, whoever had the cores."""
-        op, outcomes, ledger = kernels.ops[task.op], {}, Ledger()
-        problem = self._preparing.problem(op, task, outcomes)
-        if problem is None:
-            return outcomes
+        op, ledger = kernels.ops[task.op], Ledger()
+        problem = self._preparing.problem(op, task)
+        if isinstance(problem, Outcome):
+            return dict.fromkeys(task.labels, problem)
         ledger.check_s = (
             ledger.total_s
         )  # to draw values and compute what is expected of them
         before = self._state.read()
-        entries = self._preparing.entries(op, task, problem, outcomes, ledger)
+        entries, outcomes = self._preparing.entries(op, task, problem, ledger)
         with self._placed():
             for clock, effort in zip(
                 task.clocks,
@@ -430,7 +432,7 @@ class Runner:
                     outcomes[label] = of_error(error)
         state, spent = self._state_between(before), ledger.facts(len(entries))
         for label, entry in entries.items():
-            with self._preparing.row_of(label, outcomes):
+            with self._preparing.catch() as caught:
                 facts = entry.facts | spent | {"state": state}
                 if task.energy_s:
                     self._begin(label, "energy")
@@ -455,6 +457,8 @@ class Runner:
                         task.sustained_s,
                     )
                 outcomes[label] = of_samples(entry.by_clock, task.clocks[0], facts)
+            if caught.outcome:
+                outcomes[label] = caught.outcome
         return outcomes
 
     def waves(
@@ -479,17 +483,17 @@ class Runner:
         """Make the task's entries ready to be timed in turns, until `release`; the
         labels of those that are.
         """
-        self._held_since = self._state.read()
-        self._held = Held(
+        self._ready_since = self._state.read()
+        self._ready = ReadyProblem(
             task, self._preparing, self._hardware, self._state, self._begin
         )
-        return self._held.ready
+        return self._ready.ready
 
     def turn(self, label: str, seconds: float) -> tuple[list[float], str | None]:
         """Samples of one held entry over so many seconds, and what slowed the machine
         down meanwhile, or None.
         """
-        return self._held.turn(label, seconds)
+        return self._ready.turn(label, seconds)
 
     def release(self) -> tuple[dict[str, Outcome], dict]:
         """What became of the held entries, their facts or what they ended with, and the
@@ -497,8 +501,8 @@ class Runner:
 
         Lets go of them.
         """
-        held, self._held = self._held, None
-        return held.outcomes(), self._state_between(self._held_since)
+        ready, self._ready = self._ready, None
+        return ready.outcomes(), self._state_between(self._ready_since)
 
     def _sample(
         self,
@@ -540,19 +544,22 @@ class Runner:
         """Time the entries by one clock, in turns; returns the errors by label."""
         copies = (
             problem.copies(self._hardware.cache_bytes)
-            if roofline.is_cold(name)
+            if is_cold(name)
             else [problem.inputs]
         )
-        clocks, errors = self._preparing.clocks(name, effort, entries, copies)
+        clocks = self._preparing.clocks(name, effort, entries, copies)
+        errors = dict(clocks.errors)
+        for label, why in clocks.why_unfit.items():
+            entries[label].by_clock[name] = why
         watch = Watch(
             problem,
-            {label: entries[label].variant for label in clocks},
+            {label: entries[label].variant for label in clocks.made},
             self._fence,
             ledger,
             LEAST_CHECKS if name == task.clocks[0] else LEAST_BESIDE,
         )
         taken = sample(
-            clocks,
+            clocks.made,
             effort,
             self._state.why_throttled,
             lambda label: self._begin(label, f"timing by {name}"),

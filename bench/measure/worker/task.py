@@ -227,7 +227,7 @@ def decoded(line: bytes, asked: Asked, now_s: float) -> Answer:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Forged(f"no answer but {_shown(line)}") from error
+        raise Forged(f"no answer but {_printable(line)}") from error
     if not isinstance(fields, dict) or set(fields) != {
         "number",
         "kind",
@@ -235,7 +235,7 @@ def decoded(line: bytes, asked: Asked, now_s: float) -> Answer:
         "began_s",
         "ended_s",
     }:
-        raise Forged(f"no answer but {_shown(line)}")
+        raise Forged(f"no answer but {_printable(line)}")
     if fields.pop("number") != asked.number:
         raise Forged("an answer that nobody asked for")
     answer = Answer(**fields)
@@ -243,7 +243,7 @@ def decoded(line: bytes, asked: Asked, now_s: float) -> Answer:
         asked.at_s, answer.began_s, answer.ended_s, now_s
     ):
         raise Forged(
-            f"an answer of kind {_shown(answer.kind)}, begun and ended when it can't have been"
+            f"an answer of kind {_printable(answer.kind)}, begun and ended when it can't have been"
         )
     return dataclasses.replace(
         answer, content=_KINDS[answer.kind](answer.content, asked, now_s)
@@ -396,7 +396,7 @@ def _require(holds: bool, otherwise: str) -> None:
         raise Forged(otherwise)
 
 
-def _shown(value) -> str:
+def _printable(value) -> str:
     return repr(
         texts.clean_line(
             value.decode(errors="replace") if isinstance(value, bytes) else value, 60

@@ -67,7 +67,7 @@ def serve(connection, doing: Doing, device: str, tree: str | None = None) -> Non
         if method != IDLE:
             doing.begin("", method)
         kind, content = (
-            (task.RAISED, refusal) if refusal else _answer(runner, method, arguments)
+            (task.RAISED, refusal) if refusal else _carry_out(runner, method, arguments)
         )
         answer = task.Answer(kind, content, began_s, time.perf_counter())
         try:
@@ -112,7 +112,7 @@ def _require_kernels_of(tree: str | None) -> None:
         )
 
 
-def _answer(runner, method: str, arguments: tuple) -> tuple[str, object]:
+def _carry_out(runner, method: str, arguments: tuple) -> tuple[str, object]:
     """What becomes of one request: the kind of the answer, and its content."""
     if method == IDLE:
         return task.DONE, None
@@ -167,15 +167,15 @@ class Printed:
         if len(self._line) > _LONGEST_LINE:
             lines.append(self._line)
             self._line = b""
-        return "".join(map(_shown, lines))
+        return "".join(map(_printable, lines))
 
     def rest(self) -> str:
         """The last line, if it was not ended."""
         line, self._line = self._line, b""
-        return _shown(line) if line else ""
+        return _printable(line) if line else ""
 
 
-def _shown(line: bytes) -> str:
+def _printable(line: bytes) -> str:
     return texts.clean(line.decode(errors="replace"), _LONGEST_LINE) + "\n"
 
 
@@ -449,7 +449,7 @@ class _Keeper:
                     os.read(self._wake, _CHUNK_BYTES)
                 self._reap()
             if self._control in ready:
-                self._answer(self._control.recv())
+                self._carry_out(self._control.recv())
 
     def end_worker(self) -> None:
         """Kill all that is below this process, and show the last that it printed."""
@@ -459,7 +459,7 @@ class _Keeper:
         kill_all(lambda: descendants(own), self._reap, _END_S)
         self._close_output()
 
-    def _answer(self, request: str) -> None:
+    def _carry_out(self, request: str) -> None:
         if request == _FORK:
             self._fork(reduction.recv_handle(self._control))
         else:
