@@ -154,7 +154,7 @@ def _operator():
 @contextlib.contextmanager
 def _others_cores():
     """Of a thread that was there before."""
-    cores, sleeper = os.sched_getaffinity(0), _sleepers[0].native_id
+    cores, sleeper = os.sched_getaffinity(0), _sleepers[-1].native_id
     os.sched_setaffinity(sleeper, {min(cores)})
     try:
         yield

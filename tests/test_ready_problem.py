@@ -21,7 +21,7 @@ BASELINE = "torch_mean"
 @pytest.fixture
 def runner(monkeypatch):
     monkeypatch.setattr(
-        "batchline.bench.measure.machine.state.give_each_thread_a_core", lambda: []
+        "batchline.bench.measure.worker.runner.give_each_thread_a_core", lambda: []
     )  # this process has other tests
     return Runner("cpu")
 
