@@ -58,6 +58,13 @@ _FLOPS_PER_S = {"float16": 5e14, "float32": 5e13}
 _SMALLEST, _LARGEST = 2, 2**12  # of a neighbour
 
 Key = tuple[str, str, str, int]  # as bench.declared.Problem.key
+CLOCKS = {
+    "cpu": ("host", "host_cold"),
+    "cuda": ("device_cold", "device_hot", "graph", "host"),
+}
+"""The clocks of each device. The first is the one that variants are ranked by, unless a run names others."""
+_ALL_DTYPES = ("float32", "float16", "bfloat16")
+_POWERS = tuple(2**power for power in range(13))
 
 
 def fixed_problems(ops: Mapping[str, DeclaredOp], batches: Sequence[int]) -> list[Key]:
@@ -122,13 +129,6 @@ class Limits:
     bytes: float
 
 
-CLOCKS = {
-    "cpu": ("host", "host_cold"),
-    "cuda": ("device_cold", "device_hot", "graph", "host"),
-}
-"""The clocks of each device. The first is the one that variants are ranked by, unless a run names others."""
-
-
 @dataclass(frozen=True)
 class Profile:
     """How much to measure, and how long it may take. Mappings are by device ("cpu",
@@ -167,9 +167,6 @@ class Profile:
     budget_s: Mapping[str, float | None]
     fixed: bool = False
 
-
-_ALL_DTYPES = ("float32", "float16", "bfloat16")
-_POWERS = tuple(2**power for power in range(13))
 
 PROFILES = {
     profile.name: profile

@@ -34,6 +34,7 @@ STATUSES = (
 BROKEN = (WRONG, INVALID, FAILED, OUT_OF_MEMORY, CRASHED, HUNG)
 THE_MACHINE_WAS = "the machine was "
 """Busy or throttled: so begins the reason of a case where no variant is to blame."""
+NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch
 
 
 def is_machines_fault(status: str, reason: str) -> bool:
@@ -60,9 +61,6 @@ class NotMeasured(Exception):
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}"
-
-
-NOT_CAPTURED = "graph: can't be captured"  # so begins the reason where there is no CUDA graph of a launch
 
 
 def case_id(op: str, variant: str, scenario: str, dtype: str, batch: int) -> str:

@@ -41,6 +41,7 @@ from batchline.bench.reader import started_ahead
 from batchline.bench.texts import did_you_mean
 
 _FOLDER = Path(__file__).resolve().parent
+PROGRAM = "batchline"
 
 
 def names() -> list[str]:
@@ -65,9 +66,6 @@ def help_line(name: str) -> str:
 
 def _file_name(name: str) -> str:
     return name.replace("-", "_")
-
-
-PROGRAM = "batchline"
 
 
 def execute(words: Sequence[str]) -> int:

@@ -54,6 +54,10 @@ _ALONE = re.compile(r"(\S+::.+?) ([A-Z]+)(?: .*)?\[ *\d+%\]\s*$")
 _BEGUN = re.compile(r"(\S+::\S.*?)\s*$")
 _BAD = ("FAILED", "ERROR")
 _MOST_NAMED = 50
+FILE_NAME = "evidence.json"
+STOPPED = "stopped by Ctrl-C; what it had by then is below"
+_FORMAT = 1
+_TO_STOP_S = 20  # of a part's limit, to write what it has
 
 
 @dataclass(frozen=True)
@@ -292,12 +296,6 @@ def show_dispatch(asked) -> PartSection:
         "\n".join(["```", *map(texts.clean, shortened), "```", "", kept]),
         data=tables or None,
     )
-
-
-FILE_NAME = "evidence.json"
-STOPPED = "stopped by Ctrl-C; what it had by then is below"
-_FORMAT = 1
-_TO_STOP_S = 20  # of a part's limit, to write what it has
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,33 @@ if TYPE_CHECKING:
 
 _TIME = "time (ns)"
 _CALLS = "count"
+HELP = "one case under ncu or proton; without a GPU its hot loop"
+SAMPLE = """
+bmm/triton_naive/square_128/float16/B64: no GPU here, so this is what the compiler made of it for
+  sm_90, not yet run
+
+Hot loop: 85 of 382 instructions, from 0xd40 to 0x12f0
+69 integer, address, move, 9 barrier or wait, 4 global load, 16 B, 2 tensor core, 1 branch
+    d40  DEPBAR.LE SB0, 0x0                                          ← barrier or wait
+"""
+EXITS = {
+    ExitCode.CLEAN: "the profile is above",
+    ExitCode.FAULT: "the profiler failed",
+    ExitCode.USAGE: "no such case, architecture or device",
+    ExitCode.NOT_MEASURED: "there is nothing to show here",
+    ExitCode.STOPPED: "stopped by Ctrl-C",
+}
+_ONE_CALL = (sys.executable, "-m", "batchline.bench.measure.worker.one_call")
+_NCU = (
+    "ncu",
+    "--set",
+    "detailed",
+    "--profile-from-start",
+    "off",
+    "--target-processes",
+    "all",
+)
+_NOT_PERMITTED = "ERR_NVGPUCTRPERM"
 
 
 @dataclass(frozen=True)
@@ -69,35 +96,6 @@ def _leaves(node: Mapping) -> Iterator[tuple[str, float, float]]:
         yield node["frame"]["name"], metrics.get(_CALLS, 1), metrics[_TIME]
     for child in children:
         yield from _leaves(child)
-
-
-HELP = "one case under ncu or proton; without a GPU its hot loop"
-SAMPLE = """
-bmm/triton_naive/square_128/float16/B64: no GPU here, so this is what the compiler made of it for
-  sm_90, not yet run
-
-Hot loop: 85 of 382 instructions, from 0xd40 to 0x12f0
-69 integer, address, move, 9 barrier or wait, 4 global load, 16 B, 2 tensor core, 1 branch
-    d40  DEPBAR.LE SB0, 0x0                                          ← barrier or wait
-"""
-EXITS = {
-    ExitCode.CLEAN: "the profile is above",
-    ExitCode.FAULT: "the profiler failed",
-    ExitCode.USAGE: "no such case, architecture or device",
-    ExitCode.NOT_MEASURED: "there is nothing to show here",
-    ExitCode.STOPPED: "stopped by Ctrl-C",
-}
-_ONE_CALL = (sys.executable, "-m", "batchline.bench.measure.worker.one_call")
-_NCU = (
-    "ncu",
-    "--set",
-    "detailed",
-    "--profile-from-start",
-    "off",
-    "--target-processes",
-    "all",
-)
-_NOT_PERMITTED = "ERR_NVGPUCTRPERM"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,6 +51,10 @@ _FACTS = (
 )  # and what is as good as none
 BASE_SIDE, HEAD_SIDE = 0, 1
 INTERRUPTED = "stopped by Ctrl-C"
+FORMAT = 1
+FOLDER = places.BASELINES
+_AGAIN = "`batchline selftest` measures it anew"
+_PARTS = ("machine", "profile", "sessions", "noise")
 
 
 @dataclass(frozen=True)
@@ -474,12 +478,6 @@ def compile_once() -> Iterator[None]:
             del os.environ["TRITON_CACHE_AUTOTUNING"]
         else:
             os.environ["TRITON_CACHE_AUTOTUNING"] = before
-
-
-FORMAT = 1
-FOLDER = places.BASELINES
-_AGAIN = "`batchline selftest` measures it anew"
-_PARTS = ("machine", "profile", "sessions", "noise")
 
 
 def path(machine: Mapping) -> Path:

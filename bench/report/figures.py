@@ -30,6 +30,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F
 MARKERS = "osD^vPX"
 _LINES = ("-", "--", ":")
 _LEAST_SPAN = 8  # a logarithmic axis shows at least this ratio, or noise in a flat curve would look like a cliff
+# Of Okabe and Ito's colours; as in figures.COLORS.
+_BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
+_PREDICTIONS = (_GREEN, _RED, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")
+_TOP = 5  # times the least: where the panel of T(B) is cut, or its ends would flatten the valley
 
 
 @dataclass(frozen=True)
@@ -243,12 +247,6 @@ def set_logarithmic(axes, ticks: LogTicks) -> None:
     axes.set_yscale("log", base=ticks.base)
     axes.yaxis.set_major_locator(LogLocator(ticks.base, subs=ticks.subs, numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-# Of Okabe and Ito's colours; as in figures.COLORS.
-_BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.45"
-_PREDICTIONS = (_GREEN, _RED, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")
-_TOP = 5  # times the least: where the panel of T(B) is cut, or its ends would flatten the valley
 
 
 def draw(findings: TrainingFindings, machine: Mapping, folder: Path) -> set[str]:

@@ -35,6 +35,10 @@ from batchline.bench.verdicts.compiled_changes import (
 from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOVE_COLUMNS = ("where", "what moved")
+_MOST_COMPILED = 6
+_WITHIN = 0.02
+_FROM_S = 60e-6  # below this a caller's own jitter is percents
+_WORST_SHOWN = 8
 
 
 def calls_on_terminal(called: Sequence[Called], slower: Sequence[Called]) -> str:
@@ -289,9 +293,6 @@ def _pairs(findings: list[Finding]) -> str:
     return f"{min(counts)} to {max(counts)}" if counts else ""
 
 
-_MOST_COMPILED = 6
-
-
 def screen(run: Run, case: str, where: str) -> str:
     """The case as `run`, which has it, says; `where` says which run that is."""
     record = next(record for record in run.records if record.id == case)
@@ -462,15 +463,6 @@ def _compiled(run: Run, record: Record) -> Iterator[str]:
             f"sm_{entry['architecture']} on {entry['scenario']}/B{entry['batch']}: {kernel}: "
             f"{format_compiled(entry)}"
         )
-
-
-_WITHIN = 0.02
-
-
-_FROM_S = 60e-6  # below this a caller's own jitter is percents
-
-
-_WORST_SHOWN = 8
 
 
 def summarize_a_a(pairs: Sequence[Pair], device_name: str, clock: str) -> str:

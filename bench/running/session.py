@@ -51,6 +51,8 @@ _TELL_EVERY_S = 5.0
 # the cases', and half a minute at the least, for the first problem has what happens once
 # in a run (the compilers start, a busy machine is waited for).
 _PRIOR_SHARE, _LEAST_PRIOR_S = 0.1, 30.0
+_MOST_TRIES = 3  # of a problem with a time that can't be
+_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED = 30.0, 2.0
 
 
 class Progress:
@@ -175,10 +177,6 @@ class Progress:
             f"{console.ERASED}{line}\n" if self._on_terminal else f"{line}\n"
         )
         self._stream.flush()
-
-
-_MOST_TRIES = 3  # of a problem with a time that can't be
-_LEAST_TO_COMPILE_S, _MOST_OF_EXPECTED = 30.0, 2.0
 
 
 class Session:

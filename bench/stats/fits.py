@@ -55,6 +55,20 @@ _LEAST_STEPS = (
     3  # different batches, or numbers of waves, that a line and its scatter need
 )
 _EXACT = 1e-12  # squares of relative residuals that are rounding
+LEAST_MEMORY_BATCHES = 3  # two points make any line
+Run = Mapping
+LEAST_RUNS = 10  # two segments
+LEAST_SEGMENT = 5  # two slow runs in a row are bad luck: three of five would be needed
+_LEAST_SERIES_NOISE = (
+    0.01  # of a logarithm: processes differ by 1%, however alike a few runs look
+)
+_CRITICAL_T = 5.5
+_CANDIDATE_PENALTY = (
+    4  # in variances: offers too many changes, which the t test then drops
+)
+_SPIKE = 4.0  # standard deviations from the median of a run and its three neighbours on each side
+_NEIGHBOURS = 3
+_SIGMA_OF_MAD = 1.4826  # of the normal distribution
 
 
 class LatencyFit:
@@ -251,9 +265,6 @@ def fit_latency(
     return min(fits, key=lambda fit: fit.information)
 
 
-LEAST_MEMORY_BATCHES = 3  # two points make any line
-
-
 @dataclass(frozen=True)
 class MemoryLaw:
     """Bytes: m(B) = fixed + per_sample · B. `misfit` is the worst |measured − law| as a
@@ -289,9 +300,6 @@ def fit_memory(batches: Sequence[int], sizes: Sequence[float]) -> MemoryLaw | No
         abs(intercept + slope * batch - size) for batch, size in zip(batches, sizes)
     )
     return MemoryLaw(intercept, slope, worst / max(*sizes, 1))
-
-
-Run = Mapping
 
 
 def batches(record: Mapping) -> list[int]:
@@ -438,20 +446,6 @@ def by_seed(
     """What `read` says of each run, by seed, without those of which it says nothing."""
     values = {run["seed"]: read(run) for run in trained}
     return {seed: value for seed, value in values.items() if value is not None}
-
-
-LEAST_RUNS = 10  # two segments
-LEAST_SEGMENT = 5  # two slow runs in a row are bad luck: three of five would be needed
-_LEAST_SERIES_NOISE = (
-    0.01  # of a logarithm: processes differ by 1%, however alike a few runs look
-)
-_CRITICAL_T = 5.5
-_CANDIDATE_PENALTY = (
-    4  # in variances: offers too many changes, which the t test then drops
-)
-_SPIKE = 4.0  # standard deviations from the median of a run and its three neighbours on each side
-_NEIGHBOURS = 3
-_SIGMA_OF_MAD = 1.4826  # of the normal distribution
 
 
 @dataclass(frozen=True)

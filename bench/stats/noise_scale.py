@@ -26,6 +26,10 @@ from batchline.bench.stats.intervals import (
 )
 
 _ROUNDING = 1e-3  # of √(n̄·M), far above what half precision leaves of M, far below what a wrong 1/B does to it
+BOUNDED = "bounded"
+NO_UPPER_BOUND = "cannot bound above"
+NO_SIGNAL = "signal not distinguishable from zero"
+_LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +185,6 @@ def _square(theta: float) -> float:
             f"the θ of a test of the batch is above 0, and this one is {theta}"
         )
     return theta**2
-
-
-BOUNDED = "bounded"
-NO_UPPER_BOUND = "cannot bound above"
-NO_SIGNAL = "signal not distinguishable from zero"
 
 
 @dataclass(frozen=True)
@@ -441,9 +440,6 @@ def _skewness_of_mean(deviations: np.ndarray) -> float:
 
 def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-_LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 
 
 class Stream:

@@ -22,6 +22,10 @@ COMPUTE = "compute"
 _MOSTLY_READS = 0.1  # a result that writes under this share of its bytes is held against the read-only rate
 # Ceilings are measured too: a stream may have met a slower moment than the result did.
 _FLOOR_MARGIN = 0.75
+REGISTERS = "registers"
+SHARED = "shared memory"
+BLOCKS = "blocks"
+WARPS = "warps"
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,6 @@ def best_of(one: Mapping, other: Mapping, better: Callable = max) -> dict:
 def is_cold(clock: str) -> bool:
     """Whether a clock's samples start from emptied caches."""
     return clock.endswith("_cold")
-
-
-REGISTERS = "registers"
-SHARED = "shared memory"
-BLOCKS = "blocks"
-WARPS = "warps"
 
 
 @dataclass(frozen=True)

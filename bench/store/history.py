@@ -25,6 +25,8 @@ _UNKNOWN = "unknown"
 # Of the cases: where the machine was at fault so often, it was not itself for the others
 # either.
 _MOST_DISTURBED = 0.1
+FORMAT = 1
+ENDING = ".jsonl"
 
 
 def identity(machine: Mapping) -> dict[str, str]:
@@ -117,10 +119,6 @@ class Entry:
     machine: Mapping[str, str]
     toolchain: Mapping[str, str]
     cases: Mapping[str, Mapping]
-
-
-FORMAT = 1
-ENDING = ".jsonl"
 
 
 def append(run: Run, folder: Path = HISTORY) -> Path | None:

@@ -24,6 +24,8 @@ from batchline.bench.store.formats import OURS
 from batchline.bench.store.records import Record, Run, Study
 
 FILE_NAME, STUDY_FILE_NAME = "run.json", "study.json"
+BENCHMARK_FILE_NAME = "benchmark.json"
+_FILE, _FUNCTION = "bench/bench_kernels.py", "test_kernel"
 
 
 def path_in(folder: Path) -> Path:
@@ -112,10 +114,6 @@ def _parsed(kind, format_of_kind: formats.Format, document: Mapping, name: objec
 def _write(path: Path, format_of_kind: formats.Format, value: Run | Study) -> Path:
     document = {"format": format_of_kind.number, **formats.to_json(value)}
     return write_json(path, document)
-
-
-BENCHMARK_FILE_NAME = "benchmark.json"
-_FILE, _FUNCTION = "bench/bench_kernels.py", "test_kernel"
 
 
 def document_of(run: Run) -> dict:

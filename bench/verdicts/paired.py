@@ -63,6 +63,36 @@ from batchline.bench.verdicts.gate import (
 )
 
 _KERNEL = ("op", "variant", "scenario", "dtype")
+_CHANGED = {
+    LATENCY: ("slower", "faster"),
+    MEMORY: ("more memory", "less memory"),
+    ACCURACY: ("less accurate", "more accurate"),
+}
+_UNCHANGED = {EQUIVALENT: "equal", INCONCLUSIVE: "undecided", INVALID: "not judged"}
+BASE = "base"
+HEAD = "head"
+BOTH = "both"
+_NO_MEDIAN = 1e30  # where there is none yet: the floor is the least share
+_MOST_FAILURES = 2  # of one case; more are not an accident
+VOID = "void"  # a control changed, and no verdict counts
+SLOWER = "slower"  # or larger, or less accurate: a case or a kernel REGRESSED
+LEFT_OPEN = "left open"  # a case is UNCONFIRMED
+NOTHING = "nothing"  # nothing that was compared has a verdict
+INCOMPLETE = "incomplete"  # a case could not be judged
+CLEAN = "clean"
+WORST_FIRST = (
+    REGRESSED,
+    INVALID,
+    UNCONFIRMED,
+    MISSING,
+    INCONCLUSIVE,
+    IMPROVED,
+    NEW,
+    EQUIVALENT,
+    IDENTICAL,
+)
+_NOT_COMPARED = {IDENTICAL, NEW, MISSING}
+_WITHOUT_VERDICT = {INVALID, INCONCLUSIVE}
 
 
 def over_batches(
@@ -296,14 +326,6 @@ def _parts(
     return tuple(parts)
 
 
-_CHANGED = {
-    LATENCY: ("slower", "faster"),
-    MEMORY: ("more memory", "less memory"),
-    ACCURACY: ("less accurate", "more accurate"),
-}
-_UNCHANGED = {EQUIVALENT: "equal", INCONCLUSIVE: "undecided", INVALID: "not judged"}
-
-
 def describe_parts(
     parts: Sequence[Mapping], counts: Mapping[str, int], quantity: str = LATENCY
 ) -> str:
@@ -367,13 +389,6 @@ def _where(part: Mapping, parts: Sequence[Mapping]) -> str:
         if part is parts[-1]
         else f"for {part['first']} ≤ B ≤ {part['last']}"
     )
-
-
-BASE = "base"
-HEAD = "head"
-BOTH = "both"
-_NO_MEDIAN = 1e30  # where there is none yet: the floor is the least share
-_MOST_FAILURES = 2  # of one case; more are not an accident
 
 
 class Evidence:
@@ -526,27 +541,6 @@ class Evidence:
     def _first_median(self, quantity: str, case: str) -> float:
         values = self._values[quantity].get(case, [])[: gate.LEAST_PAIRS]
         return statistics.median(base for base, _ in values) if values else _NO_MEDIAN
-
-
-VOID = "void"  # a control changed, and no verdict counts
-SLOWER = "slower"  # or larger, or less accurate: a case or a kernel REGRESSED
-LEFT_OPEN = "left open"  # a case is UNCONFIRMED
-NOTHING = "nothing"  # nothing that was compared has a verdict
-INCOMPLETE = "incomplete"  # a case could not be judged
-CLEAN = "clean"
-WORST_FIRST = (
-    REGRESSED,
-    INVALID,
-    UNCONFIRMED,
-    MISSING,
-    INCONCLUSIVE,
-    IMPROVED,
-    NEW,
-    EQUIVALENT,
-    IDENTICAL,
-)
-_NOT_COMPARED = {IDENTICAL, NEW, MISSING}
-_WITHOUT_VERDICT = {INVALID, INCONCLUSIVE}
 
 
 def conclude(regression: Regression) -> str:

@@ -47,6 +47,16 @@ _LIBRARIES = {
     *sys.stdlib_module_names,
 }
 _OF_LIBRARIES = (np.dtype, ir.Type, numba_types.Type, cuda_types.Type)
+_TOOLS = (
+    "numba",
+    "numba-cuda",
+    "llvmlite",
+    "nvidia-nvvm",
+    "nvidia-nvjitlink",
+    "cuda-bindings",
+    "cuda-core",
+)
+_DIGEST = 64  # hexadecimal digits before the pickle
 
 
 class Untold(Exception):
@@ -175,18 +185,6 @@ def _names(code: types.CodeType) -> set[str]:
         constant for constant in code.co_consts if isinstance(constant, types.CodeType)
     ]
     return set(code.co_names).union(*map(_names, inner))
-
-
-_TOOLS = (
-    "numba",
-    "numba-cuda",
-    "llvmlite",
-    "nvidia-nvvm",
-    "nvidia-nvjitlink",
-    "cuda-bindings",
-    "cuda-core",
-)
-_DIGEST = 64  # hexadecimal digits before the pickle
 
 
 def key_of(

@@ -36,6 +36,9 @@ from batchline.kernels._cuda import launch
 from batchline.kernels.op import Tensors, Variant
 
 PROBLEM, PROBE, NEARBY, CONDITION = "problem", "probe", "near", "condition"
+Wants = Callable[
+    [str, str], bool
+]  # (compiler, key) of a launch → whether to compile it, and end there
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,6 @@ class Compiled(BaseException):
     def __init__(self, is_new: bool):
         super().__init__(is_new)
         self.is_new = is_new
-
-
-Wants = Callable[
-    [str, str], bool
-]  # (compiler, key) of a launch → whether to compile it, and end there
 
 
 def keys_of(variant: Variant, inputs: Tensors, gpu: Gpu) -> dict[str, str]:

@@ -33,6 +33,9 @@ _ALLOCATORS = {
     torch.ops.aten.new_empty_strided.default,
 }
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SECRET = (
+    random.SystemRandom()
+)  # asks the system each time, so that there is no state to read ahead
 
 
 class Poison(TorchDispatchMode):
@@ -376,11 +379,6 @@ def as_tuple(outputs) -> Tensors:
 
 def _seed(name: str, round_: int) -> int:
     return 2 * zlib.crc32(name.encode()) + round_
-
-
-SECRET = (
-    random.SystemRandom()
-)  # asks the system each time, so that there is no state to read ahead
 
 
 def refusal_of(error: BaseException) -> NotMeasured:

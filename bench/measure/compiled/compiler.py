@@ -41,6 +41,9 @@ from batchline.kernels.op import Variant
 from batchline.kernels.target import compiling_for
 
 _MATRIX_INSTRUCTIONS = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b")
+_THREADS = re.compile(r"\.reqntid (\d+)")
+_LONGEST_S = 300  # without an answer: a compiler that hangs must not hold the others up
+_MOST_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,6 @@ def _not_loaded(cubin, setup_functions, teardown_functions) -> SimpleNamespace:
     )
     module.get_function = lambda name: function
     return module
-
-
-_THREADS = re.compile(r"\.reqntid (\d+)")
 
 
 @dataclass(frozen=True)
@@ -426,10 +426,6 @@ def why_cannot_compile(backend: str) -> str | None:
     if backend not in backends.INTERPRETED_BACKENDS:
         return f"{backend} is not a GPU compiler"
     return backends.why_absent(backend) or backends.why_absent("triton")
-
-
-_LONGEST_S = 300  # without an answer: a compiler that hangs must not hold the others up
-_MOST_PROCESSES = 8
 
 
 def each(work: Callable, jobs: Sequence[Hashable]) -> tuple[dict, list[str]]:

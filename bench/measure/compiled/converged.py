@@ -26,6 +26,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Followers = Sequence[Sequence[int]]  # of each block, the blocks that may run next
+# With the lines that say where in the source it is.
+_COMMENT = re.compile(
+    r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", re.DOTALL | re.MULTILINE
+)
+_BODY = re.compile(r"^\s*(?:\.\w+\s+)*\.(?:entry|func)\b[^;{]*\{", re.MULTILINE)
+_PART = re.compile(
+    r"\s*(?:(?P<label>[$\w]+)\s*:(?!:)|(?P<brace>[{}])|(?P<statement>(?:[^;{}]|\{[^{}]*\})*);)"
+)
+_STATEMENT = re.compile(r"\s*(?:@\s*(!?[%\w$]+)\s+)?([\w.:]+)\s*(.*)", re.DOTALL)
+_OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|\([^)]*\)|[^,\s{[(][^,]*")
+_LEAVES = ("ret", "exit", "trap")
+_LINE = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;",
+    re.MULTILINE,
+)
+_TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
+_ENDS = ("BRA", "BRX", "EXIT", "RET", "JMP", "JMX", "CALL")
+_UNIFORM = re.compile(r"!?UP\d")  # a branch's predicate may stand among its operands
+_ALL = (1 << 64) - 1
+_SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}
+_NAME = re.compile(r"%?[A-Za-z_$][\w$.]*")
+_NO_RESULT = ("st", "bra", "brx", "bar", "ret", "exit", "red", "setmaxnreg", "call")
+_OF_EACH_LANE = (
+    "atom",
+    "mma",
+    "ldmatrix",
+    "wgmma",
+    "activemask",
+    "elect",
+    "match",
+    "movmatrix",
+)
+_OF_THE_WARP = ("vote", "redux")
 
 
 def decided_by(followers: Followers) -> list[set[int]]:
@@ -105,19 +138,6 @@ def _reached(followers: Followers, starts: Sequence[int], stops: int) -> set[int
             reached.add(block)
             waiting += followers[block]
     return reached
-
-
-# With the lines that say where in the source it is.
-_COMMENT = re.compile(
-    r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", re.DOTALL | re.MULTILINE
-)
-_BODY = re.compile(r"^\s*(?:\.\w+\s+)*\.(?:entry|func)\b[^;{]*\{", re.MULTILINE)
-_PART = re.compile(
-    r"\s*(?:(?P<label>[$\w]+)\s*:(?!:)|(?P<brace>[{}])|(?P<statement>(?:[^;{}]|\{[^{}]*\})*);)"
-)
-_STATEMENT = re.compile(r"\s*(?:@\s*(!?[%\w$]+)\s+)?([\w.:]+)\s*(.*)", re.DOTALL)
-_OPERAND = re.compile(r"\{[^}]*\}|\[[^]]*\]|\([^)]*\)|[^,\s{[(][^,]*")
-_LEAVES = ("ret", "exit", "trap")
 
 
 @dataclass(frozen=True)
@@ -215,15 +235,6 @@ def _parts(text: str, start: int) -> Iterator[tuple[str | None, Statement | None
             )
 
 
-_LINE = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;",
-    re.MULTILINE,
-)
-_TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
-_ENDS = ("BRA", "BRX", "EXIT", "RET", "JMP", "JMX", "CALL")
-_UNIFORM = re.compile(r"!?UP\d")  # a branch's predicate may stand among its operands
-
-
 @dataclass(frozen=True)
 class Instruction:
     """Its address, its predicate ("" without one), its name and operands, and the
@@ -300,23 +311,6 @@ def _machine_followers(
         and not _UNIFORM.match(end.operands)
     )
     return there + (() if always and end.kind != "CALL" else onward)
-
-
-_ALL = (1 << 64) - 1
-_SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}
-_NAME = re.compile(r"%?[A-Za-z_$][\w$.]*")
-_NO_RESULT = ("st", "bra", "brx", "bar", "ret", "exit", "red", "setmaxnreg", "call")
-_OF_EACH_LANE = (
-    "atom",
-    "mma",
-    "ldmatrix",
-    "wgmma",
-    "activemask",
-    "elect",
-    "match",
-    "movmatrix",
-)
-_OF_THE_WARP = ("vote", "redux")
 
 
 class LaneValues:

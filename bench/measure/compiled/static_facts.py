@@ -36,6 +36,25 @@ from batchline.kernels.architectures import KNOWN, PINNED, WITHOUT_GPU
 from batchline.kernels.op import FP8, Tensors, Variant
 from batchline.kernels.target import compiling_for
 
+DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
+BATCHES = (1, 256)  # of each scenario, in search of configurations
+_REPOSITORY = places.CODE
+_READERS = (
+    Path(__file__),
+    *(
+        Path(module.__file__)
+        for module in (
+            converged,
+            compiler,
+            converged,
+            sass,
+        )
+    ),
+)
+Captured = tuple[
+    dict, Launch | None
+]  # what a row says of where it was launched (or its "error"), and the launch
+
 
 def code_of_case(
     case: str, architecture: int
@@ -72,27 +91,6 @@ def machine_code(
         (compiled, instructions(sass.listing(launch.cubin, architecture)))
         for compiled, launch in zip(compiler.read(launches), launches)
     ]
-
-
-DEFAULTS_FOR = WITHOUT_GPU  # the architecture for which every configuration that a rule gives is compiled
-BATCHES = (1, 256)  # of each scenario, in search of configurations
-_REPOSITORY = places.CODE
-_READERS = (
-    Path(__file__),
-    *(
-        Path(module.__file__)
-        for module in (
-            converged,
-            compiler,
-            converged,
-            sass,
-        )
-    ),
-)
-
-Captured = tuple[
-    dict, Launch | None
-]  # what a row says of where it was launched (or its "error"), and the launch
 
 
 @dataclass(frozen=True)

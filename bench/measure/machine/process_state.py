@@ -64,6 +64,65 @@ _LIBRARIES = tuple(
     | ({str(Path(_TORCH.origin).parents[1])} if _TORCH else set())
 )
 _COMPILERS = b"torch/_inductor"  # torch.compile keeps a pool of processes
+_LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+_BY_LIBRARIES = (
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "TRITON_CACHE_DIR",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "PYTEST_CURRENT_TEST",
+)  # variables that they set themselves
+_PATHS = len(sys.path)
+_FINDERS, _HOOKS = tuple(sys.meta_path), tuple(
+    sys.path_hooks
+)  # kept alive, or an address could be used again
+# torch's operators that the baselines, the references and the checks call.
+_OPERATORS = (
+    "_scaled_mm",
+    "_to_copy",
+    "abs",
+    "add.Tensor",
+    "add_.Tensor",
+    "addmm",
+    "baddbmm",
+    "bmm",
+    "cat",
+    "clone",
+    "copy_",
+    "div.Tensor",
+    "einsum",
+    "empty.memory_format",
+    "empty_like",
+    "empty_strided",
+    "equal",
+    "linalg_vector_norm",
+    "linear",
+    "matmul",
+    "max",
+    "mean",
+    "mean.dim",
+    "mm",
+    "mul.Tensor",
+    "mul_.Tensor",
+    "mv",
+    "sub.Tensor",
+    "sum",
+    "sum.dim_IntList",
+)
+# The keys by which a plain tensor's call goes. Others change by themselves, as batching
+# rules loaded at a first use.
+_KEYS = (
+    "CPU",
+    "CUDA",
+    "Autograd",
+    "Composite",
+    "Python",
+    "BackendSelect",
+    "ADInplaceOrView",
+)
+_USUAL_DEPTH = 1000
+_LEAST_NUMBER = 5e-324
 
 
 def ids() -> frozenset[int]:
@@ -160,67 +219,6 @@ def _compiles(process: int) -> bool:
     with contextlib.suppress(OSError):
         return _COMPILERS in Path(f"/proc/{process}/cmdline").read_bytes()
     return True  # it has ended
-
-
-_LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
-_BY_LIBRARIES = (
-    "TORCHINDUCTOR_",
-    "_TORCHINDUCTOR_",
-    "TRITON_CACHE_DIR",
-    "KMP_INIT_AT_FORK",
-    "KMP_DUPLICATE_LIB_OK",
-    "PYTEST_CURRENT_TEST",
-)  # variables that they set themselves
-_PATHS = len(sys.path)
-_FINDERS, _HOOKS = tuple(sys.meta_path), tuple(
-    sys.path_hooks
-)  # kept alive, or an address could be used again
-# torch's operators that the baselines, the references and the checks call.
-_OPERATORS = (
-    "_scaled_mm",
-    "_to_copy",
-    "abs",
-    "add.Tensor",
-    "add_.Tensor",
-    "addmm",
-    "baddbmm",
-    "bmm",
-    "cat",
-    "clone",
-    "copy_",
-    "div.Tensor",
-    "einsum",
-    "empty.memory_format",
-    "empty_like",
-    "empty_strided",
-    "equal",
-    "linalg_vector_norm",
-    "linear",
-    "matmul",
-    "max",
-    "mean",
-    "mean.dim",
-    "mm",
-    "mul.Tensor",
-    "mul_.Tensor",
-    "mv",
-    "sub.Tensor",
-    "sum",
-    "sum.dim_IntList",
-)
-# The keys by which a plain tensor's call goes. Others change by themselves, as batching
-# rules loaded at a first use.
-_KEYS = (
-    "CPU",
-    "CUDA",
-    "Autograd",
-    "Composite",
-    "Python",
-    "BackendSelect",
-    "ADInplaceOrView",
-)
-_USUAL_DEPTH = 1000
-_LEAST_NUMBER = 5e-324
 
 
 def _autocast() -> tuple:

@@ -42,6 +42,18 @@ _POWER_CAP = "power cap"
 _LEAST_CLOCK_SHARE = 0.75  # NVBench's rule: a sample below this share of the default clock is not of this chip
 _PROC = Path("/proc")
 _CPUS = Path("/sys/devices/system/cpu")
+_SPINS = {
+    "GOMP_SPINCOUNT": "20000",
+    "KMP_BLOCKTIME": "1",
+}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms
+USUAL_SHARE = 0.1  # of the cores, that others may take: on two quiet ones it is 1 to 3%
+VARIABLE = "BATCHLINE_MOST_BUSY"  # names another share
+LEAST_SPAN_S = 0.25  # the system counts in ticks of 10 ms: over a shorter time a tick would be too much of a tenth
+PAUSES_S = (1.0, 5.0)  # before each further attempt
+_MOST_IN_VAIN = 3  # attempts at several things in a row: after that one attempt each, until one is quiet again
+_KEPT = 64  # readings
+_TIMES = {1: "", 2: ", twice", 3: ", three times"}
+Result = TypeVar("Result")
 
 
 class CpuState:
@@ -323,12 +335,6 @@ class UnknownState:
         return None
 
 
-_SPINS = {
-    "GOMP_SPINCOUNT": "20000",
-    "KMP_BLOCKTIME": "1",
-}  # GNU's, in turns of a loop; LLVM's and Intel's, in ms
-
-
 def short_spins(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables by which OpenMP's threads sleep half a millisecond or so after their
     work, and not after 7 ms or 200.
@@ -418,16 +424,6 @@ def _numbers(text: str) -> list[int]:
         for first, _, last in ends
         for number in range(int(first), int(last or first) + 1)
     ]
-
-
-USUAL_SHARE = 0.1  # of the cores, that others may take: on two quiet ones it is 1 to 3%
-VARIABLE = "BATCHLINE_MOST_BUSY"  # names another share
-LEAST_SPAN_S = 0.25  # the system counts in ticks of 10 ms: over a shorter time a tick would be too much of a tenth
-PAUSES_S = (1.0, 5.0)  # before each further attempt
-_MOST_IN_VAIN = 3  # attempts at several things in a row: after that one attempt each, until one is quiet again
-_KEPT = 64  # readings
-_TIMES = {1: "", 2: ", twice", 3: ", three times"}
-Result = TypeVar("Result")
 
 
 def read() -> dict:

@@ -53,6 +53,18 @@ _PR_SET_PDEATHSIG = 1
 _SAID, _FAILED, _DONE = "said", "failed", "done"
 
 Begin = Callable[[str], None]  # told the name of each step before it
+_RAISED = (Exception, SystemExit)
+_OP_FUNCTIONS = (
+    "inputs",
+    "reference",
+    "tolerance",
+    "flops",
+    "least_bytes",
+    "describe",
+    "dtypes",
+)
+_OUTPUT = re.compile(r"\w+\[")
+_FEW = 8  # names, which are all told
 
 
 @dataclass(frozen=True)
@@ -262,20 +274,6 @@ def _failure(error: BaseException) -> tuple[str, str]:
         return (refusal.status if refusal.status in BROKEN else FAILED), refusal.reason
     except Exception:  # its __str__ is its own, too
         return FAILED, f"{type(error).__name__}, whose message can't be had"
-
-
-_RAISED = (Exception, SystemExit)
-_OP_FUNCTIONS = (
-    "inputs",
-    "reference",
-    "tolerance",
-    "flops",
-    "least_bytes",
-    "describe",
-    "dtypes",
-)
-_OUTPUT = re.compile(r"\w+\[")
-_FEW = 8  # names, which are all told
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from batchline.bench.measure.stand_in.timeline import BOOST_MHZ, CLOCK, POWERS
 
 _CYCLES_PER_S = 1.98e9
 _modes: list = []
+_MEMORY_MHZ = 3201
+_CAPPED_MW, _BOOST_MW, _TEMPERATURE_C = 700_000, 350_000, 61
+_SW_POWER_CAP, _NO_REASON = 0x4, 0x0
 
 
 class Stream:
@@ -295,11 +298,6 @@ def install() -> None:
     for mode in (Operations(), Devices()):
         mode.__enter__()
         _modes.append(mode)
-
-
-_MEMORY_MHZ = 3201
-_CAPPED_MW, _BOOST_MW, _TEMPERATURE_C = 700_000, 350_000, 61
-_SW_POWER_CAP, _NO_REASON = 0x4, 0x0
 
 
 class NVMLError(Exception):

@@ -36,6 +36,25 @@ from batchline.bench.stats import intervals
 from batchline.bench.statuses import INVALID, THE_MACHINE_WAS, NotMeasured
 
 _SHARE = 0.03  # of a task's time, for what can be done less often
+_TURN_S = (
+    4e-3  # several times as long as the threads of the launch before are waited for
+)
+_LOOK_S = 0.05  # between two looks at the machine's state and at the precision reached
+_FIRST_ROUNDS = 3  # of one sample each, to learn how long they are
+_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+_LEAST_BESIDE_S, _BESIDE = (
+    2e-5,
+    0.1,
+)  # that a sample may take beside what it reads: so long, or such a share of it
+# Or so many times what it is for the launch that takes least, and such a share at most:
+# a busy machine makes it longer for all, and so does a clock that has been slowed down
+# for all.
+_BESIDE_USUAL, _MOST_BESIDE = 3, 0.3
+SUSTAINED_S = 1.0
+_LEAST_FLOPS = 1e11  # of a call: less does not load a GPU to its power cap
+_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are interpreted
+_LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes
+_CHUNK_S = 0.02  # of calls between two events
 
 
 class Ledger:
@@ -77,22 +96,6 @@ class Ledger:
             "task_s": self.total_s / max(1, entries),
             "fences_s": self.spent_s / max(1, entries),
         }
-
-
-_TURN_S = (
-    4e-3  # several times as long as the threads of the launch before are waited for
-)
-_LOOK_S = 0.05  # between two looks at the machine's state and at the precision reached
-_FIRST_ROUNDS = 3  # of one sample each, to learn how long they are
-_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
-_LEAST_BESIDE_S, _BESIDE = (
-    2e-5,
-    0.1,
-)  # that a sample may take beside what it reads: so long, or such a share of it
-# Or so many times what it is for the launch that takes least, and such a share at most:
-# a busy machine makes it longer for all, and so does a clock that has been slowed down
-# for all.
-_BESIDE_USUAL, _MOST_BESIDE = 3, 0.3
 
 
 @dataclass(frozen=True)
@@ -422,13 +425,6 @@ def of_a_call(
             calls += 1
         hardware.synchronize()
     return (counter() - start_j) / calls
-
-
-SUSTAINED_S = 1.0
-_LEAST_FLOPS = 1e11  # of a call: less does not load a GPU to its power cap
-_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are interpreted
-_LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes
-_CHUNK_S = 0.02  # of calls between two events
 
 
 def is_sustained(flops: float) -> bool:

@@ -57,6 +57,14 @@ _MOST_HANGS = 2  # cases of one variant in one dtype; each costs two deadlines
 _MOST_OWN_FAILURES = (
     2  # tasks of which each entry is tried alone after an error of our own
 )
+_START_S = 120  # to import torch, and on a GPU to make a context
+_LATE_S, _LATE_SHARE = (
+    1.0,
+    0.1,
+)  # how long after its end by the worker's clock an answer may come by ours
+_PRELOADED = (
+    "batchline.bench.measure.worker.runner",
+)  # and with it torch, the compilers and scipy, but no op
 
 
 class Blame:
@@ -159,16 +167,6 @@ class Blame:
 def _alone(outcome: Outcome) -> Outcome:
     """The outcome of an entry that was not timed in turns with the others."""
     return replace(outcome, facts={**outcome.facts, "alone": True})
-
-
-_START_S = 120  # to import torch, and on a GPU to make a context
-_LATE_S, _LATE_SHARE = (
-    1.0,
-    0.1,
-)  # how long after its end by the worker's clock an answer may come by ours
-_PRELOADED = (
-    "batchline.bench.measure.worker.runner",
-)  # and with it torch, the compilers and scipy, but no op
 
 
 class Isolation:

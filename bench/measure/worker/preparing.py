@@ -45,6 +45,9 @@ _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fi
 # Of outputs that were right, kept to compare later ones with. On a GPU, where memory is
 # short, judging takes little.
 _MOST_KEPT_BYTES = {"cpu": 2**29, "cuda": 2**24}
+RAISED = (Exception, SystemExit)
+_WARM_CALLS = 16
+_MOST_EMPTYING = 10  # times the effort of a clock, to empty the caches for its samples
 
 
 class Problem:
@@ -268,11 +271,6 @@ def _seconds(function, inputs, hardware) -> float:
     function(*inputs)
     hardware.synchronize()
     return hardware.now_s() - start_s
-
-
-RAISED = (Exception, SystemExit)
-_WARM_CALLS = 16
-_MOST_EMPTYING = 10  # times the effort of a clock, to empty the caches for its samples
 
 
 @dataclass

@@ -70,6 +70,9 @@ _TURNS_OF_A_COPY = 2  # both turns of one side in A B B A
 _PLACED_BYTES = (
     2**26
 )  # larger inputs are in no cache, and where they lie makes no difference
+_MOST_KEPT_BYTES = (
+    2**32
+)  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
 
 
 class ReadyProblem:
@@ -251,11 +254,6 @@ class ReadyProblem:
                     INVALID, f"{tampered.whose} changed its process: {tampered.reason}"
                 )
         self._clocks.clear()
-
-
-_MOST_KEPT_BYTES = (
-    2**32
-)  # by all clocks of a problem at once: a sixth of the memory of a small GPU (24 GB)
 
 
 class Runner:

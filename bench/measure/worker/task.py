@@ -23,6 +23,14 @@ from batchline.bench.statuses import MEASURED, STATUSES
 OWN_FAULT = (
     "Batchline itself failed: "  # so begins the reason where no variant is to blame
 )
+DONE, RAISED, LOST, TAMPERED = "done", "raised", "lost", "tampered"
+"""What an answer may be: a result; an error of our own; a lost device; a process that a variant has changed."""
+MOST_BYTES = (
+    2**25
+)  # of one answer; the largest ones, of the noise of a workload, have about 2 ** 20
+_MOST_SAMPLES = 10_000
+_CLOCKS_AGREE = 1.01  # two readings of one clock, in two processes
+_CHUNK_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -120,17 +128,6 @@ class DeviceLost(Exception):
     """The device's context is gone (an illegal access): nothing more can be done in
     this process.
     """
-
-
-DONE, RAISED, LOST, TAMPERED = "done", "raised", "lost", "tampered"
-"""What an answer may be: a result; an error of our own; a lost device; a process that a variant has changed."""
-
-MOST_BYTES = (
-    2**25
-)  # of one answer; the largest ones, of the noise of a workload, have about 2 ** 20
-_MOST_SAMPLES = 10_000
-_CLOCKS_AGREE = 1.01  # two readings of one clock, in two processes
-_CHUNK_BYTES = 2**16
 
 
 class Forged(Exception):

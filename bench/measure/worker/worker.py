@@ -45,6 +45,22 @@ from batchline.bench.measure.worker.task import DeviceLost
 
 STARTING = "starting"  # the step of a worker that has not been asked anything yet
 IDLE = "idle"
+MOST_BYTES = 2**16  # of one worker
+_LONGEST_LINE = 2000
+_TOO_MUCH = f"\n(it printed more than {MOST_BYTES // 1024} KiB: the rest is left out)\n".encode()
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_LOOK_AGAIN_S = 2e-3
+_FORK, _END = "fork", "end"  # what the parent asks
+_ENDED, _GONE = (
+    "ended",
+    "gone",
+)  # what it is told: the worker's exit code; that nothing of it is left
+_END_S = 10  # to kill what there is below it; a GPU's driver takes its time
+_MARK = "BATCHLINE_MOULD"
+_CHUNK_BYTES = 2**16
+_LAST_CHUNKS = (
+    16  # of what a worker has printed, when it has ended: more than a pipe holds
+)
 
 
 def serve(connection, doing: Doing, device: str, tree: str | None = None) -> None:
@@ -141,11 +157,6 @@ def be_a_good_child() -> None:
         file.write("1000")
 
 
-MOST_BYTES = 2**16  # of one worker
-_LONGEST_LINE = 2000
-_TOO_MUCH = f"\n(it printed more than {MOST_BYTES // 1024} KiB: the rest is left out)\n".encode()
-
-
 class Printed:
     """Takes the bytes that a worker writes and gives back the lines that may be shown."""
 
@@ -177,10 +188,6 @@ class Printed:
 
 def _printable(line: bytes) -> str:
     return texts.clean(line.decode(errors="replace"), _LONGEST_LINE) + "\n"
-
-
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
-_LOOK_AGAIN_S = 2e-3
 
 
 def adopt_orphans() -> None:
@@ -269,19 +276,6 @@ def _process_names() -> list[str]:
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(option, value)
-
-
-_FORK, _END = "fork", "end"  # what the parent asks
-_ENDED, _GONE = (
-    "ended",
-    "gone",
-)  # what it is told: the worker's exit code; that nothing of it is left
-_END_S = 10  # to kill what there is below it; a GPU's driver takes its time
-_MARK = "BATCHLINE_MOULD"
-_CHUNK_BYTES = 2**16
-_LAST_CHUNKS = (
-    16  # of what a worker has printed, when it has ended: more than a pipe holds
-)
 
 
 class Mould:

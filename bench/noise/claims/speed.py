@@ -40,6 +40,24 @@ SOURCES = (
     "Shallue et al. 2019, arXiv:1811.03600 (perfect scaling, then diminishing returns)",
 )
 _PAYS = 1.05  # a doubling that buys less than this factor buys nothing that matters
+MEMORY_CLAIM = "memory grows with the batch and can run out"
+MEMORY_HYPOTHESIS = (
+    "The peak memory of a training step is m(B) = m0 + m1·B with m1 above 0, and meets "
+    "the device's limit."
+)
+MEMORY_SOURCES = ("the law is least squares over this run's peaks",)
+_NO_PEAKS = "no peak memory at three batch sizes (`batchline noise` measures it)"
+_PAGES_BYTES = 8192  # a growth of less than this up to the largest batch is a rounding of the resident set
+DIRECTION_CLAIM = "a smaller batch makes the gradient's direction more consistent"
+DIRECTION_HYPOTHESIS = "The cosine between the gradients of two independent batches falls as the batch grows."
+DIRECTION_SOURCES = (
+    "the expected cosine 1/(1 + B_simple/B) follows from the noise scale of McCandlish et al. 2018, "
+    "arXiv:1812.06162",
+)
+_COSINE_MARGIN = (
+    0.001  # a cosine that changes by less than this a doubling does not change
+)
+_NO_COSINES = "no cosines of independent batches at two batch sizes (`batchline noise` measures them)"
 
 
 def judge(sweep: Mapping | None, noise: Mapping | None) -> Verdict:
@@ -273,16 +291,6 @@ def _spans(pairs: Sequence[tuple[int, int, Estimate]], chosen: Sequence[bool]) -
     return ", ".join(f"{start:,} to {end:,}" for start, end in spans)
 
 
-MEMORY_CLAIM = "memory grows with the batch and can run out"
-MEMORY_HYPOTHESIS = (
-    "The peak memory of a training step is m(B) = m0 + m1·B with m1 above 0, and meets "
-    "the device's limit."
-)
-MEMORY_SOURCES = ("the law is least squares over this run's peaks",)
-_NO_PEAKS = "no peak memory at three batch sizes (`batchline noise` measures it)"
-_PAGES_BYTES = 8192  # a growth of less than this up to the largest batch is a rounding of the resident set
-
-
 def judge_memory(noise: Mapping | None) -> Verdict:
     """From the peaks of the workloads' steps and the device's limit."""
     findings = []
@@ -365,18 +373,6 @@ def _memory_table(name: str, law: fits.MemoryLaw, peaks: Mapping[int, float]) ->
 
 def _bytes(count: float) -> str:
     return units.size(count) if count >= 0 else f"-{units.size(-count)}"
-
-
-DIRECTION_CLAIM = "a smaller batch makes the gradient's direction more consistent"
-DIRECTION_HYPOTHESIS = "The cosine between the gradients of two independent batches falls as the batch grows."
-DIRECTION_SOURCES = (
-    "the expected cosine 1/(1 + B_simple/B) follows from the noise scale of McCandlish et al. 2018, "
-    "arXiv:1812.06162",
-)
-_COSINE_MARGIN = (
-    0.001  # a cosine that changes by less than this a doubling does not change
-)
-_NO_COSINES = "no cosines of independent batches at two batch sizes (`batchline noise` measures them)"
 
 
 def judge_direction(noise: Mapping | None) -> Verdict:

@@ -37,6 +37,15 @@ from batchline.bench.stats.noise_scale import (
 )
 
 TESTS = (norm_test, inner_product_test, orthogonality_test)
+Metered = Callable[[str, nn.Module, Callable, Step], Callable]
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_MEASURED: Mapping[Callable, Metered] = {
+    nn.Linear.forward: layers.linear,
+    nn.LayerNorm.forward: layers.normalisation,
+    nn.RMSNorm.forward: layers.normalisation,
+    nn.Embedding.forward: layers.embedding,
+}
+REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
@@ -149,16 +158,6 @@ def _as_row(one: ParameterStatistics) -> torch.Tensor:
     gap = one.norm if one.gap is None else one.gap
     norms = torch.stack([one.norm, gap]).double()
     return torch.cat([norms, one.squared_norms.double(), one.inner_products.double()])
-
-
-Metered = Callable[[str, nn.Module, Callable, Step], Callable]
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_MEASURED: Mapping[Callable, Metered] = {
-    nn.Linear.forward: layers.linear,
-    nn.LayerNorm.forward: layers.normalisation,
-    nn.RMSNorm.forward: layers.normalisation,
-    nn.Embedding.forward: layers.embedding,
-}
 
 
 @dataclass(frozen=True)
@@ -336,9 +335,6 @@ def _refuse(name: str, module: nn.Module) -> None:
         raise UsageError(
             f"{name} ({kind}) has no sizes yet: run the model once before it is measured"
         )
-
-
-REDUCTIONS = ("mean", "sum")
 
 
 class NoiseMeter:

@@ -32,6 +32,7 @@ _SMALL = (
 )  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
 _MOST_CHOICES = 1024
 _choices: dict[tuple, Callable[..., Tensors]] = {}
+_CHUNK = 2**23  # elements of per-sample gradients that exist at once
 
 
 def forget_choices() -> None:
@@ -144,9 +145,6 @@ def _row_kernels(device: str, dtype: str) -> tuple[Variant, ...]:
         if variant.why_not_here(device, dtype) is None
         and (variant.dtypes is None or dtype in variant.dtypes)
     )
-
-
-_CHUNK = 2**23  # elements of per-sample gradients that exist at once
 
 
 class Contribution(Protocol):
