@@ -294,7 +294,7 @@ def test_it_survives_json(found):
         (1.0, [1.0], [1.0], "two samples or more, and this batch has 1"),
         (1.0, [], [], "two samples or more, and this batch has 0"),
         (1.0, [1.0, 1.0], [1.0], r"shapes \(2,\) and \(1,\)"),
-        (1.0, [[1.0, 1.0]], [[1.0, 1.0]], "an entry a sample"),
+        (1.0, [[1.0, 1.0]], [[1.0, 1.0]], "one entry per sample"),
         (
             math.nan,
             [1.0, 1.0],
