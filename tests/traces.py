@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_QUADS = 5  # turns A B B A of a pair, as bench.pairs has them
+_QUADS = 5  # turns A B B A of a pair, as bench.regress.pairs has them
 _POOL = 20_000  # pairs of medians that sessions draw from: what happens inside of a pair is the same for all cases
 _HEAD = np.tile([False, True, True, False], _QUADS)
 

@@ -76,7 +76,7 @@ class TrainingFindings:
         """The advice at each point of training of a workload.
 
         Raises:
-            ValueError: as bench.noise.surveyed.advice.
+            ValueError: as bench.noise.advisor.advice.
         """
         return [
             (moment, self._advice_at(name, moment)) for moment in self.moments[name]
@@ -86,7 +86,7 @@ class TrainingFindings:
         """The advice for the middle of training.
 
         Raises:
-            ValueError: as bench.noise.surveyed.advice.
+            ValueError: as bench.noise.advisor.advice.
         """
         return self._advice_at(name, self.middle(name))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from batchline.bench.statuses import MEASURED, STATUSES, case_id, parse_case_id
 
-_CONFIRMED = ("published", "again", "why_not", "unranked")  # bench.confirm defines them
+_CONFIRMED = ("published", "again", "why_not", "unranked")  # bench.running.after_cases defines them
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Record:
     Frobenius), error_of_tolerance, own_tolerance (the variant's, instead of the op's),
     gives (the first so many outputs; None is all), flops, least_bytes, bound (regime,
     least_s, share), state, energy_j, sustained (bench.measure.timing.sampling), alone (not
-    timed in turns with the others: bench.measure.worker.isolation), confirmed (bench.confirm). A
+    timed in turns with the others: bench.measure.worker.isolation), confirmed (bench.running.after_cases). A
     clock that was not sampled in turns says why as its `alone`.
     `refuted_samples_s` are the rounds of a case that lost its time because its gain was
     not confirmed: they are kept, and nothing is judged by them.
@@ -69,7 +69,7 @@ class Record:
         return first, third
 
     def confirmed_by(self, result: Mapping) -> Record:
-        """The record after its gain was tried again: what bench.confirm says of it is
+        """The record after its gain was tried again: what bench.running.after_cases says of it is
         added to its facts, or its status and reason are replaced.
         """
         status = result.get("status", self.status)
@@ -371,7 +371,7 @@ class CompiledKernel(Row):
 
 @dataclass(frozen=True)
 class WavesRow(Row):
-    """How a variant's launch fills the GPU (bench.verdicts.latency_fit.Waves), or why
+    """How a variant's launch fills the GPU (bench.stats.roofline.Waves), or why
     that can't be said.
     """
 
