@@ -35,3 +35,17 @@ class ExitCode(IntEnum):
     USAGE = 2  # the call or the environment was not usable: nothing was done
     NOT_MEASURED = 3  # there is no result, for good or bad
     STOPPED = 130  # by Ctrl-C or a signal; as shells say it
+
+    @property
+    def meaning(self) -> str:
+        """What it says of a command that declares nothing else in its EXITS."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.CLEAN: "done",
+    ExitCode.FAULT: "something is wrong",
+    ExitCode.USAGE: "the call is not usable",
+    ExitCode.NOT_MEASURED: "there is no result",
+    ExitCode.STOPPED: "stopped",
+}

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -243,3 +244,29 @@ def test_what_every_command_with_k_takes_is_pytests():
         if "-k" in options:
             source = inspect.getsource(commands.load(name))
             assert "selected(" in source or name in ("run", "evidence", "check"), name
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_every_exit_code_of_every_command_has_a_meaning(code, monkeypatch, capsys):
+    quiet = SimpleNamespace(EXITS={}, run=lambda options: code)
+    monkeypatch.setattr(
+        commands, "parse", lambda words: ("new", quiet, argparse.Namespace())
+    )
+    assert commands.execute([]) == code
+    if code != ExitCode.USAGE:
+        assert f"batchline new: {code.meaning} (" in capsys.readouterr().err
+
+
+def test_what_could_not_be_printed_is_what_the_last_line_says():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchline", "completion", "bash"],
+            cwd=REPOSITORY,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == ExitCode.FAULT
+    assert done.stderr.splitlines()[-1].startswith(
+        "batchline completion: not all that it says was printed ("
+    )

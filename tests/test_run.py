@@ -494,3 +494,9 @@ def test_a_run_never_overwrites_another(tmp_path):
     assert len(folders) == 4 and all(
         "-amd-epyc-tm" in folder.name for folder in folders
     )
+
+
+def test_a_run_that_is_stopped_before_its_first_case_was_stopped():
+    rows = (records.Record("bmm", "torch_bmm", "tiny_16", "float32", 1, NOT_REACHED),)
+    code = _exit_code(run_of({"audit": []}, {}, rows), ExitCode.STOPPED, True)
+    assert code == ExitCode.STOPPED

@@ -86,11 +86,13 @@ def execute(words: Sequence[str]) -> int:
     began_s = time.monotonic()
     with stopping.as_interrupts():
         code = _run(module, options)
+    meaning = module.EXITS.get(code) or ExitCode(code).meaning
     if why := console.why_not_printed():
         complain(f"can't print to stdout ({why})")
         code = code or ExitCode.FAULT
+        meaning = "not all that it says was printed"
     if code != ExitCode.USAGE:
-        _close(name, module.EXITS[code], time.monotonic() - began_s)
+        _close(name, meaning, time.monotonic() - began_s)
     return code
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
+from batchline.bench.folders import require_writable
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import MEASURED, NOT_HERE, UNSUPPORTED
 from batchline.bench.store import run_json
@@ -106,6 +107,8 @@ def dispatch(
     from batchline.bench.selection import selected
 
     device = environment.resolve_device(device)
+    if out:
+        require_writable(out, "--into")
     run = _evidence(run_folder, device) if run_folder else None
     the_plan = plan(run.plan.profile if run else profile, device)
     broken = broken_lines(the_plan)

@@ -143,7 +143,9 @@ def profile(case: str, device: str, architecture: int) -> int:
         return _call_on_stand_in(case) if stand_in.is_on() else _profile_on_gpu(case)
     code, problems = compiler.each(code_of_case, [(case, architecture)])
     if problems:
-        _say(f"{problems[0]}. What is known of the case: batchline explain {case}")
+        why = problems[0].removeprefix(f"{case} {architecture}: ")
+        why = why.removeprefix("ValueError: ")
+        _say(f"{why}. What is known of the case: batchline explain {case}")
         return ExitCode.NOT_MEASURED
     print(
         wrapped(

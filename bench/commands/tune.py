@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 from batchline.bench import units
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
-from batchline.bench.folders import RUNS, new_folder, remove_if_empty
+from batchline.bench.folders import (
+    RUNS,
+    new_folder,
+    remove_if_empty,
+    require_writable,
+)
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import BROKEN, MEASURED, is_broken
 
@@ -39,7 +44,7 @@ EXITS = {
     ExitCode.USAGE: "unknown profile or device, no case matches, or a file can't be "
     "written",
     ExitCode.NOT_MEASURED: "there is nothing to tune here",
-    ExitCode.STOPPED: "stopped by Ctrl-C",
+    ExitCode.STOPPED: "stopped by Ctrl-C; what was tuned until then is kept",
 }
 READS_OPS = True
 
@@ -123,14 +128,18 @@ def tune(
     }
     if stand_in.is_on() and not folder:
         folder = new_folder(RUNS, f"{machine['device_name']} tune")
-    broken = 0
+    elif folder:
+        require_writable(folder, "--into")
+    broken, stopped = 0, False
     try:
         broken = _tune_and_store(the_plan, cases, header, seconds, folder)
     except KeyboardInterrupt:
-        print("stopped: what was tuned until now is kept", file=sys.stderr)
+        stopped = True
     finally:
         if folder:
             remove_if_empty(folder)
+    if stopped:
+        return ExitCode.STOPPED
     return ExitCode.FAULT if broken or unread else ExitCode.CLEAN
 
 

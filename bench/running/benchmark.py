@@ -223,6 +223,8 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
     """What only the machine is to blame for is no fault of a case; where it left no
     time at all, nothing is known.
     """
+    if ended == ExitCode.STOPPED:
+        return ended
     statuses = {record.status for record in run.records}
     if MEASURED not in statuses:
         return ExitCode.NOT_MEASURED
@@ -231,8 +233,7 @@ def _exit_code(run: Run, ended: int, published: bool) -> int:
     broken = NOT_REACHED in statuses or any(
         is_broken(record.status, record.reason) for record in run.records
     )
-    broken = broken or bool(run.broken_files)
-    if broken or impossible(run) or not published:
+    if broken or run.broken_files or impossible(run) or not published:
         return ExitCode.FAULT
     return ExitCode.CLEAN
 

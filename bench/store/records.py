@@ -15,7 +15,12 @@ from dataclasses import dataclass, field, fields, replace
 
 from batchline.bench.statuses import MEASURED, STATUSES, case_id, parse_case_id
 
-_CONFIRMED = ("published", "again", "why_not", "unranked")  # bench.running.after_cases defines them
+_CONFIRMED = (
+    "published",
+    "again",
+    "why_not",
+    "unranked",
+)  # bench.running.after_cases defines them
 
 
 @dataclass(frozen=True)

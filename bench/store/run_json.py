@@ -38,6 +38,17 @@ def study_path_in(folder: Path) -> Path:
     return stored_path(Path(folder) / STUDY_FILE_NAME)
 
 
+def _what_is_there(folder: Path) -> str:
+    """What a folder without a run has instead, and what reads it; "" for nothing."""
+    if study_path_in(folder).exists():
+        return " (it is a study: `batchline advise --run` reads it)"
+    if (folder / "regress.json").exists():
+        return (
+            " (it is a session of `batchline regress`: its report is README.md there)"
+        )
+    return ""
+
+
 def load(folder: Path) -> Run:
     """The run stored in `folder`. Whoever works on it does so inside
     `blamed_on(path_in(folder))`.
@@ -51,6 +62,7 @@ def load(folder: Path) -> Run:
     except OSError as error:
         raise UsageError(
             f"no run in {folder}: {path.name}: {error.strerror or error}"
+            f"{_what_is_there(Path(folder))}"
         ) from error
     with blamed_on(path):
         return parse(document, path)

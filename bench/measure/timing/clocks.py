@@ -216,11 +216,12 @@ class Clock(Protocol):
     sample; stats.roofline.is_cold says the same of a stored name. settles_s: how long
     calls are made before a turn's samples. takes_calls: whether `use` makes the next
     samples those of other calls. is_all_timed: whether a sample takes what it reads,
-    and next to nothing else. iterations: calls in a sample. result: what the sample's
-    last call returned; it is checked.
+    and next to nothing else. hardware: what it times on. iterations: calls in a sample.
+    result: what the sample's last call returned; it is checked.
     """
 
     name: str
+    hardware: Hardware
     is_cold: bool
     settles_s: float
     takes_calls: bool
@@ -253,7 +254,7 @@ class Host:
     def __init__(
         self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
     ):
-        self._hardware = hardware
+        self.hardware = hardware
         self.launch = launches[0]
         self.iterations = (
             max(1, math.ceil(sample_s / call_s)) if hardware.name == "cpu" else 1
@@ -276,17 +277,17 @@ class Host:
     def settle(self) -> None:
         """One call that is not timed: what ran before may have been another variant."""
         self.launch()
-        self._hardware.synchronize()
+        self.hardware.synchronize()
 
     def sample(self) -> float:
         """Seconds a call."""
-        before_last, last, now_s = self._before_last, self._last, self._hardware.now_s
+        before_last, last, now_s = self._before_last, self._last, self.hardware.now_s
         self.result = None
         start_s = now_s()
         for launch in before_last:
             launch()
         result = last()
-        self._hardware.synchronize()
+        self.hardware.synchronize()
         seconds = now_s() - start_s
         self.result = result
         return seconds / (len(before_last) + 1)
@@ -305,7 +306,7 @@ class HostCold:
     def __init__(
         self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
     ):
-        self._hardware = hardware
+        self.hardware = hardware
         self._launches = itertools.cycle(launches)
         self.result = None
 
@@ -316,10 +317,10 @@ class HostCold:
         """Seconds of the call."""
         launch = next(self._launches)
         self.result = None
-        self._hardware.evict()
-        start_s = self._hardware.now_s()
+        self.hardware.evict()
+        start_s = self.hardware.now_s()
         result = launch()
-        seconds = self._hardware.now_s() - start_s
+        seconds = self.hardware.now_s() - start_s
         self.result = result
         return seconds
 
@@ -346,7 +347,7 @@ class _BehindASpin:
     def __init__(
         self, hardware: Hardware, launches: Launches, call_s: float, sample_s: float
     ):
-        self._hardware = hardware
+        self.hardware = hardware
         self._launches = itertools.cycle(launches)
         self._start, self._end = hardware.event(), hardware.event()
         self._hold_s, self._held_in_a_row = _LEAST_HOLD_S, 0
@@ -358,7 +359,7 @@ class _BehindASpin:
     def sample(self) -> float:
         """Seconds a launch."""
         while True:
-            self._hardware.hold(self._hold_s)
+            self.hardware.hold(self._hold_s)
             self._before()
             self._start.record()
             self._timed()
@@ -403,7 +404,7 @@ class DeviceCold(_BehindASpin):
     is_cold = True
 
     def _before(self) -> None:
-        self._hardware.flush()
+        self.hardware.flush()
 
     def _timed(self) -> None:
         self.result = next(self._launches)()
@@ -457,7 +458,7 @@ class Graph(_BehindASpin):
     def _capture(self, launch: Callable, times: int) -> None:
         self.iterations = times
         try:
-            self._replay = self._hardware.capture(launch, times)
+            self._replay = self.hardware.capture(launch, times)
         except (
             Exception
         ) as error:  # whatever torch, Triton or the driver raises: the launch has no graph

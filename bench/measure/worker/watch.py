@@ -168,7 +168,7 @@ class Watch:
         """
         self._fence.collects = collects
         self._clocks = {name: _Parts(clock) for name, clock in clocks.items()}
-        hardware = {id(clock._hardware): clock._hardware for clock in clocks.values()}
+        hardware = {id(clock.hardware): clock.hardware for clock in clocks.values()}
         self._ours = [
             _Ours(one)
             for one in (
