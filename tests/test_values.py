@@ -2,11 +2,15 @@
 what must be there is known.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from batchline import kernels
+from batchline.bench.measure.timing import sampling
 from batchline.bench.measure.timing.values import Values, twins
+from batchline.bench.measure.worker import watch
 from batchline.kernels import digits
 
 CASES = [
@@ -116,3 +120,23 @@ def test_what_the_op_keeps_for_itself_is_not_written_to():
     for _ in range(20):
         values.renew()
     assert torch.equal(weight, before)
+
+
+def test_one_of_the_checks_that_each_launch_gets_looks_at_all_its_calls(monkeypatch):
+    """By the last call of a sample alone a launch that skips every second call is right
+    by luck.
+    """
+    monkeypatch.setattr(watch.SECRET, "random", lambda: 0.9, raising=False)
+    problem = SimpleNamespace(values=None)
+    watching = watch.Watch(problem, {"one": None}, None, sampling.Ledger())
+    watching._is_checking = True
+    watching._expected = SimpleNamespace(output_bytes=4)
+    clock = SimpleNamespace(takes_calls=True, iterations=3, launch=lambda: None)
+    looks = [
+        look
+        for _ in range(watch.LEAST_CHECKS)
+        for look in watching.plan("one", clock, 2)
+        if look
+    ]
+    assert [look.is_timed for look in looks] == [True, False]
+    assert len(looks[-1]._calls) >= 2
