@@ -18,7 +18,8 @@ from batchline.bench.measure import ahead
 from batchline.bench.measure.ahead import folder, work
 from batchline.bench.measure.ahead.gpu import H200, Gpu, pretended
 from batchline.bench.measure.checking import steadiness
-from batchline.bench.measure.compiled.compiler import Pool, why_cannot_compile
+from batchline.bench.measure.compiled.compile_pool import Pool
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.kernels.backends import interpreted, tl, triton
 from batchline.kernels.op import Variant
 from batchline.kernels.target import multiprocessors

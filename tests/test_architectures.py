@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.compiled import compiler, static_facts
+from batchline.bench.measure.compiled import compile_pool, compiler, static_facts
 from batchline.bench.measure.compiled.static_facts import grids_of, never_written
 from batchline.bench.report.sections.machine import _chip
 from batchline.kernels import backends, device, target
@@ -353,7 +353,7 @@ def test_everything_fits_the_chips_that_are_not_pinned():
                     for dtype in variant.dtypes
                     if dtype != FP8 or KNOWN[number].fp8
                 ]
-    results, failed = compiler.each(held_by, jobs)
+    results, failed = compile_pool.each(held_by, jobs)
     assert not failed
     assert not [problem for _, problems in results.values() for problem in problems]
     without_code = {

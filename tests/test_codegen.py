@@ -154,7 +154,7 @@ def test_each_job_is_compiled_once_and_one_that_fails_costs_no_other(
     assert found.incomplete == "grad_reduce/no_such float32: KeyError: 'no_such'"
     assert found.rows[JOB] == PINNED.get(JOB, found.rows[JOB])
     monkeypatch.setattr(
-        static_facts.compiler,
+        static_facts.compile_pool,
         "each",
         lambda work, jobs: pytest.fail(f"compiles {jobs}"),
     )
@@ -210,7 +210,7 @@ def test_what_is_pinned_for_these_sources_is_not_compiled(monkeypatch, tmp_path)
     monkeypatch.setattr(pins, "FOLDER", tmp_path)
     pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     monkeypatch.setattr(
-        static_facts.compiler,
+        static_facts.compile_pool,
         "each",
         lambda work, jobs: pytest.fail(f"compiles {jobs}"),
     )

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.compiled import compile_pool
+from batchline.bench.measure.compiled.compile_pool import Pool
 
 
 def double(number):
@@ -26,11 +27,11 @@ def sometimes(what):
 
 @pytest.fixture(autouse=True)
 def two_processes(monkeypatch):
-    monkeypatch.setattr(compiler.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(compile_pool.os, "cpu_count", lambda: 2)
 
 
 def test_every_job_is_done_once_by_other_processes():
-    results, problems = compiler.each(double, [(number,) for number in range(40)])
+    results, problems = compile_pool.each(double, [(number,) for number in range(40)])
     assert problems == []
     assert {job: doubled for job, (_, doubled) in results.items()} == {
         (number,): 2 * number for number in range(40)
@@ -39,12 +40,12 @@ def test_every_job_is_done_once_by_other_processes():
 
 
 def test_no_job_is_no_answer():
-    assert compiler.each(double, []) == ({}, [])
+    assert compile_pool.each(double, []) == ({}, [])
 
 
 def test_a_job_that_dies_or_raises_is_named_and_the_others_are_done():
     jobs = [("dies",), ("a",), ("raises",), ("b",), ("dies",), ("c",)]
-    results, problems = compiler.each(sometimes, jobs)
+    results, problems = compile_pool.each(sometimes, jobs)
     assert results == {(name,): name for name in "abc"}
     assert sorted(problems) == [
         "dies: its process died (exit 7)",
@@ -54,15 +55,15 @@ def test_a_job_that_dies_or_raises_is_named_and_the_others_are_done():
 
 
 def test_a_job_that_hangs_is_named_and_the_others_are_done(monkeypatch):
-    monkeypatch.setattr(compiler, "_LONGEST_S", 3)
-    results, problems = compiler.each(sometimes, [("hangs",), ("a",), ("b",)])
+    monkeypatch.setattr(compile_pool, "_LONGEST_S", 3)
+    results, problems = compile_pool.each(sometimes, [("hangs",), ("a",), ("b",)])
     assert results == {("a",): "a", ("b",): "b"}
     assert problems == ["hangs: did not compile within 3 s"]
 
 
 def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
     told = []
-    with compiler.Pool(2) as pool:
+    with Pool(2) as pool:
         assert pool.each(double, [(1,)])[1] == []
         results, problems = pool.each(
             sometimes, [("a",), ("hangs",), ("b",)], time.monotonic() + 5, told.append
@@ -74,7 +75,7 @@ def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
 
 
 def test_a_pool_keeps_its_processes_from_one_piece_of_work_to_the_next():
-    with compiler.Pool(1) as pool:
+    with Pool(1) as pool:
         (first, _), (second, _) = (
             pool.each(double, [(number,)])[0][(number,)] for number in (1, 2)
         )

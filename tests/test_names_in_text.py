@@ -64,7 +64,7 @@ def is_there(name):
 )
 def test_what_a_text_names_is_there(path):
     names = {name for text in texts_of(path) for name in NAME.findall(text)}
-    # `kernels.py` and the like are files, and a capture of several words no name.
+    # `bench.py` and the like are files.
     missing = [
         name
         for name in sorted(names - ELSEWHERE)

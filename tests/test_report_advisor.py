@@ -139,5 +139,5 @@ def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "why_no_plots", lambda: "matplotlib is not installed")
     findings = TrainingFindings(survey(), a_sweep(0.1))
     machine = {"device_name": "Some CPU"}
-    assert figures.draw(findings, machine, tmp_path) == set()
+    assert figures.draw_training(findings, machine, tmp_path) == set()
     assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from batchline.bench import units
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure import stand_in
+from batchline.bench.measure.compiled import compile_pool
 from batchline.bench.statuses import case_id, parse_case_id
 from batchline.bench.texts import did_you_mean
 from batchline.kernels import architectures
@@ -128,7 +129,6 @@ def profile(case: str, device: str, architecture: int) -> int:
         compiled for.
         ValueError: for an unknown device.
     """
-    from batchline.bench.measure.compiled import compiler
     from batchline.bench.measure.compiled.static_facts import code_of_case
     from batchline.bench.measure.machine import environment
     from batchline.bench.report.render.terminal import wrapped
@@ -141,7 +141,7 @@ def profile(case: str, device: str, architecture: int) -> int:
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
         return _call_on_stand_in(case) if stand_in.is_on() else _profile_on_gpu(case)
-    code, problems = compiler.each(code_of_case, [(case, architecture)])
+    code, problems = compile_pool.each(code_of_case, [(case, architecture)])
     if problems:
         why = problems[0].removeprefix(f"{case} {architecture}: ")
         why = why.removeprefix("ValueError: ")

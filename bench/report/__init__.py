@@ -75,7 +75,7 @@ def draw(report: RunReport, folder: Path) -> tuple[set[str], str | None]:
     names = figures.draw_problems(report.run, folder)
     training = report.findings.training
     if training:
-        names |= figures.draw(training, report.run.machine, folder)
+        names |= figures.draw_training(training, report.run.machine, folder)
     return names, None
 
 
@@ -109,7 +109,7 @@ def draw_training(
     noise: Mapping, sweep: Mapping | None, machine: Mapping, folder: Path
 ) -> set[str]:
     """Draw the figures of a study; returns their names without the ending."""
-    return figures.draw(TrainingFindings(noise, sweep), machine, folder)
+    return figures.draw_training(TrainingFindings(noise, sweep), machine, folder)
 
 
 def training_readme(

@@ -249,7 +249,9 @@ def set_logarithmic(axes, ticks: LogTicks) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def draw(findings: TrainingFindings, machine: Mapping, folder: Path) -> set[str]:
+def draw_training(
+    findings: TrainingFindings, machine: Mapping, folder: Path
+) -> set[str]:
     """Draw the figures of training; returns their names without the ending, none where
     there is no matplotlib.
     """

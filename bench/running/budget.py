@@ -18,7 +18,7 @@ from batchline.bench import units
 from batchline.bench.cases import CLOCKS, Case, Plan, Profile
 from batchline.bench.declared import Problem
 from batchline.bench.measure import stand_in
-from batchline.bench.measure.timing import sampling
+from batchline.bench.measure.timing.sustained import is_sustained, window_s
 
 ProblemKey = tuple[str, str, str, int]  # op, scenario, dtype, batch
 CompileTime = Callable[
@@ -238,8 +238,8 @@ def expected_s(profile: Profile, device: str, problem: Problem, cases: int) -> f
         + profile.sampling_s
         + (len(CLOCKS[device]) - 1) * profile.other_clocks_s
     )
-    if device == "cuda" and sampling.is_sustained(problem.flops):
-        samples_s += sampling.window_s()
+    if device == "cuda" and is_sustained(problem.flops):
+        samples_s += window_s()
     return cases * (
         samples_s + costs.case_s + costs.calls * min(call_s, profile.longest_call_s)
     )

@@ -27,8 +27,8 @@ from batchline.bench.cases import Case, Plan, Profile, along
 from batchline.bench.declared import Refusal
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.ahead import Ahead
-from batchline.bench.measure.timing import sampling
 from batchline.bench.measure.timing.sampling import Effort
+from batchline.bench.measure.timing.sustained import window_s
 from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
 from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.running.budget import Forecast, Schedule, in_turns
@@ -491,7 +491,7 @@ class Measurer:
             "clocks": tuple(clocks),
             "warm_up_s": profile.warm_up_s,
             "energy_s": profile.energy_s,
-            "sustained_s": sampling.window_s(),
+            "sustained_s": window_s(),
             "longest_call_s": profile.longest_call_s,
             "effort": Effort(profile.precision, profile.sampling_s),
             "other_effort": _other_effort(profile),

@@ -33,7 +33,7 @@ class Record:
     has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative,
     Frobenius), error_of_tolerance, own_tolerance (the variant's, instead of the op's),
     gives (the first so many outputs; None is all), flops, least_bytes, bound (regime,
-    least_s, share), state, energy_j, sustained (bench.measure.timing.sampling), alone (not
+    least_s, share), state, energy_j, sustained (bench.measure.timing.sustained), alone (not
     timed in turns with the others: bench.measure.worker.isolation), confirmed (bench.running.after_cases). A
     clock that was not sampled in turns says why as its `alone`.
     `refuted_samples_s` are the rounds of a case that lost its time because its gain was

@@ -20,7 +20,7 @@ from batchline.bench.measure import stand_in
 from batchline.bench.measure.ahead import work
 from batchline.bench.measure.ahead.gpu import Gpu
 from batchline.bench.measure.ahead.work import CONDITION, PROBLEM, Place
-from batchline.bench.measure.compiled.compiler import Pool
+from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.machine import memory
 from batchline.kernels import backends, cgroups
 

@@ -16,7 +16,7 @@ from batchline.bench.cases import plan
 from batchline.bench.measure import ahead
 from batchline.bench.measure.ahead.folder import kernels_folder
 from batchline.bench.measure.ahead.gpu import H200
-from batchline.bench.measure.compiled.compiler import Pool
+from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.kernels.device import cpu_name
 
 _EVERY = 12

@@ -19,7 +19,13 @@ import torch
 
 from batchline import kernels, places
 from batchline.bench.declared import Declared
-from batchline.bench.measure.compiled import compiler, converged, pins, sass
+from batchline.bench.measure.compiled import (
+    compile_pool,
+    compiler,
+    converged,
+    pins,
+    sass,
+)
 from batchline.bench.measure.compiled.compiler import (
     Compiled,
     Launch,
@@ -41,15 +47,7 @@ BATCHES = (1, 256)  # of each scenario, in search of configurations
 _REPOSITORY = places.CODE
 _READERS = (
     Path(__file__),
-    *(
-        Path(module.__file__)
-        for module in (
-            converged,
-            compiler,
-            converged,
-            sass,
-        )
-    ),
+    *(Path(module.__file__) for module in (compiler, converged, sass)),
 )
 Captured = tuple[
     dict, Launch | None
@@ -195,7 +193,9 @@ def compiled(wanted: Sequence[Job]) -> Compilation:
     }
     cached = len(rows)
     missing = [job for job in wanted if job not in rows]
-    launched, problems = compiler.each(captured_of, missing) if missing else ({}, [])
+    launched, problems = (
+        compile_pool.each(captured_of, missing) if missing else ({}, [])
+    )
     try:
         fresh = _read(launched)
     except (ValueError, subprocess.CalledProcessError) as error:

@@ -4,14 +4,6 @@ for order, stop and state.
 Interleaved in short turns, in an order drawn anew each round, whatever the machine does
 over tenths of a second it does to all of them alike. Samples that were taken while it
 was throttled are dropped and taken again after a pause.
-
-The turns of a problem are short, with pauses between them, so a GPU runs them at its
-boost clock. Large products for a second meet its power cap, and take longer: `measure`
-takes that time, with the clock that the GPU then has, as a fact of the case that never
-ranks. `of_a_call` is what a call costs in energy, by the device's own counter.
-
-This imports no torch, so that planning can count on it: each variant of a problem for
-which `is_sustained` holds takes `window_s` longer.
 """
 
 from __future__ import annotations
@@ -29,7 +21,6 @@ from time import (
 )  # as it is now, whatever a variant makes of time.perf_counter later
 from types import MappingProxyType
 
-from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine import process_state
 from batchline.bench.measure.machine.process_state import Tampered
 from batchline.bench.stats import intervals
@@ -50,11 +41,6 @@ _LEAST_BESIDE_S, _BESIDE = (
 # a busy machine makes it longer for all, and so does a clock that has been slowed down
 # for all.
 _BESIDE_USUAL, _MOST_BESIDE = 3, 0.3
-SUSTAINED_S = 1.0
-_LEAST_FLOPS = 1e11  # of a call: less does not load a GPU to its power cap
-_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are interpreted
-_LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes
-_CHUNK_S = 0.02  # of calls between two events
 
 
 class Ledger:
@@ -400,91 +386,3 @@ def _outcome(
             f"samples are left, {launch.kept.discarded} were dropped",
         )
     return launch.thinned(effort.most)
-
-
-def of_a_call(
-    launch: Callable, call_s: float, window_s: float, hardware, state
-) -> float | None:
-    """Joules a call over a window of back-to-back calls; None where the device does not
-    count them.
-
-    Args:
-        call_s: about what a call takes; the device is waited for ten times in the
-        window.
-        hardware, state: of bench.measure.timing.clocks and bench.measure.machine.state, the device's
-        clock and its counters.
-    """
-    counter = getattr(state, "energy_j", lambda: None)
-    hardware.synchronize()
-    calls, start_j, start_s = 0, counter(), hardware.now_s()
-    if start_j is None:
-        return None
-    while hardware.now_s() - start_s < window_s:
-        for _ in range(max(1, int(0.1 * window_s / call_s))):
-            launch()
-            calls += 1
-        hardware.synchronize()
-    return (counter() - start_j) / calls
-
-
-def is_sustained(flops: float) -> bool:
-    """Whether a problem of so many FLOP in a call is timed under a load that lasts,
-    too, on a GPU.
-    """
-    return flops > (_LEAST_FLOPS_STAND_IN if stand_in.is_on() else _LEAST_FLOPS)
-
-
-def window_s() -> float:
-    """Seconds for which the calls go on."""
-    return _WINDOW_S_STAND_IN if stand_in.is_on() else SUSTAINED_S
-
-
-def measure(
-    launch: Callable[[], object],
-    call_s: float,
-    hardware,
-    state,
-    seconds: float = SUSTAINED_S,
-) -> dict:
-    """Call `launch` for so many seconds in a row, and look at the GPU before it has
-    come to the end.
-
-    The next calls are queued before the last ones are waited for, so the GPU never
-    waits for the host.
-
-    Args:
-        call_s: about what a call takes.
-        hardware, state: of bench.measure.timing.clocks (a GPU's) and bench.measure.machine.state.
-
-    Returns:
-        seconds: how long it took. median_s: of the calls, from chunks of `_CHUNK_S`.
-        sm_mhz and power_w: under load at the end; None where they are not known.
-    """
-    calls = max(1, int(_CHUNK_S / call_s))
-
-    def queue_chunk():
-        for _ in range(calls):
-            launch()
-        events.append(hardware.event())
-        events[-1].record()
-
-    hardware.synchronize()
-    start_s = hardware.now_s()
-    events = [hardware.event()]
-    events[0].record()
-    queue_chunk()
-    while hardware.now_s() - start_s < seconds:
-        queue_chunk()
-        events[-2].synchronize()
-    queue_chunk()
-    under_load = state.read()  # while the last chunk is computed
-    hardware.synchronize()
-    chunks_s = [
-        first.elapsed_time(second) * 1e-3 for first, second in zip(events, events[1:])
-    ]
-    return {
-        "seconds": round(sum(chunks_s), 3),
-        "median_s": statistics.median(chunks_s) / calls,
-        "sm_mhz": under_load.get("sm_mhz"),
-        "power_w": under_load.get("power_w"),
-    }

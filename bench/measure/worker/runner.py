@@ -35,7 +35,7 @@ from batchline.bench.measure.machine.state import (
     state_of,
 )
 from batchline.bench.measure.reading import reading_process
-from batchline.bench.measure.timing import ceilings, sampling
+from batchline.bench.measure.timing import ceilings, sustained
 from batchline.bench.measure.timing.clocks import (
     Unfit,
     hardware,
@@ -434,7 +434,7 @@ class Runner:
                 facts = entry.facts | spent | {"state": state}
                 if task.energy_s:
                     self._begin(label, "energy")
-                    facts["energy_j"] = sampling.of_a_call(
+                    facts["energy_j"] = sustained.energy_of_a_call(
                         entry.launch,
                         entry.call_s,
                         task.energy_s,
@@ -444,10 +444,10 @@ class Runner:
                 if (
                     self._device == "cuda"
                     and task.sustained_s
-                    and sampling.is_sustained(facts["flops"])
+                    and sustained.is_sustained(facts["flops"])
                 ):
                     self._begin(label, "sustained load")
-                    facts["sustained"] = sampling.measure(
+                    facts["sustained"] = sustained.measure(
                         entry.launch,
                         entry.call_s,
                         self._hardware,
