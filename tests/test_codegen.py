@@ -196,7 +196,7 @@ def test_what_does_not_compile_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     broken = [({"variant": JOB[0], "dtype": JOB[1], "error": "MemoryError: "}, None)]
     monkeypatch.setattr(
-        static_facts.compiler, "each", lambda work, jobs: ({JOB: broken}, [])
+        static_facts.compile_pool, "each", lambda work, jobs: ({JOB: broken}, [])
     )
     assert static_facts.compiled([JOB]).rows == {JOB: [broken[0][0]]}
     assert static_facts.compiled([JOB]).cached == 0
