@@ -474,6 +474,7 @@ def odd_integer_cases():
                 & 0xFFFF
             )
             yield Case(f"{name}.{kind}", ("b32",), ("b32", "b32"), reference)
+    yield integer("max.relu.s32", lambda a, b: max(a, b, 0))
     yield integer("lop3.b32", lop3, ("b32",) * 4)
     yield integer("prmt.b32", permute())
     for mode in ("f4e", "b4e", "rc8", "ecl", "ecr", "rc16"):

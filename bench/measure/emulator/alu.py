@@ -303,7 +303,8 @@ def _add_or_subtract(words: _Words, kind: str) -> _Plan:
 
 def _minimum_or_maximum(words: _Words, kind: str) -> _Plan:
     relu = words.take("relu")
-    if kind not in (*_NUMBERS, "u16x2", "s16x2"):
+    kinds = ("s32", "s16x2") if relu else (*_NUMBERS, "u16x2", "s16x2")
+    if kind not in kinds:
         words.refuse()
     name = f"{'s' if _is_signed(kind) else 'u'}{words.base}"
 

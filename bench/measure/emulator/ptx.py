@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NoReturn, TypeAlias
 
@@ -494,7 +494,7 @@ class _Reader:
         elif variables := _read_variables(statement, line):
             for variable in variables:
                 unique = body.declare(scope, variable.name)
-                body.variables.append(_renamed(variable, unique))
+                body.variables.append(replace(variable, name=unique))
         elif statement.startswith(".param"):
             name = re.search(r"([\w$%]+)(?:\[\d+\])?$", statement)
             body.declare(scope, name[1])
@@ -632,19 +632,11 @@ def _read_initial(text: str, kind: str, statement: str, line: int) -> bytes:
     return values
 
 
-def _renamed(variable: Variable, name: str) -> Variable:
-    return Variable(
-        name,
-        variable.space,
-        variable.type,
-        variable.size_bytes,
-        variable.align,
-        variable.initial,
-        variable.is_extern,
-    )
-
-
-def _build_kernel(body: _Body, variables: dict[str, Variable], resolve_source):
+def _build_kernel(
+    body: _Body,
+    variables: dict[str, Variable],
+    resolve_source: Callable[[tuple | None], Source | None],
+) -> Kernel:
     found = _ENTRY.fullmatch(body.header)
     if found is None:
         _refuse(body.header, body.line)
@@ -713,7 +705,11 @@ def _read_parameters(listed: str, line: int) -> tuple[Parameter, ...]:
 
 
 def _build_instruction(
-    index: int, statement: _Statement, body: _Body, read_operand, resolve_source
+    index: int,
+    statement: _Statement,
+    body: _Body,
+    read_operand: Callable[[int, str], Operand],
+    resolve_source: Callable[[tuple | None], Source | None],
 ) -> Instruction:
     text, line, location, scope = statement
     found = _STATEMENT.fullmatch(text)
