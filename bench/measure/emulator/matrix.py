@@ -103,6 +103,25 @@ def element_bytes(element):
 
 
 @compile_native
+def decode_bytes(element, codes, sign, values):
+    """Write the numbers of uint8[n] `codes` of an 8-bit type, times `sign`, to
+    float64[n] `values`. A loop for each type, so that each is vectorised.
+    """
+    if element == E4M3:
+        for i in range(len(values)):
+            values[i] = sign * np.float64(decode_e4m3(codes[i]))
+    elif element == E5M2:
+        for i in range(len(values)):
+            values[i] = sign * np.float64(decode_e5m2(codes[i]))
+    elif element == S8:
+        for i in range(len(values)):
+            values[i] = sign * np.float64(np.int8(codes[i]))
+    else:
+        for i in range(len(values)):
+            values[i] = sign * np.float64(codes[i])
+
+
+@compile_native
 def decode_words(element, words, sign):
     """The elements in uint32[n] `words`, lowest bits first, times `sign`.
 
@@ -125,17 +144,7 @@ def decode_words(element, words, sign):
             truncated = np.uint32(words[i] & np.uint32(0xFFFFE000)).view(np.float32)
             values[i] = sign * np.float64(truncated)
     else:
-        for i in range(len(values)):
-            byte = (words[i >> 2] >> np.uint32(8 * (i & 3))) & np.uint32(0xFF)
-            if element == E4M3:
-                value = np.float64(decode_e4m3(byte))
-            elif element == E5M2:
-                value = np.float64(decode_e5m2(byte))
-            elif element == S8:
-                value = np.float64(np.int8(byte))
-            else:
-                value = np.float64(byte)
-            values[i] = sign * value
+        decode_bytes(element, words.view(np.uint8), sign, values)
     return values
 
 
