@@ -219,8 +219,9 @@ def accumulate(a, b, c):
 
 
 @compile_native
-def collect_a(element, registers, sign):
-    """The float64[16, k] matrix A of a warp's fragment, uint32[2 or 4, 32].
+def collect_a(element, registers, sign, first_row, matrix):
+    """Write the 16 rows of A in a warp's fragment, uint32[2 or 4, 32], to float64[m, k]
+    `matrix` from `first_row` on.
 
     Register r holds row lane / 4 + 8 * (r % 2) and the columns of the word
     lane % 4 + 4 * (r / 2) of that row.
@@ -228,14 +229,12 @@ def collect_a(element, registers, sign):
     count = registers.shape[0]
     per_word = 4 // element_bytes(element)
     values = decode_words(element, registers.reshape(count * 32), sign)
-    matrix = np.empty((16, per_word * 4 * (count // 2)), np.float64)
     for r in range(count):
         for lane in range(32):
-            row = (lane >> 2) + 8 * (r & 1)
+            row = first_row + (lane >> 2) + 8 * (r & 1)
             column = per_word * ((lane & 3) + 4 * (r >> 1))
             for i in range(per_word):
                 matrix[row, column + i] = values[per_word * (32 * r + lane) + i]
-    return matrix
 
 
 @compile_native
@@ -291,7 +290,9 @@ def mma(kind, d, a, b, c):
     m16n8k8 and k16 of f16 and bf16, m16n8k4 and k8 of tf32, m16n8k16 and k32 of e4m3,
     e5m2, s8 and u8. `d` may be `c`.
     """
-    left = collect_a(kind & 0xF, a, 1.0)
+    depth = 8 * a.shape[0] // element_bytes(kind & 0xF)
+    left = np.empty((16, depth), np.float64)
+    collect_a(kind & 0xF, a, 1.0, 0, left)
     right = collect_b(kind >> 4 & 0xF, b, 1.0)
     sums = np.empty((16, 8), np.float64)
     fragment_to_matrix(decode_accumulators(kind >> 8 & 0xF, c), sums)
@@ -320,7 +321,9 @@ def mma_f64(d, a, b, c):
                 right = b[k >> 2, 4 * column + (k & 3)]
                 total = fused_multiply_add(left, right, total)
             sums[i, lane] = total
-    d[:] = sums
+    for i in range(d.shape[0]):
+        for lane in range(32):
+            d[i, lane] = sums[i, lane]
 
 
 @compile_native
@@ -500,7 +503,7 @@ def wgmma_from_registers(kind, flags, accumulators, a, b_descriptor, shared):
     left = np.empty((64, 32 // element_bytes(kind & 0xF)), np.float64)
     sign = -1.0 if flags & NEGATE_A else 1.0
     for warp in range(4):
-        left[16 * warp : 16 * warp + 16] = collect_a(kind & 0xF, a[warp], sign)
+        collect_a(kind & 0xF, a[warp], sign, 16 * warp, left)
     right = read_b_of_group(kind, flags, accumulators, b_descriptor, shared)
     accumulate_group(kind, flags, accumulators, left, right)
 
