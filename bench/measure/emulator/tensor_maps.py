@@ -53,6 +53,8 @@ MAX_BOX = 256
 MAX_ELEMENT_STRIDE = 8
 MAX_STRIDE_BYTES = 1 << 40
 PIECE_BYTES = 16
+# of a box's shared address, in every swizzle mode
+SHARED_ALIGNMENT = 128
 
 # Fields, by the number that `replace_field` takes
 (
@@ -283,13 +285,16 @@ def replace_field(tensor_map, field, ordinal, value):
 
     `field` is a number of FIELDS; `ordinal` is the dimension of box_dim, global_dim,
     element_stride and global_stride (0 for that of dimension 1), and 0 else. `value` is
-    as in PTX: rank is the rank - 1, global_stride is in bytes.
+    as in PTX: rank is the rank - 1, global_stride is in bytes. Ordinals aren't
+    checked: there are 0 to 4, and 0 to 3 of global_stride.
 
     128 bytes of zeros become a map by it; other bytes that aren't a map stay none.
     """
     mark = read_number(tensor_map, 0, 4)
     if mark == 0:
         write_number(tensor_map, 0, 4, MARK)
+    # a number that doesn't fit its byte stays a wrong one
+    byte = np.int64(value) if 0 <= np.int64(value) < 255 else np.int64(255)
     was_set = read_number(tensor_map, 4, 4)
     write_number(tensor_map, 4, 4, was_set | field_bit(field, ordinal))
     if field == GLOBAL_ADDRESS:
@@ -303,17 +308,17 @@ def replace_field(tensor_map, field, ordinal, value):
     elif field == GLOBAL_STRIDE:
         write_number(tensor_map, 80 + 8 * ordinal, 8, value)
     elif field == RANK:
-        write_number(tensor_map, 76, 1, value)
+        write_number(tensor_map, 76, 1, byte)
     elif field == ELEMTYPE:
-        write_number(tensor_map, 77, 1, value)
+        write_number(tensor_map, 77, 1, byte)
     elif field == INTERLEAVE_LAYOUT:
-        write_number(tensor_map, 78, 1, value)
+        write_number(tensor_map, 78, 1, byte)
     elif field == SWIZZLE_MODE:
-        write_number(tensor_map, 79, 1, value)
+        write_number(tensor_map, 79, 1, byte)
     elif field == FILL_MODE:
-        write_number(tensor_map, 112, 1, value)
+        write_number(tensor_map, 112, 1, byte)
     elif field == SWIZZLE_ATOMICITY:
-        write_number(tensor_map, 113, 1, value)
+        write_number(tensor_map, 113, 1, byte)
 
 
 @compile_native
@@ -480,12 +485,10 @@ def copy_bytes(destination, source, count):
 
 
 @compile_native
-def fill_byte(tensor_map, place):
-    """The byte at `place` of an element outside of the tensor: 0, or of the NaN with
-    all bits but the sign set.
+def nan_byte(tensor_map, place):
+    """The byte at `place` of elements that are NaN, with all bits but the sign set. The
+    bits of the hardware's NaN aren't documented.
     """
-    if tensor_map[112] == FILL_ZEROS:
-        return np.uint8(0)
     size = type_bytes(np.int64(tensor_map[77]))
     return np.uint8(0x7F if place % size == size - 1 else 0xFF)
 
@@ -499,13 +502,17 @@ def load_box(tensor_map, coordinates, shared, shared_start):
     """
     pieces = box_pieces(tensor_map, coordinates, shared_start)
     base = np.int64(shared.ctypes.data)
+    zeros = tensor_map[112] == FILL_ZEROS
     for i in range(len(pieces)):
         source, target, count = pieces[i, 0], pieces[i, 1], pieces[i, 2]
         if source >= 0:
             copy_bytes(base + target, source, count)
+        elif zeros:
+            for byte in range(count):
+                shared[target + byte] = 0
         else:
             for byte in range(count):
-                shared[target + byte] = fill_byte(tensor_map, target + byte)
+                shared[target + byte] = nan_byte(tensor_map, target + byte)
     return box_bytes(tensor_map)
 
 
