@@ -252,7 +252,7 @@ def verdict_of(subject: Subject, schedule, execute: Execute | None = None) -> Ve
         _require_right(variant, inputs, call, subject)
         wrong = None
     except NotMeasured as error:
-        wrong = texts.clean_line(error)
+        wrong = texts.clean_line(error.reason)
     except Exception as error:
         wrong = texts.error_line(error)
     launches = tuple(_launched(*one) for one in done)
