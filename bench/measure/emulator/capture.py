@@ -111,6 +111,15 @@ class _Launches:
         self.done.append((launch, self._execute(launch, self.storages.memory)))
 
 
+class _Emulated(NoGpu):
+    """A device number of its own keeps what Triton has compiled in this process apart
+    from what others are still to compile in it.
+    """
+
+    def get_current_device(self):
+        return f"emulated sm_{super().get_current_device()}"
+
+
 @contextlib.contextmanager
 def _capture_triton(launches: _Launches) -> Iterator[None]:
     from triton.runtime import driver
@@ -127,7 +136,7 @@ def _capture_triton(launches: _Launches) -> Iterator[None]:
         return kernel
 
     JITFunction.run = execute
-    driver.set_active(NoGpu(launches.architecture))
+    driver.set_active(_Emulated(launches.architecture))
     try:
         yield
     finally:
@@ -139,7 +148,9 @@ def _execute_triton(
     launches: _Launches, function, kernel, grid, args: tuple, kwargs: Mapping
 ) -> None:
     """Launch the compiled kernel as triton.backends.nvidia.driver's CudaLauncher does."""
-    binder = function.device_caches[launches.architecture][-1]
+    from triton.runtime import driver
+
+    binder = function.device_caches[driver._active.get_current_device()][-1]
     bound = binder(*args, **kwargs)[0]
     metadata, ptx = kernel.metadata, kernel.asm["ptx"]
     blocks = _three(grid(bound) if callable(grid) else grid)
