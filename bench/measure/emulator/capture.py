@@ -39,7 +39,7 @@ from batchline.kernels.op import Tensors, Variant
 from batchline.kernels.target import compiling_for
 
 Execute = Callable[[KernelLaunch, GlobalMemory], object]
-_TF32 = 11  # CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
+_TF32 = 11  # .tf32, of the element types of PTX as Triton numbers them
 _SWIZZLE_BYTES = (0, 32, 64, 128)  # by CUtensorMapSwizzle
 _INTEGERS = {"1": 1, "8": 1, "16": 2, "32": 4, "64": 8}  # bits in a type's name: bytes
 _ONE_BLOCK = (1, 1, 1)
@@ -250,31 +250,27 @@ def _described(descriptor, meta: Mapping | None) -> list[bytes]:
 
 def _tensor_map(descriptor, meta: Mapping) -> bytes:
     """As triton.backends.nvidia.driver's make_tensordesc_arg and driver.c's
-    fillTMADescriptorTiled: dimensions from the innermost, CUtensorMapDataType's numbers.
+    fillTMADescriptorTiled: dimensions from the innermost, strides in bytes.
     """
-    from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
-
     from batchline.bench.measure.emulator import tensor_maps
 
     shape = list(descriptor.shape)
     if meta.get("fp4_padded"):
         shape[-1] *= 2
-    is_tf32 = getattr(descriptor, "round_f32_to_tf32", False)
     strides = [meta["elem_size"] * stride for stride in descriptor.strides[:-1]]
+    is_tf32 = getattr(descriptor, "round_f32_to_tf32", False)
     try:
         return tensor_maps.encode(
             address=_address(descriptor.base),
-            element_type=(
-                _TF32 if is_tf32 else TMA_DTYPE_DEVICE_TO_HOST[meta["elem_type"]]
-            ),
-            box=tuple(reversed(meta["block_size"])),
-            shape=tuple(reversed(shape)),
-            strides=tuple(reversed(strides)),
+            element_type=_TF32 if is_tf32 else meta["elem_type"],
+            shape=shape[::-1],
+            strides=strides[::-1],
+            box=list(reversed(meta["block_size"])),
             swizzle=_SWIZZLE_BYTES[meta["swizzle"]],
-            fill_nan=descriptor.padding == "nan",
+            fill=int(descriptor.padding == "nan"),
         )
     except ValueError as error:
-        raise LaunchRefused(f"a tensor map can't be made: {error}") from error
+        raise LaunchRefused(f"no {error}") from error
 
 
 def _note_tensors(storages: Storages, value) -> None:
