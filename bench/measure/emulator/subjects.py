@@ -49,6 +49,9 @@ class Subject:
     architecture: int
     declined: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.variant} {self.dtype} {self.probe} sm_{self.architecture}"
+
 
 @dataclass(frozen=True)
 class Launched:
