@@ -311,6 +311,29 @@ def test_a_kernel_that_was_kept_is_not_compiled_and_a_damaged_one_is(
     assert made == [1, 1]
 
 
+@numba_compiled
+def test_a_kernel_at_another_place_has_another_key_where_lines_are_kept():
+    from numba import cuda
+
+    from batchline.bench.measure.ahead.stored_kernels import key_of
+
+    def kernel(file, first_line):
+        names = {}
+        source = "\n" * first_line + "def kernel(x):\n    x[0] = 1\n"
+        exec(compile(source, file, "exec"), names)
+        return cuda.jit(names["kernel"])
+
+    def keys(*place):
+        made = kernel(*place)
+        return [
+            key_of(made, (), (9, 0), with_places=places) for places in (False, True)
+        ]
+
+    plain, with_places = zip(keys("a", 0), keys("a", 3), keys("b", 0), keys("a", 0))
+    assert len(set(plain)) == 1
+    assert len(set(with_places)) == 3 and with_places[0] == with_places[3]
+
+
 @pytest.mark.parametrize(
     "type_, value, packed",
     [

@@ -79,7 +79,9 @@ def _load(key: str) -> CompiledKernel | None:
 
 
 def _compile(kernel: CUDADispatcher, signature: tuple) -> CompiledKernel:
-    """With line numbers, which leave the instructions as they are."""
+    """With line numbers: the machine code is the same, though its PTX may load a
+    parameter once more.
+    """
     options = dict(kernel.targetoptions) | {"lineinfo": True}
     with_lines = CUDADispatcher(kernel.py_func, targetoptions=options)
     ptx, cubin = compile_as_launched(with_lines, signature)

@@ -242,6 +242,7 @@ def verdict_of(subject: Subject, schedule, execute: Execute | None = None) -> Ve
     """
     start_s = time.perf_counter()
     variant, done = variant_of(subject), []
+    execute = execute or _executed_by(schedule)
     compile_s = 0.0
     try:
         inputs = inputs_of(subject)
@@ -249,7 +250,7 @@ def verdict_of(subject: Subject, schedule, execute: Execute | None = None) -> Ve
             variant,
             inputs,
             subject.architecture,
-            _noted(execute or _executed_by(schedule), done),
+            _noted(execute, done),
         )
         compile_s = call.compile_s
         _require_right(variant, inputs, call, subject)
