@@ -332,6 +332,23 @@ def _sliced(dtype, device, seed):
     return draw.uniform(2, 10, 9)[:, ::2, 3:], draw.uniform(2, 9, 11)[:, 2:8, 4:]
 
 
+def _aligned_windows(dtype, device, seed):
+    """Inner windows whose first elements and strides are multiples of 16 elements: TMA
+    must stop at their edges, and not at those of their storages.
+    """
+    draw = Draw(dtype, device, seed)
+    a, b = draw.uniform(2, 24, 96), draw.uniform(2, 40, 96)
+    return a[:, 3:21, 16:56], b[:, 7:31, 32:72].transpose(1, 2)
+
+
+def _aligned_shared_b(dtype, device, seed):
+    """One right side for all entries, whose rows are whole 16-byte words in every
+    dtype.
+    """
+    a, b = stored(Draw(dtype, device, seed), "nt", 3, 1, 40, 24, 32)
+    return a, b.expand(3, -1, -1)
+
+
 def _batch_inside(dtype, device, seed):
     """The batch as the middle dimension of memory, as attention's [tokens, heads, size]
     has it.
@@ -407,7 +424,9 @@ def _returning(dtype, device, seed):
 
 # The first ones are tiny, for the interpreters (Numba's CUDA simulator starts a thread
 # for each thread); the last ones walk many tiles of the usual sizes, and more entries
-# than grid.y or grid.z can count.
+# than grid.y or grid.z can count. Those called aligned have sizes and strides of whole
+# 16-byte words, as TMA wants them, and no tile divides their sizes; "aligned_entries"
+# has more tiles than there are programs that stay on an H200.
 PROBES = {
     "ragged": _probe(2, 17, 5, 19),
     "one_element": _probe(1, 1, 1, 1),
@@ -431,7 +450,14 @@ PROBES = {
     "deep_1027": _probe(2, 5, 7, 1027),
     "deep_8200": _probe(2, 9, 11, 8200),
     "aligned_nt": _probe(2, 32, 48, 64, layout="nt"),
+    "aligned_tiny": _probe(37, 16, 8, 32),
+    "aligned_windows": _aligned_windows,
+    "aligned_shared_b": _aligned_shared_b,
     "returning_sums": _returning,
+    "aligned_tiles": _probe(2, 72, 88, 136),
+    "aligned_tiles_tn": _probe(2, 136, 40, 192, layout="tn"),
+    "aligned_tiles_nt": _probe(3, 136, 48, 208, layout="nt"),
+    "aligned_entries": _probe(531, 8, 16, 80, layout="nt"),
     "many_tiles": _probe(3, 300, 531, 270),
     "many_tiles_tn": _probe(2, 290, 301, 133, layout="tn"),
     "many_tiles_nt": _probe(2, 290, 301, 133, layout="nt"),

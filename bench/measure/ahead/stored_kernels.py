@@ -187,11 +187,24 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
+class _ReaderOfPlaces(_Reader):
+    """Reads beside the code where it stands, as what is compiled with line numbers
+    says it.
+    """
+
+    def _code(self, code: types.CodeType) -> tuple:
+        places = code.co_filename, code.co_firstlineno, code.co_linetable
+        return *super()._code(code), *places
+
+
 def key_of(
-    kernel: dispatcher.CUDADispatcher, signature: tuple, capability: tuple[int, int]
+    kernel: dispatcher.CUDADispatcher,
+    signature: tuple,
+    capability: tuple[int, int],
+    with_places: bool = False,
 ) -> str:
     """What the compiled kernel depends on, as a hash: its code, its arguments' types,
-    the GPU, and the compilers.
+    the GPU, and the compilers; `with_places` the files and lines of the code, too.
 
     Raises:
         Untold: where not all of its code can be told, or it is linked with files.
@@ -204,7 +217,7 @@ def key_of(
         if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR"
     )
     parts = [
-        code_of(kernel),
+        (_ReaderOfPlaces() if with_places else _Reader()).value(kernel),
         [str(one) for one in signature],
         capability,
         settings,

@@ -1,0 +1,1 @@
+"""The variants' compiled PTX, executed on the CPU instruction by instruction."""
