@@ -24,9 +24,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from batchline.bench.measure.emulator.native import compile_native
 from batchline.bench.measure.emulator.number_formats import (
     TO_NEAREST_EVEN,
-    compile_native,
     decode_e4m3,
     decode_e5m2,
     decode_f16,

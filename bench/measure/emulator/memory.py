@@ -62,7 +62,7 @@ class GlobalMemory:
             after = self._by_start[self._starts[place]]
             raise ValueError(f"{name} at {start:#x} reaches into {after.name}")
         added = Allocation(
-            start, size_bytes, name, initialised, _untouched_zeros(size_bytes)
+            start, size_bytes, name, initialised, untouched_zeros(size_bytes)
         )
         self._starts.insert(place, start)
         self._by_start[start] = added
@@ -128,7 +128,7 @@ class GlobalMemory:
         return self._table
 
 
-def _untouched_zeros(size_bytes: int) -> np.ndarray:
+def untouched_zeros(size_bytes: int) -> np.ndarray:
     """uint8[size_bytes] of zeros that takes no memory before it is touched."""
     if size_bytes < _LARGE:
         return np.zeros(size_bytes, np.uint8)

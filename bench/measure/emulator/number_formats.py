@@ -11,14 +11,13 @@ infinities and numbers out of range become the largest finite number of the same
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from batchline.bench.measure.emulator.native import compile_native
 
 TO_NEAREST_EVEN = 0
 TOWARDS_ZERO = 1
 TO_NEAREST_AWAY = 2
-
-compile_native = numba.njit(inline="never", error_model="numpy", cache=True, nogil=True)
 
 
 @compile_native

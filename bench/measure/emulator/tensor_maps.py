@@ -37,9 +37,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from batchline.bench.measure.emulator.native import compile_native
 from batchline.bench.measure.emulator.number_formats import (
     TO_NEAREST_EVEN,
-    compile_native,
     decode_bf16,
     decode_f16,
     encode_bf16,

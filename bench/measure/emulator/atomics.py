@@ -1,0 +1,262 @@
+"""Atomics on global and shared memory, and the order between blocks that they make with
+fences (PTX ISA, "atom", "red", "membar / fence", "Memory Consistency Model").
+
+A block that releases (an atomic that does, or one behind a fence) hands on, at that
+address, all that it did and has seen; one that acquires there has seen it from then on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float64, int32, int64, uint32, uint64
+
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
+from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator.layout import (
+    ACQUIRES,
+    HAS_RESULT,
+    HEADER,
+    LANES,
+    RELEASES,
+    SYNCS,
+    Finding,
+    Number,
+    Space,
+    Update,
+)
+from batchline.bench.measure.emulator.memory_access import (
+    ACTION,
+    BYTES,
+    SIGNED,
+    SPACE,
+    count_passes,
+    count_sectors,
+    gather_addresses,
+    get,
+    put,
+    space_of,
+    why_outside,
+)
+from batchline.bench.measure.emulator.number_formats import (
+    decode_bf16,
+    decode_f16,
+    encode_bf16,
+    encode_f16,
+)
+from batchline.bench.measure.emulator.order import (
+    find_allocation,
+    read_global,
+    read_shared,
+    report,
+)
+from batchline.bench.measure.emulator.raw import (
+    longs_at,
+    read64,
+    words_at,
+    write64,
+)
+from batchline.bench.measure.emulator.warp_wide import warp_at
+
+GLOBAL, SHARED = int(Space.GLOBAL), int(Space.SHARED)
+OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
+ADD, MIN, MAX, AND = (
+    int(Update.ADD),
+    int(Update.MIN),
+    int(Update.MAX),
+    int(Update.AND),
+)
+OR, XOR, EXCHANGE, COMPARE = (
+    int(Update.OR),
+    int(Update.XOR),
+    int(Update.EXCHANGE),
+    int(Update.COMPARE),
+)
+INCREMENT, DECREMENT = int(Update.INCREMENT), int(Update.DECREMENT)
+SIGNED_NUMBER, FLOAT = int(Number.SIGNED), int(Number.FLOAT)
+F16_PAIR, BF16_PAIR = int(Number.F16_PAIR), int(Number.BF16_PAIR)
+
+
+@Handler
+def update_memory(machine, pc, warp, registers, row, mask):
+    """atom and red: operands the result (of an atom), the address, the value, and of a
+    compare-and-swap the new value. The lanes take their turns in order.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 4)
+    action = int64(words[ACTION])
+    update, number = action & 0xFF, int64(words[SIGNED])
+    size = int64(words[BYTES])
+    place = 1 if action & HAS_RESULT else 0
+    gather_addresses(m, registers, row, place, mask)
+    space = space_of(m, words[SPACE], mask)
+    addresses = longs_at(m.scratch, LANES)
+    first = registers + int64(words[HEADER + place + 1])
+    second = registers + int64(words_at(row, HEADER + place + 3)[HEADER + place + 2])
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    if m.is_counting:
+        if space == GLOBAL:
+            count_sectors(m, pc, mask, size, True)
+        else:
+            count_passes(m, pc, mask, size)
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        address = addresses[lane]
+        target = int64(0)
+        if address % size:
+            report(m, MISALIGNED, pc, warp, lane, address, -1)
+        elif space == GLOBAL:
+            allocation = find_allocation(m, address)
+            if allocation and address + size <= int64(read64(allocation + 8)):
+                read_global(m, pc, warp, lane, allocation, address, size)
+                target = address
+            else:
+                report(m, why_outside(m, address, size), pc, warp, lane, address, -1)
+        elif 0 <= address and address + size <= m.shared_bytes:
+            read_shared(m, pc, warp, lane, warp, clock, address, size)
+            target = m.shared + address
+        else:
+            report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        if not target:
+            continue
+        if space == GLOBAL:
+            _synchronise(m, warp, address, action)
+        before = get(target, size)
+        value = get(first + lane * size, size)
+        new = value
+        if update == COMPARE:
+            new = get(second + lane * size, size) if before == value else before
+        elif update != EXCHANGE:
+            new = _updated(update, number, size, before, value)
+        put(target, size, new)
+        if action & HAS_RESULT:
+            put(registers + int64(words[HEADER]) + lane * size, size, before)
+    return DONE
+
+
+@compile_native
+def _updated(update, number, size, before, value):
+    if number == FLOAT:
+        return _float_updated(update, size, before, value)
+    if number == F16_PAIR or number == BF16_PAIR:
+        return _pair_updated(update, number, before, value)
+    if update == ADD:
+        return uint64(before + value)
+    if update == AND:
+        return before & value
+    if update == OR:
+        return before | value
+    if update == XOR:
+        return before ^ value
+    if update == INCREMENT:
+        return uint64(0) if before >= value else uint64(before + uint64(1))
+    if update == DECREMENT:
+        is_over = before == uint64(0) or before > value
+        return value if is_over else uint64(before - uint64(1))
+    if number == SIGNED_NUMBER:
+        if size == 4:
+            is_less = int32(uint32(value)) < int32(uint32(before))
+        else:
+            is_less = int64(value) < int64(before)
+    else:
+        is_less = value < before
+    return value if is_less == (update == MIN) else before
+
+
+@compile_native
+def _float_updated(update, size, before, value):
+    if size == 4:
+        old = float64(np.uint32(before).view(np.float32))
+        given = float64(np.uint32(value).view(np.float32))
+        new = _chosen(update, old, given)
+        return uint64(np.float32(new).view(np.uint32))
+    new = _chosen(
+        update,
+        np.uint64(before).view(np.float64),
+        np.uint64(value).view(np.float64),
+    )
+    return np.float64(new).view(np.uint64)
+
+
+@compile_native
+def _chosen(update, old, given):
+    if update == ADD:
+        return old + given
+    if update == MIN:
+        return given if given < old or old != old else old
+    return given if given > old or old != old else old
+
+
+@compile_native
+def _pair_updated(update, number, before, value):
+    outcome = uint64(0)
+    for half in range(2):
+        shift = uint64(16 * half)
+        old = uint32((before >> shift) & uint64(0xFFFF))
+        given = uint32((value >> shift) & uint64(0xFFFF))
+        if number == F16_PAIR:
+            new = _chosen(update, decode_f16(old), decode_f16(given))
+            bits = encode_f16(new, 0, False)
+        else:
+            new = _chosen(update, decode_bf16(old), decode_bf16(given))
+            bits = encode_bf16(new, 0, False)
+        outcome |= uint64(bits) << shift
+    return outcome
+
+
+# --- the order of blocks ------------------------------------------------------------
+
+
+@compile_native
+def _synchronise(m, warp, address, action):
+    if not m.seen:
+        return
+    number = int64(-1)
+    places = longs_at(m.sync_places, SYNCS)
+    for known in range(m.n_syncs):
+        if places[known] == address:
+            number = known
+    if number < 0:
+        if m.n_syncs == SYNCS:
+            return
+        number = m.n_syncs
+        places[number] = address
+        m.n_syncs += 1
+    words = (m.n_blocks + 63) >> 6
+    handed_on = m.sync_sets + number * words * 8
+    seen = m.seen + m.block * words * 8
+    state = warp_at(m, warp)
+    state.touched = number + 1
+    if action & ACQUIRES or state.fenced:
+        _unite(seen, handed_on, words)
+    if action & RELEASES or state.fenced:
+        _unite(handed_on, seen, words)
+        word = handed_on + (m.block >> 6) * 8
+        write64(word, read64(word) | uint64(1) << uint64(m.block & 63))
+
+
+@compile_native
+def _unite(into, source, words):
+    for word in range(words):
+        place = into + word * 8
+        write64(place, read64(place) | read64(source + word * 8))
+
+
+@Handler
+def fence_memory(machine, pc, warp, registers, row, mask):
+    """membar and fence: a relaxed atomic from now on releases, and the one before has
+    acquired.
+    """
+    m = machine_at(machine)
+    state = warp_at(m, warp)
+    state.fenced = 1
+    if m.seen and state.touched:
+        words = (m.n_blocks + 63) >> 6
+        handed_on = m.sync_sets + (state.touched - 1) * words * 8
+        _unite(m.seen + m.block * words * 8, handed_on, words)
+    return DONE

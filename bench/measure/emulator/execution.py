@@ -1,0 +1,489 @@
+"""Execute a launch: bind its program to memory and arguments, run all blocks, and say
+what was found and counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchline.bench.measure.emulator import (
+    alu,
+    asynchronous,
+    machine,
+    program,
+    ptx,
+    tensor_copies,
+)
+from batchline.bench.measure.emulator.launch import KernelLaunch, LaunchRefused
+from batchline.bench.measure.emulator.layout import (
+    ALLOCATION_CHECKED,
+    ALLOCATION_INITIALISED,
+    ALLOCATION_WORDS,
+    BARRIER,
+    BARRIERS,
+    FINDING,
+    FINDINGS_KEPT,
+    LANES,
+    MACHINE,
+    MBARRIER,
+    MBARRIERS,
+    MOST_ORDERED_BLOCKS,
+    PENDING,
+    PENDING_MOST,
+    SHADOW_INITIALISED,
+    SLOT_SHIFT,
+    SYNCS,
+    WARP,
+    Finding,
+    Kind,
+)
+from batchline.bench.measure.emulator.memory import GlobalMemory, untouched_zeros
+from batchline.bench.measure.emulator.program import Place, Program
+
+# The word of each finding, and what it says.
+WORDS: Mapping[Finding, tuple[str, str]] = {
+    Finding.OUT_OF_BOUNDS: ("out-of-bounds", "outside of every allocation"),
+    Finding.PAST_THE_END: (
+        "past-the-end",
+        "past the end of an allocation, within its last 16 aligned bytes",
+    ),
+    Finding.MISALIGNED: ("misaligned", "not a multiple of the bytes of the access"),
+    Finding.UNINITIALISED_GLOBAL: (
+        "uninitialised-global",
+        "global memory that nothing has written",
+    ),
+    Finding.UNINITIALISED_SHARED: (
+        "uninitialised-shared",
+        "shared memory that nothing has written in this block",
+    ),
+    Finding.RACE_SHARED: ("shared-race", "two warps, and no barrier between them"),
+    Finding.RACE_GLOBAL: ("global-race", "two accesses that nothing orders"),
+    Finding.MISSING_WAIT: (
+        "missing-wait",
+        "what an asynchronous copy or wgmma still reads or writes",
+    ),
+    Finding.MISSING_FENCE: (
+        "missing-fence",
+        "wgmma's registers were written, and no wgmma.fence came after it",
+    ),
+    Finding.MISSING_PROXY_FENCE: (
+        "missing-proxy-fence",
+        "written by ordinary stores, read asynchronously, and no fence.proxy between",
+    ),
+    Finding.DIVERGENT_BARRIER: (
+        "divergent-barrier",
+        "not all threads that it is for execute it, or not alike",
+    ),
+    Finding.DEADLOCK: ("deadlock", "this is waited for, and nothing can go on"),
+    Finding.MBARRIER_MISUSE: (
+        "mbarrier-misuse",
+        "no mbarrier is there, or more arrive than it expects",
+    ),
+    Finding.BAD_DESCRIPTOR: ("bad-descriptor", "a descriptor that no chip accepts"),
+    Finding.HANG: ("hang", "it is still running after as long as it may"),
+    Finding.UNSUPPORTED: ("unsupported", "more than this emulator keeps track of"),
+}
+
+_MOST_STEPS = 2_000_000_000
+_SMALL_BYTES = 2**24  # allocations up to it have every read noted
+_WHOLE_TURN = 1 << 40
+_SHORT_TURN = 61  # instructions: warps are changed often where order is to be tried
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order things happen that the program does not order.
+
+    Args:
+        seed: 0 is the order of their numbers; any other number draws the order of
+            blocks and of warps, and how long a warp's turn is.
+        is_early: whether asynchronous work is done as soon as it is issued, or else
+            as late as is allowed.
+        is_counting: whether sectors and bank conflicts are counted.
+    """
+
+    seed: int = 0
+    is_early: bool = False
+    is_counting: bool = True
+
+
+LATE, EARLY, SHUFFLED = Schedule(), Schedule(is_early=True), Schedule(seed=1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that a check found at an instruction: its word, where in the source,
+    and how often.
+    """
+
+    word: str
+    source: str
+    instruction: str
+    ptx_line: int
+    times: int
+    block: int
+    warp: int
+    lane: int
+    address: int
+    other: str | None
+
+    def __str__(self) -> str:
+        says = next(text for word, text in WORDS.values() if word == self.word)
+        against = f", against {self.other}" if self.other else ""
+        often = "once" if self.times == 1 else f"{self.times} times"
+        return (
+            f"{self.word} at {self.source}{against}: {says} "
+            f"({often}, first in block {self.block}, warp {self.warp}; {self.instruction})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """What a launch did.
+
+    `executed` counts, for each row of the program, the warps that executed it, and
+    `lanes` their threads; `sectors` those of 32 bytes of global memory that it touched,
+    `sectors_needed` how few would have held the bytes; `passes` and `requests` those of
+    shared memory. `read_bytes` were asked for and `distinct_bytes` are different ones.
+    """
+
+    launch: KernelLaunch
+    program: Program
+    findings: tuple[Found, ...]
+    executed: np.ndarray
+    lanes: np.ndarray
+    sectors: np.ndarray
+    sectors_needed: np.ndarray
+    passes: np.ndarray
+    requests: np.ndarray
+    read_bytes: int
+    distinct_bytes: int
+    seconds: float
+
+    @property
+    def warp_instructions(self) -> int:
+        return int(self.executed.sum())
+
+
+@functools.lru_cache(maxsize=256)
+def decoded(text: str, entry: str) -> Program:
+    """The program of an entry of a PTX text.
+
+    Raises:
+        ValueError, or UnknownOpcode: see `program.decode`.
+    """
+    return program.decode(ptx.parse(text), entry)
+
+
+def execute(
+    launch: KernelLaunch, memory: GlobalMemory, schedule: Schedule = LATE
+) -> Execution:
+    """Run all blocks of a launch on `memory`, which it changes.
+
+    Raises:
+        UnknownOpcode: for an instruction that is not known. LaunchRefused: for what no
+        GPU would launch, or clusters.
+    """
+    if math.prod(launch.cluster) != 1:
+        raise LaunchRefused(f"{launch.kernel}: clusters of blocks are not emulated yet")
+    code = decoded(launch.ptx, launch.entry)
+    bound = _Bound(launch, code, memory, schedule)
+    started = time.perf_counter()
+    machine.run_grid(bound.machine[0], 0, launch.blocks)
+    seconds = time.perf_counter() - started
+    return bound.execution(seconds)
+
+
+class _Bound:
+    """A program with its memory: the arrays that the machine's record points to."""
+
+    def __init__(self, launch, code: Program, memory: GlobalMemory, schedule: Schedule):
+        self._launch, self._code, self._schedule = launch, code, schedule
+        self._kept: list[np.ndarray] = []
+        self.machine = np.zeros(1, MACHINE)
+        self._record = self.machine[0]
+        self._warps = -(-launch.threads // LANES)
+        self._bind_code()
+        self._bind_memory(memory)
+        self._bind_block()
+        self._bind_counts()
+        self._bind_schedule()
+        self._bind_registers()
+
+    def _set(self, name: str, array: np.ndarray) -> np.ndarray:
+        self._kept.append(array)
+        self._record[name] = array.ctypes.data
+        return array
+
+    def _bind_code(self) -> None:
+        code, record = self._code, self._record
+        native = alu.addresses([form for form in code.forms if form is not None])
+        functions = np.array(
+            [
+                self._handler(row) if form is None else native[form.key]
+                for row, form in enumerate(code.forms)
+            ],
+            np.int64,
+        )
+        self._set("code", code.words)
+        self._set("at", code.starts)
+        self._set("functions", functions)
+        record["instructions"] = len(code.forms)
+        record["register_bytes"] = code.register_bytes
+        record["has_products"] = Kind.WGMMA in code.kinds
+        record["has_atomics"] = Kind.ATOMIC in code.kinds
+
+        record["run_warp"] = machine.run_warp.address
+        if Kind.WGMMA in code.kinds:
+            record["require"] = asynchronous.require_not_in_flight.address
+            record["mark"] = asynchronous.mark_dirty.address
+        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY}:
+            record["land_one"] = tensor_copies.land_one.address
+
+    def _handler(self, row: int) -> int:
+        kind = Kind(int(self._code.words[self._code.starts[row]]))
+        return machine.HANDLERS[kind].address if kind in machine.HANDLERS else 0
+
+    def _bind_memory(self, memory: GlobalMemory) -> None:
+        code, record = self._code, self._record
+        shift = int(code.narrowest_global).bit_length() - 1
+        rows = []
+        for one in memory.allocations:
+            granules = (one.size_bytes >> shift) + 1
+            is_checked = one.size_bytes <= _SMALL_BYTES or not one.initialised
+            writers, readers = untouched_zeros(16 * granules), untouched_zeros(
+                16 * granules if is_checked else 16
+            )
+            self._kept += [writers, readers]
+            if one.size_bytes <= 2**28:
+                one.shadow[:] &= SHADOW_INITIALISED
+            flags = ALLOCATION_INITIALISED if one.initialised else 0
+            flags |= ALLOCATION_CHECKED if is_checked else 0
+            rows.append(
+                (
+                    one.start,
+                    one.end,
+                    one.shadow.ctypes.data,
+                    writers.ctypes.data if is_checked else 0,
+                    readers.ctypes.data if is_checked else 0,
+                    flags,
+                    shift,
+                    0,
+                )
+            )
+        self._variables = {}
+        for variable in code.variables.values():
+            if variable.space in ("global", "const") and variable.size_bytes:
+                data = _aligned(variable.size_bytes, 256)
+                data[:] = 0
+                if variable.initial is not None:
+                    data[:] = np.frombuffer(variable.initial, np.uint8)
+                self._variables[variable.name] = data
+                rows.append(self._own_row(data, variable.size_bytes))
+        parameters = code.kernel.parameters
+        size = max((one.offset + one.size_bytes for one in parameters), default=0)
+        self._arguments = _aligned(max(size, 64), 256)
+        for one, value in zip(parameters, self._launch.arguments, strict=True):
+            self._arguments[one.offset : one.offset + len(value)] = np.frombuffer(
+                value, np.uint8
+            )
+        rows.append(self._own_row(self._arguments, len(self._arguments)))
+        rows.sort()
+        table = np.array(rows, np.int64).reshape(len(rows), ALLOCATION_WORDS)
+        self._set("allocations", table)
+        record["n_allocations"] = len(rows)
+
+    def _own_row(self, data: np.ndarray, size: int) -> tuple[int, ...]:
+        shadow = np.full(size, SHADOW_INITIALISED, np.uint8)
+        self._kept += [data, shadow]
+        start = data.ctypes.data
+        return (
+            start,
+            start + size,
+            shadow.ctypes.data,
+            0,
+            0,
+            ALLOCATION_INITIALISED,
+            0,
+            0,
+        )
+
+    def _bind_block(self) -> None:
+        launch, code, record = self._launch, self._code, self._record
+        agents = 4 * self._warps
+        record["n_warps"], record["threads"] = self._warps, launch.threads
+        record["agents"] = agents
+        record["copy_agent"] = self._warps
+        record["tensor_agent"] = 2 * self._warps
+        record["product_agent"] = 3 * self._warps
+        record["grid_x"], record["grid_y"], record["grid_z"] = launch.grid
+        record["block_x"], record["block_y"], record["block_z"] = launch.block
+        record["n_blocks"] = launch.blocks
+        shared = code.static_shared_bytes + launch.dynamic_shared_bytes
+        shift = min(2, int(code.narrowest_shared).bit_length() - 1)
+        granules = (shared >> shift) + 1
+        record["shared_bytes"], record["granule_shift"] = shared, shift
+        self._set("shared", _aligned(shared + 16, 1024))
+        self._set("shared_state", np.zeros(shared + 16, np.uint8))
+        self._set("writers", np.zeros(granules, np.int64))
+        self._set("reads", np.zeros(granules * agents, np.int32))
+        self._set("clocks", np.zeros((agents, agents), np.int32))
+        self._set("fenced", np.zeros((agents, agents), np.int32))
+        self._set("warps", np.zeros(self._warps, WARP))
+        self._set("barriers", np.zeros(BARRIERS, BARRIER))
+        self._set("barrier_clocks", np.zeros((BARRIERS, 2, agents), np.int32))
+        self._set("mbarriers", np.zeros(MBARRIERS, MBARRIER))
+        self._set("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32))
+        self._set("pending", np.zeros(PENDING_MOST, PENDING))
+        record["local_bytes"] = code.local_bytes
+        self._set(
+            "local", np.zeros(max(1, code.local_bytes * LANES * self._warps), np.uint8)
+        )
+        self._set("scratch", np.zeros(2048, np.int64))
+        slots = (code.register_bytes >> SLOT_SHIFT) * self._warps
+        self._set("in_flight", np.zeros(slots, np.uint8))
+        self._set("dirty", np.zeros(slots, np.int32))
+        if record["has_atomics"] and launch.blocks <= MOST_ORDERED_BLOCKS:
+            words = (launch.blocks + 63) // 64
+            self._set("seen", np.zeros((launch.blocks, words), np.uint64))
+            self._set("sync_places", np.zeros(SYNCS, np.int64))
+            self._set("sync_sets", np.zeros((SYNCS, words), np.uint64))
+
+    def _bind_counts(self) -> None:
+        rows = len(self._code.forms)
+        self._counts = {
+            name: self._set(name, np.zeros(rows, np.int64))
+            for name in (
+                "executed",
+                "lanes",
+                "sectors",
+                "sectors_needed",
+                "passes",
+                "requests",
+            )
+        }
+        self._findings = self._set("findings", np.zeros(FINDINGS_KEPT, FINDING))
+        self._record["is_counting"] = self._schedule.is_counting
+
+    def _bind_schedule(self) -> None:
+        record, schedule = self._record, self._schedule
+        blocks = np.arange(self._launch.blocks, dtype=np.int64)
+        if schedule.seed:
+            np.random.default_rng(schedule.seed).shuffle(blocks)
+        self._set("block_order", blocks)
+        self._set("warp_order", np.arange(self._warps, dtype=np.int64))
+        record["is_early"] = schedule.is_early
+        record["random"] = schedule.seed
+        record["quantum"] = _SHORT_TURN if schedule.seed else _WHOLE_TURN
+        record["most_steps"] = _MOST_STEPS
+
+    def _bind_registers(self) -> None:
+        code = self._code
+        images = np.full((self._warps, code.register_bytes), 0xFF, np.uint8)
+        for offset, size, value in code.constants:
+            bits = self._value(value) & ((1 << (8 * size)) - 1)
+            one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
+            images[:, offset : offset + LANES * size] = np.tile(one, LANES)
+        for name, offset in code.specials.items():
+            values = self._special(name)
+            size = values.dtype.itemsize * LANES
+            images[:, offset : offset + size] = values.view(np.uint8)
+        self._set("constants", images)
+        registers = _aligned(images.size, 64)
+        self._set("registers", registers)
+        axes = [code.specials.get(f"%ctaid.{axis}", -1) for axis in "xyz"]
+        self._set("specials", np.array(axes, np.int64))
+
+    def _value(self, value: int | Place) -> int:
+        if isinstance(value, int):
+            return value
+        if value.what == "parameter":
+            return self._arguments.ctypes.data + value.offset
+        if value.what == "variable":
+            return self._variables[value.name].ctypes.data + value.offset
+        data = bytes(self._arguments[value.offset : value.offset + value.bytes])
+        return int.from_bytes(data, "little", signed=value.is_signed)
+
+    def _special(self, name: str) -> np.ndarray:
+        """uint32 or uint64[warps, 32] of a special register."""
+        launch = self._launch
+        threads = np.arange(self._warps * LANES).reshape(self._warps, LANES)
+        lane, x, y = threads % LANES, launch.block[0], launch.block[1]
+        one = np.uint64(1)
+        below = (one << lane.astype(np.uint64)) - one
+        everything = np.uint64(0xFFFFFFFF)
+        known = {
+            "%tid.x": threads % x,
+            "%tid.y": threads // x % y,
+            "%tid.z": threads // (x * y),
+            "%laneid": lane,
+            "%warpid": threads // LANES,
+            "%nwarpid": np.full_like(threads, self._warps),
+            "%nsmid": np.full_like(threads, 132),
+            "%lanemask_lt": below,
+            "%lanemask_le": below * np.uint64(2) + one,
+            "%lanemask_eq": one << lane.astype(np.uint64),
+            "%lanemask_ge": everything - below,
+            "%lanemask_gt": everything - (below * np.uint64(2) + one),
+            "%dynamic_smem_size": np.full_like(threads, launch.dynamic_shared_bytes),
+            "%total_smem_size": np.full_like(
+                threads, launch.dynamic_shared_bytes + self._code.static_shared_bytes
+            ),
+        }
+        for place, axis in enumerate("xyz"):
+            known[f"%ntid.{axis}"] = np.full_like(threads, launch.block[place])
+            known[f"%nctaid.{axis}"] = np.full_like(threads, launch.grid[place])
+            known[f"%nclusterid.{axis}"] = known[f"%nctaid.{axis}"]
+            known[f"%cluster_nctaid.{axis}"] = np.ones_like(threads)
+        known["%cluster_nctarank"] = np.ones_like(threads)
+        values = known.get(name, np.zeros_like(threads))
+        width = np.uint64 if program.special_width(name) == 64 else np.uint32
+        return np.ascontiguousarray(values.astype(width)).reshape(self._warps, -1)
+
+    def execution(self, seconds: float) -> Execution:
+        record = self._record
+        found = [
+            self._found(one) for one in self._findings[: int(record["n_findings"])]
+        ]
+        return Execution(
+            self._launch,
+            self._code,
+            tuple(found),
+            **{name: array.copy() for name, array in self._counts.items()},
+            read_bytes=int(record["read_bytes"]),
+            distinct_bytes=int(record["distinct"]),
+            seconds=seconds,
+        )
+
+    def _found(self, one) -> Found:
+        instruction = self._code.instruction(one["pc"])
+        other = None
+        if one["other_pc"] >= 0:
+            other = _place_of(self._code.instruction(one["other_pc"]))
+        return Found(
+            WORDS[Finding(int(one["kind"]))][0],
+            _place_of(instruction),
+            instruction.text,
+            instruction.ptx_line,
+            *(int(one[name]) for name in ("times", "block", "warp", "lane", "address")),
+            other,
+        )
+
+
+def _place_of(instruction: ptx.Instruction) -> str:
+    if instruction.source is None:
+        return f"line {instruction.ptx_line} of the PTX"
+    return instruction.source.user_line
+
+
+def _aligned(size: int, align: int) -> np.ndarray:
+    """uint8[size] zeros from an address that is a multiple of `align`."""
+    data = np.zeros(size + align, np.uint8)
+    first = -data.ctypes.data % align
+    return data[first : first + size]

@@ -1,0 +1,278 @@
+"""How a program and a machine lie in memory: what program.py writes and the compiled
+code reads.
+
+An instruction is a row of int32 words: a header of HEADER words, then the byte offsets
+of its operands' rows in a warp's registers. The header is kind, offset of the guard's
+word (-1: none), flags, count of operands, and up to eight parameters of its kind.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+HEADER = 12
+KIND, GUARD, FLAGS, OPERANDS, PARAMETERS = range(5)
+GUARD_NEGATED = 1
+FEEDS_WGMMA = 2  # it writes a register that a wgmma reads or accumulates in
+WRITTEN_SHIFT = 8  # of the flags: how many of the first operands it writes
+SLOT_SHIFT = 6  # a register's slot in the tables of what is in flight: 64 bytes each
+LANES = 32
+
+# Generic addresses of shared and local memory: no process has memory there.
+SHARED_WINDOW = 1 << 56
+LOCAL_WINDOW = 1 << 57
+WINDOW_BYTES = 1 << 32
+
+
+class Kind(IntEnum):
+    """What the machine does for an instruction."""
+
+    ARITHMETIC = 0
+    BRANCH = 1
+    EXIT = 2
+    NOTHING = 3
+    BARRIER = 4
+    WARP_SYNC = 5
+    LOAD = 6
+    STORE = 7
+    ATOMIC = 8
+    SHUFFLE = 9
+    VOTE = 10
+    MATCH = 11
+    REDUX = 12
+    ELECT = 13
+    ACTIVE_MASK = 14
+    COPY = 15
+    COPY_COMMIT = 16
+    COPY_WAIT = 17
+    LDMATRIX = 18
+    STMATRIX = 19
+    MMA = 20
+    WGMMA = 21
+    WGMMA_FENCE = 22
+    WGMMA_COMMIT = 23
+    WGMMA_WAIT = 24
+    MBARRIER = 25
+    TENSOR_LOAD = 26
+    TENSOR_STORE = 27
+    BULK_COMMIT = 28
+    BULK_WAIT = 29
+    FENCE_PROXY = 30
+    FENCE = 31
+    MAP_REPLACE = 32
+    MAP_PUBLISH = 33
+    MAP_ACQUIRE = 34
+    BULK_COPY = 35
+
+
+class Space(IntEnum):
+    """Where an address points to."""
+
+    GENERIC = 0
+    GLOBAL = 1
+    SHARED = 2
+    LOCAL = 3
+
+
+class Status(IntEnum):
+    """What a warp waits for."""
+
+    READY = 0
+    AT_BARRIER = 1
+    AT_MBARRIER = 2
+    ENDED = 3
+
+
+class MbarrierAction(IntEnum):
+    INIT = 0
+    INVAL = 1
+    ARRIVE = 2
+    ARRIVE_EXPECT = 3
+    EXPECT = 4
+    COMPLETE = 5
+    TEST = 6
+    TRY = 7
+
+
+class Update(IntEnum):
+    """What an atomic does with the value in memory."""
+
+    ADD = 0
+    MIN = 1
+    MAX = 2
+    AND = 3
+    OR = 4
+    XOR = 5
+    EXCHANGE = 6
+    COMPARE = 7
+    INCREMENT = 8
+    DECREMENT = 9
+
+
+class Number(IntEnum):
+    """How an atomic reads the bits in memory."""
+
+    UNSIGNED = 0
+    SIGNED = 1
+    FLOAT = 2
+    F16_PAIR = 3
+    BF16_PAIR = 4
+
+
+RELEASES, ACQUIRES, HAS_RESULT = 1 << 8, 1 << 9, 1 << 10  # beside an atomic's Update
+SYNCS = 256  # addresses of atomics that order blocks
+MOST_ORDERED_BLOCKS = 4096
+
+
+class Finding(IntEnum):
+    """What a check found; `execution.WORDS` has the word and the sentence of each."""
+
+    NONE = 0
+    OUT_OF_BOUNDS = 1
+    PAST_THE_END = 2
+    MISALIGNED = 3
+    UNINITIALISED_GLOBAL = 4
+    UNINITIALISED_SHARED = 5
+    RACE_SHARED = 6
+    RACE_GLOBAL = 7
+    MISSING_WAIT = 8
+    MISSING_FENCE = 9
+    MISSING_PROXY_FENCE = 10
+    DIVERGENT_BARRIER = 11
+    DEADLOCK = 12
+    MBARRIER_MISUSE = 13
+    BAD_DESCRIPTOR = 14
+    HANG = 15
+    UNSUPPORTED = 16
+
+
+ALLOCATION_WORDS = (
+    8  # int64: start, end, shadow, writers, readers, flags, granule shift
+)
+SHADOW_INITIALISED, SHADOW_READ, SHADOW_WRITTEN = 1, 2, 4
+ALLOCATION_INITIALISED, ALLOCATION_WRITTEN, ALLOCATION_CHECKED = 1, 2, 4
+
+FINDINGS_KEPT = 256
+FINDING = np.dtype(
+    [
+        ("kind", np.int64),
+        ("pc", np.int64),
+        ("block", np.int64),
+        ("warp", np.int64),
+        ("lane", np.int64),
+        ("address", np.int64),
+        ("other_pc", np.int64),
+        ("times", np.int64),
+    ]
+)
+
+WARP = np.dtype(
+    [
+        ("pc", np.int64),
+        ("other_pc", np.int64),  # the lowest of those where its other lanes are
+        ("mask", np.uint32),
+        ("alive", np.uint32),
+        ("parked", np.uint32),  # lanes that wait for a phase of an mbarrier
+        ("parked_at", np.int32),
+        ("parked_parity", np.int32),
+        ("status", np.int32),
+        ("is_split", np.int32),
+        ("spins", np.int32),  # it has asked in vain since it last got on
+        ("fenced", np.int32),  # it has made a memory fence
+        ("copies", np.int32),  # cp.async issued since the last commit
+        ("copy_groups", np.int32),
+        ("bulk_groups", np.int32),
+        ("bulk_open", np.int32),
+        ("products", np.int32),  # wgmma in flight
+        ("product_groups", np.int32),
+        ("product_open", np.int32),
+        ("fences", np.int32),  # wgmma.fence so far, plus one
+        ("barrier_pc", np.int32),  # of the barrier it waits at, or waited at last
+        (
+            "touched",
+            np.int32,
+        ),  # 1 + the number of the atomic that it used last, unfenced
+        ("is_asking", np.int32),  # its last instruction asked an mbarrier in vain
+        ("lane_pc", np.int32, (LANES,)),
+    ],
+    align=True,
+)
+
+BARRIERS = 16
+BARRIER = np.dtype(
+    [
+        ("arrived", np.int64),  # threads
+        ("expected", np.int64),  # threads; 0: all of the block
+        ("warps", np.uint64),  # those that wait, a bit for each
+        ("value", np.int64),  # of a reduction, so far
+        ("pc", np.int64),
+    ]
+)
+
+MBARRIERS = 256
+MBARRIER = np.dtype(
+    [
+        ("address", np.int64),
+        ("is_valid", np.int64),
+        ("expected", np.int64),
+        ("pending", np.int64),
+        ("bytes", np.int64),  # still to come in this phase
+        ("phase", np.int64),
+    ]
+)
+
+PENDING_MOST = 4096
+
+
+class PendingKind(IntEnum):
+    FREE = 0
+    COPY = 1
+    TENSOR_LOAD = 2
+    TENSOR_STORE = 3
+    PRODUCT = 4
+    BULK_COPY = 5
+
+
+PENDING = np.dtype(
+    [
+        ("kind", np.int64),
+        ("warp", np.int64),
+        ("group", np.int64),  # -1: not committed yet
+        ("pc", np.int64),
+        ("mask", np.uint32),
+        ("bytes", np.uint32),
+        ("mbarrier", np.int64),
+        ("map", np.int64),
+        ("clock", np.int64),
+        ("shared", np.int64),
+        ("coordinates", np.int64, (5,)),
+        ("descriptors", np.int64, (2,)),
+        ("accumulates", np.int64),
+        ("landed", np.int64),
+        ("target", np.int64, (LANES,)),
+        ("source", np.int64, (LANES,)),
+        ("count", np.int64, (LANES,)),
+    ],
+    align=True,
+)
+
+_ADDRESSES = (
+    "code at functions registers warps shared shared_state writers reads clocks fenced "
+    "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
+    "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
+    "require mark run_warp land_one constants specials block_order warp_order seen sync_places sync_sets"
+)
+_NUMBERS = (
+    "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "
+    "granule_shift agents copy_agent tensor_agent product_agent n_allocations "
+    "last_allocation n_findings n_mbarriers n_pending local_bytes grid_x grid_y grid_z "
+    "block_x block_y block_z n_blocks block first_block steps most_steps quantum random "
+    "is_early architecture barrier_granule narrow_shift accumulator_words stop "
+    "has_products is_counting first_pending random_landing "
+    "read_bytes distinct n_syncs has_atomics maps_published maps_acquired"
+)
+MACHINE = np.dtype(
+    [(name, np.int64) for name in f"{_ADDRESSES} {_NUMBERS}".split()], align=True
+)

@@ -1,0 +1,412 @@
+"""Loads, stores and atomics of a warp, with the checks of each lane's address, and what
+they count: sectors of global memory, passes of shared memory.
+"""
+
+from __future__ import annotations
+
+from numba import int32, int64, uint8, uint16, uint32, uint64
+
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
+from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator.layout import (
+    HEADER,
+    LANES,
+    LOCAL_WINDOW,
+    SHARED_WINDOW,
+    WINDOW_BYTES,
+    Finding,
+    Space,
+)
+from batchline.bench.measure.emulator.order import (
+    find_allocation,
+    read_global,
+    read_shared,
+    report,
+    write_global,
+    write_shared,
+)
+from batchline.bench.measure.emulator.raw import (
+    count_ones,
+    longs_at,
+    lowest_one,
+    read8,
+    read16,
+    read32,
+    read64,
+    words_at,
+    write8,
+    write16,
+    write32,
+    write64,
+)
+
+GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
+SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
+OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
+PAST_THE_END = int(Finding.PAST_THE_END)
+MISALIGNED = int(Finding.MISALIGNED)
+MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
+
+SECTOR_BYTES, BANKS = 32, 32
+# Where the words of a LOAD, a STORE or an ATOMIC lie in their row.
+SPACE, ELEMENTS, BYTES, REGISTER_BYTES, OFFSET, BASE_BYTES, SIGNED, ACTION = range(
+    4, 12
+)
+
+
+@compile_native
+def gather_addresses(m, registers, row, place, mask):
+    """The lanes' addresses, from operand `place` of the row and its offset, to
+    m.scratch.
+    """
+    addresses = longs_at(m.scratch, LANES)
+    words = words_at(row, HEADER + place + 1)
+    base = registers + int64(words[HEADER + place])
+    offset = int64(words[OFFSET])
+    if words[BASE_BYTES] == 8:
+        for lane in range(LANES):
+            addresses[lane] = int64(read64(base + lane * 8)) + offset
+    elif words[BASE_BYTES] == 4:
+        for lane in range(LANES):
+            addresses[lane] = int64(read32(base + lane * 4)) + offset
+    else:
+        for lane in range(LANES):
+            addresses[lane] = offset
+
+
+@compile_native
+def space_of(m, space, mask):
+    """Which memory the lanes' generic addresses lead to; they become offsets in it.
+
+    That of the first lane counts for all.
+    """
+    if space != GENERIC:
+        return space
+    addresses = longs_at(m.scratch, LANES)
+    first = addresses[lowest_one(mask)]
+    if SHARED_WINDOW <= first < SHARED_WINDOW + WINDOW_BYTES:
+        for lane in range(LANES):
+            addresses[lane] -= SHARED_WINDOW
+        return SHARED
+    if LOCAL_WINDOW <= first < LOCAL_WINDOW + WINDOW_BYTES:
+        for lane in range(LANES):
+            addresses[lane] -= LOCAL_WINDOW
+        return LOCAL
+    return GLOBAL
+
+
+@compile_native
+def local_of(m, warp, lane, offset, count):
+    """The address of a byte of a thread's local memory; 0 outside of it."""
+    if offset < 0 or offset + count > m.local_bytes:
+        return 0
+    return m.local + (warp * LANES + lane) * m.local_bytes + offset
+
+
+@compile_native
+def why_outside(m, address, count):
+    """The finding for an access of global memory that no allocation holds."""
+    row = find_allocation(m, address)
+    if row and (address & 15) + count <= 16 and address & ~15 < int64(read64(row + 8)):
+        return PAST_THE_END
+    if (address & 15) and (address & 15) + count <= 16:
+        if find_allocation(m, address & ~15):
+            return PAST_THE_END
+    return OUT_OF_BOUNDS
+
+
+@compile_native
+def _is_inside(m, row, address, count):
+    return row != 0 and address + count <= int64(read64(row + 8))
+
+
+@Handler
+def load(machine, pc, warp, registers, row, mask):
+    """ld: each lane's elements to its registers. A lane whose address is refused gets
+    bytes of 0xFF.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 9)
+    elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
+    count = elements * size
+    gather_addresses(m, registers, row, elements, mask)
+    space = space_of(m, words[SPACE], mask)
+    addresses = longs_at(m.scratch, LANES)
+    width, signed = words[REGISTER_BYTES], words[SIGNED]
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    if m.is_counting:
+        if space == GLOBAL:
+            count_sectors(m, pc, mask, count, True)
+        elif space == SHARED:
+            count_passes(m, pc, mask, count)
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        address = addresses[lane]
+        source = int64(0)
+        if address % count:
+            report(m, MISALIGNED, pc, warp, lane, address, -1)
+        elif space == GLOBAL:
+            allocation = find_allocation(m, address)
+            if _is_inside(m, allocation, address, count):
+                read_global(m, pc, warp, lane, allocation, address, count)
+                source = address
+            elif allocation and address + count <= (
+                (int64(read64(allocation + 8)) + 15) & ~15
+            ):
+                source = _read_past_the_end(
+                    m, pc, warp, lane, allocation, address, count
+                )
+            else:
+                report(
+                    m,
+                    why_outside(m, address, count),
+                    pc,
+                    warp,
+                    lane,
+                    address,
+                    -1,
+                )
+        elif space == SHARED:
+            if 0 <= address and address + count <= m.shared_bytes:
+                read_shared(m, pc, warp, lane, warp, clock, address, count)
+                source = m.shared + address
+            else:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        else:
+            source = local_of(m, warp, lane, address, count)
+            if not source:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        for element in range(elements):
+            target = registers + int64(words[HEADER + element]) + lane * width
+            if source:
+                _move(source + element * size, size, target, width, signed)
+            else:
+                _poison(target, width)
+    return DONE
+
+
+@compile_native
+def _read_past_the_end(m, pc, warp, lane, allocation, address, count):
+    """A load that ends behind its allocation, within the last 16 aligned bytes: noted
+    apart; what lies behind the end is poison.
+    """
+    report(m, PAST_THE_END, pc, warp, lane, address, -1)
+    end = int64(read64(allocation + 8))
+    scratch = m.scratch + LANES * 8
+    for place in range(count):
+        if address + place < end:
+            write8(scratch + place, uint8(read8(address + place)))
+        else:
+            write8(scratch + place, uint8(255))
+    read_global(m, pc, warp, lane, allocation, address, end - address)
+    return scratch
+
+
+@compile_native
+def _move(source, size, target, width, signed):
+    """One element from memory to a register that may be wider."""
+    if size == 4:
+        value = uint64(read32(source))
+        if signed and width == 8:
+            value = uint64(int64(int32(read32(source))))
+    elif size == 8:
+        value = read64(source)
+    elif size == 2:
+        value = uint64(read16(source))
+        if signed and value >> uint64(15):
+            value |= uint64(0xFFFFFFFFFFFF0000)
+    else:
+        value = uint64(read8(source))
+        if signed and value >> uint64(7):
+            value |= uint64(0xFFFFFFFFFFFFFF00)
+    put(target, width, value)
+
+
+@compile_native
+def put(target, width, value):
+    """Write the lowest `width` bytes of a uint64."""
+    if width == 4:
+        write32(target, uint32(value))
+    elif width == 8:
+        write64(target, value)
+    elif width == 2:
+        write16(target, uint16(value))
+    else:
+        write8(target, uint8(value))
+
+
+@compile_native
+def get(source, width):
+    """Read `width` bytes as a uint64."""
+    if width == 4:
+        return uint64(read32(source))
+    if width == 8:
+        return read64(source)
+    if width == 2:
+        return uint64(read16(source))
+    return uint64(read8(source))
+
+
+@compile_native
+def _poison(target, width):
+    put(target, width, uint64(0xFFFFFFFFFFFFFFFF))
+
+
+@Handler
+def store(machine, pc, warp, registers, row, mask):
+    """st: each lane's registers to its elements. A lane whose address is refused
+    stores nothing.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 9)
+    elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
+    count = elements * size
+    gather_addresses(m, registers, row, 0, mask)
+    space = space_of(m, words[SPACE], mask)
+    addresses = longs_at(m.scratch, LANES)
+    width = words[REGISTER_BYTES]
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    if m.is_counting:
+        if space == GLOBAL:
+            count_sectors(m, pc, mask, count, False)
+        elif space == SHARED:
+            count_passes(m, pc, mask, count)
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        address = addresses[lane]
+        target = int64(0)
+        if address % count:
+            report(m, MISALIGNED, pc, warp, lane, address, -1)
+        elif space == GLOBAL:
+            allocation = find_allocation(m, address)
+            if _is_inside(m, allocation, address, count):
+                write_global(m, pc, warp, lane, allocation, address, count)
+                target = address
+            else:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        elif space == SHARED:
+            if 0 <= address and address + count <= m.shared_bytes:
+                write_shared(m, pc, warp, lane, warp, clock, address, count)
+                target = m.shared + address
+            else:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        else:
+            target = local_of(m, warp, lane, address, count)
+            if not target:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        if target:
+            for element in range(elements):
+                source = registers + int64(words[HEADER + 1 + element]) + lane * width
+                put(target + element * size, size, get(source, width))
+    return DONE
+
+
+# --- what is counted ----------------------------------------------------------------
+
+
+@compile_native
+def count_sectors(m, pc, mask, count, is_read):
+    """Sectors of 32 bytes that a request touches, and how few would hold its bytes."""
+    addresses = longs_at(m.scratch, LANES)
+    seen = longs_at(m.scratch + 64 * 8, 2 * LANES * 16)
+    sectors, distinct, latest = 0, 0, int64(-1)
+    highest = int64(-1)
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        address = addresses[lane]
+        if address >= highest:
+            distinct += count
+            highest = address + count
+        elif not _has_address(addresses, lane, mask, address):
+            distinct += count
+        for sector in range(
+            address // SECTOR_BYTES, (address + count - 1) // SECTOR_BYTES + 1
+        ):
+            if sector == latest:
+                continue
+            latest = sector
+            is_new = True
+            for known in range(sectors - 1, -1, -1):
+                if seen[known] == sector:
+                    is_new = False
+                    break
+            if is_new:
+                seen[sectors] = sector
+                sectors += 1
+    write64(m.sectors + pc * 8, read64(m.sectors + pc * 8) + uint64(sectors))
+    needed = (distinct + SECTOR_BYTES - 1) // SECTOR_BYTES
+    write64(
+        m.sectors_needed + pc * 8, read64(m.sectors_needed + pc * 8) + uint64(needed)
+    )
+    if is_read:
+        m.read_bytes += distinct
+
+
+@compile_native
+def _has_address(addresses, before, mask, address):
+    for lane in range(before):
+        if (mask >> uint32(lane)) & uint32(1) and addresses[lane] == address:
+            return True
+    return False
+
+
+@compile_native
+def count_passes(m, pc, mask, count):
+    """Passes of shared memory over the fewest that the request's bytes take: a pass
+    serves each of 32 banks of 4 bytes one word. Requests of 8 and 16 bytes a lane are
+    served by halves and quarters of a warp.
+    """
+    addresses = longs_at(m.scratch, LANES)
+    lanes = LANES if count <= 4 else LANES * 4 // count
+    words = (count + 3) // 4
+    passes, fewest = 0, 0
+    for first in range(0, LANES, lanes):
+        group = (mask >> uint32(first)) & uint32(
+            (uint64(1) << uint64(lanes)) - uint64(1)
+        )
+        if not group:
+            continue
+        fewest += 1
+        passes += _worst_bank(m, addresses, first, lanes, mask, words)
+    write64(m.passes + pc * 8, read64(m.passes + pc * 8) + uint64(passes))
+    write64(m.requests + pc * 8, read64(m.requests + pc * 8) + uint64(fewest))
+
+
+@compile_native
+def _worst_bank(m, addresses, first, lanes, mask, words):
+    """The largest number of different words of one bank."""
+    held = words_at(m.scratch + 64 * 8, BANKS * (LANES + 1))
+    for bank in range(BANKS):
+        held[bank] = 0
+    worst = 1
+    for lane in range(first, first + lanes):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        for number in range(words):
+            word = int32((addresses[lane] >> 2) + number)
+            bank = word & (BANKS - 1)
+            count = held[bank]
+            is_new = True
+            for known in range(count):
+                if held[BANKS + bank * LANES + known] == word:
+                    is_new = False
+                    break
+            if is_new:
+                held[BANKS + bank * LANES + count] = word
+                held[bank] = count + 1
+                if count + 1 > worst:
+                    worst = count + 1
+    return worst
+
+
+@compile_native
+def count_lanes(mask):
+    return count_ones(mask)

@@ -1,0 +1,413 @@
+"""Copies of boxes of tensors, and of plain runs of bytes, between global and shared
+memory; and the tensor maps that are made on the device (PTX ISA, "cp.async.bulk",
+"cp.async.bulk.tensor", "tensormap.replace", "tensormap.cp_fenceproxy").
+"""
+
+from __future__ import annotations
+
+from numba import int32, int64, uint32
+
+from batchline.bench.measure.emulator.native import (
+    AGAIN,
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
+from batchline.bench.measure.emulator import mbarriers, order
+from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
+from batchline.bench.measure.emulator.layout import (
+    HEADER,
+    LANES,
+    PARAMETERS,
+    SHADOW_WRITTEN,
+    SHARED_WINDOW,
+    Finding,
+    PendingKind,
+)
+from batchline.bench.measure.emulator.memory_access import get, why_outside
+from batchline.bench.measure.emulator.order import (
+    find_allocation,
+    read_global,
+    read_shared,
+    report,
+    write_global,
+    write_shared,
+)
+from batchline.bench.measure.emulator.raw import (
+    bytes_at,
+    copy,
+    longs_at,
+    read8,
+    read32,
+    read64,
+    words_at,
+)
+from batchline.bench.measure.emulator.tensor_maps import (
+    MAP_BYTES,
+    box_bytes,
+    box_pieces,
+    load_box,
+    rank_of,
+    replace_field,
+    store_box,
+    why_invalid,
+)
+from batchline.bench.measure.emulator.warp_wide import warp_at
+
+FREE = int(PendingKind.FREE)
+LOAD_PENDING, STORE_PENDING = (
+    int(PendingKind.TENSOR_LOAD),
+    int(PendingKind.TENSOR_STORE),
+)
+BULK_PENDING = int(PendingKind.BULK_COPY)
+OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
+BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
+MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
+MISSING_PROXY_FENCE = int(Finding.MISSING_PROXY_FENCE)
+_P0 = PARAMETERS
+_TENSOR_ALIGN = 128  # of a box in shared memory
+
+
+@Handler
+def load_tensor(machine, pc, warp, registers, row, mask):
+    """cp.async.bulk.tensor to shared memory, for each lane in the mask."""
+    m = machine_at(machine)
+    for lane in range(LANES):
+        if (mask >> uint32(lane)) & uint32(1):
+            _start_box(m, pc, warp, lane, registers, row, True)
+    return DONE
+
+
+@Handler
+def store_tensor(machine, pc, warp, registers, row, mask):
+    """cp.async.bulk.tensor from shared memory, for each lane in the mask."""
+    m = machine_at(machine)
+    for lane in range(LANES):
+        if (mask >> uint32(lane)) & uint32(1):
+            _start_box(m, pc, warp, lane, registers, row, False)
+    return DONE
+
+
+@Handler
+def copy_run(machine, pc, warp, registers, row, mask):
+    """cp.async.bulk, for each lane in the mask."""
+    m = machine_at(machine)
+    for lane in range(LANES):
+        if (mask >> uint32(lane)) & uint32(1):
+            _start_run(m, pc, warp, lane, registers, row)
+    return DONE
+
+
+@Handler
+def commit_stores(machine, pc, warp, registers, row, mask):
+    """cp.async.bulk.commit_group."""
+    m = machine_at(machine)
+    state = warp_at(m, warp)
+    commit(m, warp, STORE_PENDING, state.bulk_groups)
+    state.bulk_groups += 1
+    return DONE
+
+
+@Handler
+def wait_for_stores(machine, pc, warp, registers, row, mask):
+    """cp.async.bulk.wait_group: until at most so many of the last groups are open."""
+    m = machine_at(machine)
+    last = warp_at(m, warp).bulk_groups - int64(words_at(row, HEADER)[_P0])
+    for number in range(m.first_pending, m.n_pending):
+        one = pending_at(m, number)
+        if one.kind == STORE_PENDING and one.warp == warp and -1 < one.group < last:
+            land(m, one)
+            order.know(m, warp, m.tensor_agent + warp, one.clock)
+            one.kind = FREE
+    return DONE
+
+
+@Handler
+def acquire_map(machine, pc, warp, registers, row, mask):
+    """fence.proxy.tensormap: what was published may be used."""
+    m = machine_at(machine)
+    m.maps_acquired = m.maps_published
+    return DONE
+
+
+@compile_native
+def _address(registers, row, place, offset, width, lane):
+    """An operand's address in a lane; `width` 0: it is the offset alone."""
+    if width == 0:
+        return int64(offset)
+    base = registers + int64(words_at(row, HEADER + place + 1)[HEADER + place])
+    address = int64(get(base + lane * width, width)) + int64(offset)
+    return address - SHARED_WINDOW if address >= SHARED_WINDOW else address
+
+
+# --- tensors ------------------------------------------------------------------------
+
+
+@compile_native
+def _start_box(m, pc, warp, lane, registers, row, is_load):
+    """cp.async.bulk.tensor: operands the shared address, the map's, the mbarrier's (of
+    a load) and the coordinates.
+    """
+    head = words_at(row, HEADER)
+    rank = int64(head[_P0])
+    words = words_at(row, HEADER + 3 + rank)
+    shared = _address(registers, row, 0, head[_P0 + 1], head[_P0 + 4], lane)
+    map_address = _address(registers, row, 1, head[_P0 + 2], 8, lane)
+    if not _is_map_usable(m, pc, warp, lane, map_address, rank):
+        return
+    tensor_map = bytes_at(map_address, MAP_BYTES)
+    size = box_bytes(tensor_map)
+    if shared % _TENSOR_ALIGN:
+        report(m, MISALIGNED, pc, warp, lane, shared, -1)
+        return
+    if shared < 0 or shared + size > m.shared_bytes:
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
+        return
+    number = int64(-1)
+    if is_load:
+        barrier = _address(registers, row, 2, head[_P0 + 3], head[_P0 + 5], lane)
+        number = mbarriers.find(m, barrier)
+        if number < 0:
+            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
+            return
+    new = begin(m, LOAD_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
+    new.map = map_address
+    new.shared = shared
+    new.mbarrier = number
+    new.bytes = uint32(size)
+    new.clock = order.issue(m, m.tensor_agent + warp)
+    for place in range(rank):
+        row_of_coordinate = registers + int64(words[HEADER + 3 + place])
+        new.coordinates[place] = int64(int32(read32(row_of_coordinate + lane * 4)))
+    if not _check_box(m, pc, warp, lane, tensor_map, new, is_load):
+        new.landed = -1  # its bytes must not be moved
+    if m.is_early:
+        land(m, new)
+
+
+@compile_native
+def _is_map_usable(m, pc, warp, lane, address, rank):
+    row = find_allocation(m, address)
+    if not row or address + MAP_BYTES > int64(read64(row + 8)):
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        return False
+    if address & 63:
+        report(m, MISALIGNED, pc, warp, lane, address, -1)
+        return False
+    read_global(m, pc, warp, lane, row, address, MAP_BYTES)
+    shadow = int64(read64(row + 16)) + address - int64(read64(row))
+    if read8(shadow) & SHADOW_WRITTEN and m.maps_acquired < m.maps_published:
+        report(m, MISSING_PROXY_FENCE, pc, warp, lane, address, -1)
+    tensor_map = bytes_at(address, MAP_BYTES)
+    if why_invalid(tensor_map) or rank_of(tensor_map) != rank:
+        report(m, BAD_DESCRIPTOR, pc, warp, lane, why_invalid(tensor_map), -1)
+        return False
+    return True
+
+
+@compile_native
+def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
+    """Check all that the box touches; whether its bytes may be moved."""
+    agent = m.tensor_agent + warp
+    pieces = box_pieces(tensor_map, new.coordinates, new.shared)
+    is_right = True
+    for place in range(len(pieces)):
+        address, shared, count = pieces[place, 0], pieces[place, 1], pieces[place, 2]
+        if address >= 0:
+            row = find_allocation(m, address)
+            if not row or address + count > int64(read64(row + 8)):
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+                is_right = False
+            elif is_load:
+                read_global(m, pc, warp, lane, row, address, count)
+            else:
+                write_global(m, pc, warp, lane, row, address, count)
+        if is_load:
+            write_shared(m, pc, warp, lane, agent, new.clock, shared, count)
+        else:
+            read_shared(m, pc, warp, lane, agent, new.clock, shared, count)
+    if m.is_counting:
+        _count_box(m, pc, pieces, is_load)
+    return is_right
+
+
+@compile_native
+def _count_box(m, pc, pieces, is_load):
+    """Sectors of a box: pieces follow one another along its rows."""
+    sectors, total, latest = 0, int64(0), int64(-1)
+    for place in range(len(pieces)):
+        address, count = pieces[place, 0], pieces[place, 2]
+        if address < 0:
+            continue
+        total += count
+        for sector in range(address >> 5, ((address + count - 1) >> 5) + 1):
+            if sector != latest:
+                sectors += 1
+                latest = sector
+    longs_at(m.sectors, m.instructions)[pc] += sectors
+    longs_at(m.sectors_needed, m.instructions)[pc] += (total + 31) >> 5
+    if is_load:
+        m.read_bytes += total
+
+
+@compile_native
+def land(m, one):
+    """Move the bytes of a copy, and tell its mbarrier."""
+    if one.landed == 1:
+        return
+    is_moved = one.landed == 0
+    one.landed = 1
+    shared = bytes_at(m.shared, m.shared_bytes)
+    if one.kind == BULK_PENDING:
+        if is_moved:
+            copy(m.shared + one.shared, one.source[0], int64(one.bytes))
+    elif one.kind == LOAD_PENDING:
+        if is_moved:
+            load_box(bytes_at(one.map, MAP_BYTES), one.coordinates, shared, one.shared)
+    elif one.map == 0:
+        if is_moved:
+            copy(one.target[0], m.shared + one.shared, int64(one.bytes))
+    elif is_moved:
+        store_box(bytes_at(one.map, MAP_BYTES), one.coordinates, shared, one.shared)
+    if one.kind != STORE_PENDING:
+        agent = m.tensor_agent + one.warp
+        mbarriers.complete_bytes(m, one.mbarrier, int64(one.bytes), agent, one.clock)
+        one.kind = FREE
+
+
+@Handler
+def land_one(machine, pc, warp, registers, row, mask):
+    """Complete a load that is under way; AGAIN if there is none."""
+    m = machine_at(machine)
+    chosen, ready = int64(-1), 0
+    for number in range(m.first_pending, m.n_pending):
+        one = pending_at(m, number)
+        if one.kind == LOAD_PENDING or one.kind == BULK_PENDING:
+            ready += 1
+            if chosen < 0 or (m.random and (m.steps + number) % ready == 0):
+                chosen = number
+    if chosen < 0:
+        return AGAIN
+    land(m, pending_at(m, chosen))
+    return DONE
+
+
+# --- runs of bytes ------------------------------------------------------------------
+
+
+@compile_native
+def _start_run(m, pc, warp, lane, registers, row):
+    """cp.async.bulk: operands the target, the source, the bytes and, of a load, the
+    mbarrier; parameter 0 says whether it is a load.
+    """
+    head = words_at(row, HEADER)
+    is_load = head[_P0] != 0
+    words = words_at(row, HEADER + 4)
+    to = _address(registers, row, 0, head[_P0 + 1], head[_P0 + 4], lane)
+    source = _address(registers, row, 1, head[_P0 + 2], head[_P0 + 5], lane)
+    size = int64(read32(registers + int64(words[HEADER + 2]) + lane * 4))
+    shared, address = (to, source) if is_load else (source, to)
+    if (shared | address | size) & 15:
+        report(m, MISALIGNED, pc, warp, lane, address, -1)
+        return
+    allocation = find_allocation(m, address)
+    if shared < 0 or shared + size > m.shared_bytes:
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
+        return
+    if not allocation or address + size > int64(read64(allocation + 8)):
+        report(m, why_outside(m, address, 16), pc, warp, lane, address, -1)
+        return
+    number = int64(-1)
+    if is_load:
+        barrier = _address(registers, row, 3, head[_P0 + 3], head[_P0 + 6], lane)
+        number = mbarriers.find(m, barrier)
+        if number < 0:
+            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
+            return
+    new = begin(m, BULK_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
+    new.map = 0
+    new.shared = shared
+    new.mbarrier = number
+    new.bytes = uint32(size)
+    new.source[0] = address
+    new.target[0] = address
+    new.clock = order.issue(m, m.tensor_agent + warp)
+    agent = m.tensor_agent + warp
+    for place in range(0, size, 16):
+        if is_load:
+            read_global(m, pc, warp, lane, allocation, address + place, 16)
+            write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
+        else:
+            write_global(m, pc, warp, lane, allocation, address + place, 16)
+            read_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
+    if m.is_early:
+        land(m, new)
+
+
+# --- maps made on the device --------------------------------------------------------
+
+
+@Handler
+def replace_in_map(machine, pc, warp, registers, row, mask):
+    """tensormap.replace: operands the map's address and the value; parameters the
+    field, its ordinal, offset and width of the address, whether in shared memory, and
+    the value's bytes.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 2)
+    width = int64(words[_P0 + 5])
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        address = _address(registers, row, 0, words[_P0 + 2], words[_P0 + 3], lane)
+        value = get(registers + int64(words[HEADER + 1]) + lane * width, width)
+        if words[_P0 + 4]:
+            if address < 0 or address + MAP_BYTES > m.shared_bytes:
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+                continue
+            write_shared(m, pc, warp, lane, warp, clock, address, MAP_BYTES)
+            target = m.shared + address
+        else:
+            allocation = find_allocation(m, address)
+            if not allocation or address + MAP_BYTES > int64(read64(allocation + 8)):
+                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+                continue
+            write_global(m, pc, warp, lane, allocation, address, MAP_BYTES)
+            target = address
+            m.maps_published += 1
+        replace_field(
+            bytes_at(target, MAP_BYTES),
+            int64(words[_P0]),
+            int64(words[_P0 + 1]),
+            int64(value),
+        )
+    return DONE
+
+
+@Handler
+def publish_map(machine, pc, warp, registers, row, mask):
+    """tensormap.cp_fenceproxy: copy a map from shared to global memory. The warp does
+    it together, once.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 2)
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    lane = 0
+    while not (mask >> uint32(lane)) & uint32(1):
+        lane += 1
+    to = _address(registers, row, 0, words[_P0 + 1], words[_P0 + 3], lane)
+    source = _address(registers, row, 1, words[_P0 + 2], words[_P0 + 4], lane)
+    allocation = find_allocation(m, to)
+    if not allocation or to + MAP_BYTES > int64(read64(allocation + 8)):
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, to, -1)
+        return DONE
+    if source < 0 or source + MAP_BYTES > m.shared_bytes:
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
+        return DONE
+    read_shared(m, pc, warp, lane, warp, clock, source, MAP_BYTES)
+    write_global(m, pc, warp, lane, allocation, to, MAP_BYTES)
+    copy(to, m.shared + source, MAP_BYTES)
+    m.maps_published += 1
+    return DONE
