@@ -176,7 +176,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
             read_global(m, pc, warp, lane, allocation, address, size)
             read |= uint32(1) << uint32(lane)
         new.target[lane] = target
-        write_shared(m, pc, warp, lane, agent, new.clock, target, count)
+        write_shared(m, pc, warp, lane, agent, new.clock, target, count, 0)
     if m.is_counting:
         if read:
             count_sectors(m, pc, read, count, True)

@@ -193,7 +193,7 @@ def act(machine, pc, warp, registers, row, mask):
         else int64(1)
     )
     if action == INIT:
-        write_shared(m, pc, warp, lane, warp, clock, address, 8)
+        write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
         _init(m, pc, warp, address, operand)
         return DONE
     number = find(m, address)
@@ -203,7 +203,7 @@ def act(machine, pc, warp, registers, row, mask):
             _answer(registers + int64(words[HEADER]), True, mask)
         return DONE
     if action == INVAL:
-        write_shared(m, pc, warp, lane, warp, clock, address, 8)
+        write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
         mbarrier_at(m, number).is_valid = 0
         return DONE
     read_shared(m, pc, warp, lane, warp, clock, address, 8)

@@ -270,7 +270,7 @@ def store(machine, pc, warp, registers, row, mask):
     gather_addresses(m, registers, row, 0, mask)
     space = space_of(m, words[SPACE], mask)
     addresses = longs_at(m.scratch, LANES)
-    width = words[REGISTER_BYTES]
+    data = m.scratch + LANES * 8
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
     if m.is_counting:
         if space == GLOBAL:
@@ -293,7 +293,8 @@ def store(machine, pc, warp, registers, row, mask):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
         elif space == SHARED:
             if 0 <= address and address + count <= m.shared_bytes:
-                write_shared(m, pc, warp, lane, warp, clock, address, count)
+                _collect(registers, words, lane, data)
+                write_shared(m, pc, warp, lane, warp, clock, address, count, data)
                 target = m.shared + address
             else:
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
@@ -302,10 +303,17 @@ def store(machine, pc, warp, registers, row, mask):
             if not target:
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
         if target:
-            for element in range(elements):
-                source = registers + int64(words[HEADER + 1 + element]) + lane * width
-                put(target + element * size, size, get(source, width))
+            _collect(registers, words, lane, target)
     return DONE
+
+
+@compile_native
+def _collect(registers, words, lane, target):
+    """Write a lane's elements of a store one behind the other."""
+    size, width = int64(words[BYTES]), int64(words[REGISTER_BYTES])
+    for element in range(int64(words[ELEMENTS])):
+        source = registers + int64(words[HEADER + 1 + element]) + lane * width
+        put(target + element * size, size, get(source, width))
 
 
 # --- what is counted ----------------------------------------------------------------

@@ -215,9 +215,12 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
 
 
 @compile_native
-def write_shared(m, pc, warp, lane, agent, clock, address, count):
+def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
     """Check a write of `count` bytes of shared memory, which must be inside, and
     note it.
+
+    `data` is the address of what is to be written, or 0: two warps that write the same
+    bytes, as they do with what both hold, don't harm each other.
     """
     state = bytes_at(m.shared_state, m.shared_bytes)
     for place in range(address, address + count):
@@ -232,7 +235,9 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count):
         before = writers[granule]
         if before:
             fault = _conflict(m, warp, agent, before, RACE_SHARED)
-            if fault:
+            if fault and not (
+                fault == RACE_SHARED and _is_same(m, address, count, data)
+            ):
                 report(m, fault, pc, warp, lane, address, before >> _PC_SHIFT)
         start = granule * m.agents
         newer = 0
@@ -241,6 +246,17 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count):
         if newer:
             _report_read(m, pc, warp, lane, address, granule)
         writers[granule] = _epoch(agent, clock, pc)
+
+
+@compile_native
+def _is_same(m, address, count, data):
+    """Whether the bytes at `data` are in shared memory already."""
+    if not data:
+        return False
+    for place in range(count):
+        if read8(m.shared + address + place) != read8(data + place):
+            return False
+    return True
 
 
 @compile_native

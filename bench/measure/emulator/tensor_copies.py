@@ -224,7 +224,7 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
             else:
                 write_global(m, pc, warp, lane, row, address, count)
         if is_load:
-            write_shared(m, pc, warp, lane, agent, new.clock, shared, count)
+            write_shared(m, pc, warp, lane, agent, new.clock, shared, count, 0)
         else:
             read_shared(m, pc, warp, lane, agent, new.clock, shared, count)
     if m.is_counting:
@@ -337,7 +337,7 @@ def _start_run(m, pc, warp, lane, registers, row):
     for place in range(0, size, 16):
         if is_load:
             read_global(m, pc, warp, lane, allocation, address + place, 16)
-            write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
+            write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16, 0)
         else:
             write_global(m, pc, warp, lane, allocation, address + place, 16)
             read_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
@@ -367,7 +367,7 @@ def replace_in_map(machine, pc, warp, registers, row, mask):
             if address < 0 or address + MAP_BYTES > m.shared_bytes:
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
                 continue
-            write_shared(m, pc, warp, lane, warp, clock, address, MAP_BYTES)
+            write_shared(m, pc, warp, lane, warp, clock, address, MAP_BYTES, 0)
             target = m.shared + address
         else:
             allocation = find_allocation(m, address)

@@ -26,6 +26,7 @@ from batchline.bench.measure.emulator.memory_access import gather_addresses
 from batchline.bench.measure.emulator.order import read_shared, report, write_shared
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
+    copy,
     longs_at,
     lowest_one,
     read32,
@@ -263,9 +264,10 @@ def redux(machine, pc, warp, registers, row, mask):
 
 
 @compile_native
-def _rows_of_matrices(m, pc, warp, matrices, is_read):
+def _rows_of_matrices(m, pc, warp, matrices, data):
     """Check the 16-byte rows of `matrices` 8 x 8 matrices, whose addresses the first
-    lanes have given in m.scratch; whether all may be used.
+    lanes have given in m.scratch; whether all may be used. They are read, or else what
+    lies at `data`, row after row, is to be written to them.
     """
     addresses = longs_at(m.scratch, LANES)
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
@@ -278,10 +280,11 @@ def _rows_of_matrices(m, pc, warp, matrices, is_read):
         elif address < 0 or address + 16 > m.shared_bytes:
             report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
             is_right = False
-        elif is_read:
+        elif not data:
             read_shared(m, pc, warp, lane, warp, clock, address, 16)
         else:
-            write_shared(m, pc, warp, lane, warp, clock, address, 16)
+            source = data + 16 * lane
+            write_shared(m, pc, warp, lane, warp, clock, address, 16, source)
     if m.is_counting:
         _count_rows(m, pc, matrices)
     return is_right
@@ -317,7 +320,7 @@ def load_matrices(machine, pc, warp, registers, row, mask):
     if mask != uint32(0xFFFFFFFF):
         report(m, DIVERGENT_BARRIER, pc, warp, lowest_one(~mask), 0, -1)
     gather_addresses(m, registers, row, matrices, mask)
-    if not _rows_of_matrices(m, pc, warp, matrices, True):
+    if not _rows_of_matrices(m, pc, warp, matrices, 0):
         return DONE
     values = np.empty((matrices, LANES), np.uint32)
     shared = bytes_at(m.shared, m.shared_bytes)
@@ -338,13 +341,17 @@ def store_matrices(machine, pc, warp, registers, row, mask):
     if mask != uint32(0xFFFFFFFF):
         report(m, DIVERGENT_BARRIER, pc, warp, lowest_one(~mask), 0, -1)
     gather_addresses(m, registers, row, 0, mask)
-    if not _rows_of_matrices(m, pc, warp, matrices, False):
-        return DONE
     values = np.empty((matrices, LANES), np.uint32)
     for matrix in range(matrices):
         source = registers + int64(words[HEADER + 1 + matrix])
         for lane in range(LANES):
             values[matrix, lane] = read32(source + lane * 4)
-    shared = bytes_at(m.shared, m.shared_bytes)
-    stmatrix(shared, longs_at(m.scratch, LANES), transposed != 0, values)
+    rows = np.empty(16 * LANES, np.uint8)
+    stmatrix(rows, 16 * np.arange(LANES), transposed != 0, values)
+    data = int64(rows.ctypes.data)
+    if not _rows_of_matrices(m, pc, warp, matrices, data):
+        return DONE
+    addresses = longs_at(m.scratch, LANES)
+    for lane in range(8 * matrices):
+        copy(m.shared + addresses[lane], data + 16 * lane, 16)
     return DONE
