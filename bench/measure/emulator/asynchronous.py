@@ -168,12 +168,12 @@ def start_copy(machine, pc, warp, registers, row, mask):
         if target < 0 or target + count > m.shared_bytes:
             report(m, OUT_OF_BOUNDS, pc, warp, lane, target, -1)
             continue
+        new.read[lane] = size
         if size:
-            allocation = find_allocation(m, address)
-            if not allocation or address + size > int64(read64(allocation + 8)):
-                report(m, why_outside(m, address, size), pc, warp, lane, address, -1)
+            inside = _bytes_inside(m, pc, warp, lane, address, size)
+            if not inside:
                 continue
-            read_global(m, pc, warp, lane, allocation, address, size)
+            new.read[lane] = inside
             read |= uint32(1) << uint32(lane)
         new.target[lane] = target
         write_shared(m, pc, warp, lane, agent, new.clock, target, count, 0)
@@ -189,6 +189,22 @@ def start_copy(machine, pc, warp, registers, row, mask):
 
 
 @compile_native
+def _bytes_inside(m, pc, warp, lane, address, size):
+    """Check a read of global memory; how many of its bytes the allocation has, all or
+    up to its end if that is within the last 16 aligned ones.
+    """
+    allocation = find_allocation(m, address)
+    end = int64(read64(allocation + 8)) if allocation else int64(0)
+    if address + size > end:
+        report(m, why_outside(m, address, size), pc, warp, lane, address, -1)
+        if not allocation or address + size > ((end + 15) & ~15):
+            return int64(0)
+        size = end - address
+    read_global(m, pc, warp, lane, allocation, address, size)
+    return size
+
+
+@compile_native
 def _land_copy(m, one):
     if one.landed:
         return
@@ -197,10 +213,10 @@ def _land_copy(m, one):
         target = one.target[lane]
         if target < 0:
             continue
-        copy(m.shared + target, one.source[lane], one.count[lane])
-        left = int64(one.bytes) - one.count[lane]
-        if left:
-            fill(m.shared + target + one.count[lane], uint8(0), left)
+        read, count = one.read[lane], one.count[lane]
+        copy(m.shared + target, one.source[lane], read)
+        fill(m.shared + target + read, uint8(255), count - read)  # past the end: poison
+        fill(m.shared + target + count, uint8(0), int64(one.bytes) - count)
 
 
 @compile_native

@@ -386,10 +386,10 @@ class _Bound:
     def _bind_registers(self) -> None:
         code = self._code
         images = np.full((self._warps, code.register_bytes), 0xFF, np.uint8)
-        for offset, size, value in code.constants:
+        for offset, size, elements, value in code.constants:
             bits = self._value(value) & ((1 << (8 * size)) - 1)
             one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
-            images[:, offset : offset + LANES * size] = np.tile(one, LANES)
+            images[:, offset : offset + elements * size] = np.tile(one, elements)
         for name, offset in code.specials.items():
             values = self._special(name)
             size = values.dtype.itemsize * LANES

@@ -254,6 +254,7 @@ PENDING = np.dtype(
         ("target", np.int64, (LANES,)),
         ("source", np.int64, (LANES,)),
         ("count", np.int64, (LANES,)),
+        ("read", np.int64, (LANES,)),
     ],
     align=True,
 )

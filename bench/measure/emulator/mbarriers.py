@@ -136,14 +136,13 @@ def _arrive(m, pc, warp, number, count, expected_bytes):
 
 @compile_native
 def _init(m, pc, warp, address, count):
-    if overlaps(m, address, 8) or not 1 <= count <= _LARGEST_COUNT:
+    number = find(m, address)  # compilers do make one anew without an inval
+    if number < 0 and overlaps(m, address, 8) or not 1 <= count <= _LARGEST_COUNT:
         report(m, MISUSE, pc, warp, -1, address, -1)
         return
-    number = int64(-1)
     for free in range(m.n_mbarriers):
-        if not mbarrier_at(m, free).is_valid:
+        if number < 0 and not mbarrier_at(m, free).is_valid:
             number = free
-            break
     if number < 0:
         if m.n_mbarriers == MBARRIERS:
             report(m, UNSUPPORTED, pc, warp, -1, address, -1)

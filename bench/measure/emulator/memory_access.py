@@ -112,12 +112,8 @@ def local_of(m, warp, lane, offset, count):
 def why_outside(m, address, count):
     """The finding for an access of global memory that no allocation holds."""
     row = find_allocation(m, address)
-    if row and (address & 15) + count <= 16 and address & ~15 < int64(read64(row + 8)):
-        return PAST_THE_END
-    if (address & 15) and (address & 15) + count <= 16:
-        if find_allocation(m, address & ~15):
-            return PAST_THE_END
-    return OUT_OF_BOUNDS
+    is_within_a_word = (address & 15) + count <= 16
+    return PAST_THE_END if row and is_within_a_word else OUT_OF_BOUNDS
 
 
 @compile_native

@@ -176,16 +176,18 @@ def _epoch(agent, clock, pc):
 
 
 @compile_native
-def _conflict(m, warp, agent, before, kind):
+def _conflict(m, warp, agent, before, is_read):
     """What an access after the one with epoch `before` lacks, or NONE.
 
     `agent` is a warp or one of its asynchronous agents, on whose behalf `warp` issues.
+    What the asynchronous proxy reads must have been made visible to it. What it writes
+    need not: compilers let a copy overwrite what a barrier has ordered.
     """
     other = (before >> _CLOCK_BITS) & _AGENT_MASK
     clock = before & _CLOCK_MASK
     if words_at(m.clocks + warp * m.agents * 4, m.agents)[other] < clock:
-        return MISSING_WAIT if other >= m.n_warps else kind
-    if agent >= 2 * m.n_warps and other < 2 * m.n_warps:
+        return MISSING_WAIT if other >= m.n_warps else RACE_SHARED
+    if is_read and agent >= 2 * m.n_warps and other < 2 * m.n_warps:
         if words_at(m.fenced + warp * m.agents * 4, m.agents)[other] < clock:
             return MISSING_PROXY_FENCE
     return NONE
@@ -208,7 +210,7 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
     for granule in range(first, last + 1):
         before = writers[granule]
         if before:
-            fault = _conflict(m, warp, agent, before, RACE_SHARED)
+            fault = _conflict(m, warp, agent, before, True)
             if fault:
                 report(m, fault, pc, warp, lane, address, before >> _PC_SHIFT)
         reads[granule * m.agents + agent] = clock
@@ -234,7 +236,7 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
     for granule in range(first, last + 1):
         before = writers[granule]
         if before:
-            fault = _conflict(m, warp, agent, before, RACE_SHARED)
+            fault = _conflict(m, warp, agent, before, False)
             if fault and not (
                 fault == RACE_SHARED and _is_same(m, address, count, data)
             ):
@@ -318,7 +320,10 @@ def read_global(m, pc, warp, lane, row, address, count):
                 write8(place, uint8(state | SHADOW_READ))
     flags = int64(read64(row + 40))
     if missing and not flags & ALLOCATION_INITIALISED:
-        report(m, UNINITIALISED_GLOBAL, pc, warp, lane, address, -1)
+        is_one_word = (address & 15) + count <= 16
+        is_begun = read8(shadow) & SHADOW_INITIALISED
+        kind = PAST_THE_END if is_one_word and is_begun else UNINITIALISED_GLOBAL
+        report(m, kind, pc, warp, lane, address, -1)
     if flags & (ALLOCATION_WRITTEN | ALLOCATION_CHECKED):
         _read_in_order(m, pc, warp, lane, row, address, count)
 

@@ -82,7 +82,7 @@ class Program:
     `words` holds the rows one after another and `starts` where each begins;
     `instruction_of` names, for each row, the number of the PTX instruction it is of;
     `forms` the arithmetic form of a row, or None. `constants` are (offset in a warp's
-    registers, bytes of an element, its bits or Place); `specials` the offset of each
+    registers, bytes of an element, elements, its bits or Place); `specials` the offset of each
     special register's row by its name.
     """
 
@@ -92,7 +92,7 @@ class Program:
     starts: np.ndarray
     instruction_of: np.ndarray
     forms: tuple
-    constants: tuple[tuple[int, int, object], ...]
+    constants: tuple[tuple[int, int, int, object], ...]
     specials: dict[str, int]
     register_bytes: int
     shared_offsets: dict[str, int]
@@ -200,7 +200,7 @@ class _Decoder:
             np.array([instruction.index for instruction, _ in rows], np.int32),
             tuple(row.form for _, row in rows),
             tuple(
-                (offset, 4 if width == 1 else width // 8, value)
+                (offset, *((4, 1) if width == 1 else (width // 8, LANES)), value)
                 for (width, value), offset in registers.constants.items()
             ),
             dict(registers.specials),
@@ -257,7 +257,10 @@ class _Decoder:
             return self._special(operand.name)
         width = 1 if operand_type == "pred" else int(operand_type[1:])
         if isinstance(operand, Immediate):
-            return self._registers.constant(width, operand.bits(operand_type))
+            bits = operand.bits(operand_type)
+            if width == 1:  # in all lanes
+                bits = 0xFFFFFFFF if bits else 0
+            return self._registers.constant(width, bits)
         if isinstance(operand, Symbol):
             return self._registers.constant(width, self._symbol(operand))
         raise ValueError(f"{operand} where an operand is due")
@@ -289,6 +292,18 @@ class _Decoder:
             return special_width(operand.name)
         return None
 
+    def _widths_within(self, operand) -> list[int | None]:
+        """Those of the operands in a vector or a pair, where `_` is as wide as its
+        neighbours.
+        """
+        inside = ptx.flatten((operand,))
+        widths = [self._width(one) for one in inside]
+        known = next((width for width in widths if width is not None), None)
+        return [
+            known if isinstance(one, Sink) else width
+            for one, width in zip(inside, widths)
+        ]
+
     def _address(self, operand) -> tuple[int, int, int]:
         """The base's row, the offset in bytes and the bytes of the base (0: absolute,
         in the offset alone).
@@ -318,12 +333,15 @@ class _Decoder:
 
     def _arithmetic(self, opcode: str, operands: Sequence) -> Row:
         flat = ptx.flatten(tuple(operands))
+        widths = [
+            width for operand in operands for width in self._widths_within(operand)
+        ]
         negated = frozenset(
             place
             for place, operand in enumerate(flat)
             if isinstance(operand, Register) and operand.negated
         )
-        form = alu.form(opcode, tuple(map(self._width, flat)), negated)
+        form = alu.form(opcode, tuple(widths), negated)
         return Row(
             Kind.ARITHMETIC,
             tuple(
