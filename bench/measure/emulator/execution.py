@@ -20,6 +20,7 @@ from batchline.bench.measure.emulator import (
     ptx,
     tensor_copies,
 )
+from batchline.bench.measure.emulator.counts import Counts, count
 from batchline.bench.measure.emulator.launch import KernelLaunch, LaunchRefused
 from batchline.bench.measure.emulator.layout import (
     ALLOCATION_CHECKED,
@@ -89,6 +90,9 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
     Finding.HANG: ("hang", "it is still running after as long as it may"),
     Finding.UNSUPPORTED: ("unsupported", "more than this emulator keeps track of"),
 }
+# Told apart, and no fault: on a GPU no allocation ends within 16 aligned bytes, and a
+# variant may mean to read whole words.
+NOTED = frozenset({WORDS[Finding.PAST_THE_END][0]})
 
 _MOST_STEPS = 2_000_000_000
 _SMALL_BYTES = 2**24  # allocations up to it have every read noted
@@ -133,6 +137,10 @@ class Found:
     address: int
     other: str | None
 
+    @property
+    def is_fault(self) -> bool:
+        return self.word not in NOTED
+
     def __str__(self) -> str:
         says = next(text for word, text in WORDS.values() if word == self.word)
         against = f", against {self.other}" if self.other else ""
@@ -169,6 +177,20 @@ class Execution:
     @property
     def warp_instructions(self) -> int:
         return int(self.executed.sum())
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """All that it did, summed."""
+        return count(
+            self.program,
+            self.executed,
+            self.sectors,
+            self.sectors_needed,
+            self.passes,
+            self.requests,
+            self.read_bytes,
+            self.distinct_bytes,
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -87,8 +87,8 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Whether the outputs are right and no launch found anything."""
-        return self.wrong is None and not self.findings
+        """Whether the outputs are right and no launch found a fault."""
+        return self.wrong is None and not any(one.is_fault for one in self.findings)
 
 
 def subjects(
