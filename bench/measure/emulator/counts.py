@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from batchline.bench.measure.emulator.layout import Kind, Space
+from batchline.bench.measure.emulator.layout import Kind
 from batchline.bench.measure.emulator.program import Program
 
 _MATRIX = (Kind.MMA, Kind.WGMMA)
