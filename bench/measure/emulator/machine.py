@@ -370,6 +370,7 @@ def _write_reduction(m, warp, state, value):
 def begin_block(m, block):
     """Reset all that a block starts with."""
     m.block = block
+    m.steps = 0
     m.n_mbarriers = 0
     m.first_pending = m.n_pending
     fill(m.shared, uint8(255), m.shared_bytes)
