@@ -94,7 +94,7 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
 # variant may mean to read whole words.
 NOTED = frozenset({WORDS[Finding.PAST_THE_END][0]})
 
-_MOST_STEPS = 200_000_000  # warp instructions of a block
+_MOST_STEPS = 50_000_000  # warp instructions of a block
 _SMALL_BYTES = 2**24  # allocations up to it have every read noted
 _WHOLE_TURN = 1 << 20  # instructions: a loop that never ends is seen to
 _SHORT_TURN = 61  # instructions: warps are changed often where order is to be tried
