@@ -320,7 +320,7 @@ sys.exit(main(["report", {str(tmp_path)!r}]))
 
 EDGE = {
     f"bench.measure.emulator.{name}"
-    for name in ("capture", "compiled", "storages", "subjects")
+    for name in ("capture", "compiled", "on_stand_in", "storages", "subjects")
 }
 
 
