@@ -26,3 +26,8 @@ def require_right(*subject, schedule=LATE):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_hints_of_a_branch_do_not_hold_in_the_other(dtype, probe):
     require_right("grad_reduce_multi/triton_one_launch", dtype, probe, 90)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_both_groups_write_their_own_rows_of_a_tile(dtype):
+    require_right("bmm/triton_warp_specialized", dtype, "aligned_tiles_tn", 90)
