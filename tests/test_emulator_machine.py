@@ -810,6 +810,7 @@ MBARRIERS = [
         "mbarrier-misuse",
         f"""{mbarrier()}
         @%p0 st.shared.u32 [%s+<4||8>], 0;
+        @%p0 mbarrier.arrive.shared::cta.b64 _, [%s];
         """,
     ),
     Case(

@@ -26,6 +26,7 @@ from batchline.bench.measure.emulator.layout import (
     ALLOCATION_WRITTEN,
     FINDING,
     FINDINGS_KEPT,
+    MBARRIER,
     SHADOW_INITIALISED,
     SHADOW_READ,
     SHADOW_WRITTEN,
@@ -55,6 +56,8 @@ _CLOCK_MASK, _AGENT_MASK = (1 << _CLOCK_BITS) - 1, (1 << _AGENT_BITS) - 1
 _PC_SHIFT = _CLOCK_BITS + _AGENT_BITS
 
 _finding = record_reader(FINDING)
+_mbarrier = record_reader(MBARRIER)
+_MBARRIER_BYTES = MBARRIER.itemsize
 _warp = record_reader(WARP)
 _WARP_BYTES = WARP.itemsize
 _FINDING_BYTES = FINDING.itemsize
@@ -69,7 +72,6 @@ UNINITIALISED_GLOBAL = int(Finding.UNINITIALISED_GLOBAL)
 UNINITIALISED_SHARED = int(Finding.UNINITIALISED_SHARED)
 RACE_SHARED = int(Finding.RACE_SHARED)
 RACE_GLOBAL = int(Finding.RACE_GLOBAL)
-MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 MISSING_WAIT = int(Finding.MISSING_WAIT)
 MISSING_PROXY_FENCE = int(Finding.MISSING_PROXY_FENCE)
 
@@ -230,6 +232,20 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
 
 
 @compile_native
+def _destroy_mbarriers(m, address, count):
+    """Compilers do put other data where an mbarrier was: it is none from now on."""
+    state = bytes_at(m.shared_state, m.shared_bytes)
+    for number in range(m.n_mbarriers):
+        known = _mbarrier(m.mbarriers + number * _MBARRIER_BYTES)
+        if not known.is_valid or known.address >= address + count:
+            continue
+        if address < known.address + 8:
+            known.is_valid = 0
+            for place in range(known.address, known.address + 8):
+                state[place] &= ~SHARED_MBARRIER
+
+
+@compile_native
 def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
     """Check a write of `count` bytes of shared memory, which must be inside, and
     note it.
@@ -244,7 +260,7 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
             is_mbarrier = True
         state[place] |= SHARED_WRITTEN
     if is_mbarrier:
-        report(m, MBARRIER_MISUSE, pc, warp, lane, address, -1)
+        _destroy_mbarriers(m, address, count)
     granules = (m.shared_bytes >> m.granule_shift) + 1
     writers = longs_at(m.writers, 2 * granules)
     reads = words_at(m.reads, m.agents * granules)
