@@ -27,7 +27,7 @@ from batchline.kernels.target import compiling_for
 
 ARCHITECTURES = (80, 90)
 BACKENDS = ("triton", "numba_cuda")
-_ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
+ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
 _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned row
 # By op, the probes of which the first that a variant takes is laid far apart.
 _LAID_FAR = {
@@ -108,7 +108,7 @@ def subjects(
 
 def of_variant(variant: Variant, architecture: int) -> Iterator[Subject]:
     """Every subject of one variant for one architecture."""
-    for dtype in variant.dtypes or _ALL_DTYPES:
+    for dtype in variant.dtypes or ALL_DTYPES:
         for probe in variant.op.probes:
             yield _subject(variant, dtype, probe, architecture)
         for probes in _far_names(variant.op):
