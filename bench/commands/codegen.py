@@ -1,5 +1,5 @@
-"""`batchline codegen`: compile every GPU variant with no GPU, and hold the result
-against what is pinned.
+"""`batchline codegen`: compile every GPU variant with no GPU, execute it in emulation, and
+hold the result against what is pinned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from batchline.bench.store.files import SealBroken
 if TYPE_CHECKING:
     from batchline.bench.verdicts.compiled_changes import Move
 
-HELP = "compile every GPU variant (no GPU needed), compare with the pins"
+HELP = "compile and emulate every GPU variant (no GPU needed), compare with the pins"
 SAMPLE = """
 2 of 340 kernels moved
 
@@ -27,32 +27,58 @@ float16 sm_90 square_128   registers 96 → 128, spills 0 → 12
 
 12 kernels of 1 variants and dtypes compiled in 9 s, 328 more have the sources that
 were pinned.
+
+In emulation: 1 kernel is not as pinned (1 changed): 1 worse. Of bmm/triton_tiled.
+
+bmm/triton_tiled _kernel (1 kernel)
+where                              what moved
+---------------------------------  --------------------------------------------------
+float16 sm_90 linear_grad_weight   worse: sectors 1,024 → 2,048 (1.00x → 2.00x of the
+/B2                                fewest) at product.py:89
 """
 EXITS = {
     ExitCode.CLEAN: "as pinned, or pinned now",
-    ExitCode.FAULT: "something moved, or a kernel parts its warps",
+    ExitCode.FAULT: "something moved, a kernel parts its warps, or one is not right in "
+    "emulation",
     ExitCode.USAGE: "the environment is not usable",
     ExitCode.NOT_MEASURED: "it could not be compiled, or there is nothing to compare "
     "with",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 
+_COMPILED, _EXECUTED = "compiled", "executed"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pin",
         action="store_true",
-        help="write what was compiled as the pins of this toolchain",
+        help="write what was compiled and executed as the pins of this toolchain",
     )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="compile also what has not changed since it was pinned",
+        help="compile and execute also what has not changed since it was pinned",
+    )
+    parser.add_argument(
+        "--only",
+        choices=(_COMPILED, _EXECUTED),
+        help="compile alone, or execute in emulation alone (default: both)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    return codegen(options.pin, options.all)
+    from batchline.bench.commands._executed_pins import execute_and_compare
+
+    codes = []
+    if options.only != _EXECUTED:
+        codes.append(codegen(options.pin, options.all))
+    if options.only is None:
+        print(flush=True)
+    if options.only != _COMPILED:
+        codes.append(execute_and_compare(options.pin, options.all))
+    # Something that is wrong says more than something that could not be compared.
+    return ExitCode.FAULT if ExitCode.FAULT in codes else max(codes)
 
 
 def codegen(pin: bool, everything: bool) -> int:

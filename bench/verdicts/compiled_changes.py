@@ -90,7 +90,7 @@ def fact_changes(was: Mapping, now: Mapping) -> tuple[Change, ...]:
             Change("declined", f"is compiled now (it was declined: {was['declined']})"),
         )
     differing = (
-        [Change(CONFIG, _configuration(was["config"], now["config"]))]
+        [Change(CONFIG, configuration_text(was["config"], now["config"]))]
         if _differ(was, now, "config")
         else []
     )
@@ -199,7 +199,7 @@ def _of_shares(before: Occupancy, after: Occupancy) -> str:
     return f"occupancy {before.share:.0%} → {after.share:.0%}, limited by {after.limited_by}"
 
 
-def _configuration(was: str, now: str) -> str:
+def configuration_text(was: str, now: str) -> str:
     """ "stages 3 → 4, BLOCK_M 128 → 64", or both whole where they are not so written."""
     old, new = (
         {

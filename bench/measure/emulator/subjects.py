@@ -27,7 +27,7 @@ from batchline.kernels.target import compiling_for
 
 ARCHITECTURES = (80, 90)
 BACKENDS = ("triton", "numba_cuda")
-_ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
+ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
 _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned row
 # By op, the probes of which the first that a variant takes is laid far apart.
 _LAID_FAR = {
@@ -35,6 +35,7 @@ _LAID_FAR = {
     "wgrad_stats": ("ragged", "one_token"),
 }
 _RAGGED = ("ragged",)
+_BATCH = "/B"  # between a scenario and its batch, where a case stands for a probe
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,24 @@ def subjects(
         for variant in op.variants.values():
             if variant.backend in BACKENDS:
                 for architecture in chosen:
-                    yield from _of_variant(variant, architecture)
+                    yield from of_variant(variant, architecture)
 
 
-def _of_variant(variant: Variant, architecture: int) -> Iterator[Subject]:
-    for dtype in variant.dtypes or _ALL_DTYPES:
+def of_variant(variant: Variant, architecture: int) -> Iterator[Subject]:
+    """Every subject of one variant for one architecture."""
+    for dtype in variant.dtypes or ALL_DTYPES:
         for probe in variant.op.probes:
             yield _subject(variant, dtype, probe, architecture)
         for probes in _far_names(variant.op):
             found = [_subject(variant, dtype, one, architecture) for one in probes]
             yield next((one for one in found if one.declined is None), found[0])
+
+
+def case(
+    variant: Variant, scenario: str, dtype: str, batch: int, architecture: int
+) -> Subject:
+    """A case, for an architecture: its probe is called "square_128/B8"."""
+    return _subject(variant, dtype, f"{scenario}{_BATCH}{batch}", architecture)
 
 
 def _subject(variant: Variant, dtype: str, probe: str, architecture: int) -> Subject:
@@ -125,9 +134,20 @@ def _why_declined(
     target = architectures.known(architecture)
     if dtype == FP8 and not target.fp8:
         return f"{target} has no tensor cores for fp8"
-    shapes = probes_of(variant.op)[probe](getattr(torch, dtype), "meta", 0)
+    shapes = _maker(variant.op, probe)(getattr(torch, dtype), "meta", 0)
     with compiling_for(architecture):
         return variant.why_unsupported(*shapes)
+
+
+def _maker(op: Op, probe: str) -> Probe:
+    """What makes the inputs of a probe, or of a case that is called as one."""
+    scenario, is_case, batch = probe.partition(_BATCH)
+    if not is_case:
+        return probes_of(op)[probe]
+    chosen = op.scenarios[scenario]
+    return lambda dtype, device, seed: op.inputs(
+        chosen, int(batch), dtype, device, seed
+    )
 
 
 def probes_of(op: Op) -> dict[str, Probe]:
@@ -227,7 +247,7 @@ def variant_of(subject: Subject) -> Variant:
 
 def inputs_of(subject: Subject) -> Tensors:
     """Its inputs on the CPU, the same ones every time."""
-    make = probes_of(variant_of(subject).op)[subject.probe]
+    make = _maker(variant_of(subject).op, subject.probe)
     seed = zlib.crc32(subject.probe.encode())
     return make(getattr(torch, subject.dtype), "cpu", seed)
 

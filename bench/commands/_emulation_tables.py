@@ -1,0 +1,192 @@
+"""What `batchline emulate` prints of executed subjects: a table for each variant, dtype
+and architecture, or a row for each; what is wrong; what the lines of the source did.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from batchline.bench import units
+from batchline.bench.report.render.terminal import draw, wrapped
+
+if TYPE_CHECKING:
+    from batchline.bench.measure.emulated.executed import Executed
+    from batchline.bench.measure.emulator.counts import Counts, LineCounts
+    from batchline.bench.measure.emulator.subjects import Subject
+
+_LINES = 12  # of the source, that are shown
+_HEADERS = (
+    "verdict",
+    "instructions",
+    "sectors",
+    "banks",
+    "reads",
+    "seconds",
+)
+_LEGEND = (
+    "instructions: of warps. sectors: of 32 bytes of global memory, asked for over the fewest that hold the bytes. "
+    "banks: passes of shared memory over the fewest. reads: bytes read over distinct bytes."
+)
+
+
+def legend() -> str:
+    """What the columns count."""
+    return wrapped(_LEGEND)
+
+
+def tables(rows: Sequence[Executed]) -> Iterator[str]:
+    """A table for each variant, dtype and architecture, with a row for each subject."""
+    for title, group in _groups(rows):
+        drawn = draw(
+            ("probe", *_HEADERS),
+            [(one.subject.probe, *_cells(_verdict(one), [one])) for one in group],
+        )
+        yield f"{title}\n{drawn}"
+
+
+def summary(rows: Sequence[Executed]) -> str:
+    """A table with a row for each variant, dtype and architecture: the sum of its
+    instructions, and the most of each ratio.
+    """
+    return draw(
+        ("subjects", *_HEADERS),
+        [
+            (title, *_cells(_share_right(group), group))
+            for title, group in _groups(rows)
+        ],
+    )
+
+
+def wrong(rows: Iterable[Executed], schedules: int) -> Iterator[str]:
+    """What is wrong with each subject that has something, in lines that fit."""
+    for one in rows:
+        if not one.is_right:
+            yield "\n".join([f"{one.subject}:", *_reasons(one, schedules)])
+
+
+def _reasons(one: Executed, schedules: int) -> Iterator[str]:
+    if one.wrong:
+        yield wrapped(one.wrong, "  ")
+    for fault in one.faults:
+        if fault.is_fault:
+            some = len(fault.schedules) < schedules
+            only = f" [{', '.join(fault.schedules)}]" if some else ""
+            yield wrapped(f"{fault.text}{only}", "  ")
+
+
+def remarks(rows: Iterable[Executed]) -> list[str]:
+    """What the assembler says, with how many subjects it says it of."""
+    said = Counter(
+        f"{name_of(one.subject)}: {text}" for one in rows for text in one.remarks
+    )
+    return [
+        wrapped(f"{text} ({count} subject{'s' if count > 1 else ''})")
+        for text, count in said.items()
+    ]
+
+
+def notes(rows: Iterable[Executed]) -> list[str]:
+    """What is told apart and is no fault, with how many subjects it is found in."""
+    found = Counter(
+        f"{name_of(one.subject)}: {fault.word} at {fault.source}"
+        for one in rows
+        for fault in one.faults
+        if not fault.is_fault
+    )
+    return [f"{text}, no fault ({count})" for text, count in found.items()]
+
+
+def lines_table(lines: Sequence[LineCounts]) -> str:
+    """The lines of the source that did most, and the share of all instructions."""
+    total = sum(one.instructions for one in lines) or 1
+    return draw(
+        (
+            "line",
+            "instructions",
+            "share",
+            "sectors",
+            "over needed",
+            "passes",
+            "over fewest",
+        ),
+        [
+            (
+                one.line,
+                f"{one.instructions:,}",
+                f"{one.instructions / total:.1%}",
+                f"{one.sectors:,}",
+                _over(one.sectors, one.sectors_needed),
+                f"{one.passes:,}",
+                _over(one.passes, one.requests),
+            )
+            for one in lines[:_LINES]
+            if one.instructions
+        ],
+    )
+
+
+def classes(counts: Counts) -> str:
+    """ "load 1,024, float 512 …", the most first."""
+    by_most = sorted(counts.by_class.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:,}" for name, count in by_most)
+
+
+def declined(chosen: Iterable[Subject], each: bool) -> list[str]:
+    """Why subjects are not executed: counted by the reason, or each."""
+    refused = [one for one in chosen if one.declined is not None]
+    if each:
+        return [f"{one}: {one.declined}" for one in refused]
+    reasons = Counter((one.variant, one.declined) for one in refused)
+    return [
+        f"{variant}: {count} declined: {why}"
+        for (variant, why), count in reasons.items()
+    ]
+
+
+def name_of(subject: Subject) -> str:
+    """Of all subjects that differ by their probe alone."""
+    return f"{subject.variant} {subject.dtype} sm_{subject.architecture}"
+
+
+def _groups(rows: Sequence[Executed]) -> Iterator[tuple[str, list[Executed]]]:
+    by_name = sorted(rows, key=lambda one: name_of(one.subject))
+    for name, group in itertools.groupby(by_name, lambda one: name_of(one.subject)):
+        yield name, list(group)
+
+
+def _verdict(one: Executed) -> str:
+    if one.wrong:
+        return "wrong"
+    words = dict.fromkeys(fault.word for fault in one.faults if fault.is_fault)
+    return ", ".join(words) or "right"
+
+
+def _share_right(group: Sequence[Executed]) -> str:
+    right = sum(one.is_right for one in group)
+    if right == len(group):
+        return f"{right} right"
+    return f"{right} of {len(group)} right"
+
+
+def _cells(verdict: str, group: Sequence[Executed]) -> tuple[str, ...]:
+    counts = [one.counts for one in group if one.counts]
+    return (
+        verdict,
+        f"{sum(one.instructions for one in counts):,}",
+        _most(counts, lambda one: one.sector_excess),
+        _most(counts, lambda one: one.bank_excess),
+        _most(counts, lambda one: one.reads),
+        f"{sum(one.seconds for one in group):.2f}",
+    )
+
+
+def _most(counts: Sequence[Counts], ratio: Callable[[Counts], float | None]) -> str:
+    known = [value for one in counts if (value := ratio(one)) is not None]
+    return units.ratio(max(known)) if known else ""
+
+
+def _over(count: int, fewest: int) -> str:
+    return units.ratio(count / fewest) if fewest else ""

@@ -1,0 +1,258 @@
+"""The pinned verdicts and counts of the emulator: one committed file a toolchain, with a
+digest, beside the compiled facts; what of it came from other sources than there are
+now, and executing that anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchline.bench.declared import Declared
+from batchline.bench.measure.checking import check
+from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.compiled.compile_pool import Pool
+from batchline.bench.measure.compiled.pins import Job
+from batchline.bench.measure.emulated import counted, executed
+from batchline.bench.measure.emulated.executed import Executed
+from batchline.bench.measure.emulator import subjects
+from batchline.bench.measure.emulator.subjects import ARCHITECTURES
+from batchline.bench.measure.reading import sources
+from batchline.bench.store import files
+from batchline.bench.store.files import SealBroken
+
+FORMAT = 1
+SCHEDULES = ("late", "shuffled")  # under which every subject has its verdict
+_AGAIN = "`make codegen PIN=1` executes and pins everything anew"
+_PARTS = ("toolchain", "entries")
+# Of the emulator's files, those that decide no verdict and no count.
+_APART = ("mutants.py",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a (variant, dtype).
+
+    `sources` and `emulator` are fingerprints of what it came from. `right` are the
+    names of the subjects that are, "ragged sm_90", and `wrong` those of the others,
+    each with a line. `launches` are rows as bench.measure.emulated.counted makes them.
+    """
+
+    sources: str
+    emulator: str
+    right: tuple[str, ...]
+    wrong: Mapping[str, str]
+    launches: tuple[Mapping, ...]
+
+
+def path() -> Path:
+    """Where this toolchain's verdicts and counts are pinned."""
+    return pins.FOLDER / pins.path().name.replace("codegen-", "emulated-", 1)
+
+
+def load() -> dict[Job, Entry]:
+    """What is pinned for this toolchain; {} where nothing is.
+
+    Raises:
+        SealBroken: if the file is damaged, was edited by hand, or is of another format
+        or toolchain.
+    """
+    document = files.load_sealed(path(), FORMAT, _AGAIN, _PARTS)
+    if document is None:
+        return {}
+    if document["toolchain"] != pins.toolchain():
+        differing = files.differing(document["toolchain"], pins.toolchain())
+        raise SealBroken(
+            f"{path().name} is of another toolchain ({differing}): {_AGAIN}"
+        )
+    return {
+        job: _entry(job, data)
+        for name, data in document["entries"].items()
+        for job in [tuple(name.rsplit("/", 1))]
+    }
+
+
+def _entry(job: Job, data: Mapping) -> Entry:
+    return Entry(
+        data["sources"],
+        data["emulator"],
+        tuple(
+            _subject_name(probe, architecture)
+            for architecture, probes in data["right"].items()
+            for probe in probes.split()
+        ),
+        data["wrong"],
+        tuple(dict(zip(("variant", "dtype"), job)) | row for row in data["launches"]),
+    )
+
+
+def save(entries: Mapping[Job, Entry]) -> Path:
+    """Write the toolchain's file, a launch a line."""
+    named = {"/".join(job): _data(entry) for job, entry in sorted(entries.items())}
+    lines = ",\n".join(
+        f" {json.dumps(name)}: {_lines(data)}" for name, data in named.items()
+    )
+    seal = files.digest(pins.toolchain(), named)
+    return files.write_whole(
+        path(),
+        f'{{"format": {FORMAT}, "digest": "{seal}",\n'
+        f'"toolchain": {json.dumps(pins.toolchain())},\n"entries": {{\n{lines}\n}}}}\n',
+    )
+
+
+def _data(entry: Entry) -> dict:
+    probes = defaultdict(list)
+    for name in entry.right:
+        probe, _, architecture = name.rpartition(" sm_")
+        probes[architecture].append(probe)
+    return {
+        "sources": entry.sources,
+        "emulator": entry.emulator,
+        "right": {name: " ".join(some) for name, some in sorted(probes.items())},
+        "wrong": dict(entry.wrong),
+        "launches": [
+            {
+                name: value
+                for name, value in row.items()
+                if name not in ("variant", "dtype")
+            }
+            for row in entry.launches
+        ],
+    }
+
+
+def _lines(data: Mapping) -> str:
+    rows = ",\n  ".join(
+        json.dumps(row, separators=(",", ":")) for row in data["launches"]
+    )
+    head = json.dumps({name: data[name] for name in data if name != "launches"})
+    return f'{head[:-1]}, "launches": [\n  {rows}]}}'
+
+
+def why_none() -> str:
+    """That no verdict and no count is pinned for this toolchain, in a line."""
+    return f"no verdict and no count is pinned for this toolchain ({path().name}): {_AGAIN}"
+
+
+@functools.cache
+def emulator_fingerprint() -> str:
+    """A hash of the emulator's own code, and of what judges its outputs; blind to
+    comments.
+    """
+    package = Path(subjects.__file__).parent
+    read = [
+        *(one for one in sorted(package.glob("*.py")) if one.name not in _APART),
+        Path(counted.__file__),
+        Path(check.__file__),
+    ]
+    found = hashlib.sha256()
+    for one in read:
+        found.update(f"{one.name}\0{sources.read(one).code}\0".encode())
+    return found.hexdigest()[:16]
+
+
+def is_current(job: Job, known: Mapping[Job, Entry]) -> bool:
+    """Whether what is pinned of a job came from the sources and the emulator that there
+    are now.
+    """
+    entry = known.get(job)
+    return (
+        entry is not None
+        and entry.emulator == emulator_fingerprint()
+        and entry.sources == static_facts.fingerprint(job[0])
+    )
+
+
+def jobs(variants: Sequence[Declared]) -> list[Job]:
+    """Every (variant, dtype) that can be executed here."""
+    return [
+        (variant.id, dtype)
+        for variant in variants
+        if variant.backend in subjects.BACKENDS
+        and variant.broken is None
+        and executed.why_not_executed(variant.backend) is None
+        for dtype in variant.dtypes or subjects.ALL_DTYPES
+    ]
+
+
+def execute(
+    pool: Pool,
+    wanted: Sequence[Job],
+    tell: Callable[[int, int], None] = lambda done, count: None,
+) -> tuple[dict[Job, Entry], list[str]]:
+    """What there is to pin of the jobs, executed now; and a line for what did not come
+    to its end, in which case the job has no entry.
+
+    `tell` is given how many pieces of work are over, and how many there are.
+    """
+    prints = {job: static_facts.fingerprint(job[0]) for job in wanted}
+    variants = list(dict.fromkeys(variant for variant, _ in wanted))
+    listed, broken = pool.each(
+        executed.subjects_of, [(variant, ARCHITECTURES) for variant in variants]
+    )
+    chosen = [
+        one
+        for some in listed.values()
+        for one in some
+        if (one.variant, one.dtype) in prints
+    ]
+    turns = executed.turns(chosen, SCHEDULES)
+    counting = counted.every_job(wanted)
+    count = len(turns) + len(counting)
+    rows, lost = executed.execute_all(pool, turns, lambda done: tell(done, count))
+    launches, missing = pool.each(
+        counted.count_example,
+        counting,
+        tell=lambda done: tell(len(turns) + done, count),
+    )
+    problems = [*broken, *lost, *missing]
+    by_job = defaultdict(list)
+    for one in rows:
+        by_job[one.subject.variant, one.subject.dtype].append(one)
+    entries = {
+        job: _made(
+            prints[job],
+            by_job[job],
+            [
+                row
+                for architecture in ARCHITECTURES
+                for row in launches[(*job, architecture)]
+            ],
+        )
+        for job in wanted
+        if all((*job, architecture) in launches for architecture in ARCHITECTURES)
+        and not any(line.startswith(f"{job[0]} ") for line in problems)
+    }
+    return entries, problems
+
+
+def _made(
+    fingerprint: str, rows: Sequence[Executed], launches: Sequence[Mapping]
+) -> Entry:
+    names = {_name(one): one for one in rows}
+    return Entry(
+        fingerprint,
+        emulator_fingerprint(),
+        tuple(name for name, one in names.items() if one.is_right),
+        {name: why(one) for name, one in names.items() if not one.is_right},
+        tuple(launches),
+    )
+
+
+def why(one: Executed) -> str:
+    """What is wrong with a subject, in a line."""
+    faults = [fault.text for fault in one.faults if fault.is_fault]
+    return "; ".join(filter(None, [one.wrong, *faults]))
+
+
+def _name(one: Executed) -> str:
+    return _subject_name(one.subject.probe, one.subject.architecture)
+
+
+def _subject_name(probe: str, architecture: int | str) -> str:
+    return f"{probe} sm_{architecture}"

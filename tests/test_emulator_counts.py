@@ -1,0 +1,196 @@
+"""Counts of the emulator move when a kernel does more, and name the line that does it;
+what is pinned of them comes back as it was.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from batchline import kernels
+from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.emulated import counted, pinned
+from batchline.bench.store.files import SealBroken
+from batchline.bench.verdicts import executed_changes
+from batchline.bench.verdicts.compiled_changes import WORSE
+
+JOB = ("grad_reduce/triton_two_stage", "float16")
+# A change of a kernel: the variant, its problem, what is replaced by what, the fact that
+# must move, what must be said, and the new text of the line that must be named.
+PLANTED = {
+    "one column stride more": (
+        "grad_reduce/triton_two_stage",
+        ("layer_norm", 8),
+        [("columns[None, :] * stride_gp", "columns[None, :] * 2 % P * stride_gp")],
+        "sectors",
+        "1.00x → 1.67x of the fewest",
+        "g_ptr + rows * stride_gb",
+    ),
+    "an order that reads twice": (
+        "grad_reduce/triton_two_stage",
+        ("layer_norm", 8),
+        [("range(first, end, ROWS)", "range(first, end, ROWS // 2)")],
+        "bytes read",
+        "1.00x → ",
+        "g_ptr + rows * stride_gb",
+    ),
+    "a lost vector load": (
+        "grad_reduce/triton_two_stage",
+        ("layer_norm", 8),
+        [("@triton.jit\n", '@triton.jit(do_not_specialize=["stride_gp"])\n')],
+        "executed instructions",
+        "load ",
+        "g_ptr + rows * stride_gb",
+    ),
+    "a bank conflict": (
+        "bmm/numba_cuda_tiled",
+        ("square_64", 2),
+        [("tile_b[y, x]", "tile_b[x, y]"), ("tile_b[k, x]", "tile_b[x, k]")],
+        "shared-memory passes",
+        " of the fewest",
+        "total += tile_a[y, k] * tile_b[x, k]",
+    ),
+}
+
+
+def changed_copy(variant, folder, replacements):
+    """The variant with another text of its file."""
+    text = variant.file.read_text()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    op = variant.op.name
+    file = folder / variant.file.name
+    file.write_text(text.replace(f"@{op}.variant(", "@planted.variant("))
+    spec = importlib.util.spec_from_file_location(f"planted_{variant.name}", file)
+    module = importlib.util.module_from_spec(spec)
+    module.planted = SimpleNamespace(variant=lambda **declared: lambda one: one)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, variant.name)
+    return dataclasses.replace(variant, function=function), file
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_change_moves_a_count_and_its_line_is_named(name, tmp_path):
+    variant_id, example, replacements, fact, said, line = PLANTED[name]
+    variant = static_facts.variant_of(variant_id)
+    if why := why_cannot_compile(variant.backend):
+        pytest.skip(why)
+    variant = dataclasses.replace(variant, example=example)
+    changed, file = changed_copy(variant, tmp_path, replacements)
+    rows = [counted.rows_of(one, "float16", 80) for one in (variant, changed)]
+    assert not [row for row in (*rows[0], *rows[1]) if "error" in row]
+    move, *_ = executed_changes.moves(*rows)
+    changes = {change.fact: change for change in move.changes}
+    assert said in changes[fact].text
+    if fact != "executed instructions":
+        assert changes[fact].verdict == WORSE
+    numbers = [
+        number
+        for number, text in enumerate(file.read_text().splitlines(), start=1)
+        if line in text
+    ]
+    assert any(f" at {file.name}:{number}" in changes[fact].text for number in numbers)
+
+
+def test_the_same_kernel_counts_the_same_wherever_its_lines_are(tmp_path):
+    variant = static_facts.variant_of(JOB[0])
+    if why := why_cannot_compile(variant.backend):
+        pytest.skip(why)
+    variant = dataclasses.replace(variant, example=("layer_norm", 8))
+    moved, _ = changed_copy(
+        variant, tmp_path, [("\nROWS, COLUMNS", "\n# Another line.\n\nROWS, COLUMNS")]
+    )
+    rows = [counted.rows_of(one, JOB[1], 80) for one in (variant, moved)]
+    assert rows[0] != rows[1]
+    assert executed_changes.moves(*rows) == ()
+
+
+def test_so_many_samples_are_counted():
+    two_stage = static_facts.variant_of(JOB[0])
+    assert counted.counted_batch(two_stage, "float16") == 16
+    tiled = static_facts.variant_of("bmm/triton_tiled")
+    assert counted.counted_batch(tiled, "float32") == 2
+    one = dataclasses.replace(tiled, example=("tiny_4", 1))
+    assert counted.counted_batch(one, "float32") == 1
+
+
+def entry(**changed):
+    row = {
+        "variant": JOB[0],
+        "dtype": JOB[1],
+        "scenario": "layer_norm",
+        "batch": 8,
+        "architecture": 90,
+        "launch": 0,
+        "instructions": 100,
+        "lines": {"a.py": ["7 abcdef 100 0 0 0 0"]},
+    }
+    fields = {
+        "sources": "abc",
+        "emulator": "def",
+        "right": ("ragged sm_80", "nan sm_90"),
+        "wrong": {"empty sm_90": "it is not"},
+        "launches": (row,),
+    }
+    return pinned.Entry(**fields | changed)
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_what_is_pinned_is_loaded(folder):
+    entries = {JOB: entry(), ("bmm/triton_tiled", "float32"): entry(launches=())}
+    file = pinned.save(entries)
+    assert pinned.load() == entries
+    assert file.parent == folder and file != pins.path()
+
+
+def test_what_was_edited_by_hand_is_refused(folder):
+    file = pinned.save({JOB: entry()})
+    text = file.read_text()
+    assert '"instructions":100' in text
+    file.write_text(text.replace('"instructions":100', '"instructions":99'))
+    with pytest.raises(SealBroken, match="edited by hand"):
+        pinned.load()
+
+
+def test_another_toolchain_is_named(folder, monkeypatch):
+    pinned.save({JOB: entry()})
+    other = pins.toolchain() | {"nvidia-nvvm": "14.0"}
+    monkeypatch.setattr(pins, "toolchain", lambda: other)
+    with pytest.raises(SealBroken, match="another toolchain"):
+        pinned.load()
+
+
+def test_what_came_from_other_sources_or_another_emulator_is_stale():
+    sources = static_facts.fingerprint(JOB[0])
+    emulator = pinned.emulator_fingerprint()
+    assert pinned.is_current(JOB, {JOB: entry(sources=sources, emulator=emulator)})
+    assert not pinned.is_current(JOB, {JOB: entry(sources=sources)})
+    assert not pinned.is_current(JOB, {JOB: entry(emulator=emulator)})
+    assert not pinned.is_current(JOB, {})
+
+
+def test_every_job_is_one_of_a_kernel_that_can_be_executed():
+    declared = [
+        SimpleNamespace(id=one.id, backend=one.backend, dtypes=one.dtypes, broken=None)
+        for op in kernels.ops.values()
+        for one in op.variants.values()
+    ]
+    jobs = pinned.jobs(declared)
+    assert all("torch" not in variant for variant, _ in jobs)
+    if why_cannot_compile("triton") is None:
+        assert JOB in jobs
+
+
+def test_the_rows_of_a_launch_are_json(folder):
+    assert json.loads(json.dumps(entry().launches)) == list(entry().launches)
