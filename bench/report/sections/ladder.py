@@ -65,6 +65,9 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
     example's compiled facts.
     """
     columns = ["rung", "idea", "over the rung below", "over PyTorch's fastest"]
+    added = [("compiled", _compiled)] if compiled else []
+    if compiled and run.emulated.variants:
+        added.append(("in emulation", _emulated))
     rows = []
     for rung in findings.ladders[op]:
         facts = run.variants[rung.variant]
@@ -75,10 +78,9 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
             _gain(rung.over_rung_below),
             _gain(rung.over_opponent) or _why_no_gain(run, rung),
         ]
-        if compiled:
-            row += [_compiled(run, rung.variant), _emulated(run, rung.variant)]
+        row += [facts_of(run, rung.variant) for _, facts_of in added]
         rows.append(row)
-    return table([*columns, *(["compiled", "in emulation"] if compiled else [])], rows)
+    return table([*columns, *(name for name, _ in added)], rows)
 
 
 def configurations(run: Run, op: str) -> list[Part]:
