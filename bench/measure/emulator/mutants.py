@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from batchline.bench import texts
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator import execution, ptx, subjects
@@ -23,6 +25,7 @@ from batchline.bench.measure.emulator.capture import emulate_call
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Schedule
 from batchline.bench.measure.emulator.layout import SHADOW_READ, SHADOW_WRITTEN
 from batchline.bench.measure.emulator.subjects import Subject
+from batchline.kernels.draw import Draw
 
 SCHEDULES = (LATE, EARLY, SHUFFLED)
 NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
@@ -72,6 +75,10 @@ _FIELDS = {
     "base offset": (49, 3),
     "swizzle": (62, 2),
 }
+# A probe of bmm's own that is deeper than any pipeline, and has more tiles than a large
+# GPU has multiprocessors.
+DEEP = "deep_entries"
+_DEEP_SHAPES = (134, 8, 456), (134, 456, 16)
 _DATA_KINDS = frozenset({"mask", "descriptor", "map field"})
 
 
@@ -255,13 +262,21 @@ def judged(
                 yield Judged(subject, mutant, *runs.judge(text, mutant))
 
 
+def inputs_of(subject: Subject) -> tuple:
+    """The subject's inputs, which may be DEEP's too."""
+    if subject.probe != DEEP:
+        return subjects.inputs_of(subject)
+    draw = Draw(getattr(torch, subject.dtype), "cpu", 1)
+    return tuple(draw.normal(*shape) for shape in _DEEP_SHAPES)
+
+
 class _Runs:
     """A subject's launches as they are, and with mutants in them."""
 
     def __init__(self, subject: Subject):
         self._subject = subject
         self._variant = subjects.variant_of(subject)
-        inputs = subjects.inputs_of(subject)
+        inputs = inputs_of(subject)
         reference = check.expect(self._variant.op, inputs)
         self._expected = check.held_to(self._variant, inputs, reference)
         self.kernels = {}
@@ -287,14 +302,14 @@ class _Runs:
 
     def _outcome(self, schedule: Schedule, execute) -> bytes | None:
         """A digest of the outputs' bits; None if they are wrong, or the inputs are."""
-        inputs = subjects.inputs_of(self._subject)
+        inputs = inputs_of(self._subject)
         call = emulate_call(
             self._variant,
             inputs,
             self._subject.architecture,
             lambda launch, memory: execute(launch, memory, schedule),
         )
-        if not check.same_bits(inputs, subjects.inputs_of(self._subject)):
+        if not check.same_bits(inputs, inputs_of(self._subject)):
             return None
         try:
             check.check_outputs(call.returned, inputs, self._expected, "")
@@ -304,7 +319,7 @@ class _Runs:
 
     def judge(self, text: str, mutant: Mutant) -> tuple[str, str]:
         before = _executed_at(self._base[text], mutant.line)
-        if not before[0]:
+        if not before[0 if mutant.kind == "mask" else 1]:
             return REDUNDANT, NOT_EXECUTED
         is_same = True
         for schedule, bits in zip(SCHEDULES, self._bits):
@@ -381,14 +396,8 @@ def _digest(returned) -> bytes:
     for tensor in tensors:
         flat = tensor.detach().contiguous().flatten()
         if flat.numel():
-            digest.update(flat.view(dtype=_bytes()).numpy().tobytes())
+            digest.update(flat.view(dtype=torch.uint8).numpy().tobytes())
     return digest.digest()
-
-
-def _bytes():
-    import torch
-
-    return torch.uint8
 
 
 # --- barriers that nothing needs ----------------------------------------------------
