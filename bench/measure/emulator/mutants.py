@@ -26,6 +26,7 @@ from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Sc
 from batchline.bench.measure.emulator.layout import SHADOW_READ, SHADOW_WRITTEN
 from batchline.bench.measure.emulator.subjects import Subject
 from batchline.kernels.draw import Draw
+from batchline.kernels.op import Op
 
 SCHEDULES = (LATE, EARLY, SHUFFLED)
 NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
@@ -78,8 +79,10 @@ _FIELDS = {
 # A probe of bmm's own that is deeper than any pipeline, and has more tiles than a large
 # GPU has multiprocessors.
 DEEP = "deep_entries"
-_DEEP_SHAPES = (134, 8, 456), (134, 456, 16)
-_DATA_KINDS = frozenset({"mask", "descriptor", "map field"})
+_DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
+_ON_TMA = ("bmm/triton_persistent_tma", "bmm/triton_warp_specialized")
+_PROBES = ("aligned_tiles", "ragged", "one_token")
+_DATA_KINDS = frozenset({"mask", "branch", "descriptor", "map field"})
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def _changes(parts, descriptors) -> Iterator[tuple[str, str, str]]:
     """(kind, change, the line as it is then) for each change of a line."""
     opcode, rest = parts["opcode"], parts["rest"]
     guard, indent = parts["guard"] or "", parts["indent"]
+    if guard and opcode in ("bra", "bra.uni"):
+        yield "branch", "always taken", f"{indent}{opcode}{rest};"
+        yield "branch", "never taken", f"{indent}// {opcode}"
     for kind, pattern in _TAKEN_OUT:
         if pattern.match(opcode):
             yield kind, "taken out", f"{indent}// {opcode}"
@@ -237,6 +243,27 @@ def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:
         count = len(group) if most is None else min(most, len(group))
         chosen += [group[place * len(group) // count] for place in range(count)]
     return sorted(chosen, key=lambda one: one.line)
+
+
+def chosen(
+    ops: Iterable[Op], architectures: Iterable[int] = subjects.ARCHITECTURES
+) -> list[Subject]:
+    """Of each GPU variant one subject for each architecture: its first dtype, on the
+    first of _PROBES that it takes.
+    """
+    found: dict[tuple[str, int], list[Subject]] = {}
+    for one in subjects.subjects(ops, architectures):
+        if one.declined is None:
+            found.setdefault((one.variant, one.architecture), []).append(one)
+    return [_chosen(every) for every in found.values()]
+
+
+def _chosen(every: list[Subject]) -> Subject:
+    first = every[0]
+    if first.variant in _ON_TMA:
+        return replace(first, probe=DEEP)
+    by_probe = {one.probe: one for one in every if one.dtype == first.dtype}
+    return next((by_probe[name] for name in _PROBES if name in by_probe), first)
 
 
 # --- what comes of it ---------------------------------------------------------------
@@ -324,7 +351,10 @@ class _Runs:
         is_same = True
         for schedule, bits in zip(SCHEDULES, self._bits):
             schedule = replace(
-                schedule, is_counting=False, most_steps=20 * self._steps + 100_000
+                schedule,
+                is_counting=False,
+                is_brief=True,
+                most_steps=20 * self._steps + 100_000,
             )
             done: list = []
             try:
@@ -336,7 +366,7 @@ class _Runs:
             if got is None:
                 return NOTICED, "wrong result"
             is_same = is_same and got == bits
-            if schedule.seed == 0 and not schedule.is_early and mutant.kind == "mask":
+            if done and mutant.kind == "mask":
                 if _executed_at(done, mutant.line) == before:
                     return REDUNDANT, SAME_LANES
         if not is_same:
