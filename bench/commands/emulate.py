@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,10 +48,11 @@ _PARTS = 5  # of a case id
 _MOST_ROWS = 120  # more subjects are a row for each variant, dtype and architecture
 _LEAST_PROCESSES = 2
 _TELL_EVERY_S = 20.0
+_TIMED = 8  # probes of each variant, for --speed
 # Whose blocks all do the same, for --speed.
 _GRIDS = (
     "bmm/numba_cuda_naive/square_128/float32/B8",
-    "grad_reduce/triton_whole_words/linear_512/float32/B8",
+    "grad_reduce/triton_whole_words/linear_512/float32/B64",
 )
 
 
@@ -350,8 +351,8 @@ class _Progress:
 
 
 def _tell_speed(pool: Pool, found: Catalogue) -> int:
-    """Print warp instructions a second of a process: over the probes of every kernel in
-    its first dtype, and of two large grids.
+    """Print warp instructions a second of a process: over small probes of every kernel
+    in its first dtype, and of two large grids.
     """
     from batchline.bench.measure.emulated import executed
     from batchline.bench.report.render.terminal import draw
@@ -364,11 +365,11 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
     first = {one.id: (one.dtypes or ("float32",))[0] for one in variants}
     chosen = _chosen(pool, options, variants, cases)
     grids = [one for one in chosen.subjects if "/B" in one.probe]
-    probes = [
+    probes = _small(
         one
         for one in chosen.subjects
-        if one not in grids and one.dtype == first[one.variant]
-    ]
+        if one not in grids and one.dtype == first[one.variant] and one.declined is None
+    )
     rows = []
     for name, some in (("probes", probes), *((_name(one), [one]) for one in grids)):
         turns = executed.turns(some, ("late",))
@@ -379,7 +380,7 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
         rows.append((name, *_speed(done)))
     print(
         draw(
-            ("what", "launches", "warp instructions", "seconds", "a second"),
+            ("what", "subjects", "warp instructions", "seconds", "a second"),
             rows,
         )
     )
@@ -388,6 +389,14 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
         f"results are left out. {_LEAST_PROCESSES} processes did that much each, at once."
     )
     return ExitCode.CLEAN
+
+
+def _small(probes: Iterable[Subject]) -> list[Subject]:
+    """The first few of each variant, which are the smallest."""
+    of_variant: dict[str, list[Subject]] = {}
+    for one in probes:
+        of_variant.setdefault(one.variant, []).append(one)
+    return [one for some in of_variant.values() for one in some[:_TIMED]]
 
 
 def _name(subject: Subject) -> str:
