@@ -13,3 +13,7 @@ if os.environ.get(
     from batchline.bench.measure import stand_in
 
     stand_in.install()
+
+    from batchline.bench.measure.emulator import on_stand_in
+
+    on_stand_in.install()

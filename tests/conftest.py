@@ -1,10 +1,9 @@
 """What test files share."""
 
+import importlib.util
 import json
 import os
 import sys
-
-from batchline.bench.measure.stand_in.launches import quicken_the_simulator
 
 # Before torch is imported: a thread of OpenMP's that waits for others sleeps. Two
 # processes whose threads spin take each other's cores: products of many small matrices
@@ -29,8 +28,10 @@ LONGEST = ("test_interpreters.py", "test_stand_in.py", "test_run.py")
 os.environ[state.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )
-if interpreted("numba_cuda"):
-    quicken_the_simulator()
+if interpreted("numba_cuda") and importlib.util.find_spec("greenlet"):
+    from tests import simulator
+
+    simulator.install()
 _read_catalogue, _catalogues = catalogue.read, {}
 
 

@@ -323,7 +323,10 @@ def multiply_group(kind, left, right, start, flags):
     code = matrix.encode_kind(*kind)
     if isinstance(left, np.ndarray):
         memory, b = right[0].bytes, right[0].describe(right[1])
-        matrix.wgmma_from_registers(code, flags, registers, left, b, memory)
+        for warp in range(4):
+            matrix.wgmma_from_registers(
+                code, flags, registers[warp], left[warp], b, memory
+            )
     else:
         offset = 4096 * 16
         memory = np.full(offset + len(right[0].bytes), 0xEE, np.uint8)
@@ -332,7 +335,8 @@ def multiply_group(kind, left, right, start, flags):
         memory[offset:] = right[0].bytes
         a, b = left[0].describe(left[1]), right[0].describe(right[1])
         b += np.uint64(offset >> 4)
-        matrix.wgmma_from_shared(code, flags, registers, a, b, memory)
+        for warp in range(4):
+            matrix.wgmma_from_shared(code, flags, registers[warp], warp, a, b, memory)
     return group_matrix(registers, d_type, start.shape[1])
 
 
@@ -526,13 +530,3 @@ def test_movmatrix():
     d = np.zeros(32, np.uint32)
     matrix.movmatrix(d, fragment(tile))
     np.testing.assert_array_equal(d, fragment(tile.T))
-
-
-def test_rows_are_gathered_and_scattered():
-    registers = np.arange(256, dtype=np.uint32)
-    offsets = np.array([512, 0], np.int32)
-    dense = np.zeros((2, 32), np.uint32)
-    matrix.gather_rows(registers, offsets, dense)
-    np.testing.assert_array_equal(dense, [np.arange(128, 160), np.arange(32)])
-    matrix.scatter_rows(registers, offsets, dense + np.uint32(1000))
-    assert registers[0] == 1000 and registers[128] == 1128 and registers[32] == 32

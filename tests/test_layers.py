@@ -58,6 +58,7 @@ ROOMS = {
     "reading": ("bench.measure.reading",),
     "compiled": ("bench.measure.compiled",),
     "ahead": ("bench.measure.ahead",),
+    "emulator": ("bench.measure.emulator",),
     "worker": ("bench.measure",),
     "noise, measured": (
         "bench.noise.experiments",
@@ -106,6 +107,14 @@ MAY_IMPORT = {
     "reading": (*_PLANNED, "machine", "checking"),
     "compiled": (*_PLANNED, "machine", "reading"),
     "ahead": (*_PLANNED, "machine", "checking", "reading", "compiled"),
+    "emulator": (
+        *_PLANNED,
+        "machine",
+        "checking",
+        "reading",
+        "compiled",
+        "ahead",
+    ),
     "worker": (
         *_PLANNED,
         "machine",
@@ -114,6 +123,7 @@ MAY_IMPORT = {
         "reading",
         "compiled",
         "ahead",
+        "emulator",
     ),
     "noise, measured": (*_PLANNED, "machine", "checking", "timing", "worker"),
     "store": _COMMON,
@@ -137,6 +147,7 @@ COMPILING = (
     "reading",
     "compiled",
     "ahead",
+    "emulator",
     "worker",
     "noise, measured",
 )
@@ -305,3 +316,22 @@ sys.exit(main(["report", {str(tmp_path)!r}]))
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "README.md").exists()
+
+
+EDGE = {
+    f"bench.measure.emulator.{name}"
+    for name in ("capture", "compiled", "on_stand_in", "storages", "subjects")
+}
+
+
+def test_the_emulator_takes_torch_and_triton_at_its_edge_alone():
+    executing = [
+        module
+        for module in MODULES
+        if room_of(module) == "emulator" and module not in EDGE
+    ]
+    assert len(executing) > 15
+    for module in executing:
+        libraries = {name.partition(".")[0] for name in _names(MODULES[module])}
+        assert not libraries & {"torch", "triton"}, module
+        assert not EDGE & set(IMPORTS[module]), module

@@ -210,7 +210,7 @@ def _call_on_stand_in(case: str) -> int:
         _say(f"the call failed: {_last_line(done)}")
         return ExitCode.FAULT
     _say(
-        f"{case} was called, and no profiler sees an interpreted kernel. Its machine code: "
+        f"{case} was called, and no profiler sees a kernel that is emulated. Its machine code: "
         f"batchline profile {case} --device cpu"
     )
     return ExitCode.NOT_MEASURED

@@ -516,7 +516,7 @@ def read_compiled_facts(the_plan: Plan, run: Run) -> tuple[list[dict], str | Non
     where there is a GPU only its own are shown.
     """
     if stand_in.is_on():
-        return [], f"{stand_in.WORDS}, and its kernels are interpreted"
+        return [], f"{stand_in.WORDS}, and its kernels are executed in emulation"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
     chosen = {record.id for record in run.records}
     variants = {

@@ -126,13 +126,16 @@ def _kernel(
         if C_BY_TMA:
             c_desc.store([entry * M + first_m, first_n], c)
         else:
-            offs_m = first_m + tl.arange(0, BLOCK_M)
+            # first_m itself is no term of a row's number here: Triton 3.7.1 would add
+            # the second group's 64 rows to it as well, where A's load has it for a
+            # coordinate.
+            rows = tl.arange(0, BLOCK_M)[:, None]
             offs_n = first_n + tl.arange(0, BLOCK_N)
-            c_rows = c_ptr + (entry * M + offs_m).to(tl.int64)[:, None] * N
+            c_rows = c_ptr + (entry * M + first_m + rows).to(tl.int64) * N
             tl.store(
                 c_rows + offs_n[None, :],
                 c,
-                mask=(offs_m[:, None] < M) & (offs_n[None, :] < N),
+                mask=(rows < M - first_m) & (offs_n[None, :] < N),
             )
 
 

@@ -66,25 +66,29 @@ def _means_kernel(
         - tl.multiple_of(start, COLUMNS)
         + tl.arange(0, COLUMNS)
     )
-    g_ptr = address.to(tl.pointer_type(out_ptr.dtype.element_ty))
+    pointer: tl.constexpr = tl.pointer_type(out_ptr.dtype.element_ty)
     if (
         (address % 16 == 0)
         & (stride_b % VECTOR == 0)
         & (stride_p == 1)
         & (P % VECTOR == 0)
     ):
+        # Values of this branch's own: `tl.multiple_of` marks the operation that made a
+        # value, so it would hold in the other branch too.
         total = _sum(
-            tl.multiple_of(g_ptr, 16),
-            tl.multiple_of(stride_b, VECTOR),
+            tl.multiple_of((address // 16 * 16).to(pointer), 16),
+            stride_b // VECTOR * VECTOR,
             1,
-            tl.multiple_of(P, VECTOR),
+            P // VECTOR * VECTOR,
             columns,
             B,
             ROWS,
             COLUMNS,
         )
     else:
-        total = _sum(g_ptr, stride_b, stride_p, P, columns, B, ROWS, COLUMNS)
+        total = _sum(
+            address.to(pointer), stride_b, stride_p, P, columns, B, ROWS, COLUMNS
+        )
     # The buffer has room up to the next multiple of 16 bytes, so that no store is
     # narrow.
     written = columns < tl.cdiv(P, VECTOR) * VECTOR

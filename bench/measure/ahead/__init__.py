@@ -78,7 +78,7 @@ class CompiledAhead:
 def why_nothing() -> str | None:
     """Why no kernel is compiled in this process's environment, or None."""
     if stand_in.is_on():
-        return f"{stand_in.NAME}: kernels are interpreted"
+        return f"{stand_in.NAME}: kernels are executed in emulation"
     usable = [
         backend
         for backend in backends.INTERPRETED_BACKENDS

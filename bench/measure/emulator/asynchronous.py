@@ -29,21 +29,14 @@ from batchline.bench.measure.emulator.layout import (
     PendingKind,
 )
 from batchline.bench.measure.emulator.matrix import (
-    NEGATE_A,
-    NEGATE_B,
+    DEPTH_BYTES,
+    SCALE_D,
     TRANSPOSE_A,
     TRANSPOSE_B,
-    accumulate,
-    collect_a,
-    decode_accumulators,
-    decode_words,
-    element_bytes,
-    encode_accumulators,
-    fragment_to_matrix,
-    matrix_to_fragment,
+    addresses_of_rows,
     operand_addresses,
-    read_pieces,
-    read_right,
+    wgmma_from_registers,
+    wgmma_from_shared,
     why_descriptor_invalid,
 )
 from batchline.bench.measure.emulator.memory_access import (
@@ -256,7 +249,6 @@ def wait_for_copies(machine, pc, warp, registers, row, mask):
 
 _MMA_KIND, _FLAGS, _ACCUMULATORS, _IS_A_IN_REGISTERS = range(PARAMETERS, PARAMETERS + 4)
 _A_REGISTERS = 4
-_DEPTH_BYTES = 32  # of A's rows and B's columns, in every wgmma
 
 
 @Handler
@@ -347,10 +339,10 @@ def _read_operands(m, pc, warp, words, new):
             report(m, BAD_DESCRIPTOR, pc, warp, -1, descriptor, -1)
             return False
         addresses = (
-            _a_addresses(warp, flags, descriptor)
+            addresses_of_rows(descriptor, warp & 3, (flags & TRANSPOSE_A) != 0)
             if side == 0
             else operand_addresses(
-                descriptor, columns, _DEPTH_BYTES, (flags & TRANSPOSE_B) != 0
+                descriptor, columns, DEPTH_BYTES, (flags & TRANSPOSE_B) != 0
             )
         )
         agent = m.product_agent + warp
@@ -367,47 +359,6 @@ def _read_operands(m, pc, warp, words, new):
 def _columns(words):
     per_register = 2 if (int64(words[_MMA_KIND]) >> 8) & 0xF == 1 else 1
     return 2 * per_register * int64(words[_ACCUMULATORS])
-
-
-@compile_native
-def _a_addresses(warp, flags, descriptor):
-    """Of the pieces of this warp's 16 rows of A."""
-    transposed = (flags & TRANSPOSE_A) != 0
-    addresses = operand_addresses(descriptor, 64, _DEPTH_BYTES, transposed)
-    rank = warp & 3
-    mine = np.empty(32, np.int32)
-    for place in range(32):
-        if transposed:
-            mine[place] = addresses[(place >> 1) * 8 + 2 * rank + (place & 1)]
-        else:
-            mine[place] = addresses[rank * 32 + place]
-    return mine
-
-
-@compile_native
-def _left(m, one, words, registers, row):
-    """float64[16, k]: the rows of A of the product's warp."""
-    flags, kind = int64(words[_FLAGS]), int64(words[_MMA_KIND])
-    sign = -1.0 if flags & NEGATE_A else 1.0
-    if words[_IS_A_IN_REGISTERS]:
-        accumulators = int64(words[_ACCUMULATORS])
-        operands = words_at(row, HEADER + accumulators + _A_REGISTERS)
-        rows = gather_rows(registers, operands, HEADER + accumulators, _A_REGISTERS)
-        matrix = np.empty((16, _DEPTH_BYTES // element_bytes(kind & 0xF)), np.float64)
-        collect_a(kind & 0xF, rows, sign, 0, matrix)
-        return matrix
-    shared = bytes_at(m.shared, m.shared_bytes)
-    pieces = read_pieces(shared, _a_addresses(one.warp, flags, one.descriptors[0]))
-    values = decode_words(kind & 0xF, pieces, sign)
-    depth = len(values) // 16
-    matrix = np.empty((16, depth), np.float64)
-    for line in range(16):
-        for k in range(depth):
-            if flags & TRANSPOSE_A:
-                matrix[line, k] = values[16 * k + line]
-            else:
-                matrix[line, k] = values[depth * line + k]
-    return matrix
 
 
 @compile_native
@@ -439,26 +390,20 @@ def _land_product(m, one):
     row, registers = one.source[0], one.source[1]
     words = words_at(row, HEADER + 4)
     kind, flags = int64(words[_MMA_KIND]), int64(words[_FLAGS])
-    count = int64(words[_ACCUMULATORS])
-    operands = words_at(row, HEADER + count)
-    columns = _columns(words)
-    transposed = (flags & TRANSPOSE_B) != 0
-    shared = bytes_at(m.shared, m.shared_bytes)
-    left = _left(m, one, words, registers, row)
-    right = read_right(
-        (kind >> 4) & 0xF,
-        shared,
-        operand_addresses(one.descriptors[1], columns, _DEPTH_BYTES, transposed),
-        columns,
-        transposed,
-        -1.0 if flags & NEGATE_B else 1.0,
-    )
-    rows = gather_rows(registers, operands, HEADER, count)
-    sums = np.zeros((16, columns), np.float64)
     if one.accumulates:
-        fragment_to_matrix(decode_accumulators((kind >> 8) & 0xF, rows), sums)
-    accumulate(left, right, sums)
-    encode_accumulators(kind, matrix_to_fragment(sums), rows)
+        flags |= SCALE_D
+    count = int64(words[_ACCUMULATORS])
+    operands = words_at(row, HEADER + count + _A_REGISTERS)
+    shared = bytes_at(m.shared, m.shared_bytes)
+    rows = gather_rows(registers, operands, HEADER, count)
+    if words[_IS_A_IN_REGISTERS]:
+        a = gather_rows(registers, operands, HEADER + count, _A_REGISTERS)
+        wgmma_from_registers(kind, flags, rows, a, one.descriptors[1], shared)
+    else:
+        a_descriptor, b_descriptor = one.descriptors[0], one.descriptors[1]
+        wgmma_from_shared(
+            kind, flags, rows, one.warp & 3, a_descriptor, b_descriptor, shared
+        )
     scatter_rows(registers, operands, HEADER, rows)
 
 

@@ -50,9 +50,9 @@ from batchline.bench.measure.emulator.number_formats import (
 )
 from batchline.bench.measure.emulator.order import (
     find_allocation,
-    read_global,
-    read_shared,
     report,
+    update_global,
+    update_shared,
 )
 from batchline.bench.measure.emulator.raw import (
     longs_at,
@@ -113,12 +113,12 @@ def update_memory(machine, pc, warp, registers, row, mask):
         elif space == GLOBAL:
             allocation = find_allocation(m, address)
             if allocation and address + size <= int64(read64(allocation + 8)):
-                read_global(m, pc, warp, lane, allocation, address, size)
+                update_global(m, pc, warp, lane, allocation, address, size)
                 target = address
             else:
                 report(m, why_outside(m, address, size), pc, warp, lane, address, -1)
         elif 0 <= address and address + size <= m.shared_bytes:
-            read_shared(m, pc, warp, lane, warp, clock, address, size)
+            update_shared(m, pc, warp, lane, clock, address, size)
             target = m.shared + address
         else:
             report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
@@ -233,11 +233,31 @@ def _synchronise(m, warp, address, action):
     state = warp_at(m, warp)
     state.touched = number + 1
     if action & ACQUIRES or state.fenced:
-        _unite(seen, handed_on, words)
+        _acquire(m, warp, seen, handed_on, words)
     if action & RELEASES or state.fenced:
         _unite(handed_on, seen, words)
         word = handed_on + (m.block >> 6) * 8
         write64(word, read64(word) | uint64(1) << uint64(m.block & 63))
+        _release(m, warp)
+
+
+@compile_native
+def _acquire(m, warp, seen, handed_on, words):
+    _unite(seen, handed_on, words)
+    state = warp_at(m, warp)
+    if not state.acquired:
+        state.acquired = words_at(order.clocks_of(m, warp), m.agents)[warp]
+
+
+@compile_native
+def _release(m, warp):
+    """Note what the warp hands on: its block's events that it knows."""
+    known = words_at(order.clocks_of(m, warp), m.agents)
+    released = words_at(m.released + m.block * m.n_warps * 4, m.n_warps)
+    for other in range(m.n_warps):
+        if known[other] > released[other]:
+            released[other] = known[other]
+    order.tick(m, warp)
 
 
 @compile_native
@@ -258,5 +278,5 @@ def fence_memory(machine, pc, warp, registers, row, mask):
     if m.seen and state.touched:
         words = (m.n_blocks + 63) >> 6
         handed_on = m.sync_sets + (state.touched - 1) * words * 8
-        _unite(m.seen + m.block * words * 8, handed_on, words)
+        _acquire(m, warp, m.seen + m.block * words * 8, handed_on, words)
     return DONE

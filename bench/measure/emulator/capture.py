@@ -13,7 +13,7 @@ import functools
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class _Launches:
         self.done.append((launch, self._execute(launch, self.storages.memory)))
 
 
-class _Emulated(NoGpu):
+class EmulatedDriver(NoGpu):
     """A device number of its own keeps what Triton has compiled in this process apart
     from what others are still to compile in it.
     """
@@ -136,7 +136,7 @@ def _capture_triton(launches: _Launches) -> Iterator[None]:
         return kernel
 
     JITFunction.run = execute
-    driver.set_active(_Emulated(launches.architecture))
+    driver.set_active(EmulatedDriver(launches.architecture))
     try:
         yield
     finally:
@@ -144,42 +144,75 @@ def _capture_triton(launches: _Launches) -> Iterator[None]:
         JITFunction.run = run
 
 
-def _execute_triton(
-    launches: _Launches, function, kernel, grid, args: tuple, kwargs: Mapping
-) -> None:
-    """Launch the compiled kernel as triton.backends.nvidia.driver's CudaLauncher does."""
+@dataclass(frozen=True)
+class BoundTriton:
+    """A launch of Triton's, but for the scratch memory that it is given."""
+
+    launch: KernelLaunch
+    entry: Entry
+    scratch_bytes: int
+    scratch_align: int
+
+    def with_scratch(self, address: int) -> KernelLaunch:
+        """The launch with its scratch memory at this address (0: it needs none)."""
+        trailing = _integer(address, 8), _integer(0, 8)
+        return replace(self.launch, arguments=(*self.launch.arguments, *trailing))
+
+
+def bind_triton(
+    function, kernel, grid, args: tuple, kwargs: Mapping, architecture: int
+) -> BoundTriton | None:
+    """The launch of the compiled kernel as triton.backends.nvidia.driver's CudaLauncher
+    makes it, while the driver that it was compiled by is active; None for a grid
+    without blocks, of which Triton launches nothing.
+    """
     from triton.runtime import driver
 
-    binder = function.device_caches[driver._active.get_current_device()][-1]
-    bound = binder(*args, **kwargs)[0]
+    bound = _bound_arguments(function, driver._active, args, kwargs)
     metadata, ptx = kernel.metadata, kernel.asm["ptx"]
     blocks = _three(grid(bound) if callable(grid) else grid)
-    ctas = getattr(metadata, "num_ctas", 1)
     if 0 in blocks:
-        return  # Triton launches nothing then
+        return None
+    ctas = getattr(metadata, "num_ctas", 1)
     descriptors = iter(getattr(metadata, "tensordesc_meta", None) or ())
     arguments: list[bytes] = []
     for type_, value in zip(kernel.src.signature.values(), bound.values()):
-        _note_tensors(launches.storages, value)
         arguments += _triton_argument(type_, value, descriptors)
-    scratch_bytes = blocks[0] * blocks[1] * blocks[2] * ctas
-    scratch_bytes *= metadata.global_scratch_size
     entry = _entry_of(ptx)
-    with _scratch(launches, scratch_bytes, metadata.global_scratch_align) as address:
-        launch = KernelLaunch(
-            kernel=function.__name__,
-            entry=entry.name,
-            ptx=ptx,
-            architecture=launches.architecture,
-            grid=(blocks[0] * ctas, *blocks[1:]),
-            block=(entry.required_threads or 32 * metadata.num_warps, 1, 1),
-            cluster=(ctas, 1, 1),
-            dynamic_shared_bytes=metadata.shared,
-            arguments=(*arguments, _integer(address, 8), _integer(0, 8)),
-            registers=_registers_of(kernel.asm["cubin"]),
-            config=triton_config(function, args, kwargs),
-        )
-        launches.execute(launch, entry)
+    launch = KernelLaunch(
+        kernel=function.__name__,
+        entry=entry.name,
+        ptx=ptx,
+        architecture=architecture,
+        grid=(blocks[0] * ctas, *blocks[1:]),
+        block=(entry.required_threads or 32 * metadata.num_warps, 1, 1),
+        cluster=(ctas, 1, 1),
+        dynamic_shared_bytes=metadata.shared,
+        arguments=tuple(arguments),
+        registers=_registers_of(kernel.asm["cubin"]),
+        config=triton_config(function, args, kwargs),
+    )
+    scratch_bytes = launch.blocks * metadata.global_scratch_size
+    return BoundTriton(launch, entry, scratch_bytes, metadata.global_scratch_align)
+
+
+def _bound_arguments(function, active, args: tuple, kwargs: Mapping) -> Mapping:
+    """All parameters of the kernel with their values, in their order."""
+    binder = function.device_caches[active.get_current_device()][-1]
+    return binder(*args, **kwargs)[0]
+
+
+def _execute_triton(
+    launches: _Launches, function, kernel, grid, args: tuple, kwargs: Mapping
+) -> None:
+    bound = bind_triton(function, kernel, grid, args, kwargs, launches.architecture)
+    if bound is None:
+        return
+    for value in (*args, *kwargs.values()):
+        _note_tensors(launches.storages, value)
+    memory = launches.storages.memory
+    with scratch(memory, bound.scratch_bytes, bound.scratch_align) as address:
+        launches.execute(bound.with_scratch(address), bound.entry)
 
 
 def _registers_of(cubin: bytes) -> int | None:
@@ -285,12 +318,11 @@ def _note_tensors(storages: Storages, value) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(launches: _Launches, size_bytes: int, align: int) -> Iterator[int]:
+def scratch(memory: GlobalMemory, size_bytes: int, align: int) -> Iterator[int]:
     """The address of so much uninitialised memory, or 0 for none."""
     if not size_bytes:
         yield 0
         return
-    memory = launches.storages.memory
     held = np.full(size_bytes + align, POISON, np.uint8)
     start = -(-held.ctypes.data // align) * align
     memory.add(start, size_bytes, "global scratch", False)
@@ -318,7 +350,20 @@ def _capture_numba(launches: _Launches) -> Iterator[None]:
 
 
 def _execute_numba(launches: _Launches, kernel, configuration: tuple, *args) -> None:
-    """Launch the kernel as numba.cuda.dispatcher's _Kernel.launch does."""
+    with launches.compiling():
+        launch, entry = bind_numba(kernel, configuration, args, launches.architecture)
+    for arg in args:
+        _note_array(launches.storages.memory, arg)
+    launches.execute(launch, entry)
+
+
+def bind_numba(
+    kernel, configuration: tuple, args: tuple, architecture: int
+) -> tuple[KernelLaunch, Entry]:
+    """The launch of the kernel on these arguments (integers, NumPy's arrays) as
+    numba.cuda.dispatcher's _Kernel.launch makes it, and the head of its PTX; within
+    compiler.no_device(architecture).
+    """
     from numba import typeof, types
 
     from batchline.bench.measure.emulator.compiled import numba_kernel
@@ -326,16 +371,13 @@ def _execute_numba(launches: _Launches, kernel, configuration: tuple, *args) -> 
     signature = tuple(
         types.int64 if isinstance(arg, int) else typeof(arg) for arg in args
     )
-    with launches.compiling():
-        compiled = numba_kernel(kernel, signature, launches.architecture)
+    compiled = numba_kernel(kernel, signature, architecture)
     entry = _entry_of(compiled.ptx)
-    for arg in args:
-        _note_array(launches.storages.memory, arg)
     launch = KernelLaunch(
         kernel=kernel.py_func.__name__,
         entry=entry.name,
         ptx=compiled.ptx,
-        architecture=launches.architecture,
+        architecture=architecture,
         grid=_three(configuration[0]),
         block=_three(configuration[1]),
         cluster=_ONE_BLOCK,
@@ -348,7 +390,7 @@ def _execute_numba(launches: _Launches, kernel, configuration: tuple, *args) -> 
         registers=compiled.registers,
         config=numba_config(kernel.py_func),
     )
-    launches.execute(launch, entry)
+    return launch, entry
 
 
 def _numba_argument(type_, value) -> list[bytes]:

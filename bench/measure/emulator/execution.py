@@ -94,9 +94,8 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
 # variant may mean to read whole words.
 NOTED = frozenset({WORDS[Finding.PAST_THE_END][0]})
 
-_MOST_STEPS = 2_000_000_000
+_MOST_STEPS = 50_000_000  # warp instructions of a block
 _SMALL_BYTES = 2**24  # allocations up to it have every read noted
-_WHOLE_TURN = 1 << 40
 _SHORT_TURN = 61  # instructions: warps are changed often where order is to be tried
 
 
@@ -110,11 +109,13 @@ class Schedule:
         is_early: whether asynchronous work is done as soon as it is issued, or else
             as late as is allowed.
         is_counting: whether sectors and bank conflicts are counted.
+        most_steps: after how many instructions of its warps a block hangs.
     """
 
     seed: int = 0
     is_early: bool = False
     is_counting: bool = True
+    most_steps: int = _MOST_STEPS
 
 
 LATE, EARLY, SHUFFLED = Schedule(), Schedule(is_early=True), Schedule(seed=1)
@@ -279,9 +280,8 @@ class _Bound:
         for one in memory.allocations:
             granules = (one.size_bytes >> shift) + 1
             is_checked = one.size_bytes <= _SMALL_BYTES or not one.initialised
-            writers, readers = untouched_zeros(16 * granules), untouched_zeros(
-                16 * granules if is_checked else 16
-            )
+            writers = untouched_zeros(32 * granules)
+            readers = untouched_zeros(32 * granules if is_checked else 32)
             self._kept += [writers, readers]
             if one.size_bytes <= 2**28:
                 one.shadow[:] &= SHADOW_INITIALISED
@@ -353,7 +353,7 @@ class _Bound:
         record["shared_bytes"], record["granule_shift"] = shared, shift
         self._set("shared", _aligned(shared + 16, 1024))
         self._set("shared_state", np.zeros(shared + 16, np.uint8))
-        self._set("writers", np.zeros(granules, np.int64))
+        self._set("writers", np.zeros(2 * granules, np.int64))
         self._set("reads", np.zeros(granules * agents, np.int32))
         self._set("clocks", np.zeros((agents, agents), np.int32))
         self._set("fenced", np.zeros((agents, agents), np.int32))
@@ -376,6 +376,7 @@ class _Bound:
             self._set("seen", np.zeros((launch.blocks, words), np.uint64))
             self._set("sync_places", np.zeros(SYNCS, np.int64))
             self._set("sync_sets", np.zeros((SYNCS, words), np.uint64))
+            self._set("released", np.zeros((launch.blocks, self._warps), np.int32))
 
     def _bind_counts(self) -> None:
         rows = len(self._code.forms)
@@ -402,8 +403,8 @@ class _Bound:
         self._set("warp_order", np.arange(self._warps, dtype=np.int64))
         record["is_early"] = schedule.is_early
         record["random"] = schedule.seed
-        record["quantum"] = _SHORT_TURN if schedule.seed else _WHOLE_TURN
-        record["most_steps"] = _MOST_STEPS
+        record["quantum"] = _SHORT_TURN if schedule.seed else schedule.most_steps
+        record["most_steps"] = schedule.most_steps
 
     def _bind_registers(self) -> None:
         code = self._code

@@ -152,6 +152,7 @@ ALLOCATION_WORDS = (
     8  # int64: start, end, shadow, writers, readers, flags, granule shift
 )
 SHADOW_INITIALISED, SHADOW_READ, SHADOW_WRITTEN = 1, 2, 4
+SHARED_WRITTEN, SHARED_MBARRIER = 1, 2  # of a byte of shared memory
 ALLOCATION_INITIALISED, ALLOCATION_WRITTEN, ALLOCATION_CHECKED = 1, 2, 4
 
 FINDINGS_KEPT = 256
@@ -194,6 +195,7 @@ WARP = np.dtype(
             "touched",
             np.int32,
         ),  # 1 + the number of the atomic that it used last, unfenced
+        ("acquired", np.int32),  # its clock when it first acquired; 0: it has not
         ("is_asking", np.int32),  # its last instruction asked an mbarrier in vain
         ("lane_pc", np.int32, (LANES,)),
     ],
@@ -263,7 +265,7 @@ _ADDRESSES = (
     "code at functions registers warps shared shared_state writers reads clocks fenced "
     "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
     "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
-    "require mark run_warp land_one constants specials block_order warp_order seen sync_places sync_sets"
+    "require mark run_warp land_one constants specials block_order warp_order seen sync_places sync_sets released"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "

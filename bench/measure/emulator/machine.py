@@ -274,6 +274,8 @@ def arrive_at_barrier(machine, pc, warp, registers, row, mask):
     is_reduction = mode >= COUNT
     place = HEADER + (1 if is_reduction else 0)
     count = int64(words[OPERANDS]) - (2 if is_reduction else 0)
+    if not mask and count > 1:
+        return DONE  # not one of the warps that it counts
     if mask != state.alive:
         report(m, DIVERGENT_BARRIER, pc, warp, lowest_one(state.alive & ~mask), 0, -1)
         if not mask:
@@ -370,6 +372,7 @@ def _write_reduction(m, warp, state, value):
 def begin_block(m, block):
     """Reset all that a block starts with."""
     m.block = block
+    m.steps = 0
     m.n_mbarriers = 0
     m.first_pending = m.n_pending
     fill(m.shared, uint8(255), m.shared_bytes)
@@ -403,6 +406,7 @@ def _begin_warp(m, warp):
     state.is_split = 0
     state.fenced = 0
     state.touched = 0
+    state.acquired = 0
     state.copy_groups = 0
     state.bulk_groups = 0
     state.products = 0

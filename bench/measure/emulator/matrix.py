@@ -60,6 +60,8 @@ NEGATE_B = 4
 TRANSPOSE_A = 8
 TRANSPOSE_B = 16
 
+DEPTH_BYTES = 32  # of A's rows and B's columns, in every wgmma
+
 # What `why_descriptor_invalid` says
 VALID = 0
 RESERVED_BITS = 1
@@ -418,16 +420,39 @@ def read_pieces(shared, addresses):
 
 
 @compile_native
+def addresses_of_rows(descriptor, warp, transposed):
+    """Of a matrix A in shared memory the pieces of the 16 rows of a warp of the group:
+    int32[32], in the order of `operand_addresses`.
+    """
+    addresses = operand_addresses(descriptor, 64, DEPTH_BYTES, transposed)
+    mine = np.empty(32, np.int32)
+    for place in range(32):
+        if transposed:
+            mine[place] = addresses[(place >> 1) * 8 + 2 * warp + (place & 1)]
+        else:
+            mine[place] = addresses[warp * 32 + place]
+    return mine
+
+
+@compile_native
 def read_left(element, shared, addresses, transposed, sign):
-    """The float64[64, k] matrix A of a wgmma from shared memory."""
+    """The float64[16, k] rows of A at `addresses_of_rows`."""
     values = decode_words(element, read_pieces(shared, addresses), sign)
+    depth = len(values) // 16
     if not transposed:
-        return values.reshape((64, len(values) // 64))
-    depth = len(values) // 64
-    matrix = np.empty((64, depth), np.float64)
+        return values.reshape((16, depth))
+    matrix = np.empty((16, depth), np.float64)
     for k in range(depth):
-        for row in range(64):
-            matrix[row, k] = values[64 * k + row]
+        for row in range(16):
+            matrix[row, k] = values[16 * k + row]
+    return matrix
+
+
+@compile_native
+def collect_left(element, registers, sign):
+    """The float64[16, k] rows of A in a warp's registers, uint32[4, 32]."""
+    matrix = np.empty((16, DEPTH_BYTES // element_bytes(element)), np.float64)
+    collect_a(element, registers, sign, 0, matrix)
     return matrix
 
 
@@ -447,85 +472,62 @@ def read_right(element, shared, addresses, columns, transposed, sign):
 
 @compile_native
 def count_columns(kind, accumulators):
-    """n of a wgmma, by its accumulators uint32[4, registers, 32]."""
+    """n of a wgmma, by a warp's accumulators, uint32[registers, 32]."""
     per_register = 2 if kind >> 8 & 0xF == ACCUMULATE_F16 else 1
-    return 2 * per_register * accumulators.shape[1]
+    return 2 * per_register * accumulators.shape[0]
 
 
 @compile_native
-def accumulate_group(kind, flags, accumulators, left, right):
-    """D = A B + D (or A B, without SCALE_D) of a warp group: warp w has rows 16 w to
-    16 w + 15.
+def accumulate_rows(kind, adds, accumulators, left, right):
+    """D = A B + D, or A B where `adds` is false, of a warp's 16 rows: uint32[n, 32]
+    `accumulators`, float64[16, k] `left` and float64[k, n] `right`.
     """
-    sums = np.zeros((64, right.shape[1]), np.float64)
-    if flags & SCALE_D:
-        for warp in range(4):
-            values = decode_accumulators(kind >> 8 & 0xF, accumulators[warp])
-            fragment_to_matrix(values, sums[16 * warp : 16 * warp + 16])
+    sums = np.zeros((16, right.shape[1]), np.float64)
+    if adds:
+        fragment_to_matrix(decode_accumulators(kind >> 8 & 0xF, accumulators), sums)
     accumulate(left, right, sums)
-    for warp in range(4):
-        values = matrix_to_fragment(sums[16 * warp : 16 * warp + 16])
-        encode_accumulators(kind, values, accumulators[warp])
+    encode_accumulators(kind, matrix_to_fragment(sums), accumulators)
 
 
 @compile_native
-def read_b_of_group(kind, flags, accumulators, b_descriptor, shared):
-    """The float64[k, n] matrix B of a wgmma."""
-    columns = count_columns(kind, accumulators)
+def read_b(kind, flags, columns, descriptor, shared):
+    """The float64[k, columns] matrix B of a wgmma."""
     transposed = flags & TRANSPOSE_B != 0
-    addresses = operand_addresses(b_descriptor, columns, 32, transposed)
+    addresses = operand_addresses(descriptor, columns, DEPTH_BYTES, transposed)
     sign = -1.0 if flags & NEGATE_B else 1.0
     return read_right(kind >> 4 & 0xF, shared, addresses, columns, transposed, sign)
 
 
 @compile_native
-def wgmma_from_shared(kind, flags, accumulators, a_descriptor, b_descriptor, shared):
-    """wgmma.mma_async of m64 with A and B in shared memory; see `wgmma_from_registers`.
-
-    The byte at shared address s is `shared[s]`.
+def wgmma_from_shared(
+    kind, flags, accumulators, warp, a_descriptor, b_descriptor, shared
+):
+    """What warp `warp` of its group does of a wgmma.mma_async with A and B in shared
+    memory; see `wgmma_from_registers`. The byte at shared address s is `shared[s]`.
     """
     transposed = flags & TRANSPOSE_A != 0
-    addresses = operand_addresses(a_descriptor, 64, 32, transposed)
+    addresses = addresses_of_rows(a_descriptor, warp, transposed)
     sign = -1.0 if flags & NEGATE_A else 1.0
     left = read_left(kind & 0xF, shared, addresses, transposed, sign)
-    right = read_b_of_group(kind, flags, accumulators, b_descriptor, shared)
-    accumulate_group(kind, flags, accumulators, left, right)
+    columns = count_columns(kind, accumulators)
+    right = read_b(kind, flags, columns, b_descriptor, shared)
+    accumulate_rows(kind, flags & SCALE_D != 0, accumulators, left, right)
 
 
 @compile_native
 def wgmma_from_registers(kind, flags, accumulators, a, b_descriptor, shared):
-    """wgmma.mma_async of m64nNk16 (f16, bf16), k8 (tf32) or k32 (8-bit types).
+    """What a warp does of a wgmma.mma_async of m64nNk16 (f16, bf16), k8 (tf32) or k32
+    (8-bit types): 16 rows of D.
 
     `kind` is of `encode_kind`; `flags` are SCALE_D, NEGATE_A, NEGATE_B, TRANSPOSE_A and
-    TRANSPOSE_B. `accumulators` is uint32[4, registers, 32], read (with SCALE_D) and
-    written; its registers give n. `a` is uint32[4, 4, 32]. `shared` is uint8[].
+    TRANSPOSE_B. `accumulators` is uint32[registers, 32], read (with SCALE_D) and
+    written; its registers give n. `a` is uint32[4, 32]. `shared` is uint8[].
     """
-    left = np.empty((64, 32 // element_bytes(kind & 0xF)), np.float64)
     sign = -1.0 if flags & NEGATE_A else 1.0
-    for warp in range(4):
-        collect_a(kind & 0xF, a[warp], sign, 16 * warp, left)
-    right = read_b_of_group(kind, flags, accumulators, b_descriptor, shared)
-    accumulate_group(kind, flags, accumulators, left, right)
-
-
-@compile_native
-def gather_rows(registers, offsets, dense):
-    """Copy the 32-bit register rows at int32[n] byte `offsets` of uint32[] `registers`
-    into uint32[n, 32] `dense`.
-    """
-    for i in range(len(offsets)):
-        first = offsets[i] >> 2
-        for lane in range(32):
-            dense[i, lane] = registers[first + lane]
-
-
-@compile_native
-def scatter_rows(registers, offsets, dense):
-    """Write uint32[n, 32] `dense` to the rows that `gather_rows` reads."""
-    for i in range(len(offsets)):
-        first = offsets[i] >> 2
-        for lane in range(32):
-            registers[first + lane] = dense[i, lane]
+    left = collect_left(kind & 0xF, a, sign)
+    columns = count_columns(kind, accumulators)
+    right = read_b(kind, flags, columns, b_descriptor, shared)
+    accumulate_rows(kind, flags & SCALE_D != 0, accumulators, left, right)
 
 
 @compile_native

@@ -19,9 +19,11 @@ from batchline.bench.measure.emulator.native import (
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
+    LANES,
     MBARRIER,
     MBARRIERS,
     PARAMETERS,
+    SHARED_MBARRIER,
     Finding,
     MbarrierAction,
     Status,
@@ -29,6 +31,7 @@ from batchline.bench.measure.emulator.layout import (
 from batchline.bench.measure.emulator.memory_access import get, put
 from batchline.bench.measure.emulator.order import read_shared, report, write_shared
 from batchline.bench.measure.emulator.raw import (
+    bytes_at,
     copy,
     count_ones,
     lowest_one,
@@ -162,15 +165,51 @@ def _init(m, pc, warp, address, count):
             row[agent] = 0
 
 
+@compile_native
+def _mark(m, address, is_there):
+    """Note for each byte whether an mbarrier is there."""
+    state = bytes_at(m.shared_state, m.shared_bytes)
+    for place in range(address, address + 8):
+        if is_there:
+            state[place] |= SHARED_MBARRIER
+        else:
+            state[place] &= ~SHARED_MBARRIER
+
+
 @Handler
 def act(machine, pc, warp, registers, row, mask):
-    """An mbarrier instruction of the lanes in `mask`; False if the warp has to wait
-    and execute it again.
+    """An mbarrier instruction of the lanes in `mask`; AGAIN if the warp has to wait
+    and execute it again. Lanes that name different mbarriers take turns.
+    """
+    m = machine_at(machine)
+    words = words_at(row, HEADER + 2)
+    is_test = words[ACTION] == TEST or words[ACTION] == TRY
+    place = HEADER + (1 if is_test or words[HAS_STATE] else 0)
+    base, width = registers + int64(words[place]), words[BASE_BYTES]
+    left = mask
+    while left:
+        first = get(base + lowest_one(left) * width, width)
+        alike = uint32(0)
+        for lane in range(LANES):
+            if (left >> uint32(lane)) & uint32(1):
+                if get(base + lane * width, width) == first:
+                    alike |= uint32(1) << uint32(lane)
+        if is_test and alike != mask:
+            report(m, UNSUPPORTED, pc, warp, lowest_one(mask), int64(first), -1)
+            return DONE
+        if DONE != _act_on_one(m, pc, warp, registers, row, alike):
+            return AGAIN
+        left &= ~alike
+    return DONE
+
+
+@compile_native
+def _act_on_one(m, pc, warp, registers, row, mask):
+    """Those of `act` for lanes that all name one mbarrier.
 
     Operands: the state (where HAS_STATE), the address, then a count or bytes (where
     HAS_COUNT), or of a test the predicate, the address and the parity or state.
     """
-    m = machine_at(machine)
     words = words_at(row, HEADER + 4)
     action = words[ACTION]
     is_test = action == TEST or action == TRY
@@ -192,8 +231,13 @@ def act(machine, pc, warp, registers, row, mask):
         else int64(1)
     )
     if action == INIT:
-        write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
+        if find(m, address) >= 0:
+            _mark(m, address, False)
+            write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
+        elif not overlaps(m, address, 8):
+            write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
         _init(m, pc, warp, address, operand)
+        _mark(m, address, True)
         return DONE
     number = find(m, address)
     if number < 0:
@@ -202,6 +246,7 @@ def act(machine, pc, warp, registers, row, mask):
             _answer(registers + int64(words[HEADER]), True, mask)
         return DONE
     if action == INVAL:
+        _mark(m, address, False)
         write_shared(m, pc, warp, lane, warp, clock, address, 8, 0)
         mbarrier_at(m, number).is_valid = 0
         return DONE

@@ -26,9 +26,13 @@ from batchline.bench.measure.emulator.layout import (
     ALLOCATION_WRITTEN,
     FINDING,
     FINDINGS_KEPT,
+    MBARRIER,
     SHADOW_INITIALISED,
     SHADOW_READ,
     SHADOW_WRITTEN,
+    SHARED_MBARRIER,
+    SHARED_WRITTEN,
+    WARP,
     Finding,
 )
 from batchline.bench.measure.emulator.raw import (
@@ -52,6 +56,10 @@ _CLOCK_MASK, _AGENT_MASK = (1 << _CLOCK_BITS) - 1, (1 << _AGENT_BITS) - 1
 _PC_SHIFT = _CLOCK_BITS + _AGENT_BITS
 
 _finding = record_reader(FINDING)
+_mbarrier = record_reader(MBARRIER)
+_MBARRIER_BYTES = MBARRIER.itemsize
+_warp = record_reader(WARP)
+_WARP_BYTES = WARP.itemsize
 _FINDING_BYTES = FINDING.itemsize
 _INITIALISED_4 = np.uint32(SHADOW_INITIALISED * 0x01010101)
 _READ_4 = np.uint32(SHADOW_READ * 0x01010101)
@@ -176,6 +184,12 @@ def _epoch(agent, clock, pc):
 
 
 @compile_native
+def pc_of(epoch):
+    """The instruction of an access."""
+    return epoch >> _PC_SHIFT
+
+
+@compile_native
 def _conflict(m, warp, agent, before, is_read):
     """What an access after the one with epoch `before` lacks, or NONE.
 
@@ -203,17 +217,32 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
         if not state[place]:
             report(m, UNINITIALISED_SHARED, pc, warp, lane, address, -1)
             break
-    writers = longs_at(m.writers, (m.shared_bytes >> m.granule_shift) + 1)
-    reads = words_at(m.reads, m.agents * ((m.shared_bytes >> m.granule_shift) + 1))
+    granules = (m.shared_bytes >> m.granule_shift) + 1
+    writers = longs_at(m.writers, 2 * granules)
+    reads = words_at(m.reads, m.agents * granules)
     first = address >> m.granule_shift
     last = (address + count - 1) >> m.granule_shift
     for granule in range(first, last + 1):
-        before = writers[granule]
-        if before:
-            fault = _conflict(m, warp, agent, before, True)
-            if fault:
-                report(m, fault, pc, warp, lane, address, before >> _PC_SHIFT)
+        for before in (writers[granule], writers[granules + granule]):
+            if before:
+                fault = _conflict(m, warp, agent, before, True)
+                if fault:
+                    report(m, fault, pc, warp, lane, address, pc_of(before))
         reads[granule * m.agents + agent] = clock
+
+
+@compile_native
+def _destroy_mbarriers(m, address, count):
+    """Compilers do put other data where an mbarrier was: it is none from now on."""
+    state = bytes_at(m.shared_state, m.shared_bytes)
+    for number in range(m.n_mbarriers):
+        known = _mbarrier(m.mbarriers + number * _MBARRIER_BYTES)
+        if not known.is_valid or known.address >= address + count:
+            continue
+        if address < known.address + 8:
+            known.is_valid = 0
+            for place in range(known.address, known.address + 8):
+                state[place] &= ~SHARED_MBARRIER
 
 
 @compile_native
@@ -225,22 +254,28 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
     bytes, as they do with what both hold, don't harm each other.
     """
     state = bytes_at(m.shared_state, m.shared_bytes)
+    is_mbarrier = False
     for place in range(address, address + count):
-        state[place] = 1
+        if state[place] & SHARED_MBARRIER:
+            is_mbarrier = True
+        state[place] |= SHARED_WRITTEN
+    if is_mbarrier:
+        _destroy_mbarriers(m, address, count)
     granules = (m.shared_bytes >> m.granule_shift) + 1
-    writers = longs_at(m.writers, granules)
+    writers = longs_at(m.writers, 2 * granules)
     reads = words_at(m.reads, m.agents * granules)
     known = words_at(m.clocks + warp * m.agents * 4, m.agents)
     first = address >> m.granule_shift
     last = (address + count - 1) >> m.granule_shift
     for granule in range(first, last + 1):
-        before = writers[granule]
-        if before:
+        for before in (writers[granule], writers[granules + granule]):
+            if before == 0:
+                continue
             fault = _conflict(m, warp, agent, before, False)
             if fault and not (
                 fault == RACE_SHARED and _is_same(m, address, count, data)
             ):
-                report(m, fault, pc, warp, lane, address, before >> _PC_SHIFT)
+                report(m, fault, pc, warp, lane, address, pc_of(before))
         start = granule * m.agents
         newer = 0
         for other in range(m.agents):
@@ -248,6 +283,36 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
         if newer:
             _report_read(m, pc, warp, lane, address, granule)
         writers[granule] = _epoch(agent, clock, pc)
+
+
+@compile_native
+def update_shared(m, pc, warp, lane, clock, address, count):
+    """Check an atomic on `count` bytes of shared memory, which must be inside, and note
+    it: a write that no other atomic conflicts with.
+    """
+    state = bytes_at(m.shared_state, m.shared_bytes)
+    for place in range(address, address + count):
+        if not state[place]:
+            report(m, UNINITIALISED_SHARED, pc, warp, lane, address, -1)
+            break
+    granules = (m.shared_bytes >> m.granule_shift) + 1
+    writers = longs_at(m.writers, 2 * granules)
+    reads = words_at(m.reads, m.agents * granules)
+    known = words_at(m.clocks + warp * m.agents * 4, m.agents)
+    first = address >> m.granule_shift
+    last = (address + count - 1) >> m.granule_shift
+    for granule in range(first, last + 1):
+        before = writers[granule]
+        if before:
+            fault = _conflict(m, warp, warp, before, False)
+            if fault:
+                report(m, fault, pc, warp, lane, address, pc_of(before))
+        newer = 0
+        for other in range(m.agents):
+            newer += reads[granule * m.agents + other] > known[other]
+        if newer:
+            _report_read(m, pc, warp, lane, address, granule)
+        writers[granules + granule] = _epoch(warp, clock, pc)
 
 
 @compile_native
@@ -341,12 +406,36 @@ def write_global(m, pc, warp, lane, row, address, count):
     flags = int64(read64(row + 40))
     if not flags & ALLOCATION_WRITTEN:
         write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
-    _write_in_order(m, pc, warp, lane, row, address, count)
+    _write_in_order(m, pc, warp, lane, row, address, count, False)
 
 
-# A granule of global memory has two words for its last writer and two for its last
-# reader: the block (1 + its number, of all launches so far; -1: several readers), and
-# the epoch within the block.
+@compile_native
+def update_global(m, pc, warp, lane, row, address, count):
+    """Check an atomic inside the allocation at `row`, and note it: a write that no
+    other atomic conflicts with.
+    """
+    shadow = int64(read64(row + 16)) + address - int64(read64(row))
+    missing = False
+    for place in range(shadow, shadow + count):
+        state = read8(place)
+        missing |= not state & SHADOW_INITIALISED
+        if not state & SHADOW_READ:
+            m.distinct += 1
+        state |= uint8(SHADOW_INITIALISED | SHADOW_WRITTEN | SHADOW_READ)
+        write8(place, state)
+    flags = int64(read64(row + 40))
+    if missing and not flags & ALLOCATION_INITIALISED:
+        report(m, UNINITIALISED_GLOBAL, pc, warp, lane, address, -1)
+    if not flags & ALLOCATION_WRITTEN:
+        write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
+    _write_in_order(m, pc, warp, lane, row, address, count, True)
+
+
+# A granule of global memory has two words for its last writer: the block (1 + its
+# number, of all launches so far) and the epoch within the block; and two for its last
+# atomic. For its last reader it
+# has three: the block (negative: several blocks), and the epochs of one warp of it and
+# of another that has read without an order between them (0: none).
 
 
 @compile_native
@@ -359,21 +448,36 @@ def _read_in_order(m, pc, warp, lane, row, address, count):
     block = m.first_block + m.block + 1
     epoch = _epoch(warp, words_at(clocks_of(m, warp), m.agents)[warp], pc)
     for granule in range(first, last + 1):
-        writer = int64(read64(row + 24)) + granule * 16
-        if _is_race(m, warp, int64(read64(writer)), int64(read64(writer + 8))):
-            before = int64(read64(writer + 8)) >> _PC_SHIFT
-            report(m, RACE_GLOBAL, pc, warp, lane, address, before)
-        reader = int64(read64(row + 32)) + granule * 16
+        writer = int64(read64(row + 24)) + granule * 32
+        _check_order(m, pc, warp, lane, address, writer)
+        if m.has_atomics:
+            _check_order(m, pc, warp, lane, address, writer + 16)
+        reader = int64(read64(row + 32)) + granule * 32
         by = int64(read64(reader))
-        if by == 0 or by == block or by <= m.first_block and by > 0:
+        if by == block:
+            _note_reader(m, warp, reader, epoch)
+        elif by <= m.first_block and by >= 0:
             write64(reader, numba.uint64(block))
             write64(reader + 8, numba.uint64(epoch))
+            write64(reader + 16, numba.uint64(0))
         else:
             write64(reader, numba.uint64(-block))
 
 
 @compile_native
-def _write_in_order(m, pc, warp, lane, row, address, count):
+def _note_reader(m, warp, reader, epoch):
+    """Add a warp to the readers of the block, of which two are kept."""
+    known = words_at(clocks_of(m, warp), m.agents)
+    for place in (reader + 8, reader + 16):
+        before = int64(read64(place))
+        agent = (before >> _CLOCK_BITS) & _AGENT_MASK
+        if before == 0 or known[agent] >= before & _CLOCK_MASK:
+            write64(place, numba.uint64(epoch))
+            return
+
+
+@compile_native
+def _write_in_order(m, pc, warp, lane, row, address, count, is_atomic):
     if not read64(row + 24):
         return
     shift = int64(read64(row + 48))
@@ -382,14 +486,27 @@ def _write_in_order(m, pc, warp, lane, row, address, count):
     block = m.first_block + m.block + 1
     epoch = _epoch(warp, words_at(clocks_of(m, warp), m.agents)[warp], pc)
     for granule in range(first, last + 1):
-        writer = int64(read64(row + 24)) + granule * 16
-        reader = int64(read64(row + 32)) + granule * 16
-        for place in (writer, reader):
-            if _is_race(m, warp, int64(read64(place)), int64(read64(place + 8))):
-                before = int64(read64(place + 8)) >> _PC_SHIFT
-                report(m, RACE_GLOBAL, pc, warp, lane, address, before)
-        write64(writer, numba.uint64(block))
-        write64(writer + 8, numba.uint64(epoch))
+        writer = int64(read64(row + 24)) + granule * 32
+        _check_order(m, pc, warp, lane, address, writer)
+        if m.has_atomics and not is_atomic:
+            _check_order(m, pc, warp, lane, address, writer + 16)
+        reader = int64(read64(row + 32)) + granule * 32
+        by = int64(read64(reader))
+        for place in (reader + 8, reader + 16):
+            before = int64(read64(place))
+            if before and _is_race(m, warp, by, before):
+                report(m, RACE_GLOBAL, pc, warp, lane, address, pc_of(before))
+        mine = writer + 16 if is_atomic else writer
+        write64(mine, numba.uint64(block))
+        write64(mine + 8, numba.uint64(epoch))
+
+
+@compile_native
+def _check_order(m, pc, warp, lane, address, writer):
+    """Check an access against the writer whose block and epoch are at `writer`."""
+    by, before = int64(read64(writer)), int64(read64(writer + 8))
+    if _is_race(m, warp, by, before):
+        report(m, RACE_GLOBAL, pc, warp, lane, address, pc_of(before))
 
 
 @compile_native
@@ -403,18 +520,37 @@ def _is_race(m, warp, by, epoch):
     if last <= m.first_block:
         return False
     block = m.first_block + m.block + 1
+    agent = (epoch >> _CLOCK_BITS) & _AGENT_MASK
+    clock = epoch & _CLOCK_MASK
     if last == block and by > 0:
-        agent = (epoch >> _CLOCK_BITS) & _AGENT_MASK
-        clock = epoch & _CLOCK_MASK
         return words_at(clocks_of(m, warp), m.agents)[agent] < clock
-    return not _has_seen(m, last - m.first_block - 1)
+    if by < 0:
+        clock, agent = 0, 0  # that of another block
+    return not _has_seen(m, warp, last - m.first_block - 1, agent, clock)
 
 
 @compile_native
-def _has_seen(m, block):
-    """Whether this block has synchronised, by atomics, with what `block` did before."""
+def _has_seen(m, warp, block, agent, clock):
+    """Whether this warp has synchronised, by atomics, with what `block` did before:
+    it knows of a warp that has acquired, and who released there knew of event `clock`
+    of warp `agent`.
+    """
     if not m.seen:
         return m.has_atomics != 0  # too many blocks to know
     words = (m.n_blocks + 63) >> 6
     word = read64(m.seen + (m.block * words + (block >> 6)) * 8)
-    return bool((word >> numba.uint64(block & 63)) & numba.uint64(1))
+    if not (word >> numba.uint64(block & 63)) & numba.uint64(1):
+        return False
+    if words_at(m.released + block * m.n_warps * 4, m.n_warps)[agent] < clock:
+        return False
+    known = words_at(clocks_of(m, warp), m.agents)
+    for other in range(m.n_warps):
+        acquired = _acquired_by(m, other)
+        if acquired and known[other] >= acquired:
+            return True
+    return False
+
+
+@compile_native
+def _acquired_by(m, warp):
+    return _warp(m.warps + warp * _WARP_BYTES).acquired

@@ -167,9 +167,8 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
     number = int64(-1)
     if is_load:
         barrier = _address(registers, row, 2, head[_P0 + 3], head[_P0 + 5], lane)
-        number = mbarriers.find(m, barrier)
+        number = _find_mbarrier(m, pc, warp, lane, barrier)
         if number < 0:
-            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
             return
     new = begin(m, LOAD_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
     new.map = map_address
@@ -184,6 +183,18 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
         new.landed = -1  # its bytes must not be moved
     if m.is_early:
         land(m, new)
+
+
+@compile_native
+def _find_mbarrier(m, pc, warp, lane, address):
+    """The mbarrier at an address, which the warp must know of; -1 if none is there."""
+    number = mbarriers.find(m, address)
+    if number < 0:
+        report(m, MBARRIER_MISUSE, pc, warp, lane, address, -1)
+    else:
+        clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+        read_shared(m, pc, warp, lane, warp, clock, address, 8)
+    return number
 
 
 @compile_native
@@ -321,9 +332,8 @@ def _start_run(m, pc, warp, lane, registers, row):
     number = int64(-1)
     if is_load:
         barrier = _address(registers, row, 3, head[_P0 + 3], head[_P0 + 6], lane)
-        number = mbarriers.find(m, barrier)
+        number = _find_mbarrier(m, pc, warp, lane, barrier)
         if number < 0:
-            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
             return
     new = begin(m, BULK_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
     new.map = 0

@@ -33,9 +33,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from batchline.bench.measure.emulator.native import compile_native
 from batchline.bench.measure.emulator.number_formats import (
@@ -45,6 +42,7 @@ from batchline.bench.measure.emulator.number_formats import (
     encode_bf16,
     encode_f16,
 )
+from batchline.bench.measure.emulator.raw import copy, read8, write8
 
 MAP_BYTES = 128
 MARK = 0x50414D54
@@ -142,46 +140,6 @@ REASONS = {
     BAD_SWIZZLE: "this swizzle mode or atomicity isn't supported",
     BAD_FILL: "the fill mode isn't zeros, or NaN for a floating-point type",
 }
-
-
-@intrinsic
-def load_byte(typing_context, address):
-    """The byte at an address of this process, as an int64."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        return builder.zext(builder.load(pointer), ir.IntType(64))
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def store_byte(typing_context, address, value):
-    """Write the low 8 bits of an int64 to an address of this process."""
-
-    def generate(context, builder, signature, arguments):
-        byte = builder.trunc(arguments[1], ir.IntType(8))
-        pointer = builder.inttoptr(arguments[0], byte.type.as_pointer())
-        builder.store(byte, pointer)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def copy_16_bytes(typing_context, destination, source):
-    """Copy 16 bytes between addresses of this process, at any alignment."""
-
-    def generate(context, builder, signature, arguments):
-        vector = ir.VectorType(ir.IntType(8), 16)
-        destination, source = (
-            builder.inttoptr(argument, vector.as_pointer()) for argument in arguments
-        )
-        piece = builder.load(source, align=1)
-        builder.store(piece, destination, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
 
 
 @compile_native
@@ -478,10 +436,10 @@ def box_pieces(tensor_map, coordinates, shared_start):
 def copy_bytes(destination, source, count):
     """Copy up to 16 bytes between addresses of this process."""
     if count == PIECE_BYTES:
-        copy_16_bytes(destination, source)
+        copy(destination, source, PIECE_BYTES)
     else:
         for i in range(count):
-            store_byte(destination + i, load_byte(source + i))
+            write8(destination + i, read8(source + i))
 
 
 @compile_native
@@ -606,7 +564,7 @@ def read_memory(address, size):
     """The little-endian unsigned integer at an address of this process, in an int64."""
     value = np.int64(0)
     for i in range(size):
-        value |= load_byte(address + i) << (8 * i)
+        value |= np.int64(read8(address + i)) << (8 * i)
     return value
 
 
@@ -633,7 +591,9 @@ def reduce_box(operation, tensor_map, coordinates, shared, shared_start):
                 right = read_memory(source + byte, size)
                 result = reduce_elements(operation, element_type, left, right)
                 for place in range(size):
-                    store_byte(target + byte + place, result >> (8 * place))
+                    write8(
+                        target + byte + place, np.uint8(result >> (8 * place) & 0xFF)
+                    )
     return True
 
 

@@ -1,8 +1,8 @@
 """A stand-in for a GPU: what Batchline asks of torch.cuda, NVML and the compilers'
 launches, answered without one.
 
-Tensors of device "cuda" lie in host memory, torch's operations and interpreted kernels
-compute them, and only the times are made up. It is unkinder than CUDA where that bites:
+Tensors of device "cuda" lie in host memory, torch's operations and the kernels' compiled
+code, in emulation, compute them, and only the times are made up. It is unkinder than CUDA where that bites:
 a launch's work is done when somebody waits for it or its stream goes on, memory is NaN
 when it is handed out, a capture computes nothing and fails where CUDA's does, launches
 fail on another device's memory, and there is less memory than a model takes. What it
@@ -40,15 +40,7 @@ def is_whole() -> bool:
 
 def environment() -> Mapping[str, str]:
     """The variables under which a new process has it."""
-    from batchline.kernels import backends
-
-    interpreters = [
-        backends.interpreter_environment(backend)
-        for backend in backends.INTERPRETED_BACKENDS
-    ]
-    return {VARIABLE: "1"} | {
-        name: value for variables in interpreters for name, value in variables.items()
-    }
+    return {VARIABLE: "1"}
 
 
 def now_s() -> float:
@@ -59,12 +51,11 @@ def now_s() -> float:
 
 
 def install() -> None:
-    """Put it where torch.cuda, NVML and the kernels' launches are. Once, before
-    anything has used them.
+    """Put it where torch.cuda and NVML are. Once, before anything has used them. The
+    kernels' launches are bench.measure.emulator.on_stand_in's.
     """
-    from batchline.bench.measure.stand_in import launches, tensors, torch_cuda
+    from batchline.bench.measure.stand_in import tensors, torch_cuda
 
     torch_cuda.install()
     tensors.install()
     torch_cuda.install_nvml()
-    launches.install()

@@ -17,20 +17,20 @@ from batchline.kernels.architectures import KNOWN, WITHOUT_GPU
 
 COUNT = 2
 _WRITTEN_BACK_BYTES_PER_S = 1e8  # as slow as shows beside the time of a kernel
-_ARCHITECTURE = KNOWN[WITHOUT_GPU]
+ARCHITECTURE = KNOWN[WITHOUT_GPU]
 PROPERTIES = SimpleNamespace(
     name="stand-in GPU, no time here was measured",
-    major=_ARCHITECTURE.capability[0],
-    minor=_ARCHITECTURE.capability[1],
+    major=ARCHITECTURE.capability[0],
+    minor=ARCHITECTURE.capability[1],
     total_memory=memory.CAPACITY_BYTES,
     multi_processor_count=2,
     L2_cache_size=2**20,
-    shared_memory_per_block_optin=_ARCHITECTURE.shared_bytes_per_block,
-    shared_memory_per_multiprocessor=_ARCHITECTURE.shared_bytes_per_sm,
-    max_threads_per_multi_processor=_ARCHITECTURE.warps_per_sm
-    * _ARCHITECTURE.threads_per_warp,
-    warp_size=_ARCHITECTURE.threads_per_warp,
-    regs_per_multiprocessor=_ARCHITECTURE.registers_per_sm,
+    shared_memory_per_block_optin=ARCHITECTURE.shared_bytes_per_block,
+    shared_memory_per_multiprocessor=ARCHITECTURE.shared_bytes_per_sm,
+    max_threads_per_multi_processor=ARCHITECTURE.warps_per_sm
+    * ARCHITECTURE.threads_per_warp,
+    warp_size=ARCHITECTURE.threads_per_warp,
+    regs_per_multiprocessor=ARCHITECTURE.registers_per_sm,
     uuid="00000000-0000-0000-0000-000000000000",
 )
 

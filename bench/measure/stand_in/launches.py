@@ -1,11 +1,10 @@
-"""Launches of Triton's and Numba's kernels on the stand-in: queued, and interpreted on
-the host when it is their turn.
+"""Launches of Triton's and Numba's kernels on the stand-in: queued, and executed on the
+host when it is their turn.
 
 As on CUDA a launch takes tensors of the current device alone: with another one's the
 kernel breaks the context.
 
-Launches that were computed before on the same bytes: an interpreter takes up to
-seconds for what they gave.
+What a launch gave before on the same bytes is remembered: many are made over and over.
 
 A kernel's result depends on nothing but the memory that its arguments lead to: whole
 blocks of it, and those whose addresses are written in them.
@@ -13,10 +12,7 @@ blocks of it, and those whose addresses are written in them.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import importlib.util
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
@@ -40,10 +36,14 @@ class Remembered:
         self._bytes = 0
 
     def compute(
-        self, kernel: Hashable, words: Iterable[Hashable], interpret: Callable[[], None]
-    ) -> None:
-        """Do what `interpret` does to the memory that the addresses among a launch's
-        `words` lead to.
+        self,
+        kernel: Hashable,
+        words: Iterable[Hashable],
+        execute: Callable[[list[np.ndarray]], int],
+    ) -> int | None:
+        """Do what `execute` does to the memory that the addresses among a launch's
+        `words` lead to: it is given these blocks, and returns the bytes that it moves.
+        None where what it gave was remembered.
 
         `kernel` and the other words are all else that its result depends on.
         """
@@ -62,13 +62,14 @@ class Remembered:
             self._known.move_to_end(key)
             for block, content in zip(blocks, self._known[key]):
                 block[:] = content
-            return
-        interpret()
+            return None
+        moved_bytes = execute(blocks)
         self._known[key] = [block.copy() for block in blocks]
         self._bytes += sum(map(len, blocks))
         while self._bytes > _MOST_BYTES:
             _, contents = self._known.popitem(last=False)
             self._bytes -= sum(map(len, contents))
+        return moved_bytes
 
 
 def _led_to(addresses: Iterable[int]) -> list[np.ndarray]:
@@ -102,45 +103,31 @@ _REMEMBERED = Remembered()
 
 
 class _Traffic:
-    """How many bytes launches have read and written, as far as the interpreter says:
-    Triton's does.
-    """
+    """How many bytes each launch moved when it was executed."""
 
     def __init__(self):
-        self.counted_bytes = 0
         self._known: dict[Hashable, int] = {}
 
     def seconds(self, launch: Hashable) -> float:
-        """What such a launch moves takes so long, once one has been interpreted."""
+        """What such a launch moves takes so long, once one has been executed."""
         return self._known.get(launch, 0) / BYTES_PER_S
 
-    @contextlib.contextmanager
-    def of(self, launch: Hashable) -> Iterator[None]:
-        """What is counted in the block is such a launch's; nothing is where its results
-        were remembered.
-        """
-        before = self.counted_bytes
-        yield
-        if self.counted_bytes > before:
-            self._known[launch] = self.counted_bytes - before
+    def note(self, launch: Hashable, moved_bytes: int | None) -> None:
+        if moved_bytes:
+            self._known[launch] = moved_bytes
 
 
 _TRAFFIC = _Traffic()
 
 
-def install() -> None:
-    """Take over the launches of the backends that are installed."""
-    if backends.why_absent("triton") is None:
-        _install_triton()
-    if backends.why_absent("numba_cuda") is None:
-        _install_numba()
-
-
 def queue_launch(
-    queue: Queue, kernel: Hashable, arguments: Iterable, interpret: Callable[[], None]
+    queue: Queue,
+    kernel: Hashable,
+    arguments: Iterable,
+    execute: Callable[[list[np.ndarray]], int],
 ) -> None:
     """Queue a kernel; its context breaks if it is given memory of another device than
-    the queue's.
+    the queue's. `execute` is as for `Remembered.compute`.
     """
     words = list(_values_of(arguments))
     places = [memory.device_at(word) if type(word) is int else None for word in words]
@@ -150,15 +137,15 @@ def queue_launch(
     def compute() -> None:
         if homes - {queue.device}:
             raise RuntimeError(ILLEGAL)
-        with host_only(), _TRAFFIC.of(launch):
-            _REMEMBERED.compute(kernel, words, interpret)
+        with host_only():
+            _TRAFFIC.note(launch, _REMEMBERED.compute(kernel, words, execute))
 
     moving_s = _TRAFFIC.seconds(launch)
     seconds = KERNEL_S + moving_s + DEVICES[queue.device].write_back_s()
     queue.add(compute, seconds, is_product=moving_s < KERNEL_S)
 
 
-def _is_on_device(arguments: Iterable) -> bool:
+def is_on_device(arguments: Iterable) -> bool:
     return any(
         memory.device_at(word) is not None
         for word in _values_of(arguments)
@@ -187,115 +174,15 @@ def _values_of(arguments: Iterable) -> Iterator[Hashable]:
             )
         elif isinstance(argument, (tuple, list)):
             yield from _values_of(argument)
-        elif hasattr(argument, "_ary"):  # Numba's array
-            yield from _values_of((argument._ary,))
         elif isinstance(argument, backends.TensorDescriptor):
             yield from _values_of(vars(argument).values())
         else:
             yield argument
 
 
-def _install_triton() -> None:
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
-
-    InterpreterBuilder.create_masked_load = _counted(
-        InterpreterBuilder.create_masked_load, 0
-    )
-    InterpreterBuilder.create_masked_store = _counted(
-        InterpreterBuilder.create_masked_store, 1
-    )
-    interpret = InterpretedFunction.run
-
-    def run(self, *arguments, grid, warmup, **options):
-        with host_only():
-            given = *arguments, *options, *options.values()
-            if warmup or not _is_on_device(given):
-                return interpret(self, *arguments, grid=grid, warmup=warmup, **options)
-            kernel = self, grid if isinstance(grid, tuple) else None
-            return queue_launch(
-                current().queue,
-                kernel,
-                given,
-                lambda: interpret(
-                    self, *arguments, grid=grid, warmup=warmup, **options
-                ),
-            )
-
-    InterpretedFunction.run = run
-
-
-def _counted(access: Callable, mask_place: int) -> Callable:
-    """A load or store of the interpreter's, that counts the bytes that its mask lets
-    through.
-
-    `mask_place`: which of its operands behind the pointers the mask is.
-    """
-
-    @functools.wraps(access)
-    def count(builder, pointers, *operands, **options):
-        elements = int(np.count_nonzero(operands[mask_place].data))
-        _TRAFFIC.counted_bytes += (
-            elements * pointers.get_element_ty().primitive_bitwidth // 8
-        )
-        return access(builder, pointers, *operands, **options)
-
-    return count
-
-
-def _install_numba() -> None:
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
-
-    quicken_the_simulator()
-    configure, simulate = FakeCUDAKernel.__getitem__, FakeCUDAKernel.__call__
-
-    class Launch:
-        """A kernel with its grid, its block and its stream."""
-
-        def __init__(self, kernel, grid, block, stream=0, shared_bytes=0):
-            self._kernel, self._shape, self._stream = (
-                kernel,
-                (grid, block, stream, shared_bytes),
-                stream,
-            )
-
-        def __call__(self, *arguments):
-            def interpret() -> None:
-                simulate(configure(self._kernel, self._shape), *arguments)
-
-            with host_only():
-                if _is_on_device(arguments):
-                    grid, block, _, shared_bytes = self._shape
-                    kernel = self._kernel, str((grid, block, shared_bytes))
-                    queue_launch(_queue_of(self._stream), kernel, arguments, interpret)
-                else:
-                    interpret()
-
-    FakeCUDAKernel.__getitem__ = lambda kernel, configuration: Launch(
-        kernel, *configuration
-    )
-    backends.cuda.external_stream = int
-    backends.cuda.as_cuda_array = _as_array
-
-
-def _queue_of(stream: int) -> Queue:
+def queue_of(stream: int) -> Queue:
     """The stream of that number; 0 is the current device's default one."""
     for device in DEVICES:
         if stream in device.queues:
             return device.queues[stream]
     return current().default
-
-
-def _as_array(tensor: torch.Tensor, sync: bool = True):
-    """numba.cuda.as_cuda_array: the tensor's memory, with its strides."""
-    with host_only():
-        return backends.cuda.cudadrv.devicearray.FakeCUDAArray(tensor.detach().numpy())
-
-
-def quicken_the_simulator() -> None:
-    """Make Numba's simulator fast in this process, where the library for that is
-    installed.
-    """
-    if importlib.util.find_spec("greenlet"):
-        from batchline.bench.measure.stand_in import simulator
-
-        simulator.install()

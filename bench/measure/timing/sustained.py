@@ -22,7 +22,7 @@ SUSTAINED_S = 1.0
 _LEAST_FLOPS = 1e11  # of a call: less does not load a GPU to its power cap
 
 
-_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are interpreted
+_WINDOW_S_STAND_IN = 0.2  # of its clock: its kernels are emulated
 
 
 _LEAST_FLOPS_STAND_IN = 1.2e4  # some of the problems that it takes

@@ -89,7 +89,7 @@ SURVEYS = {
 }
 SURVEYS["evidence"] = SURVEYS["quick"]
 
-# A step of the characters takes seconds where kernels are interpreted.
+# A step of the characters takes seconds where kernels are emulated.
 _ON_STAND_IN = Survey(
     1,
     8,

@@ -1,0 +1,509 @@
+"""Can the emulator be believed? Kernels that are wrong by one instruction, and whether
+that is noticed.
+
+Of a variant's compiled PTX one barrier, wait, fence, mask, parity or field of a
+descriptor is taken out or changed at a time, and the variant's own launches are executed
+with that. It is noticed if a check finds a fault, the result is not within tolerance, or
+it is refused, in any of the schedules. What is not noticed has either changed nothing,
+which is shown (see `Judged`), or is a hole in the emulator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from batchline.bench import texts
+from batchline.bench.measure.checking import check
+from batchline.bench.measure.emulator import execution, ptx, subjects
+from batchline.bench.measure.emulator.capture import emulate_call
+from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Schedule
+from batchline.bench.measure.emulator.layout import SHADOW_READ, SHADOW_WRITTEN
+from batchline.bench.measure.emulator.subjects import Subject
+
+SCHEDULES = (LATE, EARLY, SHUFFLED)
+NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
+# Why a mutant has changed nothing.
+NOT_EXECUTED = "never executed"
+SAME_LANES = "the same lanes on these inputs"
+SAME_BITS = "the same bits, and every access allowed"
+NOTHING_BETWEEN = "no access that conflicts up to the next barrier"
+SAME_ORDER = "no pair of accesses that it alone orders"
+
+_GUARD = r"^(?P<indent>\s*)(?P<guard>@!?[\w%$]+\s+)?"
+_LINE = re.compile(_GUARD + r"(?P<opcode>[a-z][\w.:]*)(?P<rest>[^;]*);\s*(?://.*)?$")
+# Taken out as they stand.
+_TAKEN_OUT = (
+    ("barrier", re.compile(r"(bar|barrier)(\.cta)?(\.warp)?\.(sync|arrive)")),
+    ("copy wait", re.compile(r"cp\.async\.(wait_group|wait_all)")),
+    ("product wait", re.compile(r"wgmma\.wait_group")),
+    ("store wait", re.compile(r"cp\.async\.bulk\.wait_group")),
+    ("commit", re.compile(r"(cp\.async|cp\.async\.bulk|wgmma)\.commit_group")),
+    ("product fence", re.compile(r"wgmma\.fence")),
+    ("proxy fence", re.compile(r"fence\.proxy\.async")),
+    ("map fence", re.compile(r"fence\.proxy\.tensormap")),
+    ("memory fence", re.compile(r"membar|fence\.(acq_rel|sc|gpu|cta)")),
+    ("map field", re.compile(r"tensormap\.(replace|cp_fenceproxy)")),
+    ("arrival", re.compile(r"mbarrier\.arrive(\.|$)")),
+    ("mbarrier", re.compile(r"mbarrier\.init")),
+)
+_GROUPS = re.compile(r"(wgmma|cp\.async|cp\.async\.bulk)\.wait_group")
+_WAIT_KINDS = {
+    "wgmma": "product wait",
+    "cp.async": "copy wait",
+    "cp.async.bulk": "store wait",
+}
+_GUARDED = re.compile(r"(ld|st|red|atom)\.|cp\.async\.(ca|cg)|cp\.async\.bulk\.tensor")
+_WAIT = re.compile(r"mbarrier\.(try_wait|test_wait)\.parity")
+_TEST = re.compile(r"(\s*)([\w%]+)\s*,\s*(\[[^]]*\])\s*,\s*([\w%]+)(.*)", re.DOTALL)
+_SIZED_COPY = re.compile(
+    r"(?P<before>\s*\[[^]]*\]\s*,\s*\[[^]]*\]\s*,\s*)(?P<bytes>\w+)\s*,\s*%\w+"
+)
+_REGISTER_64 = re.compile(r"%rd\d+")
+_MADE = re.compile(r"\s*(%rd\d+)\s*,\s*([^,]+),\s*(-?(?:0x)?[0-9a-fA-F]+)\s*$")
+# Of a matrix descriptor (PTX ISA, "Matrix Descriptor Format"): lowest bit, bits.
+_FIELDS = {
+    "start": (0, 14),
+    "leading offset": (16, 14),
+    "stride offset": (32, 14),
+    "base offset": (49, 3),
+    "swizzle": (62, 2),
+}
+_DATA_KINDS = frozenset({"mask", "descriptor", "map field"})
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A PTX text with one change: what was changed at which line (from 1) of the
+    original, the instruction there, and the whole text as it is now.
+    """
+
+    kind: str
+    line: int
+    text: str
+    change: str
+    ptx: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.change} at line {self.line}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of a mutant: NOTICED, REDUNDANT or MISSED, and by what.
+
+    It is redundant if its instruction is not executed, if no conflicting access lies
+    between a barrier and the next or the last one on any path, or if in all schedules
+    no check finds anything and the outputs have the same bits: then a change of data
+    has changed nothing, and of what orders, the vector clocks of all schedules hold no
+    pair of accesses that it alone had ordered. What changes bits and is not noticed is
+    missed.
+    """
+
+    subject: Subject
+    mutant: Mutant
+    status: str
+    by: str
+
+
+# --- what is changed ----------------------------------------------------------------
+
+
+def mutants(text: str, entry: str) -> list[Mutant]:
+    """Every single change of the kinds known here to an entry of a PTX text."""
+    lines = text.split("\n")
+    descriptors = _descriptors(lines)
+    found = []
+    for number in range(_first_line(lines, entry), len(lines)):
+        parts = _LINE.match(lines[number])
+        if parts is None:
+            continue
+        for kind, change, new in _changes(parts, descriptors):
+            changed = [*lines[:number], new, *lines[number + 1 :]]
+            shown = " ".join(lines[number].split("//")[0].split())
+            found.append(Mutant(kind, number + 1, shown, change, "\n".join(changed)))
+    return found
+
+
+def _first_line(lines: list[str], entry: str) -> int:
+    return next(
+        number
+        for number, line in enumerate(lines)
+        if re.search(rf"\.entry\s+{re.escape(entry)}\b", line)
+    )
+
+
+def _descriptors(lines: list[str]) -> frozenset[str]:
+    """The registers that hold matrix descriptors."""
+    return frozenset(
+        register
+        for line in lines
+        if "wgmma.mma_async" in line
+        for register in _REGISTER_64.findall(line)
+    )
+
+
+def _changes(parts, descriptors) -> Iterator[tuple[str, str, str]]:
+    """(kind, change, the line as it is then) for each change of a line."""
+    opcode, rest = parts["opcode"], parts["rest"]
+    guard, indent = parts["guard"] or "", parts["indent"]
+    for kind, pattern in _TAKEN_OUT:
+        if pattern.match(opcode):
+            yield kind, "taken out", f"{indent}// {opcode}"
+    if groups := _GROUPS.match(opcode):
+        number = int(rest.strip(), 0) + 1
+        yield _WAIT_KINDS[groups[1]], "for one group less", (
+            f"{indent}{guard}{opcode} {number};"
+        )
+    if _WAIT.match(opcode):
+        yield from _changed_wait(indent, guard, opcode, rest)
+    if opcode.startswith("mbarrier.init"):
+        address, count = rest.rsplit(",", 1)
+        yield "mbarrier", "expects one more", (
+            f"{indent}{guard}{opcode}{address}, {int(count, 0) + 1};"
+        )
+    if "expect_tx" in opcode and rest.rsplit(",", 1)[1].strip().isdigit():
+        before, count = rest.rsplit(",", 1)
+        for step, change in ((16, "of 16 bytes more"), (-16, "of 16 bytes less")):
+            yield "arrival", change, (
+                f"{indent}{guard}{opcode}{before}, {int(count) + step};"
+            )
+    if guard and _GUARDED.match(opcode) and ".param" not in opcode:
+        other = "@" + guard[2:] if guard[1] == "!" else "@!" + guard[1:]
+        yield "mask", "dropped", f"{indent}{opcode}{rest};"
+        yield "mask", "negated", f"{indent}{other}{opcode}{rest};"
+    if re.match(r"cp\.async\.c[ag]", opcode) and (copy := _SIZED_COPY.match(rest)):
+        yield "mask", "dropped", (
+            f"{indent}{guard}{opcode}{copy['before']}{copy['bytes']};"
+        )
+    made = _MADE.match(rest)
+    if made and made[1] in descriptors and re.match(r"(or|add|mov)\.\w*64", opcode):
+        for change, value in _changed_descriptor(int(made[3], 0)):
+            yield "descriptor", change, (
+                f"{indent}{guard}{opcode} {made[1]}, {made[2]}, {value};"
+            )
+
+
+def _changed_wait(indent: str, guard: str, opcode: str, rest: str):
+    """A wait for a phase that does not wait, and one for the other phase."""
+    parts = _TEST.match(rest)
+    _, is_done, address, parity, more = parts.groups()
+    yield "mbarrier wait", "taken out", f"{indent}setp.eq.u32 {is_done}, 0, 0;"
+    if parity.startswith("%"):
+        flipped = (
+            f"{{ .reg .b32 flipped; xor.b32 flipped, {parity}, 1; "
+            f"{guard}{opcode} {is_done}, {address}, flipped{more}; }}"
+        )
+    else:
+        flipped = f"{guard}{opcode} {is_done}, {address}, {int(parity, 0) ^ 1}{more};"
+    yield "parity", "flipped", indent + flipped
+
+
+def _changed_descriptor(value: int) -> Iterator[tuple[str, int]]:
+    value &= (1 << 64) - 1
+    is_whole = value >> 32 != 0  # or only an offset of its start
+    for name, (low, bits) in _FIELDS.items():
+        if not is_whole and name != "start":
+            continue
+        most = (1 << bits) - 1
+        field = value >> low & most
+        new = {
+            "start": field + 2,
+            "leading offset": field + 8,
+            "stride offset": 2 * field or 64,
+        }.get(name, field + 1)
+        changed = value & ~(most << low) | (new & most) << low
+        yield f"{name} {field} → {new & most}", changed - (changed >> 63 << 64)
+
+
+def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:
+    """Of each kind and change at most so many, evenly spread over the text."""
+    by_kind: dict[tuple[str, str], list[Mutant]] = {}
+    for one in all_:
+        change = one.change.split(" ")[0]
+        by_kind.setdefault((one.kind, change), []).append(one)
+    chosen = []
+    for group in by_kind.values():
+        count = len(group) if most is None else min(most, len(group))
+        chosen += [group[place * len(group) // count] for place in range(count)]
+    return sorted(chosen, key=lambda one: one.line)
+
+
+# --- what comes of it ---------------------------------------------------------------
+
+
+class _Noticed(Exception):
+    """A check has found a fault."""
+
+
+def judged(
+    subject: Subject, most: int | None = None, kinds: frozenset[str] | None = None
+) -> Iterator[Judged]:
+    """Each mutant of each kernel that the subject launches, at most so many of a kind
+    and change.
+
+    Raises:
+        ValueError: if the subject itself is not right or not without a fault.
+    """
+    runs = _Runs(subject)
+    for text, launch in runs.kernels.items():
+        for mutant in sampled(mutants(text, launch.entry), most):
+            if kinds is None or mutant.kind in kinds:
+                yield Judged(subject, mutant, *runs.judge(text, mutant))
+
+
+class _Runs:
+    """A subject's launches as they are, and with mutants in them."""
+
+    def __init__(self, subject: Subject):
+        self._subject = subject
+        self._variant = subjects.variant_of(subject)
+        inputs = subjects.inputs_of(subject)
+        reference = check.expect(self._variant.op, inputs)
+        self._expected = check.held_to(self._variant, inputs, reference)
+        self.kernels = {}
+        self._base: dict[str, list] = {}
+        self._rereads: dict[str, bool] = {}
+        self._bits = []
+        self._steps = 0
+        for schedule in SCHEDULES:
+            self._bits.append(self._outcome(schedule, self._note))
+        if None in self._bits:
+            raise ValueError(f"{subject} is not right without any mutant")
+
+    def _note(self, launch, memory, schedule):
+        done = execution.execute(launch, memory, schedule)
+        if any(one.is_fault for one in done.findings):
+            raise ValueError(f"{self._subject} has a fault without any mutant")
+        self.kernels.setdefault(launch.ptx, launch)
+        if schedule is LATE:
+            self._base.setdefault(launch.ptx, []).append(done)
+            self._rereads[launch.ptx] = _is_read_and_written(memory)
+            self._steps = max(self._steps, done.warp_instructions)
+        return done
+
+    def _outcome(self, schedule: Schedule, execute) -> bytes | None:
+        """A digest of the outputs' bits; None if they are wrong, or the inputs are."""
+        inputs = subjects.inputs_of(self._subject)
+        call = emulate_call(
+            self._variant,
+            inputs,
+            self._subject.architecture,
+            lambda launch, memory: execute(launch, memory, schedule),
+        )
+        if not check.same_bits(inputs, subjects.inputs_of(self._subject)):
+            return None
+        try:
+            check.check_outputs(call.returned, inputs, self._expected, "")
+        except Exception:
+            return None
+        return _digest(call.returned)
+
+    def judge(self, text: str, mutant: Mutant) -> tuple[str, str]:
+        before = _executed_at(self._base[text], mutant.line)
+        if not before[0]:
+            return REDUNDANT, NOT_EXECUTED
+        is_same = True
+        for schedule, bits in zip(SCHEDULES, self._bits):
+            schedule = replace(
+                schedule, is_counting=False, most_steps=20 * self._steps + 100_000
+            )
+            done: list = []
+            try:
+                got = self._outcome(schedule, _with(text, mutant.ptx, done))
+            except _Noticed as found:
+                return NOTICED, str(found)
+            except Exception as error:
+                return NOTICED, texts.error_line(error)
+            if got is None:
+                return NOTICED, "wrong result"
+            is_same = is_same and got == bits
+            if schedule.seed == 0 and not schedule.is_early and mutant.kind == "mask":
+                if _executed_at(done, mutant.line) == before:
+                    return REDUNDANT, SAME_LANES
+        if not is_same:
+            return MISSED, "other bits, within tolerance"
+        if mutant.kind in _DATA_KINDS:
+            return REDUNDANT, SAME_BITS
+        if mutant.kind == "barrier" and self._is_idle(text, mutant.line):
+            return REDUNDANT, NOTHING_BETWEEN
+        return REDUNDANT, SAME_ORDER
+
+    def _is_idle(self, text: str, line: int) -> bool:
+        program = self._base[text][0].program
+        return is_idle(program.kernel, line, self._rereads[text])
+
+
+def _with(text: str, mutated: str, done: list):
+    """Executes the mutant instead of the kernel, and raises what it finds."""
+
+    def execute(launch, memory, schedule):
+        if launch.ptx != text:
+            return execution.execute(launch, memory, schedule)
+        one = execution.execute(replace(launch, ptx=mutated), memory, schedule)
+        done.append(one)
+        found = next((each for each in one.findings if each.is_fault), None)
+        if found is not None:
+            raise _Noticed(found.word)
+        return one
+
+    return execute
+
+
+def _executed_at(executions: list, line: int) -> tuple[int, int]:
+    """How often the instructions of a line of PTX were executed, and by how many
+    lanes.
+    """
+    times = lanes = 0
+    for one in executions:
+        for row in range(len(one.executed)):
+            if one.executed[row] and one.program.instruction(row).ptx_line == line:
+                times += int(one.executed[row])
+                lanes += int(one.lanes[row])
+    return times, lanes
+
+
+def _is_read_and_written(memory) -> bool:
+    both = SHADOW_READ | SHADOW_WRITTEN
+    return any(
+        bool(((one.shadow & both) == both).any())
+        for one in memory.allocations
+        if one.size_bytes <= 2**28
+    )
+
+
+def _digest(returned) -> bytes:
+    tensors = returned if isinstance(returned, (tuple, list)) else (returned,)
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().flatten()
+        if flat.numel():
+            digest.update(flat.view(dtype=_bytes()).numpy().tobytes())
+    return digest.digest()
+
+
+def _bytes():
+    import torch
+
+    return torch.uint8
+
+
+# --- barriers that nothing needs ----------------------------------------------------
+
+
+def is_idle(kernel: ptx.Kernel, line: int, is_read_back: bool) -> bool:
+    """Whether no two accesses that conflict lie before and behind the barrier at a line
+    of the PTX, on any path, up to the next barriers of the whole block.
+
+    `is_read_back`: some byte of global memory is both read and written.
+    """
+    index = next(one.index for one in kernel.instructions if one.ptx_line == line)
+    after = _reached(kernel, index, _successors(kernel))
+    before = _reached(kernel, index, _predecessors(kernel))
+    shared_before, shared_after = _touched(before, "shared"), _touched(after, "shared")
+    if "write" in shared_before and shared_after:
+        return False
+    if "write" in shared_after and shared_before:
+        return False
+    global_before, global_after = _touched(before, "global"), _touched(after, "global")
+    if "write" in global_before and "write" in global_after:
+        return False
+    if not is_read_back:
+        return True
+    return not (
+        "write" in global_before
+        and global_after
+        or "write" in global_after
+        and global_before
+    )
+
+
+def _successors(kernel: ptx.Kernel) -> list[list[int]]:
+    following = []
+    for one in kernel.instructions:
+        targets = []
+        head = one.opcode.split(".")[0]
+        if head == "bra":
+            targets.append(kernel.labels[one.operands[0].name])
+        if head not in ("bra", "ret", "exit") or one.guard is not None:
+            targets.append(one.index + 1)
+        following.append([each for each in targets if each < len(kernel.instructions)])
+    return following
+
+
+def _predecessors(kernel: ptx.Kernel) -> list[list[int]]:
+    leading: list[list[int]] = [[] for _ in kernel.instructions]
+    for index, targets in enumerate(_successors(kernel)):
+        for target in targets:
+            leading[target].append(index)
+    return leading
+
+
+def _reached(kernel: ptx.Kernel, index: int, edges) -> list[ptx.Instruction]:
+    """The instructions reached from one without crossing a barrier of all warps."""
+    left, seen = list(edges[index]), set()
+    while left:
+        place = left.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        if not _is_whole_barrier(kernel.instructions[place]):
+            left += edges[place]
+    return [kernel.instructions[place] for place in seen]
+
+
+def _is_whole_barrier(one: ptx.Instruction) -> bool:
+    tokens = [part for part in one.opcode.split(".") if part != "cta"]
+    is_sync = tokens[0] in ("bar", "barrier") and tokens[1] in ("sync", "red")
+    return is_sync and one.guard is None and len(one.operands) == 1
+
+
+def _touched(instructions: Iterable[ptx.Instruction], space: str) -> set[str]:
+    """Of "read" and "write" what the instructions do to shared or global memory."""
+    found = set()
+    for one in instructions:
+        opcode = one.opcode
+        head = opcode.split(".")[0]
+        if head in ("ld", "st", "atom", "red", "ldu"):
+            tokens = opcode.replace("::", ".").split(".")
+            known = {"shared", "global", "local", "param", "const"} & set(tokens)
+            if known and space not in known:
+                continue
+            found.add("read" if head in ("ld", "ldu") else "write")
+        elif head in ("ldmatrix", "stmatrix"):
+            if space == "shared":
+                found.add("read" if head == "ldmatrix" else "write")
+        elif head in ("cp", "mbarrier", "tensormap", "wgmma"):
+            found |= {"read", "write"}
+    return found
+
+
+# --- the table ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the mutants of a kind: how many were noticed, were redundant, were missed."""
+
+    kind: str
+    noticed: int
+    redundant: int
+    missed: int
+
+    @property
+    def share(self) -> float | None:
+        """Noticed, of those that change behaviour; None if none does."""
+        changing = self.noticed + self.missed
+        return self.noticed / changing if changing else None
+
+
+def shares(all_: Iterable[Judged]) -> list[Share]:
+    """One for each kind that there is, by name."""
+    counted = Counter((one.mutant.kind, one.status) for one in all_)
+    return [
+        Share(kind, *(counted[kind, status] for status in (NOTICED, REDUNDANT, MISSED)))
+        for kind in sorted({kind for kind, _ in counted})
+    ]
