@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchline.bench import console, units
+from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.statuses import case_id, parse_case_id
 from batchline.bench.texts import did_you_mean
@@ -48,6 +49,7 @@ _PARTS = 5  # of a case id
 _MOST_ROWS = 120  # more subjects are a row for each variant, dtype and architecture
 _LEAST_PROCESSES = 2
 _TELL_EVERY_S = 20.0
+_EVERY_MUTANT = 1 << 30
 _TIMED = 8  # probes of each variant, for --speed
 # Whose blocks all do the same, for --speed.
 _GRIDS = (
@@ -95,6 +97,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list each probe that a kernel declines, with the reason",
     )
     parser.add_argument(
+        "--mutants",
+        nargs="?",
+        type=_arguments.count,
+        const=_EVERY_MUTANT,
+        metavar="MOST",
+        help="instead: take each barrier, wait, fence and mask out of the compiled code, "
+        "at most so many of a kind, and say whether that is noticed",
+    )
+    parser.add_argument(
         "--speed",
         action="store_true",
         help="instead: how many instructions a second the emulator executes",
@@ -122,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
             console.complain(why)
             return ExitCode.NOT_MEASURED
         chosen = _chosen(pool, options, variants, cases)
+        if options.mutants is not None:
+            return _judge_mutants(pool, options.mutants, chosen)
         return _execute(pool, options, chosen)
 
 
@@ -293,6 +306,27 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     if problems or not all(one.is_right for one in rows):
         return ExitCode.FAULT
     return ExitCode.CLEAN if rows else ExitCode.NOT_MEASURED
+
+
+def _judge_mutants(pool: Pool, most: int, chosen: Chosen) -> int:
+    """Print what share of the mutants of the subjects' kernels is noticed, by kind, and
+    each that is not; the exit code.
+    """
+    from batchline.bench.commands import _emulation_tables as show
+    from batchline.bench.measure.emulated import executed
+
+    taken = [one for one in chosen.subjects if one.declined is None]
+    jobs = [(one, most) for one in taken]
+    with _Progress(len(jobs)) as progress:
+        results, problems = pool.each(executed.judge_mutants, jobs, tell=progress.tell)
+    judged = [one for job in jobs for one in results.get(job, ())]
+    missed = show.missed_mutants(judged)
+    problems = [*chosen.broken, *problems]
+    parts = [show.mutants_table(judged), "\n".join(missed), "\n".join(problems)]
+    print("\n\n".join(filter(None, parts)))
+    if missed or problems:
+        return ExitCode.FAULT
+    return ExitCode.CLEAN if judged else ExitCode.NOT_MEASURED
 
 
 def _of_lines(rows: Sequence[Executed]) -> list[str]:
