@@ -32,7 +32,7 @@ help:
 	@echo "  make test-slow  the tests that take minutes in all: more whole commands, and interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make lint       black and flake8"
-	@echo "  make codegen    compile every GPU variant (no GPU needed), compare with what is pinned (PIN=1 pins)"
+	@echo "  make codegen    compile and emulate every GPU variant (no GPU needed), compare with the pins (PIN=1 pins)"
 	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Fails if so"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"

@@ -15,6 +15,7 @@ from batchline.bench.report.render.terminal import draw, wrapped
 if TYPE_CHECKING:
     from batchline.bench.measure.emulated.executed import Executed
     from batchline.bench.measure.emulator.counts import Counts, LineCounts
+    from batchline.bench.measure.emulator.mutants import Judged
     from batchline.bench.measure.emulator.subjects import Subject
 
 _LINES = 12  # of the source, that are shown
@@ -190,3 +191,33 @@ def _most(counts: Sequence[Counts], ratio: Callable[[Counts], float | None]) -> 
 
 def _over(count: int, fewest: int) -> str:
     return units.ratio(count / fewest) if fewest else ""
+
+
+def mutants_table(judged: Sequence[Judged]) -> str:
+    """By kind: how many mutants were noticed, changed nothing, or were missed."""
+    from batchline.bench.measure.emulator.mutants import shares
+
+    return draw(
+        ("kind", "noticed", "changed nothing", "missed", "of those that change"),
+        [
+            (
+                one.kind,
+                f"{one.noticed}",
+                f"{one.redundant}",
+                f"{one.missed}",
+                "" if one.share is None else f"{one.share:.1%}",
+            )
+            for one in shares(judged)
+        ],
+    )
+
+
+def missed_mutants(judged: Iterable[Judged]) -> list[str]:
+    """A line for each that was missed."""
+    from batchline.bench.measure.emulator.mutants import MISSED
+
+    return [
+        wrapped(f"missed: {one.subject}, {one.mutant}: {one.by}")
+        for one in judged
+        if one.status == MISSED
+    ]

@@ -8,11 +8,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchline.bench import console, units
+from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.statuses import case_id, parse_case_id
 from batchline.bench.texts import did_you_mean
@@ -48,10 +49,12 @@ _PARTS = 5  # of a case id
 _MOST_ROWS = 120  # more subjects are a row for each variant, dtype and architecture
 _LEAST_PROCESSES = 2
 _TELL_EVERY_S = 20.0
+_EVERY_MUTANT = 1 << 30
+_TIMED = 8  # probes of each variant, for --speed
 # Whose blocks all do the same, for --speed.
 _GRIDS = (
     "bmm/numba_cuda_naive/square_128/float32/B8",
-    "grad_reduce/triton_whole_words/linear_512/float32/B8",
+    "grad_reduce/triton_whole_words/linear_512/float32/B64",
 )
 
 
@@ -94,6 +97,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list each probe that a kernel declines, with the reason",
     )
     parser.add_argument(
+        "--mutants",
+        nargs="?",
+        type=_arguments.count,
+        const=_EVERY_MUTANT,
+        metavar="MOST",
+        help="instead: take each barrier, wait, fence and mask out of the compiled code, "
+        "at most so many of a kind, and say whether that is noticed",
+    )
+    parser.add_argument(
         "--speed",
         action="store_true",
         help="instead: how many instructions a second the emulator executes",
@@ -121,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
             console.complain(why)
             return ExitCode.NOT_MEASURED
         chosen = _chosen(pool, options, variants, cases)
+        if options.mutants is not None:
+            return _judge_mutants(pool, options.mutants, chosen)
         return _execute(pool, options, chosen)
 
 
@@ -294,6 +308,27 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     return ExitCode.CLEAN if rows else ExitCode.NOT_MEASURED
 
 
+def _judge_mutants(pool: Pool, most: int, chosen: Chosen) -> int:
+    """Print what share of the mutants of the subjects' kernels is noticed, by kind, and
+    each that is not; the exit code.
+    """
+    from batchline.bench.commands import _emulation_tables as show
+    from batchline.bench.measure.emulated import executed
+
+    taken = [one for one in chosen.subjects if one.declined is None]
+    jobs = [(one, most) for one in taken]
+    with _Progress(len(jobs)) as progress:
+        results, problems = pool.each(executed.judge_mutants, jobs, tell=progress.tell)
+    judged = [one for job in jobs for one in results.get(job, ())]
+    missed = show.missed_mutants(judged)
+    problems = [*chosen.broken, *problems]
+    parts = [show.mutants_table(judged), "\n".join(missed), "\n".join(problems)]
+    print("\n\n".join(filter(None, parts)))
+    if missed or problems:
+        return ExitCode.FAULT
+    return ExitCode.CLEAN if judged else ExitCode.NOT_MEASURED
+
+
 def _of_lines(rows: Sequence[Executed]) -> list[str]:
     from batchline.bench.commands import _emulation_tables as show
 
@@ -350,8 +385,8 @@ class _Progress:
 
 
 def _tell_speed(pool: Pool, found: Catalogue) -> int:
-    """Print warp instructions a second of a process: over the probes of every kernel in
-    its first dtype, and of two large grids.
+    """Print warp instructions a second of a process: over small probes of every kernel
+    in its first dtype, and of two large grids.
     """
     from batchline.bench.measure.emulated import executed
     from batchline.bench.report.render.terminal import draw
@@ -364,11 +399,11 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
     first = {one.id: (one.dtypes or ("float32",))[0] for one in variants}
     chosen = _chosen(pool, options, variants, cases)
     grids = [one for one in chosen.subjects if "/B" in one.probe]
-    probes = [
+    probes = _small(
         one
         for one in chosen.subjects
-        if one not in grids and one.dtype == first[one.variant]
-    ]
+        if one not in grids and one.dtype == first[one.variant] and one.declined is None
+    )
     rows = []
     for name, some in (("probes", probes), *((_name(one), [one]) for one in grids)):
         turns = executed.turns(some, ("late",))
@@ -379,7 +414,7 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
         rows.append((name, *_speed(done)))
     print(
         draw(
-            ("what", "launches", "warp instructions", "seconds", "a second"),
+            ("what", "subjects", "warp instructions", "seconds", "a second"),
             rows,
         )
     )
@@ -388,6 +423,14 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
         f"results are left out. {_LEAST_PROCESSES} processes did that much each, at once."
     )
     return ExitCode.CLEAN
+
+
+def _small(probes: Iterable[Subject]) -> list[Subject]:
+    """The first few of each variant, which are the smallest."""
+    of_variant: dict[str, list[Subject]] = {}
+    for one in probes:
+        of_variant.setdefault(one.variant, []).append(one)
+    return [one for some in of_variant.values() for one in some[:_TIMED]]
 
 
 def _name(subject: Subject) -> str:

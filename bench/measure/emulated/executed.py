@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,7 @@ from batchline.bench.measure.emulated.assembler import remarks
 from batchline.bench.measure.emulator import execution, subjects
 from batchline.bench.measure.emulator.counts import Counts, LineCounts, count_lines
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Execution
+from batchline.bench.measure.emulator.mutants import Judged, judged
 from batchline.bench.measure.emulator.subjects import Subject
 
 SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
@@ -221,3 +222,14 @@ def _source_at(run: Execution, ptx_line: int | None) -> str | None:
         if one.source and one.ptx_line <= ptx_line
     ]
     return max(before)[1] if before else None
+
+
+def judge_mutants(subject: Subject, most: int | None) -> list[Judged]:
+    """What came of each mutant of the subject's kernels, at most so many of a kind, in
+    this process.
+    """
+    torch.set_num_threads(1)
+    return [
+        replace(one, mutant=replace(one.mutant, ptx=""))
+        for one in judged(subject, most)
+    ]

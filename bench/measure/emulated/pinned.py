@@ -31,7 +31,7 @@ SCHEDULES = ("late", "shuffled")  # under which every subject has its verdict
 _AGAIN = "`make codegen PIN=1` executes and pins everything anew"
 _PARTS = ("toolchain", "entries")
 # Of the emulator's files, those that decide no verdict and no count.
-_APART = ("mutants.py",)
+_APART = ("mutants.py", "on_stand_in.py")
 
 
 @dataclass(frozen=True)
