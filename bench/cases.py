@@ -462,7 +462,7 @@ def _on_the_smallest(cases: Sequence[Case], found: Catalogue) -> tuple[Case, ...
 
 
 def _limits(profile: Profile, device: str) -> Limits:
-    """The profile's; an interpreter takes minutes for what a GPU does in microseconds."""
+    """The profile's; emulation takes seconds for what a GPU does in microseconds."""
     limits = profile.limits[device]
     return (
         replace(limits, flops=stand_in.MOST_FLOPS)

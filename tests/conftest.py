@@ -24,7 +24,7 @@ from batchline.kernels.backends import interpreted  # noqa: E402
 from tests import gpu_sessions, shared  # noqa: E402
 
 # Begun first: each of their tests takes many seconds.
-LONGEST = ("test_interpreters.py", "test_stand_in.py", "test_run.py")
+LONGEST = ("test_stand_in.py", "test_run.py", "test_emulator_variants.py")
 os.environ[state.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )

@@ -515,6 +515,21 @@ RACES = [
     ),
 ]
 
+RACES += [
+    Case(
+        "lanes that write different words to one place",
+        "shared-race",
+        "mov.u32 %r0, <%l||7>; st.shared.u32 [%s], %r0;",
+        block=32,
+    ),
+    Case(
+        "lanes that write different words to one place, global",
+        "global-race",
+        "shr.u32 %r0, %l, <4||5>; st.global.u32 [%a1], %r0;",
+        block=32,
+    ),
+]
+
 COPIES = [
     Case(
         "cp.async read before it is waited for",

@@ -1,5 +1,8 @@
-"""The GPU variants' arithmetic without a GPU: the tests of variants and of properties
-again, interpreting kernels.
+"""The GPU variants' sources, interpreted: the tests of variants and of properties again.
+
+What the compilers make of them is executed in tests/test_emulator_variants.py, with
+more checks and in bf16 and fp8 too. What is left to the interpreters are random shapes
+(test_properties.py), for which a compiler would take a second each.
 """
 
 import os
@@ -11,6 +14,7 @@ import pytest
 from packaging.version import Version
 
 from batchline import kernels
+from batchline.bench.measure.emulator import subjects
 from batchline.kernels import backends
 from tests.on_tensor_cores import ON_TENSOR_CORES
 
@@ -37,7 +41,7 @@ CHILDREN = [
         id=f"{backend}-{marks}",
         marks=[
             pytest.mark.skipif(bool(_why_not(backend)), reason=str(_why_not(backend))),
-            *([pytest.mark.slow] if marks == "slow" else []),
+            pytest.mark.slow,
         ],
     )
     for backend in backends.INTERPRETED_BACKENDS
@@ -68,15 +72,14 @@ def test_gpu_variants_are_right_when_interpreted(backend, marks):
     assert " passed" in done.stdout
 
 
-def test_every_variant_is_run_somewhere():
-    """A backend is native on the CPU, has an interpreter, or computes on the stand-in:
-    none goes without a check.
+def test_every_gpu_variant_is_executed_somewhere():
+    """In emulation, or on the stand-in where torch computes it: none goes without a
+    check.
     """
     on_the_stand_in = {f"{op}/{name}" for op, name, _ in ON_TENSOR_CORES}
     for op in kernels.ops.values():
         for variant in op.variants.values():
             is_tried = (
-                variant.backend in backends.INTERPRETED_BACKENDS
-                or variant.id in on_the_stand_in
+                variant.backend in subjects.BACKENDS or variant.id in on_the_stand_in
             )
             assert variant.needs != "cuda" or is_tried, variant.id

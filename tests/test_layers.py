@@ -320,7 +320,14 @@ sys.exit(main(["report", {str(tmp_path)!r}]))
 
 EDGE = {
     f"bench.measure.emulator.{name}"
-    for name in ("capture", "compiled", "on_stand_in", "storages", "subjects")
+    for name in (
+        "capture",
+        "compiled",
+        "mutants",
+        "on_stand_in",
+        "storages",
+        "subjects",
+    )
 }
 
 

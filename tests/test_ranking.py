@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from batchline.bench.report.findings import Findings
 from batchline.bench.report.sections import ladder as shown
 from batchline.bench.report.sections import ops
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
-from batchline.bench.store.records import Record
+from batchline.bench.store.records import (
+    Emulated,
+    EmulatedLaunch,
+    EmulatedVariant,
+    Record,
+)
 from batchline.bench.verdicts import choosing, crossovers, ranking
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
@@ -480,6 +486,44 @@ def _tuned(source):
         1,
         {"backend": "torch", "config": {"BLOCK": 1}, "config_source": source},
     )
+
+
+def _emulated(**of_it):
+    launch = EmulatedLaunch(
+        "tiny_16",
+        2,
+        90,
+        0,
+        kernel="_kernel",
+        instructions=1200,
+        sectors=60,
+        sectors_needed=50,
+        passes=8,
+        requests=8,
+        read_bytes=4096,
+        distinct_bytes=2048,
+    )
+    made = {"right": ("ragged sm_90", "nan sm_90"), "launches": (launch,)}
+    row = EmulatedVariant("bmm/numba_never", "float16", **made | of_it)
+    return replace(
+        _run(compiled=[compiled_row(variant="bmm/numba_never")]),
+        emulated=Emulated((row,)),
+    )
+
+
+def test_a_kernel_that_was_executed_in_emulation_says_so_with_its_counts():
+    last = in_markdown(_rungs(_emulated())).splitlines()[-1]
+    assert "executed in emulation" in last and "not yet run" not in last
+    assert "right on 2 probes; sm_90 float16 B2: 1,200 instructions" in last
+    assert "sectors 1.20x, banks 1.00x, each byte read 2.00x" in last
+
+
+def test_a_kernel_that_is_wrong_in_emulation_says_so():
+    run = _emulated(wrong={"sliced sm_90": "out-of-bounds at a.py:1"})
+    assert "wrong in emulation" in in_markdown(_rungs(run)).splitlines()[-1]
+    assert "right on 2 probes, WRONG on 1" in in_markdown(_rungs(run))
+    told = in_markdown(shown.compiled(run, Findings(run)))
+    assert "sliced sm_90: out-of-bounds at a.py:1" in told
 
 
 def test_a_compiled_kernel_without_a_gpu_is_not_yet_run():

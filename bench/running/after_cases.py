@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from batchline.bench import study, units
 from batchline.bench.cases import Plan, Profile
@@ -37,7 +37,7 @@ from batchline.bench.stats import intervals
 from batchline.bench.statuses import CRASHED, FAILED, HUNG, INVALID, MEASURED, WRONG
 from batchline.bench.store.files import SealBroken
 from batchline.bench.store.journal import RunBuilder
-from batchline.bench.store.records import Record, Run
+from batchline.bench.store.records import EmulatedLaunch, Record, Run
 from batchline.bench.verdicts import crossovers, laws, ranking
 from batchline.kernels import backends
 
@@ -342,8 +342,10 @@ def measure_further(isolation: Isolation, the_plan: Plan, builder: RunBuilder) -
     builder.add(capacity={"room_bytes": room_bytes, "trials": trials})
     isolation.close()
     rows, missing = read_compiled_facts(the_plan, run)
+    emulated, not_emulated = read_emulated(the_plan, run)
     builder.add(
         compiled={"kernels": rows, "incomplete": missing},
+        emulated={"variants": emulated, "incomplete": not_emulated},
         waves=measure_waves(isolation, the_plan, run, rows),
     )
 
@@ -518,15 +520,58 @@ def read_compiled_facts(the_plan: Plan, run: Run) -> tuple[list[dict], str | Non
     if stand_in.is_on():
         return [], f"{stand_in.WORDS}, and its kernels are executed in emulation"
     print("the compiled facts of the GPU variants, then the report", file=sys.stderr)
-    chosen = {record.id for record in run.records}
-    variants = {
-        case.variant.id: case.variant for case in the_plan.cases if case.id in chosen
-    }
-    jobs = static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
+    jobs = _jobs_of(the_plan, run)
     if the_plan.profile.fixed or the_plan.profile.budget_s[the_plan.device]:
         return _read_pinned(jobs, run.machine)
     facts = static_facts.facts(jobs)
     return facts.rows, facts.incomplete
+
+
+def _jobs_of(the_plan: Plan, run: Run) -> list[Job]:
+    """Each GPU variant of the run's cases, in each dtype of the profile."""
+    chosen = {record.id for record in run.records}
+    variants = {
+        case.variant.id: case.variant for case in the_plan.cases if case.id in chosen
+    }
+    return static_facts.jobs(variants.values(), the_plan.profile.dtypes["cuda"])
+
+
+def read_emulated(the_plan: Plan, run: Run) -> tuple[list[dict], str | None]:
+    """What the run's GPU variants did in emulation, as it was pinned from the sources
+    and the emulator that there are now; and why that is not all, if so.
+    """
+    if stand_in.is_on():
+        return [], None
+    # It imports Numba's compiler for GPUs, which takes a second.
+    from batchline.bench.measure.emulated import pinned
+
+    jobs = _jobs_of(the_plan, run)
+    try:
+        known = pinned.load()
+    except SealBroken as refusal:
+        return [], str(refusal)
+    current = [job for job in jobs if pinned.is_current(job, known)]
+    left = len(jobs) - len(current)
+    return [_emulated(job, known[job]) for job in current], (
+        f"{left} of {len(jobs)} variants and dtypes are not as they were when they were "
+        "executed (`make codegen` executes them)"
+        if left
+        else None
+    )
+
+
+def _emulated(job: Job, entry) -> dict:
+    kept = {one.name for one in fields(EmulatedLaunch)}
+    return {
+        "variant": job[0],
+        "dtype": job[1],
+        "right": entry.right,
+        "wrong": entry.wrong,
+        "launches": [
+            {name: value for name, value in row.items() if name in kept}
+            for row in entry.launches
+        ],
+    }
 
 
 def _read_pinned(
@@ -536,10 +581,10 @@ def _read_pinned(
     that is here if there is one.
     """
     try:
-        pinned = pins.load()
+        known = pins.load()
     except SealBroken as refusal:
         return [], str(refusal)
-    current = [job for job in jobs if static_facts.is_current(job, pinned)]
+    current = [job for job in jobs if static_facts.is_current(job, known)]
     rows = static_facts.facts(current).rows
     if "gpu" in machine:
         here = int(machine["gpu"]["compute_capability"].replace(".", ""))

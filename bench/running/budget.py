@@ -106,7 +106,7 @@ class Schedule:
     once its time is up.
 
     `spent_s` tells how long ago the run began. On the stand-in, whose kernels are
-    interpreted, there is no budget.
+    emulated, there is no budget.
     """
 
     def __init__(self, the_plan: Plan, spent_s: Callable[[], float]):

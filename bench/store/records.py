@@ -401,6 +401,54 @@ class Compiled(Row):
 
 
 @dataclass(frozen=True)
+class EmulatedLaunch(Row):
+    """A launch of a variant's example that was executed in emulation, with fewer
+    samples (`batch`), as bench.measure.emulated.counted makes it; one that was not has
+    the `error`, or why it `declined`, and none of the counts.
+    """
+
+    scenario: str
+    batch: int
+    architecture: int
+    launch: int
+    kernel: str | None = None
+    config: str | None = None
+    instructions: int | None = None
+    sectors: int | None = None
+    sectors_needed: int | None = None
+    passes: int | None = None
+    requests: int | None = None
+    read_bytes: int | None = None
+    distinct_bytes: int | None = None
+    products: int | None = None
+    error: str | None = None
+    declined: str | None = None
+
+
+@dataclass(frozen=True)
+class EmulatedVariant(Row):
+    """What came of executing the compiled code of a variant in a dtype without a GPU.
+
+    `right` are the probes on which it was and no fault was found, "ragged sm_90", and
+    `wrong` the others, each with a line. `launches` are those of its example.
+    """
+
+    variant: str
+    dtype: str
+    right: tuple[str, ...] = ()
+    wrong: Mapping[str, str] = field(default_factory=dict)
+    launches: tuple[EmulatedLaunch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Emulated(Row):
+    """The run's GPU variants in emulation, and why some are missing, or None."""
+
+    variants: tuple[EmulatedVariant, ...] = ()
+    incomplete: str | None = None
+
+
+@dataclass(frozen=True)
 class Noise(Row):
     """The gradient noise of the workloads by name, each as
     bench.noise.experiments.survey measures it or with what it `failed` of; `seconds`
@@ -444,6 +492,7 @@ class Run:
     sweep: Mapping | None = None
     capacity: Capacity = Capacity()
     compiled: Compiled = Compiled()
+    emulated: Emulated = Emulated()
     waves: tuple[WavesRow, ...] = ()
     compiled_ahead: tuple[Mapping, ...] = ()
     benchmark_header: Mapping = field(default_factory=dict)

@@ -121,14 +121,17 @@ def addresses(forms: Iterable[Form]) -> dict[Key, int]:
     as one module.
     """
     keys = list(dict.fromkeys(one.key for one in forms))
-    new = [key for key in keys if key not in _compiled]
+    new = [key for key in keys if key not in _compiled()]
     if new:
         writers = [functools.partial(_write, key) for key in new]
-        _compiled.update(zip(new, lanes.compile_functions(writers, _PARAMETERS)))
-    return {key: _compiled[key] for key in keys}
+        _compiled().update(zip(new, lanes.compile_functions(writers, _PARAMETERS)))
+    return {key: _compiled()[key] for key in keys}
 
 
-_compiled: dict[Key, int] = {}
+@functools.cache
+def _compiled() -> dict[Key, int]:
+    """The addresses of what this process has compiled."""
+    return {}
 
 
 def _plan(opcode: str, widths: tuple[Width, ...]) -> _Plan:

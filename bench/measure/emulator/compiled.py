@@ -40,15 +40,10 @@ def numba_kernel(
     """The kernel for these argument types, as it was kept, or compiled now; within
     compiler.no_device(architecture).
     """
-    known = (kernel, signature, architecture)
-    if known not in _of_process:
-        _of_process[known] = _kept_or_compiled(kernel, signature, architecture)
-    return _of_process[known]
+    return _kept_or_compiled(kernel, signature, architecture)
 
 
-_of_process: dict[tuple, CompiledKernel] = {}
-
-
+@functools.cache  # of this process
 def _kept_or_compiled(kernel, signature, architecture) -> CompiledKernel:
     key = _key(kernel, signature, architecture)
     if key is not None and (kept := _load(key)) is not None:

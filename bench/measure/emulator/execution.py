@@ -63,7 +63,10 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
         "uninitialised-shared",
         "shared memory that nothing has written in this block",
     ),
-    Finding.RACE_SHARED: ("shared-race", "two warps, and no barrier between them"),
+    Finding.RACE_SHARED: (
+        "shared-race",
+        "two warps with no barrier between them, or two lanes at once",
+    ),
     Finding.RACE_GLOBAL: ("global-race", "two accesses that nothing orders"),
     Finding.MISSING_WAIT: (
         "missing-wait",
@@ -109,12 +112,14 @@ class Schedule:
         is_early: whether asynchronous work is done as soon as it is issued, or else
             as late as is allowed.
         is_counting: whether sectors and bank conflicts are counted.
+        is_brief: whether no block is executed after one in which a fault was found.
         most_steps: after how many instructions of its warps a block hangs.
     """
 
     seed: int = 0
     is_early: bool = False
     is_counting: bool = True
+    is_brief: bool = False
     most_steps: int = _MOST_STEPS
 
 
@@ -404,6 +409,7 @@ class _Bound:
         record["is_early"] = schedule.is_early
         record["random"] = schedule.seed
         record["quantum"] = _SHORT_TURN if schedule.seed else schedule.most_steps
+        record["is_brief"] = schedule.is_brief
         record["most_steps"] = schedule.most_steps
 
     def _bind_registers(self) -> None:

@@ -473,7 +473,11 @@ _EXP2_SERIES = _exp2_series()
 
 # Compilation.
 
-_engines: list[llvm.ExecutionEngine] = []
+
+@functools.cache
+def _engines() -> list[llvm.ExecutionEngine]:
+    """Those of this process: their code is there as long as they are."""
+    return []
 
 
 @functools.cache
@@ -514,5 +518,5 @@ def compile_functions(
     module = llvm.parse_assembly("\n".join((*target, *sorted(declarations), *texts)))
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    _engines.append(engine)
+    _engines().append(engine)
     return [engine.get_function_address(f"f{number}") for number in range(len(texts))]

@@ -508,7 +508,7 @@ def run_grid(m, first, last):
         if m.random:
             shuffle_turns(m)
         run_block(m, blocks[place])
-        if m.stop:
+        if m.stop or m.is_brief and order.has_fault(m):
             return
 
 

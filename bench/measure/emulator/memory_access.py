@@ -49,6 +49,7 @@ GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
 SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 PAST_THE_END = int(Finding.PAST_THE_END)
+RACE_GLOBAL, RACE_SHARED = int(Finding.RACE_GLOBAL), int(Finding.RACE_SHARED)
 MISALIGNED = int(Finding.MISALIGNED)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 
@@ -300,7 +301,39 @@ def store(machine, pc, warp, registers, row, mask):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
         if target:
             _collect(registers, words, lane, target)
+    if space == GLOBAL or space == SHARED:
+        _check_lanes(m, pc, warp, registers, words, mask, space)
     return DONE
+
+
+@compile_native
+def _check_lanes(m, pc, warp, registers, words, mask, space):
+    """Report lanes of one store that write different bytes to one address: which of
+    them stays is not defined.
+    """
+    addresses = longs_at(m.scratch, LANES)
+    count = int64(words[ELEMENTS]) * int64(words[BYTES])
+    mine, other = m.scratch + LANES * 8, m.scratch + LANES * 8 + 64
+    highest = int64(-(1 << 62))
+    for lane in range(LANES):
+        if not (mask >> uint32(lane)) & uint32(1):
+            continue
+        if addresses[lane] >= highest:
+            highest = addresses[lane] + count
+            continue
+        for before in range(lane):
+            if not (mask >> uint32(before)) & uint32(1):
+                continue
+            if addresses[before] != addresses[lane]:
+                continue
+            _collect(registers, words, lane, mine)
+            _collect(registers, words, before, other)
+            for place in range(count):
+                if read8(mine + place) != read8(other + place):
+                    kind = RACE_GLOBAL if space == GLOBAL else RACE_SHARED
+                    report(m, kind, pc, warp, lane, addresses[lane], pc)
+                    return
+            break
 
 
 @compile_native

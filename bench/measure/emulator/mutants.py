@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from batchline.bench import texts
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator import execution, ptx, subjects
@@ -23,6 +25,8 @@ from batchline.bench.measure.emulator.capture import emulate_call
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Schedule
 from batchline.bench.measure.emulator.layout import SHADOW_READ, SHADOW_WRITTEN
 from batchline.bench.measure.emulator.subjects import Subject
+from batchline.kernels.draw import Draw
+from batchline.kernels.op import Op
 
 SCHEDULES = (LATE, EARLY, SHUFFLED)
 NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
@@ -72,7 +76,13 @@ _FIELDS = {
     "base offset": (49, 3),
     "swizzle": (62, 2),
 }
-_DATA_KINDS = frozenset({"mask", "descriptor", "map field"})
+# A probe of bmm's own that is deeper than any pipeline, and has more tiles than a large
+# GPU has multiprocessors.
+DEEP = "deep_entries"
+_DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
+_ON_TMA = ("bmm/triton_persistent_tma", "bmm/triton_warp_specialized")
+_PROBES = ("aligned_tiles", "ragged", "one_token")
+_DATA_KINDS = frozenset({"mask", "branch", "descriptor", "map field"})
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,9 @@ def _changes(parts, descriptors) -> Iterator[tuple[str, str, str]]:
     """(kind, change, the line as it is then) for each change of a line."""
     opcode, rest = parts["opcode"], parts["rest"]
     guard, indent = parts["guard"] or "", parts["indent"]
+    if guard and opcode in ("bra", "bra.uni"):
+        yield "branch", "always taken", f"{indent}{opcode}{rest};"
+        yield "branch", "never taken", f"{indent}// {opcode}"
     for kind, pattern in _TAKEN_OUT:
         if pattern.match(opcode):
             yield kind, "taken out", f"{indent}// {opcode}"
@@ -232,6 +245,27 @@ def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:
     return sorted(chosen, key=lambda one: one.line)
 
 
+def chosen(
+    ops: Iterable[Op], architectures: Iterable[int] = subjects.ARCHITECTURES
+) -> list[Subject]:
+    """Of each GPU variant one subject for each architecture: its first dtype, on the
+    first of _PROBES that it takes.
+    """
+    found: dict[tuple[str, int], list[Subject]] = {}
+    for one in subjects.subjects(ops, architectures):
+        if one.declined is None:
+            found.setdefault((one.variant, one.architecture), []).append(one)
+    return [_chosen(every) for every in found.values()]
+
+
+def _chosen(every: list[Subject]) -> Subject:
+    first = every[0]
+    if first.variant in _ON_TMA:
+        return replace(first, probe=DEEP)
+    by_probe = {one.probe: one for one in every if one.dtype == first.dtype}
+    return next((by_probe[name] for name in _PROBES if name in by_probe), first)
+
+
 # --- what comes of it ---------------------------------------------------------------
 
 
@@ -255,13 +289,21 @@ def judged(
                 yield Judged(subject, mutant, *runs.judge(text, mutant))
 
 
+def inputs_of(subject: Subject) -> tuple:
+    """The subject's inputs, which may be DEEP's too."""
+    if subject.probe != DEEP:
+        return subjects.inputs_of(subject)
+    draw = Draw(getattr(torch, subject.dtype), "cpu", 1)
+    return tuple(draw.normal(*shape) for shape in _DEEP_SHAPES)
+
+
 class _Runs:
     """A subject's launches as they are, and with mutants in them."""
 
     def __init__(self, subject: Subject):
         self._subject = subject
         self._variant = subjects.variant_of(subject)
-        inputs = subjects.inputs_of(subject)
+        inputs = inputs_of(subject)
         reference = check.expect(self._variant.op, inputs)
         self._expected = check.held_to(self._variant, inputs, reference)
         self.kernels = {}
@@ -287,14 +329,14 @@ class _Runs:
 
     def _outcome(self, schedule: Schedule, execute) -> bytes | None:
         """A digest of the outputs' bits; None if they are wrong, or the inputs are."""
-        inputs = subjects.inputs_of(self._subject)
+        inputs = inputs_of(self._subject)
         call = emulate_call(
             self._variant,
             inputs,
             self._subject.architecture,
             lambda launch, memory: execute(launch, memory, schedule),
         )
-        if not check.same_bits(inputs, subjects.inputs_of(self._subject)):
+        if not check.same_bits(inputs, inputs_of(self._subject)):
             return None
         try:
             check.check_outputs(call.returned, inputs, self._expected, "")
@@ -304,12 +346,15 @@ class _Runs:
 
     def judge(self, text: str, mutant: Mutant) -> tuple[str, str]:
         before = _executed_at(self._base[text], mutant.line)
-        if not before[0]:
+        if not before[0 if mutant.kind == "mask" else 1]:
             return REDUNDANT, NOT_EXECUTED
         is_same = True
         for schedule, bits in zip(SCHEDULES, self._bits):
             schedule = replace(
-                schedule, is_counting=False, most_steps=20 * self._steps + 100_000
+                schedule,
+                is_counting=False,
+                is_brief=True,
+                most_steps=20 * self._steps + 100_000,
             )
             done: list = []
             try:
@@ -321,7 +366,7 @@ class _Runs:
             if got is None:
                 return NOTICED, "wrong result"
             is_same = is_same and got == bits
-            if schedule.seed == 0 and not schedule.is_early and mutant.kind == "mask":
+            if done and mutant.kind == "mask":
                 if _executed_at(done, mutant.line) == before:
                     return REDUNDANT, SAME_LANES
         if not is_same:
@@ -381,14 +426,8 @@ def _digest(returned) -> bytes:
     for tensor in tensors:
         flat = tensor.detach().contiguous().flatten()
         if flat.numel():
-            digest.update(flat.view(dtype=_bytes()).numpy().tobytes())
+            digest.update(flat.view(dtype=torch.uint8).numpy().tobytes())
     return digest.digest()
-
-
-def _bytes():
-    import torch
-
-    return torch.uint8
 
 
 # --- barriers that nothing needs ----------------------------------------------------

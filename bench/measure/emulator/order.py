@@ -98,6 +98,15 @@ def report(m, kind, pc, warp, lane, address, other_pc):
     m.n_findings += 1
 
 
+@compile_native
+def has_fault(m):
+    """Whether anything was found that is not only noted."""
+    for number in range(m.n_findings):
+        if _finding(m.findings + number * _FINDING_BYTES).kind != PAST_THE_END:
+            return True
+    return False
+
+
 # --- clocks -------------------------------------------------------------------------
 
 

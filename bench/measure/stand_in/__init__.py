@@ -25,7 +25,7 @@ SAMPLES = 3  # by each clock but the one that ranks: an interval of the median t
 MOST_FLOPS, MOST_PROBES = (
     2e4,
     2,
-)  # of a problem, and of a variant's check: an interpreter takes a second for each
+)  # of a problem, and of a variant's check: compiling for it takes a second each
 
 
 def is_on() -> bool:

@@ -595,8 +595,8 @@ class Preparing:
 
 def _probes_for(variant: Variant, dtype: str) -> list[str] | None:
     """The names of the probes that a variant is checked on, None for all: on the
-    stand-in the smallest ones that it takes, for an interpreter takes minutes to walk
-    them all, and the tests have it do so.
+    stand-in the smallest ones that it takes, for emulation takes minutes to walk
+    them all, and the tests do so.
     """
     if not stand_in.is_on():
         return None

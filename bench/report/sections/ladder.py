@@ -24,7 +24,7 @@ from batchline.bench.report.document import (
 from batchline.bench.report.findings import Findings
 from batchline.bench.stats.roofline import occupancy
 from batchline.bench.statuses import MEASURED, UNSUPPORTED
-from batchline.bench.store.records import Run
+from batchline.bench.store.records import EmulatedLaunch, Run
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.compiled_changes import why_no_code, widths
 from batchline.bench.verdicts.ranking import Gain, Rung
@@ -33,7 +33,9 @@ from batchline.kernels.architectures import WITHOUT_GPU
 _EXPLAINED = (
     "Each rung changes one idea of the rung that it is set in under. Gains are geometric "
     "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
-    "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example."
+    "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example. "
+    "In emulation the compiled code was executed without a GPU: verdicts on small inputs, counts on the "
+    "example with fewer samples (what they are: reports/methodology/emulation.md)."
 )
 _OWN_BOUND = " (checked against an error bound of its own)"
 _SOURCES = ("tuned", "tuned nearby", "rule")
@@ -63,6 +65,9 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
     example's compiled facts.
     """
     columns = ["rung", "idea", "over the rung below", "over PyTorch's fastest"]
+    added = [("compiled", _compiled)] if compiled else []
+    if compiled and run.emulated.variants:
+        added.append(("in emulation", _emulated))
     rows = []
     for rung in findings.ladders[op]:
         facts = run.variants[rung.variant]
@@ -73,8 +78,9 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
             _gain(rung.over_rung_below),
             _gain(rung.over_opponent) or _why_no_gain(run, rung),
         ]
-        rows.append([*row, _compiled(run, rung.variant)] if compiled else row)
-    return table([*columns, *(["compiled"] if compiled else [])], rows)
+        row += [facts_of(run, rung.variant) for _, facts_of in added]
+        rows.append(row)
+    return table([*columns, *(name for name, _ in added)], rows)
 
 
 def configurations(run: Run, op: str) -> list[Part]:
@@ -120,13 +126,13 @@ def _gives(run: Run, op: str, count: int | None) -> str:
 
 def _why_no_gain(run: Run, rung: Rung) -> str:
     """What became of a variant that has no gain: "wrong", "not ranked", "not timed
-    here", "compiled, not yet run".
+    here", "executed in emulation", "compiled, not yet run".
     """
     if not run.machine.get("gpu") and any(
         row["variant"] == rung.variant and not why_no_code(row)
         for row in run.compiled.kernels
     ):
-        return "compiled, not yet run"
+        return _without_gpu(run, rung.variant)
     statuses = unique(
         (
             "not ranked"
@@ -139,6 +145,49 @@ def _why_no_gain(run: Run, rung: Rung) -> str:
     return ", ".join(
         status for status in statuses if status != UNSUPPORTED or len(statuses) == 1
     )
+
+
+def _without_gpu(run: Run, variant: str) -> str:
+    """How far a GPU variant got where there is no GPU."""
+    done = [one for one in run.emulated.variants if one.variant == variant]
+    if any(one.wrong for one in done):
+        return "wrong in emulation"
+    return "executed in emulation" if done else "compiled, not yet run"
+
+
+def _emulated(run: Run, variant: str) -> str:
+    """What a variant's compiled code did in emulation: the verdicts of all dtypes, and
+    the counts of its example in the first one, for the machine's architecture or sm_90.
+    """
+    done = [one for one in run.emulated.variants if one.variant == variant]
+    if not done:
+        return ""
+    right = sum(len(one.right) for one in done)
+    wrong = sum(len(one.wrong) for one in done)
+    verdict = f"right on {right} probes" + (f", WRONG on {wrong}" if wrong else "")
+    counted = [
+        one
+        for one in done[0].launches
+        if one.architecture == _architecture_of(run) and one.instructions
+    ]
+    if not counted:
+        return verdict
+    first = counted[0]
+    place = f"sm_{first.architecture} {done[0].dtype} B{first.batch}"
+    return f"{verdict}; {place}: " + "; ".join(map(format_counts, counted))
+
+
+def format_counts(launch: EmulatedLaunch) -> str:
+    """ "173,000 instructions, sectors 1.02x, banks 1.00x, each byte read 1.00x"."""
+    shares = (
+        ("sectors", launch.sectors, launch.sectors_needed),
+        ("banks", launch.passes, launch.requests),
+        ("each byte read", launch.read_bytes, launch.distinct_bytes),
+    )
+    told = [
+        f"{name} {units.ratio(part / whole)}" for name, part, whole in shares if whole
+    ]
+    return ", ".join([f"{launch.instructions:,} instructions", *told])
 
 
 def _gain(gain: Gain | None) -> str:
@@ -157,10 +206,7 @@ def _compiled(run: Run, variant: str) -> str:
     """The facts of its example in the first dtype compiled, for the machine's
     architecture or sm_90.
     """
-    gpu = run.machine.get("gpu")
-    architecture = (
-        int(gpu["compute_capability"].replace(".", "")) if gpu else WITHOUT_GPU
-    )
+    architecture = _architecture_of(run)
     rows = [
         row
         for row in run.compiled.kernels
@@ -169,6 +215,12 @@ def _compiled(run: Run, variant: str) -> str:
     return _first_dtype(
         [row for row in rows if row["architecture"] == architecture] or rows
     )
+
+
+def _architecture_of(run: Run) -> int:
+    """Of the machine's GPU; sm_90 where there is none."""
+    gpu = run.machine.get("gpu")
+    return int(gpu["compute_capability"].replace(".", "")) if gpu else WITHOUT_GPU
 
 
 def _first_dtype(rows: Sequence[Mapping]) -> str:
@@ -197,9 +249,7 @@ def compiled(run: Run, findings: Findings) -> Section | None:
 def _compiled_parts(run: Run) -> Iterator[Part]:
     on_examples = examples(run)
     if on_examples:
-        not_run = (
-            "" if run.machine.get("gpu") else ", not yet run: there was no GPU here"
-        )
+        not_run = "" if run.machine.get("gpu") else _not_run(run)
         yield Text(
             f"Compiled for these architectures{not_run}. Registers and stack (where "
             "spills go) are per thread, shared memory per block; a variant that launches "
@@ -214,6 +264,25 @@ def _compiled_parts(run: Run) -> Iterator[Part]:
         )
     if run.compiled.incomplete:
         yield Text(f"GPU variants not compiled to the end: {run.compiled.incomplete}.")
+    wrong = [
+        f"{one.variant} {one.dtype} on {probe}: {why}"
+        for one in run.emulated.variants
+        for probe, why in one.wrong.items()
+    ]
+    if wrong:
+        yield Text(f"Wrong in emulation: {'; '.join(wrong)}.")
+    if run.emulated.incomplete:
+        yield Text(f"Not executed in emulation: {run.emulated.incomplete}.")
+
+
+def _not_run(run: Run) -> str:
+    """How far they got where there is no GPU."""
+    if not run.emulated.variants:
+        return ", not yet run: there was no GPU here"
+    return (
+        f" and executed in emulation ({len(run.emulated.variants)} variants and dtypes), "
+        "not yet run: there was no GPU here"
+    )
 
 
 def examples(run: Run) -> Table | None:
