@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from batchline import kernels
+from batchline.bench.commands import _executed_pins
+from batchline.bench.errors import ExitCode
 from batchline.bench.measure.compiled import pins, static_facts
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.bench.measure.emulated import counted, pinned
@@ -194,3 +196,70 @@ def test_every_job_is_one_of_a_kernel_that_can_be_executed():
 
 def test_the_rows_of_a_launch_are_json(folder):
     assert json.loads(json.dumps(entry().launches)) == list(entry().launches)
+
+
+@pytest.fixture
+def one_job(folder, monkeypatch):
+    """The gate over one job, which nothing is executed for: what it would find is
+    `found`.
+    """
+    found = {JOB: entry(launches=(changed_row(),))}
+    monkeypatch.setattr(pinned, "jobs", lambda variants: [JOB])
+    monkeypatch.setattr(pinned, "execute", lambda pool, jobs, tell: (found, []))
+    monkeypatch.setattr(
+        _executed_pins.catalogue,
+        "read",
+        lambda: SimpleNamespace(variants=[], broken=()),
+    )
+    return found
+
+
+def changed_row(**facts):
+    return (
+        entry().launches[0]
+        | {
+            "kernel": "_sum_kernel",
+            "config": "ROWS=4",
+            "grid": [2, 1, 1],
+            "block": [128, 1, 1],
+            "classes": {"load": 100},
+            "sectors": 64,
+            "sectors_needed": 64,
+            "passes": 0,
+            "requests": 0,
+            "read_bytes": 2048,
+            "distinct_bytes": 2048,
+            "products": 0,
+        }
+        | facts
+    )
+
+
+def test_the_gate_compares_pins_and_passes(one_job, capsys):
+    one_job[JOB] = entry(launches=(changed_row(),), wrong={})
+    compare = _executed_pins.execute_and_compare
+    assert compare(pin=False, everything=False) == ExitCode.NOT_MEASURED
+    assert compare(pin=True, everything=False) == ExitCode.CLEAN
+    assert compare(pin=False, everything=False) == ExitCode.CLEAN
+    assert "nothing moved" in capsys.readouterr().out
+    lines = {"a.py": ["7 abcdef 100 128 64 0 0"]}
+    one_job[JOB] = entry(launches=(changed_row(sectors=128, lines=lines),), wrong={})
+    assert compare(pin=False, everything=False) == ExitCode.FAULT
+    said = " ".join(capsys.readouterr().out.split())
+    assert "worse: sectors 64 → 128 (1.00x → 2.00x of the fewest) at a.py:7" in said
+
+
+def test_the_gate_names_what_is_not_right(one_job, capsys):
+    pinned.save(one_job)
+    compare = _executed_pins.execute_and_compare
+    assert compare(pin=False, everything=False) == ExitCode.FAULT
+    said = capsys.readouterr().out
+    assert f"{' '.join(JOB)} empty sm_90: it is not" in said
+    assert "1 are not right" in said
+
+
+def test_the_gate_pins_nothing_that_is_not_whole(one_job, monkeypatch, capsys):
+    monkeypatch.setattr(pinned, "execute", lambda *_: ({}, ["a b: its process died"]))
+    code = _executed_pins.execute_and_compare(pin=True, everything=False)
+    assert code == ExitCode.NOT_MEASURED and not pinned.path().exists()
+    assert "its process died" in capsys.readouterr().err

@@ -3,11 +3,7 @@
 import pytest
 
 from batchline.bench.verdicts.compiled_changes import BETTER, GONE, NEW, OPEN, WORSE
-from batchline.bench.verdicts.executed_changes import (
-    line_changes,
-    moves,
-    verdict_changes,
-)
+from batchline.bench.verdicts.executed_changes import line_changes, moves
 
 ROW = {
     "variant": "bmm/triton_tiled",
@@ -122,8 +118,3 @@ def test_lines_that_were_changed_stand_for_those_that_they_replaced():
     now = {"a.py": ["1 aaa 10", "3 ddd 25", "5 ccc 30", "6 eee 1"]}
     grown = line_changes(was, now, lambda counts: counts[0])
     assert grown == {"a.py:1": 0, "a.py:3": 5, "a.py:5": 0, "a.py:6": 1}
-
-
-def test_verdicts_that_are_new_are_told():
-    assert verdict_changes({"a": "x"}, {"a": "x", "b": "y"}) == {"b": "y"}
-    assert verdict_changes({"a": "x"}, {"a": "z"}) == {"a": "z"}

@@ -7,11 +7,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from batchline.bench import catalogue, console
 from batchline.bench.errors import ExitCode
 from batchline.bench.store.files import SealBroken
+
+if TYPE_CHECKING:
+    from batchline.bench.verdicts.compiled_changes import Move
+
+_SHOWN = 12  # subjects that are not right
 
 
 def execute_and_compare(pin: bool, everything: bool) -> int:
@@ -31,14 +37,22 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
         known = {}
     if not known and not pin:
         return _not_compared(pinned.why_none())
-    wanted = pinned.jobs(catalogue.read().variants)
+    found = catalogue.read()
+    broken = {one.id: one.broken for one in found.variants if one.broken}
+    wanted = pinned.jobs(found.variants)
     changed = [job for job in wanted if everything or not pinned.is_current(job, known)]
     with Pool(os.cpu_count() or 1) as pool:
         fresh, problems = pinned.execute(pool, changed, _progress())
-    before = {
-        job: entry for job, entry in known.items() if job in fresh or job not in wanted
-    }
-    moved, changed_verdicts = _compare(before, fresh)
+    problems += [f"{name}: {': '.join(why)}" for name, why in broken.items()]
+    problems += map(str, found.broken)
+    moved = _moves(
+        {
+            job: entry
+            for job, entry in known.items()
+            if job in fresh or job not in wanted and job[0] not in broken
+        },
+        fresh,
+    )
     entries = {job: known[job] for job in wanted if job in known} | fresh
     wrong = {
         f"{job[0]} {job[1]} {name}": line
@@ -46,20 +60,19 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
         for name, line in entry.wrong.items()
     }
     closing = _closing(entries, fresh, wrong, time.monotonic() - began_s)
-    if problems:
-        print("\n\n".join([*_told(moved, changed_verdicts), closing]))
-        return _not_compared(f"not executed to the end: {'; '.join(problems)}")
-    if pin:
-        print("\n\n".join([*(_told(moved, {}) if known else []), closing]))
+    if pin and not problems:
+        print("\n\n".join([*_told(moved if known else (), wrong), closing]))
         file = pinned.save(entries)
         print(f"pinned in {file.relative_to(file.parents[2])}")
         return ExitCode.FAULT if wrong else ExitCode.CLEAN
-    print("\n\n".join([*_told(moved, changed_verdicts), closing]))
-    _annotate(moved, changed_verdicts)
-    return ExitCode.FAULT if moved or changed_verdicts or wrong else ExitCode.CLEAN
+    print("\n\n".join([*_told(moved, wrong), closing]))
+    _annotate(moved, wrong)
+    if problems:
+        return _not_compared(f"not executed to the end: {'; '.join(problems)}")
+    return ExitCode.FAULT if moved or wrong else ExitCode.CLEAN
 
 
-def _progress():
+def _progress() -> Callable[[int, int], None]:
     """What tells on a terminal how much is done."""
 
     def tell(done: int, count: int) -> None:
@@ -71,31 +84,30 @@ def _progress():
     return tell
 
 
-def _compare(before: Mapping, after: Mapping) -> tuple[Sequence, dict[str, str]]:
-    """The launches that moved, and what is not right any more, by its subject."""
-    from batchline.bench.verdicts import executed_changes as verdicts
+def _moves(before: Mapping, after: Mapping) -> Sequence[Move]:
+    """The launches that moved."""
+    from batchline.bench.verdicts import executed_changes
 
-    rows = [
-        [row for entry in entries.values() for row in entry.launches]
-        for entries in (before, after)
-    ]
-    changed = {
-        f"{job[0]} {job[1]} {name}": line
-        for job, entry in after.items()
-        for name, line in verdicts.verdict_changes(
-            before[job].wrong if job in before else {}, entry.wrong
-        ).items()
-    }
-    return verdicts.moves(*rows), changed
+    return executed_changes.moves(
+        *(
+            [row for entry in entries.values() for row in entry.launches]
+            for entries in (before, after)
+        )
+    )
 
 
-def _told(moved: Sequence, changed_verdicts: Mapping[str, str]) -> list[str]:
-    """What moved, for a terminal."""
+def _told(moved: Sequence[Move], wrong: Mapping[str, str]) -> list[str]:
+    """What is not right and what moved, for a terminal."""
     from batchline.bench.report import of_commands as report
     from batchline.bench.report.render.terminal import wrapped
 
-    lines = [f"{name}: {line}" for name, line in changed_verdicts.items()]
-    parts = ["\n".join(wrapped(line) for line in lines)] if lines else []
+    lines = [f"{name}: {line}" for name, line in wrong.items()]
+    shown = [wrapped(line) for line in lines[:_SHOWN]]
+    if len(lines) > _SHOWN:
+        shown.append(
+            f"and {len(lines) - _SHOWN} more that are not right: `batchline emulate` names them"
+        )
+    parts = ["\n".join(shown)] if shown else []
     if moved:
         parts += [
             f"In emulation: {report.moves_on_terminal(moved)}",
@@ -113,7 +125,7 @@ def _closing(entries: Mapping, fresh: Mapping, wrong: Mapping, seconds: float) -
     )
 
 
-def _annotate(moved: Sequence, changed_verdicts: Mapping[str, str]) -> None:
+def _annotate(moved: Sequence[Move], wrong: Mapping[str, str]) -> None:
     from batchline.bench.report import of_commands as report
     from batchline.bench.report.render import github
 
@@ -121,7 +133,7 @@ def _annotate(moved: Sequence, changed_verdicts: Mapping[str, str]) -> None:
         github.step_summary(
             f"## Executed in emulation\n\n{report.moves_on_github(moved)}"
         )
-    lines = [(name, line) for name, line in changed_verdicts.items()]
+    lines = list(wrong.items())[:_SHOWN]
     github.announce("error", [*report.move_annotations(moved), *lines])
 
 

@@ -47,15 +47,6 @@ def moves(before: Sequence[Mapping], after: Sequence[Mapping]) -> tuple[Move, ..
     return tuple(sorted(moved, key=lambda move: _VERDICTS.index(move.verdict)))
 
 
-def verdict_changes(
-    before: Mapping[str, str], after: Mapping[str, str]
-) -> dict[str, str]:
-    """The line of each subject that is not right now and was, or was so otherwise; both
-    by the subject's name, without those that are right.
-    """
-    return {name: line for name, line in after.items() if before.get(name) != line}
-
-
 def _key(row: Mapping) -> tuple:
     return *(row[name] for name in _PLACE), row["launch"]
 
