@@ -9,8 +9,9 @@ from batchline import kernels
 from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.emulator import subjects
 from batchline.bench.measure.emulator.capture import emulate_call
-from batchline.bench.measure.emulator.execution import LATE, execute
+from batchline.bench.measure.emulator.execution import EARLY, LATE, execute
 from batchline.bench.measure.emulator.subjects import Subject
+from batchline.kernels.op import FP8
 
 pytestmark = pytest.mark.skipif(
     bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
@@ -68,3 +69,9 @@ def test_a_small_batch_is_added_by_the_warp_that_read_it(dtype, rows):
         "grad_reduce/triton_whole_words", torch.randn(rows, 4096).to(dtype)
     )
     assert not counts.passes
+
+
+@pytest.mark.parametrize("schedule", [LATE, EARLY])
+def test_sums_of_fp8_products_are_waited_for_before_they_are_added(schedule):
+    subject = ("bmm/triton_persistent_tma", FP8, "aligned_tiles_nt", 90)
+    require_right(*subject, schedule=schedule)

@@ -1,2 +1,3 @@
-"""What Triton variants of several ops share: the tiled product, which of its tiles are worth a launch, and sums over the
-rows of a tile."""
+"""What Triton variants of several ops share: the tiled product, which of its tiles are worth a launch, and sums over a
+tile's rows.
+"""
