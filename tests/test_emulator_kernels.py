@@ -75,3 +75,14 @@ def test_a_small_batch_is_added_by_the_warp_that_read_it(dtype, rows):
 def test_sums_of_fp8_products_are_waited_for_before_they_are_added(schedule):
     subject = ("bmm/triton_persistent_tma", FP8, "aligned_tiles_nt", 90)
     require_right(*subject, schedule=schedule)
+
+
+def test_a_table_kept_from_an_earlier_call_is_known_by_its_address():
+    subject = ("grad_reduce_multi/numba_cuda_one_launch", "float32", "one_tensor", 90)
+    inputs = subjects.inputs_of(Subject(*subject))
+    variant = subjects.variant_of(Subject(*subject))
+    for _ in range(2):
+        call = emulate_call(
+            variant, inputs, 90, lambda launch, memory: execute(launch, memory, LATE)
+        )
+        assert [one.findings for _, one in call.launches] == [()]
