@@ -1,1 +1,3 @@
-"""What Triton variants of several ops share: the tiled product, and which of its tiles are worth a launch."""
+"""What Triton variants of several ops share: the tiled product, which of its tiles are worth a launch, and sums over a
+tile's rows.
+"""

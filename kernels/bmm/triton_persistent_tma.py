@@ -35,6 +35,7 @@ from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 LEAST_STAGES = 2  # in shared memory: one is loaded while another is used
+MOST_SUMS = 128  # of a thread, whose 255 registers hold little more beside
 
 
 @triton.jit
@@ -83,14 +84,12 @@ def _kernel(
                 )
             else:
                 b = b_desc.load([entry * b_step, k, first_n]).reshape(BLOCK_K, BLOCK_N)
-            # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128
-            # products is added apart.
-            accumulator = tl.dot(
-                a,
-                b,
-                accumulator,
-                max_num_imprecise_acc=BLOCK_K if a.dtype.is_fp8() else 0,
-            )
+            if a.dtype.is_fp8():
+                # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128
+                # products is added apart.
+                accumulator += tl.dot(a, b)
+            else:
+                accumulator = tl.dot(a, b, accumulator)
         c_desc.store(
             [entry, first_m, first_n],
             accumulator.to(c_desc.dtype).reshape(1, BLOCK_M, BLOCK_N),
@@ -109,15 +108,18 @@ def _stages(block_m, block_n, programs_per_sm, target):
     return room // ((block_m + block_n) * ROW_BYTES)
 
 
+def _sums(a, block_m, block_n, num_warps):
+    """Sums that a thread keeps: in fp8 those of all steps and those of one."""
+    return block_m * block_n // (32 * num_warps) * (2 if a.dtype.itemsize == 1 else 1)
+
+
 def _config(a, shape, programs_per_sm, target):
     """A tile (rows, columns, warps) with as many programs as an SM has registers, and
     shared memory for two stages.
     """
     block_m, block_n, num_warps = shape
     threads = 32 * num_warps
-    registers = (
-        block_m * block_n // threads + 90
-    )  # of a thread: its sums, and up to 90 for the rest of the kernel
+    registers = _sums(a, *shape) + 90  # of a thread: up to 90 for all but its sums
     registers = min(registers, target.registers_per_thread)
     programs_per_sm = min(
         programs_per_sm, 4, target.registers_per_sm // (threads * registers)
@@ -167,7 +169,7 @@ def _rule(a, b, target):
         block_m = 64
     programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
     config = _config(a, (block_m, block_n, 4), programs_per_sm, target)
-    alone = block_m * block_n > 128 * 128 or config["programs_per_sm"] == 1
+    alone = _sums(a, block_m, block_n, 4) > MOST_SUMS or config["programs_per_sm"] == 1
     return (
         _config(a, (block_m, block_n, 8), programs_per_sm, target)
         if block_m == 128 and alone
@@ -195,6 +197,7 @@ def _candidates(a, b, target):
         if shape[0] < max(65, 2 * m)
         and min(n, 256) <= 4 * shape[1] < max(65, 8 * n)
         and max(shape[0] * shape[1] // 128, shape[1]) <= _widest(a, target)
+        and _sums(a, *shape) <= MOST_SUMS
     ]
     configs = [
         _rule(a, b, target),

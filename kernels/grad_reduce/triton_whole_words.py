@@ -8,7 +8,8 @@ first, so the sums of those move into line together, once, by a gather after the
 tile, and blocks of columns overlap by a word. Of up to 16 samples such rows are still
 read one element at a time.
 
-A tile is 32 rows of the 512 bytes that a warp reads at once: at 128 registers an SM has
+A tile is up to 32 rows of the 512 bytes that a warp reads at once, eight of them for
+each warp, so up to eight samples are added with no barrier: at 128 registers an SM has
 64 KB under way. A small P has narrower and higher ones: 1,536 halves of 64 samples are
 24 programs and one launch, in `triton_two_stage` 32 and two. Only programs of over five
 tiles are worth a second launch. Bound next by memory, and by the launch where g is
@@ -21,12 +22,14 @@ import math
 
 import torch
 
+from batchline.kernels._triton.column_sums import column_sums, levels_of
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce import grad_reduce
 from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 WORD_BYTES, WARP_BYTES, LEAST_TILE_BYTES, TILE_BYTES = 16, 512, 2 * 1024, 16 * 1024
+PER_WARP_BYTES = 4 * 1024  # eight words of a thread
 PROGRAMS_PER_SM, LEAST_TILES, LEAST_ROWS = 4, 5, 32
 
 
@@ -81,6 +84,8 @@ def _sum_kernel(
     WORD: tl.constexpr,
     ALIGN: tl.constexpr,
     PHASES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    PHASE_LEVELS: tl.constexpr,
 ):
     WIDTH: tl.constexpr = COLUMNS - WORD if PHASES > 1 else COLUMNS
     blocks = tl.cdiv(P, WIDTH)
@@ -115,12 +120,17 @@ def _sum_kernel(
         ).to(tl.float32)
         g_ptrs += step
 
-    total = tl.sum(accumulator, axis=0)
+    total = column_sums(
+        tl.reshape(accumulator, (ROWS // PHASES, PHASES * COLUMNS)), LEVELS
+    )
     if PHASES > 1:
         total = tl.gather(
-            total, tl.minimum(columns[None, :] + early[:, None], COLUMNS - 1), axis=1
+            tl.reshape(total, (PHASES, COLUMNS)),
+            tl.minimum(columns[None, :] + early[:, None], COLUMNS - 1),
+            axis=1,
         )
-    total = tl.sum(total, axis=0) * scale
+        total = column_sums(total, PHASE_LEVELS)
+    total *= scale
     tl.store(
         out_ptr + (split * P + left) + columns,
         total.to(out_ptr.dtype.element_ty),
@@ -167,10 +177,11 @@ def _rule(g, target):
         and g.shape[1] * size < PROGRAMS_PER_SM * multiprocessors(g.device) * row_bytes
     ):
         row_bytes //= 2
+    rows = min(batch, TILE_BYTES // row_bytes)
     return {
-        "ROWS": min(batch, TILE_BYTES // row_bytes),
+        "ROWS": rows,
         "COLUMNS": row_bytes // size,
-        "num_warps": 4,
+        "num_warps": max(1, rows * row_bytes // PER_WARP_BYTES),
     }
 
 
@@ -219,9 +230,22 @@ def sum_rows(
 
 def _launch(g, out, rows_per_split, scale, tile):
     places, hints = words(g, tile["ROWS"], tile["COLUMNS"])
+    levels = levels_of(
+        tile["ROWS"], tile["COLUMNS"], tile["num_warps"], g.element_size()
+    )
+    phase_levels = min(levels, hints["PHASES"].bit_length() - 1)
     width = tile["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
     _sum_kernel[(len(out) * triton.cdiv(g.shape[1], width),)](
-        g, out, *g.shape, *places, rows_per_split, scale, **hints, **tile
+        g,
+        out,
+        *g.shape,
+        *places,
+        rows_per_split,
+        scale,
+        **hints,
+        LEVELS=levels - phase_levels,
+        PHASE_LEVELS=phase_levels,
+        **tile,
     )
 
 

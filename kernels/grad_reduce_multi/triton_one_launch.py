@@ -14,6 +14,7 @@ splits a large batch over programs too. No atomics: the same bits on every call.
 by memory, in small batches by the launch.
 """
 
+from batchline.kernels._triton.column_sums import column_sums, levels_of
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
@@ -25,7 +26,15 @@ PER_WARP = 1024  # elements of a tile
 
 @triton.jit
 def _sum(
-    g_ptr, stride_b, stride_p, P, columns, B, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    g_ptr,
+    stride_b,
+    stride_p,
+    P,
+    columns,
+    B,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     offs_row = tl.arange(0, ROWS).to(tl.int64)
     in_columns = columns[None, :] < P
@@ -38,7 +47,7 @@ def _sum(
             other=0.0,
         )
         accumulator += g.to(tl.float32)
-    return tl.sum(accumulator, axis=0)
+    return column_sums(accumulator, LEVELS)
 
 
 @triton.jit
@@ -51,6 +60,7 @@ def _means_kernel(
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
@@ -84,10 +94,19 @@ def _means_kernel(
             B,
             ROWS,
             COLUMNS,
+            LEVELS,
         )
     else:
         total = _sum(
-            address.to(pointer), stride_b, stride_p, P, columns, B, ROWS, COLUMNS
+            address.to(pointer),
+            stride_b,
+            stride_p,
+            P,
+            columns,
+            B,
+            ROWS,
+            COLUMNS,
+            LEVELS,
         )
     # The buffer has room up to the next multiple of 16 bytes, so that no store is
     # narrow.
@@ -140,6 +159,7 @@ def triton_one_launch(*gs):
             VECTOR=16 // buffer.element_size(),
             ROWS=rows,
             COLUMNS=table.columns,
+            LEVELS=levels_of(rows, table.columns, warps, buffer.element_size()),
             num_warps=warps,
         )
     return means

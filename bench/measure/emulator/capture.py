@@ -34,7 +34,7 @@ from batchline.bench.measure.emulator.launch import (
     require_launchable,
 )
 from batchline.bench.measure.emulator.memory import GlobalMemory
-from batchline.bench.measure.emulator.storages import POISON, Storages
+from batchline.bench.measure.emulator.storages import POISON, Addresses, Storages
 from batchline.kernels.op import Tensors, Variant
 from batchline.kernels.target import compiling_for
 
@@ -82,7 +82,12 @@ def emulate_call(
     for number, tensor in enumerate(inputs := tuple(inputs)):
         storages.add_input(tensor, f"input {number}")
     launches = _Launches(storages, architecture, execute)
-    with compiling_for(architecture), capture(launches), storages:
+    with (
+        compiling_for(architecture),
+        capture(launches),
+        storages,
+        Addresses(storages),
+    ):
         returned = variant(*inputs)
     return Call(returned, tuple(launches.done), launches.compile_s)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchline.bench.measure.emulator.memory import INITIALISED, GlobalMemory
@@ -108,6 +109,21 @@ class Storages(TorchDispatchMode):
             (*(stride * size for stride in tensor.stride()), 1),
         )
         written |= INITIALISED
+
+
+class Addresses(TorchFunctionMode):
+    """Notes the storage of every tensor whose address is asked for: a launch may take
+    no more of it than that, and the launcher may have it from an earlier call.
+    """
+
+    def __init__(self, storages: Storages):
+        super().__init__()
+        self._storages = storages
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.data_ptr:
+            self._storages.add_argument(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _tensors(tree) -> Iterator[torch.Tensor]:
