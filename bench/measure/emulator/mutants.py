@@ -379,7 +379,7 @@ class _Runs:
         return self._judge_in_more_orders(text, mutant)
 
     def _limited(self, schedule: Schedule) -> Schedule:
-        most_steps = 20 * self._steps + 100_000
+        most_steps = 4 * self._steps + 100_000
         return replace(
             schedule, is_counting=False, is_brief=True, most_steps=most_steps
         )
