@@ -31,6 +31,8 @@ from batchline.kernels.draw import Draw
 from batchline.kernels.op import Op
 
 SCHEDULES = (LATE, EARLY, SHUFFLED)
+# Other orders of warps, in which what seems redundant must give the same bits too.
+_MORE_ORDERS = tuple(Schedule(seed, is_early=seed % 2 == 1) for seed in range(2, 7))
 NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
 # Why a mutant has changed nothing.
 NOT_EXECUTED = "never executed"
@@ -317,6 +319,8 @@ class _Runs:
             self._bits.append(self._outcome(schedule, self._note))
         if None in self._bits:
             raise ValueError(f"{subject} is not right without any mutant")
+        if len(set(self._bits)) > 1:
+            raise ValueError(f"{subject} has other bits in another order")
 
     def _note(self, launch, memory, schedule):
         done = execution.execute(launch, memory, schedule)
@@ -352,12 +356,7 @@ class _Runs:
             return REDUNDANT, NOT_EXECUTED
         is_same = True
         for schedule, bits in zip(SCHEDULES, self._bits):
-            schedule = replace(
-                schedule,
-                is_counting=False,
-                is_brief=True,
-                most_steps=20 * self._steps + 100_000,
-            )
+            schedule = self._limited(schedule)
             done: list = []
             try:
                 got = self._outcome(schedule, _with(text, mutant.ptx, done))
@@ -377,6 +376,26 @@ class _Runs:
             return REDUNDANT, SAME_BITS
         if mutant.kind == "barrier" and self._is_idle(text, mutant.line):
             return REDUNDANT, NOTHING_BETWEEN
+        return self._judge_in_more_orders(text, mutant)
+
+    def _limited(self, schedule: Schedule) -> Schedule:
+        most_steps = 4 * self._steps + 100_000
+        return replace(
+            schedule, is_counting=False, is_brief=True, most_steps=most_steps
+        )
+
+    def _judge_in_more_orders(self, text: str, mutant: Mutant) -> tuple[str, str]:
+        """Whether what no clock holds to be needed shows in the bits of any order."""
+        for schedule in _MORE_ORDERS:
+            try:
+                execute = _with(text, mutant.ptx, [])
+                got = self._outcome(self._limited(schedule), execute)
+            except _Noticed as found:
+                return NOTICED, f"{found}, in another order"
+            except Exception as error:
+                return NOTICED, texts.error_line(error)
+            if got != self._bits[0]:
+                return MISSED, "other bits in another order"
         return REDUNDANT, SAME_ORDER
 
     def _is_idle(self, text: str, line: int) -> bool:
