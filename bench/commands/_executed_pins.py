@@ -61,7 +61,8 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     }
     closing = _closing(entries, fresh, wrong, time.monotonic() - began_s)
     if pin and not problems:
-        print("\n\n".join([*_told(moved if known else (), wrong), closing]))
+        told = _told(moved if known else (), wrong) if known or wrong else []
+        print("\n\n".join([*told, closing]))
         file = pinned.save(entries)
         print(f"pinned in {file.relative_to(file.parents[2])}")
         return ExitCode.FAULT if wrong else ExitCode.CLEAN
