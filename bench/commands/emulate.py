@@ -395,7 +395,7 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
     )
     print(
         "\nA second of one process, in the machine alone: parsing, compiling and checking "
-        f"results are left out. {_LEAST_PROCESSES} processes did that much each, at once."
+        "results are left out."
     )
     return ExitCode.CLEAN
 
