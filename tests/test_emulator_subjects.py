@@ -187,7 +187,10 @@ def test_what_the_executor_raises_is_a_line_with_the_launches_before_it():
     assert verdict.findings == ("out of bounds",)
 
 
-def test_a_right_result_with_a_finding_is_not_right():
-    launched = subjects.Launched("k", "", (1, 1, 1), (1, 1, 1), ("race",), None)
+def test_a_right_result_with_a_fault_is_not_right():
     assert Verdict(REDUCED, None, (), 1.0, 0.5).is_right
-    assert not Verdict(REDUCED, None, (launched,), 1.0, 0.5).is_right
+    for is_fault in (True, False):
+        found = SimpleNamespace(is_fault=is_fault)
+        launched = subjects.Launched("k", "", (1, 1, 1), (1, 1, 1), (found,), None)
+        verdict = Verdict(REDUCED, None, (launched,), 1.0, 0.5)
+        assert verdict.is_right is not is_fault and verdict.findings == (found,)

@@ -155,6 +155,17 @@ FAULTS = {
         f"mbarrier::complete_tx::bytes [%s], [%a0+<2048||1792>], 256, [%s+8192];"
         f"{wait()}",
     ),
+    "a stored box is loaded before it is complete": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"
+        f"{STORE} cp.async.bulk.commit_group; <||cp.async.bulk.wait_group 0;>"
+        "@%p0 ld.global.u32 %r1, [%a0]; cp.async.bulk.wait_group 0;",
+    ),
+    "a box of what ordinary stores have written": (
+        "missing-proxy-fence",
+        f"{MAKE} st.global.u32 [%g0], %t; <||fence.proxy.async;> bar.sync 0;"
+        f"{expect(512)} {load()} {wait()}",
+    ),
     "two blocks store one box": (
         "global-race",
         f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"

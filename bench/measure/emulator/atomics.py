@@ -253,8 +253,8 @@ def _acquire(m, warp, seen, handed_on, words):
 def _release(m, warp):
     """Note what the warp hands on: its block's events that it knows."""
     known = words_at(order.clocks_of(m, warp), m.agents)
-    released = words_at(m.released + m.block * m.n_warps * 4, m.n_warps)
-    for other in range(m.n_warps):
+    released = words_at(m.released + m.block * m.agents * 4, m.agents)
+    for other in range(m.agents):
         if known[other] > released[other]:
             released[other] = known[other]
     order.tick(m, warp)

@@ -381,7 +381,7 @@ class _Bound:
             self._set("seen", np.zeros((launch.blocks, words), np.uint64))
             self._set("sync_places", np.zeros(SYNCS, np.int64))
             self._set("sync_sets", np.zeros((SYNCS, words), np.uint64))
-            self._set("released", np.zeros((launch.blocks, self._warps), np.int32))
+            self._set("released", np.zeros((launch.blocks, 4 * self._warps), np.int32))
 
     def _bind_counts(self) -> None:
         rows = len(self._code.forms)

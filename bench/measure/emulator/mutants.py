@@ -11,6 +11,7 @@ which is shown (see `Judged`), or is a hole in the emulator.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from batchline import places
 from batchline.bench import texts
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator import execution, ptx, subjects
@@ -546,3 +548,54 @@ def shares(all_: Iterable[Judged]) -> list[Share]:
         Share(kind, *(counted[kind, status] for status in (NOTICED, REDUNDANT, MISSED)))
         for kind in sorted({kind for kind, _ in counted})
     ]
+
+
+HEADER = ("kind", "noticed", "redundant", "missed", "share noticed")
+
+
+def table(found: Iterable[Share]) -> list[tuple]:
+    """A row under HEADER for each kind."""
+    return [
+        (
+            one.kind,
+            one.noticed,
+            one.redundant,
+            one.missed,
+            "" if one.share is None else f"{one.share:.1%}",
+        )
+        for one in found
+    ]
+
+
+PINNED = places.BASELINES / "mutants.json"
+
+
+def pin(all_: Iterable[Judged], most: int | None) -> None:
+    """Keep the shares, why mutants were redundant, and what was missed, in PINNED.
+
+    `most` is how many of a kind and change of each kernel were executed.
+    """
+    all_ = list(all_)
+    reasons = Counter(
+        (one.mutant.kind, one.by) for one in all_ if one.status == REDUNDANT
+    )
+    kept = {
+        "most of a kind and change in a kernel": most,
+        "subjects": sorted({str(one.subject) for one in all_}),
+        "kinds": {
+            one.kind: [one.noticed, one.redundant, one.missed] for one in shares(all_)
+        },
+        "redundant": {
+            f"{kind}: {why}": count for (kind, why), count in sorted(reasons.items())
+        },
+        "missed": sorted(
+            f"{one.subject}: {one.mutant}" for one in all_ if one.status == MISSED
+        ),
+    }
+    PINNED.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def pinned_shares() -> list[Share]:
+    """Those that PINNED has."""
+    kinds = json.loads(PINNED.read_text())["kinds"]
+    return [Share(kind, *counts) for kind, counts in sorted(kinds.items())]

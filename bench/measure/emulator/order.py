@@ -405,6 +405,13 @@ def read_global(m, pc, warp, lane, row, address, count):
 @compile_native
 def write_global(m, pc, warp, lane, row, address, count):
     """Check a write inside the allocation at `row`, and note it."""
+    clock = words_at(clocks_of(m, warp), m.agents)[warp]
+    write_global_by(m, pc, warp, lane, warp, clock, row, address, count)
+
+
+@compile_native
+def write_global_by(m, pc, warp, lane, agent, clock, row, address, count):
+    """As write_global, of an agent that the warp has issued the write to."""
     shadow = int64(read64(row + 16)) + address - int64(read64(row))
     if count & 3 == 0:
         for place in range(shadow, shadow + count, 4):
@@ -415,7 +422,8 @@ def write_global(m, pc, warp, lane, row, address, count):
     flags = int64(read64(row + 40))
     if not flags & ALLOCATION_WRITTEN:
         write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
-    _write_in_order(m, pc, warp, lane, row, address, count, False)
+    epoch = _epoch(agent, clock, pc)
+    _write_in_order(m, pc, warp, lane, epoch, row, address, count, False)
 
 
 @compile_native
@@ -437,7 +445,8 @@ def update_global(m, pc, warp, lane, row, address, count):
         report(m, UNINITIALISED_GLOBAL, pc, warp, lane, address, -1)
     if not flags & ALLOCATION_WRITTEN:
         write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
-    _write_in_order(m, pc, warp, lane, row, address, count, True)
+    epoch = _epoch(warp, words_at(clocks_of(m, warp), m.agents)[warp], pc)
+    _write_in_order(m, pc, warp, lane, epoch, row, address, count, True)
 
 
 # A granule of global memory has two words for its last writer: the block (1 + its
@@ -486,14 +495,13 @@ def _note_reader(m, warp, reader, epoch):
 
 
 @compile_native
-def _write_in_order(m, pc, warp, lane, row, address, count, is_atomic):
+def _write_in_order(m, pc, warp, lane, epoch, row, address, count, is_atomic):
     if not read64(row + 24):
         return
     shift = int64(read64(row + 48))
     first = (address - int64(read64(row))) >> shift
     last = (address + count - 1 - int64(read64(row))) >> shift
     block = m.first_block + m.block + 1
-    epoch = _epoch(warp, words_at(clocks_of(m, warp), m.agents)[warp], pc)
     for granule in range(first, last + 1):
         writer = int64(read64(row + 24)) + granule * 32
         _check_order(m, pc, warp, lane, address, writer)
@@ -515,7 +523,31 @@ def _check_order(m, pc, warp, lane, address, writer):
     """Check an access against the writer whose block and epoch are at `writer`."""
     by, before = int64(read64(writer)), int64(read64(writer + 8))
     if _is_race(m, warp, by, before):
-        report(m, RACE_GLOBAL, pc, warp, lane, address, pc_of(before))
+        agent = (before >> _CLOCK_BITS) & _AGENT_MASK
+        is_mine = by == m.first_block + m.block + 1
+        kind = MISSING_WAIT if is_mine and agent >= m.n_warps else RACE_GLOBAL
+        report(m, kind, pc, warp, lane, address, pc_of(before))
+
+
+@compile_native
+def check_visible(m, pc, warp, lane, row, address, count):
+    """Report what the block has written to global memory by ordinary stores and has
+    not made visible to the asynchronous proxy, which is to read it.
+    """
+    if not read64(row + 24):
+        return
+    shift = int64(read64(row + 48))
+    first = (address - int64(read64(row))) >> shift
+    last = (address + count - 1 - int64(read64(row))) >> shift
+    visible = words_at(fenced_of(m, warp), m.agents)
+    for granule in range(first, last + 1):
+        writer = int64(read64(row + 24)) + granule * 32
+        before = int64(read64(writer + 8))
+        agent = (before >> _CLOCK_BITS) & _AGENT_MASK
+        if int64(read64(writer)) != m.first_block + m.block + 1:
+            continue
+        if agent < 2 * m.n_warps and visible[agent] < before & _CLOCK_MASK:
+            report(m, MISSING_PROXY_FENCE, pc, warp, lane, address, pc_of(before))
 
 
 @compile_native
@@ -550,7 +582,7 @@ def _has_seen(m, warp, block, agent, clock):
     word = read64(m.seen + (m.block * words + (block >> 6)) * 8)
     if not (word >> numba.uint64(block & 63)) & numba.uint64(1):
         return False
-    if words_at(m.released + block * m.n_warps * 4, m.n_warps)[agent] < clock:
+    if words_at(m.released + block * m.agents * 4, m.agents)[agent] < clock:
         return False
     known = words_at(clocks_of(m, warp), m.agents)
     for other in range(m.n_warps):

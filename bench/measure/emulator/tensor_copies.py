@@ -27,11 +27,13 @@ from batchline.bench.measure.emulator.layout import (
 )
 from batchline.bench.measure.emulator.memory_access import get, why_outside
 from batchline.bench.measure.emulator.order import (
+    check_visible,
     find_allocation,
     read_global,
     read_shared,
     report,
     write_global,
+    write_global_by,
     write_shared,
 )
 from batchline.bench.measure.emulator.raw import (
@@ -232,8 +234,11 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
                 is_right = False
             elif is_load:
                 read_global(m, pc, warp, lane, row, address, count)
+                check_visible(m, pc, warp, lane, row, address, count)
             else:
-                write_global(m, pc, warp, lane, row, address, count)
+                write_global_by(
+                    m, pc, warp, lane, agent, new.clock, row, address, count
+                )
         if is_load:
             write_shared(m, pc, warp, lane, agent, new.clock, shared, count, 0)
         else:
@@ -347,9 +352,12 @@ def _start_run(m, pc, warp, lane, registers, row):
     for place in range(0, size, 16):
         if is_load:
             read_global(m, pc, warp, lane, allocation, address + place, 16)
+            check_visible(m, pc, warp, lane, allocation, address + place, 16)
             write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16, 0)
         else:
-            write_global(m, pc, warp, lane, allocation, address + place, 16)
+            write_global_by(
+                m, pc, warp, lane, agent, new.clock, allocation, address + place, 16
+            )
             read_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
     if m.is_early:
         land(m, new)

@@ -1,0 +1,143 @@
+"""Mutants of compiled kernels: what is changed, and that what it changes is noticed."""
+
+import pytest
+
+from batchline import kernels
+from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.emulator import mutants, ptx
+from batchline.bench.measure.emulator.subjects import Subject
+from batchline.tests.emulated import text_of
+
+LEAST = 0.95  # of the mutants that change behaviour
+compiled = pytest.mark.skipif(
+    bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
+)
+SAMPLE = (
+    Subject("bmm/triton_tiled", "float16", "aligned_nt", 80),
+    Subject("bmm/triton_tiled", "float16", "aligned_tiles", 90),
+    Subject("grad_stats/triton_one_read", "float32", "ragged", 90),
+)
+
+
+def made(body):
+    return mutants.mutants(text_of(body, [0]), "k")
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("bar.sync 0;", {("barrier", "taken out")}),
+        (
+            "cp.async.wait_group 0x1;",
+            {("copy wait", "taken out"), ("copy wait", "for one group less")},
+        ),
+        (
+            "@%p1 ld.global.b32 { %r1 }, [ %d1 + 0 ];",
+            {("mask", "dropped"), ("mask", "negated")},
+        ),
+        (
+            "cp.async.cg.shared.global [ %r1 + 0 ], [ %d1 + 0 ], 0x10, %r2;",
+            {("mask", "dropped")},
+        ),
+        (
+            "mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;",
+            {("mbarrier wait", "taken out"), ("parity", "flipped")},
+        ),
+        (
+            "@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 512;",
+            {
+                ("arrival", "taken out"),
+                ("arrival", "of 16 bytes more"),
+                ("arrival", "of 16 bytes less"),
+            },
+        ),
+        ("fence.proxy.async.shared::cta;", {("proxy fence", "taken out")}),
+        ("add.u32 %r1, %r2, %r3;", set()),
+    ],
+)
+def test_what_is_changed_of_an_instruction(line, expected):
+    assert {(one.kind, one.change) for one in made(line)} == expected
+
+
+def test_each_mutant_can_be_read_and_differs_in_its_line_only():
+    body = """
+    W: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;
+    @!%p1 bra W;
+    mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;
+    @%p1 st.global.u32 [%d1], %r1;
+    cp.async.bulk.wait_group.read 0;
+    """
+    text = text_of(body, [0])
+    for one in mutants.mutants(text, "k"):
+        ptx.parse(one.ptx)
+        before, after = text.split("\n"), one.ptx.split("\n")
+        changed = [
+            place for place in range(len(before)) if before[place] != after[place]
+        ]
+        assert changed == [one.line - 1]
+
+
+def test_a_descriptor_is_changed_in_each_of_its_fields():
+    body = """
+    or.b64 %rd7, %rd17, 4611686293305294848;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0}, %rd7, %rd8, %p1, 1, 1;
+    """
+    found = {one.change.rsplit(" ", 3)[0] for one in made(body)}
+    assert found == {
+        "start",
+        "leading offset",
+        "stride offset",
+        "base offset",
+        "swizzle",
+    }
+
+
+@pytest.mark.parametrize(
+    "before, after, is_idle",
+    [
+        ("st.shared.u32 [%m], %t;", "ld.shared.u32 %r0, [%m];", False),
+        ("ld.shared.u32 %r0, [%m];", "st.shared.u32 [%m], %t;", False),
+        ("ld.shared.u32 %r0, [%m];", "ld.shared.u32 %r1, [%m];", True),
+        ("st.shared.u32 [%m], %t; bar.sync 0;", "ld.shared.u32 %r0, [%m];", True),
+        ("L: st.shared.u32 [%m], %t;", "@%p0 bra L;", False),
+        ("ld.global.u32 %r0, [%d0];", "st.shared.u32 [%m], %t;", True),
+    ],
+)
+def test_a_barrier_is_idle_if_nothing_conflicts_up_to_the_next(before, after, is_idle):
+    text = text_of(f"{before}\nbar.sync 0; // this\n{after}", [0])
+    line = 1 + next(
+        number for number, one in enumerate(text.split("\n")) if "// this" in one
+    )
+    kernel = ptx.parse(text).kernels["k"]
+    assert mutants.is_idle(kernel, line, False) is is_idle
+
+
+def test_a_share_counts_what_changes_behaviour():
+    assert mutants.Share("barrier", 19, 100, 1).share == 0.95
+    assert mutants.Share("barrier", 0, 100, 0).share is None
+
+
+def test_of_every_kind_enough_was_noticed_when_all_were_executed():
+    found = mutants.pinned_shares()
+    assert {one.kind for one in found} >= {"barrier", "mask", "parity", "proxy fence"}
+    assert not [one for one in found if one.share is not None and one.share < LEAST]
+
+
+@compiled
+@pytest.mark.parametrize("subject", SAMPLE, ids=str)
+def test_a_sample_is_noticed(subject):
+    found = list(mutants.judged(subject, most=1))
+    assert [one for one in found if one.status == mutants.NOTICED]
+    assert not [one for one in found if one.status == mutants.MISSED]
+
+
+@compiled
+@pytest.mark.slow
+def test_of_every_kind_enough_is_noticed_in_all_variants():
+    found = [
+        one
+        for subject in mutants.chosen(kernels.ops.values())
+        for one in mutants.judged(subject, most=4)
+    ]
+    shares = mutants.shares(found)
+    assert not [one for one in shares if one.share is not None and one.share < LEAST]
