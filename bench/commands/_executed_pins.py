@@ -5,12 +5,12 @@ verdicts and counts were pinned, and compare.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from batchline.bench import catalogue, console
+from batchline.bench.commands._progress import Progress
 from batchline.bench.errors import ExitCode
 from batchline.bench.store.files import SealBroken
 
@@ -41,8 +41,8 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     broken = {one.id: one.broken for one in found.variants if one.broken}
     wanted = pinned.jobs(found.variants)
     changed = [job for job in wanted if everything or not pinned.is_current(job, known)]
-    with Pool(os.cpu_count() or 1) as pool:
-        fresh, problems = pinned.execute(pool, changed, _progress())
+    with Pool(os.cpu_count() or 1) as pool, Progress() as progress:
+        fresh, problems = pinned.execute(pool, changed, progress.tell)
     problems += [f"{name}: {': '.join(why)}" for name, why in broken.items()]
     problems += map(str, found.broken)
     moved = _moves(
@@ -61,7 +61,8 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     }
     closing = _closing(entries, fresh, wrong, time.monotonic() - began_s)
     if pin and not problems:
-        print("\n\n".join([*_told(moved if known else (), wrong), closing]))
+        told = _told(moved if known else (), wrong) if known or wrong else []
+        print("\n\n".join([*told, closing]))
         file = pinned.save(entries)
         print(f"pinned in {file.relative_to(file.parents[2])}")
         return ExitCode.FAULT if wrong else ExitCode.CLEAN
@@ -70,18 +71,6 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     if problems:
         return _not_compared(f"not executed to the end: {'; '.join(problems)}")
     return ExitCode.FAULT if moved or wrong else ExitCode.CLEAN
-
-
-def _progress() -> Callable[[int, int], None]:
-    """What tells on a terminal how much is done."""
-
-    def tell(done: int, count: int) -> None:
-        if sys.stderr.isatty():
-            line = f"{console.ERASED}[{done}/{count}] executed in emulation"
-            ended = console.ERASED if done == count else ""
-            print(end=line + ended, file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _moves(before: Mapping, after: Mapping) -> Sequence[Move]:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchline.bench import console, units
+from batchline.bench import console
 from batchline.bench.commands import _arguments
+from batchline.bench.commands._progress import Progress
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.statuses import case_id, parse_case_id
 from batchline.bench.texts import did_you_mean
@@ -48,7 +47,6 @@ _SCHEDULES = ("late", "early", "shuffled")
 _PARTS = 5  # of a case id
 _MOST_ROWS = 120  # more subjects are a row for each variant, dtype and architecture
 _LEAST_PROCESSES = 2
-_TELL_EVERY_S = 20.0
 _EVERY_MUTANT = 1 << 30
 _TIMED = 8  # probes of each variant, for --speed
 # Whose blocks all do the same, for --speed.
@@ -285,8 +283,10 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     taken = [one for one in chosen.subjects if one.declined is None]
     with_lines = options.lines or len(taken) == 1
     turns = executed.turns(taken, schedules, with_lines)
-    with _Progress(len(turns)) as progress:
-        rows, problems = executed.execute_all(pool, turns, progress.tell)
+    with Progress() as progress:
+        rows, problems = executed.execute_all(
+            pool, turns, lambda done: progress.tell(done, len(turns))
+        )
     problems = [*chosen.broken, *problems]
     parts = [show.summary(rows)] if len(rows) > _MOST_ROWS and not options.each else []
     if rows and not parts:
@@ -317,8 +317,12 @@ def _judge_mutants(pool: Pool, most: int, chosen: Chosen) -> int:
 
     taken = [one for one in chosen.subjects if one.declined is None]
     jobs = [(one, most) for one in taken]
-    with _Progress(len(jobs)) as progress:
-        results, problems = pool.each(executed.judge_mutants, jobs, tell=progress.tell)
+    with Progress() as progress:
+        results, problems = pool.each(
+            executed.judge_mutants,
+            jobs,
+            tell=lambda done: progress.tell(done, len(jobs)),
+        )
     judged = [one for job in jobs for one in results.get(job, ())]
     missed = show.missed_mutants(judged)
     problems = [*chosen.broken, *problems]
@@ -353,35 +357,6 @@ def _closing(rows: Sequence[Executed], chosen: Chosen, problems: Sequence[str]) 
     count = len(chosen.subjects)
     subjects = "1 subject" if count == 1 else f"{count} subjects"
     return f"{subjects}: {said}; {instructions:,} warp instructions"
-
-
-class _Progress:
-    """How much is done, on stderr: in place where that is a terminal, else a line now
-    and then.
-    """
-
-    def __init__(self, count: int):
-        self._count = count
-        self._in_place = sys.stderr.isatty()
-        self._began_s = self._told_s = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self._in_place:
-            print(end=console.ERASED, file=sys.stderr, flush=True)
-
-    def tell(self, done: int) -> None:
-        """So many turns are over."""
-        now_s = time.monotonic()
-        passed = units.clock(now_s - self._began_s)
-        line = f"[{done}/{self._count}] executed in {passed}"
-        if self._in_place:
-            print(end=f"{console.ERASED}{line}", file=sys.stderr, flush=True)
-        elif now_s - self._told_s > _TELL_EVERY_S:
-            print(line, file=sys.stderr, flush=True)
-            self._told_s = now_s
 
 
 def _tell_speed(pool: Pool, found: Catalogue) -> int:
@@ -420,7 +395,7 @@ def _tell_speed(pool: Pool, found: Catalogue) -> int:
     )
     print(
         "\nA second of one process, in the machine alone: parsing, compiling and checking "
-        f"results are left out. {_LEAST_PROCESSES} processes did that much each, at once."
+        "results are left out."
     )
     return ExitCode.CLEAN
 

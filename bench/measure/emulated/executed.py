@@ -74,12 +74,13 @@ class Executed:
 @dataclass(frozen=True)
 class Turn:
     """Subjects of one variant, dtype and architecture, which a process executes one
-    after another.
+    after another; see `execute_subject`.
     """
 
     subjects: tuple[Subject, ...]
     schedules: tuple[str, ...]
     with_lines: bool = False
+    most_again: float = math.inf
 
     def __str__(self) -> str:
         first = self.subjects[0]
@@ -114,7 +115,10 @@ def case_of(
 
 
 def turns(
-    chosen: Iterable[Subject], schedules: Sequence[str], with_lines: bool = False
+    chosen: Iterable[Subject],
+    schedules: Sequence[str],
+    with_lines: bool = False,
+    most_again: float = math.inf,
 ) -> list[Turn]:
     """The subjects that are not declined, in turns that a process takes at once."""
     found = []
@@ -122,7 +126,10 @@ def turns(
         (one for one in chosen if one.declined is None),
         key=lambda one: (one.variant, one.dtype, one.architecture),
     ):
-        found += [Turn(few, tuple(schedules), with_lines) for few in _few(list(group))]
+        found += [
+            Turn(few, tuple(schedules), with_lines, most_again)
+            for few in _few(list(group))
+        ]
     return found
 
 
@@ -148,15 +155,19 @@ def take_turn(turn: Turn) -> list[Executed]:
     """Execute its subjects in this process."""
     torch.set_num_threads(1)
     return [
-        execute_subject(one, turn.schedules, turn.with_lines) for one in turn.subjects
+        execute_subject(one, turn.schedules, turn.with_lines, turn.most_again)
+        for one in turn.subjects
     ]
 
 
 def execute_subject(
-    subject: Subject, schedules: Sequence[str], with_lines: bool = False
+    subject: Subject,
+    schedules: Sequence[str],
+    with_lines: bool = False,
+    most_again: float = math.inf,
 ) -> Executed:
     """Execute a subject in this process by each of the schedules, which are named as in
-    SCHEDULES.
+    SCHEDULES; by the first alone where that takes more than `most_again` instructions.
     """
     start_s = time.perf_counter()
     wrong, found, runs = None, {}, []
@@ -167,6 +178,8 @@ def execute_subject(
         for one in (one for run in executions for one in run.findings):
             found.setdefault((one.word, one.source), (one, []))[1].append(name)
         runs.append(executions)
+        if sum(run.warp_instructions for run in executions) > most_again:
+            break
     first = runs[0]
     every = [run for executions in runs for run in executions]
     return Executed(
