@@ -6,9 +6,9 @@ import ctypes
 import inspect
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from collections.abc import Callable
 
 import numpy as np
 import pytest

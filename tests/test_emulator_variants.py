@@ -2,9 +2,9 @@
 for each architecture, and no check finds a fault.
 
 A verdict that is pinned is believed where the sources and the emulator are still those
-that it came from. Others are found anew but for those of large probes, which are
-`make codegen`'s, and so is one of each variant, whatever is pinned. `batchline emulate`
-executes them all.
+that it came from. Others are found anew, and so is one of each variant, whatever is
+pinned. The few probes that take a minute each are left to `batchline emulate`, which
+executes all.
 """
 
 import pytest
@@ -26,8 +26,6 @@ VARIANTS = [
     if variant.backend in subjects.BACKENDS
 ]
 
-LARGE = 2**18  # elements of all inputs: some take a minute
-
 
 def lines(rows):
     """What is wrong, a line for each subject that is not right."""
@@ -40,11 +38,7 @@ def test_every_subject_is_right(job, one_thread):
     if pinned.is_current(job, PINNED):
         assert not PINNED[job].wrong
         return
-    chosen = [
-        one
-        for one in executed.subjects_of(job[0], subjects.ARCHITECTURES)
-        if one.dtype == job[1] and one.declined is None and size(one) < LARGE
-    ]
+    chosen = [one for one in executed.pinned_subjects_of(job[0]) if one.dtype == job[1]]
     rows = [executed.execute_subject(one, pinned.SCHEDULES) for one in chosen]
     assert not lines(rows), "\n".join(lines(rows))
 
@@ -56,8 +50,8 @@ def test_what_is_pinned_is_every_kernel_and_every_subject_that_is_not_declined()
     variants = dict.fromkeys(variant for variant, _ in current)
     taken = {job: set() for job in current}
     for variant in variants:
-        for one in executed.subjects_of(variant, subjects.ARCHITECTURES):
-            if one.declined is None and (variant, one.dtype) in taken:
+        for one in executed.pinned_subjects_of(variant):
+            if (variant, one.dtype) in taken:
                 name = f"{one.probe} sm_{one.architecture}"
                 taken[variant, one.dtype].add(name)
     assert taken == {job: {*PINNED[job].right, *PINNED[job].wrong} for job in current}
@@ -81,14 +75,9 @@ def cheapest(number, variant):
     kinds = list(dict.fromkeys((one.dtype, one.architecture) for one in taken))
     chosen = kinds[number % len(kinds)]
     return min(
-        (one for one in taken if (one.dtype, one.architecture) == chosen), key=size
+        (one for one in taken if (one.dtype, one.architecture) == chosen),
+        key=subjects.elements_of,
     )
-
-
-def size(subject):
-    """Elements of all inputs."""
-    make = subjects.probes_of(subjects.variant_of(subject).op)[subject.probe]
-    return sum(one.numel() for one in make(getattr(torch, subject.dtype), "meta", 0))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Ex
 from batchline.bench.measure.emulator.mutants import Judged, judged
 from batchline.bench.measure.emulator.subjects import Subject
 
+LARGE = 2**18  # elements of all inputs: `batchline emulate` alone executes them
 SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
 _IN_TURN = 12  # subjects that a process is given at once: some take seconds
 _FINDINGS = 8  # that a row keeps
@@ -100,6 +101,17 @@ def subjects_of(variant_id: str, architectures: Sequence[int]) -> list[Subject]:
         one
         for architecture in architectures
         for one in subjects.of_variant(variant, architecture)
+    ]
+
+
+def pinned_subjects_of(variant_id: str) -> list[Subject]:
+    """Those of a variant whose verdicts are pinned: on both architectures, what it does
+    not decline, but for the few probes that take a minute each.
+    """
+    return [
+        one
+        for one in subjects_of(variant_id, subjects.ARCHITECTURES)
+        if one.declined is None and subjects.elements_of(one) < LARGE
     ]
 
 

@@ -194,7 +194,7 @@ def execute(
     prints = {job: static_facts.fingerprint(job[0]) for job in wanted}
     variants = list(dict.fromkeys(variant for variant, _ in wanted))
     listed, broken = pool.each(
-        executed.subjects_of, [(variant, ARCHITECTURES) for variant in variants]
+        executed.pinned_subjects_of, [(variant,) for variant in variants]
     )
     chosen = [
         one

@@ -11,12 +11,6 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint8, uint32
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -44,6 +38,12 @@ from batchline.bench.measure.emulator.memory_access import (
     count_sectors,
     get,
     why_outside,
+)
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
 )
 from batchline.bench.measure.emulator.order import (
     find_allocation,

@@ -10,12 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int32, int64, uint32, uint64
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
@@ -41,6 +35,12 @@ from batchline.bench.measure.emulator.memory_access import (
     put,
     space_of,
     why_outside,
+)
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
 )
 from batchline.bench.measure.emulator.number_formats import (
     decode_bf16,

@@ -9,12 +9,6 @@ from __future__ import annotations
 
 from numba import int64, uint8, uint32, uint64
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import (
     asynchronous,
     atomics,
@@ -42,6 +36,12 @@ from batchline.bench.measure.emulator.layout import (
     Kind,
     PendingKind,
     Status,
+)
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
 )
 from batchline.bench.measure.emulator.order import report
 from batchline.bench.measure.emulator.raw import (

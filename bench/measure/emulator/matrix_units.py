@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32
 
+from batchline.bench.measure.emulator.asynchronous import gather_rows, scatter_rows
+from batchline.bench.measure.emulator.layout import HEADER, LANES, PARAMETERS, Finding
+from batchline.bench.measure.emulator.matrix import mma, mma_f64, movmatrix
 from batchline.bench.measure.emulator.native import (
     DONE,
     Handler,
     compile_native,
     machine_at,
 )
-from batchline.bench.measure.emulator.asynchronous import gather_rows, scatter_rows
-from batchline.bench.measure.emulator.layout import HEADER, LANES, PARAMETERS, Finding
-from batchline.bench.measure.emulator.matrix import mma, mma_f64, movmatrix
 from batchline.bench.measure.emulator.order import report
 from batchline.bench.measure.emulator.raw import lowest_one, read64, words_at, write64
 

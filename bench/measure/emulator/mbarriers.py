@@ -9,13 +9,6 @@ from __future__ import annotations
 
 from numba import int64, uint32, uint64
 
-from batchline.bench.measure.emulator.native import (
-    AGAIN,
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -29,6 +22,13 @@ from batchline.bench.measure.emulator.layout import (
     Status,
 )
 from batchline.bench.measure.emulator.memory_access import get, put
+from batchline.bench.measure.emulator.native import (
+    AGAIN,
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
 from batchline.bench.measure.emulator.order import read_shared, report, write_shared
 from batchline.bench.measure.emulator.raw import (
     bytes_at,

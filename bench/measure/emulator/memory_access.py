@@ -6,12 +6,6 @@ from __future__ import annotations
 
 from numba import int32, int64, uint8, uint16, uint32, uint64
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -21,6 +15,12 @@ from batchline.bench.measure.emulator.layout import (
     WINDOW_BYTES,
     Finding,
     Space,
+)
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
 )
 from batchline.bench.measure.emulator.order import (
     find_allocation,

@@ -13,12 +13,6 @@ import numba
 import numpy as np
 from numba import int64, uint8, uint32
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator.layout import (
     ALLOCATION_CHECKED,
     ALLOCATION_INITIALISED,
@@ -34,6 +28,12 @@ from batchline.bench.measure.emulator.layout import (
     SHARED_WRITTEN,
     WARP,
     Finding,
+)
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
 )
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
@@ -374,6 +374,23 @@ def find_allocation(m, address):
 @compile_native
 def read_global(m, pc, warp, lane, row, address, count):
     """Check a read inside the allocation at `row`, and note it."""
+    if _note_read(m, pc, warp, lane, row, address, count):
+        shadow = int64(read64(row + 16)) + address - int64(read64(row))
+        is_one_word = (address & 15) + count <= 16
+        is_begun = read8(shadow) & SHADOW_INITIALISED
+        kind = PAST_THE_END if is_one_word and is_begun else UNINITIALISED_GLOBAL
+        report(m, kind, pc, warp, lane, address, -1)
+
+
+@compile_native
+def read_box(m, pc, warp, lane, row, address, count):
+    """As read_global, of a box of a tensor: it may hold elements that nobody uses."""
+    _note_read(m, pc, warp, lane, row, address, count)
+
+
+@compile_native
+def _note_read(m, pc, warp, lane, row, address, count):
+    """Note a read, and check what orders it; whether some of it was never written."""
     shadow = int64(read64(row + 16)) + address - int64(read64(row))
     missing = False
     if count & 3 == 0:  # by words, which is most of the time of a large grid
@@ -393,13 +410,9 @@ def read_global(m, pc, warp, lane, row, address, count):
                 m.distinct += 1
                 write8(place, uint8(state | SHADOW_READ))
     flags = int64(read64(row + 40))
-    if missing and not flags & ALLOCATION_INITIALISED:
-        is_one_word = (address & 15) + count <= 16
-        is_begun = read8(shadow) & SHADOW_INITIALISED
-        kind = PAST_THE_END if is_one_word and is_begun else UNINITIALISED_GLOBAL
-        report(m, kind, pc, warp, lane, address, -1)
     if flags & (ALLOCATION_WRITTEN | ALLOCATION_CHECKED):
         _read_in_order(m, pc, warp, lane, row, address, count)
+    return missing and not flags & ALLOCATION_INITIALISED
 
 
 @compile_native

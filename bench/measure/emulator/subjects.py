@@ -245,6 +245,13 @@ def variant_of(subject: Subject) -> Variant:
     return kernels.ops[op].variants[name]
 
 
+def elements_of(subject: Subject) -> int:
+    """How many elements its inputs have together."""
+    make = probes_of(variant_of(subject).op)[subject.probe]
+    shapes = make(getattr(torch, subject.dtype), "meta", 0)
+    return sum(tensor.numel() for tensor in shapes)
+
+
 def inputs_of(subject: Subject) -> Tensors:
     """Its inputs on the CPU, the same ones every time."""
     make = _maker(variant_of(subject).op, subject.probe)

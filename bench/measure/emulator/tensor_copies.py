@@ -7,13 +7,6 @@ from __future__ import annotations
 
 from numba import int32, int64, uint32
 
-from batchline.bench.measure.emulator.native import (
-    AGAIN,
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import mbarriers, order
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
@@ -26,9 +19,17 @@ from batchline.bench.measure.emulator.layout import (
     PendingKind,
 )
 from batchline.bench.measure.emulator.memory_access import get, why_outside
+from batchline.bench.measure.emulator.native import (
+    AGAIN,
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
 from batchline.bench.measure.emulator.order import (
     check_visible,
     find_allocation,
+    read_box,
     read_global,
     read_shared,
     report,
@@ -233,7 +234,7 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
                 is_right = False
             elif is_load:
-                read_global(m, pc, warp, lane, row, address, count)
+                read_box(m, pc, warp, lane, row, address, count)
                 check_visible(m, pc, warp, lane, row, address, count)
             else:
                 write_global_by(

@@ -7,12 +7,6 @@ from __future__ import annotations
 import numpy as np
 from numba import int32, int64, uint32, uint64
 
-from batchline.bench.measure.emulator.native import (
-    DONE,
-    Handler,
-    compile_native,
-    machine_at,
-)
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -23,6 +17,12 @@ from batchline.bench.measure.emulator.layout import (
 )
 from batchline.bench.measure.emulator.matrix import ldmatrix, stmatrix
 from batchline.bench.measure.emulator.memory_access import gather_addresses
+from batchline.bench.measure.emulator.native import (
+    DONE,
+    Handler,
+    compile_native,
+    machine_at,
+)
 from batchline.bench.measure.emulator.order import read_shared, report, write_shared
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
