@@ -227,5 +227,8 @@ def triton_one_read(g):
         **config,
         RAGGED=hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
         maxnreg=REGISTERS,
+        # Two lanes that hold the same sum would round it differently: a multiply-add of
+        # the one's own square and the other's. Which of them is stored is chance.
+        enable_fp_fusion=False,
     )
     return mean, *finish(partial)
