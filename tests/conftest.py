@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import sys
 
 # Before torch is imported: a thread of OpenMP's that waits for others sleeps. Two
@@ -21,7 +22,7 @@ import torch  # noqa: E402
 from batchline.bench import catalogue  # noqa: E402
 from batchline.bench.measure.machine import state  # noqa: E402
 from batchline.kernels.backends import interpreted  # noqa: E402
-from tests import gpu_sessions, shared  # noqa: E402
+from tests import gpu_sessions, handlers, shared  # noqa: E402
 
 # Begun first: each of their tests takes many seconds.
 LONGEST = ("test_stand_in.py", "test_run.py", "test_emulator_variants.py")
@@ -56,6 +57,8 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # of pytest-xdist, which has its parent's
         folder = shared.open_folder()
         config.add_cleanup(folder.cleanup)
+        if getattr(config.option, "numprocesses", None):
+            handlers.compile_first()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -74,7 +77,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
+    allowed = resource.getrlimit(resource.RLIMIT_DATA)
     done = yield
+    # What a test measures in this process may have taken memory from all after it.
+    resource.setrlimit(resource.RLIMIT_DATA, allowed)
     gpu_sessions.leave_if_lost(item)
     return done
 

@@ -297,7 +297,7 @@ def test_a_kernel_that_was_kept_is_not_compiled_and_a_damaged_one_is(
     )
 
     def launch():
-        monkeypatch.setattr(compiled, "_of_process", {})
+        compiled._kept_or_compiled.cache_clear()
         _, call, _ = launches_of("bmm/numba_cuda_naive", "float32", "ragged")
         return call.launches[0][0]
 
