@@ -29,7 +29,7 @@ from tests.plans import planned
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
     any(backends.why_absent(name) for name in backends.INTERPRETED_BACKENDS),
-    reason="it interprets Triton's and Numba's kernels",
+    reason="it compiles Triton's and Numba's kernels",
 )
 
 
@@ -82,7 +82,7 @@ def test_it_is_as_unkind_as_cuda():
 @pytest.fixture(scope="module")
 def smoke():
     """A run of every variant on it, on the problems that are small enough to be
-    interpreted: what it printed, and the folder of the run.
+    emulated: what it printed, and the folder of the run.
     """
     return shared.make_once("a run on the stand-in", _run_smoke)
 
