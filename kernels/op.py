@@ -233,6 +233,7 @@ class Op:
         self.dtypes = reference.dtypes
         self.rows = reference.rows
         self.regrouped = reference.regrouped
+        self.library_nan = reference.library_nan
         self.flops = work.flops
         self.least_bytes = work.least_bytes
         self.baseline = calls.baseline

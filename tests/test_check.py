@@ -216,6 +216,39 @@ def test_how_many_times_the_ops_tolerance_its_own_is():
     assert tolerance_multiple(expected, expected) == 1
 
 
+def _spreads(a, b):
+    """A product whose first row is NaN as well, where a later one is."""
+    c = torch.bmm(a, b)
+    c[0, 0] = float("nan")
+    return c
+
+
+@pytest.mark.parametrize("backend, is_right", [("torch", True), ("triton", False)])
+def test_where_the_library_spreads_a_nan_those_that_call_it_may(
+    backend, is_right, monkeypatch
+):
+    monkeypatch.setattr(bmm, "library_nan", lambda a, b: (_spreads(a, b).isnan(),))
+    a, b = Draw(torch.float32, "cpu", 0).normal(1, 3, 4), torch.eye(4)[None]
+    a[0, 2, 1] = float("nan")
+    held = held_to(Variant(bmm, _spreads, backend), (a, b), expect(bmm, (a, b)))
+    if is_right:
+        check_outputs(_spreads(a, b), (a, b), held, "here")
+        return
+    with pytest.raises(NotMeasured, match="never written"):
+        check_outputs(_spreads(a, b), (a, b), held, "here")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_what_the_library_makes_of_a_nan_is_asked_of_it(dtype):
+    a, b = (one.to(dtype) for one in bmm.probes["nan"](torch.float32, "cpu", 0))
+    wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    (mask,) = bmm.library_nan(a, b)
+    assert mask.equal(torch.bmm(a.to(wide), b.to(wide)).isnan())
+    assert bmm.library_nan(a.float(), b.float()) is None
+    finite = (torch.ones_like(one.float()).to(dtype) for one in (a, b))
+    assert bmm.library_nan(*finite) is None
+
+
 def _pairwise(g):
     while len(g) > 1:
         half = len(g) // 2

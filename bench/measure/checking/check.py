@@ -22,6 +22,7 @@ from batchline.bench.measure.checking import accuracy
 from batchline.bench.measure.checking.accuracy import Demand
 from batchline.bench.measure.machine import memory
 from batchline.bench.statuses import FAILED, OUT_OF_MEMORY, WRONG, NotMeasured
+from batchline.kernels import backends
 from batchline.kernels.op import Op, Tensors, Variant
 from batchline.kernels.rounding import Typical
 
@@ -32,6 +33,7 @@ _ALLOCATORS = {
     torch.ops.aten.new_empty.default,
     torch.ops.aten.new_empty_strided.default,
 }
+_CALL_THE_LIBRARY = ("torch", backends.DISPATCH)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SECRET = (
     random.SystemRandom()
@@ -70,7 +72,8 @@ class Expected:
 
     `typical` says of each output what its errors may be in root mean square; () where
     the op does not say. In those of the outputs that are `regrouped` (by number) NaN is
-    right where an infinity is expected, too.
+    right where an infinity is expected, too. `may_be_nan` has the elements of each
+    output where NaN is right; None where the reference alone says so.
     """
 
     outputs: Tensors
@@ -78,6 +81,7 @@ class Expected:
     dtypes: tuple[torch.dtype, ...]
     typical: tuple[Typical, ...] = ()
     regrouped: frozenset[int] = frozenset()
+    may_be_nan: Tensors | None = None
 
     @property
     def output_bytes(self) -> int:
@@ -94,6 +98,7 @@ class Expected:
             self.tolerances[number],
             self.typical[number] if self.typical else None,
             number in self.regrouped,
+            self.may_be_nan[number] if self.may_be_nan else None,
         )
 
 
@@ -130,7 +135,8 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
     tolerance where it declares one.
 
     With a tolerance of its own it is not held to what is typical of the op's sums, and
-    it may give NaN for an infinity: products of parts meet ∞ − ∞.
+    it may give NaN for an infinity: products of parts meet ∞ − ∞. Where PyTorch's
+    library spreads a NaN on this machine, a variant that calls it may, too.
 
     Raises:
         NotMeasured: WRONG if what the variant declares is no demand: no outputs, or a
@@ -151,6 +157,8 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
             typical=(),
             regrouped=frozenset(range(len(expected.outputs))),
         )
+    if variant.backend in _CALL_THE_LIBRARY:
+        expected = replace(expected, may_be_nan=variant.op.library_nan(*inputs))
     return replace(
         expected,
         outputs=expected.outputs[: variant.gives],
