@@ -26,6 +26,8 @@ _ARGUMENTS = (
     "no:terminal",
     "-p",
     "no:cacheprovider",
+    "-p",
+    "no:unraisableexception",  # which collects garbage for half of the time
     "-W",
     "ignore",
     "--capture=no",

@@ -1,5 +1,6 @@
 """What test files share."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -73,6 +74,13 @@ def pytest_collection_modifyitems(items):
     """
     items.sort(key=lambda item: item.path.name not in LONGEST)
     gpu_sessions.order(items)
+
+
+def pytest_collection_finish():
+    """What is imported and collected by now stays: no collection of garbage looks at it
+    again.
+    """
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

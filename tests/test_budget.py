@@ -18,7 +18,11 @@ QUICK_RUN = (
     / "reports/evidence/2026-11-29-100746-amd-epyc-25-17-avx-512"
 )
 NOTHING_TO_COMPILE = {"compile_s": lambda cases: 0.0}
-GPU = planned("quick", "cuda")
+
+
+@pytest.fixture
+def gpu():
+    return planned("quick", "cuda")
 
 
 def timed(plan):
@@ -30,8 +34,8 @@ def timed(plan):
     return [case for problem in in_turns(problems) for case in problems[problem]]
 
 
-def test_each_problem_comes_once():
-    problems = {case.problem for case in GPU.cases}
+def test_each_problem_comes_once(gpu):
+    problems = {case.problem for case in gpu.cases}
     assert (
         len(in_turns(problems)) == len(problems) and set(in_turns(problems)) == problems
     )
@@ -53,8 +57,8 @@ def test_ops_and_their_scenarios_take_turns():
     ] * 2
 
 
-def test_a_run_that_is_cut_after_one_round_has_seen_every_scenario():
-    problems = dict.fromkeys(case.problem for case in GPU.cases)
+def test_a_run_that_is_cut_after_one_round_has_seen_every_scenario(gpu):
+    problems = dict.fromkeys(case.problem for case in gpu.cases)
     scenarios = {problem[:2] for problem in problems}
     assert {
         problem[:2] for problem in in_turns(problems)[: len(scenarios)]
@@ -119,34 +123,34 @@ def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     assert set(refused) == forecast.left
 
 
-def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario():
+def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario(gpu):
     """As README says, before anything is counted that must be compiled."""
     begun = (
-        Schedule(GPU, lambda: 0.0)
-        .plan(timed(GPU), **NOTHING_TO_COMPILE)
+        Schedule(gpu, lambda: 0.0)
+        .plan(timed(gpu), **NOTHING_TO_COMPILE)
         .problems_s.keys()
     )
-    cases = timed(GPU)
+    cases = timed(gpu)
     assert sum(case.problem in begun for case in cases) / len(cases) == pytest.approx(
         0.1, abs=0.03
     )
     assert {problem[:2] for problem in begun} == {case.problem[:2] for case in cases}
 
 
-def test_what_must_be_compiled_takes_from_the_time_for_cases():
-    schedule = Schedule(GPU, lambda: 0.0)
-    quick = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE)
-    slow = schedule.plan(timed(GPU), compile_s=lambda cases: 10.0)
+def test_what_must_be_compiled_takes_from_the_time_for_cases(gpu):
+    schedule = Schedule(gpu, lambda: 0.0)
+    quick = schedule.plan(timed(gpu), **NOTHING_TO_COMPILE)
+    slow = schedule.plan(timed(gpu), compile_s=lambda cases: 10.0)
     assert (
         len(slow.problems_s) < len(quick.problems_s)
         and slow.total_s <= schedule.budget_s
     )
 
 
-def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was():
+def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(gpu):
     seconds = itertools.count(0, 20)  # each problem takes 20 s
-    schedule = Schedule(GPU, lambda: next(seconds))
-    problems = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s
+    schedule = Schedule(gpu, lambda: next(seconds))
+    problems = schedule.plan(timed(gpu), **NOTHING_TO_COMPILE).problems_s
     schedule.begin()
     reasons = [schedule.why_not(problem) for problem in problems]
     begun = reasons.index(next(filter(None, reasons)))
@@ -157,19 +161,19 @@ def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(
     )
 
 
-def test_a_problem_that_has_begun_is_not_refused():
+def test_a_problem_that_has_begun_is_not_refused(gpu):
     seconds = iter([0.0, 0.0, 1.0])  # to plan, to begin, and before the first problem
-    schedule = Schedule(GPU, lambda: next(seconds, 1e6))
-    first, second, *_ = schedule.plan(timed(GPU), **NOTHING_TO_COMPILE).problems_s
+    schedule = Schedule(gpu, lambda: next(seconds, 1e6))
+    first, second, *_ = schedule.plan(timed(gpu), **NOTHING_TO_COMPILE).problems_s
     schedule.begin()
     assert [
         schedule.why_not(problem) is None for problem in (first, first, second, first)
     ] == [True, True, False, True]
 
 
-def test_one_problem_is_begun_however_small_the_budget():
-    schedule = Schedule(GPU, lambda: 0.0)
-    assert len(schedule.plan(timed(GPU), compile_s=lambda cases: 1e9).problems_s) == 1
+def test_one_problem_is_begun_however_small_the_budget(gpu):
+    schedule = Schedule(gpu, lambda: 0.0)
+    assert len(schedule.plan(timed(gpu), compile_s=lambda cases: 1e9).problems_s) == 1
 
 
 def test_full_and_the_cpu_take_as_long_as_they_take():
@@ -177,8 +181,8 @@ def test_full_and_the_cpu_take_as_long_as_they_take():
     assert Schedule(planned("quick", "cpu"), lambda: 1e9).budget_s is None
 
 
-def test_an_estimate_says_no_more_than_the_budget_has():
-    schedule = Schedule(GPU, lambda: 100.0)
+def test_an_estimate_says_no_more_than_the_budget_has(gpu):
+    schedule = Schedule(gpu, lambda: 100.0)
     assert schedule.within_budget(1e4) == schedule.budget_s - 100
     assert schedule.within_budget(5.0) == 5
     assert Schedule(planned("quick", "cpu"), lambda: 0.0).within_budget(1e4) == 1e4

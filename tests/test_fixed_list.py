@@ -15,60 +15,72 @@ from batchline.bench.statuses import NOT_HERE
 from batchline.bench.store.journal import RunBuilder
 from tests.plans import planned
 
-THE_PLAN = planned("evidence", "cuda")
-FOR_A_GPU = [
-    case
-    for case in THE_PLAN.cases
-    if (not case.refusal or case.refusal[0] == NOT_HERE)
-    and "cuda" in case.variant.runs_on
-    and case.variant.backend not in ("opacus", "backpack")
-    and not case.variant.slow_start
-    and not case.variant.detail
-]
-PROBLEMS = list(dict.fromkeys(case.problem for case in THE_PLAN.cases))
+
+@pytest.fixture
+def the_plan():
+    return planned("evidence", "cuda")
 
 
-def test_it_has_about_400_cases():
-    assert 350 <= len(FOR_A_GPU) <= 480
+@pytest.fixture
+def for_a_gpu(the_plan):
+    """Its cases that a GPU times."""
+    return [
+        case
+        for case in the_plan.cases
+        if (not case.refusal or case.refusal[0] == NOT_HERE)
+        and "cuda" in case.variant.runs_on
+        and case.variant.backend not in ("opacus", "backpack")
+        and not case.variant.slow_start
+        and not case.variant.detail
+    ]
 
 
-def test_every_group_is_one_of_its_op_and_has_every_batch():
+@pytest.fixture
+def problems(the_plan):
+    return list(dict.fromkeys(case.problem for case in the_plan.cases))
+
+
+def test_it_has_about_400_cases(for_a_gpu):
+    assert 350 <= len(for_a_gpu) <= 480
+
+
+def test_every_group_is_one_of_its_op_and_has_every_batch(problems):
     for op, groups in cases.GROUPS.items():
         for scenario, dtype in groups:
             batches = {
                 batch
-                for *group, batch in PROBLEMS
+                for *group, batch in problems
                 if tuple(group) == (op, scenario, dtype)
             }
             assert set(PROFILES["evidence"].batches) < batches, (op, scenario, dtype)
 
 
-def test_every_op_and_every_gpu_variant_is_in_it():
-    listed = {case.variant.id for case in FOR_A_GPU}
+def test_every_op_and_every_gpu_variant_is_in_it(the_plan, for_a_gpu, problems):
+    listed = {case.variant.id for case in for_a_gpu}
     every = {
         variant.id
-        for op in THE_PLAN.ops.values()
+        for op in the_plan.ops.values()
         for variant in op.variants.values()
         if variant.backend in ("triton", "numba_cuda")
         and not variant.slow_start
         and not variant.detail
     }
-    assert every <= listed and {op for op, *_ in PROBLEMS} == set(THE_PLAN.ops)
+    assert every <= listed and {op for op, *_ in problems} == set(the_plan.ops)
 
 
-def test_a_cut_run_has_some_of_every_op_and_group():
+def test_a_cut_run_has_some_of_every_op_and_group(the_plan, problems):
     groups = sum(map(len, cases.GROUPS.values()))
-    first = PROBLEMS[:groups]
+    first = problems[:groups]
     assert {batch for *_, batch in first} == {PROFILES["evidence"].batches[0]}
     assert len({tuple(group) for *group, _ in first}) == groups
-    assert {op for op, *_ in PROBLEMS[: len(THE_PLAN.ops)]} == set(THE_PLAN.ops)
+    assert {op for op, *_ in problems[: len(the_plan.ops)]} == set(the_plan.ops)
 
 
-def test_the_variants_of_a_problem_stay_together():
+def test_the_variants_of_a_problem_stay_together(the_plan, problems):
     assert [
         problem
-        for problem, _ in itertools.groupby(case.problem for case in THE_PLAN.cases)
-    ] == PROBLEMS
+        for problem, _ in itertools.groupby(case.problem for case in the_plan.cases)
+    ] == problems
 
 
 def _problem(dtype, flops, least_bytes):

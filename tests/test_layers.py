@@ -11,6 +11,7 @@ type checker alone.
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -168,8 +169,13 @@ MODULES = {
 }
 
 
+@functools.cache
 def _names(path):
     """What a file imports, by the names that it uses: "torch.nn", "bench.units.size"."""
+    return tuple(_imported(path))
+
+
+def _imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

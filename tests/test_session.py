@@ -3,6 +3,7 @@ can't be is refused.
 """
 
 import contextlib
+import functools
 
 import pytest
 
@@ -21,15 +22,32 @@ from batchline.bench.statuses import (
 from batchline.bench.store.journal import Journal, RunBuilder
 from tests.plans import planned
 
-PLAN = planned("smoke", "cpu")
-BASELINE, OTHER, THIRD = (
-    next(
+
+def the_plan():
+    return planned("smoke", "cpu")
+
+
+@functools.cache
+def case_of(variant):
+    return next(
         case
-        for case in PLAN.cases
-        if case.id == f"bmm/{name}/attention_scores/float32/B3"
+        for case in the_plan().cases
+        if case.id == f"bmm/{variant}/attention_scores/float32/B3"
     )
-    for name in ("torch_bmm", "torch_einsum", "numba_cpu_blocked")
-)
+
+
+def baseline():
+    return case_of("torch_bmm")
+
+
+def other():
+    return case_of("torch_einsum")
+
+
+def third():
+    return case_of("numba_cpu_blocked")
+
+
 CEILINGS = {
     "copy_bytes_per_s": 2e10,
     "read_bytes_per_s": 2e10,
@@ -111,7 +129,7 @@ def begun():
 
 
 def session(*ceilings, times=()):
-    """One of a problem of BASELINE and OTHER, whose times in seconds are pairs, those
+    """One of a problem of baseline() and other(), whose times in seconds are pairs, those
     of each measurement.
     """
     given = [
@@ -119,17 +137,18 @@ def session(*ceilings, times=()):
         for own, other in times
     ]
     made = Session(
-        Schedule(PLAN, lambda: 0.0),
+        Schedule(the_plan(), lambda: 0.0),
         Measurer([(one, None) for one in ceilings], given),
         Progress(),
         begun(),
     )
-    made._by_problem[BASELINE.problem] = [OTHER, BASELINE]
+    made._by_problem[baseline().problem] = [other(), baseline()]
     made.measure_ceilings()
     return made
 
 
-def judged(made, case=OTHER):
+def judged(made, case=None):
+    case = case or other()
     """What becomes of the case, and how often the ceilings were looked at and the
     problem measured until then.
     """
@@ -172,7 +191,7 @@ def test_a_machine_that_was_slow_in_both_looks_at_its_ceilings_costs_no_result()
         and looks == [2, 2]
     )
     assert (
-        judged(made, BASELINE)[0].samples_s == (0.025,) * 6
+        judged(made, baseline())[0].samples_s == (0.025,) * 6
     )  # of the same measurement, for they are compared
     found, *looks = judged(
         session(CEILINGS, CEILINGS, faster(3), times=[(0.02, 0.004)])
@@ -204,7 +223,7 @@ def test_any_clock_can_give_it_away():
 
 def test_what_the_baseline_reaches_can_be_done():
     made = session(CEILINGS, times=[(0.002, 0.002)])
-    assert judged(made)[0].status == judged(made, BASELINE)[0].status == MEASURED
+    assert judged(made)[0].status == judged(made, baseline())[0].status == MEASURED
     assert made._measurer.looked == made._measurer.measured == 1
     assert (
         made.ceilings["matmul_flops_per_s"] == CEILINGS["matmul_flops_per_s"]
@@ -217,31 +236,31 @@ def test_a_variant_that_was_refused_costs_no_more_looks_and_others_still_get_the
     for again in range(1, 50):
         found, *looks = judged(made)
         assert found.status == INVALID and looks == [4, 3 + again]
-    made._by_problem[OTHER.problem] = [OTHER, THIRD]
+    made._by_problem[other().problem] = [other(), third()]
     made._measurer._outcomes = [
-        {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.004)},
-        {"torch_einsum": outcome(1e-6), THIRD.variant.name: outcome(0.0101)},
+        {"torch_einsum": outcome(1e-6), third().variant.name: outcome(0.004)},
+        {"torch_einsum": outcome(1e-6), third().variant.name: outcome(0.0101)},
     ]
     made._measurer.measured = 0
     assert judged(made)[0].status == INVALID
-    assert judged(made, THIRD)[0].status == MEASURED
+    assert judged(made, third())[0].status == MEASURED
 
 
 def test_without_ceilings_nothing_is_refused_and_the_reason_is_kept():
     made = Session(
-        Schedule(PLAN, lambda: 0.0),
+        Schedule(the_plan(), lambda: 0.0),
         Measurer([(None, "RuntimeError: no")]),
         Progress(),
         begun(),
     )
     made.measure_ceilings()
-    assert made._believed(outcome(1e-9), OTHER).status == MEASURED
+    assert made._believed(outcome(1e-9), other()).status == MEASURED
     assert made.why_no_ceilings == "RuntimeError: no"
 
 
 def test_what_was_not_measured_is_not_judged():
     wrong = Outcome(WRONG, "on ragged: no")
-    assert session(CEILINGS)._believed(wrong, BASELINE) is wrong
+    assert session(CEILINGS)._believed(wrong, baseline()) is wrong
 
 
 class Fixture:
@@ -279,7 +298,7 @@ def test_a_stop_before_anything_is_planned_is_a_stop_and_no_fault_of_ours(tmp_pa
             raise KeyboardInterrupt
 
     with contextlib.closing(RunBuilder(Journal(tmp_path))) as builder:
-        schedule = Schedule(PLAN, lambda: 0.0)
+        schedule = Schedule(the_plan(), lambda: 0.0)
         ended = benchmark.measure_cases(
             schedule, Stopped([(None, "no")]), {}, "tiny_16 and torch_bmm", builder
         )
@@ -291,12 +310,12 @@ def test_a_case_that_was_not_measured_raises_and_says_what_became_of_it():
     measurer = Measurer(
         [(None, "no")], [{"torch_bmm": Outcome(WRONG, "on ragged: no")}]
     )
-    made = Session(Schedule(PLAN, lambda: 0.0), measurer, progress, begun())
-    made._by_problem[BASELINE.problem] = [BASELINE]
+    made = Session(Schedule(the_plan(), lambda: 0.0), measurer, progress, begun())
+    made._by_problem[baseline().problem] = [baseline()]
     made.outcomes = {}
     with pytest.raises(NotMeasured, match="wrong: on ragged: no"):
-        made.measure(BASELINE.id, None)
-    assert made.outcomes == {BASELINE.id: (WRONG, "on ragged: no")}
+        made.measure(baseline().id, None)
+    assert made.outcomes == {baseline().id: (WRONG, "on ragged: no")}
     (record,) = made._builder.records
-    assert (record.id, record.status) == (BASELINE.id, WRONG)
-    assert progress.told == (BASELINE, WRONG, "on ragged: no", None)
+    assert (record.id, record.status) == (baseline().id, WRONG)
+    assert progress.told == (baseline(), WRONG, "on ragged: no", None)
