@@ -51,6 +51,7 @@ from batchline.bench.measure.emulator.order import (
     read_shared,
     report,
     write_shared,
+    warp_at,
 )
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
@@ -64,7 +65,6 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.warp_wide import warp_at
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 MISALIGNED = int(Finding.MISALIGNED)
