@@ -2,56 +2,11 @@
 twin, in which nothing is found.
 """
 
-from dataclasses import dataclass
-
 import pytest
 
-from batchline.bench.measure.emulator.execution import (
-    EARLY,
-    LATE,
-    SHUFFLED,
-)
-from batchline.tests.emulated import Fresh, buffer, faults, run, twins
+from batchline.tests.emulated import Case, mbarrier, require_clean, require_found, wait
 
-SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
 SWAP_HALVES = "xor.b32 %r0, %m, 128;"  # the word of a thread of another warp
-
-
-@dataclass(frozen=True)
-class Case:
-    """A body with <wrong||right> in it, and the word for what is wrong.
-
-    `size` is the number of words of each of its two arrays. `under` are the schedules
-    in which it has to be found, of all three.
-    """
-
-    name: str
-    word: str
-    body: str
-    block: int = 64
-    grid: int = 1
-    size: int = 256
-    fresh: bool = False
-    under: tuple[str, ...] = tuple(SCHEDULES)
-
-
-def mbarrier(address="%s", count=1):
-    """One thread makes an mbarrier, and the block waits for that."""
-    return f"""
-    setp.eq.u32 %p0, %t, 0;
-    @%p0 mbarrier.init.shared::cta.b64 [{address}], {count};
-    bar.sync 0;
-    """
-
-
-def wait(parity, register="%r20", at="%s"):
-    """Ask until the phase with this parity is complete."""
-    label = f"W{abs(hash((parity, register, at))) % 10**6}"
-    return f"""
-    {label}:
-    mbarrier.try_wait.parity.shared::cta.b64 %p9, [{at}], {parity};
-    @!%p9 bra {label};
-    """
 
 
 MEMORY = [
@@ -1127,30 +1082,11 @@ EVERY = [
 ]
 
 
-def executed(case, body, schedule):
-    arrays = [buffer(case.size), buffer(case.size)]
-    second = Fresh(arrays[1]) if case.fresh else arrays[1]
-    return run(
-        body,
-        arrays[0],
-        second,
-        grid=case.grid,
-        block=case.block,
-        schedule=schedule,
-        module="",
-    )
-
-
 @pytest.mark.parametrize("case", EVERY)
 def test_what_is_wrong_is_found(case):
-    wrong, _ = twins(case.body)
-    found = [faults(executed(case, wrong, SCHEDULES[name])) for name in case.under]
-    assert all(found)
-    assert any(case.word in one for one in found), found
+    require_found(case)
 
 
 @pytest.mark.parametrize("case", EVERY)
 def test_what_is_mended_is_clean(case):
-    _, right = twins(case.body)
-    for name, schedule in SCHEDULES.items():
-        assert not executed(case, right, schedule).findings, name
+    require_clean(case)
