@@ -190,7 +190,7 @@ WARP = np.dtype(
         ("bulk_open", np.int32),
         ("products", np.int32),  # wgmma in flight
         ("product_groups", np.int32),
-        ("product_open", np.int32),
+        ("product_trace", np.int32),  # a hash of the wgmma that it has executed
         ("fences", np.int32),  # wgmma.fence so far, plus one
         ("barrier_pc", np.int32),  # of the barrier it waits at, or waited at last
         (
@@ -273,7 +273,7 @@ _ADDRESSES = (
     "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
     "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
     "require mark run_warp land_one constants specials block_order warp_order seen "
-    "sync_places sync_sets sync_clocks released released_lanes lane_reads lane_released "
+    "sync_places sync_sets sync_clocks released released_lanes lane_released "
     "lane_clocks "
     "memory_fenced barrier_fenced group_clocks"
 )

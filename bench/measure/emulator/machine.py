@@ -239,6 +239,8 @@ def exit_lanes(machine, pc, warp, registers, row, mask):
             state.status = AT_MBARRIER
         return DONE
     state.status = ENDED
+    if m.has_products:
+        asynchronous.require_group(m, pc, warp)
     for number in range(m.first_pending, m.n_pending):
         one = asynchronous.pending_at(m, number)
         if one.kind == TENSOR_STORE_PENDING and one.warp == warp:
@@ -422,6 +424,7 @@ def _begin_warp(m, warp):
     state.bulk_groups = 0
     state.products = 0
     state.product_groups = 0
+    state.product_trace = 0
     state.fences = 1
     state.is_asking = 0
 

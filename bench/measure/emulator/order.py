@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import int64, uint8, uint32
+from numba import int32, int64, uint8, uint32
 
 from batchline.bench.measure.emulator.layout import (
     ALLOCATION_CHECKED,
@@ -146,9 +146,8 @@ def join(m, into, source):
     """Raise the clocks at address `into` to those at `source`, elementwise."""
     target = words_at(into, m.agents)
     other = words_at(source, m.agents)
-    for agent in range(m.agents):
-        if other[agent] > target[agent]:
-            target[agent] = other[agent]
+    for agent in range(m.agents):  # without a branch, for vector instructions
+        target[agent] = max(target[agent], other[agent])
 
 
 @compile_native
@@ -220,7 +219,9 @@ def meet_lanes(m, warp, mask):
     state = warp_at(m, warp)
     if mask != state.alive:
         return
-    state.lanes_met = tick(m, warp) + 1
+    clock = words_at(clocks_of(m, warp), m.agents)
+    clock[warp] += 1
+    state.lanes_met = clock[warp]
     if state.lanes_fenced > state.lanes_synced:
         state.lanes_synced = state.lanes_fenced
 
@@ -240,6 +241,7 @@ def fence_proxy(machine, pc, warp, registers, row, mask):
     """fence.proxy.async: what the warp knows is visible to the asynchronous proxy."""
     m = machine_at(machine)
     hand_on(m, warp, mask, fenced_of(m, warp), clocks_of(m, warp))
+    tick(m, warp)
     return DONE
 
 
@@ -260,9 +262,9 @@ def begin_block(m):
     for agent in range(m.agents):  # the first row is that of all
         fenced[agent] = clocks[agent * m.agents + agent] + 1
     for other in range(m.agents):
-        for agent in range(m.agents):
-            clocks[other * m.agents + agent] = fenced[agent]
-            fenced[other * m.agents + agent] = fenced[agent]
+        copy(clocks_of(m, other), m.fenced, m.agents * 4)
+    for other in range(1, m.agents):
+        copy(fenced_of(m, other), m.fenced, m.agents * 4)
     if m.seen:
         copy(m.memory_fenced, m.fenced, m.n_warps * m.agents * 4)
     for agent in range(m.n_warps):
@@ -346,6 +348,17 @@ def _lane_conflict(m, warp, lane, before):
 
 
 @compile_native
+def _is_settled(m, warp, known, before):
+    """Whether an access by any lane of a warp is in order after the one with epoch
+    `before`: what is so nearly always, and quick to tell.
+    """
+    other, clock = (before >> _CLOCK_BITS) & _AGENT_MASK, before & _CLOCK_MASK
+    if known[other] < clock or other == m.copy_agent + warp:
+        return False
+    return other != warp or clock < warp_at(m, warp).lanes_synced
+
+
+@compile_native
 def _conflict(m, warp, agent, lane, before, is_read):
     """What an access after the one with epoch `before` lacks, or NONE.
 
@@ -383,19 +396,38 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
         report(m, UNINITIALISED_SHARED, pc, warp, lane, address, -1)
     granules = (m.shared_bytes >> m.granule_shift) + 1
     writers = longs_at(m.writers, 2 * granules)
-    reads = words_at(m.reads, m.readers * granules)
+    synced = warp_at(m, warp).lanes_synced
+    mine = int32(uint32(1) << uint32(lane)) if lane >= 0 else int32(0)
     first = address >> m.granule_shift
     last = (address + count - 1) >> m.granule_shift
+    known = words_at(clocks_of(m, warp), m.agents)
     for granule in range(first, last + 1):
-        for before in (writers[granule], writers[granules + granule]):
-            if before:
-                fault = _conflict(m, warp, agent, lane, before, True)
-                if fault:
-                    report(m, fault, pc, warp, lane, address, pc_of(before))
-        place = granule * m.readers + agent
+        before = writers[granule]
+        if before and not (agent == warp and _is_settled(m, warp, known, before)):
+            fault = _conflict(m, warp, agent, lane, before, True)
+            if fault:
+                report(m, fault, pc, warp, lane, address, pc_of(before))
+        if m.has_atomics:
+            before = writers[granules + granule]
+            fault = _conflict(m, warp, agent, lane, before, True) if before else NONE
+            if fault:
+                report(m, fault, pc, warp, lane, address, pc_of(before))
+        reads = words_at(_reads_of(m, granule), m.readers + m.n_warps)
         if agent == warp:
-            _note_lane(m, warp, lane, granule, reads[place])
-        reads[place] = clock
+            if reads[agent] >= synced:
+                reads[m.readers + warp] |= mine
+            else:
+                reads[m.readers + warp] = mine
+        reads[agent] = clock
+
+
+@compile_native
+def _reads_of(m, granule):
+    """The address of the clocks of the agents that have read a granule of shared memory
+    last, and behind them, of each warp, of the lanes that have read it since they last
+    waited for one another.
+    """
+    return m.reads + granule * (m.readers + m.n_warps) * 4
 
 
 @compile_native
@@ -412,18 +444,6 @@ def _is_written(m, address, count):
             return False
         place += 1
     return True
-
-
-@compile_native
-def _note_lane(m, warp, lane, granule, latest):
-    """Add a lane to those that have read a granule since they last waited for one
-    another; `latest` is when the warp read it before.
-    """
-    mine = uint32(1) << uint32(lane) if lane >= 0 else uint32(0)
-    place = m.lane_reads + (granule * m.n_warps + warp) * 4
-    if latest >= warp_at(m, warp).lanes_synced:
-        mine |= read32(place)
-    write32(place, uint32(mine))
 
 
 @compile_native
@@ -461,16 +481,23 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
     first = address >> m.granule_shift
     last = (address + count - 1) >> m.granule_shift
     for granule in range(first, last + 1):
-        for before in (writers[granule], writers[granules + granule]):
-            if before == 0:
-                continue
-            fault = _conflict(m, warp, agent, lane, before, False)
-            if fault and not (
-                fault == RACE_SHARED and _is_same(m, address, count, data)
-            ):
-                report(m, fault, pc, warp, lane, address, pc_of(before))
+        _check_writer(m, pc, warp, lane, agent, writers[granule], address, count, data)
+        if m.has_atomics:
+            before = writers[granules + granule]
+            _check_writer(m, pc, warp, lane, agent, before, address, count, data)
         _check_readers(m, pc, warp, lane, address, granule)
         writers[granule] = _epoch(agent, clock, pc, lane)
+
+
+@compile_native
+def _check_writer(m, pc, warp, lane, agent, before, address, count, data):
+    """Check a write against an earlier one (0: there is none)."""
+    known = words_at(clocks_of(m, warp), m.agents)
+    if before == 0 or _is_settled(m, warp, known, before):
+        return
+    fault = _conflict(m, warp, agent, lane, before, False)
+    if fault and not (fault == RACE_SHARED and _is_same(m, address, count, data)):
+        report(m, fault, pc, warp, lane, address, pc_of(before))
 
 
 @compile_native
@@ -512,7 +539,7 @@ def _check_readers(m, pc, warp, lane, address, granule):
     """Report who has read a granule of shared memory that a lane writes, unless what
     the warp knows orders them.
     """
-    reads = words_at(m.reads + granule * m.readers * 4, m.readers)
+    reads = words_at(_reads_of(m, granule), m.readers)
     known = words_at(m.clocks + warp * m.agents * 4, m.agents)
     newer = 0
     for other in range(m.readers):
@@ -526,7 +553,7 @@ def _check_readers(m, pc, warp, lane, address, granule):
 
 @compile_native
 def _report_readers(m, pc, warp, lane, address, granule):
-    reads = words_at(m.reads + granule * m.readers * 4, m.readers)
+    reads = words_at(_reads_of(m, granule), m.readers)
     known = words_at(m.clocks + warp * m.agents * 4, m.agents)
     for other in range(m.readers):
         if reads[other] <= known[other]:
@@ -546,7 +573,7 @@ def _is_read_handed_on(m, warp, other, granule, clock):
         return False
     if clock < warp_at(m, other).lanes_met:
         return True
-    lanes = read32(m.lane_reads + (granule * m.n_warps + other) * 4)
+    lanes = read32(_reads_of(m, granule) + (m.readers + other) * 4)
     released = words_at(m.lane_released + other * LANES * 4, LANES)
     for lane in range(LANES):
         if (lanes >> uint32(lane)) & uint32(1) and released[lane] < clock:
@@ -557,8 +584,8 @@ def _is_read_handed_on(m, warp, other, granule, clock):
 @compile_native
 def _check_lanes_of_read(m, pc, warp, lane, address, granule):
     """Likewise of the other lanes of the same warp."""
-    clock = words_at(m.reads, m.readers * (granule + 1))[granule * m.readers + warp]
-    lanes = read32(m.lane_reads + (granule * m.n_warps + warp) * 4)
+    clock = words_at(_reads_of(m, granule), m.readers)[warp]
+    lanes = read32(_reads_of(m, granule) + (m.readers + warp) * 4)
     if lane >= 0:
         lanes &= ~(uint32(1) << uint32(lane))
     for other in range(LANES):
@@ -724,30 +751,45 @@ def _read_in_order(m, pc, warp, lane, row, address, count, is_strong):
     epoch = _epoch(warp, words_at(clocks_of(m, warp), m.agents)[warp], pc, lane)
     for granule in range(first, last + 1):
         writer = int64(read64(row + 24)) + granule * 32
-        _check_order(m, pc, warp, lane, address, writer)
+        if int64(read64(writer)) > m.first_block:
+            _check_order(m, pc, warp, lane, address, writer)
         if is_strong:
             continue
         if m.has_atomics:
             _check_order(m, pc, warp, lane, address, writer + 16)
         reader = int64(read64(row + 32)) + granule * 32
-        by = int64(read64(reader))
-        if by == block or by == -block:
-            _note_reader(m, warp, reader, epoch)
-            continue
-        if by > m.first_block or by < -m.first_block:
-            if m.seen:
-                _keep_reader(m, warp, reader, abs(by))
-            write64(reader, numba.uint64(-block))
-        else:
+        by = abs(int64(read64(reader)))
+        if by <= m.first_block:
             write64(reader, numba.uint64(block))
-            write64(reader + 24, numba.uint64(0))
+            if m.seen:
+                write64(reader + 24, numba.uint64(0))
+        elif by == block:
+            if not _is_noted(int64(read64(reader + 8)), epoch):
+                _note_reader(m, warp, reader, epoch)
+            continue
+        else:
+            _keep_reader(m, warp, reader, by)
+            write64(reader, numba.uint64(-block))
         write64(reader + 8, numba.uint64(epoch))
         write64(reader + 16, numba.uint64(0))
 
 
 @compile_native
+def _is_noted(before, epoch):
+    """Whether a read says nothing that another since the same event does not."""
+    difference = before ^ epoch
+    if difference & (_AGENT_MASK << _CLOCK_BITS | _CLOCK_MASK):
+        return False
+    return bool(before & _OF_MORE_LANES) or not difference & (_LANE_MASK << _LANE_SHIFT)
+
+
+@compile_native
 def _note_reader(m, warp, reader, epoch):
     """Add a warp to the readers of the block, of which two are kept."""
+    before = int64(read64(reader + 8))
+    if (before >> _CLOCK_BITS) & _AGENT_MASK == warp:
+        write64(reader + 8, numba.uint64(_with_lanes_before(m, warp, before, epoch)))
+        return
     known = words_at(clocks_of(m, warp), m.agents)
     for place in (reader + 8, reader + 16):
         before = int64(read64(place))
@@ -764,7 +806,7 @@ def _keep_reader(m, warp, reader, by):
     has: one that has released none of its reads before others.
     """
     epoch = int64(read64(reader + 8))
-    if _has_seen(m, warp, by - m.first_block - 1, epoch):
+    if not m.seen or _has_seen(m, warp, by - m.first_block - 1, epoch):
         return
     if read64(reader + 24):
         if _has_released(m, by - m.first_block - 1, epoch):
@@ -782,18 +824,15 @@ def _write_in_order(m, pc, warp, lane, epoch, row, address, count, is_atomic):
     block = m.first_block + m.block + 1
     for granule in range(first, last + 1):
         writer = int64(read64(row + 24)) + granule * 32
-        is_same = int64(read64(writer)) == block and pc_of(
-            int64(read64(writer + 8))
-        ) == pc_of(epoch)
-        if is_same:  # lanes of one store are compared by their bytes
-            _check_order(m, pc, warp, -2, address, writer)
-        else:
-            _check_order(m, pc, warp, lane, address, writer)
+        if int64(read64(writer)) > m.first_block:
+            before = int64(read64(writer + 8))
+            is_same = pc_of(before) == pc  # whose lanes are compared by their bytes
+            _check_order(m, pc, warp, -2 if is_same else lane, address, writer)
         if m.has_atomics:
             _check_atomic(m, pc, warp, lane, address, writer + 16, epoch, is_atomic)
-        _check_readers_of(
-            m, pc, warp, lane, address, int64(read64(row + 32)) + granule * 32
-        )
+        reader = int64(read64(row + 32)) + granule * 32
+        if abs(int64(read64(reader))) > m.first_block:
+            _check_readers_of(m, pc, warp, lane, address, reader)
         mine = writer + 16 if is_atomic else writer
         if is_atomic and int64(read64(mine)) == block:
             epoch = _with_lanes_before(m, warp, int64(read64(mine + 8)), epoch)
@@ -815,15 +854,14 @@ def _check_atomic(m, pc, warp, lane, address, atomic, epoch, is_atomic):
 @compile_native
 def _check_readers_of(m, pc, warp, lane, address, reader):
     """Check a write of a granule of global memory against its readers."""
-    by, kept = int64(read64(reader)), int64(read64(reader + 24))
-    if by == 0:
-        return
+    by = int64(read64(reader))
     for place in (reader + 8, reader + 16):
         before = int64(read64(place))
         if before == 0:
             continue
         if _is_race(m, warp, lane, by, before, True):
             report(m, RACE_GLOBAL, pc, warp, lane, address, pc_of(before))
+    kept = int64(read64(reader + 24)) if m.seen else int64(0)
     if kept > m.first_block and kept != m.first_block + m.block + 1:
         if not _has_seen(m, warp, kept - m.first_block - 1, 0):
             report(m, RACE_GLOBAL, pc, warp, lane, address, -1)
