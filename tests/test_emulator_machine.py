@@ -1284,7 +1284,7 @@ COPIES += [
 MBARRIERS += [
     Case(
         "a maker that does not wait until its stage is free",
-        "shared-race",
+        "deadlock",
         f"""{mbarrier()}
         @%p0 mbarrier.init.shared::cta.b64 [%s+8], 1;
         bar.sync 0;
