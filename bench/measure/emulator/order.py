@@ -348,14 +348,14 @@ def _lane_conflict(m, warp, lane, before):
 
 
 @compile_native
-def _is_settled(m, warp, known, before):
+def _is_settled(m, warp, known, synced, before):
     """Whether an access by any lane of a warp is in order after the one with epoch
     `before`: what is so nearly always, and quick to tell.
     """
     other, clock = (before >> _CLOCK_BITS) & _AGENT_MASK, before & _CLOCK_MASK
     if known[other] < clock or other == m.copy_agent + warp:
         return False
-    return other != warp or clock < warp_at(m, warp).lanes_synced
+    return other != warp or clock < synced
 
 
 @compile_native
@@ -403,7 +403,9 @@ def read_shared(m, pc, warp, lane, agent, clock, address, count):
     known = words_at(clocks_of(m, warp), m.agents)
     for granule in range(first, last + 1):
         before = writers[granule]
-        if before and not (agent == warp and _is_settled(m, warp, known, before)):
+        if before and not (
+            agent == warp and _is_settled(m, warp, known, synced, before)
+        ):
             fault = _conflict(m, warp, agent, lane, before, True)
             if fault:
                 report(m, fault, pc, warp, lane, address, pc_of(before))
@@ -478,12 +480,16 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
         _destroy_mbarriers(m, address, count)
     granules = (m.shared_bytes >> m.granule_shift) + 1
     writers = longs_at(m.writers, 2 * granules)
+    known = words_at(clocks_of(m, warp), m.agents)
+    synced = warp_at(m, warp).lanes_synced
     first = address >> m.granule_shift
     last = (address + count - 1) >> m.granule_shift
     for granule in range(first, last + 1):
-        _check_writer(m, pc, warp, lane, agent, writers[granule], address, count, data)
-        if m.has_atomics:
-            before = writers[granules + granule]
+        before = writers[granule]
+        if before and not _is_settled(m, warp, known, synced, before):
+            _check_writer(m, pc, warp, lane, agent, before, address, count, data)
+        before = writers[granules + granule] if m.has_atomics else 0
+        if before and not _is_settled(m, warp, known, synced, before):
             _check_writer(m, pc, warp, lane, agent, before, address, count, data)
         _check_readers(m, pc, warp, lane, address, granule)
         writers[granule] = _epoch(agent, clock, pc, lane)
@@ -491,10 +497,7 @@ def write_shared(m, pc, warp, lane, agent, clock, address, count, data):
 
 @compile_native
 def _check_writer(m, pc, warp, lane, agent, before, address, count, data):
-    """Check a write against an earlier one (0: there is none)."""
-    known = words_at(clocks_of(m, warp), m.agents)
-    if before == 0 or _is_settled(m, warp, known, before):
-        return
+    """Check a write against an earlier one."""
     fault = _conflict(m, warp, agent, lane, before, False)
     if fault and not (fault == RACE_SHARED and _is_same(m, address, count, data)):
         report(m, fault, pc, warp, lane, address, pc_of(before))
