@@ -11,6 +11,11 @@ from batchline.bench.measure.emulator.launch import KernelLaunch
 from batchline.bench.measure.emulator.memory import GlobalMemory
 
 SHARED_BYTES = 16384
+SCHEDULES = {
+    "late": execution.LATE,
+    "early": execution.EARLY,
+    "shuffled": execution.SHUFFLED,
+}
 _EITHER = re.compile(r"<([^<>|]*)\|\|([^<>|]*)>")
 _HEAD = """
 .version 8.7
@@ -147,3 +152,66 @@ def faults(execution_):
 def twins(body):
     """The wrong body and the right one: of each <wrong||right> in it one side."""
     return tuple(_EITHER.sub(lambda one: one[side].strip(), body) for side in (1, 2))
+
+
+# --- kernels that are wrong, and their mended twins ---------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kernel's body with <wrong||right> in it, and the word for what is wrong.
+
+    `size` is the number of words of each of its two arrays. `under` are the schedules
+    in which it has to be found, of all three.
+    """
+
+    name: str
+    word: str
+    body: str
+    block: int = 64
+    grid: int = 1
+    size: int = 256
+    fresh: bool = False
+    under: tuple[str, ...] = tuple(SCHEDULES)
+
+
+def require_found(case):
+    """In the wrong twin something is found under each schedule, and its word in one."""
+    wrong, _ = twins(case.body)
+    found = [faults(_executed(case, wrong, SCHEDULES[name])) for name in case.under]
+    assert all(found), found
+    assert any(case.word in one for one in found), found
+
+
+def require_clean(case):
+    """Nothing is found in the right one."""
+    _, right = twins(case.body)
+    for name, schedule in SCHEDULES.items():
+        findings = _executed(case, right, schedule).findings
+        assert not findings, f"{name}: {[str(one) for one in findings]}"
+
+
+def _executed(case, body, schedule):
+    arrays = [buffer(case.size), buffer(case.size)]
+    second = Fresh(arrays[1]) if case.fresh else arrays[1]
+    shape = {"grid": case.grid, "block": case.block}
+    return run(body, arrays[0], second, schedule=schedule, **shape)
+
+
+def mbarrier(address="%s", count=1):
+    """One thread makes an mbarrier, and the block waits for that."""
+    return f"""
+    setp.eq.u32 %p0, %t, 0;
+    @%p0 mbarrier.init.shared::cta.b64 [{address}], {count};
+    bar.sync 0;
+    """
+
+
+def wait(parity, register="%r20", at="%s"):
+    """Ask until the phase with this parity is complete."""
+    label = f"W{abs(hash((parity, register, at))) % 10**6}"
+    return f"""
+    {label}:
+    mbarrier.try_wait.parity.shared::cta.b64 %p9, [{at}], {parity};
+    @!%p9 bra {label};
+    """

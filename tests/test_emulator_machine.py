@@ -2,56 +2,11 @@
 twin, in which nothing is found.
 """
 
-from dataclasses import dataclass
-
 import pytest
 
-from batchline.bench.measure.emulator.execution import (
-    EARLY,
-    LATE,
-    SHUFFLED,
-)
-from batchline.tests.emulated import Fresh, buffer, faults, run, twins
+from batchline.tests.emulated import Case, mbarrier, require_clean, require_found, wait
 
-SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
 SWAP_HALVES = "xor.b32 %r0, %m, 128;"  # the word of a thread of another warp
-
-
-@dataclass(frozen=True)
-class Case:
-    """A body with <wrong||right> in it, and the word for what is wrong.
-
-    `size` is the number of words of each of its two arrays. `under` are the schedules
-    in which it has to be found, of all three.
-    """
-
-    name: str
-    word: str
-    body: str
-    block: int = 64
-    grid: int = 1
-    size: int = 256
-    fresh: bool = False
-    under: tuple[str, ...] = tuple(SCHEDULES)
-
-
-def mbarrier(address="%s", count=1):
-    """One thread makes an mbarrier, and the block waits for that."""
-    return f"""
-    setp.eq.u32 %p0, %t, 0;
-    @%p0 mbarrier.init.shared::cta.b64 [{address}], {count};
-    bar.sync 0;
-    """
-
-
-def wait(parity, register="%r20", at="%s"):
-    """Ask until the phase with this parity is complete."""
-    label = f"W{abs(hash((parity, register, at))) % 10**6}"
-    return f"""
-    {label}:
-    mbarrier.try_wait.parity.shared::cta.b64 %p9, [{at}], {parity};
-    @!%p9 bra {label};
-    """
 
 
 MEMORY = [
@@ -1121,36 +1076,312 @@ MATRICES = [
     ),
 ]
 
+# 128 threads, one warpgroup: A in registers, B of ones at s.
+FROM_REGISTERS = (
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+    "{%f0, %f1, %f2, %f3}, {%r10, %r11, %r12, %r13}, %d1, %p1, 1, 1, 0;"
+)
+A_IN_REGISTERS = "".join(f"mov.u32 %r{place}, %r1;" for place in range(10, 14))
+MATRICES += [
+    Case(
+        "A's registers are changed while they are read",
+        "missing-wait",
+        f"""{READY} {A_IN_REGISTERS}
+        wgmma.fence.sync.aligned;
+        {FROM_REGISTERS}
+        wgmma.commit_group.sync.aligned;
+        <||wgmma.wait_group.sync.aligned 0;>
+        mov.u32 %r12, 0;
+        <wgmma.wait_group.sync.aligned 0;||>
+        """,
+        block=128,
+    ),
+    Case(
+        "A's registers are loaded behind the fence",
+        "missing-fence",
+        f"""{READY} {A_IN_REGISTERS}
+        <wgmma.fence.sync.aligned;||>
+        ld.shared.u32 %r13, [%s];
+        <||wgmma.fence.sync.aligned;>
+        {FROM_REGISTERS}
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned 0;
+        """,
+        block=128,
+    ),
+    Case(
+        "the proxy fence comes before the stores",
+        "missing-proxy-fence",
+        f"""<fence.proxy.async;||> {ONES} <||fence.proxy.async;> bar.sync 0; {DESCRIBED}
+        wgmma.fence.sync.aligned;
+        {PRODUCT}
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned 0;
+        """,
+        block=128,
+    ),
+    Case(
+        "stores between the first product and the second, and no proxy fence",
+        "missing-proxy-fence",
+        f"""{READY}
+        wgmma.fence.sync.aligned;
+        {PRODUCT}
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned 0;
+        bar.sync 0;
+        {ONES}
+        <||fence.proxy.async;>
+        bar.sync 0;
+        wgmma.fence.sync.aligned;
+        {PRODUCT}
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned 0;
+        """,
+        block=128,
+    ),
+    Case(
+        "two warps of the group skip the product",
+        "divergent-barrier",
+        f"""{READY}
+        setp.lt.u32 %p4, %w, 2;
+        <@!%p4 bra DONE;||>
+        wgmma.fence.sync.aligned;
+        {PRODUCT}
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned 0;
+        DONE:
+        """,
+        block=128,
+    ),
+    Case(
+        "a row of ldmatrix in the middle of 16 bytes",
+        "misaligned",
+        """
+        shl.b32 %r0, %t, 4;
+        add.u32 %r0, %s, %r0;
+        st.shared.v4.u32 [%r0], {%t, %t, %t, %t};
+        bar.warp.sync -1;
+        setp.eq.u32 %p0, %t, 7;
+        @%p0 sub.u32 %r0, %r0, <8||16>;
+        ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r1, %r2, %r3, %r4}, [%r0];
+        """,
+        block=32,
+    ),
+]
+
+MEMORY += [
+    Case(
+        "an atomic behind the end, within its last 16 bytes",
+        "out-of-bounds",
+        "red.global.add.u32 [%a1+<1020||1016>], 1;",
+        block=1,
+        size=255,
+    ),
+    Case(
+        "a tail that nobody has filled",
+        "uninitialised-shared",
+        """
+        setp.lt.u32 %p0, %t, 40;
+        st.shared.u32 [%m+256], 0;
+        <@%p0||> st.shared.u32 [%m], %t;
+        bar.sync 0;
+        ld.shared.u32 %r1, [%m];
+        """,
+    ),
+    Case(
+        "a vector whose last element is behind the end",
+        "out-of-bounds",
+        """
+        mul.wide.u32 %d0, %t, 16;
+        add.s64 %d0, %a1, %d0;
+        setp.lt.u32 %p0, %t, <64||63>;
+        @%p0 st.global.v4.u32 [%d0], {%t, %t, %t, %t};
+        """,
+        size=255,
+    ),
+    Case(
+        "a stride that is only right where rows touch",
+        "out-of-bounds",
+        """
+        mul.lo.u32 %r0, %t, <5||4>;
+        mul.wide.u32 %d0, %r0, 4;
+        add.s64 %d0, %a0, %d0;
+        ld.global.u32 %r1, [%d0];
+        """,
+    ),
+    Case(
+        "generic addresses of shared memory, one lane's elsewhere",
+        "out-of-bounds",
+        """
+        st.shared.u32 [%m], %t;
+        cvt.u64.u32 %d0, %m;
+        cvta.shared.u64 %d0, %d0;
+        setp.eq.u32 %p0, %t, 9;
+        <@%p0 mov.u64 %d0, %o;||>
+        ld.u32 %r1, [%d0];
+        """,
+    ),
+]
+
+COPIES += [
+    Case(
+        "the last rounds of a pipeline commit nothing",
+        "missing-wait",
+        """
+        cp.async.ca.shared.global [%m], [%g0], 4;
+        cp.async.commit_group;
+        mov.u32 %r5, 0;
+        L:
+        and.b32 %r6, %r5, 1;
+        xor.b32 %r8, %r6, 1;
+        shl.b32 %r6, %r6, 10;
+        shl.b32 %r8, %r8, 10;
+        add.u32 %r6, %m, %r6;
+        add.u32 %r8, %m, %r8;
+        setp.lt.u32 %p1, %r5, 4;
+        @%p1 cp.async.ca.shared.global [%r8], [%g0], 4;
+        <@%p1||> cp.async.commit_group;
+        cp.async.wait_group 1;
+        bar.sync 0;
+        ld.shared.u32 %r7, [%r6];
+        bar.sync 0;
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p0, %r5, 5;
+        @%p0 bra L;
+        """,
+    ),
+    Case(
+        "stages that overlap",
+        "missing-wait",
+        """
+        cp.async.ca.shared.global [%m], [%g0], 4;
+        cp.async.commit_group;
+        cp.async.ca.shared.global [%m+<128||256>], [%g0], 4;
+        cp.async.commit_group;
+        cp.async.wait_group 1;
+        bar.sync 0;
+        ld.shared.u32 %r1, [%m];
+        cp.async.wait_all;
+        """,
+    ),
+    Case(
+        "a copy's wait in half of the block",
+        "missing-wait",
+        f"""
+        cp.async.ca.shared.global [%m], [%g0], 4;
+        cp.async.commit_group;
+        setp.eq.u32 %p0, %w, 0;
+        <@%p0 bra WAITED;||>
+        cp.async.wait_group 0;
+        WAITED:
+        bar.sync 0;
+        {SWAP_HALVES}
+        ld.shared.u32 %r1, [%r0];
+        """,
+    ),
+]
+
+MBARRIERS += [
+    Case(
+        "a maker that does not wait until its stage is free",
+        "deadlock",
+        f"""{mbarrier()}
+        @%p0 mbarrier.init.shared::cta.b64 [%s+8], 1;
+        bar.sync 0;
+        mov.u32 %r5, 0;
+        mov.u32 %r6, 0;
+        setp.eq.u32 %p1, %w, 0;
+        setp.eq.u32 %p2, %l, 0;
+        @!%p1 bra USE;
+        MAKE:
+        xor.b32 %r7, %r6, 1;
+        <||{wait("%r7", at="%s+8")}>
+        st.shared.u32 [%m+64], %r5;
+        bar.warp.sync -1;
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s];
+        xor.b32 %r6, %r6, 1;
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p3, %r5, 4;
+        @%p3 bra MAKE;
+        bra DONE;
+        USE:
+        {wait("%r6")}
+        ld.shared.u32 %r1, [%m-64];
+        bar.warp.sync -1;
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s+8];
+        xor.b32 %r6, %r6, 1;
+        add.u32 %r5, %r5, 1;
+        setp.lt.u32 %p3, %r5, 4;
+        @%p3 bra USE;
+        DONE:
+        """,
+    ),
+    Case(
+        "all lanes arrive where one is expected",
+        "mbarrier-misuse",
+        f"""{mbarrier()}
+        setp.eq.u32 %p1, %w, 0;
+        @!%p1 bra USE;
+        st.shared.u32 [%m+64], %t;
+        bar.warp.sync -1;
+        <||@%p0> mbarrier.arrive.shared::cta.b64 _, [%s];
+        bra DONE;
+        USE:
+        {wait(0)}
+        ld.shared.u32 %r1, [%m-64];
+        DONE:
+        """,
+    ),
+]
+
+BARRIERS += [
+    Case(
+        "a barrier that counts a warp too many",
+        "deadlock",
+        """
+        setp.ge.u32 %p0, %w, 2;
+        @%p0 bra DONE;
+        bar.sync 1, <96||64>;
+        DONE:
+        """,
+        block=96,
+    ),
+    Case(
+        "a vote in divergent flow, of all lanes",
+        "divergent-barrier",
+        """
+        setp.lt.u32 %p0, %l, 7;
+        @!%p0 bra DONE;
+        vote.sync.ballot.b32 %r0, %p0, <0xffffffff||0x7f>;
+        DONE:
+        """,
+        block=32,
+    ),
+    Case(
+        "a barrier in a loop of as many rounds as each warp wants",
+        "deadlock",
+        """
+        mov.u32 %r0, 0;
+        L:
+        bar.sync 1, 64;
+        add.u32 %r0, %r0, 1;
+        setp.le.u32 %p0, %r0, <%w||1>;
+        @%p0 bra L;
+        """,
+    ),
+]
+
 EVERY = [
     pytest.param(case, id=f"{case.word}: {case.name}")
     for case in MEMORY + RACES + COPIES + BARRIERS + MBARRIERS + MATRICES
 ]
 
 
-def executed(case, body, schedule):
-    arrays = [buffer(case.size), buffer(case.size)]
-    second = Fresh(arrays[1]) if case.fresh else arrays[1]
-    return run(
-        body,
-        arrays[0],
-        second,
-        grid=case.grid,
-        block=case.block,
-        schedule=schedule,
-        module="",
-    )
-
-
 @pytest.mark.parametrize("case", EVERY)
 def test_what_is_wrong_is_found(case):
-    wrong, _ = twins(case.body)
-    found = [faults(executed(case, wrong, SCHEDULES[name])) for name in case.under]
-    assert all(found)
-    assert any(case.word in one for one in found), found
+    require_found(case)
 
 
 @pytest.mark.parametrize("case", EVERY)
 def test_what_is_mended_is_clean(case):
-    _, right = twins(case.body)
-    for name, schedule in SCHEDULES.items():
-        assert not executed(case, right, schedule).findings, name
+    require_clean(case)

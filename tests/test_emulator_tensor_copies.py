@@ -161,6 +161,42 @@ FAULTS = {
         f"{STORE} cp.async.bulk.commit_group; <||cp.async.bulk.wait_group 0;>"
         "@%p0 ld.global.u32 %r1, [%a0]; cp.async.bulk.wait_group 0;",
     ),
+    "a stored box is read when only its source is known to be read": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"
+        f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group<.read||> 0;"
+        "@%p0 ld.global.u32 %r1, [%a0]; cp.async.bulk.wait_group 0;",
+    ),
+    "a box is loaded that a store may still be writing": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"
+        f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group<.read||> 0;"
+        f"{expect(512)} {load('%s+1024')} {wait()} cp.async.bulk.wait_group 0;",
+    ),
+    "two boxes go to one place": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"
+        f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group<.read||> 0;"
+        f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
+    ),
+    "two rounds' bytes are expected in the first": (
+        "deadlock",
+        f"{MAKE} <{expect(1024)}||{expect(512)}> {load()} {wait()}"
+        f"ld.shared.u32 %r1, [%m]; bar.sync 0;"
+        f"<@%p0 mbarrier.arrive.shared::cta.b64 _, [%s+8192];||{expect(512)}>"
+        f"{load()} {wait(1, 1)}",
+    ),
+    "another round begins before the last is awaited": (
+        "mbarrier-misuse",
+        f"{MAKE} {expect(512)} {load()} <{expect(512)} {load('%s+1024')}||>"
+        f"{wait()} ld.shared.u32 %r1, [%m];",
+    ),
+    "loaded into what a store still reads": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0;"
+        f"{STORE} cp.async.bulk.commit_group; <||cp.async.bulk.wait_group 0;>"
+        f"{expect(512)} {load()} {wait()} cp.async.bulk.wait_group 0;",
+    ),
     "a box of what ordinary stores have written": (
         "missing-proxy-fence",
         f"{MAKE} st.global.u32 [%g0], %t; <||fence.proxy.async;> bar.sync 0;"

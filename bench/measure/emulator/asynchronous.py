@@ -21,6 +21,7 @@ from batchline.bench.measure.emulator.layout import (
     SLOT_SHIFT,
     Finding,
     PendingKind,
+    Status,
 )
 from batchline.bench.measure.emulator.matrix import (
     DEPTH_BYTES,
@@ -51,6 +52,7 @@ from batchline.bench.measure.emulator.order import (
     read_shared,
     report,
     write_shared,
+    warp_at,
 )
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
@@ -64,7 +66,6 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.warp_wide import warp_at
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 MISALIGNED = int(Finding.MISALIGNED)
@@ -73,6 +74,7 @@ DIVERGENT_BARRIER = int(Finding.DIVERGENT_BARRIER)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
 UNSUPPORTED = int(Finding.UNSUPPORTED)
+ENDED = int(Status.ENDED)
 FREE, COPY = int(PendingKind.FREE), int(PendingKind.COPY)
 PRODUCT = int(PendingKind.PRODUCT)
 OPEN = -1  # the group of what has not been committed yet
@@ -278,12 +280,31 @@ def start_product(machine, pc, warp, registers, row, mask):
     new.source[0] = row
     new.source[1] = registers
     state.products += 1
+    state.product_trace = state.product_trace * 31 + pc + 1
     _mark_in_flight(m, warp, row, accumulators, pieces if is_a_in_registers else 0, 1)
     if not _read_operands(m, pc, warp, words, new):
         new.landed = 1
     elif m.is_early:
         _land_product(m, new)
     return DONE
+
+
+@compile_native
+def require_group(m, pc, warp):
+    """Report a warp that ends and has executed other wgmma than the three that these
+    are for, too.
+    """
+    first = warp & ~3
+    trace = warp_at(m, warp).product_trace
+    for other in range(first, first + 4):
+        if other >= m.n_warps:
+            if trace:
+                report(m, DIVERGENT_BARRIER, pc, warp, -1, 0, -1)
+            return
+        state = warp_at(m, other)
+        if state.status == ENDED and state.product_trace != trace:
+            report(m, DIVERGENT_BARRIER, pc, warp, -1, 0, -1)
+            return
 
 
 @compile_native

@@ -1,9 +1,4 @@
-"""Atomics on global and shared memory, and the order between blocks that they make with
-fences (PTX ISA, "atom", "red", "membar / fence", "Memory Consistency Model").
-
-A block that releases (an atomic that does, or one behind a fence) hands on, at that
-address, all that it did and has seen; one that acquires there has seen it from then on.
-"""
+"""Atomics on global and shared memory (PTX ISA, "atom", "red")."""
 
 from __future__ import annotations
 
@@ -12,13 +7,11 @@ from numba import float64, int32, int64, uint32, uint64
 
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
-    ACQUIRES,
     HAS_RESULT,
     HEADER,
+    IS_OF_BLOCK,
     LANES,
-    RELEASES,
-    SYNCS,
-    Finding,
+    SHARED_WINDOW,
     Number,
     Space,
     Update,
@@ -32,9 +25,9 @@ from batchline.bench.measure.emulator.memory_access import (
     count_sectors,
     gather_addresses,
     get,
+    locate,
     put,
     space_of,
-    why_outside,
 )
 from batchline.bench.measure.emulator.native import (
     DONE,
@@ -48,22 +41,11 @@ from batchline.bench.measure.emulator.number_formats import (
     encode_bf16,
     encode_f16,
 )
-from batchline.bench.measure.emulator.order import (
-    find_allocation,
-    report,
-    update_global,
-    update_shared,
-)
-from batchline.bench.measure.emulator.raw import (
-    longs_at,
-    read64,
-    words_at,
-    write64,
-)
-from batchline.bench.measure.emulator.warp_wide import warp_at
+from batchline.bench.measure.emulator.order import update_global, update_shared
+from batchline.bench.measure.emulator.raw import longs_at, words_at
+from batchline.bench.measure.emulator.releases import is_ordering, synchronise
 
-GLOBAL, SHARED = int(Space.GLOBAL), int(Space.SHARED)
-OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
+GLOBAL = int(Space.GLOBAL)
 ADD, MIN, MAX, AND = (
     int(Update.ADD),
     int(Update.MIN),
@@ -103,29 +85,24 @@ def update_memory(machine, pc, warp, registers, row, mask):
             count_sectors(m, pc, mask, size, True)
         else:
             count_passes(m, pc, mask, size)
+    is_of_block = action & IS_OF_BLOCK != 0
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         address = addresses[lane]
-        target = int64(0)
-        if address % size:
-            report(m, MISALIGNED, pc, warp, lane, address, -1)
-        elif space == GLOBAL:
-            allocation = find_allocation(m, address)
-            if allocation and address + size <= int64(read64(allocation + 8)):
-                update_global(m, pc, warp, lane, allocation, address, size)
-                target = address
-            else:
-                report(m, why_outside(m, address, size), pc, warp, lane, address, -1)
-        elif 0 <= address and address + size <= m.shared_bytes:
-            update_shared(m, pc, warp, lane, clock, address, size)
-            target = m.shared + address
-        else:
-            report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        target, allocation = locate(m, pc, warp, lane, space, address, size, False)
         if not target:
             continue
-        if space == GLOBAL:
-            _synchronise(m, warp, address, action)
+        if allocation:
+            update_global(m, pc, warp, lane, allocation, address, size, is_of_block)
+            if m.seen:
+                synchronise(m, warp, lane, address, action)
+        else:
+            update_shared(m, pc, warp, lane, clock, address, size)
+            if m.seen and is_ordering(m, warp, action):
+                synchronise(
+                    m, warp, lane, SHARED_WINDOW + address, action | IS_OF_BLOCK
+                )
         before = get(target, size)
         value = get(first + lane * size, size)
         new = value
@@ -207,76 +184,3 @@ def _pair_updated(update, number, before, value):
             bits = encode_bf16(new, 0, False)
         outcome |= uint64(bits) << shift
     return outcome
-
-
-# --- the order of blocks ------------------------------------------------------------
-
-
-@compile_native
-def _synchronise(m, warp, address, action):
-    if not m.seen:
-        return
-    number = int64(-1)
-    places = longs_at(m.sync_places, SYNCS)
-    for known in range(m.n_syncs):
-        if places[known] == address:
-            number = known
-    if number < 0:
-        if m.n_syncs == SYNCS:
-            return
-        number = m.n_syncs
-        places[number] = address
-        m.n_syncs += 1
-    words = (m.n_blocks + 63) >> 6
-    handed_on = m.sync_sets + number * words * 8
-    seen = m.seen + m.block * words * 8
-    state = warp_at(m, warp)
-    state.touched = number + 1
-    if action & ACQUIRES or state.fenced:
-        _acquire(m, warp, seen, handed_on, words)
-    if action & RELEASES or state.fenced:
-        _unite(handed_on, seen, words)
-        word = handed_on + (m.block >> 6) * 8
-        write64(word, read64(word) | uint64(1) << uint64(m.block & 63))
-        _release(m, warp)
-
-
-@compile_native
-def _acquire(m, warp, seen, handed_on, words):
-    _unite(seen, handed_on, words)
-    state = warp_at(m, warp)
-    if not state.acquired:
-        state.acquired = words_at(order.clocks_of(m, warp), m.agents)[warp]
-
-
-@compile_native
-def _release(m, warp):
-    """Note what the warp hands on: its block's events that it knows."""
-    known = words_at(order.clocks_of(m, warp), m.agents)
-    released = words_at(m.released + m.block * m.agents * 4, m.agents)
-    for other in range(m.agents):
-        if known[other] > released[other]:
-            released[other] = known[other]
-    order.tick(m, warp)
-
-
-@compile_native
-def _unite(into, source, words):
-    for word in range(words):
-        place = into + word * 8
-        write64(place, read64(place) | read64(source + word * 8))
-
-
-@Handler
-def fence_memory(machine, pc, warp, registers, row, mask):
-    """membar and fence: a relaxed atomic from now on releases, and the one before has
-    acquired.
-    """
-    m = machine_at(machine)
-    state = warp_at(m, warp)
-    state.fenced = 1
-    if m.seen and state.touched:
-        words = (m.n_blocks + 63) >> 6
-        handed_on = m.sync_sets + (state.touched - 1) * words * 8
-        _acquire(m, warp, m.seen + m.block * words * 8, handed_on, words)
-    return DONE

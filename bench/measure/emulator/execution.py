@@ -30,6 +30,7 @@ from batchline.bench.measure.emulator.layout import (
     BARRIERS,
     FINDING,
     FINDINGS_KEPT,
+    GROUPS,
     LANES,
     MACHINE,
     MBARRIER,
@@ -265,7 +266,7 @@ class _Bound:
         record["instructions"] = len(code.forms)
         record["register_bytes"] = code.register_bytes
         record["has_products"] = Kind.WGMMA in code.kinds
-        record["has_atomics"] = Kind.ATOMIC in code.kinds
+        record["has_atomics"] = Kind.ATOMIC in code.kinds or code.has_strong_accesses
 
         record["run_warp"] = machine.run_warp.address
         if Kind.WGMMA in code.kinds:
@@ -343,12 +344,14 @@ class _Bound:
 
     def _bind_block(self) -> None:
         launch, code, record = self._launch, self._code, self._record
-        agents = 4 * self._warps
+        agents, readers = 6 * self._warps, 4 * self._warps  # see order.py
         record["n_warps"], record["threads"] = self._warps, launch.threads
-        record["agents"] = agents
+        record["agents"], record["readers"] = agents, readers
         record["copy_agent"] = self._warps
         record["tensor_agent"] = 2 * self._warps
         record["product_agent"] = 3 * self._warps
+        record["store_agent"] = 4 * self._warps
+        record["lane_agent"] = 5 * self._warps
         record["grid_x"], record["grid_y"], record["grid_z"] = launch.grid
         record["block_x"], record["block_y"], record["block_z"] = launch.block
         record["n_blocks"] = launch.blocks
@@ -359,7 +362,10 @@ class _Bound:
         self._set("shared", _aligned(shared + 16, 1024))
         self._set("shared_state", np.zeros(shared + 16, np.uint8))
         self._set("writers", np.zeros(2 * granules, np.int64))
-        self._set("reads", np.zeros(granules * agents, np.int32))
+        self._set("reads", np.zeros(granules * (readers + self._warps), np.int32))
+        self._set("lane_released", np.zeros((self._warps, LANES), np.int32))
+        self._set("lane_clocks", np.zeros((self._warps, LANES, LANES), np.int32))
+        self._set("group_clocks", np.zeros((self._warps, GROUPS), np.int32))
         self._set("clocks", np.zeros((agents, agents), np.int32))
         self._set("fenced", np.zeros((agents, agents), np.int32))
         self._set("warps", np.zeros(self._warps, WARP))
@@ -381,7 +387,13 @@ class _Bound:
             self._set("seen", np.zeros((launch.blocks, words), np.uint64))
             self._set("sync_places", np.zeros(SYNCS, np.int64))
             self._set("sync_sets", np.zeros((SYNCS, words), np.uint64))
-            self._set("released", np.zeros((launch.blocks, 4 * self._warps), np.int32))
+            self._set("sync_clocks", np.zeros((SYNCS, agents), np.int32))
+            self._set("released", np.zeros((launch.blocks, agents), np.int32))
+            self._set(
+                "released_lanes", np.zeros((launch.blocks, self._warps), np.uint32)
+            )
+            self._set("memory_fenced", np.zeros((self._warps, agents), np.int32))
+            self._set("barrier_fenced", np.zeros((BARRIERS, agents), np.int32))
 
     def _bind_counts(self) -> None:
         rows = len(self._code.forms)

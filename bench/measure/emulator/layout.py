@@ -122,7 +122,9 @@ class Number(IntEnum):
 
 
 RELEASES, ACQUIRES, HAS_RESULT = 1 << 8, 1 << 9, 1 << 10  # beside an atomic's Update
+IS_OF_BLOCK, IS_STRONG = 1 << 11, 1 << 12  # of scope .cta; ordered like an atomic
 SYNCS = 256  # addresses of atomics that order blocks
+GROUPS = 64  # of bulk stores, whose clocks are kept
 MOST_ORDERED_BLOCKS = 4096
 
 
@@ -148,9 +150,8 @@ class Finding(IntEnum):
     UNSUPPORTED = 16
 
 
-ALLOCATION_WORDS = (
-    8  # int64: start, end, shadow, writers, readers, flags, granule shift
-)
+# int64: start, end, shadow, writers, readers, flags, granule shift, none
+ALLOCATION_WORDS = 8
 SHADOW_INITIALISED, SHADOW_READ, SHADOW_WRITTEN = 1, 2, 4
 SHARED_WRITTEN, SHARED_MBARRIER = 1, 2  # of a byte of shared memory
 ALLOCATION_INITIALISED, ALLOCATION_WRITTEN, ALLOCATION_CHECKED = 1, 2, 4
@@ -181,14 +182,15 @@ WARP = np.dtype(
         ("status", np.int32),
         ("is_split", np.int32),
         ("spins", np.int32),  # it has asked in vain since it last got on
-        ("fenced", np.int32),  # it has made a memory fence
+        ("fenced", np.uint32),  # lanes that have made a memory fence
+        ("fenced_in_block", np.uint32),  # or one of the block's scope
         ("copies", np.int32),  # cp.async issued since the last commit
         ("copy_groups", np.int32),
         ("bulk_groups", np.int32),
         ("bulk_open", np.int32),
         ("products", np.int32),  # wgmma in flight
         ("product_groups", np.int32),
-        ("product_open", np.int32),
+        ("product_trace", np.int32),  # a hash of the wgmma that it has executed
         ("fences", np.int32),  # wgmma.fence so far, plus one
         ("barrier_pc", np.int32),  # of the barrier it waits at, or waited at last
         (
@@ -197,6 +199,10 @@ WARP = np.dtype(
         ),  # 1 + the number of the atomic that it used last, unfenced
         ("acquired", np.int32),  # its clock when it first acquired; 0: it has not
         ("is_asking", np.int32),  # its last instruction asked an mbarrier in vain
+        ("lanes_synced", np.int32),  # its clock when its lanes last waited for all
+        ("lanes_met", np.int32),  # and when they last executed an instruction together
+        ("lanes_fenced", np.int32),  # and when all of them last made a memory fence
+        ("copies_synced", np.int32),  # clock of its copies that all its lanes know of
         ("lane_pc", np.int32, (LANES,)),
     ],
     align=True,
@@ -210,6 +216,7 @@ BARRIER = np.dtype(
         ("warps", np.uint64),  # those that wait, a bit for each
         ("value", np.int64),  # of a reduction, so far
         ("pc", np.int64),
+        ("fenced", np.int64),  # whether a warp that arrived had made a memory fence
     ]
 )
 
@@ -265,11 +272,15 @@ _ADDRESSES = (
     "code at functions registers warps shared shared_state writers reads clocks fenced "
     "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
     "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
-    "require mark run_warp land_one constants specials block_order warp_order seen sync_places sync_sets released"
+    "require mark run_warp land_one constants specials block_order warp_order seen "
+    "sync_places sync_sets sync_clocks released released_lanes lane_released "
+    "lane_clocks "
+    "memory_fenced barrier_fenced group_clocks"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "
-    "granule_shift agents copy_agent tensor_agent product_agent n_allocations "
+    "granule_shift agents copy_agent tensor_agent product_agent store_agent lane_agent "
+    "readers n_allocations "
     "last_allocation n_findings n_mbarriers n_pending local_bytes grid_x grid_y grid_z "
     "block_x block_y block_z n_blocks block first_block steps most_steps quantum random "
     "is_early architecture barrier_granule narrow_shift accumulator_words stop "

@@ -16,6 +16,7 @@ from batchline.bench.measure.emulator import (
     mbarriers,
     memory_access,
     order,
+    releases,
     tensor_copies,
     warp_wide,
 )
@@ -43,7 +44,7 @@ from batchline.bench.measure.emulator.native import (
     compile_native,
     machine_at,
 )
-from batchline.bench.measure.emulator.order import report
+from batchline.bench.measure.emulator.order import report, warp_at
 from batchline.bench.measure.emulator.raw import (
     address_of,
     call,
@@ -58,7 +59,6 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.warp_wide import warp_at
 
 ARITHMETIC, BRANCH, EXIT = int(Kind.ARITHMETIC), int(Kind.BRANCH), int(Kind.EXIT)
 NOTHING, AT_A_BARRIER, WGMMA = int(Kind.NOTHING), int(Kind.BARRIER), int(Kind.WGMMA)
@@ -239,6 +239,8 @@ def exit_lanes(machine, pc, warp, registers, row, mask):
             state.status = AT_MBARRIER
         return DONE
     state.status = ENDED
+    if m.has_products:
+        asynchronous.require_group(m, pc, warp)
     for number in range(m.first_pending, m.n_pending):
         one = asynchronous.pending_at(m, number)
         if one.kind == TENSOR_STORE_PENDING and one.warp == warp:
@@ -310,6 +312,9 @@ def arrive_at_barrier(machine, pc, warp, registers, row, mask):
     barrier.arrived += LANES
     order.join(m, _barrier_clocks(m, number, 0), order.clocks_of(m, warp))
     order.join(m, _barrier_clocks(m, number, 1), order.fenced_of(m, warp))
+    if state.fenced and m.seen:
+        barrier.fenced = 1
+        order.join(m, releases.fenced_at(m, number), releases.fenced_of(m, warp))
     if mode == ARRIVE:
         order.tick(m, warp)
     else:
@@ -339,10 +344,14 @@ def release_if_complete(m, number):
         state = warp_at(m, warp)
         order.join(m, order.clocks_of(m, warp), _barrier_clocks(m, number, 0))
         order.join(m, order.fenced_of(m, warp), _barrier_clocks(m, number, 1))
-        order.tick(m, warp)
+        if barrier.fenced:
+            state.fenced = FULL
+            order.join(m, releases.fenced_of(m, warp), releases.fenced_at(m, number))
+        order.sync_lanes(m, warp)
         _write_reduction(m, warp, state, barrier.value)
         state.status = READY
     barrier.arrived = 0
+    barrier.fenced = 0
     barrier.warps = uint64(0)
 
 
@@ -404,13 +413,18 @@ def _begin_warp(m, warp):
     state.parked = uint32(0)
     state.status = READY
     state.is_split = 0
-    state.fenced = 0
+    state.fenced = uint32(0)
+    state.fenced_in_block = uint32(0)
+    state.lanes_met = 0
+    state.lanes_fenced = 0
+    order.sync_lanes(m, warp)
     state.touched = 0
     state.acquired = 0
     state.copy_groups = 0
     state.bulk_groups = 0
     state.products = 0
     state.product_groups = 0
+    state.product_trace = 0
     state.fences = 1
     state.is_asking = 0
 
@@ -542,7 +556,7 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.BULK_COMMIT: tensor_copies.commit_stores,
     Kind.BULK_WAIT: tensor_copies.wait_for_stores,
     Kind.FENCE_PROXY: order.fence_proxy,
-    Kind.FENCE: atomics.fence_memory,
+    Kind.FENCE: releases.fence_memory,
     Kind.MAP_REPLACE: tensor_copies.replace_in_map,
     Kind.MAP_PUBLISH: tensor_copies.publish_map,
     Kind.MAP_ACQUIRE: tensor_copies.acquire_map,

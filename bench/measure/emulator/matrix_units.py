@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32
 
+from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.asynchronous import gather_rows, scatter_rows
 from batchline.bench.measure.emulator.layout import HEADER, LANES, PARAMETERS, Finding
 from batchline.bench.measure.emulator.matrix import mma, mma_f64, movmatrix
@@ -36,6 +37,7 @@ def multiply(machine, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + d + a + b + c)
     if mask != uint32(0xFFFFFFFF):
         report(m, DIVERGENT_BARRIER, pc, warp, lowest_one(~mask), 0, -1)
+    order.meet_lanes(m, warp, mask)
     first = HEADER + d
     if head[_KIND] == MMA_F64:
         products = np.empty((d, LANES), np.float64)

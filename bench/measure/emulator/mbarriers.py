@@ -29,7 +29,12 @@ from batchline.bench.measure.emulator.native import (
     compile_native,
     machine_at,
 )
-from batchline.bench.measure.emulator.order import read_shared, report, write_shared
+from batchline.bench.measure.emulator.order import (
+    read_shared,
+    report,
+    write_shared,
+    warp_at,
+)
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
     copy,
@@ -40,7 +45,6 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.warp_wide import warp_at
 
 MISUSE = int(Finding.MBARRIER_MISUSE)
 UNSUPPORTED = int(Finding.UNSUPPORTED)
@@ -125,9 +129,9 @@ def complete_bytes(m, number, count, agent, clock):
 
 
 @compile_native
-def _arrive(m, pc, warp, number, count, expected_bytes):
+def _arrive(m, pc, warp, mask, number, count, expected_bytes):
     known = mbarrier_at(m, number)
-    order.join(m, _clocks(m, number, 0), order.clocks_of(m, warp))
+    order.hand_on(m, warp, mask, _clocks(m, number, 0), order.clocks_of(m, warp))
     order.join(m, _clocks(m, number, 1), order.fenced_of(m, warp))
     known.bytes += expected_bytes
     known.pending -= count
@@ -261,10 +265,10 @@ def _act_on_one(m, pc, warp, registers, row, mask):
             if (mask >> uint32(each)) & uint32(1):
                 put(target + each * 8, 8, uint64(known.phase))
     if action == ARRIVE:
-        _arrive(m, pc, warp, number, operand * lanes, 0)
+        _arrive(m, pc, warp, mask, number, operand * lanes, 0)
         order.tick(m, warp)
     elif action == ARRIVE_EXPECT:
-        _arrive(m, pc, warp, number, lanes, operand * lanes)
+        _arrive(m, pc, warp, mask, number, lanes, operand * lanes)
         order.tick(m, warp)
     elif action == EXPECT:
         known.bytes += operand * lanes
@@ -297,6 +301,8 @@ def _test(m, warp, registers, row, mask, number):
     state = warp_at(m, warp)
     if is_done:
         order.join(m, order.clocks_of(m, warp), _clocks(m, number, 2))
+        handed = words_at(_clocks(m, number, 2), m.agents)[warp] + 1
+        state.lanes_synced = max(state.lanes_synced, handed)
         order.join(m, order.fenced_of(m, warp), _clocks(m, number, 3))
     elif words[ACTION] == TRY and not state.parked:
         state.parked = mask

@@ -29,6 +29,7 @@ from batchline.bench.measure.emulator.order import (
     report,
     write_global,
     write_shared,
+    write_strong,
 )
 from batchline.bench.measure.emulator.raw import (
     count_ones,
@@ -44,6 +45,7 @@ from batchline.bench.measure.emulator.raw import (
     write32,
     write64,
 )
+from batchline.bench.measure.emulator.releases import synchronise
 
 GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
 SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
@@ -111,15 +113,40 @@ def local_of(m, warp, lane, offset, count):
 
 @compile_native
 def why_outside(m, address, count):
-    """The finding for an access of global memory that no allocation holds."""
+    """The finding for a read of global memory that no allocation holds."""
     row = find_allocation(m, address)
     is_within_a_word = (address & 15) + count <= 16
     return PAST_THE_END if row and is_within_a_word else OUT_OF_BOUNDS
 
 
 @compile_native
-def _is_inside(m, row, address, count):
-    return row != 0 and address + count <= int64(read64(row + 8))
+def locate(m, pc, warp, lane, space, address, count, may_overrun):
+    """Where in this process the bytes of an access are (0: it is refused), and of
+    global memory their allocation.
+
+    It is 0 and the allocation for what ends behind it, within its last 16 aligned
+    bytes, if that is allowed.
+    """
+    if address & (count - 1):
+        report(m, MISALIGNED, pc, warp, lane, address, -1)
+        return int64(0), int64(0)
+    if space == GLOBAL:
+        row = int64(find_allocation(m, address))
+        if row:
+            end = int64(read64(row + 8))
+            if address + count <= end:
+                return address, row
+            if may_overrun and address + count <= (end + 15) & ~15:
+                return int64(0), row
+    elif space == SHARED:
+        if 0 <= address and address + count <= m.shared_bytes:
+            return m.shared + address, int64(0)
+    else:
+        target = int64(local_of(m, warp, lane, address, count))
+        if target:
+            return target, int64(0)
+    report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+    return int64(0), int64(0)
 
 
 @Handler
@@ -141,44 +168,24 @@ def load(machine, pc, warp, registers, row, mask):
             count_sectors(m, pc, mask, count, True)
         elif space == SHARED:
             count_passes(m, pc, mask, count)
+    action = int64(words[ACTION])
+    is_strong = action != 0 and space == GLOBAL
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         address = addresses[lane]
-        source = int64(0)
-        if address % count:
-            report(m, MISALIGNED, pc, warp, lane, address, -1)
-        elif space == GLOBAL:
-            allocation = find_allocation(m, address)
-            if _is_inside(m, allocation, address, count):
-                read_global(m, pc, warp, lane, allocation, address, count)
-                source = address
-            elif allocation and address + count <= (
-                (int64(read64(allocation + 8)) + 15) & ~15
-            ):
+        source, allocation = locate(m, pc, warp, lane, space, address, count, True)
+        if allocation:
+            if source:
+                read_global(m, pc, warp, lane, allocation, address, count, is_strong)
+            else:
                 source = _read_past_the_end(
                     m, pc, warp, lane, allocation, address, count
                 )
-            else:
-                report(
-                    m,
-                    why_outside(m, address, count),
-                    pc,
-                    warp,
-                    lane,
-                    address,
-                    -1,
-                )
-        elif space == SHARED:
-            if 0 <= address and address + count <= m.shared_bytes:
-                read_shared(m, pc, warp, lane, warp, clock, address, count)
-                source = m.shared + address
-            else:
-                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
-        else:
-            source = local_of(m, warp, lane, address, count)
-            if not source:
-                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+            if is_strong and m.seen:
+                synchronise(m, warp, lane, address, action)
+        elif source and space == SHARED:
+            read_shared(m, pc, warp, lane, warp, clock, address, count)
         for element in range(elements):
             target = registers + int64(words[HEADER + element]) + lane * width
             if source:
@@ -274,31 +281,21 @@ def store(machine, pc, warp, registers, row, mask):
             count_sectors(m, pc, mask, count, False)
         elif space == SHARED:
             count_passes(m, pc, mask, count)
+    action = int64(words[ACTION])
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         address = addresses[lane]
-        target = int64(0)
-        if address % count:
-            report(m, MISALIGNED, pc, warp, lane, address, -1)
-        elif space == GLOBAL:
-            allocation = find_allocation(m, address)
-            if _is_inside(m, allocation, address, count):
-                write_global(m, pc, warp, lane, allocation, address, count)
-                target = address
-            else:
-                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
-        elif space == SHARED:
-            if 0 <= address and address + count <= m.shared_bytes:
-                _collect(registers, words, lane, data)
-                write_shared(m, pc, warp, lane, warp, clock, address, count, data)
-                target = m.shared + address
-            else:
-                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
-        else:
-            target = local_of(m, warp, lane, address, count)
-            if not target:
-                report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
+        target, allocation = locate(m, pc, warp, lane, space, address, count, False)
+        if allocation and action:
+            write_strong(m, pc, warp, lane, allocation, address, count)
+            if m.seen:
+                synchronise(m, warp, lane, address, action)
+        elif allocation:
+            write_global(m, pc, warp, lane, allocation, address, count)
+        elif target and space == SHARED:
+            _collect(registers, words, lane, data)
+            write_shared(m, pc, warp, lane, warp, clock, address, count, data)
         if target:
             _collect(registers, words, lane, target)
     if space == GLOBAL or space == SHARED:

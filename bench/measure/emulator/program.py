@@ -13,6 +13,8 @@ import numpy as np
 from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
+    IS_OF_BLOCK,
+    IS_STRONG,
     FEEDS_WGMMA,
     GUARD_NEGATED,
     HAS_RESULT,
@@ -101,6 +103,7 @@ class Program:
     kinds: frozenset[Kind]
     narrowest_shared: int
     narrowest_global: int
+    has_strong_accesses: bool
     errors: tuple[str, ...] = ()
 
     def instruction(self, row: int) -> Instruction:
@@ -211,6 +214,10 @@ class _Decoder:
             frozenset(row.kind for _, row in rows),
             min(shared, default=4),
             min(in_global, default=4),
+            any(
+                row.kind in (Kind.LOAD, Kind.STORE) and row.parameters[7]
+                for _, row in rows
+            ),
         )
 
     def _write(self, rows, first_row) -> tuple[np.ndarray, np.ndarray]:
@@ -388,6 +395,7 @@ class _Decoder:
                 offset,
                 width,
                 int(signed),
+                _semantics(tokens),
             ),
             written=len(targets),
         )
@@ -429,7 +437,16 @@ class _Decoder:
         yield Row(
             Kind.STORE,
             (base, *(self._offset(one, constant) for one in sources)),
-            (_space(tokens), len(sources), size, bytes_each, offset, width),
+            (
+                _space(tokens),
+                len(sources),
+                size,
+                bytes_each,
+                offset,
+                width,
+                0,
+                _semantics(tokens),
+            ),
         )
 
     def _atomic(self, instruction: Instruction) -> Iterator[Row]:
@@ -448,12 +465,7 @@ class _Decoder:
         base, offset, width = self._address(operands.pop(0))
         constant = f"{'f' if number is Number.FLOAT else 'b'}{8 * size}"
         values = [self._offset(one, constant) for one in operands[:2]]
-        action = int(update) | (HAS_RESULT if has_result else 0)
-        semantics = set(tokens)
-        if semantics & {"release", "acq_rel"}:
-            action |= RELEASES
-        if semantics & {"acquire", "acq_rel"}:
-            action |= ACQUIRES
+        action = int(update) | (HAS_RESULT if has_result else 0) | _semantics(tokens)
         if len(values) == 1:
             values.append(values[0])
         result = [self._offset(target, constant)] if has_result else []
@@ -859,7 +871,8 @@ class _Decoder:
         elif tokens[1:2] == ["mbarrier_init"]:
             yield Row(Kind.NOTHING)
         else:
-            yield Row(Kind.FENCE)
+            is_of_block = bool({"cta", "cluster"} & set(tokens))
+            yield Row(Kind.FENCE, parameters=(int(is_of_block),))
 
     def _tensormap(self, instruction: Instruction) -> Iterator[Row]:
         tokens = instruction.opcode.split(".")
@@ -913,6 +926,18 @@ class _Decoder:
         operation = "sub.s64" if to_space else "add.s64"
         added = Immediate(str(window), "integer", window)
         yield self._arithmetic(operation, (target, source, added))
+
+
+def _semantics(tokens) -> int:
+    """How a load, a store or an atomic orders others, and within which scope."""
+    words = set(tokens)
+    is_strong = words & {"volatile", "relaxed", "acquire", "release", "acq_rel"}
+    return (
+        (RELEASES if words & {"release", "acq_rel"} else 0)
+        | (ACQUIRES if words & {"acquire", "acq_rel"} else 0)
+        | (IS_OF_BLOCK if words & {"cta", "cluster"} else 0)
+        | (IS_STRONG if is_strong else 0)
+    )
 
 
 def _space(tokens: Sequence[str]) -> Space:

@@ -10,6 +10,7 @@ from numba import int32, int64, uint32
 from batchline.bench.measure.emulator import mbarriers, order
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
+    GROUPS,
     HEADER,
     LANES,
     PARAMETERS,
@@ -36,6 +37,7 @@ from batchline.bench.measure.emulator.order import (
     write_global,
     write_global_by,
     write_shared,
+    warp_at,
 )
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
@@ -56,7 +58,6 @@ from batchline.bench.measure.emulator.tensor_maps import (
     store_box,
     why_invalid,
 )
-from batchline.bench.measure.emulator.warp_wide import warp_at
 
 FREE = int(PendingKind.FREE)
 LOAD_PENDING, STORE_PENDING = (
@@ -108,15 +109,26 @@ def commit_stores(machine, pc, warp, registers, row, mask):
     m = machine_at(machine)
     state = warp_at(m, warp)
     commit(m, warp, STORE_PENDING, state.bulk_groups)
+    stored = words_at(order.clocks_of(m, m.store_agent + warp), m.agents)
+    clocks = words_at(m.group_clocks + warp * GROUPS * 4, GROUPS)
+    clocks[state.bulk_groups % GROUPS] = stored[m.store_agent + warp]
     state.bulk_groups += 1
     return DONE
 
 
 @Handler
 def wait_for_stores(machine, pc, warp, registers, row, mask):
-    """cp.async.bulk.wait_group: until at most so many of the last groups are open."""
+    """cp.async.bulk.wait_group: until at most so many of the last groups are open. With
+    .read what they read is read, and what they write is not known to be written.
+    """
     m = machine_at(machine)
-    last = warp_at(m, warp).bulk_groups - int64(words_at(row, HEADER)[_P0])
+    words = words_at(row, HEADER)
+    is_read, left = words[_P0 + 1], int64(words[_P0])
+    last = warp_at(m, warp).bulk_groups - left
+    if not is_read and left < GROUPS and last > 0:
+        clocks = words_at(m.group_clocks + warp * GROUPS * 4, GROUPS)
+        written = clocks[(last - 1) % GROUPS]
+        order.know(m, warp, m.store_agent + warp, int64(written))
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
         if one.kind == STORE_PENDING and one.warp == warp and -1 < one.group < last:
@@ -224,6 +236,7 @@ def _is_map_usable(m, pc, warp, lane, address, rank):
 def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
     """Check all that the box touches; whether its bytes may be moved."""
     agent = m.tensor_agent + warp
+    stored = int64(0) if is_load else int64(order.issue(m, m.store_agent + warp))
     pieces = box_pieces(tensor_map, new.coordinates, new.shared)
     is_right = True
     for place in range(len(pieces)):
@@ -237,9 +250,8 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
                 read_box(m, pc, warp, lane, row, address, count)
                 check_visible(m, pc, warp, lane, row, address, count)
             else:
-                write_global_by(
-                    m, pc, warp, lane, agent, new.clock, row, address, count
-                )
+                writer = m.store_agent + warp
+                write_global_by(m, pc, warp, lane, writer, stored, row, address, count)
         if is_load:
             write_shared(m, pc, warp, lane, agent, new.clock, shared, count, 0)
         else:
@@ -350,6 +362,8 @@ def _start_run(m, pc, warp, lane, registers, row):
     new.target[0] = address
     new.clock = order.issue(m, m.tensor_agent + warp)
     agent = m.tensor_agent + warp
+    writer = m.store_agent + warp
+    stored = int64(0) if is_load else int64(order.issue(m, writer))
     for place in range(0, size, 16):
         if is_load:
             read_global(m, pc, warp, lane, allocation, address + place, 16)
@@ -357,7 +371,7 @@ def _start_run(m, pc, warp, lane, registers, row):
             write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16, 0)
         else:
             write_global_by(
-                m, pc, warp, lane, agent, new.clock, allocation, address + place, 16
+                m, pc, warp, lane, writer, stored, allocation, address + place, 16
             )
             read_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
     if m.is_early:

@@ -12,7 +12,6 @@ from batchline.bench.measure.emulator.layout import (
     HEADER,
     LANES,
     PARAMETERS,
-    WARP,
     Finding,
 )
 from batchline.bench.measure.emulator.matrix import ldmatrix, stmatrix
@@ -23,7 +22,12 @@ from batchline.bench.measure.emulator.native import (
     compile_native,
     machine_at,
 )
-from batchline.bench.measure.emulator.order import read_shared, report, write_shared
+from batchline.bench.measure.emulator.order import (
+    read_shared,
+    report,
+    warp_at,
+    write_shared,
+)
 from batchline.bench.measure.emulator.raw import (
     bytes_at,
     copy,
@@ -31,7 +35,6 @@ from batchline.bench.measure.emulator.raw import (
     lowest_one,
     read32,
     read64,
-    record_reader,
     words_at,
     write32,
     write64,
@@ -45,19 +48,11 @@ ALL, ANY, UNIFORM, BALLOT = range(4)
 ADD, MINIMUM, MAXIMUM, AND, OR, XOR = range(6)
 _P0, _P1, _P2 = PARAMETERS, PARAMETERS + 1, PARAMETERS + 2
 
-_warp = record_reader(WARP)
-_WARP_BYTES = WARP.itemsize
-
-
-@compile_native
-def warp_at(m, warp):
-    """The record of a warp."""
-    return _warp(m.warps + warp * _WARP_BYTES)
-
 
 @compile_native
 def require_members(m, pc, warp, members, mask):
     """Report an instruction of a whole warp that not all of its members execute."""
+    order.meet_lanes(m, warp, mask)
     away = members & warp_at(m, warp).alive & ~mask
     strangers = mask & ~members
     if away or strangers:
@@ -68,8 +63,13 @@ def require_members(m, pc, warp, members, mask):
 @Handler
 def synchronise(machine, pc, warp, registers, row, mask):
     """bar.warp.sync: operand members."""
-    members = read32(registers + int64(words_at(row, HEADER + 1)[HEADER]))
-    require_members(machine_at(machine), pc, warp, members, mask)
+    m = machine_at(machine)
+    members = _members(registers, int64(words_at(row, HEADER + 1)[HEADER]), mask)
+    require_members(m, pc, warp, members, mask)
+    if mask == warp_at(m, warp).alive:
+        order.sync_lanes(m, warp)
+    else:
+        order.sync_some_lanes(m, warp, mask)
     return DONE
 
 
@@ -281,7 +281,7 @@ def _rows_of_matrices(m, pc, warp, matrices, data):
             report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
             is_right = False
         elif not data:
-            read_shared(m, pc, warp, lane, warp, clock, address, 16)
+            read_shared(m, pc, warp, -1, warp, clock, address, 16)
         else:
             source = data + 16 * lane
             write_shared(m, pc, warp, lane, warp, clock, address, 16, source)
@@ -322,6 +322,7 @@ def load_matrices(machine, pc, warp, registers, row, mask):
     gather_addresses(m, registers, row, matrices, mask)
     if not _rows_of_matrices(m, pc, warp, matrices, 0):
         return DONE
+    order.meet_lanes(m, warp, mask)
     values = np.empty((matrices, LANES), np.uint32)
     shared = bytes_at(m.shared, m.shared_bytes)
     ldmatrix(shared, longs_at(m.scratch, LANES), transposed != 0, values)
