@@ -30,7 +30,7 @@ SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
 _HANG = execution.WORDS[Finding.HANG][0]
 _IN_TURN = 12  # subjects that a process is given at once: some take seconds
 _FINDINGS = 8  # that a row keeps
-_PARTS_OF_LARGE = 12  # in which the mutants of a subject of minutes are judged
+_PARTS_OF_LARGE = 8  # in which the mutants of a subject of minutes are judged
 
 
 @dataclass(frozen=True)
