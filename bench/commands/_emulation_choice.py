@@ -195,8 +195,10 @@ def sizes_asked_for(
     for op in dict.fromkeys(one.op for one in variants):
         _require_sizes_of(found.ops[op], sizes)
     for one in variants:
-        if options.dtype is not None and options.dtype not in (one.dtypes or ()):
-            raise UsageError(f"{one.id} takes {', '.join(one.dtypes or ())}")
+        if options.dtype and one.dtypes and options.dtype not in one.dtypes:
+            raise UsageError(
+                f"{one.id} takes {', '.join(one.dtypes)}: not {options.dtype!r}"
+            )
     return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 

@@ -37,7 +37,7 @@ nan      right               2,310  1.00x      1.00x    2.00x         0.19
 EXITS = {
     ExitCode.CLEAN: "all that was executed is right, and no fault was found",
     ExitCode.FAULT: "something is wrong, or a fault was found",
-    ExitCode.USAGE: "no kernel, dtype or probe is called so",
+    ExitCode.USAGE: "no kernel, dtype, probe or dimension is called so, or a shape is too large",
     ExitCode.NOT_MEASURED: "nothing could be executed: the compilers are not "
     "installed, or all was declined",
     ExitCode.STOPPED: "stopped by Ctrl-C",
