@@ -173,3 +173,18 @@ def test_what_is_no_shape_is_a_line(shape, options, line):
 def test_only_what_all_kernels_did_is_pinned(words):
     with pytest.raises(UsageError, match="--pin keeps what --mutants says of all"):
         emulate(*words)
+
+
+class OnePool:
+    """Does each job at once, in this process."""
+
+    def each(self, work, jobs):
+        return {job: work(*job) for job in jobs}, []
+
+
+@compiled_with
+def test_a_shape_that_is_too_large_is_a_line():
+    variant = SimpleNamespace(id="bmm/triton_tiled", backend="triton")
+    options = Namespace(arch=[90], dtype=None, probe=None)
+    with pytest.raises(UsageError, match="B=9,M=4096,N=4096,K=64 is .* are emulated"):
+        choice.choose(OnePool(), options, [variant], {}, "B=9,M=4096,N=4096,K=64")

@@ -227,7 +227,7 @@ def test_a_case_has_what_its_kernel_did_in_emulation_below_it():
     "is_current, words",
     [
         (True, "right on 1 probes"),
-        (False, "not as it was when it was executed: `batchline emulate bmm/it`"),
+        (False, "changed since it was pinned: `batchline emulate bmm/it`"),
     ],
 )
 def test_only_what_is_as_it_was_pinned_is_shown(monkeypatch, is_current, words):

@@ -141,8 +141,9 @@ def choose(
     of_cases, more = pool.each(executed.case_of, wanted)
     every = [one for job in jobs for one in listed.get(job, ())]
     every += [one for job in wanted for one in of_cases.get(job, ())]
-    if refused := next((one for one in every if isinstance(one, Missing)), None):
-        raise UsageError(refused.reason)
+    for one in every:
+        if isinstance(one, Missing):
+            raise UsageError(one.reason)
     left = _limited(every, options)
     if not left and not broken and not more:
         raise UsageError(_why_nothing_left(every, options))

@@ -143,7 +143,7 @@ def _emulated(variant: str, dtype: str | None = None) -> list[tuple[str, str]]:
     if len(current) == len(jobs) and rows:
         return rows
     why = (
-        "it, or the emulator, is not as it was when it was executed"
+        "the kernel or the emulator has changed since it was pinned"
         if jobs
         else "nothing is pinned of it"
     )
