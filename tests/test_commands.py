@@ -151,9 +151,11 @@ def test_the_last_line_says_how_it_ended(capsys):
 
 
 def test_a_wrong_call_is_one_line_and_no_more(capsys):
-    assert main(["explain", "bmm/nothing"]) == ExitCode.USAGE
+    assert main(["explain", "bmm/nothing/tiny_4/float32/B4"]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("batchline: no stored run has the case 'bmm/nothing'")
+    assert line.startswith(
+        "batchline: no stored run has the case 'bmm/nothing/tiny_4/float32/B4'"
+    )
 
 
 @pytest.mark.parametrize("columns", [60, 140])

@@ -89,6 +89,18 @@ def test_lanes_that_end_early_are_not_waited_for():
     assert found[:5].tolist() == [31] * 5 and not found[5:].any()
 
 
+@pytest.mark.parametrize("schedule", [LATE, SHUFFLED])
+def test_a_block_hangs_as_soon_as_its_warps_have_done_all_they_may(schedule):
+    done = run("L: bra L;", block=256, schedule=schedule, most_steps=1000)
+    assert {one.word for one in done.findings} == {"hang"}
+    assert done.longest_block <= 2000
+
+
+def test_a_block_that_ends_in_its_last_turn_does_not_hang():
+    done = run("mov.u32 %r9, 0;", block=256, most_steps=70)
+    assert not done.findings and done.longest_block == done.warp_instructions > 70
+
+
 def test_guards_of_each_sign():
     body = """
     mov.u32 %r9, 1;

@@ -1,10 +1,15 @@
 """Mutants of compiled kernels: what is changed, and that what it changes is noticed."""
 
+import json
+from dataclasses import dataclass
+
 import pytest
 
 from batchline import kernels
+from batchline.bench.commands import _emulation_tables as show
 from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.emulator import mutants, ptx
+from batchline.bench.measure.emulator.launch import LaunchRefused
 from batchline.bench.measure.emulator.subjects import Subject
 from batchline.tests.emulated import text_of
 
@@ -17,6 +22,13 @@ SAMPLE = (
     Subject("bmm/triton_tiled", "float16", "aligned_tiles", 90),
     Subject("grad_stats/triton_one_read", "float32", "ragged", 90),
 )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Of a launch all that is asked for."""
+
+    ptx: str
 
 
 def made(body):
@@ -121,6 +133,44 @@ def test_of_every_kind_enough_was_noticed_when_all_were_executed():
     found = mutants.pinned_shares()
     assert {one.kind for one in found} >= {"barrier", "mask", "parity", "proxy fence"}
     assert not [one for one in found if one.share is not None and one.share < LEAST]
+
+
+def test_every_kernel_is_in_what_is_pinned_and_none_broke_the_emulator():
+    kept = json.loads(mutants.PINNED.read_text())
+    variants = {name.split(" ")[0] for name in kept["subjects"]}
+    assert variants >= {"bmm/triton_persistent_tma", "bmm/triton_warp_specialized"}
+    assert not any(one.broken for one in mutants.pinned_shares())
+
+
+@pytest.mark.parametrize(
+    "raised, expected",
+    [
+        (IndexError("out of range"), mutants._Broke),
+        (LaunchRefused("too many threads"), LaunchRefused),
+    ],
+)
+def test_what_breaks_the_emulator_is_told_from_what_is_refused(
+    monkeypatch, raised, expected
+):
+    def fail(launch, memory, schedule):
+        raise raised
+
+    monkeypatch.setattr(mutants.execution, "execute", fail)
+    execute = mutants._with("as it was", "mutated", [])
+    with pytest.raises(expected):
+        execute(Launch("as it was"), None, mutants.LATE)
+
+
+def test_a_mutant_that_broke_the_emulator_proves_nothing():
+    mutant = mutants.Mutant("barrier", 1, "bar.sync 0;", "taken out", "")
+    judged = [
+        mutants.Judged(SAMPLE[0], mutant, status, "")
+        for status in (mutants.NOTICED, mutants.BROKEN)
+    ]
+    (share,) = mutants.shares(judged)
+    assert (share.noticed, share.broken, share.share) == (1, 1, 1.0)
+    assert "the emulator fails on" in show.broken_mutants(judged)[0]
+    assert not show.missed_mutants(judged)
 
 
 @compiled

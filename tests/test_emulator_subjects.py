@@ -4,6 +4,7 @@ and a verdict as the checker's.
 
 import ctypes
 import pickle
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.emulated import executed
 from batchline.bench.measure.emulator import subjects
 from batchline.bench.measure.emulator.subjects import Subject, Verdict
 from batchline.kernels import architectures
@@ -194,3 +196,53 @@ def test_a_right_result_with_a_fault_is_not_right():
         launched = subjects.Launched("k", "", (1, 1, 1), (1, 1, 1), (found,), None)
         verdict = Verdict(REDUCED, None, (launched,), 1.0, 0.5)
         assert verdict.is_right is not is_fault and verdict.findings == (found,)
+
+
+def shaped(sizes, variant="bmm/triton_tiled", dtype="float16"):
+    subject = Subject(variant, dtype, "", 90)
+    return subjects.shaped(subjects.variant_of(subject), sizes, dtype, 90)
+
+
+def test_a_problem_of_any_size_is_a_subject():
+    subject = shaped("B=4,M=100,N=64,K=32")
+    a, b = subjects.inputs_of(subject)
+    assert (a.shape, b.shape) == ((4, 100, 32), (4, 32, 64))
+    assert a.is_contiguous() and b.is_contiguous()
+    assert str(subject) == "bmm/triton_tiled float16 B=4,M=100,N=64,K=32 sm_90"
+    several = subjects.inputs_of(
+        shaped("B=2,w=7,b=9", "grad_reduce_multi/triton_one_launch")
+    )
+    assert [one.shape for one in several] == [(2, 7), (2, 9)]
+
+
+@pytest.mark.parametrize(
+    "sizes, variant, why",
+    [
+        ("B=64,M=4096,N=4096,K=4096", "bmm/triton_tiled", "up to 1.1e.09 on 3.4e.07"),
+        ("B=9000,P=90000", "grad_reduce/triton_two_stage", "are emulated"),
+        ("B=2,T=3,I=0,O=4", "wgrad_stats/triton_fused", "can't make inputs of B=2,T=3"),
+    ],
+)
+def test_a_problem_that_is_too_large_or_can_t_be_made_says_so(sizes, variant, why):
+    refused = shaped(sizes, variant)
+    assert not refused and re.search(why, refused.reason)
+
+
+@compiled
+def test_a_problem_of_any_size_has_a_verdict_as_a_probe_has():
+    subject = shaped("B=3,P=40", REDUCED.variant)
+    done = executed.execute_subject(subject, ("late", "early"))
+    assert done.is_right and done.counts.instructions
+    assert done.schedules == ("late", "early")
+
+
+def test_what_can_t_be_compiled_is_named_by_its_line(monkeypatch):
+    error = ValueError("no summ")
+    error.src, error.node = "def k():\n    x = tl.summ(y)", SimpleNamespace(lineno=2)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(subjects, "emulate_call", fail)
+    wrong = subjects.verdict_of(REDUCED, None, fail).wrong
+    assert wrong == "ValueError: no summ at `x = tl.summ(y)`"

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.bench.commands import explain as command
 from batchline.bench.errors import UsageError
-from batchline.bench.report.of_commands import screen
+from batchline.bench.report.of_commands import emulated_rows, kernel_screen, screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Compiled
@@ -177,3 +177,66 @@ def test_what_is_not_there(here, case, words):
         command.explain(case, None)
     with pytest.raises(ValueError, match="has no case" if case else words):
         command.explain(case, here / "reports" / "runs" / "2026-01-01-old")
+
+
+LAUNCH = {
+    "variant": "bmm/triton_tiled",
+    "dtype": "float16",
+    "scenario": "linear_grad_weight",
+    "batch": 2,
+    "architecture": 90,
+    "launch": 0,
+    "kernel": "_kernel",
+    "instructions": 1000,
+    "sectors": 20,
+    "sectors_needed": 10,
+    "passes": 8,
+    "requests": 8,
+    "read_bytes": 640,
+    "distinct_bytes": 320,
+    "lines": {"tiled.py": ["7 a1b2c3 250 20 10 8 8", "9 a1b2c3 750 0 0 0 0"]},
+}
+
+
+def test_what_a_kernel_did_in_emulation_is_said_with_its_lines():
+    declined = {name: LAUNCH[name] for name in ("scenario", "batch", "architecture")}
+    rows = emulated_rows(
+        "float16",
+        ["ragged sm_80", "ragged sm_90"],
+        {"deep sm_90": "off"},
+        [LAUNCH, declined | {"declined": "too deep"}],
+    )
+    text = _flat(kernel_screen("bmm/triton_tiled", "tiles", list(rows)))
+    for words in (
+        "bmm/triton_tiled: tiles",
+        "float16: right on 2 probes and architectures, WRONG on 1: deep sm_90: off",
+        "sm_90 linear_grad_weight/B2 _kernel: 1,000 instructions, sectors 2.00x, banks 1.00x",
+        "most at tiled.py:9 750 (75%), tiled.py:7 250 (25%)",
+        "sm_90 linear_grad_weight/B2: too deep",
+    ):
+        assert words in text, words
+
+
+def test_a_case_has_what_its_kernel_did_in_emulation_below_it():
+    assert "in emulation right" in _flat(
+        screen(a_run(), CASE, "x", [("in emulation", "right")])
+    )
+
+
+@pytest.mark.parametrize(
+    "is_current, words",
+    [
+        (True, "right on 1 probes"),
+        (False, "changed since it was pinned: `batchline emulate bmm/it`"),
+    ],
+)
+def test_only_what_is_as_it_was_pinned_is_shown(monkeypatch, is_current, words):
+    from batchline.bench.measure.emulated import pinned
+
+    entry = pinned.Entry("", "", ("ragged sm_90",), {}, ())
+    monkeypatch.setattr(pinned, "load", lambda: {("bmm/it", "float16"): entry})
+    monkeypatch.setattr(pinned, "is_current", lambda job, known: is_current)
+    ((_, said),) = command._emulated("bmm/it", "float16")
+    assert words in said
+    ((_, said),) = command._emulated("bmm/other")
+    assert said == "nothing is pinned of it: `batchline emulate bmm/other` executes it"

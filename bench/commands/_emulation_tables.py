@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from batchline.bench import units
 from batchline.bench.report.render.terminal import draw, wrapped
 
 if TYPE_CHECKING:
-    from batchline.bench.measure.emulated.executed import Executed
+    from batchline.bench.measure.emulated.executed import Executed, Fault
     from batchline.bench.measure.emulator.counts import Counts, LineCounts
     from batchline.bench.measure.emulator.mutants import Judged
     from batchline.bench.measure.emulator.subjects import Subject
 
 _LINES = 12  # of the source, that are shown
+_NAMED = 3  # subjects, where many have the same
 _HEADERS = (
     "verdict",
     "instructions",
@@ -61,21 +62,69 @@ def summary(rows: Sequence[Executed]) -> str:
     )
 
 
-def wrong(rows: Iterable[Executed], schedules: int) -> Iterator[str]:
-    """What is wrong with each subject that has something, in lines that fit."""
-    for one in rows:
-        if not one.is_right:
-            yield "\n".join([f"{one.subject}:", *_reasons(one, schedules)])
+def wrong(rows: Iterable[Executed], each: bool) -> Iterator[str]:
+    """What is wrong, in lines that fit: for each subject that has something, or for
+    each variant with the same finding once, whatever its probes, dtypes and
+    architectures.
+    """
+    not_right = [one for one in rows if not one.is_right]
+    if each:
+        for one in not_right:
+            yield "\n".join([f"{one.subject}:", *_reasons(one)])
+        return
+    by_variant: dict[str, list[Executed]] = {}
+    for one in not_right:
+        by_variant.setdefault(one.subject.variant, []).append(one)
+    for variant, group in by_variant.items():
+        yield "\n".join([f"{variant}:", *_together(group)])
 
 
-def _reasons(one: Executed, schedules: int) -> Iterator[str]:
+def _reasons(one: Executed) -> Iterator[str]:
     if one.wrong:
         yield wrapped(one.wrong, "  ")
     for fault in one.faults:
         if fault.is_fault:
-            some = len(fault.schedules) < schedules
-            only = f" [{', '.join(fault.schedules)}]" if some else ""
-            yield wrapped(f"{fault.text}{only}", "  ")
+            yield wrapped(f"{fault.text}{_only(fault, one)}", "  ")
+
+
+def _only(fault: Fault, one: Executed) -> str:
+    """The schedules that show a fault, unless all do that it was executed by."""
+    if len(fault.schedules) == len(one.schedules):
+        return ""
+    return f" [{', '.join(fault.schedules)} only]"
+
+
+def _together(group: Sequence[Executed]) -> Iterator[str]:
+    """Each wrong result, or the first few of many; each fault once, where it lies, with
+    the first few of the subjects that have it.
+    """
+    results = [one for one in group if one.wrong]
+    for one in results[:_NAMED]:
+        yield wrapped(f"{_inputs(one)}: {one.wrong}", "  ")
+    if len(results) > _NAMED:
+        yield f"  and {len(results) - _NAMED} more with a wrong result (--each lists them)"
+    found: dict[tuple[str, str], list[tuple[Executed, Fault]]] = {}
+    for one in group:
+        for fault in one.faults:
+            if fault.is_fault:
+                found.setdefault((fault.word, fault.source), []).append((one, fault))
+    for same in found.values():
+        one, fault = same[0]
+        subjects = _list_few([_inputs(each) for each, _ in same])
+        yield wrapped(f"{subjects}: {fault.text}{_only(fault, one)}", "  ")
+
+
+def _inputs(one: Executed) -> str:
+    """A subject but for its variant."""
+    subject = one.subject
+    return f"{subject.probe} {subject.dtype} sm_{subject.architecture}"
+
+
+def _list_few(names: Sequence[str]) -> str:
+    few = ", ".join(names[:_NAMED])
+    if len(names) <= _NAMED:
+        return few
+    return f"{len(names)} subjects ({few}, …)"
 
 
 def remarks(rows: Iterable[Executed]) -> list[str]:
@@ -194,17 +243,20 @@ def _over(count: int, fewest: int) -> str:
 
 
 def mutants_table(judged: Sequence[Judged]) -> str:
-    """By kind: how many mutants were noticed, changed nothing, or were missed."""
+    """By kind: how many mutants were noticed, changed nothing, were missed, or broke
+    the emulator.
+    """
     from batchline.bench.measure.emulator.mutants import shares
 
     return draw(
-        ("kind", "noticed", "changed nothing", "missed", "of those that change"),
+        ("kind", "noticed", "no change", "missed", "broken", "of those that change"),
         [
             (
                 one.kind,
                 f"{one.noticed}",
                 f"{one.redundant}",
                 f"{one.missed}",
+                f"{one.broken}",
                 "" if one.share is None else f"{one.share:.1%}",
             )
             for one in shares(judged)
@@ -216,8 +268,34 @@ def missed_mutants(judged: Iterable[Judged]) -> list[str]:
     """A line for each that was missed."""
     from batchline.bench.measure.emulator.mutants import MISSED
 
+    return _mutants(judged, MISSED, "missed")
+
+
+def broken_mutants(judged: Iterable[Judged]) -> list[str]:
+    """A line for each on which the emulator itself failed."""
+    from batchline.bench.measure.emulator.mutants import BROKEN
+
+    return _mutants(judged, BROKEN, "the emulator fails on")
+
+
+def _mutants(judged: Iterable[Judged], status: str, says: str) -> list[str]:
     return [
-        wrapped(f"missed: {one.subject}, {one.mutant}: {one.by}")
+        wrapped(f"{says}: {one.subject}, {one.mutant}: {one.by}")
         for one in judged
-        if one.status == MISSED
+        if one.status == status
     ]
+
+
+def speeds_table(timed: Mapping[str, Sequence[Executed]], processes: int) -> str:
+    """Warp instructions a second of what was executed by so many processes at once: of
+    one of them, and of all together.
+    """
+    rows = []
+    for name, done in timed.items():
+        instructions = sum(one.instructions for one in done)
+        seconds = sum(one.machine_s for one in done)
+        of_one = instructions / seconds / 1e6
+        cells = f"{instructions:,}", f"{seconds:.2f}", f"{of_one:.1f} M"
+        rows.append((name, *cells, f"{processes * of_one:.1f} M"))
+    headers = "what", "warp instructions", "seconds", "a second, one process"
+    return draw((*headers, f"a second, all {processes}"), rows)

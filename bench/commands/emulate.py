@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchline.bench import console
 from batchline.bench.commands import _arguments
+from batchline.bench.commands import _emulation_choice as choice
 from batchline.bench.commands._progress import Progress
 from batchline.bench.errors import ExitCode, UsageError
-from batchline.bench.statuses import case_id, parse_case_id
-from batchline.bench.texts import did_you_mean
+from batchline.bench.statuses import case_id
 
 if TYPE_CHECKING:
+    from batchline.bench.commands._emulation_choice import Chosen
     from batchline.bench.declared import Catalogue, Declared
     from batchline.bench.measure.compiled.compile_pool import Pool
     from batchline.bench.measure.emulated.executed import Executed
@@ -36,15 +37,13 @@ nan      right               2,310  1.00x      1.00x    2.00x         0.19
 EXITS = {
     ExitCode.CLEAN: "all that was executed is right, and no fault was found",
     ExitCode.FAULT: "something is wrong, or a fault was found",
-    ExitCode.USAGE: "no kernel, dtype or probe is called so",
+    ExitCode.USAGE: "no kernel, dtype, probe or dimension is called so, or a shape is too large",
     ExitCode.NOT_MEASURED: "nothing could be executed: the compilers are not "
     "installed, or all was declined",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 READS_OPS = True
-_ARCHITECTURES = (80, 90)  # as bench.measure.emulator.subjects, which imports torch
 _SCHEDULES = ("late", "early", "shuffled")
-_PARTS = 5  # of a case id
 _MOST_ROWS = 120  # more subjects are a row for each variant, dtype and architecture
 _LEAST_PROCESSES = 2
 _EVERY_MUTANT = 1 << 30
@@ -69,12 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch",
         type=int,
         action="append",
-        choices=_ARCHITECTURES,
+        choices=choice.ARCHITECTURES,
         help="80 or 90 of sm_90; may be repeated (default: both)",
     )
     parser.add_argument("--dtype", help="only this dtype")
     parser.add_argument(
         "--probe", help="only the probe of this name, or those with it in their names"
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="SIZES",
+        help="a problem of your own size instead of the probes, in the variant's first "
+        "dtype or that of --dtype: B=4,M=100,N=64,K=32 for bmm, B=8,P=1000 for "
+        "grad_reduce; the names are those of the op's signature",
     )
     parser.add_argument(
         "--schedule",
@@ -87,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lines", action="store_true", help="with what each line of the source did"
     )
     parser.add_argument(
-        "--each", action="store_true", help="a row for each probe, however many"
+        "--each",
+        action="store_true",
+        help="a row for each probe, however many, and each of them with its findings",
     )
     parser.add_argument(
         "--declined",
@@ -101,177 +109,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=_EVERY_MUTANT,
         metavar="MOST",
         help="instead: take each barrier, wait, fence and mask out of the compiled code, "
-        "at most so many of a kind, and say whether that is noticed",
+        "at most so many of a kind, and say whether that is noticed; on one probe of each "
+        "kernel, unless inputs are named",
+    )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="with --mutants, of all kernels: keep the shares in reports/baselines",
     )
     parser.add_argument(
         "--speed",
         action="store_true",
-        help="instead: how many instructions a second the emulator executes",
+        help="instead: how many instructions a second the emulator executes, in one process "
+        "and in as many as there are cores",
     )
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The subjects, and a line for each variant whose subjects can't be told."""
-
-    subjects: tuple[Subject, ...]
-    broken: tuple[str, ...]
 
 
 def run(options: argparse.Namespace) -> int:
     from batchline.bench import catalogue
     from batchline.bench.measure.compiled.compile_pool import Pool
 
+    _require_fitting(options)
     found = catalogue.read()
+    if options.speed:
+        return _tell_speed(found)
+    variants, cases = choice.named(found, options.what)
+    sizes = choice.sizes_asked_for(found, options, variants)
+    if why := choice.why_none([*variants, *cases.values()]):
+        console.complain(why)
+        return ExitCode.NOT_MEASURED
     with Pool(max(_LEAST_PROCESSES, os.cpu_count() or 1)) as pool:
-        if options.speed:
-            return _tell_speed(pool, found)
-        variants, cases = _named(found, options.what)
-        if why := _why_none([*variants, *cases.values()]):
-            console.complain(why)
-            return ExitCode.NOT_MEASURED
-        chosen = _chosen(pool, options, variants, cases)
+        chosen = choice.choose(pool, options, variants, cases, sizes)
         if options.mutants is not None:
-            return _judge_mutants(pool, options.mutants, chosen)
+            return _judge_mutants(pool, options, chosen)
         return _execute(pool, options, chosen)
 
 
-def _named(
-    found: Catalogue, names: Sequence[str]
-) -> tuple[list[Declared], dict[str, Declared]]:
-    """The GPU variants that are named, and the variants of the case ids by those.
-
-    Raises:
-        UsageError: for a name that fits none.
-    """
-    kernels = [one for one in found.variants if _is_kernel(one)]
-    variants, cases = {}, {}
-    for name in names or [""]:
-        if name.count("/") == _PARTS - 1:
-            cases[name] = _variant_of_case(found, name)
-            continue
-        exact = [one for one in kernels if one.id == name]
-        fitting = exact or [one for one in kernels if name in one.id]
-        if not fitting:
-            raise UsageError(_why_no_kernel(found, kernels, name))
-        variants |= {one.id: one for one in fitting}
-    return list(variants.values()), cases
-
-
-def _is_kernel(variant: Declared) -> bool:
-    return variant.backend in ("triton", "numba_cuda")
-
-
-def _why_no_kernel(found: Catalogue, kernels: Sequence[Declared], name: str) -> str:
-    other = next((one for one in found.variants if one.id == name), None)
-    if other is not None and other.broken:
-        return f"{name} can't be read: {': '.join(other.broken)}"
-    if other is not None:
-        return (
-            f"{name} is no kernel that can be emulated: its backend is {other.backend}, "
-            "and Triton's and Numba's kernels are"
-        )
-    near = did_you_mean(name, [one.id for one in kernels])
-    return f"no GPU kernel is called {name!r}{near}: `batchline list` shows the ids"
-
-
-def _variant_of_case(found: Catalogue, case: str) -> Declared:
-    """The GPU variant of a case id.
-
-    Raises:
-        UsageError: if there is no such variant, scenario, dtype or batch.
-    """
-    try:
-        parts = parse_case_id(case)
-    except ValueError as error:
+def _require_fitting(options: argparse.Namespace) -> None:
+    """Raise UsageError for --pin where it would pin something else than all."""
+    limits = (options.what, options.arch, options.dtype, options.probe, options.shape)
+    if options.pin and (options.mutants is None or any(limits)):
         raise UsageError(
-            f"{case!r} is no case id: its last part is B8 or so"
-        ) from error
-    name = f"{parts['op']}/{parts['variant']}"
-    variant = next((one for one in found.variants if one.id == name), None)
-    if variant is None or not _is_kernel(variant):
-        kernels = [one for one in found.variants if _is_kernel(one)]
-        raise UsageError(_why_no_kernel(found, kernels, name))
-    scenarios = found.ops[variant.op].scenarios
-    if parts["scenario"] not in scenarios:
-        near = did_you_mean(parts["scenario"], scenarios)
-        raise UsageError(f"{variant.op} has no scenario {parts['scenario']!r}{near}")
-    if parts["dtype"] not in (variant.dtypes or ()):
-        raise UsageError(
-            f"{name} takes {', '.join(variant.dtypes or ())}: not that dtype"
+            "--pin keeps what --mutants says of all kernels: give no kernel and no other limit"
         )
-    if parts["batch"] < 1:
-        raise UsageError(f"{case}: the batch must be 1 or more")
-    return variant
-
-
-def _why_none(variants: Sequence[Declared]) -> str | None:
-    """Why nothing of the variants can be executed here, or None."""
-    from batchline.bench.measure.compiled.compiler import why_cannot_compile
-
-    whys = {one.backend: why_cannot_compile(one.backend) for one in variants}
-    return None if None in whys.values() else "; ".join(filter(None, whys.values()))
-
-
-def _chosen(
-    pool: Pool,
-    options: argparse.Namespace,
-    variants: Sequence[Declared],
-    cases: Mapping[str, Declared],
-) -> Chosen:
-    """The subjects of the variants and cases, as the options limit them.
-
-    Raises:
-        UsageError: if no subject is left.
-    """
-    from batchline.bench.measure.emulated import executed
-
-    architectures = tuple(dict.fromkeys(options.arch or _ARCHITECTURES))
-    can = [one for one in variants if executed.why_not_executed(one.backend) is None]
-    listed, broken = pool.each(
-        executed.subjects_of, [(one.id, architectures) for one in can]
-    )
-    wanted = [(one.id, *_problem(case), architectures) for case, one in cases.items()]
-    of_cases, more = pool.each(executed.case_of, wanted)
-    every = [
-        *(
-            one
-            for job in [(one.id, architectures) for one in can]
-            for one in listed.get(job, ())
-        ),
-        *(one for job in wanted for one in of_cases.get(job, ())),
-    ]
-    left = _limited(every, options)
-    if not left and not broken and not more:
-        raise UsageError(_why_nothing_left(every, options))
-    return Chosen(tuple(left), (*broken, *more))
-
-
-def _problem(case: str) -> tuple[str, str, int]:
-    parts = parse_case_id(case)
-    return parts["scenario"], parts["dtype"], parts["batch"]
-
-
-def _limited(every: Sequence[Subject], options: argparse.Namespace) -> list[Subject]:
-    """Those of the dtype and of the probe."""
-    exact = any(one.probe == options.probe for one in every)
-    return [
-        one
-        for one in every
-        if options.dtype in (None, one.dtype)
-        and (
-            one.probe == options.probe if exact else (options.probe or "") in one.probe
-        )
-    ]
-
-
-def _why_nothing_left(every: Sequence[Subject], options: argparse.Namespace) -> str:
-    dtypes = dict.fromkeys(one.dtype for one in every)
-    if options.dtype is not None and options.dtype not in dtypes:
-        return f"no dtype {options.dtype!r} here: {', '.join(dtypes)}"
-    probes = dict.fromkeys(one.probe for one in every)
-    near = did_you_mean(options.probe or "", probes)
-    return f"no probe {options.probe!r}{near} here: {', '.join(probes)}"
 
 
 def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
@@ -287,6 +167,8 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
         rows, problems = executed.execute_all(
             pool, turns, lambda done: progress.tell(done, len(turns))
         )
+    place = {one: number for number, one in enumerate(taken)}
+    rows.sort(key=lambda row: place[row.subject])
     problems = [*chosen.broken, *problems]
     parts = [show.summary(rows)] if len(rows) > _MOST_ROWS and not options.each else []
     if rows and not parts:
@@ -294,7 +176,7 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     if rows:
         parts.append(show.legend())
     parts += _of_lines(rows) if with_lines else []
-    parts += show.wrong(rows, len(schedules))
+    parts += show.wrong(rows, options.each)
     parts += [
         "\n".join(lines) for lines in (show.remarks(rows), show.notes(rows)) if lines
     ]
@@ -308,15 +190,16 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     return ExitCode.CLEAN if rows else ExitCode.NOT_MEASURED
 
 
-def _judge_mutants(pool: Pool, most: int, chosen: Chosen) -> int:
+def _judge_mutants(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     """Print what share of the mutants of the subjects' kernels is noticed, by kind, and
     each that is not; the exit code.
     """
     from batchline.bench.commands import _emulation_tables as show
     from batchline.bench.measure.emulated import executed
+    from batchline.bench.measure.emulator import mutants
 
-    taken = [one for one in chosen.subjects if one.declined is None]
-    jobs = [(one, most) for one in taken]
+    began_s = time.monotonic()
+    jobs = executed.mutant_jobs(_with_mutants(options, chosen), options.mutants)
     with Progress() as progress:
         results, problems = pool.each(
             executed.judge_mutants,
@@ -324,13 +207,35 @@ def _judge_mutants(pool: Pool, most: int, chosen: Chosen) -> int:
             tell=lambda done: progress.tell(done, len(jobs)),
         )
     judged = [one for job in jobs for one in results.get(job, ())]
-    missed = show.missed_mutants(judged)
+    unproven = [*show.missed_mutants(judged), *show.broken_mutants(judged)]
     problems = [*chosen.broken, *problems]
-    parts = [show.mutants_table(judged), "\n".join(missed), "\n".join(problems)]
+    parts = [show.mutants_table(judged), "\n".join(unproven), "\n".join(problems)]
+    parts.append(f"{len(judged)} mutants in {time.monotonic() - began_s:.0f} s")
+    if options.pin and not problems:
+        mutants.pin(
+            judged, None if options.mutants == _EVERY_MUTANT else options.mutants
+        )
+        parts.append(
+            f"pinned in {mutants.PINNED.relative_to(mutants.PINNED.parents[2])}"
+        )
     print("\n\n".join(filter(None, parts)))
-    if missed or problems:
+    if unproven or problems:
         return ExitCode.FAULT
     return ExitCode.CLEAN if judged else ExitCode.NOT_MEASURED
+
+
+def _with_mutants(options: argparse.Namespace, chosen: Chosen) -> list[Subject]:
+    """One subject of each kernel and architecture, unless inputs were asked for."""
+    from batchline.bench.measure.emulator import mutants
+
+    taken = [one for one in chosen.subjects if one.declined is None]
+    if options.probe is not None or options.shape is not None:
+        return taken
+    of_cases = [one for one in taken if choice.is_case(one)]
+    return [
+        *mutants.one_of_each(one for one in taken if one not in of_cases),
+        *of_cases,
+    ]
 
 
 def _of_lines(rows: Sequence[Executed]) -> list[str]:
@@ -359,52 +264,41 @@ def _closing(rows: Sequence[Executed], chosen: Chosen, problems: Sequence[str]) 
     return f"{subjects}: {said}; {instructions:,} warp instructions"
 
 
-def _tell_speed(pool: Pool, found: Catalogue) -> int:
-    """Print warp instructions a second of a process: over small probes of every kernel
-    in its first dtype, and of two large grids.
+def _tell_speed(found: Catalogue) -> int:
+    """Print warp instructions a second, with as many processes as cores at once: over
+    small probes of every kernel in its first dtype, and of large grids.
     """
+    from batchline.bench.measure.compiled.compile_pool import Pool
     from batchline.bench.measure.emulated import executed
-    from batchline.bench.report.render.terminal import draw
 
-    variants, cases = _named(found, ["", *_GRIDS])
-    if why := _why_none(variants):
+    variants, cases = choice.named(found, ["", *_GRIDS])
+    if why := choice.why_none(variants):
         console.complain(why)
         return ExitCode.NOT_MEASURED
     options = argparse.Namespace(arch=[90], dtype=None, probe=None)
-    first = {one.id: (one.dtypes or ("float32",))[0] for one in variants}
-    chosen = _chosen(pool, options, variants, cases)
-    grids = [one for one in chosen.subjects if "/B" in one.probe]
-    probes = _small(
-        one
-        for one in chosen.subjects
-        if one not in grids and one.dtype == first[one.variant] and one.declined is None
-    )
-    rows = []
-    for name, some in (("probes", probes), *((_name(one), [one]) for one in grids)):
-        turns = executed.turns(some, ("late",))
-        executed.execute_all(pool, turns[:_LEAST_PROCESSES])  # compiles the emulator
-        done, problems = executed.execute_all(pool, turns)
-        if problems:
-            raise UsageError(problems[0])
-        rows.append((name, *_speed(done)))
-    print(
-        draw(
-            ("what", "subjects", "warp instructions", "seconds", "a second"),
-            rows,
-        )
-    )
-    print(
-        "\nA second of one process, in the machine alone: parsing, compiling and checking "
-        "results are left out."
-    )
+    processes = os.cpu_count() or 1
+    with Pool(processes) as pool:
+        chosen = choice.choose(pool, options, variants, cases)
+        turns = executed.turns(_small(chosen.subjects, variants), ("late",))
+        executed.execute_all(pool, turns[:processes])  # compiles the emulator
+        timed = {"probes": executed.execute_all(pool, turns)}
+        for one in filter(choice.is_case, chosen.subjects):
+            timed[_name(one)] = executed.execute_copies(pool, one, "late", processes)
+    problems = [line for _, lines in timed.values() for line in lines]
+    if problems:
+        raise UsageError(problems[0])
+    _print_speeds({name: done for name, (done, _) in timed.items()}, processes)
     return ExitCode.CLEAN
 
 
-def _small(probes: Iterable[Subject]) -> list[Subject]:
-    """The first few of each variant, which are the smallest."""
+def _small(every: Iterable[Subject], variants: Iterable[Declared]) -> list[Subject]:
+    """Of each variant the first few probes in its first dtype: the smallest."""
+    first = {one.id: (one.dtypes or ("float32",))[0] for one in variants}
     of_variant: dict[str, list[Subject]] = {}
-    for one in probes:
-        of_variant.setdefault(one.variant, []).append(one)
+    for one in every:
+        if one.declined is None and not choice.is_case(one):
+            if one.dtype == first[one.variant]:
+                of_variant.setdefault(one.variant, []).append(one)
     return [one for some in of_variant.values() for one in some[:_TIMED]]
 
 
@@ -414,12 +308,16 @@ def _name(subject: Subject) -> str:
     return case_id(op, variant, scenario, subject.dtype, int(batch))
 
 
-def _speed(done: Sequence[Executed]) -> tuple[str, ...]:
-    instructions = sum(one.instructions for one in done)
-    seconds = sum(one.machine_s for one in done)
-    return (
-        f"{len(done)}",
-        f"{instructions:,}",
-        f"{seconds:.2f}",
-        f"{instructions / seconds / 1e6:.1f} M",
+def _print_speeds(timed: Mapping[str, Sequence[Executed]], processes: int) -> None:
+    from batchline.bench.commands import _emulation_tables as show
+    from batchline.bench.report.render.terminal import wrapped
+
+    print(show.speeds_table(timed, processes))
+    print()
+    print(
+        wrapped(
+            f"{processes} processes at once, one a core; each grid is executed by all of them. Seconds are "
+            "of the machine alone, summed over the processes: parsing, compiling and checking results are "
+            "left out."
+        )
     )

@@ -1,4 +1,6 @@
-"""`batchline explain`: one case of a stored run on one screen."""
+"""`batchline explain`: one case of a stored run on one screen, and what a GPU kernel did
+in emulation.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, RUNS
 from batchline.bench.statuses import NOT_REACHED
 from batchline.bench.store import run_json
-from batchline.bench.store.files import blamed_on, stored_below
+from batchline.bench.store.files import SealBroken, blamed_on, stored_below
 from batchline.bench.store.records import Run
 from batchline.bench.texts import did_you_mean
 
@@ -23,15 +25,20 @@ regime             compute: 14% of what that ceiling allows, 7.25x its floor
 PyTorch's fastest  torch_bmm: 2.73 ms; that one is 3.13x as fast
 """
 EXITS = {
-    ExitCode.CLEAN: "the case is above",
-    ExitCode.USAGE: "no stored run has the case",
+    ExitCode.CLEAN: "the case, or the kernel, is above",
+    ExitCode.USAGE: "no stored run has the case, or there is no such GPU kernel",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 _STORED = (RUNS, EVIDENCE)  # where it is looked for, in this order
+_ON_A_GPU = ("triton", "numba_cuda")  # as bench.measure.emulator.subjects.BACKENDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("case", help="its id, as `batchline list` shows it")
+    parser.add_argument(
+        "case",
+        help="its id, as `batchline list` shows it; of op/variant, a GPU kernel's, what "
+        "is pinned of it in emulation",
+    )
     _arguments.add_run(parser, "a stored run (default: the newest that has the case)")
 
 
@@ -51,6 +58,8 @@ def explain(case: str, run_folder: Path | None) -> str:
         raise UsageError(
             "say which case: batchline explain bmm/torch_bmm/square_128/float32/B64"
         )
+    if case.count("/") == 1:
+        return _kernel(case)
     if run_folder:
         return _screen(run_json.load(run_folder), case, run_folder)
     reached, ids = None, {}
@@ -87,7 +96,61 @@ def _screen(run: Run, case: str, folder: Path) -> str:
     from batchline.bench.report import of_commands as report
 
     with blamed_on(run_json.path_in(folder)):
-        return report.screen(run, case, str(folder))
+        record = next(record for record in run.records if record.id == case)
+        variant = f"{record.op}/{record.variant}"
+        is_kernel = run.variants[variant]["backend"] in _ON_A_GPU
+        emulated = _emulated(variant, record.dtype) if is_kernel else []
+        return report.screen(run, case, str(folder), emulated)
+
+
+def _kernel(variant: str) -> str:
+    """What is pinned of a GPU kernel in emulation, in each of its dtypes."""
+    from batchline.bench import catalogue
+    from batchline.bench.report import of_commands as report
+
+    found = {one.id: one for one in catalogue.read().variants}
+    declared = found.get(variant)
+    if declared is None or declared.backend not in _ON_A_GPU:
+        kernels = [name for name, one in found.items() if one.backend in _ON_A_GPU]
+        raise UsageError(
+            f"{variant!r} is no GPU kernel{did_you_mean(variant, kernels)}: what is known "
+            "of another variant is of its cases, op/variant/scenario/dtype/B8"
+        )
+    return report.kernel_screen(variant, declared.idea, _emulated(variant))
+
+
+def _emulated(variant: str, dtype: str | None = None) -> list[tuple[str, str]]:
+    """What is pinned of a GPU kernel in emulation, if it came from the sources and the
+    emulator that there are now; else a line that says what executes it.
+    """
+    # It imports Numba's compiler for GPUs, which takes a second.
+    from batchline.bench.measure.emulated import pinned
+    from batchline.bench.report import of_commands as report
+
+    try:
+        known = pinned.load()
+    except SealBroken as refusal:
+        return [("in emulation", str(refusal))]
+    jobs = [job for job in known if job[0] == variant and dtype in (None, job[1])]
+    current = [job for job in jobs if pinned.is_current(job, known)]
+    rows = [
+        row
+        for job in current
+        for row in report.emulated_rows(
+            job[1], known[job].right, known[job].wrong, known[job].launches
+        )
+    ]
+    if len(current) == len(jobs) and rows:
+        return rows
+    why = (
+        "the kernel or the emulator has changed since it was pinned"
+        if jobs
+        else "nothing is pinned of it"
+    )
+    return [
+        *rows,
+        ("in emulation", f"{why}: `batchline emulate {variant}` executes it"),
+    ]
 
 
 def _has(run: Run, case: str, but: tuple[str, ...] = ()) -> bool:

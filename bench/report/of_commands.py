@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 
 from batchline.bench import units
 from batchline.bench.report.document import Table, table, unique
 from batchline.bench.report.render import escaping, github
 from batchline.bench.report.render.terminal import render_table, wrapped
-from batchline.bench.report.sections.ladder import format_compiled
+from batchline.bench.report.sections.ladder import format_compiled, format_counts
 from batchline.bench.report.sections.laws import describe_law
 from batchline.bench.report.sections.machine import clocks_of_problem, sustained
 from batchline.bench.stats import intervals, roofline
 from batchline.bench.statuses import MEASURED
-from batchline.bench.store.records import Record, Run
+from batchline.bench.store.records import EmulatedLaunch, Record, Run
 from batchline.bench.store.selftests import NOTHING, Finding, Pair, Selftest
 from batchline.bench.texts import one_line
 from batchline.bench.verdicts import crossovers, ranking
@@ -36,6 +37,7 @@ from batchline.bench.verdicts.laws import latency_laws, launch_waves
 
 _MOVE_COLUMNS = ("where", "what moved")
 _MOST_COMPILED = 6
+_MOST_LINES = 4  # of a kernel's source
 _WITHIN = 0.02
 _FROM_S = 60e-6  # below this a caller's own jitter is percents
 _WORST_SHOWN = 8
@@ -293,13 +295,67 @@ def _pairs(findings: list[Finding]) -> str:
     return f"{min(counts)} to {max(counts)}" if counts else ""
 
 
-def screen(run: Run, case: str, where: str) -> str:
-    """The case as `run`, which has it, says; `where` says which run that is."""
+def screen(
+    run: Run, case: str, where: str, emulated: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The case as `run`, which has it, says; `where` says which run that is, `emulated`
+    what is known of its kernel in emulation (see `emulated_rows`).
+    """
     record = next(record for record in run.records if record.id == case)
-    return "\n".join(_lines(run, record, where))
+    return "\n".join(_lines(run, record, where, emulated))
 
 
-def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
+def kernel_screen(variant: str, idea: str, emulated: Sequence[tuple[str, str]]) -> str:
+    """A kernel, of which no case was asked for, as it did in emulation."""
+    drawn = render_table(table(["", ""], emulated))
+    return f"{wrapped(f'{variant}: {idea}')}\n{drawn}"
+
+
+def emulated_rows(
+    dtype: str,
+    right: Sequence[str],
+    wrong: Mapping[str, str],
+    launches: Sequence[Mapping],
+) -> Iterator[tuple[str, str]]:
+    """What a kernel did in emulation in a dtype: the verdicts of its probes, and of each
+    launch of its example the counts and the busiest lines of its source.
+
+    `launches` are rows as bench.measure.emulated.counted makes them.
+    """
+    verdict = f"right on {len(right)} probes and architectures"
+    first = [f"{name}: {why}" for name, why in wrong.items()][:1]
+    if wrong:
+        verdict += f", WRONG on {len(wrong)}: {'; '.join(first)}"
+    yield "in emulation", f"{dtype}: {verdict}"
+    for row in launches:
+        place = f"sm_{row['architecture']} {row['scenario']}/B{row['batch']}"
+        if why := row.get("declined") or row.get("error"):
+            yield "", f"{place}: {why}"
+            continue
+        kept = {one.name for one in fields(EmulatedLaunch)} & set(row)
+        counts = format_counts(EmulatedLaunch(**{name: row[name] for name in kept}))
+        yield "", f"{place} {row['kernel']}: {counts}"
+        yield "", f"most at {_busiest(row['lines'], row['instructions'])}"
+
+
+def _busiest(lines: Mapping[str, Sequence[str]], instructions: int) -> str:
+    """ "tiled.py:57 1,024 (61%), …", the lines with most instructions: see
+    bench.measure.emulated.counted.lines_of.
+    """
+    counts = {
+        f"{file}:{number}": int(count)
+        for file, of_file in lines.items()
+        for number, _, count, *_ in map(str.split, of_file)
+    }
+    most = sorted(counts.items(), key=lambda item: -item[1])[:_MOST_LINES]
+    return ", ".join(
+        f"{line} {count:,} ({count / instructions:.0%})" for line, count in most
+    )
+
+
+def _lines(
+    run: Run, record: Record, where: str, emulated: Sequence[tuple[str, str]]
+) -> Iterator[str]:
     variant = run.variants[f"{record.op}/{record.variant}"]
     yield wrapped(f"{record.id}: {variant['idea']}")
     yield wrapped(
@@ -309,6 +365,7 @@ def _lines(run: Run, record: Record, where: str) -> Iterator[str]:
     yield ""
     rows = [*_measured(run, record), *_rungs(run, record, variant["builds_on"])]
     rows += [("compiled", facts) for facts in _compiled(run, record)]
+    rows += emulated
     yield render_table(table(["", ""], rows))
 
 

@@ -14,19 +14,23 @@ from dataclasses import dataclass, replace
 import torch
 
 from batchline import kernels
+from batchline.bench.errors import Missing
 from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.bench.measure.emulated.assembler import remarks
-from batchline.bench.measure.emulator import execution, subjects
+from batchline.bench.measure.emulator import execution, mutants, subjects
 from batchline.bench.measure.emulator.counts import Counts, LineCounts, count_lines
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Execution
-from batchline.bench.measure.emulator.mutants import Judged, judged
+from batchline.bench.measure.emulator.layout import Finding
+from batchline.bench.measure.emulator.mutants import Judged
 from batchline.bench.measure.emulator.subjects import Subject
 
 LARGE = 2**18  # elements of all inputs: `batchline emulate` alone executes them
 SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
+_HANG = execution.WORDS[Finding.HANG][0]
 _IN_TURN = 12  # subjects that a process is given at once: some take seconds
 _FINDINGS = 8  # that a row keeps
+_PARTS_OF_LARGE = 8  # in which the mutants of a subject of minutes are judged
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Executed:
 
     Args:
         wrong: why its outputs are not right, under the first schedule where they are
-            not; None where they are.
+            not, and which schedules those are unless all; None where they are.
+        schedules: those that it was executed by.
         counts: of all its launches, under the first schedule; None without a launch.
         lines: what each line of the source did there, the busiest first; () unless
             asked for.
@@ -60,6 +65,7 @@ class Executed:
     subject: Subject
     wrong: str | None = None
     faults: tuple[Fault, ...] = ()
+    schedules: tuple[str, ...] = ()
     counts: Counts | None = None
     lines: tuple[LineCounts, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -126,6 +132,18 @@ def case_of(
     ]
 
 
+def shape_of(
+    variant_id: str, sizes: str, dtype: str | None, architectures: Sequence[int]
+) -> list[Subject | Missing]:
+    """A problem of these sizes as a subject for each architecture; by default in the
+    variant's first dtype.
+    """
+    op, _, name = variant_id.partition("/")
+    variant = kernels.ops[op].variants[name]
+    dtype = dtype or (variant.dtypes or subjects.ALL_DTYPES)[0]
+    return [subjects.shaped(variant, sizes, dtype, one) for one in architectures]
+
+
 def turns(
     chosen: Iterable[Subject],
     schedules: Sequence[str],
@@ -163,6 +181,24 @@ def execute_all(
     return [one for rows in done for one in rows], problems
 
 
+def execute_copies(
+    pool: Pool, subject: Subject, schedule: str, processes: int
+) -> tuple[list[Executed], list[str]]:
+    """What came of the subject in so many processes at once; and a line for each that
+    did not come to its end.
+    """
+    turn = Turn((subject,), (schedule,))
+    results, problems = pool.each(
+        take_copy, [(turn, number) for number in range(processes)]
+    )
+    return [one for rows in results.values() for one in rows], problems
+
+
+def take_copy(turn: Turn, number: int) -> list[Executed]:
+    """As `take_turn`: the number tells one copy from another."""
+    return take_turn(turn)
+
+
 def take_turn(turn: Turn) -> list[Executed]:
     """Execute its subjects in this process."""
     torch.set_num_threads(1)
@@ -179,25 +215,30 @@ def execute_subject(
     most_again: float = math.inf,
 ) -> Executed:
     """Execute a subject in this process by each of the schedules, which are named as in
-    SCHEDULES; by the first alone where that takes more than `most_again` instructions.
+    SCHEDULES; by the first alone where that takes more than `most_again` instructions,
+    and by none after one in which it hangs, which takes long.
     """
     start_s = time.perf_counter()
-    wrong, found, runs = None, {}, []
+    wrong, found, runs = {}, {}, []
     for name in schedules:
         why, executions = _verdict(subject, name)
-        if why and wrong is None:
-            wrong = why if len(schedules) == 1 else f"{why} ({name})"
+        if why:
+            wrong[name] = why
         for one in (one for run in executions for one in run.findings):
             found.setdefault((one.word, one.source), (one, []))[1].append(name)
         runs.append(executions)
-        if sum(run.warp_instructions for run in executions) > most_again:
+        if _is_enough(executions, most_again):
             break
     first = runs[0]
+    why = next(iter(wrong.values()), None)
+    if why and len(wrong) < len(runs):
+        why += f" [{', '.join(wrong)} only]"
     every = [run for executions in runs for run in executions]
     return Executed(
         subject,
-        wrong,
+        why,
         tuple(_fault(*one) for one in itertools.islice(found.values(), _FINDINGS)),
+        tuple(schedules[: len(runs)]),
         sum((run.counts for run in first[1:]), first[0].counts) if first else None,
         tuple(count_lines(first)) if with_lines else (),
         _remarks(first),
@@ -205,6 +246,13 @@ def execute_subject(
         sum(run.seconds for run in every),
         time.perf_counter() - start_s,
     )
+
+
+def _is_enough(executions: Sequence[Execution], most_again: float) -> bool:
+    """Whether a subject that did this by one schedule is executed by no other."""
+    if any(found.word == _HANG for run in executions for found in run.findings):
+        return True
+    return sum(run.warp_instructions for run in executions) > most_again
 
 
 def _verdict(subject: Subject, schedule: str) -> tuple[str | None, list[Execution]]:
@@ -249,12 +297,25 @@ def _source_at(run: Execution, ptx_line: int | None) -> str | None:
     return max(before)[1] if before else None
 
 
-def judge_mutants(subject: Subject, most: int | None) -> list[Judged]:
-    """What came of each mutant of the subject's kernels, at most so many of a kind, in
-    this process.
+def mutant_jobs(
+    chosen: Iterable[Subject], most: int
+) -> list[tuple[Subject, int, int, int]]:
+    """The arguments of `judge_mutants` for each piece of the subjects' work: those that
+    are large come first, in parts, for a process answers within minutes.
+    """
+    parts = {one: _PARTS_OF_LARGE if one.probe == mutants.DEEP else 1 for one in chosen}
+    jobs = [
+        (one, most, part, parts[one]) for one in parts for part in range(parts[one])
+    ]
+    return sorted(jobs, key=lambda job: -job[-1])
+
+
+def judge_mutants(subject: Subject, most: int, part: int, parts: int) -> list[Judged]:
+    """What came of each mutant of the subject's kernels in this process: see
+    `mutants.judged`.
     """
     torch.set_num_threads(1)
     return [
         replace(one, mutant=replace(one.mutant, ptx=""))
-        for one in judged(subject, most)
+        for one in mutants.judged(subject, most, part, parts)
     ]

@@ -166,6 +166,7 @@ class Execution:
     `lanes` their threads; `sectors` those of 32 bytes of global memory that it touched,
     `sectors_needed` how few would have held the bytes; `passes` and `requests` those of
     shared memory. `read_bytes` were asked for and `distinct_bytes` are different ones.
+    `longest_block` is the most instructions that the warps of a block executed.
     """
 
     launch: KernelLaunch
@@ -179,6 +180,7 @@ class Execution:
     requests: np.ndarray
     read_bytes: int
     distinct_bytes: int
+    longest_block: int
     seconds: float
 
     @property
@@ -499,6 +501,7 @@ class _Bound:
             **{name: array.copy() for name, array in self._counts.items()},
             read_bytes=int(record["read_bytes"]),
             distinct_bytes=int(record["distinct"]),
+            longest_block=int(record["longest_block"]),
             seconds=seconds,
         )
 

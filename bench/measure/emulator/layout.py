@@ -285,7 +285,8 @@ _NUMBERS = (
     "block_x block_y block_z n_blocks block first_block steps most_steps quantum random "
     "is_early architecture barrier_granule narrow_shift accumulator_words stop "
     "has_products is_counting first_pending random_landing "
-    "is_brief read_bytes distinct n_syncs has_atomics maps_published maps_acquired"
+    "is_brief read_bytes distinct n_syncs has_atomics maps_published maps_acquired "
+    "longest_block"
 )
 MACHINE = np.dtype(
     [(name, np.int64) for name in f"{_ADDRESSES} {_NUMBERS}".split()], align=True

@@ -462,10 +462,10 @@ def run_block(m, block):
             call_handler(m.run_warp, address_of(m), 0, warp, 0, 0, FULL)
             if not state.is_asking:
                 only_asked = False
+            if _hangs(m):
+                _report_where(m, HANG)
+                return
         if alive == 0:
-            return
-        if m.steps > m.most_steps:
-            _report_where(m, HANG)
             return
         if ran and not only_asked:
             idle_rounds = 0
@@ -481,6 +481,17 @@ def run_block(m, block):
         if idle_rounds > _UNFINISHED_ROUNDS:
             _report_where(m, HANG)
             return
+
+
+@compile_native
+def _hangs(m):
+    """Whether a warp is left after as many instructions as a block may take."""
+    if m.steps <= m.most_steps:
+        return False
+    for warp in range(m.n_warps):
+        if warp_at(m, warp).status != ENDED:
+            return True
+    return False
 
 
 @compile_native
@@ -522,6 +533,7 @@ def run_grid(m, first, last):
         if m.random:
             shuffle_turns(m)
         run_block(m, blocks[place])
+        m.longest_block = max(m.longest_block, m.steps)
         if m.stop or m.is_brief and order.has_fault(m):
             return
 

@@ -25,16 +25,24 @@ from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator import execution, ptx, subjects
 from batchline.bench.measure.emulator.capture import emulate_call
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Schedule
-from batchline.bench.measure.emulator.layout import SHADOW_READ, SHADOW_WRITTEN
+from batchline.bench.measure.emulator.launch import LaunchRefused
+from batchline.bench.measure.emulator.layout import (
+    SHADOW_READ,
+    SHADOW_WRITTEN,
+    Finding,
+)
 from batchline.bench.measure.emulator.subjects import Subject
 from batchline.bench.statuses import NotMeasured
 from batchline.kernels.draw import Draw
 from batchline.kernels.op import Op
 
 SCHEDULES = (LATE, EARLY, SHUFFLED)
-# Other orders of warps, in which what seems redundant must give the same bits too.
+# Other orders of warps, in which what seems redundant must give the same bits too: of
+# what takes more than so many instructions the first two.
 _MORE_ORDERS = tuple(Schedule(seed, is_early=seed % 2 == 1) for seed in range(2, 7))
+_LONG, _ORDERS_OF_LONG = 2**20, 2
 NOTICED, REDUNDANT, MISSED = "noticed", "redundant", "missed"
+BROKEN = "broken"
 # Why a mutant has changed nothing.
 NOT_EXECUTED = "never executed"
 SAME_LANES = "the same lanes on these inputs"
@@ -87,6 +95,9 @@ DEEP = "deep_entries"
 _DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
 _ON_TMA = ("bmm/triton_persistent_tma", "bmm/triton_warp_specialized")
 _PROBES = ("aligned_tiles", "ragged", "one_token")
+# A mutant's block hangs after so many times the instructions of the longest one, and some.
+_MORE_STEPS, _STEPS_OF_ANY = 16, 100_000
+_UNSUPPORTED = execution.WORDS[Finding.UNSUPPORTED][0]
 _DATA_KINDS = frozenset({"mask", "branch", "descriptor", "map field"})
 
 
@@ -108,14 +119,14 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of a mutant: NOTICED, REDUNDANT or MISSED, and by what.
+    """What came of a mutant: NOTICED, REDUNDANT, MISSED or BROKEN, and by what.
 
     It is redundant if its instruction is not executed, if no conflicting access lies
     between a barrier and the next or the last one on any path, or if in all schedules
     no check finds anything and the outputs have the same bits: then a change of data
     has changed nothing, and of what orders, the vector clocks of all schedules hold no
     pair of accesses that it alone had ordered. What changes bits and is not noticed is
-    missed.
+    missed. It is broken if the emulator itself fails on it: that proves nothing.
     """
 
     subject: Subject
@@ -253,11 +264,16 @@ def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:
 def chosen(
     ops: Iterable[Op], architectures: Iterable[int] = subjects.ARCHITECTURES
 ) -> list[Subject]:
-    """Of each GPU variant one subject for each architecture: its first dtype, on the
-    first of _PROBES that it takes.
+    """Those of all GPU variants that `one_of_each` chooses."""
+    return one_of_each(subjects.subjects(ops, architectures))
+
+
+def one_of_each(all_: Iterable[Subject]) -> list[Subject]:
+    """Of each variant one subject for each architecture: its first dtype, on the first
+    of _PROBES that it takes.
     """
     found: dict[tuple[str, int], list[Subject]] = {}
-    for one in subjects.subjects(ops, architectures):
+    for one in all_:
         if one.declined is None:
             found.setdefault((one.variant, one.architecture), []).append(one)
     return [_chosen(every) for every in found.values()]
@@ -278,20 +294,27 @@ class _Noticed(Exception):
     """A check has found a fault."""
 
 
+class _Broke(Exception):
+    """The emulator can't execute a mutant, and no check says why."""
+
+
 def judged(
-    subject: Subject, most: int | None = None, kinds: frozenset[str] | None = None
+    subject: Subject, most: int | None = None, part: int = 0, parts: int = 1
 ) -> Iterator[Judged]:
     """Each mutant of each kernel that the subject launches, at most so many of a kind
-    and change.
+    and change; of these every `parts`th, from the one numbered `part`.
 
     Raises:
         ValueError: if the subject itself is not right or not without a fault.
     """
     runs = _Runs(subject)
-    for text, launch in runs.kernels.items():
-        for mutant in sampled(mutants(text, launch.entry), most):
-            if kinds is None or mutant.kind in kinds:
-                yield Judged(subject, mutant, *runs.judge(text, mutant))
+    every = [
+        (text, mutant)
+        for text, launch in runs.kernels.items()
+        for mutant in sampled(mutants(text, launch.entry), most)
+    ]
+    for text, mutant in every[part::parts]:
+        yield Judged(subject, mutant, *runs.judge(text, mutant))
 
 
 def inputs_of(subject: Subject) -> tuple:
@@ -315,7 +338,7 @@ class _Runs:
         self._base: dict[str, list] = {}
         self._rereads: dict[str, bool] = {}
         self._bits = []
-        self._steps = 0
+        self._longest_block = 0
         for schedule in SCHEDULES:
             self._bits.append(self._outcome(schedule, self._note))
         if None in self._bits:
@@ -331,7 +354,7 @@ class _Runs:
         if schedule is LATE:
             self._base.setdefault(launch.ptx, []).append(done)
             self._rereads[launch.ptx] = _is_read_and_written(memory)
-            self._steps = max(self._steps, done.warp_instructions)
+        self._longest_block = max(self._longest_block, done.longest_block)
         return done
 
     def _outcome(self, schedule: Schedule, execute) -> bytes | None:
@@ -363,7 +386,9 @@ class _Runs:
                 got = self._outcome(schedule, _with(text, mutant.ptx, done))
             except _Noticed as found:
                 return NOTICED, str(found)
-            except Exception as error:
+            except _Broke as broke:
+                return BROKEN, str(broke)
+            except Exception as error:  # the launcher's own, of what it was given back
                 return NOTICED, texts.error_line(error)
             if got is None:
                 return NOTICED, "wrong result"
@@ -380,19 +405,23 @@ class _Runs:
         return self._judge_in_more_orders(text, mutant)
 
     def _limited(self, schedule: Schedule) -> Schedule:
-        most_steps = 4 * self._steps + 100_000
+        most_steps = _MORE_STEPS * self._longest_block + _STEPS_OF_ANY
         return replace(
             schedule, is_counting=False, is_brief=True, most_steps=most_steps
         )
 
     def _judge_in_more_orders(self, text: str, mutant: Mutant) -> tuple[str, str]:
         """Whether what no clock holds to be needed shows in the bits of any order."""
-        for schedule in _MORE_ORDERS:
+        instructions = sum(one.warp_instructions for one in self._base[text])
+        count = _ORDERS_OF_LONG if instructions > _LONG else len(_MORE_ORDERS)
+        for schedule in _MORE_ORDERS[:count]:
             try:
                 execute = _with(text, mutant.ptx, [])
                 got = self._outcome(self._limited(schedule), execute)
             except _Noticed as found:
                 return NOTICED, f"{found}, in another order"
+            except _Broke as broke:
+                return BROKEN, str(broke)
             except Exception as error:
                 return NOTICED, texts.error_line(error)
             if got != self._bits[0]:
@@ -410,11 +439,16 @@ def _with(text: str, mutated: str, done: list):
     def execute(launch, memory, schedule):
         if launch.ptx != text:
             return execution.execute(launch, memory, schedule)
-        one = execution.execute(replace(launch, ptx=mutated), memory, schedule)
+        try:
+            one = execution.execute(replace(launch, ptx=mutated), memory, schedule)
+        except LaunchRefused:
+            raise
+        except Exception as error:
+            raise _Broke(texts.error_line(error)) from error
         done.append(one)
         found = next((each for each in one.findings if each.is_fault), None)
         if found is not None:
-            raise _Noticed(found.word)
+            raise (_Broke if found.word == _UNSUPPORTED else _Noticed)(found.word)
         return one
 
     return execute
@@ -547,12 +581,15 @@ def _touched(instructions: Iterable[ptx.Instruction], space: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Share:
-    """Of the mutants of a kind: how many were noticed, were redundant, were missed."""
+    """Of the mutants of a kind: how many were noticed, were redundant, were missed, and
+    on how many the emulator failed.
+    """
 
     kind: str
     noticed: int
     redundant: int
     missed: int
+    broken: int = 0
 
     @property
     def share(self) -> float | None:
@@ -561,29 +598,15 @@ class Share:
         return self.noticed / changing if changing else None
 
 
+_STATUSES = (NOTICED, REDUNDANT, MISSED, BROKEN)
+
+
 def shares(all_: Iterable[Judged]) -> list[Share]:
     """One for each kind that there is, by name."""
     counted = Counter((one.mutant.kind, one.status) for one in all_)
     return [
-        Share(kind, *(counted[kind, status] for status in (NOTICED, REDUNDANT, MISSED)))
+        Share(kind, *(counted[kind, status] for status in _STATUSES))
         for kind in sorted({kind for kind, _ in counted})
-    ]
-
-
-HEADER = ("kind", "noticed", "redundant", "missed", "share noticed")
-
-
-def table(found: Iterable[Share]) -> list[tuple]:
-    """A row under HEADER for each kind."""
-    return [
-        (
-            one.kind,
-            one.noticed,
-            one.redundant,
-            one.missed,
-            "" if one.share is None else f"{one.share:.1%}",
-        )
-        for one in found
     ]
 
 
@@ -603,7 +626,8 @@ def pin(all_: Iterable[Judged], most: int | None) -> None:
         "most of a kind and change in a kernel": most,
         "subjects": sorted({str(one.subject) for one in all_}),
         "kinds": {
-            one.kind: [one.noticed, one.redundant, one.missed] for one in shares(all_)
+            one.kind: [one.noticed, one.redundant, one.missed, one.broken]
+            for one in shares(all_)
         },
         "redundant": {
             f"{kind}: {why}": count for (kind, why), count in sorted(reasons.items())

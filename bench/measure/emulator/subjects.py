@@ -16,6 +16,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench import texts
+from batchline.bench.errors import Missing
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator.capture import Call, Execute, emulate_call
 from batchline.bench.measure.emulator.launch import KernelLaunch, Three
@@ -36,6 +37,8 @@ _LAID_FAR = {
 }
 _RAGGED = ("ragged",)
 _BATCH = "/B"  # between a scenario and its batch, where a case stands for a probe
+BATCH = "B"  # of the sizes of a shape, "B=4,M=100,N=64,K=32", which stands for one too
+MOST_FLOPS, MOST_ELEMENTS = 2**30, 2**25  # of a shape, by the op's definition
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,31 @@ def case(
     return _subject(variant, dtype, f"{scenario}{_BATCH}{batch}", architecture)
 
 
+def shaped(
+    variant: Variant, sizes: str, dtype: str, architecture: int
+) -> Subject | Missing:
+    """A problem of these sizes, for an architecture; or why it is not executed. Its
+    inputs lie as those of a scenario of which nothing but the sizes is known.
+    """
+    try:
+        make = _maker(variant.op, sizes)
+        shapes = make(getattr(torch, dtype), "meta", 0)
+        flops = variant.op.flops(*shapes)
+        elements = sum(tensor.numel() for tensor in shapes)
+        if flops > MOST_FLOPS or elements > MOST_ELEMENTS:
+            return Missing(
+                f"{sizes} is {flops:.1e} operations on {elements:.1e} numbers: up to "
+                f"{MOST_FLOPS:.1e} on {MOST_ELEMENTS:.1e} are emulated, which takes minutes"
+            )
+        if not all(tensor.numel() for tensor in shapes):  # what not every op can draw
+            make(getattr(torch, dtype), "cpu", 0)
+    except Exception as error:  # whatever the op's own code raises
+        return Missing(
+            f"{variant.op.name} can't make inputs of {sizes}: {texts.error_line(error)}"
+        )
+    return _subject(variant, dtype, sizes, architecture)
+
+
 def _subject(variant: Variant, dtype: str, probe: str, architecture: int) -> Subject:
     declined = _why_declined(variant, dtype, probe, architecture)
     return Subject(variant.id, dtype, probe, architecture, declined)
@@ -140,7 +168,9 @@ def _why_declined(
 
 
 def _maker(op: Op, probe: str) -> Probe:
-    """What makes the inputs of a probe, or of a case that is called as one."""
+    """What makes the inputs of a probe, or of a case or sizes that are called as one."""
+    if "=" in probe:
+        return _sized(op, probe)
     scenario, is_case, batch = probe.partition(_BATCH)
     if not is_case:
         return probes_of(op)[probe]
@@ -148,6 +178,15 @@ def _maker(op: Op, probe: str) -> Probe:
     return lambda dtype, device, seed: op.inputs(
         chosen, int(batch), dtype, device, seed
     )
+
+
+def _sized(op: Op, sizes: str) -> Probe:
+    parts = (size.partition("=") for size in sizes.split(","))
+    known = {name: int(size) for name, _, size in parts}
+    batch = known.pop(BATCH)
+    kind = type(next(iter(op.scenarios.values())))
+    plain = kind(name=sizes, title=sizes, sizes=known)
+    return lambda dtype, device, seed: op.inputs(plain, batch, dtype, device, seed)
 
 
 def probes_of(op: Op) -> dict[str, Probe]:
@@ -285,10 +324,19 @@ def verdict_of(subject: Subject, schedule, execute: Execute | None = None) -> Ve
     except NotMeasured as error:
         wrong = texts.clean_line(error.reason)
     except Exception as error:
-        wrong = texts.error_line(error)
+        wrong = texts.error_line(error) + _line_of(error)
     launches = tuple(_launched(*one) for one in done)
     seconds = time.perf_counter() - start_s
     return Verdict(subject, wrong, launches, seconds, compile_s)
+
+
+def _line_of(error: Exception) -> str:
+    """ " at `…`", with the line of a kernel that Triton can't compile; else nothing."""
+    source, node = getattr(error, "src", None), getattr(error, "node", None)
+    if not isinstance(source, str) or node is None:
+        return ""
+    line = texts.clean_line(source.splitlines()[node.lineno - 1])
+    return f" at `{line}`"
 
 
 def _executed_by(schedule) -> Execute:
