@@ -49,6 +49,7 @@ WIDE_CASES = [
     ),
     ("numba_cuda_mma", "float16", (1, 8, 24, 72), None),
     ("numba_cuda_mma", "bfloat16", (1, 40, 24, 136), FOUR_WARPS),
+    ("numba_cuda_mma", "bfloat16", (1, 8, 10, 8), None),
     ("numba_cuda_tiny", "float32", (5, 16, 16, 16), None),
     ("numba_cuda_tiny", "float16", (5, 4, 12, 8), None),
     ("numba_cuda_tiny", "bfloat16", (9, 3, 2, 2), None),

@@ -15,6 +15,10 @@ functions.
     `bytes` copied and the rest zero cp_async_commit(), cp_async_wait(pending)()   close
     a group of copies; wait until at most `pending` are under way ldmatrix(transposed)
     f(array, index) → four 8x8 matrices of 16-bit elements, a row's index from each lane
+    pack(dtype), unpack(dtype)   two float32 → an int32 of two 16-bit elements, rounded
+    to nearest even, and back; load and store move such words as "int32"
+    swap(word, mask)        the int32 of the lane whose number differs in the bits of
+    `mask` (shfl.bfly)
     mma(dtype)              f(a0..a3, b0, b1, c) → c + A B of 16x8x16, accumulated in
     fp32
 """
@@ -30,8 +34,11 @@ if interpreted("numba_cuda"):
         load,
         load_shared,
         mma,
+        pack,
         store,
         store_shared,
+        swap,
+        unpack,
     )
 elif not why_absent("numba_cuda"):
     from batchline.kernels._cuda.ptx_compiled import (
@@ -42,8 +49,11 @@ elif not why_absent("numba_cuda"):
         load,
         load_shared,
         mma,
+        pack,
         store,
         store_shared,
+        swap,
+        unpack,
     )
 
 ALIGNMENT = (
@@ -59,6 +69,9 @@ __all__ = [
     "load",
     "load_shared",
     "mma",
+    "pack",
     "store",
     "store_shared",
+    "swap",
+    "unpack",
 ]

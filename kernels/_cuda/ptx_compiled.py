@@ -25,15 +25,17 @@ _IN_MEMORY = {
     "float16": ir.HalfType(),
     "bfloat16": _I16,
     "int16": _I16,
+    "int32": _I32,
 }
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int32": 4}
+_INTEGERS = {"int16": types.int16, "int32": types.int32}
 _GLOBAL, _SHARED = 1, 3  # address spaces
 _FOUR = types.UniTuple(types.float32, 4)
 
 
 @functools.cache
 def load(dtype: str, lanes: int = 1):
-    number = types.int16 if dtype == "int16" else types.float32
+    number = _INTEGERS.get(dtype, types.float32)
 
     @intrinsic
     def load_global(typing_context, address):
@@ -57,7 +59,8 @@ def load(dtype: str, lanes: int = 1):
 
 @functools.cache
 def store(dtype: str, lanes: int = 1):
-    value_type = types.float32 if lanes == 1 else types.UniTuple(types.float32, lanes)
+    number = _INTEGERS.get(dtype, types.float32)
+    value_type = number if lanes == 1 else types.UniTuple(number, lanes)
 
     @intrinsic
     def store_global(typing_context, address, value):
@@ -77,6 +80,53 @@ def store(dtype: str, lanes: int = 1):
         return types.void(types.int64, value_type), generate
 
     return store_global
+
+
+@functools.cache
+def pack(dtype: str):
+    @intrinsic
+    def pack_two(typing_context, low, high):
+        def generate(context, builder, signature, args):
+            elements = [_from_number(builder, number, dtype) for number in args]
+            return builder.bitcast(_vector(builder, elements), _I32)
+
+        return types.int32(types.float32, types.float32), generate
+
+    return pack_two
+
+
+@functools.cache
+def unpack(dtype: str):
+    @intrinsic
+    def unpack_two(typing_context, word):
+        def generate(context, builder, signature, args):
+            high = builder.lshr(args[0], _I32(16))
+            halves = [builder.trunc(part, _I16) for part in (args[0], high)]
+            values = [
+                _to_number(builder, builder.bitcast(half, _IN_MEMORY[dtype]), dtype)
+                for half in halves
+            ]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(types.float32, 2)(types.int32), generate
+
+    return unpack_two
+
+
+@intrinsic
+def swap(typing_context, word, mask):
+    def generate(context, builder, signature, args):
+        return _assembly(
+            builder,
+            _I32,
+            "shfl.sync.bfly.b32 $0, $1, $2, 31, -1;",
+            "=r,r,r",
+            args,
+            side_effect=True,
+            whole_warp=True,
+        )
+
+    return types.int32(types.int32, types.int32), generate
 
 
 @intrinsic

@@ -19,7 +19,9 @@ _IN_MEMORY = {
     "float16": np.float16,
     "bfloat16": np.uint16,
     "int16": np.int16,
+    "int32": np.int32,
 }
+_INTEGERS = {"int16": ctypes.c_int16, "int32": ctypes.c_int32}
 _WARP = 32
 
 
@@ -29,30 +31,59 @@ def load(dtype: str, lanes: int = 1):
         values = _numbers(_memory(address, dtype, lanes), dtype)
         return values[0] if lanes == 1 else tuple(values)
 
-    integers = ctypes.c_int16 * lanes
+    number = _INTEGERS.get(dtype, ctypes.c_float)
+    integers = number * lanes
 
     def load_integers(
         address,
     ):  # tables are read so by every thread, and an array of NumPy's takes ten times as long
-        assert address % (2 * lanes) == 0, "a misaligned address"
+        assert address % ctypes.sizeof(integers) == 0, "a misaligned address"
         return (
             integers.from_address(int(address))[0]
             if lanes == 1
             else tuple(integers.from_address(int(address)))
         )
 
-    return load_integers if dtype == "int16" else load_global
+    return load_integers if dtype in _INTEGERS else load_global
 
 
 @functools.cache
 def store(dtype: str, lanes: int = 1):
     def store_global(address, value):
-        numbers = np.atleast_1d(np.asarray(value, np.float32))
+        kind = np.int32 if dtype == "int32" else np.float32
+        numbers = np.atleast_1d(np.asarray(value, kind))
         _memory(address, dtype, lanes)[:] = (
             _rounded_to_bfloat16(numbers) if dtype == "bfloat16" else numbers
         )
 
     return store_global
+
+
+@functools.cache
+def pack(dtype: str):
+    def pack_two(low, high):
+        numbers = np.array([low, high], np.float32)
+        elements = (
+            _rounded_to_bfloat16(numbers)
+            if dtype == "bfloat16"
+            else numbers.astype(np.float16)
+        )
+        return elements.view(np.int32)[0]
+
+    return pack_two
+
+
+@functools.cache
+def unpack(dtype: str):
+    def unpack_two(word):
+        elements = np.array([word], np.int32).view(_IN_MEMORY[dtype])
+        return tuple(_numbers(elements, dtype))
+
+    return unpack_two
+
+
+def swap(word, mask):
+    return _warp(word)[_lane() ^ mask]
 
 
 def load_shared(array, index):

@@ -2,7 +2,9 @@
 in, three stages deep.
 
 Against `numba_cuda_register_tile`: one instruction of a warp is 2048 products where an
-FMA is 32, and copies pass by the registers, two steps of K ahead. Numba has no bf16
+FMA is 32, and copies pass by the registers, two steps of K ahead. mma.sync leaves four
+bytes of a row of C in each lane; four lanes change them about, so that each stores 16
+and two of them a whole sector. Numba has no bf16
 arrays and needs none: elements are 16 bits at an address. A warp's 64x64 outputs take 4
 KiB from shared memory for every 32 instructions. With 128x128 tiles on sm_90 a step of
 32 in K is 64 HMMA in 187 instructions; 244 registers and 48 KiB let two blocks of four
@@ -129,7 +131,7 @@ def _kernel_for(
     A_WIDE,
     B_ALONG_K,
     B_WIDE,
-    C_PAIRED,
+    C_LANES,
 ):
     WARP_M, WARP_N, THREADS = (
         BLOCK_M // WARPS_M,
@@ -147,6 +149,7 @@ def _kernel_for(
         numba.int64,
     )
     mma, store, store_pair = ptx.mma(dtype), ptx.store(dtype), ptx.store(dtype, 2)
+    pack, swap, store_words = ptx.pack(dtype), ptx.swap, ptx.store("int32", 4)
     commit, wait = ptx.cp_async_commit, ptx.cp_async_wait(STAGES - 2)
     bring_a, fragment_a = _staging(
         BLOCK_M, THREADS, A_ALONG_K, A_WIDE, OUTER_FIRST=True
@@ -192,6 +195,43 @@ def _kernel_for(
                 for register in range(4):
                     sums[i, j, register] = low[register]
                     sums[i, j + 1, register] = high[register]
+
+    @cuda.jit(device=True)
+    def transpose(words):
+        """Four lanes' words: a lane's own are those of its number in the others."""
+        lane = int32(cuda.threadIdx.x)
+        for i in range(0, 4, 2):
+            odd = lane & 1 != 0
+            got = swap(words[i] if odd else words[i + 1], 1)
+            words[i] = got if odd else words[i]
+            words[i + 1] = words[i + 1] if odd else got
+        for i in range(2):
+            upper = lane & 2 != 0
+            got = swap(words[i] if upper else words[i + 2], 2)
+            words[i] = got if upper else words[i]
+            words[i + 2] = words[i + 2] if upper else got
+
+    @cuda.jit(device=True)
+    def store_wide(sums, c, start_m, start_n, m, n):
+        """16 bytes of a row from each lane, two such lanes a sector."""
+        words = cuda.local.array(4, int32)
+        lane = int32(cuda.threadIdx.x % 32)
+        for i in range(TILES_M):
+            row = int32(start_m + 16 * i + lane % 2 * 8 + lane // 4)
+            for j in range(0, TILES_N, 2):
+                for tile in range(2):
+                    for half in range(2):
+                        words[2 * tile + half] = pack(
+                            sums[i, j + tile, 2 * half],
+                            sums[i, j + tile, 2 * half + 1],
+                        )
+                transpose(words)
+                column = int32(start_n + 8 * j + lane // 2 % 2 * 8)
+                if row < m and column < n:
+                    store_words(
+                        c + (int64(row) * n + column) * ITEM,
+                        (words[0], words[1], words[2], words[3]),
+                    )
 
     @jit_for(THREADS, 2)
     def kernel(
@@ -267,23 +307,26 @@ def _kernel_for(
             writing = int32(writing + 1 if writing < STAGES - 1 else 0)
 
         c += int64(entry) * m * n * ITEM
-        for i in range(TILES_M):
-            for half in range(2):
-                row = int32(start_m + warp_m + 16 * i + 8 * half + lane // 4)
-                for j in range(TILES_N):
-                    column = int32(start_n + warp_n + 8 * j + lane % 4 * 2)
-                    address = c + (int64(row) * n + column) * ITEM
-                    if C_PAIRED:
-                        if row < m and column < n:
-                            store_pair(
-                                address,
-                                (sums[i, j, 2 * half], sums[i, j, 2 * half + 1]),
-                            )
-                    else:
-                        if row < m and column < n:
-                            store(address, sums[i, j, 2 * half])
-                        if row < m and column + 1 < n:
-                            store(address + ITEM, sums[i, j, 2 * half + 1])
+        if C_LANES == EIGHT:
+            store_wide(sums, c, start_m + warp_m, start_n + warp_n, m, n)
+        else:
+            for i in range(TILES_M):
+                for half in range(2):
+                    row = int32(start_m + warp_m + 16 * i + 8 * half + lane // 4)
+                    for j in range(TILES_N):
+                        column = int32(start_n + warp_n + 8 * j + lane % 4 * 2)
+                        address = c + (int64(row) * n + column) * ITEM
+                        if C_LANES == 2:
+                            if row < m and column < n:
+                                store_pair(
+                                    address,
+                                    (sums[i, j, 2 * half], sums[i, j, 2 * half + 1]),
+                                )
+                        else:
+                            if row < m and column < n:
+                                store(address, sums[i, j, 2 * half])
+                            if row < m and column + 1 < n:
+                                store(address + ITEM, sums[i, j, 2 * half + 1])
 
     return kernel
 
@@ -355,7 +398,7 @@ def numba_cuda_mma(a, b):
         wide(a, 2 if a_along_k else 1, EIGHT),
         b_along_k,
         wide(b, 1 if b_along_k else 2, EIGHT),
-        n % 2 == 0,
+        next(lanes for lanes in (EIGHT, 2, 1) if n % lanes == 0),
     )
     launch_at(
         a.device,

@@ -4,10 +4,11 @@ feed 64 FMAs.
 Against `numba_cuda_tiled`, which reads two numbers of shared memory a product: here a
 step of k is four 16-byte reads and 64 FMAs a thread. Global loads are 16 bytes where
 strides allow (8 in fp16 and bf16), wait in registers and go to the other of two
-buffers, so that they are under way while the current one is multiplied. With 128x128
-tiles on sm_90 eight steps of k are 512 FMAs in 647 instructions, and 128 registers let
-two blocks of 256 threads share an SM. Bound by the FMA pipes next, so by what no tensor
-core does.
+buffers, so that they are under way while the current one is multiplied. They bring 32
+bytes of k at once, a sector of each row: 8 of 16-bit elements would ask for every
+sector of A twice. With 128x128 tiles on sm_90 eight steps of k are 512 FMAs in 647
+instructions, and 128 registers let two blocks of 256 threads share an SM. Bound by the
+FMA pipes next, so by what no tensor core does.
 """
 
 import functools
@@ -24,15 +25,36 @@ from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 OUTPUTS, HALF = 8, 4  # a thread's 8x8 outputs are four 4x4 squares, half a tile apart
-BLOCK_K = 8
-PADDING = 4  # a row of shared memory starts 4 banks on, so that a warp's transposed store hits 32 different ones
+SLAB_K = 8  # steps of k that lie in shared memory a row apart
+# A row of shared memory starts 4 banks on, and a second slab 8: a warp's transposed
+# store hits 32 different ones.
+PADDING, SLAB_PADDING = 4, 8
+SECTOR = 32  # bytes: less of a row that lies along k would ask for its sector twice
 
 
-def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
-    """fetch: a thread's share of a BLOCK x BLOCK_K tile into registers; put: from there
-    into shared[k, outer].
+def _slabs(ITEM, WIDE):
+    """Of SLAB_K steps in a block's step of k: as many as fill a sector.
+
+    One where loads are single: more of those would not fit the registers.
     """
+    return SECTOR // ITEM // SLAB_K if WIDE else 1
+
+
+def _slab(BLOCK, SLABS):
+    """Numbers from the start of a slab to that of the next."""
+    return SLAB_K * (BLOCK + PADDING) + (SLAB_PADDING if SLABS > 1 else 0)
+
+
+def _staging(dtype, ITEM, BLOCK, THREADS, SLABS, ALONG_K, WIDE):
+    """fetch: a thread's share of a BLOCK x BLOCK_K tile into registers; put: from there
+    into shared[slab, k, outer]; how many registers of which type hold four elements.
+
+    Elements of 16 bits wait two to a register.
+    """
+    BLOCK_K, SLAB = SLABS * SLAB_K, _slab(BLOCK, SLABS)
     load, load4, store_shared = ptx.load(dtype), ptx.load(dtype, 4), ptx.store_shared
+    PACKED, load_words = WIDE and ITEM == 2, ptx.load("int32", 2)
+    unpack = ptx.unpack(dtype) if PACKED else None
     float32, int32, int64 = numba.float32, numba.int32, numba.int64
     ROW, FOURS, FOURS_IN_K, FOURS_OUT = (
         BLOCK + PADDING,
@@ -48,7 +70,13 @@ def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
             outer = int32(four // FOURS_IN_K if ALONG_K else four % FOURS_OUT * 4)
             k = int32(four % FOURS_IN_K * 4 if ALONG_K else four // FOURS_OUT)
             address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
-            if WIDE:
+            if PACKED:
+                values[i, 0], values[i, 1] = (
+                    load_words(address)
+                    if outer < outer_left and k < k_left
+                    else (int32(0), int32(0))
+                )
+            elif WIDE:
                 if outer < outer_left and k < k_left:
                     values[i, 0], values[i, 1], values[i, 2], values[i, 3] = load4(
                         address
@@ -71,19 +99,31 @@ def _staging(dtype, ITEM, BLOCK, THREADS, ALONG_K, WIDE):
     def put(shared, buffer, values):
         for i in range(FOURS):
             four = int32(cuda.threadIdx.x + i * THREADS)
+            k = int32(four % FOURS_IN_K * 4 if ALONG_K else four // FOURS_OUT)
+            row = int32(
+                buffer
+                + (k // SLAB_K * SLAB + k % SLAB_K * ROW if SLABS > 1 else k * ROW)
+            )
+            if PACKED:
+                first, second = unpack(values[i, 0])
+                third, fourth = unpack(values[i, 1])
+            else:
+                first, second = values[i, 0], values[i, 1]
+                third, fourth = values[i, 2], values[i, 3]
             if ALONG_K:
-                for j in range(4):
-                    shared[
-                        buffer + (four % FOURS_IN_K * 4 + j) * ROW + four // FOURS_IN_K
-                    ] = values[i, j]
+                column = int32(row + four // FOURS_IN_K)
+                shared[column] = first
+                shared[column + ROW] = second
+                shared[column + 2 * ROW] = third
+                shared[column + 3 * ROW] = fourth
             else:
                 store_shared(
                     shared,
-                    buffer + four // FOURS_OUT * ROW + four % FOURS_OUT * 4,
-                    (values[i, 0], values[i, 1], values[i, 2], values[i, 3]),
+                    row + four % FOURS_OUT * 4,
+                    (first, second, third, fourth),
                 )
 
-    return fetch, put
+    return fetch, put, (2, int32) if PACKED else (4, float32)
 
 
 @functools.cache
@@ -97,7 +137,13 @@ def _kernel_for(
     )  # a warp is 4 by 8 threads: 8 lanes read 128 bytes of B in a row
     LANES_M = min(4, BLOCK_M // OUTPUTS)
     ROW_A, ROW_B = BLOCK_M + PADDING, BLOCK_N + PADDING
-    BUFFER_A, BUFFER_B = BLOCK_K * ROW_A, BLOCK_K * ROW_B
+    SLABS = _slabs(ITEM, A_WIDE and B_WIDE)
+    BLOCK_K, SLAB_A, SLAB_B = (
+        SLABS * SLAB_K,
+        _slab(BLOCK_M, SLABS),
+        _slab(BLOCK_N, SLABS),
+    )
+    BUFFER_A, BUFFER_B = SLABS * SLAB_A, SLABS * SLAB_B
     SIZE_A, SIZE_B = 2 * BUFFER_A, 2 * BUFFER_B
     FOURS_A, FOURS_B = (
         BLOCK_M * BLOCK_K // 4 // THREADS,
@@ -111,8 +157,12 @@ def _kernel_for(
         numba.int64,
     )
     load_shared, store, store4 = ptx.load_shared, ptx.store(dtype), ptx.store(dtype, 4)
-    fetch_a, put_a = _staging(dtype, ITEM, BLOCK_M, THREADS, A_ALONG_K, A_WIDE)
-    fetch_b, put_b = _staging(dtype, ITEM, BLOCK_N, THREADS, B_ALONG_K, B_WIDE)
+    fetch_a, put_a, (HELD_A, TYPE_A) = _staging(
+        dtype, ITEM, BLOCK_M, THREADS, SLABS, A_ALONG_K, A_WIDE
+    )
+    fetch_b, put_b, (HELD_B, TYPE_B) = _staging(
+        dtype, ITEM, BLOCK_N, THREADS, SLABS, B_ALONG_K, B_WIDE
+    )
 
     @cuda.jit(device=True)
     def multiply(sums, shared_a, shared_b, at_a, at_b):
@@ -148,8 +198,8 @@ def _kernel_for(
     ):
         shared_a = cuda.shared.array(SIZE_A, float32, ALIGNMENT)
         shared_b = cuda.shared.array(SIZE_B, float32, ALIGNMENT)
-        next_a = cuda.local.array((FOURS_A, 4), float32)
-        next_b = cuda.local.array((FOURS_B, 4), float32)
+        next_a = cuda.local.array((FOURS_A, HELD_A), TYPE_A)
+        next_b = cuda.local.array((FOURS_B, HELD_B), TYPE_B)
         sums = cuda.local.array((OUTPUTS, OUTPUTS), float32)
         for i in range(OUTPUTS):
             for j in range(OUTPUTS):
@@ -184,16 +234,16 @@ def _kernel_for(
             if left > 0:
                 fetch_a(next_a, a, stride_am, stride_ak, left_m, left)
                 fetch_b(next_b, b, stride_bn, stride_bk, left_n, left)
-            at_a, at_b = int32(buffer * BUFFER_A + thread_m), int32(
-                buffer * BUFFER_B + thread_n
-            )
-            end = int32(at_a + BUFFER_A)
-            while (
-                at_a < end
-            ):  # two steps of k by hand: LLVM does not unroll so long a body
-                multiply(sums, shared_a, shared_b, at_a, at_b)
-                multiply(sums, shared_a, shared_b, at_a + ROW_A, at_b + ROW_B)
-                at_a, at_b = int32(at_a + 2 * ROW_A), int32(at_b + 2 * ROW_B)
+            for slab in range(SLABS):
+                at_a = int32(buffer * BUFFER_A + slab * SLAB_A + thread_m)
+                at_b = int32(buffer * BUFFER_B + slab * SLAB_B + thread_n)
+                end = int32(at_a + SLAB_K * ROW_A)
+                while (
+                    at_a < end
+                ):  # two steps of k by hand: LLVM does not unroll so long a body
+                    multiply(sums, shared_a, shared_b, at_a, at_b)
+                    multiply(sums, shared_a, shared_b, at_a + ROW_A, at_b + ROW_B)
+                    at_a, at_b = int32(at_a + 2 * ROW_A), int32(at_b + 2 * ROW_B)
             buffer = int32(1 - buffer)
             if left > 0:
                 put_a(shared_a, buffer * BUFFER_A, next_a)

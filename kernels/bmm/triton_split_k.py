@@ -10,6 +10,7 @@ from run to run. Bound next by that second launch.
 
 import torch
 
+from batchline.kernels._triton.column_sums import column_sums, levels_of
 from batchline.kernels._triton.product import long_side_first, product
 from batchline.kernels._triton.product_tiles import rank_tiles
 from batchline.kernels.backends import tl, triton
@@ -17,11 +18,18 @@ from batchline.kernels.bmm import bmm
 from batchline.kernels.tuning import Tunable
 
 SUM = {"ROWS": 16, "COLUMNS": 128, "num_warps": 4}
+SUM_LEVELS = levels_of(*SUM.values(), torch.float32.itemsize)
 
 
 @triton.jit
 def _sum_kernel(
-    partial_ptr, c_ptr, splits, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    partial_ptr,
+    c_ptr,
+    splits,
+    size,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     blocks = tl.cdiv(size, COLUMNS)
     entry = (tl.program_id(0) // blocks).to(tl.int64)
@@ -36,7 +44,7 @@ def _sum_kernel(
             mask=(offs_split < splits) & in_c[None, :],
             other=0.0,
         )
-    total = tl.sum(accumulator, axis=0)
+    total = column_sums(accumulator, LEVELS)
     tl.store(c_ptr + entry * size + offs, total.to(c_ptr.dtype.element_ty), mask=in_c)
 
 
@@ -72,6 +80,6 @@ def triton_split_k(a, b):
     partial = torch.empty((batch * splits, m, n), dtype=torch.float32, device=a.device)
     product(*long_side_first(a, b, partial), tile, splits)
     _sum_kernel[(batch * triton.cdiv(m * n, SUM["COLUMNS"]),)](
-        partial, c, splits, m * n, **SUM
+        partial, c, splits, m * n, LEVELS=SUM_LEVELS, **SUM
     )
     return c

@@ -6,7 +6,10 @@ Against `torch_loop`, a launch for each: GPT-2 small's 25 layer norms are 50 lau
 program counts the tensors whose blocks end before its own, one load and one sum however
 many there are, reads that column of the table and turns the address into a pointer.
 Whether 16-byte loads are allowed (address, stride and P divide by it) is asked there,
-so one odd tensor leaves the others' loads wide. A tile is 32 elements per thread: [4,
+so one odd tensor leaves the others' loads wide. An odd one is read an element at once by
+neighbouring lanes: of the digits MLP's rows, which start 4 or 8 bytes further into a
+sector each time, a warp's 128 bytes take 4.75 sectors in fp32, its 64 bytes 2.9 in 16
+bits, where 4 and 2 would hold them. A tile is 32 elements per thread: [4,
 1024] where there are columns enough, else down to [128, 128], so that the batch is
 shared out inside a program and no second launch is needed. What that loses: with fewer
 than 128 columns a multiprocessor some stay idle, where `grad_reduce/triton_two_stage`
@@ -14,7 +17,7 @@ splits a large batch over programs too. No atomics: the same bits on every call.
 by memory, in small batches by the launch.
 """
 
-from batchline.kernels._triton.column_sums import column_sums, levels_of
+from batchline.kernels._triton.column_sums import WORD_BYTES, column_sums, levels_of
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
@@ -51,6 +54,37 @@ def _sum(
 
 
 @triton.jit
+def _sum_narrow(
+    g_ptr,
+    stride_b,
+    stride_p,
+    P,
+    columns,
+    B,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LEVELS: tl.constexpr,
+):
+    """As `_sum`, an element at once: neighbouring lanes read neighbouring columns.
+
+    Accesses of one shape get one layout, and the widest of them decides it: a tile
+    [ROWS, COLUMNS] would give each lane the columns of a 16-byte word here, too.
+    """
+    offs_row = tl.arange(0, ROWS).to(tl.int64)[None, :, None]
+    offs_column = columns[None, None, :]
+    accumulator = tl.zeros((1, ROWS, COLUMNS), dtype=tl.float32)
+    for row in range(0, B, ROWS):
+        rows = row + offs_row
+        g = tl.load(
+            g_ptr + rows * stride_b + offs_column * stride_p,
+            mask=(rows < B) & (offs_column < P),
+            other=0.0,
+        )
+        accumulator += g.to(tl.float32)
+    return column_sums(tl.reshape(accumulator, (ROWS, COLUMNS)), LEVELS)
+
+
+@triton.jit
 def _means_kernel(
     table_ptr,
     out_ptr,
@@ -61,6 +95,7 @@ def _means_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     LEVELS: tl.constexpr,
+    NARROW_LEVELS: tl.constexpr,
 ):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
@@ -97,7 +132,7 @@ def _means_kernel(
             LEVELS,
         )
     else:
-        total = _sum(
+        total = _sum_narrow(
             address.to(pointer),
             stride_b,
             stride_p,
@@ -106,7 +141,7 @@ def _means_kernel(
             B,
             ROWS,
             COLUMNS,
-            LEVELS,
+            NARROW_LEVELS,
         )
     # The buffer has room up to the next multiple of 16 bytes, so that no store is
     # narrow.
@@ -160,6 +195,7 @@ def triton_one_launch(*gs):
             ROWS=rows,
             COLUMNS=table.columns,
             LEVELS=levels_of(rows, table.columns, warps, buffer.element_size()),
+            NARROW_LEVELS=levels_of(rows, table.columns, warps, WORD_BYTES),
             num_warps=warps,
         )
     return means
