@@ -22,13 +22,14 @@ INSTALLED := $(if $(VENV),$(VENV)/.installed,)
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test test-slow test-page lint codegen regress report clean
+.PHONY: help install bench test test-commands test-slow test-page lint codegen regress report clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
 	@echo
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
+	@echo "  make test-commands   the tests that start whole commands and other processes: they take as long again"
 	@echo "  make test-slow  the tests that take minutes in all: more whole commands, and interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make lint       black and flake8"
@@ -82,6 +83,9 @@ report: $(INSTALLED)
 # In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)
 	$(PY) -m pytest $(if $(VENV),-n auto --dist worksteal)
+
+test-commands: $(INSTALLED)
+	$(PY) -m pytest -m "commands and not slow" $(if $(VENV),-n auto --dist worksteal)
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m slow $(if $(VENV),-n auto --dist worksteal)

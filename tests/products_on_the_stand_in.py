@@ -48,7 +48,7 @@ def test_fp8_on_a_real_problem_goes_the_whole_way():
     here.
     """
     names = ("torch_upcast", "torch_scaled_mm", "torch_scaled_grouped_mm")
-    effort = Effort(precision=0.5, seconds=0.01)
+    effort = Effort(precision=0.5, seconds=0.01, least=2)
     outcomes = Runner("cuda").measure(
         Task(
             "bmm",

@@ -14,6 +14,8 @@ from batchline.bench.store import selftests
 from batchline.bench.store.selftests import Pair
 from tests.plans import planned
 
+pytestmark = pytest.mark.commands
+
 
 def _pair(name, first_s, second_s):
     return Pair(name, MEASURED, "", first_s, second_s, 0.004, 100)

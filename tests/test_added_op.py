@@ -12,6 +12,8 @@ from batchline.bench.statuses import MEASURED
 from batchline.bench.store import run_json
 from tests.trees import copy_sources
 
+pytestmark = pytest.mark.commands
+
 OP = '''
     """Scaled rows: x[B,N], w[N] → y[B,N] in x's dtype, s[B] = Σ_n y_bn in fp32."""
 

@@ -105,6 +105,7 @@ def launched_elsewhere(cache, launched):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.commands
 def test_a_launch_in_another_process_finds_its_kernels_compiled(cache):
     found = launched_elsewhere(cache, [(*problem, None) for problem in LAUNCHED])
     assert all(loaded and compiled == [] for loaded, compiled in found), found
@@ -318,6 +319,7 @@ def test_a_kernel_with_several_configurations_is_compiled_in_each():
     assert len(work.keys_of(variant, shapes, H200)) == 4
 
 
+@pytest.mark.commands
 def test_what_compiling_is_expected_to_take_is_told_once_for_each_kernel_and_shared_by_the_processes(
     monkeypatch,
 ):

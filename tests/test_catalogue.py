@@ -344,6 +344,7 @@ def test_what_is_no_op_is_a_line_and_the_others_go_on(found):
     )
 
 
+@pytest.mark.commands
 def test_a_tree_without_a_contract_is_one_line(tree, tmp_path):
     shutil.copytree(tree / "kernels", tmp_path / "kernels")
     (tmp_path / "kernels" / "op.py").write_text("def typo(:\n")

@@ -17,6 +17,8 @@ from batchline.bench.errors import ExitCode
 from tests import wrong_kernels
 from tests.trees import copy_sources, drop_in
 
+pytestmark = pytest.mark.commands
+
 RIGHT = '''"""The mean as a sum and a product."""
 from batchline.kernels.grad_reduce import grad_reduce
 

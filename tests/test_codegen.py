@@ -145,6 +145,7 @@ def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch):
     assert {row["error"] for row in rows} == {"TypeError: no such thing"}
 
 
+@pytest.mark.commands
 def test_each_job_is_compiled_once_and_one_that_fails_costs_no_other(
     monkeypatch, tmp_path
 ):
@@ -264,6 +265,7 @@ def test_a_fingerprint_holds_every_file_that_a_variant_imports():
     assert len(static_facts.fingerprint(variant.id)) == 16
 
 
+@pytest.mark.commands
 def test_launches_read_at_once_are_as_the_disassembler_lists_each_alone():
     variant = kernels.ops["grad_reduce"].variants["triton_two_stage"]
     inputs = variant.op.make_inputs("layer_norm", 8, "float16", "cpu")

@@ -201,6 +201,7 @@ def test_zsh_gets_the_same_words():
     assert "all='run list'" in script and "run) all=--profile ;;" in script
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "expression, matching",
     [("bmm and tiny_4 and B1", True), ("torch_bmm and nothing_at_all", False)],

@@ -13,6 +13,8 @@ import pytest
 from batchline.bench.store import run_json
 from tests.trees import REPOSITORY, copy_sources
 
+pytestmark = pytest.mark.commands
+
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(
     r"^```python\n# (?P<file>[\w/.]+)(?P<at_end>, at its end)?\n(?P<code>.*?)^```$",

@@ -14,6 +14,8 @@ import pytest
 from batchline import kernels
 from batchline.kernels._cpu import tasks as cpu_tasks
 
+pytestmark = pytest.mark.commands
+
 LAYERS = [
     pytest.param(layer, marks=pytest.mark.slow) for layer in ("workqueue", "omp", "tbb")
 ]

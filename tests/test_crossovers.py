@@ -345,6 +345,7 @@ def test_neighbours_have_nothing_between_them():
     assert batches_to_add(rows, BASELINES) == {}
 
 
+@pytest.mark.commands
 def test_the_plan_of_what_is_added():
     whole = planned("full", "cpu")
     more = refined(whole, {GROUP: (72, 80)})

@@ -266,6 +266,7 @@ def test_a_compiled_caller_sees_the_baseline():
     assert torch.equal(call(a, b), torch.bmm(a, b))
 
 
+@pytest.mark.commands
 def test_a_compiled_caller_may_be_the_first_one():
     """Finding an op's files is no part of the graph."""
     program = """

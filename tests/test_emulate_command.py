@@ -17,6 +17,8 @@ from batchline.bench.measure.emulated.executed import Executed, Fault
 from batchline.bench.measure.emulator.counts import Counts, LineCounts
 from batchline.bench.measure.emulator.subjects import Subject
 
+pytestmark = pytest.mark.commands
+
 KERNEL = "grad_reduce/triton_two_stage"
 SUBJECT = Subject(KERNEL, "float16", "ragged", 90)
 COUNTS = Counts(100, {"float": 60, "load": 40}, 30, 20, 8, 8, 640, 320, 0)

@@ -2,6 +2,7 @@
 cut run has some of each.
 """
 
+import dataclasses
 import itertools
 
 import pytest
@@ -152,12 +153,17 @@ class Worker:
         pass
 
 
-@pytest.mark.parametrize("profile, looked", [("evidence", False), ("smoke", True)])
-def test_the_noise_is_another_part_of_the_evidence(monkeypatch, profile, looked):
+@pytest.mark.parametrize(
+    "profile, device, looked", [("evidence", "cuda", False), ("smoke", "cpu", True)]
+)
+def test_the_noise_is_another_part_of_the_evidence(
+    monkeypatch, profile, device, looked
+):
     seen = []
     monkeypatch.setattr(study, "surveys", lambda *asked: seen.append(asked) or iter(()))
     monkeypatch.setattr(after_cases, "read_compiled_facts", lambda *asked: ([], None))
     builder = RunBuilder()
     builder.begin()
-    after_cases.measure_further(Worker(), planned(profile, "cpu"), builder)
+    the_plan = dataclasses.replace(planned(profile, device), device="cpu")
+    after_cases.measure_further(Worker(), the_plan, builder)
     assert bool(seen) == looked

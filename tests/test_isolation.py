@@ -27,6 +27,8 @@ from batchline.bench.statuses import (
 from tests import fake_worker
 from tests.fake_worker import task
 
+pytestmark = pytest.mark.commands
+
 DEADLINE_S = 0.5
 
 

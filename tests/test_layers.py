@@ -305,6 +305,7 @@ def test_a_module_belongs_where_its_longest_name_says():
     assert room_of("kernels.bmm") == "kernels"
 
 
+@pytest.mark.commands
 def test_a_report_renders_without_torch(tmp_path):
     from tests.runs import save_document
     from tests.test_records import document

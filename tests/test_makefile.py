@@ -73,6 +73,7 @@ def test_each_setting_is_one_option_wherever_it_is_taken():
     assert meant["OUT"] == {"--out"} and meant["K"] == {"-k="}
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "settings, words",
     [

@@ -15,6 +15,8 @@ import torch
 
 from batchline.bench.measure.machine import memory
 
+pytestmark = pytest.mark.commands
+
 MIB = 2**20
 
 

@@ -15,6 +15,8 @@ from batchline.bench.statuses import MEASURED
 from tests import fake_worker
 from tests.fake_worker import task
 
+pytestmark = pytest.mark.commands
+
 LEAVES = (
     "edits_at_exit",
     "leaves_a_daemon",

@@ -11,6 +11,7 @@ import batchline
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.commands
 def test_each_name_is_imported_when_it_is_asked_for():
     program = (
         "import sys, batchline\n"

@@ -37,6 +37,7 @@ def record():
     return found
 
 
+@pytest.mark.commands
 def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
     planned = {
         (batch, rate, 3) for batch in GRID.batches for rate in GRID.learning_rates

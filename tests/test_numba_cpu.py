@@ -124,6 +124,7 @@ def test_where_it_can_be_kept_nothing_is_said():
 # The threads.
 
 
+@pytest.mark.commands
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 @pytest.mark.parametrize(
     "environment, expected",

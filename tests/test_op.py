@@ -172,6 +172,7 @@ print(*sorted({{v.why_not_here("cuda") for v in variants if v.why_not_here("cuda
 COMPILERS = ("triton", "numba", "numba.cuda")
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("absent", COMPILERS)
 def test_variants_import_without_their_compiler(absent):
     """In a process where the module can't be imported every file still loads, and its
@@ -250,6 +251,7 @@ AN_OP = (
 PROGRAMS = [*(PROGRAM.format(body=body) for body, _ in IMPORTED), AN_OP]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("body, loaded", IMPORTED)
 def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
     output = output_of(PROGRAM.format(body=body), *PROGRAMS)

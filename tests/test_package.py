@@ -15,6 +15,7 @@ import pytest
 
 from batchline import places
 
+pytestmark = pytest.mark.commands
 REPOSITORY = Path(__file__).resolve().parents[1]
 METERED = """
 import torch

@@ -47,6 +47,7 @@ def test_a_peer_declines_what_it_would_round(name):
     assert "bfloat16 is not among its dtypes" in PEERS[name].why_unsupported(*inputs)
 
 
+@pytest.mark.commands
 def test_finding_the_variants_imports_no_peer():
     program = (
         "import sys; from batchline import kernels; [op.variants for op in kernels.ops.values()]; "

@@ -12,9 +12,12 @@ import pytest
 
 from batchline.bench.measure.machine import state
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity"), reason="this system places no threads"
-)
+pytestmark = [
+    pytest.mark.commands,
+    pytest.mark.skipif(
+        not hasattr(os, "sched_getaffinity"), reason="this system places no threads"
+    ),
+]
 two_cores = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="there is one core",

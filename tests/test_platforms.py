@@ -10,6 +10,8 @@ import pytest
 
 from batchline.bench.measure.machine import environment
 
+pytestmark = pytest.mark.commands
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 WITHOUT_UNIX = """
 import os, signal, sys

@@ -100,6 +100,7 @@ def test_a_forced_configuration_does_not_outlive_its_call():
     assert BLOCKED.tunable.choose(*INPUTS) == before
 
 
+@pytest.mark.commands
 def test_an_ops_call_goes_by_a_table_that_is_not_stored():
     dispatched = kernels.ops["bmm"].variants["dispatched"]
     traits, sizes = kernels.ops["bmm"].describe(*INPUTS)

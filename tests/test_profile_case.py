@@ -62,6 +62,7 @@ def test_the_times_of_a_proton_profile():
     )
 
 
+@pytest.mark.commands
 def test_without_a_gpu_the_hot_loop_is_shown(capsys):
     if why := Declared("bmm", "triton_tiled", Path("kernels"), "triton").why_not_here(
         "cuda"
@@ -105,6 +106,7 @@ def test_an_unknown_architecture_is_refused():
         command.profile(CASE, "cpu", 70)
 
 
+@pytest.mark.commands
 def test_what_runs_on_the_cpu_has_no_machine_code_here(capsys):
     assert (
         command.profile("bmm/torch_bmm/square_256/float32/B4", "cpu", 90)

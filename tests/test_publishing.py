@@ -21,6 +21,8 @@ from tests.runs import changed, save_document
 from tests.test_records import document
 from tests.trees import copy_sources
 
+pytestmark = pytest.mark.commands
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = [sys.executable, "-m", "batchline"]
 PARTS = ["README.md", "index.html", "junit.xml", "bmm-tiny_16-float32.png"]

@@ -21,6 +21,8 @@ from batchline.bench.store.regressions import (
 )
 from tests.trees import copy_sources
 
+pytestmark = pytest.mark.commands
+
 VARIANT = '''"""{idea}"""
 import torch
 

@@ -36,6 +36,8 @@ from tests.runs import run_of
 from tests.test_records import document
 from tests.trees import copy_sources, drop_in
 
+pytestmark = pytest.mark.commands
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTY = {
     "torch_wrong": "return torch.bmm(a, b) * 1.01",

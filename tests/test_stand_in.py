@@ -27,10 +27,13 @@ from tests import shared
 from tests.plans import planned
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(
-    any(backends.why_absent(name) for name in backends.INTERPRETED_BACKENDS),
-    reason="it compiles Triton's and Numba's kernels",
-)
+pytestmark = [
+    pytest.mark.commands,
+    pytest.mark.skipif(
+        any(backends.why_absent(name) for name in backends.INTERPRETED_BACKENDS),
+        reason="it compiles Triton's and Numba's kernels",
+    ),
+]
 
 
 def bench(*arguments, folder=ROOT, sources=ROOT, **variables):

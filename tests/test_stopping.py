@@ -16,6 +16,8 @@ from batchline.bench.stopping import put_off
 from batchline.bench.store import journal, run_json
 from tests.trees import copy_sources
 
+pytestmark = pytest.mark.commands
+
 BENCH = [sys.executable, "-m", "batchline"]
 
 

@@ -165,6 +165,7 @@ def test_a_sweep_that_is_stopped_keeps_the_survey(tmp_path, monkeypatch):
     assert as_json(kept.noise) == as_json(STUDY.noise) and kept.partial
 
 
+@pytest.mark.commands
 def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
     tmp_path, monkeypatch
 ):
@@ -182,6 +183,7 @@ def test_a_survey_that_is_stopped_keeps_the_workloads_that_are_done(
     assert "**Partial.**" in (stored.parent / "README.md").read_text()
 
 
+@pytest.mark.commands
 def test_a_survey_that_is_stopped_at_once_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "surveys", lambda *_: (_stopped() for _ in range(1)))
     with pytest.raises(KeyboardInterrupt):

@@ -131,6 +131,7 @@ def test_winners_of_other_versions_are_dropped(tmp_path):
     )
 
 
+@pytest.mark.commands
 def test_nothing_to_tune_is_said(capsys):
     assert command.tune("smoke", "cpu", "torch_mean", 0.1) == ExitCode.NOT_MEASURED
     assert "nothing to tune on cpu" in capsys.readouterr().out
