@@ -93,6 +93,16 @@ def test_a_value_that_a_part_of_the_lanes_wrote_differs():
             "BSSY at 0x0",
         ),
         (
+            (
+                "BSSY B0, 0x30",
+                "HMMA.16816.F32 R4, R12, R10, R4",
+                "@P0 BRA 0x30",
+                "BSYNC B0",
+                "EXIT",
+            ),
+            None,
+        ),
+        (
             ("HMMA.16816.F32 R4, R12, R10, R4", "@P0 BRA 0x0", "EXIT"),
             "mma.sync is in 0 loops in the PTX, in 1 in the SASS",
         ),

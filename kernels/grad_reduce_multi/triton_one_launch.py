@@ -85,6 +85,21 @@ def _sum_narrow(
 
 
 @triton.jit
+def _of_the_warp(number):
+    """The first lane's, which all lanes have: said to the compiler, so that a branch on
+    what is loaded by it parts no warp.
+    """
+    return tl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;",
+        "=r,r",
+        [number],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _means_kernel(
     table_ptr,
     out_ptr,
@@ -99,7 +114,8 @@ def _means_kernel(
 ):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
-    field_ptr = table_ptr + tl.sum((ends <= block).to(tl.int32), axis=0)
+    number = _of_the_warp(tl.sum((ends <= block).to(tl.int32), axis=0))
+    field_ptr = table_ptr + number
     start = tl.load(field_ptr + WIDTH)
     address = tl.load(field_ptr + 2 * WIDTH)
     P = tl.load(field_ptr + 3 * WIDTH)

@@ -509,9 +509,11 @@ def _in_ptx(ptx: str) -> Iterator[str]:
 
 
 def _parted(code: Sequence[Instruction]) -> Iterator[str]:
-    spans = [
-        (one.address, one.target)
-        for one in code
+    blocks, _ = cut_into_blocks(code)
+    spans = [  # up to the branch behind it a warp is as whole as at BSSY itself
+        (one.address, block[-1].address, one.target)
+        for block in blocks
+        for one in block
         if one.kind == "BSSY" and one.target is not None
     ]
     for one in code:
@@ -519,7 +521,9 @@ def _parted(code: Sequence[Instruction]) -> Iterator[str]:
             continue
         if one.predicate.lstrip("!").startswith("P") and one.predicate != "PT":
             yield f"SASS {one.address:#x}, {one.text}: it is predicated"
-        elif begins := [first for first, last in spans if first < one.address < last]:
+        elif begins := [
+            first for first, parts, last in spans if parts < one.address < last
+        ]:
             yield f"SASS {one.address:#x}, {one.text}: BSSY at {begins[0]:#x} says that a warp may be parted there"
 
 
