@@ -18,13 +18,15 @@ by memory, in small batches by the launch.
 """
 
 from batchline.kernels._triton.column_sums import WORD_BYTES, column_sums, levels_of
-from batchline.kernels.backends import tl, triton
+from batchline.kernels.backends import interpreted, tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
 from batchline.kernels.target import multiprocessors
 
 WIDEST, NARROWEST, WARPS_PER_SM, MOST_ROWS = 1024, 128, 16, 128
 PER_WARP = 1024  # elements of a tile
+
+_ASSEMBLED = not interpreted("triton")
 
 
 @triton.jit
@@ -85,18 +87,20 @@ def _sum_narrow(
 
 
 @triton.jit
-def _of_the_warp(number):
+def _of_the_warp(number, ASSEMBLED: tl.constexpr):
     """The first lane's, which all lanes have: said to the compiler, so that a branch on
-    what is loaded by it parts no warp.
+    what is loaded by it parts no warp. Triton's interpreter knows no assembly.
     """
-    return tl.inline_asm_elementwise(
-        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;",
-        "=r,r",
-        [number],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    if ASSEMBLED:
+        number = tl.inline_asm_elementwise(
+            "shfl.sync.idx.b32 $0, $1, 0, 31, -1;",
+            "=r,r",
+            [number],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    return number
 
 
 @triton.jit
@@ -111,10 +115,11 @@ def _means_kernel(
     COLUMNS: tl.constexpr,
     LEVELS: tl.constexpr,
     NARROW_LEVELS: tl.constexpr,
+    ASSEMBLED: tl.constexpr,
 ):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
-    number = _of_the_warp(tl.sum((ends <= block).to(tl.int32), axis=0))
+    number = _of_the_warp(tl.sum((ends <= block).to(tl.int32), axis=0), ASSEMBLED)
     field_ptr = table_ptr + number
     start = tl.load(field_ptr + WIDTH)
     address = tl.load(field_ptr + 2 * WIDTH)
@@ -212,6 +217,7 @@ def triton_one_launch(*gs):
             COLUMNS=table.columns,
             LEVELS=levels_of(rows, table.columns, warps, buffer.element_size()),
             NARROW_LEVELS=levels_of(rows, table.columns, warps, WORD_BYTES),
+            ASSEMBLED=_ASSEMBLED,
             num_warps=warps,
         )
     return means
