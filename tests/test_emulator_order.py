@@ -245,6 +245,16 @@ LANES += [
         "divergent-barrier",
         f"{HALVES} <@%p0 mov.b32 %r5, -1;||> vote.sync.ballot.b32 %r1, %p0, %r5;",
     ),
+    lanes(
+        "a load through the cache of what nothing writes",
+        "global-race",
+        "st.global.u32 [%g1], %t; bar.sync 0; ld.global<.nc||>.u32 %r1, [%g1];",
+    ),
+    lanes(
+        "such a load of what an atomic has changed",
+        "global-race",
+        "red.global.add.u32 [%a1], 1; bar.sync 0; ld.global.nc.u32 %r1, [%a<1||0>];",
+    ),
 ]
 
 LANES += [

@@ -9,6 +9,7 @@ from numba import int32, int64, uint8, uint16, uint32, uint64
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
+    IS_READ_ONLY,
     LANES,
     LOCAL_WINDOW,
     SHARED_WINDOW,
@@ -23,6 +24,7 @@ from batchline.bench.measure.emulator.native import (
     machine_at,
 )
 from batchline.bench.measure.emulator.order import (
+    check_unwritten,
     find_allocation,
     read_global,
     read_shared,
@@ -169,13 +171,16 @@ def load(machine, pc, warp, registers, row, mask):
         elif space == SHARED:
             count_passes(m, pc, mask, count)
     action = int64(words[ACTION])
-    is_strong = action != 0 and space == GLOBAL
+    is_read_only = action & IS_READ_ONLY != 0
+    is_strong = action & ~IS_READ_ONLY != 0 and space == GLOBAL
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         address = addresses[lane]
         source, allocation = locate(m, pc, warp, lane, space, address, count, True)
         if allocation:
+            if is_read_only:
+                check_unwritten(m, pc, warp, lane, allocation, address, count)
             if source:
                 read_global(m, pc, warp, lane, allocation, address, count, is_strong)
             else:
