@@ -178,6 +178,27 @@ def test_where_a_generic_address_leads_to():
     assert answer(body).tolist() == [10001] * 32
 
 
+def test_lanes_whose_generic_addresses_lead_to_different_memories():
+    body = """
+    st.shared.u32 [%m], %l;
+    cvt.u64.u32 %d0, %m;
+    cvta.shared.u64 %d0, %d0;
+    and.b32 %r1, %l, 1;
+    setp.eq.u32 %p0, %r1, 0;
+    selp.b64 %d1, %d0, %g1, %p0;
+    ld.u32 %r2, [%d1];
+    add.u32 %r2, %r2, 99;
+    st.u32 [%d1], %r2;
+    atom.add.u32 %r2, [%d1], 1;
+    ld.u32 %r9, [%d1];
+    """
+    numbers = buffer(32)
+    numbers[:] = LANE * 1000
+    expected = np.where(LANE % 2, LANE * 1000, LANE) + 100
+    assert answer(body, arguments=(numbers,)).tolist() == expected.tolist()
+    assert numbers[1::2].tolist() == expected[1::2].tolist()
+
+
 def test_a_block_alone_in_its_cluster_finds_its_own_shared_memory():
     body = """
     st.shared::cluster.u32 [%m], %l;

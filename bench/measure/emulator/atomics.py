@@ -21,6 +21,7 @@ from batchline.bench.measure.emulator.memory_access import (
     BYTES,
     SIGNED,
     SPACE,
+    alike,
     count_passes,
     count_sectors,
     gather_addresses,
@@ -70,6 +71,16 @@ def update_memory(machine, pc, warp, registers, row, mask):
     compare-and-swap the new value. The lanes take their turns in order.
     """
     m = machine_at(machine)
+    place = 1 if int64(words_at(row, HEADER)[ACTION]) & HAS_RESULT else 0
+    while mask:
+        group = alike(m, registers, row, place, mask)
+        mask &= ~group
+        _update(m, pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _update(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 4)
     action = int64(words[ACTION])
     update, number = action & 0xFF, int64(words[SIGNED])
@@ -114,7 +125,6 @@ def update_memory(machine, pc, warp, registers, row, mask):
         put(target, size, new)
         if action & HAS_RESULT:
             put(registers + int64(words[HEADER]) + lane * size, size, before)
-    return DONE
 
 
 @compile_native
