@@ -332,6 +332,15 @@ def find(kind, shift_amount=False):
     return compute
 
 
+def mask_of(mode):
+    def compute(first, count):
+        if mode == "wrap":
+            first, count = first & 31, count & 31
+        return sum(1 << i for i in range(32) if first <= i < first + count)
+
+    return compute
+
+
 def permute(mode=None):
     tables = {
         "f4e": ((3, 2, 1, 0), (4, 3, 2, 1), (5, 4, 3, 2), (6, 5, 4, 3)),
@@ -423,6 +432,9 @@ def integer_cases():
                 yield integer(f"bfind.{kind}", find(kind), output="u32")
                 yield integer(f"bfind.shiftamt.{kind}", find(kind, True), output="u32")
         kind = f"b{bits}"
+        if bits == 32:
+            for mode in ("clamp", "wrap"):
+                yield integer(f"bmsk.{mode}.b32", mask_of(mode), (kind, "amount"))
         yield integer(f"abs.s{bits}", lambda a: abs(a))
         yield integer(f"neg.s{bits}", lambda a: -a)
         yield integer(f"and.{kind}", lambda a, b: a & b)
@@ -638,6 +650,13 @@ def comparison_cases():
         ("s32", "s32"),
         lambda a, b: 0x3F800000 if a < b else 0,
     )
+    for kind, one in (("f16", 0x3C00), ("bf16", 0x3F80)):
+        yield Case(
+            f"set.lt.{kind}.{kind}",
+            (kind,),
+            (kind, kind),
+            lambda a, b, k=kind, n=one: n * (decode(a, k) < decode(b, k)),
+        )
     yield Case(
         "set.ne.and.s32.u32",
         ("s32",),
@@ -1162,6 +1181,34 @@ def test_flushing_approximations():
     )
 
 
+def run_alone(opcode, size, *operands):
+    """The bits that one lane gets, of operands of this many bytes."""
+    form = alu.form(opcode, (8 * size,) * (1 + len(operands)))
+    registers = np.zeros(ROW * (1 + len(operands)), np.uint8)
+    for place, bits in enumerate(operands, 1):
+        fill(registers, place, 8 * size, [bits] * LANES)
+    call(alu.addresses([form])[form.key], registers, range(1 + len(operands)), 1)
+    return read(registers, 0, 8 * size)[0]
+
+
+def test_comparisons_of_pairs_of_halves():
+    found = run_alone("set.lt.f16x2.f16x2", 4, 0x3C00_7E00, 0x4000_3C00)
+    assert found == 0x3C00_0000
+
+
+@pytest.mark.parametrize(
+    "name, given, expected",
+    [
+        ("rcp", 0x4008_0000_FFFF_FFFF, 0x3FD5_5555_0000_0000),
+        ("rcp", 0x800F_FFFF_FFFF_FFFF, 0xFFF0_0000_0000_0000),
+        ("rcp", 0xFFE0_0000_0000_0000, 0x8000_0000_0000_0000),
+        ("rsqrt", 0x4022_0000_0000_0001, 0x3FD5_5555_0000_0000),
+    ],
+)
+def test_approximations_of_the_upper_half_of_an_f64(name, given, expected):
+    assert run_alone(f"{name}.approx.ftz.f64", 8, given) == expected
+
+
 def test_a_result_may_stand_where_an_operand_stood():
     form = alu.form("sub.s32", (32, 32, 32))
     registers = np.zeros(2 * ROW, np.uint8)
@@ -1218,7 +1265,7 @@ def test_constants_and_dropped_results_have_rows_of_the_kind():
         ("neg.u32", (32, 32)),
         ("shl.s32", (32, 32, 32)),
         ("shr.f32", (32, 32, 32)),
-        ("rcp.approx.ftz.f64", (64, 64)),
+        ("rcp.approx.f64", (64, 64)),
         ("ld.global.b32", (32, 64)),
     ],
 )

@@ -78,6 +78,136 @@ def test_lanes_go_round_a_loop_as_often_as_each_wants(schedule):
     assert answer(body, schedule=schedule).tolist() == expected
 
 
+def branch_by_index(index):
+    return f"""
+    {index}
+    TARGETS: .branchtargets A, B, A, C;
+    brx.idx %r1, TARGETS;
+    A: mov.u32 %r9, 1;
+    bra JOIN;
+    B: mov.u32 %r9, 2;
+    bra JOIN;
+    C: mov.u32 %r9, 3;
+    JOIN:
+    activemask.b32 %r2;
+    popc.b32 %r2, %r2;
+    mad.lo.u32 %r9, %r2, 100, %r9;
+    """
+
+
+@pytest.mark.parametrize("schedule", [LATE, SHUFFLED])
+def test_lanes_branch_by_an_index_of_their_own(schedule):
+    body = branch_by_index("and.b32 %r1, %l, 3;")
+    expected = [3200 + [1, 2, 1, 3][lane % 4] for lane in LANE]
+    assert answer(body, schedule=schedule).tolist() == expected
+
+
+def test_an_index_beyond_the_list_of_targets_hangs():
+    done = run(branch_by_index("mov.u32 %r1, 4;"), most_steps=1000)
+    assert {one.word for one in done.findings} == {"hang"}
+
+
+def test_a_guarded_branch_by_an_index_is_refused():
+    body = branch_by_index("mov.u32 %r1, 0;").replace("brx", "@%p0 brx")
+    with pytest.raises(UnknownOpcode, match="brx.idx"):
+        run(body)
+
+
+def test_halves_of_a_warp_exchange_each_for_itself():
+    body = """
+    setp.lt.u32 %p0, %l, 16;
+    selp.b32 %r5, 0xffff, 0xffff0000, %p0;
+    redux.sync.add.u32 %r1, %l, %r5;
+    setp.ge.u32 %p1, %l, 8;
+    vote.sync.ballot.b32 %r2, %p1, %r5;
+    shr.u32 %r3, %l, 1;
+    match.any.sync.b32 %r3, %r3, %r5;
+    shfl.sync.bfly.b32 %r4, %l, 15, 31, %r5;
+    add.u32 %r9, %r1, %r2;
+    xor.b32 %r9, %r9, %r3;
+    mad.lo.u32 %r9, %r4, 7, %r9;
+    """
+    expected = [
+        (sum(range(16)) + (0xFF00 if lane < 16 else 16 * 16 + 0xFFFF0000))
+        ^ 3 << (lane & ~1)
+        for lane in LANE
+    ]
+    expected = [
+        (one + 7 * (lane ^ 15)) & 0xFFFFFFFF for lane, one in enumerate(expected)
+    ]
+    assert answer(body).tolist() == expected
+
+
+@pytest.mark.parametrize("kind, one", [("f16", 0x3C00), ("bf16", 0x3F80)])
+def test_atomics_on_one_number_of_16_bits(kind, one):
+    body = f"""
+    mov.b16 %h0, {one};
+    atom.global.add.noftz.{kind} %h1, [%a1+2], %h0;
+    mov.b16 %h2, 0;
+    mov.b16 %h3, 9;
+    atom.global.cas.b16 %h4, [%a1+4], %h2, %h3;
+    cvt.u32.u16 %r9, %h4;
+    """
+    numbers = buffer(8, np.uint16)
+    found = answer(body, arguments=(numbers,))
+    assert found.tolist() == [0] + 31 * [9]
+    thirty_two = {"f16": 0x5000, "bf16": 0x4200}[kind]
+    assert numbers.tolist() == [0, thirty_two, 9, 0, 0, 0, 0, 0]
+
+
+def test_an_atomic_exchange_of_16_bits_is_refused():
+    with pytest.raises(UnknownOpcode, match="atom.global.exch.b16"):
+        run("atom.global.exch.b16 %h1, [%a0], %h0;", buffer(8))
+
+
+def test_where_a_generic_address_leads_to():
+    body = """
+    cvt.u64.u32 %d0, %s;
+    cvta.shared.u64 %d0, %d0;
+    isspacep.shared %p0, %d0;
+    isspacep.global %p1, %d0;
+    isspacep.local %p2, %d0;
+    isspacep.shared::cta %p3, %a0;
+    isspacep.global %p4, %a0;
+    selp.u32 %r9, 1, 0, %p0;
+    @%p1 add.u32 %r9, %r9, 10;
+    @%p2 add.u32 %r9, %r9, 100;
+    @%p3 add.u32 %r9, %r9, 1000;
+    @%p4 add.u32 %r9, %r9, 10000;
+    """
+    assert answer(body).tolist() == [10001] * 32
+
+
+def test_lanes_whose_generic_addresses_lead_to_different_memories():
+    body = """
+    st.shared.u32 [%m], %l;
+    cvt.u64.u32 %d0, %m;
+    cvta.shared.u64 %d0, %d0;
+    and.b32 %r1, %l, 1;
+    setp.eq.u32 %p0, %r1, 0;
+    selp.b64 %d1, %d0, %g1, %p0;
+    ld.u32 %r2, [%d1];
+    add.u32 %r2, %r2, 99;
+    st.u32 [%d1], %r2;
+    atom.add.u32 %r2, [%d1], 1;
+    ld.u32 %r9, [%d1];
+    """
+    numbers = buffer(32)
+    numbers[:] = LANE * 1000
+    expected = np.where(LANE % 2, LANE * 1000, LANE) + 100
+    assert answer(body, arguments=(numbers,)).tolist() == expected.tolist()
+    assert numbers[1::2].tolist() == expected[1::2].tolist()
+
+
+def test_a_block_alone_in_its_cluster_finds_its_own_shared_memory():
+    body = """
+    st.shared::cluster.u32 [%m], %l;
+    ld.shared::cluster.u32 %r9, [%m];
+    atom.shared::cluster.add.u32 %r8, [%m], 1;
+    """
+    assert answer(body).tolist() == LANE.tolist()
+
+
 def test_lanes_that_end_early_are_not_waited_for():
     body = """
     setp.ge.u32 %p0, %l, 5;
@@ -541,7 +671,7 @@ def test_cp_async_fills_with_zeros_what_it_does_not_read():
         "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%s], 32;",
         "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 "
         "{%f0, %f1, %f2, %f3}, %d0, %d1, %r0, 0, %p1, 1, 1, 0, 0;",
-        "atom.global.add.noftz.f16 %h0, [%a0], %h1;",
+        "atom.global.add.noftz.v2.f16 {%h0, %h1}, [%a0], {%h2, %h3};",
     ],
 )
 def test_what_is_not_known_is_refused_by_its_name(instruction):

@@ -222,6 +222,41 @@ LANES = [
     ),
 ]
 
+HALVES = "setp.lt.u32 %p0, %l, 16; selp.b32 %r5, 0xffff, 0xffff0000, %p0;"
+LANES += [
+    lanes(
+        "each half of a warp waits for itself",
+        "shared-race",
+        f"""
+        {HALVES}
+        st.shared.u32 [%m], %t;
+        bar.warp.sync %r5;
+        xor.b32 %r0, %m, <64||4>;
+        ld.shared.u32 %r1, [%r0];
+        """,
+    ),
+    lanes(
+        "each half of a warp shuffles for itself",
+        "divergent-barrier",
+        f"{HALVES} shfl.sync.bfly.b32 %r1, %l, <16||8>, 31, %r5;",
+    ),
+    lanes(
+        "a half that names the other, which names itself",
+        "divergent-barrier",
+        f"{HALVES} <@%p0 mov.b32 %r5, -1;||> vote.sync.ballot.b32 %r1, %p0, %r5;",
+    ),
+    lanes(
+        "a load through the cache of what nothing writes",
+        "global-race",
+        "st.global.u32 [%g1], %t; bar.sync 0; ld.global<.nc||>.u32 %r1, [%g1];",
+    ),
+    lanes(
+        "such a load of what an atomic has changed",
+        "global-race",
+        "red.global.add.u32 [%a1], 1; bar.sync 0; ld.global.nc.u32 %r1, [%a<1||0>];",
+    ),
+]
+
 LANES += [
     Case(
         "one lane arrives for all before they have written",

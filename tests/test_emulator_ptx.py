@@ -281,6 +281,13 @@ def test_device_functions_are_only_named():
     assert (call.opcode, call.operands) == ("call.uni", (Symbol("helper"),))
 
 
+def test_registers_declared_without_a_space():
+    (kernel,) = ptx.parse(
+        in_kernel("{.reg.b16 hl, hu; mov.b16 hl, hu;}")
+    ).kernels.values()
+    assert [kernel.registers[name] for name in ("hl@1", "hu@1")] == [16, 16]
+
+
 def test_statements_over_lines_and_lists_of_targets():
     code = """/* two
 lines */ ts: .branchtargets one, two;

@@ -6,9 +6,9 @@ lies operands[i] bytes into the registers, and only the lanes in `mask` (not 0) 
 written. What is computed is said in the PTX ISA document under each instruction's name;
 approximations (.approx, .full) are computed in fp64 and rounded once.
 
-Declined with `UnknownOpcode`: carries (.cc, addc, subc, madc), 128 bits, cvta and
-isspacep of shared and local memory, fns, szext, bmsk, fp4 and fp6, f64 rounded other
-than to nearest, forms of sm_100 (three-operand min, add.f32.f16).
+Declined with `UnknownOpcode`: carries (.cc, addc, subc, madc), 128 bits, cvta of shared
+and local memory, fns, szext, fp4 and fp6, f64 rounded other than to nearest, forms of
+sm_100 (three-operand min, add.f32.f16).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from batchline.bench.measure.emulator import lanes
 from batchline.bench.measure.emulator.lanes import FORMATS, LANES, Function, Lanes
+from batchline.bench.measure.emulator.layout import LOCAL_WINDOW, SHARED_WINDOW
 from batchline.bench.measure.emulator.ptx import UnknownOpcode
 
 Width: TypeAlias = "int | None"
@@ -78,6 +79,10 @@ class _Words:
 
     def demand(self, *words: str) -> str:
         return self.take(*words) or self.refuse()
+
+    def has(self, *words: str) -> bool:
+        """Whether all of these words are still to be read."""
+        return all(word in self._rest for word in words)
 
     def take_last(self) -> str:
         return self._rest.pop() if self._rest else self.refuse()
@@ -606,6 +611,23 @@ def _count_bits(words: _Words, kind: str) -> _Plan:
     return _Plan(("u32",), (kind,), lambda a: a.call(name, tail=tail).resize(32))
 
 
+def _make_mask(words: _Words, kind: str) -> _Plan:
+    """bmsk: as many ones as b from bit a on."""
+    wraps = words.demand("clamp", "wrap") == "wrap"
+    if kind != "b32":
+        words.refuse()
+
+    def emit(a, b):
+        first, count = ((x & 31).resize(64) for x in (a, b))
+        ones = first.constant(1).shift_left(count) - 1
+        if not wraps:
+            ones = b.compare("uge", 32).choose(ones.constant(0xFFFFFFFF), ones)
+        mask = ones.shift_left(first).resize(32)
+        return mask if wraps else a.compare("uge", 32).choose(0, mask)
+
+    return _Plan(("b32",), ("b32", "b32"), emit)
+
+
 def _dot_product(words: _Words, widths) -> _Plan:
     """dp4a and dp2a."""
     upper = words.base == "dp2a" and words.demand("lo", "hi") == "hi"
@@ -687,6 +709,31 @@ def _arithmetic(arity: int, nearest, to_odd, function=None):
         return _Plan((kind,), (kind,) * arity, emit)
 
     return plan
+
+
+def _of_upper_half(function, otherwise):
+    """rcp and rsqrt: .approx.ftz.f64 reads and gives the upper 32 bits of an f64."""
+
+    def plan(words: _Words, kind: str) -> _Plan:
+        if kind != "f64" or not words.has("approx", "ftz"):
+            return otherwise(words, kind)
+        words.demand("approx")
+        words.demand("ftz")
+
+        def emit(a):
+            result = function(_without_lower_half(a))
+            return _without_lower_half(lanes.canonical_nan(result))
+
+        return _Plan((kind,), (kind,), emit)
+
+    return plan
+
+
+def _without_lower_half(value: Lanes) -> Lanes:
+    """An f64 whose lower 32 bits are zeros; a subnormal one becomes zero."""
+    bits = value.as_integer
+    is_small = (bits & (0x7FF << 52)).compare("eq", 0)
+    return is_small.choose(bits & (1 << 63), bits & (0xFFFFFFFF << 32)).as_float
 
 
 def _read_float(value: Lanes, kind: str, flushes: bool) -> Lanes:
@@ -885,6 +932,8 @@ def _set(words: _Words, widths: tuple[Width, ...]) -> _Plan:
     source, target = words.take_last(), words.take_last()
     relation = words.demand(*_FLOAT_RELATIONS, *_UNSIGNED_RELATIONS)
     combine = words.take("and", "or", "xor")
+    if source in _SMALL and target == source:
+        return _set_small(words, relation, source, combine)
     true = {"u32": -1, "s32": -1, "f32": 1.0, "u16": -1, "s16": -1}.get(target)
     if true is None or source.endswith("x2"):
         words.refuse()
@@ -899,6 +948,20 @@ def _set(words: _Words, widths: tuple[Width, ...]) -> _Plan:
         return result.choose(yes, yes.constant(0))
 
     return _Plan((target,), (source, source) + ("pred",) * bool(combine), emit)
+
+
+def _set_small(words: _Words, relation: str, kind: str, combine: str | None) -> _Plan:
+    """set of halves to halves: 1.0 or 0.0."""
+    if combine:
+        words.refuse()
+    compare = _comparison(words, relation, kind.removesuffix("x2"))
+    one = 0x3C00 if _format(kind) is FORMATS["f16"] else 0x3F80
+
+    def emit(a, b):
+        yes = lanes.constant(a.function, "i16", a.count, one)
+        return compare(a, b).choose(yes, yes.constant(0))
+
+    return _Plan((kind,), (kind, kind), emit)
 
 
 def _select(words: _Words, widths: tuple[Width, ...]) -> _Plan:
@@ -971,6 +1034,19 @@ def _convert_address(words: _Words, widths: tuple[Width, ...]) -> _Plan:
     if kind != "u64":
         words.refuse()
     return _Plan((kind,), (kind,), lambda a: a)
+
+
+def _is_space(words: _Words, widths: tuple[Width, ...]) -> _Plan:
+    """isspacep: whether a generic address leads to this memory."""
+    space = words.demand("global", "shared", "shared::cta", "local")
+
+    def emit(a):
+        if space == "global":
+            return a.compare("ult", SHARED_WINDOW).to_word()
+        window = LOCAL_WINDOW if space == "local" else SHARED_WINDOW
+        return a.shift_right(32).compare("eq", window >> 32).to_word()
+
+    return _Plan(("word",), ("u64",), emit)
 
 
 @dataclass(frozen=True)
@@ -1203,6 +1279,7 @@ _INTEGER = {
     "bfe": _extract_bits,
     "bfi": _insert_bits,
     "bfind": _find_bit,
+    "bmsk": _make_mask,
     "brev": _same(("b32", "b64"), 1, lambda kind, a: a.call("bitreverse")),
     "popc": _count_bits,
     "clz": _count_bits,
@@ -1224,14 +1301,20 @@ _FLOAT = {
         lambda r, a, b: lanes.divide_to_odd(a, b),
         lambda a, b: a / b,
     ),
-    "rcp": _arithmetic(
-        1,
+    "rcp": _of_upper_half(
         _reciprocal,
-        lambda r, a: lanes.divide_to_odd(a.constant(1.0), a),
-        _reciprocal,
+        _arithmetic(
+            1,
+            _reciprocal,
+            lambda r, a: lanes.divide_to_odd(a.constant(1.0), a),
+            _reciprocal,
+        ),
     ),
     "sqrt": _arithmetic(1, _root, lambda r, a: lanes.root_to_odd(a), _root),
-    "rsqrt": _arithmetic(1, None, None, lambda a: _reciprocal(_root(a))),
+    "rsqrt": _of_upper_half(
+        lambda a: _reciprocal(_root(a)),
+        _arithmetic(1, None, None, lambda a: _reciprocal(_root(a))),
+    ),
     "sin": _arithmetic(1, None, None, _library("sin")),
     "cos": _arithmetic(1, None, None, _library("cos")),
     "lg2": _arithmetic(1, None, None, _library("log2")),
@@ -1255,5 +1338,6 @@ _SPECIAL = {
     "slct": _select_by_sign,
     "mov": _move,
     "cvta": _convert_address,
+    "isspacep": _is_space,
     "cvt": _convert,
 }

@@ -21,6 +21,7 @@ from batchline.bench.measure.emulator.memory_access import (
     BYTES,
     SIGNED,
     SPACE,
+    alike,
     count_passes,
     count_sectors,
     gather_addresses,
@@ -61,6 +62,7 @@ OR, XOR, EXCHANGE, COMPARE = (
 INCREMENT, DECREMENT = int(Update.INCREMENT), int(Update.DECREMENT)
 SIGNED_NUMBER, FLOAT = int(Number.SIGNED), int(Number.FLOAT)
 F16_PAIR, BF16_PAIR = int(Number.F16_PAIR), int(Number.BF16_PAIR)
+F16, BF16 = int(Number.F16), int(Number.BF16)
 
 
 @Handler
@@ -69,6 +71,16 @@ def update_memory(machine, pc, warp, registers, row, mask):
     compare-and-swap the new value. The lanes take their turns in order.
     """
     m = machine_at(machine)
+    place = 1 if int64(words_at(row, HEADER)[ACTION]) & HAS_RESULT else 0
+    while mask:
+        group = alike(m, registers, row, place, mask)
+        mask &= ~group
+        _update(m, pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _update(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 4)
     action = int64(words[ACTION])
     update, number = action & 0xFF, int64(words[SIGNED])
@@ -113,15 +125,16 @@ def update_memory(machine, pc, warp, registers, row, mask):
         put(target, size, new)
         if action & HAS_RESULT:
             put(registers + int64(words[HEADER]) + lane * size, size, before)
-    return DONE
 
 
 @compile_native
 def _updated(update, number, size, before, value):
     if number == FLOAT:
         return _float_updated(update, size, before, value)
-    if number == F16_PAIR or number == BF16_PAIR:
-        return _pair_updated(update, number, before, value)
+    if number == F16_PAIR or number == F16:
+        return _halves_updated(update, True, size // 2, before, value)
+    if number == BF16_PAIR or number == BF16:
+        return _halves_updated(update, False, size // 2, before, value)
     if update == ADD:
         return uint64(before + value)
     if update == AND:
@@ -170,13 +183,14 @@ def _chosen(update, old, given):
 
 
 @compile_native
-def _pair_updated(update, number, before, value):
+def _halves_updated(update, is_f16, count, before, value):
+    """Of `count` numbers of 16 bits, the first in the lowest bits."""
     outcome = uint64(0)
-    for half in range(2):
+    for half in range(count):
         shift = uint64(16 * half)
         old = uint32((before >> shift) & uint64(0xFFFF))
         given = uint32((value >> shift) & uint64(0xFFFF))
-        if number == F16_PAIR:
+        if is_f16:
             new = _chosen(update, decode_f16(old), decode_f16(given))
             bits = encode_f16(new, 0, False)
         else:

@@ -119,10 +119,13 @@ class Number(IntEnum):
     FLOAT = 2
     F16_PAIR = 3
     BF16_PAIR = 4
+    F16 = 5
+    BF16 = 6
 
 
 RELEASES, ACQUIRES, HAS_RESULT = 1 << 8, 1 << 9, 1 << 10  # beside an atomic's Update
 IS_OF_BLOCK, IS_STRONG = 1 << 11, 1 << 12  # of scope .cta; ordered like an atomic
+IS_READ_ONLY = 1 << 13  # ld.global.nc: of what the launch does not write
 SYNCS = 256  # addresses of atomics that order blocks
 GROUPS = 64  # of bulk stores, whose clocks are kept
 MOST_ORDERED_BLOCKS = 4096

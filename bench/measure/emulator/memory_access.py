@@ -9,6 +9,7 @@ from numba import int32, int64, uint8, uint16, uint32, uint64
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
+    IS_READ_ONLY,
     LANES,
     LOCAL_WINDOW,
     SHARED_WINDOW,
@@ -23,6 +24,7 @@ from batchline.bench.measure.emulator.native import (
     machine_at,
 )
 from batchline.bench.measure.emulator.order import (
+    check_unwritten,
     find_allocation,
     read_global,
     read_shared,
@@ -84,9 +86,8 @@ def gather_addresses(m, registers, row, place, mask):
 
 @compile_native
 def space_of(m, space, mask):
-    """Which memory the lanes' generic addresses lead to; they become offsets in it.
-
-    That of the first lane counts for all.
+    """Which memory the lanes' generic addresses lead to, all to the same (see
+    `alike`); they become offsets in it.
     """
     if space != GENERIC:
         return space
@@ -101,6 +102,32 @@ def space_of(m, space, mask):
             addresses[lane] -= LOCAL_WINDOW
         return LOCAL
     return GLOBAL
+
+
+@compile_native
+def _window_of(address):
+    """Which generic addresses lead to the same memory: the same number for them."""
+    if SHARED_WINDOW <= address < SHARED_WINDOW + WINDOW_BYTES:
+        return SHARED
+    if LOCAL_WINDOW <= address < LOCAL_WINDOW + WINDOW_BYTES:
+        return LOCAL
+    return GLOBAL
+
+
+@compile_native
+def alike(m, registers, row, place, mask):
+    """The lanes whose addresses, from operand `place` of the row, lead to the same
+    memory as that of the first of them.
+    """
+    if words_at(row, HEADER)[SPACE] != GENERIC:
+        return mask
+    gather_addresses(m, registers, row, place, mask)
+    addresses = longs_at(m.scratch, LANES)
+    first = _window_of(addresses[lowest_one(mask)])
+    group = uint32(0)
+    for lane in range(LANES):
+        group |= uint32(_window_of(addresses[lane]) == first) << uint32(lane)
+    return group & mask
 
 
 @compile_native
@@ -155,6 +182,16 @@ def load(machine, pc, warp, registers, row, mask):
     bytes of 0xFF.
     """
     m = machine_at(machine)
+    elements = int64(words_at(row, HEADER)[ELEMENTS])
+    while mask:
+        group = alike(m, registers, row, elements, mask)
+        mask &= ~group
+        _load(m, pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _load(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 9)
     elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
     count = elements * size
@@ -169,13 +206,16 @@ def load(machine, pc, warp, registers, row, mask):
         elif space == SHARED:
             count_passes(m, pc, mask, count)
     action = int64(words[ACTION])
-    is_strong = action != 0 and space == GLOBAL
+    is_read_only = action & IS_READ_ONLY != 0
+    is_strong = action & ~IS_READ_ONLY != 0 and space == GLOBAL
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         address = addresses[lane]
         source, allocation = locate(m, pc, warp, lane, space, address, count, True)
         if allocation:
+            if is_read_only:
+                check_unwritten(m, pc, warp, lane, allocation, address, count)
             if source:
                 read_global(m, pc, warp, lane, allocation, address, count, is_strong)
             else:
@@ -192,7 +232,6 @@ def load(machine, pc, warp, registers, row, mask):
                 _move(source + element * size, size, target, width, signed)
             else:
                 _poison(target, width)
-    return DONE
 
 
 @compile_native
@@ -268,6 +307,15 @@ def store(machine, pc, warp, registers, row, mask):
     stores nothing.
     """
     m = machine_at(machine)
+    while mask:
+        group = alike(m, registers, row, 0, mask)
+        mask &= ~group
+        _store(m, pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _store(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 9)
     elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
     count = elements * size
@@ -300,7 +348,6 @@ def store(machine, pc, warp, registers, row, mask):
             _collect(registers, words, lane, target)
     if space == GLOBAL or space == SHARED:
         _check_lanes(m, pc, warp, registers, words, mask, space)
-    return DONE
 
 
 @compile_native

@@ -778,6 +778,26 @@ def _read_in_order(m, pc, warp, lane, row, address, count, is_strong):
 
 
 @compile_native
+def check_unwritten(m, pc, warp, lane, row, address, count):
+    """Report a read through the cache of what no launch writes while it reads it
+    (ld.global.nc), if this launch has written it: nothing orders the two.
+    """
+    if not read64(row + 24):
+        return
+    shift = int64(read64(row + 48))
+    first = (address - int64(read64(row))) >> shift
+    end = min(address + count, int64(read64(row + 8)))
+    last = (end - 1 - int64(read64(row))) >> shift
+    for granule in range(first, last + 1):
+        writer = int64(read64(row + 24)) + granule * 32
+        for place in (writer, writer + 16):
+            if int64(read64(place)) > m.first_block:
+                before = int64(read64(place + 8))
+                report(m, RACE_GLOBAL, pc, warp, lane, address, pc_of(before))
+                return
+
+
+@compile_native
 def _is_noted(before, epoch):
     """Whether a read says nothing that another since the same event does not."""
     difference = before ^ epoch

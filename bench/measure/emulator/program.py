@@ -14,6 +14,7 @@ from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
     IS_OF_BLOCK,
+    IS_READ_ONLY,
     IS_STRONG,
     FEEDS_WGMMA,
     GUARD_NEGATED,
@@ -42,11 +43,13 @@ from batchline.bench.measure.emulator.ptx import (
 
 _ROW_BYTES = 64  # rows of registers are aligned to it
 SINK_BYTES = 512
+_CHOSEN = "brx.idx"  # a predicate: the index is that of the target at hand
 _SPACES = {
     "global": Space.GLOBAL,
     "const": Space.GLOBAL,
     "shared": Space.SHARED,
     "shared::cta": Space.SHARED,
+    "shared::cluster": Space.SHARED,  # of clusters of one block: others are refused
     "local": Space.LOCAL,
 }
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
@@ -75,6 +78,7 @@ class Row:
     parameters: tuple[int, ...] = ()
     written: int = 0
     form: object = None
+    guard: int | None = None  # the row of a predicate in place of the instruction's
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +219,8 @@ class _Decoder:
             min(shared, default=4),
             min(in_global, default=4),
             any(
-                row.kind in (Kind.LOAD, Kind.STORE) and row.parameters[7]
+                row.kind in (Kind.LOAD, Kind.STORE)
+                and row.parameters[7] & ~IS_READ_ONLY
                 for _, row in rows
             ),
         )
@@ -226,7 +231,9 @@ class _Decoder:
         for instruction, row in rows:
             starts.append(len(words))
             guard, flags = -1, row.written << WRITTEN_SHIFT
-            if instruction.guard is not None:
+            if row.guard is not None:
+                guard = row.guard
+            elif instruction.guard is not None:
                 guard = self._registers.place(instruction.guard)
                 flags |= GUARD_NEGATED if instruction.guard_negated else 0
             if self._feeding.intersection(row.operands[: row.written]):
@@ -366,6 +373,26 @@ class _Decoder:
         target = instruction.operands[0].name
         yield Row(Kind.BRANCH, parameters=(self._kernel.labels[target],))
 
+    def _branch_by_index(self, instruction: Instruction) -> Iterator[Row]:
+        """brx.idx: a comparison and a branch for each target. A thread whose index is
+        beyond the list, which PTX leaves open, asks again for ever: a hang.
+        """
+        tokens = instruction.opcode.split(".")
+        if tokens not in (["brx", "idx"], ["brx", "idx", "uni"]) or instruction.guard:
+            raise UnknownOpcode(instruction.opcode)
+        index, targets = instruction.operands
+        self._registers.widths[_CHOSEN] = 1
+        chosen = Register(_CHOSEN)
+        for number, target in enumerate(self._kernel.branch_targets[targets.name]):
+            wanted = Immediate(str(number), "integer", number)
+            yield self._arithmetic("setp.eq.u32", (chosen, index, wanted))
+            yield Row(
+                Kind.BRANCH,
+                parameters=(self._kernel.labels[target],),
+                guard=self._registers.place(_CHOSEN),
+            )
+        yield Row(Kind.BRANCH, parameters=(instruction.index,))
+
     def _exit(self, instruction: Instruction) -> Iterator[Row]:
         yield Row(Kind.EXIT)
 
@@ -454,12 +481,14 @@ class _Decoder:
         has_result = tokens[0] == "atom"
         kind = tokens[-1]
         update = next((_UPDATES[one] for one in tokens if one in _UPDATES), None)
-        number = _NUMBERS.get(kind[:1] if kind not in ("f16x2", "bf16x2") else kind)
-        if update is None or number is None or kind in ("f16", "bf16", "b16", "b128"):
+        number = _NUMBERS.get(kind, _NUMBERS.get(kind[:1]))
+        if update is None or number is None or kind == "b128":
+            raise UnknownOpcode(instruction.opcode)
+        if kind == "b16" and update is not Update.COMPARE:
             raise UnknownOpcode(instruction.opcode)
         if any(one in _VECTORS for one in tokens) or "async" in tokens:
             raise UnknownOpcode(instruction.opcode)
-        size = 4 if kind.endswith("x2") else int(kind[1:]) // 8
+        size = 4 if kind.endswith("x2") else int(kind.lstrip("bfsu")) // 8
         operands = list(instruction.operands)
         target = operands.pop(0) if has_result else None
         base, offset, width = self._address(operands.pop(0))
@@ -937,6 +966,7 @@ def _semantics(tokens) -> int:
         | (ACQUIRES if words & {"acquire", "acq_rel"} else 0)
         | (IS_OF_BLOCK if words & {"cta", "cluster"} else 0)
         | (IS_STRONG if is_strong else 0)
+        | (IS_READ_ONLY if "nc" in words else 0)
     )
 
 
@@ -985,6 +1015,8 @@ _NUMBERS = {
     "f": Number.FLOAT,
     "f16x2": Number.F16_PAIR,
     "bf16x2": Number.BF16_PAIR,
+    "f16": Number.F16,
+    "bf16": Number.BF16,
 }
 TENSOR_MAP_FIELDS = (
     "global_address",
@@ -1012,6 +1044,7 @@ SPECIALS = frozenset(
 _Decode = Callable[[_Decoder, Instruction], Iterator[Row]]
 _DECODERS: dict[str, _Decode] = {
     "bra": _Decoder._branch,
+    "brx": _Decoder._branch_by_index,
     "ret": _Decoder._exit,
     "exit": _Decoder._exit,
     "ld": _Decoder._load,

@@ -44,7 +44,7 @@ _HEADER = re.compile(r"(?:\.(?:visible|extern|weak|common)\s+)*\.(entry|func)\b"
 _ENTRY = re.compile(r".*?\.entry\s+([\w$%]+)\s*(?:\((.*?)\))?\s*([^()]*)", re.DOTALL)
 _FUNCTION = re.compile(r".*?\.func\s+(?:\([^()]*\)\s*)?([\w$%]+)", re.DOTALL)
 _PER_KERNEL = re.compile(r"\.(\w+)((?:\s*,?\s*\d+)*)")
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
+_REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.DOTALL)
 _REGISTER = re.compile(r"([\w$%]+)(?:<(\d+)>)?")
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)(?:\s+\.ptr(?:\s+\.\w+)*?(?:\s+\.align\s+\d+)?)?"

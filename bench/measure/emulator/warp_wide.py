@@ -60,22 +60,39 @@ def require_members(m, pc, warp, members, mask):
         report(m, DIVERGENT_BARRIER, pc, warp, lane, 0, -1)
 
 
+@compile_native
+def _members(registers, offset, mask):
+    return read32(registers + offset + lowest_one(mask) * 4)
+
+
+@compile_native
+def _alike(registers, offset, mask):
+    """The lanes that name the same members as the first of them: two halves of a warp
+    may execute an instruction at once, each for itself.
+    """
+    members = _members(registers, offset, mask)
+    alike = uint32(0)
+    for lane in range(LANES):
+        is_same = read32(registers + offset + lane * 4) == members
+        alike |= uint32(is_same) << uint32(lane)
+    return alike & mask
+
+
 @Handler
 def synchronise(machine, pc, warp, registers, row, mask):
     """bar.warp.sync: operand members."""
     m = machine_at(machine)
-    members = _members(registers, int64(words_at(row, HEADER + 1)[HEADER]), mask)
-    require_members(m, pc, warp, members, mask)
-    if mask == warp_at(m, warp).alive:
-        order.sync_lanes(m, warp)
-    else:
-        order.sync_some_lanes(m, warp, mask)
+    offset = int64(words_at(row, HEADER + 1)[HEADER])
+    while mask:
+        group = _alike(registers, offset, mask)
+        mask &= ~group
+        members = _members(registers, offset, group)
+        require_members(m, pc, warp, members, group)
+        if group == warp_at(m, warp).alive:
+            order.sync_lanes(m, warp)
+        else:
+            order.sync_some_lanes(m, warp, group)
     return DONE
-
-
-@compile_native
-def _members(registers, offset, mask):
-    return read32(registers + offset + lowest_one(mask) * 4)
 
 
 @compile_native
@@ -86,7 +103,16 @@ def _write_predicate(address, value, mask):
 @Handler
 def shuffle(machine, pc, warp, registers, row, mask):
     """shfl.sync: operands d, p (or the sink), a, b, c, members."""
-    m = machine_at(machine)
+    offset = int64(words_at(row, HEADER + 6)[HEADER + 5])
+    while mask:
+        group = _alike(registers, offset, mask)
+        mask &= ~group
+        _shuffle(machine_at(machine), pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _shuffle(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 6)
     mode = words[_P0]
     target = registers + int64(words[HEADER])
@@ -129,13 +155,21 @@ def shuffle(machine, pc, warp, registers, row, mask):
                 report(m, DIVERGENT_BARRIER, pc, warp, lane, 0, -1)
         write32(target + lane * 4, uint32(values[place]))
     _write_predicate(registers + int64(words[HEADER + 1]), in_range, mask)
-    return DONE
 
 
 @Handler
 def vote(machine, pc, warp, registers, row, mask):
     """vote.sync: operands d, a, members; parameter 1 says that a is negated."""
-    m = machine_at(machine)
+    offset = int64(words_at(row, HEADER + 3)[HEADER + 2])
+    while mask:
+        group = _alike(registers, offset, mask)
+        mask &= ~group
+        _vote(machine_at(machine), pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _vote(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 3)
     mode = words[_P0]
     members = _members(registers, int64(words[HEADER + 2]), mask)
@@ -147,7 +181,7 @@ def vote(machine, pc, warp, registers, row, mask):
     yes = asked & taking_part
     if mode == BALLOT:
         _broadcast(registers + int64(words[HEADER]), yes, mask)
-        return DONE
+        return
     if mode == ALL:
         outcome = yes == taking_part
     elif mode == ANY:
@@ -156,7 +190,6 @@ def vote(machine, pc, warp, registers, row, mask):
         outcome = yes == taking_part or yes == 0
     everywhere = uint32(0xFFFFFFFF) if outcome else uint32(0)
     _write_predicate(registers + int64(words[HEADER]), everywhere, mask)
-    return DONE
 
 
 @compile_native
@@ -191,7 +224,16 @@ def elect(machine, pc, warp, registers, row, mask):
 @Handler
 def match(machine, pc, warp, registers, row, mask):
     """match.sync: operands d, p, a, members; parameter 0: .all, parameter 1: bytes."""
-    m = machine_at(machine)
+    offset = int64(words_at(row, HEADER + 4)[HEADER + 3])
+    while mask:
+        group = _alike(registers, offset, mask)
+        mask &= ~group
+        _match(machine_at(machine), pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _match(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 4)
     members = _members(registers, int64(words[HEADER + 3]), mask)
     require_members(m, pc, warp, members, mask)
@@ -222,13 +264,21 @@ def match(machine, pc, warp, registers, row, mask):
         _broadcast(registers + int64(words[HEADER]), outcome, mask)
         everywhere = uint32(0xFFFFFFFF) if is_one else uint32(0)
         _write_predicate(registers + int64(words[HEADER + 1]), everywhere, mask)
-    return DONE
 
 
 @Handler
 def redux(machine, pc, warp, registers, row, mask):
     """redux.sync: operands d, a, members; parameter 0: operation, 1: signed."""
-    m = machine_at(machine)
+    offset = int64(words_at(row, HEADER + 3)[HEADER + 2])
+    while mask:
+        group = _alike(registers, offset, mask)
+        mask &= ~group
+        _redux(machine_at(machine), pc, warp, registers, row, group)
+    return DONE
+
+
+@compile_native
+def _redux(m, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 3)
     members = _members(registers, int64(words[HEADER + 2]), mask)
     require_members(m, pc, warp, members, mask)
@@ -257,7 +307,6 @@ def redux(machine, pc, warp, registers, row, mask):
             if is_less == (operation == MINIMUM) and value != outcome:
                 outcome = value
     _broadcast(registers + int64(words[HEADER]), outcome, mask)
-    return DONE
 
 
 # --- matrices in shared memory ------------------------------------------------------
