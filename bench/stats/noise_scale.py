@@ -43,7 +43,8 @@ _LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 # twenty was no longer the most that missed.
 _LEAST_SAMPLES = 16
 _LEAST_BATCHES = 12
-_SHOWN = 300  # samples that show what is as rare as 1 in 100, with 95%
+SHOWN_RARE = 3  # over N: as rare as that is what N samples show with 95%
+_SHOWN = 300  # samples that show what is as rare as 1 in 100
 _UNEVEN = 0.2  # the skewness of n̄
 _FELT = 0.07  # and that of what the ratio is tested by
 _UNEVEN_BATCHES = 0.15  # the skewness of the mean of S
@@ -319,7 +320,7 @@ class NoiseEstimate:
         """
         if self.samples >= _SHOWN or self.answer == NO_SIGNAL:
             return ""
-        return f"nothing rarer than 1 in {max(self.samples // 3, 1)} samples matters"
+        return f"nothing rarer than 1 in {max(self.samples // SHOWN_RARE, 1)} samples matters"
 
     @property
     def coverage_claim(self) -> str:
