@@ -18,12 +18,18 @@ G2, for that of a noncentral χ² (Wilson and Hilferty 1931).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchline.bench.stats.intervals import Interval, Quantiles, skewed, student_t
+from batchline.bench.stats.intervals import (
+    Interval,
+    Quantiles,
+    skewed_quantile,
+    student_t,
+)
 
 # What n samples did not show: of the probability to miss, the high end spends this share, with a
 # skewness that is so much larger and, of one sample, so much more than was seen.
@@ -34,7 +40,7 @@ BARELY = 1.5  # a ‖G‖² that is so many times its quantile is no chance
 _MOST_SKEWED = math.sqrt(8)  # χ² with one degree of freedom
 _LOOKS = 8
 _STEPS = 60
-_EXACT = 1e-8  # of a standard error
+_EXACT = 1e-6  # of a standard error
 
 
 def cautious(confidence: float) -> float:
@@ -69,9 +75,9 @@ class Moments:
     def of(cls, mean_square: float, n: np.ndarray, d: np.ndarray) -> Moments:
         """From M, n[B] and d[B] of three samples or more, whose n are not all 0."""
         batch = len(n)
-        unit = n.mean()
+        unit = float(n.mean())
         n = n / unit
-        mean_square = mean_square / unit
+        mean_square = float(mean_square) / unit
         h = (batch * d / unit - n) / (batch - 1)
         h = (h - h.mean()) * ((batch - 1) / (batch - 2))  # of the others' mean
         n = n - 1.0
@@ -83,10 +89,10 @@ class Moments:
             float(h @ h) / degrees,
             float(n @ n) / degrees,
             float(h @ n) / degrees,
-            tuple(float(np.sum(h**a * n ** (3 - a))) for a in (3, 2, 1, 0)),
+            (float(h**2 @ h), float(h**2 @ n), float(h @ n**2), float(n**2 @ n)),
         )
 
-    @property
+    @functools.cached_property
     def along(self) -> float:
         """λ: the variance of one sample along the mean gradient of the others."""
         others = self.square + self.trace / (self.batch - 1)
@@ -143,8 +149,10 @@ class ScoreTest:
         wide = cautious(confidence)
         return cls(
             moments,
-            _Side(student_t(confidence, degrees).low, -ndtri((1 + confidence) / 2)),
-            _Side(student_t(wide, degrees).high, ndtri((1 + wide) / 2)),
+            _Side(
+                student_t(confidence, degrees).low, -float(ndtri((1 + confidence) / 2))
+            ),
+            _Side(student_t(wide, degrees).high, float(ndtri((1 + wide) / 2))),
             whole,
         )
 
@@ -220,7 +228,9 @@ class ScoreTest:
             skewness = _less(skewness, moments.batch)
         part = min(of_square / variance, 1.0)
         stretch = _stretch(side.normal, skewness_of_square * part**1.5)
-        return off / math.sqrt(variance), stretch * _skewed(side.student, skewness)
+        return off / math.sqrt(variance), stretch * skewed_quantile(
+            side.student, skewness
+        )
 
     def _of_square(self, share: float, side: _Side) -> tuple[float, float]:
         """The variance of G2 at a share, and its skewness as of a noncentral χ²."""
@@ -247,12 +257,6 @@ class ScoreTest:
             return along
         of_n = (moments.of_n - 4 * moments.along * share) / 2
         return min(max(of_n, along), trace**2)
-
-
-def _skewed(quantile: float, skewness: float) -> float:
-    size = abs(quantile)
-    both = skewed(Quantiles(-size, size), skewness)
-    return both.high if quantile > 0 else both.low
 
 
 def _less(skewness: float, samples: int) -> float:
