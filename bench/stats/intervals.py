@@ -125,7 +125,9 @@ def skewed_quantile(quantile: float, skewness: float) -> float:
     """One of `skewed`."""
     shifted = quantile - skewness / 6
     root = math.cbrt(1 + skewness * shifted)
-    return shifted * (3 / (root * root + root + 1))  # 3/k · (root − 1), where k is 0 too
+    return shifted * (
+        3 / (root * root + root + 1)
+    )  # 3/k · (root − 1), where k is 0 too
 
 
 def around(mean: float, variance: float, quantiles: Quantiles) -> Interval:

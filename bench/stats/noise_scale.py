@@ -39,8 +39,8 @@ NO_SIGNAL = "signal not distinguishable from zero"
 BARELY_ABOVE = "‖G‖² is barely above 0"
 _LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 
-# Where the claim of an interval ends, from draws of `batchline coverage`'s kind: past these, one in
-# twenty was no longer the most that missed.
+# Where the claim of a 95% interval ends. Chosen on draws like those of `batchline coverage`, so that
+# of all draws about 5% at most miss without a warning.
 _LEAST_SAMPLES = 16
 _LEAST_BATCHES = 12
 SHOWN_RARE = 3  # over N: as rare as that is what N samples show with 95%
@@ -289,7 +289,8 @@ class NoiseEstimate:
     `answer` says what the interval of B_simple is: BOUNDED, NO_UPPER_BOUND (it has a
     low end only: ‖G‖² may be 0), or NO_SIGNAL (nothing is excluded). `batch` samples
     were in each of `batches`. `pairs` are the (S, G2) of each batch, where there were
-    several. The intervals of tr Σ and ‖G‖² may reach below 0, that of B_simple doesn't.
+    several. Over batches the intervals of tr Σ and ‖G‖² may reach below 0; that of
+    B_simple doesn't.
 
     `warning` says why the interval of B_simple may cover less than `confidence`; it is
     empty where nothing in the data says so.
@@ -417,7 +418,8 @@ def within_batch(
         )
         of_ratio = ScoreTest.at(confidence, moments)
         shares = of_ratio.interval()
-        simple = Interval(_ratio(shares.high), _ratio(shares.low))
+        low = _ratio(shares.high)
+        simple = Interval(low if math.isfinite(low) else 0.0, _ratio(shares.low))
         known = ScoreTest.at(confidence, moments, whole=False).interval()
         square = Interval(known.low * mean_norm, known.high * mean_norm)
         warning = _warning_within(statistics, of_ratio, simple)
@@ -465,7 +467,7 @@ def _warning_within(
     n = statistics.squared_norms
     moments = test.moments
     share = min(max(moments.square, 1 / (1 + 2 * batch)), 1.0)
-    felt = -moments.skewness(2.0, share)
+    felt = -moments.skewness(2.0, share)  # at the estimate, or at B_simple = 2·B
     if _skewness_of_mean(n - n.mean()) > _UNEVEN and felt > _FELT:
         return f"one of {batch} samples has {n.max() / n.sum():.0%} of Σ‖g‖²"
     if simple.bounded and test.barely():
