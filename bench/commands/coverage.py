@@ -7,15 +7,17 @@ import argparse
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
 
+DRAWS = 600
 HELP = "do the noise scale's intervals cover the truth where it is known?"
 SAMPLE = """
-B    T    B_simple    method            bounded    covered where bounded    covered of all
----  ---  ----------  ----------------  ---------  -----------------------  --------------
-32   1    2.2         within the batch  100.0%     95.1%                    95.1%
+problem          B    batches    covered    warned    covered of unwarned    misled    verdict
+---------------  ---  ---------  ---------  --------  ---------------------  --------  ----------
+Gaussian         64   1          95.7%      0.0%      95.7%                  4.3%      as claimed
+t3 whole sample  64   1          92.7%      99.3%     50.0%                  0.3%      warned
 """
 EXITS = {
-    ExitCode.CLEAN: "every interval covers the truth as often as it says",
-    ExitCode.FAULT: "an interval covers the truth less often than it says",
+    ExitCode.CLEAN: "every interval covers the truth as often as it says, or warns",
+    ExitCode.FAULT: "an interval without a warning covers the truth less often, or more often, than it says",
     ExitCode.USAGE: "the number of draws is none",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
@@ -25,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws",
         type=_arguments.count,
-        default=1000,
-        help="batches drawn of each setting (default 1000)",
+        default=DRAWS,
+        help=f"batches drawn of each setting (default {DRAWS})",
     )
 
 

@@ -115,15 +115,19 @@ def skewed(quantiles: Quantiles, skewness: float) -> Quantiles:
     1992, On the removal of skewness by transformation: of t + k·t²/3 + k²·t³/27 + k/6
     next to nothing is left; that is inverted here.
     """
-    k = skewness
-    ends = []
-    for quantile in (quantiles.low, quantiles.high):
-        shifted = quantile - k / 6
-        root = np.cbrt(1 + k * shifted)
-        ends.append(
-            float(shifted * (3 / (root * root + root + 1)))
-        )  # 3/k · (root − 1), where k is next to nothing too
-    return Quantiles(*ends)
+    return Quantiles(
+        skewed_quantile(quantiles.low, skewness),
+        skewed_quantile(quantiles.high, skewness),
+    )
+
+
+def skewed_quantile(quantile: float, skewness: float) -> float:
+    """One of `skewed`."""
+    shifted = quantile - skewness / 6
+    root = math.cbrt(1 + skewness * shifted)
+    return shifted * (
+        3 / (root * root + root + 1)
+    )  # 3/k · (root − 1), where k is 0 too
 
 
 def around(mean: float, variance: float, quantiles: Quantiles) -> Interval:

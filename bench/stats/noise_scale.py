@@ -24,12 +24,33 @@ from batchline.bench.stats.intervals import (
     skewed,
     student_t,
 )
+from batchline.bench.stats.score_interval import (
+    BARELY,
+    UNSEEN_FACTOR,
+    Moments,
+    ScoreTest,
+    widened,
+)
 
 _ROUNDING = 1e-3  # of √(n̄·M), far above what half precision leaves of M, far below what a wrong 1/B does to it
 BOUNDED = "bounded"
 NO_UPPER_BOUND = "cannot bound above"
 NO_SIGNAL = "signal not distinguishable from zero"
+BARELY_ABOVE = "‖G‖² is barely above 0"
 _LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
+
+# Where the claim of a 95% interval ends. Chosen on draws like those of `batchline coverage`, so that
+# of all draws about 5% at most miss without a warning.
+_LEAST_SAMPLES = 16
+_LEAST_BATCHES = 12
+SHOWN_RARE = 3  # over N: as rare as that is what N samples show with 95%
+_SHOWN = 300  # samples that show what is as rare as 1 in 100
+_UNEVEN = 0.2  # the skewness of n̄
+_FELT = 0.07  # and that of what the ratio is tested by
+_UNEVEN_BATCHES = 0.15  # the skewness of the mean of S
+_UNEVEN_FEW_BATCHES = 0.1
+_MANY_BATCHES = 32
+_UNSEEN_SKEWNESS = 0.25  # of one batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +289,11 @@ class NoiseEstimate:
     `answer` says what the interval of B_simple is: BOUNDED, NO_UPPER_BOUND (it has a
     low end only: ‖G‖² may be 0), or NO_SIGNAL (nothing is excluded). `batch` samples
     were in each of `batches`. `pairs` are the (S, G2) of each batch, where there were
-    several. The intervals of tr Σ and ‖G‖² may reach below 0, that of B_simple doesn't.
+    several. Over batches the intervals of tr Σ and ‖G‖² may reach below 0; that of
+    B_simple doesn't.
+
+    `warning` says why the interval of B_simple may cover less than `confidence`; it is
+    empty where nothing in the data says so.
     """
 
     scale: NoiseScale
@@ -281,11 +306,46 @@ class NoiseEstimate:
     method: str
     confidence: float
     pairs: tuple[tuple[float, float], ...] = ()
+    warning: str = ""
+
+    @property
+    def samples(self) -> int:
+        return self.batch * self.batches
+
+    @property
+    def assumption(self) -> str:
+        """What so few samples can't show and the interval takes for granted; empty for
+        many.
+
+        What does not occur in N samples is rarer than 3/N, with 95%.
+        """
+        if self.samples >= _SHOWN or self.answer == NO_SIGNAL:
+            return ""
+        return f"nothing rarer than 1 in {max(self.samples // SHOWN_RARE, 1)} samples matters"
+
+    @property
+    def coverage_claim(self) -> str:
+        """ "95%", "95%, if nothing rarer than 1 in 21 samples matters", "may be less than
+        95%: one of 64 samples has 31% of Σ‖g‖²".
+        """
+        claimed = f"{100 * self.confidence:.3g}%"
+        if self.warning:
+            return f"may be less than {claimed}: {self.warning}"
+        return f"{claimed}, if {self.assumption}" if self.assumption else claimed
 
     def text(self) -> str:
         """ "23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not
-        distinguishable from zero".
+        distinguishable from zero"; and what limits the claim: "…, from 64 samples", "…
+        (may cover less than 95%: one of 64 samples has 31% of Σ‖g‖²)".
         """
+        if self.warning:
+            claimed = f"{100 * self.confidence:.3g}%"
+            return f"{self._interval_text()} (may cover less than {claimed}: {self.warning})"
+        if self.assumption:
+            return f"{self._interval_text()}, from {self.samples} samples"
+        return self._interval_text()
+
+    def _interval_text(self) -> str:
         if self.answer == BOUNDED:
             return " ".join(
                 (
@@ -310,6 +370,7 @@ class NoiseEstimate:
             "method": self.method,
             "confidence": self.confidence,
             "pairs": [list(pair) for pair in self.pairs],
+            "warning": self.warning,
         }
 
     @classmethod
@@ -331,16 +392,12 @@ class NoiseEstimate:
 def within_batch(
     statistics: BatchStatistics, confidence: float = 0.95
 ) -> NoiseEstimate:
-    """The noise scale of one batch: the jackknife's pseudo-values of S and G2, one pair
-    per sample, and Fieller's interval.
+    """The noise scale of one batch, with the ratios and the ‖G‖² that a score test does
+    not refute, and the jackknife's interval of tr Σ.
 
     G2 is the mean of h_b = (B·d_b − n_b)/(B−1), the mean of g_b·g_c over the other
     samples c, and its pseudo-values are G2 + (h_b − G2)·2(B−1)/(B−2); those of S = n̄ −
-    G2 are n_b less these. Leaving samples out needs no more than {M, n, d}. Student's t
-    with B−1 degrees of freedom is corrected for the skewness of what the interval is
-    of. Var G2 = 4·G'ΣG/B + 2·tr Σ²/B² is taken for 4·G'ΣG/B + 4·tr Σ²/B²: where the
-    second part counts, at batches below about B_simple, the interval is up to √2 too
-    wide and covers more than `confidence`.
+    G2 are n_b less these.
 
     Raises:
         ValueError: of fewer than three samples: with one left out there must be two.
@@ -350,21 +407,72 @@ def within_batch(
         raise ValueError(
             f"an interval within a batch needs three samples or more, and this batch has {batch}"
         )
+    scale = noise_scale(statistics.mean_square, statistics.squared_norms)
+    mean_norm = float(statistics.squared_norms.mean())
+    if not mean_norm:
+        nothing = Interval(0.0, 0.0)
+        simple, square, warning = Interval(0.0, math.inf), nothing, ""
+    else:
+        moments = Moments.of(
+            statistics.mean_square, statistics.squared_norms, statistics.inner_products
+        )
+        of_ratio = ScoreTest.at(confidence, moments)
+        shares = of_ratio.interval()
+        low = _ratio(shares.high)
+        simple = Interval(low if math.isfinite(low) else 0.0, _ratio(shares.low))
+        known = ScoreTest.at(confidence, moments, whole=False).interval()
+        square = Interval(known.low * mean_norm, known.high * mean_norm)
+        warning = _warning_within(statistics, of_ratio, simple)
+    answer = _kind(simple)
+    return NoiseEstimate(
+        scale,
+        _trace_within(statistics, scale.trace, confidence),
+        square,
+        simple,
+        answer,
+        batch=batch,
+        batches=1,
+        method="score test within the batch",
+        confidence=confidence,
+        warning="" if answer == NO_SIGNAL else warning,
+    )
+
+
+def _ratio(share: float) -> float:
+    """B_simple of a share ‖G‖²/E‖g‖²."""
+    return 1 / share - 1 if share else math.inf
+
+
+def _trace_within(
+    statistics: BatchStatistics, trace: float, confidence: float
+) -> Interval:
+    """The jackknife's interval of tr Σ, by Student's t corrected for skewness."""
+    batch = statistics.batch
     n = statistics.squared_norms
     others = (batch * statistics.inner_products - n) / (batch - 1)
     square = (others - others.mean()) * (2 * (batch - 1) / (batch - 2))
-    deviations = np.stack([n - n.mean() - square, square], 1)
-    scale = noise_scale(statistics.mean_square, n)
-    means = Means.of((scale.trace, scale.square), np.cov(deviations.T) / batch)
-    return estimate(
-        means,
-        student_t(confidence, batch - 1),
-        lambda weights: _skewness_of_mean(deviations @ weights),
-        batch=batch,
-        batches=1,
-        method="jackknife within the batch",
-        confidence=confidence,
-    )
+    deviations = n - n.mean() - square
+    variance = float(deviations @ deviations) / (batch - 1) / batch
+    quantiles = skewed(student_t(confidence, batch - 1), _skewness_of_mean(deviations))
+    return around(trace, variance, quantiles)
+
+
+def _warning_within(
+    statistics: BatchStatistics, test: ScoreTest, simple: Interval
+) -> str:
+    """Why the interval may cover less than it claims; empty where nothing says so."""
+    batch = statistics.batch
+    if batch < _LEAST_SAMPLES:
+        return f"{batch} samples are few"
+    n = statistics.squared_norms
+    moments = test.moments
+    share = min(max(moments.square, 1 / (1 + 2 * batch)), 1.0)
+    felt = -moments.skewness(2.0, share)  # at the estimate, or at B_simple = 2·B
+    if _skewness_of_mean(n - n.mean()) > _UNEVEN and felt > _FELT:
+        return f"one of {batch} samples has {n.max() / n.sum():.0%} of Σ‖g‖²"
+    if simple.bounded and test.barely():
+        return BARELY_ABOVE
+    return ""
 
 
 def over_batches(
@@ -396,34 +504,73 @@ def over_batches(
 
 
 def estimate(
-    means: Means, quantiles: Quantiles, skewness: Callable[[np.ndarray], float], **facts
+    means: Means,
+    quantiles: Quantiles,
+    skewness: Callable[[np.ndarray], float],
+    effective: float | None = None,
+    **facts,
 ) -> NoiseEstimate:
-    """The estimate that follows from the means of S (`top`) and G2 (`bottom`); `facts`
-    are its other fields.
+    """The estimate that follows from the means of S (`top`) and G2 (`bottom`) over
+    batches; `facts` are its other fields.
 
     Args:
         quantiles: without skewness.
         skewness: of the mean of w[0]·S + w[1]·G2, for weights w[2].
+        effective: how many equal batches they are as good as; `batches`, if not given.
     """
+    batches = facts["batches"] if effective is None else effective
     ratio = np.array(
         [max(means.bottom, 0.0), -means.top]
     )  # G2·(S − R·G2) at the estimated R; of no signal, infinite
     ratio /= np.abs(ratio).max() or 1.0
     of_trace, of_square, of_ratio = (
-        skewed(quantiles, skewness(weights)) for weights in (*np.eye(2), ratio)
+        skewness(weights) for weights in (*np.eye(2), ratio)
     )
-    square = around(means.bottom, means.bottom_variance, of_square)
-    simple = fieller(means, of_ratio)
+    square = around(means.bottom, means.bottom_variance, skewed(quantiles, of_square))
+    wide = _cautiously(widened(quantiles, facts["confidence"]), of_ratio, batches)
+    simple = fieller(means, wide)
     if square.low <= 0:  # by its own skewness ‖G‖² may be 0
         simple = Interval(simple.low, math.inf)
+    answer = _kind(simple)
+    warning = _warning_over(batches, of_trace, of_ratio)
+    if (
+        not warning
+        and answer == BOUNDED
+        and means.bottom < BARELY * (means.bottom - square.low)
+    ):
+        warning = BARELY_ABOVE
     return NoiseEstimate(
         NoiseScale(means.top, means.bottom),
-        around(means.top, means.top_variance, of_trace),
+        around(means.top, means.top_variance, skewed(quantiles, of_trace)),
         square,
         simple,
-        _kind(simple),
+        answer,
+        warning="" if answer == NO_SIGNAL else warning,
         **facts,
     )
+
+
+def _cautiously(quantiles: Quantiles, skewness: float, batches: float) -> Quantiles:
+    """`skewed`, each side for a tail that is heavier than so many batches showed."""
+    unseen = _UNSEEN_SKEWNESS / math.sqrt(batches)
+    up = max(skewness, UNSEEN_FACTOR * skewness) + unseen
+    down = min(skewness, UNSEEN_FACTOR * skewness) - unseen
+    return Quantiles(skewed(quantiles, up).low, skewed(quantiles, down).high)
+
+
+def _warning_over(batches: float, of_trace: float, of_ratio: float) -> str:
+    """Why an interval over batches may cover less than it claims.
+
+    Args:
+        of_trace, of_ratio: the skewness of the mean of S, and of what the ratio is
+            tested by.
+    """
+    if batches < _LEAST_BATCHES:
+        return f"{batches:.3g} batches are few"
+    most = _UNEVEN_BATCHES if batches >= _MANY_BATCHES else _UNEVEN_FEW_BATCHES
+    if of_trace > most and of_ratio > 0:
+        return f"tr Σ is uneven over {batches:.3g} batches"
+    return ""
 
 
 def _kind(simple: Interval) -> str:
@@ -532,6 +679,7 @@ class Stream:
             Means.of(self._origin + mean, scatter / (samples**2 - squares)),
             student_t(confidence, effective - 1),
             skewness,
+            effective,
             batch=round(samples / self._batches),
             batches=self._batches,
             method=f"{self._batches} micro-batches",
