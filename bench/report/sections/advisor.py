@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.noise import advisor
-from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
+from batchline.bench.noise.advice import CAVEAT, TRIED, Advice, Point, span
 from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
 from batchline.bench.report.document import (
@@ -179,12 +179,17 @@ def regret(advice: Advice) -> Table:
 
 def _law(advice: Advice) -> str:
     law = advice.law
-    memory = (
-        f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
-        f"{units.size(advice.limit_bytes)} kept free."
-        if advice.largest_that_fits is not None
-        else f"Memory sets no limit: {advice.memory}."
-    )
+    if advice.largest_that_fits is None:
+        memory = f"Memory sets no limit: {advice.memory}."
+    elif advice.memory == TRIED:
+        memory = (
+            f"The largest batch that fits is {advice.largest_that_fits:,}: {TRIED}."
+        )
+    else:
+        memory = (
+            f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
+            f"{units.size(advice.limit_bytes)} kept free."
+        )
     return (
         f"A step takes {units.duration(law.alpha_s)} + {units.duration(law.beta_s)}·B (a robust fit; its worst "
         f"batch is off by {law.worst_residual:+.1%}). Between measured batches the measured times are used, the "
