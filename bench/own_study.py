@@ -19,7 +19,11 @@ from pathlib import Path
 
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
+from batchline.bench.noise import advisor
+from batchline.bench.noise.ranks import AllReduce, Ranks, advise_ranks
+from batchline.bench.noise.step_time import StepTimes
 from batchline.bench.stats import fits
+from batchline.bench.stats.noise_scale import BOUNDED
 from batchline.bench.statuses import HUNG, OUT_OF_MEMORY
 from batchline.bench.stopping import put_off
 from batchline.bench.store import files, run_json
@@ -329,6 +333,8 @@ def train_to_target(
         raise UsageError(
             "without an optimizer there is no training to validate: return (model, loss, data, optimizer)"
         )
+    from batchline.bench.measure.machine import state
+
     last = measured["points"][-1]
     target = last["train_loss"] if target_loss is None else target_loss
     if not target < measured["points"][0]["train_loss"]:
@@ -336,6 +342,7 @@ def train_to_target(
             f"the untrained model's loss is {measured['points'][0]['train_loss']:.4g} already: validate at a "
             f"lower one than {target:.4g}"
         )
+    before = state.read()
     record = {
         "workload": measured["title"],
         "grid": {"target_loss": target},
@@ -354,7 +361,7 @@ def train_to_target(
         record["runs"] += runs
         best = fits.best_rate({"runs": runs}, batch, target)
         factor = best or factor
-    return record
+    return record | {"why_busy": state.why_too_busy(before, state.read())}
 
 
 def _to_train(measured: Mapping) -> list[int]:
@@ -443,6 +450,38 @@ def _replicated(
             break
         best = found
     return record["runs"]
+
+
+def measure_ranks(
+    measured: Mapping, device: str, most_ranks: int, cost_cap: float | None
+) -> Ranks:
+    """How many ranks are worth having, at the noise in the middle of training; where
+    that is not bounded, at its low end.
+
+    Raises:
+        UsageError: without a noise scale, and where no all-reduce can be timed.
+    """
+    from batchline.bench.measure.machine import state
+    from batchline.bench.noise.experiments import all_reduce
+
+    moment = advisor.middle(measured)
+    noise = moment.estimate
+    scale = noise.scale.simple if noise.answer == BOUNDED else noise.simple.low
+    if not scale > 0:
+        raise UsageError(f"no number of ranks can be advised: {noise.answer}")
+    before = state.read()
+    found = all_reduce.measure(measured["gradient_bytes"], most_ranks, device)
+    found["why_busy"] = state.why_too_busy(before, state.read())
+    fits_at = advisor.advice(measured, moment).largest_that_fits
+    return advise_ranks(
+        StepTimes.of(measured["steps"]).curve(),
+        scale,
+        AllReduce.of(found),
+        measured["gradient_bytes"],
+        most_ranks,
+        most=math.inf if fits_at is None else fits_at,
+        cap=math.inf if cost_cap is None else (cost_cap - 1) * scale,
+    )
 
 
 def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -> Path:

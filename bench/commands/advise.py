@@ -129,16 +129,41 @@ def _advise_own(options: argparse.Namespace) -> int:
         name = options.train.rpartition(":")[0]
         noise = {"workloads": {name: measured}}
         code = _print_advice(noise, None, options.batch, options.cost_cap)
+        if code == ExitCode.CLEAN:
+            _print_more(options, measured, device)
         if options.validate is not None and code == ExitCode.CLEAN:
             target = None if options.validate is True else options.validate
             _validate(ask, measured, target, effort)
     return ExitCode.STOPPED if own_study.was_stopped(measured) else code
 
 
+def _print_more(options: argparse.Namespace, measured: Mapping, device: str) -> None:
+    """The notes, the schedule, and the ranks where they were asked for."""
+    from batchline.bench import own_study
+    from batchline.bench.noise import advisor
+    from batchline.bench.report.document import Text
+    from batchline.bench.report.render.terminal import render_parts
+    from batchline.bench.report.sections.advisor import growing, ranks
+
+    middle = advisor.middle(measured)
+    most = advisor.advice(measured, middle, options.batch).largest_that_fits
+    parts = [*growing(measured, most), *map(Text, measured["notes"])]
+    if options.ranks:
+        _say(f"all-reduces of up to {min(options.ranks, 4)} ranks")
+        try:
+            counts = own_study.measure_ranks(
+                measured, device, options.ranks, options.cost_cap
+            )
+            parts += ranks(counts)
+        except ValueError as error:  # the advice on one rank stands
+            parts.append(Text(f"No advice on ranks: {error}."))
+    print(f"{render_parts(parts)}\n")
+
+
 def _validate(ask, measured: Mapping, target: float | None, effort) -> None:
     from batchline.bench import own_study
     from batchline.bench.noise import time_to_target
-    from batchline.bench.report.render.terminal import render_parts
+    from batchline.bench.report.render.terminal import render_parts, wrapped
     from batchline.bench.report.sections.advisor import comparison
 
     sweep = own_study.train_to_target(ask, measured, target, effort, _say)
@@ -148,6 +173,13 @@ def _validate(ask, measured: Mapping, target: float | None, effort) -> None:
     }
     result = time_to_target.compare(sweep, measured["steps"], estimates)
     print(f"{render_parts(comparison(result))}\n")
+    print(wrapped("The learning rates are times the optimizer's own."))
+    if sweep["why_busy"]:
+        print(
+            wrapped(
+                f"The machine was busy while it trained ({sweep['why_busy']}): compare the updates, not the times."
+            )
+        )
 
 
 def _say(line: str) -> None:
