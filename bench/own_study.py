@@ -30,12 +30,14 @@ from batchline.bench.store import files, run_json
 from batchline.bench.store.records import Noise, Study
 
 Say = Callable[[str], None]
+SWEEP_FILE_NAME = "trained-to-target.json"
 _STOPPED = "stopped by Ctrl-C"
 _FUNCTIONS = "batchline.bench.noise.experiments.own_survey:"
 _DEADLINE_S = 300  # for each step that a worker tells
 _USUAL_BATCH = 32
 _MOST_BATCH = 2**20
 _FIRST_FAILURES = 3  # of batches of 1, 2 and 4: some models take no batch so small
+_FEWEST_BATCHES = 3  # from which memory's law follows, however slow they are
 _NEAR_WALL = 8  # halving ends where what is left is this share of what fits
 _NOISE_BATCH, _METERED_S = 256, 0.25  # the most, and the longest plain step of one
 _LEAST_NOISE_BATCH = 4
@@ -193,7 +195,8 @@ def _try_batches(
             not_run.append({"batch": batch, "why": _why(row)})
             if tried or batch >= 2**_FIRST_FAILURES:
                 break
-        if batch == most or "step_s" in row and row["step_s"] > effort.longest_s:
+        is_slow = "step_s" in row and row["step_s"] > effort.longest_s
+        if batch == most or is_slow and len(tried) >= _FEWEST_BATCHES:
             break
         batch = min(2 * batch, most)
     if not tried:
@@ -321,7 +324,8 @@ def train_to_target(
     the target at its best rate, by factors of two around the rate in use.
 
     The best is looked for from that of the batch before, with one seed; it and its
-    neighbours are then trained with all.
+    neighbours are then trained with all. Ctrl-C leaves out the batch at hand and those
+    after it, and `partial` says so.
 
     Args:
         target_loss: None: that of the last point of the survey.
@@ -348,19 +352,25 @@ def train_to_target(
         "grid": {"target_loss": target},
         "runs": [],
         "not_run": [],
+        "partial": False,
     }
     factor = 1.0
     for batch in _to_train(measured):
+        if record["partial"]:
+            break
         most = math.ceil(
             _PATIENCE
             * max(last["updates"], 1)
             * max(1.0, measured["train_batch"] / batch)
         )
         train = _Runs(ask, record, target, measured["noise_batch"], say)
-        runs = _tuned(train, batch, factor, most, effort)
+        try:
+            runs = _tuned(train, batch, factor, most, effort)
+        except KeyboardInterrupt:
+            record["partial"] = True
+            continue
         record["runs"] += runs
-        best = fits.best_rate({"runs": runs}, batch, target)
-        factor = best or factor
+        factor = fits.best_rate({"runs": runs}, batch, target) or factor
     return record | {"why_busy": state.why_too_busy(before, state.read())}
 
 
@@ -508,6 +518,14 @@ def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -
     remove_if_empty(folder)
     print(f"stored: {folder}", file=sys.stderr)
     return folder
+
+
+def store_sweep(folder: Path, sweep: Mapping) -> None:
+    """Keep the runs to the target beside the study, as SWEEP_FILE_NAME."""
+    with put_off():
+        files.save_or_rescue(
+            lambda place: files.write_json(place / SWEEP_FILE_NAME, sweep), folder
+        )
 
 
 def was_stopped(measured: Mapping) -> bool:

@@ -18,10 +18,12 @@ from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.machine.state import NoGuard
 from batchline.bench.measure.worker.task import WorkerLost
 from batchline.bench.noise import advisor
-from batchline.bench.noise.experiments import own_survey, own_training
+from batchline.bench.noise.experiments import all_reduce, own_survey, own_training
 from batchline.bench.own_study import Asked, Effort
 from batchline.bench.statuses import CRASHED
+from batchline.bench.store import run_json
 from tests import own_trainings
+from tests.test_noise_ranks import timed
 
 FILE = Path(own_trainings.__file__)
 SMALL = Effort((0, 4), 4, 0.01, 1.0, 2)
@@ -131,7 +133,7 @@ def test_a_file_that_can_not_be_imported_is_one_line(here, tmp_path, capsys, tex
 )
 def test_any_kind_of_data_gives_steps_and_noise(name):
     found = measured(name, Effort((0, 4), 4, 0.005, 0.002, 1))
-    assert found["notes"] == [] and len(found["steps"]) >= 2
+    assert found["notes"] == [] and len(found["steps"]) >= 3
     points = [point["updates"] for point in found["points"]]
     assert points == ([0, 4] if name == "with_adam" else [0])
     assert found["samples"] == (None if name == "of_a_function" else 200)
@@ -233,18 +235,51 @@ def test_what_was_measured_before_ctrl_c_is_kept():
     assert own_study.was_stopped(found)
 
 
-def test_batches_are_trained_to_the_target_at_their_best_rates(here, tmp_path, capsys):
-    found = measured("make", Effort((0, 30), 4, 0.005, 1.0, 2))
-    sweep = own_study.train_to_target(
-        asked("make"), found, None, SMALL, lambda line: None
+def test_it_is_validated_and_ranks_are_counted(here, tmp_path, capsys, monkeypatch):
+    effort = Effort((0, 30), 4, 0.005, 1.0, 2)
+    monkeypatch.setitem(own_study.EFFORTS, "smoke", effort)
+    monkeypatch.setattr(all_reduce, "measure", lambda *_: timed())
+    options = ("--validate", "--ranks", "8")
+    assert advise_command("make", tmp_path, *options) == ExitCode.CLEAN
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "times the optimizer's own" in text and "over 8 ranks is not measured" in text
     )
+    (study,) = tmp_path.glob("*/study.json")
+    sweep = json.loads((study.parent / own_study.SWEEP_FILE_NAME).read_text())
+    (found,) = run_json.load_study(study.parent).noise.workloads.values()
     target = sweep["grid"]["target_loss"]
     assert target == found["points"][-1]["train_loss"]
-    by_batch = {run["batch"] for run in sweep["runs"]}
-    assert by_batch == {2, 8, 32, 128}
+    batches = {run["batch"] for run in sweep["runs"]}
+    assert batches == {2, 8, 32, 128} and not sweep["partial"]
     reached = [run for run in sweep["runs"] if run["curve"]["train_loss"][-1] <= target]
-    assert {run["batch"] for run in reached} == by_batch
-    assert all(run["curve"]["updates"][0] == 0 for run in sweep["runs"])
+    assert {run["batch"] for run in reached} == batches
+
+
+class StoppingAtBatch8(InThisProcess):
+    def call(self, method, function, train, *arguments):
+        if arguments[0] == 8:
+            raise KeyboardInterrupt
+        return super().call(method, function, train, *arguments)
+
+
+def test_the_batches_that_were_trained_before_ctrl_c_are_kept():
+    found = measured("make", Effort((0, 20), 2, 0.005, 1.0, 1))
+    ask = Asked(StoppingAtBatch8(), f"{FILE}:make")
+    sweep = own_study.train_to_target(ask, found, None, SMALL, lambda line: None)
+    assert sweep["partial"] and {run["batch"] for run in sweep["runs"]} == {2}
+
+
+def test_ranks_that_can_not_be_timed_leave_the_rest(
+    here, tmp_path, capsys, monkeypatch
+):
+    def fail(*_):
+        raise UsageError("the all-reduce could not be timed over gloo: no network")
+
+    monkeypatch.setattr(all_reduce, "measure", fail)
+    assert advise_command("make", tmp_path, "--ranks", "8") == ExitCode.CLEAN
+    text = " ".join(capsys.readouterr().out.split())
+    assert "No advice on ranks: the all-reduce could not be timed over gloo" in text
 
 
 def test_a_validation_needs_an_optimizer_and_a_loss_to_reach():

@@ -114,7 +114,12 @@ def _require_fitting(options: argparse.Namespace) -> None:
 def _advise_own(options: argparse.Namespace) -> int:
     """Measure the user's training, store it, and say what follows."""
     from batchline.bench import own_study, study
+    from batchline.bench.measure import stand_in
 
+    if stand_in.is_on():
+        raise UsageError(
+            f"--train takes a device that is there: the {stand_in.NAME} runs kernels alone"
+        )
     device = study.resolve_device(options.profile, options.device)
     if options.profile not in own_study.EFFORTS:
         raise UsageError(
@@ -123,63 +128,71 @@ def _advise_own(options: argparse.Namespace) -> int:
     effort = own_study.EFFORTS[options.profile]
     with own_study.asked(options.train, device) as ask:
         measured = own_study.measure(ask, effort, options.batch, _say)
-        own_study.store(options.train, measured, options.profile, device, options.out)
+        folder = own_study.store(
+            options.train, measured, options.profile, device, options.out
+        )
         for line in own_study.describe_not_run(measured):
             print(line, file=sys.stderr)
         name = options.train.rpartition(":")[0]
         noise = {"workloads": {name: measured}}
         code = _print_advice(noise, None, options.batch, options.cost_cap)
-        if code == ExitCode.CLEAN:
-            _print_more(options, measured, device)
-        if options.validate is not None and code == ExitCode.CLEAN:
+        if code != ExitCode.CLEAN:
+            return code
+        if options.ranks:
+            _print_ranks(options, measured, device)
+        stopped = own_study.was_stopped(measured)
+        if options.validate is not None and not stopped:
             target = None if options.validate is True else options.validate
-            _validate(ask, measured, target, effort)
-    return ExitCode.STOPPED if own_study.was_stopped(measured) else code
+            sweep = own_study.train_to_target(ask, measured, target, effort, _say)
+            own_study.store_sweep(folder, sweep)
+            _print_comparison(measured, sweep)
+            stopped = sweep["partial"]
+    return ExitCode.STOPPED if stopped else code
 
 
-def _print_more(options: argparse.Namespace, measured: Mapping, device: str) -> None:
-    """The notes, the schedule, and the ranks where they were asked for."""
+def _print_ranks(options: argparse.Namespace, measured: Mapping, device: str) -> None:
+    """How many ranks are worth having, or in a line why that is not known: the advice
+    on one stands.
+    """
     from batchline.bench import own_study
-    from batchline.bench.noise import advisor
     from batchline.bench.report.document import Text
     from batchline.bench.report.render.terminal import render_parts
-    from batchline.bench.report.sections.advisor import growing, ranks
+    from batchline.bench.report.sections.advisor import ranks
 
-    middle = advisor.middle(measured)
-    most = advisor.advice(measured, middle, options.batch).largest_that_fits
-    parts = [*growing(measured, most), *map(Text, measured["notes"])]
-    if options.ranks:
-        _say(f"all-reduces of up to {min(options.ranks, 4)} ranks")
-        try:
-            counts = own_study.measure_ranks(
-                measured, device, options.ranks, options.cost_cap
-            )
-            parts += ranks(counts)
-        except ValueError as error:  # the advice on one rank stands
-            parts.append(Text(f"No advice on ranks: {error}."))
+    _say(f"all-reduces of up to {min(options.ranks, 4)} ranks")
+    try:
+        counts = own_study.measure_ranks(
+            measured, device, options.ranks, options.cost_cap
+        )
+        parts = list(ranks(counts))
+    except ValueError as error:
+        parts = [Text(f"No advice on ranks: {error}.")]
     print(f"{render_parts(parts)}\n")
 
 
-def _validate(ask, measured: Mapping, target: float | None, effort) -> None:
-    from batchline.bench import own_study
+def _print_comparison(measured: Mapping, sweep: Mapping) -> None:
+    """The time that training took to the target, beside what was predicted."""
     from batchline.bench.noise import time_to_target
-    from batchline.bench.report.render.terminal import render_parts, wrapped
+    from batchline.bench.report.document import Text
+    from batchline.bench.report.render.terminal import render_parts
     from batchline.bench.report.sections.advisor import comparison
 
-    sweep = own_study.train_to_target(ask, measured, target, effort, _say)
     estimates = {
         f"after {point['updates']} updates": point["estimate"]
         for point in measured["points"]
     }
     result = time_to_target.compare(sweep, measured["steps"], estimates)
-    print(f"{render_parts(comparison(result))}\n")
-    print(wrapped("The learning rates are times the optimizer's own."))
+    parts = [
+        *comparison(result),
+        Text("The learning rates are times the optimizer's own."),
+    ]
     if sweep["why_busy"]:
-        print(
-            wrapped(
+        parts.append(
+            Text(
                 f"The machine was busy while it trained ({sweep['why_busy']}): compare the updates, not the times."
             )
         )
+    print(f"{render_parts(parts)}\n")
 
 
 def _say(line: str) -> None:

@@ -6,9 +6,9 @@
         return model, nn.CrossEntropyLoss(), dataset, optimizer
 
 - model: a torch.nn.Module.
-- loss: a loss module, called as loss(model(inputs), targets) of a batch (inputs,
-  targets), or a function loss(model, batch) for any other. It returns the mean over the
-  samples of the batch.
+- loss: a loss of torch.nn or torch.nn.functional, called as loss(model(inputs), targets)
+  of a batch (inputs, targets), or a function loss(model, batch) for any other. It returns
+  the mean over the samples of the batch.
 - data: a DataLoader (its dataset and its collate_fn are used, and its batch size is the
   one in use), a dataset with a length, a tensor or a tuple or dict of tensors with one
   row per sample, or a function batch(n, seed) that returns a batch of n samples.
@@ -328,6 +328,8 @@ def _loss(loss: object, device: str) -> Callable[[nn.Module, Batch], torch.Tenso
             f"the loss must be a loss module or a function loss(model, batch), not {_described(loss)}"
         )
     called = loss
+    if getattr(loss, "__module__", None) == "torch.nn.functional":
+        called = functools.partial(_criterion, loss)
     if isinstance(loss, nn.Module):
         if any(parameter.requires_grad for parameter in loss.parameters()):
             raise UsageError(
@@ -350,7 +352,7 @@ def _loss(loss: object, device: str) -> Callable[[nn.Module, Batch], torch.Tenso
     return checked
 
 
-def _criterion(loss: nn.Module, model: nn.Module, batch: Batch) -> torch.Tensor:
+def _criterion(loss: Callable, model: nn.Module, batch: Batch) -> torch.Tensor:
     if not isinstance(batch, Sequence) or len(batch) != 2:
         raise UsageError(
             f"a loss module takes batches (inputs, targets), and a batch is {_described(batch)}: give a "

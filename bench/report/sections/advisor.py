@@ -31,22 +31,21 @@ def advise_on(
     workload: Mapping, current_batch: int | None = None, cost_cap: float | None = None
 ) -> tuple[Part, ...]:
     """What follows from the noise of one workload, for a batch and a cost of the
-    caller's own.
+    caller's own; for a training of the user's (bench.own_study) a schedule too, and what
+    was assumed.
 
     Raises:
         ValueError: as bench.noise.advisor.advise.
     """
-    return tuple(
-        parts(
-            [
-                (
-                    moment,
-                    advisor.advice(workload, moment, current_batch, cost_cap),
-                )
-                for moment in advisor.moments(workload)
-            ]
-        )
-    )
+    advised = [
+        (moment, advisor.advice(workload, moment, current_batch, cost_cap))
+        for moment in advisor.moments(workload)
+    ]
+    notes = workload.get("notes")
+    if notes is None:
+        return tuple(parts(advised))
+    largest = advised[len(advised) // 2][1].largest_that_fits
+    return (*parts(advised), *growing(workload, largest), *map(Text, notes))
 
 
 def parts(advised: Sequence[tuple[Moment, Advice]]) -> Iterator[Part]:
