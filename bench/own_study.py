@@ -508,7 +508,7 @@ def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -
             timespec="seconds"
         ),
         profile=profile,
-        noise=Noise({Path(train.rpartition(":")[0]).name: measured}),
+        noise=Noise({name_of(train): measured}),
         partial=was_stopped(measured),
     )
     with put_off():
@@ -518,6 +518,11 @@ def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -
     remove_if_empty(folder)
     print(f"stored: {folder}", file=sys.stderr)
     return folder
+
+
+def name_of(train: str) -> str:
+    """The file's name, of FILE:FUNCTION."""
+    return Path(train.rpartition(":")[0]).name
 
 
 def store_sweep(folder: Path, sweep: Mapping) -> None:

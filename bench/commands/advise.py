@@ -133,8 +133,7 @@ def _advise_own(options: argparse.Namespace) -> int:
         )
         for line in own_study.describe_not_run(measured):
             print(line, file=sys.stderr)
-        name = options.train.rpartition(":")[0]
-        noise = {"workloads": {name: measured}}
+        noise = {"workloads": {own_study.name_of(options.train): measured}}
         code = _print_advice(noise, None, options.batch, options.cost_cap)
         if code != ExitCode.CLEAN:
             return code
@@ -184,6 +183,7 @@ def _print_comparison(measured: Mapping, sweep: Mapping) -> None:
     result = time_to_target.compare(sweep, measured["steps"], estimates)
     parts = [
         *comparison(result),
+        Text(result.of_updates),
         Text("The learning rates are times the optimizer's own."),
     ]
     if sweep["why_busy"]:
