@@ -131,7 +131,8 @@ def measure(ask: Asked, effort: Effort, batch: int | None, say: Say) -> dict:
     """The noise, the step times and the memory, as a workload of
     bench.noise.experiments.survey has them.
 
-    Also: notes (what was assumed, sentences), not_run ({"batch" or "updates", "why"}),
+    Also: trained_batch (of the training that was looked at: the one in use, if it fits),
+    notes (what was assumed, sentences), not_run ({"batch" or "updates", "why"}),
     largest_fit (None: no batch was too large), optimizer_s, gradient_bytes, and
     has_optimizer. Ctrl-C after the first look at the noise leaves the later ones out.
 
@@ -152,9 +153,8 @@ def measure(ask: Asked, effort: Effort, batch: int | None, say: Say) -> dict:
     steps, timing = _time(ask, tried, effort, say)
     noise_batch = _noise_batch(tried, in_use, samples)
     updates = effort.updates if about["has_optimizer"] else (0,)
-    points, why_no_more = _look(
-        ask, updates, (min(in_use, largest or in_use), noise_batch), effort, say
-    )
+    trained = min(in_use, largest or in_use)
+    points, why_no_more = _look(ask, updates, (trained, noise_batch), effort, say)
     return {
         "title": about["title"],
         "samples": samples,
@@ -163,6 +163,7 @@ def measure(ask: Asked, effort: Effort, batch: int | None, say: Say) -> dict:
         "has_optimizer": about["has_optimizer"],
         "notes": about["notes"],
         "train_batch": in_use,
+        "trained_batch": trained,
         "noise_batch": points[-1]["estimate"]["batch"],
         "points": points,
         "steps": steps,
@@ -229,7 +230,7 @@ def _time(
     """The rows of `steps`, and what else the timing says. The largest batches are let
     go of where all together do not fit.
     """
-    batches = [row["batch"] for row in tried]
+    batches = sorted(row["batch"] for row in tried)
     while len(batches) >= 2:
         say(f"steps of {batches[0]} to {batches[-1]}, in turns")
         timing = ask("time_steps", batches, effort.timed_s)

@@ -4,6 +4,7 @@ wrong ones.
 
 import os
 import signal
+from collections import UserDict
 
 import torch
 from torch import nn
@@ -60,6 +61,42 @@ def of_a_dict():
     return net(), lambda model, batch: loss(model(batch["x"]), batch["y"]), data
 
 
+class Encoding(UserDict):
+    """A batch as tokenizers give it, of which torch's trees see nothing."""
+
+    def to(self, device):
+        return self
+
+
+def _encoding(samples):
+    x, y = zip(*samples)
+    return Encoding(x=torch.stack(x), y=torch.stack(y))
+
+
+def of_encodings(reduction="mean"):
+    loss = nn.CrossEntropyLoss(reduction=reduction)
+    loader = DataLoader(TensorDataset(*tensors()), batch_size=8, collate_fn=_encoding)
+    return net(), lambda model, batch: loss(model(batch["x"]), batch["y"]), loader
+
+
+def summed_of_encodings():
+    return of_encodings("sum")
+
+
+class Opaque:
+    def __init__(self, x):
+        self.x = x
+
+
+def of_unseen_batches():
+    model = net()
+
+    def batch(n, seed):
+        return Opaque(torch.randn(n, IN))
+
+    return model, lambda model, batch: model(batch.x).square().mean(), batch
+
+
 def _at_most(most, then):
     """A loss that takes no larger batch."""
     loss = nn.CrossEntropyLoss()
@@ -74,7 +111,7 @@ def _at_most(most, then):
 
 
 def _run_out():
-    raise torch.OutOfMemoryError("out of memory")
+    torch.empty(2**50)
 
 
 def _die():
@@ -211,6 +248,7 @@ WRONG = {
     "two": "not 2 values (Sequential, MSELoss)",
     "no_model": "must be a torch.nn.Module, not str",
     "summed": "the loss is a sum over the batch: return the mean",
+    "summed_of_encodings": "the loss is a sum over the batch: return the mean",
     "of_each": "the loss must be one number, the mean over the batch, and is a Tensor [8]",
     "contrasting": "the loss of a sample depends on the others",
     "of_another_model": "loss(model, batch) must use the model that it is given",

@@ -145,6 +145,9 @@ def test_what_is_assumed_of_a_loss_is_said():
     assert "is not the mean of its samples' own losses" in mask
     (random,) = asked("drawing").whole("describe")["notes"]
     assert "draws random numbers" in random
+    (unseen,) = asked("of_unseen_batches").whole("describe")["notes"]
+    assert "no tensors with one row per sample" in unseen
+    assert asked("of_encodings").whole("describe")["notes"] == []
 
 
 def test_the_noise_is_that_of_a_loop_over_samples_in_fp64():

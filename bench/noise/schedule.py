@@ -107,6 +107,7 @@ def schedule(workload: Mapping, largest: float = math.inf) -> Schedule | None:
         return None
     curve = StepTimes.of(workload["steps"]).curve()
     bounded = [moment for moment in moments if moment.estimate.answer == BOUNDED]
+    trained = workload.get("trained_batch", workload["train_batch"])
     scales = []
     updates = []
     for before, after in itertools.pairwise(bounded):
@@ -114,7 +115,7 @@ def schedule(workload: Mapping, largest: float = math.inf) -> Schedule | None:
         scale = math.sqrt(ends[0] * ends[1])
         taken = after.updates - before.updates
         scales.append(scale)
-        updates.append(taken / (1 + scale / workload["train_batch"]))
+        updates.append(taken / (1 + scale / trained))
     candidates = _candidates(curve, scales, largest)
     if not candidates:
         return None

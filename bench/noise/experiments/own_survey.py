@@ -9,10 +9,11 @@ bench.noise.experiments.own_training takes as `train`; it returns plain data, or
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import torch
 from torch.utils import _pytree as pytree
@@ -116,6 +117,13 @@ def _notes(training: OwnTraining, model: torch.nn.Module, batch: Batch) -> list[
     Of a mean, the loss of a batch twice over is that of the batch; of a sum it is twice
     that, and where samples are compared with each other it is anything else.
     """
+    rows: list[torch.Tensor] = []
+    _map_rows(batch, lambda tensor: rows.append(tensor) or tensor)
+    if not rows:
+        return [
+            "The batch has no tensors with one row per sample that can be seen, so that the loss is a mean over "
+            "independent samples was not checked."
+        ]
     with _evaluating(training, model), of_the_users("the loss"):
         once, again = (_seeded_loss(training, model, batch, seed) for seed in (0, 1))
         if not _are_same(once, again):
@@ -174,12 +182,24 @@ def _only(batch: Batch, place: int) -> Batch:
     return _map_rows(batch, lambda tensor: tensor[place : place + 1])
 
 
+def _has_rows(part: object) -> bool:
+    return isinstance(part, torch.Tensor) and part.dim() > 0 and len(part) == _CHECKED
+
+
 def _map_rows(batch: Batch, change: Callable) -> Batch:
-    return pytree.tree_map_only(
-        torch.Tensor,
-        lambda one: change(one) if one.dim() and len(one) == _CHECKED else one,
-        batch,
-    )
+    """The batch with `change` of each tensor that has a row for each sample."""
+
+    def changed(part: object) -> object:
+        if _has_rows(part):
+            return change(part)
+        if not isinstance(part, MutableMapping):
+            return part
+        other = copy.copy(part)  # of a tokenizer, which torch's trees don't know
+        for key, value in part.items():
+            other[key] = changed(value)
+        return other
+
+    return pytree.tree_map(changed, batch)
 
 
 @contextlib.contextmanager

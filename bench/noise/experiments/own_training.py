@@ -193,8 +193,8 @@ class OwnTraining:
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the device."""
-        return pytree.tree_map_only(
-            torch.Tensor, lambda tensor: tensor.to(self.device), batch
+        return pytree.tree_map(
+            lambda part: part.to(self.device) if hasattr(part, "to") else part, batch
         )
 
     def draw(self, count: int, seed: int) -> Batch:
