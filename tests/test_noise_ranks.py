@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from batchline.bench.errors import UsageError
 from batchline.bench.noise.experiments import all_reduce
 from batchline.bench.noise.ranks import WORTH, AllReduce, advise_ranks
 from batchline.bench.noise.step_time import StepTimes
@@ -113,3 +114,10 @@ def test_all_reduces_of_two_ranks_are_timed():
     found = all_reduce.measure(1000, 2, "cpu")
     (row,) = found["rows"]
     assert (row["ranks"], row["bytes"]) == (2, 4096) and len(row["samples_s"]) >= 5
+
+
+def test_a_rank_that_ends_without_an_answer_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(all_reduce, "_be_rank", print)
+    monkeypatch.setattr(all_reduce, "_ENDING_S", 0.1)
+    with pytest.raises(UsageError, match="a rank has ended without an answer"):
+        all_reduce.measure(1000, 2, "cpu")

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -20,12 +21,14 @@ import torch.distributed as dist
 
 from batchline.bench import texts
 from batchline.bench.errors import UsageError
+from batchline.bench.measure.worker.worker import be_a_good_child
 
 _COUNTS = (2, 4)  # of gloo's ranks: more than these share the cores of most machines
 _SMALLEST_BYTES = 4096  # whose time is nearly all latency
 _FEWEST, _MOST = 5, 30  # samples of a size
 _SIZE_S = 0.3  # for the samples of a size
 _LONGEST_S = 180  # for all of it
+_ENDING_S = 10  # between the first rank's end and the answer
 
 
 def measure(gradient_bytes: int, most_ranks: int, device: str) -> dict:
@@ -33,7 +36,7 @@ def measure(gradient_bytes: int, most_ranks: int, device: str) -> dict:
     gradient's size and of smaller ones.
 
     Raises:
-        UsageError: where the ranks could not be started, or did not end in time.
+        UsageError: where a rank fails or ends, or they are not done in time.
     """
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     backend = "nccl" if gpus > 1 else "gloo"
@@ -65,13 +68,7 @@ def _run(backend: str, counts: Sequence[int], sizes: Sequence[int]) -> list[dict
             rank.start()
         sender.close()
         try:
-            if not receiver.poll(_LONGEST_S):
-                raise UsageError(
-                    f"the all-reduce of {len(ranks)} ranks was not done after {_LONGEST_S} s"
-                )
-            answer = receiver.recv()
-        except EOFError:
-            answer = "a rank has ended before it had an answer"
+            answer = _answer(receiver, ranks)
         finally:
             for rank in ranks:
                 rank.terminate()
@@ -81,8 +78,24 @@ def _run(backend: str, counts: Sequence[int], sizes: Sequence[int]) -> list[dict
     return answer
 
 
+def _answer(receiver, ranks: Sequence) -> list[dict] | str:
+    """What the first rank to send has sent: the rows, or why there are none."""
+    sentinels = [rank.sentinel for rank in ranks]
+    ready = connection.wait([receiver, *sentinels], _LONGEST_S)
+    if not ready:
+        return f"it was not done after {_LONGEST_S} s"
+    try:
+        if receiver in ready or receiver.poll(_ENDING_S):  # others may end just before
+            return receiver.recv()
+    except EOFError:
+        pass
+    codes = [rank.exitcode for rank in ranks if rank.exitcode is not None]
+    return f"a rank has ended without an answer (exit codes {codes})"
+
+
 def _be_rank(rank: int, backend: str, start: str, counts, sizes, sender) -> None:
     """One rank's part; rank 0 sends the rows, and whoever fails sends why."""
+    be_a_good_child()
     try:
         torch.set_num_threads(1)
         if backend == "nccl":
