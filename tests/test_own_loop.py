@@ -68,6 +68,11 @@ def test_what_no_batch_follows_from_is_one_line(readings, times, noise, words):
 
 
 def test_a_wall_that_was_tried_is_above_every_law():
-    advice = advisor.advise(line_steps(), an_estimate(), 16 * GIB, largest_fit=20)
+    steps = [step | {"peak_bytes": None} for step in line_steps()]
+    advice = advisor.advise(
+        steps, an_estimate(), 16 * GIB, current_batch=64, largest_fit=20
+    )
     assert advice.largest_that_fits == 20 and advice.best_batch == 20
     assert "20 is the largest batch that fits" in " ".join(advice.sentences)
+    assert "The current 64 does not fit." in advice.sentences
+    assert advice.at(16).fits and advice.at(64).fits is False

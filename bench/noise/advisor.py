@@ -78,7 +78,9 @@ class _Limits:
         return self.peaks.get(batch, self.law.bytes_at(batch) if self.law else None)
 
     def fits(self, batch: int) -> bool | None:
-        return None if self.peak_bytes(batch) is None else batch <= self.most
+        if self.why != TRIED and self.peak_bytes(batch) is None:
+            return None
+        return batch <= self.most
 
 
 def advise(
