@@ -1,7 +1,8 @@
 """Batchline: what does the batch size do to kernels and to training? Measured, on this
 machine.
 
-`from batchline import NoiseMeter` meters the gradient noise of a training loop;
+`from batchline import NoiseMeter` meters the gradient noise of a training loop, and
+`batchline.advise(times, readings)` gives the batch size that follows;
 `batchline.load(folder)` reads a stored run; `batchline.kernels` has the ops,
 `batchline.bench` what measures them. Each is imported when it is asked for.
 """
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "NoiseMeter": "batchline.bench.noise",
+    "advise": "batchline.bench.noise.own_loop",
     "Op": "batchline.kernels.op",
     "load": "batchline.bench.store",
 }
@@ -23,7 +25,7 @@ _WHERE = {
 if places.IS_CHECKOUT:  # where kernels/ and bench/ lie beside this folder, not below
     __path__.append(str(places.CODE))
 
-__all__ = ["NoiseMeter", "Op", "load"]
+__all__ = ["NoiseMeter", "Op", "advise", "load"]
 
 
 def __getattr__(name: str):

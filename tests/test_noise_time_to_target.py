@@ -141,6 +141,23 @@ def test_a_wrong_noise_scale_is_said_at_the_batch_where_it_is_worst():
     assert f"the time of the fastest, {quickest.batch} (" in words
 
 
+def test_what_is_wrong_in_updates_does_not_depend_on_the_times():
+    slow = [{**step, "samples_s": [3 * step["samples_s"][0]]} for step in STEPS]
+    said = [compare(a_sweep(), steps, noise()).of_updates for steps in (STEPS, slow)]
+    assert said[0] == said[1]
+    assert said[0].startswith("In updates alone, which the machine has no part in")
+    wrong = compare(a_sweep(), STEPS, noise(simple=10 * PHI))
+    batch, off = max(
+        (
+            (one.batch, max(one.updates / true, true / one.updates))
+            for one in wrong.predictions[0].batches
+            for true in [LEAST * (1 + PHI / one.batch)]
+        ),
+        key=lambda pair: pair[1],
+    )
+    assert f"it is {off:.2f}x at B = {batch} with" in wrong.of_updates
+
+
 def test_the_band_of_a_prediction_is_from_the_ends_of_its_interval():
     (band,) = (
         one.time_band_s

@@ -289,6 +289,24 @@ print(*new - sys.stdlib_module_names)
     assert out.split() == ["batchline"]
 
 
+def test_the_advisor_of_a_loop_imports_no_torch():
+    out = program(
+        """
+import sys
+sys.modules["torch"] = None
+import batchline
+advice = batchline.advise
+assert "batchline.bench.commands" not in sys.modules
+try:
+    advice({8: 1e-3}, [])
+except ValueError as error:
+    print(type(error).__name__, error)
+""",
+        REPOSITORY,
+    )
+    assert out.startswith("UsageError an interval needs the readings of two steps")
+
+
 def test_the_base_dependencies_are_what_training_takes():
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")

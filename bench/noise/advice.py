@@ -12,6 +12,7 @@ MEMORY = "memory"
 COST = "cost"
 STEP_TIME = "step time"
 NOTHING = "nothing"
+TRIED = "a larger one was tried and did not fit"
 CAVEAT = (
     "These are predictions of a model: an update is worth 1/(1 + φ/B) of one without noise, at a learning rate "
     "tuned for its batch (McCandlish et al. 2018, arXiv:1812.06162). φ grows during training and is no sure "
@@ -87,7 +88,7 @@ class Advice:
     `within_5_percent` the batches around it whose T is at most 1.05 times its, None
     where φ is unbounded; a high end of None has no end. `unlimited_batch` is the
     fastest without memory and cost. `largest_that_fits` is None where memory sets no
-    limit, and `memory` then says why.
+    limit, and `memory` then says why; it is TRIED where no law but a trial has set it.
     """
 
     best_batch: int | None
@@ -126,6 +127,9 @@ class Advice:
             self._extrapolated(),
         )
         return tuple(sentence for sentence in sentences if sentence)
+
+    def __str__(self) -> str:
+        return " ".join((*self.sentences, CAVEAT))
 
     def to_json(self) -> dict:
         return asdict(self) | {"words": list(self.sentences), "caveat": CAVEAT}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -26,6 +26,7 @@ from batchline.bench.noise.advice import (
     NOISE,
     NOTHING,
     STEP_TIME,
+    TRIED,
     Accumulation,
     Advice,
     Point,
@@ -67,11 +68,19 @@ class _Limits:
     def most(self) -> float:
         return math.inf if self.largest is None else self.largest
 
+    def below(self, largest_fit: int | None) -> _Limits:
+        """The same where no batch above this one has run."""
+        if largest_fit is None or self.most <= largest_fit:
+            return self
+        return replace(self, largest=largest_fit, why=TRIED)
+
     def peak_bytes(self, batch: int) -> float | None:
         return self.peaks.get(batch, self.law.bytes_at(batch) if self.law else None)
 
     def fits(self, batch: int) -> bool | None:
-        return None if self.peak_bytes(batch) is None else batch <= self.most
+        if self.why != TRIED and self.peak_bytes(batch) is None:
+            return None
+        return batch <= self.most
 
 
 def advise(
@@ -82,6 +91,7 @@ def advise(
     cost_cap: float | None = None,
     headroom: float = 0.1,
     optimizer_s: float | None = None,
+    largest_fit: int | None = None,
     seed: int = 0,
 ) -> Advice:
     """The batch size of the least predicted time to a loss that fits and costs no more
@@ -98,6 +108,8 @@ def advise(
         spares, t(kb) = k·(t(b) − optimizer_s) +
             optimizer_s; unknown, it is taken for 0, and accumulation for no faster than
             it surely is.
+        largest_fit: the largest batch that ran, where a larger one did not: none above
+        it is advised, whatever the law of memory says.
 
     Raises:
         ValueError: step times that are none or of one batch, a negative or NaN φ, a
@@ -107,7 +119,7 @@ def advise(
     times = StepTimes.of(steps)
     curve = times.curve()
     noise = _require_valid(NoiseEstimate.from_json(dict(estimate)))
-    limits = _limits(steps, limit_bytes, headroom)
+    limits = _limits(steps, limit_bytes, headroom).below(largest_fit)
     if current_batch is not None and current_batch < 1:
         raise ValueError(f"the current batch must be 1 or more, and is {current_batch}")
     optimizer_s = _optimizer_s(optimizer_s, curve)
@@ -436,7 +448,7 @@ class Moment:
     seeds together.
 
     The interval of `estimate` is that of the batches drawn; how far the seeds are
-    apart, `by_seed` shows.
+    apart, `by_seed` shows. `two_batch_sizes` is None where no larger batches were drawn.
     """
 
     updates: int
@@ -445,7 +457,7 @@ class Moment:
     estimate: NoiseEstimate
     layers: Mapping[str, NoiseEstimate]
     tests: Mapping[str, float]
-    two_batch_sizes: NoiseScale
+    two_batch_sizes: NoiseScale | None
     cosines: Mapping[int, tuple[float, ...]]
 
 
@@ -487,7 +499,17 @@ def advice(
             workload["train_batch"] if current_batch is None else current_batch
         ),
         cost_cap=cost_cap,
+        optimizer_s=_believable(workload.get("optimizer_s"), workload["steps"]),
+        largest_fit=workload.get("largest_fit"),
     )
+
+
+def _believable(optimizer_s: float | None, steps: Sequence[Mapping]) -> float | None:
+    """The optimiser's time, where it is less than the whole step at a batch of 1."""
+    if optimizer_s is None:
+        return None
+    is_part = optimizer_s < StepTimes.of(steps).curve().step_s(1)
+    return optimizer_s if is_part else None
 
 
 def by_updates(workload: Mapping) -> dict[int, list[Mapping]]:
@@ -520,7 +542,7 @@ def _moment(updates: int, points: Sequence[Mapping]) -> Moment:
         name: sum(point["tests"][name] for point in points) / count
         for name in points[0]["tests"]
     }
-    two = [point["two_batch_sizes"] for point in points]
+    two = [point["two_batch_sizes"] for point in points if "two_batch_sizes" in point]
     return Moment(
         updates,
         sum(point["loss"] for point in points) / count,
@@ -531,10 +553,17 @@ def _moment(updates: int, points: Sequence[Mapping]) -> Moment:
             for layer in points[0]["layers"]
         },
         tests,
-        NoiseScale(
-            *(sum(scale[part] for scale in two) / count for part in ("trace", "square"))
-        ),
+        _mean_scale(two) if two else None,
         cosines_of(points),
+    )
+
+
+def _mean_scale(scales: Sequence[Mapping]) -> NoiseScale:
+    return NoiseScale(
+        *(
+            sum(scale[part] for scale in scales) / len(scales)
+            for part in ("trace", "square")
+        )
     )
 
 

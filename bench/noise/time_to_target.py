@@ -133,6 +133,29 @@ class TimeToTarget:
             )
         return tuple(sentences)
 
+    @property
+    def of_updates(self) -> str:
+        """Each prediction's worst disagreement in updates alone, which the machine has
+        no part in.
+        """
+        taken = {
+            batch.batch: batch.updates.median
+            for batch in self.measured
+            if batch.updates.median
+        }
+        worst = []
+        for prediction in self.predictions:
+            off = {
+                one.batch: abs(math.log(one.updates / taken[one.batch]))
+                for one in prediction.batches
+                if one.batch in taken
+            }
+            batch = max(off, key=off.get)
+            worst.append(
+                f"{units.ratio(math.exp(off[batch]))} at B = {batch} with {prediction.source}"
+            )
+        return f"In updates alone, which the machine has no part in, it is {'; '.join(worst)}."
+
     def to_json(self) -> dict:
         return asdict(self) | {
             "confidence": self.confidence,

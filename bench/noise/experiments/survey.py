@@ -36,7 +36,7 @@ Tell = Callable[[str], None]
 _PRECISION = 0.01
 _GROUP = 4  # batches that are put together for the two-batch-size estimate and the cosine of a larger batch
 _SMALLER = 4  # times smaller is the other batch whose direction is looked at, and so many times more are drawn
-_WARM_STEPS = 3
+WARM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _steps(
         model = workload.model(0, device)
         drawn = workload.train.draw(batch, generator, device)
         step = _Step(workload, model, drawn)
-        for _ in range(_WARM_STEPS):
+        for _ in range(WARM_STEPS):
             step()
         machine.synchronize()
         start_s = machine.now_s()
@@ -312,7 +312,7 @@ def _steps(
         launches[batch] = Host(
             machine, [step], machine.now_s() - start_s, effort.step_s / 100
         )
-    samples, why = _samples(
+    samples, why = sample_steps(
         launches, Effort(_PRECISION, effort.step_s, most=100), device, guard
     )
     return [
@@ -326,7 +326,7 @@ def _steps(
     ], why
 
 
-def _samples(
+def sample_steps(
     launches: Mapping[int, Host], effort: Effort, device: str, guard: Guard | NoGuard
 ) -> tuple[dict[int, list[float]], str | None]:
     """Each step's samples in seconds; none of any, and why, where the machine was busy

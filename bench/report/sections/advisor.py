@@ -4,12 +4,15 @@ training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from batchline.bench import units
 from batchline.bench.noise import advisor
-from batchline.bench.noise.advice import CAVEAT, Advice, Point, span
+from batchline.bench.noise.advice import CAVEAT, TRIED, Advice, Point, span
 from batchline.bench.noise.advisor import Moment
+from batchline.bench.noise.ranks import RankCount, Ranks
+from batchline.bench.noise.schedule import schedule, why_none
 from batchline.bench.noise.time_to_target import Prediction, Spread, TimeToTarget
 from batchline.bench.report.document import (
     Cell,
@@ -28,22 +31,21 @@ def advise_on(
     workload: Mapping, current_batch: int | None = None, cost_cap: float | None = None
 ) -> tuple[Part, ...]:
     """What follows from the noise of one workload, for a batch and a cost of the
-    caller's own.
+    caller's own; for a training of the user's (bench.own_study) a schedule too, and what
+    was assumed.
 
     Raises:
         ValueError: as bench.noise.advisor.advise.
     """
-    return tuple(
-        parts(
-            [
-                (
-                    moment,
-                    advisor.advice(workload, moment, current_batch, cost_cap),
-                )
-                for moment in advisor.moments(workload)
-            ]
-        )
-    )
+    advised = [
+        (moment, advisor.advice(workload, moment, current_batch, cost_cap))
+        for moment in advisor.moments(workload)
+    ]
+    notes = workload.get("notes")
+    if notes is None:
+        return tuple(parts(advised))
+    largest = advised[len(advised) // 2][1].largest_that_fits
+    return (*parts(advised), *growing(workload, largest), *map(Text, notes))
 
 
 def parts(advised: Sequence[tuple[Moment, Advice]]) -> Iterator[Part]:
@@ -59,6 +61,89 @@ def parts(advised: Sequence[tuple[Moment, Advice]]) -> Iterator[Part]:
         "The noise changes over training, and the batch that it asks for with it:"
     )
     yield over_training(advised)
+
+
+def growing(workload: Mapping, largest: int | None) -> Iterator[Part]:
+    """The batch that grows with the noise, and what that is predicted to save; why there
+    is none.
+    """
+    if why := why_none(advisor.moments(workload)):
+        yield Text(f"No schedule of batch sizes: {why}.")
+        return
+    result = schedule(workload, math.inf if largest is None else largest)
+    if result is None:
+        return
+    yield Text(result.sentence)
+    if not result.is_worth_it:
+        return
+    yield table(
+        ["from loss", "noise scale", "batch", "updates", "examples", "time"],
+        (
+            [
+                f"{one.loss:.3g}",
+                f"{one.noise_scale:.3g}",
+                f"{one.batch:,}",
+                f"{one.updates:,.0f}",
+                f"{one.examples:,.0f}",
+                units.duration(one.time_s),
+            ]
+            for one in result.stretches
+        ),
+    )
+    yield Text(
+        "Nothing of this was trained. The noise scale of a stretch is the geometric mean of those at its ends; "
+        "the learning rate must follow the batch (Merrill et al. 2025, arXiv:2505.23971, who grow the batch in "
+        "doublings: with its square root, for Adam)."
+    )
+
+
+def ranks(result: Ranks) -> Iterator[Part]:
+    """How many ranks are worth having, one row for each count that was looked at."""
+    reduce = result.all_reduce
+    yield Text(" ".join(result.sentences))
+    yield table(
+        [
+            "ranks",
+            "all-reduce",
+            "batch of each",
+            "batch",
+            "an update",
+            "speed",
+            "of r ranks'",
+        ],
+        (
+            [
+                f"{one.ranks:,}",
+                _reduce(one),
+                f"{one.rank_batch:,}",
+                f"{one.batch:,}",
+                units.duration(one.step_s),
+                units.ratio(one.speed),
+                f"{one.efficiency:.0%}",
+            ]
+            for one in result.counts
+        ),
+    )
+    shared = max(reduce.curves) > reduce.cores and reduce.backend == "gloo"
+    cores = f", which share its {reduce.cores} cores" if shared else ""
+    if reduce.why_busy:
+        yield Text(
+            f"The machine was busy while the all-reduce was timed ({reduce.why_busy}): it may be shorter."
+        )
+    yield Text(
+        f"The all-reduce of the gradient's {units.size(result.gradient_bytes)} was timed over {reduce.backend} "
+        f"between processes of this machine{cores} ({'; '.join(reduce.laws)}). It is taken to begin when the "
+        "backward pass has ended; each rank is taken for a device as fast as this one. The noise scale is "
+        f"{result.noise_scale:.3g}. These are predictions of the model above: no rank was trained with."
+    )
+
+
+def _reduce(one: RankCount) -> str:
+    if one.ranks == 1:
+        return "none"
+    return units.duration(one.all_reduce_s) + (
+        " (modelled)" if not one.is_timed else ""
+    )
 
 
 def at_moment(advice: Advice) -> Iterator[Part]:
@@ -179,12 +264,17 @@ def regret(advice: Advice) -> Table:
 
 def _law(advice: Advice) -> str:
     law = advice.law
-    memory = (
-        f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
-        f"{units.size(advice.limit_bytes)} kept free."
-        if advice.largest_that_fits is not None
-        else f"Memory sets no limit: {advice.memory}."
-    )
+    if advice.largest_that_fits is None:
+        memory = f"Memory sets no limit: {advice.memory}."
+    elif advice.memory == TRIED:
+        memory = (
+            f"The largest batch that fits is {advice.largest_that_fits:,}: {TRIED}."
+        )
+    else:
+        memory = (
+            f"The largest batch that fits is {advice.largest_that_fits:,}, with {advice.headroom:.0%} of "
+            f"{units.size(advice.limit_bytes)} kept free."
+        )
     return (
         f"A step takes {units.duration(law.alpha_s)} + {units.duration(law.beta_s)}·B (a robust fit; its worst "
         f"batch is off by {law.worst_residual:+.1%}). Between measured batches the measured times are used, the "
