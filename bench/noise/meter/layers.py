@@ -292,15 +292,21 @@ def replayed(
             return forward(*args, **kwargs)
         replay = _Replay(layer, module, parameters, step, (args, kwargs))
         result = forward(*args, **kwargs)
-        leaves = pytree.tree_leaves(result)
-        if any(map(_is_differentiable, leaves)):
-            replay.is_called(leaves)
-            for number, leaf in enumerate(leaves):
-                if _is_differentiable(leaf):
-                    leaf.register_hook(
-                        lambda dy, number=number: replay.backward(number, dy)
-                    )
-        return result
+        leaves, form = pytree.tree_flatten(result)
+        if not any(map(_is_differentiable, leaves)):
+            return result
+        # an output may be made from another, or be an input: a view has only the
+        # gradient from outside
+        leaves = [
+            leaf.view_as(leaf) if _is_differentiable(leaf) else leaf for leaf in leaves
+        ]
+        replay.is_called(leaves)
+        for number, leaf in enumerate(leaves):
+            if _is_differentiable(leaf):
+                leaf.register_hook(
+                    lambda dy, number=number: replay.backward(number, dy)
+                )
+        return pytree.tree_unflatten(leaves, form)
 
     return call
 

@@ -254,7 +254,7 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
         if not np.isfinite(row).all():
             return replace(
                 reading,
-                why_not=f"{name}: its gradient is NaN or infinite, as in a step that overflows",
+                why_not=f"{name}: its gradient or its square is NaN or infinite, as in a step that overflows",
             )
     found = put_together(taken, way)
     sizes = np.sqrt(taken.rows[:, 2 : 2 + taken.batch].mean(1))
