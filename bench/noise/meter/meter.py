@@ -413,11 +413,15 @@ class NoiseMeter:
         record = Record(
             self._model, self._plan.layers, self._plan.names, options, self._probes
         )
-        record.begin()
         if (
             "torch._dynamo" in sys.modules
         ):  # who has compiled nothing needn't wait for it
             self._eager.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            record.begin()
+        except BaseException:
+            self._eager.close()
+            raise
         self._record = record
         return True
 
