@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,16 +22,19 @@ from torch.nn.utils import parametrize
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.reading import (
     Reading,
     Taken,
     Way,
     assumptions,
+    noise_scale_of,
     read,
 )
 from batchline.bench.noise.meter.record import Options, Record
 from batchline.bench.noise.meter.step import Step, autocast_off, forget_choices
+from batchline.bench.stats.noise_scale import NoiseScale
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -40,6 +45,7 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.Embedding.forward: layers.embedding,
 }
 REDUCTIONS = ("mean", "sum")
+_MOST_STEPS = 10_000  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -332,8 +338,9 @@ class NoiseMeter:
         self._probes: dict = {}
         self._record: Record | None = None
         self._eager = contextlib.ExitStack()
-        self._reading: Reading | None = None
-        self._unread: Callable[[], Reading] | None = None
+        self._finished: _Finished | None = None
+        self._past: deque[Past] = deque(maxlen=_MOST_STEPS)
+        self._left_out = 0
         self._seen = 0
 
     @property
@@ -349,14 +356,68 @@ class NoiseMeter:
             UsageError: before the first step, and if samples' gradients don't add up to
             the parameters' own.
         """
-        if self._unread:
-            self._reading = self._unread()
-            self._unread = None
-        if self._reading is None:
+        if self._finished is None:
             raise UsageError(
                 "nothing was measured yet: run a forward and a backward pass inside `with meter`"
             )
-        return self._reading
+        return self._finished.reading
+
+    def history(self, half_life: float = 200) -> History:
+        """Of the metered steps so far, each of which counts half as much after so many
+        more; it keeps the last 10,000.
+        """
+        self._remember()
+        return History(tuple(self._past), half_life, self._left_out)
+
+    def scalars(self, half_life: float = 200) -> dict[str, float]:
+        """Figures to log, of the last step and of the history; what is not known is not
+        there. All are free of the loss's scale but trace and square, tr Σ and ‖G‖².
+        """
+        found: dict[str, float] = {}
+        reading = self.reading
+        found["noise/batch"] = reading.batch
+        if reading.parameters:
+            scale = reading.scale()
+            found["noise/trace"] = scale.trace
+            found["noise/square"] = scale.square
+            for test in reading.tests():
+                found[f"noise/{test.name.replace(' ', '_')}_test"] = test.value
+        history = self.history(half_life)
+        if len(history) > 1:
+            estimate = history.estimate()
+            found["noise/B_simple"] = estimate.scale.simple
+            found["noise/B_simple_low"] = estimate.simple.low
+            found["noise/B_simple_high"] = estimate.simple.high
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def state_dict(self) -> dict:
+        """What a run that goes on needs of this one, of plain numbers."""
+        self._remember()
+        return {
+            "seen": self._seen,
+            "left_out": self._left_out,
+            "steps": [list(past) for past in self._past],
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from another meter's `state_dict`."""
+        self._seen = state["seen"]
+        self._left_out = state["left_out"]
+        self._past.clear()
+        self._past.extend(Past(*past) for past in state["steps"])
+        self._finished = None
+
+    def _remember(self) -> None:
+        """Take the last step into the history. On a GPU, this waits for it."""
+        finished = self._finished
+        if finished is None or finished.remembered:
+            return
+        finished.remembered = True
+        scale = finished.scale
+        if scale is None:
+            self._left_out += 1
+        else:
+            self._past.append(Past(scale.trace, scale.square, finished.batch))
 
     def step(self, **options) -> contextlib.AbstractContextManager[bool]:
         """A metered step that is told more than the meter was.
@@ -406,7 +467,8 @@ class NoiseMeter:
             )
         if options.weights is not None and not self._mean:
             raise UsageError('weights= are of a weighted mean: reduction="mean"')
-        self._reading = self._unread = None
+        self._remember()
+        self._finished = None
         if not self._plan.holds():
             self._plan = plan(self._model, self._chosen)
             self._probes = {}
@@ -434,30 +496,63 @@ class NoiseMeter:
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
                 statistics, samples = record.finish(self._mean)
-            self._unread = functools.partial(
-                self._read, record, statistics, samples, self._plan
+            record.forget()
+            self._finished = _Finished(
+                record, statistics, samples, self._plan, self._mean
             )
 
-    def _read(self, record: Record, statistics, samples, plan: Plan) -> Reading:
-        batch = sum(samples)
-        weights = record.weights(batch)
-        told = (assumptions(samples, self._mean, weights is not None), record.trusted)
+
+class _Finished:
+    """A metered step that is over; what it says is fetched from the device when asked
+    for.
+    """
+
+    def __init__(self, record: Record, statistics, samples, plan: Plan, mean: bool):
+        self.batch = sum(samples)
+        self.remembered = False
+        self._record = record
+        self._statistics = statistics
+        self._samples = samples
+        self._plan = plan
+        self._mean = mean
+
+    @functools.cached_property
+    def _way(self) -> Way:
+        factor = (self.batch**2 if self._mean else 1) / self._record.scale**2
+        return Way(factor, self._record.weights(self.batch))
+
+    @functools.cached_property
+    def _taken(self) -> Taken:
+        return Taken.of(self._statistics, self.batch)
+
+    @property
+    def scale(self) -> NoiseScale | None:
+        """S and G2, None where there are none."""
+        way = self._way
+        if self._record.why_not or not self._statistics:
+            return None
+        return noise_scale_of(self._taken, way)
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        way = self._way
+        loss = assumptions(self._samples, self._mean, way.weights is not None)
+        names = self._plan.names.values()
         reading = Reading(
-            batch,
+            self.batch,
             {},
-            fallbacks=plan.fallbacks,
-            frozen=plan.frozen,
+            fallbacks=self._plan.fallbacks,
+            frozen=self._plan.frozen,
             without_gradient=tuple(
-                name for name in plan.names.values() if name not in statistics
+                name for name in names if name not in self._statistics
             ),
-            left_out=plan.left_out,
-            assumed=tuple(filter(None, told)),
-            why_not=record.why_not,
+            left_out=self._plan.left_out,
+            assumed=tuple(filter(None, (loss, self._record.trusted))),
+            why_not=self._record.why_not,
         )
-        if record.why_not:
+        if self._record.why_not or not self._statistics:
             return reading
-        factor = (batch**2 if self._mean else 1) / record.scale**2
-        return read(Taken.of(statistics, batch), Way(factor, weights), reading)
+        return read(self._taken, way, reading)
 
 
 class _Metered:
