@@ -176,25 +176,43 @@ class Taken:
     dots: bool
 
     @classmethod
-    def of(cls, statistics: Mapping[str, ParameterStatistics], batch: int) -> Taken:
-        dots = all(one.inner_products is not None for one in statistics.values())
-        rows = torch.stack([_as_row(one, dots) for one in statistics.values()])
-        return cls(
-            tuple(statistics),
-            rows.cpu().numpy(),
-            tuple(None if one.gap is None else one.eps for one in statistics.values()),
-            batch,
-            dots,
-        )
+    def of(
+        cls, steps: Sequence[tuple[Mapping[str, ParameterStatistics], int]]
+    ) -> list[Taken]:
+        """Of each step, from its statistics and its batch: one transfer for all."""
+        if not steps:
+            return []
+        scalars: list[torch.Tensor] = []
+        vectors: list[torch.Tensor] = []
+        for statistics, _ in steps:
+            every = statistics.values()
+            scalars += [one.norm for one in every]
+            scalars += [one.norm if one.gap is None else one.gap for one in every]
+            vectors += [one.squared_norms for one in every]
+            if _has_dots(statistics):
+                vectors += [one.inner_products for one in every]
+        flat = torch.cat([torch.stack(scalars), *vectors]).double().cpu().numpy()
+        first, rest = flat[: len(scalars)], flat[len(scalars) :]
+        found = []
+        for statistics, batch in steps:
+            count = len(statistics)
+            dots = _has_dots(statistics)
+            size = (1 + dots) * count * batch
+            rows = np.concatenate(
+                [
+                    *first[: 2 * count].reshape(2, count, 1),
+                    *rest[:size].reshape(-1, count, batch),
+                ],
+                1,
+            )
+            first, rest = first[2 * count :], rest[size:]
+            eps = (None if one.gap is None else one.eps for one in statistics.values())
+            found.append(cls(tuple(statistics), rows, tuple(eps), batch, dots))
+        return found
 
 
-def _as_row(one: ParameterStatistics, dots: bool) -> torch.Tensor:
-    """[2 + 2B] in fp64, or [2 + B] without d: the norm, the gap (the norm where there
-    is none), n and d.
-    """
-    gap = one.norm if one.gap is None else one.gap
-    parts = [torch.stack([one.norm, gap]).double(), one.squared_norms.double()]
-    return torch.cat(parts + [one.inner_products.double()] if dots else parts)
+def _has_dots(statistics: Mapping[str, ParameterStatistics]) -> bool:
+    return all(one.inner_products is not None for one in statistics.values())
 
 
 @dataclass(frozen=True)
@@ -253,9 +271,10 @@ def noise_scale_of(taken: Taken, way: Way) -> NoiseScale | None:
     """
     if taken.batch < 2 or not np.isfinite(taken.rows).all():
         return None
-    wrong, of_rounding = _gaps(taken)
-    if (wrong & ~of_rounding).any():
-        return None
+    if any(eps is not None for eps in taken.eps):
+        wrong, of_rounding = _gaps(taken)
+        if (wrong & ~of_rounding).any():
+            return None
     square = way.factor * float(np.sum((taken.rows[:, 0] / taken.batch) ** 2))
     n = way.factor * taken.rows[:, 2 : 2 + taken.batch].sum(0)
     if way.weights is not None:
