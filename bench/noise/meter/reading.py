@@ -225,30 +225,36 @@ class Way:
     weights: np.ndarray | None = None
 
 
-def put_together(taken: Taken, way: Way) -> dict[str, BatchStatistics | Norms | str]:
-    """{M, n, d} of each parameter from what its samples contributed: the one place where
-    they meet. A parameter without them has a line that says why.
+def put_together(
+    taken: Taken, way: Way, row: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray | None]:
+    """M, n[B] and d[B] (None where it was not taken) from a row of what samples
+    contributed: the one place where they meet.
 
-    n and d are of the samples at hand, and M of the gradient that they add up to.
+    n and d are those of the samples in the row, M that of the gradient whose norm is in
+    it: of all samples that it is the mean of.
     """
-    found = {}
-    for name, row in zip(taken.names, taken.rows):
-        square = way.factor * (row[0] / taken.batch) ** 2
-        n = way.factor * row[2 : 2 + taken.batch]
-        if not taken.dots:
-            finite = np.isfinite(n).all() and np.isfinite(square)
-            found[name] = (
-                Norms(square, n) if finite else "its gradient is NaN or infinite"
-            )
-            continue
-        d = way.factor * row[2 + taken.batch :]
-        if way.weights is not None:
-            n, d = of_ratio(way.weights, square, n, d)
-        try:
-            found[name] = BatchStatistics(square, n, d)
-        except ValueError as error:
-            found[name] = str(error)
-    return found
+    square = way.factor * float(row[0] / taken.batch) ** 2
+    n = way.factor * row[2 : 2 + taken.batch]
+    if not taken.dots:
+        return square, n, None
+    d = way.factor * row[2 + taken.batch :]
+    if way.weights is not None:
+        n, d = of_ratio(way.weights, square, n, d)
+    return square, n, d
+
+
+def _statistics(
+    taken: Taken, way: Way, row: np.ndarray
+) -> BatchStatistics | Norms | str:
+    """Of one parameter, or a line that says why it has none."""
+    square, n, d = put_together(taken, way, row)
+    if d is None:
+        return Norms(square, n)
+    try:
+        return BatchStatistics(square, n, d)
+    except ValueError as error:
+        return str(error)
 
 
 def of_ratio(
@@ -275,11 +281,9 @@ def noise_scale_of(taken: Taken, way: Way) -> NoiseScale | None:
         wrong, of_rounding = _gaps(taken)
         if (wrong & ~of_rounding).any():
             return None
-    square = way.factor * float(np.sum((taken.rows[:, 0] / taken.batch) ** 2))
-    n = way.factor * taken.rows[:, 2 : 2 + taken.batch].sum(0)
-    if way.weights is not None:
-        d = way.factor * taken.rows[:, 2 + taken.batch :].sum(0)
-        n, _ = of_ratio(way.weights, square, n, d)
+    whole = taken.rows.sum(0)
+    whole[0] = np.linalg.norm(taken.rows[:, 0])
+    square, n, _ = put_together(taken, way, whole)
     return noise_scale(square, n)
 
 
@@ -306,10 +310,11 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
     why_not = _why_nothing(taken)
     if why_not:
         return replace(reading, why_not=why_not)
-    found = put_together(taken, way)
+    found: dict[str, BatchStatistics | Norms] = {}
     zeros = []
     for name, row, wrong, small in zip(taken.names, taken.rows, *_gaps(taken)):
-        fault = found[name] if isinstance(found[name], str) else None
+        statistics = _statistics(taken, way, row)
+        fault = statistics if isinstance(statistics, str) else None
         if wrong and not fault:
             fault = (
                 f"its samples' gradients don't add up to its own (off by {row[1] / row[0]:.2g} of it): it is "
@@ -319,9 +324,11 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
             raise UsageError(f"{name}: {fault}")
         if fault:
             nothing = np.zeros(taken.batch)
-            kind = BatchStatistics(0.0, nothing, nothing)
-            found[name] = kind if taken.dots else Norms(0.0, nothing)
+            statistics = Norms(0.0, nothing)
+            if taken.dots:
+                statistics = BatchStatistics(0.0, nothing, nothing)
             zeros.append(name)
+        found[name] = statistics
     return replace(
         reading,
         parameters=found,

@@ -173,7 +173,8 @@ class Record:
         self._check_count(size)
         step.sees_batch("the model's input", size)
         step.calls_model(self._located(args, kwargs, size))
-        if callable(self._options.weights):
+        first = self._model_calls == 1 or self._sums is not None
+        if first and callable(self._options.weights):
             with torch.no_grad():
                 self._weights.append(self._options.weights(*args, **kwargs))
 
