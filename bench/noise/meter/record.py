@@ -125,6 +125,8 @@ class Record:
 
     def forget(self) -> None:
         """Let go of activations and modules, for a reading may be kept for long."""
+        for step in self._open:
+            step.forgets()
         self._open = []
         self._layers = []
         self._sums = None
