@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from batchline.bench.noise import NoiseMeter
-from batchline.bench.noise.meter import step
+from batchline.bench.noise.meter import convolutions, step
 
 BATCH = 6
 
@@ -178,17 +178,41 @@ COMPACT = {
     "tied linears": (TiedLinears, _floats(3, 4)),
     "tied language model": (TiedLanguageModel, _ids(5)),
 }
-REPLAYED = {
-    "convolution": (
+CONVOLUTIONS = {
+    "convolutions": (
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 2)),
         _floats(2, 5, 5),
     ),
-    "convolution called twice": (
-        lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)),
-        _floats(3, 5),
+    "strides, padding, dilation": (
+        lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(2, 1)),
+        _floats(2, 7, 8),
     ),
-    "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
-    "batch norm in eval": (lambda: nn.BatchNorm1d(4).eval(), _floats(4)),
+    "many positions": (lambda: nn.Conv2d(2, 3, 3, bias=False), _floats(2, 12, 11)),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), _floats(4, 5, 6)),
+    "depthwise": (lambda: nn.Conv2d(3, 3, 3, groups=3, padding=1), _floats(3, 5, 6)),
+    "depthwise, two outputs a channel": (
+        lambda: nn.Conv2d(3, 6, 2, groups=3, stride=2, dilation=2, padding=1),
+        _floats(3, 6, 7),
+    ),
+    "same, reflected": (
+        lambda: nn.Conv1d(2, 3, 4, padding="same", padding_mode="reflect"),
+        _floats(2, 9),
+    ),
+    "valid": (lambda: nn.Conv1d(2, 3, 4, padding="valid"), _floats(2, 9)),
+    "circular": (
+        lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+        _floats(2, 4, 5),
+    ),
+    "three dimensions": (lambda: nn.Conv3d(2, 3, 2, stride=2), _floats(2, 4, 5, 4)),
+    "called twice": (lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)), _floats(3, 5)),
+    "channels last": (
+        lambda: nn.Conv2d(3, 2, 2).to(memory_format=torch.channels_last),
+        _floats(3, 5, 5).to(memory_format=torch.channels_last),
+    ),
+}
+COMPACT |= {f"convolution: {name}": case for name, case in CONVOLUTIONS.items()}
+REPLAYED = {
+    "transposed convolution": (lambda: nn.ConvTranspose1d(2, 3, 3), _floats(2, 5)),
     "bare parameter": (Token, _floats(3, 4)),
     "parametrised": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
@@ -214,19 +238,27 @@ def test_any_other_layer_goes_through_torch_func_and_is_named(case):
 
 
 def test_fallbacks_are_named_by_type():
-    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    model = nn.Sequential(nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(12, 2)).double()
     meter = _check(model, _floats(1, 5))
-    assert meter.fallbacks == meter.reading.fallbacks == {"0": "Conv1d"}
-    assert "0 (Conv1d) went through torch.func" in str(meter.reading)
+    assert meter.fallbacks == meter.reading.fallbacks == {"0": "ConvTranspose1d"}
+    assert "0 (ConvTranspose1d) went through torch.func" in str(meter.reading)
 
 
 @pytest.mark.parametrize(
     "chunk", [1, 70, 200], ids=["a sample at a time", "two", "five"]
 )
-@pytest.mark.parametrize("case", ["tied language model", "convolution"])
+@pytest.mark.parametrize("case", ["tied language model", "bare parameter"])
 def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
     monkeypatch.setattr(step, "_CHUNK", chunk)
     make, x = (COMPACT | REPLAYED)[case]
+    _check(_seeded(make), x)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 700])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_convolution_by_chunks(case, at_once, monkeypatch):
+    monkeypatch.setattr(convolutions, "_AT_ONCE", at_once)
+    make, x = CONVOLUTIONS[case]
     _check(_seeded(make), x)
 
 

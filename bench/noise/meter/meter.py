@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter import convolutions, layers
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import (
     ParameterStatistics,
@@ -44,6 +44,9 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.LayerNorm.forward: layers.normalisation,
     nn.RMSNorm.forward: layers.normalisation,
     nn.Embedding.forward: layers.embedding,
+    nn.Conv1d.forward: convolutions.convolution,
+    nn.Conv2d.forward: convolutions.convolution,
+    nn.Conv3d.forward: convolutions.convolution,
 }
 REDUCTIONS = ("mean", "sum")
 
