@@ -210,6 +210,45 @@ CONVOLUTIONS = {
         _floats(3, 5, 5).to(memory_format=torch.channels_last),
     ),
 }
+
+
+def _turned_to_eval(make, *shape):
+    """A module that has seen two batches, and then stands still."""
+    module = make()
+    for _ in range(2):
+        module(torch.randn(5, *shape))
+    return nn.Sequential(nn.Linear(shape[-1], shape[-1]), module.eval())
+
+
+NORMS = {
+    "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
+    "group norm of an image": (lambda: nn.GroupNorm(2, 4), _floats(4, 5, 3)),
+    "group norm of no positions": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6)),
+        _floats(4),
+    ),
+    "instance norm": (lambda: nn.InstanceNorm2d(3, affine=True), _floats(3, 4, 5)),
+    "instance norm, running": (
+        lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+        _floats(3, 5),
+    ),
+    "instance norm in eval": (
+        lambda: _turned_to_eval(
+            lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True), 3, 5
+        ),
+        _floats(3, 5),
+    ),
+    "batch norm in eval": (
+        lambda: _turned_to_eval(lambda: nn.BatchNorm1d(4), 4),
+        _floats(4),
+    ),
+    "batch norm of an image in eval": (
+        lambda: _turned_to_eval(lambda: nn.BatchNorm2d(2), 2, 3, 4),
+        _floats(2, 3, 4),
+    ),
+    "group norm called twice": (lambda: Twice(nn.GroupNorm(1, 3)), _floats(3, 4)),
+}
+COMPACT |= NORMS
 COMPACT |= {f"convolution: {name}": case for name, case in CONVOLUTIONS.items()}
 REPLAYED = {
     "transposed convolution": (lambda: nn.ConvTranspose1d(2, 3, 3), _floats(2, 5)),
@@ -238,7 +277,9 @@ def test_any_other_layer_goes_through_torch_func_and_is_named(case):
 
 
 def test_fallbacks_are_named_by_type():
-    model = nn.Sequential(nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(12, 2)).double()
+    model = nn.Sequential(
+        nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(12, 2)
+    ).double()
     meter = _check(model, _floats(1, 5))
     assert meter.fallbacks == meter.reading.fallbacks == {"0": "ConvTranspose1d"}
     assert "0 (ConvTranspose1d) went through torch.func" in str(meter.reading)

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import convolutions, layers
+from batchline.bench.noise.meter import convolutions, foreign, layers, norms
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import (
     ParameterStatistics,
@@ -47,6 +47,9 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.Conv1d.forward: convolutions.convolution,
     nn.Conv2d.forward: convolutions.convolution,
     nn.Conv3d.forward: convolutions.convolution,
+    nn.GroupNorm.forward: norms.by_channel,
+    nn.InstanceNorm1d.forward: norms.by_channel,
+    nn.BatchNorm1d.forward: norms.by_channel,
 }
 REDUCTIONS = ("mean", "sum")
 
@@ -303,7 +306,9 @@ def _measured_as(module: nn.Module) -> Metered | None:
     own_forward = "forward" in module.__dict__ or not isinstance(
         module._parameters.get("weight"), nn.Parameter
     )
-    return None if own_forward else _MEASURED.get(type(module).forward)
+    if own_forward:
+        return None
+    return _MEASURED.get(type(module).forward) or foreign.recognised(module)
 
 
 def _refuse(name: str, module: nn.Module) -> None:
