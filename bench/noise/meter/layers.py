@@ -126,6 +126,13 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias, None
 
 
+def project(
+    x: torch.Tensor, weight: nn.Parameter, bias: nn.Parameter | None, step: Step
+) -> torch.Tensor:
+    """x[B,…,I] Wᵀ + b, for a layer that has told `step` of its call."""
+    return _Linear.apply(x, weight, bias, step)
+
+
 def _tokens(x: torch.Tensor) -> torch.Tensor:
     """[B,…,I] as [B,T,I]; [I] is one sample."""
     if x.dim() == 2:

@@ -18,7 +18,14 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import convolutions, foreign, layers, norms
+from batchline.bench.noise.meter import (
+    attention,
+    convolutions,
+    foreign,
+    layers,
+    norms,
+    recurrent,
+)
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import (
     ParameterStatistics,
@@ -50,6 +57,10 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.GroupNorm.forward: norms.by_channel,
     nn.InstanceNorm1d.forward: norms.by_channel,
     nn.BatchNorm1d.forward: norms.by_channel,
+    nn.MultiheadAttention.forward: attention.attention,
+    nn.RNN.forward: recurrent.recurrent,
+    nn.GRU.forward: recurrent.recurrent,
+    nn.LSTM.forward: recurrent.recurrent,
 }
 REDUCTIONS = ("mean", "sum")
 
@@ -303,12 +314,18 @@ def _uses_its_childrens(module: nn.Module) -> bool:
 
 
 def _measured_as(module: nn.Module) -> Metered | None:
-    own_forward = "forward" in module.__dict__ or not isinstance(
-        module._parameters.get("weight"), nn.Parameter
-    )
-    if own_forward:
+    if "forward" in module.__dict__ or not _holds_its_weights(module):
         return None
     return _MEASURED.get(type(module).forward) or foreign.recognised(module)
+
+
+def _holds_its_weights(module: nn.Module) -> bool:
+    """Whether what its forward reads are parameters of its own."""
+    if isinstance(module, nn.MultiheadAttention):
+        return attention.is_supported(module)
+    if isinstance(module, nn.RNNBase):
+        return recurrent.is_supported(module)
+    return isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def _refuse(name: str, module: nn.Module) -> None:
