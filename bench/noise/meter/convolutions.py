@@ -170,6 +170,8 @@ class Patches:
         x, dy = self.x[samples].to(wide), self.dy[samples].to(wide)
         of_some = self._depthwise if self.form.is_depthwise else self._of_patches
         count = self._count(self._inputs_per_sample())
+        if count >= len(x):
+            return of_some(x, dy)
         parts = zip(x.split(count), dy.split(count))
         return torch.cat([of_some(*part) for part in parts])
 

@@ -9,7 +9,7 @@ known for all times at once, so a step back is few operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -241,10 +241,9 @@ def _back_in_rnn(times: Times, dy: Gradients, w_state, module) -> Backward:
     )
     dg = torch.empty_like(times.from_input)
     dh = dy.last
-    for t in reversed(range(len(dg))):
-        dh = dh + dy.states[t]
-        torch.mul(dh, slope[t], out=dg[t])
-        dh = torch.mm(dg[t], w_state)
+    for slope_t, dy_t, dg_t in _backwards(slope, dy.states, dg):
+        torch.mul(dh + dy_t, slope_t, out=dg_t)
+        dh = torch.mm(dg_t, w_state)
     return Backward(dg, dg, dh, None)
 
 
@@ -260,11 +259,12 @@ def _back_in_gru(times: Times, dy: Gradients, w_state, module) -> Backward:
     dg = torch.empty_like(slopes)
     states = torch.empty_like(times.before)
     dh = dy.last
-    for t in reversed(range(len(dg))):
-        torch.add(dh, dy.states[t], out=states[t])
-        dh = states[t]
-        torch.mul(dh[:, None], slopes[t], out=dg[t])
-        dh = torch.addmm(dh * update[t], dg[t].flatten(1), w_state)
+    for dy_t, slopes_t, update_t, state_t, dg_t in _backwards(
+        dy.states, slopes, update, states, dg
+    ):
+        torch.add(dh, dy_t, out=state_t)
+        torch.mul(state_t[:, None], slopes_t, out=dg_t)
+        dh = torch.addmm(state_t * update_t, dg_t.flatten(1), w_state)
     of_state = dg.flatten(2)
     of_input = torch.cat(
         [of_state.chunk(3, -1)[0], of_state.chunk(3, -1)[1], states * of_new], -1
@@ -282,8 +282,8 @@ def _back_in_lstm(times: Times, dy: Gradients, w_state, module) -> Backward:
     )
     cells[0] = times.cell
     added = admit * new
-    for t in range(len(new)):
-        torch.addcmul(added[t], keep[t], cells[t], out=cells[t + 1])
+    for added_t, keep_t, before, after in zip(added, keep, cells[:-1], cells[1:]):
+        torch.addcmul(added_t, keep_t, before, out=after)
     shown = cells[1:].tanh()
     of_cell = show * (1 - shown.square())
     of_show = shown * show * (1 - show)
@@ -297,15 +297,22 @@ def _back_in_lstm(times: Times, dy: Gradients, w_state, module) -> Backward:
     )
     dg = slopes.new_empty(*new.shape[:2], 4, new.shape[2])
     dh, dc = dy.last, dy.cell
-    for t in reversed(range(len(dg))):
-        dh = dh + dy.states[t]
-        dc = torch.addcmul(dc, dh, of_cell[t])
-        torch.mul(dc[:, None], slopes[t], out=dg[t, :, :3])
-        torch.mul(dh, of_show[t], out=dg[t, :, 3])
-        dh = torch.mm(dg[t].flatten(1), w_state)
-        dc = dc * keep[t]
+    for dy_t, of_cell_t, of_show_t, slopes_t, keep_t, dg_t in _backwards(
+        dy.states, of_cell, of_show, slopes, keep, dg
+    ):
+        dh = dh + dy_t
+        dc = torch.addcmul(dc, dh, of_cell_t)
+        torch.mul(dc[:, None], slopes_t, out=dg_t[:, :3])
+        torch.mul(dh, of_show_t, out=dg_t[:, 3])
+        dh = torch.mm(dg_t.flatten(1), w_state)
+        dc = dc * keep_t
     dg = dg.flatten(2)
     return Backward(dg, dg, dh, dc)
+
+
+def _backwards(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Their parts at each time, from the last to the first."""
+    return zip(*(reversed(tensor.unbind()) for tensor in tensors))
 
 
 _BACK = {
