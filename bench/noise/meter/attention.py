@@ -16,6 +16,7 @@ from batchline.bench.noise.meter.gradients import (
     as_autocast,
     returned,
     returned_bias,
+    tell_call,
     trained,
 )
 from batchline.bench.noise.meter.layers import project, replayed
@@ -78,7 +79,7 @@ def attention(
             one if module.batch_first else one.transpose(0, 1)
             for one in (query, key, value)
         ]
-        step.calls(layer, inputs[0], own)
+        tell_call(step, layer, query, own, 0 if module.batch_first else 1)
         heads = _project_in(module, inputs, same, step)
         masks = _masks(
             module,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.step import Contribution, Rows, Step
 from batchline.kernels.statistics import accumulator
 
@@ -28,6 +29,29 @@ def as_autocast(x: torch.Tensor) -> torch.Tensor:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+def tell_call(
+    step: Step,
+    layer: str,
+    x: torch.Tensor,
+    parameters: Iterable[nn.Parameter],
+    dim: int,
+) -> None:
+    """Tell `step` of the call of a module that takes samples from dimension `dim` of x.
+
+    Raises:
+        UsageError: if they are in another one.
+    """
+    where = step.locates(layer, x)
+    if step.located is not None and where != dim:
+        if where == 0:
+            raise UsageError(
+                f"{layer} takes its samples from dimension {dim} of {list(x.shape)}, and is given them in "
+                "dimension 0, so it mixes them: transpose before it, or build it with batch_first=True"
+            )
+        step.calls(layer, x, parameters)
+    step.calls(layer, x.movedim(dim, 0), parameters, moved=True)
 
 
 def returned(

@@ -17,7 +17,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from batchline.bench.noise.meter.gradients import returned, returned_bias, trained
+from batchline.bench.noise.meter.gradients import (
+    returned,
+    returned_bias,
+    tell_call,
+    trained,
+)
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import Product, Step
 
@@ -58,8 +63,8 @@ def recurrent(
             return forward(input, hx)
         if not _is_plain(input):
             return replay(input, hx)
+        tell_call(step, layer, input, own, 0 if module.batch_first else 1)
         x = input if module.batch_first else input.transpose(0, 1)
-        step.calls(layer, x, own)
         states = _initial(module, x, hx)
         y, last = _through_layers(module, x, states, step)
         if not module.batch_first:
