@@ -90,11 +90,12 @@ def attention(
         )
         attend = _attend_and_weigh if need_weights else _attend
         y, weights = attend(heads, masks, module.dropout if module.training else 0.0)
-        y = y.transpose(1, 2).flatten(2)
-        y = project(y, module.out_proj.weight, module.out_proj.bias, step)
+        # in memory as torch has it, so that a dropout after it draws the same
+        y = y.permute(2, 0, 1, 3).flatten(2)
+        y = project(y, module.out_proj.weight, module.out_proj.bias, step, 1)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
-        return (y if module.batch_first else y.transpose(0, 1)), weights
+        return (y.transpose(0, 1) if module.batch_first else y), weights
 
     return call
 

@@ -143,10 +143,16 @@ def _samples_first(x: torch.Tensor, dim: int | None, features: int) -> torch.Ten
 
 
 def project(
-    x: torch.Tensor, weight: nn.Parameter, bias: nn.Parameter | None, step: Step
+    x: torch.Tensor,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    step: Step,
+    dim: int = 0,
 ) -> torch.Tensor:
-    """x[B,…,I] Wᵀ + b, for a layer that has told `step` of its call."""
-    return _Linear.apply(x, weight, bias, step, 0)
+    """x[…,I] Wᵀ + b, for a layer that has told `step` of its call; the samples are in
+    dimension `dim` of x.
+    """
+    return _Linear.apply(x, weight, bias, step, dim)
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
