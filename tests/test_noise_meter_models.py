@@ -144,7 +144,11 @@ def _backward(model, x):
 @pytest.mark.parametrize(
     "make, shape, words",
     [
-        (nn.LSTM, (3, 6, 4), "takes its samples from dimension 1 of .3, 6, 4., and is given them in dim"),
+        (
+            nn.LSTM,
+            (3, 6, 4),
+            "takes its samples from dimension 1 of .3, 6, 4., and is given them in dim",
+        ),
     ],
     ids=["sequence first"],
 )
