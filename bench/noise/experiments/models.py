@@ -21,7 +21,6 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn import functional
 
-from batchline.bench import texts
 from batchline.bench.errors import Missing, UsageError
 from batchline.bench.measure.machine.state import Guard, NoGuard, guard_of
 from batchline.bench.noise.experiments import cost
@@ -415,7 +414,7 @@ def measure(
         norms = {name: one.squared_norms for name, one in statistics.items()}
         fallbacks = tuple(meter.fallbacks.values())
     except UsageError as error:
-        wrong: float | Missing = Missing(f"refused: {texts.error_line(error)}")
+        wrong: float | Missing = Missing(f"refused: {error}")
     else:
         wrong = worst_error(norms, exact_norms(workload, net, x, y))
     costs = cost.costs(workload, BATCH, seconds, device, guard, _ways())
