@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -27,16 +29,19 @@ from batchline.bench.noise.meter import (
     norms,
     recurrent,
 )
+from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.reading import (
     Reading,
     Taken,
     Way,
     assumptions,
+    noise_scale_of,
     read,
 )
 from batchline.bench.noise.meter.record import Options, Record
 from batchline.bench.noise.meter.step import Step, autocast_off, forget_choices
+from batchline.bench.stats.noise_scale import NoiseScale
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -57,6 +62,9 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.LSTM.forward: recurrent.recurrent,
 }
 REDUCTIONS = ("mean", "sum")
+_MOST_STEPS = 10_000  # that are remembered
+_MOST_WAITING = 32  # steps whose figures are on the device still
+_MOST_NUMBERS = 1_000_000  # of theirs
 
 
 @dataclass(frozen=True)
@@ -299,8 +307,10 @@ class NoiseMeter:
 
     Samples are dimension 0 of the model's input, and must not mix. Where they are in
     each layer's is seen by a forward pass without gradients on one sample less, for
-    each shape of input when it is first met. Random states, buffers and modules'
-    attributes are as before it; hooks on inner modules run in it.
+    each shape of input when it is first met (and one or two on all samples, where there
+    is dropout, or a look-up that all samples share). Random states, buffers and
+    modules' attributes are as before it; hooks on inner modules run in it. How the loss
+    puts samples together is not seen: a reading says what was assumed.
 
     Linear layers, normalisations and embeddings go through Batchline's kernels (on a
     CPU, one token of a layer with a bias by the same closed form as its variant
@@ -357,8 +367,11 @@ class NoiseMeter:
         self._probes: dict = {}
         self._record: Record | None = None
         self._eager = contextlib.ExitStack()
-        self._reading: Reading | None = None
-        self._unread: Callable[[], Reading] | None = None
+        self._finished: _Finished | None = None
+        self._waiting: list[_Finished] = []
+        self._numbers = 0
+        self._past: deque[Past] = deque(maxlen=_MOST_STEPS)
+        self._left_out = 0
         self._seen = 0
 
     @property
@@ -374,14 +387,76 @@ class NoiseMeter:
             UsageError: before the first step, and if samples' gradients don't add up to
             the parameters' own.
         """
-        if self._unread:
-            self._reading = self._unread()
-            self._unread = None
-        if self._reading is None:
+        if self._finished is None:
             raise UsageError(
                 "nothing was measured yet: run a forward and a backward pass inside `with meter`"
             )
-        return self._reading
+        return self._finished.reading
+
+    def history(self, half_life: float = 200) -> History:
+        """Of the metered steps so far, each of which counts half as much after so many
+        more; it keeps the last 10,000.
+        """
+        self._remember()
+        return History(tuple(self._past), half_life, self._left_out)
+
+    def scalars(self, half_life: float = 200) -> dict[str, float]:
+        """Figures to log, of the last step and of the history; what is not known is not
+        there. All are free of the loss's scale but trace and square, tr Σ and ‖G‖².
+        """
+        found: dict[str, float] = {}
+        reading = self.reading
+        found["noise/batch"] = reading.batch
+        if reading.parameters:
+            scale = reading.scale()
+            found["noise/trace"] = scale.trace
+            found["noise/square"] = scale.square
+            for test in reading.tests():
+                found[f"noise/{test.name.replace(' ', '_')}_test"] = test.value
+        history = self.history(half_life)
+        if len(history) > 1:
+            estimate = history.estimate()
+            found["noise/B_simple"] = estimate.scale.simple
+            found["noise/B_simple_low"] = estimate.simple.low
+            found["noise/B_simple_high"] = estimate.simple.high
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def state_dict(self) -> dict:
+        """What a run that goes on needs of this one, of plain numbers."""
+        self._remember()
+        return {
+            "seen": self._seen,
+            "left_out": self._left_out,
+            "steps": [list(past) for past in self._past],
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from another meter's `state_dict`."""
+        self._seen = state["seen"]
+        self._left_out = state["left_out"]
+        self._past.clear()
+        self._past.extend(Past(*past) for past in state["steps"])
+        self._finished = None
+        self._waiting, self._numbers = [], 0
+
+    def _remember(self) -> None:
+        """Take the steps that wait into the history. On a GPU, this waits for them."""
+        waiting, self._waiting, self._numbers = self._waiting, [], 0
+        fetch(waiting)
+        for finished in waiting:
+            scale = finished.scale
+            if scale is None:
+                self._left_out += 1
+            else:
+                self._past.append(Past(scale.trace, scale.square, finished.batch))
+
+    def _wait(self, finished: _Finished) -> None:
+        """Have a step wait for others: to fetch many at once is as fast as to fetch one."""
+        self._finished = finished
+        self._waiting.append(finished)
+        self._numbers += finished.numbers
+        if len(self._waiting) >= _MOST_WAITING or self._numbers > _MOST_NUMBERS:
+            self._remember()
 
     def step(self, **options) -> contextlib.AbstractContextManager[bool]:
         """A metered step that is told more than the meter was.
@@ -390,9 +465,9 @@ class NoiseMeter:
             accumulate: calls of the model, each on a micro-batch of its own, whose
                 losses are divided so that .grad is the mean (or sum) over all samples.
                 M is that of the accumulated gradient.
-            scale: what the loss was multiplied by, as scaler.get_scale(); or
-                1/accumulate's inverse if it was not divided. B_simple and the tests
-                don't need it.
+            scale: what the loss was multiplied by: scaler.get_scale(), or the number
+                of micro-batches where their mean losses were not divided by it.
+                B_simple and the tests don't need it.
             samples: as the meter's.
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
@@ -431,18 +506,22 @@ class NoiseMeter:
             )
         if options.weights is not None and not self._mean:
             raise UsageError('weights= are of a weighted mean: reduction="mean"')
-        self._reading = self._unread = None
+        self._finished = None
         if not self._plan.holds():
             self._plan = plan(self._model, self._chosen)
             self._probes = {}
         record = Record(
             self._model, self._plan.layers, self._plan.names, options, self._probes
         )
-        record.begin()
         if (
             "torch._dynamo" in sys.modules
         ):  # who has compiled nothing needn't wait for it
             self._eager.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            record.begin()
+        except BaseException:
+            self._eager.close()
+            raise
         self._record = record
         return True
 
@@ -455,30 +534,72 @@ class NoiseMeter:
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
                 statistics, samples = record.finish(self._mean)
-            self._unread = functools.partial(
-                self._read, record, statistics, samples, self._plan
-            )
+            record.forget()
+            self._wait(_Finished(record, statistics, samples, self._plan, self._mean))
 
-    def _read(self, record: Record, statistics, samples, plan: Plan) -> Reading:
-        batch = sum(samples)
-        weights = record.weights(batch)
-        told = (assumptions(samples, self._mean, weights is not None), record.trusted)
+
+class _Finished:
+    """A metered step that is over; what it says is fetched from the device when asked
+    for.
+    """
+
+    def __init__(self, record: Record, statistics, samples, plan: Plan, mean: bool):
+        self.batch = sum(samples)
+        self._record = record
+        self.statistics = statistics
+        self.taken: Taken | None = None
+        self._samples = samples
+        self._plan = plan
+        self._mean = mean
+
+    @functools.cached_property
+    def _way(self) -> Way:
+        factor = (self.batch**2 if self._mean else 1) / self._record.scale**2
+        return Way(factor, self._record.weights(self.batch))
+
+    @property
+    def numbers(self) -> int:
+        """How many wait on the device, about."""
+        return 2 * self.batch * len(self.statistics)
+
+    @property
+    def scale(self) -> NoiseScale | None:
+        """S and G2, None where there are none."""
+        way = self._way
+        if self._record.why_not or not self.statistics:
+            return None
+        fetch([self])
+        return noise_scale_of(self.taken, way)
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        way = self._way
+        loss = assumptions(self._samples, self._mean, way.weights is not None)
+        names = self._plan.names.values()
         reading = Reading(
-            batch,
+            self.batch,
             {},
-            fallbacks=plan.fallbacks,
-            frozen=plan.frozen,
+            fallbacks=self._plan.fallbacks,
+            frozen=self._plan.frozen,
             without_gradient=tuple(
-                name for name in plan.names.values() if name not in statistics
+                name for name in names if name not in self.statistics
             ),
-            left_out=plan.left_out,
-            assumed=tuple(filter(None, told)),
-            why_not=record.why_not,
+            left_out=self._plan.left_out,
+            assumed=tuple(filter(None, (loss, self._record.trusted))),
+            why_not=self._record.why_not,
         )
-        if record.why_not:
+        if self._record.why_not or not self.statistics:
             return reading
-        factor = (batch**2 if self._mean else 1) / record.scale**2
-        return read(Taken.of(statistics, batch), Way(factor, weights), reading)
+        fetch([self])
+        return read(self.taken, way, reading)
+
+
+def fetch(steps: Iterable[_Finished]) -> None:
+    """Bring what steps say from the device, all in one transfer."""
+    missing = [step for step in steps if step.taken is None and step.statistics]
+    found = Taken.of([(step.statistics, step.batch) for step in missing])
+    for step, taken in zip(missing, found):
+        step.taken = taken
 
 
 class _Metered:

@@ -176,25 +176,43 @@ class Taken:
     dots: bool
 
     @classmethod
-    def of(cls, statistics: Mapping[str, ParameterStatistics], batch: int) -> Taken:
-        dots = all(one.inner_products is not None for one in statistics.values())
-        rows = torch.stack([_as_row(one, dots) for one in statistics.values()])
-        return cls(
-            tuple(statistics),
-            rows.cpu().numpy(),
-            tuple(None if one.gap is None else one.eps for one in statistics.values()),
-            batch,
-            dots,
-        )
+    def of(
+        cls, steps: Sequence[tuple[Mapping[str, ParameterStatistics], int]]
+    ) -> list[Taken]:
+        """Of each step, from its statistics and its batch: one transfer for all."""
+        if not steps:
+            return []
+        scalars: list[torch.Tensor] = []
+        vectors: list[torch.Tensor] = []
+        for statistics, _ in steps:
+            every = statistics.values()
+            scalars += [one.norm for one in every]
+            scalars += [one.norm if one.gap is None else one.gap for one in every]
+            vectors += [one.squared_norms for one in every]
+            if _has_dots(statistics):
+                vectors += [one.inner_products for one in every]
+        flat = torch.cat([torch.stack(scalars), *vectors]).double().cpu().numpy()
+        first, rest = flat[: len(scalars)], flat[len(scalars) :]
+        found = []
+        for statistics, batch in steps:
+            count = len(statistics)
+            dots = _has_dots(statistics)
+            size = (1 + dots) * count * batch
+            rows = np.concatenate(
+                [
+                    *first[: 2 * count].reshape(2, count, 1),
+                    *rest[:size].reshape(-1, count, batch),
+                ],
+                1,
+            )
+            first, rest = first[2 * count :], rest[size:]
+            eps = (None if one.gap is None else one.eps for one in statistics.values())
+            found.append(cls(tuple(statistics), rows, tuple(eps), batch, dots))
+        return found
 
 
-def _as_row(one: ParameterStatistics, dots: bool) -> torch.Tensor:
-    """[2 + 2B] in fp64, or [2 + B] without d: the norm, the gap (the norm where there
-    is none), n and d.
-    """
-    gap = one.norm if one.gap is None else one.gap
-    parts = [torch.stack([one.norm, gap]).double(), one.squared_norms.double()]
-    return torch.cat(parts + [one.inner_products.double()] if dots else parts)
+def _has_dots(statistics: Mapping[str, ParameterStatistics]) -> bool:
+    return all(one.inner_products is not None for one in statistics.values())
 
 
 @dataclass(frozen=True)
@@ -212,10 +230,6 @@ def put_together(taken: Taken, way: Way) -> dict[str, BatchStatistics | Norms | 
     they meet. A parameter without them has a line that says why.
 
     n and d are of the samples at hand, and M of the gradient that they add up to.
-
-    A weighted mean ḡ = Σu_b/Σw_b is a ratio: to first order its error is the mean of
-    z_b = g_b − v_b·ḡ, with g_b = u_b/w̄ and v_b = w_b/w̄. So the samples' gradients are
-    taken as ḡ + z_b: then n̄ − M is the mean of ‖z_b‖² = n_b − 2v_b·d_b + v_b²·M.
     """
     found = {}
     for name, row in zip(taken.names, taken.rows):
@@ -229,14 +243,58 @@ def put_together(taken: Taken, way: Way) -> dict[str, BatchStatistics | Norms | 
             continue
         d = way.factor * row[2 + taken.batch :]
         if way.weights is not None:
-            rest = 1 - way.weights / way.weights.mean()
-            n = np.maximum(n + 2 * rest * d + rest**2 * square, 0.0)
-            d = d + rest * square
+            n, d = of_ratio(way.weights, square, n, d)
         try:
             found[name] = BatchStatistics(square, n, d)
         except ValueError as error:
             found[name] = str(error)
     return found
+
+
+def of_ratio(
+    weights: np.ndarray, square: float, n: np.ndarray, d: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """n and d of the samples of a weighted mean, from those of g_b = u_b/w̄.
+
+    ḡ = Σu_b/Σw_b is a ratio: to first order its error is the mean of z_b = g_b − v_b·ḡ,
+    v_b = w_b/w̄. So the samples' gradients are taken as ḡ + z_b: then n̄ − M is the mean
+    of ‖z_b‖² = n_b − 2v_b·d_b + v_b²·M.
+    """
+    rest = 1 - weights / weights.mean()
+    n = np.maximum(n + 2 * rest * d + rest**2 * square, 0.0)
+    return n, d + rest * square
+
+
+def noise_scale_of(taken: Taken, way: Way) -> NoiseScale | None:
+    """S and G2 of the whole model, without what a reading costs; None where there are
+    none, or a ḡ is not autograd's.
+    """
+    if taken.batch < 2 or not np.isfinite(taken.rows).all():
+        return None
+    if any(eps is not None for eps in taken.eps):
+        wrong, of_rounding = _gaps(taken)
+        if (wrong & ~of_rounding).any():
+            return None
+    square = way.factor * float(np.sum((taken.rows[:, 0] / taken.batch) ** 2))
+    n = way.factor * taken.rows[:, 2 : 2 + taken.batch].sum(0)
+    if way.weights is not None:
+        d = way.factor * taken.rows[:, 2 + taken.batch :].sum(0)
+        n, _ = of_ratio(way.weights, square, n, d)
+    return noise_scale(square, n)
+
+
+def _gaps(taken: Taken) -> tuple[np.ndarray, np.ndarray]:
+    """By parameter, whether ḡ is too far from autograd's, and whether both are no more
+    than the rounding of the whole gradient.
+    """
+    sizes = np.sqrt(taken.rows[:, 2 : 2 + taken.batch].mean(1))
+    gaps = taken.rows[:, 1] / taken.batch
+    eps = np.array([one or 0.0 for one in taken.eps])
+    seen = np.array([one is not None for one in taken.eps])
+    wrong = seen & (gaps > np.sqrt(eps) * sizes)
+    finest = np.where(eps > 0, eps, np.finfo(np.float32).eps)
+    largest = np.maximum(sizes, np.where(seen, gaps, 0.0))
+    return wrong, largest <= _ROUNDING * finest * np.linalg.norm(sizes)
 
 
 def read(taken: Taken, way: Way, reading: Reading) -> Reading:
@@ -245,51 +303,53 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
     Raises:
         UsageError: if a ḡ is not autograd's.
     """
+    why_not = _why_nothing(taken)
+    if why_not:
+        return replace(reading, why_not=why_not)
+    found = put_together(taken, way)
+    zeros = []
+    for name, row, wrong, small in zip(taken.names, taken.rows, *_gaps(taken)):
+        fault = found[name] if isinstance(found[name], str) else None
+        if wrong and not fault:
+            fault = (
+                f"its samples' gradients don't add up to its own (off by {row[1] / row[0]:.2g} of it): it is "
+                "used outside its module's call, or the layer mixes samples or draws random numbers"
+            )
+        if fault and not small:
+            raise UsageError(f"{name}: {fault}")
+        if fault:
+            nothing = np.zeros(taken.batch)
+            kind = BatchStatistics(0.0, nothing, nothing)
+            found[name] = kind if taken.dots else Norms(0.0, nothing)
+            zeros.append(name)
+    return replace(
+        reading,
+        parameters=found,
+        rounding=tuple(zeros),
+        why_not=_why_no_interval(taken),
+    )
+
+
+def _why_nothing(taken: Taken) -> str | None:
     if taken.batch < 2:
-        return replace(
-            reading,
-            why_not=f"a noise scale needs two samples or more, and this batch has {taken.batch}",
+        return (
+            f"a noise scale needs two samples or more, and this batch has {taken.batch}"
         )
     for name, row in zip(taken.names, taken.rows):
         if not np.isfinite(row).all():
-            return replace(
-                reading,
-                why_not=f"{name}: its gradient or its square is NaN or infinite, as in a step that overflows",
-            )
-    found = put_together(taken, way)
-    sizes = np.sqrt(taken.rows[:, 2 : 2 + taken.batch].mean(1))
-    whole = float(np.linalg.norm(sizes))
-    zeros = []
-    for name, row, eps, size in zip(taken.names, taken.rows, taken.eps, sizes):
-        gap = row[1] / taken.batch
-        wrong = isinstance(found[name], str) or (
-            eps is not None and gap > eps**0.5 * size
-        )
-        finest = eps or np.finfo(np.float32).eps
-        if wrong and max(size, gap) <= _ROUNDING * finest * whole:
-            nothing = np.zeros(taken.batch)
-            found[name] = (
-                BatchStatistics(0.0, nothing, nothing)
-                if taken.dots
-                else Norms(0.0, nothing)
-            )
-            zeros.append(name)
-        elif isinstance(found[name], str):
-            raise UsageError(f"{name}: {found[name]}")
-        elif wrong:
-            raise UsageError(
-                f"{name}: its samples' gradients don't add up to its own (off by {row[1] / row[0]:.2g} of it): it is "
-                "used outside its module's call, or the layer mixes samples or draws random numbers"
-            )
-    why_not = None
+            return f"{name}: its gradient or its square is NaN or infinite, as in a step that overflows"
+    return None
+
+
+def _why_no_interval(taken: Taken) -> str | None:
     if taken.batch < 3:
-        why_not = f"an interval within a batch needs three samples or more, and this batch has {taken.batch}"
-    elif not taken.dots:
-        why_not = (
+        return f"an interval within a batch needs three samples or more, and this batch has {taken.batch}"
+    if not taken.dots:
+        return (
             "a step of several backward passes has no interval of its own: meter.history().estimate() has one over "
             "steps (or NoiseMeter(…, within=True), which keeps all micro-batches' activations)"
         )
-    return replace(reading, parameters=found, rounding=tuple(zeros), why_not=why_not)
+    return None
 
 
 def assumptions(samples: Sequence[int], mean: bool, weighted: bool) -> str:

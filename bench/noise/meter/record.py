@@ -123,6 +123,13 @@ class Record:
         for step in self._open:
             step.end()
 
+    def forget(self) -> None:
+        """Let go of activations and modules, for a reading may be kept for long."""
+        self._open = []
+        self._layers = []
+        self._sums = None
+        self._gradients = None
+
     def _open_step(self) -> None:
         step = Step(self._names, self._gradients, self._fold)
         step.shares = step.shares or (self._sums is not None and self._options.dots)
