@@ -129,6 +129,13 @@ class ImageNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class LastNorm(nn.LayerNorm):
+    """Over the last dimension, as it says in its own way."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
 class RowNorm(nn.LayerNorm):
     """Over the rows of [B,C,H,W]."""
 
@@ -137,13 +144,13 @@ class RowNorm(nn.LayerNorm):
 
 
 @pytest.mark.parametrize(
-    "kind, fallbacks", [(ImageNorm, {}), (RowNorm, {"1": "RowNorm"})]
+    "kind, fallbacks", [(ImageNorm, {}), (LastNorm, {}), (RowNorm, {"1": "RowNorm"})]
 )
 def test_a_layer_norm_over_channels_is_recognised(kind, fallbacks):
     norm = kind(4)
     nn.init.zeros_(norm.weight)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.Tanh()).double()
-    assert _check(model, _floats(4, 4, 3), 1e-9) == fallbacks
+    assert _check(model, _floats(4, 4, 4), 1e-9) == fallbacks
 
 
 def test_conv1d_of_transformers():

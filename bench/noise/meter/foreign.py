@@ -17,7 +17,7 @@ from batchline.bench.noise.meter.gradients import (
     returned_bias,
     trained,
 )
-from batchline.bench.noise.meter.layers import replayed
+from batchline.bench.noise.meter.layers import normalisation, replayed
 from batchline.bench.noise.meter.norms import over_positions
 from batchline.bench.noise.meter.step import Product, Rows, Step
 from batchline.kernels.statistics import accumulator
@@ -34,7 +34,9 @@ def recognised(module: nn.Module) -> Callable | None:
         return transposed_linear
     if is_rms_norm(module):
         return root_mean_square
-    return over_channels if is_channel_norm(module) else None
+    if is_layer_norm(module, 1):
+        return over_channels
+    return normalisation if is_layer_norm(module, -1) else None
 
 
 def transposed_linear(
@@ -134,7 +136,7 @@ def root_mean_square(
 def over_channels(
     layer: str, module: nn.LayerNorm, forward: Callable, step: Step
 ) -> Callable:
-    """The forward of x[B,C,…] of a module that `is_channel_norm` knows."""
+    """The forward of x[B,C,…] of a module that `is_layer_norm` knows over dimension 1."""
     weight = module.weight
     bias = module.bias
     own = trained((weight, bias))
@@ -167,9 +169,9 @@ def _channel_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return functional.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=eps).movedim(-1, 1)
 
 
-def is_channel_norm(module: nn.Module) -> bool:
-    """Whether a LayerNorm with a forward of its own goes over dimension 1 of an image,
-    by what it makes of a made-up one.
+def is_layer_norm(module: nn.Module, dim: int) -> bool:
+    """Whether a LayerNorm with a forward of its own goes over this dimension of an
+    image, by what it makes of a made-up one.
     """
     if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
         return False
@@ -178,15 +180,16 @@ def is_channel_norm(module: nn.Module) -> bool:
         return False
     dtype = accumulator(weight.dtype)
     number = torch.arange(6 * weight.numel(), device=weight.device, dtype=dtype)
-    x = torch.sin(number).view(1, -1, 2, 3)
+    x = torch.sin(number).view(1, -1, 2, 3).movedim(1, dim)
     scale = torch.cos(number[: weight.numel()])
     try:
         y = _of_made_up(module, x, {"weight": scale, "bias": -scale})
     except Exception:  # whatever a stranger's forward says to a made-up input
         return False
-    expected = _channel_norm(x, module.eps) * scale.view(-1, 1, 1)
+    expected = _channel_norm(x.movedim(dim, 1), module.eps) * scale.view(-1, 1, 1)
     if module.bias is not None:
         expected = expected - scale.view(-1, 1, 1)
+    expected = expected.movedim(1, dim)
     rounding = _ROUNDINGS * torch.finfo(dtype).eps
     return y.shape == x.shape and torch.allclose(y, expected, rounding, rounding)
 

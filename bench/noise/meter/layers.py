@@ -308,7 +308,8 @@ class Lookup:
         wide = mean.dtype
         x, out, dy = product.x.to(wide), product.dy.to(wide), self.dy.to(wide)
         at_ids = self.ids[:, None].expand(-1, x.shape[1], -1)
-        both = (out.gather(2, at_ids) * torch.bmm(x, dy.mT)).sum((1, 2))
+        both = out.gather(2, at_ids) * torch.bmm(x, dy.mT)
+        both = both.sum((1, 2), dtype=torch.float64)
         used = self.ids.unique()
         along_l = (out[..., used] * torch.matmul(x, mean[used].T)).sum((1, 2))
         mean_p = mean_p.view_as(mean)
