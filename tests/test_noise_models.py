@@ -23,7 +23,7 @@ class Mixing(nn.Module):
         self.layer = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.layer(x.view(-1, 2, 4).flatten(0, 1)).view(len(x), -1)
+        return self.layer((x - x.mean(0))[:, :4])
 
 
 def _model(name, make, *needs):

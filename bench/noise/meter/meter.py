@@ -61,6 +61,14 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.GRU.forward: recurrent.recurrent,
     nn.LSTM.forward: recurrent.recurrent,
 }
+# What is replayed where dimension 0 is not that of the samples.
+_SAMPLES_FIRST_ALONE = (
+    convolutions.convolution,
+    norms.by_channel,
+    foreign.transposed_linear,
+    foreign.root_mean_square,
+    foreign.over_channels,
+)
 REDUCTIONS = ("mean", "sum")
 _MOST_STEPS = 10_000  # that are remembered
 _MOST_WAITING = 32  # steps whose figures are on the device still
@@ -80,9 +88,17 @@ class Layer:
 
     def forward_for(self, step: Step, forward: Callable) -> Callable:
         """What stands in for the module's own forward in a metered step."""
+        replay = replayed(self.name, self.module, forward, step, self.parameters)
         if self.metered is None:
-            return replayed(self.name, self.module, forward, step, self.parameters)
-        return self.metered(self.name, self.module, forward, step)
+            return replay
+        own = self.metered(self.name, self.module, forward, step)
+        if self.metered not in _SAMPLES_FIRST_ALONE:
+            return own
+
+        def call(input: torch.Tensor) -> torch.Tensor:
+            return (own if step.locates(self.name, input) == 0 else replay)(input)
+
+        return call
 
 
 @dataclass(frozen=True)
