@@ -95,8 +95,10 @@ class Layer:
         if self.metered not in _SAMPLES_FIRST_ALONE:
             return own
 
-        def call(input: torch.Tensor) -> torch.Tensor:
-            return (own if step.locates(self.name, input) == 0 else replay)(input)
+        def call(*args, **kwargs):
+            first = (*args, *kwargs.values())[0]
+            is_first = step.locates(self.name, first) == 0
+            return (own if is_first else replay)(*args, **kwargs)
 
         return call
 
