@@ -1,5 +1,7 @@
 """A small model, and metered steps of it that must be refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -37,3 +39,39 @@ def refused(model, words, backward=lambda model: loss_of(model).backward()):
     assert "\n" not in str(caught.value)
     assert_untouched(model)
     return meter
+
+
+def single_samples(model, losses):
+    """g[B,P] in fp64 of the trained parameters as one vector: a backward pass for each
+    sample's loss, which losses(model) gives one after another.
+    """
+    model = copy.deepcopy(model).double()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rows = []
+    for loss in losses(model):
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for p, g in zip(trained, gradients)
+                ]
+            )
+        )
+    return torch.stack(rows)
+
+
+def assert_whole(reading, g, rel=1e-9):
+    """M, n and d of the whole model are those of g[B,P]."""
+    mean = g.mean(0)
+    n = g.square().sum(1)
+    assert reading.batch == len(g)
+    assert reading.whole.mean_square == pytest.approx(
+        mean.square().sum().item(), rel=rel
+    )
+    assert reading.whole.squared_norms == pytest.approx(n.numpy(), rel=rel)
+    if hasattr(reading.whole, "inner_products"):
+        slack = rel * (n * mean.square().sum()).sqrt().max().item()
+        assert reading.whole.inner_products == pytest.approx(
+            (g @ mean).numpy(), rel=rel, abs=slack
+        )

@@ -20,6 +20,12 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.probe import (
+    UNTOLD,
+    as_drawn,
+    random_state,
+    same_state,
+)
 from batchline.bench.noise.meter.step import (
     Product,
     Rows,
@@ -49,11 +55,12 @@ def linear(layer: str, module: nn.Linear, forward: Callable, step: Step) -> Call
     def call(input: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return forward(input)
-        step.calls(layer, input if input.dim() > 1 else input[None], trained)
+        dim = step.locates(layer, input)
+        step.calls(layer, _samples_first(input, dim, 1), trained, bool(dim))
         device = input.device.type
         if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
             input = input.to(torch.get_autocast_dtype(device))
-        return _Linear.apply(input, weight, bias, step)
+        return _Linear.apply(input, weight, bias, step, dim or 0)
 
     return call
 
@@ -64,11 +71,9 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, step):
-        ctx.step, ctx.parameters = step, (
-            weight,
-            bias,
-        )  # a checkpoint's saved weight is another tensor
+    def forward(ctx, x, weight, bias, step, dim):
+        ctx.step, ctx.dim = step, dim
+        ctx.parameters = weight, bias  # a checkpoint's saved weight is another tensor
         ctx.save_for_backward(x, weight)
         return functional.linear(
             x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -79,7 +84,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         step = ctx.step
         parameter, bias = ctx.parameters
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         d_weight = d_bias = None
         d_x = torch.matmul(dy, weight.to(dy.dtype)) if needs_x else None
         listening = step.backpropagates()
@@ -87,6 +92,7 @@ class _Linear(torch.autograd.Function):
         if (
             alone
             and dy.dim() == 2
+            and not ctx.dim
             and needs_weight
             and needs_bias
             and takes_one_token(dy)
@@ -99,7 +105,10 @@ class _Linear(torch.autograd.Function):
                 step.replaces(parameter, *of_weight),
                 step.replaces(bias, *of_bias),
                 None,
+                None,
             )
+        if ctx.dim:
+            x, dy = x.movedim(ctx.dim, 0), dy.movedim(ctx.dim, 0)
         if needs_weight:
             tokens = _tokens(x)
             d_tokens = _tokens(dy)
@@ -123,7 +132,14 @@ class _Linear(torch.autograd.Function):
                 d_bias = rows.sum(0, dtype=accumulator(dy.dtype)).to(weight.dtype)
                 if listening:
                     step.adds(bias, Rows(rows.detach()))
-        return d_x, d_weight, d_bias, None
+        return d_x, d_weight, d_bias, None, None
+
+
+def _samples_first(x: torch.Tensor, dim: int | None, features: int) -> torch.Tensor:
+    """x[…,B,…] of a layer over its last dimensions, so many; x[*features] is one sample."""
+    if dim:
+        return x.movedim(dim, 0)
+    return x if x.dim() > features else x[None]
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
@@ -155,13 +171,14 @@ def normalisation(
         y = forward(input)
         if not y.requires_grad:
             return y
-        step.calls(layer, input if input.dim() > features else input[None], trained)
-        x = input.detach()
+        dim = step.locates(layer, input)
+        step.calls(layer, _samples_first(input, dim, features), trained, bool(dim))
+        x = _samples_first(input.detach(), dim, 0)
 
         def backward(dy: torch.Tensor) -> None:
             if not step.backpropagates():
                 return
-            dy = dy.detach().to(wide := accumulator(dy.dtype))
+            dy = _samples_first(dy.detach(), dim, 0).to(wide := accumulator(dy.dtype))
             if weight is not None and weight.requires_grad:
                 x_hat = normalised(x.to(wide), module.normalized_shape, eps=module.eps)
                 step.adds(weight, Rows(_over_tokens(dy * x_hat, features)))
@@ -189,16 +206,22 @@ def embedding(
     weight = module.weight
 
     def call(input: torch.Tensor) -> torch.Tensor:
+        dim = 0
+        if torch.is_grad_enabled():
+            dim = step.locates(layer, input)
+            if dim is None:
+                input = step.expanded(layer, input)
         y = forward(input)
         if not y.requires_grad:
             return y
-        step.calls(layer, input, (weight,))
-        ids = input.detach().view(len(input), -1) if input.dim() else input[None, None]
+        seen = _samples_first(input.detach(), dim, 0)
+        step.calls(layer, seen, (weight,), moved=True)
+        ids = seen.reshape(len(seen), -1) if seen.dim() else seen[None, None]
 
         def backward(dy: torch.Tensor) -> None:
             if not step.backpropagates():
                 return
-            dy = dy.detach().reshape(*ids.shape, -1)
+            dy = _samples_first(dy.detach(), dim, 0).reshape(*ids.shape, -1)
             if module.padding_idx is not None:
                 dy = dy.masked_fill((ids == module.padding_idx)[..., None], 0)
             step.adds(weight, Lookup(ids, dy, module.num_embeddings))
@@ -265,28 +288,38 @@ def replayed(
     """The forward that keeps its inputs and output gradients for when the step is over."""
 
     def call(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        replay = _Replay(layer, module, parameters, step, (args, kwargs))
         result = forward(*args, **kwargs)
-        outputs = [
-            leaf
-            for leaf in pytree.tree_leaves(result)
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        leaves, form = pytree.tree_flatten(result)
+        if not any(map(_is_differentiable, leaves)):
+            return result
+        # an output may be made from another, or be an input: a view has only the
+        # gradient from outside
+        leaves = [
+            leaf.view_as(leaf) if _is_differentiable(leaf) else leaf for leaf in leaves
         ]
-        if outputs:
-            replay = _Replay(layer, module, parameters, step, (args, kwargs))
-            step.calls(layer, replay.first_input(), parameters.values())
-            for number, leaf in enumerate(pytree.tree_leaves(result)):
-                if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-                    leaf.register_hook(
-                        lambda dy, number=number: replay.backward(number, dy)
-                    )
-        return result
+        replay.is_called(leaves)
+        for number, leaf in enumerate(leaves):
+            if _is_differentiable(leaf):
+                leaf.register_hook(
+                    lambda dy, number=number: replay.backward(number, dy)
+                )
+        return pytree.tree_unflatten(leaves, form)
 
     return call
+
+
+def _is_differentiable(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
 
 
 class _Replay:
     """One call of a module: what went in, the gradients of what came out, and its
     samples' gradients from both.
+
+    Made before the call: it keeps the state that the call begins with.
     """
 
     def __init__(
@@ -301,21 +334,57 @@ class _Replay:
         self.module = module
         self.parameters = parameters
         self.step = step
-        leaves, self.form = pytree.tree_flatten(inputs)
+        leaves, self.form = pytree.tree_flatten(
+            inputs, is_leaf=lambda leaf: isinstance(leaf, nn.utils.rnn.PackedSequence)
+        )
         self.leaves = [
             leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
         ]
-        self.versions = [
-            leaf._version if isinstance(leaf, torch.Tensor) else 0 for leaf in leaves
-        ]
+        self.versions = _versions(self.leaves)
         self.d_outputs: dict[int, torch.Tensor] = {}
-        self.device = next(iter(parameters.values())).device.type
+        self.device = next(iter(parameters.values())).device
         self.autocast = torch.is_autocast_enabled(
-            self.device
-        ), torch.get_autocast_dtype(self.device)
-        self.last: tuple[slice, Mapping[str, torch.Tensor]] | None = None
+            self.device.type
+        ), torch.get_autocast_dtype(self.device.type)
+        self.buffers = {
+            key: (buffer, buffer._version, buffer.clone() if module.training else None)
+            for key, buffer in module.named_buffers()
+        }
+        self.random_state = random_state(self.device)
+        self.is_random = False
+        self.dims: tuple[list, list] = [], []
+        self.last: tuple[object, Mapping[str, torch.Tensor]] | None = None
 
-    def first_input(self) -> torch.Tensor:
+    def is_called(self, outputs: list) -> None:
+        """Told the leaves of what came out: which is the dimension of samples in each,
+        and whether random numbers were drawn.
+        """
+        first = self._first_input()
+        dims = self.step.dims(
+            self.layer,
+            [leaf.shape for leaf in self.leaves if isinstance(leaf, torch.Tensor)],
+            [leaf.shape for leaf in outputs if isinstance(leaf, torch.Tensor)],
+        )
+        self.dims = tuple(
+            self._dims(leaves, seen)
+            for leaves, seen in zip((self.leaves, outputs), dims)
+        )
+        self.is_random = not same_state(self.random_state, random_state(self.device))
+        self.step.locates(self.layer, first)
+        samples = (
+            (leaf.movedim(dim, 0), True)
+            for leaf, dim in zip(self.leaves, self.dims[0])
+            if dim is not None
+        )
+        seen, moved = next(samples, (first, False))
+        self.step.calls(self.layer, seen, self.parameters.values(), moved)
+
+    def _first_input(self) -> torch.Tensor:
+        if any(isinstance(leaf, nn.utils.rnn.PackedSequence) for leaf in self.leaves):
+            raise UsageError(
+                f"{self._name} is given a PackedSequence, which has no dimension of samples: give it the padded "
+                "sequences (pad_packed_sequence), and leave the padding out of the loss"
+            )
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         if not tensors:
             raise UsageError(
@@ -323,6 +392,24 @@ class _Replay:
                 "parameters, or give it the batch"
             )
         return tensors[0]
+
+    def _dims(self, leaves: list, seen: list | None) -> list[int | None]:
+        """Of each leaf: as the probe saw it, else by its size."""
+        tensors = iter(seen or ())
+        dims = []
+        for number, leaf in enumerate(leaves):
+            dim = None
+            if isinstance(leaf, torch.Tensor):
+                dim = next(tensors, UNTOLD)
+                dim = self._by_size(number, leaf) if dim == UNTOLD else dim
+            dims.append(dim)
+        return dims
+
+    def _by_size(self, number: int, leaf: torch.Tensor) -> int | None:
+        """1 in the states of a recurrent net, else 0; None if in neither."""
+        dim = 1 if isinstance(self.module, nn.RNNBase) and number else 0
+        batch = self.step.batch or len(self._first_input())
+        return dim if leaf.dim() > dim and leaf.shape[dim] == batch else None
 
     def backward(self, output: int, dy: torch.Tensor) -> None:
         if not self.step.backpropagates():
@@ -336,49 +423,67 @@ class _Replay:
     def _name(self) -> str:
         return f"{self.layer} ({type(self.module).__name__})"
 
-    def gradients(self, samples: slice) -> Mapping[str, torch.Tensor]:
+    def gradients(self, samples: slice | torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Each parameter's [b, P]; the last samples asked for are remembered, for
         parameters are asked in turn.
         """
-        if self.last is None or self.last[0] != samples:
-            if self.versions != [
-                leaf._version if isinstance(leaf, torch.Tensor) else 0
-                for leaf in self.leaves
-            ]:
+        if self.last is None or not _same(self.last[0], samples):
+            if self.versions != _versions(self.leaves):
                 raise UsageError(
                     f"{self._name} can't be measured: its input was changed in place after its call"
                 )
-            try:
-                with torch.enable_grad(), torch.autocast(
-                    self.device, self.autocast[1], enabled=self.autocast[0]
-                ):
-                    self.last = samples, self._differentiated(samples)
-            except (
-                RuntimeError,
-                ValueError,
-                TypeError,
-                IndexError,
-            ) as error:  # whatever torch.func can't do
-                why = str(error).strip().partition("\n")[0]
-                raise UsageError(
-                    f"{self._name} can't be measured: torch.func can't take its samples apart ({why}); "
-                    "freeze its parameters, or measure without it"
-                ) from error
+            with torch.enable_grad(), torch.autocast(
+                self.device.type, self.autocast[1], enabled=self.autocast[0]
+            ):
+                self.last = samples, self._differentiated(samples)
         return self.last[1]
 
-    def _differentiated(self, samples: slice) -> Mapping[str, torch.Tensor]:
-        dims = [
-            self._batch_dim(number, leaf) for number, leaf in enumerate(self.leaves)
-        ]
-        outputs = sorted(self.d_outputs)
-        out_dims = [
-            self._batch_dim(number, self.d_outputs[number]) for number in outputs
-        ]
-        if None in out_dims:
+    def _differentiated(self, samples) -> Mapping[str, torch.Tensor]:
+        """By vmap over samples run alone; where that can't be, the whole batch as it
+        was run, once for each sample.
+        """
+        why = "it draws random numbers"
+        if not self.is_random:
+            try:
+                return self._each_alone(samples)
+            except Exception as error:  # whatever a module does
+                why = str(error).strip().partition("\n")[0]
+        try:
+            return self._all_together(samples)
+        except Exception as error:  # whatever a module does
+            again = str(error).strip().partition("\n")[0]
+            raise UsageError(
+                f"{self._name} can't be measured: torch.func can't take its samples apart ({why}), and they "
+                f"can't be told apart in the whole batch ({again}); freeze its parameters, or leave it out by "
+                "layers="
+            ) from error
+
+    def _outputs(self) -> tuple[list[int], list[int]]:
+        """The numbers of the outputs that have gradients, and where their samples are."""
+        numbers = sorted(self.d_outputs)
+        dims = [self.dims[1][number] for number in numbers]
+        if None in dims:
             raise ValueError(
                 f"its output's first dimension is not the batch of {self.step.batch}"
             )
+        return numbers, dims
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Its buffers as they were before the call, to be changed at will."""
+        return {
+            key: (
+                before if buffer._version != version and before is not None else buffer
+            )
+            .detach()
+            .clone()
+            for key, (buffer, version, before) in self.buffers.items()
+        }
+
+    def _each_alone(self, samples) -> Mapping[str, torch.Tensor]:
+        dims = self.dims[0]
+        outputs, out_dims = self._outputs()
         own = {key: parameter.detach() for key, parameter in self.parameters.items()}
+        state = self._state()
 
         def of_one(leaves, d_outputs):
             leaves = iter(leaves)
@@ -390,7 +495,9 @@ class _Replay:
 
             def forward(own):
                 leaves = pytree.tree_leaves(
-                    torch.func.functional_call(self.module, own, args, kwargs)
+                    torch.func.functional_call(
+                        self.module, state | own, args, kwargs, tie_weights=False
+                    )
                 )
                 return [leaves[number] for number in outputs]
 
@@ -411,19 +518,92 @@ class _Replay:
                 for number, dim in zip(outputs, out_dims)
             ],
         )
-        return {key: g.detach().flatten(1) for key, g in gradients.items()}
+        return {key: g.detach().reshape(len(g), -1) for key, g in gradients.items()}
 
-    def _batch_dim(self, number: int, leaf) -> int | None:
-        """Where an input or output has its samples: 1 in the states of a recurrent net,
-        else 0; None if in neither.
+    def _all_together(self, samples) -> Mapping[str, torch.Tensor]:
+        """As the batch was run, with its random numbers, and one backward pass for each
+        sample, of its own outputs.
+
+        Raises:
+            ValueError: if a sample's outputs depend on another's inputs.
         """
-        dim = 1 if isinstance(self.module, nn.RNNBase) and number else 0
-        has_samples = (
-            isinstance(leaf, torch.Tensor)
-            and leaf.dim() > dim
-            and leaf.shape[dim] == self.step.batch
+        outputs, out_dims = self._outputs()
+        own = {
+            key: parameter.detach().requires_grad_()
+            for key, parameter in self.parameters.items()
+        }
+        leaves = [
+            (
+                leaf.detach().requires_grad_(leaf.is_floating_point())
+                if isinstance(leaf, torch.Tensor) and dim is not None
+                else leaf
+            )
+            for leaf, dim in zip(self.leaves, self.dims[0])
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.form)
+        with as_drawn(self.random_state, self.device):
+            result = pytree.tree_leaves(
+                torch.func.functional_call(
+                    self.module, self._state() | own, args, kwargs, tie_weights=False
+                )
+            )
+        results = [result[number] for number in outputs]
+        inputs = [
+            (leaf, dim)
+            for leaf, dim in zip(leaves, self.dims[0])
+            if _is_differentiable(leaf)
+        ]
+        numbers = (
+            range(self.step.batch)[samples]
+            if isinstance(samples, slice)
+            else samples.tolist()
         )
-        return dim if has_samples else None
+        rows = []
+        for sample in numbers:
+            d_results = []
+            for number, dim in zip(outputs, out_dims):
+                dy = torch.zeros_like(self.d_outputs[number])
+                dy.select(dim, sample).copy_(self.d_outputs[number].select(dim, sample))
+                d_results.append(dy)
+            wanted = [*own.values(), *(leaf for leaf, _ in inputs if not rows)]
+            gradients = torch.autograd.grad(
+                results, wanted, d_results, retain_graph=True, allow_unused=True
+            )
+            for (_, dim), d_input in zip(inputs, gradients[len(own) :]):
+                _check_others(d_input, dim, sample)
+            rows.append(gradients[: len(own)])
+        return {
+            key: torch.stack(
+                [
+                    (
+                        torch.zeros_like(parameter).flatten()
+                        if row[place] is None
+                        else row[place].flatten()
+                    )
+                    for row in rows
+                ]
+            )
+            for place, (key, parameter) in enumerate(own.items())
+        }
+
+
+def _check_others(d_input: torch.Tensor | None, dim: int, sample: int) -> None:
+    if d_input is None:
+        return
+    rows = d_input.movedim(dim, 0).flatten(1) if d_input.dim() > 1 else d_input[:, None]
+    others = torch.arange(len(rows), device=rows.device) != sample
+    if rows[others].any():
+        raise ValueError("a sample's output depends on other samples")
+
+
+def _versions(leaves: list) -> list[int]:
+    return [leaf._version if isinstance(leaf, torch.Tensor) else 0 for leaf in leaves]
+
+
+def _same(one: slice | torch.Tensor, other: slice | torch.Tensor) -> bool:
+    if isinstance(one, slice) and isinstance(other, slice):
+        return one == other
+    return one is other
 
 
 def _one_by_one(function: Callable) -> Callable:

@@ -8,35 +8,34 @@ layer and of the whole model, and what follows from them.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
+import math
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
-from batchline.bench.noise.meter.step import (
-    ParameterStatistics,
-    Step,
-    autocast_off,
-    forget_choices,
+from batchline.bench.noise.meter.reading import (
+    Reading,
+    Taken,
+    Way,
+    assumptions,
+    noise_scale_of,
+    read,
 )
-from batchline.bench.stats.noise_scale import (
-    BatchStatistics,
-    BatchTest,
-    NoiseEstimate,
-    inner_product_test,
-    norm_test,
-    orthogonality_test,
-    within_batch,
-)
+from batchline.bench.noise.meter.record import Options, Record
+from batchline.bench.noise.meter.step import Step, autocast_off, forget_choices
+from batchline.bench.stats.noise_scale import NoiseScale
 
-TESTS = (norm_test, inner_product_test, orthogonality_test)
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MEASURED: Mapping[Callable, Metered] = {
@@ -46,118 +45,7 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.Embedding.forward: layers.embedding,
 }
 REDUCTIONS = ("mean", "sum")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Of one batch, whose samples' gradients are those of their own losses: times B
-    where the loss was their mean.
-
-    `fallbacks`: layers that torch.func took apart, name → type. `frozen` and
-    `without_gradient`: names of parameters that asked for no gradient, and that the
-    loss does not depend on; both count as zeros.
-    A loss scale multiplies gradients, so tr Σ and ‖G‖² have its square in them;
-    B_simple and the tests do not.
-    """
-
-    batch: int
-    parameters: Mapping[str, BatchStatistics]
-    fallbacks: Mapping[str, str] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
-    without_gradient: tuple[str, ...] = ()
-
-    @functools.cached_property
-    def layers(self) -> dict[str, BatchStatistics]:
-        """By module; a shared parameter is the first one's that has it."""
-        by_layer: dict[str, BatchStatistics] = {}
-        for name, statistics in self.parameters.items():
-            layer = name.rpartition(".")[0] or "the model"
-            by_layer[layer] = (
-                by_layer[layer] + statistics if layer in by_layer else statistics
-            )
-        return by_layer
-
-    @functools.cached_property
-    def whole(self) -> BatchStatistics:
-        """Of all parameters as one vector."""
-        first, *others = self.parameters.values()
-        return sum(others, first)
-
-    def noise(
-        self, layer: str | None = None, confidence: float = 0.95
-    ) -> NoiseEstimate:
-        """The noise scale of a layer, or of the whole model, with its interval."""
-        return within_batch(self._of(layer), confidence)
-
-    def tests(self, layer: str | None = None) -> tuple[BatchTest, ...]:
-        """The norm, inner-product and orthogonality test of a layer, or of the whole
-        model.
-        """
-        return tuple(test(self._of(layer)) for test in TESTS)
-
-    def _of(self, layer: str | None) -> BatchStatistics:
-        if layer is not None and layer not in self.layers:
-            raise UsageError(
-                f"no layer {layer!r} was measured: there are {', '.join(self.layers)}"
-            )
-        return self.whole if layer is None else self.layers[layer]
-
-    def __str__(self) -> str:
-        lines = [
-            f"gradient noise of a batch of {self.batch}: B_simple {self.noise().text()}"
-        ]
-        lines += [f"  {test.name} test {test.value:.3g}" for test in self.tests()]
-        lines += [
-            f"  {layer}: B_simple {self.noise(layer).text()}" for layer in self.layers
-        ]
-        lines += [
-            f"  {layer} ({kind}) went through torch.func"
-            for layer, kind in self.fallbacks.items()
-        ]
-        for what, names in (
-            ("frozen", self.frozen),
-            ("without gradient", self.without_gradient),
-        ):
-            lines += [f"  {what}: {', '.join(names)}"] if names else []
-        return "\n".join(lines)
-
-
-def read(
-    statistics: Mapping[str, ParameterStatistics], batch: int, factor: float, **named
-) -> Reading:
-    """The reading of a step: one transfer from the device.
-
-    Args:
-        statistics: of each parameter, what its samples contributed to the gradient.
-        factor: the square of what a contribution times makes the sample's own gradient.
-
-    Raises:
-        UsageError: for a gradient that is NaN or infinite, a batch of one, or a ḡ that
-        is not autograd's.
-    """
-    rows = torch.stack([_as_row(one) for one in statistics.values()]).cpu().numpy()
-    parameters = {}
-    for (name, one), row in zip(statistics.items(), rows):
-        norm, gap = row[:2] / batch
-        n = row[2 : 2 + batch]
-        d = row[2 + batch :]
-        try:
-            parameters[name] = BatchStatistics(factor * norm**2, factor * n, factor * d)
-        except ValueError as error:
-            raise UsageError(f"{name}: {error}") from error
-        if one.gap is not None and gap > one.eps**0.5 * n.mean() ** 0.5:
-            raise UsageError(
-                f"{name}: its samples' gradients don't add up to its own (off by {gap / norm:.2g} of it): "
-                "it is used outside its module's call, or the layer mixes samples or draws random numbers"
-            )
-    return Reading(batch, parameters, **named)
-
-
-def _as_row(one: ParameterStatistics) -> torch.Tensor:
-    """[2 + 2B] in fp64: the norm, the gap (the norm where there is none), n and d."""
-    gap = one.norm if one.gap is None else one.gap
-    norms = torch.stack([one.norm, gap]).double()
-    return torch.cat([norms, one.squared_norms.double(), one.inner_products.double()])
+_MOST_STEPS = 10_000  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -171,19 +59,17 @@ class Layer:
     parameters: Mapping[str, nn.Parameter]
     metered: Metered | None
 
-    def forward_for(self, step: Step) -> Callable:
-        """What stands in for the module's forward in a metered step."""
+    def forward_for(self, step: Step, forward: Callable) -> Callable:
+        """What stands in for the module's own forward in a metered step."""
         if self.metered is None:
-            return replayed(
-                self.name, self.module, self.module.forward, step, self.parameters
-            )
-        return self.metered(self.name, self.module, self.module.forward, step)
+            return replayed(self.name, self.module, forward, step, self.parameters)
+        return self.metered(self.name, self.module, forward, step)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The layers to measure, every parameter's name (of a shared one the first), and
-    those that are frozen.
+    those that are frozen or left out.
 
     `modules` were in `state` when it was made.
     """
@@ -191,6 +77,7 @@ class Plan:
     layers: tuple[Layer, ...]
     names: Mapping[nn.Parameter, str]
     frozen: tuple[str, ...]
+    left_out: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     state: tuple
 
@@ -214,12 +101,12 @@ class Plan:
         }
 
 
-def plan(model: nn.Module) -> Plan:
-    """How to measure the model as it is now.
+def plan(model: nn.Module, chosen: Callable[[Layer], bool] | None = None) -> Plan:
+    """How to measure the model as it is now, or those of its layers that are chosen.
 
     Raises:
-        UsageError: if it has no trainable parameters, is compiled, or has a module
-            whose samples' gradients aren't apart or can't be seen.
+        UsageError: if it has no trainable parameters, or has a module whose samples'
+            gradients aren't apart or can't be seen.
     """
     forget_choices()
     if not isinstance(model, nn.Module):
@@ -268,8 +155,58 @@ def plan(model: nn.Module) -> Plan:
     frozen = tuple(
         name for name, parameter in named.items() if not parameter.requires_grad
     )
+    every = names
+    if chosen:
+        names = _chosen(layers, every, chosen)
+        layers = [
+            layer for layer in layers if set(layer.parameters.values()) & set(names)
+        ]
+    left_out = tuple(
+        name for parameter, name in every.items() if parameter not in names
+    )
     modules = tuple(model.modules())
-    return Plan(tuple(layers), names, frozen, modules, _state(modules))
+    return Plan(tuple(layers), names, frozen, left_out, modules, _state(modules))
+
+
+def _chosen(
+    layers: Iterable[Layer],
+    names: Mapping[nn.Parameter, str],
+    chosen: Callable[[Layer], bool],
+) -> dict[nn.Parameter, str]:
+    """The parameters of chosen layers, and their names."""
+    wanted = {
+        parameter
+        for layer in layers
+        if chosen(layer)
+        for parameter in layer.parameters.values()
+    }
+    if not wanted:
+        raise UsageError(
+            "layers= names none that has trainable parameters: there are "
+            f"{', '.join(layer.name for layer in layers)}"
+        )
+    return {parameter: name for parameter, name in names.items() if parameter in wanted}
+
+
+def choice(layers: str | Iterable[str] | None) -> Callable[[Layer], bool] | None:
+    """Which layers are meant: "norm" for all normalisations, else names, of which *
+    stands for anything; a name takes in what is below it.
+    """
+    if layers is None:
+        return None
+    if layers == "norm":
+        return (
+            lambda layer: type(layer.module)
+            .__name__.lower()
+            .rstrip("123d")
+            .endswith("norm")
+        )
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    return lambda layer: any(
+        fnmatch.fnmatchcase(layer.name, whole)
+        for pattern in patterns
+        for whole in (pattern, f"{pattern}.*")
+    )
 
 
 def _state(modules: Iterable[nn.Module]) -> tuple:
@@ -305,11 +242,6 @@ def _measured_as(module: nn.Module) -> Metered | None:
 
 def _refuse(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
-    if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-        raise UsageError(
-            f"{name} is compiled by torch.compile, which does not see the meter: measure the model that "
-            "it was made of (they share their parameters)"
-        )
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
         raise UsageError(
             f"{name} is a {kind}, whose calls can't be seen: measure the model that it was made of"
@@ -346,36 +278,69 @@ class NoiseMeter:
                 criterion(model(x), y).backward()
             print(meter.reading)
 
-    Samples are dimension 0 of every layer's input, and must not mix. Linear layers,
-    normalisations and embeddings go through Batchline's kernels (on a CPU, one token of
-    a layer with a bias by the same closed form as its variant torch_rank_one); any
-    other module with parameters through torch.func, and is named in `fallbacks`.
-    Gradients arrive in .grad as without the meter, to rounding.
+    Samples are dimension 0 of the model's input, and must not mix. Where they are in
+    each layer's is seen by a forward pass without gradients on one sample less, for
+    each shape of input when it is first met. Random states, buffers and modules'
+    attributes are as before it; hooks on inner modules run in it.
+
+    Linear layers, normalisations and embeddings go through Batchline's kernels (on a
+    CPU, one token of a layer with a bias by the same closed form as its variant
+    torch_rank_one); any other module with parameters through torch.func, and is named
+    in `fallbacks`. Gradients arrive in .grad as without the meter, to rounding. Code
+    that torch.compile made runs uncompiled in a metered step, and stays compiled.
 
     Args:
         model: of float64, float32, bfloat16 or float16, on any device; autocast is
-        followed.
+        followed. What torch.compile made of it will do.
         reduction: "mean" or "sum", how the loss puts its samples together. Both give
             the same .grad up to a factor, so it can't be seen from the gradients.
+        samples: how many the model's input has; or [R], which sample each row of it is
+            of, as torch.arange(b).repeat(2) for pairs that go in as torch.cat([x, y]).
+            If told, the model may be called several times on the same samples.
+        weights: for a mean over tokens under a mask, how many tokens each sample has: a
+            function of the model's arguments. Such a mean is a ratio, Σ of all samples'
+            losses over Σ of all their weights (of all micro-batches of a step).
+        layers: names of those to measure, as fnmatch has them, or "norm" for all
+            normalisations; None for all.
+        within: take d, and with it an interval, of steps of several backward passes
+            too. It keeps the activations of all of them.
+        batch_dim: the dimension of samples in the model's input: 1 if time comes first.
 
     Raises (here, or where the step shows it):
         UsageError: for whatever would make the answer wrong, in one line that says what
-        to do.
+        to do. What depends on the data alone (a batch of 1 or 2, a NaN, a gradient
+        that overflows) is no error: `reading.why_not` says it.
     """
 
-    def __init__(self, model: nn.Module, *, reduction: str | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reduction: str | None = None,
+        samples: int | torch.Tensor | None = None,
+        weights: Callable | None = None,
+        layers: str | Iterable[str] | None = None,
+        within: bool = False,
+        batch_dim: int = 0,
+    ):
         if reduction not in REDUCTIONS:
             raise UsageError(
                 f'say how the loss puts its samples together, reduction="mean" or "sum": it was '
                 f"{'not told' if reduction is None else repr(reduction)}, and gradients don't show it"
             )
-        self._model = model
         self._mean = reduction == "mean"
-        self._plan = plan(model)
-        self._step: Step | None = None
-        self._put_back: list[Callable[[], object]] = []
-        self._reading: Reading | None = None
-        self._unread = None
+        self._options = Options(
+            samples=samples, weights=weights, within=within, batch_dim=batch_dim
+        )
+        self._model = getattr(model, "_orig_mod", model)
+        self._chosen = choice(layers)
+        self._plan = plan(self._model, self._chosen)
+        self._probes: dict = {}
+        self._record: Record | None = None
+        self._eager = contextlib.ExitStack()
+        self._finished: _Finished | None = None
+        self._past: deque[Past] = deque(maxlen=_MOST_STEPS)
+        self._left_out = 0
         self._seen = 0
 
     @property
@@ -388,21 +353,95 @@ class NoiseMeter:
         """Of the last metered step. On a GPU, the first look waits for it.
 
         Raises:
-            UsageError: before the first step, for a batch of one, and for NaN or
-            infinite gradients.
+            UsageError: before the first step, and if samples' gradients don't add up to
+            the parameters' own.
         """
-        if self._unread:
-            self._reading = self._unread()
-            self._unread = None
-        if self._reading is None:
+        if self._finished is None:
             raise UsageError(
                 "nothing was measured yet: run a forward and a backward pass inside `with meter`"
             )
-        return self._reading
+        return self._finished.reading
 
-    def every(self, steps: int) -> contextlib.AbstractContextManager[bool]:
+    def history(self, half_life: float = 200) -> History:
+        """Of the metered steps so far, each of which counts half as much after so many
+        more; it keeps the last 10,000.
+        """
+        self._remember()
+        return History(tuple(self._past), half_life, self._left_out)
+
+    def scalars(self, half_life: float = 200) -> dict[str, float]:
+        """Figures to log, of the last step and of the history; what is not known is not
+        there. All are free of the loss's scale but trace and square, tr Σ and ‖G‖².
+        """
+        found: dict[str, float] = {}
+        reading = self.reading
+        found["noise/batch"] = reading.batch
+        if reading.parameters:
+            scale = reading.scale()
+            found["noise/trace"] = scale.trace
+            found["noise/square"] = scale.square
+            for test in reading.tests():
+                found[f"noise/{test.name.replace(' ', '_')}_test"] = test.value
+        history = self.history(half_life)
+        if len(history) > 1:
+            estimate = history.estimate()
+            found["noise/B_simple"] = estimate.scale.simple
+            found["noise/B_simple_low"] = estimate.simple.low
+            found["noise/B_simple_high"] = estimate.simple.high
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def state_dict(self) -> dict:
+        """What a run that goes on needs of this one, of plain numbers."""
+        self._remember()
+        return {
+            "seen": self._seen,
+            "left_out": self._left_out,
+            "steps": [list(past) for past in self._past],
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from another meter's `state_dict`."""
+        self._seen = state["seen"]
+        self._left_out = state["left_out"]
+        self._past.clear()
+        self._past.extend(Past(*past) for past in state["steps"])
+        self._finished = None
+
+    def _remember(self) -> None:
+        """Take the last step into the history. On a GPU, this waits for it."""
+        finished = self._finished
+        if finished is None or finished.remembered:
+            return
+        finished.remembered = True
+        scale = finished.scale
+        if scale is None:
+            self._left_out += 1
+        else:
+            self._past.append(Past(scale.trace, scale.square, finished.batch))
+
+    def step(self, **options) -> contextlib.AbstractContextManager[bool]:
+        """A metered step that is told more than the meter was.
+
+        Args:
+            accumulate: calls of the model, each on a micro-batch of its own, whose
+                losses are divided so that .grad is the mean (or sum) over all samples.
+                M is that of the accumulated gradient.
+            scale: what the loss was multiplied by, as scaler.get_scale(); or
+                1/accumulate's inverse if it was not divided. B_simple and the tests
+                don't need it.
+            samples: as the meter's.
+            weights: as the meter's; or [B] of all calls, one tensor or a list with one
+                for each call, which may be filled until the step ends.
+            within: as the meter's.
+
+        Raises:
+            UsageError: for values that are none of these.
+        """
+        return _Metered(self, replace(self._options, **options))
+
+    def every(self, steps: int, **options) -> contextlib.AbstractContextManager[bool]:
         """A context that measures the first of each so many steps and leaves the others
-        alone; says which, by `as`.
+        alone; says which, by `as`. Options are those of `step`.
 
         Raises:
             UsageError: if `steps` is not a whole number of 1 or more.
@@ -412,97 +451,119 @@ class NoiseMeter:
                 f"meter.every takes a whole number of steps, 1 or more, not {steps!r}"
             )
         self._seen += 1
-        return self if (self._seen - 1) % steps == 0 else contextlib.nullcontext(False)
+        metered = (self._seen - 1) % steps == 0
+        return self.step(**options) if metered else contextlib.nullcontext(False)
 
     def __enter__(self) -> bool:
-        if self._step:
+        return self._begin(self._options)
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._end(kind is None)
+
+    def _begin(self, options: Options) -> bool:
+        if self._record:
             raise UsageError(
                 "the meter is measuring a step already: leave that `with` first"
             )
-        self._reading = self._unread = None
+        if options.weights is not None and not self._mean:
+            raise UsageError('weights= are of a weighted mean: reduction="mean"')
+        self._remember()
+        self._finished = None
         if not self._plan.holds():
-            self._plan = plan(self._model)
-        step = Step(self._plan.names)
+            self._plan = plan(self._model, self._chosen)
+            self._probes = {}
+        record = Record(
+            self._model, self._plan.layers, self._plan.names, options, self._probes
+        )
+        if (
+            "torch._dynamo" in sys.modules
+        ):  # who has compiled nothing needn't wait for it
+            self._eager.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            for parameter in self._plan.names:
-                self._put_back.append(
-                    parameter.register_hook(
-                        functools.partial(step.receives, parameter)
-                    ).remove
-                )
-            for layer in self._plan.layers:
-                self._put_back.append(
-                    _replace_forward(layer.module.__dict__, layer.forward_for(step))
-                )
-            self._put_back.append(
-                _replace_forward(
-                    self._model.__dict__, _report_batch(step, self._model.forward)
-                )
-            )
+            record.begin()
         except BaseException:
-            self._restore()
+            self._eager.close()
             raise
-        self._step = step
+        self._record = record
         return True
 
-    def __exit__(self, kind, error, trace) -> None:
-        step = self._step
-        self._step = None
-        self._restore()
-        step.end()
-        if kind is None:
+    def _end(self, worked: bool) -> None:
+        record = self._record
+        self._record = None
+        self._eager.close()
+        record.restore()
+        record.end()
+        if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
-                statistics = step.finish()
-            absent = tuple(
-                name for name in self._plan.names.values() if name not in statistics
-            )
-            self._unread = functools.partial(
-                read,
-                statistics,
-                step.batch,
-                step.batch**2 if self._mean else 1,
-                fallbacks=self._plan.fallbacks,
-                frozen=self._plan.frozen,
-                without_gradient=absent,
+                statistics, samples = record.finish(self._mean)
+            record.forget()
+            self._finished = _Finished(
+                record, statistics, samples, self._plan, self._mean
             )
 
-    def _restore(self) -> None:
-        while self._put_back:
-            self._put_back.pop()()
 
-
-def _report_batch(step: Step, forward: Callable) -> Callable:
-    """The model's forward, which reports the batch of its input to the step: an inner
-    layer's input may be folded, or have none.
+class _Finished:
+    """A metered step that is over; what it says is fetched from the device when asked
+    for.
     """
 
-    def call(*args, **kwargs):
-        if torch.is_grad_enabled():
-            leaves = (
-                args
-                if args and isinstance(args[0], torch.Tensor)
-                else pytree.tree_leaves((args, kwargs))
-            )
-            tensor = next(
-                (leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None
-            )
-            if tensor is not None and tensor.dim():
-                step.sees_batch("the model's input", len(tensor))
-        return forward(*args, **kwargs)
+    def __init__(self, record: Record, statistics, samples, plan: Plan, mean: bool):
+        self.batch = sum(samples)
+        self.remembered = False
+        self._record = record
+        self._statistics = statistics
+        self._samples = samples
+        self._plan = plan
+        self._mean = mean
 
-    return call
+    @functools.cached_property
+    def _way(self) -> Way:
+        factor = (self.batch**2 if self._mean else 1) / self._record.scale**2
+        return Way(factor, self._record.weights(self.batch))
+
+    @functools.cached_property
+    def _taken(self) -> Taken:
+        return Taken.of(self._statistics, self.batch)
+
+    @property
+    def scale(self) -> NoiseScale | None:
+        """S and G2, None where there are none."""
+        way = self._way
+        if self._record.why_not or not self._statistics:
+            return None
+        return noise_scale_of(self._taken, way)
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        way = self._way
+        loss = assumptions(self._samples, self._mean, way.weights is not None)
+        names = self._plan.names.values()
+        reading = Reading(
+            self.batch,
+            {},
+            fallbacks=self._plan.fallbacks,
+            frozen=self._plan.frozen,
+            without_gradient=tuple(
+                name for name in names if name not in self._statistics
+            ),
+            left_out=self._plan.left_out,
+            assumed=tuple(filter(None, (loss, self._record.trusted))),
+            why_not=self._record.why_not,
+        )
+        if self._record.why_not or not self._statistics:
+            return reading
+        return read(self._taken, way, reading)
 
 
-def _replace_forward(
-    attributes: dict[str, object], forward: Callable
-) -> Callable[[], object]:
-    """Put `forward` in the place of the forward of the module that has these
-    attributes; returns what undoes it.
-    """
-    before = attributes.get("forward")
-    attributes["forward"] = (
-        forward  # past nn.Module's own bookkeeping, which takes longer than the rest of it
-    )
-    if before is None:
-        return functools.partial(attributes.pop, "forward")
-    return functools.partial(attributes.__setitem__, "forward", before)
+class _Metered:
+    """A context around one step that a meter measures with these options."""
+
+    def __init__(self, meter: NoiseMeter, options: Options):
+        self._meter = meter
+        self._options = options
+
+    def __enter__(self) -> bool:
+        return self._meter._begin(self._options)
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._meter._end(kind is None)

@@ -180,6 +180,13 @@ class Product(NamedTuple):
     def statistics(self) -> Tensors:
         return of_layer(self.x, self.dy)
 
+    def along(self, direction: torch.Tensor) -> torch.Tensor:
+        """[B]: each sample's gradient times direction[O·I]."""
+        x = self.x.to(direction.dtype)
+        dy = self.dy.to(direction.dtype)
+        weight = direction.view(dy.shape[-1], x.shape[-1])
+        return (torch.matmul(x, weight.T) * dy).sum((1, 2))
+
 
 class Rows(NamedTuple):
     """A parameter so small that its samples' gradients g[B,P] are kept: a bias, a
@@ -197,6 +204,89 @@ class Rows(NamedTuple):
 
     def statistics(self) -> Tensors:
         return of_rows(self.g)
+
+
+class Fold:
+    """Which rows of the model's input are one sample's: order[B,p], p of each.
+
+    Args:
+        owners: [R], the sample of each row, from 0; every sample has equally many.
+    """
+
+    def __init__(self, owners: torch.Tensor):
+        counts = torch.bincount(owners)
+        if owners.dim() != 1 or counts.min() != counts.max():
+            raise UsageError(
+                "samples= says for each row of the model's input which sample it belongs to, from 0, and each "
+                f"sample has equally many rows: these have {int(counts.min())} to {int(counts.max())}"
+            )
+        order = torch.argsort(owners, stable=True)
+        self.order = order.view(len(counts), -1)
+        self.rows = len(owners)
+        self._indices: dict[tuple, torch.Tensor] = {}
+
+    @property
+    def samples(self) -> int:
+        return len(self.order)
+
+    def index(self, samples: slice) -> torch.Tensor:
+        """The rows of these samples; the same tensor each time, for replays remember
+        by it.
+        """
+        key = samples.start, samples.stop
+        if key not in self._indices:
+            self._indices[key] = self.order[samples].flatten()
+        return self._indices[key]
+
+
+class Folded(NamedTuple):
+    """A contribution whose rows are put together by sample."""
+
+    use: Contribution
+    fold: Fold
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.use.dtype
+
+    def gradients(self, samples: slice) -> torch.Tensor:
+        g = self.use.gradients(self.fold.index(samples))
+        return g.view(-1, self.fold.order.shape[1], g.shape[1]).sum(1)
+
+    def statistics(self) -> Tensors:
+        numel = self.use.gradients(self.fold.index(slice(0, 1))).shape[1]
+        return written_out(self.gradients, self.fold.samples, numel)
+
+
+def folded(use: Contribution, fold: Fold) -> Contribution:
+    """The contribution with one entry for each sample, not for each row."""
+    order = fold.order
+    if isinstance(use, Product):
+        order = order.to(use.x.device)
+        return Product(use.x[order].flatten(1, 2), use.dy[order].flatten(1, 2))
+    if isinstance(use, Rows):
+        order = order.to(use.g.device)
+        return Rows(use.g[order].sum(1, dtype=accumulator(use.dtype)))
+    return Folded(use, fold)
+
+
+def along(
+    uses: Sequence[Contribution], direction: torch.Tensor, batch: int
+) -> torch.Tensor:
+    """[B]: what each sample contributed, times direction[P]."""
+    dots = 0
+    for use in uses:
+        if isinstance(use, Product):
+            dots = dots + use.along(direction)
+            continue
+        count = max(1, _CHUNK // max(1, len(direction)))
+        chunks = [
+            slice(start, min(start + count, batch)) for start in range(0, batch, count)
+        ]
+        dots = dots + torch.cat(
+            [use.gradients(chunk).to(direction.dtype) @ direction for chunk in chunks]
+        )
+    return dots
 
 
 def combined(uses: Sequence[Contribution], batch: int, parameters: int) -> Tensors:
@@ -240,25 +330,60 @@ def written_out(
 
 
 class Step:
-    """What one metered step has recorded. Layers report their calls and contributions;
-    hooks on the parameters report autograd's gradients.
+    """What one call of the model, and its backward pass, have recorded. Layers report
+    their calls and contributions. `located` says where the samples are in each
+    layer's inputs, as far as it was seen.
 
     Args:
         names: every parameter that is measured, and its name.
+        gradients: where the gradients that layers return to autograd are told.
+        fold: which rows are one sample's, if not each is a sample.
     """
 
-    def __init__(self, names: Mapping[nn.Parameter, str]):
+    def __init__(
+        self,
+        names: Mapping[nn.Parameter, str],
+        gradients: Gradients | None = None,
+        fold: Fold | None = None,
+    ):
         self.batch: int | None = None
+        self.located: Located | None = None
+        self.gradients = gradients or Gradients(names)
+        self.shares = fold is not None
+        self._fold = fold
         self._whose_batch = ""
         self._names = names
-        self._calls: dict[nn.Parameter, int] = dict.fromkeys(names, 0)
+        self._calls: dict[nn.Parameter, int] = defaultdict(int)
+        self._coarsest: dict[nn.Parameter, float] = {}
         self._uses: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
-        self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
-        self._totals: dict[nn.Parameter, torch.Tensor] = {}
-        self._statistics: dict[nn.Parameter, ParameterStatistics] = {}
-        self._astray: list[str] = []
+        self._replaced: dict[nn.Parameter, Contributed] = {}
+        self._nth: dict[str, int] = defaultdict(int)
         self._pass: int | None = None
         self._over = False
+
+    @property
+    def samples(self) -> int:
+        """How many there are: rows of the batch, where they are not put together."""
+        return self._fold.samples if self._fold else self.batch
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether its backward pass has begun."""
+        return self._pass is not None
+
+    @property
+    def used_again(self) -> bool:
+        """Whether a parameter was used by several calls."""
+        return any(count > 1 for count in self._calls.values())
+
+    def calls_model(self, located: Located | None) -> None:
+        """A call of the model, of whose layers so much was seen."""
+        self.located = located
+        self._nth.clear()
+
+    def unfold(self) -> None:
+        """Take each row for a sample after all."""
+        self._fold = None
 
     def sees_batch(self, whose: str, size: int) -> None:
         """The first dimension of a call's input. The first one told is the batch.
@@ -274,27 +399,85 @@ class Step:
                 raise UsageError(
                     f"{whose} was given a batch of no samples: there is no gradient to measure"
                 )
+            if self._fold and size != self._fold.rows:
+                raise UsageError(
+                    f"{whose} has {size} rows, and samples= tells of {self._fold.rows}"
+                )
         elif size != self.batch:
             raise UsageError(
                 f"{whose} has first dimension {size}, and {self._whose_batch} {self.batch}: samples must "
                 "stay apart in dimension 0 of every layer (reshape to [batch, …], or expand over it)"
             )
 
+    def locates(self, layer: str, x: torch.Tensor) -> int | None:
+        """The dimension of samples in the input x of a layer's call that comes next;
+        None where it has none: it is the same for any batch. 0 where that was not seen.
+        """
+        if self.located is None or self.batch is None:
+            unbatched = x.dim() and len(x) == 1 and (self.batch or 1) > 1
+            return None if unbatched else 0
+        return self.located.dim(layer, self._nth[layer], x, self.batch)
+
+    def dims(
+        self, layer: str, inputs: Sequence[torch.Size], outputs: Sequence[torch.Size]
+    ) -> tuple[list[int | None] | None, list[int | None] | None]:
+        """The dimension of samples in each tensor in and out of a layer's call that
+        comes next; None for what was not seen.
+        """
+        if self.located is None or self.batch is None:
+            return None, None
+        number = self._nth[layer]
+        return tuple(
+            self.located.dims(layer, number, shapes, self.batch, out)
+            for shapes, out in ((inputs, False), (outputs, True))
+        )
+
+    def expanded(self, layer: str, ids: torch.Tensor) -> torch.Tensor:
+        """ids[1,…] or [T] that a look-up has for all samples, for each of them.
+
+        Raises:
+            UsageError: if that would change what the look-up's output is for.
+        """
+        why_not = self.located.not_expanded if self.located is not None else None
+        shared = ids.dim() == 1 or (ids.dim() > 1 and len(ids) == 1)
+        if why_not or not shared:
+            raise UsageError(_misplaced(layer, ids, None))
+        return ids.expand(self.batch or 1, *ids.shape[ids.dim() > 1 :])
+
     def calls(
-        self, layer: str, x: torch.Tensor, parameters: Iterable[nn.Parameter]
+        self,
+        layer: str,
+        x: torch.Tensor,
+        parameters: Iterable[nn.Parameter],
+        moved: bool = False,
     ) -> None:
-        """A layer's forward call, with input x[B,…]."""
+        """A layer's forward call, with input x[B,…].
+
+        Args:
+            moved: the layer has asked `locates`, and put the samples first.
+
+        Raises:
+            UsageError: if samples are elsewhere, or not to be seen.
+        """
+        if self.located is not None and not moved:
+            where = self.locates(layer, x)
+            if where != 0:
+                raise UsageError(_misplaced(layer, x, where))
+        self._nth[layer] += 1
         size = len(x) if x.dim() else 1
         if size != self.batch or not size:
             self.sees_batch(layer, size)
+        eps = _eps(x)
         for parameter in parameters:
             self._calls[parameter] += 1
+            if eps > self._coarsest.get(parameter, 0.0):
+                self._coarsest[parameter] = eps
 
     def once(self, parameter: nn.Parameter) -> bool:
         """Whether one call alone has used it so far. Asked in the backward pass, that
         is: in the step.
         """
-        return self._calls[parameter] == 1
+        return self._calls[parameter] == 1 and not self.shares
 
     def backpropagates(self) -> bool:
         """Told by whatever runs within a backward pass; whether that still counts: a
@@ -305,15 +488,14 @@ class Step:
         """
         if self._over:
             return False
-        # torch counts its backward passes and has no public name for it;
-        # utils.checkpoint relies on the same number.
-        number = torch._C._current_graph_task_id()
+        number = backward_pass()
         if self._pass is None:
             self._pass = number
         elif number != self._pass:
             raise UsageError(
-                "two backward passes in one metered step: add the losses and call backward once, or "
-                "measure each pass in a `with` of its own (checkpointing needs use_reentrant=False)"
+                "two backward passes through one call of the model in a metered step: micro-batches go "
+                "into `with meter.step(accumulate=…)`, each with a call of the model of its own; other "
+                "passes into a `with` of their own (checkpointing needs use_reentrant=False)"
             )
         return True
 
@@ -335,85 +517,282 @@ class Step:
         """The gradient that a parameter's only call returns to autograd, which is B·ḡ,
         and n and d beside it.
         """
-        self._statistics[parameter] = ParameterStatistics(
-            torch.linalg.vector_norm(gradient), n, d
+        self._replaced[parameter] = Contributed(
+            torch.linalg.vector_norm(gradient), n, d, self.gradients.keeps(gradient)
         )
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
-        self._replaced[parameter] = gradient.data_ptr(), gradient._version
+        self.gradients.replaces(parameter, gradient)
         return gradient
 
+    def knows(self, parameter: nn.Parameter) -> bool:
+        """Whether a call contributed to the parameter's gradient, beside `replaces`."""
+        return parameter in self._uses
+
+    def contributed(self, parameter: nn.Parameter) -> Contributed | None:
+        """What its samples contributed to a parameter's gradient; None if nothing."""
+        if parameter in self._replaced:
+            return self._replaced[parameter]
+        if parameter not in self._uses:
+            return None
+        uses = self._contributions(parameter)
+        mean, n, d = combined(uses, self.samples, parameter.numel())
+        total = mean.reshape(-1) * self.samples
+        eps = max(
+            self._coarsest.get(parameter, 0.0),
+            *(
+                torch.finfo(dtype).eps
+                for dtype in (parameter.dtype, *(use.dtype for use in uses))
+            ),
+        )
+        return Contributed(torch.linalg.vector_norm(total), n, d, total, eps)
+
+    def along(self, parameter: nn.Parameter, direction: torch.Tensor) -> torch.Tensor:
+        """[B]: what each sample contributed to the gradient, times direction[P]."""
+        return along(self._contributions(parameter), direction, self.samples)
+
+    def _contributions(self, parameter: nn.Parameter) -> list[Contribution]:
+        uses = self._uses[parameter]
+        return [folded(use, self._fold) for use in uses] if self._fold else uses
+
+    def forgets(self) -> None:
+        """Let go of what was recorded: it has been taken in."""
+        self._uses.clear()
+        self._replaced.clear()
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that runs, -1 where none does."""
+    # torch counts its backward passes and has no public name for it;
+    # utils.checkpoint relies on the same number.
+    return torch._C._current_graph_task_id()
+
+
+def _eps(x: torch.Tensor) -> float:
+    """The coarsest spacing of what a layer computes with: x's dtype, or autocast's."""
+    dtypes = [x.dtype] if x.is_floating_point() else []
+    if torch.is_autocast_enabled(x.device.type):
+        dtypes.append(torch.get_autocast_dtype(x.device.type))
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def _misplaced(layer: str, x: torch.Tensor, dim: int | None) -> str:
+    if dim is None:
+        return (
+            f"{layer} is given {list(x.shape)} whatever the number of samples: they are not apart in it "
+            "(reshape to [batch, …], expand over the batch, or leave it out by layers=)"
+        )
+    return (
+        f"{layer} has its samples in dimension {dim} of {list(x.shape)}, and is measured with them in "
+        "dimension 0: transpose before it, or leave it out by layers="
+    )
+
+
+class Located(Protocol):
+    """Where the samples are in layers' inputs, and why look-ups that all samples share
+    can't be made each sample's.
+    """
+
+    not_expanded: str | None
+
+    def dim(self, layer: str, call: int, x: torch.Tensor, batch: int) -> int | None:
+        """In the input x of a layer's call of this number, from 0."""
+
+    def dims(
+        self, layer: str, call: int, shapes: Sequence[torch.Size], batch: int, out: bool
+    ) -> list[int | None] | None:
+        """In each tensor in or out of it."""
+
+
+class Contributed(NamedTuple):
+    """By the samples of a step to one parameter's gradient: the norm ‖B·ḡ‖ (a scalar),
+    n[B], d[B] with their own ḡ, B·ḡ[P] where it is kept, and the coarsest spacing of
+    the dtypes that took part.
+    """
+
+    norm: torch.Tensor
+    squared_norms: torch.Tensor
+    inner_products: torch.Tensor
+    total: torch.Tensor | None = None
+    eps: float = 0.0
+
+
+class Gradients:
+    """Autograd's gradients in one metered step: what layers return to it, and what
+    hooks on the parameters see of it.
+
+    Args:
+        keep: keep what layers return, to be added to that of other passes.
+    """
+
+    def __init__(self, names: Mapping[nn.Parameter, str], keep: bool = False):
+        self.totals: dict[nn.Parameter, torch.Tensor] = {}
+        self.astray: list[str] = []
+        self._names = names
+        self._keep = keep
+        self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
+
+    def keeps(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        return gradient.detach().flatten().clone() if self._keep else None
+
+    def replaces(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
+        self._replaced[parameter] = gradient.data_ptr(), gradient._version
+
     def receives(self, parameter: nn.Parameter, total: torch.Tensor) -> None:
-        """The sum of all gradients that autograd has for a parameter, before it goes to
-        .grad.
+        """The sum of all gradients that a pass of autograd has for a parameter, before
+        it goes to .grad.
         """
-        ours = self._replaced.get(parameter)
+        ours = self._replaced.pop(parameter, None)
         if ours is None:
-            self._totals[parameter] = total.detach()
+            total = total.detach()
+            if parameter in self.totals:
+                total = total + self.totals[parameter]
+            self.totals[parameter] = total
         elif ours != (
             total.data_ptr(),
             total._version,
         ):  # another one was added, into its memory or elsewhere
-            self._astray.append(self._names[parameter])
-
-    def finish(self) -> dict[str, ParameterStatistics]:
-        """{‖B·ḡ‖, n, d} of what the samples contributed to each parameter's gradient.
-
-        Raises:
-            UsageError: if there was no backward pass, or a parameter had a gradient
-            from outside its layer.
-        """
-        self._astray += [
-            self._names[parameter]
-            for parameter in self._totals
-            if parameter not in self._uses
-        ]
-        if self._astray:
-            raise UsageError(
-                f"{', '.join(self._astray)}: used outside its own module's call (or changed by a hook), "
-                "so its samples' gradients can't be seen; call the module, or freeze the parameter"
-            )
-        if self._pass is None:
-            raise UsageError(
-                "no backward pass was seen in the metered step: both the model's call and loss.backward() "
-                "belong inside the `with`, with gradients enabled"
-            )
-        for parameter, uses in self._uses.items():
-            mean, n, d = combined(uses, self.batch, parameter.numel())
-            gradient = mean.reshape(-1) * self.batch
-            total = self._totals.get(parameter)
-            gap = (
-                None
-                if total is None
-                else torch.linalg.vector_norm(
-                    total.to(mean.dtype).reshape(-1) - gradient
-                )
-            )
-            coarsest = max(
-                torch.finfo(dtype).eps
-                for dtype in (parameter.dtype, *(use.dtype for use in uses))
-            )
-            self._statistics[parameter] = ParameterStatistics(
-                torch.linalg.vector_norm(gradient), n, d, gap, coarsest
-            )
-        return {
-            name: self._statistics[parameter]
-            for parameter, name in self._names.items()
-            if parameter in self._statistics
-        }
+            self.astray.append(self._names[parameter])
 
 
 class ParameterStatistics(NamedTuple):
     """Of the samples' contributions to a gradient: its own norm ‖B·ḡ‖ (a scalar), n[B]
     and d[B].
 
-    `gap` is how far B·ḡ is from what autograd has for the parameter; None where
-    autograd has it from here. `eps` is the coarsest spacing of the dtypes that took
-    part.
+    d is None where it was not asked for. `gap` is how far B·ḡ is from what autograd has
+    for the parameter; None where autograd has it from here. `eps` is the coarsest
+    spacing of the dtypes that took part.
     """
 
     norm: torch.Tensor
     squared_norms: torch.Tensor
-    inner_products: torch.Tensor
+    inner_products: torch.Tensor | None
     gap: torch.Tensor | None = None
     eps: float = 0.0
+
+
+class Sums:
+    """Puts the samples of all calls and backward passes of a metered step together.
+
+    Args:
+        names: every parameter that is measured, and its name.
+        dots: whether d is wanted where there are several calls: their contributions
+            are kept until the end.
+    """
+
+    def __init__(self, names: Mapping[nn.Parameter, str], dots: bool):
+        self._names = names
+        self._dots = dots
+        self._steps: list[Step] = []
+        self._totals: dict[nn.Parameter, torch.Tensor] = {}
+        self._norms: dict[nn.Parameter, dict[int, torch.Tensor]] = defaultdict(dict)
+        self._gaps: dict[nn.Parameter, torch.Tensor] = {}
+        self._eps: dict[nn.Parameter, float] = {}
+
+    @property
+    def samples(self) -> list[int]:
+        """Of each call."""
+        return [step.samples for step in self._steps]
+
+    def take(self, steps: Sequence[Step], gradients: Gradients) -> None:
+        """Take in the calls that backward passes have gone through since the last time."""
+        for parameter in self._names:
+            pass_total = 0
+            for number, step in enumerate(steps, len(self._steps)):
+                one = step.contributed(parameter)
+                if one is None:
+                    continue
+                pass_total = pass_total + one.total
+                self._norms[parameter][number] = one.squared_norms
+                self._eps[parameter] = max(one.eps, self._eps.get(parameter, 0.0))
+            if not isinstance(pass_total, torch.Tensor):
+                continue
+            self._totals[parameter] = self._totals.get(parameter, 0) + pass_total
+            if parameter in gradients.totals:
+                seen = gradients.totals.pop(parameter).reshape(-1)
+                gap = torch.linalg.vector_norm(seen.to(pass_total.dtype) - pass_total)
+                self._gaps[parameter] = self._gaps.get(parameter, 0) + gap
+        self._steps += steps
+        if not self._dots:
+            for step in steps:
+                step.forgets()
+
+    def statistics(self) -> dict[str, ParameterStatistics]:
+        """Of each parameter that had a gradient, over all samples."""
+        return {
+            self._names[parameter]: self._of(parameter, total)
+            for parameter, total in self._totals.items()
+        }
+
+    def _of(self, parameter: nn.Parameter, total: torch.Tensor) -> ParameterStatistics:
+        norms = self._norms[parameter]
+        parts = [
+            norms.get(number, total.new_zeros(step.samples))
+            for number, step in enumerate(self._steps)
+        ]
+        dots = None
+        if self._dots:
+            mean = total / sum(self.samples)
+            dots = torch.cat(
+                [
+                    (
+                        step.along(parameter, mean)
+                        if number in norms
+                        else total.new_zeros(step.samples)
+                    )
+                    for number, step in enumerate(self._steps)
+                ]
+            )
+        return ParameterStatistics(
+            torch.linalg.vector_norm(total),
+            torch.cat([part.to(total.dtype) for part in parts]),
+            dots,
+            self._gaps.get(parameter),
+            self._eps[parameter],
+        )
+
+
+def finish(step: Step, names: Mapping[nn.Parameter, str]) -> dict:
+    """{‖B·ḡ‖, n, d} of what the samples of one call contributed to each parameter's
+    gradient, by name.
+    """
+    statistics = {}
+    for parameter, name in names.items():
+        one = step.contributed(parameter)
+        if one is None:
+            continue
+        total = step.gradients.totals.get(parameter)
+        gap = None
+        if total is not None and one.total is not None:
+            gap = torch.linalg.vector_norm(
+                total.to(one.total.dtype).reshape(-1) - one.total
+            )
+        statistics[name] = ParameterStatistics(
+            one.norm, one.squared_norms, one.inner_products, gap, one.eps
+        )
+    return statistics
+
+
+def check_passes(
+    steps: Sequence[Step], gradients: Gradients, names: Mapping[nn.Parameter, str]
+) -> None:
+    """That there was a backward pass, and none of its gradients from outside a layer.
+
+    Raises:
+        UsageError: if not.
+    """
+    astray = gradients.astray + [
+        names[parameter]
+        for parameter in gradients.totals
+        if not any(step.knows(parameter) for step in steps)
+    ]
+    if astray:
+        raise UsageError(
+            f"{', '.join(astray)}: used outside its own module's call (or changed by a hook), "
+            "so its samples' gradients can't be seen; call the module, or freeze the parameter"
+        )
+    if not all(step.differentiated for step in steps):
+        raise UsageError(
+            "no backward pass was seen in the metered step: both the model's call and loss.backward() "
+            "belong inside the `with`, with gradients enabled"
+        )

@@ -1,0 +1,55 @@
+"""What a meter remembers of the steps that it measured: a pair (S, G2) of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from batchline.bench.errors import UsageError
+from batchline.bench.stats.forgetting import over_steps
+from batchline.bench.stats.noise_scale import NoiseEstimate, NoiseScale
+
+
+class Past(NamedTuple):
+    """Of one metered step: S and G2 of the whole model, and its samples."""
+
+    trace: float
+    square: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The metered steps of a run, the oldest first; a step's weight halves with each
+    `half_life` metered steps since.
+
+    `left_out`: how many had no noise scale: a batch of one, an overflow.
+    """
+
+    steps: Sequence[Past]
+    half_life: float
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def estimate(self, confidence: float = 0.95) -> NoiseEstimate:
+        """The noise scale with an interval over the steps.
+
+        Raises:
+            UsageError: of fewer than two steps, or of so few that count.
+        """
+        scales = [NoiseScale(past.trace, past.square) for past in self.steps]
+        batches = [past.batch for past in self.steps]
+        try:
+            return over_steps(scales, batches, self.half_life, confidence)
+        except ValueError as error:
+            left_out = f" ({self.left_out} had no noise scale)" * bool(self.left_out)
+            raise UsageError(f"{error}{left_out}") from error
+
+    def __str__(self) -> str:
+        if len(self) < 2:
+            return f"gradient noise over {len(self)} metered steps: not known yet"
+        found = self.estimate()
+        return f"gradient noise over {found.method}: B_simple {found.text()}"

@@ -1,0 +1,327 @@
+"""One metered step: which call of the model has which samples, and what its backward
+passes add up to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.meter.probe import Probe, probe
+from batchline.bench.noise.meter.step import (
+    Fold,
+    Gradients,
+    ParameterStatistics,
+    Step,
+    Sums,
+    backward_pass,
+    check_passes,
+    finish,
+)
+
+_MOST_SHAPES = 256  # of inputs whose probes are kept
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a step was told of its samples.
+
+    Attributes:
+        accumulate: calls of the model, each on samples of its own.
+        samples: how many each call has, or [R] which one each row of its input is of.
+        weights: [B] of all calls, one tensor or one for each call, or a function of
+            the model's arguments.
+        scale: what the loss was multiplied by.
+        within: keep what d needs, also over several calls.
+        batch_dim: where the samples are in the model's input.
+    """
+
+    accumulate: int = 1
+    samples: int | torch.Tensor | None = None
+    weights: Callable | torch.Tensor | Sequence[torch.Tensor] | None = None
+    scale: float = 1.0
+    within: bool = False
+    batch_dim: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise UsageError(
+                f"accumulate= is a whole number of the model's calls, 1 or more, not {self.accumulate!r}"
+            )
+        if not self.scale > 0 or self.scale == float("inf"):
+            raise UsageError(
+                f"scale= is what the loss was multiplied by, above 0, not {self.scale!r}"
+            )
+
+    @property
+    def dots(self) -> bool:
+        return self.accumulate == 1 or self.within or self.weights is not None
+
+
+class Record:
+    """What one metered step has recorded, of all calls of the model.
+
+    Args:
+        model: whose calls are of so many samples.
+        layers: what is measured in it, with `name`, `module` and
+            `forward_for(step, forward)`.
+        names: every parameter that is measured, and its name.
+        probes: what was seen of inputs of which shapes; added to.
+    """
+
+    def __init__(self, model: nn.Module, layers, names, options: Options, probes: dict):
+        self.why_not: str | None = None
+        self.trusted: str | None = None
+        self._model = model
+        self._layers = [(layer, layer.module.forward) for layer in layers]
+        self._names = names
+        self._options = options
+        self._probes = probes
+        self._gradients = Gradients(names, keep=options.accumulate > 1)
+        self._fold = (
+            Fold(options.samples) if isinstance(options.samples, torch.Tensor) else None
+        )
+        self._sums = Sums(names, options.dots) if options.accumulate > 1 else None
+        self._open: list[Step] = []
+        self._weights: list[torch.Tensor] = []
+        self._own_forward = model.forward
+        self._put_back: list[Callable[[], object]] = []
+        self._model_calls = 0
+
+    @property
+    def scale(self) -> float:
+        """What the loss was multiplied by."""
+        return self._options.scale
+
+    def begin(self) -> None:
+        """Put the meter's forwards in place of the modules', and hooks on parameters."""
+        try:
+            for parameter in self._names:
+                hook = functools.partial(self._gradients.receives, parameter)
+                self._put_back.append(parameter.register_hook(hook).remove)
+            for module in [self._model, *(layer.module for layer, _ in self._layers)]:
+                self._put_back.append(_remember_forward(module))
+            self._open_step()
+        except BaseException:
+            self.restore()
+            raise
+
+    def restore(self) -> None:
+        """Put everything back."""
+        while self._put_back:
+            self._put_back.pop()()
+
+    def end(self) -> None:
+        """Take in nothing from now on."""
+        for step in self._open:
+            step.end()
+
+    def forget(self) -> None:
+        """Let go of activations and modules, for a reading may be kept for long."""
+        self._open = []
+        self._layers = []
+        self._sums = None
+        self._gradients = None
+
+    def _open_step(self) -> None:
+        step = Step(self._names, self._gradients, self._fold)
+        step.shares = step.shares or (self._sums is not None and self._options.dots)
+        inner = self._own_forward
+        for layer, forward in self._layers:
+            metered = layer.forward_for(step, forward)
+            # past nn.Module's own bookkeeping, which takes longer than the rest of it
+            layer.module.__dict__["forward"] = metered
+            if layer.module is self._model:
+                inner = metered
+        self._model.__dict__["forward"] = functools.partial(self._call_model, inner)
+        self._inner = inner
+        self._open.append(step)
+        if len(self._open) > 1:
+            for each in self._open:
+                each.shares = True
+
+    def _call_model(self, inner: Callable, *args, **kwargs):
+        if torch.is_grad_enabled():
+            self._is_called(args, kwargs)
+            inner = self._inner
+        return inner(*args, **kwargs)
+
+    def _is_called(self, args: tuple, kwargs: dict) -> None:
+        if backward_pass() >= 0:  # a checkpoint runs it again
+            if len(self._open) > 1:
+                raise UsageError(
+                    "a checkpointed model is run again in a backward pass through several of its calls, and "
+                    "which one it is can't be seen: call backward after each"
+                )
+            return
+        self._model_calls += 1
+        if self._model_calls > 1:
+            self._is_called_again()
+        step = self._open[-1]
+        dim = self._options.batch_dim
+        tensor = _first_tensor(args, kwargs)
+        if tensor is None or tensor.dim() <= dim:
+            return
+        size = tensor.shape[dim]
+        self._check_count(size)
+        step.sees_batch("the model's input", size)
+        step.calls_model(self._located(args, kwargs, size))
+        if callable(self._options.weights):
+            with torch.no_grad():
+                self._weights.append(self._options.weights(*args, **kwargs))
+
+    def _is_called_again(self) -> None:
+        accumulate = self._options.accumulate
+        if accumulate == 1:
+            if self._options.samples is None:
+                raise UsageError(
+                    "the model was called twice in one metered step: if each call has samples of its own, use "
+                    "`with meter.step(accumulate=…)`; if all calls see the same samples, say how many: samples= "
+                    "(a call beside the training goes under torch.no_grad())"
+                )
+            return
+        if self._model_calls > accumulate:
+            raise UsageError(
+                f"the model was called more often than accumulate={accumulate} in one metered step"
+            )
+        if all(step.differentiated for step in self._open):
+            self._settle()
+        self._open_step()
+
+    def _settle(self) -> None:
+        check_passes(self._open, self._gradients, self._names)
+        device = next(iter(self._names)).device.type
+        self._model.__dict__["forward"] = self._own_forward
+        for layer, forward in self._layers:  # replays call them
+            layer.module.__dict__["forward"] = forward
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            self._sums.take(self._open, self._gradients)
+        self.end()
+        self._open = []
+
+    def _check_count(self, rows: int) -> None:
+        """Note why the step has no answer, if its rows are not the samples told."""
+        told = self._fold.rows if self._fold else self._options.samples
+        if told is None or told == rows:
+            return
+        self.why_not = (
+            f"the model's input has {rows} rows, and samples= tells of {told}"
+        )
+        if not self._fold and told and rows % told == 0:
+            self.why_not += (
+                f": say which sample each row is of, as samples=torch.arange({told}).repeat({rows // told}) where "
+                "the model gets torch.cat of the parts"
+            )
+        self._fold = None
+        self._open[-1].unfold()
+
+    def _located(self, args: tuple, kwargs: dict, batch: int) -> Probe | None:
+        if batch < 2:
+            return None
+        shapes = tuple(
+            leaf.shape if isinstance(leaf, torch.Tensor) else None
+            for leaf in pytree.tree_leaves((args, kwargs))
+        )
+        found = self._probes.get(shapes)
+        if found is None:
+            if len(self._probes) >= _MOST_SHAPES:
+                self._probes.clear()
+            layers = {layer.name: (layer.module, own) for layer, own in self._layers}
+            found = self._probes[shapes] = probe(
+                self._model,
+                layers,
+                self._own_forward,
+                (args, kwargs),
+                batch,
+                self._options.batch_dim,
+            )
+        if found.failed:
+            self.trusted = (
+                "samples are dimension 0 of every layer, for the model does not run with one sample less "
+                f"({found.failed})"
+            )
+            return None
+        return found
+
+    def finish(self, mean: bool) -> tuple[dict[str, ParameterStatistics], list[int]]:
+        """The statistics of each parameter, and the samples of each call.
+
+        Args:
+            mean: whether the loss is a mean over them.
+
+        Raises:
+            UsageError: if there was no backward pass, or a gradient from outside a
+            layer.
+        """
+        check_passes(self._open, self._gradients, self._names)
+        if not self._model_calls:
+            self._check_inner_calls()
+        if self._sums is None:
+            step = self._open[-1]
+            self._check_samples([step.samples], mean)
+            return finish(step, self._names), [step.samples]
+        self._sums.take(self._open, self._gradients)
+        self._check_samples(self._sums.samples, mean)
+        return self._sums.statistics(), self._sums.samples
+
+    def _check_inner_calls(self) -> None:
+        if self._options.accumulate > 1:
+            raise UsageError(
+                "accumulate= tells micro-batches apart by the model's calls, and the model itself was not called"
+            )
+        if self._options.samples is None and self._open[-1].used_again:
+            raise UsageError(
+                "layers were called several times, and the model itself was not: say how many samples there are, "
+                "samples=, if all calls see the same, or call the model"
+            )
+        self.trusted = "samples are dimension 0 of every layer, for the model itself was not called"
+        self._check_count(self._open[-1].batch)
+
+    def _check_samples(self, samples: list[int], mean: bool) -> None:
+        told = self._options
+        if len(samples) != told.accumulate:
+            self.why_not = f"the model was called {len(samples)} times, and accumulate={told.accumulate}"
+        elif len(set(samples)) > 1 and told.weights is None and mean:
+            self.why_not = (
+                f"micro-batches of {', '.join(map(str, samples))} samples: the mean of their means weighs samples "
+                "unlike (drop the last batch, or divide the sum of all by its weights=)"
+            )
+
+    def weights(self, samples: int) -> np.ndarray | None:
+        """[B] of the samples of all calls; None where they were not told."""
+        told = self._options.weights
+        if told is None:
+            return None
+        parts = self._weights if callable(told) else told
+        if not isinstance(parts, torch.Tensor):
+            parts = torch.cat([torch.as_tensor(part).flatten() for part in parts])
+        weights = parts.detach().double().flatten().cpu().numpy()
+        if len(weights) != samples or not (weights >= 0).all() or not weights.sum() > 0:
+            self.why_not = (
+                f"weights= are {len(weights)} numbers of 0 or more, one for each of {samples} samples: their sum is "
+                f"{weights.sum():g}"
+            )
+            return None
+        return weights
+
+
+def _first_tensor(args: tuple, kwargs: dict) -> torch.Tensor | None:
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0]
+    leaves = pytree.tree_leaves((args, kwargs))
+    return next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+
+
+def _remember_forward(module: nn.Module) -> Callable[[], object]:
+    """What puts the module's forward back as it is now."""
+    attributes = module.__dict__
+    if "forward" not in attributes:
+        return functools.partial(attributes.pop, "forward", None)
+    return functools.partial(attributes.__setitem__, "forward", attributes["forward"])
