@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from batchline.bench.noise import NoiseMeter
-from batchline.bench.noise.meter import step
+from batchline.bench.noise.meter import convolutions, step
 
 BATCH = 6
 
@@ -122,22 +122,100 @@ class Token(nn.Module):
 
 
 class LastState(nn.Module):
-    def __init__(self, kind):
+    """Reads the outputs and all last states, whatever the order of dimensions."""
+
+    def __init__(self, kind, hidden=3, **options):
         super().__init__()
-        self.recurrent = kind(4, 3, batch_first=True)
+        options = {"batch_first": True} | options
+        self.recurrent = kind(4, hidden, **options)
+
+    def forward(self, x, *states):
+        first = self.recurrent.batch_first
+        y, last = self.recurrent(x if first else x.transpose(0, 1), *states)
+        weights = torch.linspace(0.5, 1.5, x.shape[1], dtype=x.dtype)[:, None]
+        y = ((y if first else y.transpose(0, 1)) * weights).sum(1)
+        last = last if isinstance(last, tuple) else (last,)
+        return torch.cat([y, *(one for state in last for one in state)], 1)
+
+
+class States(LastState):
+    """Starts from states that are trained through a layer."""
+
+    def __init__(self, kind):
+        super().__init__(kind, num_layers=2)
+        self.begin = nn.Linear(4, 6)
 
     def forward(self, x):
-        y, state = self.recurrent(x)
-        return y.sum(1) + (state[0] if isinstance(state, tuple) else state)[-1]
+        state = self.begin(x[:, 0]).unflatten(1, (2, 3)).transpose(0, 1)
+        lstm = isinstance(self.recurrent, nn.LSTM)
+        return super().forward(x, (state, state.tanh()) if lstm else state)
+
+
+class TiedRecurrent(nn.Module):
+    """A cell that is called twice, so that its samples' gradients add up."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.recurrent(self.recurrent(x)[0])[0]
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self, call=lambda attention, x: attention(x, x, x)[0], **options):
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.call = call
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": True} | options)
+        nn.init.normal_(
+            self.attention.in_proj_weight
+            if self.attention.in_proj_weight is not None
+            else self.attention.q_proj_weight
+        )
 
     def forward(self, x):
-        return self.attention(x, x, x, need_weights=False)[0]
+        return self.call(self.attention, x)
+
+
+def _with_weights(attention, x):
+    y, weights = attention(x, x, x, average_attn_weights=False)
+    return torch.cat(
+        [
+            y,
+            weights.flatten(2).sum(2).mean(1)[:, None, None] * y,
+            weights.mT.square().sum(1),
+        ],
+        2,
+    )
+
+
+def _of_another(attention, x):
+    return attention(x, x.flip(1).tanh(), x.sin(), need_weights=False)[0]
+
+
+def _cross(attention, x):
+    other = x[:, :2].tanh()
+    return attention(x, other, other, need_weights=False)[0]
+
+
+def _masked(attention, x):
+    padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+    padding[:, -1] = True
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    y, _ = attention(x, x, x, key_padding_mask=padding, attn_mask=causal)
+    z, _ = attention(x, x, x, attn_mask=causal, is_causal=True, need_weights=False)
+    return y + 2 * z
+
+
+def _time_first(attention, x):
+    x = x.transpose(0, 1)
+    return attention(x, x, x, need_weights=False)[0].transpose(0, 1)
+
+
+def _three_masks(attention, x):
+    mask = torch.zeros(2 * len(x), x.shape[1], x.shape[1], dtype=torch.bool)
+    mask[1::2, :, 0] = True
+    return attention(x, x, x, attn_mask=mask)[0]
 
 
 def _changed_in_place():
@@ -178,25 +256,127 @@ COMPACT = {
     "tied linears": (TiedLinears, _floats(3, 4)),
     "tied language model": (TiedLanguageModel, _ids(5)),
 }
-REPLAYED = {
-    "convolution": (
+CONVOLUTIONS = {
+    "convolutions": (
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 2)),
         _floats(2, 5, 5),
     ),
-    "convolution called twice": (
-        lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)),
+    "strides, padding, dilation": (
+        lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(2, 1)),
+        _floats(2, 7, 8),
+    ),
+    "many positions": (lambda: nn.Conv2d(2, 3, 3, bias=False), _floats(2, 12, 11)),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), _floats(4, 5, 6)),
+    "depthwise": (lambda: nn.Conv2d(3, 3, 3, groups=3, padding=1), _floats(3, 5, 6)),
+    "depthwise, two outputs a channel": (
+        lambda: nn.Conv2d(3, 6, 2, groups=3, stride=2, dilation=2, padding=1),
+        _floats(3, 6, 7),
+    ),
+    "same, reflected": (
+        lambda: nn.Conv1d(2, 3, 4, padding="same", padding_mode="reflect"),
+        _floats(2, 9),
+    ),
+    "valid": (lambda: nn.Conv1d(2, 3, 4, padding="valid"), _floats(2, 9)),
+    "circular": (
+        lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+        _floats(2, 4, 5),
+    ),
+    "three dimensions": (lambda: nn.Conv3d(2, 3, 2, stride=2), _floats(2, 4, 5, 4)),
+    "called twice": (lambda: Twice(nn.Conv1d(3, 3, 3, padding=1)), _floats(3, 5)),
+    "channels last": (
+        lambda: nn.Conv2d(3, 2, 2).to(memory_format=torch.channels_last),
+        _floats(3, 5, 5).to(memory_format=torch.channels_last),
+    ),
+}
+
+
+def _turned_to_eval(make, *shape):
+    """A module that has seen two batches, and then stands still."""
+    module = make()
+    for _ in range(2):
+        module(torch.randn(5, *shape))
+    return nn.Sequential(nn.Linear(shape[-1], shape[-1]), module.eval())
+
+
+NORMS = {
+    "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
+    "group norm of an image": (lambda: nn.GroupNorm(2, 4), _floats(4, 5, 3)),
+    "group norm of no positions": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6)),
+        _floats(4),
+    ),
+    "instance norm": (lambda: nn.InstanceNorm2d(3, affine=True), _floats(3, 4, 5)),
+    "instance norm, running": (
+        lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
         _floats(3, 5),
     ),
-    "group norm": (lambda: nn.GroupNorm(2, 4), _floats(4, 5)),
-    "batch norm in eval": (lambda: nn.BatchNorm1d(4).eval(), _floats(4)),
+    "instance norm in eval": (
+        lambda: _turned_to_eval(
+            lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True), 3, 5
+        ),
+        _floats(3, 5),
+    ),
+    "batch norm in eval": (
+        lambda: _turned_to_eval(lambda: nn.BatchNorm1d(4), 4),
+        _floats(4),
+    ),
+    "batch norm of an image in eval": (
+        lambda: _turned_to_eval(lambda: nn.BatchNorm2d(2), 2, 3, 4),
+        _floats(2, 3, 4),
+    ),
+    "group norm called twice": (lambda: Twice(nn.GroupNorm(1, 3)), _floats(3, 4)),
+}
+ATTENTIONS = {
+    "of itself": (Attention, _floats(3, 4)),
+    "without bias": (lambda: Attention(bias=False), _floats(3, 4)),
+    "with weights": (lambda: Attention(_with_weights), _floats(3, 4)),
+    "of another's keys": (lambda: Attention(_cross), _floats(3, 4)),
+    "of three inputs": (lambda: Attention(_of_another), _floats(3, 4)),
+    "masked, called twice": (lambda: Attention(_masked), _floats(3, 4)),
+    "time first": (lambda: Attention(_time_first, batch_first=False), _floats(3, 4)),
+    "a mask per head": (lambda: Attention(_three_masks), _floats(3, 4)),
+}
+RECURRENT = {
+    f"{kind.__name__}{name}": (
+        lambda kind=kind, options=options: LastState(kind, **options),
+        _floats(4, 4),
+    )
+    for kind in (nn.RNN, nn.GRU, nn.LSTM)
+    for name, options in (
+        ("", {}),
+        (" without bias", {"bias": False}),
+        (" of two layers, both ways", {"num_layers": 2, "bidirectional": True}),
+        (" time first", {"batch_first": False}),
+    )
+}
+RECURRENT["RNN by ReLU"] = (
+    lambda: LastState(nn.RNN, nonlinearity="relu"),
+    _floats(4, 4),
+)
+RECURRENT |= {
+    f"{kind.__name__} from a state": (lambda kind=kind: States(kind), _floats(3, 4))
+    for kind in (nn.RNN, nn.GRU, nn.LSTM)
+}
+RECURRENT["called twice"] = (TiedRecurrent, _floats(3, 4))
+COMPACT |= {f"attention: {name}": case for name, case in ATTENTIONS.items()}
+COMPACT |= {f"recurrent: {name}": case for name, case in RECURRENT.items()}
+COMPACT |= NORMS
+COMPACT |= {f"convolution: {name}": case for name, case in CONVOLUTIONS.items()}
+REPLAYED = {
+    "transposed convolution": (lambda: nn.ConvTranspose1d(2, 3, 3), _floats(2, 5)),
     "bare parameter": (Token, _floats(3, 4)),
     "parametrised": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
         _floats(4),
     ),
-    "attention": (Attention, _floats(3, 4)),
-    "gru": (lambda: LastState(nn.GRU), _floats(3, 4)),
-    "lstm": (lambda: LastState(nn.LSTM), _floats(3, 4)),
+    "attention of other keys": (
+        lambda: Attention(kdim=4, vdim=4, add_zero_attn=True),
+        _floats(3, 4),
+    ),
+    "lstm of a projected state": (
+        lambda: LastState(nn.LSTM, 5, proj_size=3),
+        _floats(3, 4),
+    ),
 }
 
 
@@ -214,19 +394,29 @@ def test_any_other_layer_goes_through_torch_func_and_is_named(case):
 
 
 def test_fallbacks_are_named_by_type():
-    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    model = nn.Sequential(
+        nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(12, 2)
+    ).double()
     meter = _check(model, _floats(1, 5))
-    assert meter.fallbacks == meter.reading.fallbacks == {"0": "Conv1d"}
-    assert "0 (Conv1d) went through torch.func" in str(meter.reading)
+    assert meter.fallbacks == meter.reading.fallbacks == {"0": "ConvTranspose1d"}
+    assert "0 (ConvTranspose1d) went through torch.func" in str(meter.reading)
 
 
 @pytest.mark.parametrize(
     "chunk", [1, 70, 200], ids=["a sample at a time", "two", "five"]
 )
-@pytest.mark.parametrize("case", ["tied language model", "convolution"])
+@pytest.mark.parametrize("case", ["tied language model", "bare parameter"])
 def test_chunks_give_what_one_gives(case, chunk, monkeypatch):
     monkeypatch.setattr(step, "_CHUNK", chunk)
     make, x = (COMPACT | REPLAYED)[case]
+    _check(_seeded(make), x)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 700])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_convolution_by_chunks(case, at_once, monkeypatch):
+    monkeypatch.setattr(convolutions, "_AT_ONCE", at_once)
+    make, x = CONVOLUTIONS[case]
     _check(_seeded(make), x)
 
 

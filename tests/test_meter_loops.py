@@ -177,7 +177,7 @@ class Both(nn.Module):
 
 
 def _after_convolution(norm):
-    return nn.Sequential(nn.Conv1d(4, 4, 2), norm, nn.ReLU(), nn.Flatten())
+    return nn.Sequential(nn.ConvTranspose1d(4, 4, 2), norm, nn.ReLU(), nn.Flatten())
 
 
 REPLAYED = {

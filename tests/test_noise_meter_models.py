@@ -136,35 +136,55 @@ def test_a_layer_that_gets_samples_and_tokens_as_one_dimension():
     )
 
 
+def _backward(model, x):
+    y = model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
+    (y[0] if isinstance(y, tuple) else y).pow(3).sum().backward()
+
+
 @pytest.mark.parametrize(
     "make, shape, words",
     [
         (
-            lambda: nn.LSTM(4, 3),
+            nn.LSTM,
             (3, 6, 4),
-            "samples' gradients don't add up|can't be measured",
+            "takes its samples from dimension 1 of .3, 6, 4., and is given them in dim",
         ),
+    ],
+    ids=["sequence first"],
+)
+def test_a_step_that_cannot_be_measured(make, shape, words):
+    x = torch.randn(shape)
+    refused(make(4, 3), words, lambda model: _backward(model, x))
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
         (
             lambda: nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)).eval(),
             (6, 2, 4),
-            None,
         ),
+        (
+            lambda: nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True),
+            (6, 3, 4),
+        ),
+        (
+            lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+            (6, 2, 4),
+        ),
+        (lambda: nn.LSTM(4, 3, 2, dropout=0.5, batch_first=True), (6, 3, 4)),
     ],
     ids=[
-        "sequence first",
         "batch norm in eval",
+        "dropout of attention",
+        "running statistics",
+        "dropout between layers",
     ],
 )
-def test_what_torch_func_cannot_take_apart(make, shape, words):
+def test_what_torch_func_could_not_take_apart_is_measured(make, shape):
     torch.manual_seed(0)
     model, x = make(), torch.randn(shape)
-
-    def backward(model):
-        y = model(x)
-        (y[0] if isinstance(y, tuple) else y).square().sum().backward()
-
-    if words:
-        refused(model, words, backward)
-    else:
-        with NoiseMeter(model, reduction="sum"):
-            backward(model)
+    meter = NoiseMeter(model, reduction="sum")
+    with meter:
+        _backward(model, x)
+    assert meter.reading.batch == 6 and not meter.fallbacks

@@ -44,6 +44,7 @@ _SAMPLE_S = 2e-3
 _SEED = 0
 _MOST_SAMPLES = 1000  # of one way
 _LARGER = 4
+_EXTENDED = nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d
 Step = Callable[[], object]
 
 
@@ -170,7 +171,7 @@ def _backpack(workload, model, x, y):
     )  # an input asks for no gradient: none is wanted
     extension = BatchL2Grad()
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, _EXTENDED):
             extend(module)
     step, _ = _plain(workload, model, x, y)
 
@@ -216,12 +217,14 @@ def costs(
     seconds: float,
     device: str = "cpu",
     guard: Guard | NoGuard = NoGuard(),
+    ways: Sequence[Way] | None = None,
 ) -> list[Cost]:
-    """A row for each way: about so many seconds in all are spent on samples, after
-    every way has been warmed.
+    """A row for each way (of WAYS, if no others are given): about so many seconds in
+    all are spent on samples, after every way has been warmed.
     """
+    ways = WAYS if ways is None else ways
     x, y = workload.train.draw(batch, torch.Generator().manual_seed(_SEED), device)
-    prepared = {way.name: _prepare(way, workload, device, x, y) for way in WAYS}
+    prepared = {way.name: _prepare(way, workload, device, x, y) for way in ways}
     ready = {name: one for name, one in prepared.items() if one}
     clocks = {name: _clock(one.step, device) for name, one in ready.items()}
     effort = Effort(0.0, seconds / max(1, len(clocks)), most=_MOST_SAMPLES)
@@ -230,7 +233,7 @@ def costs(
         lambda: sample(clocks, effort, state_of(device).why_throttled, now_s=now_s)
     )
     rows = []
-    for way in WAYS:
+    for way in ways:
         one = prepared[way.name]
         if one:
             time = Missing(busy) if busy else _time(samples[way.name], samples[PLAIN])

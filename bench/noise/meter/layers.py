@@ -142,6 +142,19 @@ def _samples_first(x: torch.Tensor, dim: int | None, features: int) -> torch.Ten
     return x if x.dim() > features else x[None]
 
 
+def project(
+    x: torch.Tensor,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    step: Step,
+    dim: int = 0,
+) -> torch.Tensor:
+    """x[…,I] Wᵀ + b, for a layer that has told `step` of its call; the samples are in
+    dimension `dim` of x.
+    """
+    return _Linear.apply(x, weight, bias, step, dim)
+
+
 def _tokens(x: torch.Tensor) -> torch.Tensor:
     """[B,…,I] as [B,T,I]; [I] is one sample."""
     if x.dim() == 2:

@@ -21,7 +21,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter import layers
+from batchline.bench.noise.meter import (
+    attention,
+    convolutions,
+    foreign,
+    layers,
+    norms,
+    recurrent,
+)
 from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.reading import (
@@ -43,6 +50,16 @@ _MEASURED: Mapping[Callable, Metered] = {
     nn.LayerNorm.forward: layers.normalisation,
     nn.RMSNorm.forward: layers.normalisation,
     nn.Embedding.forward: layers.embedding,
+    nn.Conv1d.forward: convolutions.convolution,
+    nn.Conv2d.forward: convolutions.convolution,
+    nn.Conv3d.forward: convolutions.convolution,
+    nn.GroupNorm.forward: norms.by_channel,
+    nn.InstanceNorm1d.forward: norms.by_channel,
+    nn.BatchNorm1d.forward: norms.by_channel,
+    nn.MultiheadAttention.forward: attention.attention,
+    nn.RNN.forward: recurrent.recurrent,
+    nn.GRU.forward: recurrent.recurrent,
+    nn.LSTM.forward: recurrent.recurrent,
 }
 REDUCTIONS = ("mean", "sum")
 _MOST_STEPS = 10_000  # that are remembered
@@ -234,10 +251,18 @@ def _uses_its_childrens(module: nn.Module) -> bool:
 
 
 def _measured_as(module: nn.Module) -> Metered | None:
-    own_forward = "forward" in module.__dict__ or not isinstance(
-        module._parameters.get("weight"), nn.Parameter
-    )
-    return None if own_forward else _MEASURED.get(type(module).forward)
+    if "forward" in module.__dict__ or not _holds_its_weights(module):
+        return None
+    return _MEASURED.get(type(module).forward) or foreign.recognised(module)
+
+
+def _holds_its_weights(module: nn.Module) -> bool:
+    """Whether what its forward reads are parameters of its own."""
+    if isinstance(module, nn.MultiheadAttention):
+        return attention.is_supported(module)
+    if isinstance(module, nn.RNNBase):
+        return recurrent.is_supported(module)
+    return isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 def _refuse(name: str, module: nn.Module) -> None:

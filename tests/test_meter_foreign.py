@@ -1,0 +1,131 @@
+"""Layers of other libraries: measured without torch.func where they are what they seem,
+and by torch.func where not.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from batchline.bench.noise import NoiseMeter
+from batchline.bench.noise.meter.foreign import is_rms_norm
+
+BATCH = 5
+
+
+class PlainRMSNorm(nn.Module):
+    def __init__(self, size, epsilon=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, size))
+        self.variance_epsilon = epsilon
+
+    def scale(self):
+        return self.weight
+
+    def forward(self, x):
+        x = x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        return self.scale() * x
+
+
+class OnePlusRMSNorm(PlainRMSNorm):
+    def scale(self):
+        return 1 + self.weight
+
+
+class CentredRMSNorm(PlainRMSNorm):
+    """Is not what its name says."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(-1, keepdim=True))
+
+
+class OffsetRMSNorm(PlainRMSNorm):
+    def scale(self):
+        return 2 + self.weight
+
+
+class RoundedRMSNorm(PlainRMSNorm):
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+class GatedRMSNorm(PlainRMSNorm):
+    def forward(self, x, gate=None):
+        y = super().forward(x)
+        return y if gate is None else y * gate
+
+
+class Norm(PlainRMSNorm):
+    """Is one, but says nothing."""
+
+
+def _check(model, x, rel, call=lambda model, x: model(x)):
+    """n and .grad of every parameter against a backward pass for each sample in fp64;
+    returns the fallbacks.
+    """
+    exact = copy.deepcopy(model).double()
+    names, parameters = zip(*exact.named_parameters())
+    rows = [
+        torch.autograd.grad(
+            call(exact, x[b : b + 1].double()).square().sum(), parameters
+        )
+        for b in range(len(x))
+    ]
+    meter = NoiseMeter(model, reduction="sum")
+    with meter:
+        call(model, x).square().sum().backward()
+    for index, name in enumerate(names):
+        g = torch.stack([row[index].flatten() for row in rows])
+        n = g.square().sum(1).numpy()
+        assert meter.reading.parameters[name].squared_norms == pytest.approx(n, rel=rel)
+        grad = model.get_parameter(name).grad.double().flatten()
+        torch.testing.assert_close(grad, g.sum(0), rtol=rel, atol=rel)
+    return meter.fallbacks
+
+
+def _floats(*shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(BATCH, *shape, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", [PlainRMSNorm, OnePlusRMSNorm, GatedRMSNorm])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)], ids=str)
+def test_an_rms_norm_is_recognised(kind, shape):
+    model = nn.Sequential(nn.Linear(6, 6), kind(6)).double()
+    assert _check(model, _floats(*shape), 1e-9) == {}
+
+
+@pytest.mark.parametrize("kind", [CentredRMSNorm, OffsetRMSNorm, RoundedRMSNorm, Norm])
+def test_what_only_seems_to_be_one_goes_through_torch_func(kind):
+    model = nn.Sequential(nn.Linear(6, 6), kind(6)).double()
+    rel = 1e-6 if kind is RoundedRMSNorm else 1e-9
+    assert _check(model, _floats(3, 6), rel) == {"1": kind.__name__}
+
+
+def test_one_that_rounds_to_fp32_is_recognised_in_fp32():
+    model = nn.Sequential(nn.Linear(6, 6), RoundedRMSNorm(6))
+    assert _check(model, _floats(3, 6, dtype=torch.float32), 1e-5) == {}
+
+
+def test_a_second_input_is_left_to_torch_func():
+    def call(model, x):
+        return model(x, x[..., :1].sigmoid())
+
+    assert _check(GatedRMSNorm(6).double(), _floats(3, 6), 1e-9, call) == {}
+
+
+def test_the_weight_is_left_as_it_was():
+    norm = PlainRMSNorm(4).bfloat16()
+    weight, values = norm.weight, norm.weight.clone()
+    assert is_rms_norm(norm)
+    assert norm.weight is weight and torch.equal(weight, values)
+
+
+def test_conv1d_of_transformers():
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    for shape in ((4,), (3, 4), (2, 3, 4)):
+        first, second = pytorch_utils.Conv1D(7, 4), pytorch_utils.Conv1D(3, 7)
+        model = nn.Sequential(first, nn.Tanh(), second).double()
+        nn.init.normal_(first.bias)
+        assert _check(model, _floats(*shape), 1e-9) == {}
