@@ -628,6 +628,7 @@ class Gradients:
     def __init__(self, names: Mapping[nn.Parameter, str], keep: bool = False):
         self.totals: dict[nn.Parameter, torch.Tensor] = {}
         self.astray: list[str] = []
+        self.copies = keep
         self._names = names
         self._keep = keep
         self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
@@ -647,6 +648,8 @@ class Gradients:
             total = total.detach()
             if parameter in self.totals:
                 total = total + self.totals[parameter]
+            elif self.copies:
+                total = total.clone()
             self.totals[parameter] = total
         elif ours != (
             total.data_ptr(),
@@ -688,6 +691,11 @@ class Sums:
         self._norms: dict[nn.Parameter, dict[int, torch.Tensor]] = defaultdict(dict)
         self._gaps: dict[nn.Parameter, torch.Tensor] = {}
         self._eps: dict[nn.Parameter, float] = {}
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Of each call."""
+        return self._steps
 
     @property
     def samples(self) -> list[int]:
