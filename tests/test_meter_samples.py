@@ -341,6 +341,45 @@ def test_experts_that_choose_their_tokens(capacity, words, dropout):
     assert_untouched(model)
 
 
+class Flat(nn.Module):
+    """Layers on samples and tokens as one dimension, a sample's tokens together or not."""
+
+    def __init__(self, time_first=False, dropout=0.0):
+        super().__init__()
+        self.token, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4)
+        self.conv, self.head = nn.Conv1d(1, 2, 3), nn.Linear(4, 3)
+        self.time_first, self.dropout = time_first, nn.Dropout(dropout)
+
+    def forward(self, ids):
+        ids = ids.T if self.time_first else ids
+        x = self.dropout(self.norm(self.token(ids.flatten())))
+        y = self.conv(self.head(torch.tanh(x))[:, None]).flatten(1)
+        y = y.unflatten(0, ids.shape)
+        return y.transpose(0, 1) if self.time_first else y
+
+
+@pytest.mark.parametrize("tokens", [2, B])
+def test_samples_and_tokens_as_one_dimension(tokens):
+    model, ids = _made(Flat), _ids(B, tokens)
+    assert_whole(_measured(model, ids), single_samples(model, _alone(ids)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_tokens_of_samples_that_are_not_together_are_refused(dropout):
+    model = _made(Flat, True, dropout)
+    words = "token is given samples and tokens as one dimension of 24, in which"
+    with pytest.raises(UsageError, match=words):
+        _measured(model, _ids(B, 3))
+    assert_untouched(model)
+
+
+def test_an_order_that_cannot_be_seen_is_refused():
+    model = _made(Flat)
+    with pytest.raises(UsageError, match="token has first dimension 24, and the model"):
+        _measured(model, torch.ones(B, 3, dtype=torch.int64))
+    assert_untouched(model)
+
+
 # --- the look at one sample less
 
 

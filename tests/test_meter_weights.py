@@ -136,8 +136,8 @@ def test_the_noise_of_a_ratio_is_what_redrawn_batches_show():
         mean = g.mean(0)
         row = [batch * np.linalg.norm(mean), 0.0, *(g**2).sum(1), *(g @ mean)]
         taken = Taken(("p",), np.array([row]), (None,), batch, True)
-        one = put_together(taken, Way(1.0, w[number]))["p"]
-        traces.append(noise_scale(one.mean_square, one.squared_norms).trace)
+        square, n, _ = put_together(taken, Way(1.0, w[number]), taken.rows[0])
+        traces.append(noise_scale(square, n).trace)
     error = np.std(traces) / len(traces) ** 0.5
     assert np.mean(traces) == pytest.approx(true_trace, rel=0.03, abs=3 * error)
     plain = np.mean(((u / w.mean(1)[:, None, None]) ** 2).sum(2)) - np.mean(

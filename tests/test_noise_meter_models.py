@@ -120,22 +120,6 @@ def test_a_shared_weight_with_a_gradient_from_outside():
     refused(Model(), "layer.weight: its samples' gradients don't add up to its own")
 
 
-def test_a_layer_that_gets_samples_and_tokens_as_one_dimension():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.layer(x.flatten(0, 1))
-
-    refused(
-        Model(),
-        "layer has first dimension 12, and the model's input 6",
-        lambda model: model(X[:, None].expand(-1, 2, -1)).square().mean().backward(),
-    )
-
-
 def _backward(model, x):
     y = model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
     (y[0] if isinstance(y, tuple) else y).pow(3).sum().backward()

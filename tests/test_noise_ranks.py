@@ -2,6 +2,7 @@
 refuses in one line.
 """
 
+import contextlib
 import threading
 
 import numpy as np
@@ -216,6 +217,9 @@ def test_the_arithmetic_over_three_ranks(monkeypatch, divides, within):
     threads = Threads(count)
     monkeypatch.setattr(ranks, "is_distributed", lambda: True)
     monkeypatch.setattr(ranks, "find", lambda *_: threads)
+    monkeypatch.setattr(  # which is of the process, not of a thread
+        torch.compiler, "set_stance", lambda *_: contextlib.nullcontext()
+    )
     models = [noise_ranks.all_linear() for _ in range(count)]
 
     def step(rank):

@@ -25,6 +25,7 @@ from batchline.bench.noise.meter.probe import (
     as_drawn,
     random_state,
     same_state,
+    samples_first,
 )
 from batchline.bench.noise.meter.step import (
     Product,
@@ -108,7 +109,7 @@ class _Linear(torch.autograd.Function):
                 None,
             )
         if ctx.dim:
-            x, dy = x.movedim(ctx.dim, 0), dy.movedim(ctx.dim, 0)
+            x, dy = samples_first(x, ctx.dim), samples_first(dy, ctx.dim)
         if needs_weight:
             tokens = _tokens(x)
             d_tokens = _tokens(dy)
@@ -138,7 +139,7 @@ class _Linear(torch.autograd.Function):
 def _samples_first(x: torch.Tensor, dim: int | None, features: int) -> torch.Tensor:
     """x[…,B,…] of a layer over its last dimensions, so many; x[*features] is one sample."""
     if dim:
-        return x.movedim(dim, 0)
+        return samples_first(x, dim)
     return x if x.dim() > features else x[None]
 
 
@@ -383,9 +384,16 @@ class _Replay:
             for leaves, seen in zip((self.leaves, outputs), dims)
         )
         self.is_random = not same_state(self.random_state, random_state(self.device))
-        self.step.locates(self.layer, first)
+        where = self.step.locates(self.layer, first)
+        if any(
+            dim is not None and dim < 0 and dim != where for dim in sum(self.dims, [])
+        ):
+            raise UsageError(
+                f"{self._name} is given or gives samples and tokens as one dimension, whose order can't be seen: "
+                "reshape to [batch, …], or leave it out by layers="
+            )
         samples = (
-            (leaf.movedim(dim, 0), True)
+            (samples_first(leaf, dim), True)
             for leaf, dim in zip(self.leaves, self.dims[0])
             if dim is not None
         )
@@ -501,7 +509,7 @@ class _Replay:
         def of_one(leaves, d_outputs):
             leaves = iter(leaves)
             whole = [
-                leaf if dim is None else next(leaves).unsqueeze(dim)
+                leaf if dim is None else _of_one(next(leaves), dim)
                 for leaf, dim in zip(self.leaves, dims)
             ]
             args, kwargs = pytree.tree_unflatten(whole, self.form)
@@ -515,19 +523,19 @@ class _Replay:
                 return [leaves[number] for number in outputs]
 
             _, pull = torch.func.vjp(forward, own)
-            return pull([dy.unsqueeze(dim) for dy, dim in zip(d_outputs, out_dims)])[0]
+            return pull([_of_one(dy, dim) for dy, dim in zip(d_outputs, out_dims)])[0]
 
         over_samples = (
             _one_by_one if isinstance(self.module, nn.RNNBase) else torch.func.vmap
         )
         gradients = over_samples(of_one)(
             [
-                leaf.movedim(dim, 0)[samples]
+                samples_first(leaf, dim)[samples]
                 for leaf, dim in zip(self.leaves, dims)
                 if dim is not None
             ],
             [
-                self.d_outputs[number].movedim(dim, 0)[samples]
+                samples_first(self.d_outputs[number], dim)[samples]
                 for number, dim in zip(outputs, out_dims)
             ],
         )
@@ -576,7 +584,8 @@ class _Replay:
             d_results = []
             for number, dim in zip(outputs, out_dims):
                 dy = torch.zeros_like(self.d_outputs[number])
-                dy.select(dim, sample).copy_(self.d_outputs[number].select(dim, sample))
+                given = self.d_outputs[number]
+                samples_first(dy, dim)[sample].copy_(samples_first(given, dim)[sample])
                 d_results.append(dy)
             wanted = [*own.values(), *(leaf for leaf, _ in inputs if not rows)]
             gradients = torch.autograd.grad(
@@ -603,10 +612,16 @@ class _Replay:
 def _check_others(d_input: torch.Tensor | None, dim: int, sample: int) -> None:
     if d_input is None:
         return
-    rows = d_input.movedim(dim, 0).flatten(1) if d_input.dim() > 1 else d_input[:, None]
+    rows = samples_first(d_input, dim)
+    rows = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
     others = torch.arange(len(rows), device=rows.device) != sample
     if rows[others].any():
         raise ValueError("a sample's output depends on other samples")
+
+
+def _of_one(leaf: torch.Tensor, dim: int) -> torch.Tensor:
+    """One sample's part of a batch, as a batch of one."""
+    return leaf.unsqueeze(dim) if dim >= 0 else leaf
 
 
 def _versions(leaves: list) -> list[int]:

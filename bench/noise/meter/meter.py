@@ -64,6 +64,8 @@ _MEASURED: Mapping[Callable, Metered] = {
 }
 REDUCTIONS = ("mean", "sum")
 _MOST_STEPS = 10_000  # that are remembered
+_MOST_WAITING = 32  # steps whose figures are on the device still
+_MOST_NUMBERS = 1_000_000  # of theirs
 
 
 @dataclass(frozen=True)
@@ -307,8 +309,10 @@ class NoiseMeter:
 
     Samples are dimension 0 of the model's input, and must not mix. Where they are in
     each layer's is seen by a forward pass without gradients on one sample less, for
-    each shape of input when it is first met. Random states, buffers and modules'
-    attributes are as before it; hooks on inner modules run in it.
+    each shape of input when it is first met (and one or two on all samples, where there
+    is dropout, or a look-up that all samples share). Random states, buffers and
+    modules' attributes are as before it; hooks on inner modules run in it. How the loss
+    puts samples together is not seen: a reading says what was assumed.
 
     Linear layers, normalisations and embeddings go through Batchline's kernels (on a
     CPU, one token of a layer with a bias by the same closed form as its variant
@@ -376,6 +380,8 @@ class NoiseMeter:
         self._across: ranks.Across | None = None
         self._eager = contextlib.ExitStack()
         self._finished: _Finished | None = None
+        self._waiting: list[_Finished] = []
+        self._numbers = 0
         self._past: deque[Past] = deque(maxlen=_MOST_STEPS)
         self._left_out = 0
         self._seen = 0
@@ -443,18 +449,26 @@ class NoiseMeter:
         self._past.clear()
         self._past.extend(Past(*past) for past in state["steps"])
         self._finished = None
+        self._waiting, self._numbers = [], 0
 
     def _remember(self) -> None:
-        """Take the last step into the history. On a GPU, this waits for it."""
-        finished = self._finished
-        if finished is None or finished.remembered:
-            return
-        finished.remembered = True
-        scale = finished.scale
-        if scale is None:
-            self._left_out += 1
-        else:
-            self._past.append(Past(scale.trace, scale.square, finished.batch))
+        """Take the steps that wait into the history. On a GPU, this waits for them."""
+        waiting, self._waiting, self._numbers = self._waiting, [], 0
+        fetch(waiting)
+        for finished in waiting:
+            scale = finished.scale
+            if scale is None:
+                self._left_out += 1
+            else:
+                self._past.append(Past(scale.trace, scale.square, finished.batch))
+
+    def _wait(self, finished: _Finished) -> None:
+        """Have a step wait for others: to fetch many at once is as fast as to fetch one."""
+        self._finished = finished
+        self._waiting.append(finished)
+        self._numbers += finished.numbers
+        if len(self._waiting) >= _MOST_WAITING or self._numbers > _MOST_NUMBERS:
+            self._remember()
 
     def step(self, **options) -> contextlib.AbstractContextManager[bool]:
         """A metered step that is told more than the meter was.
@@ -463,9 +477,9 @@ class NoiseMeter:
             accumulate: calls of the model, each on a micro-batch of its own, whose
                 losses are divided so that .grad is the mean (or sum) over all samples.
                 M is that of the accumulated gradient.
-            scale: what the loss was multiplied by, as scaler.get_scale(); or
-                1/accumulate's inverse if it was not divided. B_simple and the tests
-                don't need it.
+            scale: what the loss was multiplied by: scaler.get_scale(), or the number
+                of micro-batches where their mean losses were not divided by it.
+                B_simple and the tests don't need it.
             samples: as the meter's.
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
@@ -504,7 +518,6 @@ class NoiseMeter:
             )
         if options.weights is not None and not self._mean:
             raise UsageError('weights= are of a weighted mean: reduction="mean"')
-        self._remember()
         self._finished = None
         ranks.reshard(self._model)
         if not self._plan.holds():
@@ -563,7 +576,7 @@ class NoiseMeter:
             with torch.no_grad(), autocast_off(self._plan.device):
                 together = self._finish(record)
             record.forget()
-            self._finished = _Finished(record, together, self._plan, self._mean)
+            self._wait(_Finished(record, together, self._plan, self._mean))
 
     def _finish(self, record: Record) -> ranks.Together:
         across = self._across
@@ -589,10 +602,10 @@ class _Finished:
         self, record: Record, together: ranks.Together, plan: Plan, mean: bool
     ):
         self.batch = sum(together.samples)
-        self.remembered = False
         self._record = record
         self._together = together
-        self._statistics = together.statistics
+        self.statistics = together.statistics
+        self.taken: Taken | None = None
         self._samples = together.samples
         self._plan = plan
         self._mean = mean
@@ -603,17 +616,19 @@ class _Finished:
         factor = times**2 / self._record.scale**2
         return Way(factor, self._record.weights(self.batch))
 
-    @functools.cached_property
-    def _taken(self) -> Taken:
-        return Taken.of(self._statistics, self.batch)
+    @property
+    def numbers(self) -> int:
+        """How many wait on the device, about."""
+        return 2 * self.batch * len(self.statistics)
 
     @property
     def scale(self) -> NoiseScale | None:
         """S and G2, None where there are none."""
         way = self._way
-        if self._record.why_not or not self._statistics:
+        if self._record.why_not or not self.statistics:
             return None
-        return noise_scale_of(self._taken, way)
+        fetch([self])
+        return noise_scale_of(self.taken, way)
 
     @functools.cached_property
     def reading(self) -> Reading:
@@ -626,7 +641,7 @@ class _Finished:
             fallbacks=self._plan.fallbacks,
             frozen=self._plan.frozen,
             without_gradient=tuple(
-                name for name in names if name not in self._statistics
+                name for name in names if name not in self.statistics
             ),
             left_out=self._plan.left_out,
             assumed=tuple(
@@ -634,9 +649,18 @@ class _Finished:
             ),
             why_not=self._record.why_not,
         )
-        if self._record.why_not or not self._statistics:
+        if self._record.why_not or not self.statistics:
             return reading
-        return read(self._taken, way, reading)
+        fetch([self])
+        return read(self.taken, way, reading)
+
+
+def fetch(steps: Iterable[_Finished]) -> None:
+    """Bring what steps say from the device, all in one transfer."""
+    missing = [step for step in steps if step.taken is None and step.statistics]
+    found = Taken.of([(step.statistics, step.batch) for step in missing])
+    for step, taken in zip(missing, found):
+        step.taken = taken
 
 
 class _Metered:

@@ -46,7 +46,7 @@ class Probe:
 
     `outputs` are the shapes of the model's. `random`: random numbers were drawn, so
     values are not those of the step. `mixed`: by layer, what values said of it without
-    dropout. `not_expanded`: why look-ups that all samples share can't be made each
+    dropout, where it was not `unchecked`. `not_expanded`: why look-ups that all samples share can't be made each
     sample's. `failed`: why there was no pass.
     """
 
@@ -54,6 +54,7 @@ class Probe:
     outputs: tuple[torch.Size, ...] = ()
     random: bool = False
     mixed: Mapping[str, str] = field(default_factory=dict)
+    unchecked: bool = False
     not_expanded: str | None = None
     failed: str | None = None
 
@@ -62,8 +63,8 @@ class Probe:
 
     def dim(self, layer: str, call: int, x: torch.Tensor, batch: int) -> int | None:
         """The dimension of samples in the input x of a layer's call of this number,
-        from 0; None if x is the same for any batch. Where the call was not seen,
-        dimension 0 is taken on trust.
+        from 0, as `located` has it; None if x is the same for any batch. Where the call
+        was not seen, dimension 0 is taken on trust.
 
         Raises:
             UsageError: if the values of x depend on samples that are not theirs.
@@ -79,8 +80,23 @@ class Probe:
                     mixed = mixing(recorded, x, found)
                 if mixed:
                     raise UsageError(f"{layer} {mixed}")
+                if (
+                    found is not None
+                    and found < UNTOLD
+                    and not self._in_order(recorded)
+                ):
+                    found = UNTOLD
             self._dims[key] = 0 if found == UNTOLD else found
         return self._dims[key]
+
+    def _in_order(self, recorded: Call) -> bool:
+        """Whether it was seen that rows are one sample's after another's: those of all
+        but the last stay where they are, and are not all the same.
+        """
+        numbers = recorded.numbers.get(0)
+        if numbers is None or self.unchecked or not torch.isfinite(numbers).all():
+            return False
+        return bool((numbers - numbers[0]).abs().amax() > 1e-6 * numbers.abs().amax())
 
     def dims(
         self, layer: str, call: int, shapes: Iterable[torch.Size], batch: int, out: bool
@@ -107,14 +123,16 @@ def mixing(less: Call, x: torch.Tensor, dim: int | None) -> str | None:
     """What is wrong with the values of x, whose samples are in `dim`, beside those with
     a sample less; None if nothing is.
     """
-    numbers = less.numbers.get(dim)
+    in_rows = dim is not None and dim < UNTOLD
+    axis_of_rows = 0 if in_rows else dim
+    numbers = less.numbers.get(axis_of_rows)
     if numbers is None:
         return None
-    rest = [size for axis, size in enumerate(x.shape) if axis != dim]
-    before = [size for axis, size in enumerate(less.inputs[0]) if axis != dim]
+    rest = [size for axis, size in enumerate(x.shape) if axis != axis_of_rows]
+    before = [size for axis, size in enumerate(less.inputs[0]) if axis != axis_of_rows]
     if rest != before:
         return None
-    ours = _numbers(x, dim)[: len(numbers)]
+    ours = _numbers(x, axis_of_rows)[: len(numbers)]
     if not torch.isfinite(ours).all():
         return None
     narrow = x.dtype in (torch.bfloat16, torch.float16)
@@ -122,6 +140,11 @@ def mixing(less: Call, x: torch.Tensor, dim: int | None) -> str | None:
     off = (ours - numbers).abs().amax(1) > slack * (ours[:, 0].abs() + 1e-30)
     if not off.any():
         return None
+    if in_rows:
+        return (
+            f"is given samples and tokens as one dimension of {len(x)}, in which a sample's are not next to each "
+            "other: transpose before it, so that samples come first"
+        )
     return (
         f"is given other values for {int(off.sum())} of {len(off)} samples where one sample less is in the "
         "batch: samples mix before it, so they have no gradients of their own"
@@ -130,7 +153,8 @@ def mixing(less: Call, x: torch.Tensor, dim: int | None) -> str | None:
 
 def located(shape: torch.Size, less: torch.Size, batch: int) -> int | None:
     """The dimension that is the batch in `shape` and one smaller in `less`; None if the
-    shapes are the same, UNTOLD if it can't be told.
+    shapes are the same, UNTOLD if it can't be told. −k, of 2 or more, where dimension 0
+    has k rows for each sample.
     """
     if len(shape) != len(less):
         return UNTOLD
@@ -140,7 +164,16 @@ def located(shape: torch.Size, less: torch.Size, batch: int) -> int | None:
     samples = [
         axis for axis in changed if shape[axis] == batch and less[axis] == batch - 1
     ]
-    return samples[0] if samples else UNTOLD
+    if samples:
+        return samples[0]
+    rows, left = divmod(shape[0], batch)
+    in_rows = changed == [0] and not left and less[0] == rows * (batch - 1)
+    return -rows if in_rows else UNTOLD
+
+
+def samples_first(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """x with its samples, which `located` found in dim, in dimension 0."""
+    return x.movedim(dim, 0) if dim >= 0 else x.unflatten(0, (-1, -dim))
 
 
 def _numbers(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -221,7 +254,9 @@ class _Passes:
         calls, outputs, random_numbers = self._run(self.less)
         found = Probe(calls, outputs, random_numbers)
         if random_numbers:
-            found.mixed = self._compare_without_dropout()
+            mixed = self._compare_without_dropout()
+            found.mixed = mixed or {}
+            found.unchecked = mixed is None
         if any(
             isinstance(self.layers[name][0], nn.Embedding) and _may_be_shared(call)
             for name, of_layer in calls.items()
@@ -230,12 +265,12 @@ class _Passes:
             found.not_expanded = self._why_not_expanded(found)
         return found
 
-    def _compare_without_dropout(self) -> dict[str, str]:
-        """By layer, what is wrong; nothing where random numbers are drawn still."""
+    def _compare_without_dropout(self) -> dict[str, str] | None:
+        """By layer, what is wrong; None where random numbers are drawn still."""
         with WithoutDropout():
             less, _, random_numbers = self._run(self.less)
             if random_numbers:
-                return {}
+                return None
             mixed = {}
 
             def compare(name, number, x):
@@ -367,7 +402,8 @@ def _recorded(calls: list[Call], forward: Callable, batch: int) -> Callable:
             numbers = {
                 axis: _numbers(given[0], axis)
                 for axis, size in enumerate(given[0].shape)
-                if size == batch - 1 and given[0].numel()
+                if given[0].numel()
+                and (size == batch - 1 or (axis == 0 and size % (batch - 1) == 0))
             }
         result = forward(*args, **kwargs)
         calls.append(

@@ -176,25 +176,43 @@ class Taken:
     dots: bool
 
     @classmethod
-    def of(cls, statistics: Mapping[str, ParameterStatistics], batch: int) -> Taken:
-        dots = all(one.inner_products is not None for one in statistics.values())
-        rows = torch.stack([_as_row(one, dots) for one in statistics.values()])
-        return cls(
-            tuple(statistics),
-            rows.cpu().numpy(),
-            tuple(None if one.gap is None else one.eps for one in statistics.values()),
-            batch,
-            dots,
-        )
+    def of(
+        cls, steps: Sequence[tuple[Mapping[str, ParameterStatistics], int]]
+    ) -> list[Taken]:
+        """Of each step, from its statistics and its batch: one transfer for all."""
+        if not steps:
+            return []
+        scalars: list[torch.Tensor] = []
+        vectors: list[torch.Tensor] = []
+        for statistics, _ in steps:
+            every = statistics.values()
+            scalars += [one.norm for one in every]
+            scalars += [one.norm if one.gap is None else one.gap for one in every]
+            vectors += [one.squared_norms for one in every]
+            if _has_dots(statistics):
+                vectors += [one.inner_products for one in every]
+        flat = torch.cat([torch.stack(scalars), *vectors]).double().cpu().numpy()
+        first, rest = flat[: len(scalars)], flat[len(scalars) :]
+        found = []
+        for statistics, batch in steps:
+            count = len(statistics)
+            dots = _has_dots(statistics)
+            size = (1 + dots) * count * batch
+            rows = np.concatenate(
+                [
+                    *first[: 2 * count].reshape(2, count, 1),
+                    *rest[:size].reshape(-1, count, batch),
+                ],
+                1,
+            )
+            first, rest = first[2 * count :], rest[size:]
+            eps = (None if one.gap is None else one.eps for one in statistics.values())
+            found.append(cls(tuple(statistics), rows, tuple(eps), batch, dots))
+        return found
 
 
-def _as_row(one: ParameterStatistics, dots: bool) -> torch.Tensor:
-    """[2 + 2B] in fp64, or [2 + B] without d: the norm, the gap (the norm where there
-    is none), n and d.
-    """
-    gap = one.norm if one.gap is None else one.gap
-    parts = [torch.stack([one.norm, gap]).double(), one.squared_norms.double()]
-    return torch.cat(parts + [one.inner_products.double()] if dots else parts)
+def _has_dots(statistics: Mapping[str, ParameterStatistics]) -> bool:
+    return all(one.inner_products is not None for one in statistics.values())
 
 
 @dataclass(frozen=True)
@@ -207,30 +225,36 @@ class Way:
     weights: np.ndarray | None = None
 
 
-def put_together(taken: Taken, way: Way) -> dict[str, BatchStatistics | Norms | str]:
-    """{M, n, d} of each parameter from what its samples contributed: the one place where
-    they meet. A parameter without them has a line that says why.
+def put_together(
+    taken: Taken, way: Way, row: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray | None]:
+    """M, n[B] and d[B] (None where it was not taken) from a row of what samples
+    contributed: the one place where they meet.
 
-    n and d are of the samples at hand, and M of the gradient that they add up to.
+    n and d are those of the samples in the row, M that of the gradient whose norm is in
+    it: of all samples that it is the mean of.
     """
-    found = {}
-    for name, row in zip(taken.names, taken.rows):
-        square = way.factor * (row[0] / taken.batch) ** 2
-        n = way.factor * row[2 : 2 + taken.batch]
-        if not taken.dots:
-            finite = np.isfinite(n).all() and np.isfinite(square)
-            found[name] = (
-                Norms(square, n) if finite else "its gradient is NaN or infinite"
-            )
-            continue
-        d = way.factor * row[2 + taken.batch :]
-        if way.weights is not None:
-            n, d = of_ratio(way.weights, square, n, d)
-        try:
-            found[name] = BatchStatistics(square, n, d)
-        except ValueError as error:
-            found[name] = str(error)
-    return found
+    square = way.factor * float(row[0] / taken.batch) ** 2
+    n = way.factor * row[2 : 2 + taken.batch]
+    if not taken.dots:
+        return square, n, None
+    d = way.factor * row[2 + taken.batch :]
+    if way.weights is not None:
+        n, d = of_ratio(way.weights, square, n, d)
+    return square, n, d
+
+
+def _statistics(
+    taken: Taken, way: Way, row: np.ndarray
+) -> BatchStatistics | Norms | str:
+    """Of one parameter, or a line that says why it has none."""
+    square, n, d = put_together(taken, way, row)
+    if d is None:
+        return Norms(square, n)
+    try:
+        return BatchStatistics(square, n, d)
+    except ValueError as error:
+        return str(error)
 
 
 def of_ratio(
@@ -253,14 +277,13 @@ def noise_scale_of(taken: Taken, way: Way) -> NoiseScale | None:
     """
     if taken.batch < 2 or not np.isfinite(taken.rows).all():
         return None
-    wrong, of_rounding = _gaps(taken)
-    if (wrong & ~of_rounding).any():
-        return None
-    square = way.factor * float(np.sum((taken.rows[:, 0] / taken.batch) ** 2))
-    n = way.factor * taken.rows[:, 2 : 2 + taken.batch].sum(0)
-    if way.weights is not None:
-        d = way.factor * taken.rows[:, 2 + taken.batch :].sum(0)
-        n, _ = of_ratio(way.weights, square, n, d)
+    if any(eps is not None for eps in taken.eps):
+        wrong, of_rounding = _gaps(taken)
+        if (wrong & ~of_rounding).any():
+            return None
+    whole = taken.rows.sum(0)
+    whole[0] = np.linalg.norm(taken.rows[:, 0])
+    square, n, _ = put_together(taken, way, whole)
     return noise_scale(square, n)
 
 
@@ -287,10 +310,11 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
     why_not = _why_nothing(taken)
     if why_not:
         return replace(reading, why_not=why_not)
-    found = put_together(taken, way)
+    found: dict[str, BatchStatistics | Norms] = {}
     zeros = []
     for name, row, wrong, small in zip(taken.names, taken.rows, *_gaps(taken)):
-        fault = found[name] if isinstance(found[name], str) else None
+        statistics = _statistics(taken, way, row)
+        fault = statistics if isinstance(statistics, str) else None
         if wrong and not fault:
             fault = (
                 f"its samples' gradients don't add up to its own (off by {row[1] / row[0]:.2g} of it): it is "
@@ -300,9 +324,11 @@ def read(taken: Taken, way: Way, reading: Reading) -> Reading:
             raise UsageError(f"{name}: {fault}")
         if fault:
             nothing = np.zeros(taken.batch)
-            kind = BatchStatistics(0.0, nothing, nothing)
-            found[name] = kind if taken.dots else Norms(0.0, nothing)
+            statistics = Norms(0.0, nothing)
+            if taken.dots:
+                statistics = BatchStatistics(0.0, nothing, nothing)
             zeros.append(name)
+        found[name] = statistics
     return replace(
         reading,
         parameters=found,

@@ -148,6 +148,8 @@ class Record:
 
     def forget(self) -> None:
         """Let go of activations and modules, for a reading may be kept for long."""
+        for step in self._open:
+            step.forgets()
         self._open = []
         self._layers = []
         self._sums = None
@@ -197,7 +199,8 @@ class Record:
         self._check_count(size)
         step.sees_batch("the model's input", size)
         step.calls_model(self._located(args, kwargs, size))
-        if callable(self._options.weights):
+        first = self._model_calls == 1 or self._sums is not None
+        if first and callable(self._options.weights):
             with torch.no_grad():
                 self._weights.append(self._options.weights(*args, **kwargs))
 

@@ -410,8 +410,9 @@ class Step:
             )
 
     def locates(self, layer: str, x: torch.Tensor) -> int | None:
-        """The dimension of samples in the input x of a layer's call that comes next;
-        None where it has none: it is the same for any batch. 0 where that was not seen.
+        """The dimension of samples in the input x of a layer's call that comes next, −k
+        where dimension 0 has k rows for each; None where it has none: it is the same
+        for any batch. 0 where that was not seen.
         """
         if self.located is None or self.batch is None:
             unbatched = x.dim() and len(x) == 1 and (self.batch or 1) > 1
@@ -581,6 +582,11 @@ def _misplaced(layer: str, x: torch.Tensor, dim: int | None) -> str:
         return (
             f"{layer} is given {list(x.shape)} whatever the number of samples: they are not apart in it "
             "(reshape to [batch, …], expand over the batch, or leave it out by layers=)"
+        )
+    if dim < 0:
+        return (
+            f"{layer} is given {list(x.shape)}, with {-dim} rows for each sample, and is measured with samples in "
+            "a dimension of their own: reshape to [batch, …] before it, or leave it out by layers="
         )
     return (
         f"{layer} has its samples in dimension {dim} of {list(x.shape)}, and is measured with them in "
