@@ -15,6 +15,7 @@ from batchline import places
 __version__ = "0.1.0"
 
 _WHERE = {
+    "GradientNorms": "batchline.bench.noise",
     "NoiseMeter": "batchline.bench.noise",
     "Op": "batchline.kernels.op",
     "load": "batchline.bench.store",
@@ -23,7 +24,7 @@ _WHERE = {
 if places.IS_CHECKOUT:  # where kernels/ and bench/ lie beside this folder, not below
     __path__.append(str(places.CODE))
 
-__all__ = ["NoiseMeter", "Op", "load"]
+__all__ = ["GradientNorms", "NoiseMeter", "Op", "load"]
 
 
 def __getattr__(name: str):

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise import NoiseMeter
+from batchline.bench.noise import GradientNorms, NoiseMeter
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 8  # of each rank
@@ -299,6 +299,30 @@ class Rank:
         shape = (self.world // 2, 2)
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards"))
         return step(sharded(block(), mesh=mesh), self.ids, self.y, within=True)
+
+    def gradient_norms(self):
+        """Three steps: plain, of two micro-batches, and one that overflows."""
+        model = DistributedDataParallel(all_linear(), bucket_cap_mb=1e-4)
+        norms = GradientNorms(model)
+        loss_of(model(self.x), self.y).backward()
+        model.zero_grad()
+        with model.no_sync():
+            (loss_of(model(self.x[:4]), self.y[:4]) / 2).backward()
+        (loss_of(model(self.x[4:]), self.y[4:]) / 2).backward()
+        gradient = torch.cat([one.grad.flatten() for one in model.parameters()])
+        (loss_of(model(self.x), self.y) * float("inf")).backward()
+        history = norms.history()
+        return {
+            "steps": [list(past) for past in history.steps],
+            "left_out": history.left_out,
+            "text": str(history),
+            "gradient": gradient.tolist(),
+        }
+
+    def gradient_norms_twice(self):
+        model = DistributedDataParallel(all_linear())
+        GradientNorms(model)
+        GradientNorms(model)
 
     def ddp_in_ddp(self):
         inner = DistributedDataParallel(all_linear())

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from batchline.bench.noise import NoiseMeter
+from batchline.bench.errors import UsageError
+from batchline.bench.noise import GradientNorms, NoiseMeter
 from batchline.bench.noise.meter import ranks
+from batchline.bench.stats.noise_scale import two_batch_sizes
 from tests import noise_ranks
 from tests.metered_steps import assert_whole, single_samples
 
@@ -43,6 +45,7 @@ REFUSED = {
     "fsdp1": "fully_shard",
     "tensor_parallel": "DTensor",
     "pipeline": "stages of a pipeline",
+    "gradient_norms_twice": "has a communication hook already",
 }
 
 
@@ -161,6 +164,27 @@ def test_a_model_that_nothing_wraps_is_this_ranks_alone(two):
         assert any("this rank's 8 samples" in line for line in rank["alone"]["assumed"])
 
 
+@pytest.mark.commands
+def test_norms_before_and_after_the_reduction_are_two_batch_sizes(two):
+    g = of_linear(2)
+    own = np.mean([part.mean(0).square().sum().item() for part in g.chunk(2)])
+    scale = two_batch_sizes(8, own, 16, g.mean(0).square().sum().item())
+    for rank in two:
+        found = rank["gradient_norms"]
+        assert "error" not in found, found
+        assert found["left_out"] == 1 and len(found["steps"]) == 2
+        for trace, square, batch in found["steps"]:
+            assert batch == 16
+            assert trace == pytest.approx(scale.trace, rel=1e-5)
+            assert square == pytest.approx(scale.square, rel=1e-5)
+        assert found["gradient"] == pytest.approx(g.mean(0).tolist(), abs=1e-5)
+
+
+def test_norms_need_ranks():
+    with pytest.raises(UsageError, match="DistributedDataParallel reduces"):
+        GradientNorms(noise_ranks.all_linear())
+
+
 @pytest.mark.slow
 def test_four_ranks_and_a_hybrid_mesh_say_so_too(tmp_path):
     found = noise_ranks.start(4, str(tmp_path))
@@ -244,8 +268,8 @@ def test_the_arithmetic_over_three_ranks(monkeypatch, divides, within):
 def test_a_product_is_the_sum_of_its_parts():
     for shape in ((7, 3), (7,), (6, 2, 3), (5, 1)):
         g = torch.randn(*shape, dtype=torch.float64)
-        rows = len(g) // 2
-        parts = ranks.product_of(g[:rows]) + ranks.product_of(g[rows:], rows)
+        cuts = [0, 1, len(g) // 2, len(g)]
+        parts = sum(ranks.product_of(g[a:b], a) for a, b in zip(cuts, cuts[1:]))
         assert parts.item() == pytest.approx(ranks.product_of(g).item(), rel=1e-12)
     empty = ranks.product_of(torch.zeros(0, 3))
     assert empty.item() == 0

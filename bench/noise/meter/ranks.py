@@ -615,14 +615,15 @@ def product_of(gradient: torch.Tensor, first_row: int = 0) -> torch.Tensor:
     rows = g.flatten(1) if g.dim() > 1 else g.reshape(-1, 1)
     if rows.dtype not in (torch.float32, torch.float64):
         rows = rows.float()
-    along = torch.mv(rows, _waves(rows.shape[1], 2**0.5, 0, rows))
-    return along.double() @ _waves(len(rows), 1.0, first_row, along.double())
+    along = rows[:, 0]
+    if rows.shape[1] > 1:
+        along = torch.mv(rows, _waves(rows.shape[1], 2**0.5, 0, rows))
+    along = along.double()
+    return along @ _waves(len(rows), 1.0, first_row, along)
 
 
 def _waves(count: int, pace: float, first: int, like: torch.Tensor) -> torch.Tensor:
     """√2·cos of equal paces, whose squares are 1 in the mean."""
-    if count == 1 and not first:
-        return like.new_ones(1)
     places = torch.arange(first, first + count, device=like.device, dtype=torch.float64)
     return (places * pace + pace).cos().mul(2**0.5).to(like.dtype)
 
