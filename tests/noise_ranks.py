@@ -234,6 +234,30 @@ class Rank:
             nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         return read(meter)
 
+    def ddp_clipped_by_value(self):
+        model = DistributedDataParallel(all_linear())
+        meter = NoiseMeter(model, reduction="mean")
+        with meter:
+            loss_of(model(self.x), self.y).backward()
+            nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+        return read(meter)
+
+    def fsdp_clipped(self):
+        model = sharded(all_linear())
+        meter = NoiseMeter(model, reduction="mean")
+        with meter:
+            loss_of(model(self.x), self.y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        return read(meter)
+
+    def ddp_cleared(self):
+        model = DistributedDataParallel(all_linear())
+        meter = NoiseMeter(model, reduction="mean")
+        with meter:
+            loss_of(model(self.x), self.y).backward()
+            model.zero_grad()
+        return read(meter)
+
     def ddp_gradient_before(self):
         model = DistributedDataParallel(all_linear())
         loss_of(model(self.x), self.y).backward()
@@ -245,6 +269,14 @@ class Rank:
         meter = NoiseMeter(model, reduction="mean")
         with meter:
             loss_of(model(self.x[:keep]), self.y[:keep]).backward()
+        return {"why_not": meter.reading.why_not, "text": str(meter.reading)}
+
+    def ddp_same_samples(self):
+        model = DistributedDataParallel(all_linear())
+        meter = NoiseMeter(model, reduction="mean")
+        _, x, y = data(ROWS)
+        with meter:
+            loss_of(model(x), y).backward()
         return {"why_not": meter.reading.why_not, "text": str(meter.reading)}
 
     def one_rank_fails(self):

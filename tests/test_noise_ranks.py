@@ -34,11 +34,17 @@ RIGHT = (
     "by_hand",
 )
 WITHIN = ("ddp_within", "ddp_accumulated_within", "fsdp_within", "hybrid")
-LINEAR = ("ddp_linear", "ddp_given_the_inner_model")
+LINEAR = (
+    "ddp_linear",
+    "ddp_given_the_inner_model",
+    "ddp_clipped",
+    "fsdp_clipped",
+)
 REFUSED = {
     "alone_and_reduced": "tell process_group=",
     "ddp_not_reduced": "not put together within the metered step",
-    "ddp_clipped": "neither the mean nor the sum",
+    "ddp_clipped_by_value": "neither the mean nor the sum",
+    "ddp_cleared": "neither the mean nor the sum",
     "ddp_gradient_before": "call zero_grad() before",
     "fsdp_replayed": "replayed by torch.func after the step",
     "ddp_in_ddp": "a DistributedDataParallel within the model",
@@ -153,6 +159,13 @@ def test_uneven_ranks_have_no_answer(two):
     for rank in two:
         assert "8, 7 samples" in rank["ddp_uneven"]["why_not"]
         assert "not known" in rank["ddp_uneven"]["text"]
+
+
+@pytest.mark.commands
+def test_ranks_with_the_same_samples_have_no_answer(two):
+    for rank in two:
+        assert "DistributedSampler" in rank["ddp_same_samples"]["why_not"]
+        assert "not known" in rank["ddp_same_samples"]["text"]
 
 
 @pytest.mark.commands

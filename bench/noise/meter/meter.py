@@ -392,6 +392,11 @@ class NoiseMeter:
         return self._plan.fallbacks
 
     @property
+    def has_reading(self) -> bool:
+        """Whether a metered step is over, and none under way."""
+        return self._finished is not None
+
+    @property
     def reading(self) -> Reading:
         """Of the last metered step. On a GPU, the first look waits for it.
 

@@ -3,7 +3,7 @@ together, and {M, n, d} over all ranks' samples.
 
 Each rank knows n of its own samples. M is that of the gradient that the reduction left
 in .grad, whole (DistributedDataParallel) or in shards (fully_shard). That it is the
-mean of what the ranks contributed, or their sum, is seen from products with one fixed
+mean of what the ranks contributed, their sum or a multiple of it, is seen from products with one fixed
 vector, which are linear in the gradient: of each rank's own before the reduction, and
 of .grad after it.
 """
@@ -30,6 +30,7 @@ from batchline.bench.noise.meter.step import (
 
 _SLACK = 1e-3  # of a gradient: what a reduction in fp32 may change its product by
 _SPACINGS = 4  # or so many of the coarsest dtype's
+_LEAST_SEEN = 0.01  # of a gradient's square, for a factor to be read off its product
 _NARROW = 2**-8  # bf16's spacing, where a communication hook may compress
 _ADVICE = (
     "clip, unscale and update after the metered step, and let its last backward pass reduce "
@@ -344,15 +345,17 @@ class Across:
                 f"ranks have {', '.join(map(str, batches))} samples: the mean of their means weighs samples unlike "
                 "(give each rank as many)"
             )
+        why_not = why_not or gathered.why_not(batches)
         merged = self._merge(statistics, gathered, batches, share)
-        return Together(
-            merged,
-            [batch // calls for batch in batches for _ in range(calls)],
-            share,
-            f"the gradient is the {'mean' if share < 1 else 'sum'} of those of {len(batches)} ranks, each of which "
-            "has samples of its own",
-            why_not,
-        )
+        samples = [batch // calls for batch in batches for _ in range(calls)]
+        ranks = len(batches)
+        how = {1.0: "sum", 1 / ranks: "mean"}.get(share)
+        assumed = f"the gradient is the {how or 'mean'} of those of {ranks} ranks, each of which has samples of its own"
+        if how is None:
+            times = f"{share * ranks:.4g}"
+            assumed += f"; it was then multiplied by {times}, as in clipping, which is taken back"
+            share = 1 / ranks
+        return Together(merged, samples, share, assumed, why_not)
 
     def _header(
         self, samples: list[int], failed: bool = False, why_not: bool = False
@@ -437,10 +440,11 @@ class Across:
         )
 
     def _share(self, gathered: _Gathered) -> float:
-        """What .grad is of the sum of what the ranks contributed: 1/ranks or 1.
+        """What .grad is of the sum of what the ranks contributed: 1/ranks or 1; or what
+        clipping or unscaling made of it, one factor for all parameters.
 
         Raises:
-            UsageError: if it is neither, for every parameter.
+            UsageError: if it is none of these.
         """
         names = list(self._names.values())
         before = gathered.column("before").amax((0, 1))
@@ -455,8 +459,13 @@ class Across:
         if self._ranks.sharded:
             after = after.sum(1, keepdim=True)
         slack = self._slack(names)
+        fitted = (after.mean((0, 1)) * contributed).sum() / contributed.square().sum()
+        seen = contributed.square().sum() > _LEAST_SEEN * norms.square().sum()
+        shares = [1 / self._ranks.count, 1.0]
+        if seen and fitted.isfinite() and fitted > 0:
+            shares.append(fitted.item())
         worst = {}
-        for share in (1 / self._ranks.count, 1.0):
+        for share in shares:
             off = (after - share * contributed).abs() / (share * slack * norms + 1e-300)
             off = torch.where(off.isfinite(), off, 0.0).amax((0, 1))
             if off.max() <= 1:
@@ -559,6 +568,16 @@ class _Gathered(NamedTuple):
     def column(self, name: str) -> torch.Tensor:
         """[outer, inner, parameters]."""
         return self.rows[..., _ROW.index(name)]
+
+    def why_not(self, batches: Sequence[int]) -> str | None:
+        """Why all ranks' samples are not so many after all."""
+        n = self.rows.flatten(0, 1)[..., len(_ROW) : len(_ROW) + max(batches)]
+        if n.isfinite().all() and n.any() and (n == n[:1]).all():
+            return (
+                "all ranks have the same samples, or their parts: give each its own (DistributedSampler); where ranks "
+                "share a sample, as context parallel ones do, its gradient is on none of them"
+            )
+        return None
 
     def samples(self, batches: Sequence[int], which: int) -> torch.Tensor:
         """[parameters, samples of all ranks]: n (0) or d (1)."""
