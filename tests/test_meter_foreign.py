@@ -122,6 +122,37 @@ def test_the_weight_is_left_as_it_was():
     assert norm.weight is weight and torch.equal(weight, values)
 
 
+class ImageNorm(nn.LayerNorm):
+    """Over the channels of [B,C,H,W], as ConvNeXt's."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class LastNorm(nn.LayerNorm):
+    """Over the last dimension, as it says in its own way."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class RowNorm(nn.LayerNorm):
+    """Over the rows of [B,C,H,W]."""
+
+    def forward(self, x):
+        return super().forward(x.mT).mT
+
+
+@pytest.mark.parametrize(
+    "kind, fallbacks", [(ImageNorm, {}), (LastNorm, {}), (RowNorm, {"1": "RowNorm"})]
+)
+def test_a_layer_norm_over_channels_is_recognised(kind, fallbacks):
+    norm = kind(4)
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.Tanh()).double()
+    assert _check(model, _floats(4, 4, 4), 1e-9) == fallbacks
+
+
 def test_conv1d_of_transformers():
     pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     for shape in ((4,), (3, 4), (2, 3, 4)):

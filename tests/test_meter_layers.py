@@ -98,6 +98,24 @@ class TiedLanguageModel(nn.Module):
         return self.head(torch.tanh(self.token(ids)))
 
 
+class TiedTwice(TiedLanguageModel):
+    """Looks ids up twice, and puts the tokens of one look-up out twice."""
+
+    def forward(self, ids):
+        first = self.token(ids)
+        second = self.token((ids * ids + 1) % 7)
+        return self.head(first.sin()) + self.head(torch.tanh(first + 2 * second))
+
+
+class TwoLookups(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Embedding(7, 5)
+
+    def forward(self, ids):
+        return self.token(ids).sin() * self.token((ids + 1) % 7)
+
+
 class TiedLinears(nn.Module):
     """Two layers with one weight and different numbers of tokens."""
 
@@ -255,6 +273,8 @@ COMPACT = {
     "layer norm called twice": (lambda: Twice(nn.LayerNorm(4)), _floats(3, 4)),
     "tied linears": (TiedLinears, _floats(3, 4)),
     "tied language model": (TiedLanguageModel, _ids(5)),
+    "tied language model, twice": (TiedTwice, _ids(5)),
+    "two look-ups": (TwoLookups, _ids(5)),
 }
 CONVOLUTIONS = {
     "convolutions": (

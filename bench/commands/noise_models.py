@@ -13,8 +13,8 @@ HELP = "NoiseMeter on GPT-2, BERT, T5, a ResNet and others: how right, and at wh
 SAMPLE = """
 model    parameters    worst error of n    plain step    NoiseMeter    Opacus ghost norms
 -------  ------------  ------------------  ------------  ------------  --------------------
-BERT     1,861,120     5.3e-07             70.1 ms       1.12x         1.78x
-LSTM     1,315,328     4.1e-07             38.0 ms       1.21x         can't
+ViT      1,612,042     8.8e-07             256 ms        1.47x         1.76x
+LSTM     1,315,328     6.5e-06             115 ms        1.89x         can't
 
 worst error of n: of a parameter's squared gradient norms, against single samples in fp64
 plain step: the median of a step, forward and backward

@@ -155,7 +155,7 @@ def _opacus(workload, model, x, y):
     return ghost, tuple(
         name
         for name, parameter in model.named_parameters()
-        if getattr(parameter, "_norm_sample", None) is None
+        if parameter.requires_grad and getattr(parameter, "_norm_sample", None) is None
     )
 
 
@@ -183,7 +183,7 @@ def _backpack(workload, model, x, y):
     return squared, tuple(
         name
         for name, parameter in model.named_parameters()
-        if not hasattr(parameter, "batch_l2")
+        if parameter.requires_grad and not hasattr(parameter, "batch_l2")
     )
 
 

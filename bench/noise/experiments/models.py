@@ -12,7 +12,7 @@ import copy
 import importlib.util
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,12 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn import functional
 
-from batchline.bench import texts
 from batchline.bench.errors import Missing, UsageError
 from batchline.bench.measure.machine.state import Guard, NoGuard, guard_of
 from batchline.bench.noise.experiments import cost
 from batchline.bench.noise.experiments.cost import Cost, Way
 from batchline.bench.noise.meter import NoiseMeter
 from batchline.bench.noise.workloads import Samples, Workload
-from batchline.bench.stats.noise_scale import BatchStatistics
 from batchline.bench.units import duration
 
 CLEAN = 0
@@ -413,11 +411,12 @@ def measure(
         with meter:
             workload.losses(net, x, y).mean().backward()
         statistics = meter.reading.parameters
+        norms = {name: one.squared_norms for name, one in statistics.items()}
         fallbacks = tuple(meter.fallbacks.values())
     except UsageError as error:
-        wrong: float | Missing = Missing(f"refused: {texts.error_line(error)}")
+        wrong: float | Missing = Missing(f"refused: {error}")
     else:
-        wrong = worst_error(statistics, exact_norms(workload, net, x, y))
+        wrong = worst_error(norms, exact_norms(workload, net, x, y))
     costs = cost.costs(workload, BATCH, seconds, device, guard, _ways())
     return Row(model.name, parameters, wrong, fallbacks, tuple(costs))
 
@@ -446,7 +445,7 @@ def exact_norms(
 
 
 def worst_error(
-    statistics: dict[str, BatchStatistics], exact: dict[str, np.ndarray]
+    norms: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]
 ) -> float:
     """The largest |n − exact|/exact over parameters and samples, where an n below a
     millionth of its sample's whole counts as that.
@@ -454,7 +453,7 @@ def worst_error(
     whole = sum(exact.values())
     errors = []
     for name, n in exact.items():
-        ours = statistics[name].squared_norms if name in statistics else 0 * n
+        ours = norms.get(name, 0.0)
         errors.append(np.max(np.abs(ours - n) / np.maximum(n, _OF_WHOLE * whole)))
     return float(max(errors))
 

@@ -5,7 +5,7 @@ those: transformers' Conv1D, and the RMS norms that each model has a class of.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from batchline.bench.noise.meter.gradients import (
     returned_bias,
     trained,
 )
-from batchline.bench.noise.meter.layers import replayed
+from batchline.bench.noise.meter.layers import normalisation, replayed
+from batchline.bench.noise.meter.norms import over_positions
 from batchline.bench.noise.meter.step import Product, Rows, Step
 from batchline.kernels.statistics import accumulator
 
@@ -31,7 +32,11 @@ def recognised(module: nn.Module) -> Callable | None:
     origin = forward.__module__, forward.__qualname__
     if origin == ("transformers.pytorch_utils", "Conv1D.forward"):
         return transposed_linear
-    return root_mean_square if is_rms_norm(module) else None
+    if is_rms_norm(module):
+        return root_mean_square
+    if is_layer_norm(module, 1):
+        return over_channels
+    return normalisation if is_layer_norm(module, -1) else None
 
 
 def transposed_linear(
@@ -128,6 +133,84 @@ def root_mean_square(
     return call
 
 
+def over_channels(
+    layer: str, module: nn.LayerNorm, forward: Callable, step: Step
+) -> Callable:
+    """The forward of x[B,C,…] of a module that `is_layer_norm` knows over dimension 1."""
+    weight = module.weight
+    bias = module.bias
+    own = trained((weight, bias))
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        y = forward(x)
+        if not y.requires_grad:
+            return y
+        step.calls(layer, x, own)
+        x = x.detach()
+
+        def backward(dy: torch.Tensor) -> None:
+            if not step.backpropagates():
+                return
+            dy = dy.detach().to(accumulator(dy.dtype))
+            if weight.requires_grad:
+                x_hat = _channel_norm(x.to(dy.dtype), module.eps)
+                step.adds(weight, Rows(over_positions(dy * x_hat)))
+            if bias is not None and bias.requires_grad:
+                step.adds(bias, Rows(over_positions(dy)))
+
+        y.register_hook(backward)
+        return y
+
+    return call
+
+
+def _channel_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x[B,C,…] less its mean over C, over its standard deviation."""
+    return functional.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=eps).movedim(-1, 1)
+
+
+def is_layer_norm(module: nn.Module, dim: int) -> bool:
+    """Whether a LayerNorm with a forward of its own goes over this dimension of an
+    image, by what it makes of a made-up one.
+    """
+    if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
+        return False
+    weight = module._parameters.get("weight")
+    if weight is None or not _takes_one_input(module):
+        return False
+    dtype = accumulator(weight.dtype)
+    number = torch.arange(6 * weight.numel(), device=weight.device, dtype=dtype)
+    x = torch.sin(number).view(1, -1, 2, 3).movedim(1, dim)
+    scale = torch.cos(number[: weight.numel()])
+    try:
+        y = _of_made_up(module, x, {"weight": scale, "bias": -scale})
+    except Exception:  # whatever a stranger's forward says to a made-up input
+        return False
+    expected = _channel_norm(x.movedim(dim, 1), module.eps) * scale.view(-1, 1, 1)
+    if module.bias is not None:
+        expected = expected - scale.view(-1, 1, 1)
+    expected = expected.movedim(1, dim)
+    rounding = _ROUNDINGS * torch.finfo(dtype).eps
+    return y.shape == x.shape and torch.allclose(y, expected, rounding, rounding)
+
+
+@torch.no_grad()
+def _of_made_up(
+    module: nn.Module, x: torch.Tensor, values: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """What the module's own forward makes of x with these in the place of its
+    parameters, which it has again afterwards.
+    """
+    own = dict(module._parameters)
+    for name, parameter in own.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(values[name])
+    try:
+        return type(module).forward(module, x)
+    finally:
+        module._parameters.update(own)
+
+
 def is_rms_norm(module: nn.Module) -> bool:
     """Whether a module is y = x·(mean x² + eps)^-½·w, or the same with 1 + w: by the
     name of its class, by what it holds, and by what it makes of a made-up input and
@@ -173,11 +256,7 @@ def _agrees(module: nn.Module) -> bool:
     x = torch.stack([torch.sin(number) + 0.5, torch.cos(3 * number) + 0.5])
     epsilon = _epsilon(module)
     x[1] *= epsilon**0.5
-    module._parameters["weight"] = nn.Parameter(weight)
-    try:
-        y = type(module).forward(module, x[None])[0]
-    finally:
-        module._parameters["weight"] = own
+    y = _of_made_up(module, x[None], {"weight": weight})[0]
     rounding = _ROUNDINGS * torch.finfo(dtype).eps
     exact = x.double()
     exact = exact * (exact.square().mean(1, keepdim=True) + epsilon).rsqrt()

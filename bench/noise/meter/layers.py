@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -285,6 +285,37 @@ class Lookup:
         ordered = dy.gather(1, order[..., None].expand_as(dy)).flatten(0, 1)
         squares = _rows(ordered, groups, batch * tokens).square().sum(1)
         return mean, (squares[groups].view(batch, tokens) * first).sum(1), d
+
+    def joined(self, others: Sequence[Lookup]) -> Lookup:
+        """Their tokens after each other, as if they were one call's."""
+        if not others:
+            return self
+        wide = accumulator(
+            max((one.dtype for one in (self, *others)), key=lambda one: one.itemsize)
+        )
+        ids = torch.cat([one.ids for one in (self, *others)], 1)
+        dy = torch.cat([one.dy.to(wide) for one in (self, *others)], 1)
+        return Lookup(ids, dy, self.vocabulary)
+
+    def beside(self, product: Product | None) -> Tensors:
+        """{ḡ, n, d} of the table that is also an output layer's weight[V,D], with that
+        layer's dY[B,S,V]: ‖L + P‖² = ‖L‖² + 2⟨L, P⟩ + ‖P‖², and ⟨L_b, P_b⟩ is
+        Σ_st dY[b,s,id_t]·⟨x_s, dy_t⟩. No table is written for each sample.
+        """
+        mean, n, d = self.statistics()
+        if product is None:
+            return mean, n, d
+        mean_p, n_p, d_p = product.statistics()
+        wide = mean.dtype
+        x, out, dy = product.x.to(wide), product.dy.to(wide), self.dy.to(wide)
+        at_ids = self.ids[:, None].expand(-1, x.shape[1], -1)
+        both = out.gather(2, at_ids) * torch.bmm(x, dy.mT)
+        both = both.sum((1, 2), dtype=torch.float64)
+        used = self.ids.unique()
+        along_l = (out[..., used] * torch.matmul(x, mean[used].T)).sum((1, 2))
+        mean_p = mean_p.view_as(mean)
+        along_p = (dy * mean_p[self.ids]).sum((1, 2))
+        return mean + mean_p, n + 2 * both + n_p, d + along_l + along_p + d_p
 
 
 def _rows(source: torch.Tensor, ids: torch.Tensor, rows: int) -> torch.Tensor:

@@ -314,11 +314,12 @@ class NoiseMeter:
     modules' attributes are as before it; hooks on inner modules run in it. How the loss
     puts samples together is not seen: a reading says what was assumed.
 
-    Linear layers, normalisations and embeddings go through Batchline's kernels (on a
-    CPU, one token of a layer with a bias by the same closed form as its variant
-    torch_rank_one); any other module with parameters through torch.func, and is named
-    in `fallbacks`. Gradients arrive in .grad as without the meter, to rounding. Code
-    that torch.compile made runs uncompiled in a metered step, and stays compiled.
+    Linear layers, convolutions, attention, recurrent nets, normalisations and
+    embeddings go through Batchline's kernels (on a CPU, one token of a layer with a
+    bias by the same closed form as its variant torch_rank_one); any other module with
+    parameters through torch.func, and is named in `fallbacks`. Gradients arrive in
+    .grad as without the meter, to rounding. Code that torch.compile made runs
+    uncompiled in a metered step, and stays compiled.
 
     Args:
         model: of float64, float32, bfloat16 or float16, on any device; autocast is

@@ -44,9 +44,9 @@ def by_channel(
             dy = dy.to(accumulator(dy.dtype))
             if weight.requires_grad:
                 x_hat = _standardised(module, x.to(dy.dtype))
-                step.adds(weight, Rows(_over_positions(dy * x_hat)))
+                step.adds(weight, Rows(over_positions(dy * x_hat)))
             if bias is not None and bias.requires_grad:
-                step.adds(bias, Rows(_over_positions(dy)))
+                step.adds(bias, Rows(over_positions(dy)))
 
         y.register_hook(backward)
         return y
@@ -66,6 +66,6 @@ def _standardised(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return (x - mean) * (variance + module.eps).rsqrt()
 
 
-def _over_positions(g: torch.Tensor) -> torch.Tensor:
+def over_positions(g: torch.Tensor) -> torch.Tensor:
     """[B,C,…] summed over all after C → [B,C]."""
     return g if g.dim() == 2 else g.flatten(2).sum(2)

@@ -293,16 +293,28 @@ def combined(uses: Sequence[Contribution], batch: int, parameters: int) -> Tenso
     """{ḡ, n, d} of all that the calls of a step added to one parameter's gradients."""
     if len(uses) == 1:
         return uses[0].statistics()
-    if all(isinstance(use, Product) for use in uses):
-        wide = accumulator(
-            max((use.dtype for use in uses), key=lambda dtype: dtype.itemsize)
-        )
-        return Product(
-            torch.cat([use.x.to(wide) for use in uses], 1),
-            torch.cat([use.dy.to(wide) for use in uses], 1),
-        ).statistics()
+    products = [use for use in uses if isinstance(use, Product)]
+    others = [use for use in uses if not isinstance(use, Product)]
+    if not others:
+        return joined(products).statistics()
+    if all(hasattr(use, "beside") for use in others):
+        first, *rest = others
+        return first.joined(rest).beside(joined(products) if products else None)
     return written_out(
         lambda samples: sum(use.gradients(samples) for use in uses), batch, parameters
+    )
+
+
+def joined(products: Sequence[Product]) -> Product:
+    """Their tokens after each other, as if they were one call's."""
+    if len(products) == 1:
+        return products[0]
+    wide = accumulator(
+        max((one.dtype for one in products), key=lambda dtype: dtype.itemsize)
+    )
+    return Product(
+        torch.cat([one.x.to(wide) for one in products], 1),
+        torch.cat([one.dy.to(wide) for one in products], 1),
     )
 
 
