@@ -1,6 +1,6 @@
 """A training loop with accelerate, of two micro-batches a step:
 
-accelerate launch --num_processes 2 -m batchline.bench.noise.integrations.example_accelerate
+accelerate launch --num_processes 2 bench/noise/integrations/example_accelerate.py
 """
 
 import torch
