@@ -208,6 +208,20 @@ def test_four_ranks_and_a_hybrid_mesh_say_so_too(tmp_path):
         assert_refused(found, name, words)
 
 
+@pytest.mark.slow
+def test_one_rank_is_a_device_of_its_own(tmp_path):
+    found = noise_ranks.start(1, str(tmp_path))
+    g = of_block(1)
+    mean = g.mean(0).square().sum().item()
+    for name in RIGHT:
+        seen = found[0][name]
+        assert "error" not in seen, (name, seen)
+        assert seen["batch"] == len(g)
+        assert seen["mean_square"] == pytest.approx(mean, rel=1e-5)
+        n = g.square().sum(1).tolist()
+        assert seen["squared_norms"] == pytest.approx(n, rel=1e-5)
+
+
 class Threads:
     """Ranks that are threads: what `ranks.Ranks` does, without a process group."""
 
@@ -252,7 +266,7 @@ def test_the_arithmetic_over_three_ranks(monkeypatch, divides, within):
     count = 3
     _, x, y = noise_ranks.data(4 * count)
     threads = Threads(count)
-    monkeypatch.setattr(ranks, "is_distributed", lambda: True)
+    monkeypatch.setattr(ranks, "is_initialised", lambda: True)
     monkeypatch.setattr(ranks, "find", lambda *_: threads)
     monkeypatch.setattr(  # which is of the process, not of a thread
         torch.compiler, "set_stance", lambda *_: contextlib.nullcontext()

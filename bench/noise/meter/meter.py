@@ -559,10 +559,10 @@ class NoiseMeter:
         none.
         """
         group = self._process_group
-        if not ranks.is_distributed():
+        if not ranks.is_initialised():
             return None
         found = ranks.find(self._plan.names, self._ddp, group)
-        if found is None and group is None:
+        if found is None and (group is None or not ranks.is_distributed()):
             return None
         if found and options.weights is not None:
             raise UsageError(

@@ -80,6 +80,8 @@ def reshard(model: nn.Module) -> None:
     """Let fully_shard's modules have their sharded parameters: after a pass without
     gradients they may have others.
     """
+    if not is_initialised():
+        return
     for module in model.modules():
         if _is_a(module, "FSDPModule"):
             module.reshard()
@@ -183,7 +185,7 @@ def find(
             'over ranks: process_group="auto"'
         )
     if shards:
-        return shards if shards.count > 1 else None
+        return shards
     if ddp:
         return of_ddp(ddp)
     if group in ("auto", None):
@@ -191,13 +193,14 @@ def find(
     return Ranks((group,)) if group.size() > 1 else None
 
 
+def is_initialised() -> bool:
+    """Whether there is a process group, if only of this process."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def is_distributed() -> bool:
     """Whether there are other ranks at all."""
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+    return is_initialised() and distributed.get_world_size() > 1
 
 
 @dataclass(frozen=True)
@@ -572,7 +575,8 @@ class _Gathered(NamedTuple):
     def why_not(self, batches: Sequence[int]) -> str | None:
         """Why all ranks' samples are not so many after all."""
         n = self.rows.flatten(0, 1)[..., len(_ROW) : len(_ROW) + max(batches)]
-        if n.isfinite().all() and n.any() and (n == n[:1]).all():
+        several = len(batches) > 1 and n.isfinite().all() and n.any()
+        if several and (n == n[:1]).all():
             return (
                 "all ranks have the same samples, or their parts: give each its own (DistributedSampler); where ranks "
                 "share a sample, as context parallel ones do, its gradient is on none of them"
