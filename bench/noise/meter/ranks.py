@@ -694,6 +694,8 @@ class _Sharded:
 class _Unsharded:
     """A step, to a layer that knows its parameters by what stands in for them."""
 
+    keeps_parameters = False
+
     def __init__(self, step: Step, keys: Mapping[nn.Parameter, nn.Parameter]):
         self._step = step
         self._keys = keys

@@ -352,6 +352,8 @@ class Step:
         fold: which rows are one sample's, if not each is a sample.
     """
 
+    keeps_parameters = True  # until it is over: what a replay needs
+
     def __init__(
         self,
         names: Mapping[nn.Parameter, str],
