@@ -16,6 +16,7 @@ from batchline import places
 __version__ = "0.1.0"
 
 _WHERE = {
+    "GradientNorms": "batchline.bench.noise",
     "NoiseMeter": "batchline.bench.noise",
     "advise": "batchline.bench.noise.own_loop",
     "Op": "batchline.kernels.op",
@@ -25,7 +26,7 @@ _WHERE = {
 if places.IS_CHECKOUT:  # where kernels/ and bench/ lie beside this folder, not below
     __path__.append(str(places.CODE))
 
-__all__ = ["NoiseMeter", "Op", "advise", "load"]
+__all__ = ["GradientNorms", "NoiseMeter", "Op", "advise", "load"]
 
 
 def __getattr__(name: str):

@@ -63,6 +63,7 @@ ROOMS = {
     "worker": ("bench.measure",),
     "noise, measured": (
         "bench.noise.experiments",
+        "bench.noise.integrations",
         "bench.noise.meter",
         "bench.noise.workloads",
     ),

@@ -11,4 +11,8 @@ def __getattr__(name: str):
         from batchline.bench.noise.meter import NoiseMeter
 
         return NoiseMeter
+    if name == "GradientNorms":
+        from batchline.bench.noise.meter.gradient_norms import GradientNorms
+
+        return GradientNorms
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

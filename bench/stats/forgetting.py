@@ -9,7 +9,7 @@ import numpy as np
 from batchline.bench.stats.intervals import Means, student_t
 from batchline.bench.stats.noise_scale import NoiseEstimate, NoiseScale, estimate
 
-_LEAST_EFFECTIVE = 2.0  # steps: below, one of them is nearly all there is
+_LEAST_EFFECTIVE = 1.5  # steps: below, one of them is nearly all there is
 
 
 def over_steps(

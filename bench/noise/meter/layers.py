@@ -330,7 +330,16 @@ def replayed(
     step: Step,
     parameters: Mapping[str, nn.Parameter],
 ) -> Callable:
-    """The forward that keeps its inputs and output gradients for when the step is over."""
+    """The forward that keeps its inputs and output gradients for when the step is over.
+
+    Raises:
+        UsageError: if the parameters are sharded again by then.
+    """
+    if not step.keeps_parameters:
+        raise UsageError(
+            f"{layer} ({type(module).__name__}) is replayed by torch.func after the step, when its weights are "
+            "sharded again: leave it out by layers=, or measure under DistributedDataParallel"
+        )
 
     def call(*args, **kwargs):
         if not torch.is_grad_enabled():

@@ -27,6 +27,7 @@ from batchline.bench.noise.meter import (
     foreign,
     layers,
     norms,
+    ranks,
     recurrent,
 )
 from batchline.bench.noise.meter.history import History, Past
@@ -287,6 +288,7 @@ def _holds_its_weights(module: nn.Module) -> bool:
 
 def _refuse(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
+    ranks.refuse(name, module)
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
         raise UsageError(
             f"{name} is a {kind}, whose calls can't be seen: measure the model that it was made of"
@@ -353,6 +355,11 @@ class NoiseMeter:
         within: take d, and with it an interval, of steps of several backward passes
             too. It keeps the activations of all of them.
         batch_dim: the dimension of samples in the model's input: 1 if time comes first.
+        process_group: "auto" takes the ranks of DistributedDataParallel (given as the
+            model, or seen around it) or of fully_shard, each of which has samples of
+            its own; all of them meter the same steps. A group tells of ranks whose
+            gradients the loop itself puts together within the metered step. None: this
+            rank alone.
 
     Raises (here, or where the step shows it):
         UsageError: for whatever would make the answer wrong, in one line that says what
@@ -370,6 +377,7 @@ class NoiseMeter:
         layers: str | Iterable[str] | None = None,
         within: bool = False,
         batch_dim: int = 0,
+        process_group="auto",
     ):
         if reduction not in REDUCTIONS:
             raise UsageError(
@@ -380,11 +388,15 @@ class NoiseMeter:
         self._options = Options(
             samples=samples, weights=weights, within=within, batch_dim=batch_dim
         )
-        self._model = getattr(model, "_orig_mod", model)
+        self._model, self._ddp = ranks.unwrapped(model)
+        self._process_group = process_group
         self._chosen = choice(layers)
+        if isinstance(self._model, nn.Module):
+            ranks.reshard(self._model)
         self._plan = plan(self._model, self._chosen)
         self._probes: dict = {}
         self._record: Record | None = None
+        self._across: ranks.Across | None = None
         self._eager = contextlib.ExitStack()
         self._finished: _Finished | None = None
         self._waiting: list[_Finished] = []
@@ -397,6 +409,11 @@ class NoiseMeter:
     def fallbacks(self) -> Mapping[str, str]:
         """The layers that torch.func takes apart, as slow as that is: name → type."""
         return self._plan.fallbacks
+
+    @property
+    def has_reading(self) -> bool:
+        """Whether a metered step is over, and none under way."""
+        return self._finished is not None
 
     @property
     def reading(self) -> Reading:
@@ -526,11 +543,19 @@ class NoiseMeter:
         if options.weights is not None and not self._mean:
             raise UsageError('weights= are of a weighted mean: reduction="mean"')
         self._finished = None
+        ranks.reshard(self._model)
         if not self._plan.holds():
             self._plan = plan(self._model, self._chosen)
             self._probes = {}
+        across = self._across = self._reach(options)
         record = Record(
-            self._model, self._plan.layers, self._plan.names, options, self._probes
+            self._model,
+            across.layers(self._plan.layers) if across else self._plan.layers,
+            self._plan.names,
+            options,
+            self._probes,
+            keep=across is not None and options.within,
+            may_probe=across.probes if across else None,
         )
         if (
             "torch._dynamo" in sys.modules
@@ -538,23 +563,58 @@ class NoiseMeter:
             self._eager.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             record.begin()
+            if across:
+                across.begin(record.gradients)
         except BaseException:
             self._eager.close()
+            record.restore()
             raise
         self._record = record
         return True
+
+    def _reach(self, options: Options) -> ranks.Across | None:
+        """What puts the step together with those of other ranks; None where there are
+        none.
+        """
+        group = self._process_group
+        if not ranks.is_initialised():
+            return None
+        found = ranks.find(self._plan.names, self._ddp, group)
+        if found is None and (group is None or not ranks.is_distributed()):
+            return None
+        if found and options.weights is not None:
+            raise UsageError(
+                "weights= are of one device's mean: over several ranks, let the loss be a mean over samples"
+            )
+        return ranks.Across(self._model, self._plan.names, found, options.within)
 
     def _end(self, worked: bool) -> None:
         record = self._record
         self._record = None
         self._eager.close()
         record.restore()
+        if self._across:
+            self._across.restore()
         record.end()
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
-                statistics, samples = record.finish(self._mean)
+                together = self._finish(record)
             record.forget()
-            self._wait(_Finished(record, statistics, samples, self._plan, self._mean))
+            self._wait(_Finished(record, together, self._plan, self._mean))
+
+    def _finish(self, record: Record) -> ranks.Together:
+        across = self._across
+        try:
+            statistics, samples = record.finish(self._mean)
+        except UsageError as error:
+            if across:
+                across.fails(error)
+            raise
+        if across is None:
+            return ranks.Together(statistics, samples)
+        together = across.puts_together(record, statistics, samples)
+        record.why_not = record.why_not or together.why_not
+        return together
 
 
 class _Finished:
@@ -562,18 +622,22 @@ class _Finished:
     for.
     """
 
-    def __init__(self, record: Record, statistics, samples, plan: Plan, mean: bool):
-        self.batch = sum(samples)
+    def __init__(
+        self, record: Record, together: ranks.Together, plan: Plan, mean: bool
+    ):
+        self.batch = sum(together.samples)
         self._record = record
-        self.statistics = statistics
+        self._together = together
+        self.statistics = together.statistics
         self.taken: Taken | None = None
-        self._samples = samples
+        self._samples = together.samples
         self._plan = plan
         self._mean = mean
 
     @functools.cached_property
     def _way(self) -> Way:
-        factor = (self.batch**2 if self._mean else 1) / self._record.scale**2
+        times = self.batch * self._together.share if self._mean else 1
+        factor = times**2 / self._record.scale**2
         return Way(factor, self._record.weights(self.batch))
 
     @property
@@ -604,7 +668,9 @@ class _Finished:
                 name for name in names if name not in self.statistics
             ),
             left_out=self._plan.left_out,
-            assumed=tuple(filter(None, (loss, self._record.trusted))),
+            assumed=tuple(
+                filter(None, (loss, self._together.assumed, self._record.trusted))
+            ),
             why_not=self._record.why_not,
         )
         if self._record.why_not or not self.statistics:

@@ -353,8 +353,8 @@ def _why_no_interval(taken: Taken) -> str | None:
         return f"an interval within a batch needs three samples or more, and this batch has {taken.batch}"
     if not taken.dots:
         return (
-            "a step of several backward passes has no interval of its own: meter.history().estimate() has one over "
-            "steps (or NoiseMeter(…, within=True), which keeps all micro-batches' activations)"
+            "a step of several backward passes or ranks has no interval of its own: meter.history().estimate() has one "
+            "over steps (or NoiseMeter(…, within=True), which keeps all activations until the step ends)"
         )
     return None
 

@@ -74,9 +74,23 @@ class Record:
             `forward_for(step, forward)`.
         names: every parameter that is measured, and its name.
         probes: what was seen of inputs of which shapes; added to.
+        keep: keep all contributions until the step is over.
+        may_probe: agrees with other ranks on whether to look at the model's shapes,
+            from whether this one wants to and can.
     """
 
-    def __init__(self, model: nn.Module, layers, names, options: Options, probes: dict):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers,
+        names,
+        options: Options,
+        probes: dict,
+        keep: bool = False,
+        may_probe: Callable[[bool, bool], bool] | None = None,
+    ):
+        self._keep = keep
+        self._may_probe = may_probe
         self.why_not: str | None = None
         self.trusted: str | None = None
         self._model = model
@@ -99,6 +113,15 @@ class Record:
     def scale(self) -> float:
         """What the loss was multiplied by."""
         return self._options.scale
+
+    @property
+    def gradients(self) -> Gradients:
+        return self._gradients
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Of each call, once the step is finished."""
+        return [self._open[-1]] if self._sums is None else self._sums.steps
 
     def begin(self) -> None:
         """Put the meter's forwards in place of the modules', and hooks on parameters."""
@@ -134,7 +157,8 @@ class Record:
 
     def _open_step(self) -> None:
         step = Step(self._names, self._gradients, self._fold)
-        step.shares = step.shares or (self._sums is not None and self._options.dots)
+        several = self._sums is not None and self._options.dots
+        step.shares = step.shares or several or self._keep
         inner = self._own_forward
         for layer, forward in self._layers:
             metered = layer.forward_for(step, forward)
@@ -226,14 +250,15 @@ class Record:
         self._open[-1].unfold()
 
     def _located(self, args: tuple, kwargs: dict, batch: int) -> Probe | None:
-        if batch < 2:
-            return None
         shapes = tuple(
             leaf.shape if isinstance(leaf, torch.Tensor) else None
             for leaf in pytree.tree_leaves((args, kwargs))
         )
         found = self._probes.get(shapes)
-        if found is None:
+        wanted = found is None and batch > 1
+        if self._may_probe is not None:
+            wanted = self._may_probe(wanted, batch > 1)
+        if wanted:
             if len(self._probes) >= _MOST_SHAPES:
                 self._probes.clear()
             layers = {layer.name: (layer.module, own) for layer, own in self._layers}
@@ -245,6 +270,8 @@ class Record:
                 batch,
                 self._options.batch_dim,
             )
+        if found is None:
+            return None
         if found.failed:
             self.trusted = (
                 "samples are dimension 0 of every layer, for the model does not run with one sample less "

@@ -352,6 +352,8 @@ class Step:
         fold: which rows are one sample's, if not each is a sample.
     """
 
+    keeps_parameters = True  # until it is over: what a replay needs
+
     def __init__(
         self,
         names: Mapping[nn.Parameter, str],
@@ -646,6 +648,7 @@ class Gradients:
     def __init__(self, names: Mapping[nn.Parameter, str], keep: bool = False):
         self.totals: dict[nn.Parameter, torch.Tensor] = {}
         self.astray: list[str] = []
+        self.copies = keep
         self._names = names
         self._keep = keep
         self._replaced: dict[nn.Parameter, tuple[int, int]] = {}
@@ -665,6 +668,8 @@ class Gradients:
             total = total.detach()
             if parameter in self.totals:
                 total = total + self.totals[parameter]
+            elif self.copies:
+                total = total.clone()
             self.totals[parameter] = total
         elif ours != (
             total.data_ptr(),
@@ -706,6 +711,11 @@ class Sums:
         self._norms: dict[nn.Parameter, dict[int, torch.Tensor]] = defaultdict(dict)
         self._gaps: dict[nn.Parameter, torch.Tensor] = {}
         self._eps: dict[nn.Parameter, float] = {}
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Of each call."""
+        return self._steps
 
     @property
     def samples(self) -> list[int]:
