@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise import NoiseMeter
-from tests.metered_steps import X, assert_untouched, refused, small_model
+from tests.metered_steps import X, assert_untouched, loss_of, refused, small_model
 
 
 def _lazy():
@@ -108,7 +108,8 @@ def test_a_gradient_from_outside_a_module(how, kind):
     )
 
 
-def test_a_shared_weight_with_a_gradient_from_outside():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_weight_with_a_gradient_from_outside(dtype):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -117,7 +118,11 @@ def test_a_shared_weight_with_a_gradient_from_outside():
         def forward(self, x):
             return self.layer(self.layer(x)) + functional.linear(x, self.layer.weight)
 
-    refused(Model(), "layer.weight: its samples' gradients don't add up to its own")
+    refused(
+        Model().to(dtype),
+        "layer.weight: its samples' gradients don't add up to its own",
+        lambda model: loss_of(model, X.to(dtype)).backward(),
+    )
 
 
 def _backward(model, x):

@@ -29,6 +29,7 @@ TESTS = (norm_test, inner_product_test, orthogonality_test)
 _ROUNDING = (
     256  # times the dtype's spacing, of the whole gradient: what sums that cancel leave
 )
+_MOST_ROUNDING = 2**-5  # of the whole gradient, however coarse the dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +299,8 @@ def _gaps(taken: Taken) -> tuple[np.ndarray, np.ndarray]:
     wrong = seen & (gaps > np.sqrt(eps) * sizes)
     finest = np.where(eps > 0, eps, np.finfo(np.float32).eps)
     largest = np.maximum(sizes, np.where(seen, gaps, 0.0))
-    return wrong, largest <= _ROUNDING * finest * np.linalg.norm(sizes)
+    share = np.minimum(_ROUNDING * finest, _MOST_ROUNDING)
+    return wrong, largest <= share * np.linalg.norm(sizes)
 
 
 def read(taken: Taken, way: Way, reading: Reading) -> Reading:
