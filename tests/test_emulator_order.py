@@ -142,6 +142,14 @@ LANES = [
         """,
     ),
     lanes(
+        "rows of a stmatrix at one place, of other numbers or the same",
+        "shared-race",
+        """
+        <mov.u32 %r1, %t;||mov.u32 %r1, 7;>
+        stmatrix.sync.aligned.m8n8.x4.shared.b16 [%s], {%r1, %r1, %r1, %r1};
+        """,
+    ),
+    lanes(
         "a lane sets to zero what all add to",
         "shared-race",
         """

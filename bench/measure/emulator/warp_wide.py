@@ -316,7 +316,7 @@ def _redux(m, pc, warp, registers, row, mask):
 def _rows_of_matrices(m, pc, warp, matrices, data):
     """Check the 16-byte rows of `matrices` 8 x 8 matrices, whose addresses the first
     lanes have given in m.scratch; whether all may be used. They are read, or else what
-    lies at `data`, row after row, is to be written to them.
+    lies at `data`, row after row, is written to those.
     """
     addresses = longs_at(m.scratch, LANES)
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
@@ -334,6 +334,7 @@ def _rows_of_matrices(m, pc, warp, matrices, data):
         else:
             source = data + 16 * lane
             write_shared(m, pc, warp, lane, warp, clock, address, 16, source)
+            copy(m.shared + address, source, 16)  # seen by the rows behind it
     if m.is_counting:
         _count_rows(m, pc, matrices)
     return is_right
@@ -398,10 +399,5 @@ def store_matrices(machine, pc, warp, registers, row, mask):
             values[matrix, lane] = read32(source + lane * 4)
     rows = np.empty(16 * LANES, np.uint8)
     stmatrix(rows, 16 * np.arange(LANES), transposed != 0, values)
-    data = int64(rows.ctypes.data)
-    if not _rows_of_matrices(m, pc, warp, matrices, data):
-        return DONE
-    addresses = longs_at(m.scratch, LANES)
-    for lane in range(8 * matrices):
-        copy(m.shared + addresses[lane], data + 16 * lane, 16)
+    _rows_of_matrices(m, pc, warp, matrices, int64(rows.ctypes.data))
     return DONE
