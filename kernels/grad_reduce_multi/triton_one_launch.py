@@ -87,6 +87,15 @@ def _sum_narrow(
 
 
 @triton.jit
+def _store(out_ptr, columns, means, P, VECTOR: tl.constexpr):
+    """The buffer has room up to the next multiple of 16 bytes, so that no store is
+    narrow.
+    """
+    written = columns < tl.cdiv(P, VECTOR) * VECTOR
+    tl.store(out_ptr + columns, means.to(out_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit
 def _of_the_warp(number, ASSEMBLED: tl.constexpr):
     """The first lane's, which all lanes have: said to the compiler, so that a branch on
     what is loaded by it parts no warp. Triton's interpreter knows no assembly.
@@ -126,7 +135,7 @@ def _means_kernel(
     P = tl.load(field_ptr + 3 * WIDTH)
     stride_b = tl.load(field_ptr + 4 * WIDTH)
     stride_p = tl.load(field_ptr + 5 * WIDTH)
-    offset = tl.load(field_ptr + 6 * WIDTH)
+    offset = tl.multiple_of(tl.load(field_ptr + 6 * WIDTH), VECTOR)
     columns = (
         block.to(tl.int64) * COLUMNS
         - tl.multiple_of(start, COLUMNS)
@@ -152,6 +161,8 @@ def _means_kernel(
             COLUMNS,
             LEVELS,
         )
+        # In each branch: what both had made would be laid out alike, by shared memory.
+        _store(out_ptr + offset, columns, total * scale, P, VECTOR)
     else:
         total = _sum_narrow(
             address.to(pointer),
@@ -164,11 +175,7 @@ def _means_kernel(
             COLUMNS,
             NARROW_LEVELS,
         )
-    # The buffer has room up to the next multiple of 16 bytes, so that no store is
-    # narrow.
-    written = columns < tl.cdiv(P, VECTOR) * VECTOR
-    means = (total * scale).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + tl.multiple_of(offset, VECTOR) + columns, means, mask=written)
+        _store(out_ptr + offset, columns, total * scale, P, VECTOR)
 
 
 def _tile(batch, columns):
