@@ -319,6 +319,7 @@ def test_a_kernel_with_several_configurations_is_compiled_in_each():
     assert len(work.keys_of(variant, shapes, H200)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_what_compiling_is_expected_to_take_is_told_once_for_each_kernel_and_shared_by_the_processes(
     monkeypatch,

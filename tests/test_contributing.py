@@ -112,6 +112,7 @@ def test_their_cases_are_listed(root):
     assert "row_scale/torch_scale/linear_64/float32/B3" in here
 
 
+@pytest.mark.slow
 def test_the_clock_times_a_run(root):
     done = call(
         root,

@@ -379,6 +379,7 @@ def test_every_variant_that_runs_here_leaves_everything_as_it_was(fence, slow_st
                 fence.look(variant.id)
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_a_compiled_variant_leaves_everything_as_it_was(fence):
     variant = kernels.ops["grad_stats"].variants["torch_compiled"]

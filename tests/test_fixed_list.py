@@ -16,6 +16,8 @@ from batchline.bench.statuses import NOT_HERE
 from batchline.bench.store.journal import RunBuilder
 from tests.plans import planned
 
+pytestmark = pytest.mark.slow  # one plan takes 16 s of processor time to read
+
 
 @pytest.fixture
 def the_plan():

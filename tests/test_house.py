@@ -41,6 +41,7 @@ def test_who_imports_what(tmp_path):
     assert house.folder_size("bench", tmp_path).files == 4
 
 
+@pytest.mark.slow
 def test_what_it_prints_has_every_folder(capsys):
     house.main()
     lines = capsys.readouterr().out.splitlines()

@@ -109,6 +109,7 @@ def _run_smoke(folder):
     return done, run_folder
 
 
+@pytest.mark.slow
 def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
     _, folder = smoke
     run = run_json.load(folder)
@@ -133,6 +134,7 @@ def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
             }
 
 
+@pytest.mark.slow
 def test_torch_compile_is_declined_with_a_reason(smoke):
     _, folder = smoke
     slow = {
@@ -161,6 +163,7 @@ def _declined(name, run):
     )
 
 
+@pytest.mark.slow
 def test_all_that_it_writes_says_that_no_time_was_measured(smoke):
     done, folder = smoke
     assert stand_in.WORDS in done.stderr and "no time here was measured" in " ".join(
@@ -173,6 +176,7 @@ def test_all_that_it_writes_says_that_no_time_was_measured(smoke):
             ), path.name
 
 
+@pytest.mark.slow
 def test_nothing_is_built_upon_it(smoke):
     _, folder = smoke
     with pytest.raises(UsageError, match=stand_in.WORDS):
@@ -213,6 +217,7 @@ def test_the_tables_of_its_runs_go_into_the_folder_of_the_run(smoke):
     assert not beside_the_kernels("dispatch")
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_it_says_so_wherever_it_is_shown(smoke):
     _, folder = smoke
     case = next(

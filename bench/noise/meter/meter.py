@@ -64,7 +64,6 @@ _MEASURED: Mapping[Callable, Metered] = {
 }
 # What is replayed where dimension 0 is not that of the samples.
 _SAMPLES_FIRST_ALONE = (
-    convolutions.convolution,
     norms.by_channel,
     foreign.transposed_linear,
     foreign.root_mean_square,
@@ -89,9 +88,8 @@ class Layer:
 
     def forward_for(self, step: Step, forward: Callable) -> Callable:
         """What stands in for the module's own forward in a metered step."""
-        replay = replayed(self.name, self.module, forward, step, self.parameters)
         if self.metered is None:
-            return replay
+            return self._replayed(step, forward)
         own = self.metered(self.name, self.module, forward, step)
         if self.metered not in _SAMPLES_FIRST_ALONE:
             return own
@@ -99,9 +97,13 @@ class Layer:
         def call(*args, **kwargs):
             first = (*args, *kwargs.values())[0]
             is_first = step.locates(self.name, first) == 0
-            return (own if is_first else replay)(*args, **kwargs)
+            taken = own if is_first else self._replayed(step, forward)
+            return taken(*args, **kwargs)
 
         return call
+
+    def _replayed(self, step: Step, forward: Callable) -> Callable:
+        return replayed(self.name, self.module, forward, step, self.parameters)
 
 
 @dataclass(frozen=True)
