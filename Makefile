@@ -19,6 +19,7 @@ switched = $(if $(filter-out 0 no false off,$($1)),$2)
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
+CHOSEN := $(if $(K),-k=$(call quoted,K))
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
 
 .DEFAULT_GOAL := help
@@ -45,7 +46,7 @@ help:
 	@echo
 	@echo "Settings, as in make bench PROFILE=smoke K=triton:"
 	@echo "  PROFILE=smoke|quick|full   about two minutes, about seven, as long as it takes; or evidence ["$(call quoted,PROFILE)"]"
-	@echo "  K=<expression>             only the cases whose id matches, as in pytest -k    ["$(call quoted,K)"]"
+	@echo "  K=<expression>             only the cases (of test, the tests) that match, as in pytest -k    ["$(call quoted,K)"]"
 	@echo "  DEVICE=auto|cpu|cuda|stand-in   auto takes the GPU if there is one, stand-in none ["$(call quoted,DEVICE)"]"
 	@echo "  OUT=<folder>               where bench and regress make their own, dated folder ["$(if $(OUT),$(call quoted,OUT),reports/runs)"]"
 	@echo "  HISTORY=<folder>           the history that bench appends to                   ["$(if $(HISTORY),$(call quoted,HISTORY),reports/history)"]"
@@ -82,13 +83,13 @@ report: $(INSTALLED)
 
 # In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)
-	$(PY) -m pytest $(if $(VENV),-n auto --dist worksteal)
+	$(PY) -m pytest $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)
 
 test-commands: $(INSTALLED)
-	$(PY) -m pytest -m "commands and not slow" $(if $(VENV),-n auto --dist worksteal)
+	$(PY) -m pytest -m "commands and not slow" $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -m slow $(if $(VENV),-n auto --dist worksteal)
+	$(PY) -m pytest -m slow $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)
 
 $(VENV)/.browser: requirements-page.txt $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet -r requirements-page.txt
