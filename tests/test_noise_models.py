@@ -65,6 +65,17 @@ def test_each_model_has_a_row_that_says_what_became_of_it(these, capsys):
     assert "plain, Opacus ghost norms: opacus: not here" in text
 
 
+def test_a_model_that_knows_no_fp64_is_not_held_against_it(these, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("Expected mat_a to be Float32, got Double")
+
+    monkeypatch.setattr(models, "exact_norms", fail)
+    assert models.run("cpu", 0.05, ["PLAIN"], busy=True) == 0
+    text = capsys.readouterr().out
+    assert "not held against fp64  " in text.splitlines()[2]
+    assert "plain: not held against fp64: " in text and "got Double" in text
+
+
 def test_a_model_whose_norms_are_wrong_ends_the_command_with_1(
     these, monkeypatch, capsys
 ):

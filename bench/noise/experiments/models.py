@@ -21,6 +21,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn import functional
 
+from batchline.bench import texts
 from batchline.bench.errors import Missing, UsageError
 from batchline.bench.measure.machine.state import Guard, NoGuard, guard_of
 from batchline.bench.noise.experiments import cost
@@ -416,7 +417,10 @@ def measure(
     except UsageError as error:
         wrong: float | Missing = Missing(f"refused: {error}")
     else:
-        wrong = worst_error(norms, exact_norms(workload, net, x, y))
+        try:
+            wrong = worst_error(norms, exact_norms(workload, net, x, y))
+        except RuntimeError as error:  # an operation that knows no fp64
+            wrong = Missing(f"not held against fp64: {texts.error_line(error)}")
     costs = cost.costs(workload, BATCH, seconds, device, guard, _ways())
     return Row(model.name, parameters, wrong, fallbacks, tuple(costs))
 
@@ -430,6 +434,8 @@ def exact_norms(
 ) -> dict[str, np.ndarray]:
     """n[B] of each trained parameter, by a backward pass for each sample in fp64."""
     exact = copy.deepcopy(net).double()
+    if hasattr(exact, "set_experts_implementation"):  # grouped_mm knows no fp64
+        exact.set_experts_implementation("eager")
     trained = {
         name: parameter
         for name, parameter in exact.named_parameters()
@@ -471,7 +477,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     by_way = {one.way: one for one in row.costs}
     if not by_way:
         return row.model, "", "not installed", "", "", "", ""
-    error = f"{row.error:.1e}" if not isinstance(row.error, Missing) else "refused"
+    is_known = not isinstance(row.error, Missing)
+    error = f"{row.error:.1e}" if is_known else row.error.reason.partition(":")[0]
     plain = by_way[cost.PLAIN].time
     first = row.model, f"{row.parameters:,}", error
     return (
