@@ -18,7 +18,6 @@ from batchline.bench.noise.meter.gradients import (
     returned_bias,
     trained,
 )
-from batchline.bench.noise.meter.layers import replayed
 from batchline.bench.noise.meter.step import Step, of_layer, of_rows
 from batchline.kernels.op import Tensors
 from batchline.kernels.statistics import accumulator
@@ -111,10 +110,6 @@ def convolution(
             return forward(input)
         alone = input.dim() < weight.dim()
         x = input[None] if alone else input
-        if (step.locates(layer, x) or 0) < 0:  # several rows of each sample
-            named = dict(module.named_parameters(recurse=False))
-            named = {key: one for key, one in named.items() if one.requires_grad}
-            return replayed(layer, module, forward, step, named)(input)
         step.calls(layer, x, own)
         x = as_autocast(x)
         if not as_it_is:

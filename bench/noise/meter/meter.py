@@ -64,6 +64,7 @@ _MEASURED: Mapping[Callable, Metered] = {
 }
 # What is replayed where dimension 0 is not that of the samples.
 _SAMPLES_FIRST_ALONE = (
+    convolutions.convolution,
     norms.by_channel,
     foreign.transposed_linear,
     foreign.root_mean_square,
