@@ -84,7 +84,7 @@ class Reference:
         regrouped: the outputs, by number, that may be NaN where an infinity is
             expected. Some ways to compute them group the terms otherwise, or add
             products of padding, and meet ∞ − ∞ or 0 · ∞ within the same row.
-        library_nan: for each output, the elements that PyTorch's library makes NaN on
+        nan_by_torch: for each output, the elements that PyTorch's library makes NaN on
             these inputs and this machine though they are none; None where it does not.
             Only variants that call the library may have NaN there.
     """
@@ -95,7 +95,7 @@ class Reference:
     dtypes: Callable[..., torch.dtype | tuple[torch.dtype, ...]] = same_dtype
     rows: tuple[int, ...] = ()
     regrouped: tuple[int, ...] = ()
-    library_nan: Callable[..., Tensors | None] = lambda *inputs: None
+    nan_by_torch: Callable[..., Tensors | None] = lambda *inputs: None
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ class Op:
         self.dtypes = reference.dtypes
         self.rows = reference.rows
         self.regrouped = reference.regrouped
-        self.library_nan = reference.library_nan
+        self.nan_by_torch = reference.nan_by_torch
         self.flops = work.flops
         self.least_bytes = work.least_bytes
         self.baseline = calls.baseline

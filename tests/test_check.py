@@ -227,7 +227,7 @@ def _spreads(a, b):
 def test_where_the_library_spreads_a_nan_those_that_call_it_may(
     backend, is_right, monkeypatch
 ):
-    monkeypatch.setattr(bmm, "library_nan", lambda a, b: (_spreads(a, b).isnan(),))
+    monkeypatch.setattr(bmm, "nan_by_torch", lambda a, b: (_spreads(a, b).isnan(),))
     a, b = Draw(torch.float32, "cpu", 0).normal(1, 3, 4), torch.eye(4)[None]
     a[0, 2, 1] = float("nan")
     held = held_to(Variant(bmm, _spreads, backend), (a, b), expect(bmm, (a, b)))
@@ -242,11 +242,11 @@ def test_where_the_library_spreads_a_nan_those_that_call_it_may(
 def test_what_the_library_makes_of_a_nan_is_asked_of_it(dtype):
     a, b = (one.to(dtype) for one in bmm.probes["nan"](torch.float32, "cpu", 0))
     wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
-    (mask,) = bmm.library_nan(a, b)
+    (mask,) = bmm.nan_by_torch(a, b)
     assert mask.equal(torch.bmm(a.to(wide), b.to(wide)).isnan())
-    assert bmm.library_nan(a.float(), b.float()) is None
+    assert bmm.nan_by_torch(a.float(), b.float()) is None
     finite = (torch.ones_like(one.float()).to(dtype) for one in (a, b))
-    assert bmm.library_nan(*finite) is None
+    assert bmm.nan_by_torch(*finite) is None
 
 
 def _pairwise(g):

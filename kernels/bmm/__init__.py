@@ -254,7 +254,7 @@ def typical(a: torch.Tensor, b: torch.Tensor) -> tuple[Typical]:
     )
 
 
-def library_nan(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor] | None:
+def nan_by_torch(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor] | None:
     """The elements of C that are NaN by torch.bmm on a CPU, in 16 bits or 8.
 
     On a CPU with AMX oneDNN's kernel reads whole tiles: behind a row of A it reads the
@@ -488,7 +488,7 @@ bmm = Op(
         typical,
         dtypes=lambda a, b: output_dtype(a.dtype),
         rows=(0,),
-        library_nan=library_nan,
+        nan_by_torch=nan_by_torch,
     ),
     work=Work(flops, least_bytes),
     calls=Calls("torch_bmm", describe, rule),

@@ -158,7 +158,7 @@ def held_to(variant: Variant, inputs: Tensors, expected: Expected) -> Expected:
             regrouped=frozenset(range(len(expected.outputs))),
         )
     if variant.backend in _CALL_THE_LIBRARY:
-        expected = replace(expected, may_be_nan=variant.op.library_nan(*inputs))
+        expected = replace(expected, may_be_nan=variant.op.nan_by_torch(*inputs))
     return replace(
         expected,
         outputs=expected.outputs[: variant.gives],
