@@ -15,7 +15,10 @@ from batchline.bench.commands import _executed_pins
 from batchline.bench.errors import ExitCode
 from batchline.bench.measure.compiled import pins, static_facts
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
-from batchline.bench.measure.emulated import counted, pinned
+from batchline.bench.measure.emulated import counted, filling, pinned
+from batchline.bench.measure.emulator import ptx
+from batchline.bench.measure.emulator.counts import Product, product_of
+from batchline.bench.stats.prediction import CountedCall, LaunchCounts
 from batchline.bench.store.files import SealBroken
 from batchline.bench.verdicts import executed_changes
 from batchline.bench.verdicts.compiled_changes import WORSE
@@ -122,6 +125,61 @@ def test_so_many_samples_are_counted():
     assert counted.counted_batch(one, "float32") == 1
 
 
+PRODUCTS = {
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1}": (
+        Product("bf16", 2 * 16 * 8 * 16, 0)
+    ),
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%f1}, %rd1, %rd2, 1, 1, 1, 0, 0": (
+        Product("f16", 2 * 16 * 128 * 16, (64 + 128) * 16 * 2 // 4)
+    ),
+    "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%f1}, {%r1, %r2}, %rd2, 1, 1, 1": (
+        Product("tf32", 2 * 16 * 32 * 8, 32 * 8 * 4 // 4)
+    ),
+    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e5m2 {%f1}, %rd1, %rd2, 1, 1, 1": (
+        Product("e4m3", 2 * 16 * 8 * 32, (64 + 8) * 32 // 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("text", PRODUCTS)
+def test_a_warp_does_its_share_of_a_product(text):
+    module = ptx.parse(
+        ".version 8.0\n.target sm_90a\n.address_size 64\n"
+        ".visible .entry one()\n{\n.reg .f32 %f<4>;\n.reg .b32 %r<4>;\n.reg .b64 %rd<4>;\n"
+        f"{text};\nret;\n}}\n"
+    )
+    assert product_of(module.kernels["one"].instructions[0]) == PRODUCTS[text]
+
+
+@pytest.mark.parametrize(
+    "instructions, most, batch",
+    [(2**20, 64, 32), (2**20, 8, 8), (2**25, 64, 2), (2**23, 64, 4)],
+)
+def test_as_many_samples_fill_a_gpu_as_are_executed_in_seconds(
+    instructions, most, batch
+):
+    launches = [launch_counts(instructions=instructions // 2)] * 2
+    assert filling.filling_batch(launches, 2, most) == batch
+
+
+def test_a_call_that_fills_a_gpu_is_counted():
+    (call,) = filling.count_filling("bmm/triton_packed", "float32", 90)
+    assert call.problem == "tiny_16/B4096" and call.architecture == 90
+    assert call.flops == 2 * 4096 * 16**3
+    assert call.least_bytes == 3 * 4 * 4096 * 16**2
+    assert sum(one.distinct_bytes for one in call.launches) == 2 * 4 * 4096 * 16**2
+    assert sum(one.written_bytes for one in call.launches) == 4 * 4096 * 16**2
+
+
+def test_what_is_declined_fills_nothing():
+    assert filling.count_filling("bmm/triton_persistent_tma", "float16", 80) == []
+
+
+def launch_counts(**counts):
+    names = (one.name for one in dataclasses.fields(LaunchCounts))
+    return LaunchCounts(**dict.fromkeys(names, 0) | {"matrix_flops": {}} | counts)
+
+
 def entry(**changed):
     row = {
         "variant": JOB[0],
@@ -139,6 +197,7 @@ def entry(**changed):
         "right": ("ragged sm_80", "nan sm_90"),
         "wrong": {"empty sm_90": "it is not"},
         "launches": (row,),
+        "calls": (CountedCall("layer_norm/B64", 90, 1.0, 2.0, (launch_counts(),)),),
     }
     return pinned.Entry(**fields | changed)
 

@@ -10,6 +10,7 @@ from batchline.bench.commands import explain as command
 from batchline.bench.errors import UsageError
 from batchline.bench.report.of_commands import emulated_rows, kernel_screen, screen
 from batchline.bench.statuses import NOT_HERE, NOT_REACHED
+from batchline.bench.stats.prediction import CountedCall, LaunchCounts
 from batchline.bench.store import formats, run_json
 from batchline.bench.store.records import Compiled
 from tests.about import about_of
@@ -198,6 +199,16 @@ LAUNCH = {
 }
 
 
+# It reads what the problem has twice, and does nothing else.
+CALL = CountedCall(
+    "square/B64",
+    90,
+    1.0,
+    1e6,
+    (LaunchCounts(132, 0, 0, 0, 0, 0, 2 * 10**6, 0, {}, 0),),
+)
+
+
 def test_what_a_kernel_did_in_emulation_is_said_with_its_lines():
     declined = {name: LAUNCH[name] for name in ("scenario", "batch", "architecture")}
     rows = emulated_rows(
@@ -205,6 +216,7 @@ def test_what_a_kernel_did_in_emulation_is_said_with_its_lines():
         ["ragged sm_80", "ragged sm_90"],
         {"deep sm_90": "off"},
         [LAUNCH, declined | {"declined": "too deep"}],
+        [CALL],
     )
     text = _flat(kernel_screen("bmm/triton_tiled", "tiles", list(rows)))
     for words in (
@@ -213,6 +225,7 @@ def test_what_a_kernel_did_in_emulation_is_said_with_its_lines():
         "sm_90 linear_grad_weight/B2 _kernel: 1,000 instructions, sectors 2.00x, banks 1.00x",
         "most at tiled.py:9 750 (75%), tiled.py:7 250 (25%)",
         "sm_90 linear_grad_weight/B2: too deep",
+        "predicted from counts float16 square/B64: at most 50% on H100 (memory)",
     ):
         assert words in text, words
 

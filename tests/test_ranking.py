@@ -16,6 +16,7 @@ from batchline.bench.report.findings import Findings
 from batchline.bench.report.sections import ladder as shown
 from batchline.bench.report.sections import ops
 from batchline.bench.statuses import FAILED, MEASURED, NOT_HERE, UNSUPPORTED, WRONG
+from batchline.bench.stats.prediction import CountedCall, LaunchCounts
 from batchline.bench.store.records import (
     Emulated,
     EmulatedLaunch,
@@ -516,6 +517,17 @@ def test_a_kernel_that_was_executed_in_emulation_says_so_with_its_counts():
     assert "executed in emulation" in last and "not yet run" not in last
     assert "right on 2 probes; sm_90 float16 B2: 1,200 instructions" in last
     assert "sectors 1.20x, banks 1.00x, each byte read 2.00x" in last
+
+
+def test_a_kernel_has_what_is_predicted_from_its_counts():
+    launch = LaunchCounts(132, 0, 0, 0, 0, 0, 4 * 10**6, 0, {}, 0)
+    run = _emulated(calls=(CountedCall("tiny_16/B64", 90, 1.0, 1e6, (launch,)),))
+    last = in_markdown(_rungs(run)).splitlines()[-1]
+    assert "at most 25% on H100 (memory), 25% on H200 (memory)" in last
+    on_it = run.machine | {"gpu": {"compute_capability": "9.0"}}
+    on_it["device_name"] = "NVIDIA H200"
+    last = in_markdown(_rungs(replace(run, machine=on_it))).splitlines()[-1]
+    assert "at most 25% on H200 (memory)" in last and "H100" not in last
 
 
 def test_a_kernel_that_is_wrong_in_emulation_says_so():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchline.bench import units
 from batchline.bench.report.render.terminal import draw, wrapped
+from batchline.bench.verdicts.predicted import format_predictions, predictions
 
 if TYPE_CHECKING:
     from batchline.bench.measure.emulated.executed import Executed, Fault
@@ -176,6 +177,14 @@ def lines_table(lines: Sequence[LineCounts]) -> str:
             if one.instructions
         ],
     )
+
+
+def predicted(one: Executed) -> str:
+    """The share of the ceiling that its counts leave on each GPU, or why there is none."""
+    if one.call is None or not one.call.flops:
+        return "predicted from counts: nothing, for there is no work"
+    made = predictions([one.call], one.subject.dtype)
+    return wrapped(f"predicted from counts: {format_predictions(made)}")
 
 
 def classes(counts: Counts) -> str:

@@ -90,7 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them)",
     )
     parser.add_argument(
-        "--lines", action="store_true", help="with what each line of the source did"
+        "--lines",
+        action="store_true",
+        help="with what each line of the source did, "
+        "and the share of a GPU's ceiling that its counts leave by the datasheet",
     )
     parser.add_argument(
         "--each",
@@ -243,6 +246,7 @@ def _of_lines(rows: Sequence[Executed]) -> list[str]:
 
     return [
         f"{one.subject}: {show.classes(one.counts)}\n{show.lines_table(one.lines)}"
+        f"\n{show.predicted(one)}"
         for one in rows
         if one.counts
     ]

@@ -137,7 +137,11 @@ def _emulated(variant: str, dtype: str | None = None) -> list[tuple[str, str]]:
         row
         for job in current
         for row in report.emulated_rows(
-            job[1], known[job].right, known[job].wrong, known[job].launches
+            job[1],
+            known[job].right,
+            known[job].wrong,
+            known[job].launches,
+            known[job].calls,
         )
     ]
     if len(current) == len(jobs) and rows:

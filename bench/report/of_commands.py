@@ -18,6 +18,7 @@ from batchline.bench.report.sections.ladder import format_compiled, format_count
 from batchline.bench.report.sections.laws import describe_law
 from batchline.bench.report.sections.machine import clocks_of_problem, sustained
 from batchline.bench.stats import intervals, roofline
+from batchline.bench.stats.prediction import CountedCall
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import EmulatedLaunch, Record, Run
 from batchline.bench.store.selftests import NOTHING, Finding, Pair, Selftest
@@ -34,6 +35,7 @@ from batchline.bench.verdicts.compiled_changes import (
     Move,
 )
 from batchline.bench.verdicts.laws import latency_laws, launch_waves
+from batchline.bench.verdicts.predicted import format_predictions, predictions
 
 _MOVE_COLUMNS = ("where", "what moved")
 _MOST_COMPILED = 6
@@ -316,11 +318,14 @@ def emulated_rows(
     right: Sequence[str],
     wrong: Mapping[str, str],
     launches: Sequence[Mapping],
+    calls: Sequence[CountedCall] = (),
 ) -> Iterator[tuple[str, str]]:
     """What a kernel did in emulation in a dtype: the verdicts of its probes, and of each
-    launch of its example the counts and the busiest lines of its source.
+    launch of its example the counts and the busiest lines of its source; then what is
+    predicted from the counts of larger calls.
 
-    `launches` are rows as bench.measure.emulated.counted makes them.
+    `launches` are rows as bench.measure.emulated.counted makes them, `calls` as
+    bench.measure.emulated.filling does.
     """
     verdict = f"right on {len(right)} probes and architectures"
     first = [f"{name}: {why}" for name, why in wrong.items()][:1]
@@ -336,6 +341,9 @@ def emulated_rows(
         counts = format_counts(EmulatedLaunch(**{name: row[name] for name in kept}))
         yield "", f"{place} {row['kernel']}: {counts}"
         yield "", f"most at {_busiest(row['lines'], row['instructions'])}"
+    if made := predictions(calls, dtype):
+        problems = ", ".join(unique(call.problem for call in calls))
+        yield "predicted from counts", f"{dtype} {problems}: {format_predictions(made)}"
 
 
 def _busiest(lines: Mapping[str, Sequence[str]], instructions: int) -> str:

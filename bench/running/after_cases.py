@@ -571,6 +571,7 @@ def _emulated(job: Job, entry) -> dict:
             {name: value for name, value in row.items() if name in kept}
             for row in entry.launches
         ],
+        "calls": entry.calls,
     }
 
 

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from batchline.bench.stats.prediction import CountedCall
 from batchline.bench.statuses import MEASURED, STATUSES, case_id, parse_case_id
 
 _CONFIRMED = (
@@ -430,7 +431,8 @@ class EmulatedVariant(Row):
     """What came of executing the compiled code of a variant in a dtype without a GPU.
 
     `right` are the probes on which it was and no fault was found, "ragged sm_90", and
-    `wrong` the others, each with a line. `launches` are those of its example.
+    `wrong` the others, each with a line. `launches` are those of its example, `calls` what is
+    predicted from, one an architecture (bench.measure.emulated.filling).
     """
 
     variant: str
@@ -438,6 +440,7 @@ class EmulatedVariant(Row):
     right: tuple[str, ...] = ()
     wrong: Mapping[str, str] = field(default_factory=dict)
     launches: tuple[EmulatedLaunch, ...] = ()
+    calls: tuple[CountedCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from batchline.kernels.op import FP8, Variant
 from batchline.kernels.target import compiling_for
 
 _MOST_FLOPS = 2**22
-_LEAST_BATCH = 2  # a batch of one is compiled as a constant
+LEAST_BATCH = 2  # a batch of one is compiled as a constant
 _OF_LINES = ("executed", "sectors", "sectors_needed", "passes", "requests")
 
 
@@ -38,7 +38,7 @@ def counted_batch(variant: Variant, dtype: str) -> int:
     scenario, most = variant.example
     batch = 1
     while 2 * batch <= most and (
-        2 * batch <= _LEAST_BATCH
+        2 * batch <= LEAST_BATCH
         or _flops(variant, scenario, 2 * batch, dtype) <= _MOST_FLOPS
     ):
         batch *= 2
@@ -67,7 +67,7 @@ def rows_of(variant: Variant, dtype: str, architecture: int) -> list[dict]:
         "architecture": architecture,
     }
     problem = place["scenario"], place["batch"], dtype
-    if why := _why_declined(variant, problem, architecture):
+    if why := why_declined(variant, problem, architecture):
         return [place | {"launch": 0, "declined": why}]
     try:
         inputs = variant.op.make_inputs(*problem, "cpu")
@@ -82,7 +82,8 @@ def rows_of(variant: Variant, dtype: str, architecture: int) -> list[dict]:
     ]
 
 
-def _why_declined(variant: Variant, problem: tuple, architecture: int) -> str | None:
+def why_declined(variant: Variant, problem: tuple, architecture: int) -> str | None:
+    """Why the variant takes no (scenario, batch, dtype) there, or None."""
     target = architectures.known(architecture)
     if problem[-1] == FP8 and not target.fp8:
         return f"{target} has no tensor cores for fp8"

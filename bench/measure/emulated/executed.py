@@ -18,12 +18,14 @@ from batchline.bench.errors import Missing
 from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.bench.measure.emulated.assembler import remarks
+from batchline.bench.measure.emulated.filling import counted_call
 from batchline.bench.measure.emulator import execution, mutants, subjects
 from batchline.bench.measure.emulator.counts import Counts, LineCounts, count_lines
 from batchline.bench.measure.emulator.execution import EARLY, LATE, SHUFFLED, Execution
 from batchline.bench.measure.emulator.layout import Finding
 from batchline.bench.measure.emulator.mutants import Judged
 from batchline.bench.measure.emulator.subjects import Subject
+from batchline.bench.stats.prediction import CountedCall
 
 LARGE = 2**18  # elements of all inputs: `batchline emulate` alone executes them
 SCHEDULES = {"late": LATE, "early": EARLY, "shuffled": SHUFFLED}
@@ -57,6 +59,7 @@ class Executed:
         counts: of all its launches, under the first schedule; None without a launch.
         lines: what each line of the source did there, the busiest first; () unless
             asked for.
+        call: what a prediction is made from; None unless lines are asked for.
         remarks: what the assembler says of its wgmma.
         instructions, machine_s: over all schedules, and how long they took.
         seconds: of all of it, compilers included.
@@ -68,6 +71,7 @@ class Executed:
     schedules: tuple[str, ...] = ()
     counts: Counts | None = None
     lines: tuple[LineCounts, ...] = ()
+    call: CountedCall | None = None
     remarks: tuple[str, ...] = ()
     instructions: int = 0
     machine_s: float = 0.0
@@ -241,10 +245,21 @@ def execute_subject(
         tuple(schedules[: len(runs)]),
         sum((run.counts for run in first[1:]), first[0].counts) if first else None,
         tuple(count_lines(first)) if with_lines else (),
+        _call(subject, first) if with_lines and first else None,
         _remarks(first),
         sum(run.warp_instructions for run in every),
         sum(run.seconds for run in every),
         time.perf_counter() - start_s,
+    )
+
+
+def _call(subject: Subject, runs: Sequence[Execution]) -> CountedCall:
+    return counted_call(
+        subjects.variant_of(subject),
+        subject.probe,
+        subjects.inputs_of(subject),
+        subject.architecture,
+        runs,
     )
 
 

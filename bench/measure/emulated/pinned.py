@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchline.bench.declared import Declared
@@ -18,19 +18,21 @@ from batchline.bench.measure.checking import check
 from batchline.bench.measure.compiled import pins, static_facts
 from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.compiled.pins import Job
-from batchline.bench.measure.emulated import counted, executed
+from batchline.bench.measure.emulated import counted, executed, filling
 from batchline.bench.measure.emulated.executed import Executed
 from batchline.bench.measure.emulator import subjects
 from batchline.bench.measure.emulator.subjects import ARCHITECTURES
 from batchline.bench.measure.reading import sources
+from batchline.bench.stats.prediction import CountedCall, LaunchCounts
 from batchline.bench.store import files
 from batchline.bench.store.files import SealBroken
 
-FORMAT = 1
+FORMAT = 2
 SCHEDULES = ("late", "shuffled")  # under which a subject has its verdict
 MOST_AGAIN = 2**22  # instructions: of one that has more, under the first alone
 _AGAIN = "`make codegen PIN=1` executes and pins everything anew"
 _PARTS = ("toolchain", "entries")
+_ROWS = ("launches", "calls")  # of an entry: a line each
 # Of the emulator's files, those that decide no verdict and no count.
 _APART = ("mutants.py", "on_stand_in.py")
 
@@ -41,7 +43,8 @@ class Entry:
 
     `sources` and `emulator` are fingerprints of what it came from. `right` are the
     names of the subjects that are, "ragged sm_90", and `wrong` those of the others,
-    each with a line. `launches` are rows as bench.measure.emulated.counted makes them.
+    each with a line. `launches` are rows as bench.measure.emulated.counted makes them,
+    `calls` as bench.measure.emulated.filling does.
     """
 
     sources: str
@@ -49,6 +52,7 @@ class Entry:
     right: tuple[str, ...]
     wrong: Mapping[str, str]
     launches: tuple[Mapping, ...]
+    calls: tuple[CountedCall, ...] = ()
 
 
 def path() -> Path:
@@ -89,7 +93,13 @@ def _entry(job: Job, data: Mapping) -> Entry:
         ),
         data["wrong"],
         tuple(dict(zip(("variant", "dtype"), job)) | row for row in data["launches"]),
+        tuple(map(_call, data["calls"])),
     )
+
+
+def _call(data: Mapping) -> CountedCall:
+    launches = tuple(LaunchCounts(**launch) for launch in data["launches"])
+    return CountedCall(**{**data, "launches": launches})
 
 
 def save(entries: Mapping[Job, Entry]) -> Path:
@@ -124,15 +134,18 @@ def _data(entry: Entry) -> dict:
             }
             for row in entry.launches
         ],
+        "calls": list(map(asdict, entry.calls)),
     }
 
 
 def _lines(data: Mapping) -> str:
-    rows = ",\n  ".join(
-        json.dumps(row, separators=(",", ":")) for row in data["launches"]
-    )
-    head = json.dumps({name: data[name] for name in data if name != "launches"})
-    return f'{head[:-1]}, "launches": [\n  {rows}]}}'
+    head = json.dumps({name: data[name] for name in data if name not in _ROWS})
+    rows = (f', "{name}": [\n  {_a_row_each(data[name])}]' for name in _ROWS)
+    return f"{head[:-1]}{''.join(rows)}}}"
+
+
+def _a_row_each(rows: Sequence[Mapping]) -> str:
+    return ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in rows)
 
 
 def why_none() -> str:
@@ -149,6 +162,7 @@ def emulator_fingerprint() -> str:
     read = [
         *(one for one in sorted(package.glob("*.py")) if one.name not in _APART),
         Path(counted.__file__),
+        Path(filling.__file__),
         Path(check.__file__),
     ]
     found = hashlib.sha256()
@@ -204,14 +218,19 @@ def execute(
     ]
     turns = executed.turns(chosen, SCHEDULES, most_again=MOST_AGAIN)
     counting = counted.every_job(wanted)
-    count = len(turns) + len(counting)
+    count = len(turns) + 2 * len(counting)
     rows, lost = executed.execute_all(pool, turns, lambda done: tell(done, count))
     launches, missing = pool.each(
         counted.count_example,
         counting,
         tell=lambda done: tell(len(turns) + done, count),
     )
-    problems = [*broken, *lost, *missing]
+    calls, uncalled = pool.each(
+        filling.count_filling,
+        counting,
+        tell=lambda done: tell(len(turns) + len(counting) + done, count),
+    )
+    problems = [*broken, *lost, *missing, *uncalled]
     by_job = defaultdict(list)
     for one in rows:
         by_job[one.subject.variant, one.subject.dtype].append(one)
@@ -224,16 +243,28 @@ def execute(
                 for architecture in ARCHITECTURES
                 for row in launches[(*job, architecture)]
             ],
+            [
+                row
+                for architecture in ARCHITECTURES
+                for row in calls[(*job, architecture)]
+            ],
         )
         for job in wanted
-        if all((*job, architecture) in launches for architecture in ARCHITECTURES)
+        if all(
+            (*job, architecture) in counts
+            for counts in (launches, calls)
+            for architecture in ARCHITECTURES
+        )
         and not any(line.startswith(f"{job[0]} ") for line in problems)
     }
     return entries, problems
 
 
 def _made(
-    fingerprint: str, rows: Sequence[Executed], launches: Sequence[Mapping]
+    fingerprint: str,
+    rows: Sequence[Executed],
+    launches: Sequence[Mapping],
+    calls: Sequence[CountedCall],
 ) -> Entry:
     names = {_name(one): one for one in rows}
     return Entry(
@@ -242,6 +273,7 @@ def _made(
         tuple(name for name, one in names.items() if one.is_right),
         {name: why(one) for name, one in names.items() if not one.is_right},
         tuple(launches),
+        tuple(calls),
     )
 
 

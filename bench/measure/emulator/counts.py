@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from batchline.bench.measure.emulator import matrix, ptx
 from batchline.bench.measure.emulator.layout import Kind
+from batchline.bench.measure.emulator.memory_access import SECTOR_BYTES
 from batchline.bench.measure.emulator.program import Program
+from batchline.bench.measure.emulator.ptx import Instruction
 
 _MATRIX = (Kind.MMA, Kind.WGMMA)
 _BARRIERS = (Kind.BARRIER, Kind.WARP_SYNC)
 _CONTROL = (Kind.BRANCH, Kind.EXIT)
 _ASYNCHRONOUS = (Kind.COPY, Kind.TENSOR_LOAD, Kind.TENSOR_STORE, Kind.BULK_COPY)
+_STORES = (Kind.STORE, Kind.TENSOR_STORE, Kind.BULK_COPY)
 _FLOATS = ("f16", "f32", "f64", "bf16", "f16x2", "bf16x2")
+_SHAPE = re.compile(r"\.m(\d+)n(\d+)k(\d+)\.")
+_PRODUCT_TYPES = (*matrix.INPUT_TYPES, *matrix.ACCUMULATOR_TYPES, "f64")
+_WARPS_OF_WGMMA = 4
+_ELEMENT_BYTES = {
+    "f16": 2,
+    "bf16": 2,
+    "tf32": 4,
+    "e4m3": 1,
+    "e5m2": 1,
+    "s8": 1,
+    "u8": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,11 @@ class Counts:
         read_bytes: asked for of global memory, by loads and copies.
         distinct_bytes: different ones among them; of several launches, of each.
         products: mma and wgmma that were executed, a warp each.
+        written_bytes: the sectors needed by stores, in bytes.
+        matrix_flops: operations of those products, by the type of A's elements; a
+            multiply-add is two.
+        operand_bytes: of shared memory, that wgmma read by themselves. `passes` are
+            without them.
     """
 
     instructions: int
@@ -45,16 +67,17 @@ class Counts:
     read_bytes: int
     distinct_bytes: int
     products: int
+    written_bytes: int = 0
+    matrix_flops: Mapping[str, int] = field(default_factory=dict)
+    operand_bytes: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        numbers = {
-            field.name: getattr(self, field.name) + getattr(other, field.name)
-            for field in fields(self)
-            if field.name != "by_class"
-        }
-        both = Counter(self.by_class)
-        both.update(other.by_class)
-        return Counts(by_class=dict(sorted(both.items())), **numbers)
+        return Counts(
+            **{
+                one.name: _sum(getattr(self, one.name), getattr(other, one.name))
+                for one in fields(self)
+            }
+        )
 
     @property
     def sector_excess(self) -> float | None:
@@ -70,6 +93,23 @@ class Counts:
     def reads(self) -> float | None:
         """Bytes read over distinct bytes: how often each is read; None without any."""
         return self.read_bytes / self.distinct_bytes if self.distinct_bytes else None
+
+
+@dataclass(frozen=True)
+class Product:
+    """Of one warp: the type of A's elements, "bf16", its operations, and the bytes of
+    shared memory that it reads for them by itself.
+    """
+
+    element: str
+    flops: int
+    operand_bytes: int
+
+
+def _sum(one: int | Mapping[str, int], other: int | Mapping[str, int]):
+    if isinstance(one, int):
+        return one + other
+    return dict(sorted((Counter(one) + Counter(other)).items()))
 
 
 @dataclass(frozen=True)
@@ -125,12 +165,20 @@ def count(
 ) -> Counts:
     """Sum what each row of a program did."""
     by_class: Counter[str] = Counter()
-    products = 0
+    matrix_flops: Counter[str] = Counter()
+    products, written_sectors, operand_bytes = 0, 0, 0
     for row, times in enumerate(executed.tolist()):
-        if times:
-            name = class_of(program, row)
-            by_class[name] += times
-            products += times if name == "matrix" else 0
+        if not times:
+            continue
+        name = class_of(program, row)
+        by_class[name] += times
+        if name == "matrix":
+            products += times
+            product = product_of(program.instruction(row))
+            matrix_flops[product.element] += times * product.flops
+            operand_bytes += times * product.operand_bytes
+        if Kind(int(program.words[program.starts[row]])) in _STORES:
+            written_sectors += int(sectors_needed[row])
     return Counts(
         int(executed.sum()),
         dict(sorted(by_class.items())),
@@ -141,6 +189,28 @@ def count(
         read_bytes,
         distinct_bytes,
         products,
+        SECTOR_BYTES * written_sectors,
+        dict(sorted(matrix_flops.items())),
+        operand_bytes,
+    )
+
+
+def product_of(instruction: Instruction) -> Product:
+    """What a warp does of an mma or a wgmma, which four warps share.
+
+    mma's types are those of D, A, B and C, wgmma's those of D, A and B.
+    """
+    m, n, k = map(int, _SHAPE.search(instruction.opcode).groups())
+    types = [one for one in instruction.opcode.split(".") if one in _PRODUCT_TYPES]
+    element = types[1]
+    if not instruction.opcode.startswith("wgmma"):
+        return Product(element, 2 * m * n * k, 0)
+    _, a, *_ = instruction.operands
+    is_in_registers = len(ptx.flatten((a,))) > 1
+    rows = n if is_in_registers else m + n
+    read_bytes = rows * k * _ELEMENT_BYTES[element]
+    return Product(
+        element, 2 * m * n * k // _WARPS_OF_WGMMA, read_bytes // _WARPS_OF_WGMMA
     )
 
 

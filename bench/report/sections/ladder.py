@@ -27,6 +27,7 @@ from batchline.bench.statuses import MEASURED, UNSUPPORTED
 from batchline.bench.store.records import EmulatedLaunch, Run
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.compiled_changes import why_no_code, widths
+from batchline.bench.verdicts.predicted import format_predictions, predictions
 from batchline.bench.verdicts.ranking import Gain, Rung
 from batchline.kernels.architectures import WITHOUT_GPU
 
@@ -35,7 +36,8 @@ _EXPLAINED = (
     "means, then the least and the largest, over the cases that both were measured on by the clock that ranks; "
     "\"PyTorch's fastest\" is chosen anew for each case. Compiled facts are those of a rung's example. "
     "In emulation the compiled code was executed without a GPU: verdicts on small inputs, counts on the "
-    "example with fewer samples (what they are: reports/methodology/emulation.md)."
+    "example with fewer samples. Predicted from counts is the most of the ceiling that they leave on a GPU, by its "
+    "datasheet: no time was taken (what all this is: reports/methodology/emulation.md)."
 )
 _OWN_BOUND = " (checked against an error bound of its own)"
 _SOURCES = ("tuned", "tuned nearby", "rule")
@@ -67,7 +69,7 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
     columns = ["rung", "idea", "over the rung below", "over PyTorch's fastest"]
     added = [("compiled", _compiled)] if compiled else []
     if compiled and run.emulated.variants:
-        added.append(("in emulation", _emulated))
+        added += [("in emulation", _emulated), ("predicted from counts", _predicted)]
     rows = []
     for rung in findings.ladders[op]:
         facts = run.variants[rung.variant]
@@ -175,6 +177,18 @@ def _emulated(run: Run, variant: str) -> str:
     first = counted[0]
     place = f"sm_{first.architecture} {done[0].dtype} B{first.batch}"
     return f"{verdict}; {place}: " + "; ".join(map(format_counts, counted))
+
+
+def _predicted(run: Run, variant: str) -> str:
+    """The share of the ceiling that it can reach at most, in the first dtype: on the
+    machine's GPU if the datasheets have it, or else on each of theirs.
+    """
+    done = [one for one in run.emulated.variants if one.variant == variant]
+    if not done:
+        return ""
+    gpu = run.machine.get("gpu")
+    name = run.machine.get("device_name") if gpu else None
+    return format_predictions(predictions(done[0].calls, done[0].dtype, name))
 
 
 def format_counts(launch: EmulatedLaunch) -> str:
