@@ -528,6 +528,13 @@ def test_a_kernel_has_what_is_predicted_from_its_counts():
     on_it["device_name"] = "NVIDIA H200"
     last = in_markdown(_rungs(replace(run, machine=on_it))).splitlines()[-1]
     assert "at most 25% on H200 (memory)" in last and "H100" not in last
+    # 1 MB at 4.8 TB/s are 0.208 us.
+    record = Record(
+        "bmm", "numba_never", "tiny_16", "float16", 64, MEASURED, "", (2.08e-6,)
+    )
+    on_it = replace(run, machine=on_it, records=(*run.records, record))
+    last = in_markdown(_rungs(on_it)).splitlines()[-1]
+    assert "at most 25% on H200 (memory); measured 10%" in last
 
 
 def test_a_kernel_that_is_wrong_in_emulation_says_so():

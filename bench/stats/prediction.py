@@ -59,14 +59,23 @@ class CountedCall:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`share`: of the ceiling, at most; `bound_by`: the part that takes longest;
-    `least_s`: what it takes.
+    """Of a call on a `chip`, at the best.
+
+    Args:
+        bound_by: the part that takes longest.
+        least_s: all of it takes.
+        ceiling_s: the problem takes by the roofline of the datasheet.
     """
 
     chip: str
-    share: float
     bound_by: str
     least_s: float
+    ceiling_s: float
+
+    @property
+    def share(self) -> float:
+        """Of the ceiling, at most."""
+        return self.ceiling_s / self.least_s
 
 
 def predict(call: CountedCall, dtype: str, chip: Datasheet) -> Prediction:
@@ -85,7 +94,7 @@ def predict(call: CountedCall, dtype: str, chip: Datasheet) -> Prediction:
     least_s = sum(taken)
     bound_by = longest[max(range(len(taken)), key=taken.__getitem__)]
     ceiling_s = ceiling(call.flops, call.least_bytes, dtype, chip)
-    return Prediction(chip.name, ceiling_s / least_s, bound_by, least_s)
+    return Prediction(chip.name, bound_by, least_s, ceiling_s)
 
 
 def ceiling(flops: float, least_bytes: float, dtype: str, chip: Datasheet) -> float:

@@ -24,7 +24,7 @@ from batchline.bench.report.document import (
 from batchline.bench.report.findings import Findings
 from batchline.bench.stats.roofline import occupancy
 from batchline.bench.statuses import MEASURED, UNSUPPORTED
-from batchline.bench.store.records import EmulatedLaunch, Run
+from batchline.bench.store.records import EmulatedLaunch, EmulatedVariant, Run
 from batchline.bench.verdicts import ranking
 from batchline.bench.verdicts.compiled_changes import why_no_code, widths
 from batchline.bench.verdicts.predicted import format_predictions, predictions
@@ -180,15 +180,38 @@ def _emulated(run: Run, variant: str) -> str:
 
 
 def _predicted(run: Run, variant: str) -> str:
-    """The share of the ceiling that it can reach at most, in the first dtype: on the
-    machine's GPU if the datasheets have it, or else on each of theirs.
+    """The share of the ceiling that it can reach at most: on the machine's GPU if the
+    datasheets have it, with the share that was measured; or else on each of theirs. In
+    the first dtype that was measured, or the first.
     """
     done = [one for one in run.emulated.variants if one.variant == variant]
-    if not done:
+    name = run.machine.get("device_name") if run.machine.get("gpu") else None
+    told = [
+        (predictions(one.calls, one.dtype, name), _measured_s(run, one)) for one in done
+    ]
+    if not told:
         return ""
-    gpu = run.machine.get("gpu")
-    name = run.machine.get("device_name") if gpu else None
-    return format_predictions(predictions(done[0].calls, done[0].dtype, name))
+    made, measured_s = next((one for one in told if one[1]), told[0])
+    text = format_predictions(made)
+    if measured_s and len(made) == 1:
+        text += f"; measured {made[0].ceiling_s / measured_s:.0%}"
+    return text
+
+
+def _measured_s(run: Run, one: EmulatedVariant) -> float | None:
+    """The median of the problem that is predicted, or None where it was not measured."""
+    problems = {call.problem for call in one.calls}
+    return next(
+        (
+            record.median_s
+            for record in run.records
+            if f"{record.op}/{record.variant}" == one.variant
+            and record.dtype == one.dtype
+            and f"{record.scenario}/B{record.batch}" in problems
+            and record.status == MEASURED
+        ),
+        None,
+    )
 
 
 def format_counts(launch: EmulatedLaunch) -> str:
