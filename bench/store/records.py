@@ -505,6 +505,18 @@ class Run:
         """The baseline's name, by op."""
         return {name: op.baseline for name, op in self.ops.items() if op.baseline}
 
+    def frame(self, name: str = "", with_host: bool = False):
+        """A pandas.DataFrame with a row for each case and clock; bench.store.rows.CASES
+        says what its columns hold. `name` is the run's, `with_host`: also the machine's
+        name on its network.
+
+        Raises:
+            UsageError: if pandas is missing.
+        """
+        from batchline.bench.store import rows, tables
+
+        return tables.frame_of(rows.CASES, rows.case_rows(self, name, with_host))
+
     def groups(self) -> dict[tuple[str, str, str], list[Record]]:
         """Records by (op, scenario, dtype), in the order of the plan."""
         groups: dict[tuple[str, str, str], list[Record]] = {}
