@@ -31,6 +31,32 @@ def over_steps(
         ValueError: of steps that are as good as fewer than two, or a half-life that is
         not above 0.
     """
+    shares = _shares(batches, half_life)
+    squares = float(np.sum(shares**2))
+    pairs = np.array([(scale.trace, scale.square) for scale in scales])
+    mean = shares @ pairs
+    deviations = shares[:, None] * (pairs - mean)
+    covariance = deviations.T @ deviations / (1 - squares)
+
+    def skewness(weights: np.ndarray) -> float:
+        along = deviations @ weights
+        spread = float(np.sum(along**2))
+        return float(np.sum(along**3) / spread**1.5) if spread else 0.0
+
+    return estimate(
+        Means.of(mean, covariance),
+        student_t(confidence, 1 / squares - 1),
+        skewness,
+        round(1 / squares, 6),  # 12 equal steps are 12, not a rounding less
+        batch=round(float(shares @ np.array(batches))),
+        batches=len(batches),
+        method=f"{len(batches)} steps, half forgotten after {half_life:g}",
+        confidence=confidence,
+    )
+
+
+def _shares(batches: Sequence[int], half_life: float) -> np.ndarray:
+    """The weight of each step, of sum 1."""
     if not half_life > 0:
         raise ValueError(f"a half-life is above 0 steps, and this one is {half_life}")
     sizes = np.array(batches, dtype=np.float64)
@@ -44,22 +70,4 @@ def over_steps(
             "an interval over steps needs two metered steps or more of about one size: these "
             f"{len(sizes)} are as good as {effective:.2f}"
         )
-    pairs = np.array([(scale.trace, scale.square) for scale in scales])
-    mean = shares @ pairs
-    deviations = shares[:, None] * (pairs - mean)
-    covariance = deviations.T @ deviations / (1 - squares)
-
-    def skewness(weights: np.ndarray) -> float:
-        along = deviations @ weights
-        spread = float(np.sum(along**2))
-        return float(np.sum(along**3) / spread**1.5) if spread else 0.0
-
-    return estimate(
-        Means.of(mean, covariance),
-        student_t(confidence, effective - 1),
-        skewness,
-        batch=round(float(shares @ sizes)),
-        batches=len(sizes),
-        method=f"{len(sizes)} steps, half forgotten after {half_life:g}",
-        confidence=confidence,
-    )
+    return shares

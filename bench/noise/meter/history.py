@@ -52,4 +52,6 @@ class History:
         if len(self) < 2:
             return f"gradient noise over {len(self)} metered steps: not known yet"
         found = self.estimate()
-        return f"gradient noise over {found.method}: B_simple {found.text()}"
+        lines = [f"gradient noise over {found.method}: B_simple {found.text()}"]
+        lines += [f"  warning: {warning}" for warning in found.warnings]
+        return "\n".join(lines)

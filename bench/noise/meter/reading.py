@@ -116,6 +116,16 @@ class Reading:
             raise UsageError(self.why_not)
         return within_batch(statistics, confidence)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the interval of the whole model may cover less than it claims; empty
+        where nothing says so, and where there is no interval.
+
+        One from fewer than 1,000 samples always has one: rare samples that make the
+        noise can't have been seen.
+        """
+        return () if self.why_not else self.noise().warnings
+
     def tests(self, layer: str | None = None) -> tuple[BatchTest, ...]:
         """The norm, inner-product and orthogonality test of a layer, or of the whole
         model; the norm test alone where d was not taken.
@@ -148,6 +158,7 @@ class Reading:
         else:
             lines[0] += "not known"
         lines += [f"  why not: {self.why_not}"] if self.why_not else []
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         lines += [
             f"  {layer} ({kind}) went through torch.func"
             for layer, kind in self.fallbacks.items()
