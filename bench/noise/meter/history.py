@@ -12,11 +12,19 @@ from batchline.bench.stats.noise_scale import NoiseEstimate, NoiseScale
 
 
 class Past(NamedTuple):
-    """Of one metered step: S and G2 of the whole model, and its samples."""
+    """Of one metered step: S and G2 of the whole model, and its samples; S and G2 of
+    the preconditioned gradients, None where they are not known.
+    """
 
     trace: float
     square: float
     batch: int
+    preconditioned: tuple[float, float] | None = None
+
+    @classmethod
+    def from_state(cls, values: Sequence) -> Past:
+        """From what a state holds of it, where JSON has made lists of the pairs."""
+        return cls(*(tuple(one) if isinstance(one, list) else one for one in values))
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,20 @@ class History:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def preconditioned(self) -> History:
+        """Of the gradients over the optimizer's √v̂ + eps, of the steps that have them."""
+        return self._of([past.preconditioned for past in self.steps])
+
+    def _of(self, pairs: Sequence[tuple[float, float] | None]) -> History:
+        known = [
+            Past(*pair, past.batch)
+            for past, pair in zip(self.steps, pairs)
+            if pair is not None
+        ]
+        left_out = self.left_out + len(pairs) - len(known)
+        return History(tuple(known), self.half_life, left_out)
 
     def estimate(self, confidence: float = 0.95) -> NoiseEstimate:
         """The noise scale with an interval over the steps.
@@ -54,4 +76,7 @@ class History:
         found = self.estimate()
         lines = [f"gradient noise over {found.method}: B_simple {found.text()}"]
         lines += [f"  warning: {warning}" for warning in found.warnings]
+        if len(self.preconditioned) > 1:
+            scaled = self.preconditioned.estimate()
+            lines.append(f"  over the optimizer's √v̂ + eps: B_simple {scaled.text()}")
         return "\n".join(lines)

@@ -41,8 +41,12 @@ from batchline.bench.noise.meter.reading import (
     read,
 )
 from batchline.bench.noise.meter.record import Options, Record
-from batchline.bench.noise.meter.step import Step, autocast_off, forget_choices
-from batchline.bench.stats.noise_scale import NoiseScale
+from batchline.bench.noise.meter.step import (
+    ParameterStatistics,
+    Step,
+    autocast_off,
+    forget_choices,
+)
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -363,6 +367,11 @@ class NoiseMeter:
             its own; all of them meter the same steps. A group tells of ranks whose
             gradients the loop itself puts together within the metered step. None: this
             rank alone.
+        optimizer: Adam, AdamW, NAdam or RMSprop of torch.optim, which makes its step
+            after the metered one: `reading.preconditioned` is of the gradients over its
+            √v̂ + eps, as it scales them. Activations are kept until the step ends, and
+            gradients of single samples are made, some at a time: of a weight [O,I] and
+            T > 1 tokens 2·B·T·I·O operations, as much as its own gradient takes.
 
     Raises (here, or where the step shows it):
         UsageError: for whatever would make the answer wrong, in one line that says what
@@ -381,6 +390,7 @@ class NoiseMeter:
         within: bool = False,
         batch_dim: int = 0,
         process_group="auto",
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         if reduction not in REDUCTIONS:
             raise UsageError(
@@ -389,7 +399,11 @@ class NoiseMeter:
             )
         self._mean = reduction == "mean"
         self._options = Options(
-            samples=samples, weights=weights, within=within, batch_dim=batch_dim
+            samples=samples,
+            weights=weights,
+            within=within,
+            batch_dim=batch_dim,
+            optimizer=optimizer,
         )
         self._model, self._ddp = ranks.unwrapped(model)
         self._process_group = process_group
@@ -453,11 +467,15 @@ class NoiseMeter:
             for test in reading.tests():
                 found[f"noise/{test.name.replace(' ', '_')}_test"] = test.value
         history = self.history(half_life)
-        if len(history) > 1:
-            estimate = history.estimate()
-            found["noise/B_simple"] = estimate.scale.simple
-            found["noise/B_simple_low"] = estimate.simple.low
-            found["noise/B_simple_high"] = estimate.simple.high
+        for part, steps in (
+            ("", history),
+            ("preconditioned_", history.preconditioned),
+        ):
+            if len(steps) > 1:
+                estimate = steps.estimate()
+                found[f"noise/{part}B_simple"] = estimate.scale.simple
+                found[f"noise/{part}B_simple_low"] = estimate.simple.low
+                found[f"noise/{part}B_simple_high"] = estimate.simple.high
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state_dict(self) -> dict:
@@ -474,20 +492,20 @@ class NoiseMeter:
         self._seen = state["seen"]
         self._left_out = state["left_out"]
         self._past.clear()
-        self._past.extend(Past(*past) for past in state["steps"])
+        self._past.extend(Past.from_state(past) for past in state["steps"])
         self._finished = None
         self._waiting, self._numbers = [], 0
 
     def _remember(self) -> None:
         """Take the steps that wait into the history. On a GPU, this waits for them."""
         waiting, self._waiting, self._numbers = self._waiting, [], 0
-        fetch(waiting)
+        fetch([part for finished in waiting for part in finished.waiting])
         for finished in waiting:
-            scale = finished.scale
-            if scale is None:
+            past = finished.past
+            if past is None:
                 self._left_out += 1
             else:
-                self._past.append(Past(scale.trace, scale.square, finished.batch))
+                self._past.append(past)
 
     def _wait(self, finished: _Finished) -> None:
         """Have a step wait for others: to fetch many at once is as fast as to fetch one."""
@@ -511,6 +529,7 @@ class NoiseMeter:
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
             within: as the meter's.
+            optimizer: as the meter's.
 
         Raises:
             UsageError: for values that are none of these.
@@ -602,8 +621,21 @@ class NoiseMeter:
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
                 together = self._finish(record)
+                preconditioned = self._precondition(record)
             record.forget()
-            self._wait(_Finished(record, together, self._plan, self._mean))
+            self._wait(
+                _Finished(record, together, preconditioned, self._plan, self._mean)
+            )
+
+    def _precondition(
+        self, record: Record
+    ) -> dict[str, ParameterStatistics] | str | None:
+        """What `Record.preconditioned` says, where the step is of one rank."""
+        preconditioned = record.preconditioned()
+        several = self._across is not None and self._across.has_ranks
+        if preconditioned is None or not several:
+            return preconditioned
+        return "preconditioned gradients are measured on one rank, and this step is of several"
 
     def _finish(self, record: Record) -> ranks.Together:
         across = self._across
@@ -620,19 +652,37 @@ class NoiseMeter:
         return together
 
 
+class _Waiting:
+    """Statistics that are on the device until they are asked for."""
+
+    def __init__(self, statistics: Mapping[str, ParameterStatistics], batch: int):
+        self.statistics = statistics
+        self.batch = batch
+        self.taken: Taken | None = None
+
+
 class _Finished:
     """A metered step that is over; what it says is fetched from the device when asked
     for.
     """
 
     def __init__(
-        self, record: Record, together: ranks.Together, plan: Plan, mean: bool
+        self,
+        record: Record,
+        together: ranks.Together,
+        preconditioned: Mapping[str, ParameterStatistics] | str | None,
+        plan: Plan,
+        mean: bool,
     ):
         self.batch = sum(together.samples)
+        self.own = _Waiting(together.statistics, self.batch)
+        self.preconditioned = None
+        if preconditioned is not None:
+            known = {} if isinstance(preconditioned, str) else preconditioned
+            self.preconditioned = _Waiting(known, self.batch)
+        self._why_not_preconditioned = preconditioned
         self._record = record
         self._together = together
-        self.statistics = together.statistics
-        self.taken: Taken | None = None
         self._samples = together.samples
         self._plan = plan
         self._mean = mean
@@ -644,18 +694,29 @@ class _Finished:
         return Way(factor, self._record.weights(self.batch))
 
     @property
-    def numbers(self) -> int:
-        """How many wait on the device, about."""
-        return 2 * self.batch * len(self.statistics)
+    def waiting(self) -> list[_Waiting]:
+        return [one for one in (self.own, self.preconditioned) if one is not None]
 
     @property
-    def scale(self) -> NoiseScale | None:
-        """S and G2, None where there are none."""
+    def numbers(self) -> int:
+        """How many wait on the device, about."""
+        return sum(2 * self.batch * len(one.statistics) for one in self.waiting)
+
+    @property
+    def past(self) -> Past | None:
+        """S and G2 of the whole model, and of its parts; None where there are none."""
         way = self._way
-        if self._record.why_not or not self.statistics:
+        if self._record.why_not or not self.own.statistics:
             return None
-        fetch([self])
-        return noise_scale_of(self.taken, way)
+        fetch(self.waiting)
+        whole = noise_scale_of(self.own.taken, way)
+        if whole is None:
+            return None
+        pair = None
+        if self.preconditioned and self.preconditioned.statistics:
+            scale = noise_scale_of(self.preconditioned.taken, way)
+            pair = None if scale is None else (scale.trace, scale.square)
+        return Past(whole.trace, whole.square, self.batch, pair)
 
     @functools.cached_property
     def reading(self) -> Reading:
@@ -668,7 +729,7 @@ class _Finished:
             fallbacks=self._plan.fallbacks,
             frozen=self._plan.frozen,
             without_gradient=tuple(
-                name for name in names if name not in self.statistics
+                name for name in names if name not in self.own.statistics
             ),
             left_out=self._plan.left_out,
             assumed=tuple(
@@ -676,18 +737,37 @@ class _Finished:
             ),
             why_not=self._record.why_not,
         )
-        if self._record.why_not or not self.statistics:
+        if self._record.why_not or not self.own.statistics:
             return reading
-        fetch([self])
-        return read(self.taken, way, reading)
+        fetch(self.waiting)
+        raw = read(self.own.taken, way, reading)
+        if self.preconditioned is None:
+            return raw
+        return replace(raw, preconditioned=self._preconditioned(raw))
+
+    def _preconditioned(self, raw: Reading) -> Reading:
+        """Of the gradients over √v̂ + eps, 0 where the raw ones are rounding alone."""
+        own = self.preconditioned
+        reading = replace(
+            raw,
+            parameters={},
+            left_out=raw.left_out
+            + tuple(name for name in raw.parameters if name not in own.statistics),
+        )
+        if not own.statistics:
+            why_not = raw.why_not if not raw.parameters else None
+            return replace(
+                reading, why_not=why_not or str(self._why_not_preconditioned)
+            )
+        return read(own.taken.without(raw.rounding), self._way, reading)
 
 
-def fetch(steps: Iterable[_Finished]) -> None:
+def fetch(parts: Iterable[_Waiting]) -> None:
     """Bring what steps say from the device, all in one transfer."""
-    missing = [step for step in steps if step.taken is None and step.statistics]
-    found = Taken.of([(step.statistics, step.batch) for step in missing])
-    for step, taken in zip(missing, found):
-        step.taken = taken
+    missing = [part for part in parts if part.taken is None and part.statistics]
+    found = Taken.of([(part.statistics, part.batch) for part in missing])
+    for part, taken in zip(missing, found):
+        part.taken = taken
 
 
 class _Metered:

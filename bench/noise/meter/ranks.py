@@ -292,6 +292,11 @@ class Across:
         self._put_back.append(parameter.register_hook(hook).remove)
 
     @property
+    def has_ranks(self) -> bool:
+        """Whether the gradient is of several ranks, as far as was seen."""
+        return self._ranks is not None
+
+    @property
     def probes(self) -> Callable[[bool, bool], bool] | None:
         """Whether to look at the model without the last sample: all ranks or none, for
         sharded weights are put together by all. None where each may do as it likes.

@@ -60,7 +60,9 @@ class Reading:
     loss does not depend on; both count as zeros, and so do those of `rounding`, whose
     gradient is what rounding left of 0. `left_out`: not measured, for `layers=` says so.
     `assumed`: what the figures rest on and can't be seen. `why_not`: why there is no
-    noise scale with an interval, None where there is one.
+    noise scale with an interval, None where there is one. `preconditioned`: of the
+    gradients over the optimizer's √v̂ + eps, None where the step was told no
+    optimizer.
     B_simple and the tests are free of the loss's scale; tr Σ and ‖G‖² have its square
     in them, unless the step was told it.
     """
@@ -74,6 +76,7 @@ class Reading:
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     why_not: str | None = None
+    preconditioned: Reading | None = None
 
     @functools.cached_property
     def layers(self) -> dict[str, BatchStatistics | Norms]:
@@ -171,6 +174,10 @@ class Reading:
             ("left out", self.left_out),
         ):
             lines += [f"  {what}: {', '.join(names)}"] if names else []
+        if self.preconditioned is not None:
+            known = self.preconditioned
+            words = known._text() if known.parameters else f"not known: {known.why_not}"
+            lines.append(f"  over the optimizer's √v̂ + eps: {words}")
         return "\n".join(lines)
 
 
@@ -186,6 +193,11 @@ class Taken:
     eps: tuple[float | None, ...]
     batch: int
     dots: bool
+
+    def without(self, names: Sequence[str]) -> Taken:
+        """With zeros for these parameters."""
+        zeros = [name in names for name in self.names]
+        return replace(self, rows=np.where(np.array(zeros)[:, None], 0.0, self.rows))
 
     @classmethod
     def of(

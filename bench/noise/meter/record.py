@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.probe import Probe, probe
+from batchline.bench.noise.meter.second_moment import Preconditioner
 from batchline.bench.noise.meter.step import (
     Fold,
     Gradients,
@@ -41,6 +42,7 @@ class Options:
         scale: what the loss was multiplied by.
         within: keep what d needs, also over several calls.
         batch_dim: where the samples are in the model's input.
+        optimizer: by whose second moment gradients are preconditioned too.
     """
 
     accumulate: int = 1
@@ -49,6 +51,7 @@ class Options:
     scale: float = 1.0
     within: bool = False
     batch_dim: int = 0
+    optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self):
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
@@ -59,6 +62,8 @@ class Options:
             raise UsageError(
                 f"scale= is what the loss was multiplied by, above 0, not {self.scale!r}"
             )
+        if self.optimizer is not None:
+            Preconditioner(self.optimizer)  # refuses one that has no second moment
 
     @property
     def dots(self) -> bool:
@@ -102,7 +107,14 @@ class Record:
         self._fold = (
             Fold(options.samples) if isinstance(options.samples, torch.Tensor) else None
         )
-        self._sums = Sums(names, options.dots) if options.accumulate > 1 else None
+        self._preconditioner = None
+        scale_of = None
+        if options.optimizer is not None:
+            self._preconditioner = Preconditioner(options.optimizer)
+            scale_of = self._preconditioner.scale
+        self._sums = None
+        if options.accumulate > 1 or self._preconditioner:
+            self._sums = Sums(names, options.dots, scale_of)
         self._open: list[Step] = []
         self._weights: list[torch.Tensor] = []
         self._own_forward = model.forward
@@ -126,6 +138,9 @@ class Record:
     def begin(self) -> None:
         """Put the meter's forwards in place of the modules', and hooks on parameters."""
         try:
+            if self._preconditioner:
+                hook = self._preconditioner.optimizer.register_step_pre_hook(_steps)
+                self._put_back.append(hook.remove)
             for parameter in self._names:
                 hook = functools.partial(self._gradients.receives, parameter)
                 self._put_back.append(parameter.register_hook(hook).remove)
@@ -154,11 +169,13 @@ class Record:
         self._layers = []
         self._sums = None
         self._gradients = None
+        self._preconditioner = None
 
     def _open_step(self) -> None:
         step = Step(self._names, self._gradients, self._fold)
         several = self._sums is not None and self._options.dots
-        step.shares = step.shares or several or self._keep
+        scaled = self._preconditioner is not None
+        step.shares = step.shares or several or scaled or self._keep
         inner = self._own_forward
         for layer, forward in self._layers:
             metered = layer.forward_for(step, forward)
@@ -199,7 +216,7 @@ class Record:
         self._check_count(size)
         step.sees_batch("the model's input", size)
         step.calls_model(self._located(args, kwargs, size))
-        first = self._model_calls == 1 or self._sums is not None
+        first = self._model_calls == 1 or self._options.accumulate > 1
         if first and callable(self._options.weights):
             with torch.no_grad():
                 self._weights.append(self._options.weights(*args, **kwargs))
@@ -301,6 +318,16 @@ class Record:
         self._check_samples(self._sums.samples, mean)
         return self._sums.statistics(), self._sums.samples
 
+    def preconditioned(self) -> dict[str, ParameterStatistics] | str | None:
+        """The statistics of gradients over √v̂ + eps, of each of the optimizer's
+        parameters, once the step is finished; why there are none; None where they were
+        not asked for.
+        """
+        if self._preconditioner is None:
+            return None
+        why_not = self._preconditioner.why_not(self._sums.parameters, self._names)
+        return why_not or self._sums.preconditioned()
+
     def _check_inner_calls(self) -> None:
         if self._options.accumulate > 1:
             raise UsageError(
@@ -340,6 +367,13 @@ class Record:
             )
             return None
         return weights
+
+
+def _steps(optimizer: torch.optim.Optimizer, *_) -> None:
+    raise UsageError(
+        f"{type(optimizer).__name__} makes a step within the metered one, whose second moment would then have this "
+        "gradient in it: call optimizer.step() after the `with`"
+    )
 
 
 def _first_tensor(args: tuple, kwargs: dict) -> torch.Tensor | None:
