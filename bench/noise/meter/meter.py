@@ -114,7 +114,7 @@ class Layer:
 @dataclass(frozen=True)
 class Plan:
     """The layers to measure, every parameter's name (of a shared one the first), and
-    those that are frozen or left out.
+    those that are frozen, left out, or a normalisation's.
 
     `modules` were in `state` when it was made.
     """
@@ -123,6 +123,7 @@ class Plan:
     names: Mapping[nn.Parameter, str]
     frozen: tuple[str, ...]
     left_out: tuple[str, ...]
+    norms: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     state: tuple
 
@@ -209,8 +210,16 @@ def plan(model: nn.Module, chosen: Callable[[Layer], bool] | None = None) -> Pla
     left_out = tuple(
         name for parameter, name in every.items() if parameter not in names
     )
+    norms = tuple(
+        names[parameter]
+        for layer in layers
+        if _is_normalisation(layer)
+        for parameter in layer.parameters.values()
+        if parameter in names
+    )
     modules = tuple(model.modules())
-    return Plan(tuple(layers), names, frozen, left_out, modules, _state(modules))
+    state = _state(modules)
+    return Plan(tuple(layers), names, frozen, left_out, norms, modules, state)
 
 
 def _chosen(
@@ -240,18 +249,18 @@ def choice(layers: str | Iterable[str] | None) -> Callable[[Layer], bool] | None
     if layers is None:
         return None
     if layers == "norm":
-        return (
-            lambda layer: type(layer.module)
-            .__name__.lower()
-            .rstrip("123d")
-            .endswith("norm")
-        )
+        return _is_normalisation
     patterns = [layers] if isinstance(layers, str) else list(layers)
     return lambda layer: any(
         fnmatch.fnmatchcase(layer.name, whole)
         for pattern in patterns
         for whole in (pattern, f"{pattern}.*")
     )
+
+
+def _is_normalisation(layer: Layer) -> bool:
+    """By the name of its class: LayerNorm, GroupNorm, LlamaRMSNorm, InstanceNorm2d."""
+    return type(layer.module).__name__.lower().rstrip("123d").endswith("norm")
 
 
 def _state(modules: Iterable[nn.Module]) -> tuple:
@@ -712,11 +721,21 @@ class _Finished:
         whole = noise_scale_of(self.own.taken, way)
         if whole is None:
             return None
-        pair = None
+        pairs = {"norms": None, "preconditioned": None}
+        norms = self.own.taken.only(self._plan.norms)
+        if 0 < len(norms.names) < len(self.own.taken.names):
+            pairs["norms"] = noise_scale_of(norms, way)
         if self.preconditioned and self.preconditioned.statistics:
-            scale = noise_scale_of(self.preconditioned.taken, way)
-            pair = None if scale is None else (scale.trace, scale.square)
-        return Past(whole.trace, whole.square, self.batch, pair)
+            pairs["preconditioned"] = noise_scale_of(self.preconditioned.taken, way)
+        return Past(
+            whole.trace,
+            whole.square,
+            self.batch,
+            **{
+                name: None if scale is None else (scale.trace, scale.square)
+                for name, scale in pairs.items()
+            },
+        )
 
     @functools.cached_property
     def reading(self) -> Reading:
@@ -735,6 +754,7 @@ class _Finished:
             assumed=tuple(
                 filter(None, (loss, self._together.assumed, self._record.trusted))
             ),
+            norms=self._plan.norms,
             why_not=self._record.why_not,
         )
         if self._record.why_not or not self.own.statistics:

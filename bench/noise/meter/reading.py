@@ -60,9 +60,9 @@ class Reading:
     loss does not depend on; both count as zeros, and so do those of `rounding`, whose
     gradient is what rounding left of 0. `left_out`: not measured, for `layers=` says so.
     `assumed`: what the figures rest on and can't be seen. `why_not`: why there is no
-    noise scale with an interval, None where there is one. `preconditioned`: of the
-    gradients over the optimizer's √v̂ + eps, None where the step was told no
-    optimizer.
+    noise scale with an interval, None where there is one. `norms`: the parameters of
+    normalisations. `preconditioned`: of the gradients over the optimizer's √v̂ + eps,
+    None where the step was told no optimizer.
     B_simple and the tests are free of the loss's scale; tr Σ and ‖G‖² have its square
     in them, unless the step was told it.
     """
@@ -76,6 +76,7 @@ class Reading:
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     why_not: str | None = None
+    norms: tuple[str, ...] = ()
     preconditioned: Reading | None = None
 
     @functools.cached_property
@@ -100,6 +101,23 @@ class Reading:
             raise UsageError(self.why_not or "no parameter had a gradient")
         first, *others = self.parameters.values()
         return sum(others, first)
+
+    @functools.cached_property
+    def of_norms(self) -> Reading:
+        """Of the normalisations alone, whose noise scale follows that of the whole in
+        transformers (Gray et al. 2024, arXiv:2411.00999).
+
+        Raises:
+            UsageError: where none was measured.
+        """
+        own = {
+            name: self.parameters[name]
+            for name in self.norms
+            if name in self.parameters
+        }
+        if not own:
+            raise UsageError(self.why_not or "no normalisation was measured")
+        return replace(self, parameters=own, preconditioned=None)
 
     def scale(self, layer: str | None = None) -> NoiseScale:
         """S and G2 of a layer or of the whole model, without an interval."""
@@ -193,6 +211,16 @@ class Taken:
     eps: tuple[float | None, ...]
     batch: int
     dots: bool
+
+    def only(self, names: Sequence[str]) -> Taken:
+        """Of those of these parameters that are here."""
+        kept = [number for number, name in enumerate(self.names) if name in names]
+        return replace(
+            self,
+            names=tuple(self.names[number] for number in kept),
+            rows=self.rows[kept],
+            eps=tuple(self.eps[number] for number in kept),
+        )
 
     def without(self, names: Sequence[str]) -> Taken:
         """With zeros for these parameters."""
