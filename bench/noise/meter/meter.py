@@ -365,7 +365,8 @@ class NoiseMeter:
             If told, the model may be called several times on the same samples.
         weights: for a mean over tokens under a mask, how many tokens each sample has: a
             function of the model's arguments. Such a mean is a ratio, Σ of all samples'
-            losses over Σ of all their weights (of all micro-batches of a step).
+            losses over Σ of all their weights (of all micro-batches of a step, and of
+            all ranks, each of which has the weights of its own samples).
         layers: names of those to measure, as fnmatch has them, or "norm" for all
             normalisations; None for all.
         within: take d, and with it an interval, of steps of several backward passes
@@ -585,7 +586,7 @@ class NoiseMeter:
             self._plan.names,
             options,
             self._probes,
-            keep=across is not None and options.within,
+            keep=across is not None and across.dots,
             may_probe=across.probes if across else None,
         )
         if (
@@ -613,11 +614,8 @@ class NoiseMeter:
         found = ranks.find(self._plan.names, self._ddp, group)
         if found is None and (group is None or not ranks.is_distributed()):
             return None
-        if found and options.weights is not None:
-            raise UsageError(
-                "weights= are of one device's mean: over several ranks, let the loss be a mean over samples"
-            )
-        return ranks.Across(self._model, self._plan.names, found, options.within)
+        dots = options.within or options.weights is not None
+        return ranks.Across(self._model, self._plan.names, found, dots)
 
     def _end(self, worked: bool) -> None:
         record = self._record
@@ -692,7 +690,6 @@ class _Finished:
         self._why_not_preconditioned = preconditioned
         self._record = record
         self._together = together
-        self._samples = together.samples
         self._plan = plan
         self._mean = mean
 
@@ -700,6 +697,8 @@ class _Finished:
     def _way(self) -> Way:
         times = self.batch * self._together.share if self._mean else 1
         factor = times**2 / self._record.scale**2
+        if self._together.of_ranks:
+            return Way(factor, self._together.weights)
         return Way(factor, self._record.weights(self.batch))
 
     @property
@@ -740,7 +739,7 @@ class _Finished:
     @functools.cached_property
     def reading(self) -> Reading:
         way = self._way
-        loss = assumptions(self._samples, self._mean, way.weights is not None)
+        loss = assumptions(self.batch, self._mean, way.weights is not None)
         names = self._plan.names.values()
         reading = Reading(
             self.batch,

@@ -412,9 +412,10 @@ def _why_no_interval(taken: Taken) -> str | None:
     return None
 
 
-def assumptions(samples: Sequence[int], mean: bool, weighted: bool) -> str:
-    """What the loss is taken for: nothing of it is seen but its gradient."""
-    count = sum(samples)
+def assumptions(count: int, mean: bool, weighted: bool) -> str:
+    """What the loss of so many samples is taken for: nothing of it is seen but its
+    gradient.
+    """
     if weighted:
         return f"the loss is Σ of {count} samples' losses over Σ of their weights"
     how = "mean" if mean else "sum"

@@ -351,8 +351,17 @@ class Record:
                 "unlike (drop the last batch, or divide the sum of all by its weights=)"
             )
 
-    def weights(self, samples: int) -> np.ndarray | None:
-        """[B] of the samples of all calls; None where they were not told."""
+    @property
+    def weighted(self) -> bool:
+        """Whether the step was told its samples' weights."""
+        return self._options.weights is not None
+
+    def weights(self, samples: int, part: bool = False) -> np.ndarray | None:
+        """[B] of the samples of all calls; None where they were not told, or are none.
+
+        Args:
+            part: of a rank among others, whose own may all be 0.
+        """
         told = self._options.weights
         if told is None:
             return None
@@ -360,7 +369,8 @@ class Record:
         if not isinstance(parts, torch.Tensor):
             parts = torch.cat([torch.as_tensor(part).flatten() for part in parts])
         weights = parts.detach().double().flatten().cpu().numpy()
-        if len(weights) != samples or not (weights >= 0).all() or not weights.sum() > 0:
+        right = len(weights) == samples and (weights >= 0).all()
+        if not right or not (part or weights.sum() > 0):
             self.why_not = (
                 f"weights= are {len(weights)} numbers of 0 or more, one for each of {samples} samples: their sum is "
                 f"{weights.sum():g}"
