@@ -447,8 +447,8 @@ _HEADERS = (
 
 
 def show(rows: Sequence[Row]) -> str:
-    """The rows as a table, how well its shares are known, and how often a warning was
-    needless.
+    """The rows as a table, how well its shares are known, and how often a warning of the
+    data was needless.
     """
     draws = min(row.draws for row in rows)
     error = math.sqrt(0.95 * 0.05 / draws)
@@ -476,8 +476,8 @@ def show(rows: Sequence[Row]) -> str:
         ]
         if fine:
             text += (
-                f"\nOf {words}: in the {len(fine)} rows where {LEAST:.0%} or more of all cover, warned or not, "
-                f"{np.mean(fine):.0%} of the draws are warned (median {np.median(fine):.0%})."
+                f"\nOf {words}: in the {len(fine)} rows where {LEAST:.0%} or more of all cover, with a warning or "
+                f"without, the data warn in {np.mean(fine):.0%} of the draws (median {np.median(fine):.0%})."
             )
     return text
 
