@@ -219,6 +219,42 @@ class Rank:
             loss_of(model(self.ids), self.y).backward()
         return {"why_not": meter.reading.why_not}
 
+    def _preconditioned(self, model, within=False, told=True):
+        """After a step of Adam on the same samples."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        meter = NoiseMeter(
+            model,
+            reduction="mean",
+            within=within,
+            optimizer=optimizer if told else None,
+        )
+        loss_of(model(self.ids), self.y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with meter:
+            loss_of(model(self.ids), self.y).backward()
+        reading = meter.reading.preconditioned
+        whole = {} if not reading.parameters else vars(reading.whole)
+        return {
+            "why_not": reading.why_not,
+            "mean_square": whole.get("mean_square"),
+            "squared_norms": [*map(float, whole.get("squared_norms", ()))],
+            "inner_products": [*map(float, whole.get("inner_products", ()))],
+        }
+
+    def ddp_optimizer(self):
+        return self._preconditioned(DistributedDataParallel(block()))
+
+    def ddp_optimizer_within(self):
+        return self._preconditioned(DistributedDataParallel(block()), within=True)
+
+    def ddp_optimizer_of_one_rank(self):
+        model = DistributedDataParallel(block())
+        return self._preconditioned(model, told=self.rank == 0)
+
+    def fsdp_optimizer(self):
+        return self._preconditioned(sharded(block()))
+
     def fsdp(self):
         model = sharded(block())
         meter = NoiseMeter(model, reduction="mean")

@@ -53,6 +53,8 @@ REFUSED = {
     "pipeline": "stages of a pipeline",
     "gradient_norms_twice": "has a communication hook already",
     "ddp_weights_of_one_rank": "one was told weights= and the other not",
+    "fsdp_optimizer": "optimizer= is for whole parameters",
+    "ddp_optimizer_of_one_rank": "one was told optimizer= and the other not",
 }
 WEIGHTED = {  # zeros at the front, and samples of all ranks
     "ddp_weights": (0, 16),
@@ -154,6 +156,39 @@ def test_weights_of_all_ranks_are_those_of_one_process(two, name):
             whole.inner_products, rel=1e-5, abs=slack
         )
         assert "over the sum of all ranks' weights" in seen["text"]
+
+
+def of_adam():
+    """What a meter of one process reads of gradients over √v̂ + eps, in fp32."""
+    ids, _, y = noise_ranks.data(2 * noise_ranks.ROWS)
+    model = noise_ranks.block()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    meter = NoiseMeter(model, reduction="mean", optimizer=optimizer)
+    noise_ranks.loss_of(model(ids), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with meter:
+        noise_ranks.loss_of(model(ids), y).backward()
+    return meter.reading.preconditioned
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("name", ["ddp_optimizer", "ddp_optimizer_within"])
+def test_gradients_as_adam_scales_them_are_those_of_one_process(two, name):
+    whole = of_adam().whole
+    slack = 1e-4 * np.sqrt(whole.squared_norms.max() * whole.mean_square)
+    for rank in two:
+        seen = rank[name]
+        assert "error" not in seen, seen
+        assert seen["mean_square"] == pytest.approx(whole.mean_square, rel=1e-3)
+        assert seen["squared_norms"] == pytest.approx(whole.squared_norms, rel=1e-3)
+        if name.endswith("within"):
+            assert seen["why_not"] is None
+            assert seen["inner_products"] == pytest.approx(
+                whole.inner_products, rel=1e-3, abs=slack
+            )
+        else:
+            assert "meter.history()" in seen["why_not"]
 
 
 @pytest.mark.commands

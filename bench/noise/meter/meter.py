@@ -614,6 +614,11 @@ class NoiseMeter:
         found = ranks.find(self._plan.names, self._ddp, group)
         if found is None and (group is None or not ranks.is_distributed()):
             return None
+        if found and found.sharded and options.optimizer is not None:
+            raise UsageError(
+                "optimizer= is for whole parameters, and fully_shard has split these: measure the preconditioned "
+                "gradients under DistributedDataParallel"
+            )
         dots = options.within or options.weights is not None
         return ranks.Across(self._model, self._plan.names, found, dots)
 
@@ -628,21 +633,20 @@ class NoiseMeter:
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
                 together = self._finish(record)
-                preconditioned = self._precondition(record)
+                preconditioned = self._precondition(record, together)
             record.forget()
             self._wait(
                 _Finished(record, together, preconditioned, self._plan, self._mean)
             )
 
+    @staticmethod
     def _precondition(
-        self, record: Record
+        record: Record, together: ranks.Together
     ) -> dict[str, ParameterStatistics] | str | None:
-        """What `Record.preconditioned` says, where the step is of one rank."""
-        preconditioned = record.preconditioned()
-        several = self._across is not None and self._across.has_ranks
-        if preconditioned is None or not several:
-            return preconditioned
-        return "preconditioned gradients are measured on one rank, and this step is of several"
+        """Of this rank's samples, or of those of all ranks."""
+        if together.of_ranks:
+            return together.preconditioned
+        return record.preconditioned()
 
     def _finish(self, record: Record) -> ranks.Together:
         across = self._across

@@ -26,6 +26,7 @@ from batchline.bench.noise.meter.record import Record
 from batchline.bench.noise.meter.step import (
     Gradients,
     ParameterStatistics,
+    ScaleOf,
     Step,
 )
 
@@ -210,7 +211,8 @@ class Together:
     gradient over what the ranks contributed (`share`), and what is assumed.
 
     `weights`[B] of all ranks' samples, where they were told. `why_not`: why there is no
-    answer. `of_ranks`: whether it is of several.
+    answer. `of_ranks`: whether it is of several. `preconditioned`: the statistics of
+    gradients over √v̂ + eps, or why there are none; None where they were not asked for.
     """
 
     statistics: dict[str, ParameterStatistics]
@@ -220,6 +222,7 @@ class Together:
     why_not: str | None = None
     weights: np.ndarray | None = None
     of_ranks: bool = False
+    preconditioned: dict[str, ParameterStatistics] | str | None = None
 
 
 class Across:
@@ -296,11 +299,6 @@ class Across:
         self._put_back.append(parameter.register_hook(hook).remove)
 
     @property
-    def has_ranks(self) -> bool:
-        """Whether the gradient is of several ranks, as far as was seen."""
-        return self._ranks is not None
-
-    @property
     def probes(self) -> Callable[[bool, bool], bool] | None:
         """Whether to look at the model without the last sample: all ranks or none, for
         sharded weights are put together by all. None where each may do as it likes.
@@ -347,7 +345,10 @@ class Across:
             return self._alone(statistics, samples)
         own = record.weights(sum(samples), part=True)
         header = self._header(
-            samples, why_not=record.why_not is not None, weighted=record.weighted
+            samples,
+            why_not=record.why_not is not None,
+            weighted=record.weighted,
+            optimizer=record.scale_of is not None,
         )
         heads = self._ranks.gather(header).flatten(0, 1).tolist()
         why_not = record.why_not or _agree(heads)
@@ -364,6 +365,7 @@ class Across:
             )
         why_not = why_not or gathered.why_not(batches)
         merged = self._merge(statistics, gathered, batches, share)
+        preconditioned = self._precondition(record, batches, share)
         ranks = len(batches)
         how = {1.0: "sum", 1 / ranks: "mean"}.get(share)
         assumed = f"the gradient is the {how or 'mean'} of those of {ranks} ranks, each of which has samples of its own"
@@ -374,8 +376,27 @@ class Across:
         if record.weighted:
             assumed += "; each rank's loss is over the sum of all ranks' weights"
         return Together(
-            merged, batches, share, assumed, why_not, weights, of_ranks=True
+            merged,
+            batches,
+            share,
+            assumed,
+            why_not,
+            weights,
+            of_ranks=True,
+            preconditioned=preconditioned,
         )
+
+    def _precondition(
+        self, record: Record, batches: Sequence[int], share: float
+    ) -> dict[str, ParameterStatistics] | str | None:
+        """As `Record.preconditioned`, of all ranks' samples: one exchange more."""
+        if record.scale_of is None:
+            return None
+        own = record.preconditioned()
+        known = {} if isinstance(own, str) else own
+        gathered = self._gather(record, known, max(batches), record.scale_of)
+        every = self._merge(known, gathered, batches, share)
+        return own if isinstance(own, str) else every
 
     def _weights(self, own: np.ndarray | None, batches: Sequence[int]) -> np.ndarray:
         """[B] of all ranks' samples; 0 of a rank that has none that are right."""
@@ -391,12 +412,14 @@ class Across:
         failed: bool = False,
         why_not: bool = False,
         weighted: bool = False,
+        optimizer: bool = False,
     ) -> torch.Tensor:
         listed = "\n".join(self._names.values())
         values = {
             "failed": failed,
             "why_not": why_not,
             "weighted": weighted,
+            "optimizer": optimizer,
             "parameters": zlib.crc32(listed.encode()),
             "batch": sum(samples),
             "calls": len(samples),
@@ -412,9 +435,15 @@ class Across:
         return _local(next(iter(self._names))).device
 
     def _gather(
-        self, record: Record, statistics: Mapping[str, ParameterStatistics], batch: int
+        self,
+        record: Record,
+        statistics: Mapping[str, ParameterStatistics],
+        batch: int,
+        scale_of: ScaleOf | None = None,
     ) -> _Gathered:
-        """Of all ranks: one exchange."""
+        """Of all ranks: one exchange. Of gradients times each parameter's scale, where
+        that is given.
+        """
         rows = []
         for parameter, name in self._names.items():
             numbers = torch.zeros(
@@ -423,6 +452,8 @@ class Across:
                 device=self._device,
             )
             final = self._final(parameter)
+            if scale_of is not None:
+                final = _scaled(final, scale_of(parameter))
             one = statistics.get(name)
             numbers[_ROW.index("before")] = self._before.get(parameter, 0.0)
             if final is not None:
@@ -440,6 +471,8 @@ class Across:
                 n = one.squared_norms
                 numbers[len(_ROW) : len(_ROW) + len(n)] = n
             if self.dots:
+                if scale_of is not None:
+                    final = _scaled(final, scale_of(parameter))
                 d = self._dots_with_the_whole(record, parameter, final)
                 if d is not None:
                     start = len(_ROW) + batch
@@ -586,7 +619,15 @@ class Across:
         )
 
 
-_HEADER = ("failed", "why_not", "weighted", "parameters", "batch", "calls")
+_HEADER = (
+    "failed",
+    "why_not",
+    "weighted",
+    "optimizer",
+    "parameters",
+    "batch",
+    "calls",
+)
 _ROW = ("present", "norm", "gap", "before", "product", "product_after", "after")
 
 
@@ -638,10 +679,12 @@ def _agree(heads: Sequence[Sequence[int]]) -> str | None:
                 f"ranks 0 and {rank} have different parameters, as stages of a pipeline have: measure each over the "
                 "ranks that have the same (process_group=)"
             )
-        if facts["weighted"] != first["weighted"]:
-            raise UsageError(
-                f"of ranks 0 and {rank} one was told weights= and the other not: tell each those of its own samples"
-            )
+        for told in ("weighted", "optimizer"):
+            if facts[told] != first[told]:
+                name = {"weighted": "weights="}.get(told, "optimizer=")
+                raise UsageError(
+                    f"of ranks 0 and {rank} one was told {name} and the other not: tell each its own"
+                )
         if facts["calls"] != first["calls"]:
             return f"rank 0 called the model {first['calls']} times, and rank {rank} {facts['calls']}"
         if facts["why_not"]:
@@ -652,6 +695,15 @@ def _agree(heads: Sequence[Sequence[int]]) -> str | None:
 def _local(x: torch.Tensor) -> torch.Tensor:
     """A DTensor's part on this rank; another tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
+
+
+def _scaled(
+    gradient: torch.Tensor | None, scale: torch.Tensor | None
+) -> torch.Tensor | None:
+    """A gradient times scale[P], element by element; None where one is not there."""
+    if gradient is None or scale is None:
+        return None
+    return gradient * scale.view(gradient.shape)
 
 
 def _first_row(parameter: nn.Parameter) -> int:

@@ -20,6 +20,7 @@ from batchline.bench.noise.meter.step import (
     Fold,
     Gradients,
     ParameterStatistics,
+    ScaleOf,
     Step,
     Sums,
     backward_pass,
@@ -317,6 +318,11 @@ class Record:
         self._sums.take(self._open, self._gradients)
         self._check_samples(self._sums.samples, mean)
         return self._sums.statistics(), self._sums.samples
+
+    @property
+    def scale_of(self) -> ScaleOf | None:
+        """What gives a parameter's 1/(√v̂ + eps); None where it was not asked for."""
+        return self._preconditioner.scale if self._preconditioner else None
 
     def preconditioned(self) -> dict[str, ParameterStatistics] | str | None:
         """The statistics of gradients over √v̂ + eps, of each of the optimizer's
