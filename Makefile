@@ -23,7 +23,7 @@ CHOSEN := $(if $(K),-k=$(call quoted,K))
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test test-commands test-slow test-page lint codegen regress report clean
+.PHONY: help install bench test test-commands test-slow test-page lint codegen regress report coverage clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -37,6 +37,7 @@ help:
 	@echo "  make codegen    compile and emulate every GPU variant (no GPU needed), compare with the pins (PIN=1 pins)"
 	@echo "  make regress    is the working tree slower, larger or less accurate than BASE=<revision>? Fails if so"
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
+	@echo "  make coverage   do the noise scale's 95% intervals cover the truth, or warn? Minutes; fails if one does neither"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
 	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
 	@echo
@@ -80,6 +81,9 @@ regress: $(INSTALLED)
 report: $(INSTALLED)
 	@test -n $(call quoted,RUN) || { echo "say which run: make report RUN=reports/runs/<folder>"; exit 2; }
 	$(PY) -m batchline report $(call quoted,RUN)
+
+coverage: $(INSTALLED)
+	$(PY) -m batchline coverage
 
 # In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)

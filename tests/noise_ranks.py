@@ -68,6 +68,19 @@ def loss_of(output, y, reduction="mean"):
     return getattr(losses, reduction)()
 
 
+def weights_of(count, zeros=0):
+    """[count], fp64: of which the first ones are 0."""
+    draw = torch.Generator().manual_seed(9)
+    weights = torch.randint(1, 8, (count,), generator=draw).double()
+    weights[:zeros] = 0
+    return weights
+
+
+def weighted_sum(output, y, weights):
+    losses = functional.mse_loss(output, y, reduction="none").sum(1)
+    return (losses * weights).sum()
+
+
 def own(x, rank, world):
     return x.chunk(world)[rank]
 
@@ -159,6 +172,88 @@ class Rank:
             lambda last: contextlib.nullcontext() if last else model.no_sync(),
             within=True,
         )
+
+    def _weighted(self, model, weights, rows=ROWS, calls=1, told=True):
+        """Each rank's loss is over the mean of all ranks' sums of weights."""
+        mine = weights[self.rank * ROWS :][:rows]
+        whole = mine.sum()
+        distributed.all_reduce(whole)
+        meter = NoiseMeter(model, reduction="mean")
+        with meter.step(accumulate=calls, weights=mine if told else None):
+            for part in torch.arange(rows).chunk(calls):
+                output = model(self.ids[part])
+                loss = weighted_sum(output, self.y[part], mine[part])
+                (loss * self.world / whole).backward()
+        return read(meter)
+
+    def ddp_weights(self):
+        model = DistributedDataParallel(block())
+        return self._weighted(model, weights_of(ROWS * self.world))
+
+    def ddp_weights_over_calls(self):
+        """The gradient of each call is reduced: static graphs add up."""
+        model = DistributedDataParallel(block())
+        return self._weighted(model, weights_of(ROWS * self.world), calls=2)
+
+    def fsdp_weights(self):
+        return self._weighted(sharded(block()), weights_of(ROWS * self.world))
+
+    def ddp_weights_of_zero(self):
+        model = DistributedDataParallel(block())
+        return self._weighted(model, weights_of(ROWS * self.world, ROWS))
+
+    def ddp_weights_uneven(self):
+        model = DistributedDataParallel(block())
+        rows = ROWS - self.rank
+        return self._weighted(model, weights_of(ROWS * self.world), rows)
+
+    def ddp_weights_of_one_rank(self):
+        model = DistributedDataParallel(block())
+        told = self.rank == 0
+        return self._weighted(model, weights_of(ROWS * self.world), told=told)
+
+    def ddp_weights_too_few(self):
+        model = DistributedDataParallel(block())
+        meter = NoiseMeter(model, reduction="mean")
+        with meter.step(weights=torch.ones(ROWS - self.rank)):
+            loss_of(model(self.ids), self.y).backward()
+        return {"why_not": meter.reading.why_not}
+
+    def _preconditioned(self, model, within=False, told=True):
+        """After a step of Adam on the same samples."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        meter = NoiseMeter(
+            model,
+            reduction="mean",
+            within=within,
+            optimizer=optimizer if told else None,
+        )
+        loss_of(model(self.ids), self.y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with meter:
+            loss_of(model(self.ids), self.y).backward()
+        reading = meter.reading.preconditioned
+        whole = {} if not reading.parameters else vars(reading.whole)
+        return {
+            "why_not": reading.why_not,
+            "mean_square": whole.get("mean_square"),
+            "squared_norms": [*map(float, whole.get("squared_norms", ()))],
+            "inner_products": [*map(float, whole.get("inner_products", ()))],
+        }
+
+    def ddp_optimizer(self):
+        return self._preconditioned(DistributedDataParallel(block()))
+
+    def ddp_optimizer_within(self):
+        return self._preconditioned(DistributedDataParallel(block()), within=True)
+
+    def ddp_optimizer_of_one_rank(self):
+        model = DistributedDataParallel(block())
+        return self._preconditioned(model, told=self.rank == 0)
+
+    def fsdp_optimizer(self):
+        return self._preconditioned(sharded(block()))
 
     def fsdp(self):
         model = sharded(block())

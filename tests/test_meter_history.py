@@ -52,6 +52,17 @@ def test_the_interval_covers(sizes):
     assert 0.93 <= covered / 1000 <= 0.97
 
 
+def test_steps_that_are_forgotten_show_no_rare_samples():
+    """2,000 steps of 8 are as good as 14 at a half-life of 5, and as 577 at one of 200."""
+    scales, batches = _scales(2000), [8] * 2000
+    forgetful = over_steps(scales, batches, half_life=5)
+    assert forgetful.effective == pytest.approx(14.4, abs=0.1)
+    assert forgetful.warnings == (
+        "116 samples can't show large ones rarer than 1 in 38",
+    )
+    assert not over_steps(scales, batches, half_life=200).unseen
+
+
 @pytest.mark.parametrize("half_life", [0, -3, math.nan])
 def test_a_half_life_that_is_none(half_life):
     with pytest.raises(ValueError, match="half-life is above 0"):

@@ -52,6 +52,16 @@ REFUSED = {
     "tensor_parallel": "DTensor",
     "pipeline": "stages of a pipeline",
     "gradient_norms_twice": "has a communication hook already",
+    "ddp_weights_of_one_rank": "one was told weights= and the other not",
+    "fsdp_optimizer": "optimizer= is for whole parameters",
+    "ddp_optimizer_of_one_rank": "one was told optimizer= and the other not",
+}
+WEIGHTED = {  # zeros at the front, and samples of all ranks
+    "ddp_weights": (0, 16),
+    "ddp_weights_over_calls": (0, 16),
+    "fsdp_weights": (0, 16),
+    "ddp_weights_of_zero": (8, 16),
+    "ddp_weights_uneven": (0, 15),
 }
 
 
@@ -114,6 +124,77 @@ def test_two_ranks_say_what_one_process_says(two):
     g = of_block(2)
     for name in RIGHT:
         assert_right(two, g, name)
+
+
+def of_weights(zeros, count):
+    """What a meter of one process reads, in fp64."""
+    ids, _, y = noise_ranks.data(2 * noise_ranks.ROWS)
+    weights = noise_ranks.weights_of(len(ids), zeros)
+    ids, y, weights = ids[:count], y[:count].double(), weights[:count]
+    model = noise_ranks.block().double()
+    meter = NoiseMeter(model, reduction="mean")
+    with meter.step(weights=weights):
+        loss = noise_ranks.weighted_sum(model(ids), y, weights)
+        (loss / weights.sum()).backward()
+    return meter.reading
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_all_ranks_are_those_of_one_process(two, name):
+    zeros, count = WEIGHTED[name]
+    expected = of_weights(zeros, count)
+    whole = expected.whole
+    slack = 1e-5 * np.sqrt(whole.squared_norms.max() * whole.mean_square)
+    for rank in two:
+        seen = rank[name]
+        assert "error" not in seen, seen
+        assert seen["batch"] == count and seen["why_not"] is None
+        assert seen["mean_square"] == pytest.approx(whole.mean_square, rel=1e-5)
+        assert seen["squared_norms"] == pytest.approx(whole.squared_norms, rel=1e-5)
+        assert seen["inner_products"] == pytest.approx(
+            whole.inner_products, rel=1e-5, abs=slack
+        )
+        assert "over the sum of all ranks' weights" in seen["text"]
+
+
+def of_adam():
+    """What a meter of one process reads of gradients over √v̂ + eps, in fp32."""
+    ids, _, y = noise_ranks.data(2 * noise_ranks.ROWS)
+    model = noise_ranks.block()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    meter = NoiseMeter(model, reduction="mean", optimizer=optimizer)
+    noise_ranks.loss_of(model(ids), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with meter:
+        noise_ranks.loss_of(model(ids), y).backward()
+    return meter.reading.preconditioned
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("name", ["ddp_optimizer", "ddp_optimizer_within"])
+def test_gradients_as_adam_scales_them_are_those_of_one_process(two, name):
+    whole = of_adam().whole
+    slack = 1e-4 * np.sqrt(whole.squared_norms.max() * whole.mean_square)
+    for rank in two:
+        seen = rank[name]
+        assert "error" not in seen, seen
+        assert seen["mean_square"] == pytest.approx(whole.mean_square, rel=1e-3)
+        assert seen["squared_norms"] == pytest.approx(whole.squared_norms, rel=1e-3)
+        if name.endswith("within"):
+            assert seen["why_not"] is None
+            assert seen["inner_products"] == pytest.approx(
+                whole.inner_products, rel=1e-3, abs=slack
+            )
+        else:
+            assert "meter.history()" in seen["why_not"]
+
+
+@pytest.mark.commands
+def test_weights_that_are_none_of_a_rank_have_no_answer(two):
+    assert "7 numbers of 0 or more" in two[1]["ddp_weights_too_few"]["why_not"]
+    assert "rank 1 has no answer" in two[0]["ddp_weights_too_few"]["why_not"]
 
 
 @pytest.mark.commands
@@ -186,7 +267,7 @@ def test_norms_before_and_after_the_reduction_are_two_batch_sizes(two):
         found = rank["gradient_norms"]
         assert "error" not in found, found
         assert found["left_out"] == 1 and len(found["steps"]) == 2
-        for trace, square, batch in found["steps"]:
+        for trace, square, batch, *_ in found["steps"]:
             assert batch == 16
             assert trace == pytest.approx(scale.trace, rel=1e-5)
             assert square == pytest.approx(scale.square, rel=1e-5)
@@ -290,6 +371,45 @@ def test_the_arithmetic_over_three_ranks(monkeypatch, divides, within):
         assert (reading.why_not is None) is within
         how = "mean" if divides else "sum"
         assert any(f"the gradient is the {how}" in line for line in reading.assumed)
+
+
+def test_weights_over_three_ranks(monkeypatch):
+    """Each rank has those of its own samples; the loss is over the sum of all."""
+    count = 3
+    _, x, y = noise_ranks.data(4 * count)
+    weights = noise_ranks.weights_of(4 * count, zeros=4)
+    threads = Threads(count)
+    monkeypatch.setattr(ranks, "is_initialised", lambda: True)
+    monkeypatch.setattr(ranks, "find", lambda *_: threads)
+    monkeypatch.setattr(
+        torch.compiler, "set_stance", lambda *_: contextlib.nullcontext()
+    )
+    models = [noise_ranks.all_linear().double() for _ in range(count)]
+
+    def step(rank):
+        own = [part.chunk(count)[rank] for part in (x.double(), y.double(), weights)]
+        meter = NoiseMeter(models[rank], reduction="mean")
+        with meter.step(weights=own[2]):
+            loss = noise_ranks.weighted_sum(models[rank](own[0]), *own[1:])
+            (loss * count / weights.sum()).backward()
+            for parameter in models[rank].parameters():
+                parameter.grad = threads.gather(parameter.grad).mean((0, 1))
+        return meter.reading
+
+    found = threads.run(step)
+    monkeypatch.setattr(ranks, "is_initialised", lambda: False)
+    model = noise_ranks.all_linear().double()
+    alone = NoiseMeter(model, reduction="mean")
+    with alone.step(weights=weights):
+        loss = noise_ranks.weighted_sum(model(x.double()), y.double(), weights)
+        (loss / weights.sum()).backward()
+    expected = alone.reading
+    for reading in found:
+        assert reading.why_not is None and reading.batch == 12
+        for name in ("mean_square", "squared_norms", "inner_products"):
+            assert getattr(reading.whole, name) == pytest.approx(
+                getattr(expected.whole, name), rel=1e-9, abs=1e-9
+            )
 
 
 def test_a_product_is_the_sum_of_its_parts():

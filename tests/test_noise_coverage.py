@@ -13,7 +13,6 @@ from batchline.bench.errors import UsageError
 from batchline.bench.noise.experiments import coverage
 from batchline.bench.noise.experiments.coverage import (
     AS_CLAIMED,
-    ASSUMED,
     LEAST,
     MOST,
     NOISES,
@@ -31,6 +30,7 @@ from batchline.bench.noise.experiments.coverage import (
 from batchline.bench.stats.noise_scale import (
     NO_UPPER_BOUND,
     BatchStatistics,
+    NoiseEstimate,
     NoiseScale,
     noise_scale,
     over_batches,
@@ -205,12 +205,15 @@ ROW = coverage.Row(
     unwarned_covered=0.95,
     unwarned_too_high=0.025,
     misled=0.05,
-    assumed=False,
+    unseen=False,
     trace_off=0.5,
     square_off=-3.4,
 )
 OVER = replace(WELL_KNOWN[0], batches=16)
 HEAVY = replace(WELL_KNOWN[0], problem=Samples(NOISES[4], 3.2))
+OUTLIERS = replace(
+    ROW, setting=Setting(64, 1, Samples(NOISES[-1], 64.0)), unwarned_covered=0.4
+)
 
 
 @pytest.mark.parametrize(
@@ -243,18 +246,39 @@ HEAVY = replace(WELL_KNOWN[0], problem=Samples(NOISES[4], 3.2))
             ),
             WARNED,
         ),
-        (replace(ROW, unwarned_covered=0.4, assumed=True), ASSUMED),
+        (replace(OUTLIERS, unseen=True), WARNED),
+        (OUTLIERS, "covers too little"),
+        (replace(ROW, unwarned_covered=0.4, unseen=True), "covers too little"),
     ],
 )
 def test_the_verdict(row, verdict):
     assert row.verdict == verdict
 
 
-def test_outliers_that_so_few_samples_need_not_have_are_assumed_away():
+def _outliers(batch, batches):
     outliers = next(noise for noise in NOISES if noise.rare < 1)
-    few = _row(Setting(64, 1, Samples(outliers, 64.0)), draws=20)
-    many = _row(Setting(64, 5, Samples(outliers, 64.0)), draws=20)
-    assert few.verdict == ASSUMED and not many.assumed
+    return Setting(batch, batches, Samples(outliers, float(batch)))
+
+
+def test_outliers_that_so_few_samples_need_not_have_are_warned_of():
+    row = _row(_outliers(64, 1), draws=100)
+    assert row.misled > 0.3 and row.unseen
+    assert row.verdict == WARNED
+    assert replace(row, unseen=False).verdict not in coverage.GOOD
+
+
+def test_samples_enough_for_no_warning_of_rare_ones_have_them():
+    row = _row(_outliers(64, 16), draws=60)
+    assert not row.unseen and row.shown_rare < row.setting.problem.rare
+    assert row.verdict in coverage.GOOD
+
+
+def test_without_the_warning_of_rare_samples_the_command_fails(monkeypatch, capsys):
+    monkeypatch.setattr(coverage, "SETTINGS", (_outliers(16, 1),))
+    assert coverage.run(draws=200) == coverage.CLEAN
+    monkeypatch.setattr(NoiseEstimate, "unseen", "")
+    assert coverage.run(draws=200) == coverage.NOT_AS_CLAIMED
+    assert "covers too little" in capsys.readouterr().out
 
 
 def test_the_table_is_printed_and_its_exit_code_is_its_verdict(capsys, monkeypatch):
@@ -263,7 +287,7 @@ def test_the_table_is_printed_and_its_exit_code_is_its_verdict(capsys, monkeypat
     )
     assert coverage.run(draws=200, seed=3) == coverage.CLEAN
     out, err = capsys.readouterr()
-    assert "covered of unwarned" in out.splitlines()[0]
+    assert "covered of the rest" in out.splitlines()[0]
     assert out.splitlines()[2].startswith("linear, T 4, 4 to 4, σ 0.5")
     assert out.splitlines()[3].split()[-1] == WARNED  # 8 samples are few
     assert (

@@ -4,6 +4,7 @@ and .grad is as without it.
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,9 @@ def test_layers_add_up_to_the_whole_and_the_reading_prints_all_of_it():
     text = str(reading)
     assert reading.noise().text() in text and reading.noise("2").text() in text
     assert all(f"{test.name} test" in text for test in reading.tests())
+    assert reading.warnings == reading.noise().warnings
+    assert f"  warning: {reading.warnings[-1]}" in text.splitlines()
+    assert replace(reading, why_not="no interval").warnings == ()
     with pytest.raises(ValueError, match="no layer '1' was measured: there are 0, 2"):
         reading.noise("1")
 

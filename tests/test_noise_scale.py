@@ -191,15 +191,15 @@ def test_a_warning_is_with_the_words():
     share = np.square(g[7]).sum() / np.square(g).sum()
     assert found.warning == f"one of 64 samples has {share:.0%} of Σ‖g‖²"
     assert found.text().endswith(f" (may cover less than 95%: {found.warning})")
-    assert found.coverage_claim == f"may be less than 95%: {found.warning}"
+    assert found.warnings == (found.warning, found.unseen)
 
 
 def test_few_samples_are_told_of():
     found = within_batch(_statistics(_gradients(64, parameters=50)))
     assert found.text().endswith(", from 64 samples") and not found.warning
-    assert found.coverage_claim == "95%, if nothing rarer than 1 in 21 samples matters"
-    many = within_batch(_statistics(_gradients(400, parameters=50)))
-    assert many.coverage_claim == "95%" and many.text().endswith(")")
+    assert found.warnings == ("64 samples can't show large ones rarer than 1 in 21",)
+    enough = within_batch(_statistics(_gradients(1000, parameters=50)))
+    assert not enough.warnings and enough.text().endswith(")")
     fewest = within_batch(_statistics(_gradients(15)))
     assert fewest.warning == "15 samples are few"
 
@@ -368,7 +368,7 @@ def test_numbers_have_three_digits(value, word):
         Interval(value, value),
         BOUNDED,
         8,
-        100,
+        125,
         "",
         0.95,
     )

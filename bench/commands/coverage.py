@@ -10,10 +10,11 @@ from batchline.bench.errors import ExitCode
 DRAWS = 600
 HELP = "do the noise scale's intervals cover the truth where it is known?"
 SAMPLE = """
-problem          B    batches    covered    warned    covered of unwarned    misled    verdict
----------------  ---  ---------  ---------  --------  ---------------------  --------  ----------
-Gaussian         64   1          95.7%      0.0%      95.7%                  4.3%      as claimed
-t3 whole sample  64   1          92.7%      99.3%     50.0%                  0.3%      warned
+problem            B    covered    unseen    warned by data    covered of the rest    verdict
+-----------------  ---  ---------  --------  ----------------  ---------------------  ----------
+Gaussian           64   95.8%      1 in 21   0.0%              95.8%                  as claimed
+t3 whole sample    64   91.3%      1 in 21   98.7%             25.0%                  warned
+1% of samples x30  64   46.2%      1 in 21   47.0%             0.0%                   warned
 """
 EXITS = {
     ExitCode.CLEAN: "every interval covers the truth as often as it says, or warns",

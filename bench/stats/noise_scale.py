@@ -44,7 +44,7 @@ _LEAST_EFFECTIVE = 1.5  # of two batches, a fourfold one is past it
 _LEAST_SAMPLES = 16
 _LEAST_BATCHES = 12
 SHOWN_RARE = 3  # over N: as rare as that is what N samples show with 95%
-_SHOWN = 300  # samples that show what is as rare as 1 in 100
+ENOUGH_SAMPLES = 1000  # below it each estimate warns of what is rarer than 1 in 333
 _UNEVEN = 0.2  # the skewness of n̄
 _FELT = 0.07  # and that of what the ratio is tested by
 _UNEVEN_BATCHES = 0.15  # the skewness of the mean of S
@@ -293,7 +293,9 @@ class NoiseEstimate:
     B_simple doesn't.
 
     `warning` says why the interval of B_simple may cover less than `confidence`; it is
-    empty where nothing in the data says so.
+    empty where nothing in the data says so. `warnings` has it, and what no data of so
+    few samples can say. `effective` is how many equal batches those of unequal weight
+    are as good as; None where all weigh the same.
     """
 
     scale: NoiseScale
@@ -307,31 +309,34 @@ class NoiseEstimate:
     confidence: float
     pairs: tuple[tuple[float, float], ...] = ()
     warning: str = ""
+    effective: float | None = None
 
     @property
     def samples(self) -> int:
         return self.batch * self.batches
 
     @property
-    def assumption(self) -> str:
-        """What so few samples can't show and the interval takes for granted; empty for
-        many.
+    def unseen(self) -> str:
+        """How rare the samples are that this interval can't have seen; empty from
+        ENOUGH_SAMPLES on, and where nothing is claimed.
 
-        What does not occur in N samples is rarer than 3/N, with 95%.
+        What does not occur in N samples is rarer than 3/N, with 95%. A batch without
+        the rare samples that make the noise looks like one of a Gaussian.
         """
-        if self.samples >= _SHOWN or self.answer == NO_SIGNAL:
+        samples = self.samples
+        if self.effective is not None:
+            samples = round(self.batch * self.effective)
+        if samples >= ENOUGH_SAMPLES or self.answer == NO_SIGNAL:
             return ""
-        return f"nothing rarer than 1 in {max(self.samples // SHOWN_RARE, 1)} samples matters"
+        rarest = max(samples // SHOWN_RARE, 1)
+        return f"{samples} samples can't show large ones rarer than 1 in {rarest}"
 
     @property
-    def coverage_claim(self) -> str:
-        """ "95%", "95%, if nothing rarer than 1 in 21 samples matters", "may be less than
-        95%: one of 64 samples has 31% of Σ‖g‖²".
+    def warnings(self) -> tuple[str, ...]:
+        """Why the interval may cover less than it claims: what the data show, then what
+        so few samples can't show.
         """
-        claimed = f"{100 * self.confidence:.3g}%"
-        if self.warning:
-            return f"may be less than {claimed}: {self.warning}"
-        return f"{claimed}, if {self.assumption}" if self.assumption else claimed
+        return tuple(filter(None, (self.warning, self.unseen)))
 
     def text(self) -> str:
         """ "23.4 (19.8 to 27.6)", "at least 210: cannot bound above", "signal not
@@ -341,7 +346,7 @@ class NoiseEstimate:
         if self.warning:
             claimed = f"{100 * self.confidence:.3g}%"
             return f"{self._interval_text()} (may cover less than {claimed}: {self.warning})"
-        if self.assumption:
+        if self.unseen:
             return f"{self._interval_text()}, from {self.samples} samples"
         return self._interval_text()
 
@@ -371,6 +376,7 @@ class NoiseEstimate:
             "confidence": self.confidence,
             "pairs": [list(pair) for pair in self.pairs],
             "warning": self.warning,
+            "effective": self.effective,
         }
 
     @classmethod
@@ -546,6 +552,7 @@ def estimate(
         simple,
         answer,
         warning="" if answer == NO_SIGNAL else warning,
+        effective=effective,
         **facts,
     )
 

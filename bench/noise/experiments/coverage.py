@@ -28,6 +28,8 @@ from tabulate import tabulate
 from batchline.bench.errors import UsageError
 from batchline.bench.stats.noise_scale import (
     BOUNDED,
+    ENOUGH_SAMPLES,
+    NO_SIGNAL,
     SHOWN_RARE,
     BatchStatistics,
     NoiseEstimate,
@@ -41,8 +43,7 @@ NOT_AS_CLAIMED = 1
 AS_CLAIMED = "as claimed"
 WIDE = "wide"
 WARNED = "warned"
-ASSUMED = "assumed away"
-GOOD = (AS_CLAIMED, WIDE, WARNED, ASSUMED)
+GOOD = (AS_CLAIMED, WIDE, WARNED)
 LEAST, MOST = 0.93, 0.97  # of nominal 95% intervals
 MISLED = 1 - LEAST  # miss without a warning, where most have one
 TOO_HIGH = 0.035  # of low ends, which claim 2.5%
@@ -274,6 +275,10 @@ class Setting:
     problem: Problem
 
     @property
+    def samples(self) -> int:
+        return self.batch * self.batches
+
+    @property
     def ratio(self) -> float:
         """B_simple/B."""
         return self.problem.noise_scale / self.batch
@@ -306,7 +311,8 @@ _OF_LINEAR = tuple(
 )
 
 
-# B, K and B_simple/B: both sides of B_simple, from one batch and over several
+# B, K and B_simple/B: both sides of B_simple, from one batch and over several, and from
+# so many samples that none is warned of rare ones
 _DESIGNS = (
     (16, 1, 0.3),
     (64, 1, 0.05),
@@ -316,6 +322,8 @@ _DESIGNS = (
     (256, 1, 1.0),
     (32, 16, 0.05),
     (8, 64, 1.0),
+    (64, 32, 0.05),
+    (64, 32, 1.0),
 )
 SETTINGS = _OF_LINEAR + tuple(
     Setting(batch, batches, Samples(noise, ratio * batch))
@@ -327,12 +335,12 @@ SETTINGS = _OF_LINEAR + tuple(
 @dataclass(frozen=True)
 class Row:
     """The results of many draws of a setting. Shares are of the draws, but for the
-    `unwarned_…`, which are of the draws without a warning and None where each has one. An
-    unbounded interval covers what is in it.
+    `unwarned_…`, which are of the draws without a warning of the data and None where
+    each has one. An unbounded interval covers what is in it.
 
-    `misled` draws miss and have no warning. `assumed`: the estimates say that they take
-    samples as rare as the problem's for granted. `trace_off` and `square_off`: how far the
-    mean of S and of G2 is from the truth, in standard errors.
+    `warned` draws have a warning of the data, and `misled` ones miss and have none.
+    `unseen`: each draw warns of rare samples that so few can't show. `trace_off` and
+    `square_off`: how far the mean of S and of G2 is from the truth, in standard errors.
     """
 
     setting: Setting
@@ -343,22 +351,28 @@ class Row:
     unwarned_covered: float | None
     unwarned_too_high: float | None
     misled: float
-    assumed: bool
+    unseen: bool
     trace_off: float
     square_off: float
+
+    @property
+    def shown_rare(self) -> float:
+        """How rare samples may be for a draw to have one, with 95%."""
+        return SHOWN_RARE / self.setting.samples
 
     @property
     def verdict(self) -> str:
         """One of GOOD, or what is wrong, beyond what chance explains in one of 1,000.
 
-        Where most draws are warned, the others are a selection, of those that did not show
-        the tail: such a row is judged by how many miss without a warning. Within one batch
-        an interval may be wide: at or below B_simple the two parts of Var G2 can't be told
-        apart.
+        The warning of rare samples excuses a row whose problem has them, and no other.
+        Where the data warn in most draws, the others are a selection, of those that did
+        not show the tail: such a row is judged by how many miss without a warning.
+        Within one batch an interval may be wide: at or below B_simple the two parts of
+        Var G2 can't be told apart.
         """
         unwarned = round(self.draws * (1 - self.warned))
-        if self.assumed:
-            return ASSUMED
+        if self.unseen and self.setting.problem.rare < self.shown_rare:
+            return WARNED
         if self.warned >= _MOSTLY:
             few = not _more(self.misled, self.draws, MISLED)
             return WARNED if few else "misses without a warning"
@@ -423,17 +437,18 @@ _HEADERS = (
     "B_simple/B",
     "bounded",
     "covered",
-    "warned",
-    "covered of unwarned",
+    "unseen",
+    "warned by data",
+    "covered of the rest",
     "low end too high",
-    "misled",
+    "misled by data",
     "verdict",
 )
 
 
 def show(rows: Sequence[Row]) -> str:
-    """The rows as a table, how well its shares are known, and how often a warning was
-    needless.
+    """The rows as a table, how well its shares are known, and how often a warning of the
+    data was needless.
     """
     draws = min(row.draws for row in rows)
     error = math.sqrt(0.95 * 0.05 / draws)
@@ -445,10 +460,13 @@ def show(rows: Sequence[Row]) -> str:
     )
     text += (
         f"\n\nEach row is {draws:,} draws: a share of 95% is known to {error:.1%} (one standard error). "
-        f"As claimed: {LEAST:.0%} to {MOST:.0%} of the unwarned\ncover, and {TOO_HIGH:.1%} of their low ends at most "
-        f"are too high. Where half or more are warned: {MISLED:.0%} at most are misled, which is to\nmiss without "
-        "a warning. A row fails where chance explains it in less than 1 of 1,000: the fewer the draws, the farther "
-        f"off it must be."
+        f"From fewer than {ENOUGH_SAMPLES:,} samples each draw\nwarns that it can't show large samples rarer than "
+        "what is under unseen. Of a problem that has such samples this is the row's\nwarning. Every other row is "
+        "judged by what its data say. "
+        f"As claimed: {LEAST:.0%} to {MOST:.0%} of the draws without a warning of the\ndata cover, and "
+        f"{TOO_HIGH:.1%} of their low ends at most are too high. Where the data warn in half or more: {MISLED:.0%} at "
+        "most miss without\nthat warning (misled by data). A row fails where chance explains it in less than 1 of "
+        "1,000: the fewer the draws, the farther\noff it must be."
     )
     for light, words in ((True, "light tails"), (False, "heavy tails")):
         fine = [
@@ -458,8 +476,8 @@ def show(rows: Sequence[Row]) -> str:
         ]
         if fine:
             text += (
-                f"\nOf {words}: in the {len(fine)} rows where {LEAST:.0%} or more of all cover, warned or not, "
-                f"{np.mean(fine):.0%} of the draws are warned (median {np.median(fine):.0%})."
+                f"\nOf {words}: in the {len(fine)} rows where {LEAST:.0%} or more of all cover, with a warning or "
+                f"without, the data warn in {np.mean(fine):.0%} of the draws (median {np.median(fine):.0%})."
             )
     return text
 
@@ -478,6 +496,7 @@ def _cells(row: Row) -> list[str]:
         f"{setting.ratio:.2g}",
         f"{row.bounded:.1%}",
         f"{row.covered:.1%}",
+        f"1 in {1 / row.shown_rare:.0f}" if row.unseen else "",
         f"{row.warned:.1%}",
         *unwarned,
         f"{row.misled:.1%}",
@@ -514,7 +533,7 @@ def measure(
         float(covered[unwarned].mean()) if unwarned.any() else None,
         float(too_high[unwarned].mean()) if unwarned.any() else None,
         float((unwarned & ~covered).mean()),
-        problem.rare < SHOWN_RARE / (setting.batch * setting.batches),
+        all(one.unseen for one in estimates if one.answer != NO_SIGNAL),
         _standard_errors([one.scale.trace for one in estimates], problem.trace),
         _standard_errors([one.scale.square for one in estimates], problem.square),
     )

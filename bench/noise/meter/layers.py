@@ -274,17 +274,30 @@ class Lookup:
         """Rows of equal (sample, id) summed before they are squared: O(B·T·D), without
         a table per sample and without atomics.
         """
-        batch, tokens = self.ids.shape
+        batch = len(self.ids)
         dy = self.dy.to(accumulator(self.dtype))
         mean = _rows(dy.flatten(0, 1), self.ids.flatten(), self.vocabulary).div_(batch)
         d = (dy * mean[self.ids]).sum((1, 2))
+        return mean, self._norms(), d
+
+    def scaled_norms(self, scale: torch.Tensor) -> torch.Tensor:
+        """[B]: the squared norm of each sample's gradient times scale[V·D]."""
+        return self._norms(scale.view(self.vocabulary, -1)).double()
+
+    def _norms(self, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """[B]: each sample's ‖·‖² of its table, times scale[V,D]."""
+        batch, tokens = self.ids.shape
+        dy = self.dy.to(accumulator(self.dtype))
         ids, order = self.ids.sort(1)
         first = torch.ones_like(ids, dtype=torch.bool)
         torch.ne(ids[:, 1:], ids[:, :-1], out=first[:, 1:])
         groups = first.flatten().cumsum(0) - 1
         ordered = dy.gather(1, order[..., None].expand_as(dy)).flatten(0, 1)
-        squares = _rows(ordered, groups, batch * tokens).square().sum(1)
-        return mean, (squares[groups].view(batch, tokens) * first).sum(1), d
+        rows = _rows(ordered, groups, batch * tokens)[groups]
+        if scale is not None:
+            rows = rows * scale[ids.flatten()]
+        squares = rows.square().sum(1)
+        return (squares.view(batch, tokens) * first).sum(1)
 
     def joined(self, others: Sequence[Lookup]) -> Lookup:
         """Their tokens after each other, as if they were one call's."""

@@ -41,8 +41,12 @@ from batchline.bench.noise.meter.reading import (
     read,
 )
 from batchline.bench.noise.meter.record import Options, Record
-from batchline.bench.noise.meter.step import Step, autocast_off, forget_choices
-from batchline.bench.stats.noise_scale import NoiseScale
+from batchline.bench.noise.meter.step import (
+    ParameterStatistics,
+    Step,
+    autocast_off,
+    forget_choices,
+)
 
 Metered = Callable[[str, nn.Module, Callable, Step], Callable]
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -110,7 +114,7 @@ class Layer:
 @dataclass(frozen=True)
 class Plan:
     """The layers to measure, every parameter's name (of a shared one the first), and
-    those that are frozen or left out.
+    those that are frozen, left out, or a normalisation's.
 
     `modules` were in `state` when it was made.
     """
@@ -119,6 +123,7 @@ class Plan:
     names: Mapping[nn.Parameter, str]
     frozen: tuple[str, ...]
     left_out: tuple[str, ...]
+    norms: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     state: tuple
 
@@ -205,8 +210,16 @@ def plan(model: nn.Module, chosen: Callable[[Layer], bool] | None = None) -> Pla
     left_out = tuple(
         name for parameter, name in every.items() if parameter not in names
     )
+    norms = tuple(
+        names[parameter]
+        for layer in layers
+        if _is_normalisation(layer)
+        for parameter in layer.parameters.values()
+        if parameter in names
+    )
     modules = tuple(model.modules())
-    return Plan(tuple(layers), names, frozen, left_out, modules, _state(modules))
+    state = _state(modules)
+    return Plan(tuple(layers), names, frozen, left_out, norms, modules, state)
 
 
 def _chosen(
@@ -236,18 +249,18 @@ def choice(layers: str | Iterable[str] | None) -> Callable[[Layer], bool] | None
     if layers is None:
         return None
     if layers == "norm":
-        return (
-            lambda layer: type(layer.module)
-            .__name__.lower()
-            .rstrip("123d")
-            .endswith("norm")
-        )
+        return _is_normalisation
     patterns = [layers] if isinstance(layers, str) else list(layers)
     return lambda layer: any(
         fnmatch.fnmatchcase(layer.name, whole)
         for pattern in patterns
         for whole in (pattern, f"{pattern}.*")
     )
+
+
+def _is_normalisation(layer: Layer) -> bool:
+    """By the name of its class: LayerNorm, GroupNorm, LlamaRMSNorm, InstanceNorm2d."""
+    return type(layer.module).__name__.lower().rstrip("123d").endswith("norm")
 
 
 def _state(modules: Iterable[nn.Module]) -> tuple:
@@ -352,7 +365,8 @@ class NoiseMeter:
             If told, the model may be called several times on the same samples.
         weights: for a mean over tokens under a mask, how many tokens each sample has: a
             function of the model's arguments. Such a mean is a ratio, Σ of all samples'
-            losses over Σ of all their weights (of all micro-batches of a step).
+            losses over Σ of all their weights (of all micro-batches of a step, and of
+            all ranks, each of which has the weights of its own samples).
         layers: names of those to measure, as fnmatch has them, or "norm" for all
             normalisations; None for all.
         within: take d, and with it an interval, of steps of several backward passes
@@ -363,6 +377,11 @@ class NoiseMeter:
             its own; all of them meter the same steps. A group tells of ranks whose
             gradients the loop itself puts together within the metered step. None: this
             rank alone.
+        optimizer: Adam, AdamW, NAdam or RMSprop of torch.optim, which makes its step
+            after the metered one: `reading.preconditioned` is of the gradients over its
+            √v̂ + eps, as it scales them. Activations are kept until the step ends, and
+            gradients of single samples are made, some at a time: of a weight [O,I] and
+            T > 1 tokens 2·B·T·I·O operations, as much as its own gradient takes.
 
     Raises (here, or where the step shows it):
         UsageError: for whatever would make the answer wrong, in one line that says what
@@ -381,6 +400,7 @@ class NoiseMeter:
         within: bool = False,
         batch_dim: int = 0,
         process_group="auto",
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         if reduction not in REDUCTIONS:
             raise UsageError(
@@ -389,7 +409,11 @@ class NoiseMeter:
             )
         self._mean = reduction == "mean"
         self._options = Options(
-            samples=samples, weights=weights, within=within, batch_dim=batch_dim
+            samples=samples,
+            weights=weights,
+            within=within,
+            batch_dim=batch_dim,
+            optimizer=optimizer,
         )
         self._model, self._ddp = ranks.unwrapped(model)
         self._process_group = process_group
@@ -453,11 +477,15 @@ class NoiseMeter:
             for test in reading.tests():
                 found[f"noise/{test.name.replace(' ', '_')}_test"] = test.value
         history = self.history(half_life)
-        if len(history) > 1:
-            estimate = history.estimate()
-            found["noise/B_simple"] = estimate.scale.simple
-            found["noise/B_simple_low"] = estimate.simple.low
-            found["noise/B_simple_high"] = estimate.simple.high
+        for part, steps in (
+            ("", history),
+            ("preconditioned_", history.preconditioned),
+        ):
+            if len(steps) > 1:
+                estimate = steps.estimate()
+                found[f"noise/{part}B_simple"] = estimate.scale.simple
+                found[f"noise/{part}B_simple_low"] = estimate.simple.low
+                found[f"noise/{part}B_simple_high"] = estimate.simple.high
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state_dict(self) -> dict:
@@ -474,20 +502,20 @@ class NoiseMeter:
         self._seen = state["seen"]
         self._left_out = state["left_out"]
         self._past.clear()
-        self._past.extend(Past(*past) for past in state["steps"])
+        self._past.extend(Past.from_state(past) for past in state["steps"])
         self._finished = None
         self._waiting, self._numbers = [], 0
 
     def _remember(self) -> None:
         """Take the steps that wait into the history. On a GPU, this waits for them."""
         waiting, self._waiting, self._numbers = self._waiting, [], 0
-        fetch(waiting)
+        fetch([part for finished in waiting for part in finished.waiting])
         for finished in waiting:
-            scale = finished.scale
-            if scale is None:
+            past = finished.past
+            if past is None:
                 self._left_out += 1
             else:
-                self._past.append(Past(scale.trace, scale.square, finished.batch))
+                self._past.append(past)
 
     def _wait(self, finished: _Finished) -> None:
         """Have a step wait for others: to fetch many at once is as fast as to fetch one."""
@@ -511,6 +539,7 @@ class NoiseMeter:
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
             within: as the meter's.
+            optimizer: as the meter's.
 
         Raises:
             UsageError: for values that are none of these.
@@ -557,7 +586,7 @@ class NoiseMeter:
             self._plan.names,
             options,
             self._probes,
-            keep=across is not None and options.within,
+            keep=across is not None and across.dots,
             may_probe=across.probes if across else None,
         )
         if (
@@ -585,11 +614,13 @@ class NoiseMeter:
         found = ranks.find(self._plan.names, self._ddp, group)
         if found is None and (group is None or not ranks.is_distributed()):
             return None
-        if found and options.weights is not None:
+        if found and found.sharded and options.optimizer is not None:
             raise UsageError(
-                "weights= are of one device's mean: over several ranks, let the loss be a mean over samples"
+                "optimizer= is for whole parameters, and fully_shard has split these: measure the preconditioned "
+                "gradients under DistributedDataParallel"
             )
-        return ranks.Across(self._model, self._plan.names, found, options.within)
+        dots = options.within or options.weights is not None
+        return ranks.Across(self._model, self._plan.names, found, dots)
 
     def _end(self, worked: bool) -> None:
         record = self._record
@@ -602,8 +633,20 @@ class NoiseMeter:
         if worked:
             with torch.no_grad(), autocast_off(self._plan.device):
                 together = self._finish(record)
+                preconditioned = self._precondition(record, together)
             record.forget()
-            self._wait(_Finished(record, together, self._plan, self._mean))
+            self._wait(
+                _Finished(record, together, preconditioned, self._plan, self._mean)
+            )
+
+    @staticmethod
+    def _precondition(
+        record: Record, together: ranks.Together
+    ) -> dict[str, ParameterStatistics] | str | None:
+        """Of this rank's samples, or of those of all ranks."""
+        if together.of_ranks:
+            return together.preconditioned
+        return record.preconditioned()
 
     def _finish(self, record: Record) -> ranks.Together:
         across = self._across
@@ -620,20 +663,37 @@ class NoiseMeter:
         return together
 
 
+class _Waiting:
+    """Statistics that are on the device until they are asked for."""
+
+    def __init__(self, statistics: Mapping[str, ParameterStatistics], batch: int):
+        self.statistics = statistics
+        self.batch = batch
+        self.taken: Taken | None = None
+
+
 class _Finished:
     """A metered step that is over; what it says is fetched from the device when asked
     for.
     """
 
     def __init__(
-        self, record: Record, together: ranks.Together, plan: Plan, mean: bool
+        self,
+        record: Record,
+        together: ranks.Together,
+        preconditioned: Mapping[str, ParameterStatistics] | str | None,
+        plan: Plan,
+        mean: bool,
     ):
         self.batch = sum(together.samples)
+        self.own = _Waiting(together.statistics, self.batch)
+        self.preconditioned = None
+        if preconditioned is not None:
+            known = {} if isinstance(preconditioned, str) else preconditioned
+            self.preconditioned = _Waiting(known, self.batch)
+        self._why_not_preconditioned = preconditioned
         self._record = record
         self._together = together
-        self.statistics = together.statistics
-        self.taken: Taken | None = None
-        self._samples = together.samples
         self._plan = plan
         self._mean = mean
 
@@ -641,26 +701,49 @@ class _Finished:
     def _way(self) -> Way:
         times = self.batch * self._together.share if self._mean else 1
         factor = times**2 / self._record.scale**2
+        if self._together.of_ranks:
+            return Way(factor, self._together.weights)
         return Way(factor, self._record.weights(self.batch))
+
+    @property
+    def waiting(self) -> list[_Waiting]:
+        return [one for one in (self.own, self.preconditioned) if one is not None]
 
     @property
     def numbers(self) -> int:
         """How many wait on the device, about."""
-        return 2 * self.batch * len(self.statistics)
+        return sum(2 * self.batch * len(one.statistics) for one in self.waiting)
 
     @property
-    def scale(self) -> NoiseScale | None:
-        """S and G2, None where there are none."""
+    def past(self) -> Past | None:
+        """S and G2 of the whole model, and of its parts; None where there are none."""
         way = self._way
-        if self._record.why_not or not self.statistics:
+        if self._record.why_not or not self.own.statistics:
             return None
-        fetch([self])
-        return noise_scale_of(self.taken, way)
+        fetch(self.waiting)
+        whole = noise_scale_of(self.own.taken, way)
+        if whole is None:
+            return None
+        pairs = {"norms": None, "preconditioned": None}
+        norms = self.own.taken.only(self._plan.norms)
+        if 0 < len(norms.names) < len(self.own.taken.names):
+            pairs["norms"] = noise_scale_of(norms, way)
+        if self.preconditioned and self.preconditioned.statistics:
+            pairs["preconditioned"] = noise_scale_of(self.preconditioned.taken, way)
+        return Past(
+            whole.trace,
+            whole.square,
+            self.batch,
+            **{
+                name: None if scale is None else (scale.trace, scale.square)
+                for name, scale in pairs.items()
+            },
+        )
 
     @functools.cached_property
     def reading(self) -> Reading:
         way = self._way
-        loss = assumptions(self._samples, self._mean, way.weights is not None)
+        loss = assumptions(self.batch, self._mean, way.weights is not None)
         names = self._plan.names.values()
         reading = Reading(
             self.batch,
@@ -668,26 +751,46 @@ class _Finished:
             fallbacks=self._plan.fallbacks,
             frozen=self._plan.frozen,
             without_gradient=tuple(
-                name for name in names if name not in self.statistics
+                name for name in names if name not in self.own.statistics
             ),
             left_out=self._plan.left_out,
             assumed=tuple(
                 filter(None, (loss, self._together.assumed, self._record.trusted))
             ),
+            norms=self._plan.norms,
             why_not=self._record.why_not,
         )
-        if self._record.why_not or not self.statistics:
+        if self._record.why_not or not self.own.statistics:
             return reading
-        fetch([self])
-        return read(self.taken, way, reading)
+        fetch(self.waiting)
+        raw = read(self.own.taken, way, reading)
+        if self.preconditioned is None:
+            return raw
+        return replace(raw, preconditioned=self._preconditioned(raw))
+
+    def _preconditioned(self, raw: Reading) -> Reading:
+        """Of the gradients over √v̂ + eps, 0 where the raw ones are rounding alone."""
+        own = self.preconditioned
+        reading = replace(
+            raw,
+            parameters={},
+            left_out=raw.left_out
+            + tuple(name for name in raw.parameters if name not in own.statistics),
+        )
+        if not own.statistics:
+            why_not = raw.why_not if not raw.parameters else None
+            return replace(
+                reading, why_not=why_not or str(self._why_not_preconditioned)
+            )
+        return read(own.taken.without(raw.rounding), self._way, reading)
 
 
-def fetch(steps: Iterable[_Finished]) -> None:
+def fetch(parts: Iterable[_Waiting]) -> None:
     """Bring what steps say from the device, all in one transfer."""
-    missing = [step for step in steps if step.taken is None and step.statistics]
-    found = Taken.of([(step.statistics, step.batch) for step in missing])
-    for step, taken in zip(missing, found):
-        step.taken = taken
+    missing = [part for part in parts if part.taken is None and part.statistics]
+    found = Taken.of([(part.statistics, part.batch) for part in missing])
+    for part, taken in zip(missing, found):
+        part.taken = taken
 
 
 class _Metered:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +26,7 @@ from batchline.bench.noise.meter.record import Record
 from batchline.bench.noise.meter.step import (
     Gradients,
     ParameterStatistics,
+    ScaleOf,
     Step,
 )
 
@@ -205,10 +207,12 @@ def is_distributed() -> bool:
 
 @dataclass(frozen=True)
 class Together:
-    """{‖B·ḡ‖, n, d} by parameter over all ranks, the samples of each call of each, the
+    """{‖B·ḡ‖, n, d} by parameter over all ranks, the samples of each call or rank, the
     gradient over what the ranks contributed (`share`), and what is assumed.
 
-    `why_not`: why there is no answer.
+    `weights`[B] of all ranks' samples, where they were told. `why_not`: why there is no
+    answer. `of_ranks`: whether it is of several. `preconditioned`: the statistics of
+    gradients over √v̂ + eps, or why there are none; None where they were not asked for.
     """
 
     statistics: dict[str, ParameterStatistics]
@@ -216,6 +220,9 @@ class Together:
     share: float = 1.0
     assumed: str | None = None
     why_not: str | None = None
+    weights: np.ndarray | None = None
+    of_ranks: bool = False
+    preconditioned: dict[str, ParameterStatistics] | str | None = None
 
 
 class Across:
@@ -238,7 +245,7 @@ class Across:
         self._model = model
         self._names = names
         self._ranks = ranks
-        self._dots = dots
+        self.dots = dots
         self._products: dict[nn.Parameter, torch.Tensor] = {}
         self._seen: set[nn.Parameter] = set()
         self._before: dict[nn.Parameter, torch.Tensor] = {}
@@ -336,21 +343,29 @@ class Across:
         """
         if not self._ranks:
             return self._alone(statistics, samples)
-        header = self._header(samples, why_not=record.why_not is not None)
+        own = record.weights(sum(samples), part=True)
+        header = self._header(
+            samples,
+            why_not=record.why_not is not None,
+            weighted=record.weighted,
+            optimizer=record.scale_of is not None,
+        )
         heads = self._ranks.gather(header).flatten(0, 1).tolist()
         why_not = record.why_not or _agree(heads)
         batches = [head[_HEADER.index("batch")] for head in heads]
-        calls = heads[0][_HEADER.index("calls")]
         gathered = self._gather(record, statistics, max(batches))
         share = self._share(gathered)
-        if len(set(batches)) > 1 and not why_not:
+        weights = self._weights(own, batches) if record.weighted else None
+        if weights is not None and not weights.sum() > 0:
+            why_not = why_not or "the weights= of all ranks' samples are 0"
+        if len(set(batches)) > 1 and not record.weighted and not why_not:
             why_not = (
                 f"ranks have {', '.join(map(str, batches))} samples: the mean of their means weighs samples unlike "
-                "(give each rank as many)"
+                "(give each rank as many, or divide the sum of all by its weights=)"
             )
         why_not = why_not or gathered.why_not(batches)
         merged = self._merge(statistics, gathered, batches, share)
-        samples = [batch // calls for batch in batches for _ in range(calls)]
+        preconditioned = self._precondition(record, batches, share)
         ranks = len(batches)
         how = {1.0: "sum", 1 / ranks: "mean"}.get(share)
         assumed = f"the gradient is the {how or 'mean'} of those of {ranks} ranks, each of which has samples of its own"
@@ -358,15 +373,53 @@ class Across:
             times = f"{share * ranks:.4g}"
             assumed += f"; it was then multiplied by {times}, as in clipping, which is taken back"
             share = 1 / ranks
-        return Together(merged, samples, share, assumed, why_not)
+        if record.weighted:
+            assumed += "; each rank's loss is over the sum of all ranks' weights"
+        return Together(
+            merged,
+            batches,
+            share,
+            assumed,
+            why_not,
+            weights,
+            of_ranks=True,
+            preconditioned=preconditioned,
+        )
+
+    def _precondition(
+        self, record: Record, batches: Sequence[int], share: float
+    ) -> dict[str, ParameterStatistics] | str | None:
+        """As `Record.preconditioned`, of all ranks' samples: one exchange more."""
+        if record.scale_of is None:
+            return None
+        own = record.preconditioned()
+        known = {} if isinstance(own, str) else own
+        gathered = self._gather(record, known, max(batches), record.scale_of)
+        every = self._merge(known, gathered, batches, share)
+        return own if isinstance(own, str) else every
+
+    def _weights(self, own: np.ndarray | None, batches: Sequence[int]) -> np.ndarray:
+        """[B] of all ranks' samples; 0 of a rank that has none that are right."""
+        numbers = torch.zeros(max(batches), dtype=torch.float64, device=self._device)
+        if own is not None:
+            numbers[: len(own)] = torch.from_numpy(own)
+        by_rank = self._ranks.gather(numbers).flatten(0, 1).cpu().numpy()
+        return np.concatenate([one[:b] for one, b in zip(by_rank, batches)])
 
     def _header(
-        self, samples: list[int], failed: bool = False, why_not: bool = False
+        self,
+        samples: list[int],
+        failed: bool = False,
+        why_not: bool = False,
+        weighted: bool = False,
+        optimizer: bool = False,
     ) -> torch.Tensor:
         listed = "\n".join(self._names.values())
         values = {
             "failed": failed,
             "why_not": why_not,
+            "weighted": weighted,
+            "optimizer": optimizer,
             "parameters": zlib.crc32(listed.encode()),
             "batch": sum(samples),
             "calls": len(samples),
@@ -382,17 +435,25 @@ class Across:
         return _local(next(iter(self._names))).device
 
     def _gather(
-        self, record: Record, statistics: Mapping[str, ParameterStatistics], batch: int
+        self,
+        record: Record,
+        statistics: Mapping[str, ParameterStatistics],
+        batch: int,
+        scale_of: ScaleOf | None = None,
     ) -> _Gathered:
-        """Of all ranks: one exchange."""
+        """Of all ranks: one exchange. Of gradients times each parameter's scale, where
+        that is given.
+        """
         rows = []
         for parameter, name in self._names.items():
             numbers = torch.zeros(
-                len(_ROW) + batch * (1 + self._dots),
+                len(_ROW) + batch * (1 + self.dots),
                 dtype=torch.float64,
                 device=self._device,
             )
             final = self._final(parameter)
+            if scale_of is not None:
+                final = _scaled(final, scale_of(parameter))
             one = statistics.get(name)
             numbers[_ROW.index("before")] = self._before.get(parameter, 0.0)
             if final is not None:
@@ -409,7 +470,9 @@ class Across:
                 numbers[_ROW.index("product")] = self._products.get(parameter, 0.0)
                 n = one.squared_norms
                 numbers[len(_ROW) : len(_ROW) + len(n)] = n
-            if self._dots:
+            if self.dots:
+                if scale_of is not None:
+                    final = _scaled(final, scale_of(parameter))
                 d = self._dots_with_the_whole(record, parameter, final)
                 if d is not None:
                     start = len(_ROW) + batch
@@ -507,7 +570,7 @@ class Across:
         norms = after.mean(0).sqrt() / share
         gaps = gathered.column("gap").amax((0, 1)) * len(batches)
         n = gathered.samples(batches, 0)
-        d = gathered.samples(batches, 1) / share / sum(batches) if self._dots else None
+        d = gathered.samples(batches, 1) / share / sum(batches) if self.dots else None
         merged = {}
         for number, name in enumerate(self._names.values()):
             if not gathered.column("present")[..., number].any():
@@ -556,7 +619,15 @@ class Across:
         )
 
 
-_HEADER = ("failed", "why_not", "parameters", "batch", "calls")
+_HEADER = (
+    "failed",
+    "why_not",
+    "weighted",
+    "optimizer",
+    "parameters",
+    "batch",
+    "calls",
+)
 _ROW = ("present", "norm", "gap", "before", "product", "product_after", "after")
 
 
@@ -608,6 +679,12 @@ def _agree(heads: Sequence[Sequence[int]]) -> str | None:
                 f"ranks 0 and {rank} have different parameters, as stages of a pipeline have: measure each over the "
                 "ranks that have the same (process_group=)"
             )
+        for told in ("weighted", "optimizer"):
+            if facts[told] != first[told]:
+                name = {"weighted": "weights="}.get(told, "optimizer=")
+                raise UsageError(
+                    f"of ranks 0 and {rank} one was told {name} and the other not: tell each its own"
+                )
         if facts["calls"] != first["calls"]:
             return f"rank 0 called the model {first['calls']} times, and rank {rank} {facts['calls']}"
         if facts["why_not"]:
@@ -618,6 +695,15 @@ def _agree(heads: Sequence[Sequence[int]]) -> str | None:
 def _local(x: torch.Tensor) -> torch.Tensor:
     """A DTensor's part on this rank; another tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
+
+
+def _scaled(
+    gradient: torch.Tensor | None, scale: torch.Tensor | None
+) -> torch.Tensor | None:
+    """A gradient times scale[P], element by element; None where one is not there."""
+    if gradient is None or scale is None:
+        return None
+    return gradient * scale.view(gradient.shape)
 
 
 def _first_row(parameter: nn.Parameter) -> int:

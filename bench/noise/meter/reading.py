@@ -60,7 +60,9 @@ class Reading:
     loss does not depend on; both count as zeros, and so do those of `rounding`, whose
     gradient is what rounding left of 0. `left_out`: not measured, for `layers=` says so.
     `assumed`: what the figures rest on and can't be seen. `why_not`: why there is no
-    noise scale with an interval, None where there is one.
+    noise scale with an interval, None where there is one. `norms`: the parameters of
+    normalisations. `preconditioned`: of the gradients over the optimizer's √v̂ + eps,
+    None where the step was told no optimizer.
     B_simple and the tests are free of the loss's scale; tr Σ and ‖G‖² have its square
     in them, unless the step was told it.
     """
@@ -74,6 +76,8 @@ class Reading:
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     why_not: str | None = None
+    norms: tuple[str, ...] = ()
+    preconditioned: Reading | None = None
 
     @functools.cached_property
     def layers(self) -> dict[str, BatchStatistics | Norms]:
@@ -98,6 +102,23 @@ class Reading:
         first, *others = self.parameters.values()
         return sum(others, first)
 
+    @functools.cached_property
+    def of_norms(self) -> Reading:
+        """Of the normalisations alone, whose noise scale follows that of the whole in
+        transformers (Gray et al. 2024, arXiv:2411.00999).
+
+        Raises:
+            UsageError: where none was measured.
+        """
+        own = {
+            name: self.parameters[name]
+            for name in self.norms
+            if name in self.parameters
+        }
+        if not own:
+            raise UsageError(self.why_not or "no normalisation was measured")
+        return replace(self, parameters=own, preconditioned=None)
+
     def scale(self, layer: str | None = None) -> NoiseScale:
         """S and G2 of a layer or of the whole model, without an interval."""
         statistics = self._of(layer)
@@ -115,6 +136,16 @@ class Reading:
         if self.why_not:
             raise UsageError(self.why_not)
         return within_batch(statistics, confidence)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the interval of the whole model may cover less than it claims; empty
+        where nothing says so, and where there is no interval.
+
+        One from fewer than 1,000 samples always has one: rare samples that make the
+        noise can't have been seen.
+        """
+        return () if self.why_not else self.noise().warnings
 
     def tests(self, layer: str | None = None) -> tuple[BatchTest, ...]:
         """The norm, inner-product and orthogonality test of a layer, or of the whole
@@ -148,6 +179,7 @@ class Reading:
         else:
             lines[0] += "not known"
         lines += [f"  why not: {self.why_not}"] if self.why_not else []
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         lines += [
             f"  {layer} ({kind}) went through torch.func"
             for layer, kind in self.fallbacks.items()
@@ -160,6 +192,10 @@ class Reading:
             ("left out", self.left_out),
         ):
             lines += [f"  {what}: {', '.join(names)}"] if names else []
+        if self.preconditioned is not None:
+            known = self.preconditioned
+            words = known._text() if known.parameters else f"not known: {known.why_not}"
+            lines.append(f"  over the optimizer's √v̂ + eps: {words}")
         return "\n".join(lines)
 
 
@@ -175,6 +211,21 @@ class Taken:
     eps: tuple[float | None, ...]
     batch: int
     dots: bool
+
+    def only(self, names: Sequence[str]) -> Taken:
+        """Of those of these parameters that are here."""
+        kept = [number for number, name in enumerate(self.names) if name in names]
+        return replace(
+            self,
+            names=tuple(self.names[number] for number in kept),
+            rows=self.rows[kept],
+            eps=tuple(self.eps[number] for number in kept),
+        )
+
+    def without(self, names: Sequence[str]) -> Taken:
+        """With zeros for these parameters."""
+        zeros = [name in names for name in self.names]
+        return replace(self, rows=np.where(np.array(zeros)[:, None], 0.0, self.rows))
 
     @classmethod
     def of(
@@ -361,9 +412,10 @@ def _why_no_interval(taken: Taken) -> str | None:
     return None
 
 
-def assumptions(samples: Sequence[int], mean: bool, weighted: bool) -> str:
-    """What the loss is taken for: nothing of it is seen but its gradient."""
-    count = sum(samples)
+def assumptions(count: int, mean: bool, weighted: bool) -> str:
+    """What the loss of so many samples is taken for: nothing of it is seen but its
+    gradient.
+    """
     if weighted:
         return f"the loss is Σ of {count} samples' losses over Σ of their weights"
     how = "mean" if mean else "sum"

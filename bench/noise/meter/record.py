@@ -15,10 +15,12 @@ from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.probe import Probe, probe
+from batchline.bench.noise.meter.second_moment import Preconditioner
 from batchline.bench.noise.meter.step import (
     Fold,
     Gradients,
     ParameterStatistics,
+    ScaleOf,
     Step,
     Sums,
     backward_pass,
@@ -41,6 +43,7 @@ class Options:
         scale: what the loss was multiplied by.
         within: keep what d needs, also over several calls.
         batch_dim: where the samples are in the model's input.
+        optimizer: by whose second moment gradients are preconditioned too.
     """
 
     accumulate: int = 1
@@ -49,6 +52,7 @@ class Options:
     scale: float = 1.0
     within: bool = False
     batch_dim: int = 0
+    optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self):
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
@@ -59,6 +63,8 @@ class Options:
             raise UsageError(
                 f"scale= is what the loss was multiplied by, above 0, not {self.scale!r}"
             )
+        if self.optimizer is not None:
+            Preconditioner(self.optimizer)  # refuses one that has no second moment
 
     @property
     def dots(self) -> bool:
@@ -102,7 +108,14 @@ class Record:
         self._fold = (
             Fold(options.samples) if isinstance(options.samples, torch.Tensor) else None
         )
-        self._sums = Sums(names, options.dots) if options.accumulate > 1 else None
+        self._preconditioner = None
+        scale_of = None
+        if options.optimizer is not None:
+            self._preconditioner = Preconditioner(options.optimizer)
+            scale_of = self._preconditioner.scale
+        self._sums = None
+        if options.accumulate > 1 or self._preconditioner:
+            self._sums = Sums(names, options.dots, scale_of)
         self._open: list[Step] = []
         self._weights: list[torch.Tensor] = []
         self._own_forward = model.forward
@@ -126,6 +139,9 @@ class Record:
     def begin(self) -> None:
         """Put the meter's forwards in place of the modules', and hooks on parameters."""
         try:
+            if self._preconditioner:
+                hook = self._preconditioner.optimizer.register_step_pre_hook(_steps)
+                self._put_back.append(hook.remove)
             for parameter in self._names:
                 hook = functools.partial(self._gradients.receives, parameter)
                 self._put_back.append(parameter.register_hook(hook).remove)
@@ -154,11 +170,13 @@ class Record:
         self._layers = []
         self._sums = None
         self._gradients = None
+        self._preconditioner = None
 
     def _open_step(self) -> None:
         step = Step(self._names, self._gradients, self._fold)
         several = self._sums is not None and self._options.dots
-        step.shares = step.shares or several or self._keep
+        scaled = self._preconditioner is not None
+        step.shares = step.shares or several or scaled or self._keep
         inner = self._own_forward
         for layer, forward in self._layers:
             metered = layer.forward_for(step, forward)
@@ -199,7 +217,7 @@ class Record:
         self._check_count(size)
         step.sees_batch("the model's input", size)
         step.calls_model(self._located(args, kwargs, size))
-        first = self._model_calls == 1 or self._sums is not None
+        first = self._model_calls == 1 or self._options.accumulate > 1
         if first and callable(self._options.weights):
             with torch.no_grad():
                 self._weights.append(self._options.weights(*args, **kwargs))
@@ -301,6 +319,21 @@ class Record:
         self._check_samples(self._sums.samples, mean)
         return self._sums.statistics(), self._sums.samples
 
+    @property
+    def scale_of(self) -> ScaleOf | None:
+        """What gives a parameter's 1/(√v̂ + eps); None where it was not asked for."""
+        return self._preconditioner.scale if self._preconditioner else None
+
+    def preconditioned(self) -> dict[str, ParameterStatistics] | str | None:
+        """The statistics of gradients over √v̂ + eps, of each of the optimizer's
+        parameters, once the step is finished; why there are none; None where they were
+        not asked for.
+        """
+        if self._preconditioner is None:
+            return None
+        why_not = self._preconditioner.why_not(self._sums.parameters, self._names)
+        return why_not or self._sums.preconditioned()
+
     def _check_inner_calls(self) -> None:
         if self._options.accumulate > 1:
             raise UsageError(
@@ -324,8 +357,17 @@ class Record:
                 "unlike (drop the last batch, or divide the sum of all by its weights=)"
             )
 
-    def weights(self, samples: int) -> np.ndarray | None:
-        """[B] of the samples of all calls; None where they were not told."""
+    @property
+    def weighted(self) -> bool:
+        """Whether the step was told its samples' weights."""
+        return self._options.weights is not None
+
+    def weights(self, samples: int, part: bool = False) -> np.ndarray | None:
+        """[B] of the samples of all calls; None where they were not told, or are none.
+
+        Args:
+            part: of a rank among others, whose own may all be 0.
+        """
         told = self._options.weights
         if told is None:
             return None
@@ -333,13 +375,21 @@ class Record:
         if not isinstance(parts, torch.Tensor):
             parts = torch.cat([torch.as_tensor(part).flatten() for part in parts])
         weights = parts.detach().double().flatten().cpu().numpy()
-        if len(weights) != samples or not (weights >= 0).all() or not weights.sum() > 0:
+        right = len(weights) == samples and (weights >= 0).all()
+        if not right or not (part or weights.sum() > 0):
             self.why_not = (
                 f"weights= are {len(weights)} numbers of 0 or more, one for each of {samples} samples: their sum is "
                 f"{weights.sum():g}"
             )
             return None
         return weights
+
+
+def _steps(optimizer: torch.optim.Optimizer, *_) -> None:
+    raise UsageError(
+        f"{type(optimizer).__name__} makes a step within the metered one, whose second moment would then have this "
+        "gradient in it: call optimizer.step() after the `with`"
+    )
 
 
 def _first_tensor(args: tuple, kwargs: dict) -> torch.Tensor | None:

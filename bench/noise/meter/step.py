@@ -187,6 +187,17 @@ class Product(NamedTuple):
         weight = direction.view(dy.shape[-1], x.shape[-1])
         return (torch.matmul(x, weight.T) * dy).sum((1, 2))
 
+    def scaled_norms(self, scale: torch.Tensor) -> torch.Tensor:
+        """[B]: the squared norm of each sample's gradient times scale[O·I]; of one token
+        Σ s²_oi dy²_o x²_i, a product.
+        """
+        if self.x.shape[1] > 1:
+            return in_chunks(self.gradients, scale, len(self.x))
+        x = self.x[:, 0].to(scale.dtype).square()
+        dy = self.dy[:, 0].to(scale.dtype).square()
+        squares = scale.square().view(dy.shape[1], x.shape[1])
+        return (torch.mm(x, squares.T) * dy).sum(1, dtype=torch.float64)
+
 
 class Rows(NamedTuple):
     """A parameter so small that its samples' gradients g[B,P] are kept: a bias, a
@@ -287,6 +298,34 @@ def along(
             [use.gradients(chunk).to(direction.dtype) @ direction for chunk in chunks]
         )
     return dots
+
+
+def scaled_norms(
+    uses: Sequence[Contribution], scale: torch.Tensor, batch: int
+) -> torch.Tensor:
+    """[B], fp64: the squared norm of what each sample contributed, times scale[P]
+    element by element.
+
+    Such a norm is no product of Gram matrices, so the samples' gradients are made, so
+    many at a time as fit a chunk; but of one token, and of an embedding's own rows.
+    """
+    if len(uses) == 1 and hasattr(uses[0], "scaled_norms"):
+        return uses[0].scaled_norms(scale)
+    return in_chunks(
+        lambda samples: sum(use.gradients(samples) for use in uses), scale, batch
+    )
+
+
+def in_chunks(
+    gradients: Callable[[slice], torch.Tensor], scale: torch.Tensor, batch: int
+) -> torch.Tensor:
+    """[B], fp64: the squared norms of gradients(samples) → [b, P] times scale[P]."""
+    count = max(1, _CHUNK // max(1, len(scale)))
+    norms = []
+    for start in range(0, batch, count):
+        g = gradients(slice(start, min(start + count, batch))) * scale
+        norms.append(torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square())
+    return torch.cat(norms)
 
 
 def combined(uses: Sequence[Contribution], batch: int, parameters: int) -> Tensors:
@@ -566,6 +605,12 @@ class Step:
         """[B]: what each sample contributed to the gradient, times direction[P]."""
         return along(self._contributions(parameter), direction, self.samples)
 
+    def scaled_norms(
+        self, parameter: nn.Parameter, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """[B]: the squared norm of what each sample contributed, times scale[P]."""
+        return scaled_norms(self._contributions(parameter), scale, self.samples)
+
     def _contributions(self, parameter: nn.Parameter) -> list[Contribution]:
         uses = self._uses[parameter]
         return [folded(use, self._fold) for use in uses] if self._fold else uses
@@ -694,6 +739,9 @@ class ParameterStatistics(NamedTuple):
     eps: float = 0.0
 
 
+ScaleOf = Callable[[nn.Parameter], torch.Tensor | None]
+
+
 class Sums:
     """Puts the samples of all calls and backward passes of a metered step together.
 
@@ -701,11 +749,22 @@ class Sums:
         names: every parameter that is measured, and its name.
         dots: whether d is wanted where there are several calls: their contributions
             are kept until the end.
+        scale_of: a parameter's scale[P] of the preconditioned gradients, None where it
+            has none; or None, where these are not wanted.
     """
 
-    def __init__(self, names: Mapping[nn.Parameter, str], dots: bool):
+    def __init__(
+        self,
+        names: Mapping[nn.Parameter, str],
+        dots: bool,
+        scale_of: ScaleOf | None = None,
+    ):
         self._names = names
         self._dots = dots
+        self._scale_of = scale_of
+        self._scaled_norms: dict[nn.Parameter, dict[int, torch.Tensor]] = defaultdict(
+            dict
+        )
         self._steps: list[Step] = []
         self._totals: dict[nn.Parameter, torch.Tensor] = {}
         self._norms: dict[nn.Parameter, dict[int, torch.Tensor]] = defaultdict(dict)
@@ -722,6 +781,11 @@ class Sums:
         """Of each call."""
         return [step.samples for step in self._steps]
 
+    @property
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Those that had a gradient."""
+        return self._totals.keys()
+
     def take(self, steps: Sequence[Step], gradients: Gradients) -> None:
         """Take in the calls that backward passes have gone through since the last time."""
         for parameter in self._names:
@@ -733,6 +797,10 @@ class Sums:
                 pass_total = pass_total + one.total
                 self._norms[parameter][number] = one.squared_norms
                 self._eps[parameter] = max(one.eps, self._eps.get(parameter, 0.0))
+                scale = self._scale_of(parameter) if self._scale_of else None
+                if scale is not None:
+                    norms = step.scaled_norms(parameter, scale)
+                    self._scaled_norms[parameter][number] = norms
             if not isinstance(pass_total, torch.Tensor):
                 continue
             self._totals[parameter] = self._totals.get(parameter, 0) + pass_total
@@ -752,31 +820,55 @@ class Sums:
             for parameter, total in self._totals.items()
         }
 
+    def preconditioned(self) -> dict[str, ParameterStatistics]:
+        """Of each parameter that has a scale, of gradients times it."""
+        statistics = {}
+        for parameter, norms in self._scaled_norms.items():
+            scale = self._scale_of(parameter)
+            total = self._totals[parameter] * scale
+            dots = self._along(parameter, norms, total * scale) if self._dots else None
+            statistics[self._names[parameter]] = ParameterStatistics(
+                torch.linalg.vector_norm(total), self._of_all(norms, total), dots
+            )
+        return statistics
+
     def _of(self, parameter: nn.Parameter, total: torch.Tensor) -> ParameterStatistics:
         norms = self._norms[parameter]
-        parts = [
-            norms.get(number, total.new_zeros(step.samples))
-            for number, step in enumerate(self._steps)
-        ]
-        dots = None
-        if self._dots:
-            mean = total / sum(self.samples)
-            dots = torch.cat(
-                [
-                    (
-                        step.along(parameter, mean)
-                        if number in norms
-                        else total.new_zeros(step.samples)
-                    )
-                    for number, step in enumerate(self._steps)
-                ]
-            )
         return ParameterStatistics(
             torch.linalg.vector_norm(total),
-            torch.cat([part.to(total.dtype) for part in parts]),
-            dots,
+            self._of_all(norms, total),
+            self._along(parameter, norms, total) if self._dots else None,
             self._gaps.get(parameter),
             self._eps[parameter],
+        )
+
+    def _of_all(
+        self, norms: Mapping[int, torch.Tensor], like: torch.Tensor
+    ) -> torch.Tensor:
+        """n[B] of all calls' samples: 0 of a call that contributed nothing."""
+        parts = [
+            norms.get(number, like.new_zeros(step.samples))
+            for number, step in enumerate(self._steps)
+        ]
+        return torch.cat([part.to(like.dtype) for part in parts])
+
+    def _along(
+        self,
+        parameter: nn.Parameter,
+        norms: Mapping[int, torch.Tensor],
+        total: torch.Tensor,
+    ) -> torch.Tensor:
+        """[B]: what all calls' samples contributed, times the mean of total[P]."""
+        mean = total / sum(self.samples)
+        return torch.cat(
+            [
+                (
+                    step.along(parameter, mean)
+                    if number in norms
+                    else total.new_zeros(step.samples)
+                )
+                for number, step in enumerate(self._steps)
+            ]
         )
 
 
