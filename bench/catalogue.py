@@ -1,9 +1,10 @@
 """What there is to measure, asked in a process of its own: whoever runs a command
 imports no file of an op.
 
-`read` starts the process, which imports torch once, and forks one more for each op and
-for each variant. A file that raises, exits, hangs, crashes or changes its process is
-broken, and the others are read all the same.
+`read` starts the process, which imports torch once, and forks one more for each op, and
+for the variants of an op as many as there are cores. A file that raises, exits, hangs,
+crashes or changes its process is broken, and the others are read all the same: each of
+those that shared its process has then one of its own.
 """
 
 from __future__ import annotations

@@ -1,33 +1,34 @@
 """The emulator's compiled code, made before the tests begin: several processes need it
 soon after, and each would compile it anew.
 
-`python -m tests.handlers 0 2` compiles the first of two shares.
+`python -m tests.handlers` compiles what no other such process of the session has begun.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from tests import shared
+
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = 2  # the tests' processes (gpu_sessions.processes)
+PROCESSES = 2  # as many as the tests have without a GPU (gpu_sessions.processes)
 
 
 def compile_first() -> None:
     """Compile what is not on disk yet; a second where all is."""
     running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.handlers", str(number), str(SHARES)], cwd=ROOT
-        )
-        for number in range(SHARES)
+        subprocess.Popen([sys.executable, "-m", "tests.handlers"], cwd=ROOT)
+        for _ in range(PROCESSES)
     ]
     for process in running:
         process.wait()  # what fails here fails in the tests, too, and is shown there
 
 
-def _compile(number: int, shares: int) -> None:
-    """The kinds take turns, but for those that share most of their code."""
+def _compile() -> None:
+    """Kind after kind, but those at once that share most of their code."""
     from batchline.bench.measure.emulator import asynchronous, machine, tensor_copies
 
     handlers = [
@@ -40,11 +41,20 @@ def _compile(number: int, shares: int) -> None:
     groups: dict[str, list] = {}
     for handler in handlers:
         groups.setdefault(handler.function.__module__, []).append(handler)
-    by_size = sorted(groups.values(), key=len, reverse=True)
-    for group in by_size[number::shares]:
-        for handler in group:
-            handler.address
+    for name, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        if _claim(name):
+            for handler in group:
+                handler.address
+
+
+def _claim(name: str) -> bool:
+    """Whether no other process of the session has claimed it."""
+    try:
+        (Path(os.environ[shared.VARIABLE]) / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    _compile(int(sys.argv[1]), int(sys.argv[2]))
+    _compile()

@@ -445,6 +445,33 @@ def watched(tree, tmp_path_factory):
 
 
 @pytest.fixture
+def one_core():
+    """This process and those that it starts have one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("is_one_broken, processes", [(False, 2), (True, 7)])
+def test_variants_share_a_process_unless_one_of_them_is_broken(
+    watched, tmp_path, monkeypatch, one_core, is_one_broken, processes
+):
+    """One imports the op, the other the variants; then each of the five its own."""
+    for name in ("batchline", "kernels", "bench"):
+        shutil.copytree(watched / name, tmp_path / name)
+    if not is_one_broken:
+        (tmp_path / "kernels" / "grad_reduce" / "vanishes.py").unlink()
+    monkeypatch.setenv("SPY", str(tmp_path / "imported"))
+    op = catalogue.read(tree=tmp_path).ops["grad_reduce"]
+    whole = [name for name, one in op.variants.items() if one.broken is None]
+    assert whole == ["torch_mean", "dispatched", "honest", "with_surrogate"]
+    imported = (tmp_path / "imported").read_text().split()
+    assert len(set(imported)) == processes
+
+
+@pytest.fixture
 def bench(watched, tmp_path):
     """Runs a command; (what it said, the runs that it has stored). None of its own
     imports may be a file of an op.

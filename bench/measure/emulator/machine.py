@@ -41,6 +41,7 @@ from batchline.bench.measure.emulator.layout import (
 from batchline.bench.measure.emulator.native import (
     DONE,
     Handler,
+    compile_for_python,
     compile_native,
     machine_at,
 )
@@ -519,7 +520,7 @@ def shuffle_turns(m):
         turns[other] = kept
 
 
-@compile_native
+@compile_for_python
 def run_grid(m, first, last):
     """Execute blocks `first` to `last` of the order in `block_order`."""
     blocks = longs_at(m.block_order, m.n_blocks)

@@ -24,7 +24,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from batchline.bench.measure.emulator.native import compile_native
+from batchline.bench.measure.emulator.native import (
+    compile_for_python,
+    compile_native,
+)
 from batchline.bench.measure.emulator.number_formats import (
     TO_NEAREST_EVEN,
     decode_e4m3,
@@ -283,7 +286,7 @@ def matrix_to_fragment(matrix):
     return values
 
 
-@compile_native
+@compile_for_python
 def mma(kind, d, a, b, c):
     """mma.sync.aligned of m16n8 with the k that the fragments hold: D = A B + C.
 
@@ -302,7 +305,7 @@ def mma(kind, d, a, b, c):
     encode_accumulators(kind, matrix_to_fragment(sums), d)
 
 
-@compile_native
+@compile_for_python
 def mma_f64(d, a, b, c):
     """mma.sync.aligned of f64: m8n8k4, and m16n8k4, k8 and k16.
 
@@ -336,7 +339,7 @@ def swizzle_bytes(mode):
     return 256 >> mode
 
 
-@compile_native
+@compile_for_python
 def why_descriptor_invalid(descriptor):
     """VALID, or what is wrong with a 64-bit matrix descriptor of wgmma.
 
@@ -359,7 +362,7 @@ def why_descriptor_invalid(descriptor):
     return VALID if (start - base & 8 * span - 1) < span else MISALIGNED_START
 
 
-@compile_native
+@compile_for_python
 def operand_addresses(descriptor, rows, depth_bytes, transposed):
     """The shared-memory byte address of each 16-byte piece that wgmma reads of a matrix
     given by a descriptor. int32[pieces].
@@ -498,7 +501,7 @@ def read_b(kind, flags, columns, descriptor, shared):
     return read_right(kind >> 4 & 0xF, shared, addresses, columns, transposed, sign)
 
 
-@compile_native
+@compile_for_python
 def wgmma_from_shared(
     kind, flags, accumulators, warp, a_descriptor, b_descriptor, shared
 ):
@@ -514,7 +517,7 @@ def wgmma_from_shared(
     accumulate_rows(kind, flags & SCALE_D != 0, accumulators, left, right)
 
 
-@compile_native
+@compile_for_python
 def wgmma_from_registers(kind, flags, accumulators, a, b_descriptor, shared):
     """What a warp does of a wgmma.mma_async of m64nNk16 (f16, bf16), k8 (tf32) or k32
     (8-bit types): 16 rows of D.
@@ -544,7 +547,7 @@ def write_halfword(shared, address, value):
     shared[address + 1] = np.uint8(value >> np.uint32(8) & np.uint32(0xFF))
 
 
-@compile_native
+@compile_for_python
 def ldmatrix(shared, addresses, transposed, d):
     """ldmatrix.sync.aligned.m8n8.x1, .x2 or .x4 (.trans) of b16 into uint32[1, 2 or 4,
     32] `d`.
@@ -566,7 +569,7 @@ def ldmatrix(shared, addresses, transposed, d):
             d[i, lane] = low | high << np.uint32(16)
 
 
-@compile_native
+@compile_for_python
 def stmatrix(shared, addresses, transposed, a):
     """stmatrix.sync.aligned.m8n8.x1, .x2 or .x4 (.trans) of b16: the reverse of
     `ldmatrix`, from uint32[1, 2 or 4, 32] `a`.
@@ -584,7 +587,7 @@ def stmatrix(shared, addresses, transposed, a):
                 write_halfword(shared, start + 2, high)
 
 
-@compile_native
+@compile_for_python
 def movmatrix(d, a):
     """movmatrix.sync.aligned.m8n8.trans.b16: uint32[32] `d` is the transpose of the
     matrix in uint32[32] `a`. `d` may not be `a`.

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchline.bench.measure.emulator.native import compile_native
+from batchline.bench.measure.emulator.native import (
+    compile_for_python,
+    compile_native,
+)
 
 TO_NEAREST_EVEN = 0
 TOWARDS_ZERO = 1
@@ -67,19 +70,19 @@ def encode(value, exponent_bits, mantissa_bits, rounding, saturate):
     return np.uint32(sign | code)
 
 
-@compile_native
+@compile_for_python
 def encode_f16(value, rounding, saturate):
     """The f16 bit pattern, in a uint32, of a float64."""
     return encode(value, 5, 10, rounding, saturate)
 
 
-@compile_native
+@compile_for_python
 def encode_bf16(value, rounding, saturate):
     """The bf16 bit pattern, in a uint32, of a float64."""
     return encode(value, 8, 7, rounding, saturate)
 
 
-@compile_native
+@compile_for_python
 def encode_tf32(value, rounding, saturate):
     """The tf32 bit pattern of a float64: that of a float32 whose low 13 bits are 0, but
     for the canonical NaN 0x7fffffff.
@@ -89,13 +92,13 @@ def encode_tf32(value, rounding, saturate):
     return np.uint32(encode(value, 8, 10, rounding, saturate) << np.uint32(13))
 
 
-@compile_native
+@compile_for_python
 def encode_e5m2(value, rounding, saturate):
     """The e5m2 bit pattern, in a uint32, of a float64. PTX always saturates."""
     return encode(value, 5, 2, rounding, saturate)
 
 
-@compile_native
+@compile_for_python
 def encode_e4m3(value, rounding, saturate):
     """The e4m3 bit pattern, in a uint32, of a float64. PTX always saturates; without it
     what is out of range is a NaN of the same sign, as the format has no infinity.
@@ -113,7 +116,7 @@ def encode_e4m3(value, rounding, saturate):
     return np.uint32(sign | code)
 
 
-@compile_native
+@compile_for_python
 def decode_f16(bits):
     """The float32 of an f16 bit pattern (an unsigned integer; bits above 15 ignored)."""
     bits = np.uint32(bits)
@@ -127,25 +130,25 @@ def decode_f16(bits):
     return np.uint32(sign | code).view(np.float32)
 
 
-@compile_native
+@compile_for_python
 def decode_bf16(bits):
     """The float32 of a bf16 bit pattern (bits above 15 ignored)."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@compile_native
+@compile_for_python
 def decode_tf32(bits):
     """The float32 of a tf32 bit pattern: the low 13 bits are ignored."""
     return np.uint32(np.uint32(bits) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-@compile_native
+@compile_for_python
 def decode_e5m2(bits):
     """The float32 of an e5m2 bit pattern (bits above 7 ignored)."""
     return decode_f16(np.uint32(np.uint32(bits) & np.uint32(0xFF)) << np.uint32(8))
 
 
-@compile_native
+@compile_for_python
 def decode_e4m3(bits):
     """The float32 of an e4m3 bit pattern (bits above 7 ignored)."""
     bits = np.uint32(bits)

@@ -34,7 +34,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from batchline.bench.measure.emulator.native import compile_native
+from batchline.bench.measure.emulator.native import (
+    compile_for_python,
+    compile_native,
+)
 from batchline.bench.measure.emulator.number_formats import (
     TO_NEAREST_EVEN,
     decode_bf16,
@@ -237,7 +240,7 @@ def field_bit(field, ordinal):
     return 0
 
 
-@compile_native
+@compile_for_python
 def replace_field(tensor_map, field, ordinal, value):
     """Write a field of uint8[128] `tensor_map` as tensormap.replace.tile does.
 
@@ -279,7 +282,7 @@ def replace_field(tensor_map, field, ordinal, value):
         write_number(tensor_map, 113, 1, byte)
 
 
-@compile_native
+@compile_for_python
 def why_invalid(tensor_map):
     """VALID, or the number of what is wrong, or not supported, in uint8[128]: REASONS
     has the text. PTX ISA, "Tensor Map", and the driver's cuTensorMapEncodeTiled.
@@ -364,7 +367,7 @@ def box_steps(tensor_map, dimension):
     return (box_size_of(tensor_map, dimension) + step - 1) // step
 
 
-@compile_native
+@compile_for_python
 def box_bytes(tensor_map):
     """The bytes of the whole box: what a load's mbarrier counts, out of bounds or not."""
     size = row_bytes(tensor_map)
@@ -390,7 +393,7 @@ def row_address(tensor_map, coordinates, row):
     return address
 
 
-@compile_native
+@compile_for_python
 def box_pieces(tensor_map, coordinates, shared_start):
     """The pieces of 16 bytes or less that a box is copied in: int64[pieces, 3].
 
@@ -451,7 +454,7 @@ def nan_byte(tensor_map, place):
     return np.uint8(0x7F if place % size == size - 1 else 0xFF)
 
 
-@compile_native
+@compile_for_python
 def load_box(tensor_map, coordinates, shared, shared_start):
     """Copy a box from global memory, at its addresses in this process, to uint8[]
     `shared`, whose index is the shared address. See `box_pieces`.
@@ -474,7 +477,7 @@ def load_box(tensor_map, coordinates, shared, shared_start):
     return box_bytes(tensor_map)
 
 
-@compile_native
+@compile_for_python
 def store_box(tensor_map, coordinates, shared, shared_start):
     """Copy a box from shared to global memory; see `load_box`. What is outside of the
     tensor is dropped.
@@ -568,7 +571,7 @@ def read_memory(address, size):
     return value
 
 
-@compile_native
+@compile_for_python
 def reduce_box(operation, tensor_map, coordinates, shared, shared_start):
     """Combine a box in shared memory with the tensor in global memory, element by
     element: cp.reduce.async.bulk.tensor. See `store_box`.

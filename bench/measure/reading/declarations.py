@@ -1,10 +1,10 @@
 """What an op or a variant says of itself, read in a process that imports its file: data,
 or why there is none.
 
-Each file is read in a forked process of its own, with a deadline for every step: what
-it does to itself ends there. A fork takes milliseconds where a new process takes
-seconds to import torch. What a fork sends is data alone (JSON), so that nothing that it
-sends is run.
+Files are read in forked processes, with a deadline for every step: what a file does to
+its process ends there. One that does anything to it has a process of its own. A fork
+takes milliseconds where a new process takes seconds to import torch. What a fork sends
+is data alone (JSON), so that nothing that it sends is run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from batchline.kernels.op import Audit, Op, Scenario, Tensors, Variant
 _TOLD_S = 5.0  # how often it is told that a job is waited for
 _LOOK_S = 0.05  # how often it is looked at whether a process has ended
 _ENDING_S = 0.002  # likewise, where one has closed its pipe
-_IN_ALL = 3  # times the deadline of a step: the longest that a job may take
+_IN_ALL = 3  # times the deadline of a step: the longest that a job may take for a file
 _MOST_BYTES = 2**24  # that one job may send
 _PR_SET_PDEATHSIG = 1
 _SAID, _FAILED, _DONE = "said", "failed", "done"
@@ -70,11 +70,12 @@ _FEW = 8  # names, which are all told
 @dataclass(frozen=True)
 class Job:
     """`work(begin)` yields data, as JSON can hold it; `name` is whose work it is, in
-    words.
+    words, and `files` how many it is the work of.
     """
 
     name: str
     work: Callable[[Begin], Iterator]
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,10 @@ class _Running:
             return self._ended(status, step)
         if now_s - since_s > deadline_s:
             return self._given_up(HUNG, f"not done after {deadline_s:g} s ({step})")
-        if now_s - self.started_s > _IN_ALL * deadline_s:
+        longest_s = _IN_ALL * deadline_s * self.job.files
+        if now_s - self.started_s > longest_s:
             return self._given_up(
-                HUNG, f"not done after {_IN_ALL * deadline_s:g} s in all ({step})"
+                HUNG, f"not done after {longest_s:g} s in all ({step})"
             )
         if len(self.received) > _MOST_BYTES:
             return self._given_up(
@@ -344,26 +346,69 @@ def variant_job(
     def work(begin: Begin) -> Iterator[dict]:
         begin("importing it")
         op = _op(op_name)
-        fence.accept()
-        fence.keep_ops()
-        variant = _variant(op, name)
-        _require_unchanged(fence)
-        _require_variant(variant)
-        yield _declared_variant(variant)
-        refusals, configurations = [], []
-        for problem in problems:
-            begin(f"supports on {problem['scenario']} at B={problem['batch']}")
-            inputs = op.make_inputs(
-                problem["scenario"], problem["batch"], problem["dtype"], "meta"
-            )
-            refusals.append(_refusal(variant, inputs))
-            takes_it = variant.tunable and not refusals[-1]
-            configurations.append(
-                _configs(variant, inputs) if configs and takes_it else []
-            )
-        yield {"refusals": refusals, "configs": configurations}
+        yield from _variant_data(op, name, problems, configs, fence, begin)
 
     return Job(file, work)
+
+
+def variants_job(
+    title: str,
+    op_name: str,
+    names: Sequence[str],
+    problems: Sequence[Mapping],
+    configs: bool,
+    fence: Fence,
+) -> Job:
+    """Reads several variants of an op in one process, as variant_job reads each: the
+    name before its data. It fails if one of them does, or leaves the process otherwise
+    than it was: then none of its data holds.
+    """
+
+    def work(begin: Begin) -> Iterator[str | dict]:
+        begin("importing it")
+        op = _op(op_name)
+        before = list(op.variants)
+        for name in names:
+            yield name
+            yield from _variant_data(
+                op,
+                name,
+                problems,
+                configs,
+                fence,
+                lambda step: begin(f"{name}.py: {step}"),
+            )
+            _require_unchanged(fence)
+            _require(list(op.variants) == before, f"{name}.py registers another one")
+
+    return Job(title, work, len(names))
+
+
+def _variant_data(
+    op: Op,
+    name: str,
+    problems: Sequence[Mapping],
+    configs: bool,
+    fence: Fence,
+    begin: Begin,
+) -> Iterator[dict]:
+    begin("importing it")
+    fence.accept()
+    fence.keep_ops()
+    variant = _variant(op, name)
+    _require_unchanged(fence)
+    _require_variant(variant)
+    yield _declared_variant(variant)
+    refusals, configurations = [], []
+    for problem in problems:
+        begin(f"supports on {problem['scenario']} at B={problem['batch']}")
+        inputs = op.make_inputs(
+            problem["scenario"], problem["batch"], problem["dtype"], "meta"
+        )
+        refusals.append(_refusal(variant, inputs))
+        takes_it = variant.tunable and not refusals[-1]
+        configurations.append(_configs(variant, inputs) if configs and takes_it else [])
+    yield {"refusals": refusals, "configs": configurations}
 
 
 def _op(name: str) -> Op:

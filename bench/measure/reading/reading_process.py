@@ -1,5 +1,5 @@
-"""The process that bench.catalogue asks: it forks one process for each file,
-and says what came of each.
+"""The process that bench.catalogue asks: it forks those that read the files, and says
+what came of each file.
 
 It writes a line of JSON for everything that it says: [kind, data]. The last one,
 "done", has how many it answered for.
@@ -96,6 +96,9 @@ def _refuse(event: str, arguments: tuple) -> None:
 
 
 _MOST_AT_ONCE = 8
+_TOGETHER_S = (
+    3.0  # that a step may take where variants are read together: it takes milliseconds
+)
 
 
 def main() -> None:
@@ -145,6 +148,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         return
     asked = json.loads(line)
     folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
+    deadline_s = asked["deadline_s"]
     shared = map(str, sorted(init.parent for init in folder.glob("_*/__init__.py")))
     folders = [str(folder), *shared, *process_state.op_folders().values()]
     before = states(folders)
@@ -163,7 +167,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     op_count, variants = 0, {}
     for kind, answer in _each(
         [op_job(name, file, request, fence) for file, name in ops.items()],
-        asked["deadline_s"],
+        deadline_s,
     ):
         if kind != "ended":
             yield kind, answer
@@ -181,11 +185,18 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
                 for name in op["variants"]
                 if request.reads_variant(op["name"], name)
             }
+    alone = []
+    for kind, answer in _each_together(variants, request.configs, fence, deadline_s):
+        if kind == "apart":
+            alone += answer
+        else:
+            yield kind, answer
     jobs = [
         variant_job(op["name"], name, file, op["problems"], request.configs, fence)
         for file, (op, name) in variants.items()
+        if file in alone
     ]
-    for kind, answer in _each(jobs, asked["deadline_s"]):
+    for kind, answer in _each(jobs, deadline_s):
         if kind == "ended":
             op, name = variants[answer["file"]]
             yield "variant", answer | {"op": op["name"], "name": name}
@@ -209,20 +220,71 @@ def _import_compilers() -> None:
             backends.why_absent(backend)
 
 
+def _each_together(
+    variants: Mapping[str, tuple[Mapping, str]],
+    configs: bool,
+    fence,
+    deadline_s: float,
+) -> Iterator[tuple[str, object]]:
+    """What came of the variants, a few forks for each op; ("apart", files) of those
+    whose fork failed, which says nothing of any of them.
+
+    A fork writes to, and so copies, what it shares: more of the time than the files
+    take.
+    """
+    from batchline.bench.measure.reading.declarations import variants_job
+
+    by_op: dict[str, list[str]] = {}
+    for file, (op, _) in variants.items():
+        by_op.setdefault(op["name"], []).append(file)
+    groups, jobs = {}, []
+    for op_name, files in by_op.items():
+        count = _at_once()
+        for number in range(min(count, len(files))):
+            share = files[number::count]
+            names = [variants[file][1] for file in share]
+            problems = variants[share[0]][0]["problems"]
+            title = f"kernels/{op_name}, part {number + 1}"
+            groups[title] = share
+            jobs.append(variants_job(title, op_name, names, problems, configs, fence))
+    for kind, answer in _each(jobs, min(deadline_s, _TOGETHER_S)):
+        if kind != "ended":
+            yield kind, answer
+            continue
+        files = groups[answer["file"]]
+        names = [variants[file][1] for file in files]
+        data = answer["data"]
+        if answer["failure"] or data[::3] != names or len(data) != 3 * len(names):
+            yield "apart", files
+            continue
+        for place, file in enumerate(files):
+            op, name = variants[file]
+            yield "variant", {
+                "file": file,
+                "data": data[3 * place + 1 : 3 * place + 3],
+                "failure": None,
+                "op": op["name"],
+                "name": name,
+            }
+
+
+def _at_once() -> int:
+    """How many processes there are at a time."""
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    return min(_MOST_AT_ONCE, cores or 1)
+
+
 def _each(jobs: Sequence, deadline_s: float) -> Iterator[tuple[str, object]]:
     """("ended", what came of it) for each job, between what is to be told of those that
     take long.
     """
     from batchline.bench.measure.reading import declarations
 
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    for job, told in declarations.each(
-        jobs, deadline_s, min(_MOST_AT_ONCE, cores or 1)
-    ):
+    for job, told in declarations.each(jobs, deadline_s, _at_once()):
         if isinstance(told, declarations.Waiting):
             yield "waiting", f"waiting for {job.name} ({told.step})"
         else:
