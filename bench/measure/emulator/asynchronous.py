@@ -66,6 +66,7 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 MISALIGNED = int(Finding.MISALIGNED)
@@ -160,7 +161,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
         if target % count or size and address % count:
             report(m, MISALIGNED, pc, warp, lane, address, -1)
             continue
-        if target < 0 or target + count > m.shared_bytes:
+        if not is_in_shared(m, target, count):
             report(m, OUT_OF_BOUNDS, pc, warp, lane, target, -1)
             continue
         new.read[lane] = size
@@ -369,7 +370,7 @@ def _read_operands(m, pc, warp, words, new):
         agent = m.product_agent + warp
         for place in range(len(addresses)):
             address = int64(addresses[place])
-            if address < 0 or address + 16 > m.shared_bytes:
+            if not is_in_shared(m, address, 16):
                 report(m, OUT_OF_BOUNDS, pc, warp, -1, address, -1)
                 return False
             read_shared(m, pc, warp, -1, agent, new.clock, address, 16)

@@ -64,6 +64,10 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
         "uninitialised-shared",
         "shared memory that nothing has written in this block",
     ),
+    Finding.UNINITIALISED_LOCAL: (
+        "uninitialised-local",
+        "local memory that this thread has not written",
+    ),
     Finding.RACE_SHARED: (
         "shared-race",
         "two warps with no barrier between them, or two lanes at once",
@@ -357,7 +361,10 @@ class _Bound:
         record["grid_x"], record["grid_y"], record["grid_z"] = launch.grid
         record["block_x"], record["block_y"], record["block_z"] = launch.block
         record["n_blocks"] = launch.blocks
-        shared = code.static_shared_bytes + launch.dynamic_shared_bytes
+        arrays = code.shared.with_dynamic(launch.dynamic_shared_bytes)
+        shared = max((end for _, end in arrays), default=0)
+        self._set("shared_arrays", np.array(arrays, np.int64).reshape(-1, 2))
+        record["n_shared_arrays"] = len(arrays)
         shift = min(2, int(code.narrowest_shared).bit_length() - 1)
         granules = (shared >> shift) + 1
         record["shared_bytes"], record["granule_shift"] = shared, shift
@@ -377,9 +384,9 @@ class _Bound:
         self._set("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32))
         self._set("pending", np.zeros(PENDING_MOST, PENDING))
         record["local_bytes"] = code.local_bytes
-        self._set(
-            "local", np.zeros(max(1, code.local_bytes * LANES * self._warps), np.uint8)
-        )
+        local_bytes = max(1, code.local_bytes * LANES * self._warps)
+        self._set("local", np.zeros(local_bytes, np.uint8))
+        self._set("local_written", np.zeros(local_bytes, np.uint8))
         self._set("scratch", np.zeros(2048, np.int64))
         slots = (code.register_bytes >> SLOT_SHIFT) * self._warps
         self._set("in_flight", np.zeros(slots, np.uint8))
@@ -476,7 +483,7 @@ class _Bound:
             "%lanemask_gt": everything - (below * np.uint64(2) + one),
             "%dynamic_smem_size": np.full_like(threads, launch.dynamic_shared_bytes),
             "%total_smem_size": np.full_like(
-                threads, launch.dynamic_shared_bytes + self._code.static_shared_bytes
+                threads, launch.dynamic_shared_bytes + self._code.shared.static_bytes
             ),
         }
         for place, axis in enumerate("xyz"):

@@ -151,6 +151,7 @@ class Finding(IntEnum):
     BAD_DESCRIPTOR = 14
     HANG = 15
     UNSUPPORTED = 16
+    UNINITIALISED_LOCAL = 17
 
 
 # int64: start, end, shadow, writers, readers, flags, granule shift, none
@@ -274,7 +275,7 @@ PENDING = np.dtype(
 _ADDRESSES = (
     "code at functions registers warps shared shared_state writers reads clocks fenced "
     "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
-    "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
+    "local local_written shared_arrays scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
     "require mark run_warp land_one constants specials block_order warp_order seen "
     "sync_places sync_sets sync_clocks released released_lanes lane_released "
     "lane_clocks "
@@ -285,7 +286,7 @@ _NUMBERS = (
     "granule_shift agents copy_agent tensor_agent product_agent store_agent lane_agent "
     "readers n_allocations "
     "last_allocation n_findings n_mbarriers n_pending local_bytes grid_x grid_y grid_z "
-    "block_x block_y block_z n_blocks block first_block steps most_steps quantum random "
+    "block_x block_y block_z n_shared_arrays n_blocks block first_block steps most_steps quantum random "
     "is_early architecture barrier_granule narrow_shift accumulator_words stop "
     "has_products is_counting first_pending random_landing "
     "is_brief read_bytes distinct n_syncs has_atomics maps_published maps_acquired "

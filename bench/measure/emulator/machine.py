@@ -388,6 +388,7 @@ def begin_block(m, block):
     fill(m.shared_state, uint8(0), m.shared_bytes)
     fill(m.barriers, uint8(0), BARRIERS * _BARRIER_BYTES)
     fill(m.local, uint8(255), m.local_bytes * LANES * m.n_warps)
+    fill(m.local_written, uint8(0), m.local_bytes * LANES * m.n_warps)
     order.begin_block(m)
     x = block % m.grid_x
     y = (block // m.grid_x) % m.grid_y

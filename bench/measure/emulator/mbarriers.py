@@ -45,6 +45,7 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 MISUSE = int(Finding.MBARRIER_MISUSE)
 UNSUPPORTED = int(Finding.UNSUPPORTED)
@@ -225,7 +226,7 @@ def _act_on_one(m, pc, warp, registers, row, mask):
     if address & 7:
         report(m, MISALIGNED, pc, warp, lane, address, -1)
         return DONE
-    if address < 0 or address + 8 > m.shared_bytes:
+    if not is_in_shared(m, address, 8):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
         return DONE
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]

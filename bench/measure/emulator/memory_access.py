@@ -34,7 +34,9 @@ from batchline.bench.measure.emulator.order import (
     write_strong,
 )
 from batchline.bench.measure.emulator.raw import (
+    bytes_at,
     count_ones,
+    fill,
     longs_at,
     lowest_one,
     read8,
@@ -48,6 +50,7 @@ from batchline.bench.measure.emulator.raw import (
     write64,
 )
 from batchline.bench.measure.emulator.releases import synchronise
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
 SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
@@ -55,6 +58,7 @@ OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 PAST_THE_END = int(Finding.PAST_THE_END)
 RACE_GLOBAL, RACE_SHARED = int(Finding.RACE_GLOBAL), int(Finding.RACE_SHARED)
 MISALIGNED = int(Finding.MISALIGNED)
+UNINITIALISED_LOCAL = int(Finding.UNINITIALISED_LOCAL)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 
 SECTOR_BYTES, BANKS = 32, 32
@@ -139,6 +143,18 @@ def local_of(m, warp, lane, offset, count):
 
 
 @compile_native
+def _read_local(m, pc, warp, lane, source, address, count):
+    """Report a read of local memory, at `source` in this process, that the thread has
+    not written all of.
+    """
+    written = bytes_at(m.local_written + source - m.local, count)
+    for place in range(count):
+        if not written[place]:
+            report(m, UNINITIALISED_LOCAL, pc, warp, lane, address, -1)
+            return
+
+
+@compile_native
 def why_outside(m, address, count):
     """The finding for a read of global memory that no allocation holds."""
     row = find_allocation(m, address)
@@ -166,7 +182,7 @@ def locate(m, pc, warp, lane, space, address, count, may_overrun):
             if may_overrun and address + count <= (end + 15) & ~15:
                 return int64(0), row
     elif space == SHARED:
-        if 0 <= address and address + count <= m.shared_bytes:
+        if is_in_shared(m, address, count):
             return m.shared + address, int64(0)
     else:
         target = int64(local_of(m, warp, lane, address, count))
@@ -226,6 +242,8 @@ def _load(m, pc, warp, registers, row, mask):
                 synchronise(m, warp, lane, address, action)
         elif source and space == SHARED:
             read_shared(m, pc, warp, lane, warp, clock, address, count)
+        elif source and space == LOCAL:
+            _read_local(m, pc, warp, lane, source, address, count)
         for element in range(elements):
             target = registers + int64(words[HEADER + element]) + lane * width
             if source:
@@ -344,6 +362,8 @@ def _store(m, pc, warp, registers, row, mask):
         elif target and space == SHARED:
             _collect(registers, words, lane, data)
             write_shared(m, pc, warp, lane, warp, clock, address, count, data)
+        elif target and space == LOCAL:
+            fill(m.local_written + target - m.local, uint8(1), count)
         if target:
             _collect(registers, words, lane, target)
     if space == GLOBAL or space == SHARED:

@@ -30,6 +30,7 @@ from batchline.bench.measure.emulator.layout import (
     Space,
     Update,
 )
+from batchline.bench.measure.emulator.shared_arrays import SharedLayout, lay_out_shared
 from batchline.bench.measure.emulator.ptx import (
     Address,
     Immediate,
@@ -101,8 +102,7 @@ class Program:
     constants: tuple[tuple[int, int, int, object], ...]
     specials: dict[str, int]
     register_bytes: int
-    shared_offsets: dict[str, int]
-    static_shared_bytes: int
+    shared: SharedLayout
     local_bytes: int
     kinds: frozenset[Kind]
     narrowest_shared: int
@@ -169,7 +169,7 @@ class _Decoder:
         self._module, self._kernel = module, kernel
         self._registers = _Registers(dict(kernel.registers))
         self._parameters = {one.name: one for one in kernel.parameters}
-        self._shared, self._static_bytes = _lay_out(
+        self._shared = lay_out_shared(
             [
                 *(v for v in module.variables.values() if v.space == "shared"),
                 *kernel.shared,
@@ -213,7 +213,6 @@ class _Decoder:
             dict(registers.specials),
             registers.size,
             self._shared,
-            self._static_bytes,
             self._local_bytes,
             frozenset(row.kind for _, row in rows),
             min(shared, default=4),
@@ -288,8 +287,8 @@ class _Decoder:
 
     def _symbol(self, symbol: Symbol) -> object:
         name, offset = symbol.name, symbol.offset
-        if name in self._shared:
-            return self._shared[name] + offset
+        if name in self._shared.offsets:
+            return self._shared.offsets[name] + offset
         if name in self._local:
             return self._local[name] + offset
         if name in self._parameters:
@@ -983,14 +982,11 @@ def _pair(operand) -> tuple:
 
 
 def _lay_out(variables: Sequence[ptx.Variable]) -> tuple[dict[str, int], int]:
-    """Offsets by name, those of unknown size last, and the bytes of all."""
+    """Offsets by name, and the bytes of all."""
     offsets: dict[str, int] = {}
     end = 0
-    for variable in sorted(variables, key=lambda one: one.is_extern):
-        align = max(1, variable.align)
-        if variable.is_extern:
-            align = max(align, 16)
-        end = -(-end // align) * align
+    for variable in variables:
+        end = -(-end // variable.align) * variable.align
         offsets[variable.name] = end
         end += variable.size_bytes
     return offsets, end

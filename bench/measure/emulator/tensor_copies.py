@@ -48,6 +48,7 @@ from batchline.bench.measure.emulator.raw import (
     read64,
     words_at,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 from batchline.bench.measure.emulator.tensor_maps import (
     MAP_BYTES,
     box_bytes,
@@ -176,7 +177,7 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
     if shared % _TENSOR_ALIGN:
         report(m, MISALIGNED, pc, warp, lane, shared, -1)
         return
-    if shared < 0 or shared + size > m.shared_bytes:
+    if not is_in_shared(m, shared, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return
     number = int64(-1)
@@ -341,7 +342,7 @@ def _start_run(m, pc, warp, lane, registers, row):
         report(m, MISALIGNED, pc, warp, lane, address, -1)
         return
     allocation = find_allocation(m, address)
-    if shared < 0 or shared + size > m.shared_bytes:
+    if not is_in_shared(m, shared, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return
     if not allocation or address + size > int64(read64(allocation + 8)):
@@ -397,7 +398,7 @@ def replace_in_map(machine, pc, warp, registers, row, mask):
         address = _address(registers, row, 0, words[_P0 + 2], words[_P0 + 3], lane)
         value = get(registers + int64(words[HEADER + 1]) + lane * width, width)
         if words[_P0 + 4]:
-            if address < 0 or address + MAP_BYTES > m.shared_bytes:
+            if not is_in_shared(m, address, MAP_BYTES):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
                 continue
             write_shared(m, pc, warp, lane, warp, clock, address, MAP_BYTES, 0)
@@ -436,7 +437,7 @@ def publish_map(machine, pc, warp, registers, row, mask):
     if not allocation or to + MAP_BYTES > int64(read64(allocation + 8)):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, to, -1)
         return DONE
-    if source < 0 or source + MAP_BYTES > m.shared_bytes:
+    if not is_in_shared(m, source, MAP_BYTES):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
         return DONE
     read_shared(m, pc, warp, lane, warp, clock, source, MAP_BYTES)
