@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
+from batchline.bench.measure.emulator.calls import inline_calls
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
     IS_OF_BLOCK,
@@ -122,7 +123,7 @@ def decode(module: ptx.Module, name: str) -> Program:
         UnknownOpcode: for an instruction that the machine does not know. KeyError: if
         there is no such kernel.
     """
-    return _Decoder(module, module.kernels[name]).decode()
+    return _Decoder(module, inline_calls(module, module.kernels[name])).decode()
 
 
 @dataclass
