@@ -46,7 +46,8 @@ from batchline.bench.measure.emulator.layout import (
     Kind,
 )
 from batchline.bench.measure.emulator.memory import GlobalMemory, untouched_zeros
-from batchline.bench.measure.emulator.program import Place, Program
+from batchline.bench.measure.emulator.program import Program
+from batchline.bench.measure.emulator.rows import Place
 
 # The word of each finding, and what it says.
 WORDS: Mapping[Finding, tuple[str, str]] = {

@@ -12,6 +12,12 @@ import numpy as np
 
 from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
 from batchline.bench.measure.emulator.calls import inline_calls
+from batchline.bench.measure.emulator.carries import (
+    CARRY,
+    reads_carry,
+    with_carry,
+    writes_carry,
+)
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
     IS_OF_BLOCK,
@@ -31,6 +37,7 @@ from batchline.bench.measure.emulator.layout import (
     Space,
     Update,
 )
+from batchline.bench.measure.emulator.rows import Place, Row, named_space
 from batchline.bench.measure.emulator.shared_arrays import SharedLayout, lay_out_shared
 from batchline.bench.measure.emulator.ptx import (
     Address,
@@ -46,41 +53,9 @@ from batchline.bench.measure.emulator.ptx import (
 _ROW_BYTES = 64  # rows of registers are aligned to it
 SINK_BYTES = 512
 _CHOSEN = "brx.idx"  # a predicate: the index is that of the target at hand
-_SPACES = {
-    "global": Space.GLOBAL,
-    "const": Space.GLOBAL,
-    "shared": Space.SHARED,
-    "shared::cta": Space.SHARED,
-    "shared::cluster": Space.SHARED,  # of clusters of one block: others are refused
-    "local": Space.LOCAL,
-}
+# Their parameters begin with the space, a count and the bytes of an element.
+_ACCESSES = (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
-
-
-@dataclass(frozen=True)
-class Place:
-    """A constant whose value is an address, known once the kernel is bound: of a
-    parameter ("parameter", its offset), of a variable ("variable", its name and what
-    is added), or the bytes of an argument ("argument", offset, bytes, whether signed).
-    """
-
-    what: str
-    name: str
-    offset: int
-    bytes: int = 8
-    is_signed: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the machine executes for (a part of) an instruction."""
-
-    kind: Kind
-    operands: tuple[int, ...] = ()
-    parameters: tuple[int, ...] = ()
-    written: int = 0
-    form: object = None
-    guard: int | None = None  # the row of a predicate in place of the instruction's
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,13 +165,13 @@ class _Decoder:
         shared = [
             row.parameters[2]
             for _, row in rows
-            if row.kind in (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
+            if row.kind in _ACCESSES
             and row.parameters[0] in (Space.SHARED, Space.GENERIC)
         ]
         in_global = [
             row.parameters[2]
             for _, row in rows
-            if row.kind in (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
+            if row.kind in _ACCESSES
             and row.parameters[0] in (Space.GLOBAL, Space.GENERIC)
         ]
         registers = self._registers
@@ -261,7 +236,7 @@ class _Decoder:
 
     # --- operands -------------------------------------------------------------------
 
-    def _offset(self, operand, operand_type: str) -> int:
+    def offset(self, operand, operand_type: str) -> int:
         """The row of an operand, which as an immediate is of this type."""
         if isinstance(operand, Register):
             return self._registers.place(operand.name)
@@ -318,7 +293,7 @@ class _Decoder:
             for one, width in zip(inside, widths)
         ]
 
-    def _address(self, operand) -> tuple[int, int, int]:
+    def address(self, operand) -> tuple[int, int, int]:
         """The base's row, the offset in bytes and the bytes of the base (0: absolute,
         in the offset alone).
         """
@@ -342,6 +317,10 @@ class _Decoder:
         decoder = _DECODERS.get(head)
         if decoder is not None:
             yield from decoder(self, instruction)
+        elif writes_carry(instruction.opcode) or reads_carry(instruction.opcode):
+            self._registers.widths[CARRY] = 1
+            operands = with_carry(instruction.opcode, instruction.operands)
+            yield self._arithmetic(instruction.opcode, operands)
         else:
             yield self._arithmetic(instruction.opcode, instruction.operands)
 
@@ -359,7 +338,7 @@ class _Decoder:
         return Row(
             Kind.ARITHMETIC,
             tuple(
-                self._offset(operand, kind)
+                self.offset(operand, kind)
                 for operand, kind in zip(flat, form.operand_types)
             ),
             written=form.writes,
@@ -410,12 +389,12 @@ class _Decoder:
         if "param" in tokens:
             yield from self._load_argument(instruction, targets, source, size, signed)
             return
-        base, offset, width = self._address(source)
+        base, offset, width = self.address(source)
         yield Row(
             Kind.LOAD,
-            (*(self._offset(one, f"b{8 * size}") for one in targets), base),
+            (*(self.offset(one, f"b{8 * size}") for one in targets), base),
             (
-                _space(tokens),
+                named_space(tokens),
                 len(targets),
                 size,
                 self._register_bytes(targets, size),
@@ -442,7 +421,7 @@ class _Decoder:
             form = alu.form(f"mov.b{width}", (width, width), frozenset())
             yield Row(
                 Kind.ARITHMETIC,
-                (self._offset(target, f"b{width}"), value),
+                (self.offset(target, f"b{width}"), value),
                 written=1,
                 form=form,
             )
@@ -458,14 +437,14 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         size = int(kind[1:]) // 8
         sources = ptx.flatten((instruction.operands[1],))
-        base, offset, width = self._address(instruction.operands[0])
+        base, offset, width = self.address(instruction.operands[0])
         bytes_each = self._register_bytes(sources, size)
         constant = f"{'f' if kind[0] == 'f' else 'b'}{8 * bytes_each}"
         yield Row(
             Kind.STORE,
-            (base, *(self._offset(one, constant) for one in sources)),
+            (base, *(self.offset(one, constant) for one in sources)),
             (
-                _space(tokens),
+                named_space(tokens),
                 len(sources),
                 size,
                 bytes_each,
@@ -491,24 +470,24 @@ class _Decoder:
         size = 4 if kind.endswith("x2") else int(kind.lstrip("bfsu")) // 8
         operands = list(instruction.operands)
         target = operands.pop(0) if has_result else None
-        base, offset, width = self._address(operands.pop(0))
+        base, offset, width = self.address(operands.pop(0))
         constant = f"{'f' if number is Number.FLOAT else 'b'}{8 * size}"
-        values = [self._offset(one, constant) for one in operands[:2]]
+        values = [self.offset(one, constant) for one in operands[:2]]
         action = int(update) | (HAS_RESULT if has_result else 0) | _semantics(tokens)
         if len(values) == 1:
             values.append(values[0])
-        result = [self._offset(target, constant)] if has_result else []
+        result = [self.offset(target, constant)] if has_result else []
         yield Row(
             Kind.ATOMIC,
             (*result, base, *values),
-            (_space(tokens), 1, size, size, offset, width, int(number), action),
+            (named_space(tokens), 1, size, size, offset, width, int(number), action),
             written=len(result),
         )
 
     def _barrier(self, instruction: Instruction) -> Iterator[Row]:
         tokens = [one for one in instruction.opcode.split(".") if one != "cta"]
         if tokens[1] == "warp":
-            yield Row(Kind.WARP_SYNC, (self._offset(instruction.operands[0], "b32"),))
+            yield Row(Kind.WARP_SYNC, (self.offset(instruction.operands[0], "b32"),))
             return
         modes = {"sync": 0, "arrive": 1, "popc": 2, "and": 3, "or": 4}
         word = tokens[2] if tokens[1] == "red" else tokens[1]
@@ -516,16 +495,16 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         mode = modes[word]
         if mode < 2:
-            operands = [self._offset(one, "b32") for one in instruction.operands]
+            operands = [self.offset(one, "b32") for one in instruction.operands]
             yield Row(Kind.BARRIER, tuple(operands), (mode,))
             return
         target, *rest, asked = instruction.operands
         yield Row(
             Kind.BARRIER,
             (
-                self._offset(target, "b32" if mode == 2 else "pred"),
-                *(self._offset(one, "b32") for one in rest),
-                self._offset(asked, "pred"),
+                self.offset(target, "b32" if mode == 2 else "pred"),
+                *(self.offset(one, "b32") for one in rest),
+                self.offset(asked, "pred"),
             ),
             (mode, int(getattr(asked, "negated", False))),
             written=1,
@@ -541,9 +520,9 @@ class _Decoder:
         yield Row(
             Kind.SHUFFLE,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                *(self._offset(one, "b32") for one in rest),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                *(self.offset(one, "b32") for one in rest),
             ),
             (modes[tokens[2]],),
             written=2,
@@ -559,9 +538,9 @@ class _Decoder:
         yield Row(
             Kind.VOTE,
             (
-                self._offset(target, "b32" if mode == 3 else "pred"),
-                self._offset(asked, "pred"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32" if mode == 3 else "pred"),
+                self.offset(asked, "pred"),
+                self.offset(members, "b32"),
             ),
             (mode, int(getattr(asked, "negated", False))),
             written=1,
@@ -569,7 +548,7 @@ class _Decoder:
 
     def _active_mask(self, instruction: Instruction) -> Iterator[Row]:
         yield Row(
-            Kind.ACTIVE_MASK, (self._offset(instruction.operands[0], "b32"),), written=1
+            Kind.ACTIVE_MASK, (self.offset(instruction.operands[0], "b32"),), written=1
         )
 
     def _match(self, instruction: Instruction) -> Iterator[Row]:
@@ -582,10 +561,10 @@ class _Decoder:
         yield Row(
             Kind.MATCH,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                self._offset(value, f"b{size}"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                self.offset(value, f"b{size}"),
+                self.offset(members, "b32"),
             ),
             (int(tokens[1] == "all"), size // 8),
             written=2,
@@ -598,7 +577,7 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         yield Row(
             Kind.REDUX,
-            tuple(self._offset(one, "b32") for one in instruction.operands),
+            tuple(self.offset(one, "b32") for one in instruction.operands),
             (names[tokens[2]], int(tokens[3] == "s32")),
             written=1,
         )
@@ -609,9 +588,9 @@ class _Decoder:
         yield Row(
             Kind.ELECT,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                self.offset(members, "b32"),
             ),
             written=2,
         )
@@ -643,12 +622,12 @@ class _Decoder:
             raise UnknownOpcode(opcode)
 
     def _copy(self, operands) -> Row:
-        to, to_offset, to_width = self._address(operands[0])
-        source, from_offset, from_width = self._address(operands[1])
+        to, to_offset, to_width = self.address(operands[0])
+        source, from_offset, from_width = self.address(operands[1])
         rest = operands[3:]
         if rest and self._width(rest[0]) in (1, 64):
             raise UnknownOpcode("cp.async with a predicate or a cache policy")
-        sizes = [self._offset(rest[0], "b32")] if rest else []
+        sizes = [self.offset(rest[0], "b32")] if rest else []
         return Row(
             Kind.COPY,
             (to, source, *(sizes or [0])),
@@ -670,31 +649,31 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         operands = instruction.operands
         if tokens[5] in ("shared::cta", "shared::cluster") and tokens[6] == "global":
-            to, to_offset, to_width = self._address(operands[0])
+            to, to_offset, to_width = self.address(operands[0])
             coordinates = operands[1].coordinates
-            base, base_offset, _ = self._address(Address(operands[1].base))
-            bar, bar_offset, bar_width = self._address(operands[2])
+            base, base_offset, _ = self.address(Address(operands[1].base))
+            bar, bar_offset, bar_width = self.address(operands[2])
             return Row(
                 Kind.TENSOR_LOAD,
                 (
                     to,
                     base,
                     bar,
-                    *(self._offset(one, "b32") for one in coordinates),
+                    *(self.offset(one, "b32") for one in coordinates),
                 ),
                 (rank, to_offset, base_offset, bar_offset, to_width, bar_width),
             )
         if tokens[5] == "global" and tokens[6] == "shared::cta":
             coordinates = operands[0].coordinates
-            base, base_offset, _ = self._address(Address(operands[0].base))
-            source, offset, width = self._address(operands[1])
+            base, base_offset, _ = self.address(Address(operands[0].base))
+            source, offset, width = self.address(operands[1])
             return Row(
                 Kind.TENSOR_STORE,
                 (
                     source,
                     base,
                     0,
-                    *(self._offset(one, "b32") for one in coordinates),
+                    *(self.offset(one, "b32") for one in coordinates),
                 ),
                 (rank, offset, base_offset, 0, width, 0),
             )
@@ -705,11 +684,11 @@ class _Decoder:
         operands = instruction.operands
         if any("multicast" in one or "reduce" in one for one in tokens):
             raise UnknownOpcode(instruction.opcode)
-        to, to_offset, to_width = self._address(operands[0])
-        source, from_offset, from_width = self._address(operands[1])
-        size = self._offset(operands[2], "b32")
+        to, to_offset, to_width = self.address(operands[0])
+        source, from_offset, from_width = self.address(operands[1])
+        size = self.offset(operands[2], "b32")
         if tokens[3] in ("shared::cta", "shared::cluster") and tokens[4] == "global":
-            bar, bar_offset, bar_width = self._address(operands[3])
+            bar, bar_offset, bar_width = self.address(operands[3])
             return Row(
                 Kind.BULK_COPY,
                 (to, source, size, bar),
@@ -741,8 +720,8 @@ class _Decoder:
             vector, address = instruction.operands
         else:
             address, vector = instruction.operands
-        rows = [self._offset(one, "b32") for one in ptx.flatten((vector,))]
-        base, offset, width = self._address(address)
+        rows = [self.offset(one, "b32") for one in ptx.flatten((vector,))]
+        base, offset, width = self.address(address)
         parameters = (count, transposed, 0, 0, offset, width)
         if tokens[0] == "ldmatrix":
             yield Row(Kind.LDMATRIX, (*rows, base), parameters, written=count)
@@ -750,7 +729,7 @@ class _Decoder:
             yield Row(Kind.STMATRIX, (base, *rows), parameters)
 
     def _movmatrix(self, instruction: Instruction) -> Iterator[Row]:
-        d, a = (self._offset(one, "b32") for one in instruction.operands)
+        d, a = (self.offset(one, "b32") for one in instruction.operands)
         yield Row(Kind.MMA, (d, a), (matrix_units.MOVMATRIX, 1, 1, 0, 0), written=1)
 
     def _mma(self, instruction: Instruction) -> Iterator[Row]:
@@ -777,7 +756,7 @@ class _Decoder:
         yield Row(
             Kind.MMA,
             tuple(
-                self._offset(one, constant) for one in ptx.flatten(instruction.operands)
+                self.offset(one, constant) for one in ptx.flatten(instruction.operands)
             ),
             (kind, *counts),
             written=counts[0],
@@ -822,15 +801,15 @@ class _Decoder:
             flags |= matrix.TRANSPOSE_A if transposed[0] else 0
         if transposed:
             flags |= matrix.TRANSPOSE_B if transposed[-1] else 0
-        accumulators = [self._offset(one, "b32") for one in ptx.flatten((d,))]
+        accumulators = [self.offset(one, "b32") for one in ptx.flatten((d,))]
         operand_type = "b32" if in_registers else "b64"
         return Row(
             Kind.WGMMA,
             (
                 *accumulators,
-                *(self._offset(one, operand_type) for one in a_rows),
-                self._offset(b, "b64"),
-                self._offset(scale, "pred"),
+                *(self.offset(one, operand_type) for one in a_rows),
+                self.offset(b, "b64"),
+                self.offset(scale, "pred"),
             ),
             (kind, flags, len(accumulators), int(in_registers)),
             written=len(accumulators),
@@ -859,9 +838,9 @@ class _Decoder:
         if is_test or not isinstance(operands[0], Address):
             states = [operands.pop(0)]
         has_state = bool(states) and not is_test and not isinstance(states[0], Sink)
-        base, offset, width = self._address(operands.pop(0))
+        base, offset, width = self.address(operands.pop(0))
         by_parity = int("parity" in words)
-        rows = [self._offset(one, "pred" if is_test else "b64") for one in states]
+        rows = [self.offset(one, "pred" if is_test else "b64") for one in states]
         if not has_state and not is_test:
             rows = []
         if width == 0:
@@ -869,9 +848,9 @@ class _Decoder:
         counts = operands[:1]
         if is_test:
             kind = "b32" if by_parity else "b64"
-            rows += [base, *(self._offset(one, kind) for one in counts)]
+            rows += [base, *(self.offset(one, kind) for one in counts)]
         else:
-            rows += [base, *(self._offset(one, "b32") for one in counts)]
+            rows += [base, *(self.offset(one, "b32") for one in counts)]
         yield Row(
             Kind.MBARRIER,
             tuple(rows),
@@ -907,8 +886,8 @@ class _Decoder:
         tokens = instruction.opcode.split(".")
         operands = instruction.operands
         if tokens[1] == "cp_fenceproxy":
-            to, to_offset, to_width = self._address(operands[0])
-            source, offset, width = self._address(operands[1])
+            to, to_offset, to_width = self.address(operands[0])
+            source, offset, width = self.address(operands[1])
             yield Row(
                 Kind.MAP_PUBLISH,
                 (to, source),
@@ -917,12 +896,12 @@ class _Decoder:
             return
         if tokens[1:3] != ["replace", "tile"]:
             raise UnknownOpcode(instruction.opcode)
-        base, offset, width = self._address(operands[0])
+        base, offset, width = self.address(operands[0])
         ordinal = operands[1].value if len(operands) == 3 else 0
         value_type = tokens[-1]
         yield Row(
             Kind.MAP_REPLACE,
-            (base, self._offset(operands[-1], value_type)),
+            (base, self.offset(operands[-1], value_type)),
             (
                 TENSOR_MAP_FIELDS.index(tokens[3]),
                 ordinal,
@@ -968,10 +947,6 @@ def _semantics(tokens) -> int:
         | (IS_STRONG if is_strong else 0)
         | (IS_READ_ONLY if "nc" in words else 0)
     )
-
-
-def _space(tokens: Sequence[str]) -> Space:
-    return next((_SPACES[one] for one in tokens if one in _SPACES), Space.GENERIC)
 
 
 def _pair(operand) -> tuple:
