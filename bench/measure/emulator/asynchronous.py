@@ -108,6 +108,7 @@ def begin(m, kind, pc, warp, mask):
     new.group = OPEN
     new.pc = pc
     new.mask = mask
+    new.told = uint32(0)
     new.landed = 0
     new.mbarrier = -1
     return new
@@ -180,7 +181,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
             addresses[lane] = max(int64(0), new.target[lane])
         count_passes(m, pc, mask, count)
     if m.is_early:
-        _land_copy(m, new)
+        land_copy(m, new)
     return DONE
 
 
@@ -201,7 +202,8 @@ def _bytes_inside(m, pc, warp, lane, address, size):
 
 
 @compile_native
-def _land_copy(m, one):
+def land_copy(m, one):
+    """Move the bytes of a copy by cp.async."""
     if one.landed:
         return
     one.landed = 1
@@ -242,9 +244,12 @@ def wait_for_copies(machine, pc, warp, registers, row, mask):
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
         if one.kind == COPY and one.warp == warp and OPEN < one.group < last:
-            _land_copy(m, one)
+            land_copy(m, one)
             order.know(m, warp, m.copy_agent + warp, one.clock)
             one.kind = FREE
+    if words[PARAMETERS + 1]:  # also what an mbarrier was told of before
+        issued = words_at(order.clocks_of(m, m.copy_agent + warp), m.agents)
+        order.know(m, warp, m.copy_agent + warp, int64(issued[m.copy_agent + warp]))
     return DONE
 
 

@@ -279,7 +279,7 @@ class _Bound:
         if Kind.WGMMA in code.kinds:
             record["require"] = asynchronous.require_not_in_flight.address
             record["mark"] = asynchronous.mark_dirty.address
-        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY}:
+        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY, Kind.COPY_ARRIVE}:
             record["land_one"] = tensor_copies.land_one.address
 
     def _handler(self, row: int) -> int:

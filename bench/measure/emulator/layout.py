@@ -65,6 +65,11 @@ class Kind(IntEnum):
     MAP_PUBLISH = 33
     MAP_ACQUIRE = 34
     BULK_COPY = 35
+    COPY_ARRIVE = 36
+    WMMA = 37
+    WMMA_LOAD = 38
+    WMMA_STORE = 39
+    CLUSTER_BARRIER = 40
 
 
 class Space(IntEnum):
@@ -246,6 +251,7 @@ class PendingKind(IntEnum):
     TENSOR_STORE = 3
     PRODUCT = 4
     BULK_COPY = 5
+    COPY_ARRIVAL = 6
 
 
 PENDING = np.dtype(
@@ -255,6 +261,7 @@ PENDING = np.dtype(
         ("group", np.int64),  # -1: not committed yet
         ("pc", np.int64),
         ("mask", np.uint32),
+        ("told", np.uint32),  # of the mask: lanes that an mbarrier counts
         ("bytes", np.uint32),
         ("mbarrier", np.int64),
         ("map", np.int64),

@@ -12,6 +12,7 @@ from numba import int64, uint8, uint32, uint64
 from batchline.bench.measure.emulator import (
     asynchronous,
     atomics,
+    copy_arrivals,
     matrix_units,
     mbarriers,
     memory_access,
@@ -19,6 +20,7 @@ from batchline.bench.measure.emulator import (
     releases,
     tensor_copies,
     warp_wide,
+    wmma,
 )
 from batchline.bench.measure.emulator.layout import (
     BARRIER,
@@ -574,4 +576,8 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.MAP_PUBLISH: tensor_copies.publish_map,
     Kind.MAP_ACQUIRE: tensor_copies.acquire_map,
     Kind.BULK_COPY: tensor_copies.copy_run,
+    Kind.COPY_ARRIVE: copy_arrivals.start_arrivals,
+    Kind.WMMA: wmma.multiply,
+    Kind.WMMA_LOAD: wmma.load_fragment,
+    Kind.WMMA_STORE: wmma.store_fragment,
 }

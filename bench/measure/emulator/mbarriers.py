@@ -130,6 +130,21 @@ def complete_bytes(m, number, count, agent, clock):
 
 
 @compile_native
+def arrive_for(m, pc, warp, number, count, agent, clock):
+    """`count` threads of a warp arrive on behalf of an agent, whose event `clock` is
+    all that they hand on.
+    """
+    known = mbarrier_at(m, number)
+    row = words_at(_clocks(m, number, 0), m.agents)
+    row[agent] = max(int64(row[agent]), clock)
+    known.pending -= count
+    if known.pending < 0:
+        report(m, MISUSE, pc, warp, -1, known.address, -1)
+        known.pending = 0
+    _complete_phase_if_done(m, number)
+
+
+@compile_native
 def _arrive(m, pc, warp, mask, number, count, expected_bytes):
     known = mbarrier_at(m, number)
     order.hand_on(m, warp, mask, _clocks(m, number, 0), order.clocks_of(m, warp))
@@ -302,8 +317,10 @@ def _test(m, warp, registers, row, mask, number):
     state = warp_at(m, warp)
     if is_done:
         order.join(m, order.clocks_of(m, warp), _clocks(m, number, 2))
-        handed = words_at(_clocks(m, number, 2), m.agents)[warp] + 1
-        state.lanes_synced = max(state.lanes_synced, handed)
+        handed = words_at(_clocks(m, number, 2), m.agents)
+        state.lanes_synced = max(state.lanes_synced, handed[warp] + 1)
+        copied = handed[m.copy_agent + warp]
+        state.copies_synced = max(state.copies_synced, copied)
         order.join(m, order.fenced_of(m, warp), _clocks(m, number, 3))
     elif words[ACTION] == TRY and not state.parked:
         state.parked = mask

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
+from batchline.bench.measure.emulator import (
+    alu,
+    copy_arrivals,
+    matrix,
+    matrix_units,
+    ptx,
+    wmma,
+)
 from batchline.bench.measure.emulator.calls import inline_calls
 from batchline.bench.measure.emulator.carries import (
     CARRY,
@@ -54,7 +61,7 @@ _ROW_BYTES = 64  # rows of registers are aligned to it
 SINK_BYTES = 512
 _CHOSEN = "brx.idx"  # a predicate: the index is that of the target at hand
 # Their parameters begin with the space, a count and the bytes of an element.
-_ACCESSES = (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
+_ACCESSES = (Kind.LOAD, Kind.STORE, Kind.ATOMIC, Kind.WMMA_LOAD, Kind.WMMA_STORE)
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 
 
@@ -618,6 +625,8 @@ class _Decoder:
             yield self._tensor_copy(instruction, tokens)
         elif tokens[2] == "bulk":
             yield self._bulk_copy(instruction, tokens)
+        elif tokens[2] == "mbarrier":
+            yield from copy_arrivals.decode(self, instruction)
         else:
             raise UnknownOpcode(opcode)
 
@@ -1038,6 +1047,7 @@ _DECODERS: dict[str, _Decode] = {
     "movmatrix": _Decoder._movmatrix,
     "mma": _Decoder._mma,
     "wgmma": _Decoder._wgmma,
+    "wmma": wmma.decode,
     "mbarrier": _Decoder._mbarrier,
     "fence": _Decoder._fence,
     "membar": _Decoder._fence,

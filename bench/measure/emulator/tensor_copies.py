@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numba import int32, int64, uint32
 
-from batchline.bench.measure.emulator import mbarriers, order
+from batchline.bench.measure.emulator import copy_arrivals, mbarriers, order
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
     GROUPS,
@@ -66,6 +66,7 @@ LOAD_PENDING, STORE_PENDING = (
     int(PendingKind.TENSOR_STORE),
 )
 BULK_PENDING = int(PendingKind.BULK_COPY)
+ARRIVAL_PENDING = int(PendingKind.COPY_ARRIVAL)
 OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
@@ -284,6 +285,9 @@ def _count_box(m, pc, pieces, is_load):
 @compile_native
 def land(m, one):
     """Move the bytes of a copy, and tell its mbarrier."""
+    if one.kind == ARRIVAL_PENDING:
+        copy_arrivals.land(m, one)
+        return
     if one.landed == 1:
         return
     is_moved = one.landed == 0
@@ -313,7 +317,7 @@ def land_one(machine, pc, warp, registers, row, mask):
     chosen, ready = int64(-1), 0
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
-        if one.kind == LOAD_PENDING or one.kind == BULK_PENDING:
+        if one.kind in (LOAD_PENDING, BULK_PENDING, ARRIVAL_PENDING):
             ready += 1
             if chosen < 0 or (m.random and (m.steps + number) % ready == 0):
                 chosen = number
