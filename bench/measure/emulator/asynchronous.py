@@ -111,6 +111,7 @@ def begin(m, kind, pc, warp, mask):
     new.told = uint32(0)
     new.landed = 0
     new.mbarrier = -1
+    new.rank = m.rank
     return new
 
 

@@ -5,13 +5,14 @@ Raises UnknownOpcode for a form of an instruction that the machine does not know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from batchline.bench.measure.emulator import (
     alu,
+    clusters,
     copy_arrivals,
     matrix,
     matrix_units,
@@ -38,6 +39,7 @@ from batchline.bench.measure.emulator.layout import (
     RELEASES,
     SHARED_WINDOW,
     WRITTEN_SHIFT,
+    BulkCopy,
     Kind,
     MbarrierAction,
     Number,
@@ -173,7 +175,7 @@ class _Decoder:
             row.parameters[2]
             for _, row in rows
             if row.kind in _ACCESSES
-            and row.parameters[0] in (Space.SHARED, Space.GENERIC)
+            and row.parameters[0] in (Space.SHARED, Space.CLUSTER, Space.GENERIC)
         ]
         in_global = [
             row.parameters[2]
@@ -268,6 +270,11 @@ class _Decoder:
             raise UnknownOpcode(f"the special register {name}")
         return self._registers.special(name)
 
+    def temporary(self, name: str, bits: int) -> Register:
+        """A register that no PTX text names."""
+        self._registers.widths[name] = bits
+        return Register(name)
+
     def _symbol(self, symbol: Symbol) -> object:
         name, offset = symbol.name, symbol.offset
         if name in self._shared.offsets:
@@ -325,13 +332,13 @@ class _Decoder:
         if decoder is not None:
             yield from decoder(self, instruction)
         elif writes_carry(instruction.opcode) or reads_carry(instruction.opcode):
-            self._registers.widths[CARRY] = 1
+            self.temporary(CARRY, 1)
             operands = with_carry(instruction.opcode, instruction.operands)
-            yield self._arithmetic(instruction.opcode, operands)
+            yield self.arithmetic(instruction.opcode, operands)
         else:
-            yield self._arithmetic(instruction.opcode, instruction.operands)
+            yield self.arithmetic(instruction.opcode, instruction.operands)
 
-    def _arithmetic(self, opcode: str, operands: Sequence) -> Row:
+    def arithmetic(self, opcode: str, operands: Sequence) -> Row:
         flat = ptx.flatten(tuple(operands))
         widths = [
             width for operand in operands for width in self._widths_within(operand)
@@ -367,11 +374,10 @@ class _Decoder:
         if tokens not in (["brx", "idx"], ["brx", "idx", "uni"]) or instruction.guard:
             raise UnknownOpcode(instruction.opcode)
         index, targets = instruction.operands
-        self._registers.widths[_CHOSEN] = 1
-        chosen = Register(_CHOSEN)
+        chosen = self.temporary(_CHOSEN, 1)
         for number, target in enumerate(self._kernel.branch_targets[targets.name]):
             wanted = Immediate(str(number), "integer", number)
-            yield self._arithmetic("setp.eq.u32", (chosen, index, wanted))
+            yield self.arithmetic("setp.eq.u32", (chosen, index, wanted))
             yield Row(
                 Kind.BRANCH,
                 parameters=(self._kernel.labels[target],),
@@ -493,12 +499,15 @@ class _Decoder:
 
     def _barrier(self, instruction: Instruction) -> Iterator[Row]:
         tokens = [one for one in instruction.opcode.split(".") if one != "cta"]
+        if tokens[1] == "cluster":
+            yield from clusters.decode_barrier(self, instruction)
+            return
         if tokens[1] == "warp":
             yield Row(Kind.WARP_SYNC, (self.offset(instruction.operands[0], "b32"),))
             return
         modes = {"sync": 0, "arrive": 1, "popc": 2, "and": 3, "or": 4}
         word = tokens[2] if tokens[1] == "red" else tokens[1]
-        if word not in modes or "cluster" in tokens:
+        if word not in modes:
             raise UnknownOpcode(instruction.opcode)
         mode = modes[word]
         if mode < 2:
@@ -651,10 +660,12 @@ class _Decoder:
         )
 
     def _tensor_copy(self, instruction: Instruction, tokens) -> Row:
-        """cp.async.bulk.tensor, in tile mode, from or to this block's shared memory."""
+        """cp.async.bulk.tensor, in tile mode, from this block's shared memory, or to
+        that of one or several blocks of its cluster.
+        """
         rank = int(tokens[4][0])
         words = set(tokens[5:])
-        if words & {"im2col", "im2col_no_offs", "multicast::cluster", "cta_group::2"}:
+        if words & {"im2col", "im2col_no_offs", "cta_group::2"}:
             raise UnknownOpcode(instruction.opcode)
         operands = instruction.operands
         if tokens[5] in ("shared::cta", "shared::cluster") and tokens[6] == "global":
@@ -662,6 +673,7 @@ class _Decoder:
             coordinates = operands[1].coordinates
             base, base_offset, _ = self.address(Address(operands[1].base))
             bar, bar_offset, bar_width = self.address(operands[2])
+            blocks = self._blocks(words, operands[3:])
             return Row(
                 Kind.TENSOR_LOAD,
                 (
@@ -669,8 +681,17 @@ class _Decoder:
                     base,
                     bar,
                     *(self.offset(one, "b32") for one in coordinates),
+                    *blocks,
                 ),
-                (rank, to_offset, base_offset, bar_offset, to_width, bar_width),
+                (
+                    rank,
+                    to_offset,
+                    base_offset,
+                    bar_offset,
+                    to_width,
+                    bar_width,
+                    len(blocks),
+                ),
             )
         if tokens[5] == "global" and tokens[6] == "shared::cta":
             coordinates = operands[0].coordinates
@@ -688,34 +709,49 @@ class _Decoder:
             )
         raise UnknownOpcode(instruction.opcode)
 
+    def _blocks(self, words: Iterable[str], operands: Sequence) -> tuple[int, ...]:
+        """The row of a multicast's mask of blocks; none for another copy."""
+        is_multicast = "multicast::cluster" in words
+        return (self.offset(operands[0], "b16"),) if is_multicast else ()
+
     def _bulk_copy(self, instruction: Instruction, tokens) -> Row:
-        """cp.async.bulk between global memory and this block's shared memory."""
+        """cp.async.bulk between global memory and this block's shared memory, or to
+        that of blocks of its cluster.
+        """
         operands = instruction.operands
-        if any("multicast" in one or "reduce" in one for one in tokens):
+        if any("reduce" in one for one in tokens):
             raise UnknownOpcode(instruction.opcode)
         to, to_offset, to_width = self.address(operands[0])
         source, from_offset, from_width = self.address(operands[1])
         size = self.offset(operands[2], "b32")
-        if tokens[3] in ("shared::cta", "shared::cluster") and tokens[4] == "global":
+        directions = {
+            ("shared::cta", "global"): BulkCopy.LOAD,
+            ("shared::cluster", "global"): BulkCopy.LOAD,
+            ("shared::cluster", "shared::cta"): BulkCopy.TO_BLOCK,
+        }
+        direction = directions.get(tuple(tokens[3:5]))
+        if direction is not None:
             bar, bar_offset, bar_width = self.address(operands[3])
+            blocks = self._blocks(tokens, operands[4:])
             return Row(
                 Kind.BULK_COPY,
-                (to, source, size, bar),
+                (to, source, size, bar, *blocks),
                 (
-                    1,
+                    direction,
                     to_offset,
                     from_offset,
                     bar_offset,
                     to_width,
                     from_width,
                     bar_width,
+                    len(blocks),
                 ),
             )
         if tokens[3] == "global" and tokens[4] == "shared::cta":
             return Row(
                 Kind.BULK_COPY,
                 (to, source, size, 0),
-                (0, to_offset, from_offset, 0, to_width, from_width, 0),
+                (BulkCopy.STORE, to_offset, from_offset, 0, to_width, from_width, 0),
             )
         raise UnknownOpcode(instruction.opcode)
 
@@ -827,7 +863,10 @@ class _Decoder:
     def _mbarrier(self, instruction: Instruction) -> Iterator[Row]:
         tokens = instruction.opcode.split(".")
         words, operands = set(tokens), list(instruction.operands)
-        if words & {"shared::cluster", "noComplete", "pending_count"}:
+        in_cluster = int("shared::cluster" in words)
+        if words & {"noComplete", "pending_count"}:
+            raise UnknownOpcode(instruction.opcode)
+        if in_cluster and tokens[1] not in ("arrive", "expect_tx", "complete_tx"):
             raise UnknownOpcode(instruction.opcode)
         action = {
             "init": MbarrierAction.INIT,
@@ -870,6 +909,7 @@ class _Decoder:
                 int(has_state),
                 int(bool(counts) and not is_test),
                 by_parity,
+                in_cluster,
             ),
             written=1 if is_test or has_state else 0,
         )
@@ -886,7 +926,7 @@ class _Decoder:
             else:
                 raise UnknownOpcode(instruction.opcode)
         elif tokens[1:2] == ["mbarrier_init"]:
-            yield Row(Kind.NOTHING)
+            yield Row(Kind.CLUSTER_BARRIER, parameters=(clusters.FENCE,))
         else:
             is_of_block = bool({"cta", "cluster"} & set(tokens))
             yield Row(Kind.FENCE, parameters=(int(is_of_block),))
@@ -938,11 +978,11 @@ class _Decoder:
         if tokens[-1] != "u64":
             raise UnknownOpcode(instruction.opcode)
         if window is None:
-            yield self._arithmetic("mov.b64", (target, source))
+            yield self.arithmetic("mov.b64", (target, source))
             return
         operation = "sub.s64" if to_space else "add.s64"
         added = Immediate(str(window), "integer", window)
-        yield self._arithmetic(operation, (target, source, added))
+        yield self.arithmetic(operation, (target, source, added))
 
 
 def _semantics(tokens) -> int:
@@ -1048,6 +1088,7 @@ _DECODERS: dict[str, _Decode] = {
     "mma": _Decoder._mma,
     "wgmma": _Decoder._wgmma,
     "wmma": wmma.decode,
+    "mapa": clusters.decode_map,
     "mbarrier": _Decoder._mbarrier,
     "fence": _Decoder._fence,
     "membar": _Decoder._fence,

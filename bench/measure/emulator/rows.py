@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batchline.bench.measure.emulator.layout import Kind, Space
-from batchline.bench.measure.emulator.ptx import Operand
+from batchline.bench.measure.emulator.ptx import Operand, Register
 
 _SPACES = {
     "global": Space.GLOBAL,
     "const": Space.GLOBAL,
     "shared": Space.SHARED,
     "shared::cta": Space.SHARED,
-    "shared::cluster": Space.SHARED,  # of clusters of one block: others are refused
+    "shared::cluster": Space.CLUSTER,
     "local": Space.LOCAL,
 }
 
@@ -48,7 +48,9 @@ class Row:
 
 
 class Operands(Protocol):
-    """What finds the rows of an instruction's operands in a warp's registers."""
+    """What finds the rows of an instruction's operands in a warp's registers, and makes
+    the row of an arithmetic instruction.
+    """
 
     def offset(self, operand: Operand, operand_type: str) -> int:
         """The row of an operand, which as an immediate is of this type."""
@@ -57,6 +59,12 @@ class Operands(Protocol):
         """The base's row, the offset in bytes and the bytes of the base (0: absolute,
         in the offset alone).
         """
+
+    def temporary(self, name: str, bits: int) -> Register:
+        """A register that no PTX text names."""
+
+    def arithmetic(self, opcode: str, operands: Sequence[Operand]) -> Row:
+        """The row of an instruction that alu.py knows."""
 
 
 def named_space(tokens: Sequence[str]) -> Space:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numba import int64, uint32, uint64
 
-from batchline.bench.measure.emulator import order, ptx
+from batchline.bench.measure.emulator import clusters, order, ptx
 from batchline.bench.measure.emulator.asynchronous import gather_rows, scatter_rows
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -181,7 +181,7 @@ def _find_elements(m, pc, warp, registers, row, place):
         if words[_SWAPPED]:
             line, column = column, line
         addresses[lane] = first + line * stride + column * size
-    return space_of(m, int64(words[_SPACE]), uint32(0xFFFFFFFF))
+    return space_of(m, warp, int64(words[_SPACE]), uint32(0xFFFFFFFF))
 
 
 @compile_native
@@ -201,6 +201,8 @@ def load_fragment(machine, pc, warp, registers, row, mask):
     addresses = longs_at(m.scratch, LANES)
     for place in range(_places(words)):
         space = _find_elements(m, pc, warp, registers, row, place)
+        if space == SHARED:
+            clusters.reach(m, pc, warp, -1, warp, clock, addresses[0])
         _count(m, pc, space, size, True)
         at = registers + int64(operands[HEADER + place * size // 4]) + place * size % 4
         for lane in range(LANES):
@@ -212,6 +214,7 @@ def load_fragment(machine, pc, warp, registers, row, mask):
                 read_shared(m, pc, warp, -1, warp, clock, address, size)
             value = get(source, size) if source else uint64(0xFFFFFFFF)
             put(at + lane * 4, size, value)
+        clusters.turn_home(m, warp)
     return DONE
 
 
@@ -227,6 +230,8 @@ def store_fragment(machine, pc, warp, registers, row, mask):
     addresses = longs_at(m.scratch, LANES)
     for place in range(_places(words)):
         space = _find_elements(m, pc, warp, registers, row, place)
+        if space == SHARED:
+            clusters.reach(m, pc, warp, -1, warp, clock, addresses[0])
         _count(m, pc, space, size, False)
         at = registers + int64(operands[HEADER + place * size // 4]) + place * size % 4
         for lane in range(LANES):
@@ -238,6 +243,7 @@ def store_fragment(machine, pc, warp, registers, row, mask):
                 write_shared(m, pc, warp, lane, warp, clock, address, size, data)
             if target:
                 put(target, size, get(data, size))
+        clusters.turn_home(m, warp)
     return DONE
 
 
