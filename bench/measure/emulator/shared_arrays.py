@@ -75,13 +75,19 @@ def _round_up(number: int, step: int) -> int:
 @compile_native
 def is_in_shared(m, address, count):
     """Whether these bytes lie in one array of the block's shared memory."""
-    if address < 0 or address + count > m.shared_bytes:
-        return False
-    if m.n_shared_arrays == 1:  # from 0 to shared_bytes
+    if m.array_start <= address and address + count <= m.array_end:
         return True
+    return _find_array(m, address, count)
+
+
+@compile_native
+def _find_array(m, address, count):
+    """Likewise of any array, which is then the one that is asked first."""
     arrays = longs_at(m.shared_arrays, 2 * m.n_shared_arrays)
     for number in range(m.n_shared_arrays):
-        if arrays[2 * number] <= address:
-            if address + count <= arrays[2 * number + 1]:
-                return True
+        start, end = arrays[2 * number], arrays[2 * number + 1]
+        if start <= address and address + count <= end:
+            m.array_start = start
+            m.array_end = end
+            return True
     return False
