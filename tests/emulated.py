@@ -104,6 +104,7 @@ def run(
     dynamic=0,
     schedule=execution.LATE,
     most_steps=1_000_000,
+    cluster=1,
 ):
     """Execute a kernel with this body (see `text_of`) on arrays, which it changes."""
     memory, values = GlobalMemory(), []
@@ -125,7 +126,7 @@ def run(
         architecture=architecture,
         grid=_three(grid),
         block=_three(block),
-        cluster=(1, 1, 1),
+        cluster=_three(cluster),
         dynamic_shared_bytes=dynamic,
         arguments=tuple(values),
         registers=None,
@@ -162,7 +163,7 @@ class Case:
     """A kernel's body with <wrong||right> in it, and the word for what is wrong.
 
     `size` is the number of words of each of its two arrays. `under` are the schedules
-    in which it has to be found, of all three.
+    in which it has to be found, of all three. `cluster` is the blocks of a cluster.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Case:
     size: int = 256
     fresh: bool = False
     under: tuple[str, ...] = tuple(SCHEDULES)
+    cluster: int = 1
 
 
 def require_found(case):
@@ -194,7 +196,7 @@ def require_clean(case):
 def _executed(case, body, schedule):
     arrays = [buffer(case.size), buffer(case.size)]
     second = Fresh(arrays[1]) if case.fresh else arrays[1]
-    shape = {"grid": case.grid, "block": case.block}
+    shape = {"grid": case.grid, "block": case.block, "cluster": case.cluster}
     return run(body, arrays[0], second, schedule=schedule, **shape)
 
 

@@ -5,6 +5,7 @@ import pytest
 from batchline.bench.measure.emulator import ptx
 from batchline.bench.measure.emulator.ptx import (
     Address,
+    Call,
     Immediate,
     Label,
     Pair,
@@ -263,22 +264,32 @@ def test_what_is_not_understood_is_named(code):
         ptx.parse(in_kernel(code))
 
 
-def test_device_functions_are_only_named():
+def test_a_call_names_its_function_results_and_arguments():
     text = """.version 8.0
 .target sm_80
 .extern .func (.param .b32 status) vprintf(.param .b64 format);
 .func (.param .b32 result) helper(.param .b32 x)
 {
-    { .reg .b32 r; call.uni (a), b, (c); }
+    .reg .b32 r;
+    ld.param.b32 r, [x];
+    st.param.b32 [result], r;
 }
 .entry k() {
 { .param .b32 x; .param .b32 y; call.uni (y), helper, (x); }
 }
 """
     module = ptx.parse(text)
-    assert module.functions == {"vprintf", "helper"}
+    helper = module.functions["helper"]
+    assert set(module.functions) == {"helper"}
+    assert (helper.parameters, helper.results) == (("x",), ("result",))
+    assert [one.opcode for one in helper.instructions] == [
+        "ld.param.b32",
+        "st.param.b32",
+    ]
     (call,) = module.kernels["k"].instructions
-    assert (call.opcode, call.operands) == ("call.uni", (Symbol("helper"),))
+    passed = Call("helper", (Symbol("y@1"),), (Symbol("x@1"),))
+    assert (call.opcode, call.operands) == ("call.uni", (passed,))
+    assert [one.size_bytes for one in module.kernels["k"].local] == [4, 4]
 
 
 def test_registers_declared_without_a_space():

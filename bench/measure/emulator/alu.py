@@ -6,9 +6,9 @@ lies operands[i] bytes into the registers, and only the lanes in `mask` (not 0) 
 written. What is computed is said in the PTX ISA document under each instruction's name;
 approximations (.approx, .full) are computed in fp64 and rounded once.
 
-Declined with `UnknownOpcode`: carries (.cc, addc, subc, madc), 128 bits, cvta of shared
-and local memory, fns, szext, fp4 and fp6, f64 rounded other than to nearest, forms of
-sm_100 (three-operand min, add.f32.f16).
+Declined with `UnknownOpcode`: 128 bits, cvta of shared and local memory, fns, szext,
+fp4 and fp6, f64 rounded other than to nearest, forms of sm_100 (three-operand min,
+add.f32.f16).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from batchline.bench.measure.emulator import lanes
+from batchline.bench.measure.emulator import carries, lanes
 from batchline.bench.measure.emulator.lanes import FORMATS, LANES, Function, Lanes
 from batchline.bench.measure.emulator.layout import LOCAL_WINDOW, SHARED_WINDOW
 from batchline.bench.measure.emulator.ptx import UnknownOpcode
@@ -142,7 +142,9 @@ def _compiled() -> dict[Key, int]:
 def _plan(opcode: str, widths: tuple[Width, ...]) -> _Plan:
     words = _Words(opcode)
     special = _SPECIAL.get(words.base)
-    if special is not None:
+    if carries.writes_carry(opcode) or carries.reads_carry(opcode):
+        plan = _carry(words)
+    elif special is not None:
         plan = special(words, widths)
     else:
         kind = words.take_last()
@@ -349,6 +351,31 @@ def _multiply(words: _Words, kind: str) -> _Plan:
 
     added = (result,) if words.base == "mad" else ()
     return _Plan((result,), (kind, kind, *added), emit)
+
+
+def _carry(words: _Words) -> _Plan:
+    """add, sub and mad that write or read the condition code, which is the last of what
+    they write, and of what they read.
+    """
+    operation, kind = words.base[:3], words.take_last()
+    part = words.demand("lo", "hi") if operation == "mad" else None
+    writes = words.take("cc") is not None
+    reads = carries.reads_carry(words.opcode)
+    if kind not in carries.TYPES:
+        words.refuse()
+
+    def emit(a, b, *rest):
+        if part is not None:
+            signed = _is_signed(kind)
+            product = a * b if part == "lo" else _high_product(a, b, signed)
+            a, (b, *rest) = product, rest
+        combine = carries.subtract if operation == "sub" else carries.add
+        result, wraps = combine(a, b, *rest)
+        return (result, wraps) if writes else result
+
+    carry_out, carry_in = ("pred",) * writes, ("pred",) * reads
+    arity = 2 if part is None else 3
+    return _Plan((kind, *carry_out), (*(kind,) * arity, *carry_in), emit)
 
 
 def _high_product(a: Lanes, b: Lanes, signed: bool) -> Lanes:

@@ -66,6 +66,7 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 MISALIGNED = int(Finding.MISALIGNED)
@@ -107,8 +108,10 @@ def begin(m, kind, pc, warp, mask):
     new.group = OPEN
     new.pc = pc
     new.mask = mask
+    new.told = uint32(0)
     new.landed = 0
     new.mbarrier = -1
+    new.rank = m.rank
     return new
 
 
@@ -160,7 +163,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
         if target % count or size and address % count:
             report(m, MISALIGNED, pc, warp, lane, address, -1)
             continue
-        if target < 0 or target + count > m.shared_bytes:
+        if not is_in_shared(m, target, count):
             report(m, OUT_OF_BOUNDS, pc, warp, lane, target, -1)
             continue
         new.read[lane] = size
@@ -179,7 +182,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
             addresses[lane] = max(int64(0), new.target[lane])
         count_passes(m, pc, mask, count)
     if m.is_early:
-        _land_copy(m, new)
+        land_copy(m, new)
     return DONE
 
 
@@ -200,7 +203,8 @@ def _bytes_inside(m, pc, warp, lane, address, size):
 
 
 @compile_native
-def _land_copy(m, one):
+def land_copy(m, one):
+    """Move the bytes of a copy by cp.async."""
     if one.landed:
         return
     one.landed = 1
@@ -241,9 +245,12 @@ def wait_for_copies(machine, pc, warp, registers, row, mask):
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
         if one.kind == COPY and one.warp == warp and OPEN < one.group < last:
-            _land_copy(m, one)
+            land_copy(m, one)
             order.know(m, warp, m.copy_agent + warp, one.clock)
             one.kind = FREE
+    if words[PARAMETERS + 1]:  # also what an mbarrier was told of before
+        issued = words_at(order.clocks_of(m, m.copy_agent + warp), m.agents)
+        order.know(m, warp, m.copy_agent + warp, int64(issued[m.copy_agent + warp]))
     return DONE
 
 
@@ -369,7 +376,7 @@ def _read_operands(m, pc, warp, words, new):
         agent = m.product_agent + warp
         for place in range(len(addresses)):
             address = int64(addresses[place])
-            if address < 0 or address + 16 > m.shared_bytes:
+            if not is_in_shared(m, address, 16):
                 report(m, OUT_OF_BOUNDS, pc, warp, -1, address, -1)
                 return False
             read_shared(m, pc, warp, -1, agent, new.clock, address, 16)

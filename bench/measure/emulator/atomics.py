@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int32, int64, uint32, uint64
 
-from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator import clusters, order
 from batchline.bench.measure.emulator.layout import (
     HAS_RESULT,
     HEADER,
     IS_OF_BLOCK,
     LANES,
+    RANK_SHIFT,
     SHARED_WINDOW,
     Number,
     Space,
@@ -43,7 +44,7 @@ from batchline.bench.measure.emulator.number_formats import (
     encode_f16,
 )
 from batchline.bench.measure.emulator.order import update_global, update_shared
-from batchline.bench.measure.emulator.raw import longs_at, words_at
+from batchline.bench.measure.emulator.raw import longs_at, lowest_one, words_at
 from batchline.bench.measure.emulator.releases import is_ordering, synchronise
 
 GLOBAL = int(Space.GLOBAL)
@@ -76,6 +77,7 @@ def update_memory(machine, pc, warp, registers, row, mask):
         group = alike(m, registers, row, place, mask)
         mask &= ~group
         _update(m, pc, warp, registers, row, group)
+        clusters.turn_home(m, warp)
     return DONE
 
 
@@ -87,7 +89,7 @@ def _update(m, pc, warp, registers, row, mask):
     size = int64(words[BYTES])
     place = 1 if action & HAS_RESULT else 0
     gather_addresses(m, registers, row, place, mask)
-    space = space_of(m, words[SPACE], mask)
+    space = space_of(m, warp, words[SPACE], mask)
     addresses = longs_at(m.scratch, LANES)
     first = registers + int64(words[HEADER + place + 1])
     second = registers + int64(words_at(row, HEADER + place + 3)[HEADER + place + 2])
@@ -98,6 +100,9 @@ def _update(m, pc, warp, registers, row, mask):
         else:
             count_passes(m, pc, mask, size)
     is_of_block = action & IS_OF_BLOCK != 0
+    if space != GLOBAL:
+        lane = lowest_one(mask)
+        clusters.reach(m, pc, warp, lane, warp, clock, addresses[lane])
     for lane in range(LANES):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
@@ -112,9 +117,8 @@ def _update(m, pc, warp, registers, row, mask):
         else:
             update_shared(m, pc, warp, lane, clock, address, size)
             if m.seen and is_ordering(m, warp, action):
-                synchronise(
-                    m, warp, lane, SHARED_WINDOW + address, action | IS_OF_BLOCK
-                )
+                key = SHARED_WINDOW + ((m.rank + 1) << RANK_SHIFT) + address
+                synchronise(m, warp, lane, key, action | IS_OF_BLOCK)
         before = get(target, size)
         value = get(first + lane * size, size)
         new = value

@@ -15,7 +15,7 @@ from batchline.bench.measure.emulator.memory_access import SECTOR_BYTES
 from batchline.bench.measure.emulator.program import Program
 from batchline.bench.measure.emulator.ptx import Instruction
 
-_MATRIX = (Kind.MMA, Kind.WGMMA)
+_MATRIX = (Kind.MMA, Kind.WGMMA, Kind.WMMA)
 _BARRIERS = (Kind.BARRIER, Kind.WARP_SYNC)
 _CONTROL = (Kind.BRANCH, Kind.EXIT)
 _ASYNCHRONOUS = (Kind.COPY, Kind.TENSOR_LOAD, Kind.TENSOR_STORE, Kind.BULK_COPY)
@@ -129,9 +129,9 @@ def class_of(program: Program, row: int) -> str:
     kind = Kind(int(program.words[program.starts[row]]))
     if kind is Kind.ARITHMETIC:
         return _class_of_arithmetic(program.instruction(row).opcode)
-    if kind in (Kind.LOAD, Kind.ATOMIC):
+    if kind in (Kind.LOAD, Kind.ATOMIC, Kind.WMMA_LOAD):
         return "load"
-    if kind is Kind.STORE:
+    if kind in (Kind.STORE, Kind.WMMA_STORE):
         return "store"
     for kinds, name in (
         (_MATRIX, "matrix"),

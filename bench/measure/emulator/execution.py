@@ -41,12 +41,14 @@ from batchline.bench.measure.emulator.layout import (
     SHADOW_INITIALISED,
     SLOT_SHIFT,
     SYNCS,
+    VIEW,
     WARP,
     Finding,
     Kind,
 )
 from batchline.bench.measure.emulator.memory import GlobalMemory, untouched_zeros
-from batchline.bench.measure.emulator.program import Place, Program
+from batchline.bench.measure.emulator.program import Program
+from batchline.bench.measure.emulator.rows import Place
 
 # The word of each finding, and what it says.
 WORDS: Mapping[Finding, tuple[str, str]] = {
@@ -63,6 +65,10 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
     Finding.UNINITIALISED_SHARED: (
         "uninitialised-shared",
         "shared memory that nothing has written in this block",
+    ),
+    Finding.UNINITIALISED_LOCAL: (
+        "uninitialised-local",
+        "local memory that this thread has not written",
     ),
     Finding.RACE_SHARED: (
         "shared-race",
@@ -92,12 +98,18 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
     ),
     Finding.BAD_DESCRIPTOR: ("bad-descriptor", "a descriptor that no chip accepts"),
     Finding.HANG: ("hang", "it is still running after as long as it may"),
+    Finding.BLOCK_LIFETIME: (
+        "block-lifetime",
+        "shared memory of another block of the cluster, which may not have started or "
+        "have ended",
+    ),
     Finding.UNSUPPORTED: ("unsupported", "more than this emulator keeps track of"),
 }
 # Told apart, and no fault: on a GPU no allocation ends within 16 aligned bytes, and a
 # variant may mean to read whole words.
 NOTED = frozenset({WORDS[Finding.PAST_THE_END][0]})
 
+_MOST_CLUSTER_WARPS = 42  # order.py keeps 8 bits of an agent, of which a warp has 6
 _MOST_STEPS = 50_000_000  # warp instructions of a block
 _SMALL_BYTES = 2**24  # allocations up to it have every read noted
 _SHORT_TURN = 61  # instructions: warps are changed often where order is to be tried
@@ -218,17 +230,36 @@ def execute(
     """Run all blocks of a launch on `memory`, which it changes.
 
     Raises:
-        UnknownOpcode: for an instruction that is not known. LaunchRefused: for what no
-        GPU would launch, or clusters.
+        UnknownOpcode: for an instruction that is not known. LaunchRefused: for clusters
+        that are not those of the PTX, or of too many warps.
     """
-    if math.prod(launch.cluster) != 1:
-        raise LaunchRefused(f"{launch.kernel}: clusters of blocks are not emulated yet")
     code = decoded(launch.ptx, launch.entry)
+    _require_cluster(launch, code)
     bound = _Bound(launch, code, memory, schedule)
     started = time.perf_counter()
-    machine.run_grid(bound.machine[0], 0, launch.blocks)
+    machine.run_grid(bound.machine[0], 0, launch.clusters)
     seconds = time.perf_counter() - started
     return bound.execution(seconds)
+
+
+def _require_cluster(launch: KernelLaunch, code: Program) -> None:
+    required = code.kernel.required_cluster
+    if required not in (None, launch.cluster):
+        raise LaunchRefused(
+            f"{launch.kernel} has clusters of {launch.cluster} blocks, and its PTX "
+            f"requires {required}"
+        )
+    blocks, warps = math.prod(launch.cluster), -(-launch.threads // LANES)
+    if blocks > 1 and blocks * warps > _MOST_CLUSTER_WARPS:
+        raise LaunchRefused(
+            f"{launch.kernel} has clusters of {blocks * warps} warps: the emulator "
+            f"keeps track of {_MOST_CLUSTER_WARPS}"
+        )
+    if blocks > 1 and Kind.WGMMA in code.kinds and warps % 4:
+        raise LaunchRefused(
+            f"{launch.kernel} has wgmma in clusters of blocks of {warps} warps: the "
+            "emulator knows multiples of 4"
+        )
 
 
 class _Bound:
@@ -239,7 +270,9 @@ class _Bound:
         self._kept: list[np.ndarray] = []
         self.machine = np.zeros(1, MACHINE)
         self._record = self.machine[0]
-        self._warps = -(-launch.threads // LANES)
+        self._block_warps = -(-launch.threads // LANES)
+        self._blocks = math.prod(launch.cluster)  # that are executed side by side
+        self._warps = self._blocks * self._block_warps
         self._bind_code()
         self._bind_memory(memory)
         self._bind_block()
@@ -251,6 +284,12 @@ class _Bound:
         self._kept.append(array)
         self._record[name] = array.ctypes.data
         return array
+
+    def _set_for_each_block(self, name: str, array: np.ndarray) -> None:
+        """As _set, with a copy for each block that is executed side by side."""
+        for rank in reversed(range(self._blocks)):
+            own = self._set(name, _aligned_like(array) if rank else array)
+            self._views[rank][name] = own.ctypes.data
 
     def _bind_code(self) -> None:
         code, record = self._code, self._record
@@ -274,7 +313,7 @@ class _Bound:
         if Kind.WGMMA in code.kinds:
             record["require"] = asynchronous.require_not_in_flight.address
             record["mark"] = asynchronous.mark_dirty.address
-        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY}:
+        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY, Kind.COPY_ARRIVE}:
             record["land_one"] = tensor_copies.land_one.address
 
     def _handler(self, row: int) -> int:
@@ -356,46 +395,67 @@ class _Bound:
         record["lane_agent"] = 5 * self._warps
         record["grid_x"], record["grid_y"], record["grid_z"] = launch.grid
         record["block_x"], record["block_y"], record["block_z"] = launch.block
-        record["n_blocks"] = launch.blocks
-        shared = code.static_shared_bytes + launch.dynamic_shared_bytes
+        record["n_blocks"] = launch.clusters
+        record["block_warps"] = self._block_warps
+        record["cluster_blocks"] = self._blocks
+        record["cluster_x"], record["cluster_y"], record["cluster_z"] = launch.cluster
+        record["has_cluster_barrier"] = (
+            self._blocks > 1 or Kind.CLUSTER_BARRIER in code.kinds
+        )
+        self._views = self._set("views", np.zeros(self._blocks, VIEW))
+        self._set("block_numbers", np.zeros(self._blocks, np.int64))
+        self._set("start_clocks", np.zeros(self._warps, np.int32))
+        self._set("cluster_clocks", np.zeros((4, agents), np.int32))
+        self._set("cluster_fenced", np.zeros((self._warps, agents), np.int32))
+        self._set("reach_clocks", np.zeros((self._blocks, agents), np.int32))
+        self._set("reach_places", np.zeros((self._blocks, agents), np.int32))
+        self._set("reach_lanes", np.zeros((self._blocks, agents), np.int32))
+        arrays = code.shared.with_dynamic(launch.dynamic_shared_bytes)
+        shared = max((end for _, end in arrays), default=0)
+        self._set("shared_arrays", np.array(arrays, np.int64).reshape(-1, 2))
+        record["n_shared_arrays"] = len(arrays)
         shift = min(2, int(code.narrowest_shared).bit_length() - 1)
         granules = (shared >> shift) + 1
         record["shared_bytes"], record["granule_shift"] = shared, shift
-        self._set("shared", _aligned(shared + 16, 1024))
-        self._set("shared_state", np.zeros(shared + 16, np.uint8))
-        self._set("writers", np.zeros(2 * granules, np.int64))
-        self._set("reads", np.zeros(granules * (readers + self._warps), np.int32))
+        reads = np.zeros(granules * (readers + self._warps), np.int32)
+        for name, array in (
+            ("shared", _aligned(shared + 16, 1024)),
+            ("shared_state", np.zeros(shared + 16, np.uint8)),
+            ("writers", np.zeros(2 * granules, np.int64)),
+            ("reads", reads),
+            ("barriers", np.zeros(BARRIERS, BARRIER)),
+            ("barrier_clocks", np.zeros((BARRIERS, 2, agents), np.int32)),
+            ("barrier_fenced", np.zeros((BARRIERS, agents), np.int32)),
+            ("mbarriers", np.zeros(MBARRIERS, MBARRIER)),
+            ("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32)),
+        ):
+            self._set_for_each_block(name, array)
         self._set("lane_released", np.zeros((self._warps, LANES), np.int32))
         self._set("lane_clocks", np.zeros((self._warps, LANES, LANES), np.int32))
         self._set("group_clocks", np.zeros((self._warps, GROUPS), np.int32))
         self._set("clocks", np.zeros((agents, agents), np.int32))
         self._set("fenced", np.zeros((agents, agents), np.int32))
         self._set("warps", np.zeros(self._warps, WARP))
-        self._set("barriers", np.zeros(BARRIERS, BARRIER))
-        self._set("barrier_clocks", np.zeros((BARRIERS, 2, agents), np.int32))
-        self._set("mbarriers", np.zeros(MBARRIERS, MBARRIER))
-        self._set("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32))
         self._set("pending", np.zeros(PENDING_MOST, PENDING))
         record["local_bytes"] = code.local_bytes
-        self._set(
-            "local", np.zeros(max(1, code.local_bytes * LANES * self._warps), np.uint8)
-        )
+        local_bytes = max(1, code.local_bytes * LANES * self._warps)
+        self._set("local", np.zeros(local_bytes, np.uint8))
+        self._set("local_written", np.zeros(local_bytes, np.uint8))
         self._set("scratch", np.zeros(2048, np.int64))
         slots = (code.register_bytes >> SLOT_SHIFT) * self._warps
         self._set("in_flight", np.zeros(slots, np.uint8))
         self._set("dirty", np.zeros(slots, np.int32))
-        if record["has_atomics"] and launch.blocks <= MOST_ORDERED_BLOCKS:
-            words = (launch.blocks + 63) // 64
-            self._set("seen", np.zeros((launch.blocks, words), np.uint64))
+        if record["has_atomics"] and launch.clusters <= MOST_ORDERED_BLOCKS:
+            words = (launch.clusters + 63) // 64
+            self._set("seen", np.zeros((launch.clusters, words), np.uint64))
             self._set("sync_places", np.zeros(SYNCS, np.int64))
             self._set("sync_sets", np.zeros((SYNCS, words), np.uint64))
             self._set("sync_clocks", np.zeros((SYNCS, agents), np.int32))
-            self._set("released", np.zeros((launch.blocks, agents), np.int32))
+            self._set("released", np.zeros((launch.clusters, agents), np.int32))
             self._set(
-                "released_lanes", np.zeros((launch.blocks, self._warps), np.uint32)
+                "released_lanes", np.zeros((launch.clusters, self._warps), np.uint32)
             )
             self._set("memory_fenced", np.zeros((self._warps, agents), np.int32))
-            self._set("barrier_fenced", np.zeros((BARRIERS, agents), np.int32))
 
     def _bind_counts(self) -> None:
         rows = len(self._code.forms)
@@ -415,7 +475,7 @@ class _Bound:
 
     def _bind_schedule(self) -> None:
         record, schedule = self._record, self._schedule
-        blocks = np.arange(self._launch.blocks, dtype=np.int64)
+        blocks = np.arange(self._launch.clusters, dtype=np.int64)
         if schedule.seed:
             np.random.default_rng(schedule.seed).shuffle(blocks)
         self._set("block_order", blocks)
@@ -440,8 +500,12 @@ class _Bound:
         self._set("constants", images)
         registers = _aligned(images.size, 64)
         self._set("registers", registers)
-        axes = [code.specials.get(f"%ctaid.{axis}", -1) for axis in "xyz"]
-        self._set("specials", np.array(axes, np.int64))
+        places = [
+            code.specials.get(f"%{name}.{axis}", -1)
+            for name in ("ctaid", "clusterid")
+            for axis in "xyz"
+        ]
+        self._set("specials", np.array(places, np.int64))
 
     def _value(self, value: int | Place) -> int:
         if isinstance(value, int):
@@ -456,8 +520,11 @@ class _Bound:
     def _special(self, name: str) -> np.ndarray:
         """uint32 or uint64[warps, 32] of a special register."""
         launch = self._launch
-        threads = np.arange(self._warps * LANES).reshape(self._warps, LANES)
+        block_threads = self._block_warps * LANES
+        numbers = np.arange(self._warps * LANES).reshape(self._warps, LANES)
+        threads, rank = numbers % block_threads, numbers // block_threads
         lane, x, y = threads % LANES, launch.block[0], launch.block[1]
+        across, down, _ = launch.cluster
         one = np.uint64(1)
         below = (one << lane.astype(np.uint64)) - one
         everything = np.uint64(0xFFFFFFFF)
@@ -467,7 +534,12 @@ class _Bound:
             "%tid.z": threads // (x * y),
             "%laneid": lane,
             "%warpid": threads // LANES,
-            "%nwarpid": np.full_like(threads, self._warps),
+            "%nwarpid": np.full_like(threads, self._block_warps),
+            "%cluster_ctarank": rank,
+            "%cluster_nctarank": np.full_like(threads, self._blocks),
+            "%cluster_ctaid.x": rank % across,
+            "%cluster_ctaid.y": rank // across % down,
+            "%cluster_ctaid.z": rank // (across * down),
             "%nsmid": np.full_like(threads, 132),
             "%lanemask_lt": below,
             "%lanemask_le": below * np.uint64(2) + one,
@@ -476,15 +548,15 @@ class _Bound:
             "%lanemask_gt": everything - (below * np.uint64(2) + one),
             "%dynamic_smem_size": np.full_like(threads, launch.dynamic_shared_bytes),
             "%total_smem_size": np.full_like(
-                threads, launch.dynamic_shared_bytes + self._code.static_shared_bytes
+                threads, launch.dynamic_shared_bytes + self._code.shared.static_bytes
             ),
         }
         for place, axis in enumerate("xyz"):
             known[f"%ntid.{axis}"] = np.full_like(threads, launch.block[place])
             known[f"%nctaid.{axis}"] = np.full_like(threads, launch.grid[place])
-            known[f"%nclusterid.{axis}"] = known[f"%nctaid.{axis}"]
-            known[f"%cluster_nctaid.{axis}"] = np.ones_like(threads)
-        known["%cluster_nctarank"] = np.ones_like(threads)
+            in_cluster = launch.cluster[place]
+            known[f"%cluster_nctaid.{axis}"] = np.full_like(threads, in_cluster)
+            known[f"%nclusterid.{axis}"] = known[f"%nctaid.{axis}"] // in_cluster
         values = known.get(name, np.zeros_like(threads))
         width = np.uint64 if program.special_width(name) == 64 else np.uint32
         return np.ascontiguousarray(values.astype(width)).reshape(self._warps, -1)
@@ -524,6 +596,13 @@ def _place_of(instruction: ptx.Instruction) -> str:
     if instruction.source is None:
         return f"line {instruction.ptx_line} of the PTX"
     return instruction.source.user_line
+
+
+def _aligned_like(array: np.ndarray) -> np.ndarray:
+    """A copy, from an address that is a multiple of 1024 as shared memory's must be."""
+    copy = _aligned(array.nbytes, 1024)
+    copy[:] = array.reshape(-1).view(np.uint8)
+    return copy
 
 
 def _aligned(size: int, align: int) -> np.ndarray:

@@ -72,6 +72,11 @@ class KernelLaunch:
         """Of the grid."""
         return math.prod(self.grid)
 
+    @property
+    def clusters(self) -> int:
+        """Of the grid."""
+        return self.blocks // math.prod(self.cluster)
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -24,6 +24,7 @@ LANES = 32
 SHARED_WINDOW = 1 << 56
 LOCAL_WINDOW = 1 << 57
 WINDOW_BYTES = 1 << 32
+RANK_SHIFT = 24  # of shared memory: the bits above are a block's rank in its cluster
 
 
 class Kind(IntEnum):
@@ -65,6 +66,11 @@ class Kind(IntEnum):
     MAP_PUBLISH = 33
     MAP_ACQUIRE = 34
     BULK_COPY = 35
+    COPY_ARRIVE = 36
+    WMMA = 37
+    WMMA_LOAD = 38
+    WMMA_STORE = 39
+    CLUSTER_BARRIER = 40
 
 
 class Space(IntEnum):
@@ -74,6 +80,7 @@ class Space(IntEnum):
     GLOBAL = 1
     SHARED = 2
     LOCAL = 3
+    CLUSTER = 4  # shared memory of any block of the cluster
 
 
 class Status(IntEnum):
@@ -83,6 +90,15 @@ class Status(IntEnum):
     AT_BARRIER = 1
     AT_MBARRIER = 2
     ENDED = 3
+    AT_CLUSTER = 4
+
+
+class BulkCopy(IntEnum):
+    """What cp.async.bulk copies from where."""
+
+    STORE = 0  # from shared memory to global memory
+    LOAD = 1  # from global memory to shared memory, of this block or others
+    TO_BLOCK = 2  # from shared memory to that of a block of the cluster
 
 
 class MbarrierAction(IntEnum):
@@ -151,6 +167,8 @@ class Finding(IntEnum):
     BAD_DESCRIPTOR = 14
     HANG = 15
     UNSUPPORTED = 16
+    UNINITIALISED_LOCAL = 17
+    BLOCK_LIFETIME = 18
 
 
 # int64: start, end, shadow, writers, readers, flags, granule shift, none
@@ -206,6 +224,7 @@ WARP = np.dtype(
         ("lanes_met", np.int32),  # and when they last executed an instruction together
         ("lanes_fenced", np.int32),  # and when all of them last made a memory fence
         ("copies_synced", np.int32),  # clock of its copies that all its lanes know of
+        ("cluster_phase", np.int32),  # whether it has arrived at the cluster's barrier
         ("lane_pc", np.int32, (LANES,)),
     ],
     align=True,
@@ -235,6 +254,17 @@ MBARRIER = np.dtype(
     ]
 )
 
+# What a block of a cluster has of its own; see clusters.py.
+VIEW = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "shared shared_state writers reads barriers barrier_clocks "
+            "barrier_fenced mbarriers mbarrier_clocks n_mbarriers"
+        ).split()
+    ]
+)
+
 PENDING_MOST = 4096
 
 
@@ -245,6 +275,7 @@ class PendingKind(IntEnum):
     TENSOR_STORE = 3
     PRODUCT = 4
     BULK_COPY = 5
+    COPY_ARRIVAL = 6
 
 
 PENDING = np.dtype(
@@ -254,8 +285,10 @@ PENDING = np.dtype(
         ("group", np.int64),  # -1: not committed yet
         ("pc", np.int64),
         ("mask", np.uint32),
+        ("told", np.uint32),  # of the mask: lanes that an mbarrier counts
         ("bytes", np.uint32),
         ("mbarrier", np.int64),
+        ("rank", np.int64),  # of the block whose shared memory it is about
         ("map", np.int64),
         ("clock", np.int64),
         ("shared", np.int64),
@@ -274,22 +307,26 @@ PENDING = np.dtype(
 _ADDRESSES = (
     "code at functions registers warps shared shared_state writers reads clocks fenced "
     "allocations findings barriers barrier_clocks mbarriers mbarrier_clocks pending "
-    "local scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
+    "local local_written shared_arrays scratch executed lanes sectors sectors_needed requests passes in_flight dirty "
     "require mark run_warp land_one constants specials block_order warp_order seen "
     "sync_places sync_sets sync_clocks released released_lanes lane_released "
     "lane_clocks "
-    "memory_fenced barrier_fenced group_clocks"
+    "memory_fenced barrier_fenced group_clocks views block_numbers start_clocks "
+    "cluster_clocks cluster_fenced reach_clocks reach_places "
+    "reach_lanes"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "
     "granule_shift agents copy_agent tensor_agent product_agent store_agent lane_agent "
     "readers n_allocations "
     "last_allocation n_findings n_mbarriers n_pending local_bytes grid_x grid_y grid_z "
-    "block_x block_y block_z n_blocks block first_block steps most_steps quantum random "
+    "block_x block_y block_z n_shared_arrays array_start array_end "
+    "n_blocks block first_block steps most_steps quantum random "
     "is_early architecture barrier_granule narrow_shift accumulator_words stop "
     "has_products is_counting first_pending random_landing "
     "is_brief read_bytes distinct n_syncs has_atomics maps_published maps_acquired "
-    "longest_block"
+    "longest_block rank block_warps cluster_blocks cluster_x cluster_y cluster_z "
+    "has_cluster_barrier"
 )
 MACHINE = np.dtype(
     [(name, np.int64) for name in f"{_ADDRESSES} {_NUMBERS}".split()], align=True

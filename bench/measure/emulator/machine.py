@@ -1,5 +1,5 @@
-"""The loop that executes the blocks of a grid, one after another, and the warps of a
-block in turns, each up to where it has to wait.
+"""The loop that executes the blocks of a grid (or its clusters of blocks), one after
+another, and the warps of a block in turns, each up to where it has to wait.
 
 The lanes of a warp go on together from the lowest of their program counters, which
 brings them together again where their paths meet.
@@ -12,6 +12,8 @@ from numba import int64, uint8, uint32, uint64
 from batchline.bench.measure.emulator import (
     asynchronous,
     atomics,
+    clusters,
+    copy_arrivals,
     matrix_units,
     mbarriers,
     memory_access,
@@ -19,6 +21,7 @@ from batchline.bench.measure.emulator import (
     releases,
     tensor_copies,
     warp_wide,
+    wmma,
 )
 from batchline.bench.measure.emulator.layout import (
     BARRIER,
@@ -66,6 +69,7 @@ NOTHING, AT_A_BARRIER, WGMMA = int(Kind.NOTHING), int(Kind.BARRIER), int(Kind.WG
 
 READY, AT_BARRIER = int(Status.READY), int(Status.AT_BARRIER)
 AT_MBARRIER, ENDED = int(Status.AT_MBARRIER), int(Status.ENDED)
+AT_CLUSTER = int(Status.AT_CLUSTER)
 DIVERGENT_BARRIER = int(Finding.DIVERGENT_BARRIER)
 DEADLOCK, HANG = int(Finding.DEADLOCK), int(Finding.HANG)
 MISSING_WAIT = int(Finding.MISSING_WAIT)
@@ -240,6 +244,8 @@ def exit_lanes(machine, pc, warp, registers, row, mask):
             state.status = AT_MBARRIER
         return DONE
     state.status = ENDED
+    if m.has_cluster_barrier:
+        clusters.leave(m, pc, warp)
     if m.has_products:
         asynchronous.require_group(m, pc, warp)
     for number in range(m.first_pending, m.n_pending):
@@ -333,13 +339,14 @@ def release_if_complete(m, number):
     if barrier.arrived == 0:
         return
     wanted = barrier.expected
+    first = m.rank * m.block_warps
     if wanted == 0:
-        for warp in range(m.n_warps):
+        for warp in range(first, first + m.block_warps):
             if warp_at(m, warp).status != ENDED:
                 wanted += LANES
     if barrier.arrived < wanted:
         return
-    for warp in range(m.n_warps):
+    for warp in range(first, first + m.block_warps):
         if not (barrier.warps >> uint64(warp)) & uint64(1):
             continue
         state = warp_at(m, warp)
@@ -380,22 +387,25 @@ def _write_reduction(m, warp, state, value):
 
 @compile_native
 def begin_block(m, block):
-    """Reset all that a block starts with."""
+    """Reset all that a block, or a cluster of blocks, starts with."""
     m.block = block
     m.steps = 0
-    m.n_mbarriers = 0
     m.first_pending = m.n_pending
-    fill(m.shared, uint8(255), m.shared_bytes)
-    fill(m.shared_state, uint8(0), m.shared_bytes)
-    fill(m.barriers, uint8(0), BARRIERS * _BARRIER_BYTES)
+    for rank in range(m.cluster_blocks):
+        clusters.turn_to(m, rank)
+        m.n_mbarriers = 0
+        fill(m.shared, uint8(255), m.shared_bytes)
+        fill(m.shared_state, uint8(0), m.shared_bytes)
+        fill(m.barriers, uint8(0), BARRIERS * _BARRIER_BYTES)
     fill(m.local, uint8(255), m.local_bytes * LANES * m.n_warps)
+    fill(m.local_written, uint8(0), m.local_bytes * LANES * m.n_warps)
     order.begin_block(m)
-    x = block % m.grid_x
-    y = (block // m.grid_x) % m.grid_y
-    z = block // (m.grid_x * m.grid_y)
+    if m.cluster_blocks > 1:
+        clusters.begin(m)
+    for rank in range(m.cluster_blocks):
+        _number_block(m, block, rank)
     for warp in range(m.n_warps):
         _begin_warp(m, warp)
-        _write_block_number(m, warp, x, y, z)
     if m.has_products:
         slots = (m.register_bytes >> SLOT_SHIFT) * m.n_warps
         fill(m.in_flight, uint8(0), slots)
@@ -405,7 +415,7 @@ def begin_block(m, block):
 @compile_native
 def _begin_warp(m, warp):
     state = warp_at(m, warp)
-    threads = min(int64(LANES), m.threads - warp * LANES)
+    threads = min(int64(LANES), m.threads - warp % m.block_warps * LANES)
     alive = FULL if threads == LANES else uint32((1 << threads) - 1)
     state.pc = 0
     state.other_pc = NO_PC
@@ -428,24 +438,48 @@ def _begin_warp(m, warp):
     state.product_trace = 0
     state.fences = 1
     state.is_asking = 0
+    state.cluster_phase = 0
 
 
 @compile_native
-def _write_block_number(m, warp, x, y, z):
-    """The rows of %ctaid.x, .y and .z, whose places `specials` has (or -1)."""
-    places = longs_at(m.specials, 3)
-    for axis in range(3):
-        if places[axis] < 0:
-            continue
-        value = uint32(x if axis == 0 else (y if axis == 1 else z))
-        base = registers_of(m, warp) + places[axis]
-        for lane in range(LANES):
-            write32(base + lane * 4, value)
+def _number_block(m, cluster, rank):
+    """Note the number of the block with this rank in its cluster, and write its
+    %ctaid and %clusterid.
+    """
+    across, down = m.grid_x // m.cluster_x, m.grid_y // m.cluster_y
+    cluster_x, cluster_y = cluster % across, cluster // across % down
+    cluster_z = cluster // (across * down)
+    x = cluster_x * m.cluster_x + rank % m.cluster_x
+    y = cluster_y * m.cluster_y + rank // m.cluster_x % m.cluster_y
+    z = cluster_z * m.cluster_z + rank // (m.cluster_x * m.cluster_y)
+    number = x + m.grid_x * (y + m.grid_y * z)
+    longs_at(m.block_numbers, m.cluster_blocks)[rank] = number
+    first = rank * m.block_warps
+    for warp in range(first, first + m.block_warps):
+        _write_special(m, warp, 0, x)
+        _write_special(m, warp, 1, y)
+        _write_special(m, warp, 2, z)
+        _write_special(m, warp, 3, cluster_x)
+        _write_special(m, warp, 4, cluster_y)
+        _write_special(m, warp, 5, cluster_z)
+
+
+@compile_native
+def _write_special(m, warp, number, value):
+    """The row of a special register, whose place `specials` has (or -1)."""
+    place = longs_at(m.specials, 6)[number]
+    if place < 0:
+        return
+    base = registers_of(m, warp) + place
+    for lane in range(LANES):
+        write32(base + lane * 4, uint32(value))
 
 
 @compile_native
 def run_block(m, block):
-    """Execute one block to its end, or to where nothing goes on."""
+    """Execute one block, or the blocks of one cluster side by side, to their end, or to
+    where nothing goes on.
+    """
     begin_block(m, block)
     turns = longs_at(m.warp_order, m.n_warps)
     idle_rounds = 0
@@ -460,6 +494,7 @@ def run_block(m, block):
             if state.status != READY:
                 continue
             ran += 1
+            clusters.turn_home(m, warp)
             call_handler(m.run_warp, address_of(m), 0, warp, 0, 0, FULL)
             if not state.is_asking:
                 only_asked = False
@@ -503,7 +538,7 @@ def _report_where(m, kind):
         if state.status != ENDED:
             lane = lowest_one(state.alive)
             pc = state.pc if state.pc < NO_PC else int64(state.lane_pc[lane])
-            if state.status == AT_BARRIER:
+            if state.status == AT_BARRIER or state.status == AT_CLUSTER:
                 pc = int64(state.barrier_pc)
             report(m, kind, pc, warp, lane, 0, -1)
     m.stop = 1
@@ -574,4 +609,9 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.MAP_PUBLISH: tensor_copies.publish_map,
     Kind.MAP_ACQUIRE: tensor_copies.acquire_map,
     Kind.BULK_COPY: tensor_copies.copy_run,
+    Kind.CLUSTER_BARRIER: clusters.act,
+    Kind.COPY_ARRIVE: copy_arrivals.start_arrivals,
+    Kind.WMMA: wmma.multiply,
+    Kind.WMMA_LOAD: wmma.load_fragment,
+    Kind.WMMA_STORE: wmma.store_fragment,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import int64, uint32, uint64
 
-from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator import clusters, order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
     LANES,
@@ -17,6 +17,7 @@ from batchline.bench.measure.emulator.layout import (
     MBARRIERS,
     PARAMETERS,
     SHARED_MBARRIER,
+    SHARED_WINDOW,
     Finding,
     MbarrierAction,
     Status,
@@ -45,6 +46,7 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 MISUSE = int(Finding.MBARRIER_MISUSE)
 UNSUPPORTED = int(Finding.UNSUPPORTED)
@@ -57,8 +59,8 @@ TEST, TRY = int(MbarrierAction.TEST), int(MbarrierAction.TRY)
 READY, AT_MBARRIER = int(Status.READY), int(Status.AT_MBARRIER)
 
 # Where the parameters of an MBARRIER lie in its row.
-ACTION, OFFSET, BASE_BYTES, HAS_STATE, HAS_COUNT, BY_PARITY = range(
-    PARAMETERS, PARAMETERS + 6
+ACTION, OFFSET, BASE_BYTES, HAS_STATE, HAS_COUNT, BY_PARITY, IN_CLUSTER = range(
+    PARAMETERS, PARAMETERS + 7
 )
 
 _mbarrier = record_reader(MBARRIER)
@@ -107,7 +109,8 @@ def _complete_phase_if_done(m, number):
     known.phase += 1
     known.pending = known.expected
     copy(_clocks(m, number, 2), _clocks(m, number, 0), 2 * m.agents * 4)
-    for warp in range(m.n_warps):
+    first = m.rank * m.block_warps
+    for warp in range(first, first + m.block_warps):
         state = warp_at(m, warp)
         if state.parked and state.parked_at == number:
             if (known.phase & 1) != state.parked_parity:
@@ -125,6 +128,21 @@ def complete_bytes(m, number, count, agent, clock):
         if row[agent] < clock:
             row[agent] = clock
     known.bytes -= count
+    _complete_phase_if_done(m, number)
+
+
+@compile_native
+def arrive_for(m, pc, warp, number, count, agent, clock):
+    """`count` threads of a warp arrive on behalf of an agent, whose event `clock` is
+    all that they hand on.
+    """
+    known = mbarrier_at(m, number)
+    row = words_at(_clocks(m, number, 0), m.agents)
+    row[agent] = max(int64(row[agent]), clock)
+    known.pending -= count
+    if known.pending < 0:
+        report(m, MISUSE, pc, warp, -1, known.address, -1)
+        known.pending = 0
     _complete_phase_if_done(m, number)
 
 
@@ -201,7 +219,9 @@ def act(machine, pc, warp, registers, row, mask):
         if is_test and alike != mask:
             report(m, UNSUPPORTED, pc, warp, lowest_one(mask), int64(first), -1)
             return DONE
-        if DONE != _act_on_one(m, pc, warp, registers, row, alike):
+        answer = _act_on_one(m, pc, warp, registers, row, alike)
+        clusters.turn_home(m, warp)
+        if answer != DONE:
             return AGAIN
         left &= ~alike
     return DONE
@@ -222,13 +242,18 @@ def _act_on_one(m, pc, warp, registers, row, mask):
     base = registers + int64(words[place])
     width = words[BASE_BYTES]
     address = int64(get(base + lane * width, width)) + int64(words[OFFSET])
+    if address >= SHARED_WINDOW:
+        address -= SHARED_WINDOW
     if address & 7:
         report(m, MISALIGNED, pc, warp, lane, address, -1)
         return DONE
-    if address < 0 or address + 8 > m.shared_bytes:
+    if words[IN_CLUSTER]:
+        address = clusters.turn_to_address(m, warp, address)
+    if not is_in_shared(m, address, 8):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
         return DONE
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    clusters.reach(m, pc, warp, lane, warp, clock, address)
     operand = (
         int64(read32(registers + int64(words[place + 1]) + lane * 4))
         if words[HAS_COUNT]
@@ -301,8 +326,10 @@ def _test(m, warp, registers, row, mask, number):
     state = warp_at(m, warp)
     if is_done:
         order.join(m, order.clocks_of(m, warp), _clocks(m, number, 2))
-        handed = words_at(_clocks(m, number, 2), m.agents)[warp] + 1
-        state.lanes_synced = max(state.lanes_synced, handed)
+        handed = words_at(_clocks(m, number, 2), m.agents)
+        state.lanes_synced = max(state.lanes_synced, handed[warp] + 1)
+        copied = handed[m.copy_agent + warp]
+        state.copies_synced = max(state.copies_synced, copied)
         order.join(m, order.fenced_of(m, warp), _clocks(m, number, 3))
     elif words[ACTION] == TRY and not state.parked:
         state.parked = mask

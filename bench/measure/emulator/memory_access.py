@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from numba import int32, int64, uint8, uint16, uint32, uint64
 
-from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator import clusters, order
 from batchline.bench.measure.emulator.layout import (
     HEADER,
     IS_READ_ONLY,
     LANES,
     LOCAL_WINDOW,
+    RANK_SHIFT,
     SHARED_WINDOW,
     WINDOW_BYTES,
     Finding,
@@ -34,7 +35,9 @@ from batchline.bench.measure.emulator.order import (
     write_strong,
 )
 from batchline.bench.measure.emulator.raw import (
+    bytes_at,
     count_ones,
+    fill,
     longs_at,
     lowest_one,
     read8,
@@ -48,13 +51,16 @@ from batchline.bench.measure.emulator.raw import (
     write64,
 )
 from batchline.bench.measure.emulator.releases import synchronise
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
 SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
+CLUSTER = int(Space.CLUSTER)
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 PAST_THE_END = int(Finding.PAST_THE_END)
 RACE_GLOBAL, RACE_SHARED = int(Finding.RACE_GLOBAL), int(Finding.RACE_SHARED)
 MISALIGNED = int(Finding.MISALIGNED)
+UNINITIALISED_LOCAL = int(Finding.UNINITIALISED_LOCAL)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 
 SECTOR_BYTES, BANKS = 32, 32
@@ -85,33 +91,48 @@ def gather_addresses(m, registers, row, place, mask):
 
 
 @compile_native
-def space_of(m, space, mask):
+def space_of(m, warp, space, mask):
     """Which memory the lanes' generic addresses lead to, all to the same (see
-    `alike`); they become offsets in it.
+    `alike`); they become offsets in it. Of another block's shared memory, that block is
+    at hand from now on: the caller has to turn home.
     """
-    if space != GENERIC:
+    if space != GENERIC and space != CLUSTER:
         return space
     addresses = longs_at(m.scratch, LANES)
-    first = addresses[lowest_one(mask)]
-    if SHARED_WINDOW <= first < SHARED_WINDOW + WINDOW_BYTES:
-        for lane in range(LANES):
-            addresses[lane] -= SHARED_WINDOW
-        return SHARED
-    if LOCAL_WINDOW <= first < LOCAL_WINDOW + WINDOW_BYTES:
-        for lane in range(LANES):
-            addresses[lane] -= LOCAL_WINDOW
+    lane = lowest_one(mask)
+    window = _window_of(space, addresses[lane])
+    if window == 0:
+        return GLOBAL
+    if window == LOCAL_WINDOW:
+        _subtract(addresses, LOCAL_WINDOW)
         return LOCAL
-    return GLOBAL
+    if space == GENERIC:
+        _subtract(addresses, SHARED_WINDOW)
+    named = addresses[lane] & ~int64((1 << RANK_SHIFT) - 1)
+    if named > 0:
+        offset = clusters.turn_to_address(m, warp, addresses[lane])
+        _subtract(addresses, named if offset >= 0 else WINDOW_BYTES)
+    return SHARED
 
 
 @compile_native
-def _window_of(address):
-    """Which generic addresses lead to the same memory: the same number for them."""
+def _subtract(addresses, number):
+    for lane in range(LANES):
+        addresses[lane] -= number
+
+
+@compile_native
+def _window_of(space, address):
+    """Which addresses lead to the same memory: the same number for them. It is that of
+    the window, with a block's rank for shared memory of a cluster; 0: global memory.
+    """
+    if space == CLUSTER:
+        return SHARED_WINDOW + (address >> RANK_SHIFT)
     if SHARED_WINDOW <= address < SHARED_WINDOW + WINDOW_BYTES:
-        return SHARED
+        return SHARED_WINDOW + ((address - SHARED_WINDOW) >> RANK_SHIFT)
     if LOCAL_WINDOW <= address < LOCAL_WINDOW + WINDOW_BYTES:
-        return LOCAL
-    return GLOBAL
+        return LOCAL_WINDOW
+    return int64(0)
 
 
 @compile_native
@@ -119,14 +140,16 @@ def alike(m, registers, row, place, mask):
     """The lanes whose addresses, from operand `place` of the row, lead to the same
     memory as that of the first of them.
     """
-    if words_at(row, HEADER)[SPACE] != GENERIC:
+    space = words_at(row, HEADER)[SPACE]
+    if space != GENERIC and space != CLUSTER:
         return mask
     gather_addresses(m, registers, row, place, mask)
     addresses = longs_at(m.scratch, LANES)
-    first = _window_of(addresses[lowest_one(mask)])
+    first = _window_of(space, addresses[lowest_one(mask)])
     group = uint32(0)
     for lane in range(LANES):
-        group |= uint32(_window_of(addresses[lane]) == first) << uint32(lane)
+        is_same = _window_of(space, addresses[lane]) == first
+        group |= uint32(is_same) << uint32(lane)
     return group & mask
 
 
@@ -136,6 +159,18 @@ def local_of(m, warp, lane, offset, count):
     if offset < 0 or offset + count > m.local_bytes:
         return 0
     return m.local + (warp * LANES + lane) * m.local_bytes + offset
+
+
+@compile_native
+def _read_local(m, pc, warp, lane, source, address, count):
+    """Report a read of local memory, at `source` in this process, that the thread has
+    not written all of.
+    """
+    written = bytes_at(m.local_written + source - m.local, count)
+    for place in range(count):
+        if not written[place]:
+            report(m, UNINITIALISED_LOCAL, pc, warp, lane, address, -1)
+            return
 
 
 @compile_native
@@ -166,7 +201,7 @@ def locate(m, pc, warp, lane, space, address, count, may_overrun):
             if may_overrun and address + count <= (end + 15) & ~15:
                 return int64(0), row
     elif space == SHARED:
-        if 0 <= address and address + count <= m.shared_bytes:
+        if is_in_shared(m, address, count):
             return m.shared + address, int64(0)
     else:
         target = int64(local_of(m, warp, lane, address, count))
@@ -187,6 +222,7 @@ def load(machine, pc, warp, registers, row, mask):
         group = alike(m, registers, row, elements, mask)
         mask &= ~group
         _load(m, pc, warp, registers, row, group)
+        clusters.turn_home(m, warp)
     return DONE
 
 
@@ -196,10 +232,13 @@ def _load(m, pc, warp, registers, row, mask):
     elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
     count = elements * size
     gather_addresses(m, registers, row, elements, mask)
-    space = space_of(m, words[SPACE], mask)
+    space = space_of(m, warp, words[SPACE], mask)
     addresses = longs_at(m.scratch, LANES)
     width, signed = words[REGISTER_BYTES], words[SIGNED]
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    if space == SHARED:
+        lane = lowest_one(mask)
+        clusters.reach(m, pc, warp, lane, warp, clock, addresses[lane])
     if m.is_counting:
         if space == GLOBAL:
             count_sectors(m, pc, mask, count, True)
@@ -226,6 +265,8 @@ def _load(m, pc, warp, registers, row, mask):
                 synchronise(m, warp, lane, address, action)
         elif source and space == SHARED:
             read_shared(m, pc, warp, lane, warp, clock, address, count)
+        elif source and space == LOCAL:
+            _read_local(m, pc, warp, lane, source, address, count)
         for element in range(elements):
             target = registers + int64(words[HEADER + element]) + lane * width
             if source:
@@ -311,6 +352,7 @@ def store(machine, pc, warp, registers, row, mask):
         group = alike(m, registers, row, 0, mask)
         mask &= ~group
         _store(m, pc, warp, registers, row, group)
+        clusters.turn_home(m, warp)
     return DONE
 
 
@@ -320,10 +362,13 @@ def _store(m, pc, warp, registers, row, mask):
     elements, size = int64(words[ELEMENTS]), int64(words[BYTES])
     count = elements * size
     gather_addresses(m, registers, row, 0, mask)
-    space = space_of(m, words[SPACE], mask)
+    space = space_of(m, warp, words[SPACE], mask)
     addresses = longs_at(m.scratch, LANES)
     data = m.scratch + LANES * 8
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+    if space == SHARED:
+        lane = lowest_one(mask)
+        clusters.reach(m, pc, warp, lane, warp, clock, addresses[lane])
     if m.is_counting:
         if space == GLOBAL:
             count_sectors(m, pc, mask, count, False)
@@ -344,6 +389,8 @@ def _store(m, pc, warp, registers, row, mask):
         elif target and space == SHARED:
             _collect(registers, words, lane, data)
             write_shared(m, pc, warp, lane, warp, clock, address, count, data)
+        elif target and space == LOCAL:
+            fill(m.local_written + target - m.local, uint8(1), count)
         if target:
             _collect(registers, words, lane, target)
     if space == GLOBAL or space == SHARED:

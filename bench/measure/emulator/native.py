@@ -34,7 +34,8 @@ def _sources() -> str:
 
 
 def _is_compiled(name: str, text: bytes) -> bool:
-    return name == "layout.py" or b"import numba" in text or b"from numba" in text
+    marks = (b"import numba", b"from numba", b"@compile_native")
+    return name == "layout.py" or any(mark in text for mark in marks)
 
 
 def _keep(function) -> None:

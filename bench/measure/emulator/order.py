@@ -104,8 +104,9 @@ def report(m, kind, pc, warp, lane, address, other_pc):
     new = _finding(m.findings + m.n_findings * _FINDING_BYTES)
     new.kind = kind
     new.pc = pc
-    new.block = m.block
-    new.warp = warp
+    rank = warp // m.block_warps
+    new.block = longs_at(m.block_numbers, m.cluster_blocks)[rank]
+    new.warp = warp - rank * m.block_warps
     new.lane = lane
     new.address = address
     new.other_pc = other_pc
@@ -308,7 +309,7 @@ def _with_lanes_before(m, warp, before, epoch):
 
 
 @compile_native
-def _has_handed_on(m, knower, warp, lane, clock):
+def has_handed_on(m, knower, warp, lane, clock):
     """Whether `knower`, the address of clocks, knows event `clock` of one lane, which
     that lane has handed on without the others.
     """
@@ -326,7 +327,7 @@ def _is_known_of(m, warp, lane, other, clock):
         table = words_at(m.lane_clocks + warp * LANES * LANES * 4, LANES * LANES)
         if table[lane * LANES + other] > clock:
             return True
-    return _has_handed_on(m, clocks_of(m, warp), warp, other, clock)
+    return has_handed_on(m, clocks_of(m, warp), warp, other, clock)
 
 
 @compile_native
@@ -371,7 +372,7 @@ def _conflict(m, warp, agent, lane, before, is_read):
     if words_at(m.clocks + warp * m.agents * 4, m.agents)[other] < clock:
         if other >= m.n_warps:
             return MISSING_WAIT
-        if not _has_handed_on(m, clocks_of(m, warp), other, _lane_of(before), clock):
+        if not has_handed_on(m, clocks_of(m, warp), other, _lane_of(before), clock):
             return RACE_SHARED
     elif other == warp or other == m.copy_agent + warp:
         fault = _lane_conflict(m, warp, lane, before)
@@ -380,7 +381,7 @@ def _conflict(m, warp, agent, lane, before, is_read):
     if is_read and agent >= 2 * m.n_warps and other < 2 * m.n_warps:
         visible = fenced_of(m, warp)
         if words_at(visible, m.agents)[other] < clock:
-            if other >= m.n_warps or not _has_handed_on(
+            if other >= m.n_warps or not has_handed_on(
                 m, visible, other, _lane_of(before), clock
             ):
                 return MISSING_PROXY_FENCE
@@ -939,7 +940,7 @@ def _is_race(m, warp, lane, by, epoch, is_read):
     if by < 0 and not m.has_atomics:
         return True
     if words_at(clocks_of(m, warp), m.agents)[agent] < clock:
-        return agent >= m.n_warps or not _has_handed_on(
+        return agent >= m.n_warps or not has_handed_on(
             m, clocks_of(m, warp), agent, _lane_of(epoch), clock
         )
     if agent != warp or lane == -2:

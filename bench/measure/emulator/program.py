@@ -5,12 +5,27 @@ Raises UnknownOpcode for a form of an instruction that the machine does not know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchline.bench.measure.emulator import alu, matrix, matrix_units, ptx
+from batchline.bench.measure.emulator import (
+    alu,
+    clusters,
+    copy_arrivals,
+    matrix,
+    matrix_units,
+    ptx,
+    wmma,
+)
+from batchline.bench.measure.emulator.calls import inline_calls
+from batchline.bench.measure.emulator.carries import (
+    CARRY,
+    reads_carry,
+    with_carry,
+    writes_carry,
+)
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
     IS_OF_BLOCK,
@@ -24,12 +39,15 @@ from batchline.bench.measure.emulator.layout import (
     RELEASES,
     SHARED_WINDOW,
     WRITTEN_SHIFT,
+    BulkCopy,
     Kind,
     MbarrierAction,
     Number,
     Space,
     Update,
 )
+from batchline.bench.measure.emulator.rows import Place, Row, named_space
+from batchline.bench.measure.emulator.shared_arrays import SharedLayout, lay_out_shared
 from batchline.bench.measure.emulator.ptx import (
     Address,
     Immediate,
@@ -44,41 +62,9 @@ from batchline.bench.measure.emulator.ptx import (
 _ROW_BYTES = 64  # rows of registers are aligned to it
 SINK_BYTES = 512
 _CHOSEN = "brx.idx"  # a predicate: the index is that of the target at hand
-_SPACES = {
-    "global": Space.GLOBAL,
-    "const": Space.GLOBAL,
-    "shared": Space.SHARED,
-    "shared::cta": Space.SHARED,
-    "shared::cluster": Space.SHARED,  # of clusters of one block: others are refused
-    "local": Space.LOCAL,
-}
+# Their parameters begin with the space, a count and the bytes of an element.
+_ACCESSES = (Kind.LOAD, Kind.STORE, Kind.ATOMIC, Kind.WMMA_LOAD, Kind.WMMA_STORE)
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
-
-
-@dataclass(frozen=True)
-class Place:
-    """A constant whose value is an address, known once the kernel is bound: of a
-    parameter ("parameter", its offset), of a variable ("variable", its name and what
-    is added), or the bytes of an argument ("argument", offset, bytes, whether signed).
-    """
-
-    what: str
-    name: str
-    offset: int
-    bytes: int = 8
-    is_signed: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the machine executes for (a part of) an instruction."""
-
-    kind: Kind
-    operands: tuple[int, ...] = ()
-    parameters: tuple[int, ...] = ()
-    written: int = 0
-    form: object = None
-    guard: int | None = None  # the row of a predicate in place of the instruction's
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +87,7 @@ class Program:
     constants: tuple[tuple[int, int, int, object], ...]
     specials: dict[str, int]
     register_bytes: int
-    shared_offsets: dict[str, int]
-    static_shared_bytes: int
+    shared: SharedLayout
     local_bytes: int
     kinds: frozenset[Kind]
     narrowest_shared: int
@@ -122,7 +107,7 @@ def decode(module: ptx.Module, name: str) -> Program:
         UnknownOpcode: for an instruction that the machine does not know. KeyError: if
         there is no such kernel.
     """
-    return _Decoder(module, module.kernels[name]).decode()
+    return _Decoder(module, inline_calls(module, module.kernels[name])).decode()
 
 
 @dataclass
@@ -169,7 +154,7 @@ class _Decoder:
         self._module, self._kernel = module, kernel
         self._registers = _Registers(dict(kernel.registers))
         self._parameters = {one.name: one for one in kernel.parameters}
-        self._shared, self._static_bytes = _lay_out(
+        self._shared = lay_out_shared(
             [
                 *(v for v in module.variables.values() if v.space == "shared"),
                 *kernel.shared,
@@ -189,13 +174,13 @@ class _Decoder:
         shared = [
             row.parameters[2]
             for _, row in rows
-            if row.kind in (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
-            and row.parameters[0] in (Space.SHARED, Space.GENERIC)
+            if row.kind in _ACCESSES
+            and row.parameters[0] in (Space.SHARED, Space.CLUSTER, Space.GENERIC)
         ]
         in_global = [
             row.parameters[2]
             for _, row in rows
-            if row.kind in (Kind.LOAD, Kind.STORE, Kind.ATOMIC)
+            if row.kind in _ACCESSES
             and row.parameters[0] in (Space.GLOBAL, Space.GENERIC)
         ]
         registers = self._registers
@@ -213,7 +198,6 @@ class _Decoder:
             dict(registers.specials),
             registers.size,
             self._shared,
-            self._static_bytes,
             self._local_bytes,
             frozenset(row.kind for _, row in rows),
             min(shared, default=4),
@@ -261,7 +245,7 @@ class _Decoder:
 
     # --- operands -------------------------------------------------------------------
 
-    def _offset(self, operand, operand_type: str) -> int:
+    def offset(self, operand, operand_type: str) -> int:
         """The row of an operand, which as an immediate is of this type."""
         if isinstance(operand, Register):
             return self._registers.place(operand.name)
@@ -286,10 +270,15 @@ class _Decoder:
             raise UnknownOpcode(f"the special register {name}")
         return self._registers.special(name)
 
+    def temporary(self, name: str, bits: int) -> Register:
+        """A register that no PTX text names."""
+        self._registers.widths[name] = bits
+        return Register(name)
+
     def _symbol(self, symbol: Symbol) -> object:
         name, offset = symbol.name, symbol.offset
-        if name in self._shared:
-            return self._shared[name] + offset
+        if name in self._shared.offsets:
+            return self._shared.offsets[name] + offset
         if name in self._local:
             return self._local[name] + offset
         if name in self._parameters:
@@ -318,7 +307,7 @@ class _Decoder:
             for one, width in zip(inside, widths)
         ]
 
-    def _address(self, operand) -> tuple[int, int, int]:
+    def address(self, operand) -> tuple[int, int, int]:
         """The base's row, the offset in bytes and the bytes of the base (0: absolute,
         in the offset alone).
         """
@@ -342,10 +331,14 @@ class _Decoder:
         decoder = _DECODERS.get(head)
         if decoder is not None:
             yield from decoder(self, instruction)
+        elif writes_carry(instruction.opcode) or reads_carry(instruction.opcode):
+            self.temporary(CARRY, 1)
+            operands = with_carry(instruction.opcode, instruction.operands)
+            yield self.arithmetic(instruction.opcode, operands)
         else:
-            yield self._arithmetic(instruction.opcode, instruction.operands)
+            yield self.arithmetic(instruction.opcode, instruction.operands)
 
-    def _arithmetic(self, opcode: str, operands: Sequence) -> Row:
+    def arithmetic(self, opcode: str, operands: Sequence) -> Row:
         flat = ptx.flatten(tuple(operands))
         widths = [
             width for operand in operands for width in self._widths_within(operand)
@@ -359,7 +352,7 @@ class _Decoder:
         return Row(
             Kind.ARITHMETIC,
             tuple(
-                self._offset(operand, kind)
+                self.offset(operand, kind)
                 for operand, kind in zip(flat, form.operand_types)
             ),
             written=form.writes,
@@ -381,11 +374,10 @@ class _Decoder:
         if tokens not in (["brx", "idx"], ["brx", "idx", "uni"]) or instruction.guard:
             raise UnknownOpcode(instruction.opcode)
         index, targets = instruction.operands
-        self._registers.widths[_CHOSEN] = 1
-        chosen = Register(_CHOSEN)
+        chosen = self.temporary(_CHOSEN, 1)
         for number, target in enumerate(self._kernel.branch_targets[targets.name]):
             wanted = Immediate(str(number), "integer", number)
-            yield self._arithmetic("setp.eq.u32", (chosen, index, wanted))
+            yield self.arithmetic("setp.eq.u32", (chosen, index, wanted))
             yield Row(
                 Kind.BRANCH,
                 parameters=(self._kernel.labels[target],),
@@ -410,12 +402,12 @@ class _Decoder:
         if "param" in tokens:
             yield from self._load_argument(instruction, targets, source, size, signed)
             return
-        base, offset, width = self._address(source)
+        base, offset, width = self.address(source)
         yield Row(
             Kind.LOAD,
-            (*(self._offset(one, f"b{8 * size}") for one in targets), base),
+            (*(self.offset(one, f"b{8 * size}") for one in targets), base),
             (
-                _space(tokens),
+                named_space(tokens),
                 len(targets),
                 size,
                 self._register_bytes(targets, size),
@@ -442,7 +434,7 @@ class _Decoder:
             form = alu.form(f"mov.b{width}", (width, width), frozenset())
             yield Row(
                 Kind.ARITHMETIC,
-                (self._offset(target, f"b{width}"), value),
+                (self.offset(target, f"b{width}"), value),
                 written=1,
                 form=form,
             )
@@ -458,14 +450,14 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         size = int(kind[1:]) // 8
         sources = ptx.flatten((instruction.operands[1],))
-        base, offset, width = self._address(instruction.operands[0])
+        base, offset, width = self.address(instruction.operands[0])
         bytes_each = self._register_bytes(sources, size)
         constant = f"{'f' if kind[0] == 'f' else 'b'}{8 * bytes_each}"
         yield Row(
             Kind.STORE,
-            (base, *(self._offset(one, constant) for one in sources)),
+            (base, *(self.offset(one, constant) for one in sources)),
             (
-                _space(tokens),
+                named_space(tokens),
                 len(sources),
                 size,
                 bytes_each,
@@ -491,41 +483,44 @@ class _Decoder:
         size = 4 if kind.endswith("x2") else int(kind.lstrip("bfsu")) // 8
         operands = list(instruction.operands)
         target = operands.pop(0) if has_result else None
-        base, offset, width = self._address(operands.pop(0))
+        base, offset, width = self.address(operands.pop(0))
         constant = f"{'f' if number is Number.FLOAT else 'b'}{8 * size}"
-        values = [self._offset(one, constant) for one in operands[:2]]
+        values = [self.offset(one, constant) for one in operands[:2]]
         action = int(update) | (HAS_RESULT if has_result else 0) | _semantics(tokens)
         if len(values) == 1:
             values.append(values[0])
-        result = [self._offset(target, constant)] if has_result else []
+        result = [self.offset(target, constant)] if has_result else []
         yield Row(
             Kind.ATOMIC,
             (*result, base, *values),
-            (_space(tokens), 1, size, size, offset, width, int(number), action),
+            (named_space(tokens), 1, size, size, offset, width, int(number), action),
             written=len(result),
         )
 
     def _barrier(self, instruction: Instruction) -> Iterator[Row]:
         tokens = [one for one in instruction.opcode.split(".") if one != "cta"]
+        if tokens[1] == "cluster":
+            yield from clusters.decode_barrier(self, instruction)
+            return
         if tokens[1] == "warp":
-            yield Row(Kind.WARP_SYNC, (self._offset(instruction.operands[0], "b32"),))
+            yield Row(Kind.WARP_SYNC, (self.offset(instruction.operands[0], "b32"),))
             return
         modes = {"sync": 0, "arrive": 1, "popc": 2, "and": 3, "or": 4}
         word = tokens[2] if tokens[1] == "red" else tokens[1]
-        if word not in modes or "cluster" in tokens:
+        if word not in modes:
             raise UnknownOpcode(instruction.opcode)
         mode = modes[word]
         if mode < 2:
-            operands = [self._offset(one, "b32") for one in instruction.operands]
+            operands = [self.offset(one, "b32") for one in instruction.operands]
             yield Row(Kind.BARRIER, tuple(operands), (mode,))
             return
         target, *rest, asked = instruction.operands
         yield Row(
             Kind.BARRIER,
             (
-                self._offset(target, "b32" if mode == 2 else "pred"),
-                *(self._offset(one, "b32") for one in rest),
-                self._offset(asked, "pred"),
+                self.offset(target, "b32" if mode == 2 else "pred"),
+                *(self.offset(one, "b32") for one in rest),
+                self.offset(asked, "pred"),
             ),
             (mode, int(getattr(asked, "negated", False))),
             written=1,
@@ -541,9 +536,9 @@ class _Decoder:
         yield Row(
             Kind.SHUFFLE,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                *(self._offset(one, "b32") for one in rest),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                *(self.offset(one, "b32") for one in rest),
             ),
             (modes[tokens[2]],),
             written=2,
@@ -559,9 +554,9 @@ class _Decoder:
         yield Row(
             Kind.VOTE,
             (
-                self._offset(target, "b32" if mode == 3 else "pred"),
-                self._offset(asked, "pred"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32" if mode == 3 else "pred"),
+                self.offset(asked, "pred"),
+                self.offset(members, "b32"),
             ),
             (mode, int(getattr(asked, "negated", False))),
             written=1,
@@ -569,7 +564,7 @@ class _Decoder:
 
     def _active_mask(self, instruction: Instruction) -> Iterator[Row]:
         yield Row(
-            Kind.ACTIVE_MASK, (self._offset(instruction.operands[0], "b32"),), written=1
+            Kind.ACTIVE_MASK, (self.offset(instruction.operands[0], "b32"),), written=1
         )
 
     def _match(self, instruction: Instruction) -> Iterator[Row]:
@@ -582,10 +577,10 @@ class _Decoder:
         yield Row(
             Kind.MATCH,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                self._offset(value, f"b{size}"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                self.offset(value, f"b{size}"),
+                self.offset(members, "b32"),
             ),
             (int(tokens[1] == "all"), size // 8),
             written=2,
@@ -598,7 +593,7 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         yield Row(
             Kind.REDUX,
-            tuple(self._offset(one, "b32") for one in instruction.operands),
+            tuple(self.offset(one, "b32") for one in instruction.operands),
             (names[tokens[2]], int(tokens[3] == "s32")),
             written=1,
         )
@@ -609,9 +604,9 @@ class _Decoder:
         yield Row(
             Kind.ELECT,
             (
-                self._offset(target, "b32"),
-                self._offset(valid, "pred"),
-                self._offset(members, "b32"),
+                self.offset(target, "b32"),
+                self.offset(valid, "pred"),
+                self.offset(members, "b32"),
             ),
             written=2,
         )
@@ -639,16 +634,18 @@ class _Decoder:
             yield self._tensor_copy(instruction, tokens)
         elif tokens[2] == "bulk":
             yield self._bulk_copy(instruction, tokens)
+        elif tokens[2] == "mbarrier":
+            yield from copy_arrivals.decode(self, instruction)
         else:
             raise UnknownOpcode(opcode)
 
     def _copy(self, operands) -> Row:
-        to, to_offset, to_width = self._address(operands[0])
-        source, from_offset, from_width = self._address(operands[1])
+        to, to_offset, to_width = self.address(operands[0])
+        source, from_offset, from_width = self.address(operands[1])
         rest = operands[3:]
         if rest and self._width(rest[0]) in (1, 64):
             raise UnknownOpcode("cp.async with a predicate or a cache policy")
-        sizes = [self._offset(rest[0], "b32")] if rest else []
+        sizes = [self.offset(rest[0], "b32")] if rest else []
         return Row(
             Kind.COPY,
             (to, source, *(sizes or [0])),
@@ -663,71 +660,98 @@ class _Decoder:
         )
 
     def _tensor_copy(self, instruction: Instruction, tokens) -> Row:
-        """cp.async.bulk.tensor, in tile mode, from or to this block's shared memory."""
+        """cp.async.bulk.tensor, in tile mode, from this block's shared memory, or to
+        that of one or several blocks of its cluster.
+        """
         rank = int(tokens[4][0])
         words = set(tokens[5:])
-        if words & {"im2col", "im2col_no_offs", "multicast::cluster", "cta_group::2"}:
+        if words & {"im2col", "im2col_no_offs", "cta_group::2"}:
             raise UnknownOpcode(instruction.opcode)
         operands = instruction.operands
         if tokens[5] in ("shared::cta", "shared::cluster") and tokens[6] == "global":
-            to, to_offset, to_width = self._address(operands[0])
+            to, to_offset, to_width = self.address(operands[0])
             coordinates = operands[1].coordinates
-            base, base_offset, _ = self._address(Address(operands[1].base))
-            bar, bar_offset, bar_width = self._address(operands[2])
+            base, base_offset, _ = self.address(Address(operands[1].base))
+            bar, bar_offset, bar_width = self.address(operands[2])
+            blocks = self._blocks(words, operands[3:])
             return Row(
                 Kind.TENSOR_LOAD,
                 (
                     to,
                     base,
                     bar,
-                    *(self._offset(one, "b32") for one in coordinates),
+                    *(self.offset(one, "b32") for one in coordinates),
+                    *blocks,
                 ),
-                (rank, to_offset, base_offset, bar_offset, to_width, bar_width),
+                (
+                    rank,
+                    to_offset,
+                    base_offset,
+                    bar_offset,
+                    to_width,
+                    bar_width,
+                    len(blocks),
+                ),
             )
         if tokens[5] == "global" and tokens[6] == "shared::cta":
             coordinates = operands[0].coordinates
-            base, base_offset, _ = self._address(Address(operands[0].base))
-            source, offset, width = self._address(operands[1])
+            base, base_offset, _ = self.address(Address(operands[0].base))
+            source, offset, width = self.address(operands[1])
             return Row(
                 Kind.TENSOR_STORE,
                 (
                     source,
                     base,
                     0,
-                    *(self._offset(one, "b32") for one in coordinates),
+                    *(self.offset(one, "b32") for one in coordinates),
                 ),
                 (rank, offset, base_offset, 0, width, 0),
             )
         raise UnknownOpcode(instruction.opcode)
 
+    def _blocks(self, words: Iterable[str], operands: Sequence) -> tuple[int, ...]:
+        """The row of a multicast's mask of blocks; none for another copy."""
+        is_multicast = "multicast::cluster" in words
+        return (self.offset(operands[0], "b16"),) if is_multicast else ()
+
     def _bulk_copy(self, instruction: Instruction, tokens) -> Row:
-        """cp.async.bulk between global memory and this block's shared memory."""
+        """cp.async.bulk between global memory and this block's shared memory, or to
+        that of blocks of its cluster.
+        """
         operands = instruction.operands
-        if any("multicast" in one or "reduce" in one for one in tokens):
+        if any("reduce" in one for one in tokens):
             raise UnknownOpcode(instruction.opcode)
-        to, to_offset, to_width = self._address(operands[0])
-        source, from_offset, from_width = self._address(operands[1])
-        size = self._offset(operands[2], "b32")
-        if tokens[3] in ("shared::cta", "shared::cluster") and tokens[4] == "global":
-            bar, bar_offset, bar_width = self._address(operands[3])
+        to, to_offset, to_width = self.address(operands[0])
+        source, from_offset, from_width = self.address(operands[1])
+        size = self.offset(operands[2], "b32")
+        directions = {
+            ("shared::cta", "global"): BulkCopy.LOAD,
+            ("shared::cluster", "global"): BulkCopy.LOAD,
+            ("shared::cluster", "shared::cta"): BulkCopy.TO_BLOCK,
+        }
+        direction = directions.get(tuple(tokens[3:5]))
+        if direction is not None:
+            bar, bar_offset, bar_width = self.address(operands[3])
+            blocks = self._blocks(tokens, operands[4:])
             return Row(
                 Kind.BULK_COPY,
-                (to, source, size, bar),
+                (to, source, size, bar, *blocks),
                 (
-                    1,
+                    direction,
                     to_offset,
                     from_offset,
                     bar_offset,
                     to_width,
                     from_width,
                     bar_width,
+                    len(blocks),
                 ),
             )
         if tokens[3] == "global" and tokens[4] == "shared::cta":
             return Row(
                 Kind.BULK_COPY,
                 (to, source, size, 0),
-                (0, to_offset, from_offset, 0, to_width, from_width, 0),
+                (BulkCopy.STORE, to_offset, from_offset, 0, to_width, from_width, 0),
             )
         raise UnknownOpcode(instruction.opcode)
 
@@ -741,8 +765,8 @@ class _Decoder:
             vector, address = instruction.operands
         else:
             address, vector = instruction.operands
-        rows = [self._offset(one, "b32") for one in ptx.flatten((vector,))]
-        base, offset, width = self._address(address)
+        rows = [self.offset(one, "b32") for one in ptx.flatten((vector,))]
+        base, offset, width = self.address(address)
         parameters = (count, transposed, 0, 0, offset, width)
         if tokens[0] == "ldmatrix":
             yield Row(Kind.LDMATRIX, (*rows, base), parameters, written=count)
@@ -750,7 +774,7 @@ class _Decoder:
             yield Row(Kind.STMATRIX, (base, *rows), parameters)
 
     def _movmatrix(self, instruction: Instruction) -> Iterator[Row]:
-        d, a = (self._offset(one, "b32") for one in instruction.operands)
+        d, a = (self.offset(one, "b32") for one in instruction.operands)
         yield Row(Kind.MMA, (d, a), (matrix_units.MOVMATRIX, 1, 1, 0, 0), written=1)
 
     def _mma(self, instruction: Instruction) -> Iterator[Row]:
@@ -777,7 +801,7 @@ class _Decoder:
         yield Row(
             Kind.MMA,
             tuple(
-                self._offset(one, constant) for one in ptx.flatten(instruction.operands)
+                self.offset(one, constant) for one in ptx.flatten(instruction.operands)
             ),
             (kind, *counts),
             written=counts[0],
@@ -822,15 +846,15 @@ class _Decoder:
             flags |= matrix.TRANSPOSE_A if transposed[0] else 0
         if transposed:
             flags |= matrix.TRANSPOSE_B if transposed[-1] else 0
-        accumulators = [self._offset(one, "b32") for one in ptx.flatten((d,))]
+        accumulators = [self.offset(one, "b32") for one in ptx.flatten((d,))]
         operand_type = "b32" if in_registers else "b64"
         return Row(
             Kind.WGMMA,
             (
                 *accumulators,
-                *(self._offset(one, operand_type) for one in a_rows),
-                self._offset(b, "b64"),
-                self._offset(scale, "pred"),
+                *(self.offset(one, operand_type) for one in a_rows),
+                self.offset(b, "b64"),
+                self.offset(scale, "pred"),
             ),
             (kind, flags, len(accumulators), int(in_registers)),
             written=len(accumulators),
@@ -839,7 +863,10 @@ class _Decoder:
     def _mbarrier(self, instruction: Instruction) -> Iterator[Row]:
         tokens = instruction.opcode.split(".")
         words, operands = set(tokens), list(instruction.operands)
-        if words & {"shared::cluster", "noComplete", "pending_count"}:
+        in_cluster = int("shared::cluster" in words)
+        if words & {"noComplete", "pending_count"}:
+            raise UnknownOpcode(instruction.opcode)
+        if in_cluster and tokens[1] not in ("arrive", "expect_tx", "complete_tx"):
             raise UnknownOpcode(instruction.opcode)
         action = {
             "init": MbarrierAction.INIT,
@@ -859,9 +886,9 @@ class _Decoder:
         if is_test or not isinstance(operands[0], Address):
             states = [operands.pop(0)]
         has_state = bool(states) and not is_test and not isinstance(states[0], Sink)
-        base, offset, width = self._address(operands.pop(0))
+        base, offset, width = self.address(operands.pop(0))
         by_parity = int("parity" in words)
-        rows = [self._offset(one, "pred" if is_test else "b64") for one in states]
+        rows = [self.offset(one, "pred" if is_test else "b64") for one in states]
         if not has_state and not is_test:
             rows = []
         if width == 0:
@@ -869,9 +896,9 @@ class _Decoder:
         counts = operands[:1]
         if is_test:
             kind = "b32" if by_parity else "b64"
-            rows += [base, *(self._offset(one, kind) for one in counts)]
+            rows += [base, *(self.offset(one, kind) for one in counts)]
         else:
-            rows += [base, *(self._offset(one, "b32") for one in counts)]
+            rows += [base, *(self.offset(one, "b32") for one in counts)]
         yield Row(
             Kind.MBARRIER,
             tuple(rows),
@@ -882,6 +909,7 @@ class _Decoder:
                 int(has_state),
                 int(bool(counts) and not is_test),
                 by_parity,
+                in_cluster,
             ),
             written=1 if is_test or has_state else 0,
         )
@@ -898,7 +926,7 @@ class _Decoder:
             else:
                 raise UnknownOpcode(instruction.opcode)
         elif tokens[1:2] == ["mbarrier_init"]:
-            yield Row(Kind.NOTHING)
+            yield Row(Kind.CLUSTER_BARRIER, parameters=(clusters.FENCE,))
         else:
             is_of_block = bool({"cta", "cluster"} & set(tokens))
             yield Row(Kind.FENCE, parameters=(int(is_of_block),))
@@ -907,8 +935,8 @@ class _Decoder:
         tokens = instruction.opcode.split(".")
         operands = instruction.operands
         if tokens[1] == "cp_fenceproxy":
-            to, to_offset, to_width = self._address(operands[0])
-            source, offset, width = self._address(operands[1])
+            to, to_offset, to_width = self.address(operands[0])
+            source, offset, width = self.address(operands[1])
             yield Row(
                 Kind.MAP_PUBLISH,
                 (to, source),
@@ -917,12 +945,12 @@ class _Decoder:
             return
         if tokens[1:3] != ["replace", "tile"]:
             raise UnknownOpcode(instruction.opcode)
-        base, offset, width = self._address(operands[0])
+        base, offset, width = self.address(operands[0])
         ordinal = operands[1].value if len(operands) == 3 else 0
         value_type = tokens[-1]
         yield Row(
             Kind.MAP_REPLACE,
-            (base, self._offset(operands[-1], value_type)),
+            (base, self.offset(operands[-1], value_type)),
             (
                 TENSOR_MAP_FIELDS.index(tokens[3]),
                 ordinal,
@@ -950,11 +978,11 @@ class _Decoder:
         if tokens[-1] != "u64":
             raise UnknownOpcode(instruction.opcode)
         if window is None:
-            yield self._arithmetic("mov.b64", (target, source))
+            yield self.arithmetic("mov.b64", (target, source))
             return
         operation = "sub.s64" if to_space else "add.s64"
         added = Immediate(str(window), "integer", window)
-        yield self._arithmetic(operation, (target, source, added))
+        yield self.arithmetic(operation, (target, source, added))
 
 
 def _semantics(tokens) -> int:
@@ -970,10 +998,6 @@ def _semantics(tokens) -> int:
     )
 
 
-def _space(tokens: Sequence[str]) -> Space:
-    return next((_SPACES[one] for one in tokens if one in _SPACES), Space.GENERIC)
-
-
 def _pair(operand) -> tuple:
     return (
         (operand.first, operand.second)
@@ -983,14 +1007,11 @@ def _pair(operand) -> tuple:
 
 
 def _lay_out(variables: Sequence[ptx.Variable]) -> tuple[dict[str, int], int]:
-    """Offsets by name, those of unknown size last, and the bytes of all."""
+    """Offsets by name, and the bytes of all."""
     offsets: dict[str, int] = {}
     end = 0
-    for variable in sorted(variables, key=lambda one: one.is_extern):
-        align = max(1, variable.align)
-        if variable.is_extern:
-            align = max(align, 16)
-        end = -(-end // align) * align
+    for variable in variables:
+        end = -(-end // variable.align) * variable.align
         offsets[variable.name] = end
         end += variable.size_bytes
     return offsets, end
@@ -1066,6 +1087,8 @@ _DECODERS: dict[str, _Decode] = {
     "movmatrix": _Decoder._movmatrix,
     "mma": _Decoder._mma,
     "wgmma": _Decoder._wgmma,
+    "wmma": wmma.decode,
+    "mapa": clusters.decode_map,
     "mbarrier": _Decoder._mbarrier,
     "fence": _Decoder._fence,
     "membar": _Decoder._fence,

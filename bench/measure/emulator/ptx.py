@@ -33,6 +33,7 @@ _SPECIAL = re.compile(
     r"|pm\d(?:_64)?|envreg\d+|globaltimer(?:_lo|_hi)?|reserved_smem_offset_\w+"
     r"|(?:total|aggr|dynamic)_smem_size|current_graph_exec)"
 )
+_OF_A_THREAD = ("local", "param")
 _INTEGER = re.compile(r"([+-]?)\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?")
 _FLOAT_BITS = re.compile(r"([+-]?)0(?:[fF]([0-9a-fA-F]{8})|[dD]([0-9a-fA-F]{16}))")
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?")
@@ -42,7 +43,10 @@ _LABEL = re.compile(r"([\w$%]+)\s*:(?!:)\s*")
 _STATEMENT = re.compile(r"(?:@\s*(!?)\s*([\w$%]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _HEADER = re.compile(r"(?:\.(?:visible|extern|weak|common)\s+)*\.(entry|func)\b")
 _ENTRY = re.compile(r".*?\.entry\s+([\w$%]+)\s*(?:\((.*?)\))?\s*([^()]*)", re.DOTALL)
-_FUNCTION = re.compile(r".*?\.func\s+(?:\([^()]*\)\s*)?([\w$%]+)", re.DOTALL)
+_FUNCTION = re.compile(
+    r".*?\.func\s+(?:\(([^()]*)\)\s*)?(?:\.noreturn\s+)?([\w$%]+)\s*(?:\(([^()]*)\))?.*",
+    re.DOTALL,
+)
 _PER_KERNEL = re.compile(r"\.(\w+)((?:\s*,?\s*\d+)*)")
 _REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.DOTALL)
 _REGISTER = re.compile(r"([\w$%]+)(?:<(\d+)>)?")
@@ -167,8 +171,27 @@ class Address:
     coordinates: tuple[Operand, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`(results), target, (arguments)`; indirect: the target is a register."""
+
+    target: str
+    results: tuple[Operand, ...] = ()
+    arguments: tuple[Operand, ...] = ()
+    is_indirect: bool = False
+
+
 Operand: TypeAlias = (
-    Register | Special | Immediate | Symbol | Label | Sink | Vector | Pair | Address
+    Register
+    | Special
+    | Immediate
+    | Symbol
+    | Label
+    | Sink
+    | Vector
+    | Pair
+    | Address
+    | Call
 )
 
 
@@ -226,8 +249,8 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable in memory. `space`: global, const, shared or local. `initial`: all its
-    bytes, or None. Of `[]` the size is 0.
+    """A variable in memory. `space`: global, const, shared, local, or param for what a
+    function is called with. `initial`: all its bytes, or None. Of `[]` the size is 0.
     """
 
     name: str
@@ -245,7 +268,8 @@ class Kernel:
 
     `registers`: name → width in bits, predicates 1. `labels`: name → index of the
     instruction it stands before (their number, at the end). `branch_targets`: name of a
-    list → labels. Threads and blocks are (x, y, z), or None where nothing is said.
+    list → labels. `local` has also what functions are called with. Threads and blocks
+    are (x, y, z), or None where nothing is said.
     """
 
     name: str
@@ -263,9 +287,25 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """A device function, as a kernel is; `parameters` and `results` are names. Shared
+    arrays that it declares are the module's.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    results: tuple[str, ...]
+    registers: dict[str, int]
+    local: tuple[Variable, ...]
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    branch_targets: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
-    """All of one PTX text. `target`: 90 for sm_90a. `functions`: names of device
-    functions, whose code is not kept.
+    """All of one PTX text. `target`: 90 for sm_90a. `functions`: the device functions
+    whose code is in it.
     """
 
     version: str
@@ -273,7 +313,7 @@ class Module:
     files: dict[int, str]
     kernels: dict[str, Kernel]
     variables: dict[str, Variable]
-    functions: frozenset[str] = frozenset()
+    functions: dict[str, Function]
 
 
 def parse(text: str) -> Module:
@@ -300,8 +340,9 @@ _Statement: TypeAlias = "tuple[str, int, tuple | None, int]"
 
 @dataclass
 class _Body:
-    """What a kernel's text says, before names are resolved."""
+    """What the text of a kernel or a function says, before names are resolved."""
 
+    kind: str  # "entry" or "func"
     header: str
     line: int
     statements: list[_Statement] = field(default_factory=list)
@@ -335,21 +376,27 @@ class _Reader:
         self.target = 0
         self.files: dict[int, str] = {}
         self.variables: dict[str, Variable] = {}
-        self.functions: set[str] = set()
         self.bodies: list[_Body] = []
         self._body: _Body | None = None
         self._scopes: list[int] = []
-        self._skipped_depth = 0
         self._location: tuple | None = None
 
     def read(self, text: str) -> Module:
         for statement, line in self._statements(text):
             self._take(statement, line)
-        if self._body is not None or self._skipped_depth:
+        if self._body is not None:
             raise ValueError("PTX: the text ends within a kernel")
         resolve_source = _Sources(self.files).resolve
+        # Shared arrays of functions are known before any kernel is built.
+        functions = [
+            _build_function(body, self.variables, resolve_source)
+            for body in self.bodies
+            if body.kind == "func"
+        ]
         kernels = [
-            _build_kernel(body, self.variables, resolve_source) for body in self.bodies
+            _build_kernel(body, self.variables, resolve_source)
+            for body in self.bodies
+            if body.kind == "entry"
         ]
         return Module(
             self.version,
@@ -357,7 +404,7 @@ class _Reader:
             self.files,
             {kernel.name: kernel for kernel in kernels},
             self.variables,
-            frozenset(self.functions),
+            {function.name: function for function in functions},
         )
 
     def _statements(self, text: str) -> Iterator[tuple[str, int]]:
@@ -424,9 +471,7 @@ class _Reader:
         self.files[int(found[1])] = found[2]
 
     def _take(self, statement: str, line: int) -> None:
-        if self._skipped_depth:
-            self._skipped_depth += (statement == "{") - (statement == "}")
-        elif self._body is None:
+        if self._body is None:
             self._take_outside(statement, line)
         elif statement == "{":
             self._open_scope()
@@ -460,14 +505,8 @@ class _Reader:
             _refuse(statement, line)
 
     def _take_header(self, kind: str, statement: str, line: int) -> None:
-        if kind == "func":
-            name = _FUNCTION.match(statement)
-            if name is None:
-                _refuse(statement, line)
-            self.functions.add(name[1])
-            self._skipped_depth = int(statement.endswith("{"))
-        elif statement.endswith("{"):
-            self._body = _Body(statement[:-1], line)
+        if statement.endswith("{"):
+            self._body = _Body(kind, statement[:-1], line)
             self._scopes = [0]
             self._location = None
             self.bodies.append(self._body)
@@ -496,8 +535,10 @@ class _Reader:
                 unique = body.declare(scope, variable.name)
                 body.variables.append(replace(variable, name=unique))
         elif statement.startswith(".param"):
-            name = re.search(r"([\w$%]+)(?:\[\d+\])?$", statement)
-            body.declare(scope, name[1])
+            (passed,) = _read_parameters(statement, line)
+            unique = body.declare(scope, passed.name)
+            size, align = passed.size_bytes, passed.align
+            body.variables.append(Variable(unique, "param", passed.type, size, align))
         elif not statement.startswith((".pragma", ".callprototype", ".calltargets")):
             _refuse(statement, line)
 
@@ -644,16 +685,7 @@ def _build_kernel(
     parameters = _read_parameters(listed or "", body.line)
     for parameter in parameters:
         body.names[0][parameter.name] = parameter.name
-    for variable in body.variables:
-        # Visible from here only, but they live as long as the module.
-        if variable.space in ("global", "const"):
-            variables[variable.name] = variable
-    read_operand = _Operands(body, variables).read
-    instructions = []
-    for index, statement in enumerate(body.statements):
-        instructions.append(
-            _build_instruction(index, statement, body, read_operand, resolve_source)
-        )
+    instructions = _build_instructions(body, variables, resolve_source)
     limits = {
         directive: tuple(int(number) for number in re.findall(r"\d+", numbers))
         for directive, numbers in _PER_KERNEL.findall(per_kernel)
@@ -663,21 +695,80 @@ def _build_kernel(
         parameters,
         body.registers,
         tuple(v for v in body.variables if v.space == "shared"),
-        tuple(v for v in body.variables if v.space == "local"),
-        tuple(instructions),
+        tuple(v for v in body.variables if v.space in _OF_A_THREAD),
+        instructions,
         body.labels,
-        {
-            name: tuple(
-                body.resolve(scope, label.strip()) or label.strip()
-                for label in targets.split(",")
-            )
-            for name, (targets, scope) in body.branch_targets.items()
-        },
+        _resolve_targets(body),
         _extents(limits.get("reqntid")),
         _extents(limits.get("maxntid")),
         _extents(limits.get("reqnctapercluster")),
         limits.get("maxnreg", (None,))[0],
     )
+
+
+def _build_function(
+    body: _Body,
+    variables: dict[str, Variable],
+    resolve_source: Callable[[tuple | None], Source | None],
+) -> Function:
+    found = _FUNCTION.fullmatch(body.header)
+    if found is None:
+        _refuse(body.header, body.line)
+    results, name, parameters = found.groups()
+    formals = [
+        tuple(_read_formal(one, body) for one in _split_operands(listed) if one)
+        for listed in (parameters or "", results or "")
+    ]
+    variables |= {v.name: v for v in body.variables if v.space == "shared"}
+    return Function(
+        name,
+        *formals,
+        body.registers,
+        tuple(v for v in body.variables if v.space in _OF_A_THREAD),
+        _build_instructions(body, variables, resolve_source),
+        body.labels,
+        _resolve_targets(body),
+    )
+
+
+def _read_formal(text: str, body: _Body) -> str:
+    """The name of a parameter or result of a function, which is declared with that."""
+    if text.startswith(".reg"):
+        for name, width in _read_registers(text, body.line):
+            body.registers[name] = width
+    else:
+        (parameter,) = _read_parameters(text, body.line)
+        name = parameter.name
+    body.names[0][name] = name
+    return name
+
+
+def _build_instructions(
+    body: _Body,
+    variables: dict[str, Variable],
+    resolve_source: Callable[[tuple | None], Source | None],
+) -> tuple[Instruction, ...]:
+    for variable in body.variables:
+        # Visible from here only, but they live as long as the module.
+        if variable.space in ("global", "const"):
+            variables[variable.name] = variable
+    read_operand = _Operands(body, variables).read
+    return tuple(
+        [
+            _build_instruction(index, statement, body, read_operand, resolve_source)
+            for index, statement in enumerate(body.statements)
+        ]
+    )
+
+
+def _resolve_targets(body: _Body) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(
+            body.resolve(scope, label.strip()) or label.strip()
+            for label in targets.split(",")
+        )
+        for name, (targets, scope) in body.branch_targets.items()
+    }
 
 
 def _extents(numbers: tuple[int, ...] | None) -> tuple[int, int, int] | None:
@@ -723,7 +814,7 @@ def _build_instruction(
                 raise ValueError
             guard = unique
         if opcode == "call" or opcode.startswith("call."):
-            operands = (Symbol(_called(rest)),)
+            operands = (_read_call(rest, scope, body, read_operand),)
         elif not rest:
             operands = ()
         else:
@@ -744,12 +835,30 @@ def _build_instruction(
     )
 
 
-def _called(rest: str) -> str:
-    """Name of the function in `(result), name, (arguments)`."""
-    for part in _split_operands(rest):
-        if not part.startswith("("):
-            return part
-    raise ValueError
+def _read_call(
+    rest: str,
+    scope: int,
+    body: _Body,
+    read_operand: Callable[[int, str], Operand],
+) -> Call:
+    """`(results), target, (arguments)`, of which only the target must be there; that of
+    an indirect call is followed by a prototype or a list of functions.
+    """
+    parts = _split_operands(rest)
+
+    def take_listed() -> tuple[Operand, ...]:
+        if not parts or not parts[0].startswith("("):
+            return ()
+        inside = parts.pop(0)[1:-1].strip()
+        names = _split_operands(inside) if inside else []
+        return tuple([read_operand(scope, name) for name in names])
+
+    results = take_listed()
+    if not parts:
+        raise ValueError
+    target = parts.pop(0)
+    is_indirect = body.resolve(scope, target) in body.registers
+    return Call(target, results, take_listed(), is_indirect)
 
 
 def _split_operands(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import int64, uint32, uint64
 
-from batchline.bench.measure.emulator import order
+from batchline.bench.measure.emulator import clusters, order
 from batchline.bench.measure.emulator.layout import (
     ACQUIRES,
     HEADER,
@@ -147,6 +147,7 @@ def fence_memory(machine, pc, warp, registers, row, mask):
                 _acquire(m, warp, state.touched - 1)
             state.fenced |= mask
             order.hand_on(m, warp, mask, fenced_of(m, warp), order.clocks_of(m, warp))
+    clusters.note_fence(m, warp, mask)
     clock = order.tick(m, warp) + 1
     if mask == state.alive:
         state.lanes_fenced = clock

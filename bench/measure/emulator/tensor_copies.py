@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from numba import int32, int64, uint32
 
-from batchline.bench.measure.emulator import mbarriers, order
+from batchline.bench.measure.emulator import clusters, copy_arrivals, mbarriers, order
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
     GROUPS,
     HEADER,
     LANES,
     PARAMETERS,
+    RANK_SHIFT,
     SHADOW_WRITTEN,
     SHARED_WINDOW,
+    BulkCopy,
     Finding,
     PendingKind,
 )
@@ -44,10 +46,12 @@ from batchline.bench.measure.emulator.raw import (
     copy,
     longs_at,
     read8,
+    read16,
     read32,
     read64,
     words_at,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 from batchline.bench.measure.emulator.tensor_maps import (
     MAP_BYTES,
     box_bytes,
@@ -65,12 +69,15 @@ LOAD_PENDING, STORE_PENDING = (
     int(PendingKind.TENSOR_STORE),
 )
 BULK_PENDING = int(PendingKind.BULK_COPY)
+ARRIVAL_PENDING = int(PendingKind.COPY_ARRIVAL)
+STORE, TO_BLOCK = int(BulkCopy.STORE), int(BulkCopy.TO_BLOCK)
 OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 MISSING_PROXY_FENCE = int(Finding.MISSING_PROXY_FENCE)
 _P0 = PARAMETERS
 _TENSOR_ALIGN = 128  # of a box in shared memory
+_OFFSET_MASK = (1 << RANK_SHIFT) - 1
 
 
 @Handler
@@ -166,23 +173,78 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
     """
     head = words_at(row, HEADER)
     rank = int64(head[_P0])
-    words = words_at(row, HEADER + 3 + rank)
     shared = _address(registers, row, 0, head[_P0 + 1], head[_P0 + 4], lane)
     map_address = _address(registers, row, 1, head[_P0 + 2], 8, lane)
     if not _is_map_usable(m, pc, warp, lane, map_address, rank):
         return
-    tensor_map = bytes_at(map_address, MAP_BYTES)
-    size = box_bytes(tensor_map)
     if shared % _TENSOR_ALIGN:
         report(m, MISALIGNED, pc, warp, lane, shared, -1)
         return
-    if shared < 0 or shared + size > m.shared_bytes:
+    if not is_load:
+        _start_box_of(m, pc, warp, lane, registers, row, map_address, shared, -1, True)
+        return
+    barrier = _address(registers, row, 2, head[_P0 + 3], head[_P0 + 5], lane)
+    mask = int64(1) << min(clusters.rank_of(m, warp, shared), int64(62))
+    if head[_P0 + 6]:
+        words = words_at(row, HEADER + 4 + rank)
+        mask = int64(read16(registers + int64(words[HEADER + 3 + rank]) + lane * 2))
+    if not _are_in_cluster(m, pc, warp, lane, mask, shared, barrier):
+        return
+    is_first = True
+    for block in range(m.cluster_blocks):
+        if (mask >> block) & 1:
+            clusters.turn_to(m, block)
+            _start_box_of(
+                m,
+                pc,
+                warp,
+                lane,
+                registers,
+                row,
+                map_address,
+                shared,
+                barrier,
+                is_first,
+            )
+            is_first = False
+    clusters.turn_home(m, warp)
+
+
+@compile_native
+def _are_in_cluster(m, pc, warp, lane, mask, shared, barrier):
+    """Whether all blocks in the mask that a copy is for are there, and the mbarrier lies
+    in the block that it is for.
+    """
+    if mask >> m.cluster_blocks:
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
+        return False
+    if shared >> RANK_SHIFT != barrier >> RANK_SHIFT:
+        own = (warp // m.block_warps) + 1
+        if (shared >> RANK_SHIFT or own) != (barrier >> RANK_SHIFT or own):
+            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
+            return False
+    return True
+
+
+@compile_native
+def _start_box_of(
+    m, pc, warp, lane, registers, row, map_address, shared, barrier, is_first
+):
+    """A box from or to the shared memory at hand; `barrier` -1: from it. Only the first
+    of several reads global memory.
+    """
+    is_load = barrier >= 0
+    rank = int64(words_at(row, HEADER)[_P0])
+    words = words_at(row, HEADER + 3 + rank)
+    tensor_map = bytes_at(map_address, MAP_BYTES)
+    size = box_bytes(tensor_map)
+    shared &= _OFFSET_MASK
+    if not is_in_shared(m, shared, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return
     number = int64(-1)
     if is_load:
-        barrier = _address(registers, row, 2, head[_P0 + 3], head[_P0 + 5], lane)
-        number = _find_mbarrier(m, pc, warp, lane, barrier)
+        number = _find_mbarrier(m, pc, warp, lane, barrier & _OFFSET_MASK)
         if number < 0:
             return
     new = begin(m, LOAD_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
@@ -194,7 +256,8 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
     for place in range(rank):
         row_of_coordinate = registers + int64(words[HEADER + 3 + place])
         new.coordinates[place] = int64(int32(read32(row_of_coordinate + lane * 4)))
-    if not _check_box(m, pc, warp, lane, tensor_map, new, is_load):
+    clusters.reach(m, pc, warp, lane, m.tensor_agent + warp, new.clock, shared)
+    if not _check_box(m, pc, warp, lane, tensor_map, new, is_load, is_first):
         new.landed = -1  # its bytes must not be moved
     if m.is_early:
         land(m, new)
@@ -233,7 +296,7 @@ def _is_map_usable(m, pc, warp, lane, address, rank):
 
 
 @compile_native
-def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
+def _check_box(m, pc, warp, lane, tensor_map, new, is_load, is_counted):
     """Check all that the box touches; whether its bytes may be moved."""
     agent = m.tensor_agent + warp
     stored = int64(0) if is_load else int64(order.issue(m, m.store_agent + warp))
@@ -256,7 +319,7 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load):
             write_shared(m, pc, warp, lane, agent, new.clock, shared, count, 0)
         else:
             read_shared(m, pc, warp, lane, agent, new.clock, shared, count)
-    if m.is_counting:
+    if m.is_counting and is_counted:
         _count_box(m, pc, pieces, is_load)
     return is_right
 
@@ -283,8 +346,22 @@ def _count_box(m, pc, pieces, is_load):
 @compile_native
 def land(m, one):
     """Move the bytes of a copy, and tell its mbarrier."""
+    if one.kind == ARRIVAL_PENDING:
+        before = m.rank
+        clusters.turn_to(m, one.rank)
+        copy_arrivals.land(m, one)
+        clusters.turn_to(m, before)
+        return
     if one.landed == 1:
         return
+    before = m.rank
+    clusters.turn_to(m, one.rank)
+    _land_copy(m, one)
+    clusters.turn_to(m, before)
+
+
+@compile_native
+def _land_copy(m, one):
     is_moved = one.landed == 0
     one.landed = 1
     shared = bytes_at(m.shared, m.shared_bytes)
@@ -312,7 +389,7 @@ def land_one(machine, pc, warp, registers, row, mask):
     chosen, ready = int64(-1), 0
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
-        if one.kind == LOAD_PENDING or one.kind == BULK_PENDING:
+        if one.kind in (LOAD_PENDING, BULK_PENDING, ARRIVAL_PENDING):
             ready += 1
             if chosen < 0 or (m.random and (m.steps + number) % ready == 0):
                 chosen = number
@@ -327,53 +404,113 @@ def land_one(machine, pc, warp, registers, row, mask):
 
 @compile_native
 def _start_run(m, pc, warp, lane, registers, row):
-    """cp.async.bulk: operands the target, the source, the bytes and, of a load, the
-    mbarrier; parameter 0 says whether it is a load.
+    """cp.async.bulk: operands the target, the source, the bytes, and but for a store
+    the mbarrier and maybe the mask of blocks; parameter 0 is a BulkCopy.
     """
     head = words_at(row, HEADER)
-    is_load = head[_P0] != 0
-    words = words_at(row, HEADER + 4)
+    words = words_at(row, HEADER + 5)
     to = _address(registers, row, 0, head[_P0 + 1], head[_P0 + 4], lane)
     source = _address(registers, row, 1, head[_P0 + 2], head[_P0 + 5], lane)
     size = int64(read32(registers + int64(words[HEADER + 2]) + lane * 4))
-    shared, address = (to, source) if is_load else (source, to)
-    if (shared | address | size) & 15:
-        report(m, MISALIGNED, pc, warp, lane, address, -1)
+    if (to | source | size) & 15:
+        report(m, MISALIGNED, pc, warp, lane, source, -1)
         return
+    if head[_P0] == STORE:
+        _start_store(m, pc, warp, lane, to, source, size)
+        return
+    if head[_P0] == TO_BLOCK:
+        if not is_in_shared(m, source, size):
+            report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
+            return
+    elif not _is_allocated(m, pc, warp, lane, source, size):
+        return
+    barrier = _address(registers, row, 3, head[_P0 + 3], head[_P0 + 6], lane)
+    mask = int64(1) << min(clusters.rank_of(m, warp, to), int64(62))
+    if head[_P0 + 7]:
+        mask = int64(read16(registers + int64(words[HEADER + 4]) + lane * 2))
+    if not _are_in_cluster(m, pc, warp, lane, mask, to, barrier):
+        return
+    clock = int64(order.issue(m, m.tensor_agent + warp))
+    data = source
+    if head[_P0] == TO_BLOCK:
+        data = m.shared + source
+        _read_run(m, pc, warp, lane, source, size, clock)
+    for block in range(m.cluster_blocks):
+        if (mask >> block) & 1:
+            clusters.turn_to(m, block)
+            _start_run_to(m, pc, warp, lane, to, data, size, barrier, clock)
+    clusters.turn_home(m, warp)
+
+
+@compile_native
+def _is_allocated(m, pc, warp, lane, address, size):
+    """Whether a run of global memory lies in one allocation; reported if not."""
     allocation = find_allocation(m, address)
-    if shared < 0 or shared + size > m.shared_bytes:
+    if allocation and address + size <= int64(read64(allocation + 8)):
+        return True
+    report(m, why_outside(m, address, 16), pc, warp, lane, address, -1)
+    return False
+
+
+@compile_native
+def _read_run(m, pc, warp, lane, source, size, clock):
+    """Check what a copy reads of the shared memory at hand."""
+    agent = m.tensor_agent + warp
+    for place in range(0, size, 16):
+        read_shared(m, pc, warp, lane, agent, clock, source + place, 16)
+
+
+@compile_native
+def _start_run_to(m, pc, warp, lane, to, data, size, barrier, clock):
+    """A run to the shared memory at hand, of bytes at the address `data` of this
+    process, which is that of global memory or of a block's shared memory.
+    """
+    shared = to & _OFFSET_MASK
+    if not is_in_shared(m, shared, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return
-    if not allocation or address + size > int64(read64(allocation + 8)):
-        report(m, why_outside(m, address, 16), pc, warp, lane, address, -1)
+    number = _find_mbarrier(m, pc, warp, lane, barrier & _OFFSET_MASK)
+    if number < 0:
         return
-    number = int64(-1)
-    if is_load:
-        barrier = _address(registers, row, 3, head[_P0 + 3], head[_P0 + 6], lane)
-        number = _find_mbarrier(m, pc, warp, lane, barrier)
-        if number < 0:
-            return
-    new = begin(m, BULK_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
+    agent = m.tensor_agent + warp
+    clusters.reach(m, pc, warp, lane, agent, clock, shared)
+    new = begin(m, BULK_PENDING, pc, warp, uint32(1))
     new.map = 0
     new.shared = shared
     new.mbarrier = number
     new.bytes = uint32(size)
-    new.source[0] = address
-    new.target[0] = address
-    new.clock = order.issue(m, m.tensor_agent + warp)
-    agent = m.tensor_agent + warp
-    writer = m.store_agent + warp
-    stored = int64(0) if is_load else int64(order.issue(m, writer))
+    new.source[0] = data
+    new.clock = clock
+    allocation = find_allocation(m, data)
     for place in range(0, size, 16):
-        if is_load:
-            read_global(m, pc, warp, lane, allocation, address + place, 16)
-            check_visible(m, pc, warp, lane, allocation, address + place, 16)
-            write_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16, 0)
-        else:
-            write_global_by(
-                m, pc, warp, lane, writer, stored, allocation, address + place, 16
-            )
-            read_shared(m, pc, warp, lane, agent, new.clock, shared + place, 16)
+        if allocation:
+            read_global(m, pc, warp, lane, allocation, data + place, 16)
+            check_visible(m, pc, warp, lane, allocation, data + place, 16)
+        write_shared(m, pc, warp, lane, agent, clock, shared + place, 16, 0)
+    if m.is_early:
+        land(m, new)
+
+
+@compile_native
+def _start_store(m, pc, warp, lane, to, source, size):
+    """A run from the shared memory at hand to global memory."""
+    if not is_in_shared(m, source, size):
+        report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
+        return
+    if not _is_allocated(m, pc, warp, lane, to, size):
+        return
+    new = begin(m, STORE_PENDING, pc, warp, uint32(1))
+    new.map = 0
+    new.shared = source
+    new.bytes = uint32(size)
+    new.target[0] = to
+    new.clock = order.issue(m, m.tensor_agent + warp)
+    writer = m.store_agent + warp
+    stored = int64(order.issue(m, writer))
+    allocation = find_allocation(m, to)
+    for place in range(0, size, 16):
+        write_global_by(m, pc, warp, lane, writer, stored, allocation, to + place, 16)
+    _read_run(m, pc, warp, lane, source, size, new.clock)
     if m.is_early:
         land(m, new)
 
@@ -397,7 +534,7 @@ def replace_in_map(machine, pc, warp, registers, row, mask):
         address = _address(registers, row, 0, words[_P0 + 2], words[_P0 + 3], lane)
         value = get(registers + int64(words[HEADER + 1]) + lane * width, width)
         if words[_P0 + 4]:
-            if address < 0 or address + MAP_BYTES > m.shared_bytes:
+            if not is_in_shared(m, address, MAP_BYTES):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
                 continue
             write_shared(m, pc, warp, lane, warp, clock, address, MAP_BYTES, 0)
@@ -436,7 +573,7 @@ def publish_map(machine, pc, warp, registers, row, mask):
     if not allocation or to + MAP_BYTES > int64(read64(allocation + 8)):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, to, -1)
         return DONE
-    if source < 0 or source + MAP_BYTES > m.shared_bytes:
+    if not is_in_shared(m, source, MAP_BYTES):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
         return DONE
     read_shared(m, pc, warp, lane, warp, clock, source, MAP_BYTES)

@@ -39,6 +39,7 @@ from batchline.bench.measure.emulator.raw import (
     write32,
     write64,
 )
+from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
 DIVERGENT_BARRIER = int(Finding.DIVERGENT_BARRIER)
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
@@ -326,7 +327,7 @@ def _rows_of_matrices(m, pc, warp, matrices, data):
         if address & 15:
             report(m, MISALIGNED, pc, warp, lane, address, -1)
             is_right = False
-        elif address < 0 or address + 16 > m.shared_bytes:
+        elif not is_in_shared(m, address, 16):
             report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
             is_right = False
         elif not data:
