@@ -129,6 +129,9 @@ PRODUCTS = {
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1}": (
         Product("bf16", 2 * 16 * 8 * 16, 0)
     ),
+    "wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {%f1}, {%r1}, {%r2}, {%f2}": (
+        Product("f16", 2 * 16 * 16 * 16, 0)
+    ),
     "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%f1}, %rd1, %rd2, 1, 1, 1, 0, 0": (
         Product("f16", 2 * 16 * 128 * 16, (64 + 128) * 16 * 2 // 4)
     ),

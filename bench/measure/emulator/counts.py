@@ -19,7 +19,7 @@ _MATRIX = (Kind.MMA, Kind.WGMMA, Kind.WMMA)
 _BARRIERS = (Kind.BARRIER, Kind.WARP_SYNC)
 _CONTROL = (Kind.BRANCH, Kind.EXIT)
 _ASYNCHRONOUS = (Kind.COPY, Kind.TENSOR_LOAD, Kind.TENSOR_STORE, Kind.BULK_COPY)
-_STORES = (Kind.STORE, Kind.TENSOR_STORE, Kind.BULK_COPY)
+_STORES = (Kind.STORE, Kind.TENSOR_STORE, Kind.WMMA_STORE)
 _FLOATS = ("f16", "f32", "f64", "bf16", "f16x2", "bf16x2")
 _SHAPE = re.compile(r"\.m(\d+)n(\d+)k(\d+)\.")
 _PRODUCT_TYPES = (*matrix.INPUT_TYPES, *matrix.ACCUMULATOR_TYPES, "f64")
@@ -177,7 +177,7 @@ def count(
             product = product_of(program.instruction(row))
             matrix_flops[product.element] += times * product.flops
             operand_bytes += times * product.operand_bytes
-        if Kind(int(program.words[program.starts[row]])) in _STORES:
+        if _is_store(program, row):
             written_sectors += int(sectors_needed[row])
     return Counts(
         int(executed.sum()),
@@ -195,14 +195,23 @@ def count(
     )
 
 
-def product_of(instruction: Instruction) -> Product:
-    """What a warp does of an mma or a wgmma, which four warps share.
+def _is_store(program: Program, row: int) -> bool:
+    """Whether it writes global memory, if it is of that."""
+    kind = Kind(int(program.words[program.starts[row]]))
+    if kind is Kind.BULK_COPY:  # its destination is named first
+        return ".global.shared" in program.instruction(row).opcode
+    return kind in _STORES
 
-    mma's types are those of D, A, B and C, wgmma's those of D, A and B.
+
+def product_of(instruction: Instruction) -> Product:
+    """What a warp does of an mma, a wmma, or a wgmma, which four warps share.
+
+    mma's types are those of D, A, B and C, wgmma's those of D, A and B; wmma of f16 has
+    D's and C's alone.
     """
     m, n, k = map(int, _SHAPE.search(instruction.opcode).groups())
     types = [one for one in instruction.opcode.split(".") if one in _PRODUCT_TYPES]
-    element = types[1]
+    element = types[1] if len(types) > 2 else "f16"
     if not instruction.opcode.startswith("wgmma"):
         return Product(element, 2 * m * n * k, 0)
     _, a, *_ = instruction.operands
