@@ -234,7 +234,7 @@ def test_a_declined_example_is_a_row():
 
 @compiles
 @pytest.mark.parametrize(
-    "number, words", [(90, "4 warps, 2 stages"), (120, "8 warps, 3 stages")]
+    "number, words", [(90, "4 warps, 3 stages"), (120, "8 warps, 3 stages")]
 )
 def test_what_is_compiled_and_counted_is_what_the_rule_chooses_for_the_chip(
     number, words
