@@ -27,8 +27,8 @@ from batchline.bench.texts import clean_line
 from batchline.kernels.backends import INTERPRETED_BACKENDS
 
 RISKIEST = (
-    "ping_pong",
     "warp_specialized",
+    "ping_pong",
     "persistent",
     "mma",
     "one_read",
