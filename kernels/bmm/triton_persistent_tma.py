@@ -93,8 +93,8 @@ def _kernel(
                 )
             else:
                 b = b_desc.load([entry * b_step, k, first_n]).reshape(BLOCK_K, BLOCK_N)
-            if a.dtype.is_fp8():
-                # fp8 tensor cores add in fewer bits than fp32: each tile's sum of 128
+            if a.dtype.is_fp8() and not ONE_STEP:
+                # fp8 tensor cores add in fewer bits than fp32: each step's sum of 128
                 # products is added apart.
                 accumulator += tl.dot(a, b)
             else:
@@ -136,8 +136,11 @@ def _stages(block_m, block_n, row_bytes, programs_per_sm, target):
 
 
 def _sums(a, block_m, block_n, num_warps):
-    """Sums that a thread keeps: in fp8 those of all steps and those of one."""
-    return block_m * block_n // (32 * num_warps) * (2 if a.dtype.itemsize == 1 else 1)
+    """Sums that a thread keeps: in fp8 those of all steps and those of one, if there are
+    several.
+    """
+    two = a.dtype.itemsize == 1 and a.shape[2] > ROW_BYTES
+    return block_m * block_n // (32 * num_warps) * (2 if two else 1)
 
 
 def _row_bytes(a, block_m, block_n, flatten, target):
@@ -188,6 +191,14 @@ def _config(a, shape, programs_per_sm, target, flatten):
     }
 
 
+def _one_pipeline(a, shape, programs_per_sm, target):
+    """`_config` with K as one step, or else with the loops flattened."""
+    config = _config(a, shape, programs_per_sm, target, flatten=False)
+    if a.shape[2] <= config["BLOCK_K"]:
+        return config
+    return _config(a, shape, programs_per_sm, target, flatten=True)
+
+
 def _widest(a, target):
     """Columns that a tile of 128 rows can have without spilling (fp8 keeps two sums)
     and with stages to fill.
@@ -215,11 +226,10 @@ def _rule(a, b, target):
     if tiles(a, b, block_m, block_n) < sms:
         block_m = 64
     programs_per_sm = triton.cdiv(tiles(a, b, block_m, block_n), sms)
-    flatten = k * a.element_size() > _ONE_STEP_BYTES
-    config = _config(a, (block_m, block_n, 4), programs_per_sm, target, flatten)
+    config = _one_pipeline(a, (block_m, block_n, 4), programs_per_sm, target)
     alone = _sums(a, block_m, block_n, 4) > MOST_SUMS or config["programs_per_sm"] == 1
     return (
-        _config(a, (block_m, block_n, 8), programs_per_sm, target, flatten)
+        _one_pipeline(a, (block_m, block_n, 8), programs_per_sm, target)
         if block_m == 128 and alone
         else config
     )
