@@ -29,6 +29,7 @@ from batchline.bench.measure.emulator.execution import (
     execute,
 )
 from batchline.kernels import backends
+from batchline.kernels.architectures import KNOWN
 from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw
 
@@ -143,6 +144,35 @@ def test_two_groups_that_take_turns_write_each_tile(schedule, layout, monkeypatc
         ((launch, execution),) = call.launches
         assert launch.grid == (2, 1, 1) and execution.findings == ()
         check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (64, 256),
+        *(
+            pytest.param(shape, marks=pytest.mark.slow)
+            for shape in ((64, 128), (64, 64), (64, 32), (64, 16))
+        ),
+    ],
+)
+@pytest.mark.parametrize("layout", ("nt", "tn"))
+def test_tiles_of_each_shape_are_written_whole(layout, shape, monkeypatch):
+    """A group writes up to four parts of a tile through two places."""
+    module = importlib.import_module(f"batchline.kernels.bmm.{PING_PONG}")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    inputs = operands(torch.bfloat16, layout, batch=2, m=200, n=520, k=72)
+    config = module._config(inputs[0], shape, KNOWN[90])
+    call = emulate_call(
+        bmm.variants[PING_PONG].with_config(config),
+        inputs,
+        90,
+        lambda launch, memory: execute(launch, memory, LATE),
+    )
+    ((_, execution),) = call.launches
+    assert execution.findings == ()
+    check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
 
 
 @compiled_only
