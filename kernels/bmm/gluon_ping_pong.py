@@ -19,7 +19,9 @@ warp instructions, those of `triton_persistent_tma` 143,808 in its 128x256 tiles
 A group's sums are its own, so a tile has at most 128x128: two steps of it bring 64 KB
 for 4.2 MFLOP, where 128x256 brings 48 KB. That is the price where K is long and L2 the
 limit. A K of one or two steps executes more instructions than the rung below (+44% and
-+7%). It has been executed in emulation only, on no chip yet. wgmma is of sm_90 alone.
++7%). fp8 is declined: it would keep a second set of sums, for which a group has no
+registers. It has been executed in emulation only, on no chip yet. wgmma is of sm_90
+alone.
 """
 
 from batchline.kernels.architectures import WGMMA
