@@ -45,9 +45,18 @@ def _import_or_absent(module: str):
 _MODULES = {
     "triton": "triton",
     "tl": "triton.language",
+    "gluon": "triton.experimental.gluon",
+    "gl": "triton.experimental.gluon.language",
+    "hopper": "triton.experimental.gluon.language.nvidia.hopper",
+    "mbarrier": "triton.experimental.gluon.language.nvidia.hopper.mbarrier",
+    "tma": "triton.experimental.gluon.language.nvidia.hopper.tma",
     "numba": "numba",
     "cuda": "numba.cuda",
 }
+_DESCRIPTORS = {
+    "TensorDescriptor": "triton.tools.tensor_descriptor",
+    "GluonDescriptor": "triton.experimental.gluon.nvidia.hopper",
+}  # each a TensorDescriptor of its module
 _COMPILERS = {"triton": "triton", "numba_cuda": "cuda", "numba_cpu": "numba"}
 _INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDASIM"}
 PEERS = {
@@ -59,12 +68,11 @@ NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
 
 
 def __getattr__(name: str):
-    """A name of _MODULES, or TensorDescriptor: imported when it is first asked for, for
-    both compilers together take a second.
+    """A name of _MODULES or _DESCRIPTORS: imported when it is first asked for, for both
+    compilers together take a second.
     """
-    if name == "TensorDescriptor":
-        module = _import_or_absent("triton.tools.tensor_descriptor")
-        value = getattr(module, "TensorDescriptor")
+    if name in _DESCRIPTORS:
+        value = _import_or_absent(_DESCRIPTORS[name]).TensorDescriptor
     elif name in _MODULES:
         value = _import_or_absent(_MODULES[name])
     else:

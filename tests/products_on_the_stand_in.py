@@ -43,6 +43,13 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(
         )
 
 
+@pytest.mark.parametrize("name", ["triton_persistent_tma", "gluon_ping_pong"])
+def test_kernels_are_given_descriptors(name):
+    """Triton's own, and Gluon's, which have a layout."""
+    variant = kernels.ops["bmm"].variants[name]
+    assert check.check_variant(variant, torch.float16, "cuda", ["aligned_nt"]) == 1
+
+
 def test_fp8_on_a_real_problem_goes_the_whole_way():
     """No scenario that the grouped product takes is as small as what `batchline run` takes
     here.

@@ -43,6 +43,7 @@ LAUNCHED = [
     ("grad_reduce/numba_cuda_two_stage", "digits", "float32", 3),
     ("bmm/triton_tiled", "square_256", "float16", 8),
     ("bmm/triton_persistent_tma", "square_256", "float16", 8),
+    ("bmm/gluon_ping_pong", "square_256", "float16", 8),
 ]
 
 

@@ -205,6 +205,10 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
     [
         ("triton_persistent_tma", {86: "needs TMA", 89: "needs TMA", 120: None}),
         (
+            "gluon_ping_pong",
+            {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)},
+        ),
+        (
             "triton_warp_specialized",
             {86: "needs TMA", 89: "needs TMA", 120: "warps are specialised for wgmma"},
         ),
@@ -234,7 +238,7 @@ def test_a_declined_example_is_a_row():
 
 @compiles
 @pytest.mark.parametrize(
-    "number, words", [(90, "4 warps, 2 stages"), (120, "8 warps, 3 stages")]
+    "number, words", [(90, "4 warps, 3 stages"), (120, "8 warps, 3 stages")]
 )
 def test_what_is_compiled_and_counted_is_what_the_rule_chooses_for_the_chip(
     number, words
@@ -362,5 +366,6 @@ def test_everything_fits_the_chips_that_are_not_pinned():
     assert without_code == {
         (86, "bmm/triton_persistent_tma"),
         (89, "bmm/triton_persistent_tma"),
+        *((number, "bmm/gluon_ping_pong") for number in NOT_PINNED),
         *((number, "bmm/triton_warp_specialized") for number in NOT_PINNED),
     }

@@ -53,10 +53,15 @@ def test_every_variant_compiles_or_is_declined_for_every_architecture():
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
-def test_only_what_needs_tma_is_declined_and_only_where_there_is_none():
+def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none():
     assert {
         (row["variant"], row["architecture"]) for row in ROWS if "declined" in row
-    } == {("bmm/triton_persistent_tma", 80), ("bmm/triton_warp_specialized", 80)}
+    } == {
+        ("bmm/gluon_ping_pong", 80),
+        ("bmm/gluon_ping_pong", 100),
+        ("bmm/triton_persistent_tma", 80),
+        ("bmm/triton_warp_specialized", 80),
+    }
 
 
 @pytest.mark.skipif(not ROWS, reason=NOT_PINNED)
@@ -358,6 +363,7 @@ def test_warp_specialisation_engages_where_the_report_says_so():
         if row["warp_specialized"]
     }
     assert engaged == {
+        ("bmm/gluon_ping_pong", 90),
         ("bmm/triton_warp_specialized", 90),
         ("bmm/triton_warp_specialized", 100),
     }

@@ -2,15 +2,19 @@
 code shows: executed in emulation.
 """
 
+import importlib
+
 import pytest
 import torch
 
 from batchline import kernels
+from batchline.bench.measure.checking.check import check_outputs, expect
 from batchline.bench.measure.compiled import compiler
 from batchline.bench.measure.emulator import subjects
 from batchline.bench.measure.emulator.capture import emulate_call
 from batchline.bench.measure.emulator.execution import EARLY, LATE, execute
 from batchline.bench.measure.emulator.subjects import Subject
+from batchline.kernels.architectures import KNOWN
 from batchline.kernels.op import FP8
 
 pytestmark = pytest.mark.skipif(
@@ -75,6 +79,42 @@ def test_a_small_batch_is_added_by_the_warp_that_read_it(dtype, rows):
 def test_sums_of_fp8_products_are_waited_for_before_they_are_added(schedule):
     subject = ("bmm/triton_persistent_tma", FP8, "aligned_tiles_nt", 90)
     require_right(*subject, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", [LATE, EARLY])
+@pytest.mark.parametrize(
+    "k, tuned_k, flatten",
+    [
+        (40, 40, False),
+        (120, 120, False),
+        (200, 200, True),
+        (200, 200, False),
+        (40, 200, True),
+        (200, 120, False),
+    ],
+)
+def test_halves_of_a_wide_tile_are_written_in_every_form(
+    k, tuned_k, flatten, schedule, monkeypatch
+):
+    """128 columns leave as two halves; the programs walk tile after tile. A
+    configuration of another K is right, too.
+    """
+    module = importlib.import_module("batchline.kernels.bmm.triton_persistent_tma")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    subject = Subject(
+        "bmm/triton_persistent_tma", "bfloat16", f"B=2,M=200,N=264,K={k}", 90
+    )
+    inputs = subjects.inputs_of(subject)
+    shape = 128, 128, 8  # rows, columns, warps
+    tuned = torch.empty(3, 200, tuned_k, dtype=torch.bfloat16, device="meta")
+    config = module._config(tuned, shape, 1, KNOWN[90], flatten)
+    variant = subjects.variant_of(subject).with_config(config)
+    call = emulate_call(
+        variant, inputs, 90, lambda launch, memory: execute(launch, memory, schedule)
+    )
+    ((launch, execution),) = call.launches
+    assert launch.grid == (2, 1, 1) and execution.findings == ()
+    check_outputs(call.returned, inputs, expect(variant.op, inputs), str(subject))
 
 
 def test_a_table_kept_from_an_earlier_call_is_known_by_its_address():

@@ -18,7 +18,11 @@ from batchline.bench.measure.emulator.subjects import Subject, Verdict
 from batchline.kernels import architectures
 from batchline.kernels.op import FP8
 
-ON_TMA = ("bmm/triton_persistent_tma", "bmm/triton_warp_specialized")
+ON_TMA = (
+    "bmm/gluon_ping_pong",
+    "bmm/triton_persistent_tma",
+    "bmm/triton_warp_specialized",
+)
 REDUCED = Subject("grad_reduce/triton_two_stage", "float16", "ragged", 90)
 compiled = pytest.mark.skipif(
     bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"

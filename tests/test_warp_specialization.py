@@ -14,13 +14,27 @@ import weakref
 import pytest
 import torch
 
-from batchline.bench.measure.checking.check import checked_call, expect
+from batchline.bench.measure.checking.check import (
+    check_outputs,
+    checked_call,
+    expect,
+)
 from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.emulated.assembler import remarks
+from batchline.bench.measure.emulator.capture import emulate_call
+from batchline.bench.measure.emulator.execution import (
+    EARLY,
+    LATE,
+    SHUFFLED,
+    execute,
+)
 from batchline.kernels import backends
+from batchline.kernels.architectures import KNOWN
 from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw
 
 NAMES = ("triton_persistent_tma", "triton_warp_specialized")
+PING_PONG = "gluon_ping_pong"
 INTERPRETED = backends.interpreted("triton")
 compiled_only = pytest.mark.skipif(
     INTERPRETED or backends.why_absent("triton") is not None,
@@ -58,7 +72,7 @@ def conversions(ttgir):
 
 @compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, PING_PONG))
 def test_tma_feeds_wgmma_and_stores(name, layout, monkeypatch):
     facts, stages = compiled(name, operands(torch.float16, layout), 90, monkeypatch)
     assert re.search(
@@ -95,8 +109,75 @@ def test_warps_are_specialized(architecture, monkeypatch):
 
 
 @compiled_only
+def test_products_of_a_group_stay_in_flight_while_the_next_are_issued(monkeypatch):
+    facts, stages = compiled(
+        PING_PONG, operands(torch.bfloat16, "nt", batch=64), 90, monkeypatch
+    )
+    waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d)", stages["ptx"])
+    assert sorted(waits) == [
+        "0",
+        "0",
+        "1",
+        "1",
+    ]  # of each group: at its end, in its loop
+    assert facts.warp_specialized and "setmaxnreg" in stages["ptx"]
+    assert remarks(stages["ptx"], 90) == ()  # no wgmma is serialised
+
+
+@compiled_only
+@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))
+def test_two_groups_that_take_turns_write_each_tile(schedule, layout, monkeypatch):
+    """C leaves in two parts (N = 264: tiles of 128 columns) and in one (N = 40: of 64,
+    whose places alternate from tile to tile).
+    """
+    module = importlib.import_module(f"batchline.kernels.bmm.{PING_PONG}")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    for n in (264, 40):
+        inputs = operands(torch.float16, layout, batch=3, m=200, n=n, k=200)
+        call = emulate_call(
+            bmm.variants[PING_PONG],
+            inputs,
+            90,
+            lambda launch, memory: execute(launch, memory, schedule),
+        )
+        ((launch, execution),) = call.launches
+        assert launch.grid == (2, 1, 1) and execution.findings == ()
+        check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (64, 256),
+        *(
+            pytest.param(shape, marks=pytest.mark.slow)
+            for shape in ((64, 128), (64, 64), (64, 32), (64, 16))
+        ),
+    ],
+)
+@pytest.mark.parametrize("layout", ("nt", "tn"))
+def test_tiles_of_each_shape_are_written_whole(layout, shape, monkeypatch):
+    """A group writes up to four parts of a tile through two places."""
+    module = importlib.import_module(f"batchline.kernels.bmm.{PING_PONG}")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    inputs = operands(torch.bfloat16, layout, batch=2, m=200, n=520, k=72)
+    config = module._config(inputs[0], shape, KNOWN[90])
+    call = emulate_call(
+        bmm.variants[PING_PONG].with_config(config),
+        inputs,
+        90,
+        lambda launch, memory: execute(launch, memory, LATE),
+    )
+    ((_, execution),) = call.launches
+    assert execution.findings == ()
+    check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
+
+
+@compiled_only
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, PING_PONG))
 def test_no_candidate_spills_or_asks_for_more_memory_than_sm_90_has(
     name, every, monkeypatch
 ):

@@ -26,7 +26,14 @@ from batchline.bench.store.files import write_whole
 from batchline.bench.texts import clean_line
 from batchline.kernels.backends import INTERPRETED_BACKENDS
 
-RISKIEST = ("warp_specialized", "persistent", "mma", "one_read", "whole_words")
+RISKIEST = (
+    "warp_specialized",
+    "ping_pong",
+    "persistent",
+    "mma",
+    "one_read",
+    "whole_words",
+)
 """Parts of the names of the variants that are tried first where time may run out: a
 compiler or a chip breaks their code soonest. None of these features is shown by an
 interpreter: warps with roles of their own and their barriers, tensor memory access,

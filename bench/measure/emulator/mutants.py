@@ -93,7 +93,11 @@ _FIELDS = {
 # GPU has multiprocessors.
 DEEP = "deep_entries"
 _DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
-_ON_TMA = ("bmm/triton_persistent_tma", "bmm/triton_warp_specialized")
+_ON_TMA = (
+    "bmm/gluon_ping_pong",
+    "bmm/triton_persistent_tma",
+    "bmm/triton_warp_specialized",
+)
 _PROBES = ("aligned_tiles", "ragged", "one_token")
 # A mutant's block hangs after so many times the instructions of the longest one, and some.
 _MORE_STEPS, _STEPS_OF_ANY = 16, 100_000

@@ -22,7 +22,6 @@ import torch
 from batchline.bench.measure.stand_in import memory
 from batchline.bench.measure.stand_in.devices import DEVICES, current, host_only
 from batchline.bench.measure.stand_in.timeline import BYTES_PER_S, KERNEL_S, Queue
-from batchline.kernels import backends
 
 _MOST_BYTES = 2**27  # of results that are kept
 _MOST_WORDS = 4096  # of a block that is looked through for addresses
@@ -174,7 +173,7 @@ def _values_of(arguments: Iterable) -> Iterator[Hashable]:
             )
         elif isinstance(argument, (tuple, list)):
             yield from _values_of(argument)
-        elif isinstance(argument, backends.TensorDescriptor):
+        elif isinstance(getattr(argument, "base", None), torch.Tensor):  # a descriptor
             yield from _values_of(vars(argument).values())
         else:
             yield argument
