@@ -31,7 +31,7 @@ help:
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make test-commands   the tests that start whole commands and other processes: they take as long again"
-	@echo "  make test-slow  the tests that take minutes in all: more whole commands, and interpreted kernels"
+	@echo "  make test-slow  the tests that take minutes in all: more whole commands, simulated error rates, interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
 	@echo "  make lint       black and flake8"
 	@echo "  make codegen    compile and emulate every GPU variant (no GPU needed), compare with the pins (PIN=1 pins)"

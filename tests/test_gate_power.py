@@ -54,6 +54,7 @@ def at_most(successes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", traces.KINDS)
 def test_at_most_one_session_in_a_hundred_without_a_change_has_a_false_alarm(kind):
     found = verdicts(traces.KINDS[kind], sessions=470, cases=30)
@@ -61,6 +62,7 @@ def test_at_most_one_session_in_a_hundred_without_a_change_has_a_false_alarm(kin
     assert at_most((found == UNCONFIRMED).any(axis=1)) <= 0.02
 
 
+@pytest.mark.slow
 def test_nor_does_one_have_a_kernel_that_changed_over_its_batch_sizes():
     rng, alarms = np.random.default_rng(8), []
     floors = {
@@ -81,6 +83,7 @@ def test_nor_does_one_have_a_kernel_that_changed_over_its_batch_sizes():
     assert at_most(np.array(alarms)) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise, change, power, sessions",
     [

@@ -385,6 +385,7 @@ def coverage(draws, seed, estimate, timing_noise=0.03):
     return held / draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise_error, timing_noise",
     [(0.15, 0.03), (0.02, 0.15)],
