@@ -11,6 +11,7 @@ RUN     ?=
 BASE    ?=
 BUDGET  ?=
 PIN     ?=
+PEERS   ?= .venv-peers
 
 # A setting's value as one word of the shell, whatever is in it but $, which make takes for its own.
 quoted = '$(subst ','\'',$($1))'
@@ -19,16 +20,20 @@ switched = $(if $(filter-out 0 no false off,$($1)),$2)
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 INSTALLED := $(if $(VENV),$(VENV)/.installed,)
+# The cases of the peers, of PyTorch and of our own kernels beside them.
+BESIDE_PEERS := bmm and (torch or triton or helion or tilelang) or wgrad_stats and (torch or fused or opacus or backpack)
 CHOSEN := $(if $(K),-k=$(call quoted,K))
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test test-commands test-slow test-page lint codegen regress report coverage clean
+.PHONY: help install bench bench-peers test test-commands test-slow test-page lint codegen regress report coverage clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
 	@echo
 	@echo "  make bench      check and time every variant, write a report under reports/runs/"
+	@echo "  make bench-peers   other libraries' kernels beside ours: in an environment of their own, $(call quoted,PEERS), on top of"
+	@echo "                  $(if $(VENV),$(call quoted,VENV),that of PYTHON); K= chooses among their cases, PyTorch's and ours"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
 	@echo "  make test-commands   the tests that start whole commands and other processes: they take as long again"
 	@echo "  make test-slow  the tests that take minutes in all: more whole commands, simulated error rates, interpreted kernels"
@@ -39,7 +44,7 @@ help:
 	@echo "  make report     write a stored run's report again (RUN=reports/runs/<folder>)"
 	@echo "  make coverage   do the noise scale's 95% intervals cover the truth, or warn? Minutes; fails if one does neither"
 	@echo "  make install    make $(if $(VENV),$(VENV),nothing: VENV is empty) from requirements.txt (bench and test do it by themselves)"
-	@echo "  make clean      remove $(if $(VENV),$(VENV),no environment) and caches, never a report"
+	@echo "  make clean      remove $(if $(VENV),$(VENV) and )$(PEERS) and caches, never a report"
 	@echo
 	@echo "Everything else (list, explain, tune, advise ...) is a command: $(PY) -m batchline --help"
 	@echo
@@ -56,6 +61,7 @@ help:
 	@echo "  BUDGET=<minutes>           regress begins no pair that would end later         ["$(call quoted,BUDGET)"]"
 	@echo "  PIN=1                      codegen writes the pins (PIN=0: it does not)        [$(PIN)]"
 	@echo "  PYTHON=<python>            the Python to build the environment with, 3.11-3.13 ["$(call quoted,PYTHON)"]"
+	@echo "  PEERS=<folder>             the environment that bench-peers makes                 [$(call quoted,PEERS)]"
 	@echo "  VENV=<folder>              the environment; empty: use PYTHON as it is         ["$(call quoted,VENV)"]"
 
 install: $(INSTALLED)
@@ -70,6 +76,19 @@ $(VENV)/.installed: requirements.txt
 
 bench: $(INSTALLED)
 	$(PY) -m batchline run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) -k=$(call quoted,K) --out $(call quoted,OUT) --history $(call quoted,HISTORY)
+
+# It sees what the other environment has, CUDA's libraries among it, and installs nothing twice. Only what the other
+# one is asked for in its own name is found where it lies, so its prefix is made known too.
+$(PEERS)/.installed: requirements-peers.txt $(INSTALLED)
+	$(PY) -m venv $(PEERS)
+	$(PY) -c 'import site, sys; print("import site; site.PREFIXES.append(%r)" % sys.prefix, *("import site; site.addsitedir(%r)" % one for one in site.getsitepackages()), sep="\n")' \
+	  > "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(PEERS)/bin/python -m pip install --quiet --no-deps -r requirements-peers.txt
+	@touch $@
+
+bench-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m batchline run --profile $(call quoted,PROFILE) --device $(call quoted,DEVICE) \
+	  -k=$(if $(K),$(call quoted,K),'$(BESIDE_PEERS)') --out $(call quoted,OUT) --history $(call quoted,HISTORY)
 
 codegen: $(INSTALLED)
 	$(PY) -m batchline codegen $(call switched,PIN,--pin)
@@ -107,5 +126,5 @@ lint: $(INSTALLED)
 	$(PY) -m flake8
 
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .benchmarks build
+	rm -rf $(VENV) $(PEERS) .pytest_cache .hypothesis .benchmarks build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,6 +33,7 @@ from batchline.bench.declared import (
 from batchline.bench.errors import UsageError
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import NOT_HERE, case_id
+from batchline.kernels.backends import PEERS
 from batchline.kernels.op import FP8
 
 GROUPS = {
@@ -476,8 +477,17 @@ def _not_here(
 ) -> Refusal | None:
     """Why a variant that takes a problem is not timed on it, or None."""
     why = variant.why_not_here(device, dtype)
-    if variant.slow_start and device == "cuda" and stand_in.is_on():
-        why = why or f"{stand_in.NAME}: torch.compile asks CUDA itself, past torch.cuda"
+    if device == "cuda" and stand_in.is_on():
+        if variant.slow_start:
+            why = (
+                why
+                or f"{stand_in.NAME}: torch.compile asks CUDA itself, past torch.cuda"
+            )
+        if variant.backend in PEERS and variant.needs == "cuda":
+            why = (
+                why
+                or f"{stand_in.NAME}: {variant.backend} asks CUDA itself, past torch.cuda"
+            )
     if variant.slow_start and not profile.slow_starts:
         why = why or "takes seconds to compile for each shape: PROFILE=full times it"
     if variant.detail and not profile.details:

@@ -62,6 +62,8 @@ _INTERPRETERS = {"triton": "TRITON_INTERPRET", "numba_cuda": "NUMBA_ENABLE_CUDAS
 PEERS = {
     "opacus": "opacus",
     "backpack": "backpack-for-pytorch",
+    "helion": "helion",
+    "tilelang": "tilelang",
 }  # module: the name that it is installed by
 DISPATCH = "dispatch"  # of a variant that calls another one, whatever backend that has
 NAMES = ("torch", *_COMPILERS, *PEERS, DISPATCH)
@@ -87,8 +89,8 @@ def why_absent(backend: str) -> str | None:
         if importlib.util.find_spec(backend):
             return None
         return (
-            f"{backend} can't be imported (not installed: "
-            "`pip install --no-deps -r requirements-peers.txt` does it)"
+            f"{backend} can't be imported (not installed: `make bench-peers` makes an "
+            "environment that has it)"
         )
     if backend not in _COMPILERS:
         return None

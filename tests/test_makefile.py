@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchline.bench import commands
+from batchline.kernels import backends
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = ("OUT", "RUN", "K", "BASE", "BUDGET", "HISTORY", "PROFILE", "DEVICE")
@@ -28,6 +29,7 @@ def test_bare_make_prints_help():
     assert done.returncode == 0
     for words in (
         "make bench",
+        "make bench-peers",
         "make test",
         "make codegen",
         "make regress",
@@ -63,7 +65,7 @@ def test_a_switch_that_is_0_is_off(setting, pins):
 
 def test_each_setting_is_one_option_wherever_it_is_taken():
     meant = {}
-    for target in ("bench", "regress", "codegen", "report"):
+    for target in ("bench", "bench-peers", "regress", "codegen", "report"):
         settings = [f"{name}=value-of-{name}" for name in SETTINGS]
         printed = make("-n", target, *settings, "VENV=", "PYTHON=python3").stdout
         words = shlex.split(printed.replace("\\\n", " ").splitlines()[-1])
@@ -120,6 +122,26 @@ def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path):
         and "Python 3.8.1" in done.stdout
     )
     assert not (tmp_path / "env").exists()
+
+
+@pytest.mark.parametrize("chosen", ["", "helion and tiny_16"])
+def test_the_peers_have_an_environment_of_their_own(tmp_path, chosen):
+    environments = [f"VENV={tmp_path}/env", f"PEERS={tmp_path}/peers"]
+    printed = make("-n", "bench-peers", f"K={chosen}", *environments).stdout
+    (installed,) = [line for line in printed.splitlines() if "--no-deps" in line]
+    python = f"{tmp_path}/peers/bin/python"
+    assert f"{python} -m pip install --quiet --no-deps -r" in installed
+    command = printed[printed.rindex(f"{python} -m batchline run") :]
+    words = shlex.split(command.replace("\\\n", " "))
+    (expression,) = [word[3:] for word in words if word.startswith("-k=")]
+    assert expression == chosen or (not chosen and "helion" in expression)
+
+
+def test_what_peers_are_measured_with_names_each_of_them():
+    text = (REPOSITORY / "Makefile").read_text()
+    (expression,) = re.findall(r"^BESIDE_PEERS := (.*)$", text, re.MULTILINE)
+    words = set(re.findall(r"\w+", expression))
+    assert {"bmm", "wgrad_stats", "torch", *backends.PEERS} <= words
 
 
 def test_an_empty_venv_uses_python_as_it_is():

@@ -37,6 +37,7 @@ MODULES = [
     for module in pkgutil.iter_modules(wrong_kernels.__path__)
 ]
 EXEMPT = {
+    "peer": {"is_peer": True},
     "gives": {"gives": 1},
     "probes": {"probes": 0},
     "tolerance": {"tolerance_multiple": 17.0},
@@ -47,9 +48,8 @@ BASELINES = {"bmm": "torch_bmm"}
 def measured(monkeypatch, module, batch):
     """What the runner makes of a wrong kernel beside its op's baseline, by name."""
     op, name = module.OP, module.__name__.rpartition(".")[2]
-    variant = Variant(
-        op, getattr(module, name), backend="torch", **getattr(module, "DECLARES", {})
-    )
+    declared = {"backend": "torch", **getattr(module, "DECLARES", {})}
+    variant = Variant(op, getattr(module, name), **declared)
     op.variants
     monkeypatch.setitem(op.variants._loaded, name, variant)
     scenario = "tiny_16" if op.name == "bmm" else "layer_norm"

@@ -33,8 +33,9 @@ class Record:
     (samples), clocks (each clock's median_s, precision and number of samples, or why it
     has none), peak_bytes, memory_method, input_bytes, output_bytes, error (relative,
     Frobenius), error_of_tolerance, own_tolerance (the variant's, instead of the op's),
-    gives (the first so many outputs; None is all), flops, least_bytes, bound (regime,
-    least_s, share), state, energy_j, sustained (bench.measure.timing.sustained), alone (not
+    gives (the first so many outputs; None is all), is_peer (another library's way),
+    flops, least_bytes, bound (regime, least_s, share), state, energy_j, sustained
+    (bench.measure.timing.sustained), alone (not
     timed in turns with the others: bench.measure.worker.isolation), confirmed (bench.running.after_cases). A
     clock that was not sampled in turns says why as its `alone`.
     `refuted_samples_s` are the rounds of a case that lost its time because its gain was

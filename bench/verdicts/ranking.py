@@ -27,6 +27,8 @@ def why_unranked(record: Record) -> str | None:
     exempts nothing.
     """
     facts = record.facts
+    if facts.get("is_peer"):
+        return "a peer: another library's way, beside ours"
     if facts.get("gives") is not None:
         return "gives only some of the op's outputs"
     if facts.get("probes") == 0:

@@ -41,6 +41,7 @@ def _product_kernel(
     ALIGN_M: tl.constexpr,
     ALIGN_N: tl.constexpr,
     ALIGN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -88,7 +89,7 @@ def _product_kernel(
             rest = tl.multiple_of(K - k, ALIGN_K)
             a = tl.load(a_ptr + a_offs, mask=in_m & (depth[None, :] < rest), other=0.0)
             b = tl.load(b_ptr + b_offs, mask=(depth[:, None] < rest) & in_n, other=0.0)
-        accumulator = tl.dot(a, b, accumulator, input_precision="ieee")
+        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
         a_ptr += tl.full((), BLOCK_K, tl.int64) * stride_ak
         b_ptr += tl.full((), BLOCK_K, tl.int64) * stride_bk
 
@@ -108,13 +109,19 @@ def _product_kernel(
 
 
 def product(
-    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, tile: Mapping, splits: int = 1
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    tile: Mapping,
+    splits: int = 1,
+    precision: str = "ieee",
 ) -> None:
     """Write A @ B to `c` [B, M, N], or with splits the sums over each part of K to `c`
     [B·splits, M, N].
 
     `c` is dense, or the transpose of what is. `tile` has BLOCK_M, BLOCK_N, BLOCK_K,
-    GROUP_M, num_warps and num_stages.
+    GROUP_M, num_warps and num_stages. `precision` is how fp32 is multiplied: "ieee"
+    (FMAs) or "tf32" (tensor cores); other dtypes have no such choice.
     """
     batch, m, k = a.shape
     n = b.shape[2]
@@ -147,6 +154,7 @@ def product(
         ALIGN_M=math.gcd(16, m),
         ALIGN_N=math.gcd(16, n),
         ALIGN_K=math.gcd(16, k),
+        PRECISION=precision,
         **tile,
     )
 

@@ -154,6 +154,14 @@ SCENARIOS = (
         {"M": 16, "N": 64, "K": 8192},
     ),
     BmmScenario(
+        "outer_512",
+        "outer products: per-sample weight gradients of a 512 → 512 layer, one token a sample",
+        {"M": 512, "N": 512, "K": 1},
+        dtypes=WIDE,
+        layout="tn",
+        detail=True,
+    ),
+    BmmScenario(
         "digits_forward",
         "real: 32 digits an entry through the MLP's hidden layer, W shared",
         {"M": 32, "N": 128, "K": 64},

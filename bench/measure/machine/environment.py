@@ -34,6 +34,12 @@ _VERSIONS = (
     "pytest-benchmark",
     *backends.PEERS.values(),
 )
+# Words of a licence's own text, where a package does not name it otherwise.
+_LICENCES = (
+    ("Neither the name", "BSD-3-Clause"),
+    ("Permission is hereby granted, free of charge", "MIT"),
+    ("Apache License", "Apache-2.0"),
+)
 _GIT_S = 20  # the longest that a run waits for its revision
 _REPOSITORY = places.CODE
 
@@ -80,7 +86,8 @@ def machine(device: str) -> dict:
 
     `cpu_quota` (in cores) and `memory_limit_bytes` are a container's, None without one;
     the threads are a worker's; `most_busy_share` is the share of the cores that others
-    may take while something is measured.
+    may take while something is measured; `peers` are the version and the licence of each
+    library that is measured beside ours, by backend.
 
     Raises:
         ValueError: if that share was set to what is none.
@@ -104,6 +111,7 @@ def machine(device: str) -> dict:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(_VERSIONS),
+        "peers": {backend: _named(name) for backend, name in backends.PEERS.items()},
         "revision": revision(),
     }
     if stand_in.is_on():
@@ -174,6 +182,31 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _named(package: str) -> str:
+    """ "helion 1.5.1, BSD-3-Clause": a package, its version and its licence, as it says
+    them; "helion, not installed".
+    """
+    try:
+        metadata = importlib.metadata.metadata(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package}, not installed"
+    return f"{package} {metadata['Version']}, {_licence(metadata)}"
+
+
+def _licence(metadata: importlib.metadata.PackageMetadata) -> str:
+    if expression := metadata.get("License-Expression"):
+        return expression
+    said = metadata.get("License") or ""
+    for words, licence in _LICENCES:
+        if words in said:
+            return licence
+    classifiers = metadata.get_all("Classifier") or []
+    named = [one for one in classifiers if one.startswith("License ::")]
+    if named:
+        return named[0].rpartition(" :: ")[2]
+    return said if 0 < len(said.split()) <= 4 else "licence not named"
 
 
 def _driver_version() -> str:

@@ -39,6 +39,7 @@ from batchline.bench.statuses import (
     NOT_HERE,
     NotMeasured,
 )
+from batchline.kernels import backends
 from batchline.kernels.op import Op, Tensors, Variant
 
 _ENOUGH_INPUTS = 2  # copies that a cold clock takes in turn, where one would fit the cache beside its outputs
@@ -509,6 +510,7 @@ class Preparing:
                 "probes": probes,
                 "own_tolerance": variant.tolerance is not None,
                 "gives": variant.gives,
+                "is_peer": variant.backend in backends.PEERS,
                 "tolerance_multiple": problem.tolerance_multiple(variant),
                 "is_baseline": variant.name == variant.op.baseline,
                 "flops": variant.op.flops(*inputs),

@@ -76,7 +76,7 @@ def rungs(run: Run, findings: Findings, op: str, compiled: bool = True) -> Table
         own = _OWN_BOUND if facts.own_tolerance else ""
         row = [
             f"{'· ' * rung.height}{rung.variant.partition('/')[2]}",
-            facts.idea + own + _gives(run, op, facts.gives),
+            facts.idea + own + _gives(run, op, facts.gives) + _peer(run, facts.backend),
             _gain(rung.over_rung_below),
             _gain(rung.over_opponent) or _why_no_gain(run, rung),
         ]
@@ -124,6 +124,12 @@ def _gives(run: Run, op: str, count: int | None) -> str:
         return ""
     outputs = re.findall(r"(\w+)\[", run.ops[op].signature.partition("→")[2])
     return f" (gives {', '.join(outputs[:count])} only)"
+
+
+def _peer(run: Run, backend: str) -> str:
+    """ " (helion 1.5.1, BSD-3-Clause)" of another library's way, or nothing."""
+    named = run.machine.get("peers", {}).get(backend)
+    return f" ({named})" if named else ""
 
 
 def _why_no_gain(run: Run, rung: Rung) -> str:
