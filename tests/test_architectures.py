@@ -204,9 +204,9 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
     "name, reason",
     [
         ("triton_persistent_tma", {86: "needs TMA", 89: "needs TMA", 120: None}),
-        (
-            "gluon_ping_pong",
-            {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)},
+        *(
+            (name, {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)})
+            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
         ),
         (
             "triton_warp_specialized",
@@ -215,9 +215,10 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
     ],
 )
 def test_what_a_chip_does_not_have_is_a_reason(name, reason, number):
-    inputs = bmm.make_inputs("linear_forward", 16, "float16", "meta")
+    variant = bmm.variants[name]
+    inputs = bmm.make_inputs("linear_forward", 16, variant.dtypes[0], "meta")
     with compiling_for(number):
-        why = bmm.variants[name].why_unsupported(*inputs)
+        why = variant.why_unsupported(*inputs)
     if reason[number] is None:
         assert why is None
     else:
@@ -366,6 +367,10 @@ def test_everything_fits_the_chips_that_are_not_pinned():
     assert without_code == {
         (86, "bmm/triton_persistent_tma"),
         (89, "bmm/triton_persistent_tma"),
-        *((number, "bmm/gluon_ping_pong") for number in NOT_PINNED),
+        *(
+            (number, f"bmm/{name}")
+            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
+            for number in NOT_PINNED
+        ),
         *((number, "bmm/triton_warp_specialized") for number in NOT_PINNED),
     }

@@ -53,6 +53,8 @@ bmm/triton_packed/tiny_16/float32/B1
 bmm/triton_shared_rhs/linear_forward/float32/B1
 bmm/triton_3xbf16/tiny_16/float32/B1
 bmm/triton_6xbf16/tiny_16/float32/B1
+bmm/gluon_3xbf16/tiny_16/float32/B1
+bmm/gluon_6xbf16/tiny_16/float32/B1
 bmm/numba_cuda_register_tile/tiny_16/float32/B1
 bmm/numba_cuda_tiny/tiny_16/float32/B1
 bmm/numba_cuda_mma/tiny_16/float32/B1

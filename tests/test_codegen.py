@@ -57,8 +57,11 @@ def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none()
     assert {
         (row["variant"], row["architecture"]) for row in ROWS if "declined" in row
     } == {
-        ("bmm/gluon_ping_pong", 80),
-        ("bmm/gluon_ping_pong", 100),
+        *(
+            (f"bmm/{name}", number)
+            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
+            for number in (80, 100)
+        ),
         ("bmm/triton_persistent_tma", 80),
         ("bmm/triton_warp_specialized", 80),
     }

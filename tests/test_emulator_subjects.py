@@ -16,9 +16,12 @@ from batchline.bench.measure.emulated import executed
 from batchline.bench.measure.emulator import subjects
 from batchline.bench.measure.emulator.subjects import Subject, Verdict
 from batchline.kernels import architectures
+from batchline.kernels.elements import dtype_name
 from batchline.kernels.op import FP8
 
 ON_TMA = (
+    "bmm/gluon_3xbf16",
+    "bmm/gluon_6xbf16",
     "bmm/gluon_ping_pong",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",
@@ -71,10 +74,12 @@ def test_every_gpu_variant_takes_a_probe_that_is_not_empty_in_each_dtype(every_s
 
 @pytest.mark.parametrize("variant", ON_TMA)
 def test_the_variants_on_tma_walk_tiles_edges_and_windows(every_subject, variant):
+    dtype = kernels.ops["bmm"].variants[variant.partition("/")[2]].dtypes[0]
     taken = {
         one.probe
         for one in every_subject
-        if (one.variant, one.dtype, one.architecture) == (variant, "float16", 90)
+        if (one.variant, one.dtype, one.architecture)
+        == (variant, dtype_name(dtype), 90)
         and computes(one)
     }
     assert taken >= {

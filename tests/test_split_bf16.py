@@ -1,12 +1,30 @@
 """What products of bf16 parts leave out, in exact arithmetic on the CPU: the stated
-bounds hold, and are nearly met.
+bounds hold, and are nearly met. And what those in flight promise of their compiled code.
 """
+
+import importlib
+import re
 
 import pytest
 import torch
 
-from batchline.kernels.bmm import bmm, reference
+from batchline.bench.measure.checking.check import (
+    check_outputs,
+    expect,
+    held_to,
+)
+from batchline.bench.measure.compiled import compiler, sass
+from batchline.bench.measure.emulated.assembler import remarks
+from batchline.bench.measure.emulator.capture import emulate_call
+from batchline.bench.measure.emulator.execution import (
+    EARLY,
+    LATE,
+    SHUFFLED,
+    execute,
+)
+from batchline.kernels.bmm import bmm, reference, stored
 from batchline.kernels.bmm._split_bf16 import split_tolerance
+from batchline.kernels.draw import Draw
 
 LEFT_OUT = {3: 2.0**-15, 6: 2.0**-24}
 STEPS = torch.arange(-4, 5)
@@ -70,3 +88,90 @@ def test_the_declared_tolerance_holds_it(products, k):
     assert bool((difference <= bmm.tolerance(c, a, b)).all()) == (
         products == 6 or k >= 256
     )
+
+
+IN_FLIGHT = ("gluon_3xbf16", "gluon_6xbf16")
+compiled_only = pytest.mark.skipif(
+    bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
+)
+
+
+def _loop_of_products(listing):
+    """The instructions of the loop that multiplies and stores nothing, in their order."""
+    instructions = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", listing)
+    places = [int(address, 16) for address, _ in instructions]
+    loops = []
+    for number, (_, text) in enumerate(instructions):
+        back = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if back and int(back.group(1), 16) in places[: number + 1]:
+            first = places.index(int(back.group(1), 16))
+            body = [text for _, text in instructions[first : number + 1]]
+            opcodes = " ".join(body)
+            if "HGMMA" in opcodes and "STG" not in opcodes:
+                loops.append(body)
+    (loop,) = loops
+    return loop
+
+
+@compiled_only
+@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("name", IN_FLIGHT)
+def test_a_step_is_split_while_the_products_of_the_one_before_are_in_flight(
+    name, layout
+):
+    inputs = stored(Draw(torch.float32, "cpu", 0), layout, 16, 16, 512, 1024, 512)
+    (launch,) = compiler.launches_of(bmm.variants[name], inputs, 90)
+    (facts,) = compiler.read([launch])
+    assert (facts.matrix_instruction, facts.spills) == ("wgmma.mma_async", 0)
+    assert facts.threads == 256
+    assert remarks(launch.ptx, 90) == ()  # no wgmma is serialised
+    loop = _loop_of_products(sass.listing(launch.cubin, 90))
+    (wait,) = [place for place, text in enumerate(loop) if "DEPBAR" in text]
+    # The loop may begin anywhere: turn it, so that it ends with the wait.
+    turned = loop[wait + 1 :] + loop[: wait + 1]
+    issued = max(place for place, text in enumerate(turned) if "HGMMA" in text)
+    splits = [place for place, text in enumerate(turned) if "FMNMX" in text]
+    assert len(splits) == 32 and min(splits) > issued
+
+
+def _on_rows_of_16_bytes(operand):
+    """The same numbers, in rows that TMA can read."""
+    rows, columns = operand.shape[1:]
+    wider = operand.new_zeros(operand.shape[0], rows, -(-columns // 4) * 4)
+    wider[:, :, :columns] = operand
+    return wider[:, :, :columns]
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    "probe", ("ragged", "large", "subnormal", "nan", "infinite", "returning_sums")
+)
+@pytest.mark.parametrize("name", IN_FLIGHT)
+def test_numbers_that_are_hard_to_split(name, probe):
+    inputs = tuple(
+        _on_rows_of_16_bytes(operand)
+        for operand in bmm.probes[probe](torch.float32, "cpu", 0)
+    )
+    _require_right(bmm.variants[name], inputs, LATE)
+
+
+@compiled_only
+@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))
+@pytest.mark.parametrize("name", IN_FLIGHT)
+def test_stages_and_places_are_taken_in_turn(name, schedule, layout, monkeypatch):
+    """Seven steps of 128x128 tiles: each of three stages is filled again."""
+    module = importlib.import_module("batchline.kernels.bmm._split_in_flight")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+    inputs = stored(Draw(torch.float32, "cpu", 0), layout, 1, 1, 136, 140, 200)
+    _require_right(bmm.variants[name], inputs, schedule)
+
+
+def _require_right(variant, inputs, schedule):
+    call = emulate_call(
+        variant, inputs, 90, lambda launch, memory: execute(launch, memory, schedule)
+    )
+    ((_, execution),) = call.launches
+    assert execution.findings == ()
+    expected = held_to(variant, inputs, expect(variant.op, inputs))
+    check_outputs(call.returned, inputs, expected, variant.id)

@@ -118,9 +118,19 @@ class Operands:
 
 
 def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:
-    """Why a persistent kernel on TMA can't multiply these, or None. Empty ones launch
-    nothing.
+    """Why TMA can't read these operands or write their product, or None. Empty ones
+    launch nothing.
     """
+    if reason := why_not_read(a, b):
+        return reason
+    row_bytes = b.shape[2] * output_dtype(a.dtype).itemsize
+    if row_bytes % _ALIGNMENT and not Operands(a, b).is_empty:
+        return "TMA writes rows of C whose length is a multiple of 16 bytes"
+    return None
+
+
+def why_not_read(a: torch.Tensor, b: torch.Tensor) -> str | None:
+    """Why TMA can't read these operands, or None. Empty ones launch nothing."""
     batch, m, k = a.shape
     n = b.shape[2]
     target = target_of(a.device)
@@ -131,8 +141,6 @@ def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:
     for name, operand in (("A", a), ("B", b)):
         if stored(operand) is None:
             return f"TMA wants {name} with contiguous rows or columns, its base and other strides multiples of 16 bytes"
-    if n * output_dtype(a.dtype).itemsize % _ALIGNMENT:
-        return "TMA writes rows of C whose length is a multiple of 16 bytes"
     if max(m, n, k) >= 1 << 31 or tiles(a, b, 64, 16) >= _MOST_TILES:
         return "a coordinate or a tile's number would pass 32 bits"
     return None

@@ -52,7 +52,7 @@ def _rounded(x):
 
 
 @triton.jit
-def _parts(x, PRODUCTS: tl.constexpr, OPERAND: tl.constexpr):
+def parts(x, PRODUCTS: tl.constexpr, OPERAND: tl.constexpr):
     """x as high + middle + low. A number above bf16's largest has that for its high
     part: rounding gave infinity.
     """
@@ -68,8 +68,8 @@ def _parts(x, PRODUCTS: tl.constexpr, OPERAND: tl.constexpr):
 @triton.jit
 def _product(a, b, PRODUCTS: tl.constexpr, OPERAND: tl.constexpr):
     """A @ B from three products of parts, or six, the largest last."""
-    a_high, a_middle, a_low = _parts(a, PRODUCTS, OPERAND)
-    b_high, b_middle, b_low = _parts(b, PRODUCTS, OPERAND)
+    a_high, a_middle, a_low = parts(a, PRODUCTS, OPERAND)
+    b_high, b_middle, b_low = parts(b, PRODUCTS, OPERAND)
     if (
         PRODUCTS == 6
     ):  # in this order 64x128 tiles fit sm_100's tensor memory, which is where it has the parts of A

@@ -9,7 +9,8 @@ and leave out eight times as much.
 
 By an H200's datasheet the peak is 165 TFLOP/s, a sixth of bf16's 989, and FMAs' is 67.
 A tile is 64x128, so that two programs share an SM (234 registers at 4 warps, sm_90),
-and one splits while the other multiplies.
+and one splits while the other multiplies. Bound next by waits: on sm_90 Triton waits
+for each of a step's six products before it issues the next one.
 """
 
 from batchline.kernels.bmm import bmm
