@@ -185,6 +185,16 @@ def test_rows_that_begin_within_words_are_read_in_words(name, monkeypatch):
     assert set(below.loads) == {"2"}
 
 
+@pytest.mark.parametrize("samples", [1, 3, 64])
+@pytest.mark.parametrize("name", ["triton_one_read"])
+def test_every_thread_of_a_candidate_has_a_whole_word(name, samples):
+    """With less a thread may read past a row's last word, where nothing is allocated."""
+    g = torch.empty(samples, 1217, dtype=torch.bfloat16, device="meta")
+    for config in variant_of(f"grad_stats/{name}").tunable.candidates(g):
+        tile = config["ROWS"] * config["COLUMNS"] * g.element_size()
+        assert tile >= config["num_warps"] * 512
+
+
 @pytest.mark.slow
 @compiled_only
 @pytest.mark.parametrize(

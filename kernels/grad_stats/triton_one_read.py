@@ -25,6 +25,7 @@ import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce.triton_whole_words import (
+    WARP_BYTES,
     WORD_BYTES,
     early_by,
     word_offsets,
@@ -124,7 +125,7 @@ def _rule(g, target):
         WORD_BYTES, min(LARGEST_TILE_BYTES // rows, max(LINE_BYTES, TILE_BYTES // rows))
     )
     while (
-        row_bytes > max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
+        row_bytes > least_row_bytes(rows)
         and g.shape[1] * size < multiprocessors(g.device) * row_bytes
     ):
         row_bytes //= 2
@@ -138,6 +139,13 @@ def _most_stages(tile_bytes, target):
     return max(
         1, min(3, 1 + (target.shared_bytes_per_block - GATHER_BYTES) // tile_bytes)
     )
+
+
+def least_row_bytes(rows):
+    """A sector, and so many that each of 128 threads has a whole word: what is read past
+    a row's end lies within its last word.
+    """
+    return max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
 
 
 def _config(g, rows, row_bytes, stages):
@@ -165,7 +173,8 @@ def _candidates(g, target):
     widths = [
         width
         for width in (row_bytes, row_bytes // 2, 2 * row_bytes)
-        if WORD_BYTES * rows <= width * rows <= LARGEST_TILE_BYTES
+        if min(row_bytes, least_row_bytes(rows)) <= width
+        and width * rows <= LARGEST_TILE_BYTES
     ]
     configs = [
         _config(g, rows, width, stages)
@@ -177,6 +186,8 @@ def _candidates(g, target):
         config | {"num_warps": 2 * config["num_warps"]}
         for config in configs
         if config["num_warps"] < 16
+        and config["COLUMNS"] * g.element_size() * rows
+        >= 2 * config["num_warps"] * WARP_BYTES
     ]
     return distinct(configs)
 
