@@ -21,6 +21,10 @@ halves, on twice the warps. At 4,096 of those there is no room for it, and eleme
 read one by one. Bound next by memory, and where P is small by latency.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 
 from batchline.kernels.backends import tl, triton
@@ -49,7 +53,7 @@ WARPS_PER_SM, REGISTERS = (
 
 
 @triton.jit
-def _stats_kernel(
+def stats_kernel(
     g_ptr,
     mean_ptr,
     partial_ptr,
@@ -129,7 +133,7 @@ def _rule(g, target):
         and g.shape[1] * size < multiprocessors(g.device) * row_bytes
     ):
         row_bytes //= 2
-    return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
+    return tile_of(g, rows, row_bytes, target)
 
 
 def _most_stages(tile_bytes, target):
@@ -146,6 +150,11 @@ def least_row_bytes(rows):
     a row's end lies within its last word.
     """
     return max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
+
+
+def tile_of(g, rows, row_bytes, target):
+    """Tiles of so many rows and bytes of each, in the deepest pipeline that fits."""
+    return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
 
 
 def _config(g, rows, row_bytes, stages):
@@ -195,6 +204,41 @@ def _candidates(g, target):
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel reads g: its programs, the numbers that it takes, and what it is
+    compiled for.
+    """
+
+    programs: int
+    numbers: tuple[int | float, ...]
+    constants: dict[str, int | bool]
+
+
+def plan_launch(g: torch.Tensor, configs: Tunable) -> Launch:
+    """How `stats_kernel` reads g[B,P], which has elements, in the chosen tiles."""
+    batch, parameters = g.shape
+    config = configs.choose(g)
+    if config["ROWS"] < batch:  # it was tuned on a smaller batch
+        config = configs.rule(g)
+    places, hints = words(g, config["ROWS"], config["COLUMNS"])
+    width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
+    programs = min(
+        triton.cdiv(parameters, width),
+        WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device),
+    )
+    constants = {
+        **hints,
+        **config,
+        "RAGGED": hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
+        "maxnreg": REGISTERS,
+        # Two lanes that hold the same sum would round it differently: a multiply-add of
+        # the one's own square and the other's. Which of them is stored is chance.
+        "enable_fp_fusion": False,
+    }
+    return Launch(programs, (batch, parameters, *places, 1 / batch), constants)
+
+
 def _why_not(g):
     return (
         f"over {MOST_ROWS:,} samples: no 16 bytes of each are held at once"
@@ -215,31 +259,12 @@ def triton_one_read(g):
     if g.numel() == 0:
         return without_elements(g)
     batch, parameters = g.shape
-    config = CONFIGS.choose(g)
-    if config["ROWS"] < batch:  # it was tuned on a smaller batch
-        config = CONFIGS.rule(g)
-    places, hints = words(g, config["ROWS"], config["COLUMNS"])
-    width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
-    programs = min(
-        triton.cdiv(parameters, width),
-        WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device),
-    )
+    launch = plan_launch(g, CONFIGS)
     mean = torch.empty(parameters, dtype=torch.float32, device=g.device)
-    partial = torch.empty((programs, 2 * batch), dtype=torch.float32, device=g.device)
-    _stats_kernel[(programs,)](
-        g,
-        mean,
-        partial,
-        batch,
-        parameters,
-        *places,
-        1 / batch,
-        **hints,
-        **config,
-        RAGGED=hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
-        maxnreg=REGISTERS,
-        # Two lanes that hold the same sum would round it differently: a multiply-add of
-        # the one's own square and the other's. Which of them is stored is chance.
-        enable_fp_fusion=False,
+    partial = torch.empty(
+        (launch.programs, 2 * batch), dtype=torch.float32, device=g.device
+    )
+    stats_kernel[(launch.programs,)](
+        g, mean, partial, *launch.numbers, **launch.constants
     )
     return mean, *finish(partial)
