@@ -351,6 +351,26 @@ def test_a_capture_writes_nothing_to_an_output_that_it_is_given():
     assert (in_memory(total) == 9).all()
 
 
+def test_a_kernel_that_counts_its_programs_is_right_again_and_again():
+    one_launch = kernels.ops["grad_stats"].variants["triton_one_launch"]
+    g = torch.arange(12000.0, device="cuda").view(4, 3000).remainder_(7)
+    expected = g.square().sum(1)
+    given = []
+
+    def launch():
+        given[:] = [one_launch(g)[1]]
+
+    for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            assert all(torch.equal(one_launch(g)[1], expected) for _ in range(3))
+            stream.synchronize()
+    replay = clocks.hardware("cuda").capture(launch, 1)
+    for _ in range(2):
+        replay()
+        assert torch.equal(one_launch(g)[1], expected)
+        assert torch.equal(given[0], expected)
+
+
 @pytest.mark.parametrize("variant", [NAIVE, NUMBA], ids=lambda variant: variant.name)
 def test_what_a_sanitizer_watches_is_one_right_call_of_one_probe(
     variant, monkeypatch, capsys

@@ -33,6 +33,7 @@ RUNGS = (
     "grad_reduce/triton_whole_words",
     "grad_stats/triton_two_pass",
     "grad_stats/triton_one_read",
+    "grad_stats/triton_one_launch",
 )
 
 
@@ -123,7 +124,7 @@ def tile_bytes(row, dtype):
 def test_a_turn_of_the_loop_loads_its_tile_once(dtype, monkeypatch):
     inputs = (torch.empty(64, 512 * 512, dtype=dtype),)
     row, text = compiled("grad_stats/triton_one_read", inputs, monkeypatch)[
-        "_stats_kernel"
+        "stats_kernel"
     ]
     assert (row.stack_bytes, row.spills, set(row.loads)) == (0, 0, {"16"})
     before, within, after = (moved * row.threads for moved in loads_by_place(text))
@@ -183,6 +184,16 @@ def test_rows_that_begin_within_words_are_read_in_words(name, monkeypatch):
         "_sum_kernel"
     ]
     assert set(below.loads) == {"2"}
+
+
+@pytest.mark.parametrize("samples", [1, 3, 64])
+@pytest.mark.parametrize("name", ["triton_one_read", "triton_one_launch"])
+def test_every_thread_of_a_candidate_has_a_whole_word(name, samples):
+    """With less a thread may read past a row's last word, where nothing is allocated."""
+    g = torch.empty(samples, 1217, dtype=torch.bfloat16, device="meta")
+    for config in variant_of(f"grad_stats/{name}").tunable.candidates(g):
+        tile = config["ROWS"] * config["COLUMNS"] * g.element_size()
+        assert tile >= config["num_warps"] * 512
 
 
 @pytest.mark.slow

@@ -21,10 +21,15 @@ halves, on twice the warps. At 4,096 of those there is no room for it, and eleme
 read one by one. Bound next by memory, and where P is small by latency.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce.triton_whole_words import (
+    WARP_BYTES,
     WORD_BYTES,
     early_by,
     word_offsets,
@@ -48,7 +53,7 @@ WARPS_PER_SM, REGISTERS = (
 
 
 @triton.jit
-def _stats_kernel(
+def stats_kernel(
     g_ptr,
     mean_ptr,
     partial_ptr,
@@ -124,11 +129,11 @@ def _rule(g, target):
         WORD_BYTES, min(LARGEST_TILE_BYTES // rows, max(LINE_BYTES, TILE_BYTES // rows))
     )
     while (
-        row_bytes > max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
+        row_bytes > least_row_bytes(rows)
         and g.shape[1] * size < multiprocessors(g.device) * row_bytes
     ):
         row_bytes //= 2
-    return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
+    return tile_of(g, rows, row_bytes, target)
 
 
 def _most_stages(tile_bytes, target):
@@ -138,6 +143,18 @@ def _most_stages(tile_bytes, target):
     return max(
         1, min(3, 1 + (target.shared_bytes_per_block - GATHER_BYTES) // tile_bytes)
     )
+
+
+def least_row_bytes(rows):
+    """A sector, and so many that each of 128 threads has a whole word: what is read past
+    a row's end lies within its last word.
+    """
+    return max(SECTOR_BYTES, LEAST_TILE_BYTES // rows)
+
+
+def tile_of(g, rows, row_bytes, target):
+    """Tiles of so many rows and bytes of each, in the deepest pipeline that fits."""
+    return _config(g, rows, row_bytes, _most_stages(rows * row_bytes, target))
 
 
 def _config(g, rows, row_bytes, stages):
@@ -165,7 +182,8 @@ def _candidates(g, target):
     widths = [
         width
         for width in (row_bytes, row_bytes // 2, 2 * row_bytes)
-        if WORD_BYTES * rows <= width * rows <= LARGEST_TILE_BYTES
+        if min(row_bytes, least_row_bytes(rows)) <= width
+        and width * rows <= LARGEST_TILE_BYTES
     ]
     configs = [
         _config(g, rows, width, stages)
@@ -177,11 +195,48 @@ def _candidates(g, target):
         config | {"num_warps": 2 * config["num_warps"]}
         for config in configs
         if config["num_warps"] < 16
+        and config["COLUMNS"] * g.element_size() * rows
+        >= 2 * config["num_warps"] * WARP_BYTES
     ]
     return distinct(configs)
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel reads g: its programs, the numbers that it takes, and what it is
+    compiled for.
+    """
+
+    programs: int
+    numbers: tuple[int | float, ...]
+    constants: dict[str, int | bool]
+
+
+def plan_launch(g: torch.Tensor, configs: Tunable) -> Launch:
+    """How `stats_kernel` reads g[B,P], which has elements, in the chosen tiles."""
+    batch, parameters = g.shape
+    config = configs.choose(g)
+    if config["ROWS"] < batch:  # it was tuned on a smaller batch
+        config = configs.rule(g)
+    places, hints = words(g, config["ROWS"], config["COLUMNS"])
+    width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
+    programs = min(
+        triton.cdiv(parameters, width),
+        WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device),
+    )
+    constants = {
+        **hints,
+        **config,
+        "RAGGED": hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
+        "maxnreg": REGISTERS,
+        # Two lanes that hold the same sum would round it differently: a multiply-add of
+        # the one's own square and the other's. Which of them is stored is chance.
+        "enable_fp_fusion": False,
+    }
+    return Launch(programs, (batch, parameters, *places, 1 / batch), constants)
 
 
 def _why_not(g):
@@ -204,31 +259,12 @@ def triton_one_read(g):
     if g.numel() == 0:
         return without_elements(g)
     batch, parameters = g.shape
-    config = CONFIGS.choose(g)
-    if config["ROWS"] < batch:  # it was tuned on a smaller batch
-        config = CONFIGS.rule(g)
-    places, hints = words(g, config["ROWS"], config["COLUMNS"])
-    width = config["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
-    programs = min(
-        triton.cdiv(parameters, width),
-        WARPS_PER_SM // config["num_warps"] * multiprocessors(g.device),
-    )
+    launch = plan_launch(g, CONFIGS)
     mean = torch.empty(parameters, dtype=torch.float32, device=g.device)
-    partial = torch.empty((programs, 2 * batch), dtype=torch.float32, device=g.device)
-    _stats_kernel[(programs,)](
-        g,
-        mean,
-        partial,
-        batch,
-        parameters,
-        *places,
-        1 / batch,
-        **hints,
-        **config,
-        RAGGED=hints["PHASES"] > 1 or parameters % hints["ALIGN"] > 0,
-        maxnreg=REGISTERS,
-        # Two lanes that hold the same sum would round it differently: a multiply-add of
-        # the one's own square and the other's. Which of them is stored is chance.
-        enable_fp_fusion=False,
+    partial = torch.empty(
+        (launch.programs, 2 * batch), dtype=torch.float32, device=g.device
+    )
+    stats_kernel[(launch.programs,)](
+        g, mean, partial, *launch.numbers, **launch.constants
     )
     return mean, *finish(partial)
