@@ -7,7 +7,7 @@ bytes of a row of C in each lane; four lanes change them about, so that each sto
 and two of them a whole sector. Numba has no bf16
 arrays and needs none: elements are 16 bits at an address. A warp's 64x64 outputs take 4
 KiB from shared memory for every 32 instructions. With 128x128 tiles on sm_90 a step of
-32 in K is 64 HMMA in 187 instructions; 244 registers and 48 KiB let two blocks of four
+32 in K is 64 HMMA in 176 instructions; 236 registers and 48 KiB let two blocks of four
 warps share an SM. Bound by mma.sync next: wgmma, Hopper's own, reads its operands from
 shared memory and leaves the registers to the sums.
 """
@@ -45,6 +45,7 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
     RUNS_K, RUNS_OUT = BLOCK_K // EIGHT, BLOCK // EIGHT
     RUNS, ELEMENTS = BLOCK * RUNS_K // THREADS, BLOCK * BLOCK_K // THREADS
     SPREAD = min(EIGHT, RUNS_OUT) - 1
+    STEP_OUT, STEP_K = (THREADS // RUNS_K, 0) if ALONG_K else (0, THREADS // RUNS_OUT)
     int16, int32, int64 = numba.int16, numba.int32, numba.int64
     cp_async, load, ldmatrix = (
         ptx.cp_async,
@@ -67,19 +68,20 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
     @cuda.jit(device=True)
     def bring(shared, buffer, start, stride_outer, stride_k, outer_left, k_left):
         if WIDE:
+            # From run to run a thread steps along one axis alone.
+            run = int32(cuda.threadIdx.x)
+            outer = int32(run // RUNS_K if ALONG_K else run % RUNS_OUT * EIGHT)
+            k = int32(run % RUNS_K * EIGHT if ALONG_K else run // RUNS_OUT)
+            address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
             for i in range(RUNS):
-                run = int32(cuda.threadIdx.x + i * THREADS)
-                outer = int32(run // RUNS_K if ALONG_K else run % RUNS_OUT * EIGHT)
-                k = int32(run % RUNS_K * EIGHT if ALONG_K else run // RUNS_OUT)
-                address = (
-                    start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
-                )
                 cp_async(
                     shared,
                     buffer + place(outer, k),
                     address,
                     int32(16 if outer < outer_left and k < k_left else 0),
                 )
+                outer, k = int32(outer + STEP_OUT), int32(k + STEP_K)
+                address += (STEP_OUT * stride_outer + STEP_K * stride_k) * ITEM
         else:
             values = cuda.local.array(EIGHT, int16)
             for i in range(
