@@ -140,7 +140,7 @@ def _kernel_for(
         BLOCK_N // WARPS_N,
         32 * WARPS_M * WARPS_N,
     )
-    TILES_M, TILES_N = WARP_M // 16, WARP_N // 8
+    TILES_M, TILES_N, PAIRS = WARP_M // 16, WARP_N // 8, WARP_N // 16
     BUFFER_A, BUFFER_B = BLOCK_M * BLOCK_K, BLOCK_N * BLOCK_K
     SIZE_A, SIZE_B = STAGES * BUFFER_A, STAGES * BUFFER_B
     ALIGNMENT, float32, int16, int32, int64 = (
@@ -216,19 +216,22 @@ def _kernel_for(
     @cuda.jit(device=True)
     def store_wide(sums, c, start_m, start_n, m, n):
         """16 bytes of a row from each lane, two such lanes a sector."""
-        words = cuda.local.array(4, int32)
+        packed = cuda.local.array((TILES_M, PAIRS, 4), int32)
+        # A loop this short is unrolled for every architecture, so that sums stay in
+        # registers.
+        for i in range(TILES_M):
+            for j in range(TILES_N):
+                for half in range(2):
+                    packed[i, j // 2, j % 2 * 2 + half] = pack(
+                        sums[i, j, 2 * half], sums[i, j, 2 * half + 1]
+                    )
         lane = int32(cuda.threadIdx.x % 32)
         for i in range(TILES_M):
             row = int32(start_m + 16 * i + lane % 2 * 8 + lane // 4)
-            for j in range(0, TILES_N, 2):
-                for tile in range(2):
-                    for half in range(2):
-                        words[2 * tile + half] = pack(
-                            sums[i, j + tile, 2 * half],
-                            sums[i, j + tile, 2 * half + 1],
-                        )
+            for j in range(PAIRS):
+                words = packed[i, j]
                 transpose(words)
-                column = int32(start_n + 8 * j + lane // 2 % 2 * 8)
+                column = int32(start_n + 16 * j + lane // 2 % 2 * 8)
                 if row < m and column < n:
                     store_words(
                         c + (int64(row) * n + column) * ITEM,
