@@ -180,6 +180,19 @@ def test_wide_loads_and_registers(name, dtype, size, config, loads, layout):
 
 
 @compiled
+@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("architecture", (80, 90, 100))
+def test_sums_that_leave_as_fp16_stay_in_registers(architecture, layout):
+    """A loop over them that one compiler does not unroll puts them on the stack."""
+    variant = kernels.ops["bmm"].variants["numba_cuda_mma"]
+    inputs = stored(Draw(torch.float16, "cpu", 0), layout, 1, 1, 256, 256, 64)
+    config = {"BLOCK_M": 128, "BLOCK_N": 128, "WARPS_M": 2, "WARPS_N": 2}
+    with variant.tunable.forced(config):
+        (kernel,) = compiler.compile_variant(variant, inputs, architecture)
+    assert kernel.stack_bytes == 0 and kernel.spills == 0
+
+
+@compiled
 def test_products_stay_where_they_are_written():
     """LLVM copies the first loop's head, to rotate it, unless a convergent call is
     there; it takes out of the second loop what has no side effect.

@@ -7,7 +7,7 @@ bytes of a row of C in each lane; four lanes change them about, so that each sto
 and two of them a whole sector. Numba has no bf16
 arrays and needs none: elements are 16 bits at an address. A warp's 64x64 outputs take 4
 KiB from shared memory for every 32 instructions. With 128x128 tiles on sm_90 a step of
-32 in K is 64 HMMA in 187 instructions; 244 registers and 48 KiB let two blocks of four
+32 in K is 64 HMMA in 176 instructions; 236 registers and 48 KiB let two blocks of four
 warps share an SM. Bound by mma.sync next: wgmma, Hopper's own, reads its operands from
 shared memory and leaves the registers to the sums.
 """
@@ -45,6 +45,7 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
     RUNS_K, RUNS_OUT = BLOCK_K // EIGHT, BLOCK // EIGHT
     RUNS, ELEMENTS = BLOCK * RUNS_K // THREADS, BLOCK * BLOCK_K // THREADS
     SPREAD = min(EIGHT, RUNS_OUT) - 1
+    STEP_OUT, STEP_K = (THREADS // RUNS_K, 0) if ALONG_K else (0, THREADS // RUNS_OUT)
     int16, int32, int64 = numba.int16, numba.int32, numba.int64
     cp_async, load, ldmatrix = (
         ptx.cp_async,
@@ -67,19 +68,20 @@ def _staging(BLOCK, THREADS, ALONG_K, WIDE, OUTER_FIRST):
     @cuda.jit(device=True)
     def bring(shared, buffer, start, stride_outer, stride_k, outer_left, k_left):
         if WIDE:
+            # From run to run a thread steps along one axis alone.
+            run = int32(cuda.threadIdx.x)
+            outer = int32(run // RUNS_K if ALONG_K else run % RUNS_OUT * EIGHT)
+            k = int32(run % RUNS_K * EIGHT if ALONG_K else run // RUNS_OUT)
+            address = start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
             for i in range(RUNS):
-                run = int32(cuda.threadIdx.x + i * THREADS)
-                outer = int32(run // RUNS_K if ALONG_K else run % RUNS_OUT * EIGHT)
-                k = int32(run % RUNS_K * EIGHT if ALONG_K else run // RUNS_OUT)
-                address = (
-                    start + (int64(outer) * stride_outer + int64(k) * stride_k) * ITEM
-                )
                 cp_async(
                     shared,
                     buffer + place(outer, k),
                     address,
                     int32(16 if outer < outer_left and k < k_left else 0),
                 )
+                outer, k = int32(outer + STEP_OUT), int32(k + STEP_K)
+                address += (STEP_OUT * stride_outer + STEP_K * stride_k) * ITEM
         else:
             values = cuda.local.array(EIGHT, int16)
             for i in range(
@@ -138,7 +140,7 @@ def _kernel_for(
         BLOCK_N // WARPS_N,
         32 * WARPS_M * WARPS_N,
     )
-    TILES_M, TILES_N = WARP_M // 16, WARP_N // 8
+    TILES_M, TILES_N, PAIRS = WARP_M // 16, WARP_N // 8, WARP_N // 16
     BUFFER_A, BUFFER_B = BLOCK_M * BLOCK_K, BLOCK_N * BLOCK_K
     SIZE_A, SIZE_B = STAGES * BUFFER_A, STAGES * BUFFER_B
     ALIGNMENT, float32, int16, int32, int64 = (
@@ -214,19 +216,22 @@ def _kernel_for(
     @cuda.jit(device=True)
     def store_wide(sums, c, start_m, start_n, m, n):
         """16 bytes of a row from each lane, two such lanes a sector."""
-        words = cuda.local.array(4, int32)
+        packed = cuda.local.array((TILES_M, PAIRS, 4), int32)
+        # A loop this short is unrolled for every architecture, so that sums stay in
+        # registers.
+        for i in range(TILES_M):
+            for j in range(TILES_N):
+                for half in range(2):
+                    packed[i, j // 2, j % 2 * 2 + half] = pack(
+                        sums[i, j, 2 * half], sums[i, j, 2 * half + 1]
+                    )
         lane = int32(cuda.threadIdx.x % 32)
         for i in range(TILES_M):
             row = int32(start_m + 16 * i + lane % 2 * 8 + lane // 4)
-            for j in range(0, TILES_N, 2):
-                for tile in range(2):
-                    for half in range(2):
-                        words[2 * tile + half] = pack(
-                            sums[i, j + tile, 2 * half],
-                            sums[i, j + tile, 2 * half + 1],
-                        )
+            for j in range(PAIRS):
+                words = packed[i, j]
                 transpose(words)
-                column = int32(start_n + 8 * j + lane // 2 % 2 * 8)
+                column = int32(start_n + 16 * j + lane // 2 % 2 * 8)
                 if row < m and column < n:
                     store_words(
                         c + (int64(row) * n + column) * ITEM,
