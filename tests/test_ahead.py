@@ -44,6 +44,7 @@ LAUNCHED = [
     ("bmm/triton_tiled", "square_256", "float16", 8),
     ("bmm/triton_persistent_tma", "square_256", "float16", 8),
     ("bmm/gluon_ping_pong", "square_256", "float16", 8),
+    ("bmm/gluon_cluster", "square_256", "float16", 8),
 ]
 
 

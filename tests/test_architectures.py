@@ -204,9 +204,9 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
     "name, reason",
     [
         ("triton_persistent_tma", {86: "needs TMA", 89: "needs TMA", 120: None}),
-        (
-            "gluon_ping_pong",
-            {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)},
+        *(
+            (name, {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)})
+            for name in ("gluon_ping_pong", "gluon_cluster")
         ),
         (
             "triton_warp_specialized",
@@ -367,5 +367,6 @@ def test_everything_fits_the_chips_that_are_not_pinned():
         (86, "bmm/triton_persistent_tma"),
         (89, "bmm/triton_persistent_tma"),
         *((number, "bmm/gluon_ping_pong") for number in NOT_PINNED),
+        *((number, "bmm/gluon_cluster") for number in NOT_PINNED),
         *((number, "bmm/triton_warp_specialized") for number in NOT_PINNED),
     }

@@ -57,6 +57,8 @@ def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none()
     assert {
         (row["variant"], row["architecture"]) for row in ROWS if "declined" in row
     } == {
+        ("bmm/gluon_cluster", 80),
+        ("bmm/gluon_cluster", 100),
         ("bmm/gluon_ping_pong", 80),
         ("bmm/gluon_ping_pong", 100),
         ("bmm/triton_persistent_tma", 80),
@@ -363,6 +365,7 @@ def test_warp_specialisation_engages_where_the_report_says_so():
         if row["warp_specialized"]
     }
     assert engaged == {
+        ("bmm/gluon_cluster", 90),
         ("bmm/gluon_ping_pong", 90),
         ("bmm/triton_warp_specialized", 90),
         ("bmm/triton_warp_specialized", 100),

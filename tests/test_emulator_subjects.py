@@ -19,6 +19,7 @@ from batchline.kernels import architectures
 from batchline.kernels.op import FP8
 
 ON_TMA = (
+    "bmm/gluon_cluster",
     "bmm/gluon_ping_pong",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",

@@ -94,6 +94,7 @@ _FIELDS = {
 DEEP = "deep_entries"
 _DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
 _ON_TMA = (
+    "bmm/gluon_cluster",
     "bmm/gluon_ping_pong",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",
