@@ -43,7 +43,9 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(
         )
 
 
-@pytest.mark.parametrize("name", ["triton_persistent_tma", "gluon_ping_pong"])
+@pytest.mark.parametrize(
+    "name", ["triton_persistent_tma", "gluon_ping_pong", "gluon_cluster"]
+)
 def test_kernels_are_given_descriptors(name):
     """Triton's own, and Gluon's, which have a layout."""
     variant = kernels.ops["bmm"].variants[name]

@@ -45,6 +45,7 @@ LAUNCHED = [
     ("bmm/triton_persistent_tma", "square_256", "float16", 8),
     ("bmm/gluon_ping_pong", "square_256", "float16", 8),
     ("bmm/gluon_6xbf16", "square_256", "float32", 8),
+    ("bmm/gluon_cluster", "square_256", "float16", 8),
 ]
 
 

@@ -206,7 +206,12 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
         ("triton_persistent_tma", {86: "needs TMA", 89: "needs TMA", 120: None}),
         *(
             (name, {number: "wgmma is of sm_90 alone" for number in (86, 89, 120)})
-            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
+            for name in (
+                "gluon_3xbf16",
+                "gluon_6xbf16",
+                "gluon_cluster",
+                "gluon_ping_pong",
+            )
         ),
         (
             "triton_warp_specialized",
@@ -369,7 +374,12 @@ def test_everything_fits_the_chips_that_are_not_pinned():
         (89, "bmm/triton_persistent_tma"),
         *(
             (number, f"bmm/{name}")
-            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
+            for name in (
+                "gluon_3xbf16",
+                "gluon_6xbf16",
+                "gluon_cluster",
+                "gluon_ping_pong",
+            )
             for number in NOT_PINNED
         ),
         *((number, "bmm/triton_warp_specialized") for number in NOT_PINNED),

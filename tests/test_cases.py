@@ -47,6 +47,7 @@ bmm/triton_naive/tiny_16/float32/B1
 bmm/triton_autotuned/tiny_16/float32/B1
 bmm/triton_persistent_tma/tiny_16/float32/B1
 bmm/gluon_ping_pong/tiny_16/float32/B1
+bmm/gluon_cluster/tiny_16/float32/B1
 bmm/triton_warp_specialized/tiny_16/float32/B1
 bmm/triton_split_k/skinny_long_k/float32/B1
 bmm/triton_packed/tiny_16/float32/B1

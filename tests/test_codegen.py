@@ -59,7 +59,12 @@ def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none()
     } == {
         *(
             (f"bmm/{name}", number)
-            for name in ("gluon_3xbf16", "gluon_6xbf16", "gluon_ping_pong")
+            for name in (
+                "gluon_3xbf16",
+                "gluon_6xbf16",
+                "gluon_cluster",
+                "gluon_ping_pong",
+            )
             for number in (80, 100)
         ),
         ("bmm/triton_persistent_tma", 80),
@@ -366,6 +371,7 @@ def test_warp_specialisation_engages_where_the_report_says_so():
         if row["warp_specialized"]
     }
     assert engaged == {
+        ("bmm/gluon_cluster", 90),
         ("bmm/gluon_ping_pong", 90),
         ("bmm/triton_warp_specialized", 90),
         ("bmm/triton_warp_specialized", 100),

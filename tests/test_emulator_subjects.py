@@ -22,6 +22,7 @@ from batchline.kernels.op import FP8
 ON_TMA = (
     "bmm/gluon_3xbf16",
     "bmm/gluon_6xbf16",
+    "bmm/gluon_cluster",
     "bmm/gluon_ping_pong",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",

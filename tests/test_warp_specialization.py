@@ -34,7 +34,7 @@ from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw
 
 NAMES = ("triton_persistent_tma", "triton_warp_specialized")
-PING_PONG = "gluon_ping_pong"
+PING_PONG, CLUSTER = IN_GLUON = ("gluon_ping_pong", "gluon_cluster")
 INTERPRETED = backends.interpreted("triton")
 compiled_only = pytest.mark.skipif(
     INTERPRETED or backends.why_absent("triton") is not None,
@@ -72,7 +72,7 @@ def conversions(ttgir):
 
 @compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
-@pytest.mark.parametrize("name", (*NAMES, PING_PONG))
+@pytest.mark.parametrize("name", (*NAMES, *IN_GLUON))
 def test_tma_feeds_wgmma_and_stores(name, layout, monkeypatch):
     facts, stages = compiled(name, operands(torch.float16, layout), 90, monkeypatch)
     assert re.search(
@@ -125,18 +125,46 @@ def test_products_of_a_group_stay_in_flight_while_the_next_are_issued(monkeypatc
 
 
 @compiled_only
+def test_one_operand_comes_to_both_blocks_of_a_cluster(monkeypatch):
+    facts, stages = compiled(
+        CLUSTER, operands(torch.bfloat16, "nt", batch=64), 90, monkeypatch
+    )
+    loads = re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared\S+", stages["ptx"])
+    assert [".multicast::cluster" in one for one in loads] == [False, True]  # A, B
+    waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d)", stages["ptx"])
+    assert sorted(waits) == ["0", "1"]  # at a tile's end, in its loop
+    assert facts.warp_specialized and "setmaxnreg" in stages["ptx"]
+    assert remarks(stages["ptx"], 90) == ()
+
+
+@compiled_only
+def test_a_pair_of_blocks_reads_half_of_what_two_blocks_read():
+    """Each byte of 512x512x128: by two columns of 256x256 tiles, by four of 128x128."""
+    inputs = operands(torch.float16, "nt", batch=2, k=128)
+    reads = []
+    for name, shape in ((PING_PONG, (128, 128)), (CLUSTER, (128, 256))):
+        module = importlib.import_module(f"batchline.kernels.bmm.{name}")
+        config = module._config(inputs[0], shape, KNOWN[90])
+        variant = bmm.variants[name].with_config(config)
+        ((_, execution),) = emulate_call(variant, inputs, 90, execute).launches
+        reads.append(round(execution.counts.reads, 1))
+    assert reads == [4, 2]
+
+
+@compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))
-def test_two_groups_that_take_turns_write_each_tile(schedule, layout, monkeypatch):
+@pytest.mark.parametrize("name", IN_GLUON)
+def test_each_tile_of_a_program_is_written(name, schedule, layout, monkeypatch):
     """C leaves in two parts (N = 264: tiles of 128 columns) and in one (N = 40: of 64,
     whose places alternate from tile to tile).
     """
-    module = importlib.import_module(f"batchline.kernels.bmm.{PING_PONG}")
+    module = importlib.import_module(f"batchline.kernels.bmm.{name}")
     monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
     for n in (264, 40):
         inputs = operands(torch.float16, layout, batch=3, m=200, n=n, k=200)
         call = emulate_call(
-            bmm.variants[PING_PONG],
+            bmm.variants[name],
             inputs,
             90,
             lambda launch, memory: execute(launch, memory, schedule),
@@ -148,24 +176,29 @@ def test_two_groups_that_take_turns_write_each_tile(schedule, layout, monkeypatc
 
 @compiled_only
 @pytest.mark.parametrize(
-    "shape",
+    "name, shape",
     [
-        (64, 256),
+        (PING_PONG, (64, 256)),
+        (CLUSTER, (128, 256)),
         *(
-            pytest.param(shape, marks=pytest.mark.slow)
+            pytest.param(PING_PONG, shape, marks=pytest.mark.slow)
             for shape in ((64, 128), (64, 64), (64, 32), (64, 16))
+        ),
+        *(
+            pytest.param(CLUSTER, shape, marks=pytest.mark.slow)
+            for shape in ((128, 128), (64, 256), (64, 64))
         ),
     ],
 )
 @pytest.mark.parametrize("layout", ("nt", "tn"))
-def test_tiles_of_each_shape_are_written_whole(layout, shape, monkeypatch):
-    """A group writes up to four parts of a tile through two places."""
-    module = importlib.import_module(f"batchline.kernels.bmm.{PING_PONG}")
+def test_tiles_of_each_shape_are_written_whole(layout, name, shape, monkeypatch):
+    """Up to four parts of a tile leave through two places."""
+    module = importlib.import_module(f"batchline.kernels.bmm.{name}")
     monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
     inputs = operands(torch.bfloat16, layout, batch=2, m=200, n=520, k=72)
     config = module._config(inputs[0], shape, KNOWN[90])
     call = emulate_call(
-        bmm.variants[PING_PONG].with_config(config),
+        bmm.variants[name].with_config(config),
         inputs,
         90,
         lambda launch, memory: execute(launch, memory, LATE),
@@ -177,7 +210,7 @@ def test_tiles_of_each_shape_are_written_whole(layout, shape, monkeypatch):
 
 @compiled_only
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", (*NAMES, PING_PONG))
+@pytest.mark.parametrize("name", (*NAMES, *IN_GLUON))
 def test_no_candidate_spills_or_asks_for_more_memory_than_sm_90_has(
     name, every, monkeypatch
 ):

@@ -29,6 +29,7 @@ from batchline.kernels.backends import INTERPRETED_BACKENDS
 RISKIEST = (
     "warp_specialized",
     "ping_pong",
+    "gluon_cluster",
     "persistent",
     "mma",
     "one_read",

@@ -26,7 +26,6 @@ alone.
 
 from batchline.kernels.architectures import WGMMA
 from batchline.kernels.backends import (
-    GluonDescriptor,
     gl,
     gluon,
     hopper,
@@ -45,10 +44,16 @@ from batchline.kernels.bmm._descriptors import (
 from batchline.kernels.bmm._descriptors import (
     why_not as why_not_tma,
 )
+from batchline.kernels.bmm._gluon import (
+    BARRIERS_BYTES,
+    c_columns,
+    described,
+    described_operand,
+    in_parts,
+)
 from batchline.kernels.target import multiprocessors, target_of
 from batchline.kernels.tuning import Tunable, distinct
 
-_BARRIERS_BYTES = 256  # of shared memory
 _SHAPES = (
     (128, 128),
     (64, 256),
@@ -109,20 +114,6 @@ def _load(
                 b_desc, b_place, barrier, b_stages.index(stage)
             )
             step += 1
-
-
-@gluon.jit
-def _in_parts(c, PARTS: gl.constexpr):
-    """The columns of C [M, N] as a tuple of `PARTS` tensors, from left to right. A
-    thread has columns of each, so to split them moves nothing.
-    """
-    if PARTS == 1:
-        return (c,)
-    else:
-        HALF_N: gl.constexpr = c.shape[1] // 2
-        halves = c.reshape([c.shape[0], 2, HALF_N]).permute((0, 2, 1))
-        left, right = halves.split()
-        return _in_parts(left, PARTS // 2) + _in_parts(right, PARTS // 2)
 
 
 @gluon.jit
@@ -187,7 +178,7 @@ def _multiply_and_write(
         mbarrier.arrive(turns.index(1 - GROUP))
         accumulator = hopper.warpgroup_mma_wait(0, deps=(accumulator,))
         mbarrier.arrive(emptied.index((first + steps - 1) % STAGES))
-        parts = _in_parts(accumulator.to(c_desc.dtype), PARTS)
+        parts = in_parts(accumulator.to(c_desc.dtype), PARTS)
         for part in gl.static_range(PARTS):
             c_place = c_places.index(2 * GROUP + (number * PARTS + part) % 2)
             tma.store_wait(1)  # the last store but one, which had this place, is over
@@ -299,18 +290,13 @@ def _kernel(
     )
 
 
-def _c_columns(block_n):
-    """Columns of C that leave at once: up to the 128 bytes that TMA swizzles."""
-    return min(block_n, 64)
-
-
 def _config(a, shape, target):
     """A tile (rows, columns) with the stages that shared memory has room for beside two
     places for C of each group.
     """
     block_m, block_n = shape
-    c_bytes = 4 * block_m * _c_columns(block_n) * 2
-    room = target.shared_bytes_per_block - c_bytes - _BARRIERS_BYTES
+    c_bytes = 4 * block_m * c_columns(block_n) * 2
+    room = target.shared_bytes_per_block - c_bytes - BARRIERS_BYTES
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
@@ -374,9 +360,9 @@ def gluon_ping_pong(a, b):
     programs = min(operands.tiles(config), multiprocessors(a.device))
     a_stored, b_stored = operands.a_stored, operands.b_stored
     _kernel[(programs,)](
-        _descriptor(a, a_stored, block_m, block_k),
-        _descriptor(b, b_stored, block_k, block_n),
-        _described(c, c.shape, c.stride(), [1, block_m, _c_columns(block_n)]),
+        described_operand(a, a_stored, block_m, block_k),
+        described_operand(b, b_stored, block_k, block_n),
+        described(c, c.shape, c.stride(), [1, block_m, c_columns(block_n)]),
         *operands.sizes,
         a_stored.step,
         b_stored.step,
@@ -385,14 +371,3 @@ def gluon_ping_pong(a, b):
         **config,
     )
     return c
-
-
-def _descriptor(operand, lies, rows, columns):
-    block = [1, columns, rows] if lies.transposed else [1, rows, columns]
-    return _described(operand, lies.shape, lies.strides, block)
-
-
-def _described(tensor, shape, strides, block):
-    dtype = gl.float16 if tensor.element_size() == 2 else gl.int8
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
-    return GluonDescriptor(tensor, list(shape), list(strides), block, layout)

@@ -96,6 +96,7 @@ _DEEP_SHAPES = (531, 8, 392), (531, 392, 16)
 _ON_TMA = (
     "bmm/gluon_3xbf16",
     "bmm/gluon_6xbf16",
+    "bmm/gluon_cluster",
     "bmm/gluon_ping_pong",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",

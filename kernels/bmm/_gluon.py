@@ -1,0 +1,46 @@
+"""What the rungs in Gluon share: descriptors with a layout, and C in parts."""
+
+from batchline.kernels.backends import GluonDescriptor, gl, gluon
+
+BARRIERS_BYTES = 256  # of shared memory
+
+
+def c_columns(block_n):
+    """Columns of C that leave at once: up to the 128 bytes that TMA swizzles."""
+    return min(block_n, 64)
+
+
+def described_operand(operand, lies, rows, columns, split=None):
+    """The descriptor of tiles [rows, columns] of an operand that lies as `stored` says;
+    see `described`.
+    """
+    block = [1, columns, rows] if lies.transposed else [1, rows, columns]
+    if split is not None and lies.transposed:
+        split = split[::-1]
+    return described(operand, lies.shape, lies.strides, block, split)
+
+
+def described(tensor, shape, strides, block, split=None):
+    """A descriptor for TMA of a tensor with three dimensions, in blocks of this shape.
+
+    split: for two blocks of a cluster, which of the last two dimensions lies half in
+    each, with 1 for it and 0 for the other. With (0, 0) each has the whole.
+    """
+    dtype = gl.float16 if tensor.element_size() == 2 else gl.int8
+    by_block = None if split is None else [[0, *split]]
+    layout = gl.NVMMASharedLayout.get_default_for(block, dtype, cga_layout=by_block)
+    return GluonDescriptor(tensor, list(shape), list(strides), block, layout)
+
+
+@gluon.jit
+def in_parts(c, PARTS: gl.constexpr):
+    """The columns of C [M, N] as a tuple of `PARTS` tensors, from left to right. A
+    thread has columns of each, so to split them moves nothing.
+    """
+    if PARTS == 1:
+        return (c,)
+    else:
+        HALF_N: gl.constexpr = c.shape[1] // 2
+        halves = c.reshape([c.shape[0], 2, HALF_N]).permute((0, 2, 1))
+        left, right = halves.split()
+        return in_parts(left, PARTS // 2) + in_parts(right, PARTS // 2)
