@@ -133,6 +133,20 @@ def test_a_product_taken_out_of_its_loop_is_refused_and_a_shuffle_dropped_is_not
     )
 
 
+def test_a_label_is_known_within_its_braces():
+    """Triton waits for an mbarrier by a loop in braces, whose label is always one."""
+    wait = "{ .reg .pred %p2; WAIT: mov.pred %p2, 0; @!%p2 bra.uni WAIT; }"
+    body = f"{wait}\n    TOP:\n    {MMA}\n    {wait}\n    @%p1 bra TOP;"
+    (blocks,) = functions(PTX.format(decide=BY_WARP[0], body=body))
+    depths = converged.loop_depths([block.followers for block in blocks])
+    (depth,) = [
+        depth
+        for block, depth in zip(blocks, depths)
+        if any(one.name.startswith("mma") for one in block.statements)
+    ]
+    assert depth == 1
+
+
 def test_the_command_says_which_kernel_and_line(capsys):
     rows = [compiled_row(), compiled_row(warp_fault="PTX line 12, mma.sync: may part")]
     assert warp_faults(rows) == [

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Followers = Sequence[Sequence[int]]  # of each block, the blocks that may run next
+Scope = tuple[int, ...]  # the numbers of the braces around a place, from the outermost
 # With the lines that say where in the source it is.
 _COMMENT = re.compile(
     r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", re.DOTALL | re.MULTILINE
@@ -159,12 +160,13 @@ class Statement:
 
 @dataclass
 class Block:
-    """Statements that run one after the other, and the numbers of the blocks that may
-    follow.
+    """Statements that run one after the other, the numbers of the blocks that may
+    follow, and the braces around the last one.
     """
 
     statements: list[Statement]
     followers: tuple[int, ...] = ()
+    scope: Scope = ()
 
 
 def functions(ptx: str) -> Iterator[list[Block]]:
@@ -179,14 +181,15 @@ def _blocks(text: str, start: int) -> list[Block]:
     The last block is its end.
     """
     blocks, labels, tables = [Block([])], {}, {}
-    for label, statement in _parts(text, start):
+    for label, statement, scope in _parts(text, start):
         if label:
             blocks.append(Block([]))
-            labels[label] = len(blocks) - 1
+            labels[scope, label] = len(blocks) - 1
         elif statement.name == ".branchtargets":
             tables[len(blocks) - 1] = statement.operands
         elif not statement.name.startswith("."):
             blocks[-1].statements.append(statement)
+            blocks[-1].scope = scope
             if statement.name.partition(".")[0] in ("bra", "brx", *_LEAVES):
                 blocks.append(Block([]))
     blocks.append(Block([]))
@@ -203,26 +206,46 @@ def _ptx_followers(
     last = block.statements[-1] if block.statements else None
     kind = last.name.partition(".")[0] if last else ""
     if kind == "brx":
-        return tuple(labels[label] for label in tables[labels[last.operands[1]]])
+        table = tables[_labelled(labels, block.scope, last.operands[1])]
+        return tuple(_labelled(labels, block.scope, label) for label in table)
     onward = (
         (number + 1,)
         if not last or last.predicate or kind not in ("bra", *_LEAVES)
         else ()
     )
     if kind == "bra":
-        return (labels[last.operands[0]], *onward)
+        return (_labelled(labels, block.scope, last.operands[0]), *onward)
     return (end, *onward) if kind in _LEAVES else onward
 
 
-def _parts(text: str, start: int) -> Iterator[tuple[str | None, Statement | None]]:
-    """(label, None) or (None, statement), up to the brace that closes the body."""
-    line, counted, depth, at = text.count("\n", 0, start) + 1, start, 1, start
-    while depth and (part := _PART.match(text, at)):
+def _labelled(labels: dict[tuple[Scope, str], int], scope: Scope, label: str) -> int:
+    """The block behind a label, as it is known within braces: a label of the innermost
+    ones that have it.
+    """
+    while (scope, label) not in labels and scope:
+        scope = scope[:-1]
+    return labels[scope, label]
+
+
+def _parts(
+    text: str, start: int
+) -> Iterator[tuple[str | None, Statement | None, Scope]]:
+    """(label, None, scope) or (None, statement, scope), up to the brace that closes the
+    body.
+    """
+    line, counted, at = text.count("\n", 0, start) + 1, start, start
+    scope, braces = (), 0
+    while part := _PART.match(text, at):
         at = part.end()
-        if part["brace"]:
-            depth += 1 if part["brace"] == "{" else -1
+        if part["brace"] == "{":
+            braces += 1
+            scope += (braces,)
+        elif part["brace"]:
+            if not scope:
+                return
+            scope = scope[:-1]
         elif part["label"]:
-            yield part["label"], None
+            yield part["label"], None, scope
         else:
             begins = part.start("statement")
             line, counted = line + text.count("\n", counted, begins), begins
@@ -232,7 +255,7 @@ def _parts(text: str, start: int) -> Iterator[tuple[str | None, Statement | None
                 predicate or "",
                 name,
                 tuple(map(str.strip, _OPERAND.findall(operands))),
-            )
+            ), scope
 
 
 @dataclass(frozen=True)
