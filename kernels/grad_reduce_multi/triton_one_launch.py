@@ -18,15 +18,14 @@ by memory, in small batches by the launch.
 """
 
 from batchline.kernels._triton.column_sums import WORD_BYTES, column_sums, levels_of
-from batchline.kernels.backends import interpreted, tl, triton
+from batchline.kernels._triton.warps import ASSEMBLED, of_the_warp
+from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_reduce_multi import grad_reduce_multi
 from batchline.kernels.grad_reduce_multi._table import blocks_of, table_of
 from batchline.kernels.target import multiprocessors
 
 WIDEST, NARROWEST, WARPS_PER_SM, MOST_ROWS = 1024, 128, 16, 128
 PER_WARP = 1024  # elements of a tile
-
-_ASSEMBLED = not interpreted("triton")
 
 
 @triton.jit
@@ -96,23 +95,6 @@ def _store(out_ptr, columns, means, P, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _of_the_warp(number, ASSEMBLED: tl.constexpr):
-    """The first lane's, which all lanes have: said to the compiler, so that a branch on
-    what is loaded by it parts no warp. Triton's interpreter knows no assembly.
-    """
-    if ASSEMBLED:
-        number = tl.inline_asm_elementwise(
-            "shfl.sync.idx.b32 $0, $1, 0, 31, -1;",
-            "=r,r",
-            [number],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    return number
-
-
-@triton.jit
 def _means_kernel(
     table_ptr,
     out_ptr,
@@ -128,7 +110,7 @@ def _means_kernel(
 ):
     block = tl.program_id(0)
     ends = tl.load(table_ptr + tl.arange(0, WIDTH))
-    number = _of_the_warp(tl.sum((ends <= block).to(tl.int32), axis=0), ASSEMBLED)
+    number = of_the_warp(tl.sum((ends <= block).to(tl.int32), axis=0), ASSEMBLED)
     field_ptr = table_ptr + number
     start = tl.load(field_ptr + WIDTH)
     address = tl.load(field_ptr + 2 * WIDTH)
@@ -224,7 +206,7 @@ def triton_one_launch(*gs):
             COLUMNS=table.columns,
             LEVELS=levels_of(rows, table.columns, warps, buffer.element_size()),
             NARROW_LEVELS=levels_of(rows, table.columns, warps, WORD_BYTES),
-            ASSEMBLED=_ASSEMBLED,
+            ASSEMBLED=ASSEMBLED,
             num_warps=warps,
         )
     return means

@@ -26,6 +26,7 @@ import math
 import torch
 
 from batchline.kernels._triton.column_sums import column_sums, levels_of
+from batchline.kernels._triton.warps import ASSEMBLED, of_the_warp
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.grad_stats.triton_one_read import (
@@ -47,12 +48,13 @@ STREAMS_REMEMBERED = 256
 
 
 @triton.jit
-def _comes_last(count_ptr, count):
+def _comes_last(count_ptr, count, ASSEMBLED: tl.constexpr):
     """Whether this program is the last of `count` to arrive; it then sees what all
     others wrote before, and the counter is zero again.
     """
     tl.debug_barrier()  # one thread releases what all of them wrote
-    is_last = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu") == count - 1
+    before = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu")
+    is_last = of_the_warp(before, ASSEMBLED) == count - 1
     if is_last:
         tl.store(count_ptr, 0)
     return is_last
@@ -105,6 +107,7 @@ def _one_launch_kernel(
     MEMBERS: tl.constexpr,
     SUM_COLUMNS: tl.constexpr,
     LEVELS: tl.constexpr,
+    ASSEMBLED: tl.constexpr,
 ):
     stats_kernel(
         g_ptr,
@@ -127,7 +130,7 @@ def _one_launch_kernel(
     own, size = tl.program_id(0) // group, 2 * B
     first = own * group
     members = tl.minimum(tl.num_programs(0) - first, group)
-    if _comes_last(counts_ptr + 1 + own, members):
+    if _comes_last(counts_ptr + 1 + own, members, ASSEMBLED):
         of_own_ptr = of_groups_ptr + own * size
         _add_rows(
             partial_ptr + first * size,
@@ -139,7 +142,7 @@ def _one_launch_kernel(
             LEVELS,
         )
         groups = tl.cdiv(tl.num_programs(0), group)
-        if _comes_last(counts_ptr, groups):
+        if _comes_last(counts_ptr, groups, ASSEMBLED):
             _add_rows(
                 of_groups_ptr, sums_ptr, groups, size, MEMBERS, SUM_COLUMNS, LEVELS
             )
@@ -227,6 +230,7 @@ def triton_one_launch(g):
         **launch.constants,
         MEMBERS=members,
         SUM_COLUMNS=SUM_COLUMNS,
+        ASSEMBLED=ASSEMBLED,
         LEVELS=levels_of(
             members, SUM_COLUMNS, launch.constants["num_warps"], sums.element_size()
         ),
