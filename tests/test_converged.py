@@ -133,6 +133,28 @@ def test_a_product_taken_out_of_its_loop_is_refused_and_a_shuffle_dropped_is_not
     )
 
 
+def test_the_shuffle_by_which_the_assembler_hands_out_an_atomics_result_is_its_own():
+    ptx = PTX.format(decide="", body="shfl.sync.idx.b32 %r4, %r2, 0, 31, -1;")
+    code = [
+        "BSSY B2, 0x60",
+        "@P1 BRA 0x50",
+        "@P0 ATOMG.E.ADD.STRONG.GPU PT, R7, desc[UR20][R4.64+0x4], R7",
+        "{} PT, R6, {}, R8, 0x1f",
+        "NOP",
+        "BSYNC B2",
+        "EXIT",
+    ]
+
+    def said(shuffle, of):
+        return converged.fault(
+            ptx, _listing(*(text.format(shuffle, of) for text in code))
+        )
+
+    assert said("SHFL.IDX", "R7") is None
+    for other in (("SHFL.IDX", "R9"), ("SHFL.BFLY", "R7")):
+        assert "BSSY at 0x0" in said(*other)
+
+
 def test_a_label_is_known_within_its_braces():
     """Triton waits for an mbarrier by a loop in braces, whose label is always one."""
     wait = "{ .reg .pred %p2; WAIT: mov.pred %p2, 0; @!%p2 bra.uni WAIT; }"

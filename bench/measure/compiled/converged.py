@@ -5,6 +5,7 @@ Three things must hold, of the PTX (what LLVM did) and of the machine code (what
 assembler did with it). No branch and no predicate that may differ among a warp's lanes
 decides over them in the PTX. None is predicated in the machine code, or lies between
 BSSY and where that meets again: so the assembler marks a branch that may part a warp.
+(The shuffles that it makes itself for atomics are for the lanes that there are.)
 They are as deep in loops in the machine code as in the PTX; shuffles are no deeper, for
 the assembler drops those of a value that all lanes have.
 
@@ -44,6 +45,7 @@ _LINE = re.compile(
 )
 _TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 _ENDS = ("BRA", "BRX", "EXIT", "RET", "JMP", "JMX", "CALL")
+_REGISTER = re.compile(r"\bR\d+\b")
 _UNIFORM = re.compile(r"!?UP\d")  # a branch's predicate may stand among its operands
 _ALL = (1 << 64) - 1
 _SPECIAL = {"%tid.x": 31, "%tid.y": _ALL, "%tid.z": _ALL, "%laneid": 31}
@@ -539,8 +541,11 @@ def _parted(code: Sequence[Instruction]) -> Iterator[str]:
         for one in block
         if one.kind == "BSSY" and one.target is not None
     ]
+    own = _of_atomics(blocks)
     for one in code:
         if not any(kind.in_machine_code.match(one.kind) for kind in _KINDS):
+            continue
+        if one.address in own:
             continue
         if one.predicate.lstrip("!").startswith("P") and one.predicate != "PT":
             yield f"SASS {one.address:#x}, {one.text}: it is predicated"
@@ -548,6 +553,24 @@ def _parted(code: Sequence[Instruction]) -> Iterator[str]:
             first for first, parts, last in spans if parts < one.address < last
         ]:
             yield f"SASS {one.address:#x}, {one.text}: BSSY at {begins[0]:#x} says that a warp may be parted there"
+
+
+def _of_atomics(blocks: Sequence[Sequence[Instruction]]) -> set[int]:
+    """The addresses of shuffles of the assembler's own: it adds up what the lanes of a
+    warp add atomically, lets one of them do it, and hands out what that got, among the
+    lanes that there are.
+    """
+    own = set()
+    for block in blocks:
+        got = set()
+        for one in block:
+            if one.kind == "ATOMG":
+                got.update(_REGISTER.findall(one.operands)[:1])
+            elif one.name.startswith("SHFL.IDX") and (
+                set(_REGISTER.findall(one.operands)[1:2]) & got
+            ):
+                own.add(one.address)
+    return own
 
 
 def _in_other_loops(ptx: str, code: Sequence[Instruction]) -> Iterator[str]:
