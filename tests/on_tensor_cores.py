@@ -6,6 +6,8 @@ ON_TENSOR_CORES = [
     *(
         ("bmm", name, dtype)
         for name, dtype in (
+            ("torch_bmm_out", "float32"),
+            ("torch_bmm_tf32", "float32"),
             ("torch_grouped_mm", "bfloat16"),
             ("torch_scaled_grouped_mm", "float8_e4m3fn"),
             ("torch_scaled_mm", "float8_e4m3fn"),

@@ -23,7 +23,7 @@ def test_the_librarys_ways_on_tensor_cores_are_right_and_can_be_captured(
 ):
     variant = kernels.ops[op].variants[name]
     probes = {
-        "bmm": ["ragged", "aligned_nt", "empty_batch"],
+        "bmm": ["ragged", "aligned_nt", "empty_batch", "one_element"],
         "wgrad_stats": ["ragged", "one_token", "sliced"],
     }[op]
     assert check.check_variant(variant, getattr(torch, dtype), "cuda", probes) >= 1

@@ -77,12 +77,11 @@ def test_every_gpu_variant_is_executed_somewhere():
     check but the peers, which tests/test_peers_compiled.py executes where they are
     installed.
     """
-    peers = ("helion", "tilelang")
     on_the_stand_in = {f"{op}/{name}" for op, name, _ in ON_TENSOR_CORES}
     for op in kernels.ops.values():
         for variant in op.variants.values():
             is_tried = (
                 variant.backend in subjects.BACKENDS or variant.id in on_the_stand_in
             )
-            is_peer = variant.name.startswith(peers) or variant.backend in (*peers, "torch")
+            is_peer = variant.backend in backends.PEERS
             assert variant.needs != "cuda" or is_tried or is_peer, variant.id
