@@ -121,7 +121,7 @@ def _run_faulty(sources, out):
         "--out",
         out,
         "-k",
-        f"(tiny_16 or attention_scores) and ({' or '.join(CHOSEN)})",
+        f"(tiny_16 or attention_scores) and ({' or '.join(CHOSEN)}) and not torch_bmm_",
     )
 
 
