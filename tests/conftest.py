@@ -27,6 +27,19 @@ from tests import gpu_sessions, handlers, shared  # noqa: E402
 
 # Begun first: each of their tests takes many seconds.
 LONGEST = ("test_stand_in.py", "test_run.py", "test_emulator_variants.py")
+# Begun next, one after another, and so in one process: what Numba has compiled for the
+# CPU is had again in the same process alone.
+COMPILED_BY_NUMBA = (
+    "test_variants.py",
+    "test_properties.py",
+    "test_statistics.py",
+    "test_values.py",
+    "test_audit.py",
+    "test_calls.py",
+    "test_fence.py",
+    "test_cpu_assembly.py",
+)
+_PLACES = {name: place for place, name in enumerate((*LONGEST, *COMPILED_BY_NUMBA))}
 os.environ[state.VARIABLE] = (
     "1"  # the machine is busy with these tests; those of the rule itself unset it
 )
@@ -69,18 +82,19 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that the others go on beside them in another process; GPU
-    tests before, by risk.
+    """The longest first, so that the others go on beside them in another process, then
+    those that share what is compiled; GPU tests before, by risk.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: _PLACES.get(item.path.name, len(_PLACES)))
     gpu_sessions.order(items)
 
 
 def pytest_collection_finish():
     """What is imported and collected by now stays: no collection of garbage looks at it
-    again.
+    again. Compilers make so much that the rest is looked at more seldom, too.
     """
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,8 +4,8 @@ each is read once.
 
 import functools
 
-from batchline.bench import catalogue
 from batchline.bench.cases import plan
+from batchline.bench.declared import Catalogue
 
 planned = functools.cache(plan)
 
@@ -13,4 +13,5 @@ planned = functools.cache(plan)
 @functools.cache
 def declared():
     """Every variant of every op, as it declares itself."""
-    return catalogue.read().variants
+    the_plan = planned("smoke", "cpu")  # which other tests read, too
+    return Catalogue(the_plan.ops, the_plan.broken).variants

@@ -21,6 +21,8 @@ from batchline.bench.statuses import CRASHED, FAILED, HUNG, MEASURED, WRONG
 from batchline.bench.store import run_json
 from tests.trees import copy_sources
 
+pytestmark = pytest.mark.commands  # most of them start processes that import torch
+
 DEADLINE_S = 8
 VARIANT = '''"""Does something."""
 import torch
@@ -344,7 +346,6 @@ def test_what_is_no_op_is_a_line_and_the_others_go_on(found):
     )
 
 
-@pytest.mark.commands
 def test_a_tree_without_a_contract_is_one_line(tree, tmp_path):
     shutil.copytree(tree / "kernels", tmp_path / "kernels")
     (tmp_path / "kernels" / "op.py").write_text("def typo(:\n")
@@ -453,7 +454,6 @@ def one_core():
     os.sched_setaffinity(0, cores)
 
 
-@pytest.mark.commands
 @pytest.mark.parametrize("is_one_broken, processes", [(False, 2), (True, 7)])
 def test_variants_share_a_process_unless_one_of_them_is_broken(
     watched, tmp_path, monkeypatch, one_core, is_one_broken, processes

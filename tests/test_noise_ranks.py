@@ -110,6 +110,7 @@ def test_all_reduces_of_four_ranks_are_timed():
     assert all(min(row["samples_s"]) > 0 for row in found["rows"])
 
 
+@pytest.mark.commands
 def test_all_reduces_of_two_ranks_are_timed():
     found = all_reduce.measure(1000, 2, "cpu")
     (row,) = found["rows"]

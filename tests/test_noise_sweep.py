@@ -37,7 +37,7 @@ def record():
     return found
 
 
-@pytest.mark.commands
+@pytest.mark.commands  # it trains for seconds
 def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
     planned = {
         (batch, rate, 3) for batch in GRID.batches for rate in GRID.learning_rates
@@ -53,6 +53,7 @@ def test_every_rate_has_the_tuning_seeds_and_the_best_has_all(record):
         assert len(fits.runs(record, batch, record["usual_rate"])) == 2
 
 
+@pytest.mark.commands  # it trains for seconds
 def test_the_record_is_plain_data(record):
     text = json.dumps(record, allow_nan=False)
     assert json.loads(text) == record
@@ -63,6 +64,7 @@ def test_the_record_is_plain_data(record):
     )
 
 
+@pytest.mark.commands  # it trains for seconds
 def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
     for run in record["runs"]:
         if not run["diverged"]:
@@ -74,6 +76,7 @@ def test_both_budgets_are_on_every_curve_that_did_not_diverge(record):
             ]
 
 
+@pytest.mark.commands  # it trains for seconds
 def test_budgets_are_read_as_they_were_trained(record):
     assert (
         fits.budget_updates(record, 64)
@@ -82,6 +85,7 @@ def test_budgets_are_read_as_they_were_trained(record):
     )
 
 
+@pytest.mark.commands  # it trains for seconds
 def test_a_rate_of_64_diverges_and_says_so(record):
     wild = [run for run in record["runs"] if run["learning_rate"] == 64]
     assert wild and all(
@@ -94,6 +98,7 @@ def test_a_rate_of_64_diverges_and_says_so(record):
     )
 
 
+@pytest.mark.commands  # it trains for seconds
 def test_times_of_a_sweep_beside_others_are_not_used(record):
     assert steps_of(record)
     with pytest.raises(

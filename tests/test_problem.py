@@ -39,6 +39,7 @@ def isolation():
         yield found
 
 
+@pytest.mark.commands
 def test_a_call_over_the_longest_is_a_row(isolation):
     outcome = isolation.measure(_task((("it", "torch_bmm"),), longest_call_s=1e-9))[
         "it"
@@ -48,6 +49,7 @@ def test_a_call_over_the_longest_is_a_row(isolation):
     )
 
 
+@pytest.mark.commands
 @pytest.mark.skipif(BLOCKED.why_not_here("cpu") is not None, reason="needs Numba")
 def test_a_task_times_the_configurations_that_it_names(isolation):
     configs = {

@@ -30,6 +30,11 @@ compiled = pytest.mark.skipif(
     or backends.interpreted("numba_cuda"),
     reason="needs Numba's compiler",
 )
+# Each takes seconds to compile; the loop over the sums is the same in all.
+LAYOUTS = (
+    "nn",
+    *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("nt", "tn")),
+)
 FOUR_WARPS = {"BLOCK_M": 32, "BLOCK_N": 32, "WARPS_M": 2, "WARPS_N": 2}
 WIDE_CASES = [
     # variant, dtype, (batch, M, N, K), configuration: edges within a tile, more than
@@ -130,10 +135,7 @@ def test_a_copy_lands_when_it_is_waited_for():
 
 
 @compiled
-@pytest.mark.parametrize(
-    "layout",
-    ("nn", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("nt", "tn"))),
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "name, dtype, size, config, loads",
     [
@@ -180,7 +182,7 @@ def test_wide_loads_and_registers(name, dtype, size, config, loads, layout):
 
 
 @compiled
-@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", (80, 90, 100))
 def test_sums_that_leave_as_fp16_stay_in_registers(architecture, layout):
     """A loop over them that one compiler does not unroll puts them on the stack."""

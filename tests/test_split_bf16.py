@@ -114,8 +114,21 @@ def _loop_of_products(listing):
 
 
 @compiled_only
-@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
-@pytest.mark.parametrize("name", IN_FLIGHT)
+@pytest.mark.parametrize(
+    "name, layout",
+    [
+        ("gluon_3xbf16", "nt"),
+        ("gluon_6xbf16", "tn"),
+        *(
+            pytest.param(name, layout, marks=pytest.mark.slow)
+            for name, layouts in (
+                ("gluon_3xbf16", ("nn", "tn")),
+                ("gluon_6xbf16", ("nn", "nt")),
+            )
+            for layout in layouts
+        ),
+    ],
+)
 def test_a_step_is_split_while_the_products_of_the_one_before_are_in_flight(
     name, layout
 ):
