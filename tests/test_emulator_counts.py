@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -236,12 +237,25 @@ def test_another_toolchain_is_named(folder, monkeypatch):
 
 
 def test_what_came_from_other_sources_or_another_emulator_is_stale():
-    sources = static_facts.fingerprint(JOB[0])
+    sources = pinned.sources_fingerprint(JOB[0])
     emulator = pinned.emulator_fingerprint()
     assert pinned.is_current(JOB, {JOB: entry(sources=sources, emulator=emulator)})
     assert not pinned.is_current(JOB, {JOB: entry(sources=sources)})
     assert not pinned.is_current(JOB, {JOB: entry(emulator=emulator)})
     assert not pinned.is_current(JOB, {})
+
+
+def test_how_machine_code_is_read_makes_no_verdict_stale(monkeypatch):
+    before = pinned.sources_fingerprint(JOB[0])
+    compiled = static_facts.fingerprint(JOB[0])
+    read_bytes = Path.read_bytes
+
+    def edited(path):
+        return read_bytes(path) + (b"# more" if path.name == "sass.py" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", edited)
+    assert pinned.sources_fingerprint(JOB[0]) == before
+    assert static_facts.fingerprint(JOB[0]) != compiled
 
 
 def test_every_job_is_one_of_a_kernel_that_can_be_executed():

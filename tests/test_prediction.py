@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from batchline.bench.stats.datasheets import DATASHEETS
 from batchline.bench.stats.prediction import (
+    CAPTURED_MULTIPROCESSORS,
     FP32,
     ISSUE,
     L2,
@@ -18,6 +20,7 @@ from batchline.bench.stats.prediction import (
     predict,
 )
 from batchline.bench.verdicts.predicted import format_predictions, predictions
+from batchline.kernels.target import multiprocessors
 
 CHIPS = {chip.name: chip for chip in DATASHEETS}
 H200 = CHIPS["H200"]
@@ -69,6 +72,10 @@ def test_a_grid_that_was_captured_for_132_follows_the_chip():
     assert part_times(launch, CHIPS["A100"])[SHARED] == pytest.approx(
         10**6 / (108 * 1.41e9)
     )
+
+
+def test_a_launcher_is_told_so_many_multiprocessors_where_there_is_no_gpu():
+    assert multiprocessors(torch.device("cpu")) == CAPTURED_MULTIPROCESSORS
 
 
 def call(*launches, architecture=90, flops=1e9, least_bytes=48e6):

@@ -14,7 +14,7 @@ from batchline.bench.texts import did_you_mean
 
 HELP = "stored runs as CSV, Parquet or SQLite, or as another tool's files"
 SAMPLE = """
-816 cases by 1.9 clocks, 25,344 samples, of 1 run
+816 cases by 2.0 clocks, 108,901 samples, of 1 run
 runs.csv
 runs-samples.csv
 """

@@ -17,11 +17,11 @@ from batchline.bench.stats.datasheets import Datasheet
 
 MEMORY, L2, SHARED = "memory", "L2", "shared memory"
 TENSOR_CORES, FP32, ISSUE = "tensor cores", "fp32 lanes", "issue"
-# Of the clocks that an op's dtype has, the type its tensor cores multiply.
+# What tensor cores multiply of a dtype, by its name in PTX. fp32 is for the other lanes.
 _MATRIX_TYPES = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3"}
 _SECTOR_BYTES = 32
 _PASS_BYTES = 128  # of shared memory: 32 banks of 4 bytes
-_CAPTURED_MULTIPROCESSORS = 132  # a launcher is told so where there is no GPU
+CAPTURED_MULTIPROCESSORS = 132  # a launcher is told so where there is no GPU
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _unevenness(launch: LaunchCounts, chip: Datasheet) -> float:
     """The blocks of the busiest multiprocessor over the mean. A grid of whole multiples
     of the multiprocessors that it was captured for is one that follows the chip.
     """
-    if launch.blocks % _CAPTURED_MULTIPROCESSORS == 0:
+    if launch.blocks % CAPTURED_MULTIPROCESSORS == 0:
         return 1.0
     most = math.ceil(launch.blocks / chip.multiprocessors)
     return most * chip.multiprocessors / launch.blocks

@@ -1,8 +1,20 @@
-"""What the rungs in Gluon share: descriptors with a layout, and C in parts."""
+"""What the rungs in Gluon share: where they run, descriptors with a layout, operands as
+they lie, and C in parts.
+"""
 
-from batchline.kernels.backends import GluonDescriptor, gl, gluon
+from batchline.kernels.architectures import WGMMA
+from batchline.kernels.backends import GluonDescriptor, gl, gluon, interpreted
+from batchline.kernels.target import target_of
 
 BARRIERS_BYTES = 256  # of shared memory
+
+
+def why_no_wgmma(device):
+    """Why no kernel in Gluon that multiplies by wgmma runs there, or None."""
+    target = target_of(device)
+    if target.tensor_cores != WGMMA:
+        return f"wgmma is of sm_90 alone, and this is {target}"
+    return "Gluon has no interpreter" if interpreted("triton") else None
 
 
 def c_columns(block_n):
@@ -26,10 +38,32 @@ def described(tensor, shape, strides, block, split=None):
     split: for two blocks of a cluster, which of the last two dimensions lies half in
     each, with 1 for it and 0 for the other. With (0, 0) each has the whole.
     """
-    dtype = gl.float16 if tensor.element_size() == 2 else gl.int8
+    dtype = {1: gl.int8, 2: gl.float16, 4: gl.float32}[tensor.element_size()]
     by_block = None if split is None else [[0, *split]]
     layout = gl.NVMMASharedLayout.get_default_for(block, dtype, cga_layout=by_block)
     return GluonDescriptor(tensor, list(shape), list(strides), block, layout)
+
+
+@gluon.jit
+def place_of(entry, row, column, TRANSPOSED: gl.constexpr):
+    """Where a tile of a matrix begins in its memory."""
+    if TRANSPOSED:
+        begins = (entry, column, row)
+    else:
+        begins = (entry, row, column)
+    return begins
+
+
+@gluon.jit
+def matrix_of(
+    stage, ROWS: gl.constexpr, COLUMNS: gl.constexpr, TRANSPOSED: gl.constexpr
+):
+    """The tile [ROWS, COLUMNS] that TMA has brought to a stage as it lay in memory."""
+    if TRANSPOSED:
+        tile = stage.reshape([COLUMNS, ROWS]).permute((1, 0))
+    else:
+        tile = stage.reshape([ROWS, COLUMNS])
+    return tile
 
 
 @gluon.jit

@@ -13,13 +13,10 @@ from collections.abc import Mapping
 import torch
 
 from batchline.kernels._triton.product import long_side_first
-from batchline.kernels.architectures import WGMMA
 from batchline.kernels.backends import (
-    GluonDescriptor,
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
 )
@@ -29,8 +26,9 @@ from batchline.kernels.bmm._descriptors import (
     tiles,
     why_not_read,
 )
+from batchline.kernels.bmm._gluon import described_operand, place_of, why_no_wgmma
 from batchline.kernels.bmm._split_bf16 import parts
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable
 
 _BLOCK_K = 32
@@ -62,14 +60,8 @@ def _fill(
     a_entry, first_m, b_entry, first_n = at
     BLOCK_K: gl.constexpr = a_desc.block_shape[1 if A_TRANSPOSED else 2]
     k = step * BLOCK_K
-    if A_TRANSPOSED:
-        a_place = [a_entry, k, first_m]
-    else:
-        a_place = [a_entry, first_m, k]
-    if B_TRANSPOSED:
-        b_place = [b_entry, first_n, k]
-    else:
-        b_place = [b_entry, k, first_n]
+    a_place = place_of(a_entry, first_m, k, A_TRANSPOSED)
+    b_place = place_of(b_entry, k, first_n, B_TRANSPOSED)
     is_one = step < steps
     a_barrier = a_filled.index(stage)
     b_barrier = b_filled.index(stage)
@@ -293,12 +285,7 @@ def _kernel(
 
 def why_not(a: torch.Tensor, b: torch.Tensor) -> str | None:
     """Why a product in flight can't multiply these, or None."""
-    target = target_of(a.device)
-    if target.tensor_cores != WGMMA:
-        return f"wgmma is of sm_90 alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
-    return why_not_read(a, b)
+    return why_no_wgmma(a.device) or why_not_read(a, b)
 
 
 def product_in_flight(
@@ -321,8 +308,8 @@ def _launch(a, b, c, products, config):
     a_stored, b_stored = operands.a_stored, operands.b_stored
     _, m, n, k = operands.sizes
     _kernel[(operands.tiles(config),)](
-        _descriptor(a, a_stored, block_m, block_k),
-        _descriptor(b, b_stored, block_k, block_n),
+        described_operand(a, a_stored, block_m, block_k),
+        described_operand(b, b_stored, block_k, block_n),
         c,
         m,
         n,
@@ -336,12 +323,6 @@ def _launch(a, b, c, products, config):
         ALIGN_C=math.gcd(4, n, c.stride(0), c.stride(1)),
         **config,
     )
-
-
-def _descriptor(operand, lies, rows, columns):
-    block = [1, columns, rows] if lies.transposed else [1, rows, columns]
-    layout = gl.NVMMASharedLayout.get_default_for(block, gl.float32)
-    return GluonDescriptor(operand, list(lies.shape), list(lies.strides), block, layout)
 
 
 def _rule(a, b, target):

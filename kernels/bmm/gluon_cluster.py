@@ -25,12 +25,10 @@ since Triton 3.7.
 
 import inspect
 
-from batchline.kernels.architectures import WGMMA
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
@@ -51,8 +49,11 @@ from batchline.kernels.bmm._gluon import (
     described,
     described_operand,
     in_parts,
+    matrix_of,
+    place_of,
+    why_no_wgmma,
 )
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 _BLOCKS = 2  # of a cluster
@@ -96,14 +97,8 @@ def _load(
         first_m = tile_m * BLOCK_M
         first_n = tile_n * BLOCK_N
         for k in range(0, K, BLOCK_K):
-            if A_TRANSPOSED:
-                a_place = [entry * a_step, k, first_m]
-            else:
-                a_place = [entry * a_step, first_m, k]
-            if B_TRANSPOSED:
-                b_place = [entry * b_step, first_n, k]
-            else:
-                b_place = [entry * b_step, k, first_n]
+            a_place = place_of(entry * a_step, first_m, k, A_TRANSPOSED)
+            b_place = place_of(entry * b_step, k, first_n, B_TRANSPOSED)
             stage = step % STAGES
             barrier = filled.index(stage)
             if step >= STAGES:
@@ -167,14 +162,8 @@ def _multiply_and_write(
         first_n = tile_n * BLOCK_N
         for step in range(first, first + steps):
             stage = step % STAGES
-            if A_TRANSPOSED:
-                a = a_stages.index(stage).reshape([BLOCK_K, BLOCK_M]).permute((1, 0))
-            else:
-                a = a_stages.index(stage).reshape([BLOCK_M, BLOCK_K])
-            if B_TRANSPOSED:
-                b = b_stages.index(stage).reshape([BLOCK_N, BLOCK_K]).permute((1, 0))
-            else:
-                b = b_stages.index(stage).reshape([BLOCK_K, BLOCK_N])
+            a = matrix_of(a_stages.index(stage), BLOCK_M, BLOCK_K, A_TRANSPOSED)
+            b = matrix_of(b_stages.index(stage), BLOCK_K, BLOCK_N, B_TRANSPOSED)
             mbarrier.wait(filled.index(stage), step // STAGES & 1)
             accumulator = hopper.warpgroup_mma(
                 a, b, accumulator, use_acc=step > first, is_async=True
@@ -319,11 +308,8 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def why_not(a, b):
-    target = target_of(a.device)
-    if target.tensor_cores != WGMMA:
-        return f"wgmma is of sm_90 alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_wgmma(a.device):
+        return why
     if "multicast" not in inspect.signature(tma.async_copy_global_to_shared).parameters:
         return f"the Gluon of Triton {triton.__version__} has no multicast"
     return why_not_tma(a, b)

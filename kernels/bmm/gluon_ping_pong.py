@@ -24,12 +24,10 @@ registers. It has been executed in emulation only, on no chip yet. wgmma is of s
 alone.
 """
 
-from batchline.kernels.architectures import WGMMA
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
@@ -50,8 +48,11 @@ from batchline.kernels.bmm._gluon import (
     described,
     described_operand,
     in_parts,
+    matrix_of,
+    place_of,
+    why_no_wgmma,
 )
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 _SHAPES = (
@@ -92,14 +93,8 @@ def _load(
         first_m = tile_m * BLOCK_M
         first_n = tile_n * BLOCK_N
         for k in range(0, K, BLOCK_K):
-            if A_TRANSPOSED:
-                a_place = [entry * a_step, k, first_m]
-            else:
-                a_place = [entry * a_step, first_m, k]
-            if B_TRANSPOSED:
-                b_place = [entry * b_step, first_n, k]
-            else:
-                b_place = [entry * b_step, k, first_n]
+            a_place = place_of(entry * a_step, first_m, k, A_TRANSPOSED)
+            b_place = place_of(entry * b_step, k, first_n, B_TRANSPOSED)
             stage = step % STAGES
             barrier = filled.index(stage)
             # Of a barrier that is new, the phase before the first counts as complete.
@@ -159,14 +154,8 @@ def _multiply_and_write(
         mbarrier.wait(turns.index(GROUP), (number & 1) ^ (1 - GROUP))
         for step in range(first, first + steps):
             stage = step % STAGES
-            if A_TRANSPOSED:
-                a = a_stages.index(stage).reshape([BLOCK_K, BLOCK_M]).permute((1, 0))
-            else:
-                a = a_stages.index(stage).reshape([BLOCK_M, BLOCK_K])
-            if B_TRANSPOSED:
-                b = b_stages.index(stage).reshape([BLOCK_N, BLOCK_K]).permute((1, 0))
-            else:
-                b = b_stages.index(stage).reshape([BLOCK_K, BLOCK_N])
+            a = matrix_of(a_stages.index(stage), BLOCK_M, BLOCK_K, A_TRANSPOSED)
+            b = matrix_of(b_stages.index(stage), BLOCK_K, BLOCK_N, B_TRANSPOSED)
             mbarrier.wait(filled.index(stage), step // STAGES & 1)
             accumulator = hopper.warpgroup_mma(
                 a, b, accumulator, use_acc=step > first, is_async=True
@@ -334,11 +323,8 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def why_not(a, b):
-    target = target_of(a.device)
-    if target.tensor_cores != WGMMA:
-        return f"wgmma is of sm_90 alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_wgmma(a.device):
+        return why
     return why_not_tma(a, b)
 
 

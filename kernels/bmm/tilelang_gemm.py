@@ -35,11 +35,18 @@ def _paths_kept() -> Iterator[None]:
         os.environ.update(environment)
 
 
+@functools.cache
+def _language():
+    """The module in TileLang's language, imported when it is first asked for."""
+    with _paths_kept():
+        from batchline.kernels.bmm import _tilelang_product
+    return _tilelang_product
+
+
 @functools.lru_cache(maxsize=1024)
 def _compiled(problem, architecture):
-    from batchline.kernels.bmm._tilelang_product import compile_product
-
-    return compile_product(problem, architecture)
+    with _paths_kept():
+        return _language().compile_product(problem, architecture)
 
 
 def _is_shared(b):
@@ -77,20 +84,16 @@ def tilelang_gemm(a, b):
     )
     if a.numel() == 0 or b.numel() == 0:
         return c.zero_()
-    with _paths_kept():
-        stored_a, stored_b, problem = problem_of(a, b)
-        product = _compiled(problem, target_of(a.device))
-    product(stored_a, stored_b, c)
+    stored_a, stored_b, problem = problem_of(a, b)
+    _compiled(problem, target_of(a.device))(stored_a, stored_b, c)
     return c
 
 
 def problem_of(a, b):
     """A and B as they lie in memory, and what TileLang is asked to compile for them."""
-    from batchline.kernels.bmm._tilelang_product import Problem
-
     stored_a, a_transposed = _as_stored(a)
     stored_b, b_transposed = _stored_b(b)
-    problem = Problem(
+    problem = _language().Problem(
         batch=a.shape[0],
         m=a.shape[1],
         n=b.shape[2],

@@ -158,9 +158,9 @@ def variant_of(variant_id: str) -> Variant:
     return kernels.ops[op_name].variants[name]
 
 
-def fingerprint(variant_id: str) -> str:
+def fingerprint(variant_id: str, readers: Sequence[Path] = _READERS) -> str:
     """A hash of a variant's source, every file of `kernels` that it imports, directly
-    or not, and what reads it.
+    or not, and what reads it: by default, what makes the compiled facts.
 
     Raises:
         OSError: if there is no such variant.
@@ -170,7 +170,7 @@ def fingerprint(variant_id: str) -> str:
     for path in sorted(
         {
             *files_of(Declared(op_name, name, _REPOSITORY / "kernels" / op_name)),
-            *_READERS,
+            *readers,
         }
     ):
         found.update(

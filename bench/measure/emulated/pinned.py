@@ -15,7 +15,7 @@ from pathlib import Path
 
 from batchline.bench.declared import Declared
 from batchline.bench.measure.checking import check
-from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.compiled import compiler, pins, static_facts
 from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.compiled.pins import Job
 from batchline.bench.measure.emulated import counted, executed, filling
@@ -171,6 +171,13 @@ def emulator_fingerprint() -> str:
     return found.hexdigest()[:16]
 
 
+def sources_fingerprint(variant_id: str) -> str:
+    """A hash of the variant's sources and of what compiles it. How its machine code is
+    read decides no verdict.
+    """
+    return static_facts.fingerprint(variant_id, (Path(compiler.__file__),))
+
+
 def is_current(job: Job, known: Mapping[Job, Entry]) -> bool:
     """Whether what is pinned of a job came from the sources and the emulator that there
     are now.
@@ -179,7 +186,7 @@ def is_current(job: Job, known: Mapping[Job, Entry]) -> bool:
     return (
         entry is not None
         and entry.emulator == emulator_fingerprint()
-        and entry.sources == static_facts.fingerprint(job[0])
+        and entry.sources == sources_fingerprint(job[0])
     )
 
 
@@ -205,7 +212,7 @@ def execute(
 
     `tell` is given how many pieces of work are over, and how many there are.
     """
-    prints = {job: static_facts.fingerprint(job[0]) for job in wanted}
+    prints = {job: sources_fingerprint(job[0]) for job in wanted}
     variants = list(dict.fromkeys(variant for variant, _ in wanted))
     listed, broken = pool.each(
         executed.pinned_subjects_of, [(variant,) for variant in variants]

@@ -34,6 +34,7 @@ from batchline.kernels import backends
 PLAIN = "plain step"
 METERED = "NoiseMeter"
 READ = "NoiseMeter, read"
+SCALED = "NoiseMeter, Adam's scale"
 OPACUS = "Opacus ghost norms"
 BACKPACK = "BackPACK batch_l2"
 CLEAN = 0
@@ -125,6 +126,22 @@ def _read(workload, model, x, y):
     return read, ()
 
 
+def _scaled(workload, model, x, y):
+    """Gradients as Adam scales them, too: it has taken a step, so it has a scale."""
+    optimizer = torch.optim.Adam(model.parameters())
+    step, _ = _plain(workload, model, x, y)
+    step()
+    optimizer.step()
+    meter = NoiseMeter(model, reduction="mean", optimizer=optimizer)
+
+    def scaled():
+        with meter:
+            step()
+
+    scaled()
+    return scaled, meter.reading.without_gradient
+
+
 def _opacus(workload, model, x, y):
     """The first of the two backward passes of its fast gradient clipping: the one that
     takes the norms.
@@ -191,6 +208,7 @@ WAYS = (
     Way(PLAIN, "", _plain),
     Way(METERED, "n, d by layer", _metered),
     Way(READ, "n, d by layer; B_simple with interval; three tests", _read),
+    Way(SCALED, "n, d by layer, also as Adam scales them", _scaled),
     Way(OPACUS, "√n of the whole, clamped", _opacus, needs="opacus"),
     Way(BACKPACK, "n by parameter", _backpack, needs="backpack"),
 )
