@@ -92,6 +92,7 @@ grad_stats/torch_passes/transformer_block/float32/B1
 wgrad_stats/torch_materialize/digits_hidden/float32/B1
 wgrad_stats/backpack_batch_l2/digits_hidden/float32/B1
 wgrad_stats/dispatched/digits_hidden/float32/B1
+wgrad_stats/gluon_fused/digits_hidden/float32/B1
 wgrad_stats/numba_cpu_fused/digits_hidden/float32/B1
 wgrad_stats/numba_cpu_loop/digits_hidden/float32/B1
 wgrad_stats/opacus_ghost/digits_hidden/float32/B1

@@ -67,6 +67,8 @@ def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none()
             )
             for number in (80, 100)
         ),
+        ("wgrad_stats/gluon_fused", 80),
+        ("wgrad_stats/gluon_fused", 100),
         ("bmm/triton_persistent_tma", 80),
         ("bmm/triton_warp_specialized", 80),
     }
@@ -375,4 +377,5 @@ def test_warp_specialisation_engages_where_the_report_says_so():
         ("bmm/gluon_ping_pong", 90),
         ("bmm/triton_warp_specialized", 90),
         ("bmm/triton_warp_specialized", 100),
+        ("wgrad_stats/gluon_fused", 90),
     }

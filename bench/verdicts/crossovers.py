@@ -381,7 +381,7 @@ def _batches_between(
 
 
 TOKENS_OP = "wgrad_stats"
-FUSED = ("triton_fused", "numba_cpu_fused")
+FUSED = ("triton_fused", "gluon_fused", "numba_cpu_fused")
 GHOST = ("torch_ghost", "torch_ghost_tf32", "torch_ghost_3xbf16", "torch_ghost_6xbf16")
 KAPPA = (1, 25)
 _GHOST = "ghost"

@@ -305,12 +305,18 @@ def _scaled(scale_of):
     return make
 
 
-def _spoiled(spoil, tokens):
+def _aligned_tokens(dtype, device, seed):
+    """Tokens along memory's fast dimension, in rows of whole 16-byte words."""
+    draw = Draw(dtype, device, seed)
+    return draw.uniform(3, 24, 136).mT, draw.uniform(3, 72, 136).mT
+
+
+def _spoiled(spoil, tokens, i=19, o=18):
     """Numbers that are not finite in both operands, in different samples."""
 
     def make(dtype, device, seed):
         draw = Draw(dtype, device, seed)
-        x, dy = draw.uniform(6, tokens, 19), draw.uniform(6, tokens, 18)
+        x, dy = draw.uniform(6, tokens, i), draw.uniform(6, tokens, o)
         return spoil(x), spoil(dy.flip(0)).flip(0)
 
     return make
@@ -332,7 +338,8 @@ def _subnormal(dtype, device, seed):
 
 
 # The last ones walk several tiles of the usual sizes, and more samples than grid.y or
-# grid.z can count.
+# grid.z can count. Those called aligned have strides of whole 16-byte words, as TMA wants
+# them, and no tile divides their sizes.
 PROBES = {
     "ragged": _probe(3, 5, 19, 17),
     "one_token": _probe(7, 1, 21, 18),
@@ -352,6 +359,10 @@ PROBES = {
     "no_tokens": _probe(3, 0, 6, 7),
     "empty_inputs": _probe(2, 5, 0, 7),
     "empty_outputs": _probe(2, 5, 6, 0),
+    "aligned_tokens": _aligned_tokens,
+    "aligned_infinite": _spoiled(with_infinities, tokens=3, i=24, o=16),
+    "aligned_samples": _probe(30, 40, 24, 520),
+    "aligned_tiles": _probe(3, 584, 40, 136),
     "long": _probe(2, 150, 20, 18),
     "tiles": _probe(3, 40, 130, 150),
     "tiles_one_token": _probe(70, 1, 130, 150),
