@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 NAME = "batchline"  # of what is added to a benchmark's extra_info
+_THEIRS = ("benchmark", "pytest_benchmark.plugin")  # by its entry point, and by -p
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def batchline_benchmark(request):
 
     With --benchmark-disable it calls the function once.
     """
-    if not request.config.pluginmanager.hasplugin("benchmark"):
+    if not any(map(request.config.pluginmanager.hasplugin, _THEIRS)):
         pytest.fail(
             "batchline_benchmark hands its times to pytest-benchmark, which is not "
             "installed or is switched off: pip install pytest-benchmark",
