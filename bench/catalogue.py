@@ -293,7 +293,9 @@ def _without_circles(op: DeclaredOp) -> DeclaredOp:
             seen.append(below)
             below = op.variants[below].builds_on
         if below == name:
-            line = f"kernels/{op.name}/{name}.py: builds_on goes in a circle: {', '.join([*seen, name])}"
+            file = f"{op.folder.parent.name}/{op.name}/{name}.py"
+            circle = ", ".join([*seen, name])
+            line = f"{file}: builds_on goes in a circle: {circle}"
             variants[name] = dataclasses.replace(
                 variant, builds_on=None, broken=(FAILED, line)
             )

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchline.kernels.backends import DISPATCH
+from batchline.kernels import op as contract
 from batchline.kernels.op import Scenario, why_not_here
 
+CONTRACT = Path(contract.__file__)  # of the ops of other repositories
 Refusal = tuple[str, str]  # a status of bench.statuses, and a line that says why
 
 
@@ -50,7 +52,8 @@ class Declared:
         in one of its name.
         """
         if self.backend == DISPATCH:
-            return self.folder.parent / "op.py"
+            beside = self.folder.parent / "op.py"
+            return beside if beside.is_file() else CONTRACT
         package = self.folder / self.name / "__init__.py"
         return package if package.exists() else self.folder / f"{self.name}.py"
 

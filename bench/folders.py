@@ -11,12 +11,36 @@ import os
 import shutil
 from pathlib import Path
 
+from batchline import places
 from batchline.bench.errors import UsageError
 
+VARIABLE = "BATCHLINE_REPORTS"  # where another repository's runs and history are kept
 RUNS = Path("reports", "runs")  # which git ignores
 EVIDENCE = Path("reports", "evidence")  # which is committed
 HISTORY = Path("reports", "history")
 LEAST_FREE_BYTES = 64 * 2**20
+
+
+def runs() -> Path:
+    """Where dated folders are made: RUNS, or those of the repository whose ops are
+    measured.
+    """
+    return _kept(RUNS)
+
+
+def history() -> Path:
+    """Where the machines' histories are kept: HISTORY, or those of that repository."""
+    return _kept(HISTORY)
+
+
+def baselines() -> Path:
+    """Where what is known of the machines beforehand is kept."""
+    return _kept(places.BASELINES)
+
+
+def _kept(folder: Path) -> Path:
+    named = os.environ.get(VARIABLE)
+    return Path(os.path.relpath(named), folder.name) if named else folder
 
 
 def new_folder(parent: Path, device_name: str) -> Path:

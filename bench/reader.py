@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from batchline import places
+from batchline import own_ops, places
 
 _REPOSITORY = places.CODE
 _PROGRAM = "from batchline.bench.measure.reading import reading_process as p; p.main()"
@@ -39,7 +39,7 @@ def started_ahead() -> Iterator[None]:
 @contextlib.contextmanager
 def process(tree: Path | None = None) -> Iterator[subprocess.Popen]:
     """One that reads the `kernels` of a tree, by default of the one beside this
-    `bench`; it ends with the block.
+    `bench`, or the ops of a tree of another repository; it ends with the block.
     """
     one = (
         _ahead.pop()
@@ -60,6 +60,9 @@ def _start(tree: Path) -> subprocess.Popen:
     if places.IS_CHECKOUT:
         paths = str(_REPOSITORY), os.environ.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if tree != _REPOSITORY and own_ops.repository():
+        environment |= own_ops.environment_in(tree)
+        tree = _REPOSITORY
     ours, theirs = socket.socketpair()
     with theirs:
         one = subprocess.Popen(

@@ -29,6 +29,7 @@ MEANINGS = {
     "--device": "auto",
     "--run": "a stored run",
     "--history": ".*",
+    "--ops": "the ops in this folder",
 }
 
 
@@ -185,7 +186,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     "words, offered",
     [
         (["batchline", "com"], ["compare", "completion"]),
-        (["batchline", "list", "--"], ["--device", "--help", "--json", "--profile"]),
+        (
+            ["batchline", "list", "--"],
+            ["--device", "--help", "--json", "--ops", "--profile"],
+        ),
         (["batchline", "run", "--profile", "q"], ["quick"]),
         (["batchline", "run", "--device", "c"], ["cpu", "cuda"]),
     ],

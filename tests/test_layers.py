@@ -32,6 +32,7 @@ ROOMS = {
         "bench.errors",
         "bench.errors",
         "bench.folders",
+        "bench.own_repository",
         "bench.git",
         "bench.errors",
         "bench.texts",

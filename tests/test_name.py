@@ -22,7 +22,8 @@ def test_each_name_is_imported_when_it_is_asked_for():
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
     )
-    names = ["['batchline.places']", "GradientNorms", "NoiseMeter", "Op"]
+    names = ["['batchline.own_ops',", "'batchline.places']", "GradientNorms"]
+    names += ["NoiseMeter", "Op"]
     names += ["advise", "load"]
     assert done.stdout.split() == names, done.stderr
 

@@ -14,7 +14,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"(?<![\w/.])(?:batchline\.)?((?:bench|kernels)(?:\.[a-zA-Z_]\w*)+)")
 # What CONTRIBUTING adds, and what others call so.
-ELSEWHERE = {"kernels.row_scale", "bench.register", "bench.run_all_benchmarks"}
+ELSEWHERE = {
+    "kernels.row_scale",
+    "kernels.my_op",
+    "bench.register",
+    "bench.run_all_benchmarks",
+}
 SOURCES = [
     path
     for folder in ("batchline", "bench", "kernels")

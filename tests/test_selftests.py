@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from batchline.bench import selection
+from batchline.bench import folders, selection
 from batchline.bench.commands import selftest
 from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
@@ -59,7 +59,7 @@ def finding(share, verdict, effect=0.0, session=0, case=CASE):
 
 @pytest.fixture
 def baselines(monkeypatch, tmp_path):
-    monkeypatch.setattr(gate, "FOLDER", tmp_path / "baselines")
+    monkeypatch.setenv(folders.VARIABLE, str(tmp_path))
     return tmp_path / "baselines"
 
 

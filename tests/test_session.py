@@ -11,7 +11,8 @@ from batchline.bench.errors import ExitCode
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.running import benchmark
 from batchline.bench.running.budget import Schedule
-from batchline.bench.running.session import Session, _Replay
+from batchline.bench.running.replay import Replay
+from batchline.bench.running.session import Session
 from batchline.bench.statuses import (
     INVALID,
     MEASURED,
@@ -285,10 +286,10 @@ class Fixture:
 @pytest.mark.parametrize("iterations", [1, 7])
 def test_pytest_benchmark_gets_the_very_samples(iterations):
     samples = (1.25e-6, 3e-3, 2e-6, 0.5, 1.5e-6, 4e-6)
-    replay = _Replay()
+    replay = Replay()
     for _ in range(2):  # the second case's clock has gone on from the first's
         fixture = Fixture(replay.timer)
-        replay.into(fixture, Outcome(MEASURED, "", samples, iterations))
+        replay.into(fixture, samples, iterations)
         assert fixture.data == pytest.approx(list(samples), rel=1e-6)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from batchline.bench import commands
+
 yaml = pytest.importorskip("ruamel.yaml")
 pytest.importorskip("check_jsonschema")
 
@@ -22,7 +24,11 @@ TARGETS = {
     for name in names.split()
 }
 SETTINGS = set(re.findall(r"^(\w+) *\?=", MAKEFILE, re.MULTILINE))
+EXAMPLE = REPOSITORY / "tests/own_repository/.github/workflows/batchline.yml"
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+each_of_all = pytest.mark.parametrize(
+    "path", [*WORKFLOWS, EXAMPLE], ids=lambda path: path.name
+)
 
 
 def jobs(path):
@@ -56,7 +62,7 @@ def test_there_is_one_workflow_without_a_gpu_and_one_with():
     assert runs(WORKFLOWS[1]) == ['make regress BASE="$BASE" DEVICE=cuda']
 
 
-@each_workflow
+@each_of_all
 def test_it_is_valid_by_the_schema(path):
     done = subprocess.run(
         [
@@ -85,12 +91,12 @@ def test_every_line_that_runs_is_a_make_call_of_known_targets_and_settings(path)
         ), line
 
 
-@each_workflow
+@each_of_all
 def test_no_expression_is_pasted_into_a_shell(path):
     assert not [line for line in runs(path) if "${{" in line]
 
 
-@each_workflow
+@each_of_all
 def test_it_may_only_read_keeps_no_token_and_ends(path):
     workflow = yaml.YAML(typ="safe").load(path.read_text())
     assert (
@@ -142,3 +148,13 @@ def test_without_a_gpu_torch_is_the_build_for_cpus():
         assert index == (
             "https://download.pytorch.org/whl/cpu" if path.name == "ci.yml" else None
         )
+
+
+def test_a_repository_of_ones_own_calls_commands_that_there_are():
+    lines = [line for line in runs(EXAMPLE) if not line.startswith("pip install")]
+    names = []
+    for line in lines:
+        command, *words = shlex.split(line)
+        assert command == "batchline"
+        names.append(commands.parse(words)[0])
+    assert names == ["check", "run", "regress"]

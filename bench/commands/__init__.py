@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 
 from batchline import __version__
-from batchline.bench import console, stopping, texts, units
+from batchline.bench import console, own_repository, stopping, texts, units
 from batchline.bench.console import complain
 from batchline.bench.errors import ExitCode
 from batchline.bench.measure import stand_in
@@ -184,6 +184,7 @@ def _run(module: ModuleType, options: argparse.Namespace) -> int:
     """The command's exit code."""
     reads_ops = getattr(module, "READS_OPS", False)
     try:
+        _use_ops(options)
         with started_ahead() if reads_ops else contextlib.nullcontext():
             return module.run(options)
     except ModuleNotFoundError as error:
@@ -200,6 +201,14 @@ def _run(module: ModuleType, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return ExitCode.STOPPED
+
+
+def _use_ops(options: argparse.Namespace) -> None:
+    """Measure what the options or the repository say, and keep it where that says."""
+    if hasattr(options, "ops"):
+        own_repository.use(options.ops)
+    else:
+        own_repository.keep(own_repository.read_settings(Path.cwd()))
 
 
 def _close(name: str, meaning: str, seconds: float) -> None:

@@ -62,10 +62,22 @@ def add_out(parser: argparse.ArgumentParser, whose: str = "the run's") -> None:
     """--out: the folder in which a dated folder is made."""
     parser.add_argument(
         "--out",
-        type=lambda text: Path(text or RUNS),
-        default=RUNS,
+        type=folder,
         metavar="FOLDER",
-        help=f"where {whose} own, dated folder is made (default: {RUNS})",
+        help=f"where {whose} own, dated folder is made (default: {RUNS}, of ops of "
+        "another repository .batchline/runs in that)",
+    )
+
+
+def add_ops(parser: argparse.ArgumentParser) -> None:
+    """--ops: whose ops are measured. Every command that takes cases or variants has it."""
+    parser.add_argument(
+        "--ops",
+        action="append",
+        metavar="FOLDER",
+        help="the ops in this folder, in place of Batchline's own; may be given several "
+        "times, and `batchline` names Batchline's own (default: what pyproject.toml or "
+        "setup.cfg says)",
     )
 
 
@@ -78,10 +90,9 @@ def add_history(parser: argparse.ArgumentParser, what: str) -> None:
     """--history: the folder of the machines' histories."""
     parser.add_argument(
         "--history",
-        type=lambda text: Path(text or HISTORY),
-        default=HISTORY,
+        type=folder,
         metavar="FOLDER",
-        help=f"{what} (default: {HISTORY})",
+        help=f"{what} (default: {HISTORY}, or .batchline/history)",
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline import kernels
+from batchline import kernels, own_ops
 from batchline.bench import catalogue, reader
 from batchline.bench.cases import CLOCKS
 from batchline.bench.declared import Catalogue, Declared, DeclaredOp, Problem
@@ -65,7 +65,7 @@ _BY_REASON = (  # parts of the checker's lines
     ("new values in the same buffers", "remember nothing by an input's address"),
     ("the result has shape", "return {op}'s outputs in its shapes"),
     ("the result is torch.", "return {op}'s outputs in its dtypes, on its device"),
-    ("elements are", "compare it with the reference in kernels/{op}/__init__.py"),
+    ("elements are", "compare it with the reference in {op}/__init__.py"),
     ("what rounding typically", "add up in fp32, in blocks"),
     ("it left", "leave its process as it was before the call"),
     ("it replaced", "leave its process as it was before the call"),
@@ -102,7 +102,10 @@ def verdicts(
         ValueError: for an unknown device.
     """
     with reader.started_ahead():
-        chosen = _chosen(_ids(Path(kernels.__path__[0])), expression)
+        folders = own_ops.read_folders(Path(kernels.__path__[0]))
+        chosen = _chosen(
+            [one for folder in folders for one in _ids(folder)], expression
+        )
         yield from _verdicts(chosen, device, deadline_s)
 
 
@@ -123,7 +126,7 @@ def _ids(folder: Path) -> list[str]:
 
 def _chosen(ids: Sequence[str], expression: str) -> list[str]:
     try:
-        return selected(ids, expression, "in kernels/, as op/variant")
+        return selected(ids, expression, "as op/variant")
     except UsageError as error:
         names = {one.rpartition("/")[2]: one for one in ids}
         close = difflib.get_close_matches(expression, [*ids, *names], n=1)
@@ -184,9 +187,9 @@ def _declared_wrongly(read: Catalogue, variant_id: str) -> str | None:
 
 def _broken_op(read: Catalogue, op_name: str) -> str:
     for one in read.broken:
-        if f"{one.file}/".startswith(f"kernels/{op_name}/"):
+        if op_name in Path(one.file).parts[1:2]:
             return f"its op can't be read: {one}"
-    return f"kernels/{op_name} is no op: it needs an __init__.py that makes one"
+    return f"{op_name}/ is no op: it needs an __init__.py that makes one"
 
 
 def _wrong_dtype(op: DeclaredOp, variant: Declared) -> str | None:

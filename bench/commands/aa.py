@@ -54,6 +54,7 @@ _MOST_SAMPLES = 20_000  # short: the two are in turns every few hundred microsec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(parser)
     parser.add_argument(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
+from batchline.bench.folders import runs
 from batchline.bench.store.files import blamed_on
 from batchline.bench.texts import did_you_mean
 
@@ -129,7 +130,7 @@ def _advise_own(options: argparse.Namespace) -> int:
     with own_study.asked(options.train, device) as ask:
         measured = own_study.measure(ask, effort, options.batch, _say)
         folder = own_study.store(
-            options.train, measured, options.profile, device, options.out
+            options.train, measured, options.profile, device, options.out or runs()
         )
         for line in own_study.describe_not_run(measured):
             print(line, file=sys.stderr)

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "only variants whose op/variant matches, as in pytest -k (default: all)",
     )
+    _arguments.add_ops(parser)
     _arguments.add_device(parser)
     parser.add_argument(
         "--deadline",

@@ -7,6 +7,7 @@ import functools
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
+from batchline.bench.folders import runs
 from batchline.bench.measure import stand_in
 
 HELP = "train at many batch sizes (minutes), judge the article's four claims"
@@ -36,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
     return study.make_study(
         options.profile,
         options.device,
-        options.out,
+        options.out or runs(),
         functools.partial(sweep.run, grid=grid),
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchline.bench.errors import ExitCode, UsageError
-from batchline.bench.folders import EVIDENCE, RUNS
+from batchline.bench.folders import EVIDENCE, runs
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.store import run_json
 from batchline.bench.store.files import blamed_on, read_text, stored_below
@@ -32,7 +32,6 @@ EXITS = {
     ExitCode.NOT_MEASURED: "no case is timed in both",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
-_STORED = (RUNS, EVIDENCE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def compare(
-    a: Path | str, b: Path | str, force: bool = False, stored: Sequence[Path] = _STORED
+    a: Path | str, b: Path | str, force: bool = False, stored: Sequence[Path] = ()
 ) -> int:
     """Print two runs beside each other; 0 whatever changed, 3 where no case is timed in
     both.
@@ -71,6 +70,7 @@ def compare(
     from batchline.bench.store.history import machine_differences, why_made_up
     from batchline.bench.verdicts import across_runs
 
+    stored = stored or (runs(), EVIDENCE)
     sides = [
         _candidates(str(side), letter, stored) for side, letter in ((a, "A"), (b, "B"))
     ]

@@ -52,6 +52,7 @@ _REMOVALS = 3  # of a problem's choices, the best first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(
         parser,

@@ -57,6 +57,7 @@ _GRIDS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to execute, how, and what to print of it."""
+    _arguments.add_ops(parser)
     parser.add_argument(
         "what",
         nargs="*",

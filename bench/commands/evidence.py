@@ -23,7 +23,7 @@ from batchline.bench import texts, units
 from batchline.bench.commands import _arguments
 from batchline.bench.console import complain
 from batchline.bench.errors import ExitCode, UsageError
-from batchline.bench.folders import EVIDENCE, RUNS, new_folder, remove_if_empty
+from batchline.bench.folders import EVIDENCE, RUNS, new_folder, remove_if_empty, runs
 from batchline.bench.measure import stand_in
 from batchline.bench.store.files import write_whole
 
@@ -111,7 +111,7 @@ def collect(
     chosen = parts.named(names)
     machine = environment.machine(device)
     _refuse_made_up(out)
-    folder = out or new_folder(RUNS, f"evidence {machine['device_name']}")
+    folder = out or new_folder(runs(), f"evidence {machine['device_name']}")
     try:
         state = _recovered(parts.open_state(folder, device, machine), selection)
         return _collect(
@@ -295,7 +295,7 @@ def _end(state: State) -> None:
 
     folder = state.folder
     missing = any(state.is_missing(part.name) for part in parts.PARTS)
-    if folder.parent == RUNS and not missing and not stand_in.is_on():
+    if folder.parent == runs() and not missing and not stand_in.is_on():
         folder = _moved(folder)
     print(f"evidence: {folder / _README}")
     if stand_in.is_on():

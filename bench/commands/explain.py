@@ -10,7 +10,7 @@ from pathlib import Path
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
-from batchline.bench.folders import EVIDENCE, RUNS
+from batchline.bench.folders import EVIDENCE, runs
 from batchline.bench.statuses import NOT_REACHED
 from batchline.bench.store import run_json
 from batchline.bench.store.files import SealBroken, blamed_on, stored_below
@@ -29,7 +29,6 @@ EXITS = {
     ExitCode.USAGE: "no stored run has the case, or there is no such GPU kernel",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
-_STORED = (RUNS, EVIDENCE)  # where it is looked for, in this order
 _ON_A_GPU = ("triton", "numba_cuda")  # as bench.measure.emulator.subjects.BACKENDS
 
 
@@ -39,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its id, as `batchline list` shows it; of op/variant, a GPU kernel's, what "
         "is pinned of it in emulation",
     )
+    _arguments.add_ops(parser)
     _arguments.add_run(parser, "a stored run (default: the newest that has the case)")
 
 
@@ -63,7 +63,7 @@ def explain(case: str, run_folder: Path | None) -> str:
     if run_folder:
         return _screen(run_json.load(run_folder), case, run_folder)
     reached, ids = None, {}
-    for folder in _STORED:
+    for folder in (runs(), EVIDENCE):
         for path in reversed(
             stored_below(folder, run_json.FILE_NAME)
         ):  # their names begin with their dates

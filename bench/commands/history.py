@@ -7,6 +7,7 @@ from pathlib import Path
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
+from batchline.bench import folders
 from batchline.bench.folders import HISTORY
 from batchline.bench.store import history
 from batchline.bench.texts import did_you_mean
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return print_histories(options.machine, options.k, options.into, options.history)
+    return print_histories(
+        options.machine, options.k, options.into, options.history or folders.history()
+    )
 
 
 def print_histories(

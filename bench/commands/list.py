@@ -29,6 +29,7 @@ READS_OPS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(parser)
     parser.add_argument("--json", action="store_true", help="the same for programs")

@@ -8,6 +8,7 @@ import argparse
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
+from batchline.bench.folders import runs
 
 HELP = "the gradient noise of the workloads, and the batch size that follows"
 SAMPLE = """
@@ -31,5 +32,5 @@ def run(options: argparse.Namespace) -> int:
     from batchline.bench import study
 
     return study.make_study(
-        options.profile, options.device, options.out, study.stored_sweep
+        options.profile, options.device, options.out or runs(), study.stored_sweep
     )

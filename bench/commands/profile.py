@@ -101,6 +101,7 @@ def _leaves(node: Mapping) -> Iterator[tuple[str, float, float]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="its id, as `batchline list` shows it")
+    _arguments.add_ops(parser)
     _arguments.add_device(parser)
     known = ", ".join(map(str, architectures.KNOWN))
     parser.add_argument(

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchline import own_ops, places
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
-from batchline.bench.folders import RUNS, new_folder, remove_if_empty
+from batchline.bench.folders import RUNS, new_folder, remove_if_empty, runs
 from batchline.bench.statuses import MEASURED, case_id, parse_case_id
 from batchline.bench.store import regressions
 from batchline.bench.store.regressions import (
@@ -53,6 +54,7 @@ _MOST_CONTROLS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     parser.add_argument(
         "--base",
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         options.device,
         options.k,
         options.budget and options.budget * 60,
-        options.out,
+        options.out or runs(),
     )
 
 
@@ -117,7 +119,7 @@ def regress(
     started, started_s = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
     run_folder = new_folder(folder, f"{machine['device_name']} regress")
     try:
-        with base_tree.checked_out(base) as tree, compile_once():
+        with base_tree.checked_out(base, _repository()) as tree, compile_once():
             comparison = Comparison(
                 Pairs(device, PROFILES[profile], (tree.folder, None)),
                 selection,
@@ -147,6 +149,25 @@ def regress(
     finally:
         remove_if_empty(run_folder)
     return exit_code(regression)
+
+
+def _repository() -> Path:
+    """The one whose revisions are compared: Batchline's, or that of the ops that are
+    measured.
+
+    Raises:
+        UsageError: if those are of several.
+    """
+    own = own_ops.folders()
+    if own_ops.repository() is None:
+        return places.CODE
+    roots = {own_ops.repository_of(folder) for folder in own}
+    if len(roots) > 1:
+        raise UsageError(
+            "two revisions are compared of one repository, and these ops are of "
+            f"{len(roots)}: name the folders of one with --ops"
+        )
+    return own_ops.repository()
 
 
 def exit_code(regression: Regression) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from batchline.bench import folders
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
 
@@ -30,6 +31,7 @@ READS_OPS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(parser)
     parser.add_argument(
@@ -60,6 +62,6 @@ def run(options: argparse.Namespace) -> int:
             tuple(options.clocks.split(",")) if options.clocks else (),
             options.deadline,
         ),
-        options.out,
-        options.history,
+        options.out or folders.runs(),
+        options.history or folders.history(),
     )

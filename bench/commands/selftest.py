@@ -82,6 +82,7 @@ _EXTENTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(
         parser, "the cases whose id matches, as in pytest -k (default: a handful)"

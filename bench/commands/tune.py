@@ -18,10 +18,10 @@ from batchline.bench import units
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
 from batchline.bench.folders import (
-    RUNS,
     new_folder,
     remove_if_empty,
     require_writable,
+    runs,
 )
 from batchline.bench.measure import stand_in
 from batchline.bench.statuses import BROKEN, MEASURED, is_broken
@@ -55,6 +55,7 @@ _TIE = 0.98
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(parser)
     parser.add_argument(
@@ -127,7 +128,7 @@ def tune(
         "measured": datetime.date.today().isoformat(),
     }
     if stand_in.is_on() and not folder:
-        folder = new_folder(RUNS, f"{machine['device_name']} tune")
+        folder = new_folder(runs(), f"{machine['device_name']} tune")
     elif folder:
         require_writable(folder, "--into")
     broken, stopped = 0, False

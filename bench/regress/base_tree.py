@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline import places
+from batchline import own_ops, places
 from batchline.bench.errors import UsageError
 from batchline.bench.git import git, is_shallow, last_line, why_not_readable
 
@@ -46,7 +46,7 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
 
     Raises:
         UsageError: if git reads no repository there, or it has no such revision, or
-        none with `kernels`.
+        none with the kernels that are measured.
     """
     commit = commit_of(revision, repository)
     _remove_left_behind()
@@ -58,18 +58,32 @@ def checked_out(revision: str, repository: Path = _REPOSITORY) -> Iterator[BaseT
             tree.mkdir()
             _check_out(repository, commit, tree, folder / "index")
             within = tree / git(repository, "rev-parse", "--show-prefix").stdout.strip()
-            if not (within / "kernels" / "__init__.py").exists():
-                raise UsageError(
-                    f"the revision {revision!r} has no kernels to compare with: name another with BASE="
-                )
-            if not (within / "batchline" / "__init__.py").exists():
-                raise UsageError(
-                    f"the revision {revision!r} is of before the packages were called batchline, and its "
-                    "kernels can't be measured beside these: name a later one with BASE="
-                )
+            _require_kernels(within, revision)
             yield BaseTree(revision, commit, within)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_kernels(tree: Path, revision: str) -> None:
+    """Raise UsageError if the revision has nothing that can be measured."""
+    if own_ops.repository():
+        lacking = [one for one in own_ops.folders_in(tree) if not one.is_dir()]
+        if lacking:
+            raise UsageError(
+                f"the revision {revision!r} has no ops in "
+                f"{lacking[0].relative_to(tree).as_posix()}/ to compare with: name a "
+                "later one with --base"
+            )
+        return
+    if not (tree / "kernels" / "__init__.py").exists():
+        raise UsageError(
+            f"the revision {revision!r} has no kernels to compare with: name another with BASE="
+        )
+    if not (tree / "batchline" / "__init__.py").exists():
+        raise UsageError(
+            f"the revision {revision!r} is of before the packages were called batchline, and its "
+            "kernels can't be measured beside these: name a later one with BASE="
+        )
 
 
 def _lock_file(file, wait: bool = True) -> None:

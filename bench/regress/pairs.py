@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchline import places
 from batchline.bench.cases import CLOCKS, Plan, Profile, plan
 from batchline.bench.errors import UsageError
+from batchline.bench.folders import baselines
 from batchline.bench.measure.machine import state as machine_state
 from batchline.bench.measure.reading.sources import launch_digest
 from batchline.bench.measure.timing.sampling import Effort
@@ -52,7 +52,6 @@ _FACTS = (
 BASE_SIDE, HEAD_SIDE = 0, 1
 INTERRUPTED = "stopped by Ctrl-C"
 FORMAT = 1
-FOLDER = places.BASELINES
 _AGAIN = "`batchline selftest` measures it anew"
 _PARTS = ("machine", "profile", "sessions", "noise")
 
@@ -110,7 +109,8 @@ class Pairs:
     """Measures pairs on one device.
 
     `trees` are the folders whose `kernels` are the base's and the head's; None is the
-    one beside this `bench`.
+    one beside this `bench`. Where the ops of another repository are measured, they are
+    trees of that.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Pairs:
             }
             for side in (base, head)
         )
-        return self._coded(base), self._coded(head)
+        return tuple(map(self._coded, (base, head), self._trees))
 
     def _plan(self, tree: Path | None) -> Plan:
         try:
@@ -155,9 +155,9 @@ class Pairs:
         except UsageError as error:
             raise RuntimeError(str(error)) from error
 
-    def _coded(self, the_plan: Plan) -> dict[str, dict]:
+    def _coded(self, the_plan: Plan, tree: Path | None) -> dict[str, dict]:
         codes = {
-            variant.id: launch_digest(variant, self._device)
+            variant.id: launch_digest(variant, self._device, tree)
             for variant in {
                 case.variant.id: case.variant for case in the_plan.cases
             }.values()
@@ -482,7 +482,7 @@ def compile_once() -> Iterator[None]:
 
 def path(machine: Mapping) -> Path:
     """Where the noise of the machine (bench.measure.machine.environment.machine) is kept."""
-    return FOLDER / f"noise-{slug(machine['device_name'])}.json"
+    return baselines() / f"noise-{slug(machine['device_name'])}.json"
 
 
 def load_noise(machine: Mapping) -> dict[str, float]:

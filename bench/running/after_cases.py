@@ -24,11 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from batchline import own_ops
 from batchline.bench import study, units
 from batchline.bench.cases import Plan, Profile
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.checking import audit, steadiness
-from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.compiled import own_facts, pins, static_facts
 from batchline.bench.measure.compiled.pins import Job
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
@@ -326,7 +327,7 @@ def measure_further(isolation: Isolation, the_plan: Plan, builder: RunBuilder) -
     the worker is closed on the way.
 
     The noise of the workloads is looked at where all cases of a profile that has more
-    than a fixed list were chosen.
+    than a fixed list were chosen, and Batchline's own ops are among them.
     """
     run = builder.run()
     confirming = Confirming(isolation, the_plan.profile, run.seconds)
@@ -334,7 +335,8 @@ def measure_further(isolation: Isolation, the_plan: Plan, builder: RunBuilder) -
     # By the worker that has compiled the variants.
     builder.add(audit=audit_variants(isolation, the_plan, run))
     builder.add(invariance=check_invariance(isolation, the_plan, run))
-    if not run.plan.selection and not the_plan.profile.fixed:
+    is_whole = not run.plan.selection and not the_plan.profile.fixed
+    if is_whole and own_ops.repository() is None:
         sweep = study.stored_sweep()
         for noise in study.surveys(isolation, the_plan.profile.name):
             builder.add(noise=noise, sweep=sweep)
@@ -523,7 +525,8 @@ def read_compiled_facts(the_plan: Plan, run: Run) -> tuple[list[dict], str | Non
     jobs = _jobs_of(the_plan, run)
     if the_plan.profile.fixed or the_plan.profile.budget_s[the_plan.device]:
         return _read_pinned(jobs, run.machine)
-    facts = static_facts.facts(jobs)
+    own = {name for name, op in the_plan.ops.items() if own_ops.has(op.folder)}
+    facts = own_facts.facts(jobs, own)
     return facts.rows, facts.incomplete
 
 

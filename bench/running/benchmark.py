@@ -39,7 +39,7 @@ from batchline.bench.report.sections.checks import impossible
 from batchline.bench.running import after_cases
 from batchline.bench.running.budget import Schedule
 from batchline.bench.running.session import Measurer, Progress, Session
-from batchline.bench.selection import REPOSITORY, require_selected, run_pytest
+from batchline.bench.selection import require_selected, run_pytest
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
 from batchline.bench.stopping import put_off
 from batchline.bench.store.journal import Journal, RunBuilder, store
@@ -338,7 +338,7 @@ def _tuning(op: DeclaredOp, device: str) -> Tuning | None:
     if not any(variant.tunable for variant in op.variants.values()):
         return None
     path = file_for(op.folder, "tuning", device)
-    name = path.relative_to(REPOSITORY).as_posix()
+    name = path.relative_to(op.folder.parents[1]).as_posix()
     try:
         header = stored(path)
     except ValueError as damaged:

@@ -32,6 +32,7 @@ from batchline.bench.measure.timing.sustained import window_s
 from batchline.bench.measure.worker.isolation import Isolation, WorkerLost
 from batchline.bench.measure.worker.task import Outcome, Task
 from batchline.bench.running.budget import Forecast, Schedule, in_turns
+from batchline.bench.running.replay import Replay
 from batchline.bench.stats import roofline
 from batchline.bench.statuses import (
     BROKEN,
@@ -213,7 +214,7 @@ class Session:
         self._refused: set[str] = (
             set()
         )  # the ids of variants with a time that can't be, however often it was looked at
-        self._replay = _Replay()
+        self._replay = Replay()
         self._by_problem: dict[tuple, list[Case]] = {}
         self._results: dict[str, Outcome] = {}
         self.outcomes: dict[str, tuple[str, str]] = {}
@@ -300,7 +301,7 @@ class Session:
                 else self._believed(self._result_of(case), case)
             )
             if outcome.status == MEASURED:
-                self._replay.into(benchmark, outcome)
+                self._replay.into(benchmark, outcome.samples_s, outcome.iterations)
                 benchmark.extra_info.update(outcome.facts)
         except (
             Exception
@@ -429,33 +430,6 @@ class Session:
         if case.id not in self._results:
             self._results.update(self._measured(self._by_problem[case.problem]))
         return self._results.pop(case.id)
-
-
-class _Replay:
-    """Hands samples that were taken elsewhere to pytest-benchmark: a timer that each
-    call moves on by its sample.
-    """
-
-    def __init__(self):
-        self._elapsed_s = 0.0
-
-    def timer(self) -> float:
-        return self._elapsed_s
-
-    def into(self, benchmark, outcome: Outcome) -> None:
-        """Give `benchmark` (the fixture) the outcome's samples as its rounds."""
-        calls = (
-            sample for sample in outcome.samples_s for _ in range(outcome.iterations)
-        )
-
-        def target():
-            self._elapsed_s += next(
-                calls, 0.0
-            )  # beyond the rounds, pytest-benchmark calls once more for a result
-
-        benchmark.pedantic(
-            target, rounds=len(outcome.samples_s), iterations=outcome.iterations
-        )
 
 
 def _other_effort(profile: Profile) -> Effort:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from batchline import places
+from batchline import own_ops, places
 from batchline.bench.git import git
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine.state import most_share
@@ -42,6 +42,7 @@ _LICENCES = (
 )
 _GIT_S = 20  # the longest that a run waits for its revision
 _REPOSITORY = places.CODE
+_REPORTS = ("reports", ".batchline")  # what is measured, and no source
 
 
 def missing_packages() -> list[str]:
@@ -142,14 +143,20 @@ def _threads_of_numba() -> int | None:
 
 
 def revision() -> dict:
-    """The repository's commit and whether the sources differ from it (reports don't).
+    """The commit of the repository whose ops are measured, and whether the sources
+    differ from it (reports don't).
 
     The commit is "unknown" where git does not say it, and whether they differ None.
     """
     commit = _ask_git("rev-parse", "HEAD")
     changed = (
         _ask_git(
-            "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports"
+            "status",
+            "--porcelain",
+            "--untracked-files=normal",
+            "--",
+            ".",
+            *(f":!{folder}" for folder in _REPORTS),
         )
         if commit
         else None
@@ -164,10 +171,11 @@ def _ask_git(*arguments: str) -> str | None:
     """What git prints; None where it fails, is not there, or is not done in time, or
     Batchline is no checkout: a wheel may lie in somebody's repository.
     """
-    if not places.IS_CHECKOUT:
+    repository = own_ops.repository() or (_REPOSITORY if places.IS_CHECKOUT else None)
+    if repository is None:
         return None
     try:
-        done = git(_REPOSITORY, *arguments, timeout_s=_GIT_S)
+        done = git(repository, *arguments, timeout_s=_GIT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from batchline import own_ops
 from batchline.bench.measure.checking.check import refusal_of
 from batchline.bench.measure.checking.fence import Fence
 from batchline.bench.measure.doing import Doing
@@ -428,9 +429,11 @@ def _variant(op: Op, name: str) -> Variant:
         )  # for the error itself, which op.variants keeps for its first call
     variant = op.variants[name]
     if name in _modules(op) and variant.function.__module__ != f"{op.package}.{name}":
+        how = f"import the op by `from . import {op.name}`, and "
         raise NotMeasured(
             FAILED,
-            "it registers no variant (the name of a file that is none begins with _)",
+            f"it registers no variant of {op.name}: {how if own_ops.has(op.folder) else ''}"
+            "the name of a file that is none begins with _",
         )
     return variant
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
 
 import batchline
+from batchline import own_ops
 
 
 def use_kernels_of(tree: str) -> None:
@@ -138,6 +138,7 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         op_job,
         variant_job,
     )
+    from batchline.kernels.discovery import op_packages
 
     _import_compilers()
     from_sources_only(process_state.op_folders().values())
@@ -147,26 +148,29 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
     if not line:  # nobody asks any more
         return
     asked = json.loads(line)
-    folder, request = Path(kernels.__path__[0]), Request(**asked["request"])
-    deadline_s = asked["deadline_s"]
-    shared = map(str, sorted(init.parent for init in folder.glob("_*/__init__.py")))
-    folders = [str(folder), *shared, *process_state.op_folders().values()]
-    before = states(folders)
+    request, deadline_s = Request(**asked["request"]), asked["deadline_s"]
+    folders = own_ops.read_folders(Path(kernels.__path__[0]))
+    shared = [init.parent for one in folders for init in one.glob("_*/__init__.py")]
+    watched = [*map(str, (*folders, *sorted(shared)))]
+    watched += [
+        one
+        for one in process_state.op_folders().values()
+        if Path(one).parent in folders
+    ]
+    before = states(watched)
     yield "ready", None
-    packages = sorted(
-        module.name
-        for module in pkgutil.iter_modules([str(folder)])
-        if module.ispkg and not module.name.startswith("_")
-    )
-    yield from _strays(folder, packages)
-    ops = {
-        _file(name): name
-        for name in packages
-        if _is_name(name) and request.reads_op(name)
-    }
+    ops = {}
+    for folder in folders:
+        packages = op_packages([str(folder)])
+        yield from _strays(folder, packages)
+        ops |= {
+            _file(folder, name): (folder, name)
+            for name in packages
+            if _is_name(name) and request.reads_op(name)
+        }
     op_count, variants = 0, {}
     for kind, answer in _each(
-        [op_job(name, file, request, fence) for file, name in ops.items()],
+        [op_job(name, file, request, fence) for file, (_, name) in ops.items()],
         deadline_s,
     ):
         if kind != "ended":
@@ -174,14 +178,15 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
         elif answer["failure"] or not answer["data"]:
             yield "broken", answer
         else:
-            op = answer["data"][0] | {"name": ops[answer["file"]]}
+            folder, name = ops[answer["file"]]
+            op = answer["data"][0] | {"name": name}
             yield "op", op
             op_count += 1
             yield from (
-                _misnamed(f"kernels/{op['name']}/{name}.py") for name in op["misnamed"]
+                _misnamed(_file(folder, op["name"], name)) for name in op["misnamed"]
             )
             variants |= {
-                _file(op["name"], name): (op, name)
+                _file(folder, op["name"], name): (op, name)
                 for name in op["variants"]
                 if request.reads_variant(op["name"], name)
             }
@@ -202,10 +207,9 @@ def _answers(tree: str) -> Iterator[tuple[str, object]]:
             yield "variant", answer | {"op": op["name"], "name": name}
         else:
             yield kind, answer
-    for path in changed(before, states(folders)):
-        yield "changed", {
-            "file": f"kernels/{Path(path).relative_to(folder).as_posix()}"
-        }
+    for path in map(Path, changed(before, states(watched))):
+        folder = next(one for one in folders if path.is_relative_to(one))
+        yield "changed", {"file": path.relative_to(folder.parent).as_posix()}
     yield "done", {"op": op_count, "variant": len(variants)}
 
 
@@ -244,7 +248,7 @@ def _each_together(
             share = files[number::count]
             names = [variants[file][1] for file in share]
             problems = variants[share[0]][0]["problems"]
-            title = f"kernels/{op_name}, part {number + 1}"
+            title = f"{Path(files[0]).parent.as_posix()}, part {number + 1}"
             groups[title] = share
             jobs.append(variants_job(title, op_name, names, problems, configs, fence))
     for kind, answer in _each(jobs, min(deadline_s, _TOGETHER_S)):
@@ -299,7 +303,7 @@ def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object
     """Folders that look like ops and can't be one."""
     for name in packages:
         if not _is_name(name):
-            yield _misnamed(f"kernels/{name}")
+            yield _misnamed(f"{folder.name}/{name}")
     for path in sorted(folder.iterdir()):
         if (
             path.is_dir()
@@ -308,7 +312,7 @@ def _strays(folder: Path, packages: Sequence[str]) -> Iterator[tuple[str, object
             and any(path.glob("*.py"))
         ):
             yield "broken", {
-                "file": f"kernels/{path.name}",
+                "file": f"{folder.name}/{path.name}",
                 "failure": ("failed", "it has no __init__.py"),
             }
 
@@ -323,8 +327,8 @@ def _misnamed(file: str) -> tuple[str, object]:
     }
 
 
-def _file(op: str, variant: str = "__init__") -> str:
-    return f"kernels/{op}/{variant}.py"
+def _file(folder: Path, op: str, variant: str = "__init__") -> str:
+    return f"{folder.name}/{op}/{variant}.py"
 
 
 def _is_name(name: str) -> bool:

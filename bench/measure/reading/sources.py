@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchline import own_ops
 from batchline.bench.declared import Declared
 from batchline.bench.measure.machine import environment
 from batchline.kernels.backends import DISPATCH
@@ -181,16 +182,47 @@ _VARIABLES = (
 )
 
 
-def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
+@dataclass(frozen=True)
+class Tree:
+    """The root of a revision's files, the folder in it that has the ops, and whether
+    those are Batchline's own.
+    """
+
+    root: Path
+    ops: Path
+    is_the_suites: bool
+
+    def import_folders(self, path: Path) -> list[Path]:
+        """Where what a file imports by its whole name may lie: in another repository
+        in any folder on the way to it.
+        """
+        if self.is_the_suites:  # beside it: sys.path may have been changed
+            return [self.root, path.parent]
+        return [place for place in path.parents if place.is_relative_to(self.root)]
+
+
+def tree_of(variant: Variant | Declared, root: Path | None = None) -> Tree:
+    """The tree that the variant was imported from. `root` is its root where that is
+    known; by default that of its repository.
+    """
+    ops = variant.folder.parent
+    if (ops / "op.py").is_file():  # the contract
+        return Tree(ops.parent, ops, True)
+    return Tree(root or own_ops.repository_of(ops), ops, False)
+
+
+def files_of(variant: Variant | Declared, root: Path | None = None) -> tuple[Path, ...]:
     """The files in the order of their names, of the tree that the variant was imported
     from.
 
     Files of other variants are among them only where they are imported, are named by a
     string, or where a file beside them runs what a name says that is made at run time.
     """
-    tree = variant.folder.parents[1]
+    tree = tree_of(variant, root)
     found: set[Path] = set()
-    waiting = _own_files(variant)
+    waiting = [
+        path for path in _own_files(variant) if path.is_relative_to(tree.root)
+    ]  # the contract of another repository's op is Batchline's
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -200,16 +232,18 @@ def files_of(variant: Variant | Declared) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def launch_digest(variant: Variant | Declared, device: str) -> str:
+def launch_digest(
+    variant: Variant | Declared, device: str, root: Path | None = None
+) -> str:
     """A hash of all that decides what the variant launches on this machine's "cpu" or
-    "cuda".
+    "cuda"; `root` as `tree_of` takes it.
 
     That is its files (Python's blind to comments and layout); the versions of what
     compiles them, and the variables that it heeds; where it has several configurations,
     what was tuned here for its op; and where it calls another variant, the table
     it does so by and the files of them all.
     """
-    tree = variant.folder.parents[1]
+    tree = tree_of(variant, root)
     digest = hashlib.sha256()
     dispatches = variant.backend == DISPATCH
     for kind in (
@@ -217,12 +251,12 @@ def launch_digest(variant: Variant | Declared, device: str) -> str:
     ):
         winners = stored(file_for(variant.folder, kind, device)).get("winners")
         digest.update(json.dumps(winners, sort_keys=True).encode())
-    for path in files_of(variant):
-        name = os.path.relpath(path, tree)
+    for path in files_of(variant, root):
+        name = os.path.relpath(path, tree.root)
         digest.update(
             f"{name}\0{_content(path, tree)}\0".encode("utf-8", "surrogatepass")
         )
-    digest.update(json.dumps(_outside(str(tree))).encode())
+    digest.update(json.dumps(_outside(str(tree.root))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -254,7 +288,7 @@ def _outside(root: str) -> list:
 
 
 @functools.cache
-def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
+def _decided_by(path: Path, tree: Tree) -> tuple[Path, ...]:
     """The other files that a Python file brings in."""
     source = read(path)
     found = [
@@ -264,23 +298,25 @@ def _decided_by(path: Path, tree: Path) -> tuple[Path, ...]:
     ]
     for text in source.strings:
         found += _pointed_at(path, tree, text)
-    found += _files_in(path.parent, below=path.parent != tree, python=False)
+    found += _files_in(path.parent, below=path.parent != tree.root, python=False)
     if source.runs_by_name and not _is_of_the_suite(path, tree):
         found += path.parent.glob("*.py")
     return tuple(found)
 
 
-def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
+def _module(path: Path, tree: Tree, level: int, name: str) -> Iterator[Path]:
     """The files that an import may run: the packages on the way to the module, and the
     module.
     """
     parts = name.split(".") if name else []
-    if parts[:1] == ["batchline"]:  # whose kernels lie in the tree itself
-        parts = parts[1:]
     if level:
         starts = [path.parents[min(level, len(path.parents)) - 1]]
+    elif not tree.is_the_suites and parts[:2] == ["batchline", "kernels"]:
+        starts, parts = [tree.ops], parts[2:]  # where another repository's ops are
     else:
-        starts = [tree, path.parent]  # beside it: sys.path may have been changed
+        starts = tree.import_folders(path)
+    if parts[:1] == ["batchline"]:  # whose kernels lie in the tree itself
+        parts = parts[1:]
     for start in dict.fromkeys(starts):
         bases = [
             start.joinpath(*parts[:count])
@@ -288,12 +324,13 @@ def _module(path: Path, tree: Path, level: int, name: str) -> Iterator[Path]:
         ]
         files = [Path(f"{base}{suffix}") for base in bases for suffix in _SUFFIXES]
         files += [base / f"__init__{suffix}" for base in bases for suffix in _SUFFIXES]
-        if there := [file for file in files if file.is_file()]:
-            yield from there
+        there = [file for file in files if file.is_file()]
+        yield from there
+        if there and tree.is_the_suites:
             return
 
 
-def _pointed_at(path: Path, tree: Path, text: str) -> Iterator[Path]:
+def _pointed_at(path: Path, tree: Tree, text: str) -> Iterator[Path]:
     """The files that a string may name: a path from any folder on the way to the file,
     or a module.
     """
@@ -304,12 +341,10 @@ def _pointed_at(path: Path, tree: Path, text: str) -> Iterator[Path]:
         or "\n" in text
     ):
         return
-    folders = [
-        folder for folder in path.parents if folder == tree or tree in folder.parents
-    ]
+    folders = [folder for folder in path.parents if folder.is_relative_to(tree.root)]
     for folder in folders:
         place = Path(os.path.normpath(folder / text))
-        if tree not in place.parents or place in path.parents:
+        if tree.root not in place.parents or place in path.parents:
             continue
         if place.is_file():
             yield place
@@ -356,7 +391,7 @@ def _is_apart(folder: Path) -> bool:
     )
 
 
-def _content(path: Path, tree: Path) -> str:
+def _content(path: Path, tree: Tree) -> str:
     """What counts of a file."""
     try:
         if path.suffix != ".py" or (
@@ -374,10 +409,9 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_of_the_suite(path: Path, tree: Path) -> bool:
+def _is_of_the_suite(path: Path, tree: Tree) -> bool:
     """Whether it is directly in `kernels` or in a folder there of what variants share:
     what those import by name are ops, variants and compilers.
     """
-    ours = tree / "kernels"
-    is_shared = path.parent.parent == ours and path.parent.name.startswith("_")
-    return path.parent == ours or is_shared
+    is_shared = path.parent.parent == tree.ops and path.parent.name.startswith("_")
+    return tree.is_the_suites and (path.parent == tree.ops or is_shared)

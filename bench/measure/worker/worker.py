@@ -35,6 +35,7 @@ from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from batchline import own_ops
 from batchline.bench import texts
 from batchline.bench.measure.doing import Doing
 from batchline.bench.measure.machine.process_state import Tampered
@@ -121,10 +122,12 @@ def _require_kernels_of(tree: str | None) -> None:
         return
     from batchline import kernels
 
-    folder = os.path.realpath(os.path.dirname(kernels.__file__))
-    if folder != os.path.realpath(os.path.join(tree, "kernels")):
+    own = own_ops.folders() if own_ops.repository() else [Path(kernels.__file__).parent]
+    folders, root = [*map(os.path.realpath, own)], os.path.realpath(tree)
+    if not all(Path(folder).is_relative_to(root) for folder in folders):
         raise ImportError(
-            f"the kernels of {tree} were asked for, and those of {folder} were imported"
+            f"the kernels of {tree} were asked for, and those of "
+            f"{', '.join(folders)} were imported"
         )
 
 
@@ -301,7 +304,10 @@ class Mould:
             target=_run, args=(theirs, serve, arguments, preloaded, tree), daemon=True
         )
         resource_tracker.ensure_running()  # multiprocessing's own process, which must not carry the mark
-        with _environment({_MARK: self._mark, **short_spins(os.environ)}):
+        variables = {_MARK: self._mark, **short_spins(os.environ)}
+        if tree:
+            variables |= own_ops.environment_in(tree)
+        with _environment(variables):
             self._process.start()
         theirs.close()
 
@@ -372,12 +378,14 @@ class Mould:
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """More variables in the environment of the processes that are started in the block."""
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
         for name in variables:
             del os.environ[name]
+        os.environ.update(before)
 
 
 def _run(
@@ -392,7 +400,7 @@ def _run(
     with contextlib.suppress(OSError):
         os.setsid()  # nor does the terminal's reach what is below
     adopt_orphans()
-    if tree:
+    if tree and not own_ops.repository():
         reading_process.use_kernels_of(tree)
     for name in preloaded:
         with contextlib.suppress(
