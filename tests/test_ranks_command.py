@@ -131,6 +131,7 @@ def test_four_ranks_give_the_verdicts_of_one_and_a_rank_that_dies_costs_none(tmp
     assert {rank for ranks in by_problem.values() for rank in ranks} <= {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_after_a_restart_by_torchrun_nothing_is_measured_twice(tmp_path):
     launcher = start(tmp_path, *TORCHRUN, "2", "--max-restarts", "1")
     wait_for(lambda: has_measured(tmp_path), launcher)
