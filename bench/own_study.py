@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from batchline.bench.errors import UsageError
 from batchline.bench.folders import new_folder, remove_if_empty
 from batchline.bench.noise import advisor
+from batchline.bench.noise.rank_scaling import all_reduce_of
 from batchline.bench.noise.ranks import AllReduce, Ranks, advise_ranks
 from batchline.bench.noise.step_time import StepTimes
 from batchline.bench.stats import fits
@@ -464,35 +466,67 @@ def _replicated(
 
 
 def measure_ranks(
-    measured: Mapping, device: str, most_ranks: int, cost_cap: float | None
+    measured: Mapping,
+    device: str,
+    most_ranks: int,
+    cost_cap: float | None,
+    reduces: AllReduce | None = None,
 ) -> Ranks:
     """How many ranks are worth having, at the noise in the middle of training; where
-    that is not bounded, at its low end.
+    that is not bounded, at its low end. `reduces`: the all-reduce, where it was timed
+    before.
 
     Raises:
         UsageError: without a noise scale, and where no all-reduce can be timed.
     """
-    from batchline.bench.measure.machine import state
-    from batchline.bench.noise.experiments import all_reduce
-
     moment = advisor.middle(measured)
     noise = moment.estimate
     scale = noise.scale.simple if noise.answer == BOUNDED else noise.simple.low
     if not scale > 0:
         raise UsageError(f"no number of ranks can be advised: {noise.answer}")
-    before = state.read()
-    found = all_reduce.measure(measured["gradient_bytes"], most_ranks, device)
-    found["why_busy"] = state.why_too_busy(before, state.read())
+    if reduces is None:
+        reduces = _time_all_reduce(measured["gradient_bytes"], most_ranks, device)
     fits_at = advisor.advice(measured, moment).largest_that_fits
     return advise_ranks(
         StepTimes.of(measured["steps"]).curve(),
         scale,
-        AllReduce.of(found),
+        reduces,
         measured["gradient_bytes"],
         most_ranks,
         most=math.inf if fits_at is None else fits_at,
         cap=math.inf if cost_cap is None else (cost_cap - 1) * scale,
     )
+
+
+def _time_all_reduce(gradient_bytes: int, most_ranks: int, device: str) -> AllReduce:
+    from batchline.bench.measure.machine import state
+    from batchline.bench.noise.experiments import all_reduce
+
+    before = state.read()
+    found = all_reduce.measure(gradient_bytes, most_ranks, device)
+    found["why_busy"] = state.why_too_busy(before, state.read())
+    return AllReduce.of(found)
+
+
+def stored_all_reduce(path: Path, device_name: str) -> AllReduce:
+    """The all-reduce that `batchline all-reduce --to` has written.
+
+    Raises:
+        UsageError: if it can't be read, or was timed on another device than this one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    with files.blamed_on(path):
+        document = json.loads(text)
+        other = document["machine"]["device_name"]
+        if other != device_name:
+            raise UsageError(
+                f"{path} was measured on {other}, and this is {device_name}: run "
+                "`batchline all-reduce` here"
+            )
+        return AllReduce.of(all_reduce_of(document))
 
 
 def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -> Path:

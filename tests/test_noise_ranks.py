@@ -7,7 +7,7 @@ import math
 import pytest
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.experiments import all_reduce
+from batchline.bench.noise.experiments import all_reduce, local_ranks
 from batchline.bench.noise.ranks import WORTH, AllReduce, advise_ranks
 from batchline.bench.noise.step_time import StepTimes
 from batchline.bench.report.sections import advisor as section
@@ -118,7 +118,7 @@ def test_all_reduces_of_two_ranks_are_timed():
 
 
 def test_a_rank_that_ends_without_an_answer_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(all_reduce, "_be_rank", print)
-    monkeypatch.setattr(all_reduce, "_ENDING_S", 0.1)
+    monkeypatch.setattr(local_ranks, "_be_rank", print)
+    monkeypatch.setattr(local_ranks, "_ENDING_S", 0.1)
     with pytest.raises(UsageError, match="a rank has ended without an answer"):
         all_reduce.measure(1000, 2, "cpu")

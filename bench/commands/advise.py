@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
@@ -71,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --train: how many ranks up to N are worth having",
     )
+    parser.add_argument(
+        "--all-reduce",
+        type=Path,
+        metavar="FILE",
+        help="with --ranks: the all-reduce as `batchline all-reduce --to FILE` has timed "
+        "it (default: timed now)",
+    )
     _arguments.add_out(parser, "with --train, its")
 
 
@@ -110,6 +118,8 @@ def _require_fitting(options: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{name} is of a training of your own: give --train FILE:FUNCTION too"
             )
+    if options.all_reduce and not options.ranks:
+        raise UsageError("--all-reduce is of ranks: give --ranks N too")
 
 
 def _advise_own(options: argparse.Namespace) -> int:
@@ -127,6 +137,7 @@ def _advise_own(options: argparse.Namespace) -> int:
             f"--train has the profiles {', '.join(own_study.EFFORTS)}, not {options.profile}"
         )
     effort = own_study.EFFORTS[options.profile]
+    reduces = _stored_all_reduce(options.all_reduce, device)
     with own_study.asked(options.train, device) as ask:
         measured = own_study.measure(ask, effort, options.batch, _say)
         folder = own_study.store(
@@ -139,7 +150,7 @@ def _advise_own(options: argparse.Namespace) -> int:
         if code != ExitCode.CLEAN:
             return code
         if options.ranks:
-            _print_ranks(options, measured, device)
+            _print_ranks(options, measured, device, reduces)
         stopped = own_study.was_stopped(measured)
         if options.validate is not None and not stopped:
             target = None if options.validate is True else options.validate
@@ -150,7 +161,20 @@ def _advise_own(options: argparse.Namespace) -> int:
     return ExitCode.STOPPED if stopped else code
 
 
-def _print_ranks(options: argparse.Namespace, measured: Mapping, device: str) -> None:
+def _stored_all_reduce(path: Path | None, device: str):
+    """The all-reduce of a file; None without one."""
+    from batchline.bench import own_study
+    from batchline.bench.measure.machine import environment
+
+    if path is None:
+        return None
+    name = environment.machine(device)["device_name"]
+    return own_study.stored_all_reduce(path, name)
+
+
+def _print_ranks(
+    options: argparse.Namespace, measured: Mapping, device: str, reduces
+) -> None:
     """How many ranks are worth having, or in a line why that is not known: the advice
     on one stands.
     """
@@ -159,10 +183,11 @@ def _print_ranks(options: argparse.Namespace, measured: Mapping, device: str) ->
     from batchline.bench.report.render.terminal import render_parts
     from batchline.bench.report.sections.advisor import ranks
 
-    _say(f"all-reduces of up to {min(options.ranks, 4)} ranks")
+    if reduces is None:
+        _say(f"all-reduces of up to {min(options.ranks, 4)} ranks")
     try:
         counts = own_study.measure_ranks(
-            measured, device, options.ranks, options.cost_cap
+            measured, device, options.ranks, options.cost_cap, reduces
         )
         parts = list(ranks(counts))
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""`batchline run`, and `make bench`: check and time every variant, write a report."""
+"""`batchline run`, and `make bench`: check and time every variant, write a report.
+
+`torchrun --nproc-per-node=4 -m batchline run` deals the problems to four devices.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from batchline.bench import folders
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode
 
-HELP = "check and time every variant, write a report"
+HELP = "check and time every variant, write a report; with torchrun, on many devices"
 SAMPLE = """
 Which variant: On 32 of 35 problems something beats PyTorch's fastest at some batch:
   bmm/numba_cpu_blocked on 12, wgrad_stats/numba_cpu_loop on 6

@@ -21,7 +21,7 @@ import pytest
 
 from batchline.bench import publishing, texts
 from batchline.bench.cases import CLOCKS, Case, Plan, plan, profile_named, refined
-from batchline.bench.console import complain
+from batchline.bench.console import complain, mark_lines
 from batchline.bench.declared import DeclaredOp
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import (
@@ -34,10 +34,12 @@ from batchline.bench.folders import (
 from batchline.bench.measure.ahead import Ahead
 from batchline.bench.measure.ahead.folder import VARIABLE as KERNELS
 from batchline.bench.measure.ahead.folder import kernels_folder
+from batchline.bench.measure.worker import ranks
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.report.sections.checks import impossible
-from batchline.bench.running import after_cases
+from batchline.bench.running import after_cases, dealing
 from batchline.bench.running.budget import Schedule
+from batchline.bench.running.dealing import DealingMeasurer
 from batchline.bench.running.session import Measurer, Progress, Session
 from batchline.bench.selection import require_selected, run_pytest
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
@@ -86,7 +88,12 @@ def benchmark(
         folder is not usable.
     """
     began_s = time.monotonic()
+    at = _place(request)
     request, machine = _resolved(request)
+    deadline_s = request.deadline_s or profile_named(request.profile).deadline_s
+    if at and at.rank:
+        ranks.attend(at, request.device, machine["device_name"], deadline_s)
+        return ExitCode.CLEAN
     run_folder = new_folder(folder, machine["device_name"])
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with contextlib.ExitStack() as stack:
@@ -96,15 +103,21 @@ def benchmark(
         if request.device == "cuda":
             _require_named_folder()
             stack.enter_context(kernels_folder())
-        # It starts its worker while the ops are read.
+        # It starts its worker while the ops are read; where ranks measure the cases, it
+        # comes after them.
         isolation = stack.enter_context(
             contextlib.closing(
-                Isolation(
-                    request.device,
-                    request.deadline_s or profile_named(request.profile).deadline_s,
-                )
+                Isolation(request.device, deadline_s, starts_now=at is None)
             )
         )
+        dealt = None
+        if at:
+            dealt = stack.enter_context(
+                dealing.started(
+                    at, request.device, machine["device_name"], deadline_s, run_folder
+                )
+            )
+            machine = machine | {"ranks": dealt.places}
         the_plan = plan(request.profile, request.device, request.deadline_s)
         for one in the_plan.broken:
             complain(one)
@@ -114,8 +127,11 @@ def benchmark(
         ahead = None
         if request.device == "cuda":
             ahead = stack.enter_context(contextlib.closing(_start_ahead()))
-        schedule = Schedule(the_plan, lambda: time.monotonic() - began_s)
-        measurer = Measurer(the_plan, isolation, request.clocks, ahead)
+        schedule = Schedule(
+            the_plan, lambda: time.monotonic() - began_s, at.count if at else 1
+        )
+        parts = the_plan, isolation, request.clocks, ahead
+        measurer = DealingMeasurer(*parts, dealt) if dealt else Measurer(*parts)
         ended = _measure(schedule, measurer, machine, request.selection, builder)
         with put_off():  # after a Ctrl-C another one must find the run stored
             builder.add(seconds=round(time.monotonic() - began_s, 1))
@@ -127,6 +143,18 @@ def benchmark(
         return _exit_code(
             the_run, ended, publishing.publish(the_run, run_in, history_folder)
         )
+
+
+def _place(request: Request) -> ranks.Place | None:
+    """Where torchrun has put this process, and from now on the device that it has
+    there; None where it is the only one.
+    """
+    at = ranks.place()
+    if at:
+        ranks.take_device(at, request.device)
+        if at.rank:
+            mark_lines(f"[rank {at.rank}] ")
+    return at
 
 
 def _resolved(request: Request) -> tuple[Request, dict]:
@@ -183,6 +211,7 @@ def _measure(
     """
     try:
         ended = measure_cases(schedule, measurer, machine, selection, builder)
+        measurer.release()
         if ended == ExitCode.CLEAN:
             after_cases.measure_further(measurer.isolation, schedule.of, builder)
             builder.add(partial=False)

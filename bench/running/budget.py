@@ -105,12 +105,13 @@ class Schedule:
     """Which problems a run begins: those that it is expected to have time for, and none
     once its time is up.
 
-    `spent_s` tells how long ago the run began. On the stand-in, whose kernels are
-    emulated, there is no budget.
+    `spent_s` tells how long ago the run began. `devices` measure problems at a time. On
+    the stand-in, whose kernels are emulated, there is no budget.
     """
 
-    def __init__(self, the_plan: Plan, spent_s: Callable[[], float]):
+    def __init__(self, the_plan: Plan, spent_s: Callable[[], float], devices: int = 1):
         self.of = the_plan
+        self._devices = devices
         self._spent_s = spent_s
         self._begun: set[ProblemKey] = set()
         self._cases_from_s = 0.0
@@ -127,12 +128,14 @@ class Schedule:
         for case in cases:
             problems.setdefault(case.problem, []).append(case)
         before_s = max(COSTS[self.of.device].before_s, self._spent_s())
-        self.forecast = forecast(self.of, problems, self.budget_s, compile_s, before_s)
+        self.forecast = forecast(
+            self.of, problems, self.budget_s, compile_s, before_s, self._devices
+        )
         return self.forecast
 
     def also(self, more: Plan) -> Schedule:
         """The schedule of another plan in the same run."""
-        return Schedule(more, self._spent_s)
+        return Schedule(more, self._spent_s, self._devices)
 
     def begin(self) -> None:
         """The first case comes next."""
@@ -187,6 +190,7 @@ def forecast(
     budget_s: float | None,
     compile_s: CompileTime,
     before_s: float,
+    devices: int = 1,
 ) -> Forecast:
     """What measuring these problems takes, and which of them there is time for in
     `budget_s` (None: for all).
@@ -195,7 +199,8 @@ def forecast(
         problems: the cases to time by problem, in the order of their turn.
         compile_s: asked of each problem's cases, up to the first problem that there is
         no time for. before_s: from the run's begin to its first case, without the
-        compiling.
+        compiling. devices: how many take problems at a time; a problem counts as its
+        share of their time.
     """
     work = {
         problem.key: problem for op in the_plan.ops.values() for problem in op.problems
@@ -204,7 +209,8 @@ def forecast(
     compiling_s = cases_s = 0.0
     problems_s: dict[ProblemKey, float] = {}
     for key, cases in problems.items():
-        problem_s = expected_s(the_plan.profile, device, work[key], len(cases))
+        alone_s = expected_s(the_plan.profile, device, work[key], len(cases))
+        problem_s = alone_s / devices
         longer_s = compiling_s + compile_s(cases)
         total_s = (
             before_s

@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 import pytest
@@ -271,8 +271,17 @@ class Session:
         if with_time:
             self._compile_ahead(with_time, forecast.compile_s)
             self.measure_ceilings()
+            self._measurer.expect(self._to_begin())
         self._schedule.begin()
         self.progress.start()
+
+    def _to_begin(self) -> Iterator[list[Case]]:
+        """The cases of each problem, in turn; each is begun when it is asked for, if
+        there is time for it by then.
+        """
+        for problem, cases in self._by_problem.items():
+            if not self._schedule.why_not(problem):
+                yield cases
 
     def _compile_ahead(self, cases: Sequence[Case], expected_s: float) -> None:
         """Compile what the cases need; what takes far longer than expected is left to
@@ -324,6 +333,7 @@ class Session:
             outcome.samples_s,
             outcome.iterations,
             outcome.facts,
+            outcome.rank,
         )
         self._record_ceilings()
         median_s = statistics.median(outcome.samples_s) if status == MEASURED else None
@@ -338,7 +348,7 @@ class Session:
         why = self._why_impossible(outcome)
         if why and not self.ceilings.get("quiet", True):
             why = f"{THE_MACHINE_WAS}busy whenever its ceilings were measured, so it is not known whether {why}"
-        return Outcome(INVALID, why) if why else outcome
+        return Outcome(INVALID, why, rank=outcome.rank) if why else outcome
 
     def _measured(self, cases: Sequence[Case]) -> dict[str, Outcome]:
         """The outcomes of the cases of one problem, by id; measured again where one has
@@ -471,11 +481,16 @@ class Measurer:
             "other_effort": _other_effort(profile),
         }
 
+    @property
+    def ceilings_asked(self) -> tuple[Sequence[str], Effort]:
+        """The dtypes of the ceilings, and the effort for them."""
+        dtypes = self._plan.profile.dtypes[self._plan.device]
+        return dtypes, self._settings["effort"]
+
     def ceilings(self) -> tuple[dict | None, str | None]:
         """The machine's ceilings, or None and why it has none."""
-        dtypes = self._plan.profile.dtypes[self._plan.device]
         try:
-            return self.isolation.call("ceilings", dtypes, self._settings["effort"])
+            return self.isolation.call("ceilings", *self.ceilings_asked)
         except (WorkerLost, RuntimeError) as error:
             return None, str(error)
 
@@ -504,10 +519,20 @@ class Measurer:
 
         return dataclasses.asdict(self._ahead.compile(cases, seconds, progress))
 
+    def expect(self, problems: Iterable[Sequence[Case]]) -> None:
+        """The cases of these problems come next. One device begins none of them before
+        its outcomes are asked for.
+        """
+
     def outcomes(self, cases: Sequence[Case]) -> dict[str, Outcome]:
         """The outcomes of the cases of one problem, by case id."""
+        return self.isolation.measure(self.task(cases))
+
+    def release(self) -> None:
+        """The cases are done. The isolation goes on to what comes after them."""
+
+    def task(self, cases: Sequence[Case]) -> Task:
+        """What is asked of a worker for the cases of one problem."""
         op, scenario, dtype, batch = cases[0].problem
         entries = tuple((case.id, case.variant.name) for case in cases)
-        return self.isolation.measure(
-            Task(op, scenario, dtype, batch, entries, **self._settings)
-        )
+        return Task(op, scenario, dtype, batch, entries, **self._settings)

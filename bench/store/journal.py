@@ -7,7 +7,7 @@ of
     "planned"    the ids of cases that will be measured, and "along" those of them that
                  are measured only because others are compared with them
     "case"       the id of one that is done, with its "status", "reason", "samples_s",
-                 "iterations" and "facts"
+                 "iterations" and "facts", and in a run of several devices its "rank"
     "confirmed"  what bench.running.after_cases says of cases, by id
     "compiled_ahead"  what one of the run's passes has compiled before its first case
     "parts"      what replaces fields of the run
@@ -137,9 +137,14 @@ class RunBuilder:
         samples_s: Sequence[float] = (),
         iterations: int = 1,
         facts: Mapping = {},
+        rank: int | None = None,
     ) -> None:
-        """What came of a case. Only one that was measured has samples and facts."""
+        """What came of a case. Only one that was measured has samples and facts, only
+        one of a run of several devices a rank.
+        """
         outcome = {"case": case, "status": status, "reason": reason}
+        if rank is not None:
+            outcome["rank"] = rank
         if status == MEASURED:
             outcome["samples_s"] = list(samples_s)
             outcome["iterations"] = iterations

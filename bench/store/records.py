@@ -40,6 +40,8 @@ class Record:
     clock that was not sampled in turns says why as its `alone`.
     `refuted_samples_s` are the rounds of a case that lost its time because its gain was
     not confirmed: they are kept, and nothing is judged by them.
+    `rank` is the process whose device measured it, in a run of several
+    (bench.running.dealing); None in one of one device.
     """
 
     op: str
@@ -53,6 +55,7 @@ class Record:
     iterations: int = 1
     facts: Mapping = field(default_factory=dict)
     refuted_samples_s: tuple[float, ...] = ()
+    rank: int | None = None
 
     @property
     def id(self) -> str:
@@ -102,6 +105,7 @@ class Record:
             ("iterations", 1),
             ("facts", {}),
             ("refuted_samples_s", ()),
+            ("rank", None),
         ):
             value = getattr(self, name)
             if value != default:
@@ -130,6 +134,7 @@ class Record:
             iterations=document.get("iterations", 1),
             facts=document.get("facts", {}),
             refuted_samples_s=tuple(document.get("refuted_samples_s", ())),
+            rank=document.get("rank"),
         )
 
 

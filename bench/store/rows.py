@@ -60,6 +60,7 @@ CASES = (
     Column("config", str, "the tunable's choice, as JSON"),
     Column("device", str, "cpu or cuda"),
     Column("device_name", str, "of the GPU, or of the processor"),
+    Column("rank", int, "whose device measured it, in a run of several"),
     Column("commit", str, "of the code that was measured"),
     Column("dirty", bool, "whether it had changes that are in no commit"),
     Column("torch", str, "PyTorch's version"),
@@ -128,7 +129,7 @@ def _about_case(record, with_host: bool) -> dict:
     facts = record.facts
     config = facts.get("config")
     reason = record.reason if with_host else without_paths(record.reason)
-    own = ("op", "variant", "scenario", "dtype", "batch", "status")
+    own = ("op", "variant", "scenario", "dtype", "batch", "status", "rank")
     kept = (
         "backend",
         "is_baseline",

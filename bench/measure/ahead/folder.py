@@ -20,6 +20,8 @@ from batchline.kernels import backends
 
 VARIABLE = "BATCHLINE_KERNELS"
 _TRITON = "TRITON_CACHE_DIR"
+VARIABLES = VARIABLE, _TRITON
+"""What tells a process where they are."""
 
 
 def numba_folder() -> Path | None:

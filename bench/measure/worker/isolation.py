@@ -174,10 +174,16 @@ class Isolation:
     others a fresh worker.
 
     `tree`: the folder whose `kernels` are measured, where that is not the one beside
-    this `bench`.
+    this `bench`. `starts_now`: the worker starts before it is asked anything.
     """
 
-    def __init__(self, device: str, deadline_s: float, tree: Path | None = None):
+    def __init__(
+        self,
+        device: str,
+        deadline_s: float,
+        tree: Path | None = None,
+        starts_now: bool = True,
+    ):
         self._device = device
         self._tree = str(tree) if tree else None
         self._deadline_s = deadline_s
@@ -185,7 +191,8 @@ class Isolation:
         self._blame = Blame(self)
         self._mould: Mould | None = None
         self._connection = None
-        self._start()
+        if starts_now:
+            self._start()
 
     @property
     def untouched(self) -> bool:

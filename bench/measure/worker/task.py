@@ -29,6 +29,7 @@ MOST_BYTES = (
     2**25
 )  # of one answer; the largest ones, of the noise of a workload, have about 2 ** 20
 _MOST_SAMPLES = 10_000
+_SENT = "status", "reason", "samples_s", "iterations", "facts"  # of an outcome
 _CLOCKS_AGREE = 1.01  # two readings of one clock, in two processes
 _CHUNK_BYTES = 2**16
 
@@ -87,7 +88,8 @@ class Task:
 @dataclass(frozen=True)
 class Outcome:
     """What became of one entry: a status and reason from bench.statuses, and where it
-    was measured samples and facts.
+    was measured samples and facts. `rank` is the one whose device measured it, None in
+    a run of one device.
     """
 
     status: str
@@ -95,6 +97,7 @@ class Outcome:
     samples_s: tuple[float, ...] = ()
     iterations: int = 1
     facts: Mapping = field(default_factory=dict)
+    rank: int | None = None
 
 
 class WorkerLost(Exception):
@@ -175,10 +178,7 @@ def encoded(number: str, answer: Answer) -> bytes:
 
 def _fields_of(value) -> dict:
     if isinstance(value, Outcome):
-        fields = {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-        }
+        fields = {name: getattr(value, name) for name in _SENT}
         return fields | {"reason": texts.clean_line(value.reason)}
     raise TypeError(f"a worker can't answer with a {type(value).__name__}")
 
@@ -318,12 +318,8 @@ def _turn(content, asked: Asked, now_s: float) -> tuple[list[float], str | None]
 
 
 def _outcome(fields, timed: bool = True) -> Outcome:
-    names = {"status", "reason", "samples_s", "iterations", "facts"}
-    _require(isinstance(fields, dict) and set(fields) == names, "no outcome")
-    status, reason, samples_s, iterations, facts = (
-        fields[name]
-        for name in ("status", "reason", "samples_s", "iterations", "facts")
-    )
+    _require(isinstance(fields, dict) and set(fields) == set(_SENT), "no outcome")
+    status, reason, samples_s, iterations, facts = (fields[name] for name in _SENT)
     _require(
         status in STATUSES and isinstance(reason, str) and isinstance(facts, dict),
         "no outcome",

@@ -61,6 +61,8 @@ def facts(run: Run) -> Table:
         ["timed on", machine["device_name"]],
         ["processor", ", ".join(_processor(machine))],
     ]
+    if "ranks" in machine:
+        rows.append(["devices", _devices(machine["ranks"])])
     if gpu:
         rows.append(
             [
@@ -91,6 +93,15 @@ def facts(run: Run) -> Table:
         ],
     ]
     return table(["", ""], rows)
+
+
+def _devices(ranks: Sequence[Mapping]) -> str:
+    machines = len({one["node"] for one in ranks})
+    on = "one machine" if machines == 1 else f"{machines} machines"
+    return (
+        f"{len(ranks)} ranks on {on}, each with a device of its own; the variants of a "
+        "problem were measured by one rank, and what came after the cases by rank 0"
+    )
 
 
 def _processor(machine: Mapping) -> Iterator[str]:

@@ -1,0 +1,214 @@
+"""The mean gradient over ranks: each way against fp64 on one gloo rank, what is wrong on
+purpose, and the law of its time had back where it is known. Two ranks are started in
+tests/test_rank_scaling_command.py.
+"""
+
+import json
+
+import pytest
+import torch
+from torch import distributed
+
+from batchline.bench import own_study
+from batchline.bench.errors import UsageError
+from batchline.bench.noise.experiments import mean_over_ranks as subject
+from batchline.bench.noise.rank_scaling import FORMAT, Scaling, ScalingLaw
+from batchline.bench.noise.ranks import AllReduce
+from batchline.bench.report.sections.scaling import scaling
+from tests.documents import on_terminal
+
+CALL_S, SAMPLE_S, MESSAGE_S, GRADIENT_S = 2e-5, 3e-6, 1e-4, 4e-4
+COUNTS, BATCHES = (1, 2, 4), (8, 16, 32)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A process group of this process alone."""
+    start = tmp_path_factory.mktemp("ranks") / "start"
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{start}", rank=0, world_size=1
+    )
+    yield distributed.group.WORLD
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("way, wire", subject.PAIRS)
+def test_each_way_is_right_on_every_probe(alone, way, wire):
+    dtype = getattr(torch, wire)
+    assert subject.why_wrong(subject.WAYS[way], dtype, alone, "cpu") is None
+
+
+def without_the_last_bucket(g, wire, group):
+    mean = subject.own_bucketed(g, wire, group)
+    whole = len(mean) // subject._BUCKET * subject._BUCKET
+    return torch.cat([mean[:whole], torch.zeros(len(mean) - whole)])
+
+
+def as_if_it_lay_in_rows(g, wire, group):
+    laid = torch.as_strided(g, g.shape, (g.shape[1], 1))
+    return subject.torch_one_message(laid, wire, group)
+
+
+def sum_and_no_mean(g, wire, group):
+    return subject.torch_one_message(g, wire, group) * len(g)
+
+
+def in_half_the_digits(g, wire, group):
+    return subject.torch_one_message(g, torch.bfloat16, group)
+
+
+@pytest.mark.parametrize(
+    "wrong, on",
+    [
+        (without_the_last_bucket, "ragged last bucket"),
+        (as_if_it_lay_in_rows, "strided"),
+        (sum_and_no_mean, "ragged last bucket"),
+        (in_half_the_digits, "ragged last bucket"),
+        (lambda g, wire, group: g.double().mean(0), "ragged last bucket"),
+        (lambda g, wire, group: g.mean(0) * torch.nan, "ragged last bucket"),
+    ],
+)
+def test_what_is_wrong_is_said_and_where(alone, wrong, on):
+    why = subject.why_wrong(wrong, torch.float32, alone, "cpu")
+    assert why.startswith(f"on {on}: ")
+
+
+def test_what_is_wrong_has_no_time(alone, monkeypatch):
+    g = torch.randn(2, 300)
+    wrong = {
+        pair: "on x: no" if pair[1] == "bfloat16" else None for pair in subject.PAIRS
+    }
+    monkeypatch.setattr(subject.local_ranks, "_FEWEST", 1)
+    monkeypatch.setattr(subject.local_ranks, "_MOST", 1)
+    rows = subject._rows(g, alone, wrong)
+    assert len(rows) == len(subject.PAIRS)
+    for row in rows:
+        assert ("why_not" in row) == (row["wire"] == "bfloat16") != ("samples_s" in row)
+        assert row["ranks"] == 1 and row["batch"] == 2
+        assert row.get("error", 0) < 1e-6
+
+
+def test_the_tolerance_is_of_rounding_and_no_more():
+    gathered = torch.ones(4, 3, 5, dtype=torch.float64)
+    of_fp32 = subject.tolerance(gathered, torch.float32)
+    of_bf16 = subject.tolerance(gathered, torch.bfloat16)
+    assert of_fp32.shape == (5,)
+    assert of_fp32.max() < 2e-6 and 0.01 < of_bf16.min() and of_bf16.max() < 0.02
+
+
+def time_s(ranks, batch):
+    messages = 2 * (ranks - 1)
+    return CALL_S + SAMPLE_S * batch + messages * (MESSAGE_S + GRADIENT_S / ranks)
+
+
+def measured(**parts):
+    """What was measured of a time that is known."""
+    rows = [
+        {
+            "way": way,
+            "wire": "float32",
+            "ranks": ranks,
+            "batch": batch,
+            "samples_s": [time_s(ranks, batch)],
+            "error": 1e-7 * ranks,
+        }
+        for way in ("torch_one_message", "own_bucketed")
+        for ranks in COUNTS
+        for batch in BATCHES
+    ]
+    return {
+        "format": FORMAT,
+        "machine": {"device_name": "Some CPU"},
+        "backend": "gloo",
+        "cores": 2,
+        "parameters": 262144,
+        "bucket_bytes": 2**18,
+        "batches": list(BATCHES),
+        "rows": rows,
+        "all_reduce": [
+            {"ranks": ranks, "bytes": size, "samples_s": [1e-4 * ranks]}
+            for ranks in (2, 4)
+            for size in (4096, 2**20)
+        ],
+        "why_busy": None,
+        **parts,
+    }
+
+
+PAIR = "own_bucketed", "float32"
+
+
+def test_the_law_is_had_back_and_says_how_far_it_is_off():
+    law = Scaling.of(measured()).law(PAIR)
+    parts = law.call_s, law.sample_s, law.message_s, law.gradient_s
+    assert parts == pytest.approx((CALL_S, SAMPLE_S, MESSAGE_S, GRADIENT_S), rel=1e-6)
+    assert law.seconds(100, 8) == pytest.approx(time_s(8, 100), rel=1e-6)
+    assert abs(law.worst) < 1e-9
+    bent = {(1, 8): 1.0, (1, 16): 1.0, (1, 32): 3.0, (2, 8): 1.0}
+    assert ScalingLaw.of(bent).worst > 0.2
+
+
+def test_no_part_of_a_law_is_below_zero():
+    law = ScalingLaw.of({(1, 8): 3.0, (1, 16): 2.0, (2, 8): 1.0, (2, 16): 0.5})
+    assert min(law.call_s, law.sample_s, law.message_s, law.gradient_s) >= 0
+
+
+def test_weak_and_strong_scaling_are_ratios_of_what_was_measured():
+    result = Scaling.of(measured())
+    assert result.weak(PAIR, 4, 8) == pytest.approx(time_s(1, 8) / time_s(4, 8))
+    assert result.strong(PAIR, 4, 32) == pytest.approx(time_s(1, 32) / time_s(4, 8))
+    assert result.strong(PAIR, 4, 16) is None  # nobody has measured 4 samples
+    assert result.weak(PAIR, 8, 8) is None
+
+
+def test_the_report_has_all_of_it():
+    text = " ".join(on_terminal(*scaling(Scaling.of(measured()))).split())
+    assert "which share its 2 cores" in text
+    assert "2(r − 1)·(100 µs + 400 µs/r)" in text
+    assert "Weak scaling" in text and "Strong scaling" in text
+    assert "own_bucketed float32 1e-07 2e-07 4e-07" in text
+
+
+def test_a_count_of_ranks_that_nobody_dealt_samples_to_is_no_row():
+    document = measured(batches=[8, 32])
+    document["rows"] = [row for row in document["rows"] if row["batch"] != 16]
+    strong = on_terminal(*scaling(Scaling.of(document))).partition("Strong")[2]
+    rows = [line.split() for line in strong.partition("The error")[0].splitlines()]
+    assert [row[2] for row in rows if row[:1] == ["own_bucketed"]] == ["4"]
+
+
+def test_a_way_that_is_wrong_is_said_first():
+    document = measured()
+    for row in document["rows"]:
+        if row["way"] == "own_bucketed":
+            del row["samples_s"], row["error"]
+            row["why_not"] = "on strided: off by 7 times what rounding can do"
+    result = Scaling.of(document)
+    assert PAIR not in result.medians_s
+    text = " ".join(on_terminal(*scaling(result)).split())
+    assert text.startswith("own_bucketed with float32 on the wire is wrong on 4 ranks")
+
+
+def test_the_advisor_takes_its_all_reduce(tmp_path):
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps(measured()))
+    law = own_study.stored_all_reduce(path, "Some CPU")
+    assert isinstance(law, AllReduce)
+    assert law.seconds(4, 2**20) == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        (measured(format=2), "of format 2.*run `batchline all-reduce` again"),
+        (measured(machine={"device_name": "Other"}), "on Other, and this is Some CPU"),
+        ({"format": 1}, "ranks.json"),
+    ],
+)
+def test_an_all_reduce_that_is_none_of_here_is_one_clear_line(tmp_path, document, said):
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=said):
+        own_study.stored_all_reduce(path, "Some CPU")
+    with pytest.raises(UsageError, match="No such file"):
+        own_study.stored_all_reduce(tmp_path / "none.json", "Some CPU")
