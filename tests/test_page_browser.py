@@ -4,12 +4,13 @@ phone, in the dark, and by axe.
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from batchline.bench.report import RunReport
 from batchline.bench.report.render import html as page
-from tests.pages import everything, hostile
+from tests.pages import everything, hostile, timed
 
 pytest.importorskip(
     "plotly", reason="plotly.js comes with plotly, which is not installed"
@@ -49,7 +50,16 @@ def browser():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The pages as files, by what they are of."""
-    runs = {"everything": everything(), "hostile": hostile()}
+    lines = (
+        timed(variant, batch, launch_s + 1e-7 * batch)
+        for variant, launch_s in (("torch_bmm", 1e-6), ("fast", 5e-7))
+        for batch in (1, 3, 8, 33, 256)
+    )
+    runs = {
+        "everything": everything(),
+        "hostile": hostile(),
+        "lines": replace(everything(), records=tuple(lines)),
+    }
     return {
         name: page.write(RunReport(run), tmp_path_factory.mktemp(name))
         for name, run in runs.items()
@@ -311,6 +321,14 @@ def test_a_cell_of_the_map_opens_its_plots_and_figures(opened):
     assert tab.evaluate("document.activeElement.textContent") == "bmm"
     tab.get_by_label("Scenario").select_option("tiny_16")
     assert marked(tab) == []
+
+
+def test_the_law_is_drawn_with_its_curve(opened):
+    tab = opened("lines")
+    laws = f"document.querySelector('{LATENCY} .plot').data.filter(one => one.line.width === 1)"
+    assert tab.evaluate(f"{laws}.length") == 2
+    tab.get_by_role("checkbox", name="torch_bmm").uncheck()
+    assert tab.evaluate(f"{laws}.length") == 1
 
 
 def test_a_link_that_was_sent_opens_there(browser, files):

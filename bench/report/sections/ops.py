@@ -45,7 +45,7 @@ CELLS = (
 
 def ops(run: Run, findings: Findings) -> Iterator[OpSection]:
     """Every op of the run: its problems of which something was timed, and its ladder."""
-    curves = page_plots.curves(run)
+    curves = page_plots.curves(run, findings.latency_laws)
     for number, op in enumerate(unique(record.op for record in run.records), 1):
         entry = curves.get(op, {"variants": (), "problems": {}})
         problems = [

@@ -102,7 +102,7 @@ function plotOf(figure) {
   const isLatency = quantity === "latency";
   const series = curves.filter((curve) => !hidden.has(curve.name)).map((curve) => ({
     name: curve.name, slot: variants.indexOf(curve.name), x: curve.batch, y: curve[quantity], text: curve.text,
-    ...(isLatency && { low: curve.low, high: curve.high }),
+    ...(isLatency && { low: curve.low, high: curve.high, law: curve.law }),
   }));
   return {
     x: { title: "batch", log: logBatch }, series, marks: batch ? [{ x: batch, low: batch, high: batch, text: `B = ${batch}` }] : [],
@@ -115,6 +115,10 @@ function draw(figure) {
   const plot = plotOf(figure), box = figure.querySelector(".plot");
   const printing = root.classList.contains("printing"), width = printing ? PRINTED_PX : box.clientWidth;
   const traces = plot.series.map((curve, i) => trace(curve, curve.slot ?? i + 1));
+  plot.series.forEach(({ law, slot }) => {
+    if (!law) return;
+    traces.push({ type: "scatter", mode: "lines", ...law, hoverinfo: "skip", line: { color: color(look(slot).color), width: 1 } });
+  });
   if (plot.floor) {
     traces.push({ type: "scatter", mode: "lines", ...plot.floor, hoverinfo: "skip", line: { color: color("muted"),
       dash: "dot", width: 1.5 }, name: "the least that the ceilings allow" });
