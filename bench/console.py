@@ -35,6 +35,10 @@ _IN_ASCII = {
     "∞": "inf",
     "≈": "~",
     "ḡ": "mean g",
+    "░": ".",
+    "▒": ":",
+    "▓": "+",
+    "█": "#",
     "−": "-",
 }
 
@@ -97,6 +101,14 @@ def mark_lines(mark: str) -> None:
 def columns() -> int:
     """How many characters a line of the terminal has room for."""
     return shutil.get_terminal_size().columns - len(getattr(sys.stderr, "mark", ""))
+
+
+def takes_colour(stream) -> bool:
+    """Whether colours may be written to it: to a terminal that has some, unless
+    $NO_COLOR says otherwise (no-color.org).
+    """
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and stream.isatty()
 
 
 def why_not_printed() -> str | None:

@@ -7,11 +7,12 @@ and no measurement.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from batchline.bench import report, texts
+from batchline.bench import console, report, texts
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
 from batchline.bench.report import RunReport, of_run
@@ -92,5 +93,8 @@ def _report_of(run: Run, folder: Path, parts: Parts) -> RunReport:
 
 def _write_report(made: RunReport, folder: Path, parts: Parts) -> None:
     notes = report.write(made, folder, parts.attempt)
-    parts.attempt("the report on the terminal", lambda: print(report.terminal(made)))
+    in_colour = console.takes_colour(sys.stdout)
+    parts.attempt(
+        "the report on the terminal", lambda: print(report.terminal(made, in_colour))
+    )
     print("\n".join([*notes, f"report: {folder / report.FILE_NAME}"]), flush=True)

@@ -125,6 +125,17 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def shortened(text: str, most: int) -> str:
+    """The text as one line of at most `most` characters; a longer one has … in its
+    middle, for names differ at their ends.
+    """
+    line = one_line(text)
+    if len(line) <= most:
+        return line
+    kept = most - 1
+    return f"{line[: kept - kept // 2]}…{line[-(kept // 2) :]}"
+
+
 def _safe(text: str) -> str:
     whole_lines = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return _COMMAND.sub(r"\g<0> ", printable(whole_lines))

@@ -40,3 +40,32 @@ def test_a_marked_line_fits_the_terminal(monkeypatch):
     wide = console.columns()
     console.mark_lines("- ")
     assert console.columns() == wide - 2
+
+
+class _Stream(io.StringIO):
+    def __init__(self, is_terminal):
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self):
+        return self._is_terminal
+
+
+@pytest.mark.parametrize(
+    "is_terminal, no_color, term, takes",
+    [
+        (True, None, "xterm", True),
+        (True, "", "xterm", True),
+        (True, "1", "xterm", False),
+        (True, None, "dumb", False),
+        (False, None, "xterm", False),
+    ],
+)
+def test_colours_are_for_a_terminal_that_wants_them(
+    monkeypatch, is_terminal, no_color, term, takes
+):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    assert console.takes_colour(_Stream(is_terminal)) is takes

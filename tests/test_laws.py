@@ -571,3 +571,18 @@ def test_each_op_and_variant_has_its_own_quickest():
 
 def test_nothing_to_try_where_no_batch_is_the_largest():
     assert quickest([DOES_NOT_GROW, DOES_NOT_FIT], 64 * MIB) == []
+
+
+@pytest.mark.parametrize(
+    "curve, waves",
+    [
+        (_line, None),
+        (lambda batch: _bent(batch, 5e-6, 1e-7, 64, 4e-7), None),
+        (lambda batch: 5e-6 + 3e-6 * OF_32.count(batch), OF_32),
+    ],
+    ids=["line", "bent", "waves"],
+)
+def test_a_law_says_the_time_of_any_batch(curve, waves):
+    law = _law(curve, FULL, waves)
+    for batch in (1, 20, 63, 64, 200, 3000):
+        assert law.seconds_at(batch) == pytest.approx(curve(batch), rel=0.02)

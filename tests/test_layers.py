@@ -73,7 +73,11 @@ ROOMS = {
     "noise, judged": ("bench.noise",),
     "document": ("bench.report.document", "bench.report.findings"),
     "rendering": ("bench.report.render",),
-    "figures": ("bench.report.figures", "bench.report.page_plots"),
+    "figures": (
+        "bench.report.figures",
+        "bench.report.map_figure",
+        "bench.report.page_plots",
+    ),
     "sections": (
         "bench.report.of_commands",
         "bench.report.of_commands",

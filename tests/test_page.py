@@ -25,6 +25,7 @@ from tests.pages import (
     everything,
     hostile,
     with_records,
+    with_scenario,
 )
 from tests.test_records import document
 
@@ -43,6 +44,7 @@ def full():
 
 def test_the_page_has_its_sections_in_order(full):
     assert [heading.partition(":")[0] for heading in full.text("h2")] == [
+        "Which wins where",
         "The answer",
         "Which variant at which batch size",
         "bmm",
@@ -272,3 +274,55 @@ def test_the_templates_hold_no_end_of_a_script():
     assert not re.search(
         "</(script|style)", page._environment().globals["own"]("page.js"), re.IGNORECASE
     )
+
+
+def test_a_cell_of_the_map_leads_to_its_row_of_figures(full):
+    cells = {
+        link["attributes"]["aria-label"]: link["attributes"]["href"]
+        for link in full.all("a")
+        if "aria-label" in link["attributes"]
+    }
+    assert cells["B = 16: torch_bmm, PyTorch's fastest"] == "#bmm/tiny_16/float32/B16"
+    rows = [one["attributes"].get("id") for one in full.all("tr")]
+    assert "bmm/tiny_16/float32/B16" in rows and "bmm/tiny_32/float16/B8" in rows
+    assert full.by_id("bmm/tiny_32/float16")["tag"] == "div"
+
+
+def test_the_map_says_in_words_what_its_colours_say(full):
+    (table,) = (
+        one for one in full.all("table") if one["attributes"].get("class") == "map"
+    )
+    assert [text.split() for text in table["text"].split("bmm")[1:]] == [
+        ["tiny_16", "float32", "1", "P", "4", "P", "16", "P", "256", "P"],
+        ["tiny_32", "float32", "4", "P", "8", "P"],
+        ["tiny_32", "float16", "4", "P", "8", "P"],
+    ]
+    (changed,) = (
+        one["attributes"]["title"]
+        for one in full.all("a")
+        if "takes over" in one["attributes"].get("title", "")
+    )
+    assert changed.startswith(
+        "fast, PyTorch's fastest; takes over from torch_bmm at B*"
+    )
+
+
+def test_a_problem_without_figures_has_a_row_and_no_link():
+    run = with_records(
+        a_run(), Record("bmm", "a", "tiny_8", "float32", 4, FAILED, "ValueError: no")
+    )
+    tree = Tree(page_of(with_scenario(run, "tiny_8", "")))
+    assert not [
+        one for one in tree.all("a") if "tiny_8" in one["attributes"].get("href", "")
+    ]
+    (cell,) = (one for one in tree.all("span") if one["text"] == "failed")
+    assert cell["attributes"]["title"] == "failed: ValueError: no; broken: a (failed)"
+
+
+def test_the_strip_has_what_is_bad_in_red(full):
+    bad = [
+        one["text"]
+        for one in full.all("div")
+        if one["attributes"].get("class") == "bad"
+    ]
+    assert [text.strip() for text in bad] == ["failuresbmm/broken (failed)"]

@@ -4,12 +4,13 @@ phone, in the dark, and by axe.
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from batchline.bench.report import RunReport
 from batchline.bench.report.render import html as page
-from tests.pages import everything, hostile
+from tests.pages import everything, hostile, timed
 
 pytest.importorskip(
     "plotly", reason="plotly.js comes with plotly, which is not installed"
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     reason="there is no Chromium here",
 )
 
+_TIMEOUT_MS = 30_000  # a busy machine takes seconds to read plotly.js
 PHONE = {"width": 375, "height": 812}
 LATENCY = "[data-op=bmm] [data-quantity=latency]"
 
@@ -48,7 +50,16 @@ def browser():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The pages as files, by what they are of."""
-    runs = {"everything": everything(), "hostile": hostile()}
+    lines = (
+        timed(variant, batch, launch_s + 1e-7 * batch)
+        for variant, launch_s in (("torch_bmm", 1e-6), ("fast", 5e-7))
+        for batch in (1, 3, 8, 33, 256)
+    )
+    runs = {
+        "everything": everything(),
+        "hostile": hostile(),
+        "lines": replace(everything(), records=tuple(lines)),
+    }
     return {
         name: page.write(RunReport(run), tmp_path_factory.mktemp(name))
         for name, run in runs.items()
@@ -80,7 +91,7 @@ def opened(browser, files):
             "dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss())
         )
         tab.add_init_script(before)
-        tab.set_default_timeout(5_000)
+        tab.set_default_timeout(_TIMEOUT_MS)
         tab.goto(files[name].as_uri())
         if wait:
             draw(tab.locator(LATENCY))
@@ -284,4 +295,87 @@ def test_without_javascript_every_table_is_there(opened):
     assert (
         tab.locator("[data-problem]:visible").count() == 3
         and tab.locator("form.controls").is_hidden()
+        and tab.locator("form.filter").is_hidden()
     )
+
+
+CELL = "#bmm/tiny_32/float16/B8"
+
+
+def marked(tab, figure=LATENCY):
+    """What a plot has marked over the batch."""
+    return tab.eval_on_selector(
+        f"{figure} .plot", "box => box.layout.annotations.map(one => one.text)"
+    )
+
+
+def test_a_cell_of_the_map_opens_its_plots_and_figures(opened):
+    tab = opened(wait=False)
+    tab.locator(f'.map a[href="{CELL}"]').click()
+    draw(tab.locator(LATENCY))
+    assert tab.url.endswith(f"index.html{CELL}")
+    assert tab.get_by_label("Scenario").input_value() == "tiny_32"
+    assert curves(tab) == ["fast"] and marked(tab) == ["B = 8"]
+    row = tab.locator("tr:target")
+    assert row.is_visible() and row.locator("th").inner_text() == "8"
+    assert tab.evaluate("document.activeElement.textContent") == "bmm"
+    tab.get_by_label("Scenario").select_option("tiny_16")
+    assert marked(tab) == []
+
+
+def test_the_law_is_drawn_with_its_curve(opened):
+    tab = opened("lines")
+    laws = f"document.querySelector('{LATENCY} .plot').data.filter(one => one.line.width === 1)"
+    assert tab.evaluate(f"{laws}.length") == 2
+    tab.get_by_role("checkbox", name="torch_bmm").uncheck()
+    assert tab.evaluate(f"{laws}.length") == 1
+
+
+def test_a_link_that_was_sent_opens_there(browser, files):
+    tab = browser.new_page()
+    tab.goto(files["everything"].as_uri() + "#bmm/tiny_32/float32")
+    draw(tab.locator(LATENCY))
+    assert tab.locator("[data-problem]:visible h3").first.inner_text() == (
+        "tiny_32 · float32"
+    )
+    tab.evaluate(f"location.hash = '{CELL}'")
+    playwright.expect(tab.locator("tr:target")).to_be_visible()
+    tab.close()
+
+
+def test_a_name_with_markup_is_a_link_that_opens(opened):
+    tab = opened("hostile", wait=False)
+    tab.locator(".map tbody tr", has_text="bold").locator("td a").first.click()
+    draw(tab.locator(LATENCY))
+    assert "bold" in tab.locator("[data-problem]:visible h3").first.inner_text()
+    assert tab.locator("tr:target").is_visible()
+
+
+def test_the_map_is_searched_and_filtered_by_the_keyboard(opened):
+    tab = opened(wait=False)
+    rows = tab.locator(".map tbody tr:visible")
+    assert rows.count() == 3 and tab.get_by_label("Op", exact=True).count() == 0
+    tab.get_by_label("Search").press_sequentially("tiny_32 FAST")
+    assert rows.count() == 2
+    assert tab.locator(".filter output").inner_text() == "2 of 3 problems"
+    tab.get_by_label("Dtype").select_option("float16")
+    assert rows.count() == 1 and "float16" in rows.first.inner_text()
+    tab.get_by_label("Search").fill("nothing like it")
+    assert rows.count() == 0
+    tab.get_by_label("Search").fill("")
+    tab.locator(".map tbody tr:visible th a").focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert tab.url.endswith("#bmm/tiny_32/float16/B4")
+
+
+def test_on_a_phone_each_row_of_the_map_is_a_card(opened):
+    tab = opened(wait=False, viewport=PHONE)
+    first = tab.locator(".map tbody tr").first
+    assert "B = 16" in first.locator("td:visible .batch").nth(2).evaluate(
+        "one => getComputedStyle(one, '::before').content.slice(1, -1) + one.innerText"
+    )
+    name, cell = first.locator("th").bounding_box(), first.locator("td a").first
+    assert cell.bounding_box()["y"] >= name["y"] + name["height"]
+    assert first.locator(".gap").first.is_hidden()
+    assert tab.locator(".map thead").is_hidden()

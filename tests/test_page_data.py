@@ -13,6 +13,7 @@ from batchline.bench.noise.time_to_target import (
     TimeToTarget,
 )
 from batchline.bench.report import page_plots
+from batchline.bench.report.findings import Findings
 from tests.noise_evidence import noise, point, workload
 from tests.pages import a_run, timed, with_records
 
@@ -36,6 +37,22 @@ def test_a_curve_has_what_was_measured():
         "peak memory 4.00 KiB\n40% of the launch ceiling, 1.00 µs"
     ]
     assert "memory n/a" in other["text"][0]
+
+
+def test_a_curve_has_its_law_where_there_is_one():
+    batches = (1, 3, 8, 33, 256)
+    run = replace(
+        a_run(),
+        records=(
+            *(timed("torch_bmm", batch, 1e-6 + 1e-7 * batch) for batch in batches),
+            timed("other", 4, 1e-6),
+        ),
+    )
+    problems = page_plots.curves(run, Findings(run).latency_laws)["bmm"]["problems"]
+    base, other = problems["tiny_16 · float32"]["curves"]
+    law = dict(zip(base["law"]["x"], base["law"]["y"]))
+    assert min(law) == 1 and max(law) == 256 and len(law) > 10
+    assert law[256] == pytest.approx(2.66e-5, rel=0.01) and other["law"] is None
 
 
 def test_the_baseline_is_the_first_of_the_variants():

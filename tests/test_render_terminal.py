@@ -1,5 +1,5 @@
-"""What goes to a terminal fits: tables wrapped in their cells or parted, prose wrapped,
-no colours.
+"""What goes to a terminal fits: tables wrapped in their cells or parted, prose wrapped;
+no colours unless they are asked for.
 """
 
 import itertools
@@ -75,7 +75,8 @@ def test_a_word_that_is_too_long_is_broken():
 def test_every_stored_run_fits(folder):
     text = report.terminal(report.RunReport(run_json.load(folder)))
     assert _widest(text) <= COLUMNS
-    assert text.startswith("Which variant: On ") and "\x1b" not in text
+    assert text.startswith("Which wins where") and "\x1b" not in text
+    assert "\n\nWhich variant: On " in text
 
 
 def test_what_would_steer_the_terminal_does_not():

@@ -159,3 +159,8 @@ def test_torch_compile_names_what_it_could_not_compile():
     with pytest.raises(torch._dynamo.exc.Unsupported) as raised:
         torch.compile(graph_break, fullgraph=True)(torch.ones(2))
     assert "graph_break" in error_line(raised.value)
+
+
+def test_a_shortened_line_keeps_its_ends():
+    assert texts.shortened("a line", 6) == "a line"
+    assert texts.shortened("scenario_of_17\nfloat32", 12) == "scenar…oat32"

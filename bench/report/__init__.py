@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from batchline.bench.report import figures, of_run
+from batchline.bench.report import figures, map_figure, of_run
 from batchline.bench.report.document import Place
 from batchline.bench.report.findings import TrainingFindings
 from batchline.bench.report.of_run import RunReport, summary
@@ -72,11 +72,28 @@ def draw(report: RunReport, folder: Path) -> tuple[set[str], str | None]:
     """
     if missing := figures.why_no_plots():
         return set(), missing
-    names = figures.draw_problems(report.run, folder)
+    names = figures.draw_problems(report.run, folder) | draw_map(report, folder)
     training = report.findings.training
     if training:
         names |= figures.draw_training(training, report.run.machine, folder)
     return names, None
+
+
+def draw_map(report: RunReport, folder: Path) -> set[str]:
+    """Draw who wins where into `folder`; returns its name without the ending, none
+    where nothing was timed.
+    """
+    winners = report.findings.winners
+    if not winners.rows:
+        return set()
+    run = report.run
+    partial = " (partial run)" if run.partial else ""
+    title = (
+        "Who wins at which batch size, and its speed-up over PyTorch's fastest: "
+        f"{run.machine['device_name']}, {run.started[:10]}{partial}"
+    )
+    map_figure.draw_map(winners, title, folder / map_figure.NAME)
+    return {map_figure.NAME}
 
 
 def write_readme(
@@ -95,9 +112,11 @@ def whole_readme(report: RunReport, why_no_figures: str) -> str:
     return markdown.render(report.document(Place.README, why_no_figures))
 
 
-def terminal(report: RunReport) -> str:
-    """The answer, then every table as plain text; * marks the fastest at a batch."""
-    return on_terminal.render(report.document(Place.TERMINAL))
+def terminal(report: RunReport, in_colour: bool = False) -> str:
+    """The map and the answer, then every table as plain text; * marks the fastest at a
+    batch.
+    """
+    return on_terminal.render(report.document(Place.TERMINAL), in_colour=in_colour)
 
 
 def write_ci_summary(report: RunReport) -> None:

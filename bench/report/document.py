@@ -7,6 +7,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
+
+from batchline.bench.texts import printable
+from batchline.bench.verdicts.winners import WinnerMap
 
 
 class Place(enum.Flag):
@@ -50,10 +54,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first column names its row. Make one by `table`."""
+    """Rows of cells; the first column names its row. Make one by `table`. `anchors` are
+    the page's anchors of the rows, in their order; none where no link leads to one.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    anchors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,33 @@ class Figure:
     file: str | None = None
     key: str | None = None
     plot: Mapping | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value under its name, and what it is of; `is_bad` where it speaks against what
+    is shown.
+    """
+
+    name: str
+    value: str
+    is_bad: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts side by side: a strip of small ones, or a few that are `large`."""
+
+    items: tuple[Fact, ...]
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Map:
+    """Who wins each problem at each batch."""
+
+    of: WinnerMap
 
 
 @dataclass(frozen=True)
@@ -172,6 +206,8 @@ Part = (
     | Definitions
     | Details
     | Figure
+    | Facts
+    | Map
     | Link
     | Only
     | Section
@@ -190,9 +226,21 @@ class Document:
     closing: tuple[Part, ...] = ()
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[Cell]]) -> Table:
+def table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[Cell]],
+    anchors: Iterable[str] = (),
+) -> Table:
     """A Table of any iterables."""
-    return Table(tuple(columns), tuple(map(tuple, rows)))
+    return Table(tuple(columns), tuple(map(tuple, rows)), tuple(anchors))
+
+
+def anchor(op: str, scenario: str, dtype: str, batch: int | None = None) -> str:
+    """The page's anchor of a problem, or of one batch of it:
+    "bmm/tiny_16/float32/B64".
+    """
+    parts = (op, scenario, dtype, *(() if batch is None else (f"B{batch}",)))
+    return "/".join(quote(printable(part), safe="") for part in parts)
 
 
 def spans(cell: Cell) -> tuple[str | Marked, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from batchline.bench.noise import claims
 from batchline.bench.noise.claims.verdict import ONLY_WHERE
-from batchline.bench.report import figures
+from batchline.bench.report import figures, map_figure
 from batchline.bench.report.document import table, tables
 from batchline.bench.report.findings import Findings, TrainingFindings
 from batchline.bench.report.of_commands import selftest_table, summarize_selftest
@@ -93,6 +93,15 @@ def _plot(folder: Path, link: str, what: str) -> str:
     name = _picture(folder, figures.name_of(op, scenario, dtype))
     return (
         f"![latency, speed-up and memory of {op} over the batch, {scenario}, {dtype}]"
+        f"({link}/{name})"
+    )
+
+
+def _map(folder: Path, link: str, what: str) -> str:
+    """The picture of who wins where."""
+    name = _picture(folder, map_figure.NAME)
+    return (
+        "![who wins at which batch size, and its speed-up over PyTorch's fastest]"
         f"({link}/{name})"
     )
 
@@ -216,6 +225,7 @@ EXCERPTS: Mapping[str, Callable[[Path, str, str], str]] = {
     "problem": _problem,
     "ladder": _ladder,
     "choices": _choices,
+    "map": _map,
     "plot": _plot,
     "screenshot": _screenshot,
     "selftest": _selftest,

@@ -26,6 +26,7 @@ from batchline.bench.report.sections import (
     ladder,
     laws,
     machine,
+    one_look,
     ops,
     training,
 )
@@ -89,6 +90,7 @@ class RunReport:
             Place.TERMINAL: self._summary,
             Place.CI: self._problems,
         }[place]()
+        look = one_look.one_look(self.run, self.findings)
         closing: list[Part] = []
         if place is Place.README and why_no_figures:
             closing.append(Text(f"No plots: {why_no_figures}."))
@@ -96,7 +98,7 @@ class RunReport:
             closing.append(Text(summary(self.run)))
         title = summary(self.run) if place is Place.CI else title_of(self.run)
         return Document(
-            title, select(tuple(lead), place), self._sections(place), tuple(closing)
+            title, select((look, *lead), place), self._sections(place), tuple(closing)
         )
 
     def _sections(self, place: Place) -> tuple[Section, ...]:

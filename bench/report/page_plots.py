@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from batchline.bench import units
+from batchline.bench.errors import Missing
 from batchline.bench.noise.advice import Advice, span
 from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.time_to_target import TimeToTarget
@@ -23,10 +25,11 @@ from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record, Run
 from batchline.bench.texts import one_line
 from batchline.bench.verdicts import ranking
+from batchline.bench.verdicts.laws import LatencyLaw, LawKey
 from batchline.bench.verdicts.ranking import opponents
 
 QUANTITIES = {
-    "latency": "Latency, median and quartiles (dotted: the least that the ceilings allow)",
+    "latency": "Latency, median and quartiles (thin: its law; dotted: the least that the ceilings allow)",
     "speedup": "Speed-up over PyTorch's fastest",
     "memory": "Peak memory above the inputs",
     "share": "Share reached of the ceiling that binds",
@@ -34,11 +37,15 @@ QUANTITIES = {
 
 
 _MIB = 2**20
+_LAW_STEPS = 24  # of a law's line, which is curved where axes are logarithmic
 
 
-def curves(run: Run) -> dict[str, dict]:
+Laws = Mapping[LawKey, LatencyLaw | Missing]
+
+
+def curves(run: Run, laws: Laws = MappingProxyType({})) -> dict[str, dict]:
     """Op → {"variants": all that have a time, the baseline first; "problems": "scenario
-    · dtype" → its curves}.
+    · dtype" → its curves}. `laws` are how the times grow (bench.verdicts.laws).
 
     An op of which nothing was timed has no entry.
     """
@@ -48,7 +55,7 @@ def curves(run: Run) -> dict[str, dict]:
         if timed:
             entry = by_op.setdefault(op, {"variants": [], "problems": {}})
             entry["problems"][problem_name(scenario, dtype)] = _problem(
-                timed, run.ceilings
+                timed, run.ceilings, laws
             )
             entry["variants"] = unique(
                 [*entry["variants"], *(record.variant for record in timed)]
@@ -64,12 +71,12 @@ def problem_name(scenario: str, dtype: str) -> str:
     return one_line(f"{scenario} · {dtype}")
 
 
-def _problem(timed: Sequence[Record], ceilings: Mapping | None) -> dict:
-    """{"batches", "curves": [{"name", "batch", "text", "low", "high", and each of
-    QUANTITIES}], "floor"}.
+def _problem(timed: Sequence[Record], ceilings: Mapping | None, laws: Laws) -> dict:
+    """{"batches", "curves": [{"name", "batch", "text", "low", "high", "law", and each
+    of QUANTITIES}], "floor"}.
 
-    `low` and `high` are the quartiles of the latency; `floor` is the least time that
-    the ceilings allow, by batch.
+    `low` and `high` are the quartiles of the latency, `law` is {"x", "y"} of its law or
+    None; `floor` is the least time that the ceilings allow, by batch.
     """
     base = {
         problem[-1]: record.median_s for problem, record in opponents(timed).items()
@@ -82,7 +89,7 @@ def _problem(timed: Sequence[Record], ceilings: Mapping | None) -> dict:
         )
         points = [_point(record, base.get(record.batch), ceilings) for record in curve]
         curves.append(
-            {"name": one_line(variant)}
+            {"name": one_line(variant), "law": _law(curve[0], laws)}
             | {name: [point[name] for point in points] for name in points[0]}
         )
         for record in curve:
@@ -95,6 +102,27 @@ def _problem(timed: Sequence[Record], ceilings: Mapping | None) -> dict:
         "curves": curves,
         "floor": [floors.get(batch) for batch in batches],
     }
+
+
+def _law(record: Record, laws: Laws) -> dict | None:
+    """The law of a record's curve over the batches that it was measured at."""
+    law = laws.get(
+        LawKey(
+            record.op,
+            record.variant,
+            record.scenario,
+            record.dtype,
+            record.facts["clock"],
+        )
+    )
+    if not law:
+        return None
+    first, last = law.batches[0], law.batches[-1]
+    batches = unique(
+        round(first * (last / first) ** (step / _LAW_STEPS))
+        for step in range(_LAW_STEPS + 1)
+    )
+    return {"x": batches, "y": [law.seconds_at(batch) for batch in batches]}
 
 
 def _point(record: Record, base_s: float | None, ceilings: Mapping | None) -> dict:

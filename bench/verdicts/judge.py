@@ -16,12 +16,20 @@ from batchline.bench.stats import roofline
 from batchline.bench.stats.roofline import Bound, Waves
 from batchline.bench.statuses import MEASURED
 from batchline.bench.store.records import Record, Run
-from batchline.bench.verdicts import across_runs, choosing, crossovers, laws, ranking
+from batchline.bench.verdicts import (
+    across_runs,
+    choosing,
+    crossovers,
+    laws,
+    ranking,
+    winners,
+)
 from batchline.bench.verdicts.across_runs import Comparison
 from batchline.bench.verdicts.choosing import Invariance, Price
 from batchline.bench.verdicts.crossovers import Best, Choice, Crossover, TokenCrossing
 from batchline.bench.verdicts.laws import Key, LatencyLaw, LawKey, MemoryGrowth
 from batchline.bench.verdicts.ranking import Problem, Rung
+from batchline.bench.verdicts.winners import WinnerMap
 
 Group = tuple[str, str, str]  # op, scenario, dtype
 
@@ -73,6 +81,11 @@ class Findings:
         for choice in crossovers.choices(self.run.records, baselines):
             by_group.setdefault(choice.problem, []).append(choice)
         return by_group
+
+    @cached_property
+    def winners(self) -> WinnerMap:
+        """Who wins each problem at each batch."""
+        return winners.map_winners(self.run, self.best, self.choices, self.crossovers)
 
     @cached_property
     def crossovers(self) -> list[Crossover]:

@@ -111,6 +111,21 @@ class LatencyLaw:
     misfit: float
     cliffs: tuple[Cliff, ...]
 
+    def seconds_at(self, batch: int) -> float:
+        """The time of a batch by the law, which has no cliffs."""
+        filled = self._filled(batch)
+        if self.bends is None:
+            return self.launch_s + self.cost_s * filled
+        bend_at = self._filled(self.bends.batch)
+        return (
+            self.launch_s
+            + self.cost_s * min(filled, bend_at)
+            + self.bends.cost_s * max(filled - bend_at, 0)
+        )
+
+    def _filled(self, batch: int) -> float:
+        return self.waves.filled(batch) if self.waves else batch
+
 
 def latency_laws(
     records: Sequence[Record], waves: Mapping[Key, Waves | Missing] | None = None

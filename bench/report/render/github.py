@@ -15,7 +15,10 @@ from batchline.bench.report.document import (
     Bullets,
     Details,
     Document,
+    Fact,
+    Facts,
     Lines,
+    Map,
     Mark,
     Marked,
     OpSection,
@@ -26,7 +29,7 @@ from batchline.bench.report.document import (
     Text,
     plain,
 )
-from batchline.bench.report.render import draw_grid
+from batchline.bench.report.render import draw_grid, winner_map
 from batchline.bench.report.render.escaping import (
     markdown,
     workflow_data,
@@ -81,6 +84,11 @@ def render_parts(parts: Iterable[Part]) -> Iterator[str]:
                 yield render_table(part)
             case Bullets(items) | Lines(items):
                 yield "\n".join(f"- {markdown(item)}" for item in items)
+            case Facts(facts):
+                yield "\n".join(_fact(one) for one in facts)
+            case Map(of):
+                yield render_table(winner_map.tabulate(of))
+                yield markdown(winner_map.legend(of))
             case Details(summary, inner):
                 yield f"<details><summary>{markdown(summary)}</summary>"
                 yield from render_parts(inner)
@@ -88,6 +96,12 @@ def render_parts(parts: Iterable[Part]) -> Iterator[str]:
             case Section(_, title, inner):
                 yield f"### {markdown(title)}"
                 yield from render_parts(inner)
+
+
+def _fact(fact: Fact) -> str:
+    value = bold(fact.value) if fact.is_bad else markdown(fact.value)
+    detail = f" ({markdown(fact.detail)})" if fact.detail else ""
+    return f"- {markdown(fact.name)}: {value}{detail}"
 
 
 def bold(text: str) -> str:

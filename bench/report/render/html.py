@@ -12,6 +12,7 @@ import gzip
 import re
 from pathlib import Path
 
+from batchline.bench import units
 from batchline.bench.report import page_plots
 from batchline.bench.report.document import (
     Definitions,
@@ -21,6 +22,8 @@ from batchline.bench.report.document import (
     Marked,
     OpSection,
     Place,
+    Section,
+    anchor,
     plain,
     walk,
 )
@@ -28,6 +31,7 @@ from batchline.bench.report.of_run import RunReport, summary
 from batchline.bench.store.files import write_whole
 from batchline.bench.store.records import Run
 from batchline.bench.texts import printable
+from batchline.bench.verdicts.winners import describe
 
 FILE_NAME = "index.html"
 _TEMPLATES = Path(__file__).with_name("page")
@@ -60,6 +64,7 @@ def render(run: Run, document: Document) -> str:
         ImportError: if jinja2 or plotly is missing.
     """
     (answer,) = (part for part in document.lead if isinstance(part, Definitions))
+    (look,) = (part for part in document.lead if isinstance(part, Section))
     ops = [part for part in document.sections if isinstance(part, OpSection)]
     plots = {
         part.key: part.plot
@@ -78,6 +83,7 @@ def render(run: Run, document: Document) -> str:
             title=document.title,
             summary=summary(run),
             run=run,
+            look=look,
             answer=answer.items,
             sections=document.sections,
             quantities=page_plots.QUANTITIES,
@@ -121,6 +127,9 @@ def _environment():
     environment.filters["inline"] = inline
     environment.filters["plain"] = lambda cell: plain(cell, _mark)
     environment.filters["kind"] = lambda part: type(part).__name__
+    environment.filters["describe"] = describe
+    environment.filters["ratio"] = units.ratio
+    environment.globals["anchor"] = anchor
     environment.globals["own"] = lambda name: markupsafe.Markup(
         (_TEMPLATES / name).read_text(encoding="utf-8")
     )

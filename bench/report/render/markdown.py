@@ -14,9 +14,12 @@ from batchline.bench.report.document import (
     Definitions,
     Details,
     Document,
+    Fact,
+    Facts,
     Figure,
     Lines,
     Link,
+    Map,
     Mark,
     Marked,
     OpSection,
@@ -27,11 +30,12 @@ from batchline.bench.report.document import (
     plain,
 )
 from batchline.bench.report.document import table as make_table
-from batchline.bench.report.render import draw_grid
+from batchline.bench.report.render import draw_grid, winner_map
 from batchline.bench.report.render.escaping import without_elements
 
 README = "README.md"
 MOST_BYTES = 400_000  # GitHub shows no Markdown over 512 KB
+_BETWEEN_LARGE = "\\\n"  # a line each, of one paragraph
 _MARKS = {Mark.BEST: "**{}**", Mark.BAD: "**{}**", Mark.STRONG: "**{}**"}
 
 
@@ -170,6 +174,11 @@ def render_parts(
                     + without_elements(" ".join(sentences))
                     for subject, sentences in items
                 )
+            case Facts(facts, large):
+                yield (_BETWEEN_LARGE if large else " · ").join(map(_fact, facts))
+            case Map(of):
+                yield render_table(winner_map.tabulate(of))
+                yield without_elements(winner_map.legend(of))
             case Details(summary, inner):
                 yield f"<details><summary>{without_elements(summary)}</summary>"
                 yield from render_parts(inner, drawn, level)
@@ -183,6 +192,11 @@ def render_parts(
             case Section():
                 yield f"{'#' * level} {without_elements(part.title)}"
                 yield from render_parts(part.parts, drawn, level + 1)
+
+
+def _fact(fact: Fact) -> str:
+    detail = f" ({without_elements(fact.detail)})" if fact.detail else ""
+    return f"{without_elements(fact.name)} **{without_elements(fact.value)}**{detail}"
 
 
 def render_table(table: Table) -> str:

@@ -1,14 +1,15 @@
 """A report for a terminal, in lines of at most COLUMNS characters (the terminal's width;
 100 where there is none): wide tables are wrapped in their cells, or split into several.
 
-No colours: what NO_COLOR asks for, and a pipe wants, is all there is.
+Colours only repeat what is said without them, and only where they are asked for.
 """
 
 from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from batchline.bench.report.document import (
     Bullets,
@@ -16,7 +17,10 @@ from batchline.bench.report.document import (
     Definitions,
     Details,
     Document,
+    Fact,
+    Facts,
     Lines,
+    Map,
     Mark,
     Part,
     ProblemSection,
@@ -26,7 +30,7 @@ from batchline.bench.report.document import (
     plain,
 )
 from batchline.bench.report.document import table as make_table
-from batchline.bench.report.render import draw_grid
+from batchline.bench.report.render import draw_grid, winner_map
 from batchline.bench.report.render.escaping import one_line
 
 COLUMNS = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -47,19 +51,34 @@ def wrapped(text: str, indent: str = "", columns: int = COLUMNS) -> str:
     )
 
 
-def render(document: Document, columns: int = COLUMNS) -> str:
+@dataclass(frozen=True)
+class _Screen:
+    """What is drawn on: so many columns, with or without colours."""
+
+    columns: int
+    in_colour: bool
+
+
+def render(document: Document, columns: int = COLUMNS, in_colour: bool = False) -> str:
     """All of the document but its title."""
     return render_parts(
-        (*document.lead, *document.sections, *document.closing), columns
+        (*document.lead, *document.sections, *document.closing), columns, in_colour
     )
 
 
-def render_parts(parts: Iterable[Part], columns: int = COLUMNS) -> str:
+def render_parts(
+    parts: Iterable[Part], columns: int = COLUMNS, in_colour: bool = False
+) -> str:
     """The parts, with an empty line between any two."""
-    return "\n\n".join(filter(None, (_render(part, columns) for part in parts)))
+    return _render_parts(parts, _Screen(columns, in_colour))
 
 
-def _render(part: Part, columns: int) -> str:
+def _render_parts(parts: Iterable[Part], screen: _Screen) -> str:
+    return "\n\n".join(filter(None, (_render(part, screen) for part in parts)))
+
+
+def _render(part: Part, screen: _Screen) -> str:
+    columns = screen.columns
     match part:
         case Text(text):
             return wrapped(text, columns=columns)
@@ -72,25 +91,45 @@ def _render(part: Part, columns: int) -> str:
                 wrapped(f"{subject}: {' '.join(sentences)}", columns=columns)
                 for subject, sentences in items
             )
+        case Facts():
+            return "\n".join(_facts(part, screen))
+        case Map(of):
+            blocks = winner_map.draw(of, columns, screen.in_colour)
+            return f"{blocks}\n\n{wrapped(winner_map.legend(of), columns=columns)}"
         case Details(summary, parts):
-            return _titled(summary, parts, columns)
+            return _titled(summary, parts, screen)
         case ProblemSection():
             title = f"{part.op} · {part.title}: {part.about}"
-            return _titled(title, part.parts, columns)
+            return _titled(title, part.parts, screen)
         case Section():
-            return _titled(part.title, part.parts, columns)
+            return _titled(part.title, part.parts, screen)
     return ""
 
 
-def _titled(title: str, parts: Sequence[Part], columns: int) -> str:
+def _facts(facts: Facts, screen: _Screen) -> Iterator[str]:
+    """Large ones on a line each, small ones behind each other; then what is bad."""
+    good = [_fact(fact) for fact in facts.items if not fact.is_bad]
+    bad = [_fact(fact) for fact in facts.items if fact.is_bad]
+    for text in good if facts.large else filter(None, [" · ".join(good)]):
+        yield wrapped(text, columns=screen.columns)
+    for text in bad:
+        text = wrapped(text, columns=screen.columns)
+        yield winner_map.paint_bad(text) if screen.in_colour else text
+
+
+def _fact(fact: Fact) -> str:
+    return f"{fact.name}: {fact.value}" + (f" ({fact.detail})" if fact.detail else "")
+
+
+def _titled(title: str, parts: Sequence[Part], screen: _Screen) -> str:
     """The title stands right above what it is the title of; one of sections stands
     above none of them.
     """
     first = parts[0]
     if isinstance(first, Section):
-        return render_parts(parts, columns)
-    title = wrapped(title, columns=columns)
-    return f"{title}\n{render_parts(parts, columns)}"
+        return _render_parts(parts, screen)
+    title = wrapped(title, columns=screen.columns)
+    return f"{title}\n{_render_parts(parts, screen)}"
 
 
 def _indent(line: str) -> str:

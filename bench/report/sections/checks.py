@@ -317,6 +317,18 @@ def problems(run: Run) -> Section | None:
     return Section("", "Wrong, failed or not reached", (rows,)) if rows else None
 
 
+def broken(run: Run) -> list[str]:
+    """The variants and files that count against the run, each with its status."""
+    return [
+        *unique(
+            f"{record.op}/{record.variant} ({record.status})"
+            for record in run.records
+            if is_broken(record.status, record.reason)
+        ),
+        *(f"{one['file']} ({one['status']})" for one in run.broken_files),
+    ]
+
+
 def is_problem(record: Record) -> bool:
     """Whether a case keeps a run from being clean."""
     return record.status == NOT_REACHED or is_broken(record.status, record.reason)

@@ -17,11 +17,10 @@ from batchline.bench.report.document import (
     Section,
     Text,
     table,
-    unique,
 )
 from batchline.bench.report.findings import Findings, TrainingFindings
-from batchline.bench.report.sections import advisor
-from batchline.bench.statuses import is_broken, is_machines_fault
+from batchline.bench.report.sections import advisor, checks
+from batchline.bench.statuses import is_machines_fault
 from batchline.bench.store.records import Run
 from batchline.bench.verdicts.across_runs import are_comparable, compare
 from batchline.bench.verdicts.crossovers import Choice, Crossover, TokenCrossing
@@ -64,12 +63,7 @@ def summarize(run: Run, findings: Findings, previous: Run | None = None) -> Defi
 
 
 def _troubles(run: Run) -> Iterator[tuple[str, list[str]]]:
-    broken = unique(
-        f"{record.op}/{record.variant} ({record.status})"
-        for record in run.records
-        if is_broken(record.status, record.reason)
-    )
-    broken += [f"{one['file']} ({one['status']})" for one in run.broken_files]
+    broken = checks.broken(run)
     if broken:
         yield "Broken", _first(broken)
     disturbed = sum(

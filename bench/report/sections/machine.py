@@ -56,7 +56,6 @@ def _chip(capability: str) -> str:
 def facts(run: Run) -> Table:
     """The machine and the versions, one fact per row."""
     machine, gpu = run.machine, run.machine.get("gpu")
-    commit = machine["revision"]["commit"]
     rows = [
         ["timed on", machine["device_name"]],
         ["processor", ", ".join(_processor(machine))],
@@ -87,10 +86,7 @@ def facts(run: Run) -> Table:
                 f"{name} {version}" for name, version in machine["versions"].items()
             ),
         ],
-        [
-            "revision",
-            f"{commit[:12]}{' + uncommitted changes' if machine['revision']['dirty'] else ''}",
-        ],
+        ["revision", revision(run)],
     ]
     return table(["", ""], rows)
 
@@ -102,6 +98,13 @@ def _devices(ranks: Sequence[Mapping]) -> str:
         f"{len(ranks)} ranks on {on}, each with a device of its own; the variants of a "
         "problem were measured by one rank, and what came after the cases by rank 0"
     )
+
+
+def revision(run: Run) -> str:
+    """The commit that was measured, and whether there were changes beside it."""
+    measured = run.machine["revision"]
+    changed = " + uncommitted changes" if measured["dirty"] else ""
+    return f"{measured['commit'][:12]}{changed}"
 
 
 def _processor(machine: Mapping) -> Iterator[str]:
@@ -175,18 +178,23 @@ def how_measured(run: Run) -> str:
     facts = [record.facts for record in timed]
     clocks = unique(fact["clock"] for fact in facts)
     methods = unique(fact["memory_method"] for fact in facts)
-    effort = run.plan.effort
-    precise = sum(fact["precision"] <= effort["precision"] for fact in facts) / len(
-        facts
-    )
     dropped = sum(fact["discarded"] for fact in facts)
     return (
         f"Clock: {', '.join(clocks)}; variants of a problem were timed in turns. A median is known to "
-        f"±{effort['precision']:.1%} in {precise:.0%} of the cases, and {effort['seconds']:g} s of samples were "
+        f"{precision_reached(run)}, and {run.plan.effort['seconds']:g} s of samples were "
         f"the most that one got; {dropped} samples were dropped because the machine was throttled. "
         f"{_load(facts)}{clocks_of_run(facts)}Memory: {', '.join(methods)}. {_accuracy(timed)}"
         f"{_fences(facts, run.seconds)}{_confirmed(facts)}"
     )
+
+
+def precision_reached(run: Run) -> str:
+    """ "±1.0% in 93% of the cases"; of a run of which something was timed."""
+    wanted = run.plan.effort["precision"]
+    reached = [
+        record.facts["precision"] <= wanted for record in run.records if record.facts
+    ]
+    return f"±{wanted:.1%} in {sum(reached) / len(reached):.0%} of the cases"
 
 
 def forecast(run: Run) -> str:

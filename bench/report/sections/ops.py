@@ -20,6 +20,7 @@ from batchline.bench.report.document import (
     Place,
     ProblemSection,
     Text,
+    anchor,
     join,
     table,
     unique,
@@ -44,7 +45,7 @@ CELLS = (
 
 def ops(run: Run, findings: Findings) -> Iterator[OpSection]:
     """Every op of the run: its problems of which something was timed, and its ladder."""
-    curves = page_plots.curves(run)
+    curves = page_plots.curves(run, findings.latency_laws)
     for number, op in enumerate(unique(record.op for record in run.records), 1):
         entry = curves.get(op, {"variants": (), "problems": {}})
         problems = [
@@ -80,7 +81,11 @@ def _problem(
     if every_clock:
         parts.append(Only(FILES, (Details("Every clock", every_clock),)))
     return ProblemSection(
-        "", page_plots.problem_name(scenario, dtype), tuple(parts), *group, about
+        anchor(*group),
+        page_plots.problem_name(scenario, dtype),
+        tuple(parts),
+        *group,
+        about,
     )
 
 
@@ -112,7 +117,8 @@ def comparison(
         problem[-1]: record for problem, record in ranking.opponents(records).items()
     }
     rows = []
-    for batch in unique(record.batch for record in records):
+    batches = unique(record.batch for record in records)
+    for batch in batches:
         row = [cells.get((batch, variant)) for variant in timed]
         fastest_s = _fastest_s(filter(None, row))
         rows.append(
@@ -125,7 +131,11 @@ def comparison(
             ]
         )
     note = unranked(records)
-    return [table(["batch", *timed], rows), *([Text(note)] if note else [])]
+    first = records[0]
+    anchors = (
+        anchor(first.op, first.scenario, first.dtype, batch) for batch in batches
+    )
+    return [table(["batch", *timed], rows, anchors), *([Text(note)] if note else [])]
 
 
 def _fastest_s(records: Iterable[Record]) -> float | None:

@@ -95,16 +95,18 @@ function batchAxis(spec, values, width) {
 function plotOf(figure) {
   const section = figure.closest("[data-op]");
   if (!section) return data.plots[figure.dataset.plot];
-  const { quantity } = figure.dataset, { problem, logBatch, logValue, hidden } = choices.get(section.dataset.op);
+  const { quantity } = figure.dataset;
+  const { problem, batch, logBatch, logValue, hidden } = choices.get(section.dataset.op);
   const { curves, batches, floor } = data.ops[section.dataset.op].problems[problem];
   const { variants } = data.ops[section.dataset.op];
   const isLatency = quantity === "latency";
   const series = curves.filter((curve) => !hidden.has(curve.name)).map((curve) => ({
     name: curve.name, slot: variants.indexOf(curve.name), x: curve.batch, y: curve[quantity], text: curve.text,
-    ...(isLatency && { low: curve.low, high: curve.high }),
+    ...(isLatency && { low: curve.low, high: curve.high, law: curve.law }),
   }));
   return {
-    x: { title: "batch", log: logBatch }, series, marks: [], floor: isLatency && { x: batches, y: floor },
+    x: { title: "batch", log: logBatch }, series, marks: batch ? [{ x: batch, low: batch, high: batch, text: `B = ${batch}` }] : [],
+    floor: isLatency && { x: batches, y: floor },
     y: { ...AXES[quantity], log: logValue && (isLatency || quantity === "memory") }, legend: false,
   };
 }
@@ -113,6 +115,10 @@ function draw(figure) {
   const plot = plotOf(figure), box = figure.querySelector(".plot");
   const printing = root.classList.contains("printing"), width = printing ? PRINTED_PX : box.clientWidth;
   const traces = plot.series.map((curve, i) => trace(curve, curve.slot ?? i + 1));
+  plot.series.forEach(({ law, slot }) => {
+    if (!law) return;
+    traces.push({ type: "scatter", mode: "lines", ...law, hoverinfo: "skip", line: { color: color(look(slot).color), width: 1 } });
+  });
   if (plot.floor) {
     traces.push({ type: "scatter", mode: "lines", ...plot.floor, hoverinfo: "skip", line: { color: color("muted"),
       dash: "dot", width: 1.5 }, name: "the least that the ceilings allow" });
@@ -149,7 +155,7 @@ function choose(section) {
 
 function control(section) {
   const parts = [...section.querySelectorAll("[data-problem]")].map((part) => part.dataset);
-  const choice = { problem: parts[0].problem, logBatch: true, logValue: true, hidden: new Set() };
+  const choice = { problem: parts[0].problem, batch: null, logBatch: true, logValue: true, hidden: new Set() };
   const changed = () => choose(section);
   choices.set(section.dataset.op, choice);
   const unique = (key) => [...new Set(parts.map((part) => part[key]))];
@@ -161,6 +167,14 @@ function control(section) {
     const chosen = here.find((part) => part.dtype === dtype.value) ?? here[0];
     dtype.value = chosen.dtype;
     choice.problem = chosen.problem;
+    choice.batch = null;
+    changed();
+  };
+  choice.open = (part, batch) => {
+    scenario.value = part.scenario;
+    dtype.value = part.dtype;
+    scenario.onchange();
+    choice.batch = batch;
     changed();
   };
   const check = (label, checked, turned) => element("label", {},
@@ -183,6 +197,42 @@ function control(section) {
   form.hidden = false;
   form.onsubmit = (event) => event.preventDefault();
   scenario.onchange();
+}
+
+// What the address names, `#bmm/tiny_16/float32/B64`: its plots with that batch marked, and its figures.
+function follow() {
+  const target = document.getElementById(location.hash.slice(1));
+  const part = target?.closest("[data-problem]"), section = target?.closest("[data-op]");
+  if (!part || !section) return;
+  choices.get(section.dataset.op).open(part.dataset, Number(/\/B(\d+)$/.exec(target.id)?.[1]) || null);
+  target.closest("details").open = true;
+  const heading = section.querySelector("h2");
+  heading.scrollIntoView();
+  heading.focus({ preventScroll: true });
+}
+
+// Which rows of the map are shown: those that have every word, and the chosen op, dtype and family.
+function filter(form) {
+  const rows = [...form.parentElement.querySelectorAll("tbody tr")];
+  const values = (key) => [...new Set(rows.flatMap((row) => row.dataset[key].split("|")).filter(Boolean))];
+  const select = (key, all) => element("select", { name: key }, new Option(all, ""),
+    ...values(key).map((name) => new Option(name, name)));
+  const text = element("input", { type: "search", placeholder: "tiny numba" });
+  const chosen = { mapOp: select("mapOp", "all"), mapDtype: select("mapDtype", "all"), mapFamilies: select("mapFamilies", "any") };
+  const count = element("output");
+  const fits = (row) => text.value.toLowerCase().split(/\s+/).every((word) => row.dataset.mapText.toLowerCase().includes(word))
+    && Object.entries(chosen).every(([key, { value }]) => !value || row.dataset[key].split("|").includes(value));
+  const show = () => {
+    for (const row of rows) row.hidden = !fits(row);
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} problems`;
+  };
+  const labelled = (name, control) => element("label", { hidden: control.options?.length < 3 }, name, control);
+  form.append(labelled("Search", text), labelled("Op", chosen.mapOp), labelled("Dtype", chosen.mapDtype),
+    labelled("Won by", chosen.mapFamilies), count);
+  form.oninput = show;
+  form.onsubmit = (event) => event.preventDefault();
+  form.hidden = false;
+  show();
 }
 
 // Arrow keys go along a curve and between curves, and say the point.
@@ -223,6 +273,9 @@ async function start() {
 }
 
 document.querySelectorAll("section[data-op]").forEach(control);
+document.querySelectorAll("form.filter").forEach(filter);
+addEventListener("hashchange", follow);
+addEventListener("load", follow);
 start().catch((error) => {
   const trouble = document.getElementById("trouble");
   trouble.textContent = `The plots can't be drawn in this browser (${error}). Every figure of theirs is in the tables.`;
