@@ -30,6 +30,7 @@ RISKIEST = (
     "warp_specialized",
     "ping_pong",
     "gluon_cluster",
+    "gluon_fused",
     "persistent",
     "mma",
     "one_read",
