@@ -15,6 +15,7 @@ from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker import ranks
 from batchline.bench.measure.worker.ranks import Mail, Place
 from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.report.sections import machine
 from batchline.bench.running import dealing
 from batchline.bench.running.dealing import Dealer, DealingMeasurer, Dealt
 from batchline.bench.statuses import CRASHED, MEASURED, NOT_REACHED
@@ -366,3 +367,11 @@ def test_known_cases_are_not_dealt():
     assert made.did == []
     measurer.outcomes(second)
     assert len(made.did) == 1
+
+
+@pytest.mark.parametrize(
+    "nodes, said", [((0, 0), "2 ranks on one machine"), ((0, 1), "on 2 machines")]
+)
+def test_the_report_says_on_how_many_machines_the_ranks_were(nodes, said):
+    places = [{"rank": rank, "node": node} for rank, node in enumerate(nodes)]
+    assert said in machine._devices(places)
