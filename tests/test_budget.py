@@ -137,6 +137,19 @@ def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario(gpu):
     assert {problem[:2] for problem in begun} == {case.problem[:2] for case in cases}
 
 
+def test_four_devices_begin_more_and_one_does_what_comes_after_for_all(gpu):
+    one, four = (
+        Schedule(gpu, lambda: 0.0, devices).plan(timed(gpu), **NOTHING_TO_COMPILE)
+        for devices in (1, 4)
+    )
+    assert len(four.problems_s) > 1.3 * len(one.problems_s)
+    assert four.problems_s.keys() >= one.problems_s.keys()
+    for problem, seconds in one.problems_s.items():
+        assert four.problems_s[problem] == pytest.approx(seconds / 4)
+    assert four.after_s == budget.after_s("cuda", 4 * four.cases_s)
+    assert four.total_s <= Schedule(gpu, lambda: 0.0).budget_s
+
+
 def test_what_must_be_compiled_takes_from_the_time_for_cases(gpu):
     schedule = Schedule(gpu, lambda: 0.0)
     quick = schedule.plan(timed(gpu), **NOTHING_TO_COMPILE)

@@ -15,10 +15,13 @@ from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker import ranks
 from batchline.bench.measure.worker.ranks import Mail, Place
 from batchline.bench.measure.worker.task import Outcome, Task
+from batchline.bench.report.sections import machine
 from batchline.bench.running import dealing
 from batchline.bench.running.dealing import Dealer, DealingMeasurer, Dealt
 from batchline.bench.statuses import CRASHED, MEASURED, NOT_REACHED
 from batchline.bench.store.journal import Journal, RunBuilder
+
+_LONGEST_S = 1000.0  # by the dealer's clock
 
 
 class Store(dict):
@@ -69,6 +72,7 @@ class Ranks:
 
     def _passes(self, seconds):
         self.now_s += 1.0
+        assert self.now_s < _LONGEST_S, "it waits for ever"
         for rank in self._numbers:
             if rank not in self.silent:
                 self.mail.put(f"beat/{rank}", self.now_s)
@@ -160,7 +164,7 @@ def test_what_a_rank_was_at_when_it_ended_is_dealt_again(says_so, capsys):
     assert ("SIGKILL" if says_so else "not heard from for 30 s") in told
 
 
-def test_a_rank_that_measures_for_long_and_says_that_it_is_there_is_waited_for():
+def test_a_rank_that_measures_for_long_and_says_that_it_is_there_is_waited_for(capsys):
     made = Ranks(2, measured)
     answers = itertools.count()
     made._answer = lambda rank, answer=made._answer: (
@@ -168,6 +172,8 @@ def test_a_rank_that_measures_for_long_and_says_that_it_is_there_is_waited_for()
     )
     assert all_of(made, ["p0", "p1"])[0]["own"].status == MEASURED
     assert made.now_s > dealing._SILENCE_S
+    assert sorted(rank for rank, _ in made.did) == [0, 1]
+    assert not capsys.readouterr().err
 
 
 def test_a_problem_that_two_ranks_have_ended_over_is_given_up():
@@ -361,3 +367,11 @@ def test_known_cases_are_not_dealt():
     assert made.did == []
     measurer.outcomes(second)
     assert len(made.did) == 1
+
+
+@pytest.mark.parametrize(
+    "nodes, said", [((0, 0), "2 ranks on one machine"), ((0, 1), "on 2 machines")]
+)
+def test_the_report_says_on_how_many_machines_the_ranks_were(nodes, said):
+    places = [{"rank": rank, "node": node} for rank, node in enumerate(nodes)]
+    assert said in machine._devices(places)

@@ -166,7 +166,8 @@ class Schedule:
             return False
         spent_s = self._spent_s()
         return (
-            spent_s + after_s(self.of.device, spent_s - self._cases_from_s)
+            spent_s
+            + after_s(self.of.device, self._devices * (spent_s - self._cases_from_s))
             > self.budget_s
         )
 
@@ -217,7 +218,7 @@ def forecast(
             + longer_s
             + cases_s
             + problem_s
-            + after_s(device, cases_s + problem_s)
+            + after_s(device, devices * (cases_s + problem_s))
         )
         if budget_s is not None and total_s > budget_s and problems_s:
             break
@@ -225,11 +226,15 @@ def forecast(
         cases_s += problem_s
         problems_s[key] = problem_s
     left = frozenset(problems) - problems_s.keys()
-    return Forecast(problems_s, left, before_s, compiling_s, after_s(device, cases_s))
+    return Forecast(
+        problems_s, left, before_s, compiling_s, after_s(device, devices * cases_s)
+    )
 
 
 def after_s(device: str, cases_s: float) -> float:
-    """Seconds that a run takes after its cases, which took `cases_s`."""
+    """Seconds that a run takes after its cases, which took `cases_s` on all its devices
+    together: one of them does it alone.
+    """
     return COSTS[device].after_s + COSTS[device].after_share * cases_s
 
 

@@ -172,7 +172,8 @@ class Dealer:
         """
         self._live.remove(rank)
         _, task = self._at.pop(rank, ("", None))
-        left = f"{len(self._live)} ranks are left"
+        count = len(self._live)
+        left = "1 rank is left" if count == 1 else f"{count} ranks are left"
         if task is None:
             complain(f"rank {rank} has ended: {why}; {left}")
             return
