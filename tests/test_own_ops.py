@@ -14,6 +14,7 @@ from batchline import own_ops
 from batchline.bench import folders, own_repository, reader
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
+from batchline.bench.measure.machine import environment as environment_of
 from batchline.bench.measure.reading import sources
 from batchline.bench.regress import base_tree
 from batchline.kernels.backends import DISPATCH
@@ -286,3 +287,19 @@ def test_the_base_is_of_their_repository_and_must_have_their_ops(tmp_path, monke
     with pytest.raises(UsageError, match="has no ops in my_ops/ to compare with"):
         with base_tree.checked_out("main~1", own_ops.repository()):
             pass
+
+
+def test_what_is_measured_is_no_change_of_the_sources(tmp_path, monkeypatch):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    settings = '[tool.batchline]\nops = "my_ops"\nreports = "measured"\n'
+    commit(folder, {"my_ops/my_op/__init__.py": "", "pyproject.toml": settings})
+    monkeypatch.chdir(folder)
+    own_repository.use(None)
+    head = git(folder, "rev-parse", "HEAD").strip()
+    (folder / "measured" / "runs").mkdir(parents=True)
+    (folder / "measured" / "runs" / "run.json").touch()
+    assert environment_of.revision() == {"commit": head, "dirty": False}
+    (folder / "my_ops" / "my_op" / "new.py").touch()
+    assert environment_of.revision() == {"commit": head, "dirty": True}

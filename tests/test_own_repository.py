@@ -89,7 +89,7 @@ def test_a_slow_down_that_was_planted_fails_its_gate(repository):
     assert done.returncode == 1, done.stdout + done.stderr
     (folder,) = (repository / ".batchline" / "runs").glob("*-regress*")
     regression = regressions.load(folder)
-    (slower,) = [row for row in regression.rows if row.verdict == REGRESSED]
+    (slower,) = regression.of(REGRESSED)
     assert slower.id == "row_scale/numba_cpu_loop/linear_64/float32/B16"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from batchline import own_ops, places
+from batchline.bench import folders
 from batchline.bench.git import git
 from batchline.bench.measure import stand_in
 from batchline.bench.measure.machine.state import most_share
@@ -42,7 +43,6 @@ _LICENCES = (
 )
 _GIT_S = 20  # the longest that a run waits for its revision
 _REPOSITORY = places.CODE
-_REPORTS = ("reports", ".batchline")  # what is measured, and no source
 
 
 def missing_packages() -> list[str]:
@@ -156,7 +156,7 @@ def revision() -> dict:
             "--untracked-files=normal",
             "--",
             ".",
-            *(f":!{folder}" for folder in _REPORTS),
+            *(f":!{folder}" for folder in _measured_into()),
         )
         if commit
         else None
@@ -165,6 +165,14 @@ def revision() -> dict:
         "commit": commit or "unknown",
         "dirty": None if changed is None else bool(changed),
     }
+
+
+def _measured_into() -> list[str]:
+    """What is measured, and no source: below the repository whose ops are measured."""
+    root, kept = own_ops.repository(), folders.runs().parent.resolve()
+    if root is None or not kept.is_relative_to(root):
+        return ["reports"]
+    return [kept.relative_to(root).as_posix()]
 
 
 def _ask_git(*arguments: str) -> str | None:
