@@ -4,12 +4,14 @@ nothing is a verdict.
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from batchline.bench.commands import compare as command
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report.render.terminal import COLUMNS
+from batchline.bench.report.two_runs import document as page_document
 from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json
 from batchline.bench.verdicts.across_runs import compare
@@ -306,3 +308,23 @@ def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
     with pytest.raises(UsageError, match="can't write .*: No such file or directory"):
         command.compare(a, b, page=tmp_path / "gone" / "both.html")
+
+
+def test_a_page_has_the_largest_change_on_top():
+    def run(*factors):
+        one = run_json.parse(stored())
+        (case,) = (record for record in one.records if record.samples_s)
+        cases = (
+            replace(
+                case,
+                batch=2**power,
+                samples_s=tuple(factor * sample for sample in case.samples_s),
+            )
+            for power, factor in enumerate(factors)
+        )
+        return replace(one, records=tuple(cases))
+
+    compared = compare(run(1, 1, 1), run(1.2, 0.3, 2))
+    changed = page_document(compared).sections[0].parts[0]
+    assert [row[0].rpartition("/")[2] for row in changed.rows] == ["B2", "B4", "B1"]
+    assert [row[1] for row in changed.rows] == ["faster", "slower", "slower"]

@@ -99,7 +99,7 @@ def render_plain(document: Document) -> str:
     Raises:
         ImportError: if jinja2 is missing.
     """
-    template = _environment().get_template("comparison.html.jinja")
+    template = _environment().get_template("plain.html.jinja")
     return template.render(
         title=document.title, lead=document.lead, sections=document.sections
     )
