@@ -4,17 +4,20 @@ nothing is a verdict.
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from batchline.bench.commands import compare as command
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report.render.terminal import COLUMNS
+from batchline.bench.report.two_runs import document as page_document
 from batchline.bench.report.two_runs import terminal
 from batchline.bench.store import run_json
 from batchline.bench.verdicts.across_runs import compare
 from tests.runs import save_document
 from tests.test_records import document
+from tests.pages import Tree
 
 CASE = "bmm/torch_bmm/tiny_16/float32/B4"
 GPU = {"name": "NVIDIA H200", "memory_bytes": 150 * 2**30, "driver": "580.82.07"}
@@ -269,3 +272,59 @@ def test_a_commit_that_git_has_lost_is_found_by_its_hash(tmp_path, capsys):
     assert "A: fffffffff, smoke" in shown(
         capsys, "f" * 9, saved(tmp_path / "b"), stored=[tmp_path]
     )
+
+
+def test_a_page_has_what_changed_first(tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    a = saved(tmp_path / "a")
+    b = saved(tmp_path / "b", factor=1.2, machine={"device_name": "<b>Another</b>"})
+    page = tmp_path / "both.html"
+    output = shown(capsys, a, b, force=True, page=page)
+    assert output.endswith(f"page: {page}\n")
+    tree = Tree(page.read_text(encoding="utf-8"))
+    assert tree.text("h2") == ["What changed", "Every case"]
+    assert tree.text("strong")[0].startswith("1 of 1 cases differ by more")
+    changed = tree.all("table")[0]["text"].split()
+    assert CASE in changed and "slower" in changed
+    assert not tree.all("b", "script") and "default-src 'none'" in page.read_text()
+    (bad,) = (
+        one["text"]
+        for one in tree.all("div")
+        if one["attributes"].get("class") == "bad"
+    )
+    assert "<b>Another</b>" in bad
+
+
+def test_a_page_of_runs_alike_says_so(tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
+    shown(capsys, a, b, page=tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "No case, of those that are timed in both." in text
+
+
+def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
+    pytest.importorskip("jinja2")
+    a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
+    with pytest.raises(UsageError, match="can't write .*: No such file or directory"):
+        command.compare(a, b, page=tmp_path / "gone" / "both.html")
+
+
+def test_a_page_has_the_largest_change_on_top():
+    def run(*factors):
+        one = run_json.parse(stored())
+        (case,) = (record for record in one.records if record.samples_s)
+        cases = (
+            replace(
+                case,
+                batch=2**power,
+                samples_s=tuple(factor * sample for sample in case.samples_s),
+            )
+            for power, factor in enumerate(factors)
+        )
+        return replace(one, records=tuple(cases))
+
+    compared = compare(run(1, 1, 1), run(1.2, 0.3, 2))
+    changed = page_document(compared).sections[0].parts[0]
+    assert [row[0].rpartition("/")[2] for row in changed.rows] == ["B2", "B4", "B1"]
+    assert [row[1] for row in changed.rows] == ["faster", "slower", "slower"]

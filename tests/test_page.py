@@ -326,3 +326,13 @@ def test_the_strip_has_what_is_bad_in_red(full):
         if one["attributes"].get("class") == "bad"
     ]
     assert [text.strip() for text in bad] == ["failuresbmm/broken (failed)"]
+
+
+def test_no_anchor_has_a_character_that_an_address_may_not_have():
+    ids = [
+        one["attributes"]["id"]
+        for one in Tree(page_of(hostile())).elements
+        if "id" in one["attributes"]
+    ]
+    assert [name for name in ids if "alert" in name]
+    assert all(re.fullmatch(r"[\w./%~-]+", name) for name in ids)

@@ -9,13 +9,17 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, runs
 from batchline.bench.regress.base_tree import commit_of
 from batchline.bench.store import run_json
-from batchline.bench.store.files import blamed_on, read_text, stored_below
+from batchline.bench.store.files import blamed_on, read_text, stored_below, write_whole
 from batchline.bench.store.records import Run
+
+if TYPE_CHECKING:
+    from batchline.bench.verdicts.across_runs import Comparison
 
 HELP = "two stored runs side by side"
 SAMPLE = """
@@ -44,14 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="across machines, too: each line then says so",
     )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help="write both in one page, with what changed first",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    return compare(options.a, options.b, options.force)
+    return compare(options.a, options.b, options.force, page=options.html)
 
 
 def compare(
-    a: Path | str, b: Path | str, force: bool = False, stored: Sequence[Path] = ()
+    a: Path | str,
+    b: Path | str,
+    force: bool = False,
+    stored: Sequence[Path] = (),
+    page: Path | None = None,
 ) -> int:
     """Print two runs beside each other; 0 whatever changed, 3 where no case is timed in
     both.
@@ -61,10 +75,11 @@ def compare(
             was measured at it, on the machine of the other side if there is one.
         force: compare runs of different machines or toolchains, and say so in every
         line.
+        page: a file to write them into as a page.
 
     Raises:
-        UsageError: if a side is no run, or the machines differ and `force` is not
-        given.
+        UsageError: if a side is no run, the machines differ and `force` is not given,
+        or the page can't be written.
     """
     from batchline.bench.report.two_runs import terminal
     from batchline.bench.store.history import machine_differences, why_made_up
@@ -94,11 +109,27 @@ def compare(
     try:
         compared = across_runs.compare(*ours)
         print(terminal(compared))
+        if page is not None:
+            _write_page(compared, page)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{a} or {b} is damaged ({error}): measure it again"
         ) from error
     return ExitCode.CLEAN if compared.pairs else ExitCode.NOT_MEASURED
+
+
+def _write_page(compared: Comparison, path: Path) -> None:
+    from batchline.bench.report import two_runs
+    from batchline.bench.report.render import html
+
+    try:
+        text = html.render_plain(two_runs.document(compared))
+        write_whole(path, text)
+    except ImportError as error:
+        raise UsageError(f"no page: {error.name} is not installed") from error
+    except OSError as error:
+        raise UsageError(f"can't write {path}: {error.strerror}") from error
+    print(f"\npage: {path}")
 
 
 def _candidates(name: str, letter: str, stored: Sequence[Path]) -> list[Run]:

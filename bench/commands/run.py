@@ -13,6 +13,14 @@ from batchline.bench.errors import ExitCode
 
 HELP = "check and time every variant, write a report; with torchrun, on many devices"
 SAMPLE = """
+Which wins where
+...
+                              B=1    B=3    B=8    B=33   B=64   B=256  B=1024 B=4096
+...
+grad_reduce
+  digits float32              P      P      P      P      P     |C1.35░ C3.45▓ C3.34▓
+  layer_norm float32          P      P      P      P      P      P      P    ?|C2.51▓
+...
 Which variant: On 32 of 35 problems something beats PyTorch's fastest at some batch:
   bmm/numba_cpu_blocked on 12, wgrad_stats/numba_cpu_loop on 6
 

@@ -1,5 +1,5 @@
-"""Two stored runs side by side in the terminal: the answer first, then one table per
-kernel.
+"""Two stored runs side by side, in the terminal and on a page: the answer first, then
+one table per kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ import textwrap
 from collections.abc import Iterator
 
 from batchline.bench import units
-from batchline.bench.report.document import table
+from batchline.bench.report.document import (
+    Details,
+    Document,
+    Fact,
+    Facts,
+    Part,
+    Section,
+    Text,
+    table,
+)
 from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import COLUMNS, render_table
 from batchline.bench.store.records import Record, Run
@@ -41,6 +50,50 @@ def terminal(comparison: Comparison) -> str:
         rows = [[*_row(pair), *([mark] if mark else [])] for pair in pairs]
         tables.append(f"{_wrapped(kernel, mark)}\n{render_table(table(headers, rows))}")
     return "\n\n".join(["\n".join(blocks), *tables, *_alone(comparison, mark)])
+
+
+def document(comparison: Comparison) -> Document:
+    """The same for a page: what changed stands first, the largest change on top."""
+    facts = [Fact("A", _side(comparison.a)), Fact("B", _side(comparison.b))]
+    if comparison.other_machine:
+        facts.append(Fact(_MARK, "; ".join(comparison.other_machine), is_bad=True))
+    lead = [
+        Text(f"**{summarize(comparison)}.**"),
+        Facts(tuple(facts)),
+        Text(_CAUTION),
+    ]
+    sections = [Section("changed", "What changed", tuple(_changed(comparison)))]
+    every = tuple(
+        Details(kernel, (table(_HEADERS, map(_row, pairs)),))
+        for kernel, pairs in _by_kernel(comparison).items()
+    )
+    if every:
+        sections.append(Section("cases", "Every case", every))
+    alone = [
+        [side, kernel, ", ".join(batches), why]
+        for side in ("A", "B")
+        for (kernel, why), batches in _alone_in(comparison, side).items()
+    ]
+    if alone:
+        columns = ["timed only in", "kernel", "B", "why not in the other"]
+        sections.append(
+            Section("alone", "Timed in one run only", (table(columns, alone),))
+        )
+    return Document("Batchline: two runs, A and B", tuple(lead), tuple(sections))
+
+
+def _changed(comparison: Comparison) -> Iterator[Part]:
+    moved = sorted(comparison.moved, key=lambda pair: -abs(math.log1p(pair.change)))
+    if not moved:
+        yield Text("No case, of those that are timed in both.")
+        return
+    yield table(
+        ["case", "B is", *_HEADERS[1:]],
+        (
+            [pair.a.id, "slower" if pair.change > 0 else "faster", *_row(pair)[1:]]
+            for pair in moved
+        ),
+    )
 
 
 def summarize(comparison: Comparison) -> str:
@@ -131,10 +184,7 @@ def _both(pair: Pair, fact: str, unit) -> str:
 def _alone(comparison: Comparison, mark: str) -> Iterator[str]:
     """Cases of one side, one line per kernel and reason."""
     for side, title in (("A", "Timed in A only"), ("B", "Timed in B only")):
-        rows: dict[tuple[str, str], list[str]] = {}
-        for of, record, why in comparison.alone:
-            if of == side:
-                rows.setdefault((_kernel(record), why), []).append(str(record.batch))
+        rows = _alone_in(comparison, side)
         if rows:
             yield "\n".join(
                 [
@@ -148,6 +198,15 @@ def _alone(comparison: Comparison, mark: str) -> Iterator[str]:
                     ),
                 ]
             )
+
+
+def _alone_in(comparison: Comparison, side: str) -> dict[tuple[str, str], list[str]]:
+    """The batches timed on one side only, by kernel and by why not on the other."""
+    batches: dict[tuple[str, str], list[str]] = {}
+    for of, record, why in comparison.alone:
+        if of == side:
+            batches.setdefault((_kernel(record), why), []).append(str(record.batch))
+    return batches
 
 
 def _wrapped(text: str, mark: str) -> str:

@@ -93,6 +93,18 @@ def render(run: Run, document: Document) -> str:
     )
 
 
+def render_plain(document: Document) -> str:
+    """A page of a document without plots, and without a script.
+
+    Raises:
+        ImportError: if jinja2 is missing.
+    """
+    template = _environment().get_template("plain.html.jinja")
+    return template.render(
+        title=document.title, lead=document.lead, sections=document.sections
+    )
+
+
 _MARKS = {Mark.BEST: "{} ★", Mark.BAD: "{} ⚠", Mark.STRONG: "{}"}
 
 
