@@ -25,22 +25,27 @@ alone.
 
 import torch
 
-from batchline.kernels.architectures import WGMMA
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
 )
 from batchline.kernels.bmm._descriptors import ROW_BYTES, stored
-from batchline.kernels.bmm._gluon import BARRIERS_BYTES, described_operand, in_parts
+from batchline.kernels.bmm._gluon import (
+    BARRIERS_BYTES,
+    described_operand,
+    in_parts,
+    matrix_of,
+    place_of,
+    why_no_wgmma,
+)
 from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
 from batchline.kernels.grad_stats._triton_sums import finish
 from batchline.kernels.statistics import of_nothing
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 from batchline.kernels.wgrad_stats import wgrad_stats
 from batchline.kernels.wgrad_stats._gradient_tiles import least_splits
@@ -130,17 +135,11 @@ def _load(
                 )
                 for group in gl.static_range(2):
                     row = first_m + group * GROUP_M
-                    if A_TRANSPOSED:
-                        a_place = [sample * a_step, t, row]
-                    else:
-                        a_place = [sample * a_step, row, t]
+                    a_place = place_of(sample * a_step, row, t, A_TRANSPOSED)
                     tma.async_copy_global_to_shared(
                         a_desc, a_place, barrier, a_stages.index(2 * stage + group)
                     )
-                if B_TRANSPOSED:
-                    b_place = [sample * b_step, first_n, t]
-                else:
-                    b_place = [sample * b_step, t, first_n]
+                b_place = place_of(sample * b_step, t, first_n, B_TRANSPOSED)
                 tma.async_copy_global_to_shared(
                     b_desc, b_place, barrier, b_stages.index(stage)
                 )
@@ -203,19 +202,9 @@ def _multiply_and_square(
             mean = gl.zeros([GROUP_M, BLOCK_N], gl.float32, SUMS)
         for sample in range(first_b, last_b):
             for step in range(steps):
-                place = a_stages.index(2 * stage + GROUP)
-                if A_TRANSPOSED:
-                    a = place.reshape([BLOCK_T, GROUP_M]).permute((1, 0))
-                else:
-                    a = place.reshape([GROUP_M, BLOCK_T])
-                if B_TRANSPOSED:
-                    b = (
-                        b_stages.index(stage)
-                        .reshape([BLOCK_N, BLOCK_T])
-                        .permute((1, 0))
-                    )
-                else:
-                    b = b_stages.index(stage).reshape([BLOCK_T, BLOCK_N])
+                a_place = a_stages.index(2 * stage + GROUP)
+                a = matrix_of(a_place, GROUP_M, BLOCK_T, A_TRANSPOSED)
+                b = matrix_of(b_stages.index(stage), BLOCK_T, BLOCK_N, B_TRANSPOSED)
                 mbarrier.wait(ready.index(stage), phase)
                 gradient = hopper.warpgroup_mma(
                     a, b, gradient, use_acc=step > 0, is_async=True
@@ -439,11 +428,8 @@ CONFIGS = Tunable(
 
 
 def why_not(x, dy):
-    target = target_of(x.device)
-    if target.tensor_cores != WGMMA:
-        return f"wgmma is of sm_90 alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_wgmma(x.device):
+        return why
     if x.numel() == 0 or dy.numel() == 0:
         return None  # nothing is launched
     for name, operand in (("X", x), ("dY", dy)):
