@@ -26,7 +26,7 @@ CHOSEN := $(if $(K),-k=$(call quoted,K))
 BROWSER := $(if $(VENV),$(VENV)/.browser,)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench bench-peers test test-commands test-slow test-page lint codegen regress report coverage clean
+.PHONY: help install bench bench-peers test test-compiled test-commands test-slow test-page lint codegen regress report coverage clean
 
 help:
 	@echo "Batchline: what does the batch size do? Measured, on this machine."
@@ -35,6 +35,7 @@ help:
 	@echo "  make bench-peers   other libraries' kernels beside ours: in an environment of their own, $(call quoted,PEERS), on top of"
 	@echo "                  $(if $(VENV),$(call quoted,VENV),that of PYTHON); K= chooses among their cases, PyTorch's and ours"
 	@echo "  make test       the tests (no GPU needed; with one, the GPU variants run for real)"
+	@echo "  make test-compiled   the tests that compile GPU kernels in shapes of their own, and look at their code or execute it"
 	@echo "  make test-commands   the tests that start whole commands and other processes: they take as long again"
 	@echo "  make test-slow  the tests that take minutes in all: more whole commands, simulated error rates, interpreted kernels"
 	@echo "  make test-page  the page in a real browser (Chromium must be there; its driver is installed)"
@@ -107,6 +108,9 @@ coverage: $(INSTALLED)
 # In as many processes as tests/conftest.py says, where the library for that is known to be there.
 test: $(INSTALLED)
 	$(PY) -m pytest $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)
+
+test-compiled: $(INSTALLED)
+	$(PY) -m pytest -m "compiled and not slow" $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)
 
 test-commands: $(INSTALLED)
 	$(PY) -m pytest -m "commands and not slow" $(CHOSEN) $(if $(VENV),-n auto --dist worksteal)

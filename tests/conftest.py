@@ -25,6 +25,9 @@ from batchline.bench.measure.machine import state  # noqa: E402
 from batchline.kernels.backends import interpreted  # noqa: E402
 from tests import gpu_sessions, handlers, shared  # noqa: E402
 
+# Compilers make so much that lives on that collecting garbage takes a tenth of their
+# time.
+gc.set_threshold(100_000, 20, 20)
 # Begun first: each of their tests takes many seconds.
 LONGEST = ("test_stand_in.py", "test_run.py", "test_emulator_variants.py")
 # Begun next, one after another, and so in one process: what Numba has compiled for the
@@ -91,10 +94,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """What is imported and collected by now stays: no collection of garbage looks at it
-    again. Compilers make so much that the rest is looked at more seldom, too.
+    again.
     """
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)

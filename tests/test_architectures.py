@@ -314,6 +314,7 @@ def _fits(facts, entry):
     )
 
 
+@pytest.mark.compiled
 @compiles
 @pytest.mark.parametrize(
     "number, variant, dtype",

@@ -17,9 +17,12 @@ from batchline.bench.measure.emulator.subjects import Subject
 from batchline.kernels.architectures import KNOWN
 from batchline.kernels.op import FP8
 
-pytestmark = pytest.mark.skipif(
-    bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
-)
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(
+        bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
+    ),
+]
 
 
 def require_right(*subject, schedule=LATE):

@@ -109,6 +109,7 @@ def test_there_is_a_mean_for_each_in_order(name):
     assert isinstance(_check(name, *_gradients(sizes=(5,))), tuple)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("count", [1, 4, 50, 70])
 @pytest.mark.parametrize("name", GPU)
 def test_one_kernel_is_launched_however_many_tensors(name, count):

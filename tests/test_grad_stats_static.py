@@ -119,6 +119,7 @@ def tile_bytes(row, dtype):
     return given["ROWS"] * given["COLUMNS"] * dtype.itemsize
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_turn_of_the_loop_loads_its_tile_once(dtype, monkeypatch):
@@ -135,6 +136,7 @@ def test_a_turn_of_the_loop_loads_its_tile_once(dtype, monkeypatch):
     )  # what is under way when the loop begins
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_by_the_same_count_two_passes_load_it_twice(monkeypatch):
     found = compiled(
@@ -172,6 +174,7 @@ def test_the_count_sees_a_load_too_many():
     ]
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize(
     "name", ["grad_reduce/triton_whole_words", "grad_stats/triton_one_read"]
@@ -197,6 +200,7 @@ def test_every_thread_of_a_candidate_has_a_whole_word(name, samples):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize(
     "name", ["grad_reduce/triton_whole_words", "grad_stats/triton_one_read"]
@@ -281,6 +285,7 @@ def test_hints_hold_wherever_rows_begin(name, sms, dtype, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 @compiled_only
 def test_hints_hold_where_they_are_interpreted():
     from tests.test_interpreters import _why_not

@@ -10,6 +10,7 @@ from batchline.kernels import backends
 from batchline.kernels._cuda.launch import jit_for
 
 pytestmark = [
+    pytest.mark.compiled,
     pytest.mark.skipif(
         bool(compiler.why_cannot_compile("numba_cuda"))
         or backends.interpreted("numba_cuda"),

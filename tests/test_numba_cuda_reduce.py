@@ -106,6 +106,7 @@ def test_lanes_are_what_every_row_is_aligned_to(matrix, lanes):
     assert lanes_of(matrix) == lanes
 
 
+@pytest.mark.compiled
 @compiled
 @pytest.mark.parametrize(
     "name, batch",

@@ -234,7 +234,9 @@ def test_tilelang_leaves_the_paths_of_the_process_as_they_were(monkeypatch):
     fake = SimpleNamespace(Problem=SimpleNamespace, compile_product=imported)
     name = "batchline.kernels.bmm._tilelang_product"
     monkeypatch.setitem(sys.modules, name, fake)
-    monkeypatch.setattr(tilelang_gemm, "_compiled", imported)
+    for cached in ("_language", "_compiled"):
+        uncached = getattr(tilelang_gemm, cached).__wrapped__
+        monkeypatch.setattr(tilelang_gemm, cached, uncached)
     monkeypatch.setenv("PYTHONPATH", "ours")
     path = list(sys.path)
     inputs = (torch.zeros(1, 16, 16, dtype=torch.float16) for _ in range(2))

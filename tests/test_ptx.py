@@ -134,6 +134,7 @@ def test_a_copy_lands_when_it_is_waited_for():
     assert target.tolist() == [0, 1, 2, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.compiled
 @compiled
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
@@ -181,6 +182,7 @@ def test_wide_loads_and_registers(name, dtype, size, config, loads, layout):
     )
 
 
+@pytest.mark.compiled
 @compiled
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", (80, 90, 100))
@@ -194,6 +196,7 @@ def test_sums_that_leave_as_fp16_stay_in_registers(architecture, layout):
     assert kernel.stack_bytes == 0 and kernel.spills == 0
 
 
+@pytest.mark.compiled
 @compiled
 def test_products_stay_where_they_are_written():
     """LLVM copies the first loop's head, to rotate it, unless a convergent call is

@@ -204,7 +204,8 @@ def test_its_time_is_shown_with_a_mark_and_the_reason_and_the_star_is_anothers(e
         and "not ranked: torch_cheat" in on_screen
     )
     curves = {
-        curve["name"]: curve for curve in page_plots._problem(exempt, None)["curves"]
+        curve["name"]: curve
+        for curve in page_plots._problem(exempt, None, {})["curves"]
     }
     assert (
         curves["torch_cheat"]["speedup"] == [None] * 3

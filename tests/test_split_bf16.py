@@ -113,6 +113,7 @@ def _loop_of_products(listing):
     return loop
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize(
     "name, layout",
@@ -155,6 +156,7 @@ def _on_rows_of_16_bytes(operand):
     return wider[:, :, :columns]
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize(
     "probe", ("ragged", "large", "subnormal", "nan", "infinite", "returning_sums")
@@ -168,6 +170,7 @@ def test_numbers_that_are_hard_to_split(name, probe):
     _require_right(bmm.variants[name], inputs, LATE)
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))

@@ -38,6 +38,7 @@ def emulated(inputs, architecture):
     return call
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("tokens, block_t", [(300, 128), (130, 64), (70, 32), (40, 16)])
@@ -71,6 +72,7 @@ def test_rows_past_the_last_token_make_no_nan_of_an_infinity(one_thread):
     assert n.isinf().tolist() == [False, True, False] and not n.isnan().any()
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("tokens", [64, 128, 512])
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -70,6 +70,7 @@ def conversions(ttgir):
     return re.findall(r"ttg\.local_load|ttg\.convert_layout", ttgir)
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("name", (*NAMES, *IN_GLUON))
@@ -83,6 +84,7 @@ def test_tma_feeds_wgmma_and_stores(name, layout, monkeypatch):
     assert not conversions(stages["ttgir"])
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_fp8_stays_out_of_registers_and_its_sums_are_kept_in_fp32(monkeypatch):
     facts, stages = compiled(
@@ -95,6 +97,7 @@ def test_fp8_stays_out_of_registers_and_its_sums_are_kept_in_fp32(monkeypatch):
     )  # each of a thread's sums, once every 128
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("architecture", (90, 100))
 def test_warps_are_specialized(architecture, monkeypatch):
@@ -108,6 +111,7 @@ def test_warps_are_specialized(architecture, monkeypatch):
     assert facts.stack_bytes == 0 and facts.threads > 4 * 32
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_products_of_a_group_stay_in_flight_while_the_next_are_issued(monkeypatch):
     facts, stages = compiled(
@@ -124,6 +128,7 @@ def test_products_of_a_group_stay_in_flight_while_the_next_are_issued(monkeypatc
     assert remarks(stages["ptx"], 90) == ()  # no wgmma is serialised
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_one_operand_comes_to_both_blocks_of_a_cluster(monkeypatch):
     facts, stages = compiled(
@@ -137,6 +142,7 @@ def test_one_operand_comes_to_both_blocks_of_a_cluster(monkeypatch):
     assert remarks(stages["ptx"], 90) == ()
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_a_pair_of_blocks_reads_half_of_what_two_blocks_read():
     """Each byte of 512x512x128: by two columns of 256x256 tiles, by four of 128x128."""
@@ -151,6 +157,7 @@ def test_a_pair_of_blocks_reads_half_of_what_two_blocks_read():
     assert reads == [4, 2]
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
 @pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))
@@ -174,6 +181,7 @@ def test_each_tile_of_a_program_is_written(name, schedule, layout, monkeypatch):
         check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize(
     "name, shape",
@@ -208,6 +216,7 @@ def test_tiles_of_each_shape_are_written_whole(layout, name, shape, monkeypatch)
     check_outputs(call.returned, inputs, expect(bmm, inputs), layout)
 
 
+@pytest.mark.compiled
 @compiled_only
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", (*NAMES, *IN_GLUON))
@@ -245,6 +254,7 @@ def test_a_program_walks_tile_after_tile(name, layout, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 @compiled_only
 def test_every_tile_is_right_where_it_is_interpreted():
     from tests.test_interpreters import _why_not
@@ -293,6 +303,7 @@ def test_what_tma_cannot_describe_is_declined():
     assert bmm.variants[NAMES[0]].why_unsupported(a(256, 16, 1, offset=4), b)
 
 
+@pytest.mark.compiled
 @compiled_only
 def test_memory_for_a_launch_keeps_no_tensor_and_a_users_own_allocator_stays(
     monkeypatch,

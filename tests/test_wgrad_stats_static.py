@@ -13,10 +13,13 @@ from batchline.kernels.wgrad_stats import wgrad_stats
 FUSED = wgrad_stats.variants["triton_fused"]
 EXAMPLE = ("linear_512_T128", 64)
 SEEN: set = set()  # what one scenario compiled, another need not
-pytestmark = pytest.mark.skipif(
-    backends.interpreted("triton") or backends.why_absent("triton") is not None,
-    reason="nothing is compiled by an interpreter",
-)
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(
+        backends.interpreted("triton") or backends.why_absent("triton") is not None,
+        reason="nothing is compiled by an interpreter",
+    ),
+]
 
 
 def inputs_of(scenario, batch, dtype):

@@ -53,6 +53,7 @@ def test_there_is_one_workflow_without_a_gpu_and_one_with():
     assert runs(WORKFLOWS[0]) == [
         "make lint",
         "make test",
+        "make test-compiled",
         "make test-commands",
         "make test-slow",
         "make test-page",

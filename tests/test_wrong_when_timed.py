@@ -24,6 +24,9 @@ NAMES = [
 ]
 
 
+pytestmark = pytest.mark.commands  # a process of its own measures each
+
+
 # Three seconds each: every second one is left to `make test-slow`, and `python -m tests.wrong_run`
 # has them all.
 @pytest.mark.parametrize(
