@@ -136,6 +136,7 @@ def test_what_is_on_disk_and_damaged_is_compiled(cache, tmp_path):
     assert launched_elsewhere(copied, [(*LAUNCHED[0], None)]) == [[0, ["nvvm"]]]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", kernels.ops)
 def test_what_a_launch_compiles_for_is_the_same_with_tensors_in_memory(name):
     """Of every probe that is small: ragged, sliced at odd addresses, of one sample,
@@ -179,6 +180,7 @@ def test_noting_allocates_nothing_and_takes_no_gpu():
     assert torch.cuda.is_available() is before
 
 
+@pytest.mark.compiled
 def test_a_kernel_that_several_launch_is_compiled_once_and_what_comes_first_first(pool):
     needed = ahead.specialisations(
         [
@@ -198,6 +200,7 @@ def test_a_kernel_that_several_launch_is_compiled_once_and_what_comes_first_firs
     )
 
 
+@pytest.mark.compiled
 def test_a_launcher_that_raises_and_a_kernel_that_is_not_launched_are_lines_and_the_rest_is_done(
     pool,
 ):
@@ -313,6 +316,7 @@ def test_a_launcher_is_asked_with_the_gpu_that_it_will_run_on():
     assert not keys[0] & keys[1] and not keys[0] & keys[2]
 
 
+@pytest.mark.compiled
 def test_a_kernel_with_several_configurations_is_compiled_in_each():
     def tried(a, b):
         _tried[(1,)](a, a.numel())

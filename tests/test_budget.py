@@ -97,7 +97,9 @@ def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
     assert forecast.total_s == pytest.approx(run.seconds, rel=0.2)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick"])
+@pytest.mark.parametrize(
+    "profile", [pytest.param("smoke", marks=pytest.mark.commands), "quick"]
+)
 def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     plan = planned(profile, "cuda")
     cases = timed(plan)

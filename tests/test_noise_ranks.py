@@ -117,6 +117,7 @@ def test_all_reduces_of_two_ranks_are_timed():
     assert (row["ranks"], row["bytes"]) == (2, 4096) and len(row["samples_s"]) >= 5
 
 
+@pytest.mark.commands
 def test_a_rank_that_ends_without_an_answer_is_said_at_once(monkeypatch):
     monkeypatch.setattr(local_ranks, "_be_rank", print)
     monkeypatch.setattr(local_ranks, "_ENDING_S", 0.1)

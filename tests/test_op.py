@@ -258,6 +258,7 @@ def test_a_file_is_imported_when_its_variant_is_asked_for(body, loaded):
     assert output.strip() == str(loaded)
 
 
+@pytest.mark.commands
 def test_an_op_is_imported_when_it_is_asked_for():
     folders = sorted(
         path.parent.name

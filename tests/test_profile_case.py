@@ -81,6 +81,7 @@ def test_without_a_gpu_the_hot_loop_is_shown(capsys):
     )
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "case, words",
     [

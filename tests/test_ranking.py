@@ -70,6 +70,7 @@ def measured(monkeypatch, module, batch):
     return outcomes[op.baseline], outcomes[name]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "module",
     [module for module in MODULES if hasattr(module, "UNRANKED_FOR")],
