@@ -281,7 +281,7 @@ def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
     [
         (
             (profile, device)
-            if profile == "smoke"
+            if (profile, device) == ("smoke", "cpu")
             else pytest.param(profile, device, marks=pytest.mark.slow)
         )
         for profile in PROFILES

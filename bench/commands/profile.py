@@ -134,11 +134,11 @@ def profile(case: str, device: str, architecture: int) -> int:
     from batchline.bench.measure.machine import environment
     from batchline.bench.report.render.terminal import wrapped
 
-    variant = _variant(case)
     try:
         architectures.known(architecture)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    variant = _variant(case)
     device = environment.resolve_device(device)
     if device == "cuda" and not variant.why_not_here(device):
         return _call_on_stand_in(case) if stand_in.is_on() else _profile_on_gpu(case)
