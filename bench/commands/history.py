@@ -15,7 +15,7 @@ from batchline.bench.texts import did_you_mean
 HELP = "every run on a machine: what changed, when, at which revision"
 SAMPLE = """
 amd-epyc, quick: 41 runs, 1 of 816 cases changed: bmm/torch_bmm/square_128/float32/B64
-  -12.1% at 190033fcc
+  -12.1% at 190033fcc (2026-11-20), improvement
 plots and CSV: reports/history/amd-epyc
 """
 EXITS = {

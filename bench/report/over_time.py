@@ -69,7 +69,8 @@ def summarize(name: str, group: Group) -> str:
     if not changed:
         return f"{lead}, no change in {_number(len(judged), 'case')}{rest}"
     named = "; ".join(
-        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}"
+        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}, "
+        f"{series.cause(change).kind}"
         for series, change in changed[:_MOST_NAMED]
     )
     more = (
@@ -81,12 +82,12 @@ def summarize(name: str, group: Group) -> str:
 
 def _change(series: Series, change: ChangePoint) -> str:
     last, first = series.entries[change.index - 1], series.entries[change.index]
-    tools = "".join(
-        f", as {', '.join(differ)}" for _, differ in toolchain_changes([last, first])
-    )
     since = len(series.entries) - change.index
     soon = "" if since > LEAST_SEGMENT else "; the newest runs, and few"
-    return f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}{tools}{soon}"
+    return (
+        f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}: "
+        f"{one_line(str(series.cause(change)))}{soon}"
+    )
 
 
 def _revision(entry: Entry) -> str:

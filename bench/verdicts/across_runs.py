@@ -10,6 +10,7 @@ it.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,23 @@ from batchline.bench.store.history import (
     machine_differences,
 )
 from batchline.bench.store.records import Record, Run
-from batchline.bench.store.regressions import LATENCY
+from batchline.bench.store.regressions import (
+    EQUIVALENT,
+    IMPROVED,
+    LATENCY,
+    REGRESSED,
+)
 from batchline.bench.verdicts.gate import floor
+from batchline.bench.verdicts.moves import (
+    NOISE,
+    Cause,
+    Conditions,
+    Move,
+    classify,
+    conditions_of_record,
+)
+
+_PLACED_WITHIN = 1  # runs
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,8 @@ class Pair:
     """A case that both runs have timed by the same clock.
 
     `change` is B's median over A's, less 1; `low` and `high` its 95% interval, infinite
-    where the samples are too few.
+    where the samples are too few. `cause` is what the change would be put down to, were
+    it confirmed.
     """
 
     a: Record
@@ -39,14 +56,14 @@ class Pair:
     change: float
     low: float
     high: float
+    cause: Cause
 
     @property
     def moved(self) -> bool:
         """Whether the interval is wholly beyond the floor: worth a look, and no
         verdict.
         """
-        noise = floor(LATENCY, self.a.median_s).share
-        return self.low > noise or self.high < -noise
+        return self.cause.kind != NOISE
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ def compare(a: Run, b: Run) -> Comparison:
         if all(timed):
             clocks = [record.facts.get("clock") for record in ours]
             if clocks[0] == clocks[1]:
-                pairs.append(_pair(*ours))
+                pairs.append(_pair(a, b, *ours))
             else:
                 alone.append(
                     ("A", ours[0], f"by the clock {clocks[0]}, and in B by {clocks[1]}")
@@ -124,7 +141,7 @@ def are_comparable(a: Run, b: Run) -> bool:
     return same_profile and not machine_differences(a.machine, b.machine)
 
 
-def _pair(a: Record, b: Record) -> Pair:
+def _pair(run_a: Run, run_b: Run, a: Record, b: Record) -> Pair:
     """The ratio of two medians and its interval, of their order-statistic intervals.
 
     Price and Bonett, Distribution-free confidence intervals for difference and ratio of
@@ -135,9 +152,22 @@ def _pair(a: Record, b: Record) -> Pair:
     half_width = math.hypot(
         *(intervals.median_precision(record.samples_s) for record in (a, b))
     )
-    low = ratio * math.exp(-half_width)
-    high = ratio * math.exp(half_width) if half_width < 700 else math.inf
-    return Pair(a, b, ratio - 1, low - 1, high - 1)
+    low = ratio * math.exp(-half_width) - 1
+    high = ratio * math.exp(half_width) - 1 if half_width < 700 else math.inf
+    noise = floor(LATENCY, a.median_s).share
+    sides = conditions_of_record(run_a, a), conditions_of_record(run_b, b)
+    return Pair(a, b, ratio - 1, low, high, classify(_move(low, high, noise, *sides)))
+
+
+def _move(
+    low: float, high: float, noise: float, before: Conditions, after: Conditions
+) -> Move:
+    """A change with its interval: it is one where that is wholly beyond the floor."""
+    if low > noise:
+        return Move(REGRESSED, before, after, low)
+    if high < -noise:
+        return Move(IMPROVED, before, after, high)
+    return Move(EQUIVALENT, before, after)
 
 
 def _is_timed(record: Record | None) -> bool:
@@ -177,6 +207,38 @@ class Series:
     @property
     def is_long_enough(self) -> bool:
         return len(self.entries) >= LEAST_RUNS
+
+    def cause(self, change: ChangePoint) -> Cause:
+        """What a change of this series is put down to."""
+        first, end = self._stretch(change)
+        # A change is placed to within a run: both neighbours of its place count.
+        last_before = self.entries[max(change.index - 1 - _PLACED_WITHIN, first)]
+        first_after = self.entries[min(change.index + _PLACED_WITHIN, end - 1)]
+        return classify(
+            Move(
+                REGRESSED if change.effect > 0 else IMPROVED,
+                self._conditions(last_before, self.entries[first : change.index]),
+                self._conditions(first_after, self.entries[change.index : end]),
+                change.effect,
+            )
+        )
+
+    def _stretch(self, change: ChangePoint) -> tuple[int, int]:
+        """The first run of the level before a change, and the end of that after it."""
+        places = [0, *(one.index for one in self.changes), len(self.entries)]
+        at = places.index(change.index)
+        return places[at - 1], places[at + 1]
+
+    def _conditions(self, entry: Entry, level: Sequence[Entry]) -> Conditions:
+        """Those of one run, with the median SM clock of its level."""
+        clocks_mhz = [one.cases[self.case].get("sm_mhz") for one in level]
+        known = all(clocks_mhz)
+        return Conditions(
+            entry.machine,
+            entry.method,
+            entry.toolchain,
+            statistics.median(clocks_mhz) if known else None,
+        )
 
 
 @dataclass(frozen=True)
