@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from batchline.bench.stats import intervals
 from batchline.bench.stats.fits import LEAST_RUNS, ChangePoint, change_points
 from batchline.bench.statuses import MEASURED
+from batchline.bench.store.accepted import AcceptedStep
 from batchline.bench.store.history import (
     Entry,
     differences,
@@ -187,7 +188,7 @@ def _are_times(samples: Sequence) -> bool:
 @dataclass(frozen=True)
 class Series:
     """One case by one clock on one machine and profile: its runs, the oldest first, and
-    where it changed.
+    where it changed. Where a step was accepted the runs begin after it.
     """
 
     case: str
@@ -195,6 +196,7 @@ class Series:
     entries: tuple[Entry, ...]
     medians_s: tuple[float, ...]
     changes: tuple[ChangePoint, ...]
+    accepted: AcceptedStep | None = None
 
     @property
     def kernel(self) -> str:
@@ -264,10 +266,12 @@ class Group:
 
 
 def groups(
-    entries: Iterable[Entry], cases: Container[str] | None = None
+    entries: Iterable[Entry],
+    cases: Container[str] | None = None,
+    accepted: Sequence[AcceptedStep] = (),
 ) -> list[Group]:
     """The entries by machine and profile, with a series for each case, or each of those
-    ids.
+    ids; a series begins after the newest of its accepted steps.
     """
     by_machine: dict[tuple, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.when):
@@ -276,25 +280,45 @@ def groups(
         ).append(entry)
     return [
         Group(
-            runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, cases))
+            runs[0].machine,
+            runs[0].profile,
+            tuple(runs),
+            tuple(_series(runs, cases, accepted)),
         )
         for runs in by_machine.values()
     ]
 
 
 def _series(
-    entries: Sequence[Entry], chosen: Container[str] | None
+    entries: Sequence[Entry],
+    chosen: Container[str] | None,
+    accepted: Sequence[AcceptedStep],
 ) -> Iterable[Series]:
     runs: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         for case, facts in entry.cases.items():
             if chosen is None or case in chosen:
                 runs.setdefault((case, facts["clock"]), []).append(entry)
-    for (case, clock), ours in runs.items():
+    for (case, clock), every in runs.items():
+        step = _newest_step(accepted, case, clock, every[0])
+        ours = [entry for entry in every if step is None or entry.when >= step.since]
         medians_s = tuple(entry.cases[case]["median_s"] for entry in ours)
-        yield Series(
-            case, clock, tuple(ours), medians_s, tuple(change_points(medians_s))
-        )
+        if ours:
+            changes = tuple(change_points(medians_s))
+            yield Series(case, clock, tuple(ours), medians_s, changes, step)
+
+
+def _newest_step(
+    accepted: Sequence[AcceptedStep], case: str, clock: str, entry: Entry
+) -> AcceptedStep | None:
+    """The newest accepted step of the series of a case that the entry is one of."""
+    series = (case, clock, entry.profile, entry.machine)
+    steps = [
+        step
+        for step in accepted
+        if (step.case, step.clock, step.profile, step.machine) == series
+    ]
+    return max(steps, key=lambda step: step.since, default=None)
 
 
 def toolchain_changes(entries: Sequence[Entry]) -> list[tuple[int, list[str]]]:
