@@ -4,6 +4,7 @@ kept beside the history.
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_the_command_shows_what_was_accepted(path, monkeypatch, capsys):
     command.accept(CASE, "meant", folder=path.parent)
     command.print_histories(folder=path.parent)
     assert "no change in 1 case" in capsys.readouterr().out
+
+
+def test_a_further_step_is_stored_beside_the_first(path):
+    command.accept(CASE, "meant", folder=path.parent)
+    (first,) = accepted.read(path)
+    later = replace(first, since="2026-02-01", why="meant, too")
+    accepted.add(path, [later])
+    assert accepted.read(path) == (first, later)
+    assert the_series(path).accepted == later  # the newest of them counts
 
 
 def test_a_step_is_accepted_once(path):

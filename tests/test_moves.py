@@ -6,6 +6,7 @@ import pytest
 
 from batchline.bench.measure import method
 from batchline.bench.measure.reading import sources
+from batchline.bench.running import benchmark
 from batchline.bench.store import history, run_json
 from batchline.bench.store.regressions import (
     EQUIVALENT,
@@ -129,6 +130,11 @@ def test_an_entry_keeps_the_method_and_the_clock_and_one_of_before_has_none(tmp_
     assert entry.method == {} and not damaged
     assert history.sm_mhz({"state": {"after": {"sm_mhz_seen": [1400, 1600]}}}) == 1500
     assert history.sm_mhz({"state": {"mhz": 2000}}) is None
+
+
+def test_a_run_stores_the_harness_that_took_its_times():
+    _, machine = benchmark._resolved(benchmark.Request(profile="smoke", device="cpu"))
+    assert history.method(machine)["harness"] == method.harness()
 
 
 def test_the_harness_is_known_by_its_code_and_not_by_its_comments(

@@ -28,7 +28,7 @@ amd-epyc, quick: 41 runs, 1 of 816 cases changed: bmm/torch_bmm/square_128/float
 plots and CSV: reports/history/amd-epyc
 """
 EXITS = {
-    ExitCode.CLEAN: "the history is above, or the step was accepted",
+    ExitCode.CLEAN: "what was asked for is above",
     ExitCode.USAGE: "no such machine, no case matches, there is no step to accept, or a "
     "file can't be read or written",
     ExitCode.NOT_MEASURED: "there is no run to show",
