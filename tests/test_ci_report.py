@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.bench.commands import regress as regress_command
 from batchline.bench.report import (
     RunReport,
     of_commands,
@@ -272,4 +273,27 @@ def test_a_regression_is_an_annotation_that_names_the_case_and_the_change():
     assert undone(command)[1:] == (
         "REGRESSED bmm/tiled/tiny_16/float16/B1",
         "20.0 µs → 22.0 µs; " "+10.0% (+9.0% to +11.0%); floor 1.5% (A/A); 10 pairs",
+    )
+
+
+def test_a_comment_is_no_longer_than_github_takes():
+    body = github.comment(
+        "<details><summary>s</summary>\n\n" + "| ≤ a row |\n" * 9000 + "</details>"
+    )
+    assert github.COMMENT_BYTES - 200 < len(body.encode()) <= github.COMMENT_BYTES
+    assert body.count("<details>") == body.count("</details>") == 1
+    assert github.comment("whole\n") == "whole\n"
+
+
+def test_a_comparison_is_stored_with_a_body_for_a_pull_request(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    regress_command._publish(comparison(judged("REGRESSED")), tmp_path)
+    body = (tmp_path / regress_command.COMMENT_NAME).read_text(encoding="utf-8")
+    assert body.startswith("## Regressions\n\n**1 of 1 case REGRESSED: ")
+    assert body.rstrip() == (tmp_path / "summary.md").read_text("utf-8").rstrip()
+    assert (
+        f"gh pr comment --body-file {tmp_path / regress_command.COMMENT_NAME}"
+        in capsys.readouterr().out
     )

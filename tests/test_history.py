@@ -221,7 +221,7 @@ def test_a_new_torch_is_named_where_the_latency_changed(tmp_path, capsys):
     print_histories(folder=tmp_path)
     output = " ".join(capsys.readouterr().out.split())
     assert "toolchain at 00000000c (2026-01-13): torch 2.13.0 → 2.14.0" in output
-    assert "00000000b (2026-01-12), as torch 2.13.0 → 2.14.0" in output
+    assert "00000000b (2026-01-12): toolchain (torch 2.13.0 → 2.14.0)" in output
     svg = (
         tmp_path / "some-cpu" / "smoke" / "bmm-torch_bmm-tiny_16-float32.svg"
     ).read_text()

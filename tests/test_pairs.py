@@ -169,7 +169,10 @@ def test_a_case_that_stays_throttled_is_invalid(pair_of):
     base, head, _ = sides(throttled=lambda label, turn: "hot")
     found = pair_of(base, head, [Entry(ONE, ONE)])[ONE]
     assert found.ratio is None and found.base.status == INVALID
-    assert found.failure == (BOTH, "invalid: throttled in too many turns (hot)")
+    assert found.failure == (
+        BOTH,
+        "invalid: the machine was throttled in too many turns (hot)",
+    )
 
 
 def test_a_pair_on_a_busy_machine_is_measured_again(pair_of, capsys):
@@ -191,7 +194,7 @@ def test_a_machine_that_stays_busy_gives_no_times(pair_of):
     )[ONE]
     assert found.ratio is None and found.failure == (
         BOTH,
-        "invalid: others took 40% of the cores",
+        "invalid: the machine was busy: others took 40% of the cores",
     )
 
 

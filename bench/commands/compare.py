@@ -26,9 +26,9 @@ SAMPLE = """
 None of 816 cases differs by more than its interval and 1% or 1 µs
 
 bmm/torch_bmm/attention_scores/float32
-B    latency            change [95%], %      memory    error/tol.
----  -----------------  -------------------  --------  ------------
-1    206 µs → 206 µs    +0.0 [-5.9, +6.3]    1.00 MiB  5.8%
+B    latency            change [95%], %      class    memory    error/tol.
+---  -----------------  -------------------  -------  --------  ------------
+1    206 µs → 206 µs    +0.0 [-5.9, +6.3]    noise    1.00 MiB  5.8%
 """
 EXITS = {
     ExitCode.CLEAN: "the comparison is above, whatever has changed",

@@ -38,6 +38,8 @@ HELP = "is the working tree slower, larger, less accurate than a revision?"
 SAMPLE = """
 1 of 61 cases REGRESSED: bmm/triton_tiled/square_128/float16/B64 +12.1% [+11.4, +12.9]
 report: reports/runs/2026-11-29-100746-nvidia-h200-regress/README.md
+for a pull request: gh pr comment --body-file
+  reports/runs/2026-11-29-100746-nvidia-h200-regress/comment.md
 """
 EXITS = {
     ExitCode.CLEAN: "no regression is confirmed",
@@ -50,6 +52,7 @@ EXITS = {
     ExitCode.STOPPED: "stopped by Ctrl-C; what was measured is kept",
 }
 REPORT_NAME = "README.md"
+COMMENT_NAME = "comment.md"  # for `gh pr comment --body-file`; nothing here posts it
 _MOST_CONTROLS = 8
 
 
@@ -190,6 +193,9 @@ def _publish(regression: Regression, folder: Path) -> None:
     try:
         regressions.save(folder, regression)
         (folder / REPORT_NAME).write_text(f"# Regressions\n\n{text}", encoding="utf-8")
+        (folder / COMMENT_NAME).write_text(
+            github.comment(f"## Regressions\n\n{text}"), encoding="utf-8"
+        )
         (folder / junit.FILE_NAME).write_text(
             junit.of_regression(regression), encoding="utf-8"
         )
@@ -202,6 +208,7 @@ def _publish(regression: Regression, folder: Path) -> None:
         )
     print(report.terminal(regression))
     print(f"report: {folder / REPORT_NAME}")
+    print(f"for a pull request: gh pr comment --body-file {folder / COMMENT_NAME}")
     github.step_summary(f"## Regressions\n\n{text}")
     github.announce("error", report.problems(regression))
 

@@ -30,7 +30,14 @@ from batchline.bench.measure.reading.sources import launch_digest
 from batchline.bench.measure.timing.sampling import Effort
 from batchline.bench.measure.worker.isolation import Isolation
 from batchline.bench.measure.worker.task import Outcome, Task, WorkerLost
-from batchline.bench.statuses import BROKEN, FAILED, INVALID, MEASURED, parse_case_id
+from batchline.bench.statuses import (
+    BROKEN,
+    FAILED,
+    INVALID,
+    MEASURED,
+    THE_MACHINE_WAS,
+    parse_case_id,
+)
 from batchline.bench.store import files
 from batchline.bench.store.regressions import ACCURACY, LATENCY, MEMORY
 from batchline.bench.verdicts.gate import LAST_PAIR, STAGES
@@ -208,7 +215,7 @@ class Pairs:
             if pause_s is not None:
                 print(f"pair {number + 1} is measured again: {why}", file=sys.stderr)
                 time.sleep(pause_s)
-        lost = Outcome(INVALID, why)
+        lost = Outcome(INVALID, f"{THE_MACHINE_WAS}busy: {why}")
         return dict.fromkeys(compared, Compared(lost, lost))
 
     def _problem(
@@ -348,7 +355,7 @@ def _compared(base: Outcome, head: Outcome, taken: _Turns | None) -> Compared:
     if len(taken.ratios) < _LEAST_QUADS:
         throttled = Outcome(
             INVALID,
-            f"throttled in too many turns ({', '.join(dict.fromkeys(taken.throttled))})",
+            f"{THE_MACHINE_WAS}throttled in too many turns ({', '.join(dict.fromkeys(taken.throttled))})",
         )
         return Compared(throttled, throttled)
     return Compared(

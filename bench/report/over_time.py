@@ -14,6 +14,7 @@ from batchline.bench.report.document import unique
 from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import wrapped
 from batchline.bench.stats.fits import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
+from batchline.bench.store.accepted import AcceptedStep
 from batchline.bench.store.history import Entry
 from batchline.bench.texts import one_line
 from batchline.bench.verdicts.across_runs import Group, Series, toolchain_changes
@@ -49,6 +50,11 @@ def _lines(name: str, group: Group, several: bool) -> Iterator[str]:
         )
     for series, change in group.changed:
         yield wrapped(f"{series.case}: {_change(series, change)}", "  ")
+    for series in group.series:
+        if series.accepted:
+            yield wrapped(
+                f"{series.case}: begins at {accepted_step(series.accepted)}", "  "
+            )
 
 
 def summarize(name: str, group: Group) -> str:
@@ -69,7 +75,8 @@ def summarize(name: str, group: Group) -> str:
     if not changed:
         return f"{lead}, no change in {_number(len(judged), 'case')}{rest}"
     named = "; ".join(
-        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}"
+        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}, "
+        f"{series.cause(change).kind}"
         for series, change in changed[:_MOST_NAMED]
     )
     more = (
@@ -81,12 +88,33 @@ def summarize(name: str, group: Group) -> str:
 
 def _change(series: Series, change: ChangePoint) -> str:
     last, first = series.entries[change.index - 1], series.entries[change.index]
-    tools = "".join(
-        f", as {', '.join(differ)}" for _, differ in toolchain_changes([last, first])
-    )
     since = len(series.entries) - change.index
     soon = "" if since > LEAST_SEGMENT else "; the newest runs, and few"
-    return f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}{tools}{soon}"
+    return (
+        f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}: "
+        f"{one_line(str(series.cause(change)))}{soon}"
+    )
+
+
+def accepted_step(step: AcceptedStep) -> str:
+    """The run after an accepted step, the step, and who accepted it when and why."""
+    return one_line(
+        f"{step.commit[:9]} ({step.since[:10]}), {share(step.effect)} accepted by {step.who} "
+        f"on {step.when[:10]}: {step.why}"
+    )
+
+
+def accepted_lines(name: str, steps: Sequence[AcceptedStep]) -> str:
+    """A line for each accepted step of a history."""
+    if not steps:
+        return f"{name}: no step was accepted"
+    lines = [
+        wrapped(
+            f"{step.case} {step.clock}, {step.profile}: {accepted_step(step)}", "  "
+        )
+        for step in steps
+    ]
+    return "\n".join([f"{name}: {_number(len(steps), 'accepted step')}", *lines])
 
 
 def _revision(entry: Entry) -> str:

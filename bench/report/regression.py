@@ -37,6 +37,7 @@ from batchline.bench.store.regressions import (
     Regression,
 )
 from batchline.bench.texts import one_line
+from batchline.bench.verdicts.moves import HARDWARE, cause_in_gate
 from batchline.bench.verdicts.paired import (
     INCOMPLETE,
     LEFT_OPEN,
@@ -53,6 +54,7 @@ _COLUMNS = (
     "case",
     "what",
     "verdict",
+    "class",
     "base → head",
     "change (90% interval)",
     "floor",
@@ -77,6 +79,7 @@ _LEADS = {
     NOTHING: (INVALID, INCONCLUSIVE),
 }
 _MOST_NAMED = 3
+_MOST_ROWS = 10  # of what changed, above what is folded
 
 
 def summarize(regression: Regression) -> str:
@@ -350,43 +353,69 @@ def _number(count: int, noun: str) -> str:
 
 
 def markdown(regression: Regression) -> str:
-    """The answer, the verdict on each kernel over its batch sizes, and one row per case,
-    for GitHub; what did not change is folded.
+    """The answer, at most ten rows of what changed, and the rest folded, for GitHub: a
+    run's README.md, a step's summary and a pull request's comment.
     """
     document = Document(summarize(regression), tuple(_parts(regression)), ())
     return github.render(document)
 
 
 def _parts(regression: Regression) -> Iterator[Part]:
+    changed, unchanged = _parted(regression)
+    rows = [_kernel_row(regression, one) for one in only_over_batches(regression)]
+    rows += [_row(regression, case) for case in changed]
+    if rows:
+        by_case = table(_COLUMNS, rows[:_MOST_ROWS])
+        yield Section("", _case_heading(regression), (by_case,))
+    if more := rows[_MOST_ROWS:]:
+        yield Details(f"And {len(more)} more", (table(_COLUMNS, more),))
     if regression.kernels:
-        rows = (
+        kernels = (
             (kernel.id, kernel.quantity, kernel.verdict, kernel.words)
             for kernel in kernels_worst_first(regression)
         )
-        over = table(("kernel", "what", "verdict", "where"), rows)
-        yield Section("", "Over the batch sizes", (over,))
-    changed, unchanged = _parted(regression)
-    if changed:
-        by_case = table(_COLUMNS, map(_row, changed))
-        yield Section("", _case_heading(regression), (by_case,))
+        over = table(("kernel", "what", "verdict", "where"), kernels)
+        yield Details("Over the batch sizes", (over,))
     if unchanged:
-        by_case = table(_COLUMNS, map(_row, unchanged))
+        by_case = table(_COLUMNS, (_row(regression, case) for case in unchanged))
         yield Details(_unchanged_heading(unchanged), (by_case,))
     if seen := clocks(regression.states):
-        yield Text(seen)
+        yield Details("The clocks", (Text(seen),))
 
 
-def _row(case: Judged) -> Sequence[str]:
+def _row(regression: Regression, case: Judged) -> Sequence[str]:
     return (
         case.id,
         case.quantity,
         case.verdict,
+        _class(regression, case),
         values(case),
         change(case),
         floor(case),
         str(case.pairs or ""),
         note(case),
     )
+
+
+def _kernel_row(regression: Regression, kernel: OverBatches) -> Sequence[str]:
+    """A kernel that regressed over its batch sizes together, as a row among the cases."""
+    return (
+        kernel.id,
+        kernel.quantity,
+        kernel.verdict,
+        _class(regression, kernel),
+        "",
+        kernel.words,
+        "",
+        "",
+        "over the batch sizes together",
+    )
+
+
+def _class(regression: Regression, judged: Judged | OverBatches) -> str:
+    """What the verdict is put down to, "" of what was not compared."""
+    cause = cause_in_gate(regression, judged)
+    return cause.kind if cause else ""
 
 
 def terminal(regression: Regression) -> str:
@@ -407,7 +436,7 @@ def terminal(regression: Regression) -> str:
             for case in changed
             for text in (
                 _wrapped(f"{case.verdict} {case.id} {case.quantity}", "  "),
-                _wrapped(line(case), "    "),
+                _wrapped(_line_with_class(regression, case), "    "),
             )
         )
         blocks.append("\n".join([_case_heading(regression), *lines]))
@@ -418,6 +447,13 @@ def terminal(regression: Regression) -> str:
         )
         blocks.append("\n".join([_unchanged_heading(unchanged), *lines]))
     return "\n\n".join(blocks)
+
+
+def _line_with_class(regression: Regression, case: Judged) -> str:
+    """`line`, and the class where it says something else than the verdict."""
+    kind = _class(regression, case)
+    said = f"put down to {kind}" if kind == HARDWARE else ""
+    return "; ".join(filter(None, (line(case), said)))
 
 
 def _parted(regression: Regression) -> tuple[list[Judged], list[Judged]]:

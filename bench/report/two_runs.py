@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 
 from batchline.bench import units
@@ -18,6 +19,7 @@ from batchline.bench.report.document import (
     Section,
     Text,
     table,
+    unique,
 )
 from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import COLUMNS, render_table
@@ -26,11 +28,12 @@ from batchline.bench.texts import one_line
 from batchline.bench.verdicts.across_runs import Comparison, Pair
 
 _MOST_NAMED = 3
-_HEADERS = ("B", "latency", "change [95%], %", "memory", "error/tol.")
+_HEADERS = ("B", "latency", "change [95%], %", "class", "memory", "error/tol.")
 _MARK = "other machine"
 _CAUTION = (
     "This shows and does not judge: each side is one process, and two processes of the same code differ by "
-    "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs."
+    "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs. Its class "
+    "is what it would be put down to, were it confirmed."
 )
 
 
@@ -125,7 +128,23 @@ def summarize(comparison: Comparison) -> str:
         if comparison.other_machine
         else ""
     )
-    return one_line(f"{verdict}{alone}{forced}")
+    return one_line(f"{verdict}{_classes(moved)}{alone}{forced}")
+
+
+def _classes(moved: list[Pair]) -> str:
+    """How many of what moved are of each class, and of one class why, if that is said
+    of all.
+    """
+    counts = Counter(pair.cause.kind for pair in moved)
+    return "".join(
+        f"; {count} put down to {kind}{_why(kind, moved)}"
+        for kind, count in counts.most_common()
+    )
+
+
+def _why(kind: str, moved: list[Pair]) -> str:
+    reasons = unique(pair.cause.why for pair in moved if pair.cause.kind == kind)
+    return f" ({reasons[0]})" if len(reasons) == 1 and reasons[0] else ""
 
 
 def _side(run: Run) -> str:
@@ -154,6 +173,7 @@ def _row(pair: Pair) -> list[str]:
         str(pair.a.batch),
         f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
         _change(pair) + (" *" if pair.moved else ""),
+        pair.cause.kind,
         _both(pair, "peak_bytes", units.size),
         _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}"),
     ]

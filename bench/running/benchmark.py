@@ -175,7 +175,12 @@ def _resolved(request: Request) -> tuple[Request, dict]:
             f"{unknown[0]!r} is no clock of {device}: use {', '.join(CLOCKS[device])}"
         )
     request = dataclasses.replace(request, device=device, clocks=tuple(clocks))
-    return request, environment.machine(device)
+    from batchline.bench.measure import (
+        method,
+    )  # after it is known that all is installed
+
+    machine = environment.machine(device)
+    return request, machine | {"harness": method.harness()}
 
 
 def _require_named_folder() -> None:

@@ -147,6 +147,7 @@ STUDY = Format(2, {1: upgrade_study_1_to_2})
 REGRESSION = Format(1, {}, "run `make regress` again")
 SELFTEST = Format(1, {})
 JOURNAL = Format(2, {})
+ACCEPTED = Format(1, {})
 
 
 def to_json(value):

@@ -11,8 +11,9 @@ import datetime
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from batchline.bench.errors import UsageError
@@ -53,6 +54,28 @@ def toolchain(machine: Mapping) -> dict[str, str]:
     """The versions of what compiles the kernels, package → version."""
     versions = machine.get("versions", {})
     return {name: str(versions.get(name, _UNKNOWN)) for name in TOOLCHAIN}
+
+
+def method(machine: Mapping) -> dict[str, str]:
+    """How a run's times were taken, besides its clock: the digest of the harness
+    (bench.measure.method), and the Python that it ran in.
+    """
+    python = str(machine.get("python", _UNKNOWN))
+    return {
+        "harness": str(machine.get("harness", _UNKNOWN)),
+        "Python": ".".join(python.split(".")[:2]),
+    }
+
+
+def sm_mhz(facts: Mapping) -> float | None:
+    """The middle of the SM clocks seen while a case's problem was timed; None on a CPU
+    and where it is unknown.
+
+    A CPU's clock is not used: the mean over its cores counts those that idle.
+    """
+    after = (facts.get("state") or {}).get("after") or {}
+    seen = after.get("sm_mhz_seen")
+    return statistics.mean(seen) if seen else None
 
 
 def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
@@ -107,9 +130,11 @@ class Entry:
     """One run in a history.
 
     `when` is ISO 8601; `dirty` whether the sources differed from `commit` (None: not
-    known). `machine` and `toolchain` are as `identity` and `toolchain` give them. `cases`
-    is case id → {"clock", "median_s", "first_quartile_s", "third_quartile_s",
-    "peak_bytes", "error", "error_of_tolerance"}; what was not counted is None.
+    known). `machine`, `toolchain` and `method` are as `identity`, `toolchain` and
+    `method` give them; entries of before have no method. `cases` is case id → {"clock",
+    "median_s", "first_quartile_s", "third_quartile_s", "peak_bytes", "error",
+    "error_of_tolerance", "sm_mhz"}; what was not counted is None, and entries of before
+    have no "sm_mhz".
     """
 
     when: str
@@ -119,6 +144,7 @@ class Entry:
     machine: Mapping[str, str]
     toolchain: Mapping[str, str]
     cases: Mapping[str, Mapping]
+    method: Mapping[str, str] = field(default_factory=dict)
 
 
 def append(run: Run, folder: Path = HISTORY) -> Path | None:
@@ -184,6 +210,7 @@ def entry_of(run: Run) -> Entry:
             for record in run.records
             if record.status == MEASURED and 0 < record.median_s < math.inf
         },
+        method(run.machine),
     )
 
 
@@ -198,6 +225,7 @@ def _facts(record: Record) -> dict:
             name: _finite(record.facts.get(name))
             for name in ("peak_bytes", "error", "error_of_tolerance")
         },
+        "sm_mhz": sm_mhz(record.facts),
     }
 
 
@@ -228,7 +256,8 @@ def read(path: Path) -> tuple[list[Entry], list[int]]:
 def _entry(document: dict) -> Entry:
     if document["format"] != FORMAT:
         raise ValueError("of another version")
-    entry = Entry(**{field.name: document[field.name] for field in fields(Entry)})
+    document = {"method": {}, **document}
+    entry = Entry(**{one.name: document[one.name] for one in fields(Entry)})
     if not all(
         isinstance(text, str)
         for text in (
@@ -237,6 +266,7 @@ def _entry(document: dict) -> Entry:
             entry.profile,
             *entry.machine.values(),
             *entry.toolchain.values(),
+            *entry.method.values(),
         )
     ):
         raise TypeError("not all text is text")
@@ -245,4 +275,6 @@ def _entry(document: dict) -> Entry:
         parse_case_id(case)
         if not (isinstance(facts["clock"], str) and 0 < facts["median_s"] < math.inf):
             raise ValueError("no time")
+        if not (facts.get("sm_mhz") is None or 0 < facts["sm_mhz"] < math.inf):
+            raise ValueError("no clock")
     return entry

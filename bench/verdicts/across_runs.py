@@ -10,20 +10,37 @@ it.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchline.bench.stats import intervals
 from batchline.bench.stats.fits import LEAST_RUNS, ChangePoint, change_points
 from batchline.bench.statuses import MEASURED
+from batchline.bench.store.accepted import AcceptedStep
 from batchline.bench.store.history import (
     Entry,
     differences,
     machine_differences,
 )
 from batchline.bench.store.records import Record, Run
-from batchline.bench.store.regressions import LATENCY
+from batchline.bench.store.regressions import (
+    EQUIVALENT,
+    IMPROVED,
+    LATENCY,
+    REGRESSED,
+)
 from batchline.bench.verdicts.gate import floor
+from batchline.bench.verdicts.moves import (
+    NOISE,
+    Cause,
+    Conditions,
+    Move,
+    classify,
+    conditions_of_record,
+)
+
+_PLACED_WITHIN = 1  # runs
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,8 @@ class Pair:
     """A case that both runs have timed by the same clock.
 
     `change` is B's median over A's, less 1; `low` and `high` its 95% interval, infinite
-    where the samples are too few.
+    where the samples are too few. `cause` is what the change would be put down to, were
+    it confirmed.
     """
 
     a: Record
@@ -39,14 +57,14 @@ class Pair:
     change: float
     low: float
     high: float
+    cause: Cause
 
     @property
     def moved(self) -> bool:
         """Whether the interval is wholly beyond the floor: worth a look, and no
         verdict.
         """
-        noise = floor(LATENCY, self.a.median_s).share
-        return self.low > noise or self.high < -noise
+        return self.cause.kind != NOISE
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def compare(a: Run, b: Run) -> Comparison:
         if all(timed):
             clocks = [record.facts.get("clock") for record in ours]
             if clocks[0] == clocks[1]:
-                pairs.append(_pair(*ours))
+                pairs.append(_pair(a, b, *ours))
             else:
                 alone.append(
                     ("A", ours[0], f"by the clock {clocks[0]}, and in B by {clocks[1]}")
@@ -124,7 +142,7 @@ def are_comparable(a: Run, b: Run) -> bool:
     return same_profile and not machine_differences(a.machine, b.machine)
 
 
-def _pair(a: Record, b: Record) -> Pair:
+def _pair(run_a: Run, run_b: Run, a: Record, b: Record) -> Pair:
     """The ratio of two medians and its interval, of their order-statistic intervals.
 
     Price and Bonett, Distribution-free confidence intervals for difference and ratio of
@@ -135,9 +153,22 @@ def _pair(a: Record, b: Record) -> Pair:
     half_width = math.hypot(
         *(intervals.median_precision(record.samples_s) for record in (a, b))
     )
-    low = ratio * math.exp(-half_width)
-    high = ratio * math.exp(half_width) if half_width < 700 else math.inf
-    return Pair(a, b, ratio - 1, low - 1, high - 1)
+    low = ratio * math.exp(-half_width) - 1
+    high = ratio * math.exp(half_width) - 1 if half_width < 700 else math.inf
+    noise = floor(LATENCY, a.median_s).share
+    sides = conditions_of_record(run_a, a), conditions_of_record(run_b, b)
+    return Pair(a, b, ratio - 1, low, high, classify(_move(low, high, noise, *sides)))
+
+
+def _move(
+    low: float, high: float, noise: float, before: Conditions, after: Conditions
+) -> Move:
+    """A change with its interval: it is one where that is wholly beyond the floor."""
+    if low > noise:
+        return Move(REGRESSED, before, after, low)
+    if high < -noise:
+        return Move(IMPROVED, before, after, high)
+    return Move(EQUIVALENT, before, after)
 
 
 def _is_timed(record: Record | None) -> bool:
@@ -157,7 +188,7 @@ def _are_times(samples: Sequence) -> bool:
 @dataclass(frozen=True)
 class Series:
     """One case by one clock on one machine and profile: its runs, the oldest first, and
-    where it changed.
+    where it changed. Where a step was accepted the runs begin after it.
     """
 
     case: str
@@ -165,6 +196,7 @@ class Series:
     entries: tuple[Entry, ...]
     medians_s: tuple[float, ...]
     changes: tuple[ChangePoint, ...]
+    accepted: AcceptedStep | None = None
 
     @property
     def kernel(self) -> str:
@@ -177,6 +209,38 @@ class Series:
     @property
     def is_long_enough(self) -> bool:
         return len(self.entries) >= LEAST_RUNS
+
+    def cause(self, change: ChangePoint) -> Cause:
+        """What a change of this series is put down to."""
+        first, end = self._stretch(change)
+        # A change is placed to within a run: both neighbours of its place count.
+        last_before = self.entries[max(change.index - 1 - _PLACED_WITHIN, first)]
+        first_after = self.entries[min(change.index + _PLACED_WITHIN, end - 1)]
+        return classify(
+            Move(
+                REGRESSED if change.effect > 0 else IMPROVED,
+                self._conditions(last_before, self.entries[first : change.index]),
+                self._conditions(first_after, self.entries[change.index : end]),
+                change.effect,
+            )
+        )
+
+    def _stretch(self, change: ChangePoint) -> tuple[int, int]:
+        """The first run of the level before a change, and the end of that after it."""
+        places = [0, *(one.index for one in self.changes), len(self.entries)]
+        at = places.index(change.index)
+        return places[at - 1], places[at + 1]
+
+    def _conditions(self, entry: Entry, level: Sequence[Entry]) -> Conditions:
+        """Those of one run, with the median SM clock of its level."""
+        clocks_mhz = [one.cases[self.case].get("sm_mhz") for one in level]
+        known = all(clocks_mhz)
+        return Conditions(
+            entry.machine,
+            entry.method,
+            entry.toolchain,
+            statistics.median(clocks_mhz) if known else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -202,10 +266,12 @@ class Group:
 
 
 def groups(
-    entries: Iterable[Entry], cases: Container[str] | None = None
+    entries: Iterable[Entry],
+    cases: Container[str] | None = None,
+    accepted: Sequence[AcceptedStep] = (),
 ) -> list[Group]:
     """The entries by machine and profile, with a series for each case, or each of those
-    ids.
+    ids; a series begins after the newest of its accepted steps.
     """
     by_machine: dict[tuple, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.when):
@@ -214,25 +280,45 @@ def groups(
         ).append(entry)
     return [
         Group(
-            runs[0].machine, runs[0].profile, tuple(runs), tuple(_series(runs, cases))
+            runs[0].machine,
+            runs[0].profile,
+            tuple(runs),
+            tuple(_series(runs, cases, accepted)),
         )
         for runs in by_machine.values()
     ]
 
 
 def _series(
-    entries: Sequence[Entry], chosen: Container[str] | None
+    entries: Sequence[Entry],
+    chosen: Container[str] | None,
+    accepted: Sequence[AcceptedStep],
 ) -> Iterable[Series]:
     runs: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         for case, facts in entry.cases.items():
             if chosen is None or case in chosen:
                 runs.setdefault((case, facts["clock"]), []).append(entry)
-    for (case, clock), ours in runs.items():
+    for (case, clock), every in runs.items():
+        step = _newest_step(accepted, case, clock, every[0])
+        ours = [entry for entry in every if step is None or entry.when >= step.since]
         medians_s = tuple(entry.cases[case]["median_s"] for entry in ours)
-        yield Series(
-            case, clock, tuple(ours), medians_s, tuple(change_points(medians_s))
-        )
+        if ours:
+            changes = tuple(change_points(medians_s))
+            yield Series(case, clock, tuple(ours), medians_s, changes, step)
+
+
+def _newest_step(
+    accepted: Sequence[AcceptedStep], case: str, clock: str, entry: Entry
+) -> AcceptedStep | None:
+    """The newest accepted step of the series of a case that the entry is one of."""
+    series = (case, clock, entry.profile, entry.machine)
+    steps = [
+        step
+        for step in accepted
+        if (step.case, step.clock, step.profile, step.machine) == series
+    ]
+    return max(steps, key=lambda step: step.since, default=None)
 
 
 def toolchain_changes(entries: Sequence[Entry]) -> list[tuple[int, list[str]]]:

@@ -40,7 +40,8 @@ _MARKS = {Mark.BEST: "{} *", Mark.BAD: "{} *", Mark.STRONG: "{}"}
 LEVELS = ("error", "warning", "notice")
 MOST = 10  # annotations of one level that GitHub shows of a step
 SUMMARY_BYTES = 2**20  # more in one step's file, and GitHub shows nothing of it
-_CUT = "\n\nCut here: GitHub shows 1 MiB of a step's summary. The whole of it is among the run's files.\n"
+COMMENT_BYTES = 2**16  # GitHub refuses a comment of more characters
+_CUT = "\n\nCut here: GitHub takes no more. The whole of it is among the run's files.\n"
 
 
 def render(document: Document) -> str:
@@ -137,6 +138,11 @@ def step_summary(markdown: str) -> None:
                 f"batchline: can't write the step's summary ({error.strerror}): {name}",
                 file=sys.stderr,
             )
+
+
+def comment(markdown: str) -> str:
+    """The Markdown as a body that GitHub takes for a comment."""
+    return cut_to(markdown, COMMENT_BYTES).decode("utf-8")
 
 
 def cut_to(markdown: str, room_bytes: int) -> bytes:
