@@ -18,9 +18,9 @@ digits      32       NoiseMeter          527 µs    +148.6% (+147.1% to +149.7%)
 digits      32       Opacus ghost norms  706 µs    +233.4% (+231.2% to +236.1%)
 """
 EXITS = {
-    ExitCode.CLEAN: "every step was timed",
+    ExitCode.CLEAN: "the steps were timed; one that was not has its reason in its row",
     ExitCode.USAGE: "unknown device",
-    ExitCode.NOT_MEASURED: "the machine was too busy to time a step",
+    ExitCode.NOT_MEASURED: "no step could be timed",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 
