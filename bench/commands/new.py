@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import keyword
 import os
 import pkgutil
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ EXITS = {
     "already: nothing was written",
 }
 _OP, _VARIANT = "op", "variant"
+_DISPATCHED = "dispatched"  # of kernels.dispatch, which imports torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     for path in write(folder, options.name):
         print(path)
     is_said = settings and folder.resolve() in map(Path.resolve, settings.ops)
-    ops = "" if is_said else f" --ops {folder}"
+    ops = "" if is_said else f" --ops {shlex.quote(str(folder))}"
     print(f"next: batchline check{ops} -k {options.name.rpartition('/')[2]}")
     return ExitCode.CLEAN
 
@@ -71,6 +74,10 @@ def write_op(folder: Path, name: str) -> list[Path]:
     suite = [one.name for one in pkgutil.iter_modules([str(places.CODE / "kernels")])]
     if name in suite:
         raise UsageError(f"Batchline has a module {name!r} already: name it otherwise")
+    if name in _new_files.names_in_use():
+        raise UsageError(
+            f"the files that are written use the name {name!r}: name it otherwise"
+        )
     op = folder / name
     if op.exists():
         raise UsageError(f"{op} is there already: name it otherwise, or remove it")
@@ -95,7 +102,10 @@ def write_variant(folder: Path, name: str) -> list[Path]:
     op_name, slash, variant = name.partition("/")
     if not slash:
         raise UsageError(f"say of which op: batchline new variant {name}/triton_fast")
+    _require_name(op_name, _OP)
     _require_name(variant, _VARIANT)
+    if variant in (op_name, _DISPATCHED):
+        raise UsageError(f"{variant!r} is the op itself: name the variant otherwise")
     init = folder / op_name / "__init__.py"
     if not init.is_file():
         raise UsageError(
@@ -127,10 +137,13 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _require_name(name: str, kind: str) -> None:
+    what = "an op" if kind == _OP else "a variant"
+    if keyword.iskeyword(name):
+        raise UsageError(f"{name!r} can't name {what}: it is a word of Python's own")
     if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
         raise UsageError(
-            f"{name!r} can't name {'an op' if kind == _OP else 'a variant'}: use ASCII "
-            "letters, digits and _, the first a letter"
+            f"{name!r} can't name {what}: use ASCII letters, digits and _, the first a "
+            "letter"
         )
 
 
