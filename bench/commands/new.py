@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline import places
+from batchline import own_ops, places
 from batchline.bench import own_repository
 from batchline.bench.commands import _arguments, _new_files
 from batchline.bench.errors import ExitCode, UsageError
@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     settings = own_repository.read_settings(Path.cwd())
-    folder = options.into or (settings.ops[0] if settings and settings.ops else None)
+    said = [word for word in settings.ops if word != own_ops.SUITE] if settings else []
+    folder = options.into or next(iter(said), None)
     if folder is None:
         raise UsageError(
             "say which folder has your ops: --into my_ops, or once for all in "
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     write = write_op if options.kind == _OP else write_variant
     for path in write(folder, options.name):
         print(path)
-    is_said = settings and folder.resolve() in map(Path.resolve, settings.ops)
+    is_said = folder.resolve() in [Path(word).resolve() for word in said]
     ops = "" if is_said else f" --ops {shlex.quote(str(folder))}"
     print(f"next: batchline check{ops} -k {options.name.rpartition('/')[2]}")
     return ExitCode.CLEAN
