@@ -76,6 +76,7 @@ def test_a_run_reports_its_variants_and_a_wrong_one_is_a_row(repository):
     assert run.machine["revision"] == {"commit": head, "dirty": True}
     assert "row_scale" in (folder / "README.md").read_text()
     assert list((repository / ".batchline" / "history").glob("*.jsonl"))
+    assert not (repository / ".benchmarks").exists()  # of pytest-benchmark
 
 
 def test_a_slow_down_that_was_planted_fails_its_gate(repository):

@@ -315,6 +315,8 @@ def measure_cases(
 def _measured(session: Session, selection: str, *plugins) -> int:
     """pytest's exit code of a session."""
     benchmark = ["-p", "pytest_benchmark.plugin", "--benchmark-quiet"]
+    # it stores nothing, and would leave an empty folder .benchmarks
+    benchmark.append(f"--benchmark-storage=file://{os.devnull}")
     code = run_pytest([*benchmark, "-k", selection], session, *plugins)
     session.progress.end()
     if code == pytest.ExitCode.OK:
