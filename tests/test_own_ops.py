@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchline import own_ops
-from batchline.bench import folders, own_repository, reader
+from batchline.bench import folders, own_repository, reader, selection
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import environment as environment_of
@@ -323,3 +323,9 @@ def test_what_is_measured_is_no_change_of_the_sources(tmp_path, monkeypatch):
     assert environment_of.revision() == {"commit": head, "dirty": False}
     (folder / "my_ops" / "my_op" / "new.py").touch()
     assert environment_of.revision() == {"commit": head, "dirty": True}
+
+
+def test_where_no_op_loads_there_is_nothing_to_choose_from():
+    for expression in ("", "my_op"):
+        with pytest.raises(UsageError, match="no cases of profile smoke: `batchline"):
+            selection.selected([], expression, "of profile smoke")
