@@ -29,12 +29,12 @@ _OPS, _REPORTS = "ops", "reports"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a repository says of its ops: in which file, the folders of the ops, and
-    where what is measured of them is kept.
+    """What a repository says of its ops: in which file, the words of --ops (absolute
+    folders, and own_ops.SUITE), and where what is measured of them is kept.
     """
 
     file: Path
-    ops: tuple[Path, ...]
+    ops: tuple[str, ...]
     reports: Path
 
 
@@ -46,7 +46,8 @@ def use(words: Sequence[str] | None) -> None:
         UsageError: for a folder that has no ops, or one that clashes with another.
     """
     settings = read_settings(Path.cwd())
-    named = words or own_ops.named() or _said_in(settings) or _with_installed()
+    said = settings.ops if settings else ()
+    named = words or own_ops.named() or said or _with_installed()
     if named:
         absolute = [_absolute(word) for word in named]
         _require_no_clash([Path(word) for word in absolute if word != own_ops.SUITE])
@@ -82,18 +83,27 @@ def read_settings(start: Path) -> Settings | None:
     return None
 
 
+def _text(path: Path) -> str:
+    try:
+        # a file in another encoding may say nothing to batchline
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+
+
 def _from_toml(path: Path) -> Mapping | None:
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     if "batchline" not in text:
         return None
     try:
-        return tomllib.loads(text).get("tool", {}).get("batchline")
+        tool = tomllib.loads(text).get("tool", {})
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} can't be read: {error}") from error
+    return tool.get("batchline") if isinstance(tool, Mapping) else None
 
 
 def _from_cfg(path: Path) -> Mapping | None:
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     if "batchline" not in text:
         return None
     parser = configparser.ConfigParser(interpolation=None)
@@ -110,24 +120,23 @@ def _from_cfg(path: Path) -> Mapping | None:
 _FILES = (("pyproject.toml", _from_toml), ("setup.cfg", _from_cfg))
 
 
-def _settings(path: Path, said: Mapping) -> Settings:
+def _settings(path: Path, said: object) -> Settings:
+    if not isinstance(said, Mapping):
+        raise UsageError(f'{path}: write [tool.batchline], and below it ops = "my_ops"')
     if unknown := [name for name in said if name not in (_OPS, _REPORTS)]:
         raise UsageError(
             f"{path} says {unknown[0]!r} to batchline, which knows {_OPS} and {_REPORTS}"
         )
     ops, reports = said.get(_OPS, []), said.get(_REPORTS, KEPT)
     ops = [ops] if isinstance(ops, str) else ops
-    if not isinstance(ops, list) or not all(isinstance(one, str) for one in ops):
+    if not isinstance(ops, list) or not all(
+        one and isinstance(one, str) for one in ops
+    ):
         raise UsageError(f"{path}: {_OPS} is no folder, and no list of folders")
     if not isinstance(reports, str):
         raise UsageError(f"{path}: {_REPORTS} is no folder")
-    return Settings(
-        path, tuple(path.parent / one for one in ops), path.parent / reports
-    )
-
-
-def _said_in(settings: Settings | None) -> list[str]:
-    return [str(folder) for folder in settings.ops] if settings else []
+    words = (one if one == own_ops.SUITE else str(path.parent / one) for one in ops)
+    return Settings(path, tuple(words), path.parent / reports)
 
 
 def _with_installed() -> list[str]:
@@ -165,6 +174,8 @@ def _absolute(word: str) -> str:
     """
     if word == own_ops.SUITE:
         return word
+    if not word:
+        raise UsageError('--ops "" names no folder')
     folder = Path(word).resolve()
     if os.pathsep in str(folder):
         raise UsageError(f"{folder} has {os.pathsep!r} in its name: rename it")

@@ -43,7 +43,8 @@ def selected(case_ids: Sequence[str], selection: str, whose: str) -> list[str]:
     Raises:
         UsageError: if `selection` is not a pytest -k expression, or matches nothing.
     """
-    if case_ids and not selection:
+    require_cases(case_ids, whose)
+    if not selection:
         return list(case_ids)
     chooser = _Chooser(case_ids)
     code = run_pytest(["-k", selection, "--collect-only"], chooser)
@@ -92,6 +93,14 @@ class _Chooser:
 
     def pytest_collection_finish(self, session):
         self.chosen = [item.callspec.params["case_id"] for item in session.items]
+
+
+def require_cases(case_ids: Sequence[str], whose: str) -> None:
+    """Raise UsageError if there is no case to choose from: pytest would choose one that
+    has no id.
+    """
+    if not case_ids:
+        raise UsageError(f"there are no cases {whose}: `batchline check` says why")
 
 
 def require_selected(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 _OF_TERMINAL = tuple(
     getattr(signal, name)
@@ -67,6 +68,7 @@ def put_off_and_kept_from_children() -> Iterator[None]:
     """As `put_off`; a process that starts in the block never hears what the terminal
     sends: stopping it is ours.
     """
+    resource_tracker.ensure_running()  # whose start would take SIGINT from the mask
     with put_off():
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
         try:

@@ -9,15 +9,18 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from batchline.bench.commands import new
 from batchline.bench.errors import ExitCode
 from tests import wrong_kernels
 from tests.trees import copy_sources, drop_in
 
 pytestmark = pytest.mark.commands
+ROOT = Path(__file__).resolve().parents[1]
 
 RIGHT = '''"""The mean as a sum and a product."""
 from batchline.kernels.grad_reduce import grad_reduce
@@ -155,6 +158,20 @@ def test_what_can_not_run_here_is_no_pass(root):
 def test_a_call_that_is_none_is_usage(root, words, said):
     done = call(root, *words)
     assert done.returncode == 2 and said in done.stderr
+
+
+def test_an_op_without_a_variant_has_a_line_of_its_own(tmp_path):
+    written = new.write_op(tmp_path / "ops", "my_op")
+    (broken,) = new.write_op(tmp_path / "ops", "broken")[:1]
+    broken.write_text("def broken(:\n", encoding="utf-8")
+    for path in (*written[1:], broken.with_name(written[1].name)):
+        path.unlink()
+    done = call(ROOT, "--ops", str(tmp_path / "ops"))
+    assert done.returncode == ExitCode.FAULT and not done.stderr.count("Traceback")
+    first, second, last = sorted(done.stdout.splitlines(), key=len, reverse=True)
+    assert first.startswith("broken/ ") and "does not load: SyntaxError" in first
+    assert second.startswith("my_op/ ") and "torch_broadcast" in second
+    assert last == "2 variants: 2 wrong"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.__main__ import main
 from batchline.bench.commands import compare as command
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.report.render.terminal import COLUMNS
@@ -306,8 +307,16 @@ def test_a_page_of_runs_alike_says_so(tmp_path, capsys):
 def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
     pytest.importorskip("jinja2")
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
-    with pytest.raises(UsageError, match="can't write .*: No such file or directory"):
-        command.compare(a, b, page=tmp_path / "gone" / "both.html")
+    page = tmp_path / "gone" / "both.html"
+    with pytest.raises(UsageError, match="^can't write .*: No such file [a-z ]+$"):
+        command.compare(a, b, page=page)
+
+
+def test_a_page_is_a_file_in_a_folder_that_is_there(tmp_path, capsys):
+    for page, said in ((tmp_path, "is a folder"), (tmp_path / "a" / "b", "no folder")):
+        with pytest.raises(SystemExit):
+            main(["compare", "a", "b", "--html", str(page)])
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_page_has_the_largest_change_on_top():

@@ -43,6 +43,9 @@ def test_it_says_what_was_written_and_what_comes_next(here, capsys):
         "mine/my_op/torch_broadcast.py",
         "next: batchline check --ops mine -k my_op",
     ]
+    main(["new", "op", "my_op", "--into", "all mine"])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "next: batchline check --ops 'all mine' -k my_op"
 
 
 def test_a_variant_of_another_op_calls_its_baseline_and_declares_what_that_does(here):
@@ -73,9 +76,15 @@ def test_a_name_that_says_triton_is_a_triton_kernel_of_the_op_that_it_wrote(here
         (["op", "my_op"], "is there already"),
         (["op", "bmm"], "Batchline has a module 'bmm' already"),
         (["op", "my-op"], "'my-op' can't name an op"),
+        (["op", "class"], "'class' can't name an op: it is a word of Python's own"),
+        (["op", "Draw"], "the files that are written use the name 'Draw'"),
+        (["op", "torch"], "the files that are written use the name 'torch'"),
         (["op", "_my_op"], "'_my_op' can't name an op"),
         (["variant", "my_op"], "say of which op: batchline new variant my_op/"),
         (["variant", "my_op/2nd"], "'2nd' can't name a variant"),
+        (["variant", "my_op/my_op"], "'my_op' is the op itself"),
+        (["variant", "my_op/dispatched"], "'dispatched' is the op itself"),
+        (["variant", "/fast"], "'' can't name an op"),
         (["variant", "other/fast"], "there is no op 'other' in mine"),
         (["variant", "my_op/torch_broadcast"], "is there already"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchline import own_ops
-from batchline.bench import folders, own_repository, reader
+from batchline.bench import folders, own_repository, reader, selection
 from batchline.bench.declared import Declared
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import environment as environment_of
@@ -87,6 +87,21 @@ def test_a_repository_says_it_once_for_every_folder_in_it(
     assert folders.history() == Path("..", ".batchline", "history")
 
 
+def test_a_repository_may_name_the_suites_own_ops_too(repository):
+    ops = make_op(repository / "my_ops")
+    (repository / "pyproject.toml").write_text(
+        '[tool.batchline]\nops = ["my_ops", "batchline"]\n'
+    )
+    own_repository.use(None)
+    assert own_ops.named() == [str(ops), own_ops.SUITE]
+
+
+def test_a_file_in_another_encoding_says_nothing(repository):
+    (repository / "setup.cfg").write_bytes("# Jos\u00e9\n".encode("latin-1"))
+    own_repository.use(None)
+    assert own_ops.named() == []
+
+
 def test_what_is_measured_is_kept_where_the_repository_says(repository):
     make_op(repository / "my_ops")
     (repository / "pyproject.toml").write_text(
@@ -110,6 +125,9 @@ def test_ops_that_are_named_are_measured_into_their_repository(repository, monke
         ('[tool.batchline]\nop = "my_ops"\n', "knows ops and reports"),
         ("[tool.batchline]\nops = 3\n", "ops is no folder"),
         ("[tool.batchline]\nops = [3]\n", "ops is no folder"),
+        ('[tool.batchline]\nops = ""\n', "ops is no folder"),
+        ('[tool]\nbatchline = "my_ops"\n', r"write \[tool.batchline\]"),
+        ("[tool]\nbatchline = 3\n", r"write \[tool.batchline\]"),
         ("[tool.batchline]\nreports = 3\n", "reports is no folder"),
         ("[tool.batchline\n", "can't be read"),
         ('[tool.batchline]\nops = "nowhere"\n', "there is no folder"),
@@ -123,6 +141,8 @@ def test_a_setting_that_is_none_is_a_line(repository, text, said):
 
 def test_a_folder_without_ops_says_what_to_name(repository):
     (repository / "empty").mkdir()
+    with pytest.raises(UsageError, match='--ops "" names no folder'):
+        own_repository.use([""])
     with pytest.raises(UsageError, match="`batchline new op NAME` writes one"):
         own_repository.use(["empty"])
     make_op(repository / "my_ops")
@@ -303,3 +323,9 @@ def test_what_is_measured_is_no_change_of_the_sources(tmp_path, monkeypatch):
     assert environment_of.revision() == {"commit": head, "dirty": False}
     (folder / "my_ops" / "my_op" / "new.py").touch()
     assert environment_of.revision() == {"commit": head, "dirty": True}
+
+
+def test_where_no_op_loads_there_is_nothing_to_choose_from():
+    for expression in ("", "my_op"):
+        with pytest.raises(UsageError, match="no cases of profile smoke: `batchline"):
+            selection.selected([], expression, "of profile smoke")

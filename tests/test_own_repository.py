@@ -76,6 +76,7 @@ def test_a_run_reports_its_variants_and_a_wrong_one_is_a_row(repository):
     assert run.machine["revision"] == {"commit": head, "dirty": True}
     assert "row_scale" in (folder / "README.md").read_text()
     assert list((repository / ".batchline" / "history").glob("*.jsonl"))
+    assert not (repository / ".benchmarks").exists()  # of pytest-benchmark
 
 
 def test_a_slow_down_that_was_planted_fails_its_gate(repository):
@@ -102,3 +103,14 @@ def test_a_base_without_its_ops_is_a_line(repository):
     done = batchline(repository, "regress", "--base", "empty")
     assert done.returncode == 2
     assert "has no ops in my_ops/ to compare with" in done.stderr
+
+
+def test_a_run_of_ops_that_do_not_load_ends_with_a_line(tmp_path):
+    op = tmp_path / "ops" / "broken" / "__init__.py"
+    op.parent.mkdir(parents=True)
+    op.write_text("def broken(:\n")
+    done = batchline(tmp_path, "run", "--profile", "smoke", "--ops", "ops")
+    assert done.returncode == 2 and "SyntaxError" in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("batchline: there are no cases of profile smoke")
+    assert not list(tmp_path.rglob("run.json"))

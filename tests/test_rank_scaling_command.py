@@ -46,6 +46,7 @@ def test_every_way_is_right_on_two_ranks_and_the_advisor_is_fed(tmp_path):
         (("--ranks", "1"), "--ranks must be 2 or more"),
         (("--parameters", str(10**9)), "give fewer --parameters"),
         (("--to", "/no/such/folder/x.json"), "there is no folder"),
+        (("--to", "/"), "is a folder: name a file"),
     ],
 )
 def test_a_call_that_is_not_usable_is_one_line(words, said):

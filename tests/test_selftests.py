@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from batchline import own_ops
 from batchline.bench import folders, selection
 from batchline.bench.commands import selftest
-from batchline.bench.errors import ExitCode
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.worker.task import Outcome
 from batchline.bench.regress import pairs as gate
 from batchline.bench.report import of_commands as report
@@ -303,3 +304,9 @@ def test_ctrl_c_keeps_the_sessions_that_are_done(
         assert "stopped by Ctrl-C" in capsys.readouterr().out
     else:
         assert not (tmp_path / "out").exists()
+
+
+def test_of_another_repository_it_asks_for_the_cases(tmp_path, monkeypatch):
+    monkeypatch.setenv(own_ops.VARIABLE, str(tmp_path))
+    with pytest.raises(UsageError, match="say which few cases of your ops: -k"):
+        selftest.selftest("smoke", "cpu", "", 3)

@@ -18,6 +18,7 @@ from tests.trees import copy_sources
 
 pytestmark = pytest.mark.commands
 
+ROOT = Path(__file__).resolve().parents[1]
 BENCH = [sys.executable, "-m", "batchline"]
 
 
@@ -182,3 +183,20 @@ def test_a_signal_in_what_must_be_done_whole_counts_after_it():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert done == ["whole"]
+
+
+def test_a_process_that_is_just_started_hears_no_ctrl_c():
+    """Not even the first one, at whose start multiprocessing changes the mask."""
+    mask = "import signal; print(signal.SIGINT in signal.pthread_sigmask(0, ()))"
+    start = f"""
+from multiprocessing import get_context
+from batchline.bench.stopping import put_off_and_kept_from_children
+with put_off_and_kept_from_children():
+    child = get_context("spawn").Process(target=exec, args=({mask!r},))
+    child.start()
+child.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n", done.stderr

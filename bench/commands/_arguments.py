@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 from pathlib import Path
 
 from batchline.bench.folders import HISTORY, RUNS
@@ -99,6 +100,19 @@ def add_history(parser: argparse.ArgumentParser, what: str) -> None:
 def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     """--run: the folder of a stored run."""
     parser.add_argument("--run", type=folder, metavar="RUN", help=what)
+
+
+def new_file(text: str) -> Path:
+    """A file to write, in a folder that is there: known before anything is measured."""
+    path = Path(text)
+    parent = path.absolute().parent
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file")
+    if not parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"can't write to {parent}")
+    return path
 
 
 def folder(text: str) -> Path | None:

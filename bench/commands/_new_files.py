@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
+from types import MappingProxyType
 
 TEMPLATE_SIGNATURE = "x[B,P], s[B] → y[B,P]"  # of the op below
 BASELINE = "torch_broadcast"
@@ -148,6 +150,16 @@ def {variant}(x, s):
 
 # Of the op above, by what a variant's name begins with.
 _OF_TEMPLATE = (("triton_", TRITON), ("numba_cpu_", NUMBA_CPU))
+# A text filled with them is Python.
+_ANY_NAMES = MappingProxyType(
+    {
+        "op": "_op",
+        "variant": "_variant",
+        "baseline": BASELINE,
+        "signature": TEMPLATE_SIGNATURE,
+        "block": "1024",
+    }
+)
 
 
 def op_files(op: str) -> dict[str, str]:
@@ -176,6 +188,20 @@ def variant_file(
             if variant.startswith(prefix):
                 return _filled(text, names)
     return _filled(ANY, names | {"parameters": parameters, "declares": declares})
+
+
+def names_in_use() -> frozenset[str]:
+    """The names that the files of the op above import or define: no op can have one."""
+    names = set()
+    for text in (OP, TORCH_BASELINE, TRITON, NUMBA_CPU):
+        for node in ast.parse(_filled(text, _ANY_NAMES)).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Assign):
+                names |= {target.id for target in node.targets}
+    return frozenset(names - {_ANY_NAMES["op"], _ANY_NAMES["variant"]})
 
 
 def _filled(text: str, names: Mapping[str, str]) -> str:

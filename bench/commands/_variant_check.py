@@ -110,17 +110,18 @@ def verdicts(
 
 
 def _ids(folder: Path) -> list[str]:
-    """op/variant of each file that should be a variant, whatever it is called."""
+    """op/variant of each file that should be a variant, whatever it is called; "op/" of
+    an op that has none.
+    """
     ids = []
     for op in sorted(folder.iterdir()):
         if op.is_dir() and op.name[0] not in "_.":
             files = {path.stem for path in op.glob("*.py")}
             packages = {path.parent.name for path in op.glob("*/__init__.py")}
-            ids += [
-                f"{op.name}/{name}"
-                for name in sorted(files | packages)
-                if name[0] not in "_."
-            ]
+            names = [name for name in sorted(files | packages) if name[0] not in "_."]
+            if not names and (op / "__init__.py").is_file():
+                names = [""]
+            ids += [f"{op.name}/{name}" for name in names]
     return ids
 
 
@@ -168,15 +169,17 @@ def _request(chosen: Sequence[str]) -> dict:
 def _declared_wrongly(read: Catalogue, variant_id: str) -> str | None:
     """What is wrong with a variant's name, file or declaration; None if nothing is."""
     op_name, _, name = variant_id.partition("/")
-    for part, what in ((op_name, "op"), (name, "variant")):
-        if not is_name(part):
+    for part, what in ((op_name, "an op"), (name, "a variant")):
+        if part and not is_name(part):
             return (
-                f"{part!r} can't name a {what}: rename it to ASCII letters, digits "
+                f"{part!r} can't name {what}: rename it to ASCII letters, digits "
                 "and _, the first no digit"
             )
     op = read.ops.get(op_name)
     if op is None:
         return _broken_op(read, op_name)
+    if not name:
+        return "it has no variant in a file of its own: write its baseline's"
     variant = op.variants[name]
     if variant.broken:
         return clean_line(variant.broken[1])

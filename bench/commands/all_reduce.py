@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from batchline.bench.commands import _arguments
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        type=Path,
+        type=_arguments.new_file,
         metavar="FILE",
         help="also write what was measured, for `batchline advise --all-reduce`",
     )
@@ -71,7 +72,6 @@ def run(options: argparse.Namespace) -> int:
     from batchline.bench.noise.rank_scaling import FORMAT, Scaling
     from batchline.bench.report.render.terminal import render_parts
     from batchline.bench.report.sections.scaling import scaling
-    from batchline.bench.store import files
 
     if stand_in.is_on():
         raise UsageError(
@@ -85,8 +85,6 @@ def run(options: argparse.Namespace) -> int:
             f"each rank's gradients would take {rank_bytes / 2**30:.3g} GiB, and 2 are the most: "
             "give fewer --parameters or smaller --batches"
         )
-    if options.to and not options.to.absolute().parent.is_dir():
-        raise UsageError(f"--to: there is no folder {options.to.absolute().parent}")
     device = environment.resolve_device(options.device)
     before = state.read()
     measured = mean_over_ranks.measure(
@@ -97,6 +95,14 @@ def run(options: argparse.Namespace) -> int:
     print(render_parts(list(scaling(result))))
     if options.to:
         machine = environment.machine(device)
-        document = {"format": FORMAT, "machine": machine, **measured}
-        print(f"written: {files.write_json(options.to, document)}")
+        _write(options.to, {"format": FORMAT, "machine": machine, **measured})
     return ExitCode.FAULT if result.wrong else ExitCode.CLEAN
+
+
+def _write(path: Path, document: Mapping) -> None:
+    from batchline.bench.store import files
+
+    try:
+        print(f"written: {files.write_json(path, document)}")
+    except OSError as error:
+        raise UsageError(f"can't write {path} ({error.strerror})") from error

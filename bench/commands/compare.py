@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import EVIDENCE, runs
 from batchline.bench.regress.base_tree import commit_of
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html",
         metavar="FILE",
-        type=Path,
+        type=_arguments.new_file,
         help="write both in one page, with what changed first",
     )
 
@@ -111,6 +112,8 @@ def compare(
         print(terminal(compared))
         if page is not None:
             _write_page(compared, page)
+    except UsageError:  # a ValueError, too
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{a} or {b} is damaged ({error}): measure it again"

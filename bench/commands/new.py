@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import keyword
 import os
 import pkgutil
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchline import places
+from batchline import own_ops, places
 from batchline.bench import own_repository
 from batchline.bench.commands import _arguments, _new_files
 from batchline.bench.errors import ExitCode, UsageError
@@ -27,6 +29,7 @@ EXITS = {
     "already: nothing was written",
 }
 _OP, _VARIANT = "op", "variant"
+_DISPATCHED = "dispatched"  # of kernels.dispatch, which imports torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     settings = own_repository.read_settings(Path.cwd())
-    folder = options.into or (settings.ops[0] if settings and settings.ops else None)
+    said = [word for word in settings.ops if word != own_ops.SUITE] if settings else []
+    folder = options.into or next(iter(said), None)
     if folder is None:
         raise UsageError(
             "say which folder has your ops: --into my_ops, or once for all in "
@@ -55,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     write = write_op if options.kind == _OP else write_variant
     for path in write(folder, options.name):
         print(path)
-    is_said = settings and folder.resolve() in map(Path.resolve, settings.ops)
-    ops = "" if is_said else f" --ops {folder}"
+    is_said = folder.resolve() in [Path(word).resolve() for word in said]
+    ops = "" if is_said else f" --ops {shlex.quote(str(folder))}"
     print(f"next: batchline check{ops} -k {options.name.rpartition('/')[2]}")
     return ExitCode.CLEAN
 
@@ -71,6 +75,10 @@ def write_op(folder: Path, name: str) -> list[Path]:
     suite = [one.name for one in pkgutil.iter_modules([str(places.CODE / "kernels")])]
     if name in suite:
         raise UsageError(f"Batchline has a module {name!r} already: name it otherwise")
+    if name in _new_files.names_in_use():
+        raise UsageError(
+            f"the files that are written use the name {name!r}: name it otherwise"
+        )
     op = folder / name
     if op.exists():
         raise UsageError(f"{op} is there already: name it otherwise, or remove it")
@@ -95,7 +103,10 @@ def write_variant(folder: Path, name: str) -> list[Path]:
     op_name, slash, variant = name.partition("/")
     if not slash:
         raise UsageError(f"say of which op: batchline new variant {name}/triton_fast")
+    _require_name(op_name, _OP)
     _require_name(variant, _VARIANT)
+    if variant in (op_name, _DISPATCHED):
+        raise UsageError(f"{variant!r} is the op itself: name the variant otherwise")
     init = folder / op_name / "__init__.py"
     if not init.is_file():
         raise UsageError(
@@ -127,10 +138,13 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _require_name(name: str, kind: str) -> None:
+    what = "an op" if kind == _OP else "a variant"
+    if keyword.iskeyword(name):
+        raise UsageError(f"{name!r} can't name {what}: it is a word of Python's own")
     if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
         raise UsageError(
-            f"{name!r} can't name {'an op' if kind == _OP else 'a variant'}: use ASCII "
-            "letters, digits and _, the first a letter"
+            f"{name!r} can't name {what}: use ASCII letters, digits and _, the first a "
+            "letter"
         )
 
 

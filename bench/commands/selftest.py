@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchline import own_ops
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.folders import remove_if_empty, require_writable
@@ -85,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_ops(parser)
     _arguments.add_plan(parser)
     _arguments.add_selection(
-        parser, "the cases whose id matches, as in pytest -k (default: a handful)"
+        parser,
+        "the cases whose id matches, as in pytest -k (default: a handful of "
+        "Batchline's own ops)",
     )
     parser.add_argument(
         "--sessions",
@@ -125,6 +128,10 @@ def selftest(
     from batchline.bench.regress import pairs as gate
     from batchline.bench.selection import selected
 
+    if own_ops.repository() and not selection:
+        raise UsageError(
+            "say which few cases of your ops: -k, as `batchline list` shows"
+        )
     device = environment.resolve_device(device)
     extent = _EXTENTS[
         stand_in.NAME if device == "cuda" and stand_in.is_on() else device

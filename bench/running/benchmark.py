@@ -41,7 +41,7 @@ from batchline.bench.running import after_cases, dealing
 from batchline.bench.running.budget import Schedule
 from batchline.bench.running.dealing import DealingMeasurer
 from batchline.bench.running.session import Measurer, Progress, Session
-from batchline.bench.selection import require_selected, run_pytest
+from batchline.bench.selection import require_cases, require_selected, run_pytest
 from batchline.bench.statuses import MEASURED, NOT_REACHED, is_broken
 from batchline.bench.stopping import put_off
 from batchline.bench.store.journal import Journal, RunBuilder, store
@@ -121,6 +121,9 @@ def benchmark(
         the_plan = plan(request.profile, request.device, request.deadline_s)
         for one in the_plan.broken:
             complain(one)
+        require_cases(
+            [case.id for case in the_plan.cases], f"of profile {request.profile}"
+        )
         builder = stack.enter_context(
             contextlib.closing(RunBuilder(Journal(run_folder), started))
         )
@@ -320,6 +323,8 @@ def measure_cases(
 def _measured(session: Session, selection: str, *plugins) -> int:
     """pytest's exit code of a session."""
     benchmark = ["-p", "pytest_benchmark.plugin", "--benchmark-quiet"]
+    # it stores nothing, and would leave an empty folder .benchmarks
+    benchmark.append(f"--benchmark-storage=file://{os.devnull}")
     code = run_pytest([*benchmark, "-k", selection], session, *plugins)
     session.progress.end()
     if code == pytest.ExitCode.OK:

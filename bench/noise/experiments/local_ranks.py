@@ -21,6 +21,7 @@ from torch import distributed
 from batchline.bench import texts
 from batchline.bench.errors import UsageError
 from batchline.bench.measure.worker.worker import be_a_good_child
+from batchline.bench.stopping import put_off_and_kept_from_children
 
 NCCL, GLOO = "nccl", "gloo"
 _FEWEST, _MOST = 5, 30  # samples of a piece of work
@@ -59,8 +60,9 @@ def run(
             )
             for rank in range(count)
         ]
-        for rank in ranks:
-            rank.start()
+        with put_off_and_kept_from_children():
+            for rank in ranks:
+                rank.start()
         sender.close()
         try:
             why_not, answer = _answer(receiver, ranks, longest_s)
