@@ -6,6 +6,7 @@ soon after, and each would compile it anew.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def compile_first() -> None:
 
 def _compile() -> None:
     """Kind after kind, but those at once that share most of their code."""
+    gc.disable()  # what Numba makes lives on until the process ends
     from batchline.bench.measure.emulator import asynchronous, machine, tensor_copies
 
     handlers = [
