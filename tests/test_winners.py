@@ -10,7 +10,6 @@ from batchline.bench.report.findings import Findings
 from batchline.bench.statuses import (
     FAILED,
     INVALID,
-    MEASURED,
     NOT_HERE,
     THE_MACHINE_WAS,
     UNSUPPORTED,
@@ -18,6 +17,7 @@ from batchline.bench.statuses import (
 from batchline.bench.store.records import OpFacts, Record, Run
 from batchline.bench.verdicts import winners
 from batchline.bench.verdicts.winners import describe
+from tests.fake_calls import record
 
 BACKENDS = {
     "torch_bmm": "torch",
@@ -30,18 +30,7 @@ BACKENDS = {
 
 def timed(variant, batch, seconds, **facts):
     """A case whose samples are within 0.1% of `seconds`."""
-    samples = tuple(seconds * (1 + step / 10_000) for step in range(-10, 11))
-    facts = {"backend": BACKENDS[variant], "clock": "host", **facts}
-    return Record(
-        "bmm",
-        variant,
-        "tiny_16",
-        "float32",
-        batch,
-        MEASURED,
-        samples_s=samples,
-        facts=facts,
-    )
+    return record(variant, batch, seconds, backend=BACKENDS[variant], **facts)
 
 
 def untimed(variant, batch, status, reason=""):

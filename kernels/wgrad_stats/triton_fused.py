@@ -23,19 +23,11 @@ each product reads X and dY four times, 67 MB, for in a 128x128 tile a byte serv
 operations. With one token 15 of a step's 16 products are with 0.
 """
 
-import torch
-
-from batchline.kernels.grad_reduce.triton_whole_words import sum_rows
-from batchline.kernels.grad_stats._triton_sums import finish
-from batchline.kernels.statistics import of_nothing
 from batchline.kernels.tuning import Tunable
 from batchline.kernels.wgrad_stats import wgrad_stats
-from batchline.kernels.wgrad_stats._gradient_tiles import (
-    least_splits,
-    rank_tiles,
-    vary_splits,
-)
+from batchline.kernels.wgrad_stats._gradient_tiles import rank_tiles, vary_splits
 from batchline.kernels.wgrad_stats._triton_gradients import reduce_gradients, tiles
+from batchline.kernels.wgrad_stats._two_products import multiply_twice
 
 CONFIGS = Tunable(
     rule=lambda x, dy, target: rank_tiles(x, dy, target)[0],
@@ -51,24 +43,4 @@ CONFIGS = Tunable(
     tunable=CONFIGS,
 )
 def triton_fused(x, dy):
-    (batch, tokens, i), o = x.shape, dy.shape[2]
-    if batch == 0:
-        return of_nothing((o, i), x.dtype, x.device)
-    mean = torch.empty((o, i), dtype=torch.float32, device=x.device)
-    if 0 in (tokens, i, o):
-        return mean.zero_(), *torch.zeros(
-            (2, batch), dtype=torch.float32, device=x.device
-        )
-    config = dict(CONFIGS.choose(x, dy))
-    splits = max(config.pop("SPLITS"), least_splits(batch))
-    dots = torch.empty(
-        (tiles(x, dy, config), 2, batch), dtype=torch.float32, device=x.device
-    )
-    if splits == 1:
-        reduce_gradients(x, dy, mean[None], dots[:, 0], config, 1 / batch)
-    else:
-        partial = torch.empty((splits, o, i), dtype=torch.float32, device=x.device)
-        reduce_gradients(x, dy, partial, dots[:, 0], config, 1.0)
-        sum_rows(partial.flatten(1), mean.view(-1), 1 / batch)
-    reduce_gradients(x, dy, mean.expand(splits, -1, -1), dots[:, 1], config)
-    return mean, *finish(dots.flatten(1))
+    return multiply_twice(x, dy, CONFIGS, tiles, reduce_gradients)
