@@ -4,6 +4,7 @@ dropped in beside the real ones.
 
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -205,11 +206,10 @@ def test_a_measured_case_has_its_facts_and_raw_samples(faulty_run):
     assert facts["clock"] == "host" and facts["backend"] == "torch"
     assert set(facts["clocks"]) == {"host", "host_cold"}
     assert facts["clocks"]["host"]["median_s"] == pytest.approx(record.median_s)
-    assert (
-        0 < facts["precision"] < 1
-        and facts["input_bytes"] == 2 * 4 * 16**3
-        and facts["discarded"] == 0
-    )
+    # A busy machine's interval may be wider than the median: no upper bound here.
+    assert 0 < facts["precision"] < math.inf
+    assert facts["input_bytes"] == 2 * 4 * 16**3
+    assert facts["discarded"] == 0
     assert run.ceilings.matmul_flops_per_s["float32"] > 1e9
     machine = run.machine
     assert (
