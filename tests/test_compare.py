@@ -156,23 +156,45 @@ def test_a_gpu_is_its_model_memory_and_major_driver(other, same):
     assert (not compare(*sides).other_machine) is same
 
 
-def test_forced_every_line_says_that_the_machine_is_another(tmp_path, capsys):
+def test_forced_it_is_said_once_that_the_machine_is_another(tmp_path, capsys):
+    """And the two are compared in ratios, by op, with the map of each."""
     output = shown(
         capsys,
         saved(tmp_path / "a"),
-        saved(tmp_path / "b", machine={"cpu": "Another CPU"}),
+        saved(tmp_path / "b", factor=60, machine={"cpu": "Another CPU"}),
         force=True,
     )
-    lines = [line for line in output.splitlines() if line.strip(" -")]
-    assert len(lines) > 5 and all("other machine" in line for line in lines)
+    assert output.count("other machine: ") == 1 and "hardware" in output
+    assert output.startswith("B takes 60.0x of A's time, in the geometric mean of 1 ")
+    lines = [line.split() for line in output.splitlines()]
+    assert ["bmm", "1", "60.0x", "60.0x", "60.0x"] in lines
+    assert "60.0x [" in output and "+" not in output
+    for side in "AB":
+        assert f"Which wins where on {side}, " in output
+
+
+def test_ratios_have_the_geometric_mean_of_each_op():
+    def run(*factors):
+        one = run_json.parse(stored())
+        (case,) = (record for record in one.records if record.samples_s)
+        cases = (
+            replace(case, batch=batch, samples_s=(factor, factor, factor))
+            for batch, factor in enumerate(factors, 1)
+        )
+        return replace(one, records=tuple(cases))
+
+    (ratio,) = compare(run(1, 1, 1), run(1, 2, 4)).ratios
+    assert (ratio.op, ratio.count) == ("bmm", 3)
+    assert (ratio.least, ratio.mean, ratio.largest) == pytest.approx((1, 2, 4))
 
 
 def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
     b = stored()
     b["batchline"]["cases"][0] |= {"status": "wrong", "reason": "on ragged: no"}
     text = terminal(compare(run_json.parse(stored()), run_json.parse(b)))
-    assert "no case is timed in both runs" in text and "Timed in A only" in text
-    assert "tiny_16/float32, B = 4 (wrong: on ragged: no)" in text
+    assert "no case is timed in both runs" in text and "Timed in one run only" in text
+    row = next(line.split() for line in text.splitlines() if line.startswith("A  "))
+    assert row == [*"A bmm/torch_bmm/tiny_16/float32 4 wrong: on ragged: no".split()]
 
 
 def test_times_by_different_clocks_are_not_compared():
@@ -277,16 +299,30 @@ def test_a_commit_that_git_has_lost_is_found_by_its_hash(tmp_path, capsys):
 
 def test_a_page_has_what_changed_first(tmp_path, capsys):
     pytest.importorskip("jinja2")
+    a, b = saved(tmp_path / "a"), saved(tmp_path / "b", factor=1.2)
+    page = tmp_path / "both.html"
+    assert shown(capsys, a, b, page=page).endswith(f"page: {page}\n")
+    tree = Tree(page.read_text(encoding="utf-8"))
+    assert tree.text("h2") == ["What changed", "Every case"]
+    assert tree.text("strong")[0].startswith("1 of 1 cases differ by more")
+    changed = tree.all("table")[0]["text"].split()
+    assert CASE in changed and "slower" in changed
+
+
+def test_a_page_of_two_machines_has_their_maps(tmp_path, capsys):
+    pytest.importorskip("jinja2")
     a = saved(tmp_path / "a")
     b = saved(tmp_path / "b", factor=1.2, machine={"device_name": "<b>Another</b>"})
     page = tmp_path / "both.html"
     output = shown(capsys, a, b, force=True, page=page)
     assert output.endswith(f"page: {page}\n")
     tree = Tree(page.read_text(encoding="utf-8"))
-    assert tree.text("h2") == ["What changed", "Every case"]
-    assert tree.text("strong")[0].startswith("1 of 1 cases differ by more")
-    changed = tree.all("table")[0]["text"].split()
-    assert CASE in changed and "slower" in changed
+    maps = [
+        f"Which wins where on {side}, {of}"
+        for side, of in (("A", "Some CPU"), ("B", "<b>Another</b>"))
+    ]
+    assert tree.text("h2") == ["B's time over A's, by op", *maps, "Every case"]
+    assert tree.text("strong")[0].startswith("B takes 1.20x of A's time")
     assert not tree.all("b", "script") and "default-src 'none'" in page.read_text()
     (bad,) = (
         one["text"]

@@ -1,5 +1,5 @@
-"""`batchline compare`: two stored runs side by side. It never gates; `batchline regress`
-does.
+"""`batchline compare`: two stored runs side by side, or those of several machines. It
+never gates; `batchline regress` does.
 """
 
 from __future__ import annotations
@@ -7,8 +7,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from batchline.bench.commands import _arguments
@@ -20,9 +23,9 @@ from batchline.bench.store.files import blamed_on, read_text, stored_below, writ
 from batchline.bench.store.records import Run
 
 if TYPE_CHECKING:
-    from batchline.bench.verdicts.across_runs import Comparison
+    from batchline.bench.report.document import Document
 
-HELP = "two stored runs side by side"
+HELP = "two stored runs side by side, or those of several machines"
 SAMPLE = """
 None of 816 cases differs by more than its interval and 1% or 1 µs
 
@@ -33,32 +36,46 @@ B    latency            change [95%], %      class    memory    error/tol.
 """
 EXITS = {
     ExitCode.CLEAN: "the comparison is above, whatever has changed",
-    ExitCode.USAGE: "a side is no run, or they are not of the same machine",
-    ExitCode.NOT_MEASURED: "no case is timed in both",
+    ExitCode.USAGE: "a side is no run, or they are not of the same machine (with --by: "
+    "of one)",
+    ExitCode.NOT_MEASURED: "no case is timed in both (with --by: a run has timed none)",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "a", metavar="A", help="a run's folder, or a revision that a stored run is of"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="A and B, each a run's folder, or a revision that a stored run is of",
     )
-    parser.add_argument("b", metavar="B", help="another")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="across machines, too: each line then says so",
+        help="across machines, too: in ratios, with the map of each",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("device",),
+        help="runs of several machines, two or more: which variant wins on which",
     )
     parser.add_argument(
         "--html",
         metavar="FILE",
         type=_arguments.new_file,
-        help="write both in one page, with what changed first",
+        help="write them in one page, of two runs with what changed first",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    return compare(options.a, options.b, options.force, page=options.html)
+    if options.by:
+        return compare_devices(options.runs, page=options.html)
+    if len(options.runs) != 2:
+        raise UsageError(
+            f"say which two: batchline compare A B ({len(options.runs)} named; --by device takes more)"
+        )
+    return compare(*options.runs, options.force, page=options.html)
 
 
 def compare(
@@ -74,16 +91,15 @@ def compare(
     Args:
         a, b: a run's folder, or a git revision: then the newest run under `stored` that
             was measured at it, on the machine of the other side if there is one.
-        force: compare runs of different machines or toolchains, and say so in every
-        line.
+        force: compare runs of different machines or toolchains, in ratios.
         page: a file to write them into as a page.
 
     Raises:
         UsageError: if a side is no run, the machines differ and `force` is not given,
         or the page can't be written.
     """
-    from batchline.bench.report.two_runs import terminal
-    from batchline.bench.store.history import machine_differences, why_made_up
+    from batchline.bench.report import two_runs
+    from batchline.bench.store.history import machine_differences
     from batchline.bench.verdicts import across_runs
 
     stored = stored or (runs(), EVIDENCE)
@@ -98,35 +114,96 @@ def compare(
         ),
         (sides[0][0], sides[1][0]),
     )
-    for name, run in zip((a, b), ours):
-        if why := why_made_up(run.machine):
-            raise UsageError(f"{name}: {why}, so there is nothing to compare")
+    _refuse_made_up(dict(zip((a, b), ours)))
     differ = machine_differences(*(run.machine for run in ours))
     if differ and not force:
         raise UsageError(
             f"the runs are of different machines or toolchains ({'; '.join(differ)}): their times can't "
             "be compared; measure both on one machine, or add --force to see them all the same"
         )
-    try:
+    with _blamed_on(f"{a} or {b}"):
         compared = across_runs.compare(*ours)
-        print(terminal(compared))
+        print(two_runs.terminal(compared))
         if page is not None:
-            _write_page(compared, page)
-    except UsageError:  # a ValueError, too
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{a} or {b} is damaged ({error}): measure it again"
-        ) from error
+            _write_page(two_runs.document(compared), page)
     return ExitCode.CLEAN if compared.pairs else ExitCode.NOT_MEASURED
 
 
-def _write_page(compared: Comparison, path: Path) -> None:
-    from batchline.bench.report import two_runs
+def compare_devices(
+    names: Sequence[Path | str],
+    stored: Sequence[Path] = (),
+    page: Path | None = None,
+) -> int:
+    """Print runs of several machines side by side; 0, or 3 where one has timed nothing.
+
+    Args:
+        names: at least two, each a run's folder or a git revision, of which the newest
+            run under `stored` is taken.
+        page: a file to write them into as a page.
+
+    Raises:
+        UsageError: if there are too few or too many, one is no run, two are of one
+        machine and toolchain, or the page can't be written.
+    """
+    from batchline.bench.report import by_device
+
+    if not 2 <= len(names) <= by_device.MOST:
+        raise UsageError(
+            f"--by device takes from 2 to {by_device.MOST} runs, not {len(names)}"
+        )
+    stored = stored or (runs(), EVIDENCE)
+    devices = {
+        name: _candidates(str(name), letter, stored)[0]
+        for letter, name in zip(ascii_uppercase, names)
+    }
+    if len(devices) < len(names):
+        raise UsageError("a run is named twice: name one run of each machine")
+    _refuse_made_up(devices)
+    _refuse_alike(devices)
+    with _blamed_on(" or ".join(map(str, names))):
+        ours = tuple(devices.values())
+        print(by_device.terminal(ours))
+        if page is not None:
+            _write_page(by_device.document(ours), page)
+    timed = (any(record.samples_s for record in run.records) for run in ours)
+    return ExitCode.CLEAN if all(timed) else ExitCode.NOT_MEASURED
+
+
+def _refuse_made_up(named: Mapping[Path | str, Run]) -> None:
+    from batchline.bench.store.history import why_made_up
+
+    for name, run in named.items():
+        if why := why_made_up(run.machine):
+            raise UsageError(f"{name}: {why}, so there is nothing to compare")
+
+
+def _refuse_alike(named: Mapping[Path | str, Run]) -> None:
+    from batchline.bench.store.history import machine_differences
+
+    for (name, run), (other, its_run) in combinations(named.items(), 2):
+        if not machine_differences(run.machine, its_run.machine):
+            raise UsageError(
+                f"{name} and {other} are of one machine and toolchain: name one of them "
+                "(batchline compare A B shows how the two differ)"
+            )
+
+
+@contextmanager
+def _blamed_on(names: str) -> Iterator[None]:
+    """What goes wrong inside is the fault of what is stored there."""
+    try:
+        yield
+    except UsageError:  # a ValueError, too
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{names} is damaged ({error}): measure it again") from error
+
+
+def _write_page(document: Document, path: Path) -> None:
     from batchline.bench.report.render import html
 
     try:
-        text = html.render_plain(two_runs.document(compared))
+        text = html.render_plain(document)
         write_whole(path, text)
     except ImportError as error:
         raise UsageError(f"no page: {error.name} is not installed") from error

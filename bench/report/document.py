@@ -126,9 +126,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Map:
-    """Who wins each problem at each batch."""
+    """Who wins each problem at each batch; `is_linked` where the page that it stands on
+    has the problems' sections.
+    """
 
     of: WinnerMap
+    is_linked: bool = True
 
 
 @dataclass(frozen=True)

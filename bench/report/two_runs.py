@@ -5,9 +5,9 @@ one table per kernel.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from statistics import geometric_mean
 
 from batchline.bench import units
 from batchline.bench.report.document import (
@@ -15,88 +15,143 @@ from batchline.bench.report.document import (
     Document,
     Fact,
     Facts,
+    Map,
+    Only,
     Part,
+    Place,
     Section,
+    Table,
     Text,
+    select,
     table,
     unique,
 )
 from batchline.bench.report.regression import share
-from batchline.bench.report.render.terminal import COLUMNS, render_table
+from batchline.bench.report.render.terminal import render
 from batchline.bench.store.records import Record, Run
 from batchline.bench.texts import one_line
 from batchline.bench.verdicts.across_runs import Comparison, Pair
+from batchline.bench.verdicts.judge import Findings, judge
 
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "class", "memory", "error/tol.")
-_MARK = "other machine"
 _CAUTION = (
     "This shows and does not judge: each side is one process, and two processes of the same code differ by "
     "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs. Its class "
     "is what it would be put down to, were it confirmed."
 )
+_OTHER_MACHINE = (
+    "The ratios are of two machines or toolchains: they say nothing of the code. Under 1x B is the faster one. The "
+    "least and the largest are of single cases."
+)
 
 
-def terminal(comparison: Comparison) -> str:
-    """At most COLUMNS characters a line where the ids allow it; where the machines
-    differ, every line says so.
-    """
-    mark = _MARK if comparison.other_machine else ""
-    blocks = [_wrapped(summarize(comparison), mark), _wrapped(_CAUTION, mark)]
-    blocks += [
-        _wrapped(f"{side}: {_side(run)}", mark)
-        for side, run in (("A", comparison.a), ("B", comparison.b))
-    ]
-    tables = []
-    for kernel, pairs in _by_kernel(comparison).items():
-        headers = [*_HEADERS, *([mark] if mark else [])]
-        rows = [[*_row(pair), *([mark] if mark else [])] for pair in pairs]
-        tables.append(f"{_wrapped(kernel, mark)}\n{render_table(table(headers, rows))}")
-    return "\n\n".join(["\n".join(blocks), *tables, *_alone(comparison, mark)])
+def terminal(comparison: Comparison, in_colour: bool = False) -> str:
+    """At most COLUMNS characters a line where the ids allow it."""
+    return render(_placed(comparison, Place.TERMINAL), in_colour=in_colour)
 
 
 def document(comparison: Comparison) -> Document:
     """The same for a page: what changed stands first, the largest change on top."""
-    facts = [Fact("A", _side(comparison.a)), Fact("B", _side(comparison.b))]
-    if comparison.other_machine:
-        facts.append(Fact(_MARK, "; ".join(comparison.other_machine), is_bad=True))
-    lead = [
-        Text(f"**{summarize(comparison)}.**"),
-        Facts(tuple(facts)),
-        Text(_CAUTION),
+    return _placed(comparison, Place.PAGE)
+
+
+def _placed(comparison: Comparison, place: Place) -> Document:
+    sections = [
+        *(_of_machines(comparison) if comparison.other_machine else ()),
+        Section(
+            "changed",
+            "What changed",
+            (Only(Place.PAGE, tuple(_changed(comparison))),),
+        ),
+        Section("cases", "Every case", tuple(_every(comparison))),
+        Section("alone", "Timed in one run only", tuple(_alone(comparison))),
     ]
-    sections = [Section("changed", "What changed", tuple(_changed(comparison)))]
-    every = tuple(
-        Details(kernel, (table(_HEADERS, map(_row, pairs)),))
-        for kernel, pairs in _by_kernel(comparison).items()
+    return Document(
+        "Batchline: two runs, A and B",
+        select(tuple(_lead(comparison)), place),
+        select(sections, place),
     )
-    if every:
-        sections.append(Section("cases", "Every case", every))
-    alone = [
-        [side, kernel, ", ".join(batches), why]
-        for side in ("A", "B")
-        for (kernel, why), batches in _alone_in(comparison, side).items()
-    ]
-    if alone:
-        columns = ["timed only in", "kernel", "B", "why not in the other"]
-        sections.append(
-            Section("alone", "Timed in one run only", (table(columns, alone),))
+
+
+def _lead(comparison: Comparison) -> Iterator[Part]:
+    answer = f"{summarize(comparison)}."
+    yield Only(Place.PAGE, (Text(f"**{answer}**"),))
+    yield Only(Place.TERMINAL, (Text(answer),))
+    facts = [Fact("A", side_of(comparison.a)), Fact("B", side_of(comparison.b))]
+    if comparison.other_machine:
+        facts.append(
+            Fact("other machine", "; ".join(comparison.other_machine), is_bad=True)
         )
-    return Document("Batchline: two runs, A and B", tuple(lead), tuple(sections))
+    yield Facts(tuple(facts), large=True)
+    yield Text(_OTHER_MACHINE if comparison.other_machine else _CAUTION)
+
+
+def _of_machines(comparison: Comparison) -> Iterator[Section]:
+    """How two machines compare as a whole: in ratios, and by who wins on each."""
+    yield Section("ratios", "B's time over A's, by op", (_ratios(comparison),))
+    for side, run in (("A", comparison.a), ("B", comparison.b)):
+        yield map_section(side, judge(run))
+
+
+def map_section(letter: str, findings: Findings) -> Section:
+    """Who wins which problem on the device of one run."""
+    of = findings.winners
+    device = findings.run.machine["device_name"]
+    return Section(
+        f"map-{letter}",
+        f"Which wins where on {letter}, {device}",
+        (Map(of, is_linked=False) if of.rows else Text("Nothing was timed."),),
+    )
+
+
+def _ratios(comparison: Comparison) -> Table:
+    """One row per op that both have timed."""
+    return table(
+        ["op", "cases", "geometric mean", "least", "largest"],
+        (
+            [
+                one.op,
+                str(one.count),
+                *map(units.ratio, (one.mean, one.least, one.largest)),
+            ]
+            for one in comparison.ratios
+        ),
+    )
+
+
+def _every(comparison: Comparison) -> Iterator[Details]:
+    headers = list(_HEADERS)
+    if comparison.other_machine:
+        headers[2] = "B over A [95%]"
+    for kernel, pairs in _by_kernel(comparison).items():
+        rows = (_row(pair, bool(comparison.other_machine)) for pair in pairs)
+        yield Details(kernel, (table(headers, rows),))
 
 
 def _changed(comparison: Comparison) -> Iterator[Part]:
-    moved = sorted(comparison.moved, key=lambda pair: -abs(math.log1p(pair.change)))
-    if not moved:
+    if comparison.other_machine:  # all that differs is the machine's
+        return
+    if not comparison.moved:
         yield Text("No case, of those that are timed in both.")
         return
     yield table(
         ["case", "B is", *_HEADERS[1:]],
         (
             [pair.a.id, "slower" if pair.change > 0 else "faster", *_row(pair)[1:]]
-            for pair in moved
+            for pair in comparison.moved
         ),
     )
+
+
+def _alone(comparison: Comparison) -> Iterator[Table]:
+    rows = [
+        [side, kernel, ", ".join(batches), why]
+        for side in ("A", "B")
+        for (kernel, why), batches in _alone_in(comparison, side).items()
+    ]
+    if rows:
+        yield table(["only in", "kernel", "B", "why not in the other"], rows)
 
 
 def summarize(comparison: Comparison) -> str:
@@ -104,6 +159,9 @@ def summarize(comparison: Comparison) -> str:
     count, moved = len(comparison.pairs), comparison.moved
     if not count:
         verdict = "no case is timed in both runs, so there is nothing to compare"
+    elif comparison.other_machine:
+        mean = geometric_mean(pair.ratio for pair in comparison.pairs)
+        verdict = f"B takes {units.ratio(mean)} of A's time, in the geometric mean of {count} cases"
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
         named = ", ".join(
@@ -123,12 +181,8 @@ def summarize(comparison: Comparison) -> str:
     alone = (
         f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
     )
-    forced = (
-        f"; the machines differ ({'; '.join(comparison.other_machine)})"
-        if comparison.other_machine
-        else ""
-    )
-    return one_line(f"{verdict}{_classes(moved)}{alone}{forced}")
+    classes = "" if comparison.other_machine else _classes(moved)
+    return one_line(f"{verdict}{classes}{alone}")
 
 
 def _classes(moved: list[Pair]) -> str:
@@ -147,7 +201,8 @@ def _why(kind: str, moved: list[Pair]) -> str:
     return f" ({reasons[0]})" if len(reasons) == 1 and reasons[0] else ""
 
 
-def _side(run: Run) -> str:
+def side_of(run: Run) -> str:
+    """Of what a run is: revision, profile, device and when."""
     revision = run.machine.get("revision", {})
     changed = " with uncommitted changes" if revision.get("dirty") else ""
     stopped = "; stopped before its end" if run.partial else ""
@@ -168,11 +223,12 @@ def _kernel(record: Record) -> str:
     return record.id.rpartition("/")[0]
 
 
-def _row(pair: Pair) -> list[str]:
+def _row(pair: Pair, as_ratio: bool = False) -> list[str]:
+    change = _ratio(pair) if as_ratio else _change(pair)
     return [
         str(pair.a.batch),
         f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
-        _change(pair) + (" *" if pair.moved else ""),
+        change + (" *" if pair.moved and not as_ratio else ""),
         pair.cause.kind,
         _both(pair, "peak_bytes", units.size),
         _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}"),
@@ -188,6 +244,14 @@ def _change(pair: Pair) -> str:
     )
 
 
+def _ratio(pair: Pair) -> str:
+    """0.52x [0.51x, 0.53x]."""
+    mean = units.ratio(pair.ratio)
+    if not math.isfinite(pair.high):
+        return f"{mean} [too few samples]"
+    return f"{mean} [{units.ratio(1 + pair.low)}, {units.ratio(1 + pair.high)}]"
+
+
 def _both(pair: Pair, fact: str, unit) -> str:
     """A → B, one of them where both read the same."""
     values = [
@@ -201,25 +265,6 @@ def _both(pair: Pair, fact: str, unit) -> str:
     return values[0] if values[0] == values[1] else " → ".join(values)
 
 
-def _alone(comparison: Comparison, mark: str) -> Iterator[str]:
-    """Cases of one side, one line per kernel and reason."""
-    for side, title in (("A", "Timed in A only"), ("B", "Timed in B only")):
-        rows = _alone_in(comparison, side)
-        if rows:
-            yield "\n".join(
-                [
-                    _wrapped(title, mark),
-                    *(
-                        _wrapped(
-                            f"{kernel}, B = {', '.join(batches)}{f' ({why})' if why else ''}",
-                            mark,
-                        )
-                        for (kernel, why), batches in rows.items()
-                    ),
-                ]
-            )
-
-
 def _alone_in(comparison: Comparison, side: str) -> dict[tuple[str, str], list[str]]:
     """The batches timed on one side only, by kernel and by why not on the other."""
     batches: dict[tuple[str, str], list[str]] = {}
@@ -227,14 +272,3 @@ def _alone_in(comparison: Comparison, side: str) -> dict[tuple[str, str], list[s
         if of == side:
             batches.setdefault((_kernel(record), why), []).append(str(record.batch))
     return batches
-
-
-def _wrapped(text: str, mark: str) -> str:
-    prefix = f"{mark}: " if mark else ""
-    return textwrap.fill(
-        one_line(text),
-        COLUMNS,
-        initial_indent=prefix,
-        subsequent_indent=f"{prefix}  ",
-        break_on_hyphens=False,
-    )

@@ -60,11 +60,29 @@ class Pair:
     cause: Cause
 
     @property
+    def ratio(self) -> float:
+        """B's median over A's."""
+        return 1 + self.change
+
+    @property
     def moved(self) -> bool:
         """Whether the interval is wholly beyond the floor: worth a look, and no
         verdict.
         """
         return self.cause.kind != NOISE
+
+
+@dataclass(frozen=True)
+class OpRatio:
+    """B's times over A's on one op: the geometric mean over its `count` pairs, the least
+    and the largest.
+    """
+
+    op: str
+    count: int
+    mean: float
+    least: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,19 @@ class Comparison:
             (pair for pair in self.pairs if pair.moved),
             key=lambda pair: -abs(math.log1p(pair.change)),
         )
+
+    @property
+    def ratios(self) -> list[OpRatio]:
+        """One for each op that both have timed, in the order of A's plan."""
+        by_op: dict[str, list[float]] = {}
+        for pair in self.pairs:
+            by_op.setdefault(pair.a.op, []).append(pair.ratio)
+        return [
+            OpRatio(
+                op, len(ones), statistics.geometric_mean(ones), min(ones), max(ones)
+            )
+            for op, ones in by_op.items()
+        ]
 
 
 def compare(a: Run, b: Run) -> Comparison:

@@ -125,7 +125,7 @@ def choices(run: Run, findings: Findings) -> Section | None:
         [
             op,
             f"{scenario} · {dtype}",
-            ", ".join(map(_range, chosen)),
+            ranges(chosen),
             "; ".join(
                 _meeting(pair, changes.get((op, scenario, dtype), ()))
                 for pair in pairwise(chosen)
@@ -142,6 +142,11 @@ def choices(run: Run, findings: Findings) -> Section | None:
             table(["op", "scenario", "use", "meet at B*"], rows),
         ),
     )
+
+
+def ranges(chosen: Sequence[Choice]) -> str:
+    """The variant for each range of batch sizes; "" where none was chosen."""
+    return ", ".join(map(_range, chosen))
 
 
 def _range(choice: Choice) -> str:
