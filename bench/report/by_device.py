@@ -11,8 +11,6 @@ from string import ascii_uppercase
 from batchline.bench import units
 from batchline.bench.report.document import (
     Document,
-    Fact,
-    Facts,
     Part,
     Section,
     Table,
@@ -21,7 +19,7 @@ from batchline.bench.report.document import (
 )
 from batchline.bench.report.render.terminal import render
 from batchline.bench.report.sections.choices import ranges
-from batchline.bench.report.two_runs import map_section, side_of
+from batchline.bench.report.two_runs import map_section, sides
 from batchline.bench.store.records import Run
 from batchline.bench.verdicts import across_runs
 from batchline.bench.verdicts.judge import Findings, judge
@@ -51,7 +49,6 @@ def document(runs: Sequence[Run]) -> Document:
     """
     devices = dict(zip(ascii_uppercase, runs))
     findings = {letter: judge(run) for letter, run in devices.items()}
-    facts = (Fact(letter, side_of(run)) for letter, run in devices.items())
     sections = [
         Section("choice", "Which variant on which device", (_choices(findings),)),
         Section("ratios", "Time over A's, by op", tuple(_ratios(devices))),
@@ -59,7 +56,7 @@ def document(runs: Sequence[Run]) -> Document:
     ]
     return Document(
         f"Batchline: {len(runs)} devices",
-        (Text(_answer(findings)), Facts(tuple(facts), large=True), Text(_NOTE)),
+        (Text(_answer(findings)), sides(devices), Text(_NOTE)),
         tuple(sections),
     )
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import geometric_mean
 
 from batchline.bench import units
 from batchline.bench.report.document import (
+    Bullets,
     Details,
     Document,
     Fact,
@@ -78,12 +79,10 @@ def _lead(comparison: Comparison) -> Iterator[Part]:
     answer = f"{summarize(comparison)}."
     yield Only(Place.PAGE, (Text(f"**{answer}**"),))
     yield Only(Place.TERMINAL, (Text(answer),))
-    facts = [Fact("A", side_of(comparison.a)), Fact("B", side_of(comparison.b))]
+    yield sides({"A": comparison.a, "B": comparison.b})
     if comparison.other_machine:
-        facts.append(
-            Fact("other machine", "; ".join(comparison.other_machine), is_bad=True)
-        )
-    yield Facts(tuple(facts), large=True)
+        differ = "; ".join(comparison.other_machine)
+        yield Facts((Fact("other machine", differ, is_bad=True),))
     yield Text(_OTHER_MACHINE if comparison.other_machine else _CAUTION)
 
 
@@ -201,8 +200,12 @@ def _why(kind: str, moved: list[Pair]) -> str:
     return f" ({reasons[0]})" if len(reasons) == 1 and reasons[0] else ""
 
 
-def side_of(run: Run) -> str:
-    """Of what a run is: revision, profile, device and when."""
+def sides(runs: Mapping[str, Run]) -> Bullets:
+    """Of what each run is: revision, profile, device and when."""
+    return Bullets(tuple(f"{letter}: {_side(run)}" for letter, run in runs.items()))
+
+
+def _side(run: Run) -> str:
     revision = run.machine.get("revision", {})
     changed = " with uncommitted changes" if revision.get("dirty") else ""
     stopped = "; stopped before its end" if run.partial else ""
