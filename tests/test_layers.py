@@ -83,6 +83,8 @@ ROOMS = {
         "bench.report.of_commands",
         "bench.report.over_time",
         "bench.report.regression",
+        "bench.report.by_device",
+        "bench.report.drawn_intervals",
         "bench.report.sections",
         "bench.report.two_runs",
     ),

@@ -78,6 +78,13 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Lines that are a picture in a type of one width; it begins each of them."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Definitions:
     """What there is to say of each subject: (subject, sentences)."""
 
@@ -206,6 +213,7 @@ Part = (
     | Table
     | Bullets
     | Lines
+    | Drawing
     | Definitions
     | Details
     | Figure

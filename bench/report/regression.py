@@ -12,12 +12,14 @@ from batchline.bench import units
 from batchline.bench.report.document import (
     Details,
     Document,
+    Drawing,
     Part,
     Section,
     Text,
     table,
     unique,
 )
+from batchline.bench.report.drawn_intervals import Change, draw_intervals
 from batchline.bench.report.render import escaping, github
 from batchline.bench.report.render.terminal import COLUMNS
 from batchline.bench.store.regressions import (
@@ -353,8 +355,8 @@ def _number(count: int, noun: str) -> str:
 
 
 def markdown(regression: Regression) -> str:
-    """The answer, at most ten rows of what changed, and the rest folded, for GitHub: a
-    run's README.md, a step's summary and a pull request's comment.
+    """The answer, at most ten rows of what changed and a picture of them, and the rest
+    folded, for GitHub: a run's README.md, a step's summary and a pull request's comment.
     """
     document = Document(summarize(regression), tuple(_parts(regression)), ())
     return github.render(document)
@@ -366,7 +368,8 @@ def _parts(regression: Regression) -> Iterator[Part]:
     rows += [_row(regression, case) for case in changed]
     if rows:
         by_case = table(_COLUMNS, rows[:_MOST_ROWS])
-        yield Section("", _case_heading(regression), (by_case,))
+        parts = (*_drawing(changed[:_MOST_ROWS]), by_case)
+        yield Section("", _case_heading(regression), parts)
     if more := rows[_MOST_ROWS:]:
         yield Details(f"And {len(more)} more", (table(_COLUMNS, more),))
     if regression.kernels:
@@ -381,6 +384,17 @@ def _parts(regression: Regression) -> Iterator[Part]:
         yield Details(_unchanged_heading(unchanged), (by_case,))
     if seen := clocks(regression.states):
         yield Details("The clocks", (Text(seen),))
+
+
+def _drawing(cases: Iterable[Judged]) -> Iterator[Drawing]:
+    """The changes that have an interval, on one scale; nothing where none has one."""
+    changes = [
+        Change(_subject(case), case.effect, case.low, case.high)
+        for case in cases
+        if None not in (case.effect, case.low, case.high)
+    ]
+    if changes:
+        yield Drawing(draw_intervals(changes))
 
 
 def _row(regression: Regression, case: Judged) -> Sequence[str]:

@@ -15,6 +15,7 @@ from batchline.bench.report.document import (
     Bullets,
     Details,
     Document,
+    Drawing,
     Fact,
     Facts,
     Lines,
@@ -85,6 +86,8 @@ def render_parts(parts: Iterable[Part]) -> Iterator[str]:
                 yield render_table(part)
             case Bullets(items) | Lines(items):
                 yield "\n".join(f"- {markdown(item)}" for item in items)
+            case Drawing(lines):
+                yield "\n".join(["```text", *lines, "```"])
             case Facts(facts):
                 yield "\n".join(_fact(one) for one in facts)
             case Map(of):
