@@ -42,6 +42,14 @@ def read_folders(suite: Path) -> list[Path]:
     return [suite if word == SUITE else Path(word) for word in words]
 
 
+def folder_of(op_name: str, suite: Path) -> Path:
+    """The folder of an op of those that are measured; `suite` is that of Batchline's
+    own.
+    """
+    named_so = [folder / op_name for folder in read_folders(suite)]
+    return next((one for one in named_so if one.is_dir()), suite / op_name)
+
+
 def use(words: Sequence[str]) -> None:
     """Measure the ops of these folders (SUITE is Batchline's own), in this process and
     in those that it starts.

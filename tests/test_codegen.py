@@ -223,7 +223,7 @@ def _entry(job, row):
 
 
 def test_what_is_pinned_for_these_sources_is_not_compiled(monkeypatch, tmp_path):
-    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "folder", lambda: tmp_path)
     pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     monkeypatch.setattr(
         static_facts.compile_pool,
@@ -245,7 +245,7 @@ def _compiles(rows):
 
 
 def test_changed_sources_are_compiled_anew(monkeypatch, tmp_path):
-    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "folder", lambda: tmp_path)
     pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     monkeypatch.setattr(static_facts, "fingerprint", lambda variant: "another")
     monkeypatch.setattr(static_facts, "compiled", _compiles([compiled_row()]))
@@ -253,7 +253,7 @@ def test_changed_sources_are_compiled_anew(monkeypatch, tmp_path):
 
 
 def test_pins_that_cannot_be_believed_end_no_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "folder", lambda: tmp_path)
     file = pins.save({JOB: _entry(JOB, compiled_row(registers=7))})
     file.write_text(file.read_text()[:-20])
     monkeypatch.setattr(static_facts, "compiled", _compiles([compiled_row()]))

@@ -20,7 +20,7 @@ ENTRIES = {
 
 @pytest.fixture
 def file(monkeypatch, tmp_path):
-    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "folder", lambda: tmp_path)
     return pins.save(ENTRIES)
 
 

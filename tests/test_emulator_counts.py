@@ -208,7 +208,7 @@ def entry(**changed):
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(pins, "FOLDER", tmp_path)
+    monkeypatch.setattr(pins, "folder", lambda: tmp_path)
     return tmp_path
 
 

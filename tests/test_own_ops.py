@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from batchline import own_ops
+from batchline import own_ops, places
+from batchline.__main__ import main
 from batchline.bench import folders, own_repository, reader, selection
 from batchline.bench.declared import Declared
-from batchline.bench.errors import UsageError
+from batchline.bench.errors import ExitCode, UsageError
+from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.emulated import pinned
 from batchline.bench.measure.machine import environment as environment_of
 from batchline.bench.measure.reading import sources
 from batchline.bench.regress import base_tree
@@ -290,6 +293,30 @@ def test_the_same_files_elsewhere_have_the_same_digest(written, tmp_path):
     assert len(set(digests())) == 1
     (written / "lib" / "tiles.py").write_text("T = 2\n")
     assert len(set(digests())) == 2
+
+
+def test_what_is_compiled_and_executed_is_pinned_in_their_repository(written):
+    own_repository.use(["lib/my_ops"])
+    assert pins.path().resolve().parent == written / ".batchline" / "baselines"
+    assert pinned.path().parent == pins.path().parent
+    assert "`batchline codegen --pin`" in pins.why_none()
+    own_repository.use(["lib/my_ops", own_ops.SUITE])
+    assert pins.folder() == places.BASELINES
+    assert main(["codegen"]) == ExitCode.USAGE
+
+
+def test_pins_are_of_the_files_of_their_repository(written):
+    def prints():
+        sources.read.cache_clear()
+        sources._decided_by.cache_clear()
+        return static_facts.fingerprint("my_op/idea")
+
+    own_repository.use(["lib/my_ops"])
+    before = prints()
+    (written / "lib" / "my_ops" / "my_op" / "other.py").write_text("OTHER = 2\n")
+    assert prints() == before
+    (written / "lib" / "tiles.py").write_text("T = 2\n")
+    assert prints() != before
 
 
 def test_the_base_is_of_their_repository_and_must_have_their_ops(tmp_path, monkeypatch):

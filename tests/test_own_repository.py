@@ -94,6 +94,32 @@ def test_a_slow_down_that_was_planted_fails_its_gate(repository):
     assert slower.id == "row_scale/numba_cpu_loop/linear_64/float32/B16"
 
 
+def test_a_gpu_kernel_that_does_more_fails_without_a_gpu(repository):
+    """What its compiled code executes is pinned in the repository, and counted again."""
+    pytest.importorskip("triton")
+    assert (
+        batchline(repository, "new", "variant", "row_scale/triton_row").returncode == 0
+    )
+    path = repository / "my_ops" / "row_scale" / "triton_row.py"
+    text = path.read_text()
+    text = text.replace('("float32", "float16", "bfloat16")', '("float32",)')
+    path.write_text(text)
+    pinned = batchline(repository, "codegen", "--pin")
+    assert pinned.returncode == 0, pinned.stdout + pinned.stderr
+    assert "all right" in pinned.stdout
+    assert len(list((repository / ".batchline" / "baselines").glob("*.json"))) == 2
+    load = "tl.load(x_ptr + row * stride_xb + offs * stride_xp, mask=inside)"
+    assert load in text
+    twice = load.replace("mask=inside", "mask=inside, volatile=True")
+    path.write_text(text.replace(load, f"({load} + {twice}) / 2"))
+    moved = batchline(repository, "codegen", "--only", "executed")
+    assert moved.returncode == 1, moved.stdout + moved.stderr
+    assert "(1.00x → 2.00x of the distinct ones) at triton_row.py:" in " ".join(
+        moved.stdout.split()
+    )
+    path.unlink()
+
+
 def test_a_base_without_its_ops_is_a_line(repository):
     git(repository, "checkout", "-q", "--orphan", "empty")
     git(repository, "rm", "-rq", "--cached", ".")

@@ -63,8 +63,7 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     if pin and not problems:
         told = _told(moved if known else (), wrong) if known or wrong else []
         print("\n\n".join([*told, closing]))
-        file = pinned.save(entries)
-        print(f"pinned in {file.relative_to(file.parents[2])}")
+        print(f"pinned in {os.path.relpath(pinned.save(entries))}")
         return ExitCode.FAULT if wrong else ExitCode.CLEAN
     print("\n\n".join([*_told(moved, wrong), closing]))
     _annotate(moved, wrong)
@@ -87,6 +86,7 @@ def _moves(before: Mapping, after: Mapping) -> Sequence[Move]:
 
 def _told(moved: Sequence[Move], wrong: Mapping[str, str]) -> list[str]:
     """What is not right and what moved, for a terminal."""
+    from batchline.bench.measure.compiled import pins
     from batchline.bench.report import of_commands as report
     from batchline.bench.report.render.terminal import wrapped
 
@@ -100,7 +100,7 @@ def _told(moved: Sequence[Move], wrong: Mapping[str, str]) -> list[str]:
     if moved:
         parts += [
             f"In emulation: {report.moves_on_terminal(moved)}",
-            "Where it is meant: `make codegen PIN=1`, and commit the file.",
+            f"Where it is meant: {pins.command()}, and commit the file.",
         ]
     return parts or ["In emulation: nothing moved."]
 

@@ -5,12 +5,15 @@ hold the result against what is pinned.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from batchline.bench.errors import ExitCode
+from batchline import own_ops
+from batchline.bench.commands import _arguments
+from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.store.files import SealBroken
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ _COMPILED, _EXECUTED = "compiled", "executed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_ops(parser)
     parser.add_argument(
         "--pin",
         action="store_true",
@@ -70,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from batchline.bench.commands._executed_pins import execute_and_compare
 
+    if own_ops.folders() and not own_ops.repository():
+        raise UsageError(
+            "Batchline's own ops are pinned with Batchline, those of another repository "
+            "there: name the one or the other with --ops"
+        )
     codes = []
     if options.only != _EXECUTED:
         codes.append(codegen(options.pin, options.all))
@@ -153,7 +162,7 @@ def codegen(pin: bool, everything: bool) -> int:
                 [*([report.moves_on_terminal(moved)] if pinned else []), compiled]
             )
         )
-        print(f"pinned in {pins.save(kept | new).relative_to(pins.FOLDER.parents[1])}")
+        print(f"pinned in {os.path.relpath(pins.save(kept | new))}")
         return ExitCode.CLEAN
     details = {variant.id for variant in found.variants if variant.detail}
     _tell(moved, _advice(moved, after, details), compiled)
@@ -184,18 +193,21 @@ def _advice(
     """What to do about what moved; `details` are the ids of the variants that the
     default profile leaves out.
     """
+    from batchline.bench.measure.compiled import pins
     from batchline.bench.verdicts import compiled_changes as verdicts
 
     if not moved:
         return []
     expression = verdicts.cases_to_time_again(moved, after)
     profile = _profile(moved, details)
-    timed = [
-        f'On a GPU, time again what moved: `make regress BASE=<revision> {profile}K="{expression}"`'
-    ]
+    regress = (
+        f'batchline regress --base <revision> {profile and "--profile full "}-k "{expression}"'
+        if own_ops.repository()
+        else f'make regress BASE=<revision> {profile}K="{expression}"'
+    )
     return [
-        *(timed if expression else []),
-        "Where it is meant: `make codegen PIN=1`, and commit the file.",
+        *([f"On a GPU, time again what moved: `{regress}`"] if expression else []),
+        f"Where it is meant: {pins.command()}, and commit the file.",
     ]
 
 

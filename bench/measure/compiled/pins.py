@@ -19,7 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from batchline import places
+from batchline import own_ops, places
+from batchline.bench import folders
 from batchline.bench.measure.machine import environment
 from batchline.bench.store import files
 from batchline.bench.store.files import SealBroken
@@ -84,9 +85,7 @@ def store(name: str, rows: Sequence[dict]) -> None:
 Job = tuple[str, str]  # a variant's id, a dtype
 
 FORMAT = 2
-FOLDER = places.BASELINES
 TOOLS = ("triton", "numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")
-_AGAIN = "`make codegen PIN=1` compiles and pins everything anew"
 _PARTS = ("toolchain", "entries")
 
 
@@ -95,11 +94,22 @@ def toolchain() -> dict[str, str]:
     return environment.versions(TOOLS)
 
 
+def folder() -> Path:
+    """Where pins are kept: with Batchline's own ops, or in the repository of others."""
+    return folders.baselines() if own_ops.repository() else places.BASELINES
+
+
+def command() -> str:
+    """How everything is pinned."""
+    said = "batchline codegen --pin" if own_ops.repository() else "make codegen PIN=1"
+    return f"`{said}`"
+
+
 def path() -> Path:
     """Where this toolchain's facts are pinned."""
     versions = toolchain()
     return (
-        FOLDER
+        folder()
         / f"codegen-triton-{versions['triton']}-numba-cuda-{versions['numba-cuda']}.json"
     )
 
@@ -113,12 +123,14 @@ def load() -> dict[Job, dict]:
         or toolchain.
     """
     file = path()
-    document = files.load_sealed(file, FORMAT, _AGAIN, _PARTS)
+    document = files.load_sealed(file, FORMAT, _again(), _PARTS)
     if document is None:
         return {}
     if document["toolchain"] != toolchain():
         differing = files.differing(document["toolchain"], toolchain())
-        raise SealBroken(f"{file.name} is of another toolchain ({differing}): {_AGAIN}")
+        raise SealBroken(
+            f"{file.name} is of another toolchain ({differing}): {_again()}"
+        )
     return {
         tuple(name.rsplit("/", 1)): entry for name, entry in document["entries"].items()
     }
@@ -143,11 +155,15 @@ def save(entries: Mapping[Job, dict]) -> Path:
 
 def why_none() -> str:
     """That nothing is pinned for this toolchain, and for which something is, in a line."""
-    others = ", ".join(sorted(file.name for file in FOLDER.glob("codegen-*.json")))
+    others = ", ".join(sorted(file.name for file in folder().glob("codegen-*.json")))
     return (
         f"nothing is pinned for {', '.join(f'{name} {version}' for name, version in toolchain().items())}"
-        f"{f' (there is {others})' if others else ''}: {_AGAIN}"
+        f"{f' (there is {others})' if others else ''}: {_again()}"
     )
+
+
+def _again() -> str:
+    return f"{command()} compiles and pins everything anew"
 
 
 def _entry(entry: Mapping) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from batchline import kernels, places
+from batchline import kernels, own_ops, places
 from batchline.bench.declared import Declared
 from batchline.bench.measure.compiled import (
     compile_pool,
@@ -159,25 +159,21 @@ def variant_of(variant_id: str) -> Variant:
 
 
 def fingerprint(variant_id: str, readers: Sequence[Path] = _READERS) -> str:
-    """A hash of a variant's source, every file of `kernels` that it imports, directly
-    or not, and what reads it: by default, what makes the compiled facts.
+    """A hash of a variant's source, every file of its repository that it imports,
+    directly or not, and what reads it: by default, what makes the compiled facts.
 
     Raises:
         OSError: if there is no such variant.
     """
     op_name, _, name = variant_id.partition("/")
+    folder = own_ops.folder_of(op_name, _REPOSITORY / "kernels")
     found = hashlib.sha256()
-    for path in sorted(
-        {
-            *files_of(Declared(op_name, name, _REPOSITORY / "kernels" / op_name)),
-            *readers,
-        }
-    ):
-        found.update(
-            path.relative_to(_REPOSITORY).as_posix().encode()
-            + b"\0"
-            + path.read_bytes()
-        )
+    for path in sorted({*files_of(Declared(op_name, name, folder)), *readers}):
+        root = _REPOSITORY
+        if not path.is_relative_to(root):
+            root = own_ops.repository_of(folder.parent)
+        label = path.relative_to(root).as_posix()
+        found.update(label.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 
 

@@ -30,7 +30,6 @@ from batchline.bench.store.files import SealBroken
 FORMAT = 2
 SCHEDULES = ("late", "shuffled")  # under which a subject has its verdict
 MOST_AGAIN = 2**22  # instructions: of one that has more, under the first alone
-_AGAIN = "`make codegen PIN=1` executes and pins everything anew"
 _PARTS = ("toolchain", "entries")
 _ROWS = ("launches", "calls")  # of an entry: a line each
 # Of the emulator's files, those that decide no verdict and no count.
@@ -57,7 +56,7 @@ class Entry:
 
 def path() -> Path:
     """Where this toolchain's verdicts and counts are pinned."""
-    return pins.FOLDER / pins.path().name.replace("codegen-", "emulated-", 1)
+    return pins.folder() / pins.path().name.replace("codegen-", "emulated-", 1)
 
 
 def load() -> dict[Job, Entry]:
@@ -67,13 +66,13 @@ def load() -> dict[Job, Entry]:
         SealBroken: if the file is damaged, was edited by hand, or is of another format
         or toolchain.
     """
-    document = files.load_sealed(path(), FORMAT, _AGAIN, _PARTS)
+    document = files.load_sealed(path(), FORMAT, _again(), _PARTS)
     if document is None:
         return {}
     if document["toolchain"] != pins.toolchain():
         differing = files.differing(document["toolchain"], pins.toolchain())
         raise SealBroken(
-            f"{path().name} is of another toolchain ({differing}): {_AGAIN}"
+            f"{path().name} is of another toolchain ({differing}): {_again()}"
         )
     return {
         job: _entry(job, data)
@@ -150,7 +149,11 @@ def _a_row_each(rows: Sequence[Mapping]) -> str:
 
 def why_none() -> str:
     """That no verdict and no count is pinned for this toolchain, in a line."""
-    return f"no verdict and no count is pinned for this toolchain ({path().name}): {_AGAIN}"
+    return f"no verdict and no count is pinned for this toolchain ({path().name}): {_again()}"
+
+
+def _again() -> str:
+    return f"{pins.command()} executes and pins everything anew"
 
 
 @functools.cache
