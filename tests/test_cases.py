@@ -70,6 +70,7 @@ grad_reduce/numba_cpu_parallel/digits/float32/B1
 grad_reduce/numba_cpu_together/digits/float32/B1
 grad_reduce/numba_cuda_vectorised/digits/float32/B1
 grad_reduce/triton_whole_words/digits/float32/B1
+grad_reduce/triton_one_launch/digits/float32/B1
 grad_reduce_multi/torch_loop/digits/float32/B1
 grad_reduce_multi/numba_cpu_one_launch/digits/float32/B1
 grad_reduce_multi/numba_cuda_one_launch/digits/float32/B1

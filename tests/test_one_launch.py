@@ -1,5 +1,5 @@
-"""`grad_stats/triton_one_launch`: its counters, and what is executed in emulation when
-they are used again.
+"""The variants `triton_one_launch`: their counters, and what is executed in emulation
+when they are used again.
 """
 
 import pytest
@@ -9,6 +9,8 @@ from batchline import kernels
 from batchline.bench.measure.checking.check import check_outputs, expect
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
 from batchline.kernels.draw import Draw
+from batchline.kernels._triton import last_program
+from batchline.kernels.grad_reduce import triton_one_launch as split_module
 from batchline.kernels.grad_stats import triton_one_launch as module
 
 ONE_LAUNCH = kernels.ops["grad_stats"].variants["triton_one_launch"]
@@ -17,7 +19,16 @@ executed_only = pytest.mark.skipif(
 )
 
 
-def emulated(g, change=lambda launch: launch):
+SPLIT = kernels.ops["grad_reduce"].variants["triton_one_launch"]
+# Each with the module that takes its counters, and inputs: of the first 47 blocks in
+# groups of 7, of the other two blocks of columns that three programs share.
+CASES = {
+    "grad_stats": (ONE_LAUNCH, module, (5, 3000)),
+    "grad_reduce": (SPLIT, split_module, (600, 40)),
+}
+
+
+def emulated(variant, inputs, change=lambda launch: launch):
     """The outputs in a shuffled order of blocks and warps, and the faults of each
     launch.
     """
@@ -25,11 +36,12 @@ def emulated(g, change=lambda launch: launch):
     from batchline.bench.measure.emulator.execution import SHUFFLED, execute
 
     call = emulate_call(
-        ONE_LAUNCH,
-        (g,),
+        variant,
+        inputs,
         90,
         lambda launch, memory: execute(change(launch), memory, SHUFFLED),
     )
+    assert len(call.launches) == 1
     faults = [
         found.word
         for _, execution in call.launches
@@ -39,24 +51,26 @@ def emulated(g, change=lambda launch: launch):
     return call.returned, faults
 
 
-@pytest.fixture
-def inputs():
-    """47 blocks, in groups of 7."""
-    return (Draw(torch.float32, "cpu", 0).uniform(5, 3000),)
+@pytest.fixture(params=CASES)
+def case(request):
+    """(the variant, the module that takes its counters, its inputs)"""
+    variant, taker, shape = CASES[request.param]
+    return variant, taker, (Draw(torch.float32, "cpu", 0).uniform(*shape),)
 
 
 @executed_only
 def test_counters_are_left_as_they_were_for_the_next_call(
-    monkeypatch, inputs, one_thread
+    monkeypatch, case, one_thread
 ):
+    variant, taker, inputs = case
     kept = torch.zeros(64, dtype=torch.int32)
-    monkeypatch.setattr(module, "counters", lambda device, count: kept)
-    expected = expect(ONE_LAUNCH.op, inputs)
+    monkeypatch.setattr(taker, "counters", lambda device, count: kept)
+    expected = expect(variant.op, inputs)
     calls = []
     for _ in range(3):
-        returned, faults = emulated(*inputs)
-        check_outputs(returned, inputs, expected, "on 5x3000")
-        calls.append(returned)
+        returned, faults = emulated(variant, inputs)
+        check_outputs(returned, inputs, expected, "again")
+        calls.append(returned if isinstance(returned, tuple) else (returned,))
         assert not faults and not kept.any()
     for again in calls[1:]:
         assert all(map(torch.equal, again, calls[0]))
@@ -64,20 +78,22 @@ def test_counters_are_left_as_they_were_for_the_next_call(
 
 @executed_only
 @pytest.mark.parametrize("sem", ["relaxed", "release", "acquire"])
-def test_a_count_that_orders_less_is_found(inputs, sem, one_thread):
+def test_a_count_that_orders_less_is_found(case, sem, one_thread):
     import dataclasses
+
+    variant, _, inputs = case
 
     def weaken(launch):
         weaker = launch.ptx.replace("atom.global.gpu.acq_rel", f"atom.global.gpu.{sem}")
         assert weaker != launch.ptx
         return dataclasses.replace(launch, ptx=weaker)
 
-    _, faults = emulated(inputs[0], weaken)
+    _, faults = emulated(variant, inputs, weaken)
     assert "global-race" in faults
 
 
 def test_a_cpu_call_has_counters_of_its_own():
-    one, other = (module.counters(torch.device("cpu"), 3) for _ in range(2))
+    one, other = (last_program.counters(torch.device("cpu"), 3) for _ in range(2))
     assert one.data_ptr() != other.data_ptr() and not one.any()
     assert (one.dtype, one.shape) == (torch.int32, (3,))
 

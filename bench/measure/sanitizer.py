@@ -35,11 +35,13 @@ RISKIEST = (
     "mma",
     "one_read",
     "whole_words",
+    "one_launch",
 )
 """Parts of the names of the variants that are tried first where time may run out: a
 compiler or a chip breaks their code soonest. None of these features is shown by an
 interpreter: warps with roles of their own and their barriers, tensor memory access,
-tensor-core fragments, one pass that keeps what it read, loads of 16 bytes."""
+tensor-core fragments, one pass that keeps what it read, loads of 16 bytes, a program
+that goes on with what the others wrote."""
 TOOL = "compute-sanitizer"
 CHECKS = ("memcheck", "racecheck")
 CLEAN, ERRORS, NOT_RUN = "clean", "errors", "not run"

@@ -19,6 +19,7 @@ small.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -69,7 +70,7 @@ def word_offsets(
 
 
 @triton.jit
-def _sum_kernel(
+def sum_kernel(
     g_ptr,
     out_ptr,
     B,
@@ -206,47 +207,69 @@ def _candidates(g, target):
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How `sum_kernel` reads a g: its blocks of columns, B, P, where g begins in its
+    word and the strides, and the constants.
+    """
+
+    blocks: int
+    numbers: tuple[int, ...]
+    constants: dict[str, int]
+
+
+def plan_launch(g: torch.Tensor, tile: dict[str, int]) -> Launch:
+    """The launch on g[B,P] in tiles of that shape."""
+    rows, columns = tile["ROWS"], tile["COLUMNS"]
+    places, hints = words(g, rows, columns)
+    levels = levels_of(rows, columns, tile["num_warps"], g.element_size())
+    phase_levels = min(levels, hints["PHASES"].bit_length() - 1)
+    width = columns - (hints["WORD"] if hints["PHASES"] > 1 else 0)
+    return Launch(
+        triton.cdiv(g.shape[1], width),
+        (*g.shape, *places),
+        {
+            **hints,
+            "LEVELS": levels - phase_levels,
+            "PHASE_LEVELS": phase_levels,
+            **tile,
+        },
+    )
+
+
+def split_batch(
+    g: torch.Tensor, tile: dict[str, int], least_tiles: int = LEAST_TILES
+) -> tuple[int, int]:
+    """How many programs share a block of columns, and the rows that each adds: at least
+    so many tiles of them, and no more programs than the GPU has room for.
+    """
+    batch, parameters = g.shape
+    blocks = triton.cdiv(parameters, tile["COLUMNS"])
+    splits = min(
+        triton.cdiv(PROGRAMS_PER_SM * multiprocessors(g.device), blocks),
+        triton.cdiv(batch, least_tiles * tile["ROWS"]),
+    )
+    rows = triton.cdiv(triton.cdiv(batch, splits), tile["ROWS"]) * tile["ROWS"]
+    return triton.cdiv(batch, rows), rows
+
+
 def sum_rows(
     g: torch.Tensor, out: torch.Tensor, scale: float, tile: dict | None = None
 ) -> None:
     """Write scale·Σ_b g[b] to out[P], in fp32 until it is stored; g[B,P] has elements."""
     tile = tile or CONFIGS.rule(g)
-    batch, parameters = g.shape
-    blocks = triton.cdiv(parameters, tile["COLUMNS"])
-    splits = min(
-        triton.cdiv(PROGRAMS_PER_SM * multiprocessors(g.device), blocks),
-        triton.cdiv(batch, LEAST_TILES * tile["ROWS"]),
-    )
-    rows_per_split = (
-        triton.cdiv(triton.cdiv(batch, splits), tile["ROWS"]) * tile["ROWS"]
-    )
-    splits = triton.cdiv(batch, rows_per_split)
+    splits, rows = split_batch(g, tile)
     if splits == 1:
-        return _launch(g, out[None], rows_per_split, scale, tile)
-    partial = torch.empty((splits, parameters), dtype=torch.float32, device=g.device)
-    _launch(g, partial, rows_per_split, 1.0, tile)
+        return _launch(g, out[None], rows, scale, tile)
+    partial = torch.empty((splits, g.shape[1]), dtype=torch.float32, device=g.device)
+    _launch(g, partial, rows, 1.0, tile)
     return _launch(partial, out[None], splits, scale, CONFIGS.rule(partial))
 
 
-def _launch(g, out, rows_per_split, scale, tile):
-    places, hints = words(g, tile["ROWS"], tile["COLUMNS"])
-    levels = levels_of(
-        tile["ROWS"], tile["COLUMNS"], tile["num_warps"], g.element_size()
-    )
-    phase_levels = min(levels, hints["PHASES"].bit_length() - 1)
-    width = tile["COLUMNS"] - (hints["WORD"] if hints["PHASES"] > 1 else 0)
-    _sum_kernel[(len(out) * triton.cdiv(g.shape[1], width),)](
-        g,
-        out,
-        *g.shape,
-        *places,
-        rows_per_split,
-        scale,
-        **hints,
-        LEVELS=levels - phase_levels,
-        PHASE_LEVELS=phase_levels,
-        **tile,
-    )
+def _launch(g, out, rows, scale, tile):
+    launch = plan_launch(g, tile)
+    grid = (len(out) * launch.blocks,)
+    sum_kernel[grid](g, out, *launch.numbers, rows, scale, **launch.constants)
 
 
 @grad_reduce.variant(

@@ -4,13 +4,7 @@
 programs while 128 of 132 SMs are idle. Here √528 programs are a group. A program counts
 itself once its part is written. The last of a group adds the group's 23 parts, and the
 last of those last ones the 23 groups' sums. Which program that is is chance; what it
-adds, and in which order, is not: the same bits on every call. The count releases what
-the program wrote and acquires what the others did, at the scope of the GPU.
-
-The counters are zero before and after: who comes last sets them back. They are kept for
-each stream, in whose order calls follow each other. In the capture of a CUDA graph they
-are the call's own, and the graph sets them to zero first, in a small launch: it may be
-replayed on any stream.
+adds, and in which order, is not: the same bits on every call.
 
 Blocks narrow as long as that takes an eighth off what the busiest SM reads: 2.3 MB in
 blocks of 16 KB are 141 of them, and nine of 132 SMs read two. Over 1,024 samples the
@@ -20,13 +14,13 @@ that. Bound next by memory, and where P is small by round trips to L2.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 
 from batchline.kernels._triton.column_sums import column_sums, levels_of
-from batchline.kernels._triton.warps import ASSEMBLED, of_the_warp
+from batchline.kernels._triton.last_program import comes_last, counters
+from batchline.kernels._triton.warps import ASSEMBLED
 from batchline.kernels.backends import tl, triton
 from batchline.kernels.grad_stats import grad_stats
 from batchline.kernels.grad_stats.triton_one_read import (
@@ -44,20 +38,6 @@ from batchline.kernels.tuning import Tunable, distinct
 
 MOST_SAMPLES, SUM_COLUMNS = 1024, 128
 WORTH_NARROWING = 7 / 8  # of what the busiest SM reads
-STREAMS_REMEMBERED = 256
-
-
-@triton.jit
-def _comes_last(count_ptr, count, ASSEMBLED: tl.constexpr):
-    """Whether this program is the last of `count` to arrive; it then sees what all
-    others wrote before, and the counter is zero again.
-    """
-    tl.debug_barrier()  # one thread releases what all of them wrote
-    before = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu")
-    is_last = of_the_warp(before, ASSEMBLED) == count - 1
-    if is_last:
-        tl.store(count_ptr, 0)
-    return is_last
 
 
 @triton.jit
@@ -130,7 +110,7 @@ def _one_launch_kernel(
     own, size = tl.program_id(0) // group, 2 * B
     first = own * group
     members = tl.minimum(tl.num_programs(0) - first, group)
-    if _comes_last(counts_ptr + 1 + own, members, ASSEMBLED):
+    if comes_last(counts_ptr + 1 + own, members, ASSEMBLED):
         of_own_ptr = of_groups_ptr + own * size
         _add_rows(
             partial_ptr + first * size,
@@ -142,7 +122,7 @@ def _one_launch_kernel(
             LEVELS,
         )
         groups = tl.cdiv(tl.num_programs(0), group)
-        if _comes_last(counts_ptr, groups, ASSEMBLED):
+        if comes_last(counts_ptr, groups, ASSEMBLED):
             _add_rows(
                 of_groups_ptr, sums_ptr, groups, size, MEMBERS, SUM_COLUMNS, LEVELS
             )
@@ -173,18 +153,6 @@ def _candidates(g, target):
 
 
 CONFIGS = Tunable(rule=_rule, candidates=_candidates)
-
-
-def counters(device: torch.device, count: int) -> torch.Tensor:
-    """`count` zeros, int32, for one launch on the current stream that leaves zeros."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    return _kept_counters(device, count, torch.cuda.current_stream(device).cuda_stream)
-
-
-@functools.lru_cache(maxsize=STREAMS_REMEMBERED)
-def _kept_counters(device, count, stream):
-    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 def _why_not(g):
