@@ -697,6 +697,37 @@ BARRIERS = [
         """,
     ),
     Case(
+        "two groups of warps at one named barrier",
+        "divergent-barrier",
+        """
+        setp.ge.u32 %p1, %w, 2;
+        @%p1 bra OTHERS;
+        bar.sync 1, 64;
+        bra DONE;
+        OTHERS:
+        bar.sync <1||2>, 64;
+        DONE:
+        """,
+        block=128,
+    ),
+    Case(
+        "a warp that arrives again before the other has gone through",
+        "divergent-barrier",
+        """
+        setp.eq.u32 %p1, %w, 1;
+        @%p1 bra USE;
+        bar.arrive 1, 64;
+        <||bar.sync 2, 64;>
+        bar.arrive 1, 64;
+        bra DONE;
+        USE:
+        bar.sync 1, 64;
+        <||bar.arrive 2, 64;>
+        bar.sync 1, 64;
+        DONE:
+        """,
+    ),
+    Case(
         "two barriers in another order",
         "deadlock",
         """
