@@ -783,6 +783,33 @@ MBARRIERS = [
         """,
     ),
     Case(
+        "an arrival that releases nothing",
+        "shared-race",
+        f"""{mbarrier(count=1)}
+        setp.eq.u32 %p1, %t, 32;
+        @%p1 st.shared.u32 [%s+512], 1;
+        @%p1 mbarrier.arrive.<relaxed||release>.cta.shared::cta.b64 _, [%s];
+        {wait(0)}
+        ld.shared.u32 %r1, [%s+512];
+        """,
+    ),
+    Case(
+        "a warp that leaves and is waited for",
+        "deadlock",
+        f"""{mbarrier(count=2)}
+        setp.eq.u32 %p2, %t, 0;
+        setp.eq.u32 %p3, %t, 32;
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s];
+        @%p3 mbarrier.arrive<||_drop>.shared::cta.b64 _, [%s];
+        setp.eq.u32 %p4, %w, 1;
+        @%p4 bra DONE;
+        {wait(0)}
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s];
+        {wait(1)}
+        DONE:
+        """,
+    ),
+    Case(
         "too many arrive",
         "mbarrier-misuse",
         f"""{mbarrier(count="<1||64>")}

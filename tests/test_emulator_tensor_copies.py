@@ -210,6 +210,12 @@ FAULTS = {
         "<||mov.u32 %r11, %ctaid.x; shl.b32 %r11, %r11, 3;>"
         f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
     ),
+    "a run that ends behind its allocation": (
+        "out-of-bounds",
+        f"{MAKE} {expect(512)} add.s64 %d2, %a0, <1552||1536>;"
+        "@%p0 cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%s], [%d2], "
+        f"512, [%s+8192]; {wait()}",
+    ),
     "two blocks store where they should add": (
         "global-race",
         f"{MAKE} {FILL} fence.proxy.async; bar.sync 0; <{STORE}||{ADD}>"

@@ -111,6 +111,7 @@ class MbarrierAction(IntEnum):
     COMPLETE = 5
     TEST = 6
     TRY = 7
+    DROP = 8  # an arrival of threads that later phases do not wait for
 
 
 class Update(IntEnum):

@@ -899,12 +899,13 @@ class _Decoder:
             "init": MbarrierAction.INIT,
             "inval": MbarrierAction.INVAL,
             "arrive": MbarrierAction.ARRIVE,
+            "arrive_drop": MbarrierAction.DROP,
             "expect_tx": MbarrierAction.EXPECT,
             "complete_tx": MbarrierAction.COMPLETE,
             "test_wait": MbarrierAction.TEST,
             "try_wait": MbarrierAction.TRY,
         }.get(tokens[1])
-        if action is None or tokens[1] == "arrive_drop":
+        if action is None or tokens[1] == "arrive_drop" and "expect_tx" in words:
             raise UnknownOpcode(instruction.opcode)
         if action is MbarrierAction.ARRIVE and "expect_tx" in words:
             action = MbarrierAction.ARRIVE_EXPECT
@@ -937,6 +938,7 @@ class _Decoder:
                 int(bool(counts) and not is_test),
                 by_parity,
                 in_cluster,
+                int("relaxed" in words),
             ),
             written=1 if is_test or has_state else 0,
         )

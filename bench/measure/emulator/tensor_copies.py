@@ -21,7 +21,7 @@ from batchline.bench.measure.emulator.layout import (
     Finding,
     PendingKind,
 )
-from batchline.bench.measure.emulator.memory_access import get, why_outside
+from batchline.bench.measure.emulator.memory_access import get
 from batchline.bench.measure.emulator.native import (
     AGAIN,
     DONE,
@@ -503,7 +503,7 @@ def _is_allocated(m, pc, warp, lane, address, size):
     allocation = find_allocation(m, address)
     if allocation and address + size <= int64(read64(allocation + 8)):
         return True
-    report(m, why_outside(m, address, 16), pc, warp, lane, address, -1)
+    report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
     return False
 
 
