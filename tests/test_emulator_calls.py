@@ -17,6 +17,8 @@ from batchline.tests.emulated import buffer, faults, run, twins
 
 MODULE = """
 .extern .func (.param .b32 r) elsewhere (.param .b32 x);
+.extern .func (.param .b32 r) vprintf (.param .b32 x);
+.extern .func __assertfail (.param .b32 x);
 .func (.param .b32 r) twice (.param .b32 x);
 .func (.param .b32 r) triple (.param .b32 x)
 {
@@ -109,6 +111,21 @@ def results_of(body):
 
 def test_a_function_gives_what_it_computes():
     assert results_of(call("twice")) == [2 * lane for lane in range(32)]
+
+
+def test_what_is_printed_is_dropped():
+    assert results_of(call("vprintf")) == [0] * 32
+
+
+def test_an_assertion_that_fails_is_found():
+    body = """
+    setp.{}.u32 %p0, %l, 31;
+    @%p0 bra Right;
+    {{ .param .b32 given; st.param.b32 [given], 1; call.uni __assertfail, (given); }}
+    Right:
+    """
+    assert faults(run(body.format("lt"), module=MODULE)) == {"trap"}
+    assert not run(body.format("le"), module=MODULE).findings
 
 
 def test_a_function_calls_another():

@@ -86,6 +86,18 @@ def test_allocations_that_overlap_are_refused(start, size):
         memory.add(start, size, "new", False)
 
 
+def test_a_variable_of_a_module_lasts_from_launch_to_launch():
+    memory = GlobalMemory()
+    count = memory.variable("a module", "count", 4, None)
+    table = memory.variable("a module", "table", 4, b"\1\2\3\4")
+    assert (count.tolist(), table.tolist()) == ([0] * 4, [1, 2, 3, 4])
+    count[0] = 7
+    assert memory.variable("a module", "count", 4, None)[0] == 7
+    assert memory.variable("another", "count", 4, None)[0] == 0
+    assert memory.at(count.ctypes.data).name == "the variable count"
+    assert memory.at(count.ctypes.data).size_bytes == 4
+
+
 def test_the_shadow_is_where_the_table_says():
     memory = GlobalMemory()
     shadow = memory.add(100, 16, "there", False).shadow

@@ -7,7 +7,7 @@ import pytest
 
 from batchline.bench.measure.emulator.execution import LATE, SHUFFLED
 from batchline.bench.measure.emulator.ptx import UnknownOpcode
-from batchline.tests.emulated import buffer, run
+from batchline.tests.emulated import buffer, faults, run, twins
 
 LANE = np.arange(32)
 FULL = "0xffffffff"
@@ -153,6 +153,46 @@ def test_atomics_on_one_number_of_16_bits(kind, one):
     assert found.tolist() == [0] + 31 * [9]
     thirty_two = {"f16": 0x5000, "bf16": 0x4200}[kind]
     assert numbers.tolist() == [0, thirty_two, 9, 0, 0, 0, 0, 0]
+
+
+def test_an_atomic_on_a_vector():
+    numbers = buffer(8, np.float32)
+    numbers[:] = np.arange(8)
+    body = """
+    mov.f32 %f4, 0f3F800000;
+    mov.f32 %f5, 0f40000000;
+    setp.lt.u32 %p0, %l, 4;
+    @%p0 atom.global.add.v2.f32 {%f0, %f1}, [%a1+8], {%f4, %f5};
+    @%p0 red.global.add.v4.f32 [%a1+16], {%f4, %f4, %f5, %f5};
+    add.f32 %f0, %f0, %f1;
+    cvt.rzi.u32.f32 %r9, %f0;
+    """
+    found = answer(body, lanes=4, arguments=(numbers,))
+    assert found.tolist() == [5, 8, 11, 14]
+    assert numbers.tolist() == [0, 1, 6, 11, 8, 9, 14, 15]
+
+
+def test_an_atomic_on_a_vector_is_aligned_to_all_of_it():
+    done = run("red.global.add.v2.f32 [%a0+4], {%f0, %f0};", buffer(8))
+    assert faults(done) == {"misaligned"}
+
+
+def test_a_trap_is_found_and_the_lanes_end():
+    out = buffer(32)
+    body = "setp.eq.u32 %p0, %l, {}; @%p0 trap; st.global.u32 [%g0], 1;"
+    assert faults(run(body.format(3), out)) == {"trap"}
+    assert out.tolist() == [int(lane != 3) for lane in range(32)]
+    assert not run(body.format(33), out).findings
+
+
+def test_two_blocks_that_write_a_variable_of_the_module():
+    module = ".visible .global .align 4 .u32 total;"
+    wrong, right = twins(
+        "setp.eq.u32 %p0, %t, 0; @%p0 <st||red>.global<||.add>.u32 [total], %n0;"
+    )
+    wrong, right = (f"mov.u32 %n0, %ctaid.x; {body}" for body in (wrong, right))
+    assert faults(run(wrong, grid=2, module=module)) == {"global-race"}
+    assert not run(right, grid=2, module=module).findings
 
 
 def test_an_atomic_exchange_of_16_bits_is_refused():
@@ -664,14 +704,13 @@ def test_cp_async_fills_with_zeros_what_it_does_not_read():
 @pytest.mark.parametrize(
     "instruction",
     [
-        "trap;",
         "brkpt;",
         "tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%d0, {%f4}];",
         "createpolicy.fractional.L2::evict_last.b64 %d0, 0f3f800000;",
         "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%s], 32;",
         "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 "
         "{%f0, %f1, %f2, %f3}, %d0, %d1, %r0, 0, %p1, 1, 1, 0, 0;",
-        "atom.global.add.noftz.v2.f16 {%h0, %h1}, [%a0], {%h2, %h3};",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f64 [%a0], [%s], 16;",
     ],
 )
 def test_what_is_not_known_is_refused_by_its_name(instruction):

@@ -697,6 +697,37 @@ BARRIERS = [
         """,
     ),
     Case(
+        "two groups of warps at one named barrier",
+        "divergent-barrier",
+        """
+        setp.ge.u32 %p1, %w, 2;
+        @%p1 bra OTHERS;
+        bar.sync 1, 64;
+        bra DONE;
+        OTHERS:
+        bar.sync <1||2>, 64;
+        DONE:
+        """,
+        block=128,
+    ),
+    Case(
+        "a warp that arrives again before the other has gone through",
+        "divergent-barrier",
+        """
+        setp.eq.u32 %p1, %w, 1;
+        @%p1 bra USE;
+        bar.arrive 1, 64;
+        <||bar.sync 2, 64;>
+        bar.arrive 1, 64;
+        bra DONE;
+        USE:
+        bar.sync 1, 64;
+        <||bar.arrive 2, 64;>
+        bar.sync 1, 64;
+        DONE:
+        """,
+    ),
+    Case(
         "two barriers in another order",
         "deadlock",
         """
@@ -749,6 +780,33 @@ MBARRIERS = [
         bar.sync 0;
         @%p0 mbarrier.arrive.shared::cta.b64 _, [%s+<64||0>];
         {wait(0)}
+        """,
+    ),
+    Case(
+        "an arrival that releases nothing",
+        "shared-race",
+        f"""{mbarrier(count=1)}
+        setp.eq.u32 %p1, %t, 32;
+        @%p1 st.shared.u32 [%s+512], 1;
+        @%p1 mbarrier.arrive.<relaxed||release>.cta.shared::cta.b64 _, [%s];
+        {wait(0)}
+        ld.shared.u32 %r1, [%s+512];
+        """,
+    ),
+    Case(
+        "a warp that leaves and is waited for",
+        "deadlock",
+        f"""{mbarrier(count=2)}
+        setp.eq.u32 %p2, %t, 0;
+        setp.eq.u32 %p3, %t, 32;
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s];
+        @%p3 mbarrier.arrive<||_drop>.shared::cta.b64 _, [%s];
+        setp.eq.u32 %p4, %w, 1;
+        @%p4 bra DONE;
+        {wait(0)}
+        @%p2 mbarrier.arrive.shared::cta.b64 _, [%s];
+        {wait(1)}
+        DONE:
         """,
     ),
     Case(

@@ -30,6 +30,8 @@ WAIT = """
 FILL = "st.shared.u32 [%m], %t; st.shared.u32 [%m+256], %t;"
 STORE = "@%p0 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%d1, {%r10, %r11}], [%s];"
 
+ADD = STORE.replace("cp.async", "cp.reduce.async").replace("cta.", "cta.add.")
+
 
 def expect(size):
     return f"@%p0 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%s+8192], {size};"
@@ -208,6 +210,22 @@ FAULTS = {
         "<||mov.u32 %r11, %ctaid.x; shl.b32 %r11, %r11, 3;>"
         f"{STORE} cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
     ),
+    "a run that ends behind its allocation": (
+        "out-of-bounds",
+        f"{MAKE} {expect(512)} add.s64 %d2, %a0, <1552||1536>;"
+        "@%p0 cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%s], [%d2], "
+        f"512, [%s+8192]; {wait()}",
+    ),
+    "two blocks store where they should add": (
+        "global-race",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0; <{STORE}||{ADD}>"
+        "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
+    ),
+    "what a box is added to is read before the wait": (
+        "missing-wait",
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0; {ADD} cp.async.bulk.commit_group;"
+        "cp.async.bulk.wait_group<.read||> 0; @%p0 ld.global.u32 %r1, [%a0];",
+    ),
 }
 
 
@@ -223,7 +241,7 @@ def test_what_is_wrong_is_found_and_its_mended_twin_is_clean(name):
 
 
 def _run(name, body, schedule):
-    if name == "two blocks store one box":
+    if name.startswith("two blocks"):
         tensor = buffer(ROWS * COLUMNS)
         encoded = tensor_maps.encode(
             tensor.ctypes.data,
@@ -274,6 +292,56 @@ def test_a_box_is_stored_within_the_tensor_only(schedule):
     expected[12:, 24:] = np.arange(128).reshape(BOX)[:4, :8]
     assert not done.findings
     assert tensor.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_box_is_combined_with_the_tensor(schedule):
+    done, tensor, _ = copied(
+        f"""{MAKE} {FILL} fence.proxy.async; bar.sync 0;
+        {ADD} {ADD.replace("add", "max")} cp.async.bulk.commit_group;
+        cp.async.bulk.wait_group 0;
+        """,
+        schedule,
+    )
+    numbers = np.arange(1, ROWS * COLUMNS + 1).reshape(ROWS, COLUMNS)
+    numbers[:8, :16] += np.tile(np.arange(64), 2).reshape(BOX)
+    assert not done.findings
+    assert tensor.tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "kind, dtype, given",
+    [("f32", np.float32, 0x3FC00000), ("noftz.f16", np.float16, 0x3E003E00)],
+)
+def test_a_run_is_added_to_memory(schedule, kind, dtype, given):
+    numbers = buffer(64, dtype)
+    numbers[:] = np.arange(64) / 4
+    body = f"""
+    st.shared.u32 [%m], {given};
+    fence.proxy.async;
+    bar.sync 0;
+    setp.eq.u32 %p0, %t, 0;
+    @%p0 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.{kind} [%a0+16], [%s], 32;
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;
+    """
+    expected = np.arange(64) / 4
+    first = 16 // numbers.itemsize
+    expected[first : first + 32 // numbers.itemsize] += 1.5 * 2
+    done = run(body, numbers, block=32, grid=2, schedule=schedule)
+    assert not done.findings, [str(one) for one in done.findings]
+    assert numbers.tolist() == expected.tolist()
+
+
+def test_an_operation_that_the_elements_do_not_have():
+    done, _, _ = copied(
+        f"{MAKE} {FILL} fence.proxy.async; bar.sync 0; {ADD.replace('add', 'min')}",
+        change=lambda encoded: tensor_maps.replace(
+            encoded, "elemtype", None, tensor_maps.F32
+        ),
+    )
+    assert "bad-descriptor" in faults(done)
 
 
 def test_a_map_that_no_chip_accepts_is_found():

@@ -112,6 +112,7 @@ def begin(m, kind, pc, warp, mask):
     new.landed = 0
     new.mbarrier = -1
     new.rank = m.rank
+    new.reduction = 0
     return new
 
 

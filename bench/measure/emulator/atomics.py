@@ -20,6 +20,7 @@ from batchline.bench.measure.emulator.layout import (
 from batchline.bench.measure.emulator.memory_access import (
     ACTION,
     BYTES,
+    ELEMENTS,
     SIGNED,
     SPACE,
     alike,
@@ -68,11 +69,13 @@ F16, BF16 = int(Number.F16), int(Number.BF16)
 
 @Handler
 def update_memory(machine, pc, warp, registers, row, mask):
-    """atom and red: operands the result (of an atom), the address, the value, and of a
-    compare-and-swap the new value. The lanes take their turns in order.
+    """atom and red: operands the results (of an atom), the address, the values, one for
+    each element, and of a compare-and-swap the new value. The lanes take their turns in
+    order.
     """
     m = machine_at(machine)
-    place = 1 if int64(words_at(row, HEADER)[ACTION]) & HAS_RESULT else 0
+    words = words_at(row, HEADER)
+    place = int64(words[ELEMENTS]) if int64(words[ACTION]) & HAS_RESULT else int64(0)
     while mask:
         group = alike(m, registers, row, place, mask)
         mask &= ~group
@@ -83,16 +86,14 @@ def update_memory(machine, pc, warp, registers, row, mask):
 
 @compile_native
 def _update(m, pc, warp, registers, row, mask):
-    words = words_at(row, HEADER + 4)
+    words = words_at(row, HEADER)
     action = int64(words[ACTION])
-    update, number = action & 0xFF, int64(words[SIGNED])
-    size = int64(words[BYTES])
-    place = 1 if action & HAS_RESULT else 0
+    elements = int64(words[ELEMENTS])
+    size = elements * int64(words[BYTES])
+    place = elements if action & HAS_RESULT else int64(0)
     gather_addresses(m, registers, row, place, mask)
     space = space_of(m, warp, words[SPACE], mask)
     addresses = longs_at(m.scratch, LANES)
-    first = registers + int64(words[HEADER + place + 1])
-    second = registers + int64(words_at(row, HEADER + place + 3)[HEADER + place + 2])
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
     if m.is_counting:
         if space == GLOBAL:
@@ -119,16 +120,31 @@ def _update(m, pc, warp, registers, row, mask):
             if m.seen and is_ordering(m, warp, action):
                 key = SHARED_WINDOW + ((m.rank + 1) << RANK_SHIFT) + address
                 synchronise(m, warp, lane, key, action | IS_OF_BLOCK)
-        before = get(target, size)
-        value = get(first + lane * size, size)
-        new = value
-        if update == COMPARE:
-            new = get(second + lane * size, size) if before == value else before
-        elif update != EXCHANGE:
-            new = _updated(update, number, size, before, value)
-        put(target, size, new)
-        if action & HAS_RESULT:
-            put(registers + int64(words[HEADER]) + lane * size, size, before)
+        for element in range(elements):
+            _update_element(registers, row, place, lane, element, target)
+
+
+@compile_native
+def _update_element(registers, row, place, lane, element, target):
+    """One element of a lane's atomic, of those that lie from the address `target` on;
+    `place` is the address's among the operands.
+    """
+    words = words_at(row, HEADER + place + 3 + element)
+    action, size = int64(words[ACTION]), int64(words[BYTES])
+    update = action & 0xFF
+    address, of_lane = target + element * size, lane * size
+    before = get(address, size)
+    first = HEADER + place + 1 + element
+    value = get(registers + int64(words[first]) + of_lane, size)
+    new = value
+    if update == COMPARE:
+        wanted = get(registers + int64(words[first + 1]) + of_lane, size)
+        new = wanted if before == value else before
+    elif update != EXCHANGE:
+        new = _updated(update, int64(words[SIGNED]), size, before, value)
+    put(address, size, new)
+    if action & HAS_RESULT:
+        put(registers + int64(words[HEADER + element]) + of_lane, size, before)
 
 
 @compile_native

@@ -4,6 +4,9 @@ Registers, labels and local arrays get names of their own at each call, so that 
 executed has no call left. A parameter of a function is the caller's variable itself,
 which lies in the caller's local memory: one that is read and was never written is found
 as any local memory is. Recursion and calls through a register have no such text.
+
+Of the functions that the driver has, a failed assertion traps, and what is printed is
+dropped.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from batchline.bench.measure.emulator.ptx import (
     Address,
     Call,
     Function,
+    Immediate,
     Instruction,
     Kernel,
     Label,
@@ -28,6 +32,8 @@ from batchline.bench.measure.emulator.ptx import (
     Vector,
 )
 
+_ASSERTION, _PRINTING = "__assertfail", "vprintf"
+_ZERO = Immediate("0", "integer", 0)
 _MOST_INSTRUCTIONS = 1 << 18  # order.py keeps 20 bits of each, and some become two rows
 
 
@@ -171,6 +177,13 @@ class _Text:
 
     def _append_call(self, instruction: Instruction, callers: tuple[str, ...]) -> None:
         (call,) = instruction.operands
+        if call.target == _ASSERTION:
+            self._add(instruction, "trap", ())
+            return
+        if call.target == _PRINTING:
+            for result in call.results:
+                self._add(instruction, "st.local.b32", (Address(result), _ZERO))
+            return
         function = self._function(call, callers)
         self._calls += 1
         prefix = f"{call.target}.{self._calls}:"

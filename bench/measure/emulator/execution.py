@@ -103,6 +103,7 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
         "shared memory of another block of the cluster, which may not have started or "
         "have ended",
     ),
+    Finding.TRAP: ("trap", "an assertion failed, or the kernel gave up"),
     Finding.UNSUPPORTED: ("unsupported", "more than this emulator keeps track of"),
 }
 # Told apart, and no fault: on a GPU no allocation ends within 16 aligned bytes, and a
@@ -307,7 +308,7 @@ class _Bound:
         record["instructions"] = len(code.forms)
         record["register_bytes"] = code.register_bytes
         record["has_products"] = Kind.WGMMA in code.kinds
-        record["has_atomics"] = Kind.ATOMIC in code.kinds or code.has_strong_accesses
+        record["has_atomics"] = code.has_atomics
 
         record["run_warp"] = machine.run_warp.address
         if Kind.WGMMA in code.kinds:
@@ -324,6 +325,13 @@ class _Bound:
         code, record = self._code, self._record
         shift = int(code.narrowest_global).bit_length() - 1
         rows = []
+        self._variables = {
+            one.name: memory.variable(
+                self._launch.ptx, one.name, one.size_bytes, one.initial
+            )
+            for one in code.variables.values()
+            if one.space == "global" and one.size_bytes
+        }
         for one in memory.allocations:
             granules = (one.size_bytes >> shift) + 1
             is_checked = one.size_bytes <= _SMALL_BYTES or not one.initialised
@@ -346,9 +354,8 @@ class _Bound:
                     0,
                 )
             )
-        self._variables = {}
         for variable in code.variables.values():
-            if variable.space in ("global", "const") and variable.size_bytes:
+            if variable.space == "const" and variable.size_bytes:
                 data = _aligned(variable.size_bytes, 256)
                 data[:] = 0
                 if variable.initial is not None:
@@ -424,7 +431,7 @@ class _Bound:
             ("writers", np.zeros(2 * granules, np.int64)),
             ("reads", reads),
             ("barriers", np.zeros(BARRIERS, BARRIER)),
-            ("barrier_clocks", np.zeros((BARRIERS, 2, agents), np.int32)),
+            ("barrier_clocks", np.zeros((BARRIERS, 3, agents), np.int32)),
             ("barrier_fenced", np.zeros((BARRIERS, agents), np.int32)),
             ("mbarriers", np.zeros(MBARRIERS, MBARRIER)),
             ("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32)),

@@ -71,6 +71,7 @@ class Kind(IntEnum):
     WMMA_LOAD = 38
     WMMA_STORE = 39
     CLUSTER_BARRIER = 40
+    TRAP = 41
 
 
 class Space(IntEnum):
@@ -110,6 +111,7 @@ class MbarrierAction(IntEnum):
     COMPLETE = 5
     TEST = 6
     TRY = 7
+    DROP = 8  # an arrival of threads that later phases do not wait for
 
 
 class Update(IntEnum):
@@ -169,6 +171,7 @@ class Finding(IntEnum):
     UNSUPPORTED = 16
     UNINITIALISED_LOCAL = 17
     BLOCK_LIFETIME = 18
+    TRAP = 19
 
 
 # int64: start, end, shadow, writers, readers, flags, granule shift, none
@@ -295,6 +298,8 @@ PENDING = np.dtype(
         ("coordinates", np.int64, (5,)),
         ("descriptors", np.int64, (2,)),
         ("accumulates", np.int64),
+        ("reduction", np.int64),  # 1 + how a bulk store is combined; 0: it is stored
+        ("element_type", np.int64),  # of such a run of bytes, as tensor maps number it
         ("landed", np.int64),
         ("target", np.int64, (LANES,)),
         ("source", np.int64, (LANES,)),

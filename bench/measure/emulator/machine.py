@@ -72,7 +72,7 @@ AT_MBARRIER, ENDED = int(Status.AT_MBARRIER), int(Status.ENDED)
 AT_CLUSTER = int(Status.AT_CLUSTER)
 DIVERGENT_BARRIER = int(Finding.DIVERGENT_BARRIER)
 DEADLOCK, HANG = int(Finding.DEADLOCK), int(Finding.HANG)
-MISSING_WAIT = int(Finding.MISSING_WAIT)
+MISSING_WAIT, TRAP = int(Finding.MISSING_WAIT), int(Finding.TRAP)
 TENSOR_STORE_PENDING = int(PendingKind.TENSOR_STORE)
 
 SYNC, ARRIVE, COUNT, AND, OR = range(5)  # parameter 0 of a BARRIER
@@ -228,6 +228,13 @@ def run_warp(machine, pc, warp, registers, row, mask):
 
 
 @Handler
+def trap(machine, pc, warp, registers, row, mask):
+    """trap, of the lanes that end after it: on a GPU the launch fails."""
+    report(machine_at(machine), TRAP, pc, warp, lowest_one(mask), 0, -1)
+    return DONE
+
+
+@Handler
 def exit_lanes(machine, pc, warp, registers, row, mask):
     """ret and exit: the lanes end; the block's barriers no longer wait for them."""
     m = machine_at(machine)
@@ -268,7 +275,24 @@ def barrier_at(m, number):
 
 @compile_native
 def _barrier_clocks(m, number, which):
-    return m.barrier_clocks + (number * 2 + which) * m.agents * 4
+    """The address of what has arrived at a barrier (0), of that what the asynchronous
+    proxy may see (1), or of what had arrived when it last let warps go on (2).
+    """
+    return m.barrier_clocks + (number * 3 + which) * m.agents * 4
+
+
+@compile_native
+def _knows_last_use(m, warp, number):
+    """Whether a warp knows that all have arrived that a barrier last waited for: else
+    it could have been counted as one of them.
+    """
+    known = words_at(order.clocks_of(m, warp), m.agents)
+    last = words_at(_barrier_clocks(m, number, 2), m.agents)
+    for other in range(m.n_warps):
+        # Some lanes may have handed on what their warp has done.
+        if max(known[other], known[m.lane_agent + other]) < last[other]:
+            return False
+    return True
 
 
 @Handler
@@ -300,6 +324,8 @@ def arrive_at_barrier(machine, pc, warp, registers, row, mask):
         report(m, DIVERGENT_BARRIER, pc, warp, lane, number, -1)
         return DONE
     barrier = barrier_at(m, number)
+    if not _knows_last_use(m, warp, number):
+        report(m, DIVERGENT_BARRIER, pc, warp, lane, number, barrier.pc)
     if barrier.arrived == 0:
         barrier.expected = expected
         barrier.value = 1 if mode == AND else 0
@@ -358,6 +384,7 @@ def release_if_complete(m, number):
         order.sync_lanes(m, warp)
         _write_reduction(m, warp, state, barrier.value)
         state.status = READY
+    copy(_barrier_clocks(m, number, 2), _barrier_clocks(m, number, 0), m.agents * 4)
     barrier.arrived = 0
     barrier.fenced = 0
     barrier.warps = uint64(0)
@@ -577,6 +604,7 @@ def run_grid(m, first, last):
 # What is done for each kind but the first few, which run_warp does itself.
 HANDLERS: dict[Kind, Handler] = {
     Kind.EXIT: exit_lanes,
+    Kind.TRAP: trap,
     Kind.BARRIER: arrive_at_barrier,
     Kind.WARP_SYNC: warp_wide.synchronise,
     Kind.LOAD: memory_access.load,

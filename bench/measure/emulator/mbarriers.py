@@ -56,12 +56,20 @@ INIT, INVAL = int(MbarrierAction.INIT), int(MbarrierAction.INVAL)
 ARRIVE, ARRIVE_EXPECT = int(MbarrierAction.ARRIVE), int(MbarrierAction.ARRIVE_EXPECT)
 EXPECT, COMPLETE = int(MbarrierAction.EXPECT), int(MbarrierAction.COMPLETE)
 TEST, TRY = int(MbarrierAction.TEST), int(MbarrierAction.TRY)
+DROP = int(MbarrierAction.DROP)
 READY, AT_MBARRIER = int(Status.READY), int(Status.AT_MBARRIER)
 
 # Where the parameters of an MBARRIER lie in its row.
-ACTION, OFFSET, BASE_BYTES, HAS_STATE, HAS_COUNT, BY_PARITY, IN_CLUSTER = range(
-    PARAMETERS, PARAMETERS + 7
-)
+(
+    ACTION,
+    OFFSET,
+    BASE_BYTES,
+    HAS_STATE,
+    HAS_COUNT,
+    BY_PARITY,
+    IN_CLUSTER,
+    IS_RELAXED,
+) = range(PARAMETERS, PARAMETERS + 8)
 
 _mbarrier = record_reader(MBARRIER)
 _BYTES = MBARRIER.itemsize
@@ -147,10 +155,14 @@ def arrive_for(m, pc, warp, number, count, agent, clock):
 
 
 @compile_native
-def _arrive(m, pc, warp, mask, number, count, expected_bytes):
+def _arrive(m, pc, warp, mask, number, count, expected_bytes, is_relaxed):
+    """Threads of a warp arrive. That releases what they have done before, unless it is
+    relaxed and they have made no fence.
+    """
     known = mbarrier_at(m, number)
-    order.hand_on(m, warp, mask, _clocks(m, number, 0), order.clocks_of(m, warp))
-    order.join(m, _clocks(m, number, 1), order.fenced_of(m, warp))
+    if not is_relaxed or warp_at(m, warp).fenced & mask == mask:
+        order.hand_on(m, warp, mask, _clocks(m, number, 0), order.clocks_of(m, warp))
+        order.join(m, _clocks(m, number, 1), order.fenced_of(m, warp))
     known.bytes += expected_bytes
     known.pending -= count
     if known.pending < 0 or abs(known.bytes) > _MOST_BYTES:
@@ -289,11 +301,14 @@ def _act_on_one(m, pc, warp, registers, row, mask):
         for each in range(32):
             if (mask >> uint32(each)) & uint32(1):
                 put(target + each * 8, 8, uint64(known.phase))
-    if action == ARRIVE:
-        _arrive(m, pc, warp, mask, number, operand * lanes, 0)
+    is_relaxed = words[IS_RELAXED] != 0
+    if action == ARRIVE or action == DROP:
+        if action == DROP:
+            known.expected -= operand * lanes
+        _arrive(m, pc, warp, mask, number, operand * lanes, 0, is_relaxed)
         order.tick(m, warp)
     elif action == ARRIVE_EXPECT:
-        _arrive(m, pc, warp, mask, number, lanes, operand * lanes)
+        _arrive(m, pc, warp, mask, number, lanes, operand * lanes, is_relaxed)
         order.tick(m, warp)
     elif action == EXPECT:
         known.bytes += operand * lanes

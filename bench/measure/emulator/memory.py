@@ -12,6 +12,7 @@ import numpy as np
 
 INITIALISED = 1  # bit of a shadow byte, and of an allocation's flags: all of it is
 _NO_RESERVE = 0x4000  # Linux' MAP_NORESERVE, which the module mmap has no name for
+_ALIGN = 256  # bytes
 _LARGE = 2**28  # bytes from which a shadow reserves no memory before it is touched
 
 
@@ -43,6 +44,7 @@ class GlobalMemory:
         self._by_start: dict[int, Allocation] = {}
         self._starts: list[int] = []
         self._table: np.ndarray | None = None
+        self._variables: dict[tuple[str, str], np.ndarray] = {}
 
     def add(
         self, start: int, size_bytes: int, name: str, initialised: bool
@@ -78,6 +80,21 @@ class GlobalMemory:
         del self._by_start[start]
         self._starts.remove(start)
         self._table = None
+
+    def variable(
+        self, module: str, name: str, size_bytes: int, initial: bytes | None
+    ) -> np.ndarray:
+        """uint8[size_bytes]: a variable of the module with this text. It is `initial`,
+        or zeros, when it is first asked for, and keeps what launches write to it.
+        """
+        known = self._variables.get((module, name))
+        if known is None:
+            known = _aligned_zeros(size_bytes)
+            if initial is not None:
+                known[:] = np.frombuffer(initial, np.uint8)
+            self.add(known.ctypes.data, size_bytes, f"the variable {name}", True)
+            self._variables[module, name] = known
+        return known
 
     def at(self, address: int) -> Allocation | None:
         """The allocation in which the address lies, or None."""
@@ -126,6 +143,13 @@ class GlobalMemory:
             ]
             self._table = np.array(rows, np.int64).reshape(len(rows), 4)
         return self._table
+
+
+def _aligned_zeros(size_bytes: int) -> np.ndarray:
+    """From an address that is a multiple of what the driver gives memory by."""
+    held = np.zeros(size_bytes + _ALIGN, np.uint8)
+    first = -held.ctypes.data % _ALIGN
+    return held[first : first + size_bytes]
 
 
 def untouched_zeros(size_bytes: int) -> np.ndarray:

@@ -700,6 +700,13 @@ def update_global(m, pc, warp, lane, row, address, count, is_of_block):
     other atomic conflicts with, but for those of another block if it is of its block's
     scope only.
     """
+    clock = words_at(clocks_of(m, warp), m.agents)[warp]
+    update_global_by(m, pc, warp, lane, warp, clock, row, address, count, is_of_block)
+
+
+@compile_native
+def update_global_by(m, pc, warp, lane, agent, clock, row, address, count, is_of_block):
+    """As update_global, of an agent that the warp has issued the atomic to."""
     shadow = int64(read64(row + 16)) + address - int64(read64(row))
     missing = False
     for place in range(shadow, shadow + count):
@@ -714,7 +721,10 @@ def update_global(m, pc, warp, lane, row, address, count, is_of_block):
         report(m, UNINITIALISED_GLOBAL, pc, warp, lane, address, -1)
     if not flags & ALLOCATION_WRITTEN:
         write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
-    _note_update(m, pc, warp, lane, row, address, count, is_of_block)
+    epoch = _epoch(agent, clock, pc, lane)
+    if is_of_block:
+        epoch |= _OF_BLOCK_SCOPE
+    _write_in_order(m, pc, warp, lane, epoch, row, address, count, True)
 
 
 @compile_native
@@ -725,15 +735,8 @@ def write_strong(m, pc, warp, lane, row, address, count):
         write8(place, uint8(read8(place) | SHADOW_INITIALISED | SHADOW_WRITTEN))
     flags = int64(read64(row + 40))
     write64(row + 40, numba.uint64(flags | ALLOCATION_WRITTEN))
-    _note_update(m, pc, warp, lane, row, address, count, False)
-
-
-@compile_native
-def _note_update(m, pc, warp, lane, row, address, count, is_of_block):
     clock = words_at(clocks_of(m, warp), m.agents)[warp]
     epoch = _epoch(warp, clock, pc, lane)
-    if is_of_block:
-        epoch |= _OF_BLOCK_SCOPE
     _write_in_order(m, pc, warp, lane, epoch, row, address, count, True)
 
 

@@ -17,6 +17,7 @@ from batchline.bench.measure.emulator import (
     matrix,
     matrix_units,
     ptx,
+    tensor_maps,
     wmma,
 )
 from batchline.bench.measure.emulator.calls import inline_calls
@@ -48,6 +49,7 @@ from batchline.bench.measure.emulator.layout import (
 )
 from batchline.bench.measure.emulator.rows import Place, Row, named_space
 from batchline.bench.measure.emulator.shared_arrays import SharedLayout, lay_out_shared
+from batchline.bench.measure.emulator.tensor_maps import REDUCTIONS, reduces
 from batchline.bench.measure.emulator.ptx import (
     Address,
     Immediate,
@@ -92,7 +94,7 @@ class Program:
     kinds: frozenset[Kind]
     narrowest_shared: int
     narrowest_global: int
-    has_strong_accesses: bool
+    has_atomics: bool  # or what is ordered like them
     errors: tuple[str, ...] = ()
 
     def instruction(self, row: int) -> Instruction:
@@ -202,11 +204,7 @@ class _Decoder:
             frozenset(row.kind for _, row in rows),
             min(shared, default=4),
             min(in_global, default=4),
-            any(
-                row.kind in (Kind.LOAD, Kind.STORE)
-                and row.parameters[7] & ~IS_READ_ONLY
-                for _, row in rows
-            ),
+            any(_is_like_an_atomic(row) for _, row in rows),
         )
 
     def _write(self, rows, first_row) -> tuple[np.ndarray, np.ndarray]:
@@ -388,6 +386,10 @@ class _Decoder:
     def _exit(self, instruction: Instruction) -> Iterator[Row]:
         yield Row(Kind.EXIT)
 
+    def _trap(self, instruction: Instruction) -> Iterator[Row]:
+        yield Row(Kind.TRAP)
+        yield Row(Kind.EXIT)
+
     def _nothing(self, instruction: Instruction) -> Iterator[Row]:
         yield Row(Kind.NOTHING)
 
@@ -478,23 +480,33 @@ class _Decoder:
             raise UnknownOpcode(instruction.opcode)
         if kind == "b16" and update is not Update.COMPARE:
             raise UnknownOpcode(instruction.opcode)
-        if any(one in _VECTORS for one in tokens) or "async" in tokens:
+        if "async" in tokens:
             raise UnknownOpcode(instruction.opcode)
         size = 4 if kind.endswith("x2") else int(kind.lstrip("bfsu")) // 8
         operands = list(instruction.operands)
-        target = operands.pop(0) if has_result else None
+        targets = ptx.flatten((operands.pop(0),)) if has_result else ()
         base, offset, width = self.address(operands.pop(0))
+        elements = next((_VECTORS[one] for one in tokens if one in _VECTORS), 1)
         constant = f"{'f' if number is Number.FLOAT else 'b'}{8 * size}"
-        values = [self.offset(one, constant) for one in operands[:2]]
+        values = [self.offset(one, constant) for one in ptx.flatten(operands[:2])]
         action = int(update) | (HAS_RESULT if has_result else 0) | _semantics(tokens)
         if len(values) == 1:
             values.append(values[0])
-        result = [self.offset(target, constant)] if has_result else []
+        results = [self.offset(one, constant) for one in targets]
         yield Row(
             Kind.ATOMIC,
-            (*result, base, *values),
-            (named_space(tokens), 1, size, size, offset, width, int(number), action),
-            written=len(result),
+            (*results, base, *values),
+            (
+                named_space(tokens),
+                elements,
+                size,
+                size,
+                offset,
+                width,
+                int(number),
+                action,
+            ),
+            written=len(results),
         )
 
     def _barrier(self, instruction: Instruction) -> Iterator[Row]:
@@ -632,6 +644,10 @@ class _Decoder:
             yield Row(Kind.BULK_WAIT, parameters=(operands[0].value, is_read))
         elif tokens[:4] == ["cp", "async", "bulk", "tensor"]:
             yield self._tensor_copy(instruction, tokens)
+        elif tokens[:5] == ["cp", "reduce", "async", "bulk", "tensor"]:
+            yield self._tensor_copy(instruction, ["cp", *tokens[2:]])
+        elif tokens[1] == "reduce":
+            yield self._bulk_copy(instruction, ["cp", *tokens[2:]])
         elif tokens[2] == "bulk":
             yield self._bulk_copy(instruction, tokens)
         elif tokens[2] == "mbarrier":
@@ -705,7 +721,7 @@ class _Decoder:
                     0,
                     *(self.offset(one, "b32") for one in coordinates),
                 ),
-                (rank, offset, base_offset, 0, width, 0),
+                (rank, offset, base_offset, 0, width, 0, _reduction(words)),
             )
         raise UnknownOpcode(instruction.opcode)
 
@@ -719,8 +735,6 @@ class _Decoder:
         that of blocks of its cluster.
         """
         operands = instruction.operands
-        if any("reduce" in one for one in tokens):
-            raise UnknownOpcode(instruction.opcode)
         to, to_offset, to_width = self.address(operands[0])
         source, from_offset, from_width = self.address(operands[1])
         size = self.offset(operands[2], "b32")
@@ -748,10 +762,23 @@ class _Decoder:
                 ),
             )
         if tokens[3] == "global" and tokens[4] == "shared::cta":
+            reduction = _reduction(tokens)
+            element_type = _element_type(instruction.opcode) if reduction else 0
+            if reduction and not reduces(reduction - 1, element_type):
+                raise UnknownOpcode(instruction.opcode)
             return Row(
                 Kind.BULK_COPY,
                 (to, source, size, 0),
-                (BulkCopy.STORE, to_offset, from_offset, 0, to_width, from_width, 0),
+                (
+                    BulkCopy.STORE,
+                    to_offset,
+                    from_offset,
+                    reduction,
+                    to_width,
+                    from_width,
+                    0,
+                    element_type,
+                ),
             )
         raise UnknownOpcode(instruction.opcode)
 
@@ -872,12 +899,13 @@ class _Decoder:
             "init": MbarrierAction.INIT,
             "inval": MbarrierAction.INVAL,
             "arrive": MbarrierAction.ARRIVE,
+            "arrive_drop": MbarrierAction.DROP,
             "expect_tx": MbarrierAction.EXPECT,
             "complete_tx": MbarrierAction.COMPLETE,
             "test_wait": MbarrierAction.TEST,
             "try_wait": MbarrierAction.TRY,
         }.get(tokens[1])
-        if action is None or tokens[1] == "arrive_drop":
+        if action is None or tokens[1] == "arrive_drop" and "expect_tx" in words:
             raise UnknownOpcode(instruction.opcode)
         if action is MbarrierAction.ARRIVE and "expect_tx" in words:
             action = MbarrierAction.ARRIVE_EXPECT
@@ -910,6 +938,7 @@ class _Decoder:
                 int(bool(counts) and not is_test),
                 by_parity,
                 in_cluster,
+                int("relaxed" in words),
             ),
             written=1 if is_test or has_state else 0,
         )
@@ -998,6 +1027,32 @@ def _semantics(tokens) -> int:
     )
 
 
+def _is_like_an_atomic(row: Row) -> bool:
+    """Whether others that are so conflict with it less than a plain access does."""
+    parameters = row.parameters
+    if row.kind in (Kind.LOAD, Kind.STORE):
+        return bool(parameters[7] & ~IS_READ_ONLY)
+    if row.kind is Kind.BULK_COPY:
+        return parameters[0] == BulkCopy.STORE and parameters[3] > 0
+    if row.kind is Kind.TENSOR_STORE:
+        return parameters[6] > 0
+    return row.kind is Kind.ATOMIC
+
+
+def _reduction(words: Iterable[str]) -> int:
+    """1 + the operation of a bulk store that combines; 0 of one that stores."""
+    named = [REDUCTIONS[one] + 1 for one in words if one in REDUCTIONS]
+    return named[0] if named else 0
+
+
+def _element_type(opcode: str) -> int:
+    """What the elements of a bulk reduction are."""
+    kind = opcode.rpartition(".")[2]
+    if kind not in _ELEMENT_TYPES:
+        raise UnknownOpcode(opcode)
+    return _ELEMENT_TYPES[kind]
+
+
 def _pair(operand) -> tuple:
     return (
         (operand.first, operand.second)
@@ -1039,6 +1094,17 @@ _NUMBERS = {
     "f16": Number.F16,
     "bf16": Number.BF16,
 }
+_ELEMENT_TYPES = {
+    "u32": tensor_maps.U32,
+    "s32": tensor_maps.S32,
+    "b32": tensor_maps.U32,
+    "u64": tensor_maps.U64,
+    "s64": tensor_maps.S64,
+    "b64": tensor_maps.U64,
+    "f16": tensor_maps.F16,
+    "bf16": tensor_maps.BF16,
+    "f32": tensor_maps.F32,
+}
 TENSOR_MAP_FIELDS = (
     "global_address",
     "rank",
@@ -1068,6 +1134,7 @@ _DECODERS: dict[str, _Decode] = {
     "brx": _Decoder._branch_by_index,
     "ret": _Decoder._exit,
     "exit": _Decoder._exit,
+    "trap": _Decoder._trap,
     "ld": _Decoder._load,
     "ldu": _Decoder._load,
     "st": _Decoder._store,

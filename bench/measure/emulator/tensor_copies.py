@@ -5,7 +5,7 @@ memory; and the tensor maps that are made on the device (PTX ISA, "cp.async.bulk
 
 from __future__ import annotations
 
-from numba import int32, int64, uint32
+from numba import int32, int64, uint8, uint32
 
 from batchline.bench.measure.emulator import clusters, copy_arrivals, mbarriers, order
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
@@ -21,7 +21,7 @@ from batchline.bench.measure.emulator.layout import (
     Finding,
     PendingKind,
 )
-from batchline.bench.measure.emulator.memory_access import get, why_outside
+from batchline.bench.measure.emulator.memory_access import get
 from batchline.bench.measure.emulator.native import (
     AGAIN,
     DONE,
@@ -36,6 +36,7 @@ from batchline.bench.measure.emulator.order import (
     read_global,
     read_shared,
     report,
+    update_global_by,
     write_global,
     write_global_by,
     write_shared,
@@ -50,16 +51,23 @@ from batchline.bench.measure.emulator.raw import (
     read32,
     read64,
     words_at,
+    write8,
 )
 from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 from batchline.bench.measure.emulator.tensor_maps import (
     MAP_BYTES,
     box_bytes,
     box_pieces,
+    element_type_of,
     load_box,
     rank_of,
+    read_memory,
+    reduce_box,
+    reduce_elements,
+    reduces,
     replace_field,
     store_box,
+    type_bytes,
     why_invalid,
 )
 
@@ -92,7 +100,9 @@ def load_tensor(machine, pc, warp, registers, row, mask):
 
 @Handler
 def store_tensor(machine, pc, warp, registers, row, mask):
-    """cp.async.bulk.tensor from shared memory, for each lane in the mask."""
+    """cp.async.bulk.tensor and cp.reduce.async.bulk.tensor from shared memory, for each
+    lane in the mask.
+    """
     m = machine_at(machine)
     for lane in range(LANES):
         if (mask >> uint32(lane)) & uint32(1):
@@ -169,7 +179,8 @@ def _address(registers, row, place, offset, width, lane):
 @compile_native
 def _start_box(m, pc, warp, lane, registers, row, is_load):
     """cp.async.bulk.tensor: operands the shared address, the map's, the mbarrier's (of
-    a load) and the coordinates.
+    a load) and the coordinates. Parameter 6 is of a load the number of masks of blocks,
+    of a store what PENDING's `reduction` is.
     """
     head = words_at(row, HEADER)
     rank = int64(head[_P0])
@@ -253,6 +264,14 @@ def _start_box_of(
     new.mbarrier = number
     new.bytes = uint32(size)
     new.clock = order.issue(m, m.tensor_agent + warp)
+    if not is_load:
+        new.reduction = int64(words_at(row, HEADER)[_P0 + 6])
+        if new.reduction and not reduces(
+            new.reduction - 1, element_type_of(tensor_map)
+        ):
+            report(m, BAD_DESCRIPTOR, pc, warp, lane, map_address, -1)
+            new.landed = -1
+            return
     for place in range(rank):
         row_of_coordinate = registers + int64(words[HEADER + 3 + place])
         new.coordinates[place] = int64(int32(read32(row_of_coordinate + lane * 4)))
@@ -313,8 +332,7 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load, is_counted):
                 read_box(m, pc, warp, lane, row, address, count)
                 check_visible(m, pc, warp, lane, row, address, count)
             else:
-                writer = m.store_agent + warp
-                write_global_by(m, pc, warp, lane, writer, stored, row, address, count)
+                _note_store(m, pc, warp, lane, new, stored, row, address, count)
         if is_load:
             write_shared(m, pc, warp, lane, agent, new.clock, shared, count, 0)
         else:
@@ -322,6 +340,16 @@ def _check_box(m, pc, warp, lane, tensor_map, new, is_load, is_counted):
     if m.is_counting and is_counted:
         _count_box(m, pc, pieces, is_load)
     return is_right
+
+
+@compile_native
+def _note_store(m, pc, warp, lane, new, stored, row, address, count):
+    """Check what a copy to global memory writes, or combines as atomics do."""
+    writer = m.store_agent + warp
+    if new.reduction:
+        update_global_by(m, pc, warp, lane, writer, stored, row, address, count, False)
+    else:
+        write_global_by(m, pc, warp, lane, writer, stored, row, address, count)
 
 
 @compile_native
@@ -371,15 +399,40 @@ def _land_copy(m, one):
     elif one.kind == LOAD_PENDING:
         if is_moved:
             load_box(bytes_at(one.map, MAP_BYTES), one.coordinates, shared, one.shared)
-    elif one.map == 0:
-        if is_moved:
-            copy(one.target[0], m.shared + one.shared, int64(one.bytes))
     elif is_moved:
-        store_box(bytes_at(one.map, MAP_BYTES), one.coordinates, shared, one.shared)
+        _store(m, one, shared)
     if one.kind != STORE_PENDING:
         agent = m.tensor_agent + one.warp
         mbarriers.complete_bytes(m, one.mbarrier, int64(one.bytes), agent, one.clock)
         one.kind = FREE
+
+
+@compile_native
+def _store(m, one, shared):
+    """Write what a copy has read of shared memory, or combine it with what is there."""
+    if one.map == 0 and one.reduction:
+        _reduce_run(m, one)
+    elif one.map == 0:
+        copy(one.target[0], m.shared + one.shared, int64(one.bytes))
+    else:
+        tensor_map = bytes_at(one.map, MAP_BYTES)
+        if one.reduction:
+            operation = one.reduction - 1
+            reduce_box(operation, tensor_map, one.coordinates, shared, one.shared)
+        else:
+            store_box(tensor_map, one.coordinates, shared, one.shared)
+
+
+@compile_native
+def _reduce_run(m, one):
+    size = type_bytes(one.element_type)
+    for place in range(0, int64(one.bytes), size):
+        target = one.target[0] + place
+        left = read_memory(target, size)
+        right = read_memory(m.shared + one.shared + place, size)
+        new = reduce_elements(one.reduction - 1, one.element_type, left, right)
+        for byte in range(size):
+            write8(target + byte, uint8(new >> (8 * byte) & 0xFF))
 
 
 @Handler
@@ -405,7 +458,8 @@ def land_one(machine, pc, warp, registers, row, mask):
 @compile_native
 def _start_run(m, pc, warp, lane, registers, row):
     """cp.async.bulk: operands the target, the source, the bytes, and but for a store
-    the mbarrier and maybe the mask of blocks; parameter 0 is a BulkCopy.
+    the mbarrier and maybe the mask of blocks; parameter 0 is a BulkCopy. Parameters 3
+    and 7 of a store are PENDING's `reduction` and `element_type`.
     """
     head = words_at(row, HEADER)
     words = words_at(row, HEADER + 5)
@@ -416,7 +470,8 @@ def _start_run(m, pc, warp, lane, registers, row):
         report(m, MISALIGNED, pc, warp, lane, source, -1)
         return
     if head[_P0] == STORE:
-        _start_store(m, pc, warp, lane, to, source, size)
+        reduction, element_type = int64(head[_P0 + 3]), int64(head[_P0 + 7])
+        _start_store(m, pc, warp, lane, to, source, size, reduction, element_type)
         return
     if head[_P0] == TO_BLOCK:
         if not is_in_shared(m, source, size):
@@ -448,7 +503,7 @@ def _is_allocated(m, pc, warp, lane, address, size):
     allocation = find_allocation(m, address)
     if allocation and address + size <= int64(read64(allocation + 8)):
         return True
-    report(m, why_outside(m, address, 16), pc, warp, lane, address, -1)
+    report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
     return False
 
 
@@ -492,7 +547,7 @@ def _start_run_to(m, pc, warp, lane, to, data, size, barrier, clock):
 
 
 @compile_native
-def _start_store(m, pc, warp, lane, to, source, size):
+def _start_store(m, pc, warp, lane, to, source, size, reduction, element_type):
     """A run from the shared memory at hand to global memory."""
     if not is_in_shared(m, source, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, source, -1)
@@ -504,12 +559,13 @@ def _start_store(m, pc, warp, lane, to, source, size):
     new.shared = source
     new.bytes = uint32(size)
     new.target[0] = to
+    new.reduction = reduction
+    new.element_type = element_type
     new.clock = order.issue(m, m.tensor_agent + warp)
-    writer = m.store_agent + warp
-    stored = int64(order.issue(m, writer))
+    stored = int64(order.issue(m, m.store_agent + warp))
     allocation = find_allocation(m, to)
     for place in range(0, size, 16):
-        write_global_by(m, pc, warp, lane, writer, stored, allocation, to + place, 16)
+        _note_store(m, pc, warp, lane, new, stored, allocation, to + place, 16)
     _read_run(m, pc, warp, lane, source, size, new.clock)
     if m.is_early:
         land(m, new)

@@ -199,6 +199,12 @@ def stride_of(tensor_map, dimension):
 
 
 @compile_native
+def element_type_of(tensor_map):
+    """The type of its elements: a number of PTX (the constants here)."""
+    return np.int64(tensor_map[77])
+
+
+@compile_native
 def type_bytes(element_type):
     """The bytes of an element, or 0 for a type that isn't supported."""
     if element_type == U8:
@@ -307,7 +313,7 @@ def why_invalid(tensor_map):
 @compile_native
 def why_tensor_invalid(tensor_map):
     """What is wrong with the tensor that a map describes; see `why_invalid`."""
-    element_type = np.int64(tensor_map[77])
+    element_type = element_type_of(tensor_map)
     if type_bytes(element_type) == 0:
         return BAD_TYPE
     if address_of(tensor_map) % 16 != 0:
@@ -355,7 +361,7 @@ def row_bytes(tensor_map):
     """The bytes of a row of the box. The innermost element stride is without effect, as
     in maps that aren't interleaved.
     """
-    return box_size_of(tensor_map, 0) * type_bytes(np.int64(tensor_map[77]))
+    return box_size_of(tensor_map, 0) * type_bytes(element_type_of(tensor_map))
 
 
 @compile_native
@@ -404,7 +410,7 @@ def box_pieces(tensor_map, coordinates, shared_start):
     bits 4 to 6 (4 to 5, 4) of the shared address with bits 7 to 9 (7 to 8, 7) of it:
     PTX ISA, "Swizzling Modes". A piece never crosses the tensor's edge.
     """
-    element = type_bytes(np.int64(tensor_map[77]))
+    element = type_bytes(element_type_of(tensor_map))
     row_size = row_bytes(tensor_map)
     rows = box_bytes(tensor_map) // row_size
     mask = swizzle_span(tensor_map) // 16 - 1
@@ -450,7 +456,7 @@ def nan_byte(tensor_map, place):
     """The byte at `place` of elements that are NaN, with all bits but the sign set. The
     bits of the hardware's NaN aren't documented.
     """
-    size = type_bytes(np.int64(tensor_map[77]))
+    size = type_bytes(element_type_of(tensor_map))
     return np.uint8(0x7F if place % size == size - 1 else 0xFF)
 
 
@@ -489,7 +495,7 @@ def store_box(tensor_map, coordinates, shared, shared_start):
             copy_bytes(pieces[i, 0], base + pieces[i, 1], pieces[i, 2])
 
 
-@compile_native
+@compile_for_python
 def reduces(operation, element_type):
     """Whether cp.reduce.async.bulk.tensor has an operation for an element type, and
     this module too: add, min and max of u32, s32, u64, s64, f16 and bf16, add of f32,
@@ -580,7 +586,7 @@ def reduce_box(operation, tensor_map, coordinates, shared, shared_start):
     numbers are kept. Returns whether the operation is known for the element type (see
     `reduces`); nothing is written otherwise.
     """
-    element_type = np.int64(tensor_map[77])
+    element_type = element_type_of(tensor_map)
     if not reduces(operation, element_type):
         return False
     size = type_bytes(element_type)
