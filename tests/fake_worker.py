@@ -26,6 +26,8 @@ from batchline.bench.measure.worker.task import DeviceLost, Outcome, Task
 from batchline.bench.statuses import MEASURED
 
 EFFORT = Effort(0.1, 0.01)
+DEADLINE_S = 2.0  # of steps of 20 ms, and of one of 1 s
+HANGS_S = 60  # what hangs, if nobody ends it
 
 
 def serve(connection, doing, device, tree):
@@ -38,7 +40,7 @@ def serve(connection, doing, device, tree):
     worker.serve(connection, doing, device, tree)
 
 
-def isolated(monkeypatch, folder="", deadline_s=0.5):
+def isolated(monkeypatch, folder="", deadline_s=DEADLINE_S):
     """An Isolation of such workers."""
     monkeypatch.setattr(isolation, "serve", serve)
     monkeypatch.setattr(isolation, "_START_S", 20)
@@ -88,7 +90,7 @@ class FakeRunner:
     first = last = other = good
 
     def hangs(self, the_task):
-        time.sleep(60)
+        time.sleep(HANGS_S)
 
     def stops_itself(self, the_task):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -161,7 +163,7 @@ class FakeRunner:
     def begins_a_message(self, the_task):
         for connection in _connections():
             os.write(connection.fileno(), b"\x00\x00\x10\x00")
-        time.sleep(60)
+        time.sleep(HANGS_S)
 
     def sends_without_end(self, the_task):
         for connection in _connections():
@@ -183,7 +185,7 @@ class FakeRunner:
     def slows_its_clock(self, the_task):
         clock, now_s = time.perf_counter, time.perf_counter()
         time.perf_counter = lambda: now_s + (clock() - now_s) / 100
-        time.sleep(0.3)
+        time.sleep(1)
 
     def edits_at_exit(self, the_task):
         atexit.register(self._edit)

@@ -31,7 +31,7 @@ from batchline.bench.statuses import (
     is_machines_fault,
 )
 
-SPIN = "import time\nuntil = time.monotonic() + {seconds}\nwhile time.monotonic() < until: pass"
+SPIN = "import time\nwhile time.process_time() < {cpu_s}: pass"
 
 
 @pytest.fixture(autouse=True)
@@ -196,25 +196,23 @@ def test_what_is_no_share_is_refused(monkeypatch, told):
 def test_threads_and_children_dead_or_alive_are_ours():
     before = own_cpu_s()
     a = torch.randn(600, 600)
-    until_s = time.monotonic() + 0.3
-    while time.monotonic() < until_s:
+    until_s = time.process_time() + 0.3
+    while time.process_time() < until_s:
         a @ a
     ours_s = own_cpu_s() - before
-    assert ours_s > 0.1
-    subprocess.run([sys.executable, "-c", SPIN.format(seconds=0.3)], check=True)
+    assert ours_s > 0.2
+    subprocess.run([sys.executable, "-c", SPIN.format(cpu_s=0.3)], check=True)
     with_dead_s = own_cpu_s() - before
-    assert with_dead_s > ours_s + 0.05
+    assert with_dead_s > ours_s + 0.2
     with living() as child:
         child.stdout.readline()
-        assert own_cpu_s() - before > with_dead_s + 0.1
+        assert own_cpu_s() - before > with_dead_s + 0.2
 
 
 @contextlib.contextmanager
 def living():
     """A child that has used 0.3 s of CPU, and waits."""
-    program = (
-        "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
-    )
+    program = f"{SPIN.format(cpu_s=0.3)}\nprint(flush=True)\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
@@ -226,13 +224,13 @@ def test_what_this_process_does_itself_is_not_taken_for_others():
     """However busy the machine is: an upper bound on what others can have had is what
     it did not use.
     """
-    cpu = CpuState()
+    cpu, began_s = CpuState(), time.monotonic()
     before = cpu.read()
-    until_s = time.monotonic() + 1.0
-    while time.monotonic() < until_s:
+    until_s = time.process_time() + 0.5
+    while time.process_time() < until_s:
         pass
     after = cpu.read()
-    cores, span_s = after["cores"], after["time_s"] - before["time_s"]
+    cores, span_s = after["cores"], time.monotonic() - began_s
     own_s, busy_s = (after[name] - before[name] for name in ("own_cpu_s", "busy_cpu_s"))
     assert own_s <= busy_s + 0.03 and busy_s <= cores * span_s + 0.03
 
@@ -240,7 +238,7 @@ def test_what_this_process_does_itself_is_not_taken_for_others():
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs Linux")
 def test_a_load_on_every_core_is_seen():
     hogs = [
-        subprocess.Popen([sys.executable, "-c", SPIN.format(seconds=30)])
+        subprocess.Popen([sys.executable, "-c", SPIN.format(cpu_s=30)])
         for _ in range(os.cpu_count())
     ]
     nobodys = {"own_cpu_s": 0.0}  # as if they were not this process's children

@@ -31,7 +31,7 @@ def _part(name, program, show=_show, limit_s=20.0, **settings):
         name,
         f"Part {name}",
         {"cpu": limit_s, "cuda": limit_s},
-        lambda asked: [sys.executable, "-c", program, str(asked.work / "out")],
+        lambda asked: [sys.executable, "-S", "-c", program, str(asked.work / "out")],
         show,
         **settings,
     )
@@ -49,9 +49,9 @@ except KeyboardInterrupt:
 HANGS = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open(sys.argv[1], 'w').write(str(child.pid))
-time.sleep(60)
+time.sleep(600)
 """
 COUNTS = "import sys; open(sys.argv[1], 'w').write(__import__('uuid').uuid4().hex)"
 
@@ -100,10 +100,10 @@ def test_it_goes_on_when_a_part_fails_and_says_so(collect):
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_what_it_had_is_kept(collect):
-    code, text = collect(_part("stalls", STALLS, limit_s=2.0), _part("good", WRITES))
+    code, text = collect(_part("stalls", STALLS, limit_s=4.0), _part("good", WRITES))
     assert (
         code == 1
-        and "stopped after 1 s, its limit; what it had by then is below" in text
+        and "stopped after 2 s, its limit; what it had by then is below" in text
     )
     assert "half of it" in text and "figures" in text
 
@@ -113,9 +113,9 @@ def test_a_part_that_does_not_end_is_killed_at_its_limit_with_what_it_has_starte
 ):
     started_s = time.monotonic()
     _, text = collect(_part("hangs", HANGS, limit_s=4.0))
-    assert time.monotonic() - started_s < 15
+    assert time.monotonic() - started_s < 120
     child = int(text.splitlines()[-1])
-    for _ in range(100):  # until it is reaped by whoever has inherited it
+    for _ in range(1200):  # until it is reaped by whoever has inherited it
         if (
             not Path(f"/proc/{child}").exists()
             or " Z " in Path(f"/proc/{child}/stat").read_text()

@@ -4,6 +4,7 @@ are measured all the same.
 
 import contextlib
 import os
+import re
 import signal
 import time
 
@@ -25,16 +26,14 @@ from batchline.bench.statuses import (
     WRONG,
 )
 from tests import fake_worker
-from tests.fake_worker import task
+from tests.fake_worker import DEADLINE_S, HANGS_S, task
 
 pytestmark = pytest.mark.commands
-
-DEADLINE_S = 0.5
 
 
 @pytest.fixture
 def isolated(monkeypatch, tmp_path):
-    opened = fake_worker.isolated(monkeypatch, tmp_path, DEADLINE_S)
+    opened = fake_worker.isolated(monkeypatch, tmp_path)
     yield opened
     opened.close()
 
@@ -46,8 +45,8 @@ def statuses(outcomes):
 @pytest.mark.parametrize(
     "variant, status, reason",
     [
-        ("hangs", HUNG, "not done after 0.5 s (warm-up)"),
-        ("stops_itself", HUNG, "not done after 0.5 s (warm-up)"),
+        ("hangs", HUNG, f"not done after {DEADLINE_S:g} s (warm-up)"),
+        ("stops_itself", HUNG, f"not done after {DEADLINE_S:g} s (warm-up)"),
         ("segfaults", CRASHED, "ended by SIGSEGV (warm-up)"),
         ("exits", CRASHED, "ended with exit code 7"),
         ("exits_clean", CRASHED, "ended with exit code 0"),
@@ -77,7 +76,7 @@ def test_what_ends_its_worker_is_a_row_and_the_others_are_measured(
     assert "alone" not in outcomes["first"].facts and outcomes["first"].facts == {
         "seen": 1
     }
-    assert time.monotonic() - start_s < 20
+    assert time.monotonic() - start_s < HANGS_S
 
 
 def test_several_in_one_task(isolated):
@@ -97,14 +96,33 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(isolated, monkeypat
     assert statuses(isolated.measure(task("killed"))) == {"killed": CRASHED}
 
 
-def test_a_hang_costs_two_deadlines_at_most(isolated):
-    isolated.call("room")
-    start_s = time.monotonic()
+@pytest.fixture
+def ends(isolated, monkeypatch):
+    """How each call has ended: None, or as what the worker was lost or has failed."""
+    call, seen = isolated.call, []
+
+    def noted(*arguments):
+        try:
+            answer = call(*arguments)
+        except WorkerLost as lost:
+            seen.append(lost.status)
+            raise
+        except RuntimeError:
+            seen.append(FAILED)
+            raise
+        seen.append(None)
+        return answer
+
+    monkeypatch.setattr(isolated, "call", noted)
+    return seen
+
+
+def test_a_hang_costs_two_deadlines_at_most(isolated, ends):
     assert statuses(isolated.measure(task("hangs", "good"))) == {
         "hangs": HUNG,
         "good": MEASURED,
     }
-    assert 2 * DEADLINE_S < time.monotonic() - start_s < 6 * DEADLINE_S
+    assert ends.count(HUNG) == 2
 
 
 def test_who_tampers_unseen_is_found_alone(isolated):
@@ -185,14 +203,14 @@ def test_after_an_error_of_our_own_each_is_tried_alone_in_a_fresh_worker(isolate
     }
 
 
-def test_our_own_failures_are_not_tried_alone_for_ever(isolated):
+def test_our_own_failures_are_not_tried_alone_for_ever(isolated, ends):
     outcomes = [isolated.measure(task("fails@a", "fails@b")) for _ in range(2)]
-    start_s = time.monotonic()
+    before = len(ends)
     outcomes.append(isolated.measure(task("fails@a", "fails@b", "fails@c")))
     assert {status for found in outcomes for status in statuses(found).values()} == {
         FAILED
     }
-    assert isolated._blame._own_failures == 2 and time.monotonic() - start_s < 2
+    assert isolated._blame._own_failures == 2 and len(ends) - before == 1
 
 
 def test_texts_of_60_mb_are_cut(isolated):
@@ -206,11 +224,12 @@ def test_texts_of_60_mb_are_cut(isolated):
 
 
 def test_a_slow_clock_is_seen_by_the_parents(isolated, monkeypatch):
-    monkeypatch.setattr(isolation, "_LATE_S", 0.1)
+    monkeypatch.setattr(isolation, "_LATE_S", 0.5)
     outcomes = isolated.measure(task("slows_its_clock", "good"))
     assert statuses(outcomes) == {"slows_its_clock": INVALID, "good": MEASURED}
-    assert outcomes["slows_its_clock"].reason.startswith(
-        "by its own clock its process was done 0."
+    assert re.match(
+        r"by its own clock its process was done \d\.",
+        outcomes["slows_its_clock"].reason,
     )
 
 

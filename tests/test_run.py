@@ -340,7 +340,7 @@ def test_a_run_that_is_stopped_keeps_what_was_measured(sources, tmp_path):
         seen.append(process.stderr.readline())
         assert seen[-1], "".join(seen)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     folder, run = only_run(tmp_path)
     statuses = [record.status for record in run.records]

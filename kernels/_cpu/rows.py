@@ -41,10 +41,20 @@ STORED = {
 }
 
 
+@numba.njit
+def _together(rows):
+    """How many of so many rows are walked together next."""
+    count = TOGETHER[0]
+    while count > rows:
+        count //= 2
+    return count
+
+
 @functools.cache
 def walks(dtype: torch.dtype, mode: int):
     """The two walks over `batch` rows of `width` columns, compiled for threads to call;
-    all arguments are int64.
+    all arguments are int64: a constant among them is no type of its own, for which
+    Numba would compile once more. With SUM there is no second one.
 
     add(rows, stride, batch, width, sums, mean, norms, fetched): add the rows to `mean`,
     by way of the scratch row `sums`, and with SUM_AND_SQUARES their squares to the
@@ -53,16 +63,8 @@ def walks(dtype: torch.dtype, mode: int):
     """
     add_rows, products = walk(dtype, mode), walk(dtype, PRODUCTS)
     element = (numba.float64 if STORED[dtype].wide_size == 8 else numba.float32)(0)
-    most = TOGETHER[0]
 
-    @numba.njit
-    def together(rows):
-        count = most
-        while count > rows:
-            count //= 2
-        return count
-
-    @numba.njit
+    @numba.njit(numba.void(*[numba.int64] * 8))
     def add(rows, stride, batch, width, sums, mean, norms, fetched):
         means, values = pointer(mean, element), pointer(sums, element)
         start = 0
@@ -71,7 +73,7 @@ def walks(dtype: torch.dtype, mode: int):
             for column in range(width):
                 values[column] = 0
             while start < end:
-                count = together(end - start)
+                count = _together(end - start)
                 ahead = count * stride if fetched and start + 2 * count <= batch else 0
                 add_rows(
                     count,
@@ -86,11 +88,14 @@ def walks(dtype: torch.dtype, mode: int):
             for column in range(width):
                 means[column] += values[column]
 
-    @numba.njit
+    if mode == SUM:
+        return add, None
+
+    @numba.njit(numba.void(*[numba.int64] * 7))
     def project(rows, stride, batch, width, mean, norms, ahead):
         start = 0
         while start < batch:
-            count = together(batch - start)
+            count = _together(batch - start)
             products(
                 count,
                 mean,

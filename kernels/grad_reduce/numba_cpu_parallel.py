@@ -6,6 +6,8 @@ the row is contiguous). A block is summed by one thread in row order, so the res
 the same bits whatever the number of threads.
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -17,7 +19,6 @@ from batchline.kernels.grad_reduce import grad_reduce
 COLUMNS = 1024
 
 
-@njit(parallel=True)
 def _kernel(g, mean):
     rows, parameters = g.shape
     for block in numba.prange((parameters + COLUMNS - 1) // COLUMNS):
@@ -34,11 +35,25 @@ def _kernel(g, mean):
             mean[start + column] = sums[column] / rows
 
 
+@functools.cache
+def _compiled(dtype, layout):
+    """One compilation for rows side by side ("C"), whose loads are vectors, and one for
+    any other strides ("A"): Numba's own choice would be a third for columns.
+    """
+    element = numba.from_dtype(dtype)
+    rows, mean = numba.types.Array(element, 2, layout), numba.types.Array(
+        element, 1, "C"
+    )
+    return njit(numba.void(rows, mean), parallel=True)(_kernel)
+
+
 @grad_reduce.variant(backend="numba_cpu", dtypes=("float32", "float64"), needs="cpu")
 def numba_cpu_parallel(g):
     mean = torch.empty(g.shape[1], dtype=g.dtype)
     if g.shape[0] == 0:
         return mean.fill_(float("nan"))
     if g.shape[1]:
-        run_parallel(_kernel, g.detach().numpy(), mean.numpy())
+        result = mean.numpy()
+        kernel = _compiled(result.dtype, "C" if g.is_contiguous() else "A")
+        run_parallel(kernel, g.detach().numpy(), result)
     return mean

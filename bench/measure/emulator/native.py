@@ -6,9 +6,13 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 
 from numba import int64, types, uint32
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
 
 from batchline.bench.measure.emulator.layout import MACHINE
@@ -16,6 +20,7 @@ from batchline.bench.measure.emulator.raw import record_reader
 
 DONE, AGAIN = 0, 1  # what a handler returns: AGAIN, if its warp has to wait first
 _HANDLER = int64(int64, int64, int64, int64, int64, uint32)
+_OPTIONS = MappingProxyType({"nopython": True, "error_model": "numpy", "nogil": True})
 machine_at = record_reader(MACHINE)
 
 
@@ -38,13 +43,69 @@ def _is_compiled(name: str, text: bytes) -> bool:
     return name == "layout.py" or any(mark in text for mark in marks)
 
 
-def _keep(function) -> None:
+class _Entry(CompileResultCacheImpl):
+    """What is kept of a function: all but the listing of its types, which nobody reads."""
+
+    def reduce(self, compiled):
+        """Numba's, without the listing."""
+        return super().reduce(compiled._replace(type_annotation=None))
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Entry
+
+
+class _InlinedLibrary(JITCodeLibrary):
+    """Optimised LLVM IR. Machine code is made of what calls it, and contains it: its own
+    would take a quarter of the time to compile, and never run.
+    """
+
+    def _finalize_specific(self):
+        pass
+
+    def serialize_using_object_code(self):
+        """The IR alone."""
+        return self.serialize_using_bitcode()
+
+
+class _InlinedCodegen(JITCPUCodegen):
+    _library_class = _InlinedLibrary
+
+    def _add_module(self, module):
+        pass
+
+    def set_env(self, env_name, env):
+        """Nothing: no machine code here has a place for it."""
+
+
+@functools.cache
+def _inlining(context):
+    """The context of a target, for functions without machine code of their own."""
+    return context.subtarget(_internal_codegen=_InlinedCodegen("batchline.inlined"))
+
+
+class _InlinedCompiler(Compiler):
+    def __init__(self, typing_context, target_context, *rest):
+        super().__init__(typing_context, _inlining(target_context), *rest)
+
+
+class _InlinedEntry(_Entry):
+    def rebuild(self, target_context, payload):
+        """Numba's, without machine code."""
+        return super().rebuild(_inlining(target_context), payload)
+
+
+class _InlinedCache(FunctionCache):
+    _impl_class = _InlinedEntry
+
+
+def _keep(compiled, function: Callable, cache: type[FunctionCache] = _Cache) -> None:
     """Keep what is compiled on disk, where a folder can be written."""
     try:
-        function.enable_caching()
+        compiled._cache = cache(function)
     except RuntimeError:  # Numba's: no folder; each process compiles it anew
         return
-    function._cache._cache_file._source_stamp = _sources()
+    compiled._cache._cache_file._source_stamp = _sources()
 
 
 class _Native(CPUDispatcher):
@@ -76,18 +137,23 @@ class _Inner(_Native):
 
 def compile_native(function: Callable) -> Callable:
     """As numba.njit, for what handlers and other such functions call."""
-    return _compile(_Inner, function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    compiled = _Inner(
+        function,
+        targetoptions={
+            **_OPTIONS,
+            "no_cpython_wrapper": True,
+            "no_cfunc_wrapper": True,
+        },
+        pipeline_class=_InlinedCompiler,
+    )
+    _keep(compiled, function, _InlinedCache)
+    return compiled
 
 
 def compile_for_python(function: Callable) -> Callable:
     """As compile_native, for what Python calls, too."""
-    return _compile(_Native, function)
-
-
-def _compile(kind: type[_Native], function: Callable, **options) -> _Native:
-    options = {"nopython": True, "error_model": "numpy", "nogil": True, **options}
-    compiled = kind(function, targetoptions=options)
-    _keep(compiled)
+    compiled = _Native(function, targetoptions=_OPTIONS)
+    _keep(compiled, function)
     return compiled
 
 
@@ -117,6 +183,6 @@ class Handler:
             locals={},
             options={"nopython": True, "error_model": "numpy"},
         )
-        _keep(compiled)
+        _keep(compiled, self.function)
         compiled.compile()
         return compiled
