@@ -1,12 +1,27 @@
-"""The rung on tensor memory: what it promises of its compiled code for sm_100."""
+"""The rung on tensor memory: what it promises of its compiled code for sm_100, and that
+its tiles are right in emulation.
+"""
 
+import importlib
 import re
 
 import pytest
 import torch
 
+from batchline.bench.measure.checking.check import check_outputs, expect
 from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.emulated import pinned
+from batchline.bench.measure.emulated.counted import every_job
+from batchline.bench.measure.emulator.capture import emulate_call
+from batchline.bench.measure.emulator.execution import (
+    EARLY,
+    LATE,
+    SHUFFLED,
+    execute,
+)
+from batchline.bench.verdicts.predicted import predictions
 from batchline.kernels import backends
+from batchline.kernels.architectures import KNOWN
 from batchline.kernels.bmm import bmm, stored
 from batchline.kernels.draw import Draw
 from batchline.kernels.target import compiling_for
@@ -16,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     reason="nothing is compiled by an interpreter",
 )
 VARIANT = bmm.variants["gluon_tcgen05"]
+PINNED = pinned.load()
 COLUMNS = 512  # of tensor memory
 
 
@@ -70,3 +86,65 @@ def test_no_candidate_spills_or_asks_for_more_than_a_multiprocessor_has(n):
         (columns,) = re.findall(r"tcgen05\.alloc\S+ \[\S+\], (\d+)", ptx)
         assert int(columns) <= COLUMNS, config
         assert facts.stack_bytes == 0 and facts.shared_bytes <= 227 * 1024, config
+
+
+def executed(variant, inputs, schedule):
+    """The call, and the execution of its only launch."""
+    call = emulate_call(
+        variant, inputs, 100, lambda launch, memory: execute(launch, memory, schedule)
+    )
+    ((launch, execution),) = call.launches
+    assert launch.grid == (2, 1, 1) and execution.findings == ()
+    check_outputs(call.returned, inputs, expect(bmm, inputs), str(schedule))
+    return execution
+
+
+@pytest.fixture
+def two_programs(monkeypatch):
+    """So that each has many tiles."""
+    module = importlib.import_module("batchline.kernels.bmm.gluon_tcgen05")
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
+    return module
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("layout", ("nn", "nt", "tn"))
+@pytest.mark.parametrize("schedule", (LATE, EARLY, SHUFFLED))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float8_e4m3fn))
+def test_each_tile_of_a_program_is_written(dtype, schedule, layout, two_programs):
+    """C leaves in four parts (N = 272: tiles of 256 columns) and in one (N = 48: of 64,
+    whose places alternate from tile to tile).
+    """
+    for n in (272, 48):
+        inputs = operands(dtype, layout, batch=3, m=208, n=n, k=208)
+        executed(VARIANT, inputs, schedule)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("columns", (128, 32, 16))
+def test_tiles_of_each_width_are_written_whole(columns, two_programs):
+    inputs = operands(torch.bfloat16, "nt", batch=2, m=200, n=72, k=72)
+    config = two_programs._config(inputs[0], columns, KNOWN[100])
+    executed(VARIANT.with_config(config), inputs, LATE)
+
+
+@pytest.mark.compiled
+def test_it_reads_less_than_tiles_of_128_columns(two_programs):
+    """Each byte of 512x512x64: by two columns of tiles and four rows of them."""
+    inputs = operands(torch.float16, "nt", batch=2, k=64)
+    counts = executed(VARIANT, inputs, LATE).counts
+    assert round(counts.reads, 1) == 3
+    assert counts.bank_excess == counts.sector_excess == 1
+    assert counts.matrix_flops == {"f16": bmm.flops(*inputs)}
+
+
+def test_it_is_executed_for_sm_100_and_others_are_not():
+    jobs = every_job([(VARIANT.id, "float16"), ("bmm/triton_tiled", "float16")])
+    assert [architecture for *_, architecture in jobs] == [80, 90, 100, 80, 90]
+
+
+@pytest.mark.skipif(not PINNED, reason="nothing is pinned for this toolchain")
+@pytest.mark.parametrize("dtype", VARIANT.dtypes)
+def test_a_b200_is_predicted_from_what_is_pinned(dtype):
+    (prediction,) = predictions(PINNED[VARIANT.id, dtype].calls, dtype)
+    assert prediction.chip == "B200" and 0 < prediction.share <= 1
