@@ -178,7 +178,7 @@ def _descriptors(lines: list[str]) -> frozenset[str]:
     return frozenset(
         register
         for line in lines
-        if "wgmma.mma_async" in line
+        if "wgmma.mma_async" in line or "tcgen05.mma" in line
         for register in _REGISTER_64.findall(line)
     )
 
