@@ -214,6 +214,13 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
             )
         ),
         (
+            "gluon_tcgen05",
+            {
+                number: "tcgen05 is of compute capability 10.x alone"
+                for number in (86, 89, 120)
+            },
+        ),
+        (
             "triton_warp_specialized",
             {86: "needs TMA", 89: "needs TMA", 120: "warps are specialised for wgmma"},
         ),
@@ -380,6 +387,7 @@ def test_everything_fits_the_chips_that_are_not_pinned():
                 "gluon_6xbf16",
                 "gluon_cluster",
                 "gluon_ping_pong",
+                "gluon_tcgen05",
             )
             for number in NOT_PINNED
         ),

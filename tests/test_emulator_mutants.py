@@ -64,6 +64,11 @@ def made(body):
             },
         ),
         ("fence.proxy.async.shared::cta;", {("proxy fence", "taken out")}),
+        ("tcgen05.wait::ld.sync.aligned;", {("product wait", "taken out")}),
+        (
+            "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.b64 [%r1];",
+            {("commit", "taken out")},
+        ),
         ("add.u32 %r1, %r2, %r3;", set()),
     ],
 )
@@ -89,11 +94,16 @@ def test_each_mutant_can_be_read_and_differs_in_its_line_only():
         assert changed == [one.line - 1]
 
 
-def test_a_descriptor_is_changed_in_each_of_its_fields():
-    body = """
-    or.b64 %rd7, %rd17, 4611686293305294848;
-    wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0}, %rd7, %rd8, %p1, 1, 1;
-    """
+@pytest.mark.parametrize(
+    "product",
+    [
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+        "{%f0}, %rd7, %rd8, %p1, 1, 1;",
+        "tcgen05.mma.cta_group::1.kind::f16 [%r0], %rd7, %rd8, %r1, %p1;",
+    ],
+)
+def test_a_descriptor_is_changed_in_each_of_its_fields(product):
+    body = f"or.b64 %rd7, %rd17, 4611686293305294848;\n{product}"
     found = {one.change.rsplit(" ", 3)[0] for one in made(body)}
     assert found == {
         "start",

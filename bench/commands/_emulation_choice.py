@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batchline.bench.measure.compiled.compile_pool import Pool
     from batchline.bench.measure.emulator.subjects import Subject
 
-ARCHITECTURES = (80, 90)  # as bench.measure.emulator.subjects, which imports torch
+ARCHITECTURES = (80, 90, 100)  # whose instructions the emulator knows
 _BATCH = "B"
 _PARTS = 5  # of a case id
 
@@ -128,16 +128,24 @@ def choose(
         UsageError: if no subject is left, or one is too large.
     """
     from batchline.bench.measure.emulated import executed
+    from batchline.bench.measure.emulator.subjects import architectures_of
 
-    architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
+    asked = tuple(dict.fromkeys(options.arch or ()))
     can = [one for one in variants if executed.why_not_executed(one.backend) is None]
     if sizes is None:
-        work, jobs = executed.subjects_of, [(one.id, architectures) for one in can]
+        work = executed.subjects_of
+        jobs = [(one.id, asked or architectures_of(one.id)) for one in can]
     else:
         work = executed.shape_of
-        jobs = [(one.id, sizes, options.dtype, architectures) for one in can]
+        jobs = [
+            (one.id, sizes, options.dtype, asked or architectures_of(one.id))
+            for one in can
+        ]
     listed, broken = pool.each(work, jobs)
-    wanted = [(one.id, *_problem(case), architectures) for case, one in cases.items()]
+    wanted = [
+        (one.id, *_problem(case), asked or architectures_of(one.id))
+        for case, one in cases.items()
+    ]
     of_cases, more = pool.each(executed.case_of, wanted)
     every = [one for job in jobs for one in listed.get(job, ())]
     every += [one for job in wanted for one in of_cases.get(job, ())]

@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         choices=choice.ARCHITECTURES,
-        help="80 or 90 of sm_90; may be repeated (default: both)",
+        help="80, 90 or 100 of sm_100; may be repeated (default: 80 and 90, and 100 of "
+        "what has tensor memory)",
     )
     parser.add_argument("--dtype", help="only this dtype")
     parser.add_argument(

@@ -31,6 +31,7 @@ RISKIEST = (
     "ping_pong",
     "gluon_cluster",
     "gluon_fused",
+    "gluon_tcgen05",
     "persistent",
     "mma",
     "one_read",

@@ -20,7 +20,7 @@ from batchline.bench.measure.compiled.static_facts import variant_of
 from batchline.bench.measure.emulator import execution
 from batchline.bench.measure.emulator.capture import emulate_call
 from batchline.bench.measure.emulator.execution import Execution
-from batchline.bench.measure.emulator.subjects import ARCHITECTURES
+from batchline.bench.measure.emulator.subjects import architectures_of
 from batchline.kernels import architectures
 from batchline.kernels.op import FP8, Variant
 from batchline.kernels.target import compiling_for
@@ -133,4 +133,8 @@ def lines_of(run: Execution) -> dict[str, list[str]]:
 
 def every_job(jobs) -> list[tuple[str, str, int]]:
     """(variant, dtype, architecture) of each (variant, dtype)."""
-    return [(*job, architecture) for job in jobs for architecture in ARCHITECTURES]
+    return [
+        (*job, architecture)
+        for job in jobs
+        for architecture in architectures_of(job[0])
+    ]

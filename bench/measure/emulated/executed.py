@@ -115,12 +115,12 @@ def subjects_of(variant_id: str, architectures: Sequence[int]) -> list[Subject]:
 
 
 def pinned_subjects_of(variant_id: str) -> list[Subject]:
-    """Those of a variant whose verdicts are pinned: on both architectures, what it does
-    not decline, but for the few probes that take a minute each.
+    """Those of a variant whose verdicts are pinned: on each of its architectures, what
+    it does not decline, but for the few probes that take a minute each.
     """
     return [
         one
-        for one in subjects_of(variant_id, subjects.ARCHITECTURES)
+        for one in subjects_of(variant_id, subjects.architectures_of(variant_id))
         if one.declined is None and subjects.elements_of(one) < LARGE
     ]
 

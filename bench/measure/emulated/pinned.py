@@ -21,7 +21,7 @@ from batchline.bench.measure.compiled.pins import Job
 from batchline.bench.measure.emulated import counted, executed, filling
 from batchline.bench.measure.emulated.executed import Executed
 from batchline.bench.measure.emulator import subjects
-from batchline.bench.measure.emulator.subjects import ARCHITECTURES
+from batchline.bench.measure.emulator.subjects import architectures_of
 from batchline.bench.measure.reading import sources
 from batchline.bench.stats.prediction import CountedCall, LaunchCounts
 from batchline.bench.store import files
@@ -250,12 +250,12 @@ def execute(
             by_job[job],
             [
                 row
-                for architecture in ARCHITECTURES
+                for architecture in architectures_of(job[0])
                 for row in launches[(*job, architecture)]
             ],
             [
                 row
-                for architecture in ARCHITECTURES
+                for architecture in architectures_of(job[0])
                 for row in calls[(*job, architecture)]
             ],
         )
@@ -263,7 +263,7 @@ def execute(
         if all(
             (*job, architecture) in counts
             for counts in (launches, calls)
-            for architecture in ARCHITECTURES
+            for architecture in architectures_of(job[0])
         )
         and not any(line.startswith(f"{job[0]} ") for line in problems)
     }

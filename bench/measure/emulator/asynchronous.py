@@ -289,7 +289,7 @@ def start_product(machine, pc, warp, registers, row, mask):
     new.source[1] = registers
     state.products += 1
     state.product_trace = state.product_trace * 31 + pc + 1
-    _mark_in_flight(m, warp, row, accumulators, pieces if is_a_in_registers else 0, 1)
+    mark_in_flight(m, warp, row, accumulators, pieces if is_a_in_registers else 0, 1)
     if not _read_operands(m, pc, warp, words, new):
         new.landed = 1
     elif m.is_early:
@@ -344,7 +344,10 @@ def _require_fence(m, pc, warp, row, accumulators, more):
 
 
 @compile_native
-def _mark_in_flight(m, warp, row, accumulators, more, is_in_flight):
+def mark_in_flight(m, warp, row, accumulators, more, is_in_flight):
+    """Note of the first registers of a row that something asynchronous writes them, and
+    of `more` behind them that it reads them; or that it does no longer.
+    """
     words = words_at(row, HEADER + accumulators + more)
     in_flight = bytes_at(
         _slots(m, warp, m.in_flight, 1), m.register_bytes >> SLOT_SHIFT
@@ -479,7 +482,7 @@ def _mark_product(m, warp, one, is_in_flight):
     words = words_at(one.source[0], HEADER + 4)
     more = _A_REGISTERS if words[_IS_A_IN_REGISTERS] else 0
     count = int64(words[_ACCUMULATORS])
-    _mark_in_flight(m, warp, one.source[0], count, more, is_in_flight)
+    mark_in_flight(m, warp, one.source[0], count, more, is_in_flight)
 
 
 @Handler

@@ -15,7 +15,16 @@ from batchline.bench.measure.emulator.memory_access import SECTOR_BYTES
 from batchline.bench.measure.emulator.program import Program
 from batchline.bench.measure.emulator.ptx import Instruction
 
-_MATRIX = (Kind.MMA, Kind.WGMMA, Kind.WMMA)
+_MATRIX = (Kind.MMA, Kind.WGMMA, Kind.WMMA, Kind.TCGEN05_MMA)
+_EXCHANGE = (
+    Kind.SHUFFLE,
+    Kind.VOTE,
+    Kind.LDMATRIX,
+    Kind.STMATRIX,
+    Kind.REDUX,
+    Kind.TCGEN05_LD,
+    Kind.TCGEN05_ST,
+)
 _BARRIERS = (Kind.BARRIER, Kind.WARP_SYNC)
 _CONTROL = (Kind.BRANCH, Kind.EXIT)
 _ASYNCHRONOUS = (Kind.COPY, Kind.TENSOR_LOAD, Kind.TENSOR_STORE, Kind.BULK_COPY)
@@ -24,6 +33,7 @@ _FLOATS = ("f16", "f32", "f64", "bf16", "f16x2", "bf16x2")
 _SHAPE = re.compile(r"\.m(\d+)n(\d+)k(\d+)\.")
 _PRODUCT_TYPES = (*matrix.INPUT_TYPES, *matrix.ACCUMULATOR_TYPES, "f64")
 _WARPS_OF_WGMMA = 4
+_ELEMENT_OF_KIND = {"f16": "f16", "tf32": "tf32", "f8f6f4": "e4m3"}
 _ELEMENT_BYTES = {
     "f16": 2,
     "bf16": 2,
@@ -42,19 +52,19 @@ class Counts:
     Args:
         instructions: PTX instructions that warps executed, each once for a warp.
         by_class: the same by class: float, integer, move (mov, cvt, selp, ...), load,
-            store, asynchronous (copies), matrix (mma, wgmma), exchange (shuffles,
-            ldmatrix, ...), barrier, control, other.
+            store, asynchronous (copies), matrix (mma, wgmma, tcgen05.mma),
+            exchange (shuffles, ldmatrix, tcgen05.ld, ...), barrier, control, other.
         sectors: of 32 bytes of global memory that requests touched.
         sectors_needed: the fewest that would have held their bytes.
         passes: of shared memory, one word from each of its 32 banks at most in each.
         requests: the fewest passes that their bytes could have taken.
         read_bytes: asked for of global memory, by loads and copies.
         distinct_bytes: different ones among them; of several launches, of each.
-        products: mma and wgmma that were executed, a warp each.
+        products: mma, wgmma and tcgen05.mma that were executed, a warp each.
         written_bytes: the sectors needed by stores, in bytes.
         matrix_flops: operations of those products, by the type of A's elements; a
             multiply-add is two.
-        operand_bytes: of shared memory, that wgmma read by themselves. `passes` are
+        operand_bytes: of shared memory, that wgmma and tcgen05.mma read by themselves. `passes` are
             without them.
     """
 
@@ -97,7 +107,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Product:
-    """Of one warp: the type of A's elements, "bf16", its operations, and the bytes of
+    """Of one warp, or of several: the type of A's elements, "bf16", its operations, and the bytes of
     shared memory that it reads for them by itself.
     """
 
@@ -141,7 +151,7 @@ def class_of(program: Program, row: int) -> str:
     ):
         if kind in kinds:
             return name
-    if kind in (Kind.SHUFFLE, Kind.VOTE, Kind.LDMATRIX, Kind.STMATRIX, Kind.REDUX):
+    if kind in _EXCHANGE:
         return "exchange"
     return "other"
 
@@ -160,6 +170,8 @@ def count(
     sectors_needed: np.ndarray,
     passes: np.ndarray,
     requests: np.ndarray,
+    tensor_flops: np.ndarray,
+    tensor_operand_bytes: np.ndarray,
     read_bytes: int,
     distinct_bytes: int,
 ) -> Counts:
@@ -174,9 +186,14 @@ def count(
         by_class[name] += times
         if name == "matrix":
             products += times
-            product = product_of(program.instruction(row))
-            matrix_flops[product.element] += times * product.flops
-            operand_bytes += times * product.operand_bytes
+            made = _products_of(
+                program.instruction(row),
+                times,
+                int(tensor_flops[row]),
+                int(tensor_operand_bytes[row]),
+            )
+            matrix_flops[made.element] += made.flops
+            operand_bytes += made.operand_bytes
         if _is_store(program, row):
             written_sectors += int(sectors_needed[row])
     return Counts(
@@ -201,6 +218,19 @@ def _is_store(program: Program, row: int) -> bool:
     if kind is Kind.BULK_COPY:  # its destination is named first
         return ".global.shared" in program.instruction(row).opcode
     return kind in _STORES
+
+
+def _products_of(
+    instruction: Instruction, times: int, tensor_flops: int, tensor_operand_bytes: int
+) -> Product:
+    """All that the executions of one instruction multiply. What a tcgen05.mma does the
+    machine has counted; a type stands for all of its kind, which have one rate.
+    """
+    _, is_tensor, kind = instruction.opcode.partition(".kind::")
+    if is_tensor:
+        return Product(_ELEMENT_OF_KIND[kind], tensor_flops, tensor_operand_bytes)
+    one = product_of(instruction)
+    return Product(one.element, times * one.flops, times * one.operand_bytes)
 
 
 def product_of(instruction: Instruction) -> Product:

@@ -18,7 +18,9 @@ from batchline.bench.measure.emulator import (
     machine,
     program,
     ptx,
+    tcgen05,
     tensor_copies,
+    tensor_memory,
 )
 from batchline.bench.measure.emulator.counts import Counts, count
 from batchline.bench.measure.emulator.launch import KernelLaunch, LaunchRefused
@@ -104,12 +106,32 @@ WORDS: Mapping[Finding, tuple[str, str]] = {
         "have ended",
     ),
     Finding.TRAP: ("trap", "an assertion failed, or the kernel gave up"),
+    Finding.UNINITIALISED_TENSOR: (
+        "uninitialised-tensor",
+        "tensor memory that nothing has written since it was allocated",
+    ),
+    Finding.RACE_TENSOR: (
+        "tensor-race",
+        "two warps use tensor memory, one of them writes, and nothing orders them",
+    ),
+    Finding.TENSOR_ALLOCATION: (
+        "tensor-allocation",
+        "columns of tensor memory that can't be had, are not to be freed, or were not "
+        "freed when the block ended",
+    ),
     Finding.UNSUPPORTED: ("unsupported", "more than this emulator keeps track of"),
 }
 # Told apart, and no fault: on a GPU no allocation ends within 16 aligned bytes, and a
 # variant may mean to read whole words.
 NOTED = frozenset({WORDS[Finding.PAST_THE_END][0]})
 
+# What goes on by itself, when no warp can.
+_LANDING = {
+    Kind.TENSOR_LOAD,
+    Kind.BULK_COPY,
+    Kind.COPY_ARRIVE,
+    Kind.TCGEN05_COMMIT,
+}
 _MOST_CLUSTER_WARPS = 42  # order.py keeps 8 bits of an agent, of which a warp has 6
 _MOST_STEPS = 50_000_000  # warp instructions of a block
 _SMALL_BYTES = 2**24  # allocations up to it have every read noted
@@ -178,7 +200,8 @@ class Execution:
     `executed` counts, for each row of the program, the warps that executed it, and
     `lanes` their threads; `sectors` those of 32 bytes of global memory that it touched,
     `sectors_needed` how few would have held the bytes; `passes` and `requests` those of
-    shared memory. `read_bytes` were asked for and `distinct_bytes` are different ones.
+    shared memory; `tensor_flops` and `tensor_operand_bytes` are of tcgen05.mma, whose
+    sizes only its descriptor says. `read_bytes` were asked for and `distinct_bytes` are different ones.
     `longest_block` is the most instructions that the warps of a block executed.
     """
 
@@ -191,6 +214,8 @@ class Execution:
     sectors_needed: np.ndarray
     passes: np.ndarray
     requests: np.ndarray
+    tensor_flops: np.ndarray
+    tensor_operand_bytes: np.ndarray
     read_bytes: int
     distinct_bytes: int
     longest_block: int
@@ -210,6 +235,8 @@ class Execution:
             self.sectors_needed,
             self.passes,
             self.requests,
+            self.tensor_flops,
+            self.tensor_operand_bytes,
             self.read_bytes,
             self.distinct_bytes,
         )
@@ -307,14 +334,16 @@ class _Bound:
         self._set("functions", functions)
         record["instructions"] = len(code.forms)
         record["register_bytes"] = code.register_bytes
-        record["has_products"] = Kind.WGMMA in code.kinds
+        in_flight = {Kind.WGMMA, Kind.TCGEN05_LD} & code.kinds
+        record["has_products"] = bool(in_flight)
+        record["has_tensor_memory"] = bool(tcgen05.ALL & code.kinds)
         record["has_atomics"] = code.has_atomics
 
         record["run_warp"] = machine.run_warp.address
-        if Kind.WGMMA in code.kinds:
+        if in_flight:
             record["require"] = asynchronous.require_not_in_flight.address
             record["mark"] = asynchronous.mark_dirty.address
-        if code.kinds & {Kind.TENSOR_LOAD, Kind.BULK_COPY, Kind.COPY_ARRIVE}:
+        if code.kinds & _LANDING:
             record["land_one"] = tensor_copies.land_one.address
 
     def _handler(self, row: int) -> int:
@@ -437,6 +466,9 @@ class _Bound:
             ("mbarrier_clocks", np.zeros((MBARRIERS, 4, agents), np.int32)),
         ):
             self._set_for_each_block(name, array)
+        if record["has_tensor_memory"]:
+            for name, of_block in tensor_memory.BYTES_OF_BLOCK.items():
+                self._set(name, np.zeros(self._blocks * of_block, np.uint8))
         self._set("lane_released", np.zeros((self._warps, LANES), np.int32))
         self._set("lane_clocks", np.zeros((self._warps, LANES, LANES), np.int32))
         self._set("group_clocks", np.zeros((self._warps, GROUPS), np.int32))
@@ -475,6 +507,8 @@ class _Bound:
                 "sectors_needed",
                 "passes",
                 "requests",
+                "tensor_flops",
+                "tensor_operand_bytes",
             )
         }
         self._findings = self._set("findings", np.zeros(FINDINGS_KEPT, FINDING))

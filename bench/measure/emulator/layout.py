@@ -71,7 +71,15 @@ class Kind(IntEnum):
     WMMA_LOAD = 38
     WMMA_STORE = 39
     CLUSTER_BARRIER = 40
-    TRAP = 41
+    TCGEN05_ALLOC = 41
+    TCGEN05_DEALLOC = 42
+    TCGEN05_RELINQUISH = 43
+    TCGEN05_LD = 44
+    TCGEN05_ST = 45
+    TCGEN05_WAIT = 46
+    TCGEN05_MMA = 47
+    TCGEN05_COMMIT = 48
+    TRAP = 49
 
 
 class Space(IntEnum):
@@ -171,7 +179,10 @@ class Finding(IntEnum):
     UNSUPPORTED = 16
     UNINITIALISED_LOCAL = 17
     BLOCK_LIFETIME = 18
-    TRAP = 19
+    UNINITIALISED_TENSOR = 19
+    RACE_TENSOR = 20
+    TENSOR_ALLOCATION = 21
+    TRAP = 22
 
 
 # int64: start, end, shadow, writers, readers, flags, granule shift, none
@@ -268,6 +279,11 @@ VIEW = np.dtype(
     ]
 )
 
+# Tensor memory of a block: lanes of 32-bit columns, in four parts of as many lanes as a
+# warp has; and the warps that reach one part, of 32 in a block.
+TENSOR_LANES, TENSOR_COLUMNS, TENSOR_PARTS, TENSOR_WARPS = 128, 512, 4, 8
+TENSOR_PLACES = TENSOR_PARTS * TENSOR_COLUMNS
+
 PENDING_MOST = 4096
 
 
@@ -279,6 +295,9 @@ class PendingKind(IntEnum):
     PRODUCT = 4
     BULK_COPY = 5
     COPY_ARRIVAL = 6
+    TENSOR_READ = 7  # tcgen05.ld
+    TENSOR_PRODUCT = 8  # tcgen05.mma
+    TENSOR_COMMIT = 9  # tcgen05.commit
 
 
 PENDING = np.dtype(
@@ -318,7 +337,8 @@ _ADDRESSES = (
     "lane_clocks "
     "memory_fenced barrier_fenced group_clocks views block_numbers start_clocks "
     "cluster_clocks cluster_fenced reach_clocks reach_places "
-    "reach_lanes"
+    "reach_lanes tensor_values tensor_written tensor_writers tensor_readers "
+    "tensor_allocated tensor_flops tensor_operand_bytes"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "
@@ -331,7 +351,7 @@ _NUMBERS = (
     "has_products is_counting first_pending random_landing "
     "is_brief read_bytes distinct n_syncs has_atomics maps_published maps_acquired "
     "longest_block rank block_warps cluster_blocks cluster_x cluster_y cluster_z "
-    "has_cluster_barrier"
+    "has_cluster_barrier has_tensor_memory"
 )
 MACHINE = np.dtype(
     [(name, np.int64) for name in f"{_ADDRESSES} {_NUMBERS}".split()], align=True

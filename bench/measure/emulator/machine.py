@@ -20,6 +20,8 @@ from batchline.bench.measure.emulator import (
     order,
     releases,
     tensor_copies,
+    tensor_memory,
+    tensor_products,
     warp_wide,
     wmma,
 )
@@ -255,6 +257,8 @@ def exit_lanes(machine, pc, warp, registers, row, mask):
         clusters.leave(m, pc, warp)
     if m.has_products:
         asynchronous.require_group(m, pc, warp)
+    if m.has_tensor_memory:
+        tensor_memory.require_freed(m, pc, warp)
     for number in range(m.first_pending, m.n_pending):
         one = asynchronous.pending_at(m, number)
         if one.kind == TENSOR_STORE_PENDING and one.warp == warp:
@@ -429,6 +433,8 @@ def begin_block(m, block):
     order.begin_block(m)
     if m.cluster_blocks > 1:
         clusters.begin(m)
+    if m.has_tensor_memory:
+        tensor_memory.begin_block(m)
     for rank in range(m.cluster_blocks):
         _number_block(m, block, rank)
     for warp in range(m.n_warps):
@@ -642,4 +648,12 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.WMMA: wmma.multiply,
     Kind.WMMA_LOAD: wmma.load_fragment,
     Kind.WMMA_STORE: wmma.store_fragment,
+    Kind.TCGEN05_ALLOC: tensor_memory.allocate,
+    Kind.TCGEN05_DEALLOC: tensor_memory.deallocate,
+    Kind.TCGEN05_RELINQUISH: tensor_memory.relinquish,
+    Kind.TCGEN05_LD: tensor_memory.load,
+    Kind.TCGEN05_ST: tensor_memory.store,
+    Kind.TCGEN05_WAIT: tensor_memory.wait,
+    Kind.TCGEN05_MMA: tensor_products.start_product,
+    Kind.TCGEN05_COMMIT: tensor_products.commit,
 }

@@ -140,13 +140,19 @@ def complete_bytes(m, number, count, agent, clock):
 
 
 @compile_native
+def hand_on_event(m, number, agent, clock):
+    """What arrives in this phase knows event `clock` of an agent."""
+    row = words_at(_clocks(m, number, 0), m.agents)
+    row[agent] = max(int64(row[agent]), clock)
+
+
+@compile_native
 def arrive_for(m, pc, warp, number, count, agent, clock):
     """`count` threads of a warp arrive on behalf of an agent, whose event `clock` is
     all that they hand on.
     """
+    hand_on_event(m, number, agent, clock)
     known = mbarrier_at(m, number)
-    row = words_at(_clocks(m, number, 0), m.agents)
-    row[agent] = max(int64(row[agent]), clock)
     known.pending -= count
     if known.pending < 0:
         report(m, MISUSE, pc, warp, -1, known.address, -1)

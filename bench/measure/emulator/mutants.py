@@ -56,9 +56,12 @@ _LINE = re.compile(_GUARD + r"(?P<opcode>[a-z][\w.:]*)(?P<rest>[^;]*);\s*(?://.*
 _TAKEN_OUT = (
     ("barrier", re.compile(r"(bar|barrier)(\.cta)?(\.warp)?\.(sync|arrive)")),
     ("copy wait", re.compile(r"cp\.async\.(wait_group|wait_all)")),
-    ("product wait", re.compile(r"wgmma\.wait_group")),
+    ("product wait", re.compile(r"wgmma\.wait_group|tcgen05\.wait")),
     ("store wait", re.compile(r"cp\.async\.bulk\.wait_group")),
-    ("commit", re.compile(r"(cp\.async|cp\.async\.bulk|wgmma)\.commit_group")),
+    (
+        "commit",
+        re.compile(r"(cp\.async|cp\.async\.bulk|wgmma)\.commit_group|tcgen05\.commit"),
+    ),
     ("product fence", re.compile(r"wgmma\.fence")),
     ("proxy fence", re.compile(r"fence\.proxy\.async")),
     ("map fence", re.compile(r"fence\.proxy\.tensormap")),
@@ -98,6 +101,7 @@ _ON_TMA = (
     "bmm/gluon_6xbf16",
     "bmm/gluon_cluster",
     "bmm/gluon_ping_pong",
+    "bmm/gluon_tcgen05",
     "bmm/triton_persistent_tma",
     "bmm/triton_warp_specialized",
 )
@@ -174,7 +178,7 @@ def _descriptors(lines: list[str]) -> frozenset[str]:
     return frozenset(
         register
         for line in lines
-        if "wgmma.mma_async" in line
+        if "wgmma.mma_async" in line or "tcgen05.mma" in line
         for register in _REGISTER_64.findall(line)
     )
 
@@ -269,7 +273,7 @@ def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:
 
 
 def chosen(
-    ops: Iterable[Op], architectures: Iterable[int] = subjects.ARCHITECTURES
+    ops: Iterable[Op], architectures: Iterable[int] | None = None
 ) -> list[Subject]:
     """Those of all GPU variants that `one_of_each` chooses."""
     return one_of_each(subjects.subjects(ops, architectures))
@@ -578,7 +582,7 @@ def _touched(instructions: Iterable[ptx.Instruction], space: str) -> set[str]:
         elif head in ("ldmatrix", "stmatrix"):
             if space == "shared":
                 found.add("read" if head == "ldmatrix" else "write")
-        elif head in ("cp", "mbarrier", "tensormap", "wgmma"):
+        elif head in ("cp", "mbarrier", "tensormap", "wgmma", "tcgen05"):
             found |= {"read", "write"}
     return found
 

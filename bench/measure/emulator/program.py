@@ -18,6 +18,7 @@ from batchline.bench.measure.emulator import (
     matrix_units,
     ptx,
     tensor_maps,
+    tcgen05,
     wmma,
 )
 from batchline.bench.measure.emulator.calls import inline_calls
@@ -1155,6 +1156,7 @@ _DECODERS: dict[str, _Decode] = {
     "mma": _Decoder._mma,
     "wgmma": _Decoder._wgmma,
     "wmma": wmma.decode,
+    "tcgen05": tcgen05.decode,
     "mapa": clusters.decode_map,
     "mbarrier": _Decoder._mbarrier,
     "fence": _Decoder._fence,

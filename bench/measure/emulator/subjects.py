@@ -26,7 +26,8 @@ from batchline.kernels import architectures
 from batchline.kernels.op import FP8, Op, Probe, Tensors, Variant
 from batchline.kernels.target import compiling_for
 
-ARCHITECTURES = (80, 90)
+ARCHITECTURES = (80, 90)  # for which every variant is executed
+_ON_TENSOR_MEMORY = frozenset({"bmm/gluon_tcgen05"})  # for sm_100, too
 BACKENDS = ("triton", "numba_cuda")
 ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
 _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned row
@@ -95,17 +96,22 @@ class Verdict:
         return self.wrong is None and not any(one.is_fault for one in self.findings)
 
 
+def architectures_of(variant_id: str) -> tuple[int, ...]:
+    """For which a variant is executed where nothing else is asked for."""
+    return (*ARCHITECTURES, *([100] if variant_id in _ON_TENSOR_MEMORY else []))
+
+
 def subjects(
-    ops: Iterable[Op], chosen: Iterable[int] = ARCHITECTURES
+    ops: Iterable[Op], chosen: Iterable[int] | None = None
 ) -> Iterator[Subject]:
-    """Every subject of these ops' GPU variants for the chosen architectures, those that
-    are declined among them.
+    """Every subject of these ops' GPU variants for the chosen architectures, or those
+    of `architectures_of`; those that are declined among them.
     """
-    chosen = tuple(chosen)
+    asked = None if chosen is None else tuple(chosen)
     for op in ops:
         for variant in op.variants.values():
             if variant.backend in BACKENDS:
-                for architecture in chosen:
+                for architecture in asked or architectures_of(variant.id):
                     yield from of_variant(variant, architecture)
 
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from numba import int32, int64, uint8, uint32
 
-from batchline.bench.measure.emulator import clusters, copy_arrivals, mbarriers, order
+from batchline.bench.measure.emulator import (
+    clusters,
+    copy_arrivals,
+    mbarriers,
+    order,
+    tensor_products,
+)
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
     GROUPS,
@@ -78,6 +84,7 @@ LOAD_PENDING, STORE_PENDING = (
 )
 BULK_PENDING = int(PendingKind.BULK_COPY)
 ARRIVAL_PENDING = int(PendingKind.COPY_ARRIVAL)
+COMMIT_PENDING = int(PendingKind.TENSOR_COMMIT)
 STORE, TO_BLOCK = int(BulkCopy.STORE), int(BulkCopy.TO_BLOCK)
 OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
@@ -374,17 +381,16 @@ def _count_box(m, pc, pieces, is_load):
 @compile_native
 def land(m, one):
     """Move the bytes of a copy, and tell its mbarrier."""
-    if one.kind == ARRIVAL_PENDING:
-        before = m.rank
-        clusters.turn_to(m, one.rank)
-        copy_arrivals.land(m, one)
-        clusters.turn_to(m, before)
-        return
     if one.landed == 1:
         return
     before = m.rank
     clusters.turn_to(m, one.rank)
-    _land_copy(m, one)
+    if one.kind == ARRIVAL_PENDING:
+        copy_arrivals.land(m, one)
+    elif one.kind == COMMIT_PENDING:
+        tensor_products.land_commit(m, one)
+    else:
+        _land_copy(m, one)
     clusters.turn_to(m, before)
 
 
@@ -442,7 +448,12 @@ def land_one(machine, pc, warp, registers, row, mask):
     chosen, ready = int64(-1), 0
     for number in range(m.first_pending, m.n_pending):
         one = pending_at(m, number)
-        if one.kind in (LOAD_PENDING, BULK_PENDING, ARRIVAL_PENDING):
+        if one.kind in (
+            LOAD_PENDING,
+            BULK_PENDING,
+            ARRIVAL_PENDING,
+            COMMIT_PENDING,
+        ):
             ready += 1
             if chosen < 0 or (m.random and (m.steps + number) % ready == 0):
                 chosen = number

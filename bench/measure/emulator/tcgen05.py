@@ -1,0 +1,162 @@
+"""Which rows the instructions of the fifth generation's tensor cores are decoded to (PTX
+ISA, "TensorCore 5th Generation Family Instructions"): those of one block, with A and B
+in shared memory. All others are refused by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from batchline.bench.measure.emulator import ptx
+from batchline.bench.measure.emulator.layout import Kind
+from batchline.bench.measure.emulator.ptx import (
+    Address,
+    Immediate,
+    Instruction,
+    UnknownOpcode,
+)
+from batchline.bench.measure.emulator.rows import Operands, Row
+from batchline.bench.measure.emulator.tensor_memory import OF_LOADS, OF_STORES, WHOLE
+from batchline.bench.measure.emulator.tensor_products import KINDS
+
+ALL = frozenset(
+    {
+        Kind.TCGEN05_ALLOC,
+        Kind.TCGEN05_DEALLOC,
+        Kind.TCGEN05_RELINQUISH,
+        Kind.TCGEN05_LD,
+        Kind.TCGEN05_ST,
+        Kind.TCGEN05_WAIT,
+        Kind.TCGEN05_MMA,
+        Kind.TCGEN05_COMMIT,
+    }
+)
+_OF_ONE_BLOCK = "cta_group::1"
+_WHOLE_WARP = ["sync", "aligned"]
+_SHARED = ({"b32"}, {"shared::cta", "b32"})  # the last words of an alloc
+
+
+def decode(operands: Operands, instruction: Instruction) -> Iterator[Row]:
+    """The row of an instruction that begins with "tcgen05".
+
+    Raises:
+        UnknownOpcode: for one that is not known here.
+    """
+    tokens = instruction.opcode.split(".")
+    decoder = _DECODERS.get(tokens[1])
+    row = decoder(operands, instruction, tokens[2:]) if decoder else None
+    if row is None:
+        raise UnknownOpcode(instruction.opcode)
+    yield row
+
+
+def _alloc(operands, instruction, words):
+    if words[:3] != [_OF_ONE_BLOCK, *_WHOLE_WARP] or set(words[3:]) not in _SHARED:
+        return None
+    to, columns = instruction.operands
+    base, offset, width = operands.address(to)
+    return Row(
+        Kind.TCGEN05_ALLOC, (base, operands.offset(columns, "b32")), (0, offset, width)
+    )
+
+
+def _dealloc(operands, instruction, words):
+    if words != [_OF_ONE_BLOCK, *_WHOLE_WARP, "b32"]:
+        return None
+    rows = (operands.offset(one, "b32") for one in instruction.operands)
+    return Row(Kind.TCGEN05_DEALLOC, tuple(rows))
+
+
+def _relinquish(operands, instruction, words):
+    if words != [_OF_ONE_BLOCK, *_WHOLE_WARP]:
+        return None
+    return Row(Kind.TCGEN05_RELINQUISH)
+
+
+def _move(operands, instruction, words):
+    """tcgen05.ld and .st of the shapes 32x32b and 16x32bx2, where a register is a
+    column. The second has one more operand: how many columns its halves are apart.
+    """
+    is_load = instruction.opcode.startswith("tcgen05.ld")
+    *places, split = _with_split(instruction.operands, words)
+    if len(places) != 2:
+        return None
+    registers, address = places[:: 1 if is_load else -1]
+    moved = ptx.flatten((registers,))
+    shape = "32x32b" if split == WHOLE else "16x32bx2"
+    if words != [*_WHOLE_WARP, shape, f"x{len(moved)}", "b32"]:
+        return None
+    base, offset, width = operands.address(address)
+    rows = tuple(operands.offset(one, "b32") for one in moved)
+    parameters = (len(rows), offset, width, split)
+    if is_load:
+        return Row(Kind.TCGEN05_LD, (*rows, base), parameters, written=len(rows))
+    return Row(Kind.TCGEN05_ST, (base, *rows), parameters)
+
+
+def _with_split(given, words):
+    """The operands, and at their end the columns between halves, the only immediate
+    among them; or WHOLE.
+    """
+    if "16x32bx2" not in words:
+        return (*given, WHOLE)
+    (split,) = (one.value for one in given if isinstance(one, Immediate))
+    return (*(one for one in given if not isinstance(one, Immediate)), split)
+
+
+def _wait(operands, instruction, words):
+    if words != _WHOLE_WARP:
+        return None
+    is_load = instruction.opcode.startswith("tcgen05.wait::ld")
+    return Row(Kind.TCGEN05_WAIT, parameters=(OF_LOADS if is_load else OF_STORES,))
+
+
+def _mma(operands, instruction, words):
+    """D's address, the descriptors of A, B and the instruction, enable-input-d."""
+    kinds = {f"kind::{name}": number for number, name in enumerate(KINDS)}
+    is_known = len(words) == 2 and words[0] == _OF_ONE_BLOCK and words[1] in kinds
+    if not is_known or len(instruction.operands) != 5:
+        return None
+    d, a, b, description, adds = instruction.operands
+    if isinstance(a, Address) or getattr(adds, "negated", False):
+        return None  # A in tensor memory
+    base, offset, width = operands.address(d)
+    return Row(
+        Kind.TCGEN05_MMA,
+        (
+            base,
+            operands.offset(a, "b64"),
+            operands.offset(b, "b64"),
+            operands.offset(description, "b32"),
+            operands.offset(adds, "pred"),
+        ),
+        (kinds[words[1]], offset, width),
+    )
+
+
+def _commit(operands, instruction, words):
+    told = [one for one in words if one != "shared::cluster"]
+    if told != [_OF_ONE_BLOCK, "mbarrier::arrive::one", "b64"]:
+        return None
+    base, offset, width = operands.address(instruction.operands[0])
+    return Row(Kind.TCGEN05_COMMIT, (base,), (0, offset, width))
+
+
+def _fence(operands, instruction, words):
+    """What it orders the machine orders without: Triton's code has none."""
+    return Row(Kind.NOTHING)
+
+
+_DECODERS = {
+    "alloc": _alloc,
+    "dealloc": _dealloc,
+    "relinquish_alloc_permit": _relinquish,
+    "ld": _move,
+    "st": _move,
+    "wait::ld": _wait,
+    "wait::st": _wait,
+    "mma": _mma,
+    "commit": _commit,
+    "fence::before_thread_sync": _fence,
+    "fence::after_thread_sync": _fence,
+}
