@@ -299,7 +299,8 @@ def test_what_is_compiled_and_executed_is_pinned_in_their_repository(written):
     own_repository.use(["lib/my_ops"])
     assert pins.path().resolve().parent == written / ".batchline" / "baselines"
     assert pinned.path().parent == pins.path().parent
-    assert "`batchline codegen --pin`" in pins.why_none()
+    # Without the folder it would pin Batchline's own where no file names the folder.
+    assert "`batchline codegen --ops lib/my_ops --pin`" in pins.why_none()
     own_repository.use(["lib/my_ops", own_ops.SUITE])
     assert pins.folder() == places.BASELINES
     assert main(["codegen"]) == ExitCode.USAGE

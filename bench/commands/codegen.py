@@ -201,7 +201,7 @@ def _advice(
     expression = verdicts.cases_to_time_again(moved, after)
     profile = _profile(moved, details)
     regress = (
-        f'batchline regress --base <revision> {profile and "--profile full "}-k "{expression}"'
+        f'batchline regress {own_ops.options()}--base <revision> {profile and "--profile full "}-k "{expression}"'
         if own_ops.repository()
         else f'make regress BASE=<revision> {profile}K="{expression}"'
     )

@@ -100,9 +100,10 @@ def folder() -> Path:
 
 
 def command() -> str:
-    """How everything is pinned."""
-    said = "batchline codegen --pin" if own_ops.repository() else "make codegen PIN=1"
-    return f"`{said}`"
+    """How everything that is measured here is pinned."""
+    if own_ops.repository():
+        return f"`batchline codegen {own_ops.options()}--pin`"
+    return "`make codegen PIN=1`"
 
 
 def path() -> Path:
