@@ -219,6 +219,11 @@ def test_what_is_pinned_is_loaded(folder):
     assert file.parent == folder and file != pins.path()
 
 
+def test_the_first_pins_make_their_folder(folder, monkeypatch):
+    monkeypatch.setattr(pins, "folder", lambda: folder / "new" / "baselines")
+    assert pinned.save({JOB: entry()}).parent == folder / "new" / "baselines"
+
+
 def test_what_was_edited_by_hand_is_refused(folder):
     file = pinned.save({JOB: entry()})
     text = file.read_text()

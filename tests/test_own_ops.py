@@ -306,6 +306,14 @@ def test_what_is_compiled_and_executed_is_pinned_in_their_repository(written):
     assert main(["codegen"]) == ExitCode.USAGE
 
 
+def test_what_can_not_be_pinned_is_known_before_anything_is_compiled(written, capsys):
+    own_repository.use(["lib/my_ops"])
+    (written / ".batchline").touch()
+    assert main(["codegen", "--pin"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "can't write to .batchline/baselines (Not a directory): name" in said
+
+
 def test_pins_are_of_the_files_of_their_repository(written):
     def prints():
         sources.read.cache_clear()

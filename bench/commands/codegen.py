@@ -73,12 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from batchline.bench.commands._executed_pins import execute_and_compare
+    from batchline.bench.measure.compiled import pins
 
     if own_ops.folders() and not own_ops.repository():
         raise UsageError(
             "Batchline's own ops are pinned with Batchline, those of another repository "
             "there: name the one or the other with --ops"
         )
+    if options.pin:
+        pins.require_writable()
     codes = []
     if options.only != _EXECUTED:
         codes.append(codegen(options.pin, options.all))
