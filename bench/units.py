@@ -30,6 +30,12 @@ def ratio(value: float) -> str:
     return f"{_three_digits(value)}x"
 
 
+def change(share: float) -> str:
+    """+12.3%, always with its sign; no decimals from 100% on."""
+    text = f"{share:+.0%}" if abs(share) >= 0.9995 else f"{share:+.1%}"
+    return "+0.0%" if text == "-0.0%" else text
+
+
 def _three_digits(value: float) -> str:
     if value >= 99.95:
         return f"{value:.0f}"

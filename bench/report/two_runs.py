@@ -27,7 +27,6 @@ from batchline.bench.report.document import (
     table,
     unique,
 )
-from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import render
 from batchline.bench.store.records import Record, Run
 from batchline.bench.texts import one_line
@@ -164,7 +163,7 @@ def summarize(comparison: Comparison) -> str:
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
         named = ", ".join(
-            f"{pair.a.id} {share(pair.change)}" for pair in moved[:_MOST_NAMED]
+            f"{pair.a.id} {units.change(pair.change)}" for pair in moved[:_MOST_NAMED]
         )
         more = (
             f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
@@ -241,10 +240,8 @@ def _row(pair: Pair, as_ratio: bool = False) -> list[str]:
 def _change(pair: Pair) -> str:
     """+2.1 [+1.0, +3.2], in percent."""
     if not math.isfinite(pair.high):
-        return f"{share(pair.change)[:-1]} [too few samples]"
-    return (
-        f"{share(pair.change)[:-1]} [{share(pair.low)[:-1]}, {share(pair.high)[:-1]}]"
-    )
+        return f"{units.change(pair.change)[:-1]} [too few samples]"
+    return f"{units.change(pair.change)[:-1]} [{units.change(pair.low)[:-1]}, {units.change(pair.high)[:-1]}]"
 
 
 def _ratio(pair: Pair) -> str:
