@@ -37,6 +37,8 @@ def change(share: float) -> str:
 
 
 def _three_digits(value: float) -> str:
+    if 0 < value < 0.005:  # which two decimals would call nothing
+        return f"{value:.2g}"
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -113,6 +113,12 @@ def test_a_change_within_one_percent_is_not_marked():
     assert pair.low > 0 and not pair.moved
 
 
+def test_a_ratio_far_below_one_is_not_nothing():
+    fast = stored(0.0012, machine={"cpu": "Another"})
+    text = terminal(compare(run_json.parse(stored()), run_json.parse(fast)))
+    assert text.startswith("B takes 0.0012x of A's time") and "0.00x" not in text
+
+
 def test_few_samples_have_no_interval():
     few = stored()
     few["benchmarks"][0]["stats"]["data"] = [1e-3, 2e-3]
