@@ -65,7 +65,11 @@ def _placed(comparison: Comparison, place: Place) -> Document:
             (Only(Place.PAGE, tuple(_changed(comparison))),),
         ),
         Section("cases", "Every case", tuple(_every(comparison))),
-        Section("alone", "Timed in one run only", tuple(_alone(comparison))),
+        Section(
+            "alone",
+            "Timed in one run only, or by another clock",
+            tuple(_alone(comparison)),
+        ),
     ]
     return Document(
         "Batchline: two runs, A and B",
@@ -156,7 +160,9 @@ def summarize(comparison: Comparison) -> str:
     """The whole comparison in one sentence."""
     count, moved = len(comparison.pairs), comparison.moved
     if not count:
-        verdict = "no case is timed in both runs, so there is nothing to compare"
+        verdict = (
+            "no case is timed in both runs by one clock, so there is nothing to compare"
+        )
     elif comparison.other_machine:
         mean = geometric_mean(pair.ratio for pair in comparison.pairs)
         verdict = f"B takes {units.ratio(mean)} of A's time, in the geometric mean of {count} cases"
@@ -177,7 +183,9 @@ def summarize(comparison: Comparison) -> str:
             f"None of {count} cases differs by more than its interval and 1% or 1 µs"
         )
     alone = (
-        f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
+        f"; {len(comparison.alone)} timed in one run only, or by another clock"
+        if comparison.alone
+        else ""
     )
     classes = "" if comparison.other_machine else _classes(moved)
     return one_line(f"{verdict}{classes}{alone}")
