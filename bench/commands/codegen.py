@@ -44,7 +44,7 @@ EXITS = {
     ExitCode.CLEAN: "as pinned, or pinned now",
     ExitCode.FAULT: "something moved, a kernel parts its warps, or one is not right in "
     "emulation",
-    ExitCode.USAGE: "the environment is not usable",
+    ExitCode.USAGE: "the environment is not usable, or pins can't be written",
     ExitCode.NOT_MEASURED: "it could not be compiled, or there is nothing to compare "
     "with",
     ExitCode.STOPPED: "stopped by Ctrl-C",
