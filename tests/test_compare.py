@@ -121,6 +121,13 @@ def test_a_ratio_far_below_one_is_not_nothing():
     assert text.startswith("B takes 0.0012x of A's time") and "0.00x" not in text
 
 
+def test_machines_without_a_case_in_both_have_no_empty_table():
+    other = stored(clock="device_hot", machine={"cpu": "Another"})
+    text = terminal(compare(run_json.parse(stored()), run_json.parse(other)))
+    said = text.partition("B's time over A's, by op\n")[2].splitlines()
+    assert said[0] == "No op has a case that both have timed by one clock."
+
+
 def test_few_samples_have_no_interval():
     few = stored()
     few["benchmarks"][0]["stats"]["data"] = [1e-3, 2e-3]
@@ -200,7 +207,7 @@ def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
     b = stored()
     b["batchline"]["cases"][0] |= {"status": "wrong", "reason": "on ragged: no"}
     text = terminal(compare(run_json.parse(stored()), run_json.parse(b)))
-    assert "no case is timed in both runs" in text and "Timed in one run only" in text
+    assert "No case is timed in both runs" in text and "Timed in one run only" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("A  "))
     assert row == [*"A bmm/torch_bmm/tiny_16/float32 4 wrong: on ragged: no".split()]
 

@@ -107,8 +107,10 @@ def map_section(letter: str, findings: Findings) -> Section:
     )
 
 
-def _ratios(comparison: Comparison) -> Table:
+def _ratios(comparison: Comparison) -> Table | Text:
     """One row per op that both have timed."""
+    if not comparison.ratios:
+        return Text("No op has a case that both have timed by one clock.")
     return table(
         ["op", "cases", "geometric mean", "least", "largest"],
         (
@@ -161,7 +163,7 @@ def summarize(comparison: Comparison) -> str:
     count, moved = len(comparison.pairs), comparison.moved
     if not count:
         verdict = (
-            "no case is timed in both runs by one clock, so there is nothing to compare"
+            "No case is timed in both runs by one clock, so there is nothing to compare"
         )
     elif comparison.other_machine:
         mean = geometric_mean(pair.ratio for pair in comparison.pairs)
