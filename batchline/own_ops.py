@@ -33,11 +33,11 @@ def folders() -> list[Path]:
 
 
 def options() -> str:
-    """The options that name those folders again, for a command that is advised:
-    "--ops my_ops "; "" where there are none.
+    """What names those folders again, in a command that is advised: " --ops my_ops";
+    "" where there are none.
     """
     return "".join(
-        f"--ops {shlex.quote(os.path.relpath(folder))} " for folder in folders()
+        f" --ops {shlex.quote(os.path.relpath(folder))}" for folder in folders()
     )
 
 

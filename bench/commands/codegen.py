@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     if own_ops.folders() and not own_ops.repository():
         raise UsageError(
             "Batchline's own ops are pinned with Batchline, those of another repository "
-            "there: name the one or the other with --ops"
+            f"there: name the one (--ops batchline) or the other ({own_ops.options().strip()})"
         )
     if options.pin:
         pins.require_writable()
@@ -212,7 +212,7 @@ def _advice(
     expression = verdicts.cases_to_time_again(moved, after)
     profile = _profile(moved, details)
     regress = (
-        f'batchline regress {own_ops.options()}--base <revision> {profile and "--profile full "}-k "{expression}"'
+        f'batchline regress{own_ops.options()} --base <revision> {profile and "--profile full "}-k "{expression}"'
         if own_ops.repository()
         else f'make regress BASE=<revision> {profile}K="{expression}"'
     )

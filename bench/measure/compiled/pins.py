@@ -112,7 +112,7 @@ def require_writable() -> None:
 def command() -> str:
     """How everything that is measured here is pinned."""
     if own_ops.repository():
-        return f"`batchline codegen {own_ops.options()}--pin`"
+        return f"`batchline codegen{own_ops.options()} --pin`"
     return "`make codegen PIN=1`"
 
 
