@@ -8,6 +8,7 @@ modules are `batchline.kernels.<op>`, as those of Batchline's own ops are.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -29,6 +30,15 @@ def named() -> list[str]:
 def folders() -> list[Path]:
     """The folders of other repositories."""
     return [Path(word) for word in named() if word != SUITE]
+
+
+def options() -> str:
+    """What names those folders again, in a command that is advised: " --ops my_ops";
+    "" where there are none.
+    """
+    return "".join(
+        f" --ops {shlex.quote(os.path.relpath(folder))}" for folder in folders()
+    )
 
 
 def has(op_folder: Path) -> bool:

@@ -154,3 +154,17 @@ class Catalogue:
     def variants(self) -> list[Declared]:
         """Every variant of every op."""
         return [variant for op in self.ops.values() for variant in op.variants.values()]
+
+    @property
+    def unread(self) -> list[str]:
+        """A line for each file that is no op or no variant, and for each variant that
+        is broken.
+        """
+        return [
+            *map(str, self.broken),
+            *(
+                f"{variant.id}: {': '.join(variant.broken)}"
+                for variant in self.variants
+                if variant.broken
+            ),
+        ]

@@ -70,7 +70,7 @@ def new_folder(parent: Path, device_name: str) -> Path:
 
 
 def require_writable(folder: Path, setting: str = "--out (OUT= of make)") -> None:
-    """Make the folder, where it is not there; `setting` names it.
+    """Make the folder, where it is not there; `setting` names it, "" where none does.
 
     Raises:
         UsageError: if files can't be written into it.
@@ -80,8 +80,9 @@ def require_writable(folder: Path, setting: str = "--out (OUT= of make)") -> Non
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
+        instead = f": name another folder with {setting}" if setting else ""
         raise UsageError(
-            f"can't write to {folder} ({error.strerror}): name another folder with {setting}"
+            f"can't write to {folder} ({error.strerror}){instead}"
         ) from error
 
 

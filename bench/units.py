@@ -30,7 +30,15 @@ def ratio(value: float) -> str:
     return f"{_three_digits(value)}x"
 
 
+def change(share: float) -> str:
+    """+12.3%, always with its sign; no decimals from 100% on."""
+    text = f"{share:+.0%}" if abs(share) >= 0.9995 else f"{share:+.1%}"
+    return "+0.0%" if text == "-0.0%" else text
+
+
 def _three_digits(value: float) -> str:
+    if 0 < value < 0.005:  # which two decimals would call nothing
+        return f"{value:.2g}"
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

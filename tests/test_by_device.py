@@ -49,8 +49,8 @@ def test_each_device_has_its_choice_and_its_ratio():
         a_run(2, torch_bmm=0.25, triton_tile=1),
     ]
     text = by_device.terminal(runs)
-    assert text.startswith("Of 1 cells of the map that all 3 devices have, one variant")
-    assert "wins 0 on every device, and one family 0." in " ".join(text.split())
+    assert text.startswith("Cells of the map that every device has: 1. One variant")
+    assert "wins 0 of them on every device, one family 0." in " ".join(text.split())
     header, choice = rows_of(text, "Which variant on which device")[-2:]
     assert header == ["problem", "A", "B", "C"]
     assert choice == ["bmm/tiny_16/float32", *2 * ["triton_tile (B=4)"]] + [
@@ -68,7 +68,7 @@ def test_each_device_has_its_choice_and_its_ratio():
 def test_where_all_agree_it_says_so():
     runs = [a_run(device, torch_bmm=1, triton_tile=0.5) for device in (0, 1)]
     answer = " ".join(by_device.terminal(runs).split())
-    assert "one variant wins 1 on every device, and one family 1." in answer
+    assert "One variant wins 1 of them on every device, one family 1." in answer
 
 
 def test_variants_of_one_family_are_no_one_variant():
@@ -77,7 +77,7 @@ def test_variants_of_one_family_are_no_one_variant():
         a_run(1, torch_bmm=1, triton_tile=1, triton_other=0.5),
     ]
     answer = " ".join(by_device.terminal(runs).split())
-    assert "one variant wins 0 on every device, and one family 1." in answer
+    assert "One variant wins 0 of them on every device, one family 1." in answer
 
 
 def test_a_run_that_has_timed_nothing_has_no_map():

@@ -3,11 +3,17 @@ never passes.
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from batchline.bench import catalogue
 from batchline.bench.commands import codegen as command
-from batchline.bench.measure.compiled import pins
+from batchline.bench.commands._executed_pins import execute_and_compare
+from batchline.bench.declared import BrokenFile, Catalogue
+from batchline.bench.measure.compiled import pins, static_facts
+from batchline.bench.measure.emulated import pinned as emulated_pins
+from batchline.bench.statuses import FAILED
 from batchline.bench.store.files import SealBroken
 from tests.test_records import compiled_row
 
@@ -143,3 +149,51 @@ def test_nothing_pinned_is_exit_3_before_anything_is_compiled(file, capsys):
     file.unlink()
     assert command.codegen(pin=False, everything=False) == 3
     assert capsys.readouterr().err == f"batchline: {pins.why_none()}\n"
+
+
+def _reads(monkeypatch, *variants, broken=()):
+    """The catalogue has these variants of one op, and these broken files."""
+    ops = {"my_op": SimpleNamespace(variants={one.id: one for one in variants})}
+    found = Catalogue(ops if variants else {}, tuple(broken))
+    monkeypatch.setattr(catalogue, "read", lambda: found)
+
+
+BROKEN_FILE = BrokenFile("my_ops/my_op/__init__.py", FAILED, "it does not load: no")
+
+
+def test_what_does_not_load_is_named_and_not_called_gone(file, monkeypatch, capsys):
+    _, current = ENTRIES
+    _reads(monkeypatch, broken=[BROKEN_FILE])
+    monkeypatch.setattr(static_facts, "jobs", lambda variants: [])
+    assert command.codegen(pin=False, everything=False) == 3
+    said = capsys.readouterr()
+    assert not said.out and f"not compared: {BROKEN_FILE}" in said.err
+    monkeypatch.setattr(static_facts, "jobs", lambda variants: [current])
+    monkeypatch.setattr(static_facts, "is_current", lambda job, pinned: True)
+    assert command.codegen(pin=False, everything=False) == 3
+    said = capsys.readouterr()
+    assert "Nothing moved" in said.out and str(BROKEN_FILE) in said.err
+
+
+def test_ops_without_a_gpu_kernel_say_so(file, monkeypatch, capsys):
+    _reads(monkeypatch, SimpleNamespace(id="my_op/a", backend="torch", broken=None))
+    monkeypatch.setattr(static_facts, "jobs", lambda variants: [])
+    monkeypatch.setattr(emulated_pins, "jobs", lambda variants: [])
+    assert command.codegen(pin=True, everything=False) == 3
+    assert "of my_op no variant is a GPU kernel" in capsys.readouterr().err
+    assert execute_and_compare(pin=True, everything=False) == 3
+    assert "there is nothing to execute" in capsys.readouterr().err
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_does_not_compile_is_not_pinned(file, monkeypatch, capsys):
+    before = file.read_text()
+    row = compiled_row(error="CompilationError: at 7:50")
+    compiled = static_facts.Compilation({JOB: [row]}, 0, None)
+    _reads(monkeypatch)
+    monkeypatch.setattr(static_facts, "jobs", lambda variants: [JOB])
+    monkeypatch.setattr(static_facts, "compiled", lambda wanted: compiled)
+    assert command.codegen(pin=True, everything=True) == 3
+    said = capsys.readouterr()
+    assert "pinned in" not in said.out and file.read_text() == before
+    assert "not pinned: bmm/triton_tiled float16 does not compile" in said.err

@@ -96,7 +96,9 @@ def test_without_a_case_that_both_have_timed_nothing_is_compared_and_the_code_is
 ):
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b", clock="device_hot")
     assert command.compare(a, b) == ExitCode.NOT_MEASURED == 3
-    assert "there is nothing to compare" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "timed in both runs by one clock, so there is nothing to compare" in said
+    assert "timed in one run only, or by another clock" in said
 
 
 def test_a_run_that_was_stopped_says_so(tmp_path, capsys):
@@ -111,6 +113,19 @@ def test_a_run_that_was_stopped_says_so(tmp_path, capsys):
 def test_a_change_within_one_percent_is_not_marked():
     (pair,) = compare(run_json.parse(stored()), run_json.parse(stored(1.005))).pairs
     assert pair.low > 0 and not pair.moved
+
+
+def test_a_ratio_far_below_one_is_not_nothing():
+    fast = stored(0.0012, machine={"cpu": "Another"})
+    text = terminal(compare(run_json.parse(stored()), run_json.parse(fast)))
+    assert text.startswith("B takes 0.0012x of A's time") and "0.00x" not in text
+
+
+def test_machines_without_a_case_in_both_have_no_empty_table():
+    other = stored(clock="device_hot", machine={"cpu": "Another"})
+    text = terminal(compare(run_json.parse(stored()), run_json.parse(other)))
+    said = text.partition("B's time over A's, by op\n")[2].splitlines()
+    assert said[0] == "No op has a case that both have timed by one clock."
 
 
 def test_few_samples_have_no_interval():
@@ -192,7 +207,7 @@ def test_what_one_side_alone_has_timed_is_listed_with_the_reason():
     b = stored()
     b["batchline"]["cases"][0] |= {"status": "wrong", "reason": "on ragged: no"}
     text = terminal(compare(run_json.parse(stored()), run_json.parse(b)))
-    assert "no case is timed in both runs" in text and "Timed in one run only" in text
+    assert "No case is timed in both runs" in text and "Timed in one run only" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("A  "))
     assert row == [*"A bmm/torch_bmm/tiny_16/float32 4 wrong: on ragged: no".split()]
 

@@ -13,6 +13,7 @@ import pytest
 
 from batchline import kernels
 from batchline.bench.commands import _executed_pins
+from batchline.bench.declared import BrokenFile, Catalogue
 from batchline.bench.errors import ExitCode
 from batchline.bench.measure.compiled import pins, static_facts
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
@@ -20,6 +21,7 @@ from batchline.bench.measure.emulated import counted, filling, pinned
 from batchline.bench.measure.emulator import ptx
 from batchline.bench.measure.emulator.counts import Product, product_of
 from batchline.bench.stats.prediction import CountedCall, LaunchCounts
+from batchline.bench.statuses import FAILED
 from batchline.bench.store.files import SealBroken
 from batchline.bench.verdicts import executed_changes
 from batchline.bench.verdicts.compiled_changes import WORSE
@@ -219,6 +221,11 @@ def test_what_is_pinned_is_loaded(folder):
     assert file.parent == folder and file != pins.path()
 
 
+def test_the_first_pins_make_their_folder(folder, monkeypatch):
+    monkeypatch.setattr(pins, "folder", lambda: folder / "new" / "baselines")
+    assert pinned.save({JOB: entry()}).parent == folder / "new" / "baselines"
+
+
 def test_what_was_edited_by_hand_is_refused(folder):
     file = pinned.save({JOB: entry()})
     text = file.read_text()
@@ -282,12 +289,14 @@ def one_job(folder, monkeypatch):
     found = {JOB: entry(launches=(changed_row(),))}
     monkeypatch.setattr(pinned, "jobs", lambda variants: [JOB])
     monkeypatch.setattr(pinned, "execute", lambda pool, jobs, tell: (found, []))
-    monkeypatch.setattr(
-        _executed_pins.catalogue,
-        "read",
-        lambda: SimpleNamespace(variants=[], broken=()),
-    )
+    _reads(monkeypatch)
     return found
+
+
+def _reads(monkeypatch, *broken):
+    """The catalogue has no op, and these broken files."""
+    found = Catalogue({}, broken)
+    monkeypatch.setattr(_executed_pins.catalogue, "read", lambda: found)
 
 
 def changed_row(**facts):
@@ -332,6 +341,19 @@ def test_the_gate_names_what_is_not_right(one_job, capsys):
     said = capsys.readouterr().out
     assert f"{' '.join(JOB)} empty sm_90: it is not" in said
     assert "1 are not right" in said
+
+
+def test_the_gate_calls_nothing_gone_that_can_not_be_read(one_job, monkeypatch, capsys):
+    one_job[JOB] = entry(launches=(changed_row(),), wrong={})
+    pinned.save(one_job | {("my_op/idea", "float32"): one_job[JOB]})
+    compare = _executed_pins.execute_and_compare
+    assert compare(pin=False, everything=False) == ExitCode.FAULT
+    assert "1 gone" in capsys.readouterr().out
+    broken = BrokenFile("my_ops/my_op/__init__.py", FAILED, "it does not load: no")
+    _reads(monkeypatch, broken)
+    assert compare(pin=False, everything=False) == ExitCode.NOT_MEASURED
+    said = capsys.readouterr()
+    assert "nothing moved" in said.out and str(broken) in said.err
 
 
 def test_the_gate_pins_nothing_that_is_not_whole(one_job, monkeypatch, capsys):

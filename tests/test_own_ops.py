@@ -20,6 +20,7 @@ from batchline.bench.measure.emulated import pinned
 from batchline.bench.measure.machine import environment as environment_of
 from batchline.bench.measure.reading import sources
 from batchline.bench.regress import base_tree
+from batchline.bench.running import after_cases
 from batchline.kernels.backends import DISPATCH
 from tests.test_base_tree import commit, git
 
@@ -295,14 +296,33 @@ def test_the_same_files_elsewhere_have_the_same_digest(written, tmp_path):
     assert len(set(digests())) == 2
 
 
-def test_what_is_compiled_and_executed_is_pinned_in_their_repository(written):
+def test_what_is_compiled_and_executed_is_pinned_in_their_repository(written, capsys):
     own_repository.use(["lib/my_ops"])
     assert pins.path().resolve().parent == written / ".batchline" / "baselines"
     assert pinned.path().parent == pins.path().parent
-    assert "`batchline codegen --pin`" in pins.why_none()
+    # Without the folder it would pin Batchline's own where no file names the folder.
+    assert "`batchline codegen --ops lib/my_ops --pin`" in pins.why_none()
     own_repository.use(["lib/my_ops", own_ops.SUITE])
     assert pins.folder() == places.BASELINES
     assert main(["codegen"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "(--ops batchline) or the other (--ops lib/my_ops)" in said
+
+
+def test_a_run_says_how_its_own_kernels_are_executed(written, monkeypatch):
+    own_repository.use(["lib/my_ops"])
+    jobs = [("my_op/idea", "float32")]
+    monkeypatch.setattr(after_cases, "_jobs_of", lambda the_plan, run: jobs)
+    _, why = after_cases.read_emulated(None, None)
+    assert "`batchline codegen --ops lib/my_ops` executes them" in why
+
+
+def test_what_can_not_be_pinned_is_known_before_anything_is_compiled(written, capsys):
+    own_repository.use(["lib/my_ops"])
+    (written / ".batchline").touch()
+    assert main(["codegen", "--pin"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "can't write to .batchline/baselines (Not a directory): name" in said
 
 
 def test_pins_are_of_the_files_of_their_repository(written):

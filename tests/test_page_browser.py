@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from batchline.bench.report import RunReport
+from batchline.bench.report import RunReport, two_runs
 from batchline.bench.report.render import html as page
+from batchline.bench.store import run_json
+from batchline.bench.verdicts import across_runs
 from tests.pages import everything, hostile, timed
+from tests.test_compare import stored as compared_run
 
 pytest.importorskip(
     "plotly", reason="plotly.js comes with plotly, which is not installed"
@@ -223,6 +226,20 @@ def test_a_phone_does_not_scroll_sideways(opened, name):
         "document.querySelectorAll('details').forEach(part => { part.open = true; })"
     )
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 800}])
+def test_a_devices_long_name_widens_no_page_of_two_runs(browser, tmp_path, viewport):
+    runs = (
+        compared_run(machine={"device_name": name * 40}) for name in ("long", "LONG")
+    )
+    path = tmp_path / "two.html"
+    two = two_runs.document(across_runs.compare(*map(run_json.parse, runs)))
+    path.write_text(page.render_plain(two), encoding="utf-8")
+    tab = browser.new_page(viewport=viewport)
+    tab.goto(path.as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.bench import units
 from batchline.bench.report import regression
 from batchline.bench.store.regressions import (
     ACCURACY,
@@ -140,7 +141,7 @@ def test_other_quantities_have_their_units_and_are_named(quantity, values, shown
     [(-0.0001, "+0.0%"), (0.0341, "+3.4%"), (-0.5, "-50.0%"), (1.5, "+150%")],
 )
 def test_a_change_has_its_sign_and_no_change_is_no_fall(value, shown):
-    assert regression.share(value) == shown
+    assert units.change(value) == shown
 
 
 def test_the_worst_comes_first_and_a_case_counts_once():

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from batchline.bench.verdicts.compiled_changes import Move
 
 _SHOWN = 12  # subjects that are not right
+_NOTHING = (
+    "there is nothing to execute: no variant is a Triton or Numba CUDA kernel, or what "
+    "compiles them is not installed"
+)
 
 
 def execute_and_compare(pin: bool, everything: bool) -> int:
@@ -38,18 +42,19 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
     if not known and not pin:
         return _not_compared(pinned.why_none())
     found = catalogue.read()
-    broken = {one.id: one.broken for one in found.variants if one.broken}
     wanted = pinned.jobs(found.variants)
+    if not wanted:
+        return _not_compared("; ".join(found.unread) or _NOTHING)
     changed = [job for job in wanted if everything or not pinned.is_current(job, known)]
     with Pool(os.cpu_count() or 1) as pool, Progress() as progress:
         fresh, problems = pinned.execute(pool, changed, progress.tell)
-    problems += [f"{name}: {': '.join(why)}" for name, why in broken.items()]
-    problems += map(str, found.broken)
+    problems += found.unread
     moved = _moves(
         {
             job: entry
             for job, entry in known.items()
-            if job in fresh or job not in wanted and job[0] not in broken
+            # What can't be read may still have its variants: they are not gone.
+            if job in fresh or job not in wanted and not found.unread
         },
         fresh,
     )

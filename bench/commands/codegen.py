@@ -17,6 +17,7 @@ from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.store.files import SealBroken
 
 if TYPE_CHECKING:
+    from batchline.bench.declared import Catalogue
     from batchline.bench.verdicts.compiled_changes import Move
 
 HELP = "compile and emulate every GPU variant (no GPU needed), compare with the pins"
@@ -43,7 +44,7 @@ EXITS = {
     ExitCode.CLEAN: "as pinned, or pinned now",
     ExitCode.FAULT: "something moved, a kernel parts its warps, or one is not right in "
     "emulation",
-    ExitCode.USAGE: "the environment is not usable",
+    ExitCode.USAGE: "the environment is not usable, or pins can't be written",
     ExitCode.NOT_MEASURED: "it could not be compiled, or there is nothing to compare "
     "with",
     ExitCode.STOPPED: "stopped by Ctrl-C",
@@ -73,12 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from batchline.bench.commands._executed_pins import execute_and_compare
+    from batchline.bench.measure.compiled import pins
 
     if own_ops.folders() and not own_ops.repository():
         raise UsageError(
             "Batchline's own ops are pinned with Batchline, those of another repository "
-            "there: name the one or the other with --ops"
+            f"there: name the one (--ops batchline) or the other ({own_ops.options().strip()})"
         )
+    if options.pin:
+        pins.require_writable()
     codes = []
     if options.only != _EXECUTED:
         codes.append(codegen(options.pin, options.all))
@@ -115,9 +119,7 @@ def codegen(pin: bool, everything: bool) -> int:
         key=lambda job: -len(pinned.get(job, {"kernels": ()})["kernels"]),
     )
     if not wanted:
-        return _not_compared(
-            "there is nothing to compile with: install what requirements.txt lists (`make install`)"
-        )
+        return _not_compared(_why_nothing_compiles(found))
     changed = [
         job for job in wanted if everything or not static_facts.is_current(job, pinned)
     ]
@@ -127,15 +129,12 @@ def codegen(pin: bool, everything: bool) -> int:
     fresh = static_facts.compiled(changed)
     if fresh.incomplete:
         return _not_compared(f"not compiled to the end: {fresh.incomplete}")
-    broken = {
-        variant.id: f"{variant.id}: {': '.join(variant.broken)}"
-        for variant in found.variants
-        if variant.broken
-    }
+    unread = found.unread
     before = [
         row
         for job, entry in pinned.items()
-        if job in changed or job not in wanted and job[0] not in broken
+        # What can't be read may still have its variants: they are not gone.
+        if job in changed or job not in wanted and not unread
         for row in entry["kernels"]
     ]
     after = [row for job in changed for row in fresh.rows[job]]
@@ -150,7 +149,8 @@ def codegen(pin: bool, everything: bool) -> int:
         f"{time.monotonic() - started:.0f} s ({fresh.cached} of the {len(changed)} by an earlier call on this "
         f"machine), {len(wanted) - len(changed)} more have the sources that were pinned."
     )
-    unread = [*map(str, found.broken), *broken.values()]
+    if pin:
+        unread += verdicts.not_compiling(after)
     if pin and not unread:
         kept = {job: pinned[job] for job in wanted if job in pinned}
         new = {
@@ -171,6 +171,17 @@ def codegen(pin: bool, everything: bool) -> int:
             f"{'not pinned' if pin else 'not compared'}: {'; '.join(unread)}"
         )
     return ExitCode.FAULT if moved else ExitCode.CLEAN
+
+
+def _why_nothing_compiles(found: Catalogue) -> str:
+    """Why there is no (variant, dtype) to compile, in a line."""
+    from batchline.kernels.backends import INTERPRETED_BACKENDS
+
+    if found.unread:
+        return f"not compared: {'; '.join(found.unread)}"
+    if not any(one.backend in INTERPRETED_BACKENDS for one in found.variants):
+        return f"of {', '.join(found.ops)} no variant is a GPU kernel that this compiles (Triton, Numba CUDA)"
+    return "there is nothing to compile with: install what requirements.txt lists (`make install`)"
 
 
 def _tell(moved: Sequence[Move], advice: Sequence[str], compiled: str) -> None:
@@ -201,7 +212,7 @@ def _advice(
     expression = verdicts.cases_to_time_again(moved, after)
     profile = _profile(moved, details)
     regress = (
-        f'batchline regress --base <revision> {profile and "--profile full "}-k "{expression}"'
+        f'batchline regress{own_ops.options()} --base <revision> {profile and "--profile full "}-k "{expression}"'
         if own_ops.repository()
         else f'make regress BASE=<revision> {profile}K="{expression}"'
     )

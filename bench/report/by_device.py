@@ -32,7 +32,7 @@ _NOTE = (
 )
 _RATIOS_NOTE = (
     "Each device's time over A's, the geometric mean over the cases that both have timed by the same clock. Under 1x "
-    "it is faster than A. The ratios compare machines and toolchains, and no code."
+    "it is faster than A; n/a where there is no such case. The ratios compare machines and toolchains, and no code."
 )
 
 
@@ -71,8 +71,8 @@ def _answer(findings: Mapping[str, Findings]) -> str:
     same = sum(len({one.variant for one in here}) == 1 for here in alike)
     family = sum(len({one.family for one in here}) == 1 for here in alike)
     return (
-        f"Of {len(cells)} cells of the map that all {len(winners)} devices have, one variant wins "
-        f"{same} on every device, and one family {family}."
+        f"Cells of the map that every device has: {len(cells)}. One variant wins {same} of them on every device, "
+        f"one family {family}."
     )
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batchline.bench import units
 from batchline.bench.texts import one_line
 
 _NO_ID = re.compile(r"[^\w./:+ -]")  # what no case's id has
@@ -48,14 +49,14 @@ def _log(share: float) -> float:
 
 
 def _scale(reach: float) -> str:
-    left, right = (f"{math.expm1(end):+.0%}" for end in (-reach, reach))
+    left, right = (units.change(math.expm1(end)) for end in (-reach, reach))
     left = left.ljust(_HALF) + "0"
     return left + right.rjust(2 * _HALF + 1 - len(left))
 
 
 def _lines(changes: Iterable[Change], reach: float) -> Iterator[str]:
     for one in changes:
-        change = f"{one.effect:+.1%}".rjust(7)
+        change = units.change(one.effect).rjust(7)
         yield f"{_bar(one, reach)} {change}  {_plain(one.name)}"
 
 

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from batchline.bench import units
 from batchline.bench.report import figures
 from batchline.bench.report.document import unique
-from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import wrapped
 from batchline.bench.stats.fits import LEAST_RUNS, LEAST_SEGMENT, ChangePoint
 from batchline.bench.store.accepted import AcceptedStep
@@ -75,7 +75,7 @@ def summarize(name: str, group: Group) -> str:
     if not changed:
         return f"{lead}, no change in {_number(len(judged), 'case')}{rest}"
     named = "; ".join(
-        f"{series.case} {share(change.effect)} at {_revision(series.entries[change.index])}, "
+        f"{series.case} {units.change(change.effect)} at {_revision(series.entries[change.index])}, "
         f"{series.cause(change).kind}"
         for series, change in changed[:_MOST_NAMED]
     )
@@ -91,7 +91,7 @@ def _change(series: Series, change: ChangePoint) -> str:
     since = len(series.entries) - change.index
     soon = "" if since > LEAST_SEGMENT else "; the newest runs, and few"
     return (
-        f"{share(change.effect)} at {_revision(first)}, last before it {_revision(last)}: "
+        f"{units.change(change.effect)} at {_revision(first)}, last before it {_revision(last)}: "
         f"{one_line(str(series.cause(change)))}{soon}"
     )
 
@@ -99,7 +99,7 @@ def _change(series: Series, change: ChangePoint) -> str:
 def accepted_step(step: AcceptedStep) -> str:
     """The run after an accepted step, the step, and who accepted it when and why."""
     return one_line(
-        f"{step.commit[:9]} ({step.since[:10]}), {share(step.effect)} accepted by {step.who} "
+        f"{step.commit[:9]} ({step.since[:10]}), {units.change(step.effect)} accepted by {step.who} "
         f"on {step.when[:10]}: {step.why}"
     )
 
@@ -190,7 +190,9 @@ def _draw_kernel(
                 linestyle="--",
                 linewidth=0.8,
             )
-            marked.setdefault(x, []).append(f"{series.batch} {share(change.effect)}")
+            marked.setdefault(x, []).append(
+                f"{series.batch} {units.change(change.effect)}"
+            )
     for x, changes in marked.items():
         axes.axvline(x - 0.5, color="black", linestyle="--", linewidth=0.9)
         _note(

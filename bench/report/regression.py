@@ -251,10 +251,10 @@ def change(case: Judged) -> str:
     if case.effect is None:
         return ""
     if case.low is None or case.high is None:
-        return share(case.effect)
+        return units.change(case.effect)
     if case.low == case.high:
-        return f"{share(case.effect)} (in every pair)"
-    return f"{share(case.effect)} ({share(case.low)} to {share(case.high)})"
+        return f"{units.change(case.effect)} (in every pair)"
+    return f"{units.change(case.effect)} ({units.change(case.low)} to {units.change(case.high)})"
 
 
 def floor(case: Judged) -> str:
@@ -262,7 +262,11 @@ def floor(case: Judged) -> str:
     if case.floor is None:
         return ""
     source = one_line(case.floor_from)
-    return f"{share(case.floor)[1:]} ({source})" if source else share(case.floor)[1:]
+    return (
+        f"{units.change(case.floor)[1:]} ({source})"
+        if source
+        else units.change(case.floor)[1:]
+    )
 
 
 def note(case: Judged) -> str:
@@ -270,7 +274,7 @@ def note(case: Judged) -> str:
     parts = [one_line(case.reason)]
     if case.verdict in (INCONCLUSIVE, UNCONFIRMED):
         if case.least_detectable is not None:
-            parts.append(f"could have seen {share(case.least_detectable)}")
+            parts.append(f"could have seen {units.change(case.least_detectable)}")
         if case.pairs:
             parts.append(
                 f"{case.pairs_needed} pairs in all would tell"
@@ -305,12 +309,6 @@ def clocks(states: Sequence[Mapping]) -> str:
         for reason, count in dropped.items()
     ]
     return f"{'; '.join(parts)}." if parts else ""
-
-
-def share(value: float) -> str:
-    """+12.3%, always with its sign; no decimals from 100% on."""
-    text = f"{value:+.0%}" if abs(value) >= 0.9995 else f"{value:+.1%}"
-    return "+0.0%" if text == "-0.0%" else text
 
 
 def _value(quantity: str, value: float | None) -> str:
@@ -365,10 +363,11 @@ def markdown(regression: Regression) -> str:
 def _parts(regression: Regression) -> Iterator[Part]:
     changed, unchanged = _parted(regression)
     rows = [_kernel_row(regression, one) for one in only_over_batches(regression)]
+    in_view = changed[: max(_MOST_ROWS - len(rows), 0)]
     rows += [_row(regression, case) for case in changed]
     if rows:
         by_case = table(_COLUMNS, rows[:_MOST_ROWS])
-        parts = (*_drawing(changed[:_MOST_ROWS]), by_case)
+        parts = (*_drawing(in_view), by_case)
         yield Section("", _case_heading(regression), parts)
     if more := rows[_MOST_ROWS:]:
         yield Details(f"And {len(more)} more", (table(_COLUMNS, more),))

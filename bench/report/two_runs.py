@@ -27,7 +27,6 @@ from batchline.bench.report.document import (
     table,
     unique,
 )
-from batchline.bench.report.regression import share
 from batchline.bench.report.render.terminal import render
 from batchline.bench.store.records import Record, Run
 from batchline.bench.texts import one_line
@@ -66,7 +65,11 @@ def _placed(comparison: Comparison, place: Place) -> Document:
             (Only(Place.PAGE, tuple(_changed(comparison))),),
         ),
         Section("cases", "Every case", tuple(_every(comparison))),
-        Section("alone", "Timed in one run only", tuple(_alone(comparison))),
+        Section(
+            "alone",
+            "Timed in one run only, or by another clock",
+            tuple(_alone(comparison)),
+        ),
     ]
     return Document(
         "Batchline: two runs, A and B",
@@ -104,8 +107,10 @@ def map_section(letter: str, findings: Findings) -> Section:
     )
 
 
-def _ratios(comparison: Comparison) -> Table:
+def _ratios(comparison: Comparison) -> Table | Text:
     """One row per op that both have timed."""
+    if not comparison.ratios:
+        return Text("No op has a case that both have timed by one clock.")
     return table(
         ["op", "cases", "geometric mean", "least", "largest"],
         (
@@ -157,14 +162,16 @@ def summarize(comparison: Comparison) -> str:
     """The whole comparison in one sentence."""
     count, moved = len(comparison.pairs), comparison.moved
     if not count:
-        verdict = "no case is timed in both runs, so there is nothing to compare"
+        verdict = (
+            "No case is timed in both runs by one clock, so there is nothing to compare"
+        )
     elif comparison.other_machine:
         mean = geometric_mean(pair.ratio for pair in comparison.pairs)
         verdict = f"B takes {units.ratio(mean)} of A's time, in the geometric mean of {count} cases"
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
         named = ", ".join(
-            f"{pair.a.id} {share(pair.change)}" for pair in moved[:_MOST_NAMED]
+            f"{pair.a.id} {units.change(pair.change)}" for pair in moved[:_MOST_NAMED]
         )
         more = (
             f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
@@ -178,7 +185,9 @@ def summarize(comparison: Comparison) -> str:
             f"None of {count} cases differs by more than its interval and 1% or 1 µs"
         )
     alone = (
-        f"; {len(comparison.alone)} timed in one run only" if comparison.alone else ""
+        f"; {len(comparison.alone)} timed in one run only, or by another clock"
+        if comparison.alone
+        else ""
     )
     classes = "" if comparison.other_machine else _classes(moved)
     return one_line(f"{verdict}{classes}{alone}")
@@ -241,10 +250,8 @@ def _row(pair: Pair, as_ratio: bool = False) -> list[str]:
 def _change(pair: Pair) -> str:
     """+2.1 [+1.0, +3.2], in percent."""
     if not math.isfinite(pair.high):
-        return f"{share(pair.change)[:-1]} [too few samples]"
-    return (
-        f"{share(pair.change)[:-1]} [{share(pair.low)[:-1]}, {share(pair.high)[:-1]}]"
-    )
+        return f"{units.change(pair.change)[:-1]} [too few samples]"
+    return f"{units.change(pair.change)[:-1]} [{units.change(pair.low)[:-1]}, {units.change(pair.high)[:-1]}]"
 
 
 def _ratio(pair: Pair) -> str:

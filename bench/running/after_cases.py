@@ -557,7 +557,7 @@ def read_emulated(the_plan: Plan, run: Run) -> tuple[list[dict], str | None]:
     left = len(jobs) - len(current)
     return [_emulated(job, known[job]) for job in current], (
         f"{left} of {len(jobs)} variants and dtypes are not as they were when they were "
-        "executed (`batchline codegen` executes them)"
+        f"executed (`batchline codegen{own_ops.options()}` executes them)"
         if left
         else None
     )

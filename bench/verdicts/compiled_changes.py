@@ -310,6 +310,16 @@ def moves(before: Sequence[Mapping], after: Sequence[Mapping]) -> tuple[Move, ..
     return tuple(sorted(moved, key=lambda move: _VERDICTS.index(move.verdict)))
 
 
+def not_compiling(rows: Sequence[Mapping]) -> list[str]:
+    """A line for each variant and dtype of which a kernel does not compile."""
+    first = {
+        (row["variant"], row["dtype"]): why_no_code(row)
+        for row in reversed(rows)
+        if row.get("error")
+    }
+    return [f"{variant} {dtype} {why}" for (variant, dtype), why in first.items()]
+
+
 def warp_faults(rows: Sequence[Mapping]) -> list[str]:
     """A line for each kernel with an instruction of a whole warp that may run without
     all of it.

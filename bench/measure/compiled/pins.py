@@ -99,10 +99,21 @@ def folder() -> Path:
     return folders.baselines() if own_ops.repository() else places.BASELINES
 
 
+def require_writable() -> None:
+    """Make their folder, before the minutes that what is pinned takes.
+
+    Raises:
+        UsageError: if nothing can be written there.
+    """
+    setting = "`reports` in pyproject.toml" if own_ops.repository() else ""
+    folders.require_writable(folder(), setting)
+
+
 def command() -> str:
-    """How everything is pinned."""
-    said = "batchline codegen --pin" if own_ops.repository() else "make codegen PIN=1"
-    return f"`{said}`"
+    """How everything that is measured here is pinned."""
+    if own_ops.repository():
+        return f"`batchline codegen{own_ops.options()} --pin`"
+    return "`make codegen PIN=1`"
 
 
 def path() -> Path:

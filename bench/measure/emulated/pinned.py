@@ -108,6 +108,7 @@ def save(entries: Mapping[Job, Entry]) -> Path:
         f" {json.dumps(name)}: {_lines(data)}" for name, data in named.items()
     )
     seal = files.digest(pins.toolchain(), named)
+    path().parent.mkdir(parents=True, exist_ok=True)
     return files.write_whole(
         path(),
         f'{{"format": {FORMAT}, "digest": "{seal}",\n'
