@@ -179,7 +179,7 @@ def test_forced_it_is_said_once_that_the_machine_is_another(tmp_path, capsys):
         saved(tmp_path / "b", factor=60, machine={"cpu": "Another CPU"}),
         force=True,
     )
-    assert output.count("other machine: ") == 1 and "hardware" in output
+    assert output.count("other machine: ") == 1 and "hardware" not in output
     assert output.startswith("B takes 60.0x of A's time, in the geometric mean of 1 ")
     lines = [line.split() for line in output.splitlines()]
     assert ["bmm", "1", "60.0x", "60.0x", "60.0x"] in lines

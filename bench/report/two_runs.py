@@ -35,6 +35,7 @@ from batchline.bench.verdicts.judge import Findings, judge
 
 _MOST_NAMED = 3
 _HEADERS = ("B", "latency", "change [95%], %", "class", "memory", "error/tol.")
+_RATIO_HEADERS = ("B", "latency", "B over A [95%]", "memory", "error/tol.")
 _CAUTION = (
     "This shows and does not judge: each side is one process, and two processes of the same code differ by "
     "more than the intervals say. `make regress` judges. * is worth a look: wholly beyond 1% and 1 µs. Its class "
@@ -125,12 +126,11 @@ def _ratios(comparison: Comparison) -> Table | Text:
 
 
 def _every(comparison: Comparison) -> Iterator[Details]:
-    headers = list(_HEADERS)
-    if comparison.other_machine:
-        headers[2] = "B over A [95%]"
+    headers, row = (
+        (_RATIO_HEADERS, _ratio_row) if comparison.other_machine else (_HEADERS, _row)
+    )
     for kernel, pairs in _by_kernel(comparison).items():
-        rows = (_row(pair, bool(comparison.other_machine)) for pair in pairs)
-        yield Details(kernel, (table(headers, rows),))
+        yield Details(kernel, (table(headers, map(row, pairs)),))
 
 
 def _changed(comparison: Comparison) -> Iterator[Part]:
@@ -235,13 +235,24 @@ def _kernel(record: Record) -> str:
     return record.id.rpartition("/")[0]
 
 
-def _row(pair: Pair, as_ratio: bool = False) -> list[str]:
-    change = _ratio(pair) if as_ratio else _change(pair)
+def _row(pair: Pair) -> list[str]:
+    mark = " *" if pair.moved else ""
+    return [*_times(pair), f"{_change(pair)}{mark}", pair.cause.kind, *_others(pair)]
+
+
+def _ratio_row(pair: Pair) -> list[str]:
+    return [*_times(pair), _ratio(pair), *_others(pair)]
+
+
+def _times(pair: Pair) -> list[str]:
     return [
         str(pair.a.batch),
         f"{units.duration(pair.a.median_s)} → {units.duration(pair.b.median_s)}",
-        change + (" *" if pair.moved and not as_ratio else ""),
-        pair.cause.kind,
+    ]
+
+
+def _others(pair: Pair) -> list[str]:
+    return [
         _both(pair, "peak_bytes", units.size),
         _both(pair, "error_of_tolerance", lambda value: f"{value:.1%}"),
     ]
