@@ -413,6 +413,16 @@ def test_any_other_layer_goes_through_torch_func_and_is_named(case):
     assert _check(_seeded(make), x).fallbacks
 
 
+def test_the_product_of_a_tied_weight_is_made_once(monkeypatch):
+    """In the backward pass, whose gradient it is, and not again when the step ends."""
+
+    def again(*_):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(step, "of_layer", again)
+    _check(_seeded(TiedLanguageModel), _ids(4))
+
+
 def test_fallbacks_are_named_by_type():
     model = nn.Sequential(
         nn.ConvTranspose1d(1, 2, 2), nn.Flatten(), nn.Linear(12, 2)

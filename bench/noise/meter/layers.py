@@ -116,6 +116,10 @@ class _Linear(torch.autograd.Function):
             if alone and step.once(parameter):
                 mean, n, d = of_layer(tokens, d_tokens)
                 d_weight = step.replaces(parameter, mean.mul_(step.batch), n, d)
+            elif alone and step.once_beside_lookups(parameter):
+                known = of_layer(tokens, d_tokens)
+                d_weight = (known[0] * step.batch).to(weight.dtype)
+                step.adds(parameter, Product(tokens, d_tokens, known))
             else:
                 d_weight = torch.matmul(
                     d_tokens.flatten(0, 1).T, tokens.flatten(0, 1)
@@ -230,6 +234,7 @@ def embedding(
             return y
         seen = _samples_first(input.detach(), dim, 0)
         step.calls(layer, seen, (weight,), moved=True)
+        step.looks_up(weight)
         ids = seen.reshape(len(seen), -1) if seen.dim() else seen[None, None]
 
         def backward(dy: torch.Tensor) -> None:
@@ -277,8 +282,11 @@ class Lookup:
         batch = len(self.ids)
         dy = self.dy.to(accumulator(self.dtype))
         mean = _rows(dy.flatten(0, 1), self.ids.flatten(), self.vocabulary).div_(batch)
-        d = (dy * mean[self.ids]).sum((1, 2))
-        return mean, self._norms(), d
+        return mean, self._norms(), self.along(mean)
+
+    def along(self, direction: torch.Tensor) -> torch.Tensor:
+        """[B]: each sample's table times direction[V,D]."""
+        return (self.dy.to(direction.dtype) * direction[self.ids]).sum((1, 2))
 
     def scaled_norms(self, scale: torch.Tensor) -> torch.Tensor:
         """[B]: the squared norm of each sample's gradient times scale[V·D]."""
@@ -292,11 +300,12 @@ class Lookup:
         first = torch.ones_like(ids, dtype=torch.bool)
         torch.ne(ids[:, 1:], ids[:, :-1], out=first[:, 1:])
         groups = first.flatten().cumsum(0) - 1
-        ordered = dy.gather(1, order[..., None].expand_as(dy)).flatten(0, 1)
-        rows = _rows(ordered, groups, batch * tokens)[groups]
-        if scale is not None:
-            rows = rows * scale[ids.flatten()]
-        squares = rows.square().sum(1)
+        of_tokens = torch.empty_like(order).scatter_(1, order, groups.view_as(order))
+        rows = _rows(dy.flatten(0, 1), of_tokens.flatten(), batch * tokens)
+        if scale is None:
+            squares = torch.linalg.vector_norm(rows, dim=1).square()[groups]
+        else:
+            squares = (rows[groups] * scale[ids.flatten()]).square().sum(1)
         return (squares.view(batch, tokens) * first).sum(1)
 
     def joined(self, others: Sequence[Lookup]) -> Lookup:
@@ -325,9 +334,10 @@ class Lookup:
         both = out.gather(2, at_ids) * torch.bmm(x, dy.mT)
         both = both.sum((1, 2), dtype=torch.float64)
         used = self.ids.unique()
-        along_l = (out[..., used] * torch.matmul(x, mean[used].T)).sum((1, 2))
+        of_used = out.index_select(2, used)
+        along_l = (of_used * torch.matmul(x, mean[used].T)).sum((1, 2))
         mean_p = mean_p.view_as(mean)
-        along_p = (dy * mean_p[self.ids]).sum((1, 2))
+        along_p = self.along(mean_p)
         return mean + mean_p, n + 2 * both + n_p, d + along_l + along_p + d_p
 
 

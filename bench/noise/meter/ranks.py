@@ -797,6 +797,12 @@ class _Unsharded:
         key = self._keys[parameter]
         return parameter.dtype == key.dtype and self._step.once(key)
 
+    def looks_up(self, parameter: nn.Parameter) -> None:
+        self._step.looks_up(self._keys[parameter])
+
+    def once_beside_lookups(self, parameter: nn.Parameter) -> bool:
+        return self._step.once_beside_lookups(self._keys[parameter])
+
     def adds(self, parameter: nn.Parameter, use) -> None:
         self._step.adds(self._keys[parameter], use)
 

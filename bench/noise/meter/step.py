@@ -161,11 +161,12 @@ class Contribution(Protocol):
 
 class Product(NamedTuple):
     """A linear layer's weight: sample b's gradient is dY_bᵀX_b, of X[B,T,I] and
-    dY[B,T,O].
+    dY[B,T,O]. `known`: its {ḡ, n, d}, where they were taken already.
     """
 
     x: torch.Tensor
     dy: torch.Tensor
+    known: Tensors | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -178,7 +179,7 @@ class Product(NamedTuple):
         ).flatten(1)
 
     def statistics(self) -> Tensors:
-        return of_layer(self.x, self.dy)
+        return of_layer(self.x, self.dy) if self.known is None else self.known
 
     def along(self, direction: torch.Tensor) -> torch.Tensor:
         """[B]: each sample's gradient times direction[O·I]."""
@@ -407,6 +408,7 @@ class Step:
         self._whose_batch = ""
         self._names = names
         self._calls: dict[nn.Parameter, int] = defaultdict(int)
+        self._lookups: dict[nn.Parameter, int] = defaultdict(int)
         self._coarsest: dict[nn.Parameter, float] = {}
         self._uses: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
         self._replaced: dict[nn.Parameter, Contributed] = {}
@@ -532,6 +534,15 @@ class Step:
         is: in the step.
         """
         return self._calls[parameter] == 1 and not self.shares
+
+    def looks_up(self, parameter: nn.Parameter) -> None:
+        """That a call which was told is a look-up in a table."""
+        self._lookups[parameter] += 1
+
+    def once_beside_lookups(self, parameter: nn.Parameter) -> bool:
+        """As `once`, where look-ups in the parameter don't count."""
+        calls = self._calls[parameter] - self._lookups[parameter]
+        return calls == 1 and not self.shares
 
     def backpropagates(self) -> bool:
         """Told by whatever runs within a backward pass; whether that still counts: a
