@@ -15,6 +15,8 @@ from batchline.bench.measure.compiled.static_facts import grids_of, waves_of
 from batchline.kernels.backends import triton
 from batchline.kernels.bmm import bmm
 from batchline.kernels.op import Variant
+from batchline.kernels.target import compiling_for
+from tests.architectures import taken_for
 
 MANY = 70_000
 # B, M, N, K: more entries than grid.y counts, or more tiles of 16.
@@ -55,18 +57,22 @@ def check(variant, dtype):
             (a, columns.mT),
             (a, columns[:1].mT.expand(batch, -1, -1)),
         ):
-            if variant.why_unsupported(*inputs):
+            architecture = taken_for(variant, inputs)
+            if architecture is None:
                 continue
-            configs = (
-                [] if variant.tunable is None else variant.tunable.candidates(*inputs)
-            )
+            with compiling_for(architecture):
+                configs = (
+                    []
+                    if variant.tunable is None
+                    else variant.tunable.candidates(*inputs)
+                )
             for config in (None, *configs):
                 with (
                     contextlib.nullcontext()
                     if config is None
                     else variant.tunable.forced(config)
                 ):
-                    grids = grids_of(variant, inputs)
+                    grids = grids_of(variant, inputs, architecture)
                 assert grids, f"{name}: nothing was launched"
                 for x, y, z in (grid.blocks for grid in grids):
                     assert (

@@ -27,6 +27,7 @@ from batchline.bench.verdicts import choosing, crossovers, ranking
 from batchline.kernels.op import Variant
 from tests import wrong_kernels
 from tests.about import about_of
+from tests.architectures import taken_for
 from tests.documents import in_markdown, on_terminal
 from tests.runs import changed, run_of
 from tests.test_records import compiled_row
@@ -257,8 +258,7 @@ def test_every_variant_of_ours_takes_part_in_probes(op):
     for variant in op.variants.values():
         dtype = getattr(torch, variant.dtypes[0] if variant.dtypes else "float32")
         assert any(
-            variant.why_unsupported(*make(dtype, "meta", 0)) is None
-            for make in op.probes.values()
+            taken_for(variant, make(dtype, "meta", 0)) for make in op.probes.values()
         ), variant.id
 
 
