@@ -144,7 +144,7 @@ def test_by_the_same_count_two_passes_load_it_twice(monkeypatch):
         "grad_stats/triton_two_pass", (torch.empty(64, 512 * 512),), monkeypatch
     )
     reads = []
-    for kernel in ("_sum_kernel", "_dots_kernel"):
+    for kernel in ("sum_kernel", "_dots_kernel"):
         row, text = found[kernel]
         assert row.stack_bytes == 0
         reads.append(
@@ -309,6 +309,5 @@ def test_hints_hold_where_they_are_interpreted():
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and "12 passed" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 0 and f"{4 * len(RUNGS)} passed" in done.stdout, told
