@@ -138,6 +138,17 @@ def test_theirs(benchmark):
 """
 
 
+def _without_xdist():
+    """The environment of a pytest of its own: told that it is a worker of pytest-xdist,
+    pytest-benchmark would time nothing.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYTEST_XDIST")
+    }
+
+
 @pytest.mark.commands
 def test_it_stands_in_a_suite_beside_pytest_benchmarks_own(tmp_path):
     (tmp_path / "test_speed.py").write_text(SUITE)
@@ -147,7 +158,7 @@ def test_it_stands_in_a_suite_beside_pytest_benchmarks_own(tmp_path):
             *("--benchmark-json", "stored.json", "test_speed.py"),
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**_without_xdist(), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )
