@@ -3,6 +3,7 @@
 import numba
 import pytest
 from numba import types
+from numba.core.codegen import CodeLibrary
 
 from batchline.bench.measure.emulator import native, number_formats, order
 
@@ -45,6 +46,6 @@ def test_what_is_called_is_kept_without_machine_code(kept):
         function, was_read = kept()
         assert was_read == from_disk
         (compiled,) = function.overloads.values()
-        name = compiled.fndesc.llvm_func_name
-        assert compiled.library.get_pointer_to_function(name) == 0
+        (code,) = (part for part in compiled if isinstance(part, CodeLibrary))
+        assert code.get_pointer_to_function(compiled.fndesc.llvm_func_name) == 0
         assert numba.njit(lambda number: function(number) + 1)(9) == 5

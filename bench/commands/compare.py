@@ -7,8 +7,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from string import ascii_uppercase
@@ -121,7 +120,7 @@ def compare(
             f"the runs are of different machines or toolchains ({'; '.join(differ)}): their times can't "
             "be compared; measure both on one machine, or add --force to see them all the same"
         )
-    with _blamed_on(f"{a} or {b}"):
+    with blamed_on(f"{a} or {b}"):
         compared = across_runs.compare(*ours)
         print(two_runs.terminal(compared))
         if page is not None:
@@ -160,7 +159,7 @@ def compare_devices(
         raise UsageError("a run is named twice: name one run of each machine")
     _refuse_made_up(devices)
     _refuse_alike(devices)
-    with _blamed_on(" or ".join(map(str, names))):
+    with blamed_on(" or ".join(map(str, names))):
         ours = tuple(devices.values())
         print(by_device.terminal(ours))
         if page is not None:
@@ -186,17 +185,6 @@ def _refuse_alike(named: Mapping[Path | str, Run]) -> None:
                 f"{name} and {other} are of one machine and toolchain: name one of them "
                 "(batchline compare A B shows how the two differ)"
             )
-
-
-@contextmanager
-def _blamed_on(names: str) -> Iterator[None]:
-    """What goes wrong inside is the fault of what is stored there."""
-    try:
-        yield
-    except UsageError:  # a ValueError, too
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{names} is damaged ({error}): measure it again") from error
 
 
 def _write_page(document: Document, path: Path) -> None:

@@ -5,7 +5,6 @@ wins on which, the choices of variant for all, and how fast each is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import geometric_mean
 from string import ascii_uppercase
 
 from batchline.bench import units
@@ -105,20 +104,17 @@ def _ratios(devices: Mapping[str, Run]) -> Iterator[Part]:
     """One row per op, with each device but the first in a column."""
     first, *others = devices
     by_op: dict[str, dict[str, across_runs.OpRatio]] = {}
-    means = {}
+    means = []
     for letter in others:
         compared = across_runs.compare(devices[first], devices[letter])
         for one in compared.ratios:
             by_op.setdefault(one.op, {})[letter] = one
-        if compared.pairs:
-            means[letter] = geometric_mean(pair.ratio for pair in compared.pairs)
+        means.append(compared.mean_ratio)
     rows = [
         [op, *(_ratio(of_op.get(letter)) for letter in others)]
         for op, of_op in by_op.items()
     ]
-    rows.append(
-        ["all", *(units.ratio(means[one]) if one in means else "n/a" for one in others)]
-    )
+    rows.append(["all", *(units.ratio(mean) if mean else "n/a" for mean in means)])
     yield Text(_RATIOS_NOTE)
     yield table(["op", *others], rows)
 

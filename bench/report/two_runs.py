@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from statistics import geometric_mean
 
 from batchline.bench import units
 from batchline.bench.report.document import (
@@ -166,8 +165,7 @@ def summarize(comparison: Comparison) -> str:
             "No case is timed in both runs by one clock, so there is nothing to compare"
         )
     elif comparison.other_machine:
-        mean = geometric_mean(pair.ratio for pair in comparison.pairs)
-        verdict = f"B takes {units.ratio(mean)} of A's time, in the geometric mean of {count} cases"
+        verdict = f"B takes {units.ratio(comparison.mean_ratio)} of A's time, in the geometric mean of {count} cases"
     elif moved:
         slower = sum(pair.change > 0 for pair in moved)
         named = ", ".join(

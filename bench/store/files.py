@@ -134,9 +134,9 @@ def read_json(path: Path):
 
 
 @contextlib.contextmanager
-def blamed_on(path: Path) -> Iterator[None]:
+def blamed_on(path: Path | str) -> Iterator[None]:
     """Turn what fails in the block into one line that names the stored file whose
-    content it works on.
+    content it works on, or the runs, where it works on several.
 
     A stored file can be wrong in more ways than a reader can ask for: a name that is a
     number, a time below zero. The line also names the place in Batchline, in case the

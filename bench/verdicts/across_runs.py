@@ -106,6 +106,12 @@ class Comparison:
         )
 
     @property
+    def mean_ratio(self) -> float | None:
+        """The geometric mean of B's times over A's; None where no case is in both."""
+        ratios = [pair.ratio for pair in self.pairs]
+        return statistics.geometric_mean(ratios) if ratios else None
+
+    @property
     def ratios(self) -> list[OpRatio]:
         """One for each op that both have timed, in the order of A's plan."""
         by_op: dict[str, list[float]] = {}
