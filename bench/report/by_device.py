@@ -35,9 +35,9 @@ _RATIOS_NOTE = (
 )
 
 
-def terminal(runs: Sequence[Run], in_colour: bool = False) -> str:
+def terminal(runs: Sequence[Run]) -> str:
     """At most COLUMNS characters a line where the ids allow it."""
-    return render(document(runs), in_colour=in_colour)
+    return render(document(runs))
 
 
 def document(runs: Sequence[Run]) -> Document:

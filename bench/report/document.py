@@ -79,7 +79,9 @@ class Lines:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Lines that are a picture in a type of one width; it begins each of them."""
+    """Lines that are a picture in a type of one width; it begins each of them. It stands
+    where no file can: in a comment on GitHub.
+    """
 
     lines: tuple[str, ...]
 

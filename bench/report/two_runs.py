@@ -46,9 +46,9 @@ _OTHER_MACHINE = (
 )
 
 
-def terminal(comparison: Comparison, in_colour: bool = False) -> str:
+def terminal(comparison: Comparison) -> str:
     """At most COLUMNS characters a line where the ids allow it."""
-    return render(_placed(comparison, Place.TERMINAL), in_colour=in_colour)
+    return render(_placed(comparison, Place.TERMINAL))
 
 
 def document(comparison: Comparison) -> Document:
