@@ -25,7 +25,9 @@ from batchline.kernels.wgrad_stats import (
     torch_rank_one_tf32,
 )
 from batchline.kernels.wgrad_stats._bf16_parts import bf16_parts, product_of_parts
+from tests.references import computed_once
 
+pytestmark = pytest.mark.usefixtures(computed_once.__name__)
 LAYER = kernels.ops["wgrad_stats"]
 OF_PARTS = ("torch_ghost_3xbf16", "torch_ghost_6xbf16", "torch_rank_one_3xbf16")
 IN_TF32 = (torch_ghost_tf32, torch_rank_one_tf32)

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from batchline import kernels
-from batchline.bench.measure.checking.check import check_variant
+from batchline.bench.measure.checking import check
 from batchline.kernels import backends
 from batchline.kernels.op import FP8
+from tests.references import computed_once
 
+pytestmark = pytest.mark.usefixtures(computed_once.__name__)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 INTERPRETED = [
     name for name in backends.INTERPRETED_BACKENDS if backends.interpreted(name)
@@ -106,7 +108,7 @@ def _flops(variant, probe):
 
 @pytest.mark.parametrize("variant, dtype, device, probes", list(_params()))
 def test_variant_is_right(variant, dtype, device, probes):
-    check_variant(variant, getattr(torch, dtype), device, probes)
+    check.check_variant(variant, getattr(torch, dtype), device, probes)
 
 
 @pytest.mark.parametrize("op", kernels.ops.values(), ids=kernels.ops)
