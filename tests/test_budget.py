@@ -34,6 +34,7 @@ def timed(plan):
     return [case for problem in in_turns(problems) for case in problems[problem]]
 
 
+@pytest.mark.commands
 def test_each_problem_comes_once(gpu):
     problems = {case.problem for case in gpu.cases}
     assert (
@@ -57,6 +58,7 @@ def test_ops_and_their_scenarios_take_turns():
     ] * 2
 
 
+@pytest.mark.commands
 def test_a_run_that_is_cut_after_one_round_has_seen_every_scenario(gpu):
     problems = dict.fromkeys(case.problem for case in gpu.cases)
     scenarios = {problem[:2] for problem in problems}
@@ -97,9 +99,8 @@ def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
     assert forecast.total_s == pytest.approx(run.seconds, rel=0.2)
 
 
-@pytest.mark.parametrize(
-    "profile", [pytest.param("smoke", marks=pytest.mark.commands), "quick"]
-)
+@pytest.mark.commands
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
 def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     plan = planned(profile, "cuda")
     cases = timed(plan)
@@ -125,6 +126,7 @@ def test_a_plan_for_a_gpu_fits_into_its_budget_and_leaves_the_rest(profile):
     assert set(refused) == forecast.left
 
 
+@pytest.mark.commands
 def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario(gpu):
     """As README says, before anything is counted that must be compiled."""
     begun = (
@@ -139,6 +141,7 @@ def test_a_tenth_of_quick_fits_on_a_gpu_and_has_every_scenario(gpu):
     assert {problem[:2] for problem in begun} == {case.problem[:2] for case in cases}
 
 
+@pytest.mark.commands
 def test_four_devices_begin_more_and_one_does_what_comes_after_for_all(gpu):
     one, four = (
         Schedule(gpu, lambda: 0.0, devices).plan(timed(gpu), **NOTHING_TO_COMPILE)
@@ -152,6 +155,7 @@ def test_four_devices_begin_more_and_one_does_what_comes_after_for_all(gpu):
     assert four.total_s <= Schedule(gpu, lambda: 0.0).budget_s
 
 
+@pytest.mark.commands
 def test_what_must_be_compiled_takes_from_the_time_for_cases(gpu):
     schedule = Schedule(gpu, lambda: 0.0)
     quick = schedule.plan(timed(gpu), **NOTHING_TO_COMPILE)
@@ -162,6 +166,7 @@ def test_what_must_be_compiled_takes_from_the_time_for_cases(gpu):
     )
 
 
+@pytest.mark.commands
 def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(gpu):
     seconds = itertools.count(0, 20)  # each problem takes 20 s
     schedule = Schedule(gpu, lambda: next(seconds))
@@ -176,6 +181,7 @@ def test_no_problem_is_begun_when_the_time_is_up_however_wrong_the_forecast_was(
     )
 
 
+@pytest.mark.commands
 def test_a_problem_that_has_begun_is_not_refused(gpu):
     seconds = iter([0.0, 0.0, 1.0])  # to plan, to begin, and before the first problem
     schedule = Schedule(gpu, lambda: next(seconds, 1e6))
@@ -186,6 +192,7 @@ def test_a_problem_that_has_begun_is_not_refused(gpu):
     ] == [True, True, False, True]
 
 
+@pytest.mark.commands
 def test_one_problem_is_begun_however_small_the_budget(gpu):
     schedule = Schedule(gpu, lambda: 0.0)
     assert len(schedule.plan(timed(gpu), compile_s=lambda cases: 1e9).problems_s) == 1
@@ -196,6 +203,7 @@ def test_full_and_the_cpu_take_as_long_as_they_take():
     assert Schedule(planned("quick", "cpu"), lambda: 1e9).budget_s is None
 
 
+@pytest.mark.commands
 def test_an_estimate_says_no_more_than_the_budget_has(gpu):
     schedule = Schedule(gpu, lambda: 100.0)
     assert schedule.within_budget(1e4) == schedule.budget_s - 100

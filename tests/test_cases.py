@@ -131,14 +131,18 @@ wgrad_stats/torch_rank_one_3xbf16/linear_512_T1/float32/B1
 
 
 def test_case_ids_are_pinned():
-    ids = {case.id for case in planned("quick", "cpu").cases}
-    assert set(PINNED) <= ids
+    assert set(PINNED) <= {case.id for case in planned("quick", "cpu").cases}
+
+
+@pytest.mark.commands
+def test_ids_of_full_are_pinned():
     assert "bmm/torch_bmm/square_4096/bfloat16/B1" in {
         case.id for case in planned("full", "cuda").cases
     }
     assert set(PINNED_IN_FULL) <= {case.id for case in planned("full", "cuda").cases}
 
 
+@pytest.mark.commands
 def test_only_full_takes_the_details_and_the_slow_starts():
     for name, taken in (("smoke", False), ("quick", False), ("full", True)):
         cases = planned(name, "cpu").cases
@@ -170,6 +174,7 @@ def test_only_full_takes_the_details_and_the_slow_starts():
         }
 
 
+@pytest.mark.commands
 def test_fp8_is_planned_where_it_is_defined():
     cases = [
         case for case in planned("full", "cuda").cases if case.dtype == "float8_e4m3fn"
@@ -182,6 +187,7 @@ def test_fp8_is_planned_where_it_is_defined():
     assert "B column by column" in refusals["torch_scaled_mm", "attention_values"][1]
 
 
+@pytest.mark.commands
 def test_every_fp8_problem_has_a_way_of_pytorchs_that_takes_it_in_one_launch():
     """torch_scaled_mm is a launch for each entry, and declines what is not aligned."""
     refusals = {
@@ -227,6 +233,7 @@ def test_a_pytorch_without_grouped_products_says_so(monkeypatch, name, why):
     assert variant.why_unsupported(*inputs).endswith("not for sm_12x")
 
 
+@pytest.mark.commands
 def test_a_gpu_without_fp8_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
@@ -267,6 +274,10 @@ def test_what_cannot_run_here_is_planned_and_refused_with_a_reason():
     }
     assert refusals["triton_tiled"] == (NOT_HERE, "needs CUDA")
     assert refusals["torch_bmm"] is None
+
+
+@pytest.mark.commands
+def test_a_dtype_that_a_variant_has_not_is_planned_and_refused():
     on_cuda = {
         case.variant.name: case.refusal
         for case in planned("full", "cuda").cases

@@ -121,12 +121,14 @@ def test_as_much_faster_is_seen_as_well():
     )
 
 
+@pytest.mark.slow
 def test_of_three_hundred_cases_the_ten_that_changed_are_seen_and_next_to_no_others():
     found = verdicts(traces.NOTES, 100, cases=300, changed=10, change=0.05)
     assert at_least(found[:, :10] == REGRESSED) >= 0.95
     assert at_most(np.isin(found[:, 10:], [REGRESSED, IMPROVED]).any(axis=1)) <= 0.05
 
 
+@pytest.mark.slow
 def test_what_did_not_change_is_never_taken_for_slower_at_the_very_floor():
     """The worst that noise may be: as much as the floor, in every case."""
     found = verdicts(traces.NOTES, 1200, cases=20, changed=20, change=LEAST.share)

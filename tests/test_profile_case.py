@@ -135,6 +135,7 @@ def gpu(monkeypatch, tmp_path):
     return ncu
 
 
+@pytest.mark.commands
 def test_ncu_is_given_the_case(gpu, capsys):
     gpu('for word in "$@"; do echo "$word"; done')
     assert command.profile(CASE, "auto", 90) == ExitCode.CLEAN
