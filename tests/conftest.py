@@ -41,6 +41,12 @@ COMPILED_BY_NUMBA = (
     "test_calls.py",
     "test_fence.py",
     "test_cpu_assembly.py",
+    "test_autograd.py",
+    "test_ceilings.py",
+    "test_grad_reduce_multi.py",
+    "test_meter_foreign.py",
+    "test_noise_meter.py",
+    "test_problem.py",
 )
 _PLACES = {name: place for place, name in enumerate((*LONGEST, *COMPILED_BY_NUMBA))}
 os.environ[state.VARIABLE] = (

@@ -35,6 +35,8 @@ DOCUMENTS = [
 def texts_of(path):
     """The comments and docstrings of a source; the whole of a document."""
     text = path.read_text(encoding="utf-8")
+    if not NAME.search(text):
+        return  # most name nothing, and to parse each takes long
     if path.suffix == ".md":
         yield text
         return
