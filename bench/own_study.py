@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from batchline.bench.stats import fits
 from batchline.bench.stats.noise_scale import BOUNDED
 from batchline.bench.statuses import HUNG, OUT_OF_MEMORY
 from batchline.bench.stopping import put_off
-from batchline.bench.store import files, run_json
+from batchline.bench.store import files, rank_times, run_json
 from batchline.bench.store.records import Noise, Study
 
 Say = Callable[[str], None]
@@ -509,24 +508,21 @@ def _time_all_reduce(gradient_bytes: int, most_ranks: int, device: str) -> AllRe
 
 
 def stored_all_reduce(path: Path, device_name: str) -> AllReduce:
-    """The all-reduce that `batchline all-reduce --to` has written.
+    """The all-reduce that `batchline all-reduce --to` has written, to a file or into the
+    folder of a run.
 
     Raises:
         UsageError: if it can't be read, or was timed on another device than this one.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
+    times = rank_times.load(path)
+    other = times.machine["device_name"]
+    if other != device_name:
+        raise UsageError(
+            f"{path} was measured on {other}, and this is {device_name}: run "
+            "`batchline all-reduce` here"
+        )
     with files.blamed_on(path):
-        document = json.loads(text)
-        other = document["machine"]["device_name"]
-        if other != device_name:
-            raise UsageError(
-                f"{path} was measured on {other}, and this is {device_name}: run "
-                "`batchline all-reduce` here"
-            )
-        return AllReduce.of(all_reduce_of(document))
+        return all_reduce_of(times)
 
 
 def store(train: str, measured: Mapping, profile: str, device: str, out: Path) -> Path:

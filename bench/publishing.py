@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from batchline.bench import console, report, texts
 from batchline.bench.console import complain
 from batchline.bench.errors import UsageError
+from batchline.bench.noise.rank_scaling import scaling_in
 from batchline.bench.report import RunReport, of_run
+from batchline.bench.report.findings import Findings
 from batchline.bench.report.render import github
 from batchline.bench.store import run_json
 from batchline.bench.store.records import Run
@@ -86,9 +88,23 @@ def write_report(run: Run, folder: Path, survived: _Errors = (Exception,)) -> bo
     return parts.complete
 
 
+def write_files(run: Run, folder: Path, survived: _Errors = (Exception,)) -> bool:
+    """The same without printing it."""
+    parts = Parts(survived)
+    made = _report_of(run, folder, parts)
+    _say_where(report.write(made, folder, parts.attempt), folder)
+    return parts.complete
+
+
 def _report_of(run: Run, folder: Path, parts: Parts) -> RunReport:
+    """The report of a run, and of what is stored of ranks beside it.
+
+    Raises:
+        UsageError: if that can't be read.
+    """
+    findings = Findings(run, scaling=scaling_in(folder))
     previous = parts.attempt("the run before", lambda: report.before(run, folder))
-    return RunReport(run, previous=previous)
+    return RunReport(run, findings, previous)
 
 
 def _write_report(made: RunReport, folder: Path, parts: Parts) -> None:
@@ -97,4 +113,8 @@ def _write_report(made: RunReport, folder: Path, parts: Parts) -> None:
     parts.attempt(
         "the report on the terminal", lambda: print(report.terminal(made, in_colour))
     )
+    _say_where(notes, folder)
+
+
+def _say_where(notes: Sequence[str], folder: Path) -> None:
     print("\n".join([*notes, f"report: {folder / report.FILE_NAME}"]), flush=True)

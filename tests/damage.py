@@ -32,10 +32,13 @@ from batchline.__main__ import main
 from batchline.bench import cases, statuses
 from batchline.bench.commands import dispatch
 from batchline.bench.measure.machine import environment
-from batchline.bench.store import formats, history, load, run_json
+from batchline.bench.store import formats, history, load, rank_times, run_json
 from batchline.bench.store.files import stored_below
 from batchline.kernels.dispatch import VERSIONS
 from tests.plans import planned
+from tests.rank_evidence import measured
+from tests.runs import save_document
+from tests.test_records import document as small_run
 
 EVIDENCE = Path(__file__).resolve().parents[1] / "reports" / "evidence"
 LONGEST_S = 60
@@ -219,6 +222,15 @@ def _run_file(folder: Path, content: bytes) -> Path:
     return file
 
 
+def _ranks_file(folder: Path, content: bytes) -> Path:
+    """What is stored of ranks beside a small run."""
+    file = folder / "run" / rank_times.FILE_NAME
+    file.parent.mkdir()
+    save_document(file.parent, small_run())
+    file.write_bytes(content)
+    return file
+
+
 def _history_file(folder: Path, content: bytes) -> Path:
     """A history of a few runs, the second of which is damaged."""
     whole = json.dumps(_history_line()).encode() + b"\n"
@@ -303,6 +315,9 @@ class Subject:
 SUBJECTS = {
     "report": Subject(
         stored_run, _run_file, lambda file, document: ["report", str(file.parent)]
+    ),
+    "report of ranks": Subject(
+        measured, _ranks_file, lambda file, document: ["report", str(file.parent)]
     ),
     "explain": Subject(
         stored_run,

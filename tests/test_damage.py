@@ -17,6 +17,7 @@ from tests import damage
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMES = {
     "report": 2,
+    "report of ranks": 10,
     "explain": 10,
     "advise": 4,
     "compare": 10,

@@ -100,6 +100,18 @@ def test_what_is_modelled_and_assumed_is_said():
     assert "2 ranks: 200 µs + bytes/(1 GB/s)" in text
 
 
+def test_a_gradient_that_is_larger_than_all_that_was_sent_is_said():
+    def told(size):
+        result = advise_ranks(CURVE, PHI, AllReduce.of(timed()), size, 4)
+        return " ".join(on_terminal(*section.ranks(result)).split())
+
+    assert "The all-reduce of the gradient's 3.81 MiB was timed" in told(SIZES[-1])
+    text = told(4 * SIZES[-1])
+    assert "The gradient's 15.3 MiB were not sent" in text
+    assert "`batchline all-reduce --parameters 4000000` would time it" in text
+    assert "All-reduces of up to 3.81 MiB were timed over gloo" in text
+
+
 @pytest.mark.slow
 def test_all_reduces_of_four_ranks_are_timed():
     found = all_reduce.measure(10**6, 8, "cpu")

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="with --ranks: the all-reduce as `batchline all-reduce --to FILE` has timed "
-        "it (default: timed now)",
+        "it; a run's folder that has it will do (default: timed now)",
     )
     _arguments.add_out(parser, "with --train, its")
 

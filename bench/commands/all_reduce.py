@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
 from batchline.bench.commands import _arguments
 from batchline.bench.errors import ExitCode, UsageError
+from batchline.bench.stopping import put_off
+from batchline.bench.store import files, formats, journal, rank_times, run_json
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.records import Run
 
 HELP = (
     "the mean gradient over several ranks: its time by ranks and batch, and its error"
@@ -21,7 +26,8 @@ own_bucketed       bfloat16  4      ...
 """
 EXITS = {
     ExitCode.CLEAN: "every way is right, and timed",
-    ExitCode.FAULT: "a way is wrong, and has no time",
+    ExitCode.FAULT: "a way is wrong, and has no time; or a part of the report could not "
+    "be made",
     ExitCode.USAGE: "the call is not usable, or a rank has ended",
     ExitCode.STOPPED: "stopped by Ctrl-C",
 }
@@ -55,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        type=_arguments.new_file,
-        metavar="FILE",
-        help="also write what was measured, for `batchline advise --all-reduce`",
+        type=_place,
+        metavar="FILE|RUN",
+        help="also write what was measured: to a file, which `batchline advise "
+        "--all-reduce` reads, or into a run's folder, whose report then has it",
     )
 
 
@@ -65,11 +72,31 @@ def _batches(text: str) -> tuple[int, ...]:
     return tuple(sorted({_arguments.count(one) for one in text.split(",")}))
 
 
+def _place(text: str) -> Path:
+    """A file to write: the one that is named, or in the run's folder that is. Nothing
+    in a run's folder is written over.
+    """
+    path = Path(text)
+    if path.is_dir():
+        if not _is_of_run(path):
+            raise argparse.ArgumentTypeError(f"there is no run in {path}: name a file")
+        path /= rank_times.FILE_NAME
+    there = files.stored_path(path)
+    if there.exists() and _is_of_run(path.parent):
+        raise argparse.ArgumentTypeError(
+            f"{there} is there already: remove it first, or name another file"
+        )
+    return _arguments.new_file(str(path))
+
+
+def _is_of_run(folder: Path) -> bool:
+    return run_json.path_in(folder).exists() or (folder / journal.FILE_NAME).exists()
+
+
 def run(options: argparse.Namespace) -> int:
     from batchline.bench.measure import stand_in
-    from batchline.bench.measure.machine import environment, state
-    from batchline.bench.noise.experiments import mean_over_ranks
-    from batchline.bench.noise.rank_scaling import FORMAT, Scaling
+    from batchline.bench.measure.machine import environment
+    from batchline.bench.noise.rank_scaling import Scaling
     from batchline.bench.report.render.terminal import render_parts
     from batchline.bench.report.sections.scaling import scaling
 
@@ -86,23 +113,72 @@ def run(options: argparse.Namespace) -> int:
             "give fewer --parameters or smaller --batches"
         )
     device = environment.resolve_device(options.device)
+    machine = environment.machine(device)
+    stored = _run_beside(options.to, machine["device_name"])
+    times = _measure(options, device, machine)
+    folder = _write(options.to, times) if options.to else None
+    result = Scaling.of(times)
+    print(render_parts(list(scaling(result))))
+    complete = True
+    if stored and folder == options.to.parent:
+        complete = _write_report(stored, folder)
+    return ExitCode.FAULT if result.wrong or not complete else ExitCode.CLEAN
+
+
+def _run_beside(to: Path | None, device_name: str) -> Run | None:
+    """The run into whose folder is written; None where it is another folder, or a file
+    of another name.
+
+    Raises:
+        UsageError: if the run can't be read, or is of another device.
+    """
+    if to is None or to.name != rank_times.FILE_NAME or not _is_of_run(to.parent):
+        return None
+    stored = journal.recover(to.parent)
+    with blamed_on(run_json.path_in(to.parent)):
+        other = stored.machine["device_name"]
+    if other != device_name:
+        raise UsageError(
+            f"the run in {to.parent} was measured on {other}, and this is {device_name}: name a run "
+            "of this device, or a file"
+        )
+    return stored
+
+
+def _measure(
+    options: argparse.Namespace, device: str, machine: Mapping
+) -> rank_times.RankTimes:
+    from batchline.bench.measure.machine import state
+    from batchline.bench.noise.experiments import mean_over_ranks
+
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     before = state.read()
     measured = mean_over_ranks.measure(
         options.parameters, options.batches, options.ranks, device
     )
-    measured["why_busy"] = state.why_too_busy(before, state.read())
-    result = Scaling.of(measured)
-    print(render_parts(list(scaling(result))))
-    if options.to:
-        machine = environment.machine(device)
-        _write(options.to, {"format": FORMAT, "machine": machine, **measured})
-    return ExitCode.FAULT if result.wrong else ExitCode.CLEAN
+    about = {
+        "machine": machine,
+        "started": started,
+        "why_busy": state.why_too_busy(before, state.read()),
+    }
+    return formats.from_json(rank_times.RankTimes, about | measured)
 
 
-def _write(path: Path, document: Mapping) -> None:
-    from batchline.bench.store import files
+def _write(path: Path, times: rank_times.RankTimes) -> Path:
+    """Keep what was measured, elsewhere where it can't be in `path`; returns the folder
+    that has it.
+    """
+    with put_off():
+        folder = files.save_or_rescue(
+            lambda place: rank_times.save(place / path.name, times), path.parent
+        )
+    print(f"written: {folder / path.name}")
+    return folder
 
-    try:
-        print(f"written: {files.write_json(path, document)}")
-    except OSError as error:
-        raise UsageError(f"can't write {path} ({error.strerror})") from error
+
+def _write_report(stored: Run, folder: Path) -> bool:
+    """Write the run's report again; whether all of it could be made."""
+    from batchline.bench import publishing
+
+    with blamed_on(run_json.path_in(folder)):
+        return publishing.write_files(stored, folder, (OSError,))

@@ -1,9 +1,12 @@
 """How the time of the mean gradient over all ranks grows with the ranks, from what
-bench.noise.experiments.mean_over_ranks has measured.
+`batchline all-reduce` has stored (bench.store.rank_times).
 
 Each of r ranks reduces B samples and sends the sum in a ring (Patarasuk and Yuan 2009):
 t(B, r) = call + sample·B + 2(r − 1)·(message + gradient/r). `gradient` is the time in
 which a whole gradient goes over the wire. No part is below 0.
+
+Ranks that share cores wait for each other's work. Their times are no part of the law,
+and no measurement of scaling.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
 
-from batchline.bench.errors import UsageError
+from batchline.bench.noise.ranks import AllReduce
+from batchline.bench.store import rank_times
+from batchline.bench.store.files import blamed_on
+from batchline.bench.store.rank_times import RankTimes
 
-FORMAT = 1
+_ON_PROCESSES = "gloo"  # bench.noise.experiments.local_ranks's, which imports torch
 Pair = tuple[str, str]  # a way and the dtype on the wire
+At = tuple[int, int]  # how many ranks, and the samples of each
 
 
 @dataclass(frozen=True)
@@ -34,14 +42,23 @@ class ScalingLaw:
     worst: float
 
     @classmethod
-    def of(cls, medians_s: Mapping[tuple[int, int], float]) -> ScalingLaw:
-        """Least squares of relative residuals. `medians_s`: by ranks and batch."""
-        places = np.array(list(medians_s), float)
+    def of(cls, medians_s: Mapping[At, float]) -> ScalingLaw:
+        """Least squares of relative residuals. What can't be told apart is in the
+        earlier part: `sample_s` takes two batches, `message_s` two counts of ranks and
+        `gradient_s` three.
+        """
         times_s = np.array(list(medians_s.values()))
-        ranks, batch = places.T
+        ranks, batch = np.array(list(medians_s), float).T
         messages = 2 * (ranks - 1)
+        counts = len(set(ranks))
         terms = np.stack(
-            [np.ones_like(ranks), batch, messages, messages / ranks], axis=1
+            [
+                np.ones_like(ranks),
+                batch * (len(set(batch)) > 1),
+                messages * (counts > 1),
+                messages / ranks * (counts > 2),
+            ],
+            axis=1,
         )
         design = terms / times_s[:, None]
         scale = np.maximum(design.max(axis=0), np.finfo(float).tiny)
@@ -61,51 +78,49 @@ class ScalingLaw:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What was measured, by way and wire: `medians_s` by ranks and a rank's batch,
-    `errors` the largest against fp64 by ranks, `wrong` why one has no time.
+    """What was measured, by way and wire: the median and the quartiles of the times,
+    and the largest error against fp64 by ranks; `wrong` is why one has no time. A way
+    that no ranks with a core each have timed has no law.
     """
 
-    backend: str
-    cores: int
-    parameters: int
-    bucket_bytes: int
-    batches: tuple[int, ...]
-    ranks: tuple[int, ...]
-    medians_s: Mapping[Pair, Mapping[tuple[int, int], float]]
+    times: RankTimes
+    medians_s: Mapping[Pair, Mapping[At, float]]
+    quartiles_s: Mapping[Pair, Mapping[At, tuple[float, float]]]
     errors: Mapping[Pair, Mapping[int, float]]
     wrong: Mapping[Pair, str]
-    why_busy: str | None = None
+    laws: Mapping[Pair, ScalingLaw]
 
     @classmethod
-    def of(cls, measured: Mapping) -> Scaling:
-        """From what bench.noise.experiments.mean_over_ranks.measure gives."""
-        medians_s: dict[Pair, dict[tuple[int, int], float]] = {}
+    def of(cls, times: RankTimes) -> Scaling:
+        medians_s: dict[Pair, dict[At, float]] = {}
+        quartiles_s: dict[Pair, dict[At, tuple[float, float]]] = {}
         errors: dict[Pair, dict[int, float]] = {}
         wrong: dict[Pair, str] = {}
-        for row in measured["rows"]:
-            pair, ranks = (row["way"], row["wire"]), row["ranks"]
-            if "why_not" in row:
-                wrong[pair] = f"{ranks} ranks: {row['why_not']}"
+        for row in times.rows:
+            pair, at = (row.way, row.wire), (row.ranks, row.batch)
+            if row.why_not is not None:
+                wrong[pair] = f"{row.ranks} ranks: {row.why_not}"
                 continue
-            median_s = statistics.median(row["samples_s"])
-            medians_s.setdefault(pair, {})[ranks, row["batch"]] = median_s
+            medians_s.setdefault(pair, {})[at] = statistics.median(row.samples_s)
+            quartiles_s.setdefault(pair, {})[at] = _quartiles(row.samples_s)
             worst = errors.setdefault(pair, {})
-            worst[ranks] = max(worst.get(ranks, 0.0), row["error"])
-        return cls(
-            measured["backend"],
-            measured["cores"],
-            measured["parameters"],
-            measured["bucket_bytes"],
-            tuple(measured["batches"]),
-            tuple(sorted({row["ranks"] for row in measured["rows"]})),
-            medians_s,
-            errors,
-            wrong,
-            measured.get("why_busy"),
-        )
+            worst[row.ranks] = max(worst.get(row.ranks, 0.0), row.error)
+        laws = {
+            pair: ScalingLaw.of(alone)
+            for pair, by_place in medians_s.items()
+            if (alone := _that_share_nothing(by_place, times))
+        }
+        return cls(times, medians_s, quartiles_s, errors, wrong, laws)
 
-    def law(self, pair: Pair) -> ScalingLaw:
-        return ScalingLaw.of(self.medians_s[pair])
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The counts that were started, from 1 up."""
+        return tuple(sorted({row.ranks for row in self.times.rows}))
+
+    @property
+    def with_a_core_each(self) -> tuple[int, ...]:
+        """Those of them whose ranks have a core, or a GPU, each."""
+        return tuple(one for one in self.ranks if not _share_cores(one, self.times))
 
     def weak(self, pair: Pair, ranks: int, batch: int) -> float | None:
         """The time of one rank over that of so many, each with the same batch: 1 is
@@ -117,30 +132,59 @@ class Scaling:
         return times_s[1, batch] / times_s[ranks, batch]
 
     def strong(self, pair: Pair, ranks: int, total: int) -> float | None:
-        """How many times as fast so many ranks are as one, with the samples of one
-        dealt among them: `ranks` is perfect. None where that was not measured.
+        """The time of one rank over that of so many and over their number, with the
+        samples of the one dealt among them: 1 is perfect. None where that was not
+        measured.
         """
         times_s = self.medians_s[pair]
-        place = ranks, total // ranks
-        if total % ranks or (1, total) not in times_s or place not in times_s:
+        at = ranks, total // ranks
+        if total % ranks or (1, total) not in times_s or at not in times_s:
             return None
-        return times_s[1, total] / times_s[place]
+        return times_s[1, total] / times_s[at] / ranks
 
 
-def all_reduce_of(document: Mapping) -> dict:
-    """What bench.noise.ranks.AllReduce reads, of a stored measurement.
+def _share_cores(ranks: int, times: RankTimes) -> bool:
+    return times.backend == _ON_PROCESSES and ranks > times.cores
+
+
+def _that_share_nothing(
+    medians_s: Mapping[At, float], times: RankTimes
+) -> dict[At, float]:
+    return {
+        (ranks, batch): median_s
+        for (ranks, batch), median_s in medians_s.items()
+        if not _share_cores(ranks, times)
+    }
+
+
+def _quartiles(samples_s: tuple[float, ...]) -> tuple[float, float]:
+    """First and third quartile, both the sample itself where there is one."""
+    if len(samples_s) < 2:
+        return samples_s[0], samples_s[0]
+    first, _, third = statistics.quantiles(samples_s, n=4, method="inclusive")
+    return first, third
+
+
+def scaling_in(folder: Path) -> Scaling | None:
+    """The scaling that is stored in a run's folder; None where there is none.
 
     Raises:
-        UsageError: if it is of another format.
+        UsageError: if the file can't be read, or is damaged.
     """
-    if document.get("format") != FORMAT:
-        raise UsageError(
-            f"it is of format {document.get('format')}, and this Batchline reads {FORMAT}: "
-            "run `batchline all-reduce` again"
-        )
-    return {
-        "backend": document["backend"],
-        "cores": document["cores"],
-        "rows": document["all_reduce"],
-        "why_busy": document["why_busy"],
-    }
+    path = rank_times.path_in(folder)
+    if not path.exists():
+        return None
+    with blamed_on(path):
+        return Scaling.of(rank_times.load(path))
+
+
+def all_reduce_of(times: RankTimes) -> AllReduce:
+    """The all-reduce alone, for the advisor."""
+    return AllReduce.of(
+        {
+            "backend": times.backend,
+            "cores": times.cores,
+            "rows": times.all_reduce,
+            "why_busy": times.why_busy,
+        }
+    )

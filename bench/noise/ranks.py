@@ -38,6 +38,7 @@ class AllReduce:
     cores: int
     curves: Mapping[int, Curve]
     ring: tuple[float, float]
+    most_bytes: int
     why_busy: str | None = None
 
     @classmethod
@@ -53,6 +54,7 @@ class AllReduce:
             measured["cores"],
             curves,
             _ring(medians),
+            max(row["bytes"] for row in measured["rows"]),
             measured.get("why_busy"),
         )
 

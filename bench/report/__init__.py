@@ -76,7 +76,18 @@ def draw(report: RunReport, folder: Path) -> tuple[set[str], str | None]:
     training = report.findings.training
     if training:
         names |= figures.draw_training(training, report.run.machine, folder)
-    return names, None
+    return names | draw_ranks(report, folder), None
+
+
+def draw_ranks(report: RunReport, folder: Path) -> set[str]:
+    """Draw the mean gradient over ranks into `folder`; returns its name without the
+    ending, none where nothing is stored of it.
+    """
+    result = report.findings.scaling
+    if not (result and result.medians_s):
+        return set()
+    figures.draw_ranks(result, result.times.machine, folder / figures.RANKS)
+    return {figures.RANKS}
 
 
 def draw_map(report: RunReport, folder: Path) -> set[str]:

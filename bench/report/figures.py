@@ -1,6 +1,6 @@
 """The figures beside a report's README.md, each as PNG or SVG: latency, speed-up and memory
-of a problem over the batch; and of training the noise scale, the advised batch, and the
-time to a loss.
+of a problem over the batch; of training the noise scale, the advised batch, and the time
+to a loss; and the mean gradient over ranks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from batchline.bench import units
 from batchline.bench.noise.advice import Advice, Point
 from batchline.bench.noise.advisor import Moment
+from batchline.bench.noise.rank_scaling import At, Pair, Scaling
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.report.document import unique
 from batchline.bench.report.findings import TrainingFindings
@@ -45,6 +46,7 @@ class LogTicks:
 
 
 DECADES = LogTicks(10, (1, 2, 5))
+RANKS = "ranks"  # the name of its file, without the ending
 
 
 def why_no_plots() -> str | None:
@@ -500,6 +502,79 @@ def _draw_measured(axes, result: TimeToTarget) -> None:
         ],
         label="measured: median and range of seeds",
     )
+
+
+def draw_ranks(result: Scaling, machine: Mapping, path: Path) -> None:
+    """The time of each way over the samples of a rank, a panel for each count of ranks:
+    points and quartiles, dashed with bfloat16 on the wire, and each law as a thin line.
+
+    `path` as PNG and SVG.
+    """
+    figure = new_figure((4.3 * len(result.ranks), 4.3))
+    panels = figure.subplots(1, len(result.ranks), sharey=True, squeeze=False)[0]
+    figure.subplots_adjust(left=0.08, right=0.99, top=0.83, bottom=0.28, wspace=0.06)
+    ways = unique(way for way, _ in result.medians_s)
+    looks = _looks(ways[0], ways)
+    for axes, ranks in zip(panels, result.ranks):
+        for (way, wire), medians_s in result.medians_s.items():
+            look = looks[way] | {"linestyle": "-" if wire == "float32" else "--"}
+            at = sorted(place for place in medians_s if place[0] == ranks)
+            _draw_way(axes, result, (way, wire), at, look)
+        shares = ranks not in result.with_a_core_each
+        on = f" on {result.times.cores} cores: they share them" if shares else ""
+        _finish_training_panel(
+            axes,
+            f"{ranks} rank{'s' if ranks > 1 else ''}{on}",
+            result.times.batches,
+            units.duration,
+            ticks=DECADES,
+        )
+        axes.set_xlabel("samples of each rank")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(
+        f"the mean of {result.times.parameters:,} parameters over the samples of all ranks, medians and quartiles "
+        f"(thin: the law), on {machine['device_name']}",
+        fontsize=11,
+    )
+    save(figure, path)
+
+
+def _draw_way(
+    axes, result: Scaling, pair: Pair, places: Sequence[At], look: Mapping
+) -> None:
+    """One way and wire on one count of ranks."""
+    batches = [batch for _, batch in places]
+    axes.plot(
+        batches,
+        [result.medians_s[pair][at] for at in places],
+        label=" ".join(pair),
+        markersize=4.5,
+        linewidth=1.4,
+        **look,
+    )
+    axes.fill_between(
+        batches,
+        [result.quartiles_s[pair][at][0] for at in places],
+        [result.quartiles_s[pair][at][1] for at in places],
+        color=look["color"],
+        alpha=0.12,
+        linewidth=0,
+    )
+    law = result.laws.get(pair)
+    if law and places and places[0][0] in result.with_a_core_each:
+        axes.plot(
+            batches,
+            [law.seconds(batch, ranks) for ranks, batch in places],
+            color=look["color"],
+            linestyle=look["linestyle"],
+            linewidth=0.6,
+        )
 
 
 def _wall(axes, advice: Advice, most_bytes: float) -> None:

@@ -5,19 +5,26 @@ the first section asks for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 from batchline.bench.noise import advisor, claims, time_to_target
 from batchline.bench.noise.advice import Advice
 from batchline.bench.noise.advisor import Moment
 from batchline.bench.noise.claims.verdict import Verdict
+from batchline.bench.noise.rank_scaling import Scaling
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.store.records import AuditRow
 from batchline.bench.verdicts import judge
 
 
+@dataclass(frozen=True, eq=False)
 class Findings(judge.Findings):
-    """The verdicts on one run, with those on what else it looked at."""
+    """The verdicts on one run, with those on what else it looked at. `scaling` is of
+    what is stored beside it of ranks, None where nothing is.
+    """
+
+    scaling: Scaling | None = None
 
     @cached_property
     def audit(self) -> Mapping[str, list[AuditRow]]:

@@ -28,6 +28,7 @@ from batchline.bench.report.sections import (
     machine,
     one_look,
     ops,
+    scaling,
     training,
 )
 from batchline.bench.statuses import BROKEN, MEASURED, NOT_REACHED
@@ -59,6 +60,7 @@ ORDER = (
     Entry(checks.invariance, FILES),
     Entry(checks.numerics, FILES | Place.TERMINAL),
     Entry(_training, FILES | Place.TERMINAL),
+    Entry(scaling.section, FILES),
     Entry(checks.failures, FILES | Place.TERMINAL),
     Entry(checks.skips, EVERYWHERE),
     Entry(ladder.compiled, FILES),

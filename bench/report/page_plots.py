@@ -18,6 +18,7 @@ from batchline.bench import units
 from batchline.bench.errors import Missing
 from batchline.bench.noise.advice import Advice, span
 from batchline.bench.noise.advisor import Moment
+from batchline.bench.noise.rank_scaling import Scaling
 from batchline.bench.noise.time_to_target import TimeToTarget
 from batchline.bench.report.document import unique
 from batchline.bench.stats import roofline
@@ -304,6 +305,45 @@ def time_to_target(result: TimeToTarget) -> dict:
         _axis("batch"),
         _axis(f"time to a loss of {result.target_loss:g}", "duration"),
         series,
+    )
+
+
+def ranks(result: Scaling) -> dict[int, dict]:
+    """By how many ranks: the time of each way and wire over the samples of a rank, with
+    the quartiles.
+    """
+    plots = {}
+    for count in result.ranks:
+        series = [
+            _way(f"{way} {wire}", result.quartiles_s[way, wire], medians_s, count)
+            for (way, wire), medians_s in result.medians_s.items()
+        ]
+        timed = [one for one in series if one["x"]]
+        if timed:
+            axes = _axis("samples of each rank"), _axis("time", "duration")
+            plots[count] = _plot(*axes, timed)
+    return plots
+
+
+def _way(
+    name: str,
+    quartiles_s: Mapping[tuple[int, int], tuple[float, float]],
+    medians_s: Mapping[tuple[int, int], float],
+    count: int,
+) -> dict:
+    """The series of one way and wire on so many ranks."""
+    places = sorted(at for at in medians_s if at[0] == count)
+    bands = [quartiles_s[at] for at in places]
+    return _series(
+        one_line(name),
+        [batch for _, batch in places],
+        [medians_s[at] for at in places],
+        [
+            f"{one_line(name)}, B = {at[1]}\nmedian {units.duration(medians_s[at])}\n"
+            "quartiles {} to {}".format(*map(units.duration, band))
+            for at, band in zip(places, bands)
+        ],
+        bands,
     )
 
 

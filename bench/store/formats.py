@@ -148,6 +148,7 @@ REGRESSION = Format(1, {}, "run `make regress` again")
 SELFTEST = Format(1, {})
 JOURNAL = Format(2, {})
 ACCEPTED = Format(1, {})
+RANK_TIMES = Format(1, {}, "run `batchline all-reduce` again")
 
 
 def to_json(value):

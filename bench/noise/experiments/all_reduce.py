@@ -4,7 +4,6 @@ this machine, or nccl where it has several GPUs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,7 @@ _SMALLEST_BYTES = 4096  # whose time is nearly all latency
 
 
 def measure(gradient_bytes: int, most_ranks: int, device: str) -> dict:
-    """backend; cores, of this machine; rows: [{"ranks", "bytes", "samples_s"}], of the
+    """backend; cores, that the ranks have between them; rows: [{"ranks", "bytes", "samples_s"}], of the
     gradient's size and of smaller ones.
 
     Raises:
@@ -28,7 +27,7 @@ def measure(gradient_bytes: int, most_ranks: int, device: str) -> dict:
     counts = [count for count in counts if count <= max(2, most_ranks)]
     sizes = sizes_to(gradient_bytes)
     rows = local_ranks.run(times, backend, max(counts), tuple(counts), sizes)
-    return {"backend": backend, "cores": os.cpu_count(), "rows": rows}
+    return {"backend": backend, "cores": local_ranks.cores(), "rows": rows}
 
 
 def sizes_to(gradient_bytes: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ group begin together, and the slowest of them is timed.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -18,16 +19,21 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from batchline.bench import texts
+from batchline.bench import texts, units
 from batchline.bench.errors import UsageError
+from batchline.bench.measure.machine import memory, state
 from batchline.bench.measure.worker.worker import be_a_good_child
 from batchline.bench.stopping import put_off_and_kept_from_children
+from batchline.kernels import cgroups
 
 NCCL, GLOO = "nccl", "gloo"
 _FEWEST, _MOST = 5, 30  # samples of a piece of work
 _WORK_S = 0.3  # for the samples of one
 _LONGEST_S = 180  # for all of it
 _ENDING_S = 10  # between the first rank's end and the answer
+_PROCESS_BYTES = (
+    450 * 2**20
+)  # that a rank holds with torch and Numba: 423 MiB were seen
 
 
 def backend_of(device: str) -> tuple[str, int]:
@@ -36,6 +42,27 @@ def backend_of(device: str) -> tuple[str, int]:
     """
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return (NCCL, gpus) if gpus > 1 else (GLOO, 0)
+
+
+def cores() -> int:
+    """Those that gloo's ranks have between them: what this process may use, within a
+    container's quota.
+    """
+    count = len(state.cores() or ()) or os.cpu_count() or 1
+    return min(count, cgroups.whole_cores() or count)
+
+
+def require_memory(count: int, each_bytes: int) -> None:
+    """Raise UsageError where the free memory can't have so many gloo ranks with so many
+    bytes each.
+    """
+    free_bytes = memory.free_bytes()
+    wanted_bytes = count * (_PROCESS_BYTES + each_bytes)
+    if free_bytes is not None and wanted_bytes > free_bytes:
+        raise UsageError(
+            f"{count:,} ranks would take {units.size(wanted_bytes)}, and {units.size(free_bytes)} are free: "
+            "give fewer --ranks or --parameters, or smaller --batches"
+        )
 
 
 def run(

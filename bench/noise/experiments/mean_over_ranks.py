@@ -9,7 +9,6 @@ it is timed there, and what is wrong has no time.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -93,18 +92,44 @@ PROBES = MappingProxyType(
 """(B, P, how it lies in memory), of each rank."""
 
 
-def tolerance(gathered: torch.Tensor, wire: torch.dtype) -> torch.Tensor:
-    """The error[P] that correct arithmetic may have, of g[R,B,P] of all ranks in fp64.
+def mean_of_all(g: torch.Tensor, group) -> torch.Tensor:
+    """The mean[P] over the samples of all ranks in fp64, of g[B,P] of each of them."""
+    return _sum_of_ranks(_mean(g), group) / distributed.get_world_size(group)
+
+
+def tolerance(g: torch.Tensor, wire: torch.dtype, group) -> torch.Tensor:
+    """The error[P] that correct arithmetic may have, of g[B,P] of each rank, in fp64.
 
     A local mean in fp32 in any order is off by (B+2)·u₃₂·mean|g| (Higham, Accuracy and
     Stability of Numerical Algorithms, 2nd ed., §4.2). Rounding R of them to the wire's
     dtype and adding them in any order is off by R·u·Σ|m_r|; then 1/R.
     """
-    ranks, batch, _ = gathered.shape
-    local = (batch + 2) * _FP32 * gathered.abs().mean(1)
-    sent = gathered.mean(1).abs() + local
-    off = (local + ranks * unit_roundoff(wire) * sent).sum(0) / ranks
-    return 1.01 * (off + 2 * _FP32 * sent.mean(0)) + ranks * subnormal_step(wire)
+    ranks = distributed.get_world_size(group)
+    local = (len(g) + 2) * _FP32 * _mean(g, torch.abs)
+    sent = _mean(g).abs() + local
+    off = _sum_of_ranks(local + ranks * unit_roundoff(wire) * sent, group) / ranks
+    sent = _sum_of_ranks(sent, group) / ranks
+    return 1.01 * (off + 2 * _FP32 * sent) + ranks * subnormal_step(wire)
+
+
+def _mean(
+    g: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.double
+) -> torch.Tensor:
+    """The mean[P] of g[B,P] in fp64, a sample at a time: a copy of g in fp64 would be
+    twice its size.
+    """
+    total = torch.zeros(g.shape[1], dtype=torch.float64, device=g.device)
+    for sample in g:
+        total += of(sample)
+    return total / len(g)
+
+
+def _sum_of_ranks(values: torch.Tensor, group) -> torch.Tensor:
+    """values[P] of each rank, summed."""
+    total = values.clone()
+    if total.numel():
+        distributed.all_reduce(total, group=group)
+    return total
 
 
 def why_wrong(way: Way, wire: torch.dtype, group, device: str) -> str | None:
@@ -113,9 +138,9 @@ def why_wrong(way: Way, wire: torch.dtype, group, device: str) -> str | None:
     """
     for name, (batch, parameters, laid) in PROBES.items():
         g = _draw(batch, parameters, group, device)
-        expected, allowed = _expected(g, wire, group)
+        allowed = tolerance(g, wire, group)
         mean = way(laid(g) if laid else g, wire, group)
-        why = _difference(mean, expected, allowed)
+        why = _difference(mean, mean_of_all(g, group), allowed)
         worst = torch.tensor([float(why is not None)], device=device)
         distributed.all_reduce(worst, group=group)
         if worst.item():
@@ -140,33 +165,25 @@ def _draw(batch: int, parameters: int, group, device: str) -> torch.Tensor:
     return torch.randn(batch, parameters, generator=draw, device=device)
 
 
-def _expected(
-    g: torch.Tensor, wire: torch.dtype, group
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean over all ranks in fp64, and the error that it may have."""
-    parts = [torch.empty_like(g) for _ in range(distributed.get_world_size(group))]
-    if g.numel():
-        distributed.all_gather(parts, g, group=group)
-    gathered = torch.stack(parts).double()
-    return gathered.mean((0, 1)), tolerance(gathered, wire)
-
-
 def measure(
     parameters: int, batches: Sequence[int], most_ranks: int, device: str
 ) -> dict:
     """Every way on 1, 2, 4, … ranks, at each batch of a rank.
 
-    backend; cores, of this machine; parameters; bucket_bytes; batches; rows: [{"way",
+    backend; cores, that gloo's ranks have between them; parameters; bucket_bytes; batches; rows: [{"way",
     "wire", "ranks", "batch", "samples_s", "error"}] or with "why_not" for the last two
     (error: relative, Frobenius, against fp64); all_reduce: rows as
     bench.noise.experiments.all_reduce has them, of this gradient's size and below.
 
     Raises:
-        UsageError: where a rank fails or ends, or they are not done in time.
+        UsageError: where the ranks' memory is not there, a rank fails or ends, or they
+        are not done in time.
     """
     backend, most = local_ranks.backend_of(device)
     most = min(most, most_ranks) if most else most_ranks
     counts = tuple(2**power for power in range(most.bit_length()))
+    if backend == local_ranks.GLOO:
+        local_ranks.require_memory(counts[-1], 4 * parameters * max(batches))
     rows, reduces = local_ranks.run(
         _times,
         backend,
@@ -178,7 +195,7 @@ def measure(
     )
     return {
         "backend": backend,
-        "cores": os.cpu_count(),
+        "cores": local_ranks.cores(),
         "parameters": parameters,
         "bucket_bytes": BUCKET_BYTES,
         "batches": list(batches),
@@ -219,7 +236,7 @@ def _rows(g: torch.Tensor, group, wrong: Mapping[Pair, str | None]) -> list[dict
         if not wrong[way, wire]
     }
     taken_s = local_ranks.samples_s(works, group, device)
-    expected, _ = _expected(g, torch.float32, group)
+    expected = mean_of_all(g, group)
     rows = []
     for pair in PAIRS:
         row = {

@@ -131,10 +131,22 @@ def ranks(result: Ranks) -> Iterator[Part]:
             f"The machine was busy while the all-reduce was timed ({reduce.why_busy}): it may be shorter."
         )
     yield Text(
-        f"The all-reduce of the gradient's {units.size(result.gradient_bytes)} was timed over {reduce.backend} "
+        f"{_timed(result)} over {reduce.backend} "
         f"between processes of this machine{cores} ({'; '.join(reduce.laws)}). It is taken to begin when the "
         "backward pass has ended; each rank is taken for a device as fast as this one. The noise scale is "
         f"{result.noise_scale:.3g}. These are predictions of the model above: no rank was trained with."
+    )
+
+
+def _timed(result: Ranks) -> str:
+    """Which all-reduces were timed: the gradient's, or smaller ones."""
+    gradient, most = result.gradient_bytes, result.all_reduce.most_bytes
+    if gradient <= most:
+        return f"The all-reduce of the gradient's {units.size(gradient)} was timed"
+    return (
+        f"The gradient's {units.size(gradient)} were not sent, and the time of it is taken to grow as it did below: "
+        f"`batchline all-reduce --parameters {gradient // 4}` would time it. All-reduces of up to {units.size(most)} "
+        "were timed"
     )
 
 
