@@ -73,12 +73,23 @@ def stand_in_for_numba():
     from numba.cuda import dispatcher
     from numba.cuda.cudadrv import devices, driver, nvvm
 
-    device = SimpleNamespace(id=0, compute_capability=H200.capability)
+    device = SimpleNamespace(
+        id=0,
+        compute_capability=H200.capability,
+        MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=H200.shared_bytes,
+    )
     context = work._Context(device)
     create = context.create_module_image
-    context.create_module_image = lambda *image: loaded.append(
-        type(image[0]).__name__
-    ) or create(*image)
+
+    def load(*image):
+        loaded.append(type(image[0]).__name__)
+        module = create(*image)
+        function = SimpleNamespace(module=module, handle=0, device=device)
+        module.get_function = lambda name: function
+        return module
+
+    context.create_module_image = load
+    driver.driver = SimpleNamespace(cuKernelSetAttribute=lambda *limit: None)
     dispatcher.get_current_device = lambda: device
     devices.get_context = lambda *number: context
     nvvm.compile_ir, driver._Linker = compiles("nvvm"), compiles("nvJitLink")

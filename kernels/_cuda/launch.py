@@ -11,6 +11,7 @@ import torch
 from batchline.kernels.backends import cuda, interpreted, numba
 
 _POINTER = numba.types.CPointer(numba.types.int8)
+_SHARED_BYTES_UNASKED = 48 * 1024  # a block has without its kernel asking the driver
 
 
 def launch(kernel, grid: int, block: int | tuple[int, ...], *args) -> None:
@@ -25,27 +26,54 @@ def launch(kernel, grid: int, block: int | tuple[int, ...], *args) -> None:
 
 
 def launch_at(
-    device: torch.device, kernel, grid: int, block: int, *numbers: int
+    device: torch.device,
+    kernel,
+    grid: int,
+    block: int,
+    *numbers: int,
+    shared_bytes: int = 0,
 ) -> None:
     """Launch a kernel that takes integers alone: addresses (`Tensor.data_ptr`), sizes
-    and strides.
+    and strides, and for each block `shared_bytes` in its array of shared memory without
+    a size.
 
     An array costs the host a view of the tensor, its type and its eleven fields; an
     integer none of them.
     """
-    _configured(kernel, grid, block, device.type == "cuda")(*numbers)
+    on_device = device.type == "cuda"
+    if on_device and shared_bytes > _SHARED_BYTES_UNASKED:
+        _allow_shared_bytes(kernel, len(numbers), device.index)
+    _configured(kernel, grid, block, on_device, shared_bytes)(*numbers)
 
 
-def _configured(kernel, grid, block, on_device):
+def _configured(kernel, grid, block, on_device, shared_bytes=0):
     if not on_device:
-        return kernel[grid, block, 0]
-    return _on_stream(kernel, grid, block, torch.cuda.current_stream().cuda_stream)
+        return kernel[grid, block, 0, shared_bytes]
+    stream = torch.cuda.current_stream().cuda_stream
+    return _on_stream(kernel, grid, block, stream, shared_bytes)
 
 
 @functools.lru_cache(maxsize=512)
-def _on_stream(kernel, grid, block, stream):
+def _on_stream(kernel, grid, block, stream, shared_bytes):
     """A kernel with its grid and stream: the same few are launched over and over."""
-    return kernel[grid, block, cuda.external_stream(stream)]
+    return kernel[grid, block, cuda.external_stream(stream), shared_bytes]
+
+
+@functools.lru_cache(maxsize=512)
+def _allow_shared_bytes(kernel, numbers, device_index):
+    """Let a kernel of `numbers` integers have as much shared memory as the current
+    device, of that index, has for a block. Numba asks for none of it.
+    """
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    compiled = kernel.compile((numba.types.int64,) * numbers)
+    function = compiled._codelibrary.get_cufunc()
+    driver.cuKernelSetAttribute(
+        binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+        function.device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        function.handle,
+        function.device.id,
+    )
 
 
 def _as_argument(arg):

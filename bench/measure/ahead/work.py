@@ -243,6 +243,7 @@ def _numba(gpu: Gpu, wants: Wants) -> Iterator[None]:
         (dispatcher.CUDADispatcher, "__getitem__"): configured,
         (cuda, "external_stream"): int,
         (cuda, "as_cuda_array"): _array,
+        (launch, "_allow_shared_bytes"): lambda *kernel: None,
         (launch, "_on_stream"): launch._on_stream.__wrapped__,
     }  # which remembers kernels as they are configured
     before = {place: getattr(*place) for place in replaced}

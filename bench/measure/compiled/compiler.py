@@ -367,7 +367,7 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
                     config,
                     architecture,
                     math.prod(block),
-                    None,
+                    _dynamic_shared_bytes(configuration),
                     warp_specialized=False,
                     ptx=ptx,
                     cubin=cubin,
@@ -382,6 +382,13 @@ def _capture_numba(architecture: int, launches: Launches) -> Iterator[None]:
             yield
     finally:
         CUDADispatcher.__getitem__ = getitem
+
+
+def _dynamic_shared_bytes(configuration: tuple) -> int | None:
+    """Of a Numba launch (grid, block, stream, bytes); None where it has none, and its
+    arrays of shared memory have their sizes in the cubin. A kernel has one of both.
+    """
+    return (*configuration, 0, 0)[3] or None
 
 
 def triton_config(kernel, args: tuple, kwargs: dict) -> str:

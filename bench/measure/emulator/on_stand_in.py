@@ -91,9 +91,13 @@ def _execute_triton(bound, held, blocks) -> int:
 def _install_numba() -> None:
     from numba.cuda.dispatcher import CUDADispatcher
 
+    from batchline.kernels._cuda import launch
+
     CUDADispatcher.__getitem__ = lambda kernel, configuration: _Launch(
         kernel, configuration
     )
+    # Both ask the driver.
+    launch._allow_shared_bytes = lambda kernel, numbers, device_index: None
     backends.cuda.external_stream = int
     backends.cuda.defer_cleanup = contextlib.nullcontext  # it asks the driver
     backends.cuda.as_cuda_array = _as_array
