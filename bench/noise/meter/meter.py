@@ -755,7 +755,7 @@ class _Finished:
             ),
             left_out=self._plan.left_out,
             assumed=tuple(
-                filter(None, (loss, self._together.assumed, self._record.trusted))
+                filter(None, (loss, self._together.assumed, *self._record.trusted))
             ),
             norms=self._plan.norms,
             why_not=self._record.why_not,
