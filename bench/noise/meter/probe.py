@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from batchline.bench.errors import UsageError
 from batchline.bench.noise.meter.states import WithoutDropout, unchanged
 from batchline.bench.noise.meter.step import backward_pass
+from batchline.kernels.statistics import accumulator
 
 UNTOLD = -1
 # Of a row's norm: what another batch's kernels leave of it.
@@ -61,13 +62,12 @@ class Rows(NamedTuple):
 
 
 def _slack(x: torch.Tensor) -> float:
-    if not x.is_floating_point():
+    dtype = x.dtype.to_real() if x.is_complex() else x.dtype
+    if not dtype.is_floating_point or dtype == torch.float64:
         return _EXACT
     device = x.device.type
-    if torch.is_autocast_enabled(device) or torch.finfo(x.dtype).bits < 32:
+    if torch.is_autocast_enabled(device) or torch.finfo(dtype).bits < 32:
         return _NARROW
-    if x.dtype == torch.float64:
-        return _EXACT
     exact = device == "cpu" and torch.get_float32_matmul_precision() == "highest"
     return _SINGLE if exact else _TENSOR_CORES
 
@@ -293,13 +293,14 @@ def _numbers(x: torch.Tensor, dim: int) -> torch.Tensor:
     """[rows, 2] in fp64 for the rows of x along a dimension: the norm, and the product
     with a fixed vector that tells permuted entries apart.
     """
-    x = torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
+    x = x.detach()
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     rows = x.movedim(dim, 0).flatten(1) if x.dim() > 1 else x[:, None]
-    rows = rows.double()
+    rows = rows.to(accumulator(x.dtype) if x.is_floating_point() else torch.float64)
     places = torch.arange(1, rows.shape[1] + 1, device=x.device, dtype=torch.float64)
-    return torch.stack(
-        [torch.linalg.vector_norm(rows, dim=1), rows @ torch.cos(places)], 1
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        along = rows @ torch.cos(places).to(rows.dtype)
+    return torch.stack([torch.linalg.vector_norm(rows, dim=1), along], 1).double()
 
 
 def probe(

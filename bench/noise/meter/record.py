@@ -301,7 +301,7 @@ class Record:
             return None
         if found.failed:
             self._trust(
-                "samples are dimension 0 of every layer, for the model does not run with one sample less "
+                "samples are dimension 0 of every layer and don't mix, for the model does not run with one sample less "
                 f"({found.failed})"
             )
             return None
