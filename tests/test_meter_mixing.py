@@ -324,6 +324,28 @@ def test_a_dict_of_masks_and_positions(tokens):
     _assert_seen_apart(meter.reading)
 
 
+def test_complex_values_are_compared():
+    class Model(nn.Module):
+        def __init__(self, mix):
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+            self.mix = mix
+
+        def forward(self, x):
+            waves = self.mix(torch.fft.rfft(self.first(x)).conj())
+            return self.last(torch.fft.irfft(waves)), waves
+
+    def measured(mix):
+        model = _made(Model, mix).float()
+        with (meter := NoiseMeter(model, reduction="mean")):
+            _loss(model(_floats(B, WIDTH).float())[0]).mean().backward()
+        return meter.reading
+
+    _assert_seen_apart(measured(lambda waves: waves))
+    with pytest.raises(UsageError, match="last is given other values"):
+        measured(FORWARD["mean, detached"])
+
+
 def test_rows_of_one_sample_may_look_at_each_other():
     """A contrastive net on cat([x, y]), which compares the two rows of each sample."""
 

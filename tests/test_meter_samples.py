@@ -380,7 +380,7 @@ def test_an_order_that_cannot_be_seen_is_refused():
     assert_untouched(model)
 
 
-# --- the look at one sample less
+# --- the look at parts of the batch
 
 
 class Stateful(nn.Module):

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter.probe import Probe, probe, tensors
+from batchline.bench.noise.meter.passes import probe, tensors
+from batchline.bench.noise.meter.probe import Probe
 from batchline.bench.noise.meter.second_moment import Preconditioner
 from batchline.bench.noise.meter.step import (
     Fold,
@@ -200,7 +201,7 @@ class Record:
         result = self._inner(*args, **kwargs)
         if self._seen is not None:
             # after what the layers have to say, which is more exact
-            wrong = self._seen.mixed_behind(tensors(result), self._open[-1].batch)
+            wrong = self._seen.coupling(tensors(result), self._open[-1].batch)
             if wrong:
                 raise UsageError(wrong)
         return result
