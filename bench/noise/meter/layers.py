@@ -20,13 +20,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter.probe import (
-    UNTOLD,
-    as_drawn,
-    random_state,
-    same_state,
-    samples_first,
-)
+from batchline.bench.noise.meter.probe import UNTOLD, samples_first
+from batchline.bench.noise.meter.states import as_drawn, random_state, same_state
 from batchline.bench.noise.meter.step import (
     Product,
     Rows,

@@ -342,11 +342,12 @@ class NoiseMeter:
             print(meter.reading)
 
     Samples are dimension 0 of the model's input, and must not mix. Where they are in
-    each layer's is seen by a forward pass without gradients on one sample less, for
-    each shape of input when it is first met (and one or two on all samples, where there
-    is dropout, or a look-up that all samples share). Random states, buffers and
-    modules' attributes are as before it; hooks on inner modules run in it. How the loss
-    puts samples together is not seen: a reading says what was assumed.
+    each layer's, and whether they mix, is seen by forward passes without gradients on
+    parts of the batch, for each shape of input when it is first met (and on all samples,
+    where there is dropout, or a look-up that all samples share); and once for a meter by
+    backward passes, from made-up gradients of the model's outputs. Random states,
+    buffers and modules' attributes are as before; hooks on inner modules run in them.
+    How the loss puts samples together is not seen: a reading says what was assumed.
 
     Linear layers, convolutions, attention, recurrent nets, normalisations and
     embeddings go through Batchline's kernels (on a CPU, one token of a layer with a
@@ -755,7 +756,7 @@ class _Finished:
             ),
             left_out=self._plan.left_out,
             assumed=tuple(
-                filter(None, (loss, self._together.assumed, self._record.trusted))
+                filter(None, (loss, self._together.assumed, *self._record.trusted))
             ),
             norms=self._plan.norms,
             why_not=self._record.why_not,

@@ -1,65 +1,116 @@
-"""Where a layer's inputs have their samples: seen in one forward pass without gradients
-that leaves a sample out.
+"""Where a layer's inputs have their samples, and whether these mix: seen where the model
+is run on parts of the batch.
 
-A size that is one smaller there is the samples'; one that is the same is not, though it
-may be equal to the batch. A layer whose other rows change has samples that mix.
+A size that is as much smaller there as the part is the samples'; one that is the same is
+not, though it may be equal to the batch. Whatever a sample has in the whole batch it has
+in any part of it: its values before each layer and at the model's end, and the gradients
+of each layer's output for made-up ones at the model's end. Where that is not so, samples
+mix.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
-import random
-import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
+from batchline.kernels.statistics import accumulator
 
 UNTOLD = -1
-_NARROW = 0.2  # of a row's norm: what bf16 of another batch's kernels leaves of it
-_WIDE = 1e-2
+# Of a row's norm: what another batch's kernels leave of it.
+_EXACT = 1e-6
+_SINGLE = 1e-3
+_TENSOR_CORES = 1e-2
+_NARROW = 0.2
+_KINKS = 1e-2  # in gradients: an activation near 0 that rounding puts on its other side
+
+
+class Rows(NamedTuple):
+    """What is kept of a tensor: numbers[rows, 2] for each dimension that may be the
+    samples', and how far two ways to a row may be apart, of its norm.
+    """
+
+    shape: torch.Size
+    slack: float
+    numbers: Mapping[int, torch.Tensor]
+
+    @classmethod
+    def of(cls, x: torch.Tensor, count: int) -> Rows:
+        """Of a tensor in a pass on so many samples."""
+        axes = [
+            axis
+            for axis, size in enumerate(x.shape)
+            if size == count or (axis == 0 and size % count == 0)
+        ]
+        if not x.numel() or x.layout is not torch.strided:
+            axes = []
+        return cls(x.shape, _slack(x), {axis: _numbers(x, axis) for axis in axes})
+
+
+def _slack(x: torch.Tensor) -> float:
+    dtype = x.dtype.to_real() if x.is_complex() else x.dtype
+    if not dtype.is_floating_point or dtype == torch.float64:
+        return _EXACT
+    device = x.device.type
+    if torch.is_autocast_enabled(device) or torch.finfo(dtype).bits < 32:
+        return _NARROW
+    exact = device == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return _SINGLE if exact else _TENSOR_CORES
 
 
 class Call(NamedTuple):
-    """Of a layer, with a sample less: the shapes of the tensors in and out of it, and
-    numbers[rows, 2] of the first input for each dimension that may be the samples'.
+    """Of a layer: the shapes of the tensors in and out of it, the first input, and the
+    gradients of the outputs by their place, where they were asked for.
     """
 
     inputs: tuple[torch.Size, ...]
     outputs: tuple[torch.Size, ...]
-    numbers: Mapping[int, torch.Tensor]
+    first: Rows | None
+    gradients: dict[int, Rows]
+
+
+class Pass(NamedTuple):
+    """What a pass on these samples, by their numbers in the batch, has shown: calls by
+    layer, the model's outputs, and whether random numbers were drawn.
+    """
+
+    samples: tuple[int, ...]
+    calls: Mapping[str, Sequence[Call]]
+    outputs: tuple[Rows, ...]
+    is_random: bool
+
+    def call(self, layer: str, number: int) -> Call | None:
+        """The layer's call of this number, from 0; None where it was not seen."""
+        calls = self.calls.get(layer)
+        # a checkpoint's second forward pass counts on
+        return calls[number % len(calls)] if calls else None
 
 
 @dataclass
 class Probe:
-    """What a forward pass with a sample less has shown.
+    """What passes on parts of the batch have shown.
 
-    `outputs` are the shapes of the model's. `random`: random numbers were drawn, so
-    values are not those of the step. `mixed`: by layer, what values said of it without
-    dropout, where it was not `unchecked`. `not_expanded`: why look-ups that all samples share can't be made each
-    sample's. `failed`: why there was no pass.
+    `mixed`: by layer, what values said of it; None where they are compared with those
+    of the step. `coupled`: what the model's outputs or the gradients said.
+    `unchecked`: values could not be compared. `differentiated`: gradients were.
+    `not_expanded`: why look-ups that all samples share can't be made each sample's.
+    `trusted`: what was not seen, and why. `failed`: why there was no pass.
     """
 
-    calls: Mapping[str, list[Call]] = field(default_factory=dict)
-    outputs: tuple[torch.Size, ...] = ()
-    random: bool = False
-    mixed: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[Pass] = ()
+    mixed: Mapping[str, str] | None = None
+    coupled: str | None = None
     unchecked: bool = False
+    differentiated: bool = False
     not_expanded: str | None = None
+    trusted: tuple[str, ...] = ()
     failed: str | None = None
-
-    def __post_init__(self):
-        self._dims: dict[tuple[str, int], int | None] = {}
+    _dims: dict[tuple[str, int], int | None] = field(default_factory=dict)
+    _are_outputs_seen: bool = False
 
     def dim(self, layer: str, call: int, x: torch.Tensor, batch: int) -> int | None:
         """The dimension of samples in the input x of a layer's call of this number,
@@ -71,32 +122,17 @@ class Probe:
         """
         key = layer, call
         if key not in self._dims:
-            recorded = self._call(layer, call)
-            found = UNTOLD
-            if recorded and recorded.inputs:
-                found = located(x.shape, recorded.inputs[0], batch)
-                mixed = self.mixed.get(layer)
-                if not self.random:
-                    mixed = mixing(recorded, x, found)
+            recorded = self._recorded(layer, call)
+            dim = UNTOLD
+            if recorded and recorded.first:
+                dim = located(x.shape, recorded.inputs[0], batch, self._count)
+                mixed = self._mixing(layer, call, x, batch)
                 if mixed:
                     raise UsageError(f"{layer} {mixed}")
-                if (
-                    found is not None
-                    and found < UNTOLD
-                    and not self._in_order(recorded)
-                ):
-                    found = UNTOLD
-            self._dims[key] = 0 if found == UNTOLD else found
+                if dim is not None and dim < UNTOLD and not self._in_order(recorded):
+                    dim = UNTOLD
+            self._dims[key] = 0 if dim == UNTOLD else dim
         return self._dims[key]
-
-    def _in_order(self, recorded: Call) -> bool:
-        """Whether it was seen that rows are one sample's after another's: those of all
-        but the last stay where they are, and are not all the same.
-        """
-        numbers = recorded.numbers.get(0)
-        if numbers is None or self.unchecked or not torch.isfinite(numbers).all():
-            return False
-        return bool((numbers - numbers[0]).abs().amax() > 1e-6 * numbers.abs().amax())
 
     def dims(
         self, layer: str, call: int, shapes: Iterable[torch.Size], batch: int, out: bool
@@ -104,70 +140,139 @@ class Probe:
         """The dimension of samples in each tensor in or out of a call; None where the
         call was not seen.
         """
-        recorded = self._call(layer, call)
+        recorded = self._recorded(layer, call)
         shapes = list(shapes)
         if recorded is None:
             return None
         known = recorded.outputs if out else recorded.inputs
         if len(known) != len(shapes):
             return None
-        return [located(shape, less, batch) for shape, less in zip(shapes, known)]
+        return [
+            located(shape, part, batch, self._count)
+            for shape, part in zip(shapes, known)
+        ]
 
-    def _call(self, layer: str, call: int) -> Call | None:
-        calls = self.calls.get(layer)
-        # a checkpoint's second forward pass counts on
-        return calls[call % len(calls)] if calls else None
+    def coupling(self, outputs: Iterable[torch.Tensor], batch: int) -> str | None:
+        """What is wrong with the outputs of the model's call, or with gradients; None if
+        nothing is. Of the first call in this shape: others are taken to be like it.
+        """
+        if self.mixed is None and not self._are_outputs_seen:
+            rows = [Rows.of(x.detach(), batch) for x in outputs]
+            self.coupled = _mixed_outputs(rows, self.parts, batch)
+        self._are_outputs_seen = True
+        return self.coupled
+
+    def _mixing(self, layer: str, call: int, x: torch.Tensor, batch: int) -> str | None:
+        if self.mixed is not None:
+            return self.mixed.get(layer)
+        parts = [(part.samples, part.call(layer, call)) for part in self.parts]
+        return mixing(
+            Rows.of(x.detach(), batch),
+            [(samples, one.first) for samples, one in parts if one and one.first],
+            batch,
+        )
+
+    def _in_order(self, recorded: Call) -> bool:
+        """Whether it was seen that rows are one sample's after another's: those of each
+        part are where they belong, and are not all the same.
+        """
+        numbers = recorded.first.numbers.get(0)
+        if numbers is None or self.unchecked or not torch.isfinite(numbers).all():
+            return False
+        return bool((numbers - numbers[0]).abs().amax() > 1e-6 * numbers.abs().amax())
+
+    @property
+    def _count(self) -> int:
+        return len(self.parts[-1].samples)
+
+    def _recorded(self, layer: str, call: int) -> Call | None:
+        """In the largest part, which is the last."""
+        return self.parts[-1].call(layer, call) if self.parts else None
 
 
-def mixing(less: Call, x: torch.Tensor, dim: int | None) -> str | None:
-    """What is wrong with the values of x, whose samples are in `dim`, beside those with
-    a sample less; None if nothing is.
+Parts = Sequence[tuple[tuple[int, ...], Rows]]
+
+
+def mixing(whole: Rows, parts: Parts, batch: int) -> str | None:
+    """What is wrong with the values before a layer in the whole batch, beside those of
+    its parts; None if nothing is.
     """
-    in_rows = dim is not None and dim < UNTOLD
-    axis_of_rows = 0 if in_rows else dim
-    numbers = less.numbers.get(axis_of_rows)
-    if numbers is None:
+    off = samples_off(whole, parts, batch)
+    if not off:
         return None
-    rest = [size for axis, size in enumerate(x.shape) if axis != axis_of_rows]
-    before = [size for axis, size in enumerate(less.inputs[0]) if axis != axis_of_rows]
-    if rest != before:
-        return None
-    ours = _numbers(x, axis_of_rows)[: len(numbers)]
-    if not torch.isfinite(ours).all():
-        return None
-    narrow = x.dtype in (torch.bfloat16, torch.float16)
-    slack = _NARROW if narrow or torch.is_autocast_enabled(x.device.type) else _WIDE
-    off = (ours - numbers).abs().amax(1) > slack * (ours[:, 0].abs() + 1e-30)
-    if not off.any():
-        return None
-    if in_rows:
+    _, part = parts[-1]
+    dim = located(whole.shape, part.shape, batch, len(parts[-1][0]))
+    if dim is not None and dim < UNTOLD:
         return (
-            f"is given samples and tokens as one dimension of {len(x)}, in which a sample's are not next to each "
-            "other: transpose before it, so that samples come first"
+            f"is given samples and tokens as one dimension of {whole.shape[0]}, in which a sample's are not next to "
+            "each other: transpose before it, so that samples come first"
         )
     return (
-        f"is given other values for {int(off.sum())} of {len(off)} samples where one sample less is in the "
-        "batch: samples mix before it, so they have no gradients of their own"
+        f"is given other values for {len(off)} of {batch} samples where the batch is run in parts: "
+        "samples mix before it, so they have no gradients of their own"
     )
 
 
-def located(shape: torch.Size, less: torch.Size, batch: int) -> int | None:
-    """The dimension that is the batch in `shape` and one smaller in `less`; None if the
+def samples_off(
+    whole: Rows,
+    parts: Parts,
+    batch: int,
+    slack: float | None = None,
+    zero: float = 1e-30,
+) -> set[int]:
+    """The samples whose rows in the whole batch are not those of the parts.
+
+    Args:
+        slack: of a row's norm, that two ways to the same may differ by; None for that of
+            the dtype.
+        zero: what any number may be off by.
+    """
+    if slack is None:
+        slack = whole.slack
+    off = set()
+    for samples, part in parts:
+        axis = located(whole.shape, part.shape, batch, len(samples))
+        each = -axis if axis is not None and axis < UNTOLD else 1
+        axis = 0 if each > 1 else axis
+        ours, theirs = whole.numbers.get(axis), part.numbers.get(axis)
+        if ours is None or theirs is None:
+            continue
+        if other_sizes(whole.shape, axis) != other_sizes(part.shape, axis):
+            continue
+        ours = ours[rows_of(samples, each).to(ours.device)]
+        if not torch.isfinite(ours).all():
+            continue
+        wrong = (ours - theirs).abs().amax(1) > slack * ours[:, 0].abs() + zero
+        of_samples = wrong.view(-1, each).any(1).tolist()
+        off |= set(itertools.compress(samples, of_samples))
+    return off
+
+
+def other_sizes(shape: torch.Size, axis: int) -> list[int]:
+    return [size for other, size in enumerate(shape) if other != axis]
+
+
+def rows_of(samples: Sequence[int], each: int) -> torch.Tensor:
+    """The rows of these samples, each of which has so many, next to each other."""
+    numbers = torch.tensor(samples)[:, None] * each + torch.arange(each)
+    return numbers.flatten()
+
+
+def located(shape: torch.Size, part: torch.Size, batch: int, count: int) -> int | None:
+    """The dimension that is the batch in `shape` and `count` in `part`; None if the
     shapes are the same, UNTOLD if it can't be told. −k, of 2 or more, where dimension 0
     has k rows for each sample.
     """
-    if len(shape) != len(less):
+    if len(shape) != len(part):
         return UNTOLD
-    changed = [axis for axis, size in enumerate(shape) if size != less[axis]]
+    changed = [axis for axis, size in enumerate(shape) if size != part[axis]]
     if not changed:
         return None
-    samples = [
-        axis for axis in changed if shape[axis] == batch and less[axis] == batch - 1
-    ]
+    samples = [axis for axis in changed if shape[axis] == batch and part[axis] == count]
     if samples:
         return samples[0]
     rows, left = divmod(shape[0], batch)
-    in_rows = changed == [0] and not left and less[0] == rows * (batch - 1)
+    in_rows = changed == [0] and not left and part[0] == rows * count
     return -rows if in_rows else UNTOLD
 
 
@@ -180,312 +285,92 @@ def _numbers(x: torch.Tensor, dim: int) -> torch.Tensor:
     """[rows, 2] in fp64 for the rows of x along a dimension: the norm, and the product
     with a fixed vector that tells permuted entries apart.
     """
-    rows = x.detach().movedim(dim, 0).flatten(1) if x.dim() > 1 else x.detach()[:, None]
-    rows = rows.double()
+    x = x.detach()
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    rows = x.movedim(dim, 0).flatten(1) if x.dim() > 1 else x[:, None]
+    rows = rows.to(accumulator(x.dtype) if x.is_floating_point() else torch.float64)
     places = torch.arange(1, rows.shape[1] + 1, device=x.device, dtype=torch.float64)
-    return torch.stack(
-        [torch.linalg.vector_norm(rows, dim=1), rows @ torch.cos(places)], 1
+    with torch.autocast(x.device.type, enabled=False):
+        along = rows @ torch.cos(places).to(rows.dtype)
+    return torch.stack([torch.linalg.vector_norm(rows, dim=1), along], 1).double()
+
+
+def mixed_before(whole: Pass, parts: Sequence[Pass], batch: int) -> dict[str, str]:
+    """By layer, what is wrong with the values that it is given."""
+    mixed = {}
+    for name, calls in whole.calls.items():
+        for number, call in enumerate(calls):
+            of_parts = [(part.samples, part.call(name, number)) for part in parts]
+            of_parts = [(s, one.first) for s, one in of_parts if one and one.first]
+            wrong = call.first and mixing(call.first, of_parts, batch)
+            if wrong:
+                mixed.setdefault(name, wrong)
+    return mixed
+
+
+def mixed_behind(whole: Pass, parts: Sequence[Pass], batch: int) -> str | None:
+    """What is wrong with the model's outputs, or with the gradients of the last layer
+    where something is; None if nothing.
+    """
+    return _mixed_outputs(whole.outputs, parts, batch) or _mixed_gradients(
+        whole, parts, batch
     )
 
 
-def probe(
-    model: nn.Module,
-    layers: Mapping[str, tuple[nn.Module, Callable]],
-    forward: Callable,
-    inputs: tuple[tuple, dict],
-    batch: int,
-    batch_dim: int,
-) -> Probe:
-    """Run the model's forward on all samples but the last.
-
-    Random state, buffers and the modules' attributes are put back; hooks of the user's
-    on inner modules run once more.
-
-    Args:
-        layers: name → a module to look at, and its own forward.
-        forward: the model's own.
-        inputs: args and kwargs of the model's call.
-        batch: the number of samples, 2 or more.
-        batch_dim: the dimension of samples in the inputs.
-    """
-    why = "none of its inputs has the samples"
-    for less in _with_one_less(inputs, batch, batch_dim):
-        passes = _Passes(model, layers, forward, inputs, less, batch)
-        try:
-            return passes.look()
-        except Exception as error:  # whatever a model does with another batch
-            first_line = str(error).strip().partition("\n")[0]
-            why = f"{type(error).__name__}: {first_line}"
-    return Probe(failed=why)
-
-
-def _with_one_less(inputs, batch: int, dim: int) -> Iterator[tuple]:
-    """The inputs without the last sample: all that have the batch's size, then the
-    first such alone, for another may have it by chance.
-    """
-    leaves, form = pytree.tree_flatten(inputs)
-    having = [
-        number
-        for number, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.Tensor)
-        and leaf.dim() > dim
-        and leaf.shape[dim] == batch
+def _mixed_gradients(whole: Pass, parts: Sequence[Pass], batch: int) -> str | None:
+    every = [
+        (name, number, place, rows)
+        for name, calls in whole.calls.items()
+        for number, call in enumerate(calls)
+        for place, rows in call.gradients.items()
     ]
-    for chosen in (having, having[:1]) if len(having) > 1 else (having,) * bool(having):
-        cut = [
-            leaf.narrow(dim, 0, batch - 1) if number in chosen else leaf
-            for number, leaf in enumerate(leaves)
+    slack = _slack_of_gradients(whole)
+    # what rounding leaves where the gradient itself is 0
+    zero = slack**2 * max((_largest(rows) for *_, rows in every), default=0.0)
+    for name, number, place, rows in reversed(every):
+        calls = [(part.samples, part.call(name, number)) for part in parts]
+        of_parts = [
+            (samples, call.gradients[place])
+            for samples, call in calls
+            if call and place in call.gradients
         ]
-        yield pytree.tree_unflatten(cut, form)
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """The forward passes of one look at a model, on all samples or on one less."""
-
-    model: nn.Module
-    layers: Mapping[str, tuple[nn.Module, Callable]]
-    forward: Callable
-    all_of_them: tuple[tuple, dict]
-    less: tuple[tuple, dict]
-    batch: int
-
-    def look(self) -> Probe:
-        calls, outputs, random_numbers = self._run(self.less)
-        found = Probe(calls, outputs, random_numbers)
-        if random_numbers:
-            mixed = self._compare_without_dropout()
-            found.mixed = mixed or {}
-            found.unchecked = mixed is None
-        if any(
-            isinstance(self.layers[name][0], nn.Embedding) and _may_be_shared(call)
-            for name, of_layer in calls.items()
-            for call in of_layer
-        ):
-            found.not_expanded = self._why_not_expanded(found)
-        return found
-
-    def _compare_without_dropout(self) -> dict[str, str] | None:
-        """By layer, what is wrong; None where random numbers are drawn still."""
-        with WithoutDropout():
-            less, _, random_numbers = self._run(self.less)
-            if random_numbers:
-                return None
-            mixed = {}
-
-            def compare(name, number, x):
-                dim = located(x.shape, less[name][number].inputs[0], self.batch)
-                wrong = mixing(less[name][number], x, dim)
-                if wrong:
-                    mixed.setdefault(name, wrong)
-
-            self._run(self.all_of_them, compare)
-        return mixed
-
-    def _why_not_expanded(self, found: Probe) -> str | None:
-        """Try it: None if the model's outputs are as large as without."""
-        wrappers = {}
-
-        def expanding(name, own):
-            numbers = itertools.count()
-
-            def call(ids):
-                dim = found.dims(name, next(numbers), [ids.shape], self.batch, False)
-                alone = dim == [None] and (ids.dim() == 1 or len(ids) == 1)
-                if alone:
-                    ids = ids.expand(self.batch, *ids.shape[ids.dim() > 1 :])
-                return own(ids)
-
-            return call
-
-        for name, (module, own) in self.layers.items():
-            if isinstance(module, nn.Embedding) and module is not self.model:
-                wrappers[module] = expanding(name, own)
-        args, kwargs = self.all_of_them
-        try:
-            with unchanged(self.model):
-                for module in self.model.modules():
-                    if module is not self.model:
-                        own = next(
-                            (o for m, o in self.layers.values() if m is module), None
-                        )
-                        if own is not None:
-                            module.__dict__["forward"] = wrappers.get(module, own)
-                result = self.forward(*args, **kwargs)
-        except Exception as error:
-            first_line = str(error).strip().partition("\n")[0]
-            return f"{type(error).__name__}: {first_line}"
-        shapes = [tensor.shape for tensor in tensors(result)]
-        same = len(shapes) == len(found.outputs) and all(
-            located(shape, less, self.batch) != UNTOLD
-            for shape, less in zip(shapes, found.outputs)
-        )
-        return None if same else "the model's output has another shape then"
-
-    def _run(self, inputs, compare: Callable | None = None):
-        """(calls by layer, shapes of the model's outputs, whether random numbers were
-        drawn) of a pass on these inputs; `compare` is given each layer's first input
-        and its number instead.
-        """
-        calls: dict[str, list[Call]] = defaultdict(list)
-        forward = self.forward
-        with unchanged(self.model) as drew:
-            for name, (module, own) in self.layers.items():
-                if compare:
-                    look = _compared(functools.partial(compare, name), own)
-                else:
-                    look = _recorded(calls[name], own, self.batch)
-                if module is self.model:
-                    forward = look
-                else:
-                    module.__dict__["forward"] = look
-            args, kwargs = inputs
-            outputs = tuple(
-                tensor.shape for tensor in tensors(forward(*args, **kwargs))
+        off = samples_off(rows, of_parts, batch, slack, zero)
+        if off:
+            return (
+                f"{name} gets other gradients for {len(off)} of {batch} samples where the batch is run in parts: "
+                "samples mix behind it, so they have no gradients of their own"
             )
-            random_numbers = drew()
-        return dict(calls), outputs, random_numbers
+    return None
 
 
-def _may_be_shared(call: Call) -> bool:
-    """Whether a look-up's ids may be the same for all samples."""
-    shape = call.inputs[0] if call.inputs else ()
-    return len(shape) == 1 or (len(shape) > 1 and shape[0] == 1)
+def _slack_of_gradients(whole: Pass) -> float:
+    """Of a row's norm: that of the narrowest dtype, for a gradient has come through it."""
+    calls = [call for of_layer in whole.calls.values() for call in of_layer]
+    seen = [one for call in calls for one in (call.first, *call.gradients.values())]
+    slack = max((one.slack for one in seen if one), default=_EXACT)
+    return slack if slack == _EXACT else max(slack, _KINKS)
 
 
-def _compared(compare: Callable, forward: Callable) -> Callable:
-    numbers = itertools.count()
-
-    def call(*args, **kwargs):
-        given = tensors((args, kwargs))
-        number = next(numbers)
-        if given:
-            compare(number, given[0])
-        return forward(*args, **kwargs)
-
-    return call
-
-
-class WithoutDropout(TorchFunctionMode):
-    """Dropout does nothing inside, wherever torch.nn.functional has it."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if func is functional.scaled_dot_product_attention:
-            args = args[:4] + (0.0,) * (len(args) > 4) + args[5:]
-            kwargs.pop("dropout_p", None)
-        if func is functional.multi_head_attention_forward:
-            kwargs["training"] = False
-        return func(*args, **kwargs)
-
-
-_DROPOUTS = frozenset(
-    [
-        functional.dropout,
-        functional.dropout1d,
-        functional.dropout2d,
-        functional.dropout3d,
-        functional.alpha_dropout,
-        functional.feature_alpha_dropout,
-        torch.dropout,
-    ]
-)
-
-
-def _recorded(calls: list[Call], forward: Callable, batch: int) -> Callable:
-    def call(*args, **kwargs):
-        given = tensors((args, kwargs))
-        numbers = {}
-        if given:
-            numbers = {
-                axis: _numbers(given[0], axis)
-                for axis, size in enumerate(given[0].shape)
-                if given[0].numel()
-                and (size == batch - 1 or (axis == 0 and size % (batch - 1) == 0))
-            }
-        result = forward(*args, **kwargs)
-        calls.append(
-            Call(
-                tuple(tensor.shape for tensor in given),
-                tuple(tensor.shape for tensor in tensors(result)),
-                numbers,
+def _mixed_outputs(
+    outputs: Sequence[Rows], parts: Sequence[Pass], batch: int
+) -> str | None:
+    """What is wrong with the model's outputs; None if nothing is."""
+    for place, rows in enumerate(outputs):
+        of_parts = [
+            (part.samples, part.outputs[place])
+            for part in parts
+            if place < len(part.outputs)
+        ]
+        off = samples_off(rows, of_parts, batch)
+        if off:
+            return (
+                f"the model gives other outputs for {len(off)} of {batch} samples where the batch is run in parts: "
+                "samples mix behind its last layer, so they have no gradients of their own"
             )
-        )
-        return result
-
-    return call
+    return None
 
 
-def tensors(tree: object) -> list[torch.Tensor]:
-    """The tensors of nested tuples, lists and dicts, in order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module):
-    """Whatever runs inside leaves random states, buffers and the modules' attributes as
-    they were; yields a function that says whether random numbers were drawn so far.
-
-    What a module changes inside a list, a dict or another object stays changed.
-    """
-    attributes = [
-        (there, dict(there))
-        for module in model.modules()
-        for there in (module.__dict__, module._buffers)
-    ]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    device = next(model.parameters()).device
-    devices = [] if device.type == "cpu" else [device]
-    of_python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy else None
-    before = random_state(device)
-    fork = torch.random.fork_rng(
-        devices, device_type=device.type if devices else "cuda"
-    )
-    with torch.no_grad(), fork:
-        try:
-            yield lambda: (
-                not same_state(before, random_state(device))
-                or random.getstate() != of_python
-            )
-        finally:
-            for there, values in attributes:
-                there.clear()
-                there.update(values)
-            for buffer, version, copy in buffers:
-                if buffer._version != version:
-                    buffer.copy_(copy)
-            random.setstate(of_python)
-            if numpy:
-                numpy.random.set_state(of_numpy)
-
-
-def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Of torch's generators that a module on this device draws from."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device.type).get_rng_state(device))
-    return tuple(states)
-
-
-def same_state(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other))
-
-
-@contextlib.contextmanager
-def as_drawn(states: tuple[torch.Tensor, ...], device: torch.device):
-    """Draw again from these states of `random_state`; afterwards the generators are as
-    they were.
-    """
-    devices = [] if device.type == "cpu" else [device]
-    fork = torch.random.fork_rng(
-        devices, device_type=device.type if devices else "cuda"
-    )
-    with fork:
-        torch.set_rng_state(states[0])
-        for state in states[1:]:
-            torch.get_device_module(device.type).set_rng_state(state, device)
-        yield
+def _largest(rows: Rows) -> float:
+    """The largest norm of a row; 0 of rows that are not finite."""
+    norms = [numbers[:, 0].amax().item() for numbers in rows.numbers.values()]
+    return max((norm for norm in norms if norm < float("inf")), default=0.0)

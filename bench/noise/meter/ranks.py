@@ -300,7 +300,7 @@ class Across:
 
     @property
     def probes(self) -> Callable[[bool, bool], bool] | None:
-        """Whether to look at the model without the last sample: all ranks or none, for
+        """Whether to look at the model on parts of the batch: all ranks or none, for
         sharded weights are put together by all. None where each may do as it likes.
         """
         return self._agree_on_probe if self._ranks and self._ranks.sharded else None

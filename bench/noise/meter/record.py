@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from batchline.bench.errors import UsageError
-from batchline.bench.noise.meter.probe import Probe, probe
+from batchline.bench.noise.meter.passes import probe, tensors
+from batchline.bench.noise.meter.probe import Probe
 from batchline.bench.noise.meter.second_moment import Preconditioner
 from batchline.bench.noise.meter.step import (
     Fold,
@@ -98,7 +99,7 @@ class Record:
         self._keep = keep
         self._may_probe = may_probe
         self.why_not: str | None = None
-        self.trusted: str | None = None
+        self.trusted: tuple[str, ...] = ()
         self._model = model
         self._layers = [(layer, layer.module.forward) for layer in layers]
         self._names = names
@@ -119,6 +120,7 @@ class Record:
         self._open: list[Step] = []
         self._weights: list[torch.Tensor] = []
         self._own_forward = model.forward
+        self._seen: Probe | None = None
         self._put_back: list[Callable[[], object]] = []
         self._model_calls = 0
 
@@ -192,10 +194,17 @@ class Record:
                 each.shares = True
 
     def _call_model(self, inner: Callable, *args, **kwargs):
-        if torch.is_grad_enabled():
-            self._is_called(args, kwargs)
-            inner = self._inner
-        return inner(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return inner(*args, **kwargs)
+        self._seen = None
+        self._is_called(args, kwargs)
+        result = self._inner(*args, **kwargs)
+        if self._seen is not None:
+            # after what the layers have to say, which is more exact
+            wrong = self._seen.coupling(tensors(result), self._open[-1].batch)
+            if wrong:
+                raise UsageError(wrong)
+        return result
 
     def _is_called(self, args: tuple, kwargs: dict) -> None:
         if backward_pass() >= 0:  # a checkpoint runs it again
@@ -285,18 +294,42 @@ class Record:
                 layers,
                 self._own_forward,
                 (args, kwargs),
-                batch,
+                self._rows_of_samples(batch),
                 self._options.batch_dim,
+                differentiate=not (self._is_sharded or self._is_differentiated),
             )
         if found is None:
             return None
         if found.failed:
-            self.trusted = (
-                "samples are dimension 0 of every layer, for the model does not run with one sample less "
+            self._trust(
+                "samples are dimension 0 of every layer and don't mix, for the model does not run with one sample less "
                 f"({found.failed})"
             )
             return None
+        self._trust(*found.trusted)
+        if self._is_sharded:
+            self._trust(
+                "samples stay apart in the backward pass, which isn't tried where parameters are sharded"
+            )
+        self._seen = found
         return found
+
+    def _rows_of_samples(self, batch: int) -> Sequence[Sequence[int]]:
+        if self._fold and self._fold.samples > 1:
+            return self._fold.order.tolist()
+        return [[row] for row in range(batch)]
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._may_probe is not None
+
+    @property
+    def _is_differentiated(self) -> bool:
+        return any(one.differentiated for one in self._probes.values())
+
+    def _trust(self, *assumptions: str) -> None:
+        """Note what the figures rest on, once."""
+        self.trusted = tuple(dict.fromkeys((*self.trusted, *assumptions)))
 
     def finish(self, mean: bool) -> tuple[dict[str, ParameterStatistics], list[int]]:
         """The statistics of each parameter, and the samples of each call.
@@ -344,7 +377,9 @@ class Record:
                 "layers were called several times, and the model itself was not: say how many samples there are, "
                 "samples=, if all calls see the same, or call the model"
             )
-        self.trusted = "samples are dimension 0 of every layer, for the model itself was not called"
+        self._trust(
+            "samples are dimension 0 of every layer, for the model itself was not called"
+        )
         self._check_count(self._open[-1].batch)
 
     def _check_samples(self, samples: list[int], mean: bool) -> None:
