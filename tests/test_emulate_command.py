@@ -169,14 +169,6 @@ def test_what_is_no_shape_is_a_line(shape, options, line):
         sizes_of(shape, **options)
 
 
-@pytest.mark.parametrize(
-    "words", [["--pin"], ["--pin", "--mutants", "--arch", "90"]], ids=" ".join
-)
-def test_only_what_all_kernels_did_is_pinned(words):
-    with pytest.raises(UsageError, match="--pin keeps what --mutants says of all"):
-        emulate(*words)
-
-
 class OnePool:
     """Does each job at once, in this process."""
 
