@@ -13,6 +13,7 @@ from batchline.bench.commands import _emulation_choice as choice
 from batchline.bench.commands import _emulation_tables as show
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.emulated import mutant_table
 from batchline.bench.measure.emulated.executed import Executed, Fault
 from batchline.bench.measure.emulator.counts import Counts, LineCounts
 from batchline.bench.measure.emulator.subjects import Subject
@@ -167,6 +168,22 @@ def test_sizes_have_the_names_of_the_op():
 def test_what_is_no_shape_is_a_line(shape, options, line):
     with pytest.raises(UsageError, match=line):
         sizes_of(shape, **options)
+
+
+@compiled_with
+def test_mutants_of_a_kernel_are_kept_in_the_table(tmp_path, monkeypatch, capsys):
+    pinned = tmp_path / "reports" / "baselines" / "mutants.json"
+    pinned.parent.mkdir(parents=True)
+    monkeypatch.setattr(mutant_table, "PINNED", pinned)
+    code = emulate("grad_reduce/triton_one_launch", "--mutants", "1", "--pin")
+    said = capsys.readouterr().out
+    assert code == ExitCode.CLEAN, said
+    assert "reports/baselines/mutants.json has 2 of these 2 subjects" in said
+    names = [part.subjects for part in mutant_table.read().parts]
+    assert sorted(names) == [
+        (f"grad_reduce/triton_one_launch float16 ragged sm_{architecture}",)
+        for architecture in (80, 90)
+    ]
 
 
 class OnePool:
