@@ -173,7 +173,6 @@ def test_what_is_no_shape_is_a_line(shape, options, line):
 @compiled_with
 def test_mutants_of_a_kernel_are_kept_in_the_table(tmp_path, monkeypatch, capsys):
     pinned = tmp_path / "reports" / "baselines" / "mutants.json"
-    pinned.parent.mkdir(parents=True)
     monkeypatch.setattr(mutant_table, "PINNED", pinned)
     code = emulate("grad_reduce/triton_one_launch", "--mutants", "1", "--pin")
     said = capsys.readouterr().out

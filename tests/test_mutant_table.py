@@ -56,7 +56,6 @@ class Pool:
 @pytest.fixture
 def pinned(tmp_path, monkeypatch):
     path = tmp_path / "reports" / "baselines" / "mutants.json"
-    path.parent.mkdir(parents=True)
     monkeypatch.setattr(mutant_table, "PINNED", path)
     return path
 
@@ -209,16 +208,21 @@ def test_what_the_table_has_besides_is_named(pinned, capsys):
     assert f"counted, and none of them now: {FIRST}" in said
 
 
-def test_another_number_of_mutants_is_a_line(pinned):
-    pin(Pool(), FIRST)
-    with pytest.raises(UsageError, match="at most 4 mutants of a kind: give --mutants"):
-        pin(Pool(), FIRST, SECOND, most=8)
+@pytest.mark.parametrize(
+    "kept, asked, give",
+    [(4, 8, "has at most 4 .* --mutants 4,"), (None, 8, "has all .* --mutants,")],
+)
+def test_another_number_of_mutants_is_a_line(pinned, kept, asked, give):
+    mutant_table.add(FIRST, [judged(FIRST)], kept)
+    with pytest.raises(UsageError, match=give):
+        pin(Pool(), FIRST, SECOND, most=asked)
 
 
 @pytest.mark.parametrize(
     "text", ["{", "[]", json.dumps({"subjects": [], "kinds": {}})], ids=len
 )
 def test_a_damaged_file_is_a_line(pinned, text):
+    pinned.parent.mkdir(parents=True)
     pinned.write_text(text)
     with pytest.raises(UsageError, match="mutants.json"):
         pin(Pool(), FIRST)

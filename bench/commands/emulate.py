@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batchline.bench.measure.compiled.compile_pool import Pool
     from batchline.bench.measure.emulated.executed import Executed
     from batchline.bench.measure.emulated.mutant_table import Table
+    from batchline.bench.measure.emulator.mutants import Judged
     from batchline.bench.measure.emulator.subjects import Subject
 
 HELP = "execute GPU kernels without a GPU: verdicts, races, exact counts by source line"
@@ -204,7 +205,6 @@ def _judge_mutants(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> i
     """Print what share of the mutants of the subjects' kernels is noticed, by kind, and
     each that is not; the exit code. With --pin, of all that the pinned table has.
     """
-    from batchline.bench.commands import _emulation_tables as show
     from batchline.bench.measure.emulated import executed, mutant_table
 
     began_s = time.monotonic()
@@ -221,18 +221,35 @@ def _judge_mutants(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> i
             judged += some
             parts.append(mutant_table.part_of(subject, some))
             problems += lines
-    table = mutant_table.Table(most, tuple(parts))
     closing = [f"{len(judged)} mutants in {time.monotonic() - began_s:.0f} s"]
+    table = mutant_table.Table(most, tuple(parts))
     if options.pin:
         table = mutant_table.load(most)
         closing += _describe_pinned(table, wanted, is_all=not options.what)
-    unproven = [*show.missed_mutants(table.missed), *show.broken_mutants(judged)]
-    tables = show.mutants_table(table.shares), show.redundant_mutants(table.redundant)
-    rest = ("\n".join(lines) for lines in (unproven, problems, closing))
-    print("\n\n".join(filter(None, (*tables, *rest))))
+    _print_mutants(table, judged, problems, closing)
     if problems or any(one.missed or one.broken for one in table.shares):
         return ExitCode.FAULT
     return ExitCode.CLEAN if table.shares else ExitCode.NOT_MEASURED
+
+
+def _print_mutants(
+    table: Table,
+    judged: Sequence[Judged],
+    problems: Sequence[str],
+    closing: Sequence[str],
+) -> None:
+    """Print the table, and each mutant that it missed or that has broken the emulator
+    now.
+    """
+    from batchline.bench.commands import _emulation_tables as show
+
+    unproven = [*show.missed_mutants(table.missed), *show.broken_mutants(judged)]
+    said = [
+        show.mutants_table(table.shares),
+        show.redundant_mutants(table.redundant),
+        *("\n".join(lines) for lines in (unproven, problems, closing)),
+    ]
+    print("\n\n".join(filter(None, said)))
 
 
 def _choose_unpinned(

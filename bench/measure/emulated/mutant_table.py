@@ -154,10 +154,11 @@ def load(most: int | None) -> Table:
         return Table(most)
     table = read()
     if table.most != most:
+        has = "all" if table.most is None else f"at most {table.most}"
+        give = "--mutants" if table.most is None else f"--mutants {table.most}"
         raise UsageError(
-            f"{PINNED.name} has at most {table.most or 'all'} mutants of a kind: give "
-            f"--mutants{f' {table.most}' if table.most else ''}, or remove the file to "
-            "execute all kernels anew"
+            f"{PINNED.name} has {has} mutants of a kind and change: give {give}, or "
+            "remove the file to execute all kernels anew"
         )
     return table
 
@@ -199,6 +200,7 @@ def _save(table: Table) -> None:
     parts = ",\n".join(
         json.dumps(asdict(part), ensure_ascii=False) for part in table.parts
     )
+    PINNED.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(
         PINNED, f'{{"{_MOST}": {json.dumps(table.most)}, "parts": [\n{parts}\n]}}\n'
     )
