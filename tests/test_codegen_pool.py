@@ -76,6 +76,14 @@ def test_what_is_not_done_in_time_is_neither_done_nor_a_problem():
         assert set(again.values()) == {"c", "d"} and problems == []
 
 
+def test_what_is_over_is_had_while_another_job_still_runs():
+    with Pool(2) as pool:
+        pool.each(double, [(1,), (2,)])
+        over = pool.as_they_end(sometimes, [("hangs",), ("a",), ("raises",)])
+        assert next(over) == (("a",), "a", None)
+        assert next(over) == (("raises",), None, "raises: ValueError: no")
+
+
 def test_a_pool_keeps_its_processes_from_one_piece_of_work_to_the_next():
     with Pool(1) as pool:
         (first, _), (second, _) = (

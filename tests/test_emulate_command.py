@@ -13,6 +13,7 @@ from batchline.bench.commands import _emulation_choice as choice
 from batchline.bench.commands import _emulation_tables as show
 from batchline.bench.errors import ExitCode, UsageError
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.emulated import mutant_table
 from batchline.bench.measure.emulated.executed import Executed, Fault
 from batchline.bench.measure.emulator.counts import Counts, LineCounts
 from batchline.bench.measure.emulator.subjects import Subject
@@ -169,12 +170,19 @@ def test_what_is_no_shape_is_a_line(shape, options, line):
         sizes_of(shape, **options)
 
 
-@pytest.mark.parametrize(
-    "words", [["--pin"], ["--pin", "--mutants", "--arch", "90"]], ids=" ".join
-)
-def test_only_what_all_kernels_did_is_pinned(words):
-    with pytest.raises(UsageError, match="--pin keeps what --mutants says of all"):
-        emulate(*words)
+@compiled_with
+def test_mutants_of_a_kernel_are_kept_in_the_table(tmp_path, monkeypatch, capsys):
+    pinned = tmp_path / "reports" / "baselines" / "mutants.json"
+    monkeypatch.setattr(mutant_table, "PINNED", pinned)
+    code = emulate("grad_reduce/triton_one_launch", "--mutants", "1", "--pin")
+    said = capsys.readouterr().out
+    assert code == ExitCode.CLEAN, said
+    assert "reports/baselines/mutants.json has 2 of these 2 subjects" in said
+    names = [part.subjects for part in mutant_table.read().parts]
+    assert sorted(names) == [
+        (f"grad_reduce/triton_one_launch float16 ragged sm_{architecture}",)
+        for architecture in (80, 90)
+    ]
 
 
 class OnePool:

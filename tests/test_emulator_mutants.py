@@ -1,13 +1,12 @@
 """Mutants of compiled kernels: what is changed, and that what it changes is noticed."""
 
-import json
 from dataclasses import dataclass
 
 import pytest
 
 from batchline import kernels
-from batchline.bench.commands import _emulation_tables as show
 from batchline.bench.measure.compiled import compiler
+from batchline.bench.measure.emulated import mutant_table
 from batchline.bench.measure.emulator import mutants, ptx
 from batchline.bench.measure.emulator.launch import LaunchRefused
 from batchline.bench.measure.emulator.subjects import Subject
@@ -134,24 +133,6 @@ def test_a_barrier_is_idle_if_nothing_conflicts_up_to_the_next(before, after, is
     assert mutants.is_idle(kernel, line, False) is is_idle
 
 
-def test_a_share_counts_what_changes_behaviour():
-    assert mutants.Share("barrier", 19, 100, 1).share == 0.95
-    assert mutants.Share("barrier", 0, 100, 0).share is None
-
-
-def test_of_every_kind_enough_was_noticed_when_all_were_executed():
-    found = mutants.pinned_shares()
-    assert {one.kind for one in found} >= {"barrier", "mask", "parity", "proxy fence"}
-    assert not [one for one in found if one.share is not None and one.share < LEAST]
-
-
-def test_every_kernel_is_in_what_is_pinned_and_none_broke_the_emulator():
-    kept = json.loads(mutants.PINNED.read_text())
-    variants = {name.split(" ")[0] for name in kept["subjects"]}
-    assert variants >= {"bmm/triton_persistent_tma", "bmm/triton_warp_specialized"}
-    assert not any(one.broken for one in mutants.pinned_shares())
-
-
 @pytest.mark.parametrize(
     "raised, expected",
     [
@@ -171,18 +152,6 @@ def test_what_breaks_the_emulator_is_told_from_what_is_refused(
         execute(Launch("as it was"), None, mutants.LATE)
 
 
-def test_a_mutant_that_broke_the_emulator_proves_nothing():
-    mutant = mutants.Mutant("barrier", 1, "bar.sync 0;", "taken out", "")
-    judged = [
-        mutants.Judged(SAMPLE[0], mutant, status, "")
-        for status in (mutants.NOTICED, mutants.BROKEN)
-    ]
-    (share,) = mutants.shares(judged)
-    assert (share.noticed, share.broken, share.share) == (1, 1, 1.0)
-    assert "the emulator fails on" in show.broken_mutants(judged)[0]
-    assert not show.missed_mutants(judged)
-
-
 @compiled
 @pytest.mark.parametrize("subject", SAMPLE, ids=str)
 def test_a_sample_is_noticed(subject):
@@ -194,10 +163,9 @@ def test_a_sample_is_noticed(subject):
 @compiled
 @pytest.mark.slow
 def test_of_every_kind_enough_is_noticed_in_all_variants():
-    found = [
-        one
+    parts = [
+        mutant_table.part_of(subject, mutants.judged(subject, most=4))
         for subject in mutants.chosen(kernels.ops.values())
-        for one in mutants.judged(subject, most=4)
     ]
-    shares = mutants.shares(found)
+    shares = mutant_table.Table(4, tuple(parts)).shares
     assert not [one for one in shares if one.share is not None and one.share < LEAST]

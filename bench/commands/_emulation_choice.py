@@ -42,7 +42,7 @@ def named(
     kernels = [one for one in found.variants if _is_kernel(one)]
     variants, cases = {}, {}
     for name in names or [""]:
-        if name.count("/") == _PARTS - 1:
+        if is_case_id(name):
             cases[name] = _variant_of_case(found, name)
             continue
         exact = [one for one in kernels if one.id == name]
@@ -198,7 +198,7 @@ def sizes_asked_for(
         return None
     if options.probe is not None:
         raise UsageError("--shape and --probe both say which inputs: give one of them")
-    if any(name.count("/") == _PARTS - 1 for name in options.what):
+    if any(map(is_case_id, options.what)):
         raise UsageError("--shape is for op/variant: a case id has its own shape")
     sizes = _parsed(options.shape)
     for op in dict.fromkeys(one.op for one in variants):
@@ -209,6 +209,11 @@ def sizes_asked_for(
                 f"{one.id} takes {', '.join(one.dtypes)}: not {options.dtype!r}"
             )
     return ",".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def is_case_id(name: str) -> bool:
+    """Whether a name that was given is that of a case, and of no kernel."""
+    return name.count("/") == _PARTS - 1
 
 
 def is_case(subject: Subject) -> bool:

@@ -15,6 +15,7 @@ from batchline.bench.verdicts.predicted import format_predictions, predictions
 
 if TYPE_CHECKING:
     from batchline.bench.measure.emulated.executed import Executed, Fault
+    from batchline.bench.measure.emulated.mutant_table import Share
     from batchline.bench.measure.emulator.counts import Counts, LineCounts
     from batchline.bench.measure.emulator.mutants import Judged
     from batchline.bench.measure.emulator.subjects import Subject
@@ -251,12 +252,10 @@ def _over(count: int, fewest: int) -> str:
     return units.ratio(count / fewest) if fewest else ""
 
 
-def mutants_table(judged: Sequence[Judged]) -> str:
+def mutants_table(shares: Iterable[Share]) -> str:
     """By kind: how many mutants were noticed, changed nothing, were missed, or broke
     the emulator.
     """
-    from batchline.bench.measure.emulator.mutants import shares
-
     return draw(
         ("kind", "noticed", "no change", "missed", "broken", "of those that change"),
         [
@@ -268,30 +267,34 @@ def mutants_table(judged: Sequence[Judged]) -> str:
                 f"{one.broken}",
                 "" if one.share is None else f"{one.share:.1%}",
             )
-            for one in shares(judged)
+            for one in shares
         ],
     )
 
 
-def missed_mutants(judged: Iterable[Judged]) -> list[str]:
-    """A line for each that was missed."""
-    from batchline.bench.measure.emulator.mutants import MISSED
+def redundant_mutants(counts: Mapping[str, int]) -> str:
+    """How many mutants changed nothing, by kind and reason."""
+    if not counts:
+        return ""
+    return draw(
+        ("kind", "why there is no change", "mutants"),
+        [(*name.split(": ", 1), f"{count}") for name, count in counts.items()],
+    )
 
-    return _mutants(judged, MISSED, "missed")
+
+def missed_mutants(lines: Iterable[str]) -> list[str]:
+    """A line for each that was missed."""
+    return [wrapped(f"missed: {line}") for line in lines]
 
 
 def broken_mutants(judged: Iterable[Judged]) -> list[str]:
     """A line for each on which the emulator itself failed."""
     from batchline.bench.measure.emulator.mutants import BROKEN
 
-    return _mutants(judged, BROKEN, "the emulator fails on")
-
-
-def _mutants(judged: Iterable[Judged], status: str, says: str) -> list[str]:
     return [
-        wrapped(f"{says}: {one.subject}, {one.mutant}: {one.by}")
+        wrapped(f"the emulator fails on {one.subject}, {one.mutant}: {one.by}")
         for one in judged
-        if one.status == status
+        if one.status == BROKEN
     ]
 
 

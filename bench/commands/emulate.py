@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from batchline.bench import console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from batchline.bench.declared import Catalogue, Declared
     from batchline.bench.measure.compiled.compile_pool import Pool
     from batchline.bench.measure.emulated.executed import Executed
+    from batchline.bench.measure.emulated.mutant_table import Table
+    from batchline.bench.measure.emulator.mutants import Judged
     from batchline.bench.measure.emulator.subjects import Subject
 
 HELP = "execute GPU kernels without a GPU: verdicts, races, exact counts by source line"
@@ -120,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pin",
         action="store_true",
-        help="with --mutants, of all kernels: keep the shares in reports/baselines",
+        help="with --mutants: execute the kernels that reports/baselines/mutants.json lacks, "
+        "or those that are named, keep each there as soon as it is done, and print all that "
+        "the file has",
     )
     parser.add_argument(
         "--speed",
@@ -151,11 +155,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_fitting(options: argparse.Namespace) -> None:
-    """Raise UsageError for --pin where it would pin something else than all."""
-    limits = (options.what, options.arch, options.dtype, options.probe, options.shape)
-    if options.pin and (options.mutants is None or any(limits)):
+    """Raise UsageError for --pin where it would pin something else than whole kernels."""
+    limits = (options.arch, options.dtype, options.probe, options.shape)
+    is_limited = any(limits) or any(map(choice.is_case_id, options.what))
+    if options.pin and (options.mutants is None or is_limited):
         raise UsageError(
-            "--pin keeps what --mutants says of all kernels: give no kernel and no other limit"
+            "--pin keeps what --mutants says of whole kernels: give no case id and no "
+            "other limit"
         )
 
 
@@ -197,36 +203,88 @@ def _execute(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
 
 def _judge_mutants(pool: Pool, options: argparse.Namespace, chosen: Chosen) -> int:
     """Print what share of the mutants of the subjects' kernels is noticed, by kind, and
-    each that is not; the exit code.
+    each that is not; the exit code. With --pin, of all that the pinned table has.
     """
-    from batchline.bench.commands import _emulation_tables as show
-    from batchline.bench.measure.emulated import executed
-    from batchline.bench.measure.emulator import mutants
+    from batchline.bench.measure.emulated import executed, mutant_table
 
     began_s = time.monotonic()
-    jobs = executed.mutant_jobs(_with_mutants(options, chosen), options.mutants)
+    most = None if options.mutants == _EVERY_MUTANT else options.mutants
+    wanted = _with_mutants(options, chosen)
+    left = _choose_unpinned(options, wanted, most) if options.pin else wanted
+    judged, parts, problems = [], [], [*chosen.broken]
     with Progress() as progress:
-        results, problems = pool.each(
-            executed.judge_mutants,
-            jobs,
-            tell=lambda done: progress.tell(done, len(jobs)),
-        )
-    judged = [one for job in jobs for one in results.get(job, ())]
-    unproven = [*show.missed_mutants(judged), *show.broken_mutants(judged)]
-    problems = [*chosen.broken, *problems]
-    parts = [show.mutants_table(judged), "\n".join(unproven), "\n".join(problems)]
-    parts.append(f"{len(judged)} mutants in {time.monotonic() - began_s:.0f} s")
-    if options.pin and not problems:
-        mutants.pin(
-            judged, None if options.mutants == _EVERY_MUTANT else options.mutants
-        )
-        parts.append(
-            f"pinned in {mutants.PINNED.relative_to(mutants.PINNED.parents[2])}"
-        )
-    print("\n\n".join(filter(None, parts)))
-    if unproven or problems:
+        for subject, some, lines in executed.judge_all_mutants(
+            pool, left, most, progress.tell
+        ):
+            if options.pin and not lines:
+                mutant_table.add(subject, some, most)
+            judged += some
+            parts.append(mutant_table.part_of(subject, some))
+            problems += lines
+    closing = [f"{len(judged)} mutants in {time.monotonic() - began_s:.0f} s"]
+    table = mutant_table.Table(most, tuple(parts))
+    if options.pin:
+        table = mutant_table.load(most)
+        closing += _describe_pinned(table, wanted, is_all=not options.what)
+    _print_mutants(table, judged, problems, closing)
+    if problems or any(one.missed or one.broken for one in table.shares):
         return ExitCode.FAULT
-    return ExitCode.CLEAN if judged else ExitCode.NOT_MEASURED
+    return ExitCode.CLEAN if table.shares else ExitCode.NOT_MEASURED
+
+
+def _print_mutants(
+    table: Table,
+    judged: Sequence[Judged],
+    problems: Sequence[str],
+    closing: Sequence[str],
+) -> None:
+    """Print the table, and each mutant that it missed or that has broken the emulator
+    now.
+    """
+    from batchline.bench.commands import _emulation_tables as show
+
+    unproven = [*show.missed_mutants(table.missed), *show.broken_mutants(judged)]
+    said = [
+        show.mutants_table(table.shares),
+        show.redundant_mutants(table.redundant),
+        *("\n".join(lines) for lines in (unproven, problems, closing)),
+    ]
+    print("\n\n".join(filter(None, said)))
+
+
+def _choose_unpinned(
+    options: argparse.Namespace, wanted: Sequence[Subject], most: int | None
+) -> Sequence[Subject]:
+    """The subjects that the pinned table lacks; those of kernels that are named, anyway.
+
+    Raises:
+        UsageError: if a named one is counted together with others, or the table has
+        another number of mutants.
+    """
+    from batchline.bench.measure.emulated import mutant_table
+
+    table = mutant_table.load(most)
+    if not options.what:
+        return [one for one in wanted if str(one) not in table.subjects]
+    for one in wanted:
+        table.without(one)
+    return wanted
+
+
+def _describe_pinned(
+    table: Table, wanted: Sequence[Subject], is_all: bool
+) -> Iterator[str]:
+    """How much of what is wanted the pinned table has; and, if that is all that there
+    is, what it has besides.
+    """
+    from batchline.bench.measure.emulated.mutant_table import PINNED
+
+    names = {str(one) for one in wanted}
+    path = PINNED.relative_to(PINNED.parents[2])
+    yield f"{path} has {len(names & table.subjects)} of these {len(names)} subjects"
+    others = sorted(table.subjects - names)
+    if others and is_all:
+        yield f"counted, and none of them now: {', '.join(others)}"
 
 
 def _with_mutants(options: argparse.Namespace, chosen: Chosen) -> list[Subject]:

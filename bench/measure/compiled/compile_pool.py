@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
 from batchline.bench import texts
@@ -61,13 +61,30 @@ class Pool:
         """{job: work(*job)} of those that came to an end, and a line for each that did
         not.
 
+        `tell` is called with the number of jobs that are over, each time that it grows;
+        for the rest see `as_they_end`.
+        """
+        results, problems = {}, []
+        for job, result, problem in self.as_they_end(work, jobs, until_s):
+            if problem is None:
+                results[job] = result
+            else:
+                problems.append(problem)
+            tell(len(results) + len(problems))
+        return results, problems
+
+    def as_they_end(
+        self, work: Callable, jobs: Sequence[Hashable], until_s: float = math.inf
+    ) -> Iterator[tuple[Hashable, object, str | None]]:
+        """(job, work(*job), None) of each as soon as it is over, or (job, None, why it
+        came to no end in a line).
+
         Args:
             work: a module's function, for the processes import it.
             jobs: in the order in which they are started.
-            until_s: on the monotonic clock; what is not done by then is in neither.
-            tell: called with the number of jobs that are over, each time that it grows.
+            until_s: on the monotonic clock; what is not done by then is left out.
         """
-        waiting, results, problems = deque(jobs), {}, []
+        waiting = deque(jobs)
         while len(self._workers) < min(self._count, len(jobs)):
             self._workers.append(_Worker())
         for worker in self._workers:
@@ -83,19 +100,17 @@ class Pool:
             )
             if not ready and left_s < _LONGEST_S:
                 self._end(busy.values())
-                break
+                return
             for worker in [busy[connection] for connection in ready] or list(
                 busy.values()
             ):
                 job, (result, problem) = worker.job, worker.result(hung=not ready)
-                if problem is None:
-                    results[job] = result
-                else:
-                    name = " ".join(map(str, job)) if type(job) is tuple else job
-                    problems.append(f"{name}: {problem}")
                 worker.take(work, waiting)
-            tell(len(results) + len(problems))
-        return results, problems
+                yield job, result, problem and f"{_name(job)}: {problem}"
+
+
+def _name(job: Hashable) -> str:
+    return " ".join(map(str, job)) if type(job) is tuple else str(job)
 
 
 class _Worker:

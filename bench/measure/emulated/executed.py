@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -312,17 +312,42 @@ def _source_at(run: Execution, ptx_line: int | None) -> str | None:
     return max(before)[1] if before else None
 
 
+def judge_all_mutants(
+    pool: Pool,
+    chosen: Iterable[Subject],
+    most: int,
+    tell: Callable[[int, int], None] = lambda done, count: None,
+) -> Iterator[tuple[Subject, list[Judged], list[str]]]:
+    """Each subject as soon as its mutants are all judged, at most so many of a kind and
+    change: it, what came of them, and a line for each piece of the work that came to
+    no end.
+
+    `tell` is given how many pieces of work are over, and how many there are.
+    """
+    jobs = mutant_jobs(chosen, most)
+    pieces = defaultdict(list)
+    for done, piece in enumerate(pool.as_they_end(judge_mutants, jobs), start=1):
+        (subject, *_, parts), _, _ = piece
+        pieces[subject].append(piece)
+        tell(done, len(jobs))
+        if len(pieces[subject]) == parts:
+            over = pieces.pop(subject)
+            judged = [one for _, some, _ in over for one in some or ()]
+            yield subject, judged, [line for _, _, line in over if line]
+
+
 def mutant_jobs(
     chosen: Iterable[Subject], most: int
 ) -> list[tuple[Subject, int, int, int]]:
     """The arguments of `judge_mutants` for each piece of the subjects' work: those that
-    are large come first, in parts, for a process answers within minutes.
+    are small come first, and those that are large in parts, for a process answers
+    within minutes.
     """
     parts = {one: _PARTS_OF_LARGE if one.probe == mutants.DEEP else 1 for one in chosen}
     jobs = [
         (one, most, part, parts[one]) for one in parts for part in range(parts[one])
     ]
-    return sorted(jobs, key=lambda job: -job[-1])
+    return sorted(jobs, key=lambda job: job[-1])
 
 
 def judge_mutants(subject: Subject, most: int, part: int, parts: int) -> list[Judged]:

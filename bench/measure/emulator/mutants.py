@@ -11,15 +11,12 @@ which is shown (see `Judged`), or is a hole in the emulator.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
-from batchline import places
 from batchline.bench import texts
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator import execution, ptx, subjects
@@ -585,72 +582,3 @@ def _touched(instructions: Iterable[ptx.Instruction], space: str) -> set[str]:
         elif head in ("cp", "mbarrier", "tensormap", "wgmma", "tcgen05"):
             found |= {"read", "write"}
     return found
-
-
-# --- the table ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Share:
-    """Of the mutants of a kind: how many were noticed, were redundant, were missed, and
-    on how many the emulator failed.
-    """
-
-    kind: str
-    noticed: int
-    redundant: int
-    missed: int
-    broken: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """Noticed, of those that change behaviour; None if none does."""
-        changing = self.noticed + self.missed
-        return self.noticed / changing if changing else None
-
-
-_STATUSES = (NOTICED, REDUNDANT, MISSED, BROKEN)
-
-
-def shares(all_: Iterable[Judged]) -> list[Share]:
-    """One for each kind that there is, by name."""
-    counted = Counter((one.mutant.kind, one.status) for one in all_)
-    return [
-        Share(kind, *(counted[kind, status] for status in _STATUSES))
-        for kind in sorted({kind for kind, _ in counted})
-    ]
-
-
-PINNED = places.BASELINES / "mutants.json"
-
-
-def pin(all_: Iterable[Judged], most: int | None) -> None:
-    """Keep the shares, why mutants were redundant, and what was missed, in PINNED.
-
-    `most` is how many of a kind and change of each kernel were executed.
-    """
-    all_ = list(all_)
-    reasons = Counter(
-        (one.mutant.kind, one.by) for one in all_ if one.status == REDUNDANT
-    )
-    kept = {
-        "most of a kind and change in a kernel": most,
-        "subjects": sorted({str(one.subject) for one in all_}),
-        "kinds": {
-            one.kind: [one.noticed, one.redundant, one.missed, one.broken]
-            for one in shares(all_)
-        },
-        "redundant": {
-            f"{kind}: {why}": count for (kind, why), count in sorted(reasons.items())
-        },
-        "missed": sorted(
-            f"{one.subject}: {one.mutant}" for one in all_ if one.status == MISSED
-        ),
-    }
-    PINNED.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-
-
-def pinned_shares() -> list[Share]:
-    """Those that PINNED has."""
-    kinds = json.loads(PINNED.read_text())["kinds"]
-    return [Share(kind, *counts) for kind, counts in sorted(kinds.items())]
