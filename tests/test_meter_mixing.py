@@ -3,6 +3,7 @@ each is refused, or right against a loop of single samples in fp64. And models w
 samples stay apart, however they do it, stay measured.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -426,3 +427,22 @@ def test_the_look_gives_no_parameter_a_gradient_and_runs_none_of_its_hooks():
         assert not calls and all(p.grad is None for p in model.parameters())
         _loss(y).mean().backward()
     assert len(calls) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_lengths_that_are_no_tensor_go_with_their_samples(kind):
+    class Pooled(Mixer):
+        def forward(self, x, lengths):
+            self.mix = lambda x: torch.stack(
+                [row[:length].mean(0) for row, length in zip(x, lengths)]
+            )
+            return super().forward(x)
+
+    lengths = kind([1, 2, 3, 1, 2, 3, 2, 2])
+    model, x = _made(Pooled, None, "between"), _floats(B, T, WIDTH)
+    reading = _measured(model, x, lengths)
+    alone = lambda m: (  # noqa: E731
+        _loss(m(x[b : b + 1], lengths[b : b + 1])).sum() for b in range(B)
+    )
+    assert_whole(reading, single_samples(model, alone))
+    _assert_seen_apart(reading)

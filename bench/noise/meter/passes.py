@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -86,24 +87,13 @@ def _cuts(inputs, samples: Sequence[Sequence[int]], dim: int) -> Iterator[tuple]
     the first such alone, for another may have it by chance.
     """
     batch = sum(map(len, samples))
-    leaves, form = pytree.tree_flatten(inputs)
-    having = [
-        number
-        for number, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.Tensor)
-        and leaf.dim() > dim
-        and leaf.shape[dim] == batch
-    ]
+    leaves, form = pytree.tree_flatten(inputs, is_leaf=_is_list_of_values)
+    having = [number for number, leaf in enumerate(leaves) if _size(leaf, dim) == batch]
 
     def cut(chosen, part):
         rows = sorted(itertools.chain.from_iterable(samples[one] for one in part))
-        index = torch.tensor(rows)
         leaves_of_part = [
-            (
-                leaf.detach().index_select(dim, index.to(leaf.device))
-                if number in chosen
-                else leaf
-            )
+            _rows(leaf, rows, dim) if number in chosen else leaf
             for number, leaf in enumerate(leaves)
         ]
         return tuple(rows), pytree.tree_unflatten(leaves_of_part, form)
@@ -119,6 +109,30 @@ def _cuts(inputs, samples: Sequence[Sequence[int]], dim: int) -> Iterator[tuple]
             yield is_whole, *(
                 [cut(chosen, part) for part in parts] for parts in drawings
             )
+
+
+def _is_list_of_values(leaf: object) -> bool:
+    """Whether it may have a number or a text of each sample, as lengths are told."""
+    return isinstance(leaf, list) and all(
+        isinstance(one, (int, float, str)) for one in leaf
+    )
+
+
+def _size(leaf: object, dim: int) -> int | None:
+    if isinstance(leaf, list):
+        return len(leaf)
+    if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > dim:
+        return leaf.shape[dim]
+    return None
+
+
+def _rows(leaf: torch.Tensor | np.ndarray | list, rows: list[int], dim: int):
+    if isinstance(leaf, list):
+        return [leaf[row] for row in rows]
+    if isinstance(leaf, np.ndarray):
+        return leaf.take(rows, dim)
+    index = torch.tensor(rows, device=leaf.device)
+    return leaf.detach().index_select(dim, index)
 
 
 def _parts(samples: int, half: int, seed: int) -> tuple[list[int], ...]:
