@@ -446,3 +446,16 @@ def test_lengths_that_are_no_tensor_go_with_their_samples(kind):
     )
     assert_whole(reading, single_samples(model, alone))
     _assert_seen_apart(reading)
+
+
+def test_a_loss_alone_is_run_on_the_parts_and_not_back():
+    class Loss(Mixer):
+        def forward(self, x):
+            seen.append((len(x), torch.is_grad_enabled()))
+            return _loss(super().forward(x)).mean()
+
+    seen = []
+    model = _made(Loss, lambda x: x, "between")
+    with NoiseMeter(model, reduction="mean"):
+        model(_floats(B, T, WIDTH)).backward()
+    assert seen == [(2, False), (3, False), (5, False), (B, True)]

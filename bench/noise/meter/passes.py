@@ -32,6 +32,7 @@ from batchline.bench.noise.meter.probe import (
 from batchline.bench.noise.meter.states import WithoutDropout, unchanged
 from batchline.bench.noise.meter.step import backward_pass
 
+_NO_GRADIENTS = "no output of the model has a gradient for each sample"
 _SEEDS = (1, 0)  # of the parts: in one or the other, each two of 4 samples are apart
 
 
@@ -74,6 +75,10 @@ def probe(
             )
         return found
     return Probe(failed=why or "none of its inputs has the samples")
+
+
+def _not_tried(why: str) -> str:
+    return f"samples stay apart in the backward pass, which can't be tried ({why})"
 
 
 def _first_line(error: Exception) -> str:
@@ -164,14 +169,16 @@ class _Passes:
     def look(self, differentiate: bool) -> Probe:
         parts = [self._run(samples, inputs) for samples, inputs in self.parts]
         found = Probe(parts)
+        if differentiate and not any(rows.numbers for rows in parts[-1].outputs):
+            # a loss alone: not tried anew in each shape, which takes as long as the step
+            differentiate = False
+            found.trusted += (_not_tried(_NO_GRADIENTS),)
         if differentiate:
             try:
                 found = self._compare(found, True)
             except Exception as error:  # whatever a model's backward pass does
                 found = self._compare(found, False)
-                found.trusted += (
-                    f"samples stay apart in the backward pass, which can't be tried ({_first_line(error)})",
-                )
+                found.trusted += (_not_tried(_first_line(error)),)
         elif any(part.is_random for part in parts):
             found = self._compare(found, False)
         if any(
@@ -352,7 +359,7 @@ def _go_back(
         if axis is not None and x.requires_grad
     ]
     if not pairs:
-        raise ValueError("no output of the model has a gradient for each sample")
+        raise ValueError(_NO_GRADIENTS)
     ends, gradients = zip(*pairs)
     with torch.autocast(root.device.type, enabled=False):
         torch.autograd.grad(ends, [root], gradients, allow_unused=True)
