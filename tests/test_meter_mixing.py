@@ -459,3 +459,23 @@ def test_a_loss_alone_is_run_on_the_parts_and_not_back():
     with NoiseMeter(model, reduction="mean"):
         model(_floats(B, T, WIDTH)).backward()
     assert seen == [(2, False), (3, False), (5, False), (B, True)]
+
+
+@pytest.mark.parametrize("batch_dim", [0, 1])
+def test_outputs_of_tokens_and_samples_as_one_dimension_are_compared(batch_dim):
+    """As PyTorch's word language model gives them, with time first."""
+
+    class Flat(Mixer):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+
+    def measured(mix):
+        model, x = _made(Flat, mix, "behind"), _floats(B, T, WIDTH)
+        meter = NoiseMeter(model, reduction="mean", batch_dim=batch_dim)
+        with meter:
+            _loss(model(x.movedim(0, batch_dim))).sum().div(B).backward()
+        return meter.reading
+
+    _assert_seen_apart(measured(lambda x: x))
+    with pytest.raises(UsageError, match="the model gives other outputs"):
+        measured(lambda x: x - x.mean(batch_dim, keepdim=True))

@@ -367,12 +367,13 @@ def _go_back(
 
 def _made_up(x: torch.Tensor, axis: int, samples: tuple[int, ...]) -> torch.Tensor:
     """A gradient of an output, whose rows depend on the sample, not on which others are
-    in the batch.
+    in the batch; all rows are alike where samples and tokens are one dimension, for
+    either may come first there.
     """
     each = max(1, -axis)
     axis = max(axis, 0)
     others = other_sizes(x.shape, axis)
-    rows = rows_of(samples, each).to(x.device)
+    rows = rows_of(samples, each).to(x.device) * (each == 1)
     places = torch.arange(1, 1 + math.prod(others), device=x.device)
     gradient = torch.outer(2 + rows.cos(), places.cos())
     return gradient.view(-1, *others).movedim(0, axis).to(x.dtype)
