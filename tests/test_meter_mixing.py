@@ -429,6 +429,74 @@ def test_the_look_gives_no_parameter_a_gradient_and_runs_none_of_its_hooks():
     assert len(calls) == len(list(model.parameters()))
 
 
+# --- what a look leaves behind, and what it must not take for mixing
+
+
+def test_a_model_may_call_itself():
+    class Nested(Mixer):
+        def forward(self, x, times=1):
+            return self(x, times - 1) if times else super().forward(x)
+
+    model, x = _made(Nested, lambda x: x, "between"), _floats(B, T, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples=B)
+    reading = _measured(model, x, meter=meter)
+    assert reading.why_not is None
+    _assert_seen_apart(reading)
+
+
+def _measured_with_extra(model, x, kept):
+    """With a loss on all that was kept, as of experts' loads or of activations."""
+    meter = NoiseMeter(model, reduction="mean")
+    with meter:
+        loss = _loss(model(x)).mean()
+        (loss + sum(one.square().mean() for one in kept)).backward()
+    return meter.reading
+
+
+def test_what_a_module_adds_to_a_list_is_taken_out():
+    class Listing(Mixer):
+        def forward(self, x):
+            y = super().forward(x)
+            self.kept.append(torch.tanh(y))
+            return y
+
+    model, x = _made(Listing, lambda x: x, "between"), _floats(B, T, WIDTH)
+    model.kept = []
+    _measured_with_extra(model, x, model.kept)
+    assert len(model.kept) == 1 and len(model.kept[0]) == B
+
+
+def test_what_a_hook_keeps_of_the_look_has_no_gradient():
+    net = nn.Sequential
+    model = _made(net, nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2))
+    x, kept = _floats(B, WIDTH), []
+    model[1].register_forward_hook(lambda module, given, y: kept.append(y))
+    _measured_with_extra(model, x, kept)
+    assert [len(y) for y in kept if y.requires_grad] == [B]
+    gradient = model[0].weight.grad.clone()
+    model.zero_grad()
+    kept.clear()
+    (_loss(model(x)).mean() + kept[0].square().mean()).backward()
+    torch.testing.assert_close(gradient, model[0].weight.grad)
+
+
+def test_a_hook_that_changes_an_output_does_so_in_the_look():
+    model = _made(nn.Sequential, nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(4, 2))
+    model[1].register_forward_hook(lambda module, given, y: y - y.mean(0).detach())
+    with pytest.raises(UsageError, match="samples mix"):
+        _measured(model, _floats(B, WIDTH))
+
+
+def test_inputs_that_a_model_changes_in_place_are_changed_once():
+    class InPlace(Mixer):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    model, x = _made(InPlace, lambda x: x, "between"), _floats(B, T, WIDTH)
+    _assert_seen_apart(_measured(model, x))
+    assert torch.equal(x, 2 * _floats(B, T, WIDTH))
+
+
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_lengths_that_are_no_tensor_go_with_their_samples(kind):
     class Pooled(Mixer):
@@ -446,6 +514,36 @@ def test_lengths_that_are_no_tensor_go_with_their_samples(kind):
     )
     assert_whole(reading, single_samples(model, alone))
     _assert_seen_apart(reading)
+
+
+def test_a_frozen_encoder_in_eval_is_the_same_with_gradients_and_without():
+    """Without, nn.TransformerEncoder puts 0 where there is padding."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+            self.token, self.head = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 2)
+
+        def forward(self, ids):
+            x = self.encoder(self.token(ids), src_key_padding_mask=ids == 0)
+            return self.head(x)
+
+    model, ids = _made(Frozen).eval(), _ids(B, 5)
+    ids[::2, 3:] = 0
+    _assert_seen_apart(_measured(model, ids))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_mask_of_each_sample_that_numpy_draws_is_told_of():
+    def masked(x):
+        drawn = np.stack([np.random.rand(T) > 0.3 for _ in x])
+        return x * torch.from_numpy(drawn)[..., None]
+
+    model = _made(Mixer, masked, "between")
+    reading = _measured(model, _floats(B, T, WIDTH))
+    assert "assumed: samples don't mix in the model, which draws random" in str(reading)
 
 
 def test_a_loss_alone_is_run_on_the_parts_and_not_back():

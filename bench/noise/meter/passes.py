@@ -29,7 +29,12 @@ from batchline.bench.noise.meter.probe import (
     other_sizes,
     rows_of,
 )
-from batchline.bench.noise.meter.states import WithoutDropout, unchanged
+from batchline.bench.noise.meter.states import (
+    WithoutDropout,
+    hide_graphs_from_hooks,
+    unchanged,
+    without_fast_path,
+)
 from batchline.bench.noise.meter.step import backward_pass
 
 _NO_GRADIENTS = "no output of the model has a gradient for each sample"
@@ -248,9 +253,9 @@ class _Passes:
         for name, (module, own) in self.layers.items():
             if isinstance(module, nn.Embedding) and module is not self.model:
                 wrappers[module] = expanding(name, own)
-        args, kwargs = self.inputs
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, self.inputs)
         try:
-            with unchanged(self.model):
+            with unchanged(self.model), without_fast_path():
                 for module in self.model.modules():
                     if module is not self.model:
                         own = next(
@@ -258,6 +263,7 @@ class _Passes:
                         )
                         if own is not None:
                             module.__dict__["forward"] = wrappers.get(module, own)
+                self.model.__dict__["forward"] = self.forward
                 result = self.forward(*args, **kwargs)
         except Exception as error:
             return _first_line(error)
@@ -289,9 +295,11 @@ class _Passes:
             unchanged(self.model) as drew,
             torch.set_grad_enabled(axes is not None),
             _saved_as_they_are(),
+            without_fast_path(),
             without_dropout,
         ):
             if axes:
+                hide_graphs_from_hooks(self.model)
                 root = torch.zeros((), device=device, requires_grad=True)
             for name, (module, own) in self.layers.items():
                 look = _recorded(calls[name], own, len(samples), root)
@@ -299,7 +307,8 @@ class _Passes:
                     forward = look
                 else:
                     module.__dict__["forward"] = look
-            args, kwargs = inputs
+            self.model.__dict__["forward"] = forward  # a model may call itself
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, inputs)
             results = tensors(forward(*args, **kwargs))
             outputs = tuple(Rows.of(x.detach(), len(samples)) for x in results)
             is_random = drew()
@@ -307,6 +316,11 @@ class _Passes:
                 axes_of_results = axes([x.shape for x in results])
                 _go_back(results, axes_of_results, samples, root)
         return Pass(samples, dict(calls), outputs, is_random)
+
+
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    """For a model that changes its inputs in place."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _saved_as_they_are() -> contextlib.AbstractContextManager:
