@@ -3,6 +3,7 @@ each is refused, or right against a loop of single samples in fp64. And models w
 samples stay apart, however they do it, stay measured.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -426,3 +427,153 @@ def test_the_look_gives_no_parameter_a_gradient_and_runs_none_of_its_hooks():
         assert not calls and all(p.grad is None for p in model.parameters())
         _loss(y).mean().backward()
     assert len(calls) == len(list(model.parameters()))
+
+
+# --- what a look leaves behind, and what it must not take for mixing
+
+
+def test_a_model_may_call_itself():
+    class Nested(Mixer):
+        def forward(self, x, times=1):
+            return self(x, times - 1) if times else super().forward(x)
+
+    model, x = _made(Nested, lambda x: x, "between"), _floats(B, T, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples=B)
+    reading = _measured(model, x, meter=meter)
+    assert reading.why_not is None
+    _assert_seen_apart(reading)
+
+
+def _measured_with_extra(model, x, kept):
+    """With a loss on all that was kept, as of experts' loads or of activations."""
+    meter = NoiseMeter(model, reduction="mean")
+    with meter:
+        loss = _loss(model(x)).mean()
+        (loss + sum(one.square().mean() for one in kept)).backward()
+    return meter.reading
+
+
+def test_what_a_module_adds_to_a_list_is_taken_out():
+    class Listing(Mixer):
+        def forward(self, x):
+            y = super().forward(x)
+            self.kept.append(torch.tanh(y))
+            return y
+
+    model, x = _made(Listing, lambda x: x, "between"), _floats(B, T, WIDTH)
+    model.kept = []
+    _measured_with_extra(model, x, model.kept)
+    assert len(model.kept) == 1 and len(model.kept[0]) == B
+
+
+def test_what_a_hook_keeps_of_the_look_has_no_gradient():
+    net = nn.Sequential
+    model = _made(net, nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2))
+    x, kept = _floats(B, WIDTH), []
+    model[1].register_forward_hook(lambda module, given, y: kept.append(y))
+    _measured_with_extra(model, x, kept)
+    assert [len(y) for y in kept if y.requires_grad] == [B]
+    gradient = model[0].weight.grad.clone()
+    model.zero_grad()
+    kept.clear()
+    (_loss(model(x)).mean() + kept[0].square().mean()).backward()
+    torch.testing.assert_close(gradient, model[0].weight.grad)
+
+
+def test_a_hook_that_changes_an_output_does_so_in_the_look():
+    model = _made(nn.Sequential, nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(4, 2))
+    model[1].register_forward_hook(lambda module, given, y: y - y.mean(0).detach())
+    with pytest.raises(UsageError, match="samples mix"):
+        _measured(model, _floats(B, WIDTH))
+
+
+def test_inputs_that_a_model_changes_in_place_are_changed_once():
+    class InPlace(Mixer):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    model, x = _made(InPlace, lambda x: x, "between"), _floats(B, T, WIDTH)
+    _assert_seen_apart(_measured(model, x))
+    assert torch.equal(x, 2 * _floats(B, T, WIDTH))
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_lengths_that_are_no_tensor_go_with_their_samples(kind):
+    class Pooled(Mixer):
+        def forward(self, x, lengths):
+            self.mix = lambda x: torch.stack(
+                [row[:length].mean(0) for row, length in zip(x, lengths)]
+            )
+            return super().forward(x)
+
+    lengths = kind([1, 2, 3, 1, 2, 3, 2, 2])
+    model, x = _made(Pooled, None, "between"), _floats(B, T, WIDTH)
+    reading = _measured(model, x, lengths)
+    alone = lambda m: (  # noqa: E731
+        _loss(m(x[b : b + 1], lengths[b : b + 1])).sum() for b in range(B)
+    )
+    assert_whole(reading, single_samples(model, alone))
+    _assert_seen_apart(reading)
+
+
+def test_a_frozen_encoder_in_eval_is_the_same_with_gradients_and_without():
+    """Without, nn.TransformerEncoder puts 0 where there is padding."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+            self.token, self.head = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 2)
+
+        def forward(self, ids):
+            x = self.encoder(self.token(ids), src_key_padding_mask=ids == 0)
+            return self.head(x)
+
+    model, ids = _made(Frozen).eval(), _ids(B, 5)
+    ids[::2, 3:] = 0
+    _assert_seen_apart(_measured(model, ids))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_mask_of_each_sample_that_numpy_draws_is_told_of():
+    def masked(x):
+        drawn = np.stack([np.random.rand(T) > 0.3 for _ in x])
+        return x * torch.from_numpy(drawn)[..., None]
+
+    model = _made(Mixer, masked, "between")
+    reading = _measured(model, _floats(B, T, WIDTH))
+    assert "assumed: samples don't mix in the model, which draws random" in str(reading)
+
+
+def test_a_loss_alone_is_run_on_the_parts_and_not_back():
+    class Loss(Mixer):
+        def forward(self, x):
+            seen.append((len(x), torch.is_grad_enabled()))
+            return _loss(super().forward(x)).mean()
+
+    seen = []
+    model = _made(Loss, lambda x: x, "between")
+    with NoiseMeter(model, reduction="mean"):
+        model(_floats(B, T, WIDTH)).backward()
+    assert seen == [(2, False), (3, False), (5, False), (B, True)]
+
+
+@pytest.mark.parametrize("batch_dim", [0, 1])
+def test_outputs_of_tokens_and_samples_as_one_dimension_are_compared(batch_dim):
+    """As PyTorch's word language model gives them, with time first."""
+
+    class Flat(Mixer):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+
+    def measured(mix):
+        model, x = _made(Flat, mix, "behind"), _floats(B, T, WIDTH)
+        meter = NoiseMeter(model, reduction="mean", batch_dim=batch_dim)
+        with meter:
+            _loss(model(x.movedim(0, batch_dim))).sum().div(B).backward()
+        return meter.reading
+
+    _assert_seen_apart(measured(lambda x: x))
+    with pytest.raises(UsageError, match="the model gives other outputs"):
+        measured(lambda x: x - x.mean(batch_dim, keepdim=True))

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -28,9 +29,15 @@ from batchline.bench.noise.meter.probe import (
     other_sizes,
     rows_of,
 )
-from batchline.bench.noise.meter.states import WithoutDropout, unchanged
+from batchline.bench.noise.meter.states import (
+    WithoutDropout,
+    hide_graphs_from_hooks,
+    unchanged,
+    without_fast_path,
+)
 from batchline.bench.noise.meter.step import backward_pass
 
+_NO_GRADIENTS = "no output of the model has a gradient for each sample"
 _SEEDS = (1, 0)  # of the parts: in one or the other, each two of 4 samples are apart
 
 
@@ -75,6 +82,10 @@ def probe(
     return Probe(failed=why or "none of its inputs has the samples")
 
 
+def _not_tried(why: str) -> str:
+    return f"samples stay apart in the backward pass, which can't be tried ({why})"
+
+
 def _first_line(error: Exception) -> str:
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"
@@ -86,24 +97,13 @@ def _cuts(inputs, samples: Sequence[Sequence[int]], dim: int) -> Iterator[tuple]
     the first such alone, for another may have it by chance.
     """
     batch = sum(map(len, samples))
-    leaves, form = pytree.tree_flatten(inputs)
-    having = [
-        number
-        for number, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.Tensor)
-        and leaf.dim() > dim
-        and leaf.shape[dim] == batch
-    ]
+    leaves, form = pytree.tree_flatten(inputs, is_leaf=_is_list_of_values)
+    having = [number for number, leaf in enumerate(leaves) if _size(leaf, dim) == batch]
 
     def cut(chosen, part):
         rows = sorted(itertools.chain.from_iterable(samples[one] for one in part))
-        index = torch.tensor(rows)
         leaves_of_part = [
-            (
-                leaf.detach().index_select(dim, index.to(leaf.device))
-                if number in chosen
-                else leaf
-            )
+            _rows(leaf, rows, dim) if number in chosen else leaf
             for number, leaf in enumerate(leaves)
         ]
         return tuple(rows), pytree.tree_unflatten(leaves_of_part, form)
@@ -119,6 +119,30 @@ def _cuts(inputs, samples: Sequence[Sequence[int]], dim: int) -> Iterator[tuple]
             yield is_whole, *(
                 [cut(chosen, part) for part in parts] for parts in drawings
             )
+
+
+def _is_list_of_values(leaf: object) -> bool:
+    """Whether it may have a number or a text of each sample, as lengths are told."""
+    return isinstance(leaf, list) and all(
+        isinstance(one, (int, float, str)) for one in leaf
+    )
+
+
+def _size(leaf: object, dim: int) -> int | None:
+    if isinstance(leaf, list):
+        return len(leaf)
+    if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > dim:
+        return leaf.shape[dim]
+    return None
+
+
+def _rows(leaf: torch.Tensor | np.ndarray | list, rows: list[int], dim: int):
+    if isinstance(leaf, list):
+        return [leaf[row] for row in rows]
+    if isinstance(leaf, np.ndarray):
+        return leaf.take(rows, dim)
+    index = torch.tensor(rows, device=leaf.device)
+    return leaf.detach().index_select(dim, index)
 
 
 def _parts(samples: int, half: int, seed: int) -> tuple[list[int], ...]:
@@ -150,14 +174,16 @@ class _Passes:
     def look(self, differentiate: bool) -> Probe:
         parts = [self._run(samples, inputs) for samples, inputs in self.parts]
         found = Probe(parts)
+        if differentiate and not any(rows.numbers for rows in parts[-1].outputs):
+            # a loss alone: not tried anew in each shape, which takes as long as the step
+            differentiate = False
+            found.trusted += (_not_tried(_NO_GRADIENTS),)
         if differentiate:
             try:
                 found = self._compare(found, True)
             except Exception as error:  # whatever a model's backward pass does
                 found = self._compare(found, False)
-                found.trusted += (
-                    f"samples stay apart in the backward pass, which can't be tried ({_first_line(error)})",
-                )
+                found.trusted += (_not_tried(_first_line(error)),)
         elif any(part.is_random for part in parts):
             found = self._compare(found, False)
         if any(
@@ -227,9 +253,9 @@ class _Passes:
         for name, (module, own) in self.layers.items():
             if isinstance(module, nn.Embedding) and module is not self.model:
                 wrappers[module] = expanding(name, own)
-        args, kwargs = self.inputs
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, self.inputs)
         try:
-            with unchanged(self.model):
+            with unchanged(self.model), without_fast_path():
                 for module in self.model.modules():
                     if module is not self.model:
                         own = next(
@@ -237,6 +263,7 @@ class _Passes:
                         )
                         if own is not None:
                             module.__dict__["forward"] = wrappers.get(module, own)
+                self.model.__dict__["forward"] = self.forward
                 result = self.forward(*args, **kwargs)
         except Exception as error:
             return _first_line(error)
@@ -268,9 +295,11 @@ class _Passes:
             unchanged(self.model) as drew,
             torch.set_grad_enabled(axes is not None),
             _saved_as_they_are(),
+            without_fast_path(),
             without_dropout,
         ):
             if axes:
+                hide_graphs_from_hooks(self.model)
                 root = torch.zeros((), device=device, requires_grad=True)
             for name, (module, own) in self.layers.items():
                 look = _recorded(calls[name], own, len(samples), root)
@@ -278,7 +307,8 @@ class _Passes:
                     forward = look
                 else:
                     module.__dict__["forward"] = look
-            args, kwargs = inputs
+            self.model.__dict__["forward"] = forward  # a model may call itself
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, inputs)
             results = tensors(forward(*args, **kwargs))
             outputs = tuple(Rows.of(x.detach(), len(samples)) for x in results)
             is_random = drew()
@@ -286,6 +316,11 @@ class _Passes:
                 axes_of_results = axes([x.shape for x in results])
                 _go_back(results, axes_of_results, samples, root)
         return Pass(samples, dict(calls), outputs, is_random)
+
+
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    """For a model that changes its inputs in place."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
 
 
 def _saved_as_they_are() -> contextlib.AbstractContextManager:
@@ -338,7 +373,7 @@ def _go_back(
         if axis is not None and x.requires_grad
     ]
     if not pairs:
-        raise ValueError("no output of the model has a gradient for each sample")
+        raise ValueError(_NO_GRADIENTS)
     ends, gradients = zip(*pairs)
     with torch.autocast(root.device.type, enabled=False):
         torch.autograd.grad(ends, [root], gradients, allow_unused=True)
@@ -346,12 +381,13 @@ def _go_back(
 
 def _made_up(x: torch.Tensor, axis: int, samples: tuple[int, ...]) -> torch.Tensor:
     """A gradient of an output, whose rows depend on the sample, not on which others are
-    in the batch.
+    in the batch; all rows are alike where samples and tokens are one dimension, for
+    either may come first there.
     """
     each = max(1, -axis)
     axis = max(axis, 0)
     others = other_sizes(x.shape, axis)
-    rows = rows_of(samples, each).to(x.device)
+    rows = rows_of(samples, each).to(x.device) * (each == 1)
     places = torch.arange(1, 1 + math.prod(others), device=x.device)
     gradient = torch.outer(2 + rows.cos(), places.cos())
     return gradient.view(-1, *others).movedim(0, axis).to(x.dtype)

@@ -219,6 +219,7 @@ def samples_off(
     batch: int,
     slack: float | None = None,
     zero: float = 1e-30,
+    tokens_first: bool = False,
 ) -> set[int]:
     """The samples whose rows in the whole batch are not those of the parts.
 
@@ -226,6 +227,8 @@ def samples_off(
         slack: of a row's norm, that two ways to the same may differ by; None for that of
             the dtype.
         zero: what any number may be off by.
+        tokens_first: in a dimension of samples and tokens, a sample's rows are as far
+            apart as there are samples, not next to each other.
     """
     if slack is None:
         slack = whole.slack
@@ -239,12 +242,15 @@ def samples_off(
             continue
         if other_sizes(whole.shape, axis) != other_sizes(part.shape, axis):
             continue
-        ours = ours[rows_of(samples, each).to(ours.device)]
+        rows = rows_of(samples, each)
+        if tokens_first:
+            rows = rows_of(range(each), batch).view(each, batch)[:, samples].flatten()
+        ours = ours[rows.to(ours.device)]
         if not torch.isfinite(ours).all():
             continue
         wrong = (ours - theirs).abs().amax(1) > slack * ours[:, 0].abs() + zero
-        of_samples = wrong.view(-1, each).any(1).tolist()
-        off |= set(itertools.compress(samples, of_samples))
+        wrong = wrong.view(each, -1).T if tokens_first else wrong.view(-1, each)
+        off |= set(itertools.compress(samples, wrong.any(1).tolist()))
     return off
 
 
@@ -362,7 +368,7 @@ def _mixed_outputs(
             if place < len(part.outputs)
         ]
         off = samples_off(rows, of_parts, batch)
-        if off:
+        if off and samples_off(rows, of_parts, batch, tokens_first=True):
             return (
                 f"the model gives other outputs for {len(off)} of {batch} samples where the batch is run in parts: "
                 "samples mix behind its last layer, so they have no gradients of their own"

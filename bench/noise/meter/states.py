@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
+from collections import OrderedDict, defaultdict, deque
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 
 class WithoutDropout(TorchFunctionMode):
@@ -73,24 +75,59 @@ _DRAWN = frozenset(
 )
 
 
+# Not what is made of them: it may refuse to be changed.
+_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, list, set, deque])
+
+
+@contextlib.contextmanager
+def without_fast_path():
+    """Transformer layers compute without gradients as they do with them: nn.Transformer's
+    shorter way puts 0 where there is padding.
+    """
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+def hide_graphs_from_hooks(model: nn.Module) -> None:
+    """Inside `unchanged`: hooks on modules are given tensors without their graphs, for
+    what they keep must have no gradient; and again as they are, by those that change one.
+    """
+
+    def detached(hook):
+        def call(module, *given):
+            alone = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, given)
+            return None if hook(module, *alone) is None else hook(module, *given)
+
+        return call
+
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            hooks.update({key: detached(hook) for key, hook in hooks.items()})
+
+
 @contextlib.contextmanager
 def unchanged(model: nn.Module):
     """Whatever runs inside leaves random states, buffers and the modules' attributes as
     they were; yields a function that says whether random numbers were drawn so far.
 
-    What a module changes inside a list, a dict or another object stays changed.
+    An attribute that is a list, a dict, a set or a deque holds what it held. What a
+    module changes inside another object stays changed.
     """
     attributes = [
-        (there, dict(there))
+        (there, there.copy())
         for module in model.modules()
-        for there in (module.__dict__, module._buffers)
+        for there in (module.__dict__, *module.__dict__.values())
+        if type(there) in _CONTAINERS
     ]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     device = next(model.parameters()).device
     devices = [] if device.type == "cpu" else [device]
     of_python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy else None
+    of_numpy = np.random.get_state()
     before = random_state(device)
     fork = torch.random.fork_rng(
         devices, device_type=device.type if devices else "cuda"
@@ -100,17 +137,23 @@ def unchanged(model: nn.Module):
             yield lambda: (
                 not same_state(before, random_state(device))
                 or random.getstate() != of_python
+                or not _same_of_numpy(of_numpy, np.random.get_state())
             )
         finally:
             for there, values in attributes:
                 there.clear()
-                there.update(values)
-            for buffer, version, copy in buffers:
+                put_in = there.update if hasattr(there, "update") else there.extend
+                put_in(values)
+            for buffer, version, values in buffers:
                 if buffer._version != version:
-                    buffer.copy_(copy)
+                    buffer.copy_(values)
             random.setstate(of_python)
-            if numpy:
-                numpy.random.set_state(of_numpy)
+            np.random.set_state(of_numpy)
+
+
+def _same_of_numpy(one: tuple, other: tuple) -> bool:
+    """Of the numbers drawn by np.random: their keys, and the place among these."""
+    return one[2:] == other[2:] and np.array_equal(one[1], other[1])
 
 
 def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
