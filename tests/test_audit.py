@@ -377,4 +377,3 @@ def test_a_run_from_before_the_audit_still_renders(path):
     paragraphs = readme(run, missing="none wanted").split("\n\n")
     assert len(paragraphs) > 10
     assert ("## Numerics" in "".join(paragraphs)) == bool(run.audit)
-    assert report.terminal(report.RunReport(run))

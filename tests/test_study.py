@@ -34,6 +34,14 @@ def as_json(study):
     return json.loads(json.dumps(formats.to_json(study)))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a study with its report, whose figures take a second to draw."""
+    folder = tmp_path_factory.mktemp("written")
+    study.write(STUDY, folder)
+    return folder
+
+
 def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
     study.write(STUDY, tmp_path)
     assert as_json(run_json.load_study(tmp_path)) == as_json(STUDY)
@@ -49,10 +57,8 @@ def test_a_study_is_stored_whole_with_its_report(tmp_path, capsys):
         (["--cost-cap", "1.5"], "cost decides"),
     ],
 )
-def test_advice_comes_from_a_stored_study(tmp_path, capsys, options, words):
-    study.write(STUDY, tmp_path)
-    capsys.readouterr()
-    assert main(["advise", "--run", str(tmp_path), *options]) == 0
+def test_advice_comes_from_a_stored_study(written, capsys, options, words):
+    assert main(["advise", "--run", str(written), *options]) == 0
     assert words in capsys.readouterr().out
 
 
@@ -109,10 +115,8 @@ def test_what_is_no_study_is_told_in_a_line(tmp_path, capsys, text, words):
         (["--cost-cap", "0.5"], "the cap must be 1 or more, and is 0.5"),
     ],
 )
-def test_bad_advice_options_are_told_in_a_line(tmp_path, capsys, arguments, words):
-    study.write(STUDY, tmp_path)
-    capsys.readouterr()
-    assert main(["advise", "--run", str(tmp_path), *arguments]) == ExitCode.USAGE
+def test_bad_advice_options_are_told_in_a_line(written, capsys, arguments, words):
+    assert main(["advise", "--run", str(written), *arguments]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
