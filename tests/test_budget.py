@@ -87,6 +87,7 @@ def test_batches_that_are_far_apart_come_first_and_each_dtype_a_round_later():
     ]
 
 
+@pytest.mark.commands
 def test_the_forecast_of_the_stored_quick_run_is_what_it_took():
     """Measured with nothing else running; the machine is the one that the costs of a
     CPU were fitted on.
@@ -198,6 +199,7 @@ def test_one_problem_is_begun_however_small_the_budget(gpu):
     assert len(schedule.plan(timed(gpu), compile_s=lambda cases: 1e9).problems_s) == 1
 
 
+@pytest.mark.commands
 def test_full_and_the_cpu_take_as_long_as_they_take():
     assert PROFILES["full"].budget_s["cuda"] is None
     assert Schedule(planned("quick", "cpu"), lambda: 1e9).budget_s is None

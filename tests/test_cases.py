@@ -130,6 +130,7 @@ wgrad_stats/torch_rank_one_3xbf16/linear_512_T1/float32/B1
 """.split()
 
 
+@pytest.mark.commands
 def test_case_ids_are_pinned():
     assert set(PINNED) <= {case.id for case in planned("quick", "cpu").cases}
 
@@ -262,7 +263,7 @@ def test_case_id_and_its_parts():
 
 
 def test_variants_of_a_problem_run_side_by_side():
-    problems = [case.problem for case in planned("quick", "cpu").cases]
+    problems = [case.problem for case in planned("smoke", "cpu").cases]
     assert len(set(problems)) == sum(
         1 for i, problem in enumerate(problems) if i == 0 or problem != problems[i - 1]
     )
@@ -352,8 +353,8 @@ def test_unknown_profile():
 
 
 def test_list_shows_every_case_and_what_it_runs_on():
-    cases = planned("quick", "cpu").cases
-    lines = render(planned("quick", "cpu"), as_json=False).splitlines()
+    cases = planned("smoke", "cpu").cases
+    lines = render(planned("smoke", "cpu"), as_json=False).splitlines()
     assert [line.split()[0] for line in lines] == [case.id for case in cases]
     by_id = dict(zip((case.id for case in cases), lines))
     assert "runs on cpu, cuda  timed here" in by_id["bmm/torch_bmm/tiny_16/float32/B1"]
@@ -363,8 +364,8 @@ def test_list_shows_every_case_and_what_it_runs_on():
 
 
 def test_list_as_json():
-    cases = json.loads(render(planned("quick", "cpu"), as_json=True))
-    assert len(cases) == len(planned("quick", "cpu").cases)
+    cases = json.loads(render(planned("smoke", "cpu"), as_json=True))
+    assert len(cases) == len(planned("smoke", "cpu").cases)
     triton = next(
         case for case in cases if case["id"] == "bmm/triton_tiled/tiny_16/float32/B1"
     )

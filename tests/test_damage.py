@@ -26,6 +26,7 @@ TIMES = {
 }  # `make test-slow` has six times as many of them
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("times", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", damage.SUBJECTS)
 def test_no_damage_prints_a_traceback(command, times):

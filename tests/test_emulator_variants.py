@@ -48,6 +48,7 @@ def test_every_subject_is_right(job, one_thread):
     assert not lines(rows), "\n".join(lines(rows))
 
 
+@pytest.mark.commands
 @pytest.mark.skipif(not PINNED, reason=NOT_PINNED)
 def test_what_is_pinned_is_every_kernel_and_every_subject_that_is_not_declined():
     assert set(PINNED) == set(JOBS) == set(pinned.jobs(declared()))

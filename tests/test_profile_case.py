@@ -150,6 +150,7 @@ def test_ncu_is_given_the_case(gpu, capsys):
     )
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "body, why",
     [
@@ -185,6 +186,7 @@ def test_where_ncu_can_not_proton_does(gpu, monkeypatch, capsys, body, why):
     )
 
 
+@pytest.mark.commands
 def test_where_neither_can_it_says_both(gpu, monkeypatch, capsys):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert command.profile(CASE, "auto", 90) == ExitCode.NOT_MEASURED
@@ -194,6 +196,7 @@ def test_where_neither_can_it_says_both(gpu, monkeypatch, capsys):
     )
 
 
+@pytest.mark.commands
 def test_a_proton_that_fails_is_a_failure(gpu, monkeypatch, capsys):
     monkeypatch.setattr(
         command, "_ONE_CALL", ("/bin/sh", "-c", "echo 'no context' >&2; exit 4")

@@ -43,6 +43,7 @@ def test_it_ends_with_the_block_that_raises():
     assert not is_there(ahead.pid) and not reader._ahead
 
 
+@pytest.mark.commands
 def test_it_ends_by_itself_when_nobody_asks():
     """A parent that is killed closes its end of the pipe."""
     program = (

@@ -103,6 +103,7 @@ def test_one_that_hangs_is_a_row(monkeypatch, tmp_path):
     assert (row.result, row.line) == (NOT_RUN, "not done after 1 s")
 
 
+@pytest.mark.commands
 def test_the_riskiest_are_first_and_every_gpu_kernel_is_there():
     jobs = sanitizer.jobs()
     assert [check for _, check in jobs[:2]] == ["memcheck", "racecheck"]
