@@ -297,8 +297,13 @@ def test_what_is_wrong_is_found_and_its_mended_twin_is_clean(case):
 
 
 def told(clears, is_of_pair):
-    group = ".cta_group::2" if is_of_pair else ""
-    clear = "and.b32 %r2, %r2, 0xfeffffff;" if clears else ""
+    """Each block copies a box of 256 bytes, and the leading block's mbarrier hears of
+    both: with bit 24 cleared the address of a block's own is that of the leading one.
+    """
+    copy = (
+        f"cp.async.bulk.tensor.2d{'.cta_group::2' if is_of_pair else ''}"
+        ".shared::cluster.global.mbarrier::complete_tx::bytes"
+    )
     return f"""
         {RANK} {MULTIPLIES}
         @%p1 mbarrier.init.shared::cta.b64 [%s+512], 1;
@@ -308,8 +313,8 @@ def told(clears, is_of_pair):
         mov.u64 %d1, p2;
         @%p5 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%s+512], 512;
         add.u32 %r2, %s, 512;
-        {clear}
-        @%p1 cp.async.bulk.tensor.2d{group}.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%d1, {{%r1, %r1}}], [%r2];
+        {"and.b32 %r2, %r2, 0xfeffffff;" if clears else ""}
+        @%p1 {copy} [%s], [%d1, {{%r1, %r1}}], [%r2];
         @!%p7 bra.uni E;
         {wait(0, at='%s+512')}
         E: {SYNC}
