@@ -20,8 +20,7 @@ in 653,532. It has been executed in emulation only, on no chip yet.
 
 A tile has 128 rows, for with 64 the tensor cores of an SM do half as much. fp8 is the
 same code: its sums are in fp32, and nothing is added up outside of tensor memory. Both
-blocks of a cluster could share a product (cta_group::2): that is left for a rung of its
-own. tcgen05 is of compute capability 10.x alone.
+blocks of a cluster share a product (cta_group::2) in `gluon_pair`. tcgen05 is of compute capability 10.x alone.
 """
 
 from batchline.kernels.architectures import TCGEN05
@@ -323,6 +322,7 @@ def why_not(a, b):
     backend="triton",
     dtypes=("float16", "bfloat16", FP8),
     needs="cuda",
+    architectures=(100,),
     supports=why_not,
     builds_on="gluon_ping_pong",
     tunable=CONFIGS,
