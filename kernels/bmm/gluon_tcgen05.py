@@ -20,7 +20,8 @@ in 653,532. It has been executed in emulation only, on no chip yet.
 
 A tile has 128 rows, for with 64 the tensor cores of an SM do half as much. fp8 is the
 same code: its sums are in fp32, and nothing is added up outside of tensor memory. Both
-blocks of a cluster share a product (cta_group::2) in `gluon_pair`. tcgen05 is of compute capability 10.x alone.
+blocks of a cluster share a product (cta_group::2) in `gluon_pair`. tcgen05 is of compute
+capability 10.x alone.
 """
 
 from batchline.kernels.architectures import TCGEN05
