@@ -2,7 +2,7 @@
 they lie and how they are brought, and C in parts.
 """
 
-from batchline.kernels.architectures import WGMMA
+from batchline.kernels.architectures import TCGEN05, WGMMA
 from batchline.kernels.backends import (
     GluonDescriptor,
     gl,
@@ -22,6 +22,14 @@ def why_no_wgmma(device):
     target = target_of(device)
     if target.tensor_cores != WGMMA:
         return f"wgmma is of sm_90 alone, and this is {target}"
+    return "Gluon has no interpreter" if interpreted("triton") else None
+
+
+def why_no_tcgen05(device):
+    """Why no kernel in Gluon that multiplies by tcgen05 runs there, or None."""
+    target = target_of(device)
+    if target.tensor_cores != TCGEN05:
+        return f"tcgen05 is of compute capability 10.x alone, and this is {target}"
     return "Gluon has no interpreter" if interpreted("triton") else None
 
 

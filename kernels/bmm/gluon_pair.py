@@ -30,12 +30,10 @@ capability 10.x alone. Of other versions of Triton than 3.7 it is not known wher
 the cluster's barrier.
 """
 
-from batchline.kernels.architectures import TCGEN05
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
@@ -50,9 +48,10 @@ from batchline.kernels.bmm._gluon import (
     described_operand,
     matrix_of,
     place_of,
+    why_no_tcgen05,
 )
 from batchline.kernels.op import FP8
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 blackwell = gl.nvidia.blackwell
@@ -351,11 +350,8 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def why_not(a, b):
-    target = target_of(a.device)
-    if target.tensor_cores != TCGEN05:
-        return f"tcgen05 is of compute capability 10.x alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_tcgen05(a.device):
+        return why
     if not triton.__version__.startswith(_TRITON):
         return f"it is for Triton {_TRITON}x, and this is {triton.__version__}"
     return why_not_tma(a, b)

@@ -24,12 +24,10 @@ blocks of a cluster share a product (cta_group::2) in `gluon_pair`. tcgen05 is o
 capability 10.x alone.
 """
 
-from batchline.kernels.architectures import TCGEN05
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
@@ -44,9 +42,10 @@ from batchline.kernels.bmm._gluon import (
     described_operand,
     load_operands,
     matrix_of,
+    why_no_tcgen05,
 )
 from batchline.kernels.op import FP8
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 blackwell = gl.nvidia.blackwell
@@ -266,11 +265,8 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def why_not(a, b):
-    target = target_of(a.device)
-    if target.tensor_cores != TCGEN05:
-        return f"tcgen05 is of compute capability 10.x alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_tcgen05(a.device):
+        return why
     return why_not_tma(a, b)
 
 

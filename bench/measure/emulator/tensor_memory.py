@@ -25,6 +25,7 @@ from batchline.bench.measure.emulator.asynchronous import (
 )
 from batchline.bench.measure.emulator.layout import (
     HEADER,
+    KIND,
     LANES,
     PARAMETERS,
     SHARED_WINDOW,
@@ -112,10 +113,11 @@ def _allocated(m, warp):
 
 
 @compile_native
-def _trace(allocated, row, pc, first, columns):
+def _trace(allocated, row, first, columns):
     """Note an instruction that both blocks of a pair have to execute, alike."""
-    if words_at(row, HEADER)[_IS_OF_PAIR]:
-        done = (pc << 20) + (first << 10) + columns + 1
+    words = words_at(row, HEADER)
+    if words[_IS_OF_PAIR]:
+        done = (int64(words[KIND]) << 20) + (first << 10) + columns
         allocated[_TRACE] = allocated[_TRACE] * 31 + done
 
 
@@ -192,7 +194,7 @@ def allocate(machine, pc, warp, registers, row, mask):
         for part in range(TENSOR_PARTS):
             place = part * TENSOR_COLUMNS + column
             note_write(m, pc, warp, warp, int64(clock), place, uint32(0))
-    _trace(allocated, row, pc, first, columns)
+    _trace(allocated, row, first, columns)
     write_shared(m, pc, warp, lane, warp, clock, shared, 4, 0)
     write32(m.shared + shared, uint32(first))
     return DONE
@@ -221,7 +223,7 @@ def deallocate(machine, pc, warp, registers, row, mask):
             write32(_written(m, warp, place), uint32(0))
     for column in range(first, first + columns):
         allocated[column] = 0
-    _trace(allocated, row, pc, first, columns)
+    _trace(allocated, row, first, columns)
     return DONE
 
 
@@ -232,7 +234,7 @@ def relinquish(machine, pc, warp, registers, row, mask):
     _require_whole_warp(m, pc, warp, mask)
     allocated = _allocated(m, warp)
     allocated[_RELINQUISHED] = 1
-    _trace(allocated, row, pc, 0, 0)
+    _trace(allocated, row, 0, 0)
     return DONE
 
 
