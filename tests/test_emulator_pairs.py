@@ -197,6 +197,20 @@ def test_two_products_of_a_pair(schedule):
     assert done.counts.operand_bytes == 2 * (256 + 32) * 32
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_each_of_two_pairs_in_a_cluster_has_its_own_product(schedule):
+    pair = "and.b32 %r31, %r30, 1; setp.eq.u32 %p7, %r31, 0;"
+    blocks = "and.b32 %r31, %r30, 2; mov.u32 %r20, 3; shl.b32 %r20, %r20, %r31;"
+    body = READY.replace(RANK, f"{RANK} {pair}") + f"{blocks} cvt.u16.u32 %h0, %r20;"
+    body += f"{MULTIPLIED} {COMMITTED} {LOADED} {RESULT} {LEFT}"
+    result = buffer(512)
+    settings = {"block": 128, "grid": 4, "cluster": 4, "architecture": 100}
+    done = run(body, buffer(256), result, schedule=schedule, **settings)
+    assert done.findings == ()
+    expected = np.repeat([32 + 64_000, 64 + 128_000], 128)
+    assert (result.reshape(2, 256) == expected).all()
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     name: str

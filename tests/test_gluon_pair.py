@@ -2,6 +2,7 @@
 its tiles are right in emulation.
 """
 
+import dataclasses
 import importlib
 import re
 
@@ -48,6 +49,13 @@ def compiled(inputs):
 @pytest.fixture
 def module():
     return importlib.import_module("batchline.kernels.bmm.gluon_pair")
+
+
+@pytest.fixture
+def two_pairs(module, monkeypatch):
+    """So that each has many tiles."""
+    monkeypatch.setattr(module, "multiprocessors", lambda device: 4)
+    return module
 
 
 def why_not():
@@ -102,6 +110,21 @@ def test_every_warp_takes_part_in_the_cluster_s_barrier():
 
 
 @pytest.mark.compiled
+def test_nobody_leaves_where_one_group_does_not_arrive_at_the_last_phase(two_pairs):
+    def execute_without(launch, memory):
+        *before, after = launch.ptx.rsplit("barrier.cluster.arrive.aligned;", 1)
+        launch = dataclasses.replace(launch, ptx="".join([*before, after]))
+        executions.append(execute(launch, memory, LATE))
+        return executions[-1]
+
+    executions = []
+    inputs = operands(torch.float16, "nn", batch=1, m=16, n=16, k=16)
+    emulate_call(VARIANT, inputs, 100, execute_without)
+    (execution,) = executions
+    assert {one.word for one in execution.findings} == {"deadlock"}
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "n", [16, *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 64, 128))]
 )
@@ -127,13 +150,6 @@ def executed(variant, inputs, schedule):
     assert execution.findings == ()
     check_outputs(call.returned, inputs, expect(bmm, inputs), str(schedule))
     return execution
-
-
-@pytest.fixture
-def two_pairs(module, monkeypatch):
-    """So that each has many tiles."""
-    monkeypatch.setattr(module, "multiprocessors", lambda device: 4)
-    return module
 
 
 @pytest.mark.compiled
