@@ -265,11 +265,13 @@ def _declared(op: DeclaredOp, name: str, data: Mapping) -> Declared:
             raise ValueError(f"{field} is no {kind.__name__}")
     scenario, batch = data["example"]
     dtypes = None if data["dtypes"] is None else tuple(map(str, data["dtypes"]))
+    numbers = data["architectures"]
     return Declared(
         op.name,
         name,
         op.folder,
         dtypes=dtypes,
+        architectures=None if numbers is None else tuple(map(int, numbers)),
         example=(str(scenario), int(batch)),
         **{field: data[field] for field in kinds} | {"idea": clean_line(data["idea"])},
     )

@@ -31,6 +31,7 @@ class Declared:
     backend: str = "torch"
     dtypes: tuple[str, ...] | None = None
     needs: str | None = None
+    architectures: tuple[int, ...] | None = None
     builds_on: str | None = None
     example: tuple[str, int] | None = None
     tunable: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from batchline.kernels import backends
+from batchline.kernels import architectures, backends
 from batchline.kernels.definition import (  # noqa: F401 (for the ops and their readers)
     FP8,
     WIDE,
@@ -42,6 +42,8 @@ class Variant:
         backend: one of kernels.backends.NAMES.
         dtypes: names of the input dtypes it takes; None is every dtype.
         needs: "cuda" or "cpu"; None is any device.
+        architectures: the only ones that have its instructions, as (100,) of sm_100; None
+            where nothing is said of them.
         supports: inputs → why it declines them, or None. What is not declared is
             supported.
         builds_on: the rung below it on the ladder: the variant whose idea it changes.
@@ -66,6 +68,7 @@ class Variant:
     backend: str
     dtypes: tuple[str, ...] | None = None
     needs: str | None = None
+    architectures: tuple[int, ...] | None = None
     supports: Callable[..., str | None] | None = None
     builds_on: str | None = None
     tunable: Tunable | None = None
@@ -85,6 +88,8 @@ class Variant:
             raise ValueError(f"needs={self.needs!r} is none of None, 'cpu', 'cuda'")
         if unknown := [name for name in self.dtypes or () if not is_dtype(name)]:
             raise ValueError(f"dtypes: {unknown[0]!r} is no dtype of torch")
+        for number in self.architectures or ():
+            architectures.known(number)
         if self.tunable:
             self.tunable.bind(self.op.folder, self.name, self.op.describe)
 

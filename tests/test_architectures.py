@@ -213,12 +213,15 @@ def test_large_tiles_have_fewer_stages_where_a_block_has_less_shared_memory():
                 "gluon_ping_pong",
             )
         ),
-        (
-            "gluon_tcgen05",
-            {
-                number: "tcgen05 is of compute capability 10.x alone"
-                for number in (86, 89, 120)
-            },
+        *(
+            (
+                name,
+                {
+                    number: "tcgen05 is of compute capability 10.x alone"
+                    for number in (86, 89, 120)
+                },
+            )
+            for name in ("gluon_pair", "gluon_tcgen05")
         ),
         (
             "triton_warp_specialized",
@@ -386,6 +389,7 @@ def test_everything_fits_the_chips_that_are_not_pinned():
                 "gluon_3xbf16",
                 "gluon_6xbf16",
                 "gluon_cluster",
+                "gluon_pair",
                 "gluon_ping_pong",
                 "gluon_tcgen05",
             )

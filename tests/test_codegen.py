@@ -68,8 +68,11 @@ def test_only_what_needs_tma_or_wgmma_is_declined_and_only_where_there_is_none()
             )
             for number in (80, 100)
         ),
-        ("bmm/gluon_tcgen05", 80),
-        ("bmm/gluon_tcgen05", 90),
+        *(
+            (f"bmm/{name}", number)
+            for name in ("gluon_pair", "gluon_tcgen05")
+            for number in (80, 90)
+        ),
         ("wgrad_stats/gluon_fused", 80),
         ("wgrad_stats/gluon_fused", 100),
         ("bmm/triton_persistent_tma", 80),
@@ -377,6 +380,7 @@ def test_warp_specialisation_engages_where_the_report_says_so():
     }
     assert engaged == {
         ("bmm/gluon_cluster", 90),
+        ("bmm/gluon_pair", 100),
         ("bmm/gluon_ping_pong", 90),
         ("bmm/gluon_tcgen05", 100),
         ("bmm/triton_warp_specialized", 90),

@@ -288,7 +288,9 @@ def one_job(folder, monkeypatch):
     """
     found = {JOB: entry(launches=(changed_row(),))}
     monkeypatch.setattr(pinned, "jobs", lambda variants: [JOB])
-    monkeypatch.setattr(pinned, "execute", lambda pool, jobs, tell: (found, []))
+    monkeypatch.setattr(
+        pinned, "execute", lambda pool, jobs, variants, tell: (found, [])
+    )
     _reads(monkeypatch)
     return found
 

@@ -707,7 +707,7 @@ def test_cp_async_fills_with_zeros_what_it_does_not_read():
         "brkpt;",
         "tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%d0, {%f4}];",
         "createpolicy.fractional.L2::evict_last.b64 %d0, 0f3f800000;",
-        "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%s], 32;",
+        "tcgen05.shift.cta_group::1.down [%r3];",
         "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 "
         "{%f0, %f1, %f2, %f3}, %d0, %d1, %r0, 0, %p1, 1, 1, 0, 0;",
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f64 [%a0], [%s], 16;",

@@ -479,17 +479,13 @@ def test_columns_are_another_blocks_in_the_next_block():
 @pytest.mark.parametrize(
     "instruction",
     [
-        "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%s], 32;",
         "tcgen05.cp.cta_group::1.128x256b [%r3], %d0;",
         "tcgen05.shift.cta_group::1.down [%r3];",
         "tcgen05.ld.sync.aligned.16x64b.x1.b32 {%r32}, [%r3];",
         "tcgen05.ld.sync.aligned.32x32b.x2.pack::16b.b32 {%r32, %r33}, [%r3];",
-        "tcgen05.mma.cta_group::2.kind::f16 [%r3], %d0, %d1, %r5, %p2;",
         "tcgen05.mma.cta_group::1.kind::i8 [%r3], %d0, %d1, %r5, %p2;",
         "tcgen05.mma.cta_group::1.kind::f16 [%r3], [%r4], %d1, %r5, %p2;",
         "tcgen05.mma.ws.cta_group::1.kind::f16 [%r3], %d0, %d1, %r5, %p2;",
-        "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster"
-        ".multicast::cluster.b64 [%s], %h0;",
     ],
 )
 def test_what_is_not_known_is_refused_by_its_name(instruction):

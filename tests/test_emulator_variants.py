@@ -76,7 +76,7 @@ def cheapest(number, variant):
     """One subject of a variant: of the smallest probe that it takes. The dtypes and
     architectures take turns from one variant to the next.
     """
-    every = executed.subjects_of(variant.id, subjects.architectures_of(variant.id))
+    every = executed.subjects_of(variant.id, subjects.architectures_of(variant))
     taken = [one for one in every if computes(one)]
     kinds = list(dict.fromkeys((one.dtype, one.architecture) for one in taken))
     chosen = kinds[number % len(kinds)]

@@ -139,7 +139,8 @@ def test_it_reads_less_than_tiles_of_128_columns(two_programs):
 
 
 def test_it_is_executed_for_sm_100_and_others_are_not():
-    jobs = every_job([(VARIANT.id, "float16"), ("bmm/triton_tiled", "float16")])
+    variants = (VARIANT, bmm.variants["triton_tiled"])
+    jobs = every_job([(one.id, "float16") for one in variants], variants)
     assert [architecture for *_, architecture in jobs] == [80, 90, 100, 80, 90]
 
 

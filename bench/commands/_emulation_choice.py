@@ -134,16 +134,16 @@ def choose(
     can = [one for one in variants if executed.why_not_executed(one.backend) is None]
     if sizes is None:
         work = executed.subjects_of
-        jobs = [(one.id, asked or architectures_of(one.id)) for one in can]
+        jobs = [(one.id, asked or architectures_of(one)) for one in can]
     else:
         work = executed.shape_of
         jobs = [
-            (one.id, sizes, options.dtype, asked or architectures_of(one.id))
+            (one.id, sizes, options.dtype, asked or architectures_of(one))
             for one in can
         ]
     listed, broken = pool.each(work, jobs)
     wanted = [
-        (one.id, *_problem(case), asked or architectures_of(one.id))
+        (one.id, *_problem(case), asked or architectures_of(one))
         for case, one in cases.items()
     ]
     of_cases, more = pool.each(executed.case_of, wanted)

@@ -47,7 +47,7 @@ def execute_and_compare(pin: bool, everything: bool) -> int:
         return _not_compared("; ".join(found.unread) or _NOTHING)
     changed = [job for job in wanted if everything or not pinned.is_current(job, known)]
     with Pool(os.cpu_count() or 1) as pool, Progress() as progress:
-        fresh, problems = pinned.execute(pool, changed, progress.tell)
+        fresh, problems = pinned.execute(pool, changed, found.variants, progress.tell)
     problems += found.unread
     moved = _moves(
         {

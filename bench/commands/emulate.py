@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=choice.ARCHITECTURES,
         help="80, 90 or 100 of sm_100; may be repeated (default: 80 and 90, and 100 of "
-        "what has tensor memory)",
+        "what is for that alone)",
     )
     parser.add_argument("--dtype", help="only this dtype")
     parser.add_argument(

@@ -1,9 +1,17 @@
 """What the rungs in Gluon share: where they run, descriptors with a layout, operands as
-they lie, and C in parts.
+they lie and how they are brought, and C in parts.
 """
 
-from batchline.kernels.architectures import WGMMA
-from batchline.kernels.backends import GluonDescriptor, gl, gluon, interpreted
+from batchline.kernels.architectures import TCGEN05, WGMMA
+from batchline.kernels.backends import (
+    GluonDescriptor,
+    gl,
+    gluon,
+    interpreted,
+    mbarrier,
+    tma,
+)
+from batchline.kernels.bmm._descriptors import place
 from batchline.kernels.target import target_of
 
 BARRIERS_BYTES = 256  # of shared memory
@@ -14,6 +22,14 @@ def why_no_wgmma(device):
     target = target_of(device)
     if target.tensor_cores != WGMMA:
         return f"wgmma is of sm_90 alone, and this is {target}"
+    return "Gluon has no interpreter" if interpreted("triton") else None
+
+
+def why_no_tcgen05(device):
+    """Why no kernel in Gluon that multiplies by tcgen05 runs there, or None."""
+    target = target_of(device)
+    if target.tensor_cores != TCGEN05:
+        return f"tcgen05 is of compute capability 10.x alone, and this is {target}"
     return "Gluon has no interpreter" if interpreted("triton") else None
 
 
@@ -64,6 +80,55 @@ def matrix_of(
     else:
         tile = stage.reshape([ROWS, COLUMNS])
     return tile
+
+
+@gluon.jit
+def load_operands(
+    a_desc,
+    b_desc,
+    stages,
+    sizes,
+    by_entry,
+    A_TRANSPOSED: gl.constexpr,
+    B_TRANSPOSED: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    GROUP_M: gl.constexpr,
+):
+    """Fills stage after stage with the operands of all of a program's tiles, in order.
+
+    stages: of A and of B, and of each stage an mbarrier that is told when it is filled
+    and one that is told when it is multiplied.
+    """
+    a_stages, b_stages, filled, emptied = stages
+    B, M, N, K = sizes
+    a_step, b_step = by_entry
+    STAGES: gl.constexpr = a_stages.shape[0]
+    tiles_m = gl.cdiv(M, BLOCK_M)
+    tiles_n = gl.cdiv(N, BLOCK_N)
+    step = 0  # of all tiles, one after another
+    for tile in range(gl.program_id(0), B * tiles_m * tiles_n, gl.num_programs(0)):
+        entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
+        first_m = tile_m * BLOCK_M
+        first_n = tile_n * BLOCK_N
+        for k in range(0, K, BLOCK_K):
+            a_place = place_of(entry * a_step, first_m, k, A_TRANSPOSED)
+            b_place = place_of(entry * b_step, k, first_n, B_TRANSPOSED)
+            stage = step % STAGES
+            barrier = filled.index(stage)
+            # Of a barrier that is new, the phase before the first counts as complete.
+            mbarrier.wait(emptied.index(stage), (step // STAGES & 1) ^ 1)
+            mbarrier.expect(
+                barrier, a_desc.block_type.nbytes + b_desc.block_type.nbytes
+            )
+            tma.async_copy_global_to_shared(
+                a_desc, a_place, barrier, a_stages.index(stage)
+            )
+            tma.async_copy_global_to_shared(
+                b_desc, b_place, barrier, b_stages.index(stage)
+            )
+            step += 1
 
 
 @gluon.jit

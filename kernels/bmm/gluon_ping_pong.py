@@ -48,8 +48,8 @@ from batchline.kernels.bmm._gluon import (
     described,
     described_operand,
     in_parts,
+    load_operands,
     matrix_of,
-    place_of,
     why_no_wgmma,
 )
 from batchline.kernels.target import multiprocessors
@@ -64,51 +64,6 @@ _SHAPES = (
     (64, 32),
     (64, 16),
 )  # rows and columns of a tile; a thread has 128 of its sums at most
-
-
-@gluon.jit
-def _load(
-    a_desc,
-    b_desc,
-    stages,
-    sizes,
-    by_entry,
-    A_TRANSPOSED: gl.constexpr,
-    B_TRANSPOSED: gl.constexpr,
-    BLOCK_M: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    BLOCK_K: gl.constexpr,
-    GROUP_M: gl.constexpr,
-):
-    """One warp: fills stage after stage with the operands of all tiles, in order."""
-    a_stages, b_stages, filled, emptied = stages
-    B, M, N, K = sizes
-    a_step, b_step = by_entry
-    STAGES: gl.constexpr = a_stages.shape[0]
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, BLOCK_N)
-    step = 0  # of all tiles, one after another
-    for tile in range(gl.program_id(0), B * tiles_m * tiles_n, gl.num_programs(0)):
-        entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
-        first_m = tile_m * BLOCK_M
-        first_n = tile_n * BLOCK_N
-        for k in range(0, K, BLOCK_K):
-            a_place = place_of(entry * a_step, first_m, k, A_TRANSPOSED)
-            b_place = place_of(entry * b_step, k, first_n, B_TRANSPOSED)
-            stage = step % STAGES
-            barrier = filled.index(stage)
-            # Of a barrier that is new, the phase before the first counts as complete.
-            mbarrier.wait(emptied.index(stage), (step // STAGES & 1) ^ 1)
-            mbarrier.expect(
-                barrier, a_desc.block_type.nbytes + b_desc.block_type.nbytes
-            )
-            tma.async_copy_global_to_shared(
-                a_desc, a_place, barrier, a_stages.index(stage)
-            )
-            tma.async_copy_global_to_shared(
-                b_desc, b_place, barrier, b_stages.index(stage)
-            )
-            step += 1
 
 
 @gluon.jit
@@ -258,7 +213,7 @@ def _kernel(
                 ),
             ),
             (
-                _load,
+                load_operands,
                 (
                     a_desc,
                     b_desc,

@@ -20,16 +20,14 @@ in 653,532. It has been executed in emulation only, on no chip yet.
 
 A tile has 128 rows, for with 64 the tensor cores of an SM do half as much. fp8 is the
 same code: its sums are in fp32, and nothing is added up outside of tensor memory. Both
-blocks of a cluster could share a product (cta_group::2): that is left for a rung of its
-own. tcgen05 is of compute capability 10.x alone.
+blocks of a cluster share a product (cta_group::2) in `gluon_pair`. tcgen05 is of compute
+capability 10.x alone.
 """
 
-from batchline.kernels.architectures import TCGEN05
 from batchline.kernels.backends import (
     gl,
     gluon,
     hopper,
-    interpreted,
     mbarrier,
     tma,
     triton,
@@ -42,62 +40,18 @@ from batchline.kernels.bmm._gluon import (
     c_columns,
     described,
     described_operand,
+    load_operands,
     matrix_of,
-    place_of,
+    why_no_tcgen05,
 )
 from batchline.kernels.op import FP8
-from batchline.kernels.target import multiprocessors, target_of
+from batchline.kernels.target import multiprocessors
 from batchline.kernels.tuning import Tunable, distinct
 
 blackwell = gl.nvidia.blackwell
 
 _BLOCK_M = 128  # rows: the lanes of tensor memory
 _COLUMNS = (256, 128, 64, 32, 16)  # of a tile
-
-
-@gluon.jit
-def _load(
-    a_desc,
-    b_desc,
-    stages,
-    sizes,
-    by_entry,
-    A_TRANSPOSED: gl.constexpr,
-    B_TRANSPOSED: gl.constexpr,
-    BLOCK_M: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    BLOCK_K: gl.constexpr,
-    GROUP_M: gl.constexpr,
-):
-    """One warp: fills stage after stage with the operands of all tiles, in order."""
-    a_stages, b_stages, filled, emptied = stages
-    B, M, N, K = sizes
-    a_step, b_step = by_entry
-    STAGES: gl.constexpr = a_stages.shape[0]
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, BLOCK_N)
-    step = 0  # of all tiles, one after another
-    for tile in range(gl.program_id(0), B * tiles_m * tiles_n, gl.num_programs(0)):
-        entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
-        first_m = tile_m * BLOCK_M
-        first_n = tile_n * BLOCK_N
-        for k in range(0, K, BLOCK_K):
-            a_place = place_of(entry * a_step, first_m, k, A_TRANSPOSED)
-            b_place = place_of(entry * b_step, k, first_n, B_TRANSPOSED)
-            stage = step % STAGES
-            barrier = filled.index(stage)
-            # Of a barrier that is new, the phase before the first counts as complete.
-            mbarrier.wait(emptied.index(stage), (step // STAGES & 1) ^ 1)
-            mbarrier.expect(
-                barrier, a_desc.block_type.nbytes + b_desc.block_type.nbytes
-            )
-            tma.async_copy_global_to_shared(
-                a_desc, a_place, barrier, a_stages.index(stage)
-            )
-            tma.async_copy_global_to_shared(
-                b_desc, b_place, barrier, b_stages.index(stage)
-            )
-            step += 1
 
 
 @gluon.jit
@@ -239,7 +193,7 @@ def _kernel(
                 (c_desc, c_places, sums, sizes, BLOCK_M, BLOCK_N, GROUP_M),
             ),
             (
-                _load,
+                load_operands,
                 (
                     a_desc,
                     b_desc,
@@ -311,11 +265,8 @@ CONFIGS = Tunable(rule=_rule, candidates=_candidates)
 
 
 def why_not(a, b):
-    target = target_of(a.device)
-    if target.tensor_cores != TCGEN05:
-        return f"tcgen05 is of compute capability 10.x alone, and this is {target}"
-    if interpreted("triton"):
-        return "Gluon has no interpreter"
+    if why := why_no_tcgen05(a.device):
+        return why
     return why_not_tma(a, b)
 
 
@@ -323,6 +274,7 @@ def why_not(a, b):
     backend="triton",
     dtypes=("float16", "bfloat16", FP8),
     needs="cuda",
+    architectures=(100,),
     supports=why_not,
     builds_on="gluon_ping_pong",
     tunable=CONFIGS,

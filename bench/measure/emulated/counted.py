@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
 import torch
 
 from batchline.bench import texts
+from batchline.bench.declared import Declared
 from batchline.bench.measure.compiled.static_facts import variant_of
 from batchline.bench.measure.emulator import execution
 from batchline.bench.measure.emulator.capture import emulate_call
@@ -131,10 +133,7 @@ def lines_of(run: Execution) -> dict[str, list[str]]:
     return dict(found)
 
 
-def every_job(jobs) -> list[tuple[str, str, int]]:
-    """(variant, dtype, architecture) of each (variant, dtype)."""
-    return [
-        (*job, architecture)
-        for job in jobs
-        for architecture in architectures_of(job[0])
-    ]
+def every_job(jobs, variants: Sequence[Declared]) -> list[tuple[str, str, int]]:
+    """(variant, dtype, architecture) of each (variant, dtype) of these variants."""
+    of_variant = {one.id: architectures_of(one) for one in variants}
+    return [(*job, architecture) for job in jobs for architecture in of_variant[job[0]]]

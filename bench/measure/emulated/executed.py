@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from batchline import kernels
 from batchline.bench.errors import Missing
 from batchline.bench.measure.compiled.compile_pool import Pool
 from batchline.bench.measure.compiled.compiler import why_cannot_compile
+from batchline.bench.measure.compiled.static_facts import variant_of
 from batchline.bench.measure.emulated.assembler import remarks
 from batchline.bench.measure.emulated.filling import counted_call
 from batchline.bench.measure.emulator import execution, mutants, subjects
@@ -105,8 +105,7 @@ def why_not_executed(backend: str) -> str | None:
 
 def subjects_of(variant_id: str, architectures: Sequence[int]) -> list[Subject]:
     """Every subject of a variant, for a process that may import its file."""
-    op = kernels.ops[variant_id.partition("/")[0]]
-    variant = op.variants[variant_id.partition("/")[2]]
+    variant = variant_of(variant_id)
     return [
         one
         for architecture in architectures
@@ -118,9 +117,10 @@ def pinned_subjects_of(variant_id: str) -> list[Subject]:
     """Those of a variant whose verdicts are pinned: on each of its architectures, what
     it does not decline, but for the few probes that take a minute each.
     """
+    asked = subjects.architectures_of(variant_of(variant_id))
     return [
         one
-        for one in subjects_of(variant_id, subjects.architectures_of(variant_id))
+        for one in subjects_of(variant_id, asked)
         if one.declined is None and subjects.elements_of(one) < LARGE
     ]
 
@@ -129,8 +129,7 @@ def case_of(
     variant_id: str, scenario: str, dtype: str, batch: int, architectures: Sequence[int]
 ) -> list[Subject]:
     """A case as a subject for each architecture."""
-    op, _, name = variant_id.partition("/")
-    variant = kernels.ops[op].variants[name]
+    variant = variant_of(variant_id)
     return [
         subjects.case(variant, scenario, dtype, batch, one) for one in architectures
     ]
@@ -142,8 +141,7 @@ def shape_of(
     """A problem of these sizes as a subject for each architecture; by default in the
     variant's first dtype.
     """
-    op, _, name = variant_id.partition("/")
-    variant = kernels.ops[op].variants[name]
+    variant = variant_of(variant_id)
     dtype = dtype or (variant.dtypes or subjects.ALL_DTYPES)[0]
     return [subjects.shaped(variant, sizes, dtype, one) for one in architectures]
 

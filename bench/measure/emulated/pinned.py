@@ -209,10 +209,11 @@ def jobs(variants: Sequence[Declared]) -> list[Job]:
 def execute(
     pool: Pool,
     wanted: Sequence[Job],
+    declared: Sequence[Declared],
     tell: Callable[[int, int], None] = lambda done, count: None,
 ) -> tuple[dict[Job, Entry], list[str]]:
-    """What there is to pin of the jobs, executed now; and a line for what did not come
-    to its end, in which case the job has no entry.
+    """What there is to pin of the jobs of `declared` variants, executed now; and a line
+    for what did not come to its end, in which case the job has no entry.
 
     `tell` is given how many pieces of work are over, and how many there are.
     """
@@ -228,7 +229,8 @@ def execute(
         if (one.variant, one.dtype) in prints
     ]
     turns = executed.turns(chosen, SCHEDULES, most_again=MOST_AGAIN)
-    counting = counted.every_job(wanted)
+    counting = counted.every_job(wanted, declared)
+    on = {one.id: architectures_of(one) for one in declared}
     count = len(turns) + 2 * len(counting)
     rows, lost = executed.execute_all(pool, turns, lambda done: tell(done, count))
     launches, missing = pool.each(
@@ -251,20 +253,16 @@ def execute(
             by_job[job],
             [
                 row
-                for architecture in architectures_of(job[0])
+                for architecture in on[job[0]]
                 for row in launches[(*job, architecture)]
             ],
-            [
-                row
-                for architecture in architectures_of(job[0])
-                for row in calls[(*job, architecture)]
-            ],
+            [row for architecture in on[job[0]] for row in calls[(*job, architecture)]],
         )
         for job in wanted
         if all(
             (*job, architecture) in counts
             for counts in (launches, calls)
-            for architecture in architectures_of(job[0])
+            for architecture in on[job[0]]
         )
         and not any(line.startswith(f"{job[0]} ") for line in problems)
     }

@@ -66,7 +66,10 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 MISALIGNED = int(Finding.MISALIGNED)
@@ -112,6 +115,7 @@ def begin(m, kind, pc, warp, mask):
     new.landed = 0
     new.mbarrier = -1
     new.rank = m.rank
+    new.mbarrier_rank = m.rank
     new.reduction = 0
     return new
 
@@ -154,6 +158,7 @@ def start_copy(machine, pc, warp, registers, row, mask):
         if not (mask >> uint32(lane)) & uint32(1):
             continue
         target = int64(get(to + lane * to_width, to_width)) + int64(words[_TO_OFFSET])
+        target = own_offset(m, target)
         address = int64(get(source + lane * from_width, from_width)) + int64(
             words[_FROM_OFFSET]
         )

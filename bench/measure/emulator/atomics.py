@@ -11,6 +11,7 @@ from batchline.bench.measure.emulator.layout import (
     HEADER,
     IS_OF_BLOCK,
     LANES,
+    FIRST_RANK,
     RANK_SHIFT,
     SHARED_WINDOW,
     Number,
@@ -118,7 +119,7 @@ def _update(m, pc, warp, registers, row, mask):
         else:
             update_shared(m, pc, warp, lane, clock, address, size)
             if m.seen and is_ordering(m, warp, action):
-                key = SHARED_WINDOW + ((m.rank + 1) << RANK_SHIFT) + address
+                key = SHARED_WINDOW + ((m.rank + FIRST_RANK) << RANK_SHIFT) + address
                 synchronise(m, warp, lane, key, action | IS_OF_BLOCK)
         for element in range(elements):
             _update_element(registers, row, place, lane, element, target)

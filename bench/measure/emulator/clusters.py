@@ -8,8 +8,10 @@ is said of order within a block holds in a cluster. What each block has of its o
 one block of the cluster at a time: that of the warp that goes on, or the one that it
 reaches into.
 
-An address in shared memory has 1 + the block's rank in its bits from 24 on; those of
-a block's own memory have 0 there.
+An address in shared memory has FIRST_RANK + the block's rank in its bits from 24 on, or
+0 if it is of the block's own. Addresses of variables have the rank in them, as on a GPU:
+with bit 24 cleared they are those of the pair's leading block, which Triton's code relies
+on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numba import int64, uint8
 
 from batchline.bench.measure.emulator import order
 from batchline.bench.measure.emulator.layout import (
+    FIRST_RANK,
     HEADER,
     PARAMETERS,
     RANK_SHIFT,
@@ -84,7 +87,7 @@ def decode_map(decoder: Operands, instruction: Instruction) -> Iterator[Row]:
     bits, window = (64, SHARED_WINDOW) if wide else (32, 0)
     target, address, rank = instruction.operands
     own = decoder.temporary(f"mapa.b{bits}", bits)
-    first = window + (1 << RANK_SHIFT)
+    first = window + (FIRST_RANK << RANK_SHIFT)
     multiply = "mad.wide.u32" if wide else "mad.lo.u32"
     yield decoder.arithmetic(f"and.b{bits}", (own, address, _number(_OFFSET_MASK)))
     yield decoder.arithmetic(f"add.u{bits}", (own, own, _number(first)))
@@ -131,7 +134,9 @@ def rank_of(m, warp, address):
     own for an address without one. It may be too large.
     """
     named = address >> RANK_SHIFT
-    return named - 1 if named > 0 else warp // m.block_warps
+    if named <= 0:
+        return warp // m.block_warps
+    return named - FIRST_RANK if named >= FIRST_RANK else named << RANK_SHIFT
 
 
 @compile_native

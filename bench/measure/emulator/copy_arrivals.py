@@ -37,7 +37,10 @@ from batchline.bench.measure.emulator.order import read_shared, report
 from batchline.bench.measure.emulator.ptx import Instruction, UnknownOpcode
 from batchline.bench.measure.emulator.raw import count_ones, lowest_one, words_at
 from batchline.bench.measure.emulator.rows import Operands, Row
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 MISALIGNED = int(Finding.MISALIGNED)
 OUT_OF_BOUNDS, MISUSE = int(Finding.OUT_OF_BOUNDS), int(Finding.MBARRIER_MISUSE)
@@ -93,6 +96,7 @@ def _address(registers, row, lane):
 @compile_native
 def _start(m, pc, warp, row, mask, address):
     lane = lowest_one(mask)
+    address = own_offset(m, address)
     if address & 7:
         report(m, MISALIGNED, pc, warp, lane, address, -1)
         return

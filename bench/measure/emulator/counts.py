@@ -15,7 +15,13 @@ from batchline.bench.measure.emulator.memory_access import SECTOR_BYTES
 from batchline.bench.measure.emulator.program import Program
 from batchline.bench.measure.emulator.ptx import Instruction
 
-_MATRIX = (Kind.MMA, Kind.WGMMA, Kind.WMMA, Kind.TCGEN05_MMA)
+_MATRIX = (
+    Kind.MMA,
+    Kind.WGMMA,
+    Kind.WMMA,
+    Kind.TCGEN05_MMA,
+    Kind.TCGEN05_PAIR_MMA,
+)
 _EXCHANGE = (
     Kind.SHUFFLE,
     Kind.VOTE,

@@ -31,6 +31,8 @@ from batchline.bench.measure.emulator.layout import (
     BARRIER,
     BARRIERS,
     FINDING,
+    FIRST_RANK,
+    RANK_SHIFT,
     FINDINGS_KEPT,
     GROUPS,
     LANES,
@@ -283,10 +285,36 @@ def _require_cluster(launch: KernelLaunch, code: Program) -> None:
             f"{launch.kernel} has clusters of {blocks * warps} warps: the emulator "
             f"keeps track of {_MOST_CLUSTER_WARPS}"
         )
+    _require_pairs(launch, code, blocks, warps)
     if blocks > 1 and Kind.WGMMA in code.kinds and warps % 4:
         raise LaunchRefused(
             f"{launch.kernel} has wgmma in clusters of blocks of {warps} warps: the "
             "emulator knows multiples of 4"
+        )
+
+
+def _require_pairs(
+    launch: KernelLaunch, code: Program, blocks: int, warps: int
+) -> None:
+    """Refuse what no pair of blocks can execute, or what is not kept track of."""
+    opcodes = [
+        one.opcode for one in code.kernel.instructions if "tcgen05" in one.opcode
+    ]
+    of_one, of_pair = (any(group in one for one in opcodes) for group in tcgen05.GROUPS)
+    if of_one and of_pair:
+        raise LaunchRefused(
+            f"{launch.kernel} has tcgen05 of one block and of a pair of blocks, which "
+            "PTX leaves undefined"
+        )
+    if of_pair and blocks % 2:
+        raise LaunchRefused(
+            f"{launch.kernel} has tcgen05 of pairs of blocks (cta_group::2), and its "
+            f"clusters of {blocks} are no pairs"
+        )
+    if opcodes and blocks * warps > LANES:
+        raise LaunchRefused(
+            f"{launch.kernel} has tcgen05 in clusters of {blocks * warps} warps: the "
+            f"emulator keeps track of {LANES}"
         )
 
 
@@ -531,9 +559,11 @@ class _Bound:
         code = self._code
         images = np.full((self._warps, code.register_bytes), 0xFF, np.uint8)
         for offset, size, elements, value in code.constants:
-            bits = self._value(value) & ((1 << (8 * size)) - 1)
-            one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
-            images[:, offset : offset + elements * size] = np.tile(one, elements)
+            for rank in range(self._blocks):
+                bits = self._value(value, rank) & ((1 << (8 * size)) - 1)
+                one = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
+                own = images[rank * self._block_warps : (rank + 1) * self._block_warps]
+                own[:, offset : offset + elements * size] = np.tile(one, elements)
         for name, offset in code.specials.items():
             values = self._special(name)
             size = values.dtype.itemsize * LANES
@@ -548,9 +578,13 @@ class _Bound:
         ]
         self._set("specials", np.array(places, np.int64))
 
-    def _value(self, value: int | Place) -> int:
+    def _value(self, value: int | Place, rank: int) -> int:
+        """A constant's bits, in the block with this rank in its cluster."""
         if isinstance(value, int):
             return value
+        if value.what == "shared":
+            named = FIRST_RANK + rank if self._blocks > 1 else 0
+            return value.offset + (named << RANK_SHIFT)
         if value.what == "parameter":
             return self._arguments.ctypes.data + value.offset
         if value.what == "variable":

@@ -24,7 +24,8 @@ LANES = 32
 SHARED_WINDOW = 1 << 56
 LOCAL_WINDOW = 1 << 57
 WINDOW_BYTES = 1 << 32
-RANK_SHIFT = 24  # of shared memory: the bits above are a block's rank in its cluster
+RANK_SHIFT = 24  # of shared memory: the bits above name a block of the cluster
+FIRST_RANK = 2  # which is there of rank 0; 0 names no block: it is the own one
 
 
 class Kind(IntEnum):
@@ -80,6 +81,7 @@ class Kind(IntEnum):
     TCGEN05_MMA = 47
     TCGEN05_COMMIT = 48
     TRAP = 49
+    TCGEN05_PAIR_MMA = 50
 
 
 class Space(IntEnum):
@@ -298,6 +300,7 @@ class PendingKind(IntEnum):
     TENSOR_READ = 7  # tcgen05.ld
     TENSOR_PRODUCT = 8  # tcgen05.mma
     TENSOR_COMMIT = 9  # tcgen05.commit
+    PAIR_PRODUCT = 10  # tcgen05.mma of both blocks of a pair
 
 
 PENDING = np.dtype(
@@ -311,6 +314,7 @@ PENDING = np.dtype(
         ("bytes", np.uint32),
         ("mbarrier", np.int64),
         ("rank", np.int64),  # of the block whose shared memory it is about
+        ("mbarrier_rank", np.int64),  # and of the one whose mbarrier it tells
         ("map", np.int64),
         ("clock", np.int64),
         ("shared", np.int64),

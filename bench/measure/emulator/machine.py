@@ -19,8 +19,10 @@ from batchline.bench.measure.emulator import (
     memory_access,
     order,
     releases,
+    tensor_commits,
     tensor_copies,
     tensor_memory,
+    tensor_pairs,
     tensor_products,
     warp_wide,
     wmma,
@@ -655,5 +657,6 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.TCGEN05_ST: tensor_memory.store,
     Kind.TCGEN05_WAIT: tensor_memory.wait,
     Kind.TCGEN05_MMA: tensor_products.start_product,
-    Kind.TCGEN05_COMMIT: tensor_products.commit,
+    Kind.TCGEN05_PAIR_MMA: tensor_pairs.start_product,
+    Kind.TCGEN05_COMMIT: tensor_commits.commit,
 }

@@ -46,7 +46,10 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 MISUSE = int(Finding.MBARRIER_MISUSE)
 UNSUPPORTED = int(Finding.UNSUPPORTED)
@@ -265,6 +268,7 @@ def _act_on_one(m, pc, warp, registers, row, mask):
     if address & 7:
         report(m, MISALIGNED, pc, warp, lane, address, -1)
         return DONE
+    address = own_offset(m, address)
     if words[IN_CLUSTER]:
         address = clusters.turn_to_address(m, warp, address)
     if not is_in_shared(m, address, 8):

@@ -51,7 +51,10 @@ from batchline.bench.measure.emulator.raw import (
     write64,
 )
 from batchline.bench.measure.emulator.releases import synchronise
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 GENERIC, GLOBAL = int(Space.GENERIC), int(Space.GLOBAL)
 SHARED, LOCAL = int(Space.SHARED), int(Space.LOCAL)
@@ -96,9 +99,12 @@ def space_of(m, warp, space, mask):
     `alike`); they become offsets in it. Of another block's shared memory, that block is
     at hand from now on: the caller has to turn home.
     """
+    addresses = longs_at(m.scratch, LANES)
+    if space == SHARED and m.cluster_blocks > 1:
+        for each in range(LANES):
+            addresses[each] = own_offset(m, addresses[each])
     if space != GENERIC and space != CLUSTER:
         return space
-    addresses = longs_at(m.scratch, LANES)
     lane = lowest_one(mask)
     window = _window_of(space, addresses[lane])
     if window == 0:

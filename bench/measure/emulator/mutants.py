@@ -97,6 +97,7 @@ _ON_TMA = (
     "bmm/gluon_3xbf16",
     "bmm/gluon_6xbf16",
     "bmm/gluon_cluster",
+    "bmm/gluon_pair",
     "bmm/gluon_ping_pong",
     "bmm/gluon_tcgen05",
     "bmm/triton_persistent_tma",

@@ -259,7 +259,7 @@ class _Decoder:
                 bits = 0xFFFFFFFF if bits else 0
             return self._registers.constant(width, bits)
         if isinstance(operand, Symbol):
-            return self._registers.constant(width, self._symbol(operand))
+            return self._registers.constant(width, self._value_of(operand))
         raise ValueError(f"{operand} where an operand is due")
 
     def _special(self, name: str) -> int:
@@ -273,6 +273,12 @@ class _Decoder:
         """A register that no PTX text names."""
         self._registers.widths[name] = bits
         return Register(name)
+
+    def _value_of(self, symbol: Symbol) -> object:
+        """A symbol's address, in shared memory with the rank of the block."""
+        if symbol.name in self._shared.offsets:
+            return Place("shared", symbol.name, self._symbol(symbol))
+        return self._symbol(symbol)
 
     def _symbol(self, symbol: Symbol) -> object:
         name, offset = symbol.name, symbol.offset
@@ -682,10 +688,11 @@ class _Decoder:
         """
         rank = int(tokens[4][0])
         words = set(tokens[5:])
-        if words & {"im2col", "im2col_no_offs", "cta_group::2"}:
+        if words & {"im2col", "im2col_no_offs"}:
             raise UnknownOpcode(instruction.opcode)
         operands = instruction.operands
-        if tokens[5] in ("shared::cta", "shared::cluster") and tokens[6] == "global":
+        memory = [one for one in tokens[5:] if not one.startswith("cta_group::")]
+        if memory[0] in ("shared::cta", "shared::cluster") and memory[1] == "global":
             to, to_offset, to_width = self.address(operands[0])
             coordinates = operands[1].coordinates
             base, base_offset, _ = self.address(Address(operands[1].base))
@@ -708,9 +715,10 @@ class _Decoder:
                     to_width,
                     bar_width,
                     len(blocks),
+                    int("cta_group::2" in words),
                 ),
             )
-        if tokens[5] == "global" and tokens[6] == "shared::cta":
+        if memory[:2] == ["global", "shared::cta"]:
             coordinates = operands[0].coordinates
             base, base_offset, _ = self.address(Address(operands[0].base))
             source, offset, width = self.address(operands[1])

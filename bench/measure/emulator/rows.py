@@ -23,9 +23,10 @@ _SPACES = {
 
 @dataclass(frozen=True)
 class Place:
-    """A constant whose value is an address, known once the kernel is bound: of a
-    parameter ("parameter", its offset), of a variable ("variable", its name and what
-    is added), or the bytes of an argument ("argument", offset, bytes, whether signed).
+    """A constant whose value is known once the kernel is bound: the address of a
+    parameter ("parameter", its offset), of a variable ("variable", its name and what is
+    added) or of one in shared memory ("shared", its offset there), or the bytes of an
+    argument ("argument", offset, bytes, whether signed).
     """
 
     what: str

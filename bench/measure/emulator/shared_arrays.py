@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batchline.bench.measure.emulator import ptx
+from batchline.bench.measure.emulator.layout import FIRST_RANK, RANK_SHIFT
 from batchline.bench.measure.emulator.native import compile_native
 from batchline.bench.measure.emulator.raw import longs_at
 
@@ -70,6 +71,16 @@ def _apart(arrays: Sequence[tuple[int, int]], packed: int, align: int) -> int:
 
 def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
+
+
+@compile_native
+def own_offset(m, address):
+    """An address in shared memory, without the rank of the block at hand if it has that;
+    one with another rank stays as it is, and is in no array.
+    """
+    if address >> RANK_SHIFT == m.rank + FIRST_RANK:
+        return address & ((1 << RANK_SHIFT) - 1)
+    return address
 
 
 @compile_native

@@ -16,6 +16,7 @@ import torch
 
 from batchline import kernels
 from batchline.bench import texts
+from batchline.bench.declared import Declared
 from batchline.bench.errors import Missing
 from batchline.bench.measure.checking import check
 from batchline.bench.measure.emulator.capture import Call, Execute, emulate_call
@@ -27,7 +28,6 @@ from batchline.kernels.op import FP8, Op, Probe, Tensors, Variant
 from batchline.kernels.target import compiling_for
 
 ARCHITECTURES = (80, 90)  # for which every variant is executed
-_ON_TENSOR_MEMORY = frozenset({"bmm/gluon_tcgen05"})  # for sm_100, too
 BACKENDS = ("triton", "numba_cuda")
 ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
 _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned row
@@ -96,9 +96,11 @@ class Verdict:
         return self.wrong is None and not any(one.is_fault for one in self.findings)
 
 
-def architectures_of(variant_id: str) -> tuple[int, ...]:
-    """For which a variant is executed where nothing else is asked for."""
-    return (*ARCHITECTURES, *([100] if variant_id in _ON_TENSOR_MEMORY else []))
+def architectures_of(variant: Variant | Declared) -> tuple[int, ...]:
+    """For which a variant is executed where nothing else is asked for: ARCHITECTURES,
+    and what it says that it is for.
+    """
+    return tuple(dict.fromkeys((*ARCHITECTURES, *(variant.architectures or ()))))
 
 
 def subjects(
@@ -111,7 +113,7 @@ def subjects(
     for op in ops:
         for variant in op.variants.values():
             if variant.backend in BACKENDS:
-                for architecture in asked or architectures_of(variant.id):
+                for architecture in asked or architectures_of(variant):
                     yield from of_variant(variant, architecture)
 
 

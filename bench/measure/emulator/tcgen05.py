@@ -1,6 +1,6 @@
 """Which rows the instructions of the fifth generation's tensor cores are decoded to (PTX
-ISA, "TensorCore 5th Generation Family Instructions"): those of one block, with A and B
-in shared memory. All others are refused by their names.
+ISA, "TensorCore 5th Generation Family Instructions"): those of one block or of a pair of
+blocks, with A and B in shared memory. All others are refused by their names.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ ALL = frozenset(
         Kind.TCGEN05_ST,
         Kind.TCGEN05_WAIT,
         Kind.TCGEN05_MMA,
+        Kind.TCGEN05_PAIR_MMA,
         Kind.TCGEN05_COMMIT,
     }
 )
-_OF_ONE_BLOCK = "cta_group::1"
+GROUPS = ("cta_group::1", "cta_group::2")  # of one block, of a pair of blocks
+_OF_ONE_BLOCK, _OF_PAIR = GROUPS
+_MULTICAST = "multicast::cluster"
 _WHOLE_WARP = ["sync", "aligned"]
 _SHARED = ({"b32"}, {"shared::cta", "b32"})  # the last words of an alloc
 
@@ -51,26 +54,33 @@ def decode(operands: Operands, instruction: Instruction) -> Iterator[Row]:
 
 
 def _alloc(operands, instruction, words):
-    if words[:3] != [_OF_ONE_BLOCK, *_WHOLE_WARP] or set(words[3:]) not in _SHARED:
+    if not _is_of_whole_warp(words[:3]) or set(words[3:]) not in _SHARED:
         return None
     to, columns = instruction.operands
     base, offset, width = operands.address(to)
     return Row(
-        Kind.TCGEN05_ALLOC, (base, operands.offset(columns, "b32")), (0, offset, width)
+        Kind.TCGEN05_ALLOC,
+        (base, operands.offset(columns, "b32")),
+        (int(words[0] == _OF_PAIR), offset, width),
     )
 
 
+def _is_of_whole_warp(words):
+    """Whether these are a group of blocks and the words of all threads of a warp."""
+    return words[0] in GROUPS and words[1:] == _WHOLE_WARP
+
+
 def _dealloc(operands, instruction, words):
-    if words != [_OF_ONE_BLOCK, *_WHOLE_WARP, "b32"]:
+    if not _is_of_whole_warp(words[:3]) or words[3:] != ["b32"]:
         return None
     rows = (operands.offset(one, "b32") for one in instruction.operands)
-    return Row(Kind.TCGEN05_DEALLOC, tuple(rows))
+    return Row(Kind.TCGEN05_DEALLOC, tuple(rows), (int(words[0] == _OF_PAIR),))
 
 
 def _relinquish(operands, instruction, words):
-    if words != [_OF_ONE_BLOCK, *_WHOLE_WARP]:
+    if not _is_of_whole_warp(words):
         return None
-    return Row(Kind.TCGEN05_RELINQUISH)
+    return Row(Kind.TCGEN05_RELINQUISH, (), (int(words[0] == _OF_PAIR),))
 
 
 def _move(operands, instruction, words):
@@ -114,7 +124,7 @@ def _wait(operands, instruction, words):
 def _mma(operands, instruction, words):
     """D's address, the descriptors of A, B and the instruction, enable-input-d."""
     kinds = {f"kind::{name}": number for number, name in enumerate(KINDS)}
-    is_known = len(words) == 2 and words[0] == _OF_ONE_BLOCK and words[1] in kinds
+    is_known = len(words) == 2 and words[0] in GROUPS and words[1] in kinds
     if not is_known or len(instruction.operands) != 5:
         return None
     d, a, b, description, adds = instruction.operands
@@ -122,7 +132,7 @@ def _mma(operands, instruction, words):
         return None  # A in tensor memory
     base, offset, width = operands.address(d)
     return Row(
-        Kind.TCGEN05_MMA,
+        Kind.TCGEN05_MMA if words[0] == _OF_ONE_BLOCK else Kind.TCGEN05_PAIR_MMA,
         (
             base,
             operands.offset(a, "b64"),
@@ -135,11 +145,16 @@ def _mma(operands, instruction, words):
 
 
 def _commit(operands, instruction, words):
-    told = [one for one in words if one != "shared::cluster"]
-    if told != [_OF_ONE_BLOCK, "mbarrier::arrive::one", "b64"]:
+    """The mbarrier's address, and of a multicast the mask of blocks."""
+    told = [one for one in words if one not in ("shared::cluster", _MULTICAST)]
+    if words[0] not in GROUPS or told[1:] != ["mbarrier::arrive::one", "b64"]:
         return None
-    base, offset, width = operands.address(instruction.operands[0])
-    return Row(Kind.TCGEN05_COMMIT, (base,), (0, offset, width))
+    mbarrier, *masks = instruction.operands
+    if len(masks) != words.count(_MULTICAST):
+        return None
+    base, offset, width = operands.address(mbarrier)
+    rows = (operands.offset(one, "b16") for one in masks)
+    return Row(Kind.TCGEN05_COMMIT, (base, *rows), (len(masks), offset, width))
 
 
 def _fence(operands, instruction, words):

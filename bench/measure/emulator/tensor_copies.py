@@ -12,7 +12,7 @@ from batchline.bench.measure.emulator import (
     copy_arrivals,
     mbarriers,
     order,
-    tensor_products,
+    tensor_commits,
 )
 from batchline.bench.measure.emulator.asynchronous import begin, commit, pending_at
 from batchline.bench.measure.emulator.layout import (
@@ -59,7 +59,10 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write8,
 )
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 from batchline.bench.measure.emulator.tensor_maps import (
     MAP_BYTES,
     box_bytes,
@@ -85,7 +88,8 @@ LOAD_PENDING, STORE_PENDING = (
 BULK_PENDING = int(PendingKind.BULK_COPY)
 ARRIVAL_PENDING = int(PendingKind.COPY_ARRIVAL)
 COMMIT_PENDING = int(PendingKind.TENSOR_COMMIT)
-STORE, TO_BLOCK = int(BulkCopy.STORE), int(BulkCopy.TO_BLOCK)
+STORE, LOAD = int(BulkCopy.STORE), int(BulkCopy.LOAD)
+TO_BLOCK = int(BulkCopy.TO_BLOCK)
 OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
@@ -187,7 +191,8 @@ def _address(registers, row, place, offset, width, lane):
 def _start_box(m, pc, warp, lane, registers, row, is_load):
     """cp.async.bulk.tensor: operands the shared address, the map's, the mbarrier's (of
     a load) and the coordinates. Parameter 6 is of a load the number of masks of blocks,
-    of a store what PENDING's `reduction` is.
+    of a store what PENDING's `reduction` is; 7 is whether a load may tell the mbarrier of
+    the other block of a pair (.cta_group::2).
     """
     head = words_at(row, HEADER)
     rank = int64(head[_P0])
@@ -199,19 +204,29 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
         report(m, MISALIGNED, pc, warp, lane, shared, -1)
         return
     if not is_load:
-        _start_box_of(m, pc, warp, lane, registers, row, map_address, shared, -1, True)
+        shared = own_offset(m, shared)
+        if shared >> RANK_SHIFT:
+            report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
+            return
+        _start_box_of(
+            m, pc, warp, lane, registers, row, map_address, shared, -1, -1, True
+        )
         return
     barrier = _address(registers, row, 2, head[_P0 + 3], head[_P0 + 5], lane)
     mask = int64(1) << min(clusters.rank_of(m, warp, shared), int64(62))
     if head[_P0 + 6]:
         words = words_at(row, HEADER + 4 + rank)
         mask = int64(read16(registers + int64(words[HEADER + 3 + rank]) + lane * 2))
-    if not _are_in_cluster(m, pc, warp, lane, mask, shared, barrier):
+    is_of_pair = head[_P0 + 7] != 0
+    if not _are_in_cluster(m, pc, warp, lane, mask, shared, barrier, is_of_pair):
         return
     is_first = True
     for block in range(m.cluster_blocks):
         if (mask >> block) & 1:
             clusters.turn_to(m, block)
+            told = block
+            if is_of_pair:
+                told = block & ~1 | clusters.rank_of(m, warp, barrier) & 1
             _start_box_of(
                 m,
                 pc,
@@ -222,6 +237,7 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
                 map_address,
                 shared,
                 barrier,
+                told,
                 is_first,
             )
             is_first = False
@@ -229,27 +245,26 @@ def _start_box(m, pc, warp, lane, registers, row, is_load):
 
 
 @compile_native
-def _are_in_cluster(m, pc, warp, lane, mask, shared, barrier):
+def _are_in_cluster(m, pc, warp, lane, mask, shared, barrier, is_of_pair):
     """Whether all blocks in the mask that a copy is for are there, and the mbarrier lies
-    in the block that it is for.
+    in the block that it is for, or in the pair of that.
     """
     if mask >> m.cluster_blocks:
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return False
-    if shared >> RANK_SHIFT != barrier >> RANK_SHIFT:
-        own = (warp // m.block_warps) + 1
-        if (shared >> RANK_SHIFT or own) != (barrier >> RANK_SHIFT or own):
-            report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
-            return False
+    to, at = clusters.rank_of(m, warp, shared), clusters.rank_of(m, warp, barrier)
+    if (to >> 1 != at >> 1) if is_of_pair else (to != at):
+        report(m, MBARRIER_MISUSE, pc, warp, lane, barrier, -1)
+        return False
     return True
 
 
 @compile_native
 def _start_box_of(
-    m, pc, warp, lane, registers, row, map_address, shared, barrier, is_first
+    m, pc, warp, lane, registers, row, map_address, shared, barrier, told, is_first
 ):
-    """A box from or to the shared memory at hand; `barrier` -1: from it. Only the first
-    of several reads global memory.
+    """A box from or to the shared memory at hand; `barrier` -1: from it. The mbarrier is
+    that of the block with rank `told`. Only the first of several reads global memory.
     """
     is_load = barrier >= 0
     rank = int64(words_at(row, HEADER)[_P0])
@@ -260,9 +275,11 @@ def _start_box_of(
     if not is_in_shared(m, shared, size):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, shared, -1)
         return
-    number = int64(-1)
+    number, block = int64(-1), int64(m.rank)
     if is_load:
+        clusters.turn_to(m, told)
         number = _find_mbarrier(m, pc, warp, lane, barrier & _OFFSET_MASK)
+        clusters.turn_to(m, block)
         if number < 0:
             return
     new = begin(m, LOAD_PENDING if is_load else STORE_PENDING, pc, warp, uint32(1))
@@ -283,6 +300,11 @@ def _start_box_of(
         row_of_coordinate = registers + int64(words[HEADER + 3 + place])
         new.coordinates[place] = int64(int32(read32(row_of_coordinate + lane * 4)))
     clusters.reach(m, pc, warp, lane, m.tensor_agent + warp, new.clock, shared)
+    if is_load:
+        new.mbarrier_rank = told
+        clusters.turn_to(m, told)
+        clusters.reach(m, pc, warp, lane, m.tensor_agent + warp, new.clock, barrier)
+        clusters.turn_to(m, block)
     if not _check_box(m, pc, warp, lane, tensor_map, new, is_load, is_first):
         new.landed = -1  # its bytes must not be moved
     if m.is_early:
@@ -388,7 +410,7 @@ def land(m, one):
     if one.kind == ARRIVAL_PENDING:
         copy_arrivals.land(m, one)
     elif one.kind == COMMIT_PENDING:
-        tensor_products.land_commit(m, one)
+        tensor_commits.land(m, one)
     else:
         _land_copy(m, one)
     clusters.turn_to(m, before)
@@ -409,6 +431,7 @@ def _land_copy(m, one):
         _store(m, one, shared)
     if one.kind != STORE_PENDING:
         agent = m.tensor_agent + one.warp
+        clusters.turn_to(m, one.mbarrier_rank)
         mbarriers.complete_bytes(m, one.mbarrier, int64(one.bytes), agent, one.clock)
         one.kind = FREE
 
@@ -480,6 +503,8 @@ def _start_run(m, pc, warp, lane, registers, row):
     if (to | source | size) & 15:
         report(m, MISALIGNED, pc, warp, lane, source, -1)
         return
+    if head[_P0] != LOAD:
+        source = own_offset(m, source)
     if head[_P0] == STORE:
         reduction, element_type = int64(head[_P0 + 3]), int64(head[_P0 + 7])
         _start_store(m, pc, warp, lane, to, source, size, reduction, element_type)
@@ -494,7 +519,7 @@ def _start_run(m, pc, warp, lane, registers, row):
     mask = int64(1) << min(clusters.rank_of(m, warp, to), int64(62))
     if head[_P0 + 7]:
         mask = int64(read16(registers + int64(words[HEADER + 4]) + lane * 2))
-    if not _are_in_cluster(m, pc, warp, lane, mask, to, barrier):
+    if not _are_in_cluster(m, pc, warp, lane, mask, to, barrier, False):
         return
     clock = int64(order.issue(m, m.tensor_agent + warp))
     data = source
@@ -601,6 +626,7 @@ def replace_in_map(machine, pc, warp, registers, row, mask):
         address = _address(registers, row, 0, words[_P0 + 2], words[_P0 + 3], lane)
         value = get(registers + int64(words[HEADER + 1]) + lane * width, width)
         if words[_P0 + 4]:
+            address = own_offset(m, address)
             if not is_in_shared(m, address, MAP_BYTES):
                 report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
                 continue
@@ -636,6 +662,7 @@ def publish_map(machine, pc, warp, registers, row, mask):
         lane += 1
     to = _address(registers, row, 0, words[_P0 + 1], words[_P0 + 3], lane)
     source = _address(registers, row, 1, words[_P0 + 2], words[_P0 + 4], lane)
+    source = own_offset(m, source)
     allocation = find_allocation(m, to)
     if not allocation or to + MAP_BYTES > int64(read64(allocation + 8)):
         report(m, OUT_OF_BOUNDS, pc, warp, lane, to, -1)

@@ -6,7 +6,11 @@ A block has 128 lanes of 512 columns of 32 bits. An address is a lane in bits 16
 and a column in bits 0 to 15. Warp w reaches lanes 32 * (w % 4) to the 31st behind, a
 "part" here. A place is a column of a part: of each is known which lanes are written,
 the agent that wrote it last and its clock, and of each warp the clock of its last read.
-The clock of an access that no tcgen05.wait has ended is OPEN: nobody knows it.
+The clock of an access that no tcgen05.wait has ended is OPEN: nobody knows it. Places
+are those of the warp's block; those of the block with the next rank are TENSOR_PLACES
+further on. To take columns counts as to write none of their lanes.
+
+With .cta_group::2 both blocks of a pair take and free columns, a warp of each, and alike.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from batchline.bench.measure.emulator.asynchronous import (
 )
 from batchline.bench.measure.emulator.layout import (
     HEADER,
+    KIND,
     LANES,
     PARAMETERS,
     SHARED_WINDOW,
@@ -49,7 +54,10 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
     write32,
 )
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 MISSING_WAIT = int(Finding.MISSING_WAIT)
@@ -62,7 +70,9 @@ FULL = uint32(0xFFFFFFFF)
 OPEN = (1 << 31) - 1
 LEAST_COLUMNS = 32  # of an allocation
 _WRITER_WORDS = 3  # 1 + its agent, its clock, its instruction
-_RELINQUISHED = TENSOR_COLUMNS  # of the words of `tensor_allocated`: the last one
+_RELINQUISHED, _TRACE = TENSOR_COLUMNS, TENSOR_COLUMNS + 1  # of `tensor_allocated`
+_ALLOCATED_WORDS = TENSOR_COLUMNS + 2
+_IS_OF_PAIR = PARAMETERS
 _COUNT, _OFFSET, _WIDTH, _SPLIT = range(PARAMETERS, PARAMETERS + 4)
 WHOLE = -1  # the SPLIT of what is not split
 OF_LOADS, OF_STORES = range(2)  # parameter 0 of a TCGEN05_WAIT
@@ -72,7 +82,7 @@ BYTES_OF_BLOCK = {
     "tensor_written": TENSOR_PLACES * 4,
     "tensor_writers": TENSOR_PLACES * _WRITER_WORDS * 4,
     "tensor_readers": TENSOR_PLACES * TENSOR_WARPS * 4,
-    "tensor_allocated": (TENSOR_COLUMNS + 1) * 8,
+    "tensor_allocated": _ALLOCATED_WORDS * 8,
 }
 """By the name of an array of the machine, its bytes for one block."""
 
@@ -85,7 +95,7 @@ def begin_block(m):
     fill(m.tensor_written, uint8(0), blocks * TENSOR_PLACES * 4)
     fill(m.tensor_writers, uint8(0), blocks * TENSOR_PLACES * _WRITER_WORDS * 4)
     fill(m.tensor_readers, uint8(0), blocks * TENSOR_PLACES * TENSOR_WARPS * 4)
-    fill(m.tensor_allocated, uint8(0), blocks * (TENSOR_COLUMNS + 1) * 8)
+    fill(m.tensor_allocated, uint8(0), blocks * _ALLOCATED_WORDS * 8)
 
 
 # --- allocations --------------------------------------------------------------------
@@ -93,12 +103,22 @@ def begin_block(m):
 
 @compile_native
 def _allocated(m, warp):
-    """int64[columns + 1]: for each column 1 + the first column and the count << 16 of
-    its allocation, or 0; then whether the block may allocate no more.
+    """int64[columns + 2]: for each column 1 + the first column and the count << 16 of
+    its allocation, or 0; then whether the block may allocate no more, and a hash of what
+    it has done as one of a pair.
     """
     rank = warp // m.block_warps
-    place = m.tensor_allocated + rank * (TENSOR_COLUMNS + 1) * 8
-    return longs_at(place, TENSOR_COLUMNS + 1)
+    place = m.tensor_allocated + rank * _ALLOCATED_WORDS * 8
+    return longs_at(place, _ALLOCATED_WORDS)
+
+
+@compile_native
+def _trace(allocated, row, first, columns):
+    """Note an instruction that both blocks of a pair have to execute, alike."""
+    words = words_at(row, HEADER)
+    if words[_IS_OF_PAIR]:
+        done = (int64(words[KIND]) << 20) + (first << 10) + columns
+        allocated[_TRACE] = allocated[_TRACE] * 31 + done
 
 
 @compile_native
@@ -153,6 +173,7 @@ def allocate(machine, pc, warp, registers, row, mask):
     words = words_at(row, HEADER + 2)
     lane = lowest_one(mask)
     shared = address_of_operand(registers, row, 0, words[_OFFSET], words[_WIDTH], lane)
+    shared = own_offset(m, shared)
     columns = int64(read32(registers + int64(words[HEADER + 1]) + lane * 4))
     allocated = _allocated(m, warp)
     if not _is_count(columns) or allocated[_RELINQUISHED]:
@@ -167,9 +188,13 @@ def allocate(machine, pc, warp, registers, row, mask):
     if first < 0:
         report(m, ALLOCATION, pc, warp, lane, columns, -1)
         return DONE
+    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
     for column in range(first, first + columns):
         allocated[column] = 1 + first + (columns << 16)
-    clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
+        for part in range(TENSOR_PARTS):
+            place = part * TENSOR_COLUMNS + column
+            note_write(m, pc, warp, warp, int64(clock), place, uint32(0))
+    _trace(allocated, row, first, columns)
     write_shared(m, pc, warp, lane, warp, clock, shared, 4, 0)
     write32(m.shared + shared, uint32(first))
     return DONE
@@ -198,6 +223,7 @@ def deallocate(machine, pc, warp, registers, row, mask):
             write32(_written(m, warp, place), uint32(0))
     for column in range(first, first + columns):
         allocated[column] = 0
+    _trace(allocated, row, first, columns)
     return DONE
 
 
@@ -206,7 +232,9 @@ def relinquish(machine, pc, warp, registers, row, mask):
     """tcgen05.relinquish_alloc_permit: the block allocates no more."""
     m = machine_at(machine)
     _require_whole_warp(m, pc, warp, mask)
-    _allocated(m, warp)[_RELINQUISHED] = 1
+    allocated = _allocated(m, warp)
+    allocated[_RELINQUISHED] = 1
+    _trace(allocated, row, 0, 0)
     return DONE
 
 
@@ -222,6 +250,21 @@ def require_freed(m, pc, warp):
         if allocated[column]:
             report(m, ALLOCATION, pc, warp, -1, column, -1)
             return
+    if m.cluster_blocks % 2 == 0:
+        _require_alike(m, pc, warp)
+
+
+@compile_native
+def _require_alike(m, pc, warp):
+    """Report a block that ends as the second of its pair, if they have not taken and
+    freed columns alike.
+    """
+    first = (warp // m.block_warps ^ 1) * m.block_warps  # of the other block
+    for other in range(first, first + m.block_warps):
+        if warp_at(m, other).status != ENDED:
+            return
+    if _allocated(m, first)[_TRACE] != _allocated(m, warp)[_TRACE]:
+        report(m, ALLOCATION, pc, warp, -1, 0, -1)
 
 
 # --- places -------------------------------------------------------------------------
@@ -311,8 +354,9 @@ def check_readers(m, pc, warp, place, address):
     it knows.
     """
     readers = _readers(m, warp, place)
-    part = place // TENSOR_COLUMNS
-    first = warp // m.block_warps * m.block_warps
+    part = place % TENSOR_PLACES // TENSOR_COLUMNS
+    block = warp // m.block_warps + place // TENSOR_PLACES
+    first = block * m.block_warps
     for number in range(TENSOR_WARPS):
         clock = int64(readers[number])
         other = first + TENSOR_PARTS * number + part

@@ -1,5 +1,5 @@
 """Products of sm_100's tensor cores, whose sums lie in tensor memory (PTX ISA,
-"tcgen05.mma", "tcgen05.commit").
+"tcgen05.mma").
 
 One thread issues a product. It reads A and B from shared memory by two descriptors, and
 a third one says of what types and how large they are. It is over when an mbarrier says
@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32
 
-from batchline.bench.measure.emulator import mbarriers, order, tensor_memory
-from batchline.bench.measure.emulator.asynchronous import begin, pending_at
+from batchline.bench.measure.emulator import order, tensor_memory
+from batchline.bench.measure.emulator.asynchronous import begin
 from batchline.bench.measure.emulator.layout import (
     HEADER,
     LANES,
@@ -55,11 +55,9 @@ from batchline.bench.measure.emulator.raw import (
 )
 from batchline.bench.measure.emulator.shared_arrays import is_in_shared
 
-OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
-BAD_DESCRIPTOR = int(Finding.BAD_DESCRIPTOR)
-MBARRIER_MISUSE, UNSUPPORTED = int(Finding.MBARRIER_MISUSE), int(Finding.UNSUPPORTED)
-FREE = int(PendingKind.FREE)
-PRODUCT, COMMIT = int(PendingKind.TENSOR_PRODUCT), int(PendingKind.TENSOR_COMMIT)
+OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
+BAD_DESCRIPTOR, UNSUPPORTED = int(Finding.BAD_DESCRIPTOR), int(Finding.UNSUPPORTED)
+PRODUCT = int(PendingKind.TENSOR_PRODUCT)
 
 KINDS = ("f16", "tf32", "f8f6f4")  # parameter 0 of a TCGEN05_MMA is a place in it
 _F16, _TF32, _F8 = range(3)
@@ -170,7 +168,7 @@ def pieces_of(element, instruction, descriptor, side):
 
 
 @compile_native
-def _matrix_of(kind, instruction, descriptor, side, shared):
+def matrix_of(kind, instruction, descriptor, side, shared):
     """float64[k, rows]: A transposed, or B."""
     element = element_of(kind, instruction, side)
     addresses = pieces_of(element, instruction, descriptor, side)
@@ -197,9 +195,15 @@ def multiply(kind, instruction, adds, left, right, shared, values, column):
     exact, sums in float64, in the order of k, and rounded once to float32.
     """
     instruction = np.int64(instruction)
-    rows, columns = rows_of(instruction), columns_of(instruction)
-    a = _matrix_of(kind, instruction, left, 0, shared).transpose().copy()
-    b = _matrix_of(kind, instruction, right, 1, shared)
+    a = matrix_of(kind, instruction, left, 0, shared).transpose().copy()
+    b = matrix_of(kind, instruction, right, 1, shared)
+    add_product(a, b, adds, values, column)
+
+
+@compile_native
+def add_product(a, b, adds, values, column):
+    """As `multiply`, of A float64[m, k] and B float64[k, n]."""
+    rows, columns = a.shape[0], b.shape[1]
     sums = np.zeros((rows, columns), np.float64)
     if adds:
         for row in range(rows):
@@ -259,7 +263,7 @@ def _start(m, pc, warp, lane, registers, row):
     if not _check_sums(m, pc, warp, new) or not is_right:
         new.landed = 1
     elif m.is_early:
-        _land_product(m, new)
+        land(m, new)
     if m.is_counting:
         _count(m, pc, element_of(kind, instruction, 0), instruction)
 
@@ -312,7 +316,8 @@ def _count(m, pc, element, instruction):
 
 
 @compile_native
-def _land_product(m, one):
+def land(m, one):
+    """Multiply."""
     if one.landed:
         return
     one.landed = 1
@@ -329,66 +334,3 @@ def _land_product(m, one):
         values,
         one.target[0] & 0xFFFF,
     )
-
-
-@Handler
-def commit(machine, pc, warp, registers, row, mask):
-    """tcgen05.commit, for each lane in the mask: an mbarrier is told when all products
-    are over that it has issued.
-    """
-    m = machine_at(machine)
-    for lane in range(LANES):
-        if (mask >> uint32(lane)) & uint32(1):
-            _commit(m, pc, warp, lane, registers, row)
-    return DONE
-
-
-@compile_native
-def _commit(m, pc, warp, lane, registers, row):
-    words = words_at(row, HEADER)
-    address = tensor_memory.address_of_operand(
-        registers, row, 0, words[_OFFSET], words[_WIDTH], lane
-    )
-    if address & 7:
-        report(m, MISALIGNED, pc, warp, lane, address, -1)
-        return
-    if not is_in_shared(m, address, 8):
-        report(m, OUT_OF_BOUNDS, pc, warp, lane, address, -1)
-        return
-    number = mbarriers.find(m, address)
-    if number < 0:
-        report(m, MBARRIER_MISUSE, pc, warp, lane, address, -1)
-        return
-    known = words_at(order.clocks_of(m, warp), m.agents)
-    read_shared(m, pc, warp, lane, warp, int64(known[warp]), address, 8)
-    new = begin(m, COMMIT, pc, warp, uint32(1) << uint32(lane))
-    new.mbarrier = number
-    agent = m.product_agent + warp
-    new.clock = words_at(order.clocks_of(m, agent), m.agents)[agent]
-    for other in range(m.block_warps):  # what its products have waited for is over, too
-        other_warp = warp // m.block_warps * m.block_warps + other
-        new.source[other] = known[m.tensor_agent + other_warp]
-        new.target[other] = known[m.product_agent + other_warp]
-    if m.is_early:
-        land_commit(m, new)
-
-
-@compile_native
-def land_commit(m, one):
-    """Execute the products that a commit is for, and arrive at its mbarrier."""
-    for number in range(m.first_pending, m.n_pending):
-        product = pending_at(m, number)
-        if product.kind == PRODUCT and product.warp == one.warp:
-            if product.clock <= one.clock:
-                _land_product(m, product)
-                product.kind = FREE
-    first = one.warp // m.block_warps * m.block_warps
-    for other in range(m.block_warps):
-        tensor, product_agent = m.tensor_agent + first, m.product_agent + first
-        mbarriers.hand_on_event(m, one.mbarrier, tensor + other, one.source[other])
-        mbarriers.hand_on_event(
-            m, one.mbarrier, product_agent + other, one.target[other]
-        )
-    one.kind = FREE
-    agent = m.product_agent + one.warp
-    mbarriers.arrive_for(m, one.pc, one.warp, one.mbarrier, 1, agent, one.clock)

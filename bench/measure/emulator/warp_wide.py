@@ -39,7 +39,10 @@ from batchline.bench.measure.emulator.raw import (
     write32,
     write64,
 )
-from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.shared_arrays import (
+    is_in_shared,
+    own_offset,
+)
 
 DIVERGENT_BARRIER = int(Finding.DIVERGENT_BARRIER)
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
@@ -323,7 +326,8 @@ def _rows_of_matrices(m, pc, warp, matrices, data):
     clock = words_at(order.clocks_of(m, warp), m.agents)[warp]
     is_right = True
     for lane in range(8 * matrices):
-        address = addresses[lane]
+        address = own_offset(m, addresses[lane])
+        addresses[lane] = address
         if address & 15:
             report(m, MISALIGNED, pc, warp, lane, address, -1)
             is_right = False

@@ -587,6 +587,7 @@ def _declared_variant(variant: Variant) -> dict:
         "backend": variant.backend,
         "dtypes": variant.dtypes,
         "needs": variant.needs,
+        "architectures": variant.architectures,
         "builds_on": variant.builds_on,
         "example": variant.example,
         "tunable": variant.tunable is not None,
