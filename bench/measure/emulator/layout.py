@@ -80,6 +80,7 @@ class Kind(IntEnum):
     TCGEN05_MMA = 47
     TCGEN05_COMMIT = 48
     TRAP = 49
+    TCGEN05_CP = 50
 
 
 class Space(IntEnum):
@@ -298,6 +299,7 @@ class PendingKind(IntEnum):
     TENSOR_READ = 7  # tcgen05.ld
     TENSOR_PRODUCT = 8  # tcgen05.mma
     TENSOR_COMMIT = 9  # tcgen05.commit
+    TENSOR_COPY = 10  # tcgen05.cp
 
 
 PENDING = np.dtype(
@@ -338,7 +340,7 @@ _ADDRESSES = (
     "memory_fenced barrier_fenced group_clocks views block_numbers start_clocks "
     "cluster_clocks cluster_fenced reach_clocks reach_places "
     "reach_lanes tensor_values tensor_written tensor_writers tensor_readers "
-    "tensor_allocated tensor_flops tensor_operand_bytes"
+    "tensor_product_readers tensor_allocated tensor_flops tensor_operand_bytes"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "

@@ -22,6 +22,7 @@ from batchline.bench.measure.emulator import (
     tensor_copies,
     tensor_memory,
     tensor_products,
+    tensor_scales,
     warp_wide,
     wmma,
 )
@@ -656,4 +657,5 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.TCGEN05_WAIT: tensor_memory.wait,
     Kind.TCGEN05_MMA: tensor_products.start_product,
     Kind.TCGEN05_COMMIT: tensor_products.commit,
+    Kind.TCGEN05_CP: tensor_scales.start_copy,
 }
