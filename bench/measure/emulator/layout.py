@@ -80,7 +80,7 @@ class Kind(IntEnum):
     TCGEN05_MMA = 47
     TCGEN05_COMMIT = 48
     TRAP = 49
-    TCGEN05_CP = 50
+    TCGEN05_CP = 51
 
 
 class Space(IntEnum):
@@ -299,7 +299,7 @@ class PendingKind(IntEnum):
     TENSOR_READ = 7  # tcgen05.ld
     TENSOR_PRODUCT = 8  # tcgen05.mma
     TENSOR_COMMIT = 9  # tcgen05.commit
-    TENSOR_COPY = 10  # tcgen05.cp
+    TENSOR_COPY = 11  # tcgen05.cp
 
 
 PENDING = np.dtype(

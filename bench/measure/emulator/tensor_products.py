@@ -158,7 +158,7 @@ def pieces_of(element, instruction, descriptor, side):
 
 
 @compile_native
-def _matrix_of(kind, instruction, descriptor, side, shared):
+def matrix_of(kind, instruction, descriptor, side, shared):
     """float64[k, rows]: A transposed, or B."""
     element = element_of(kind, instruction, side)
     addresses = pieces_of(element, instruction, descriptor, side)
@@ -185,9 +185,9 @@ def multiply(kind, instruction, adds, left, right, shared, values, column):
     exact, sums in float64, in the order of k, and rounded once to float32.
     """
     instruction = np.int64(instruction)
-    a = _matrix_of(kind, instruction, left, 0, shared)
-    b = _matrix_of(kind, instruction, right, 1, shared)
-    _add_products(instruction, adds, a, b, values, column)
+    a = matrix_of(kind, instruction, left, 0, shared).transpose().copy()
+    b = matrix_of(kind, instruction, right, 1, shared)
+    add_product(a, b, adds, values, column)
 
 
 @compile_for_python
@@ -199,24 +199,24 @@ def multiply_scaled(
     on.
     """
     instruction = np.int64(instruction)
-    a = _matrix_of(SCALED, instruction, left, 0, shared)
-    b = _matrix_of(SCALED, instruction, right, 1, shared)
+    a = matrix_of(SCALED, instruction, left, 0, shared)
+    b = matrix_of(SCALED, instruction, right, 1, shared)
     tensor_scales.scale(values, left_scales, tensor_scales.byte_of(instruction, 0), a)
     tensor_scales.scale(values, right_scales, tensor_scales.byte_of(instruction, 1), b)
-    _add_products(instruction, adds, a, b, values, column)
+    add_product(a.transpose().copy(), b, adds, values, column)
 
 
 @compile_native
-def _add_products(instruction, adds, a, b, values, column):
-    """Write D of float64[k, rows] `a` and float64[k, columns] `b`."""
-    rows, columns = rows_of(instruction), columns_of(instruction)
+def add_product(a, b, adds, values, column):
+    """As `multiply`, of A float64[m, k] and B float64[k, n]."""
+    rows, columns = a.shape[0], b.shape[1]
     sums = np.zeros((rows, columns), np.float64)
     if adds:
         for row in range(rows):
             for number in range(columns):
                 place = (column + number) * TENSOR_LANES + lane_of(rows, row)
                 sums[row, number] = np.uint32(values[place]).view(np.float32)
-    accumulate(a.transpose().copy(), b, sums)
+    accumulate(a, b, sums)
     for row in range(rows):
         for number in range(columns):
             place = (column + number) * TENSOR_LANES + lane_of(rows, row)
@@ -272,7 +272,7 @@ def _start(m, pc, warp, lane, registers, row):
     if not _check_sums(m, pc, warp, new) or not is_right:
         new.landed = 1
     elif m.is_early:
-        _land_product(m, new)
+        land(m, new)
     if m.is_counting:
         _count(m, pc, element_of(kind, instruction, 0), instruction)
 
@@ -342,7 +342,8 @@ def _count(m, pc, element, instruction):
 
 
 @compile_native
-def _land_product(m, one):
+def land(m, one):
+    """Multiply."""
     if one.landed:
         return
     one.landed = 1
@@ -433,7 +434,7 @@ def land_commit(m, one):
         if started.warp != one.warp or started.clock > one.clock:
             continue
         if started.kind == PRODUCT:
-            _land_product(m, started)
+            land(m, started)
             started.kind = FREE
         elif started.kind == COPY:
             tensor_scales.land(m, started)
