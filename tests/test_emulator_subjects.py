@@ -28,7 +28,7 @@ ON_TMA = (
     "bmm/triton_warp_specialized",
 )
 NEED_TMA = (*ON_TMA, "wgrad_stats/gluon_fused")
-NEEDS_TCGEN05 = "bmm/gluon_tcgen05"
+NEED_TCGEN05 = ("bmm/gluon_tcgen05", "bmm_mxfp8/gluon_block_scaled")
 REDUCED = Subject("grad_reduce/triton_two_stage", "float16", "ragged", 90)
 compiled = pytest.mark.skipif(
     bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"
@@ -56,7 +56,7 @@ def test_every_gpu_variant_is_there_in_each_dtype_for_each_architecture(every_su
         for variant in op.variants.values()
         if variant.backend in ("triton", "numba_cuda")
         for dtype in variant.dtypes or ("float32", "float16", "bfloat16")
-        for architecture in (80, 90, *([100] if variant.id == NEEDS_TCGEN05 else []))
+        for architecture in (80, 90, *([100] if variant.id in NEED_TCGEN05 else []))
     }
     assert {(one.variant, one.dtype, one.architecture) for one in every_subject} == (
         expected
@@ -71,9 +71,9 @@ def test_every_gpu_variant_takes_a_probe_that_is_not_empty_in_each_dtype(every_s
         if computes(one)
     }
     left = {(one.variant, one.dtype, one.architecture) for one in every_subject} - taken
-    assert {variant for variant, _, architecture in left} <= {*NEED_TMA, NEEDS_TCGEN05}
-    assert {one[2] for one in left if one[0] != NEEDS_TCGEN05} == {80}
-    assert {one[2] for one in left if one[0] == NEEDS_TCGEN05} == {80, 90}
+    assert {variant for variant, _, architecture in left} <= {*NEED_TMA, *NEED_TCGEN05}
+    assert {one[2] for one in left if one[0] not in NEED_TCGEN05} == {80}
+    assert {one[2] for one in left if one[0] in NEED_TCGEN05} == {80, 90}
 
 
 @pytest.mark.parametrize("variant", ON_TMA)

@@ -32,6 +32,7 @@ RISKIEST = (
     "gluon_cluster",
     "gluon_fused",
     "gluon_tcgen05",
+    "block_scaled",
     "persistent",
     "mma",
     "one_read",

@@ -27,13 +27,16 @@ from batchline.kernels.op import FP8, Op, Probe, Tensors, Variant
 from batchline.kernels.target import compiling_for
 
 ARCHITECTURES = (80, 90)  # for which every variant is executed
-_ON_TENSOR_MEMORY = frozenset({"bmm/gluon_tcgen05"})  # for sm_100, too
+_ON_TENSOR_MEMORY = frozenset(
+    {"bmm/gluon_tcgen05", "bmm_mxfp8/gluon_block_scaled"}
+)  # for sm_100, too
 BACKENDS = ("triton", "numba_cuda")
 ALL_DTYPES = ("float32", "float16", "bfloat16")  # of a variant that declares none
 _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned row
 # By op, the probes of which the first that a variant takes is laid far apart.
 _LAID_FAR = {
     "bmm": ("aligned_nt", "aligned_tiny", "aligned_shared_b"),
+    "bmm_mxfp8": ("aligned",),
     "wgrad_stats": ("ragged", "one_token"),
 }
 _RAGGED = ("ragged",)
