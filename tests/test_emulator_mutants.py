@@ -68,6 +68,10 @@ def made(body):
             "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.b64 [%r1];",
             {("commit", "taken out")},
         ),
+        (
+            "@%p1 tcgen05.cp.cta_group::1.warpx4.32x128b [%r1], %rd1;",
+            {("scale copy", "taken out")},
+        ),
         ("add.u32 %r1, %r2, %r3;", set()),
     ],
 )
@@ -99,11 +103,13 @@ def test_each_mutant_can_be_read_and_differs_in_its_line_only():
         "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
         "{%f0}, %rd7, %rd8, %p1, 1, 1;",
         "tcgen05.mma.cta_group::1.kind::f16 [%r0], %rd7, %rd8, %r1, %p1;",
+        "tcgen05.cp.cta_group::1.warpx4.32x128b [%r0], %rd7;",
     ],
 )
 def test_a_descriptor_is_changed_in_each_of_its_fields(product):
     body = f"or.b64 %rd7, %rd17, 4611686293305294848;\n{product}"
-    found = {one.change.rsplit(" ", 3)[0] for one in made(body)}
+    every = [one for one in made(body) if one.kind == "descriptor"]
+    found = {one.change.rsplit(" ", 3)[0] for one in every}
     assert found == {
         "start",
         "leading offset",
@@ -111,6 +117,18 @@ def test_a_descriptor_is_changed_in_each_of_its_fields(product):
         "base offset",
         "swizzle",
     }
+
+
+def test_a_scaled_product_takes_another_byte_of_its_scales():
+    """A's byte 3 is in bits 29 and 30 of the instruction's descriptor, B's 1 in 4, 5."""
+    body = f"""
+    mov.b32 %r7, {3 << 29 | 1 << 4 | 1 << 27};
+    tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.scale_vec::1X [%r1 + 0], %rd1, %rd2, %r7, [%r2], [%r3], %p1;
+    """
+    scales = [one for one in made(body) if one.kind == "scale"]
+    assert [one.change for one in scales] == ["A's byte 3 → 0", "B's byte 1 → 2"]
+    assert f"%r7, {1 << 4 | 1 << 27};" in scales[0].ptx
+    assert f"%r7, {3 << 29 | 2 << 4 | 1 << 27};" in scales[1].ptx
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ ON_TMA = (
     "bmm/triton_warp_specialized",
 )
 NEED_TMA = (*ON_TMA, "wgrad_stats/gluon_fused")
-NEED_TCGEN05 = ("bmm/gluon_pair", "bmm/gluon_tcgen05")
+NEED_TCGEN05 = (
+    "bmm/gluon_pair",
+    "bmm/gluon_tcgen05",
+    "bmm_mxfp8/gluon_block_scaled",
+)
 REDUCED = Subject("grad_reduce/triton_two_stage", "float16", "ragged", 90)
 compiled = pytest.mark.skipif(
     bool(compiler.why_cannot_compile("triton")), reason="needs Triton's compiler"

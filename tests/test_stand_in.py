@@ -113,9 +113,11 @@ def _run_smoke(folder):
 def test_a_whole_run_measures_every_variant_or_says_why_not(smoke):
     _, folder = smoke
     run = run_json.load(folder)
-    assert {record.op for record in run.records if record.status == MEASURED} == set(
-        kernels.ops
-    )
+    assert {record.op for record in run.records if record.status == MEASURED} == {
+        name
+        for name, op in kernels.ops.items()
+        if any("float16" in scenario.dtypes for scenario in op.scenarios.values())
+    }
     statuses = {}
     for record in run.records:
         statuses.setdefault(f"{record.op}/{record.variant}", set()).add(record.status)

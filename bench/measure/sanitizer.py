@@ -33,6 +33,7 @@ RISKIEST = (
     "gluon_fused",
     "gluon_tcgen05",
     "gluon_pair",
+    "block_scaled",
     "persistent",
     "mma",
     "one_read",

@@ -93,7 +93,7 @@ def _multiply(
 
 
 @gluon.jit
-def _write(
+def write_tiles(
     c_desc,
     c_places,
     sums,
@@ -102,11 +102,14 @@ def _write(
     BLOCK_N: gl.constexpr,
     GROUP_M: gl.constexpr,
 ):
-    """Four warps: C of all tiles, a part of its columns at a time."""
+    """Four warps: C of all tiles, a part of its columns at a time, from as many places
+    for sums in turns as there are.
+    """
     accumulators, summed, written = sums
     B, M, N, K = sizes
     C_COLUMNS: gl.constexpr = c_desc.block_shape[2]
     PARTS: gl.constexpr = BLOCK_N // C_COLUMNS
+    PLACES: gl.constexpr = accumulators.shape[0]
     SUMS: gl.constexpr = blackwell.TensorMemoryLayout(
         [BLOCK_M, C_COLUMNS], col_stride=1
     )
@@ -120,8 +123,8 @@ def _write(
         entry, tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP_M)
         first_m = tile_m * BLOCK_M
         first_n = tile_n * BLOCK_N
-        place_of_sums = number % 2
-        mbarrier.wait(summed.index(place_of_sums), number // 2 & 1)
+        place_of_sums = number % PLACES
+        mbarrier.wait(summed.index(place_of_sums), number // PLACES & 1)
         accumulator = accumulators.index(place_of_sums)
         for part in gl.static_range(PARTS):
             c = accumulator.slice(part * C_COLUMNS, C_COLUMNS).load(ROWS)
@@ -189,7 +192,7 @@ def _kernel(
     gl.warp_specialize(
         [
             (
-                _write,
+                write_tiles,
                 (c_desc, c_places, sums, sizes, BLOCK_M, BLOCK_N, GROUP_M),
             ),
             (

@@ -33,13 +33,19 @@ _EXCHANGE = (
 )
 _BARRIERS = (Kind.BARRIER, Kind.WARP_SYNC)
 _CONTROL = (Kind.BRANCH, Kind.EXIT)
-_ASYNCHRONOUS = (Kind.COPY, Kind.TENSOR_LOAD, Kind.TENSOR_STORE, Kind.BULK_COPY)
+_ASYNCHRONOUS = (
+    Kind.COPY,
+    Kind.TENSOR_LOAD,
+    Kind.TENSOR_STORE,
+    Kind.BULK_COPY,
+    Kind.TCGEN05_CP,
+)
 _STORES = (Kind.STORE, Kind.TENSOR_STORE, Kind.WMMA_STORE)
 _FLOATS = ("f16", "f32", "f64", "bf16", "f16x2", "bf16x2")
 _SHAPE = re.compile(r"\.m(\d+)n(\d+)k(\d+)\.")
 _PRODUCT_TYPES = (*matrix.INPUT_TYPES, *matrix.ACCUMULATOR_TYPES, "f64")
 _WARPS_OF_WGMMA = 4
-_ELEMENT_OF_KIND = {"f16": "f16", "tf32": "tf32", "f8f6f4": "e4m3"}
+_ELEMENT_OF_KIND = {"f16": "f16", "tf32": "tf32", "f8f6f4": "e4m3", "mxf8f6f4": "e4m3"}
 _ELEMENT_BYTES = {
     "f16": 2,
     "bf16": 2,
@@ -234,7 +240,9 @@ def _products_of(
     """
     _, is_tensor, kind = instruction.opcode.partition(".kind::")
     if is_tensor:
-        return Product(_ELEMENT_OF_KIND[kind], tensor_flops, tensor_operand_bytes)
+        return Product(
+            _ELEMENT_OF_KIND[kind.partition(".")[0]], tensor_flops, tensor_operand_bytes
+        )
     one = product_of(instruction)
     return Product(one.element, times * one.flops, times * one.operand_bytes)
 

@@ -82,6 +82,7 @@ class Kind(IntEnum):
     TCGEN05_COMMIT = 48
     TRAP = 49
     TCGEN05_PAIR_MMA = 50
+    TCGEN05_CP = 51
 
 
 class Space(IntEnum):
@@ -301,6 +302,7 @@ class PendingKind(IntEnum):
     TENSOR_PRODUCT = 8  # tcgen05.mma
     TENSOR_COMMIT = 9  # tcgen05.commit
     PAIR_PRODUCT = 10  # tcgen05.mma of both blocks of a pair
+    TENSOR_COPY = 11  # tcgen05.cp
 
 
 PENDING = np.dtype(
@@ -342,7 +344,7 @@ _ADDRESSES = (
     "memory_fenced barrier_fenced group_clocks views block_numbers start_clocks "
     "cluster_clocks cluster_fenced reach_clocks reach_places "
     "reach_lanes tensor_values tensor_written tensor_writers tensor_readers "
-    "tensor_allocated tensor_flops tensor_operand_bytes"
+    "tensor_product_readers tensor_allocated tensor_flops tensor_operand_bytes"
 )
 _NUMBERS = (
     "instructions register_bytes n_constants n_specials n_warps threads shared_bytes "

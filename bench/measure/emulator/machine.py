@@ -24,6 +24,7 @@ from batchline.bench.measure.emulator import (
     tensor_memory,
     tensor_pairs,
     tensor_products,
+    tensor_scales,
     warp_wide,
     wmma,
 )
@@ -659,4 +660,5 @@ HANDLERS: dict[Kind, Handler] = {
     Kind.TCGEN05_MMA: tensor_products.start_product,
     Kind.TCGEN05_PAIR_MMA: tensor_pairs.start_product,
     Kind.TCGEN05_COMMIT: tensor_commits.commit,
+    Kind.TCGEN05_CP: tensor_scales.start_copy,
 }

@@ -63,6 +63,7 @@ _TAKEN_OUT = (
     ("proxy fence", re.compile(r"fence\.proxy\.async")),
     ("map fence", re.compile(r"fence\.proxy\.tensormap")),
     ("memory fence", re.compile(r"membar|fence\.(acq_rel|sc|gpu|cta)")),
+    ("scale copy", re.compile(r"tcgen05\.cp")),
     ("map field", re.compile(r"tensormap\.(replace|cp_fenceproxy)")),
     ("arrival", re.compile(r"mbarrier\.arrive(\.|$)")),
     ("mbarrier", re.compile(r"mbarrier\.init")),
@@ -81,6 +82,10 @@ _SIZED_COPY = re.compile(
 )
 _REGISTER_64 = re.compile(r"%rd\d+")
 _MADE = re.compile(r"\s*(%rd\d+)\s*,\s*([^,]+),\s*(-?(?:0x)?[0-9a-fA-F]+)\s*$")
+_SCALED = re.compile(
+    r"tcgen05\.mma\S*\.block_scale\S* \[[^]]*\], %rd\d+, %rd\d+, (%r\d+),"
+)
+_NUMBER = re.compile(r"\s*(%r\d+)\s*,\s*(\d+)$")
 # Of a matrix descriptor (PTX ISA, "Matrix Descriptor Format"): lowest bit, bits.
 _FIELDS = {
     "start": (0, 14),
@@ -107,7 +112,9 @@ _PROBES = ("aligned_tiles", "ragged", "one_token")
 # A mutant's block hangs after so many times the instructions of the longest one, and some.
 _MORE_STEPS, _STEPS_OF_ANY = 16, 100_000
 _UNSUPPORTED = execution.WORDS[Finding.UNSUPPORTED][0]
-_DATA_KINDS = frozenset({"mask", "branch", "descriptor", "map field"})
+_DATA_KINDS = frozenset(
+    {"mask", "branch", "descriptor", "map field", "scale", "scale copy"}
+)
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,13 @@ class Judged:
 def mutants(text: str, entry: str) -> list[Mutant]:
     """Every single change of the kinds known here to an entry of a PTX text."""
     lines = text.split("\n")
-    descriptors = _descriptors(lines)
+    descriptors, instructions = _descriptors(lines), _scaled_instructions(lines)
     found = []
     for number in range(_first_line(lines, entry), len(lines)):
         parts = _LINE.match(lines[number])
         if parts is None:
             continue
-        for kind, change, new in _changes(parts, descriptors):
+        for kind, change, new in _changes(parts, descriptors, instructions):
             changed = [*lines[:number], new, *lines[number + 1 :]]
             shown = " ".join(lines[number].split("//")[0].split())
             found.append(Mutant(kind, number + 1, shown, change, "\n".join(changed)))
@@ -176,12 +183,18 @@ def _descriptors(lines: list[str]) -> frozenset[str]:
     return frozenset(
         register
         for line in lines
-        if "wgmma.mma_async" in line or "tcgen05.mma" in line
+        if re.search(r"wgmma\.mma_async|tcgen05\.(mma|cp)\.", line)
         for register in _REGISTER_64.findall(line)
     )
 
 
-def _changes(parts, descriptors) -> Iterator[tuple[str, str, str]]:
+def _scaled_instructions(lines: list[str]) -> frozenset[str]:
+    """The registers that hold the instruction descriptors of block-scaled products."""
+    found = (_SCALED.search(line) for line in lines)
+    return frozenset(one[1] for one in found if one)
+
+
+def _changes(parts, descriptors, instructions) -> Iterator[tuple[str, str, str]]:
     """(kind, change, the line as it is then) for each change of a line."""
     opcode, rest = parts["opcode"], parts["rest"]
     guard, indent = parts["guard"] or "", parts["indent"]
@@ -217,6 +230,9 @@ def _changes(parts, descriptors) -> Iterator[tuple[str, str, str]]:
         yield "mask", "dropped", (
             f"{indent}{guard}{opcode}{copy['before']}{copy['bytes']};"
         )
+    if opcode == "mov.b32" and (made := _NUMBER.match(rest)):
+        if made[1] in instructions:
+            yield from _changed_scales(f"{indent}{opcode} {made[1]}, ", int(made[2]))
     made = _MADE.match(rest)
     if made and made[1] in descriptors and re.match(r"(or|add|mov)\.\w*64", opcode):
         for change, value in _changed_descriptor(int(made[3], 0)):
@@ -255,6 +271,14 @@ def _changed_descriptor(value: int) -> Iterator[tuple[str, int]]:
         }.get(name, field + 1)
         changed = value & ~(most << low) | (new & most) << low
         yield f"{name} {field} → {new & most}", changed - (changed >> 63 << 64)
+
+
+def _changed_scales(before: str, value: int) -> Iterator[tuple[str, str, str]]:
+    """A block-scaled product that takes the next byte of A's or B's scales."""
+    for name, low in (("A", 29), ("B", 4)):
+        byte = value >> low & 3
+        changed = value ^ (byte ^ (byte + 1) % 4) << low
+        yield "scale", f"{name}'s byte {byte} → {(byte + 1) % 4}", f"{before}{changed};"
 
 
 def sampled(all_: Iterable[Mutant], most: int | None) -> list[Mutant]:

@@ -159,3 +159,14 @@ def decode_e4m3(bits):
         code = np.uint32(0x7FC00000)
     sign = np.uint32(bits & np.uint32(0x80)) << np.uint32(24)
     return np.uint32(sign | code).view(np.float32)
+
+
+@compile_for_python
+def decode_e8m0(bits):
+    """The float64 of an e8m0 bit pattern (bits above 7 ignored): 2 ** (bits - 127), or
+    NaN for 255.
+    """
+    code = np.int64(bits) & 0xFF
+    if code == 255:
+        return np.nan
+    return np.int64((code - 127 + 1023) << 52).view(np.float64)

@@ -34,6 +34,7 @@ _FAR = 2**31 + 2**10  # elements: past 32 bits, and a multiple of any aligned ro
 # By op, the probes of which the first that a variant takes is laid far apart.
 _LAID_FAR = {
     "bmm": ("aligned_nt", "aligned_tiny", "aligned_shared_b"),
+    "bmm_mxfp8": ("aligned",),
     "wgrad_stats": ("ragged", "one_token"),
 }
 _RAGGED = ("ragged",)

@@ -1,6 +1,7 @@
 """Which rows the instructions of the fifth generation's tensor cores are decoded to (PTX
 ISA, "TensorCore 5th Generation Family Instructions"): those of one block or of a pair of
-blocks, with A and B in shared memory. All others are refused by their names.
+blocks, with A and B in shared memory, and of copies those of scales. All others are
+refused by their names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from batchline.bench.measure.emulator.ptx import (
 )
 from batchline.bench.measure.emulator.rows import Operands, Row
 from batchline.bench.measure.emulator.tensor_memory import OF_LOADS, OF_STORES, WHOLE
-from batchline.bench.measure.emulator.tensor_products import KINDS
+from batchline.bench.measure.emulator.tensor_products import KINDS, SCALED
 
 ALL = frozenset(
     {
@@ -30,11 +31,14 @@ ALL = frozenset(
         Kind.TCGEN05_MMA,
         Kind.TCGEN05_PAIR_MMA,
         Kind.TCGEN05_COMMIT,
+        Kind.TCGEN05_CP,
     }
 )
 GROUPS = ("cta_group::1", "cta_group::2")  # of one block, of a pair of blocks
 _OF_ONE_BLOCK, _OF_PAIR = GROUPS
 _MULTICAST = "multicast::cluster"
+_BLOCK_SCALED = ["kind::mxf8f6f4", "block_scale", "scale_vec::1X"]
+_OF_SCALES = {"32x128b", "warpx4"}
 _WHOLE_WARP = ["sync", "aligned"]
 _SHARED = ({"b32"}, {"shared::cta", "b32"})  # the last words of an alloc
 
@@ -122,15 +126,18 @@ def _wait(operands, instruction, words):
 
 
 def _mma(operands, instruction, words):
-    """D's address, the descriptors of A, B and the instruction, enable-input-d."""
-    kinds = {f"kind::{name}": number for number, name in enumerate(KINDS)}
-    is_known = len(words) == 2 and words[0] in GROUPS and words[1] in kinds
-    if not is_known or len(instruction.operands) != 5:
+    """D's address, the descriptors of A, B and the instruction, with scales the
+    addresses of A's and B's, and enable-input-d.
+    """
+    kind = _kind_of(words)
+    expected = 7 if kind == SCALED else 5
+    if kind is None or len(instruction.operands) != expected:
         return None
-    d, a, b, description, adds = instruction.operands
+    d, a, b, description, *scales, adds = instruction.operands
     if isinstance(a, Address) or getattr(adds, "negated", False):
         return None  # A in tensor memory
     base, offset, width = operands.address(d)
+    found = [operands.address(one) for one in scales]
     return Row(
         Kind.TCGEN05_MMA if words[0] == _OF_ONE_BLOCK else Kind.TCGEN05_PAIR_MMA,
         (
@@ -139,9 +146,31 @@ def _mma(operands, instruction, words):
             operands.offset(b, "b64"),
             operands.offset(description, "b32"),
             operands.offset(adds, "pred"),
+            *(row for row, _, _ in found),
         ),
-        (kinds[words[1]], offset, width),
+        (kind, offset, width, *(one for _, *place in found for one in place)),
     )
+
+
+def _kind_of(words):
+    """The place in KINDS of a product, or None for one not known here: with scales it is
+    one block's.
+    """
+    if words == [_OF_ONE_BLOCK, *_BLOCK_SCALED]:
+        return SCALED
+    plain = {f"kind::{name}": number for number, name in enumerate(KINDS[:SCALED])}
+    is_known = len(words) == 2 and words[0] in GROUPS
+    return plain.get(words[1]) if is_known else None
+
+
+def _copy(operands, instruction, words):
+    """Of scales: 32 rows of 128 bits, to each of the four parts."""
+    if words[:1] != [_OF_ONE_BLOCK] or set(words[1:]) != _OF_SCALES:
+        return None
+    to, source = instruction.operands
+    base, offset, width = operands.address(to)
+    rows = (base, operands.offset(source, "b64"))
+    return Row(Kind.TCGEN05_CP, rows, (offset, width))
 
 
 def _commit(operands, instruction, words):
@@ -172,6 +201,7 @@ _DECODERS = {
     "wait::st": _wait,
     "mma": _mma,
     "commit": _commit,
+    "cp": _copy,
     "fence::before_thread_sync": _fence,
     "fence::after_thread_sync": _fence,
 }

@@ -14,6 +14,7 @@ from batchline.bench.measure.emulator import (
     tensor_memory,
     tensor_pairs,
     tensor_products,
+    tensor_scales,
 )
 from batchline.bench.measure.emulator.asynchronous import begin, pending_at
 from batchline.bench.measure.emulator.layout import (
@@ -38,7 +39,7 @@ OUT_OF_BOUNDS, MISALIGNED = int(Finding.OUT_OF_BOUNDS), int(Finding.MISALIGNED)
 MBARRIER_MISUSE = int(Finding.MBARRIER_MISUSE)
 FREE, COMMIT = int(PendingKind.FREE), int(PendingKind.TENSOR_COMMIT)
 PRODUCT = int(PendingKind.TENSOR_PRODUCT)
-PAIR_PRODUCT = int(PendingKind.PAIR_PRODUCT)
+PAIR_PRODUCT, COPY = int(PendingKind.PAIR_PRODUCT), int(PendingKind.TENSOR_COPY)
 _HAS_MASK, _OFFSET, _WIDTH = range(PARAMETERS, PARAMETERS + 3)
 _OFFSET_MASK = (1 << RANK_SHIFT) - 1
 
@@ -103,11 +104,11 @@ def _commit_to(m, pc, warp, lane, address):
 
 @compile_native
 def land(m, one):
-    """Execute the products that a commit is for, and arrive at its mbarrier, which the
-    block at hand has.
+    """Execute, in order, the products and copies that a commit is for, and arrive at its
+    mbarrier, which the block at hand has.
     """
     for number in range(m.first_pending, m.n_pending):
-        _land_product(m, pending_at(m, number), one)
+        _land_started(m, pending_at(m, number), one)
     for other in range(m.n_warps):
         mbarriers.hand_on_event(
             m, one.mbarrier, m.tensor_agent + other, one.source[other]
@@ -121,14 +122,16 @@ def land(m, one):
 
 
 @compile_native
-def _land_product(m, product, one):
-    """Execute a product, if the commit is for it."""
-    if product.kind != PRODUCT and product.kind != PAIR_PRODUCT:
+def _land_started(m, started, one):
+    """Execute a product or a copy of scales, if the commit is for it."""
+    if started.warp != one.warp or started.clock > one.clock:
         return
-    if product.warp != one.warp or product.clock > one.clock:
-        return
-    if product.kind == PRODUCT:
-        tensor_products.land(m, product)
+    if started.kind == PRODUCT:
+        tensor_products.land(m, started)
+    elif started.kind == PAIR_PRODUCT:
+        tensor_pairs.land(m, started)
+    elif started.kind == COPY:
+        tensor_scales.land(m, started)
     else:
-        tensor_pairs.land(m, product)
-    product.kind = FREE
+        return
+    started.kind = FREE

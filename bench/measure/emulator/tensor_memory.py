@@ -5,7 +5,8 @@ their registers (PTX ISA, "Tensor Memory" and "tcgen05.alloc", "tcgen05.ld",
 A block has 128 lanes of 512 columns of 32 bits. An address is a lane in bits 16 to 31
 and a column in bits 0 to 15. Warp w reaches lanes 32 * (w % 4) to the 31st behind, a
 "part" here. A place is a column of a part: of each is known which lanes are written,
-the agent that wrote it last and its clock, and of each warp the clock of its last read.
+the agent that wrote it last and its clock, likewise the agent of the product that read
+its scales last, and of each warp the clock of its last read.
 The clock of an access that no tcgen05.wait has ended is OPEN: nobody knows it. Places
 are those of the warp's block; those of the block with the next rank are TENSOR_PLACES
 further on. To take columns counts as to write none of their lanes.
@@ -69,7 +70,7 @@ ENDED = int(Status.ENDED)
 FULL = uint32(0xFFFFFFFF)
 OPEN = (1 << 31) - 1
 LEAST_COLUMNS = 32  # of an allocation
-_WRITER_WORDS = 3  # 1 + its agent, its clock, its instruction
+_AGENT_WORDS = 3  # 1 + its agent, its clock, its instruction
 _RELINQUISHED, _TRACE = TENSOR_COLUMNS, TENSOR_COLUMNS + 1  # of `tensor_allocated`
 _ALLOCATED_WORDS = TENSOR_COLUMNS + 2
 _IS_OF_PAIR = PARAMETERS
@@ -80,8 +81,9 @@ OF_LOADS, OF_STORES = range(2)  # parameter 0 of a TCGEN05_WAIT
 BYTES_OF_BLOCK = {
     "tensor_values": TENSOR_LANES * TENSOR_COLUMNS * 4,
     "tensor_written": TENSOR_PLACES * 4,
-    "tensor_writers": TENSOR_PLACES * _WRITER_WORDS * 4,
+    "tensor_writers": TENSOR_PLACES * _AGENT_WORDS * 4,
     "tensor_readers": TENSOR_PLACES * TENSOR_WARPS * 4,
+    "tensor_product_readers": TENSOR_PLACES * _AGENT_WORDS * 4,
     "tensor_allocated": _ALLOCATED_WORDS * 8,
 }
 """By the name of an array of the machine, its bytes for one block."""
@@ -93,8 +95,9 @@ def begin_block(m):
     blocks = m.cluster_blocks
     fill(m.tensor_values, uint8(255), blocks * TENSOR_LANES * TENSOR_COLUMNS * 4)
     fill(m.tensor_written, uint8(0), blocks * TENSOR_PLACES * 4)
-    fill(m.tensor_writers, uint8(0), blocks * TENSOR_PLACES * _WRITER_WORDS * 4)
+    fill(m.tensor_writers, uint8(0), blocks * TENSOR_PLACES * _AGENT_WORDS * 4)
     fill(m.tensor_readers, uint8(0), blocks * TENSOR_PLACES * TENSOR_WARPS * 4)
+    fill(m.tensor_product_readers, uint8(0), blocks * TENSOR_PLACES * _AGENT_WORDS * 4)
     fill(m.tensor_allocated, uint8(0), blocks * _ALLOCATED_WORDS * 8)
 
 
@@ -292,14 +295,20 @@ def _written(m, warp, place):
 
 @compile_native
 def _writer(m, warp, place):
-    at = m.tensor_writers + _place(m, warp, place) * _WRITER_WORDS * 4
-    return words_at(at, _WRITER_WORDS)
+    at = m.tensor_writers + _place(m, warp, place) * _AGENT_WORDS * 4
+    return words_at(at, _AGENT_WORDS)
 
 
 @compile_native
 def _readers(m, warp, place):
     at = m.tensor_readers + _place(m, warp, place) * TENSOR_WARPS * 4
     return words_at(at, TENSOR_WARPS)
+
+
+@compile_native
+def _product_reader(m, warp, place):
+    at = m.tensor_product_readers + _place(m, warp, place) * _AGENT_WORDS * 4
+    return words_at(at, _AGENT_WORDS)
 
 
 @compile_native
@@ -350,9 +359,13 @@ def check_writer(m, pc, warp, agent, place, address):
 
 @compile_native
 def check_readers(m, pc, warp, place, address):
-    """Report a write of a warp, or of its agent, to what a warp still reads, as far as
-    it knows.
+    """Report a write of a warp, or of its agent, to what a warp or a product still
+    reads, as far as it knows.
     """
+    product = _product_reader(m, warp, place)
+    agent, read_at = int64(product[0]) - 1, int64(product[1])
+    if agent >= 0 and words_at(order.clocks_of(m, warp), m.agents)[agent] < read_at:
+        report(m, MISSING_WAIT, pc, warp, -1, address, int64(product[2]))
     readers = _readers(m, warp, place)
     part = place % TENSOR_PLACES // TENSOR_COLUMNS
     block = warp // m.block_warps + place // TENSOR_PLACES
@@ -382,6 +395,17 @@ def note_write(m, pc, warp, agent, clock, place, lanes):
     writer[0] = int32(agent + 1)
     writer[1] = int32(clock)
     writer[2] = int32(pc)
+
+
+@compile_native
+def note_product_read(m, pc, warp, agent, clock, place):
+    """A product of an agent reads a place; it is over at `clock`. Of the products of
+    several agents the last one is known.
+    """
+    reader = _product_reader(m, warp, place)
+    reader[0] = int32(agent + 1)
+    reader[1] = int32(clock)
+    reader[2] = int32(pc)
 
 
 # --- registers ----------------------------------------------------------------------

@@ -41,10 +41,13 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
 )
 from batchline.bench.measure.emulator.shared_arrays import is_in_shared
-from batchline.bench.measure.emulator.tensor_products import (
+from batchline.bench.measure.emulator.tensor_descriptors import (
     INVALID,
     NOT_KNOWN,
     VALID,
+    why_matrix_invalid,
+)
+from batchline.bench.measure.emulator.tensor_products import (
     add_product,
     columns_of,
     element_of,
@@ -52,7 +55,6 @@ from batchline.bench.measure.emulator.tensor_products import (
     pieces_of,
     rows_of,
     why_instruction_invalid,
-    why_matrix_invalid,
 )
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)

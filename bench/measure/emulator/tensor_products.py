@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32
 
-from batchline.bench.measure.emulator import order, tensor_memory
+from batchline.bench.measure.emulator import order, tensor_memory, tensor_scales
 from batchline.bench.measure.emulator.asynchronous import begin
 from batchline.bench.measure.emulator.layout import (
     HEADER,
@@ -36,7 +36,6 @@ from batchline.bench.measure.emulator.matrix import (
     encode_f32,
     operand_addresses,
     read_right,
-    why_descriptor_invalid,
 )
 from batchline.bench.measure.emulator.native import (
     DONE,
@@ -54,16 +53,22 @@ from batchline.bench.measure.emulator.raw import (
     words_at,
 )
 from batchline.bench.measure.emulator.shared_arrays import is_in_shared
+from batchline.bench.measure.emulator.tensor_descriptors import (
+    INVALID,
+    NOT_KNOWN,
+    VALID,
+    as_of_wgmma,
+    why_matrix_invalid,
+)
 
 OUT_OF_BOUNDS = int(Finding.OUT_OF_BOUNDS)
 BAD_DESCRIPTOR, UNSUPPORTED = int(Finding.BAD_DESCRIPTOR), int(Finding.UNSUPPORTED)
 PRODUCT = int(PendingKind.TENSOR_PRODUCT)
 
-KINDS = ("f16", "tf32", "f8f6f4")  # parameter 0 of a TCGEN05_MMA is a place in it
-_F16, _TF32, _F8 = range(3)
-_KIND, _OFFSET, _WIDTH = range(PARAMETERS, PARAMETERS + 3)
-VALID, INVALID, NOT_KNOWN = range(3)
-_CONSTANT = 1 << 46  # bits 46 to 48 of a descriptor of a matrix are 1
+# Parameter 0 of a TCGEN05_MMA is a place in it.
+KINDS = ("f16", "tf32", "f8f6f4", "mxf8f6f4")
+_F16, _TF32, _F8, SCALED = range(4)
+_KIND, _OFFSET, _WIDTH, _SCALES = range(PARAMETERS, PARAMETERS + 4)
 _F32 = 1  # the type of D
 
 # --- descriptors --------------------------------------------------------------------
@@ -98,7 +103,8 @@ def element_of(kind, instruction, side):
 
 @compile_for_python
 def why_instruction_invalid(kind, instruction):
-    """VALID, INVALID or NOT_KNOWN: of the 32-bit descriptor of a tcgen05.mma of a kind.
+    """VALID, INVALID or NOT_KNOWN: of the 32-bit descriptor of a tcgen05.mma of a kind;
+    with scales it is another one.
 
     PTX ISA, "Instruction descriptor" for .kind::tf32, ::f16 and ::f8f6f4: bits 0 to 2
     are of sparse products, 3 of integers, 4 and 5 D's type (0 f16, 1 f32), 7 to 9 and
@@ -106,6 +112,8 @@ def why_instruction_invalid(kind, instruction):
     they lie transposed, 17 to 22 N / 8, 24 to 28 M / 16, 30 and 31 of .ws. M is 64, with
     N a multiple of 8, or 128, with N a multiple of 16; N is at most 256.
     """
+    if kind == SCALED:
+        return tensor_scales.why_instruction_invalid(instruction)
     instruction = np.int64(instruction)
     if instruction & 0x20800048:
         return INVALID
@@ -123,32 +131,6 @@ def why_instruction_invalid(kind, instruction):
     if kind == _TF32 and instruction & 0x18000:
         return NOT_KNOWN  # transposed by 32 bytes, with a swizzle of their own
     return VALID
-
-
-@compile_for_python
-def why_matrix_invalid(descriptor):
-    """VALID, INVALID or NOT_KNOWN: of a 64-bit descriptor of a matrix in shared memory.
-
-    PTX ISA, "Shared memory descriptor" of tcgen05: bits 0 to 13, 16 to 29, 32 to 45 and
-    49 to 51 are as wgmma's; bits 46 to 48 are 1; 52 says that the leading dimension is
-    an address; 53 to 60 are 0; 61 to 63 are the swizzle mode: 0 none, 2 of 128 bytes, 4
-    of 64, 6 of 32, and 1 of 128 bytes in pieces of 32.
-    """
-    descriptor = np.int64(descriptor)
-    mode = descriptor >> 61 & 7
-    if descriptor >> 46 & 7 != 1 or descriptor >> 53 & 0xFF:
-        return INVALID
-    if mode in (3, 5, 7) or why_descriptor_invalid(as_of_wgmma(descriptor)):
-        return INVALID
-    return NOT_KNOWN if mode == 1 or descriptor >> 52 & 1 else VALID
-
-
-@compile_native
-def as_of_wgmma(descriptor):
-    """The descriptor that wgmma would be given: its swizzle modes are those of bits 62
-    and 63 here.
-    """
-    return descriptor & ~(np.int64(1) << 61 | np.int64(1) << 52 | np.int64(_CONSTANT))
 
 
 # --- arithmetic ---------------------------------------------------------------------
@@ -200,6 +182,22 @@ def multiply(kind, instruction, adds, left, right, shared, values, column):
     add_product(a, b, adds, values, column)
 
 
+@compile_for_python
+def multiply_scaled(
+    instruction, adds, left, right, left_scales, right_scales, shared, values, column
+):
+    """As `multiply`, of kind SCALED: each row of A and column of B first times its
+    scale. These are in tensor memory, from the columns `left_scales` and `right_scales`
+    on.
+    """
+    instruction = np.int64(instruction)
+    a = matrix_of(SCALED, instruction, left, 0, shared)
+    b = matrix_of(SCALED, instruction, right, 1, shared)
+    tensor_scales.scale(values, left_scales, tensor_scales.byte_of(instruction, 0), a)
+    tensor_scales.scale(values, right_scales, tensor_scales.byte_of(instruction, 1), b)
+    add_product(a.transpose().copy(), b, adds, values, column)
+
+
 @compile_native
 def add_product(a, b, adds, values, column):
     """As `multiply`, of A float64[m, k] and B float64[k, n]."""
@@ -223,7 +221,8 @@ def add_product(a, b, adds, values, column):
 @Handler
 def start_product(machine, pc, warp, registers, row, mask):
     """tcgen05.mma, for each lane in the mask: operands D's address, the descriptors of
-    A, of B and of the instruction, and the predicate enable-input-d.
+    A, of B and of the instruction, and the predicate enable-input-d; of kind SCALED
+    also the addresses of A's scales and B's.
     """
     m = machine_at(machine)
     for lane in range(LANES):
@@ -260,6 +259,8 @@ def _start(m, pc, warp, lane, registers, row):
     new.source[1] = instruction
     new.target[0] = address
     is_right = _check_operands(m, pc, warp, new)
+    if kind == SCALED:
+        is_right &= _find_scales(m, pc, warp, new, lane, registers, row)
     if not _check_sums(m, pc, warp, new) or not is_right:
         new.landed = 1
     elif m.is_early:
@@ -283,6 +284,23 @@ def _check_operands(m, pc, warp, new):
                 return False
             read_shared(m, pc, warp, -1, agent, new.clock, address, 16)
     return True
+
+
+@compile_native
+def _find_scales(m, pc, warp, new, lane, registers, row):
+    """Note where the scales of a product are, and check them; whether they can be
+    read.
+    """
+    words, is_right = words_at(row, HEADER), True
+    for side in range(2):
+        offset, width = words[_SCALES + 2 * side], words[_SCALES + 2 * side + 1]
+        address = tensor_memory.address_of_operand(
+            registers, row, 5 + side, offset, width, lane
+        )
+        lines = rows_of(new.source[1]) if side == 0 else columns_of(new.source[1])
+        is_right &= tensor_scales.check_scales(m, pc, warp, new, address, lines)
+        new.target[1 + side] = address
+    return is_right
 
 
 @compile_native
@@ -324,12 +342,34 @@ def land(m, one):
     values = words_at(
         tensor_memory.values_of(m, one.warp), TENSOR_COLUMNS * TENSOR_LANES
     ).view(np.uint32)
+    if one.source[0] == SCALED:
+        _land_scaled(m, one, values)
+        return
     multiply(
         one.source[0],
         one.source[1],
         one.accumulates != 0,
         one.descriptors[0],
         one.descriptors[1],
+        bytes_at(m.shared, m.shared_bytes),
+        values,
+        one.target[0] & 0xFFFF,
+    )
+
+
+@compile_native
+def _land_scaled(m, one, values):
+    instruction, left, right = one.source[1], one.target[1], one.target[2]
+    are_known = tensor_scales.are_alike(values, left, rows_of(instruction))
+    if not are_known & tensor_scales.are_alike(values, right, columns_of(instruction)):
+        report(m, UNSUPPORTED, one.pc, one.warp, -1, left, -1)
+    multiply_scaled(
+        instruction,
+        one.accumulates != 0,
+        one.descriptors[0],
+        one.descriptors[1],
+        left,
+        right,
         bytes_at(m.shared, m.shared_bytes),
         values,
         one.target[0] & 0xFFFF,
