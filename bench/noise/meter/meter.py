@@ -373,6 +373,10 @@ class NoiseMeter:
         within: take d, and with it an interval, of steps of several backward passes
             too. It keeps the activations of all of them.
         batch_dim: the dimension of samples in the model's input: 1 if time comes first.
+        samples_apart: your word that no sample's loss depends on another sample, for a
+            model that is refused because values in parts of the batch differ: those of
+            a sample may depend on its row or on random numbers of the model's own, and
+            what mixes may be left out of the loss. The reading says what was seen.
         process_group: "auto" takes the ranks of DistributedDataParallel (given as the
             model, or seen around it) or of fully_shard, each of which has samples of
             its own; all of them meter the same steps. A group tells of ranks whose
@@ -400,6 +404,7 @@ class NoiseMeter:
         layers: str | Iterable[str] | None = None,
         within: bool = False,
         batch_dim: int = 0,
+        samples_apart: bool = False,
         process_group="auto",
         optimizer: torch.optim.Optimizer | None = None,
     ):
@@ -414,6 +419,7 @@ class NoiseMeter:
             weights=weights,
             within=within,
             batch_dim=batch_dim,
+            samples_apart=samples_apart,
             optimizer=optimizer,
         )
         self._model, self._ddp = ranks.unwrapped(model)
@@ -540,6 +546,7 @@ class NoiseMeter:
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
             within: as the meter's.
+            samples_apart: as the meter's.
             optimizer: as the meter's.
 
         Raises:
