@@ -423,6 +423,19 @@ def test_values_of_a_row_are_measured_on_the_users_word(mix, where, words):
     assert_untouched(model)
 
 
+def test_a_replayed_layer_whose_values_are_a_rows():
+    class ByRow(nn.Linear):
+        def forward(self, x):
+            return super().forward(_by_row(x))
+
+    model, x = _made(Mixer, lambda x: x, "between"), _floats(B, T, WIDTH)
+    model.last = _made(ByRow, WIDTH, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples_apart=True)
+    reading = _measured(model, x, meter=meter)
+    assert reading.fallbacks == {"last": "ByRow"}
+    assert_whole(reading, single_samples(model, _in_the_batch(x)))
+
+
 def test_a_refusal_names_the_way_out_and_the_same_meter_takes_it():
     model, x = _made(Mixer, _by_row, "between"), _floats(B, T, WIDTH)
     meter = NoiseMeter(model, reduction="mean")

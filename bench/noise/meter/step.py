@@ -427,6 +427,13 @@ class Step:
         return self._pass is not None
 
     @property
+    def is_overruled(self) -> bool:
+        """Whether a sample alone may have other values than in the batch, which the user
+        vouches for.
+        """
+        return self.located is not None and self.located.overruled is not None
+
+    @property
     def used_again(self) -> bool:
         """Whether a parameter was used by several calls."""
         return any(count > 1 for count in self._calls.values())
@@ -666,10 +673,12 @@ def _misplaced(layer: str, x: torch.Tensor, dim: int | None) -> str:
 
 class Located(Protocol):
     """Where the samples are in layers' inputs, and why look-ups that all samples share
-    can't be made each sample's.
+    can't be made each sample's; and what speaks against the user's word that they are
+    apart.
     """
 
     not_expanded: str | None
+    overruled: str | None
 
     def dim(self, layer: str, call: int, x: torch.Tensor, batch: int) -> int | None:
         """In the input x of a layer's call of this number, from 0."""
