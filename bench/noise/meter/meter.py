@@ -29,6 +29,7 @@ from batchline.bench.noise.meter import (
     norms,
     ranks,
     recurrent,
+    relative_bias,
 )
 from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
@@ -165,10 +166,8 @@ def plan(model: nn.Module, chosen: Callable[[Layer], bool] | None = None) -> Pla
         _refuse(name or "the model", module)
         if whole and module in whole:
             continue
-        own = module._parameters
-        if _uses_its_childrens(module):
-            whole = set(module.modules())
-            own = dict(module.named_parameters())
+        own, inside = _measured_together(module)
+        whole = inside or whole
         trained = {
             key: parameter
             for key, parameter in own.items()
@@ -280,6 +279,20 @@ def _state(modules: Iterable[nn.Module]) -> tuple:
     )
 
 
+def _measured_together(
+    module: nn.Module,
+) -> tuple[Mapping[str, nn.Parameter | None], set[nn.Module]]:
+    """The parameters that are measured at the module's own call, and the modules that
+    are measured there and not at theirs.
+    """
+    if _uses_its_childrens(module):
+        return dict(module.named_parameters()), set(module.modules())
+    if relative_bias.is_relative_attention(module):
+        table = module.get_submodule(relative_bias.TABLE)
+        return {f"{relative_bias.TABLE}.weight": table.weight}, {table}
+    return module._parameters, set()
+
+
 def _uses_its_childrens(module: nn.Module) -> bool:
     """Whether it reads its children's parameters without calling them."""
     return isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(
@@ -288,7 +301,11 @@ def _uses_its_childrens(module: nn.Module) -> bool:
 
 
 def _measured_as(module: nn.Module) -> Metered | None:
-    if "forward" in module.__dict__ or not _holds_its_weights(module):
+    if "forward" in module.__dict__:
+        return None
+    if relative_bias.is_relative_attention(module):
+        return relative_bias.relative_attention
+    if not _holds_its_weights(module):
         return None
     return _MEASURED.get(type(module).forward) or foreign.recognised(module)
 
