@@ -371,7 +371,8 @@ class NoiseMeter:
     bias by the same closed form as its variant torch_rank_one); any other module with
     parameters through torch.func, and is named in `fallbacks`. Gradients arrive in
     .grad as without the meter, to rounding. Code that torch.compile made runs
-    uncompiled in a metered step, and stays compiled.
+    uncompiled in a metered step, and stays compiled. On a CPU the first metered step of
+    a process compiles its kernels, which takes seconds.
 
     Args:
         model: of float64, float32, bfloat16 or float16, on any device; autocast is
