@@ -133,6 +133,24 @@ def with_dropout():
     return model, nn.CrossEntropyLoss(), tensors()
 
 
+class ByRow(nn.Linear):
+    """Of a sample's row in the batch, whatever the other rows are."""
+
+    def forward(self, x):
+        rows = torch.arange(len(x), device=x.device) % 3
+        return super().forward(x * (1 + rows[:, None]))
+
+
+def by_row():
+    model = nn.Sequential(ByRow(IN, 8), nn.Tanh(), nn.Linear(8, OUT))
+    return model, nn.CrossEntropyLoss(), tensors()
+
+
+def by_row_on_my_word():
+    model, loss, data = by_row()
+    return {"model": model, "loss": loss, "data": data, "samples_apart": True}
+
+
 def with_mask():
     """A mean over the tokens of the batch that are there."""
     x, y = tensors()
@@ -251,6 +269,7 @@ WRONG = {
     "summed_of_encodings": "the loss is a sum over the batch: return the mean",
     "of_each": "the loss must be one number, the mean over the batch, and is a Tensor [8]",
     "contrasting": "the loss of a sample depends on the others",
+    "by_row": 'return a dict that has "samples_apart": True too',
     "of_another_model": "loss(model, batch) must use the model that it is given",
     "wrong_width": "the loss failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "unequal": "must have one row per sample each, and have 199, 200 rows",

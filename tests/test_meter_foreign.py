@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from batchline.bench.errors import UsageError
 from batchline.bench.noise import NoiseMeter
 from batchline.bench.noise.meter.foreign import is_rms_norm
 
@@ -160,3 +161,57 @@ def test_conv1d_of_transformers():
         model = nn.Sequential(first, nn.Tanh(), second).double()
         nn.init.normal_(first.bias)
         assert _check(model, _floats(*shape), 1e-9) == {}
+
+
+class Biased(nn.Module):
+    """An attention as T5's: with a table, a bias of its own, which it hands on."""
+
+    def __init__(self, heads, has_table):
+        super().__init__()
+        self.heads, self.qkv = heads, nn.Linear(6, 18)
+        if has_table:
+            self.relative_attention_bias = nn.Embedding(5, heads)
+
+    def compute_bias(self, queries, keys, device=None):
+        far = torch.arange(keys, device=device) - torch.arange(queries)[:, None]
+        ids = far.clamp(-2, 2) + 2
+        return self.relative_attention_bias(ids).permute([2, 0, 1]).unsqueeze(0)
+
+    def forward(self, x, bias=None):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if bias is None:
+            bias = self.compute_bias(x.shape[1], x.shape[1], device=x.device)
+        y = (q @ k.mT + bias).softmax(-1) @ v
+        return x + y.transpose(1, 2).flatten(2), bias
+
+
+class Unlike(Biased):
+    """Its bias is none of those rows."""
+
+    def compute_bias(self, *args, **kwargs):
+        return 2 * super().compute_bias(*args, **kwargs)
+
+
+class Decoder(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.second = kind(2, True), Biased(2, False)
+
+    def forward(self, x):
+        x, bias = self.first(x)
+        return self.second(torch.tanh(x), bias)[0]
+
+
+@pytest.mark.parametrize("tokens", [3, BATCH])
+def test_a_relative_bias_that_later_layers_add_too(tokens):
+    torch.manual_seed(4)
+    model = Decoder(Biased).double()
+    assert _check(model, _floats(tokens, 6), 1e-9) == {}
+    assert "compute_bias" not in vars(model.first)
+    assert not model.first.relative_attention_bias._forward_pre_hooks
+
+
+def test_a_relative_bias_of_another_kind_is_refused():
+    model = Decoder(Unlike).double()
+    with pytest.raises(UsageError, match="bias is given .3, 3. whatever the number"):
+        _check(model, _floats(3, 6), 1e-9)

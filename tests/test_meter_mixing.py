@@ -383,6 +383,134 @@ def test_a_layer_without_a_gradient_has_rounding_alone():
     _assert_seen_apart(_measured(_made(Model).float(), _floats(B, WIDTH).float()))
 
 
+# --- what is taken for mixing and is none
+
+
+def _by_row(x):
+    """Times a number of each row of the batch."""
+    return x * torch.linspace(0.5, 1.5, B, dtype=x.dtype)[: len(x), None, None]
+
+
+def _back_by_row(x):
+    return Backward.apply(x, _by_row)
+
+
+def _in_the_batch(x):
+    """Of each sample at its own row, as the batch was run."""
+    return lambda model: (_loss(model(x))[b] for b in range(len(x)))
+
+
+@pytest.mark.parametrize(
+    "mix, where, words",
+    [
+        (_by_row, "before", "first is given other values for 7 of 8 samples"),
+        (_by_row, "between", "last is given other values for 7 of 8 samples"),
+        (_by_row, "behind", "the model gives other outputs for 7 of 8 samples"),
+        (_back_by_row, "between", "norm gets other gradients for 5 of 8 samples"),
+        (_back_by_row, "behind", "last gets other gradients for 5 of 8 samples"),
+    ],
+)
+def test_values_of_a_row_are_measured_on_the_users_word(mix, where, words):
+    model, x = _made(Mixer, mix, where), _floats(B, T, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples_apart=True)
+    for _ in ("a new shape", "a known one"):
+        reading = _measured(model, x, meter=meter)
+        assert_whole(reading, single_samples(model, _in_the_batch(x)))
+        assert (
+            "assumed: samples don't mix in the model, for samples_apart=True says so, though "
+            f"{words} where the batch is run in parts\n"
+        ) in f"{reading}\n"
+    assert_untouched(model)
+
+
+def test_a_replayed_layer_whose_values_are_a_rows():
+    class ByRow(nn.Linear):
+        def forward(self, x):
+            return super().forward(_by_row(x))
+
+    model, x = _made(Mixer, lambda x: x, "between"), _floats(B, T, WIDTH)
+    model.last = _made(ByRow, WIDTH, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples_apart=True)
+    reading = _measured(model, x, meter=meter)
+    assert reading.fallbacks == {"last": "ByRow"}
+    assert_whole(reading, single_samples(model, _in_the_batch(x)))
+
+
+def test_a_refusal_names_the_way_out_and_the_same_meter_takes_it():
+    model, x = _made(Mixer, _by_row, "between"), _floats(B, T, WIDTH)
+    meter = NoiseMeter(model, reduction="mean")
+    with pytest.raises(UsageError, match=r"vouch for it: samples_apart=True\)$"):
+        _measured(model, x, meter=meter)
+    with meter.step(samples_apart=True):
+        _loss(model(x)).mean().backward()
+    assert_whole(meter.reading, single_samples(model, _in_the_batch(x)))
+    with pytest.raises(UsageError, match="samples mix"):
+        _measured(model, x, meter=meter)
+
+
+def test_outputs_that_mix_and_that_the_loss_leaves_out():
+    class Centred(Mixer):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y - y.mean(0)
+
+    def measured(**options):
+        meter = NoiseMeter(model, reduction="mean", **options)
+        with meter:
+            _loss(model(x)[0]).mean().backward()
+        return meter.reading
+
+    model, x = _made(Centred, lambda x: x, "between"), _floats(B, T, WIDTH)
+    with pytest.raises(UsageError, match="the model gives other .*samples_apart=True"):
+        measured()
+    alone = lambda m: (_loss(m(x[b : b + 1])[0]).sum() for b in range(B))  # noqa: E731
+    reading = measured(samples_apart=True)
+    assert_whole(reading, single_samples(model, alone))
+    assert "though the model gives other outputs for 8 of 8 samples" in str(reading)
+
+
+def test_random_numbers_of_a_generator_of_the_models_own():
+    def noisy(x):
+        return x + torch.randn(x.shape, generator=own, dtype=x.dtype)
+
+    own = torch.Generator()
+    model, x = _made(Mixer, noisy, "between"), _floats(B, T, WIDTH)
+    with pytest.raises(UsageError, match="samples_apart=True"):
+        _measured(model, x)
+    before = own.get_state()
+    meter = NoiseMeter(model, reduction="mean", samples_apart=True)
+    reading = _measured(model, x, meter=meter)
+    own.set_state(before)
+    reading = _measured(model, x, meter=meter)
+
+    def as_drawn(model):
+        for b in range(B):
+            own.set_state(before)
+            yield _loss(model(x))[b]
+
+    assert_whole(reading, single_samples(model, as_drawn))
+    assert "assumed: samples don't mix" in str(reading)
+
+
+def test_a_word_for_a_model_that_needs_none_is_no_assumption():
+    model, x = _made(Mixer, lambda x: x, "between"), _floats(B, T, WIDTH)
+    meter = NoiseMeter(model, reduction="mean", samples_apart=True)
+    _assert_seen_apart(_measured(model, x, meter=meter))
+
+
+def test_no_word_puts_a_samples_rows_together():
+    class Flat(Mixer):
+        def forward(self, x):
+            return super().forward(x.transpose(0, 1).flatten(0, 1))
+
+    model, x = _made(Flat, lambda x: x, "between"), _floats(B, T, WIDTH)
+    for word in (False, True):
+        meter = NoiseMeter(model, reduction="mean", samples_apart=word)
+        with pytest.raises(UsageError, match="in which a sample's are not next") as one:
+            _measured(model, x, meter=meter)
+        assert "samples_apart" not in str(one.value)
+
+
 # --- what cannot be looked at
 
 

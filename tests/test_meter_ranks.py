@@ -216,6 +216,22 @@ def test_both_ranks_say_the_same_in_narrow_dtypes_too(two):
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize("name", ["ddp_autocast", "fsdp_autocast"])
+def test_two_ranks_under_autocast_say_what_one_process_says(two, name):
+    """M is that of .grad, in which autograd has rounded a normalisation's to bf16 on
+    each rank.
+    """
+    ids, _, y = noise_ranks.data(2 * noise_ranks.ROWS)
+    with torch.autocast("cpu", torch.bfloat16):
+        one = noise_ranks.step(noise_ranks.block(), ids, y)
+    for rank in two:
+        assert sorted(rank[name]["squared_norms"]) == pytest.approx(
+            sorted(one["squared_norms"]), rel=1e-5
+        )
+        assert rank[name]["mean_square"] == pytest.approx(one["mean_square"], rel=1e-3)
+
+
+@pytest.mark.commands
 def test_convolutions_are_sharded_too(two):
     for name in ("mean_square", "squared_norms"):
         assert two[0]["fsdp_convolution"][name] == pytest.approx(

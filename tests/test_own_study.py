@@ -150,6 +150,12 @@ def test_what_is_assumed_of_a_loss_is_said():
     assert asked("of_encodings").whole("describe")["notes"] == []
 
 
+def test_what_a_user_vouches_for_is_measured_and_said():
+    loss, model = asked("by_row_on_my_word").whole("describe")["notes"]
+    assert "a mean over independent samples, though a batch twice over" in loss
+    assert "samples_apart=True says so, though 2 is given other values for" in model
+
+
 def test_the_noise_is_that_of_a_loop_over_samples_in_fp64():
     answer = asked("make").whole("look", 3, 16, 32, 4)
     training = own_training.load(f"{FILE}:make", "cpu")

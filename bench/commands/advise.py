@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train",
         metavar="FILE:FUNCTION",
         help="your own training: the function returns (model, loss, data) or (model, "
-        "loss, data, optimizer). The loss is a loss module, called with (model(inputs), "
+        "loss, data, optimizer), or a dict of these, in which samples_apart=True is "
+        "NoiseMeter's argument. The loss is a loss module, called with (model(inputs), "
         "targets), or a function loss(model, batch), and a mean over the batch. The data "
         "are a DataLoader, a dataset, tensors, or a function batch(n, seed)",
     )

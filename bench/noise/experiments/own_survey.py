@@ -83,6 +83,8 @@ def describe(training: OwnTraining, guard: Guard | NoGuard, tell: Tell) -> dict:
     with _unchanged(training, trainee.model):
         meter = _meter(trainee)
         _metered(meter, trainee, batch)
+        _, *of_model = meter.reading.assumed  # the first is of the loss
+        notes += [f"Assumed: {one}." for one in of_model]
     with of_the_users("the optimizer's step"):
         trainee.optimizer.step()
     trained = [one for one in training.model.parameters() if one.requires_grad]
@@ -136,9 +138,16 @@ def _notes(training: OwnTraining, model: torch.nn.Module, batch: Batch) -> list[
                 "the loss is a sum over the batch: return the mean, or the rate would grow with the batch"
             )
         if not _are_same(twice, once):
+            difference = (
+                f"a batch twice over has a loss of {twice:.5g}, and once of {once:.5g}"
+            )
+            if training.samples_apart:
+                return [
+                    f"Assumed: the loss is a mean over independent samples, though {difference}."
+                ]
             raise UsageError(
-                f"a batch twice over has a loss of {twice:.5g}, and once of {once:.5g}: the loss of a sample "
-                "depends on the others of its batch, so there is no noise scale of it"
+                f"{difference}: the loss of a sample depends on the others of its batch, so there is no noise "
+                'scale of it (if it depends on its row instead, return a dict that has "samples_apart": True too)'
             )
         mean = _mean_of_singles(training, model, batch)
     if mean is None or _are_same(mean, once):
@@ -227,7 +236,9 @@ def _unchanged(training: OwnTraining, model: torch.nn.Module) -> Iterator[None]:
 
 
 def _meter(trainee: Trainee) -> NoiseMeter:
-    return NoiseMeter(trainee.model, reduction="mean")
+    return NoiseMeter(
+        trainee.model, reduction="mean", samples_apart=trainee.samples_apart
+    )
 
 
 def _metered(meter: NoiseMeter, trainee: Trainee, batch: Batch):

@@ -14,8 +14,10 @@
   row per sample, or a function batch(n, seed) that returns a batch of n samples.
 - optimizer, optional: over the model's parameters, at the rate in use. Without one the
   model is looked at as it is, and a step is one of plain SGD.
+- samples_apart, optional: True for NoiseMeter's argument of that name.
 
-All of it is made in a process of Batchline's own, and each measurement takes a copy.
+They may be a dict with these keys, which samples_apart needs. All of it is made in a
+process of Batchline's own, and each measurement takes a copy.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from batchline.bench.errors import UsageError
 from batchline.bench.measure.machine import memory
 
 Batch = object  # whatever the data gives and the loss takes
+_KEYS = ("model", "loss", "data", "optimizer", "samples_apart")
 _RETURNS = "(model, loss, data) or (model, loss, data, optimizer)"
 _FEW = 256  # samples that a batch whose time alone matters is filled with
 _SEEDS = 10**6  # of a function's batches for each seed of a training
@@ -140,6 +143,7 @@ class Trainee:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[nn.Module, Batch], torch.Tensor]
+    samples_apart: bool = False
 
     def backward(self, batch: Batch) -> torch.Tensor:
         """The loss, with its gradients in .grad."""
@@ -172,6 +176,7 @@ class OwnTraining:
     data: Data | DrawnData
     optimizer: torch.optim.Optimizer | None
     device: str
+    samples_apart: bool = False
 
     @property
     def title(self) -> str:
@@ -189,7 +194,7 @@ class OwnTraining:
         if optimizer is None:
             trained = [one for one in model.parameters() if one.requires_grad]
             optimizer = torch.optim.SGD(trained, lr=0.0)
-        return Trainee(model, optimizer, self.loss)
+        return Trainee(model, optimizer, self.loss, self.samples_apart)
 
     def put(self, batch: Batch) -> Batch:
         """The batch on the device."""
@@ -286,18 +291,17 @@ def _function(path: Path, name: str) -> Callable:
 
 def _training(name: str, made: object, device: str) -> OwnTraining:
     if isinstance(made, Mapping):
-        unknown = set(made) - {"model", "loss", "data", "optimizer"}
-        parts = [made.get(key) for key in ("model", "loss", "data", "optimizer")]
-        if unknown or any(part is None for part in parts[:3]):
+        parts = [made.get(key) for key in _KEYS]
+        if set(made) - set(_KEYS) or any(part is None for part in parts[:3]):
             raise UsageError(
-                f"{name} must return model, loss, data and maybe optimizer, and its dict "
+                f"{name} must return model, loss, data and maybe optimizer and samples_apart, and its dict "
                 f"has {', '.join(map(str, made)) or 'nothing'}"
             )
     elif isinstance(made, Sequence) and len(made) in (3, 4):
-        parts = [*made, None][:4]
+        parts = [*made, None, None][: len(_KEYS)]
     else:
         raise UsageError(f"{name} must return {_RETURNS}, not {_described(made)}")
-    model, loss, data, optimizer = parts
+    model, loss, data, optimizer, samples_apart = parts
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"the model of {name} must be a torch.nn.Module, not {_described(model)}: "
@@ -312,6 +316,7 @@ def _training(name: str, made: object, device: str) -> OwnTraining:
         _data(data),
         _optimizer(optimizer, model),
         device,
+        bool(samples_apart),
     )
 
 

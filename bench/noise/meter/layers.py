@@ -522,7 +522,9 @@ class _Replay:
         was run, once for each sample.
         """
         why = "it draws random numbers"
-        if not self.is_random:
+        if self.step.is_overruled:
+            why = "values may depend on a sample's row"
+        elif not self.is_random:
             try:
                 return self._each_alone(samples)
             except Exception as error:  # whatever a module does

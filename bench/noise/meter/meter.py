@@ -29,6 +29,7 @@ from batchline.bench.noise.meter import (
     norms,
     ranks,
     recurrent,
+    relative_bias,
 )
 from batchline.bench.noise.meter.history import History, Past
 from batchline.bench.noise.meter.layers import replayed
@@ -165,10 +166,8 @@ def plan(model: nn.Module, chosen: Callable[[Layer], bool] | None = None) -> Pla
         _refuse(name or "the model", module)
         if whole and module in whole:
             continue
-        own = module._parameters
-        if _uses_its_childrens(module):
-            whole = set(module.modules())
-            own = dict(module.named_parameters())
+        own, inside = _measured_together(module)
+        whole = inside or whole
         trained = {
             key: parameter
             for key, parameter in own.items()
@@ -280,6 +279,20 @@ def _state(modules: Iterable[nn.Module]) -> tuple:
     )
 
 
+def _measured_together(
+    module: nn.Module,
+) -> tuple[Mapping[str, nn.Parameter | None], set[nn.Module]]:
+    """The parameters that are measured at the module's own call, and the modules that
+    are measured there and not at theirs.
+    """
+    if _uses_its_childrens(module):
+        return dict(module.named_parameters()), set(module.modules())
+    if relative_bias.is_relative_attention(module):
+        table = module.get_submodule(relative_bias.TABLE)
+        return {f"{relative_bias.TABLE}.weight": table.weight}, {table}
+    return module._parameters, set()
+
+
 def _uses_its_childrens(module: nn.Module) -> bool:
     """Whether it reads its children's parameters without calling them."""
     return isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(
@@ -288,7 +301,11 @@ def _uses_its_childrens(module: nn.Module) -> bool:
 
 
 def _measured_as(module: nn.Module) -> Metered | None:
-    if "forward" in module.__dict__ or not _holds_its_weights(module):
+    if "forward" in module.__dict__:
+        return None
+    if relative_bias.is_relative_attention(module):
+        return relative_bias.relative_attention
+    if not _holds_its_weights(module):
         return None
     return _MEASURED.get(type(module).forward) or foreign.recognised(module)
 
@@ -354,7 +371,8 @@ class NoiseMeter:
     bias by the same closed form as its variant torch_rank_one); any other module with
     parameters through torch.func, and is named in `fallbacks`. Gradients arrive in
     .grad as without the meter, to rounding. Code that torch.compile made runs
-    uncompiled in a metered step, and stays compiled.
+    uncompiled in a metered step, and stays compiled. On a CPU the first metered step of
+    a process compiles its kernels, which takes seconds.
 
     Args:
         model: of float64, float32, bfloat16 or float16, on any device; autocast is
@@ -373,6 +391,10 @@ class NoiseMeter:
         within: take d, and with it an interval, of steps of several backward passes
             too. It keeps the activations of all of them.
         batch_dim: the dimension of samples in the model's input: 1 if time comes first.
+        samples_apart: your word that no sample's loss depends on another sample, for a
+            model that is refused because values in parts of the batch differ: those of
+            a sample may depend on its row or on random numbers of the model's own, and
+            what mixes may be left out of the loss. The reading says what was seen.
         process_group: "auto" takes the ranks of DistributedDataParallel (given as the
             model, or seen around it) or of fully_shard, each of which has samples of
             its own; all of them meter the same steps. A group tells of ranks whose
@@ -400,6 +422,7 @@ class NoiseMeter:
         layers: str | Iterable[str] | None = None,
         within: bool = False,
         batch_dim: int = 0,
+        samples_apart: bool = False,
         process_group="auto",
         optimizer: torch.optim.Optimizer | None = None,
     ):
@@ -414,6 +437,7 @@ class NoiseMeter:
             weights=weights,
             within=within,
             batch_dim=batch_dim,
+            samples_apart=samples_apart,
             optimizer=optimizer,
         )
         self._model, self._ddp = ranks.unwrapped(model)
@@ -540,6 +564,7 @@ class NoiseMeter:
             weights: as the meter's; or [B] of all calls, one tensor or a list with one
                 for each call, which may be filled until the step ends.
             within: as the meter's.
+            samples_apart: as the meter's.
             optimizer: as the meter's.
 
         Raises:

@@ -26,6 +26,10 @@ _EXACT = 1e-6
 _SINGLE = 1e-3
 _TENSOR_CORES = 1e-2
 _NARROW = 0.2
+_WAY_OUT = (
+    "(if values depend on a sample's row or on random numbers of the model's own instead, or the loss leaves out what "
+    "mixes, vouch for it: samples_apart=True)"
+)
 _KINKS = 1e-2  # in gradients: an activation near 0 that rounding puts on its other side
 
 
@@ -99,6 +103,8 @@ class Probe:
     `unchecked`: values could not be compared. `differentiated`: gradients were.
     `not_expanded`: why look-ups that all samples share can't be made each sample's.
     `trusted`: what was not seen, and why. `failed`: why there was no pass.
+    `vouched`: the user says that samples don't mix. `overruled`: the first difference
+    that was seen all the same.
     """
 
     parts: Sequence[Pass] = ()
@@ -109,6 +115,8 @@ class Probe:
     not_expanded: str | None = None
     trusted: tuple[str, ...] = ()
     failed: str | None = None
+    vouched: bool = False
+    overruled: str | None = None
     _dims: dict[tuple[str, int], int | None] = field(default_factory=dict)
     _are_outputs_seen: bool = False
 
@@ -118,7 +126,8 @@ class Probe:
         was not seen, dimension 0 is taken on trust.
 
         Raises:
-            UsageError: if the values of x depend on samples that are not theirs.
+            UsageError: if the values of x depend on samples that are not theirs, and
+            nobody vouches for the model; or if a sample's rows are not together.
         """
         key = layer, call
         if key not in self._dims:
@@ -126,10 +135,13 @@ class Probe:
             dim = UNTOLD
             if recorded and recorded.first:
                 dim = located(x.shape, recorded.inputs[0], batch, self._count)
+                in_rows = dim is not None and dim < UNTOLD
                 mixed = self._mixing(layer, call, x, batch)
-                if mixed:
+                if mixed and in_rows:
                     raise UsageError(f"{layer} {mixed}")
-                if dim is not None and dim < UNTOLD and not self._in_order(recorded):
+                if mixed:
+                    self._refuse(f"{layer} {mixed}")
+                if in_rows and not self._in_order(recorded):
                     dim = UNTOLD
             self._dims[key] = 0 if dim == UNTOLD else dim
         return self._dims[key]
@@ -152,15 +164,25 @@ class Probe:
             for shape, part in zip(shapes, known)
         ]
 
-    def coupling(self, outputs: Iterable[torch.Tensor], batch: int) -> str | None:
-        """What is wrong with the outputs of the model's call, or with gradients; None if
-        nothing is. Of the first call in this shape: others are taken to be like it.
+    def check_outputs(self, outputs: Iterable[torch.Tensor], batch: int) -> None:
+        """Look at the outputs of the model's call. Of the first call in this shape:
+        others are taken to be like it.
+
+        Raises:
+            UsageError: if samples mix in them or in gradients, and nobody vouches for
+            the model.
         """
         if self.mixed is None and not self._are_outputs_seen:
             rows = [Rows.of(x.detach(), batch) for x in outputs]
             self.coupled = _mixed_outputs(rows, self.parts, batch)
         self._are_outputs_seen = True
-        return self.coupled
+        if self.coupled:
+            self._refuse(self.coupled)
+
+    def _refuse(self, difference: str) -> None:
+        if not self.vouched:
+            raise UsageError(f"{difference} {_WAY_OUT}")
+        self.overruled = self.overruled or difference.partition(":")[0]
 
     def _mixing(self, layer: str, call: int, x: torch.Tensor, batch: int) -> str | None:
         if self.mixed is not None:

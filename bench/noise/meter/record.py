@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Options:
         scale: what the loss was multiplied by.
         within: keep what d needs, also over several calls.
         batch_dim: where the samples are in the model's input.
+        samples_apart: they don't mix in the model, whatever its values say.
         optimizer: by whose second moment gradients are preconditioned too.
     """
 
@@ -53,6 +54,7 @@ class Options:
     scale: float = 1.0
     within: bool = False
     batch_dim: int = 0
+    samples_apart: bool = False
     optimizer: torch.optim.Optimizer | None = None
 
     def __post_init__(self):
@@ -201,9 +203,12 @@ class Record:
         result = self._inner(*args, **kwargs)
         if self._seen is not None:
             # after what the layers have to say, which is more exact
-            wrong = self._seen.coupling(tensors(result), self._open[-1].batch)
-            if wrong:
-                raise UsageError(wrong)
+            self._seen.check_outputs(tensors(result), self._open[-1].batch)
+            if self._seen.overruled:
+                self._trust(
+                    "samples don't mix in the model, for samples_apart=True says so, though "
+                    f"{self._seen.overruled}"
+                )
         return result
 
     def _is_called(self, args: tuple, kwargs: dict) -> None:
@@ -277,11 +282,13 @@ class Record:
         self._open[-1].unfold()
 
     def _located(self, args: tuple, kwargs: dict, batch: int) -> Probe | None:
+        vouched = self._options.samples_apart
         shapes = tuple(
             leaf.shape if isinstance(leaf, torch.Tensor) else None
             for leaf in pytree.tree_leaves((args, kwargs))
         )
-        found = self._probes.get(shapes)
+        key = vouched, *shapes
+        found = self._probes.get(key)
         wanted = found is None and batch > 1
         if self._may_probe is not None:
             wanted = self._may_probe(wanted, batch > 1)
@@ -289,7 +296,7 @@ class Record:
             if len(self._probes) >= _MOST_SHAPES:
                 self._probes.clear()
             layers = {layer.name: (layer.module, own) for layer, own in self._layers}
-            found = self._probes[shapes] = probe(
+            found = probe(
                 self._model,
                 layers,
                 self._own_forward,
@@ -298,6 +305,7 @@ class Record:
                 self._options.batch_dim,
                 differentiate=not (self._is_sharded or self._is_differentiated),
             )
+            found = self._probes[key] = replace(found, vouched=vouched)
         if found is None:
             return None
         if found.failed:

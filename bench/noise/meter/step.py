@@ -30,6 +30,8 @@ _ONE_READ = ("numba_cpu_one_read", "triton_one_read")
 _SMALL = (
     2**18
 )  # multiply-adds in all, which the fused kernel does in one thread: calls take longer than they do
+# Of 2²⁴ elements its n is 1e-3 too small on a CPU, which its own bound allows.
+_RUNNING_SUM = "torch_materialize"
 _MOST_CHOICES = 1024
 _choices: dict[tuple, Callable[..., Tensors]] = {}
 _CHUNK = 2**23  # elements of per-sample gradients that exist at once
@@ -70,20 +72,29 @@ def _function(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
 
 def _choose(x: torch.Tensor, dy: torch.Tensor) -> Callable[..., Tensors]:
     """What the dispatch chooses; for a small problem on a CPU one call instead of nine
-    to a library.
+    to a library, and no running sum.
     """
     device = "cuda" if x.is_cuda else "cpu"
     variants = wgrad_stats.variants
     names = [wgrad_stats.dispatch.look_up(x, dy).variant]
-    if not x.is_cuda and x.numel() * dy.shape[2] <= _SMALL:
-        names.insert(0, "numba_cpu_fused")
+    if not x.is_cuda:
+        is_small = x.numel() * dy.shape[2] <= _SMALL
+        if is_small or names[0] == _RUNNING_SUM:
+            names.insert(0, "numba_cpu_fused")
+        names = [name for name in names if name != _RUNNING_SUM]
     for variant in (variants[name] for name in names if name in variants):
         if (
             variant.why_not_here(device) is None
             and variant.why_unsupported(x, dy) is None
         ):
             return variant.function
-    return wgrad_stats
+    return wgrad_stats if x.is_cuda else _materialised
+
+
+def _materialised(x: torch.Tensor, dy: torch.Tensor) -> Tensors:
+    """`of_layer` by writing the samples' gradients."""
+    mean, n, d = of_rows(torch.bmm(dy.mT, x).flatten(1))
+    return mean.view(dy.shape[2], x.shape[2]), n, d
 
 
 def takes_one_token(dy: torch.Tensor) -> bool:
@@ -102,14 +113,14 @@ def of_one_token(x: torch.Tensor, dy: torch.Tensor) -> tuple[Tensors, Tensors]:
     multiplied again. Small layers wait for calls: these are half as many.
     """
     x, dy = (tensor.to(accumulator(tensor.dtype)) for tensor in (x, dy))
-    norm = torch.linalg.vector_norm(dy, dim=1)
+    dy_norm = torch.linalg.vector_norm(dy, dim=1)
     x_norm = torch.linalg.vector_norm(x, dim=1)
     weight = torch.mm(dy.t(), x)
     bias = dy.sum(0)
     along = torch.mm(x, weight.t()).mul_(dy).sum(1).div_(len(x))
-    return (weight, x_norm.mul_(norm).square_(), along), (
+    return (weight, x_norm.mul_(dy_norm).square_(), along), (
         bias,
-        norm.square(),
+        dy_norm.square(),
         torch.mv(dy, bias).div_(len(x)),
     )
 
@@ -120,7 +131,21 @@ def of_rows(g: torch.Tensor) -> Tensors:
     for variant in _row_kernels("cuda" if g.is_cuda else "cpu", dtype_name(g.dtype)):
         if variant.supports is None or variant.supports(g) is None:
             return variant.function(g)
-    return grad_stats(g)
+    return grad_stats(g) if g.is_cuda else _three_passes(g)
+
+
+def _three_passes(g: torch.Tensor) -> Tensors:
+    """`of_rows` on a CPU without a kernel of ours."""
+    g = g.to(accumulator(g.dtype))
+    mean = g.mean(0)
+    return mean, norm(g, dim=1).square().to(g.dtype), torch.mv(g, mean)
+
+
+def norm(x: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    """‖x‖ over a dimension or all of it, in fp64: torch's fp32 norm on a CPU is a running
+    sum for each lane of a vector, which is 7e-4 too small for 2²⁴ elements.
+    """
+    return torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64)
 
 
 def autocast_off(device: str) -> contextlib.AbstractContextManager:
@@ -325,7 +350,7 @@ def in_chunks(
     norms = []
     for start in range(0, batch, count):
         g = gradients(slice(start, min(start + count, batch))) * scale
-        norms.append(torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square())
+        norms.append(norm(g, dim=1).square())
     return torch.cat(norms)
 
 
@@ -375,7 +400,7 @@ def written_out(
     for chunk in chunks:
         g = gradients(chunk)
         total = total + g.sum(0, dtype=torch.float64)
-        n.append(torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square())
+        n.append(norm(g, dim=1).square())
     mean = total / batch
     d = [gradients(chunk).double() @ mean for chunk in chunks]
     return mean, torch.cat(n), torch.cat(d)
@@ -425,6 +450,13 @@ class Step:
     def differentiated(self) -> bool:
         """Whether its backward pass has begun."""
         return self._pass is not None
+
+    @property
+    def is_overruled(self) -> bool:
+        """Whether a sample alone may have other values than in the batch, which the user
+        vouches for.
+        """
+        return self.located is not None and self.located.overruled is not None
 
     @property
     def used_again(self) -> bool:
@@ -583,7 +615,7 @@ class Step:
         and n and d beside it.
         """
         self._replaced[parameter] = Contributed(
-            torch.linalg.vector_norm(gradient), n, d, self.gradients.keeps(gradient)
+            norm(gradient), n, d, self.gradients.keeps(gradient)
         )
         if gradient.dtype != parameter.dtype:
             gradient = gradient.to(parameter.dtype)
@@ -610,7 +642,7 @@ class Step:
                 for dtype in (parameter.dtype, *(use.dtype for use in uses))
             ),
         )
-        return Contributed(torch.linalg.vector_norm(total), n, d, total, eps)
+        return Contributed(norm(total), n, d, total, eps)
 
     def along(self, parameter: nn.Parameter, direction: torch.Tensor) -> torch.Tensor:
         """[B]: what each sample contributed to the gradient, times direction[P]."""
@@ -666,10 +698,12 @@ def _misplaced(layer: str, x: torch.Tensor, dim: int | None) -> str:
 
 class Located(Protocol):
     """Where the samples are in layers' inputs, and why look-ups that all samples share
-    can't be made each sample's.
+    can't be made each sample's; and what speaks against the user's word that they are
+    apart.
     """
 
     not_expanded: str | None
+    overruled: str | None
 
     def dim(self, layer: str, call: int, x: torch.Tensor, batch: int) -> int | None:
         """In the input x of a layer's call of this number, from 0."""
@@ -817,7 +851,7 @@ class Sums:
             self._totals[parameter] = self._totals.get(parameter, 0) + pass_total
             if parameter in gradients.totals:
                 seen = gradients.totals.pop(parameter).reshape(-1)
-                gap = torch.linalg.vector_norm(seen.to(pass_total.dtype) - pass_total)
+                gap = norm(seen.to(pass_total.dtype) - pass_total)
                 self._gaps[parameter] = self._gaps.get(parameter, 0) + gap
         self._steps += steps
         if not self._dots:
@@ -839,14 +873,14 @@ class Sums:
             total = self._totals[parameter] * scale
             dots = self._along(parameter, norms, total * scale) if self._dots else None
             statistics[self._names[parameter]] = ParameterStatistics(
-                torch.linalg.vector_norm(total), self._of_all(norms, total), dots
+                norm(total), self._of_all(norms, total), dots
             )
         return statistics
 
     def _of(self, parameter: nn.Parameter, total: torch.Tensor) -> ParameterStatistics:
         norms = self._norms[parameter]
         return ParameterStatistics(
-            torch.linalg.vector_norm(total),
+            norm(total),
             self._of_all(norms, total),
             self._along(parameter, norms, total) if self._dots else None,
             self._gaps.get(parameter),
@@ -895,9 +929,7 @@ def finish(step: Step, names: Mapping[nn.Parameter, str]) -> dict:
         total = step.gradients.totals.get(parameter)
         gap = None
         if total is not None and one.total is not None:
-            gap = torch.linalg.vector_norm(
-                total.to(one.total.dtype).reshape(-1) - one.total
-            )
+            gap = norm(total.to(one.total.dtype).reshape(-1) - one.total)
         statistics[name] = ParameterStatistics(
             one.norm, one.squared_norms, one.inner_products, gap, one.eps
         )
