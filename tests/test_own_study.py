@@ -22,7 +22,7 @@ from batchline.bench.noise.experiments import all_reduce, own_survey, own_traini
 from batchline.bench.own_study import Asked, Effort
 from batchline.bench.statuses import CRASHED
 from batchline.bench.store import run_json
-from tests import own_trainings
+from tests import digits_by_convolution, own_trainings
 from tests.test_noise_ranks import timed
 
 FILE = Path(own_trainings.__file__)
@@ -156,9 +156,11 @@ def test_what_a_user_vouches_for_is_measured_and_said():
     assert "samples_apart=True says so, though 2 is given other values for" in model
 
 
-def test_the_noise_is_that_of_a_loop_over_samples_in_fp64():
-    answer = asked("make").whole("look", 3, 16, 32, 4)
-    training = own_training.load(f"{FILE}:make", "cpu")
+@pytest.mark.parametrize("file", [FILE, Path(digits_by_convolution.__file__)])
+def test_the_noise_is_that_of_a_loop_over_samples_in_fp64(file):
+    train = f"{file}:make"
+    answer = Asked(InThisProcess(), train).whole("look", 3, 16, 32, 4)
+    training = own_training.load(train, "cpu")
     looked = own_survey._looked(training, 16)
     model = looked.trainee.model.double()
     pairs = []
