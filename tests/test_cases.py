@@ -180,9 +180,13 @@ def test_fp8_is_planned_where_it_is_defined():
     cases = [
         case for case in planned("full", "cuda").cases if case.dtype == "float8_e4m3fn"
     ]
-    assert {case.op for case in cases} == {"bmm"}
+    assert {case.op for case in cases} == {"bmm", "bmm_mxfp8"}
     assert not [case for case in cases if case.scenario.startswith("digits")]
-    refusals = {(case.variant.name, case.scenario): case.refusal for case in cases}
+    refusals = {
+        (case.variant.name, case.scenario): case.refusal
+        for case in cases
+        if case.op == "bmm"
+    }
     assert refusals["torch_scaled_mm", "attention_scores"] is None
     assert refusals["torch_bmm", "attention_scores"][0] == UNSUPPORTED
     assert "B column by column" in refusals["torch_scaled_mm", "attention_values"][1]
@@ -197,13 +201,13 @@ def test_every_fp8_problem_has_a_way_of_pytorchs_that_takes_it_in_one_launch():
         if case.dtype == "float8_e4m3fn"
     }
     problems = {key[1:] for key in refusals}
-    assert problems and all(
-        refusals["torch_upcast", *problem] is None for problem in problems
-    )
+    whole = {"bmm": "torch_upcast", "bmm_mxfp8": "torch_dequantised"}
+    assert {problem[0] for problem in problems} == set(whole)
+    assert all(refusals[whole[problem[0]], *problem] is None for problem in problems)
     grouped = {
         problem
         for problem in problems
-        if refusals["torch_scaled_grouped_mm", *problem] is None
+        if problem[0] == "bmm" and refusals["torch_scaled_grouped_mm", *problem] is None
     }
     assert {problem[1] for problem in grouped} == {"attention_scores", "linear_forward"}
     assert all(problem[3] < 1024 for problem in grouped)
