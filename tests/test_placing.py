@@ -111,13 +111,16 @@ _SPINNING = """
 import hashlib, threading, time
 from batchline.bench.measure.machine import process_state
 
-data, until_s = bytes(2 ** 16), time.perf_counter() + {spins_s}
+data, started = bytes(2 ** 16), threading.Event()
 
 def spin():
+    until_s = time.perf_counter() + {spins_s}
+    started.set()
     while time.perf_counter() < until_s:
         hashlib.sha256(data)
 
 threading.Thread(target=spin, daemon=True).start()
+started.wait()
 since_s = time.perf_counter()
 process_state.wait_until_asleep()
 print(time.perf_counter() - since_s)
