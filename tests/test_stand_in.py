@@ -354,7 +354,7 @@ def test_evidence_of_it_goes_to_its_end_and_is_none(tmp_path, parts):
         str(tmp_path / "made"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 cases planned" in done.stderr and "in all" in done.stderr
+    assert "1 of them run here" in done.stderr and "in all" in done.stderr
     text = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
     assert ("Partial" in text) == (parts != EVERY_PART) and "Not to its end" not in text
     assert (
