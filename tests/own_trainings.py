@@ -151,6 +151,10 @@ def by_row_on_my_word():
     return {"model": model, "loss": loss, "data": data, "samples_apart": True}
 
 
+def by_row_on_a_word():
+    return {**by_row_on_my_word(), "samples_apart": "False"}
+
+
 def with_mask():
     """A mean over the tokens of the batch that are there."""
     x, y = tensors()
@@ -270,6 +274,7 @@ WRONG = {
     "of_each": "the loss must be one number, the mean over the batch, and is a Tensor [8]",
     "contrasting": "the loss of a sample depends on the others",
     "by_row": 'return a dict that has "samples_apart": True too',
+    "by_row_on_a_word": "samples_apart of own_trainings.py:by_row_on_a_word must be True or False, not str",
     "of_another_model": "loss(model, batch) must use the model that it is given",
     "wrong_width": "the loss failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "unequal": "must have one row per sample each, and have 199, 200 rows",

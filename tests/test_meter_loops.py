@@ -89,6 +89,13 @@ def test_scales_that_are_none(scale):
         NoiseMeter(small_model(), reduction="mean").step(scale=scale)
 
 
+@pytest.mark.parametrize("value", ["False", [], 1, torch.ones(2)])
+@pytest.mark.parametrize("name", ["samples_apart", "within"])
+def test_a_word_that_is_neither_yes_nor_no(name, value):
+    with pytest.raises(UsageError, match=f"{name}= is True or False, not"):
+        NoiseMeter(nn.Linear(3, 2), reduction="mean", **{name: value})
+
+
 @pytest.mark.parametrize("accumulate", [0, 1.5, "2"])
 def test_accumulations_that_are_none(accumulate):
     with pytest.raises(UsageError, match="accumulate="):

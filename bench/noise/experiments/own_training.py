@@ -307,6 +307,10 @@ def _training(name: str, made: object, device: str) -> OwnTraining:
             f"the model of {name} must be a torch.nn.Module, not {_described(model)}: "
             f"it returns {_RETURNS}"
         )
+    if samples_apart is not None and not isinstance(samples_apart, bool):
+        raise UsageError(
+            f"samples_apart of {name} must be True or False, not {_described(samples_apart)}"
+        )
     with of_the_users("moving the model to its device"):
         model.to(device)
     return OwnTraining(

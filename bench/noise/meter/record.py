@@ -66,6 +66,12 @@ class Options:
             raise UsageError(
                 f"scale= is what the loss was multiplied by, above 0, not {self.scale!r}"
             )
+        for name in ("within", "samples_apart"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise UsageError(
+                    f"{name}= is True or False, not {type(value).__name__}"
+                )
         if self.optimizer is not None:
             Preconditioner(self.optimizer)  # refuses one that has no second moment
 
