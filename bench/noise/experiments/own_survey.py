@@ -83,8 +83,8 @@ def describe(training: OwnTraining, guard: Guard | NoGuard, tell: Tell) -> dict:
     with _unchanged(training, trainee.model):
         meter = _meter(trainee)
         _metered(meter, trainee, batch)
-        _, *of_model = meter.reading.assumed  # the first is of the loss
-        notes += [f"Assumed: {one}." for one in of_model]
+        # the first is of the loss, of which the notes tell
+        notes += [f"Assumed: {one}." for one in meter.reading.assumed[1:]]
     with of_the_users("the optimizer's step"):
         trainee.optimizer.step()
     trained = [one for one in training.model.parameters() if one.requires_grad]
